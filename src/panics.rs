@@ -1,0 +1,53 @@
+//! Catching, where there is something to catch with. Without `std` a panic ends the program, or passes through.
+
+#[cfg(feature = "std")]
+mod with_std {
+    use std::any::Any;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    pub(crate) use std::panic::resume_unwind as resume;
+    pub(crate) use std::thread::panicking;
+
+    pub(crate) type Payload = Box<dyn Any + Send>;
+
+    /// Runs `f` and stops a panic of it.
+    #[inline]
+    pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
+        catch_unwind(AssertUnwindSafe(f))
+    }
+
+    /// Drops something of the user's. A panic's payload may panic in turn when dropped: the second one is leaked.
+    pub(crate) fn discard<T>(foreign: T) {
+        if let Err(payload) = contain(|| drop(foreign)) {
+            if let Err(second) = contain(|| drop(payload)) {
+                core::mem::forget(second);
+            }
+        }
+    }
+}
+#[cfg(feature = "std")]
+pub(crate) use with_std::*;
+
+#[cfg(not(feature = "std"))]
+mod without_std {
+    pub(crate) type Payload = core::convert::Infallible;
+
+    #[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
+    pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
+        Ok(f())
+    }
+
+    pub(crate) fn discard<T>(foreign: T) {
+        drop(foreign);
+    }
+
+    pub(crate) fn resume(payload: Payload) -> ! {
+        match payload {}
+    }
+
+    pub(crate) fn panicking() -> bool {
+        false
+    }
+}
+#[cfg(not(feature = "std"))]
+pub(crate) use without_std::*;

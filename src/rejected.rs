@@ -1,0 +1,57 @@
+use core::fmt;
+
+/// The error of work that a registry did not accept: why, and the work itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Rejected<F> {
+    work: F,
+    reason: Reason,
+}
+
+/// Why a registry did not accept some work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The registry has shut down and nothing is in flight any more.
+    Drained,
+    /// As many tasks are in flight as can be counted: on 64-bit targets 2³⁰ - 1 for each shard.
+    Full,
+}
+
+impl<F> Rejected<F> {
+    pub(crate) fn new(work: F, reason: Reason) -> Self {
+        Self { work, reason }
+    }
+
+    /// Returns the work, which was not started.
+    pub fn into_inner(self) -> F {
+        self.work
+    }
+
+    /// Returns why it was not accepted.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+}
+
+impl<F> fmt::Debug for Rejected<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejected").field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+impl<F> fmt::Display for Rejected<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "background work rejected: {}", self.reason)
+    }
+}
+
+impl<F> core::error::Error for Rejected<F> {}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Drained => "the registry has shut down and drained",
+            Reason::Full => "too many tasks are in flight",
+        })
+    }
+}

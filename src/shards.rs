@@ -1,0 +1,515 @@
+//! What one registry's handles, tasks, signals and waiters share: a gate for each thread (nearly), and what follows when all have drained.
+//!
+//! Two counts keep a core. `handles` are the registry's clones: when the last one goes, shutdown begins. `holds` are all who may
+//! still read or ring: the handles together, the gates until they have drained and rung, and each waiting future. When the last
+//! hold goes, the core goes back to the pool. Signals hold nothing: one whose phase is not the core's is triggered.
+
+use crate::bell::Bell;
+use crate::gate::{Gate, Refused};
+use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
+use crate::wakers::Wakers;
+use crate::{Reason, Summary};
+use core::panic::Location;
+
+#[cfg(feature = "std")]
+use crate::pool;
+#[cfg(feature = "std")]
+use std::sync::OnceLock;
+
+/// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs).
+#[derive(Debug)]
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed,
+    Failed,
+    Panicked,
+    Abandoned,
+}
+
+/// One gate and what its leavers count beside it. Completions need no counter: they are what was accepted less the rest.
+#[derive(Debug)]
+struct Tally {
+    gate: Gate,
+    failed: AtomicUsize,
+    panicked: AtomicUsize,
+    abandoned: AtomicUsize,
+    rejected: AtomicUsize,
+}
+
+/// One thread's part of a core, on lines of its own (H2).
+#[derive(Debug)]
+struct Shard {
+    tally: Line<Tally>,
+    wakers: Line<Wakers>,
+}
+
+impl Shard {
+    const_unless_loom! {
+        const fn new() -> Self {
+            Self {
+                tally: Line(Tally {
+                    gate: Gate::new(),
+                    failed: AtomicUsize::new(0),
+                    panicked: AtomicUsize::new(0),
+                    abandoned: AtomicUsize::new(0),
+                    rejected: AtomicUsize::new(0),
+                }),
+                wakers: Line(Wakers::new()),
+            }
+        }
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.tally.0.gate
+    }
+}
+
+/// What many threads write, seldom.
+#[derive(Debug)]
+struct Cold {
+    handles: AtomicUsize,
+    holds: AtomicUsize,
+    /// How many gates have drained.
+    drained: AtomicUsize,
+    bell: Bell,
+}
+
+/// The shared state of one registry, for [`Registry::in_static`](crate::Registry::in_static).
+///
+/// ```
+/// # #[cfg(feature = "tokio")] {
+/// use background_tasks::{Core, Registry, TokioSpawner};
+///
+/// static CORE: Core = Core::new();
+/// static TASKS: Registry<TokioSpawner> = Registry::in_static(&CORE, TokioSpawner);
+/// # assert_eq!(TASKS.in_flight(), 0);
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Core {
+    /// Even while open, odd once shutdown has begun; one more for each registry that the pool gives the core to.
+    phase: AtomicUsize,
+    #[cfg(feature = "std")]
+    lanes: OnceLock<Box<[Lane]>>,
+    #[cfg(not(feature = "std"))]
+    lane: Shard,
+    cold: Line<Cold>,
+}
+
+/// A shard and the way from it to its core.
+#[cfg(feature = "std")]
+#[derive(Debug)]
+pub(crate) struct Lane {
+    shard: Shard,
+    core: &'static Core,
+}
+
+/// Without `std` there are no threads to tell apart: one shard, inside its core.
+#[cfg(not(feature = "std"))]
+pub(crate) type Lane = Core;
+
+impl Core {
+    const_unless_loom! {
+        /// Returns the state of a registry that lives as long as the program.
+        ///
+        /// It serves one registry, once: after its shutdown it stays drained.
+        #[expect(clippy::new_without_default, reason = "it is for statics, where `default` cannot be called")]
+        pub const fn new() -> Self {
+            Self {
+                phase: AtomicUsize::new(0),
+                #[cfg(feature = "std")]
+                lanes: OnceLock::new(),
+                #[cfg(not(feature = "std"))]
+                lane: Shard::new(),
+                cold: Line(Cold {
+                    // A registry in a static counts no handle of its own and never ends: keep the count from reaching zero.
+                    handles: AtomicUsize::new(usize::MAX / 2),
+                    holds: AtomicUsize::new(2),
+                    drained: AtomicUsize::new(0),
+                    bell: Bell::new(),
+                }),
+            }
+        }
+    }
+
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.cold.0.bell
+    }
+
+    /// Counts one more piece of work, on this thread's shard while that one accepts (S1).
+    #[inline]
+    pub(crate) fn enter(&'static self, site: &'static Location<'static>) -> Result<Token, Reason> {
+        let lane = self.lane();
+        match lane.shard().gate().enter() {
+            Ok(()) => Ok(Token { lane, site }),
+            Err(refused) => self.enter_elsewhere(refused, site),
+        }
+    }
+
+    /// Work is accepted while anything is in flight on any shard.
+    #[cold]
+    fn enter_elsewhere(&'static self, refused: Refused, site: &'static Location<'static>) -> Result<Token, Reason> {
+        let mut full = refused == Refused::Full;
+        for lane in self.lanes() {
+            match lane.shard().gate().enter() {
+                Ok(()) => return Ok(Token { lane, site }),
+                Err(refused) => full |= refused == Refused::Full,
+            }
+        }
+        // Relaxed: a refusal is not ordered with anything but its own thread's look at it.
+        self.lane().shard().tally.0.rejected.fetch_add(1, Ordering::Relaxed);
+        Err(if full { Reason::Full } else { Reason::Drained })
+    }
+
+    /// Begins the shutdown, or helps one that another thread began: when this returns, every gate is closed.
+    pub(crate) fn begin_shutdown(&'static self) {
+        // Release: who is triggered sees what came before the shutdown.
+        self.phase.fetch_or(1, Ordering::Release);
+        for lane in self.lanes() {
+            if lane.shard().gate().close() {
+                self.shard_drained();
+            }
+        }
+        for lane in self.lanes() {
+            lane.shard().wakers.0.wake_all();
+        }
+    }
+
+    /// The last shard's last one rings, then gives the gates' hold back (S3, L2).
+    ///
+    /// `AcqRel`: what the other shards' last ones acquired passes on to the last of all.
+    fn shard_drained(&'static self) {
+        if self.cold.0.drained.fetch_add(1, Ordering::AcqRel) + 1 == self.lanes().len() {
+            self.bell().ring();
+            self.let_go();
+        }
+    }
+
+    /// Acquire: pairs with `shard_drained`, so that whoever reads *drained* sees every task's end.
+    pub(crate) fn is_drained(&'static self) -> bool {
+        self.cold.0.drained.load(Ordering::Acquire) == self.lanes().len()
+    }
+
+    /// Acquire: pairs with `begin_shutdown`.
+    #[inline]
+    pub(crate) fn phase(&self) -> usize {
+        self.phase.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.phase() % 2 == 1
+    }
+
+    pub(crate) fn in_flight(&'static self) -> usize {
+        self.lanes().iter().map(|lane| lane.shard().gate().look().in_flight()).sum()
+    }
+
+    /// Reads the words before the losses, so that a loss can be missing from *completed* too early, never too late.
+    pub(crate) fn summary(&'static self) -> Summary {
+        let mut done = 0;
+        for lane in self.lanes() {
+            let (accepted, seen) = lane.shard().gate().accepted();
+            done += accepted.saturating_sub(seen.in_flight() as u64);
+        }
+        // Relaxed: counted before a `leave` that the looks above have acquired.
+        let sum = |count: fn(&Tally) -> &AtomicUsize| -> u64 {
+            self.lanes().iter().map(|lane| count(&lane.shard().tally.0).load(Ordering::Relaxed) as u64).sum()
+        };
+        let mut summary = Summary {
+            failed: sum(|tally| &tally.failed),
+            panicked: sum(|tally| &tally.panicked),
+            abandoned: sum(|tally| &tally.abandoned),
+            rejected: sum(|tally| &tally.rejected),
+            ..Summary::default()
+        };
+        summary.completed = done.saturating_sub(summary.failed + summary.panicked + summary.abandoned);
+        summary
+    }
+
+    /// Asks every gate to ring when it next has nothing in flight.
+    pub(crate) fn ask_idle(&'static self) {
+        self.lanes().iter().for_each(|lane| lane.shard().gate().ask_idle());
+    }
+
+    /// Whether there was an instant with nothing in flight.
+    ///
+    /// Two looks at all gates: if no count was above zero in the first and nothing was accepted between them, then nothing was in flight
+    /// when the first had ended. The flips enclose the looks, so that an *accepted* that came full circle is seen.
+    pub(crate) fn is_idle(&'static self) -> bool {
+        let gates = || self.lanes().iter().map(|lane| lane.shard().gate());
+        let flips = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.flips()));
+        let look = || {
+            gates().map(Gate::look).fold((0, 0_usize), |(in_flight, accepted), seen| {
+                (in_flight + seen.in_flight(), accepted.wrapping_add(seen.accepted()))
+            })
+        };
+        loop {
+            let flips_before = flips();
+            let (in_flight, accepted) = look();
+            if in_flight != 0 {
+                return false;
+            }
+            if look().1 == accepted && flips() == flips_before {
+                return true;
+            }
+            // Something came and went: look again at once, as nobody may be left to ring.
+        }
+    }
+
+    /// Relaxed: whoever takes a hold has one, or a handle, already.
+    fn hold(&'static self) {
+        self.cold.0.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `AcqRel`: whatever any holder did happened before the core's next life.
+    fn let_go(&'static self) {
+        if self.cold.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
+            #[cfg(feature = "std")]
+            pool::give_back(self);
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl Core {
+    /// Makes a core fit for its next registry. Nobody else has it, strays of its last life aside: signals that are triggered as its
+    /// phase has moved on, and leavers that clear a bit of a gate and then ring.
+    ///
+    /// Relaxed: the pool's mutex hands the core over.
+    pub(crate) fn open(&'static self) {
+        for lane in self.lanes() {
+            let Tally { gate, failed, panicked, abandoned, rejected } = &lane.shard.tally.0;
+            gate.reset();
+            for count in [failed, panicked, abandoned, rejected] {
+                count.store(0, Ordering::Relaxed);
+            }
+        }
+        let Cold { handles, holds, drained, .. } = &self.cold.0;
+        handles.store(1, Ordering::Relaxed);
+        holds.store(2, Ordering::Relaxed);
+        drained.store(0, Ordering::Relaxed);
+        let next = self.phase.load(Ordering::Relaxed).next_multiple_of(2);
+        self.phase.store(next, Ordering::Release);
+    }
+
+    fn lanes(&'static self) -> &'static [Lane] {
+        self.lanes.get_or_init(|| {
+            let lane = |_| Lane { shard: Shard::new(), core: self };
+            (0..threads::shards()).map(lane).collect()
+        })
+    }
+
+    /// The lane of this thread.
+    #[inline]
+    pub(crate) fn lane(&'static self) -> &'static Lane {
+        let lanes = self.lanes();
+        &lanes[threads::number() & (lanes.len() - 1)]
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn close(&self) {
+        self.bell().close();
+    }
+}
+
+#[cfg(feature = "std")]
+impl Lane {
+    fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    pub(crate) fn wakers(&self) -> &Wakers {
+        &self.shard.wakers.0
+    }
+
+    pub(crate) fn core(&self) -> &'static Core {
+        self.core
+    }
+}
+
+#[cfg(not(feature = "std"))]
+impl Core {
+    fn lanes(&'static self) -> &'static [Lane] {
+        core::slice::from_ref(self)
+    }
+
+    pub(crate) fn lane(&'static self) -> &'static Lane {
+        self
+    }
+
+    fn shard(&self) -> &Shard {
+        &self.lane
+    }
+
+    pub(crate) fn wakers(&self) -> &Wakers {
+        &self.lane.wakers.0
+    }
+
+    pub(crate) fn core(&'static self) -> &'static Core {
+        self
+    }
+}
+
+/// Which shard a thread uses, and how many there are.
+#[cfg(all(feature = "std", not(loom)))]
+mod threads {
+    use core::cell::Cell;
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::OnceLock;
+
+    /// A power of two, at least the number of cores, within reason.
+    pub(super) fn shards() -> usize {
+        static SHARDS: OnceLock<usize> = OnceLock::new();
+        *SHARDS.get_or_init(|| {
+            let forced = option_env!("BACKGROUND_TASKS_SHARDS").and_then(|n| n.parse().ok());
+            let cores = || std::thread::available_parallelism().map_or(1, Into::into);
+            forced.unwrap_or_else(cores).clamp(1, 64).next_power_of_two()
+        })
+    }
+
+    #[inline]
+    pub(super) fn number() -> usize {
+        const UNSET: usize = usize::MAX;
+        thread_local!(static NUMBER: Cell<usize> = const { Cell::new(UNSET) });
+        NUMBER.with(|number| {
+            if number.get() == UNSET {
+                number.set(next());
+            }
+            number.get()
+        })
+    }
+
+    #[cold]
+    fn next() -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A model says which of two shards a thread uses, so that each run of it is the same.
+#[cfg(loom)]
+pub(crate) mod threads {
+    use core::cell::Cell;
+
+    thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
+    loom::thread_local!(static NUMBER: Cell<usize> = Cell::new(0));
+
+    pub(super) fn shards() -> usize {
+        SHARDS.get()
+    }
+
+    pub(super) fn number() -> usize {
+        NUMBER.with(Cell::get)
+    }
+
+    /// For the models: how many shards the registries of this test have.
+    pub fn set_shards(shards: usize) {
+        SHARDS.set(shards);
+    }
+
+    /// For the models: which shard this thread uses.
+    pub fn set_number(number: usize) {
+        NUMBER.with(|own| own.set(number));
+    }
+}
+
+/// One piece of work in flight: the shard that it is counted on and the call that started it.
+///
+/// It does not give its count back by itself: whoever has it must call [`Token::leave`], once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Token {
+    lane: &'static Lane,
+    site: &'static Location<'static>,
+}
+
+impl Token {
+    pub(crate) fn site(&self) -> &'static Location<'static> {
+        self.site
+    }
+
+    /// Records how the work ended, then gives its count back (S2, S5).
+    #[inline]
+    pub(crate) fn leave(self, outcome: Outcome) {
+        let tally = &self.lane.shard().tally.0;
+        let loss = match outcome {
+            Outcome::Completed => None,
+            Outcome::Failed => Some(&tally.failed),
+            Outcome::Panicked => Some(&tally.panicked),
+            Outcome::Abandoned => Some(&tally.abandoned),
+        };
+        if let Some(loss) = loss {
+            // Relaxed: the Release in `leave` publishes it.
+            loss.fetch_add(1, Ordering::Relaxed);
+        }
+        let left = tally.gate.leave();
+        if left.idle {
+            self.lane.core().bell().ring();
+        }
+        if left.drained {
+            self.lane.core().shard_drained();
+        }
+    }
+}
+
+/// One of a registry's handles.
+#[derive(Debug)]
+pub(crate) struct Handle(&'static Core);
+
+impl Handle {
+    #[cfg(feature = "std")]
+    pub(crate) fn pooled() -> Self {
+        Self(pool::take())
+    }
+
+    pub(crate) const fn in_static(core: &'static Core) -> Self {
+        Self(core)
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &'static Core {
+        self.0
+    }
+
+    pub(crate) fn hold(&self) -> Hold {
+        self.0.hold();
+        Hold(self.0)
+    }
+}
+
+impl Clone for Handle {
+    /// Relaxed: one is there already.
+    fn clone(&self) -> Self {
+        self.0.cold.0.handles.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl Drop for Handle {
+    /// `AcqRel`: what was done through the other handles happened before the shutdown that the last one begins.
+    fn drop(&mut self) {
+        if self.0.cold.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.begin_shutdown();
+            self.0.let_go();
+        }
+    }
+}
+
+/// Keeps a core's state readable.
+#[derive(Debug)]
+pub(crate) struct Hold(&'static Core);
+
+impl Hold {
+    pub(crate) fn core(&self) -> &'static Core {
+        self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
+}

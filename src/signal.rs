@@ -1,0 +1,151 @@
+use crate::shards::{Core, Lane};
+use crate::wakers::Key;
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use pin_project_lite::pin_project;
+
+/// A future that resolves once its registry's shutdown has begun, and for ever after.
+///
+/// Every clone waits for itself. Cloning, polling and dropping one touch nothing that other threads write, and it keeps neither the
+/// registry open nor its drain waiting. When the registry's last handle is dropped, nobody could begin the shutdown any more, so
+/// that counts as its beginning.
+///
+/// # Cancel safety
+///
+/// It may be dropped and polled again at any time; nothing is missed.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use background_tasks::{Registry, SmolSpawner};
+///
+/// let registry = Registry::new(SmolSpawner);
+/// let signal = registry.signal();
+/// registry.run(async move {
+///     while !signal.is_triggered() {
+///         // a unit of work
+///         smol::future::yield_now().await;
+///     }
+/// });
+/// let summary = registry.shutdown().await;
+/// assert_eq!(summary.completed, 1);
+/// # });
+/// ```
+pub struct ShutdownSignal {
+    core: &'static Core,
+    /// The core's phase while this signal's registry is open.
+    phase: usize,
+    enlisted: Option<(&'static Lane, Key)>,
+}
+
+impl ShutdownSignal {
+    pub(crate) fn new(core: &'static Core) -> Self {
+        Self { core, phase: core.phase() & !1, enlisted: None }
+    }
+
+    /// Returns whether the shutdown has begun.
+    #[inline]
+    pub fn is_triggered(&self) -> bool {
+        self.core.phase() != self.phase
+    }
+
+    /// Runs a future until it finishes or the shutdown begins, whichever comes first: `None` says that it did not finish.
+    ///
+    /// A future that can finish when it is polled does, shutdown or not. One that cannot is dropped with what this returns,
+    /// which happens when an `.await` of it ends. Nothing is allocated for waiting (with `std`).
+    ///
+    /// # Cancel safety
+    ///
+    /// As cancel safe as the future itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// let signal = registry.signal();
+    /// registry.run(async move {
+    ///     let forever = std::future::pending::<()>();
+    ///     assert_eq!(signal.run_until_shutdown(forever).await, None);
+    ///     // tidy up
+    /// });
+    /// assert!(registry.shutdown().await.is_clean());
+    /// # });
+    /// ```
+    pub fn run_until_shutdown<F: Future>(&self, future: F) -> RunUntilShutdown<F> {
+        RunUntilShutdown { future, signal: self.clone() }
+    }
+
+    fn delist(&mut self) {
+        if let Some((lane, key)) = self.enlisted.take() {
+            lane.wakers().delist(key, || !self.is_triggered());
+        }
+    }
+}
+
+impl Future for ShutdownSignal {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { core, phase, enlisted } = &mut *self;
+        let live = || core.phase() == *phase;
+        if !live() {
+            return Poll::Ready(());
+        }
+        if let Some((lane, key)) = enlisted {
+            return lane.wakers().renew(key, cx.waker(), live);
+        }
+        // On the lane of the thread that polls, which may not be the one that cloned (H2).
+        let lane = core.lane();
+        *enlisted = lane.wakers().enlist(cx.waker(), live).map(|key| (lane, key));
+        if enlisted.is_some() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+impl Clone for ShutdownSignal {
+    fn clone(&self) -> Self {
+        Self { enlisted: None, ..*self }
+    }
+}
+
+impl Drop for ShutdownSignal {
+    fn drop(&mut self) {
+        self.delist();
+    }
+}
+
+impl fmt::Debug for ShutdownSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShutdownSignal").field("is_triggered", &self.is_triggered()).finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The future of [`ShutdownSignal::run_until_shutdown`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct RunUntilShutdown<F> {
+        #[pin]
+        future: F,
+        signal: ShutdownSignal,
+    }
+}
+
+impl<F: Future> Future for RunUntilShutdown<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.future.poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Pin::new(this.signal).poll(cx).map(|()| None),
+        }
+    }
+}

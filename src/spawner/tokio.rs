@@ -1,0 +1,48 @@
+use super::{BlockingSpawner, LocalSpawner, Spawner};
+use tokio::runtime::Handle;
+
+/// Spawns on the tokio runtime that the caller is in; local tasks on the caller's `LocalSet` or local runtime.
+///
+/// To spawn from anywhere else, or always on one runtime, make the registry with that runtime's [`Handle`], which is a spawner too.
+/// A runtime that is dropped drops its tasks: they count as abandoned. So does what is spawned on the handle of one that is gone.
+///
+/// # Panics
+///
+/// Each method panics outside a tokio runtime; `run_local` outside a `LocalSet` or local runtime.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TokioSpawner;
+
+impl Spawner for TokioSpawner {
+    #[track_caller]
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        tokio::spawn(task);
+    }
+}
+
+impl LocalSpawner for TokioSpawner {
+    #[track_caller]
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+impl BlockingSpawner for TokioSpawner {
+    #[track_caller]
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        tokio::task::spawn_blocking(work);
+    }
+}
+
+impl Spawner for Handle {
+    #[track_caller]
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        Handle::spawn(self, task);
+    }
+}
+
+impl BlockingSpawner for Handle {
+    #[track_caller]
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        Handle::spawn_blocking(self, work);
+    }
+}

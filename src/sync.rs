@@ -1,0 +1,64 @@
+//! Everything that loom must see, from core and std or from loom.
+
+#[cfg(loom)]
+pub(crate) use self::model::*;
+#[cfg(not(loom))]
+pub(crate) use self::real::*;
+
+/// Declares a function `const`, except under loom, whose primitives have no `const` constructors.
+macro_rules! const_unless_loom {
+    ($(#[$meta:meta])* $vis:vis const fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$meta])* $vis const fn $($rest)*
+        #[cfg(loom)]
+        $(#[$meta])* $vis fn $($rest)*
+    };
+}
+pub(crate) use const_unless_loom;
+
+/// Locks a mutex under which no foreign code runs, so that poison says nothing.
+#[cfg(feature = "std")]
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(not(loom))]
+mod real {
+    pub(crate) use core::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use event_listener::Event;
+    #[cfg(feature = "std")]
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+}
+
+#[cfg(loom)]
+pub(crate) mod model {
+    pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    /// An `Event` inside a leaked core. It holds a loom `Arc`, which loom wants freed when a model ends: the pool's end closes it.
+    #[derive(Debug)]
+    pub(crate) struct Event(std::sync::Mutex<Option<std::sync::Arc<event_listener::Event>>>);
+
+    impl Event {
+        pub(crate) fn new() -> Self {
+            Self(std::sync::Mutex::new(Some(std::sync::Arc::default())))
+        }
+
+        fn get(&self) -> std::sync::Arc<event_listener::Event> {
+            let event = self.0.lock().unwrap();
+            event.clone().expect("a model must not end before its core is idle")
+        }
+
+        pub(crate) fn listen(&self) -> event_listener::EventListener {
+            self.get().listen()
+        }
+
+        pub(crate) fn notify(&self, n: usize) {
+            self.get().notify(n);
+        }
+
+        pub(crate) fn close(&self) {
+            self.0.lock().unwrap().take().expect("a core is closed once");
+        }
+    }
+}

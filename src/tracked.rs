@@ -1,0 +1,193 @@
+use crate::TaskOutput;
+use crate::panics::{Payload, contain, discard, panicking, resume};
+use crate::shards::{Outcome, Token};
+use core::fmt;
+use core::future::Future;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// A future and the count that it holds, in one place without a word of its own: `Gone` is the token's niche.
+    #[project = WorkProjection]
+    enum Work<F> {
+        Live { #[pin] future: F, token: Token },
+        Gone,
+    }
+}
+
+impl<F> Work<F> {
+    /// Drops the future where it is.
+    fn end(mut self: Pin<&mut Self>) {
+        self.set(Work::Gone);
+    }
+
+    fn token(&self) -> Option<Token> {
+        match self {
+            Work::Live { token, .. } => Some(*token),
+            Work::Gone => None,
+        }
+    }
+
+    /// Drops a future that has not finished, then gives its count back (S2, S5); returns what its destructor panicked with.
+    fn abandon(mut self: Pin<&mut Self>) -> Option<Payload> {
+        let token = self.token()?;
+        let panic = contain(|| self.as_mut().end()).err();
+        token.leave(if panic.is_some() { Outcome::Panicked } else { Outcome::Abandoned });
+        panic
+    }
+}
+
+impl<F: Future> Work<F> {
+    /// Polls the future. When it has come to its end, by either way, drops it in place, has `output` or `panic` deal with what
+    /// is left of it, and only then gives the count back (S2).
+    fn poll<T>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        output: impl FnOnce(F::Output) -> (Outcome, T),
+        panic: impl FnOnce(Payload) -> T,
+    ) -> Poll<T> {
+        let token = self.token().expect("polled after it had finished");
+        let polled = contain(|| match self.as_mut().project() {
+            WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
+                self.as_mut().end();
+                output(value)
+            }),
+            WorkProjection::Gone => Poll::Pending,
+        });
+        let (outcome, value) = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(ended)) => ended,
+            Err(payload) => {
+                if let Err(second) = contain(|| self.end()) {
+                    discard(second);
+                }
+                (Outcome::Panicked, panic(payload))
+            }
+        };
+        token.leave(outcome);
+        Poll::Ready(value)
+    }
+}
+
+pin_project! {
+    /// What a registry gives to a spawner: nothing that happens inside leaves it, and every way out is counted.
+    pub(crate) struct Task<F> {
+        #[pin]
+        work: Work<F>,
+    }
+
+    impl<F> PinnedDrop for Task<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(payload) = this.project().work.abandon() {
+                discard(payload);
+            }
+        }
+    }
+}
+
+impl<F> Task<F> {
+    pub(crate) fn new(future: F, token: Token) -> Self {
+        Self { work: Work::Live { future, token } }
+    }
+}
+
+impl<F> Future for Task<F>
+where
+    F: Future,
+    F::Output: TaskOutput,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let output = |output: F::Output| match output.error() {
+            None => (Outcome::Completed, ()),
+            Some(_) => (Outcome::Failed, ()),
+        };
+        self.project().work.poll(cx, output, discard)
+    }
+}
+
+impl<F> Task<F>
+where
+    F: Future,
+    F::Output: TaskOutput,
+{
+    /// Runs a task that never waits: a closure on a thread for blocking work.
+    pub(crate) fn run(self) {
+        let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
+        debug_assert!(polled.is_ready());
+    }
+}
+
+pin_project! {
+    /// A future that its registry counts as in flight until it has finished or is dropped; see [`Registry::track`](crate::Registry::track).
+    ///
+    /// When it returns `Ready` the future inside has been dropped already, and after that its count was given back: whoever waits
+    /// for the drain never sees a destructor still at work. Its size is that of the future and two words.
+    ///
+    /// # Panics
+    ///
+    /// A panic of the future is counted and goes on to whoever polls. Polling after `Ready` panics.
+    #[must_use = "futures do nothing unless polled, and one that is dropped counts as abandoned"]
+    pub struct Tracked<F> {
+        #[pin]
+        work: Work<F>,
+    }
+
+    impl<F> PinnedDrop for Tracked<F> {
+        fn drop(this: Pin<&mut Self>) {
+            match this.project().work.abandon() {
+                Some(payload) if panicking() => discard(payload),
+                Some(payload) => resume(payload),
+                None => {}
+            }
+        }
+    }
+}
+
+impl<F> Tracked<F> {
+    pub(crate) fn new(future: F, token: Token) -> Self {
+        Self { work: Work::Live { future, token } }
+    }
+}
+
+impl<F: Future> Future for Tracked<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let output = |output| (Outcome::Completed, Ok(output));
+        self.project().work.poll(cx, output, Err).map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
+    }
+}
+
+impl<F> fmt::Debug for Tracked<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let site = self.work.token().map(|token| token.site());
+        f.debug_struct("Tracked").field("site", &site).finish_non_exhaustive()
+    }
+}
+
+/// A unit of work that is in flight until this is dropped; see [`Registry::guard`](crate::Registry::guard).
+///
+/// It counts as completed, or as panicked when it is dropped by a panic that unwinds (known with `std` only).
+#[must_use = "a guard that is dropped at once guards nothing"]
+pub struct Guard(Token);
+
+impl Guard {
+    pub(crate) fn new(token: Token) -> Self {
+        Self(token)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.leave(if panicking() { Outcome::Panicked } else { Outcome::Completed });
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("site", &format_args!("{}", self.0.site())).finish_non_exhaustive()
+    }
+}
