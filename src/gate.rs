@@ -39,9 +39,9 @@ pub(crate) enum Refused {
     Full,
 }
 
-/// What a `leave` brought about.
+/// What the last one that left has to see to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Left {
+pub(crate) struct Last {
     /// Nothing was in flight for an instant, and somebody waits for that: ring.
     pub(crate) idle: bool,
     /// This was the last one out of a closed gate.
@@ -109,29 +109,29 @@ impl Gate {
         Ok(())
     }
 
-    /// Gives one count back.
+    /// Gives one count back; says what the last one out has to do, if anybody waits for it.
     ///
-    /// Release: pairs with the Acquire in `drained_by_me`, `close` and `look`, so that everything a task did, its destructor and its
+    /// Release: pairs with the Acquire in `last_left`, `close` and `look`, so that everything a task did, its destructor and its
     /// outcome included, happened before whoever learns that it is gone (S2, S3).
     #[inline]
-    pub(crate) fn leave(&self) -> Left {
+    pub(crate) fn leave(&self) -> Option<Last> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
         debug_assert_ne!(before & COUNT, 0, "left more often than entered");
-        if before & COUNT == ONE && before & FLAGS != 0 { self.last_left(before) } else { Left { idle: false, drained: false } }
+        (before & COUNT == ONE && before & FLAGS != 0).then(|| self.last_left(before))
     }
 
     #[cold]
-    fn last_left(&self, before: usize) -> Left {
-        let left = Left { idle: before & IDLE != 0, drained: before & CLOSED != 0 };
-        if left.drained {
+    fn last_left(&self, before: usize) -> Last {
+        let last = Last { idle: before & IDLE != 0, drained: before & CLOSED != 0 };
+        if last.drained {
             // Pairs with the Release of all who left before. A load, not a fence: ThreadSanitizer does not know fences.
             self.word.load(Ordering::Acquire);
         }
-        if left.idle {
+        if last.idle {
             // Cleared before the caller rings: a waiter that comes between sets it again, one that came earlier is rung.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
-        left
+        last
     }
 
     /// Closes the gate; says whether this drained it, which happens at most once.
@@ -193,8 +193,8 @@ mod tests {
         assert_eq!(gate.enter(), Ok(()));
         assert!(!gate.close(), "one is in flight");
         assert_eq!(gate.enter(), Ok(()), "a draining gate still lets in");
-        assert!(!gate.leave().drained);
-        assert!(gate.leave().drained);
+        assert_eq!(gate.leave(), None);
+        assert_eq!(gate.leave(), Some(Last { idle: false, drained: true }));
         assert_eq!(gate.enter(), Err(Refused::Drained));
         assert!(!gate.close(), "drained once only");
     }
@@ -234,8 +234,8 @@ mod tests {
         let gate = Gate::new();
         gate.enter().unwrap();
         gate.ask_idle();
-        assert!(gate.leave().idle);
+        assert_eq!(gate.leave(), Some(Last { idle: true, drained: false }));
         gate.enter().unwrap();
-        assert!(!gate.leave().idle);
+        assert_eq!(gate.leave(), None);
     }
 }

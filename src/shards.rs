@@ -5,7 +5,7 @@
 //! hold goes, the core goes back to the pool. Signals hold nothing: one whose phase is not the core's is triggered.
 
 use crate::bell::Bell;
-use crate::gate::{Gate, Refused};
+use crate::gate::{Gate, Last, Refused};
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
 use crate::wakers::Wakers;
 use crate::{Reason, Summary};
@@ -179,6 +179,16 @@ impl Core {
         }
     }
 
+    #[cold]
+    fn last_left(&'static self, last: Last) {
+        if last.idle {
+            self.bell().ring();
+        }
+        if last.drained {
+            self.shard_drained();
+        }
+    }
+
     /// The last shard's last one rings, then gives the gates' hold back (S3, L2).
     ///
     /// `AcqRel`: what the other shards' last ones acquired passes on to the last of all.
@@ -296,6 +306,7 @@ impl Core {
         self.phase.store(next, Ordering::Release);
     }
 
+    #[inline]
     fn lanes(&'static self) -> &'static [Lane] {
         self.lanes.get_or_init(|| {
             let lane = |_| Lane { shard: Shard::new(), core: self };
@@ -392,7 +403,7 @@ mod threads {
 
 /// A model says which of two shards a thread uses, so that each run of it is the same.
 #[cfg(loom)]
-pub(crate) mod threads {
+pub mod threads {
     use core::cell::Cell;
 
     thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
@@ -445,12 +456,8 @@ impl Token {
             // Relaxed: the Release in `leave` publishes it.
             loss.fetch_add(1, Ordering::Relaxed);
         }
-        let left = tally.gate.leave();
-        if left.idle {
-            self.lane.core().bell().ring();
-        }
-        if left.drained {
-            self.lane.core().shard_drained();
+        if let Some(last) = tally.gate.leave() {
+            self.lane.core().last_left(last);
         }
     }
 }

@@ -35,18 +35,21 @@ pub(crate) mod model {
     pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-    /// An `Event` inside a leaked core. It holds a loom `Arc`, which loom wants freed when a model ends: the pool's end closes it.
+    type Shared = std::sync::Arc<event_listener::Event>;
+
+    /// An `Event` inside a leaked core. It holds a loom `Arc`, which loom wants freed when a model ends: the pool's end closes it. The
+    /// `Arc` beside it is for an event that nobody has used yet: so a core that did not come back is a leak in any case.
     #[derive(Debug)]
-    pub(crate) struct Event(std::sync::Mutex<Option<std::sync::Arc<event_listener::Event>>>);
+    pub(crate) struct Event(std::sync::Mutex<Option<(Shared, loom::sync::Arc<()>)>>);
 
     impl Event {
         pub(crate) fn new() -> Self {
-            Self(std::sync::Mutex::new(Some(std::sync::Arc::default())))
+            Self(std::sync::Mutex::new(Some((Shared::default(), loom::sync::Arc::new(())))))
         }
 
-        fn get(&self) -> std::sync::Arc<event_listener::Event> {
+        fn get(&self) -> Shared {
             let event = self.0.lock().unwrap();
-            event.clone().expect("a model must not end before its core is idle")
+            event.as_ref().expect("a model must not end before its core is idle").0.clone()
         }
 
         pub(crate) fn listen(&self) -> event_listener::EventListener {

@@ -175,12 +175,14 @@ impl<F> fmt::Debug for Tracked<F> {
 pub struct Guard(Token);
 
 impl Guard {
+    #[inline]
     pub(crate) fn new(token: Token) -> Self {
         Self(token)
     }
 }
 
 impl Drop for Guard {
+    #[inline]
     fn drop(&mut self) {
         self.0.leave(if panicking() { Outcome::Panicked } else { Outcome::Completed });
     }

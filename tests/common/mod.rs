@@ -1,0 +1,188 @@
+//! What the scenarios share: a spawner that is driven by hand, every runtime, and ways to know what happened without sleeping.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use background_tasks::Spawner;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+/// Long enough that only a hang gets there.
+pub(crate) const HANG: Duration = Duration::from_secs(60);
+
+pub(crate) type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Keeps what it is given until the test polls or drops it.
+#[derive(Clone, Default)]
+pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<Boxed>>>);
+
+impl Spawner for Manual {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.0.lock().unwrap().push(Box::pin(task));
+    }
+}
+
+impl Manual {
+    pub(crate) fn take(&self) -> Boxed {
+        self.0.lock().unwrap().remove(0)
+    }
+
+    /// Polls each task once; those that are pending stay.
+    pub(crate) fn poll_all(&self) {
+        let tasks = std::mem::take(&mut *self.0.lock().unwrap());
+        let pending = tasks.into_iter().filter_map(|mut task| poll_once(&mut task).is_pending().then_some(task));
+        let pending: Vec<_> = pending.collect();
+        self.0.lock().unwrap().extend(pending);
+    }
+}
+
+pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// A waker that does what it is told.
+pub(crate) struct Told<F>(pub(crate) F);
+
+impl<F: Fn() + Send + Sync> Wake for Told<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+pub(crate) fn waker(f: impl Fn() + Send + Sync + 'static) -> Waker {
+    Arc::new(Told(f)).into()
+}
+
+/// Says when it is being dropped, and stays there until it may go on.
+pub(crate) struct SlowDrop {
+    dropping: Sender<()>,
+    go_on: Receiver<()>,
+    gone: Arc<Mutex<bool>>,
+}
+
+/// The test's side of a [`SlowDrop`].
+pub(crate) struct Dropping {
+    pub(crate) begun: Receiver<()>,
+    pub(crate) go_on: Sender<()>,
+    gone: Arc<Mutex<bool>>,
+}
+
+impl SlowDrop {
+    pub(crate) fn new() -> (Self, Dropping) {
+        let (dropping, is_dropping) = channel();
+        let (may_go_on, go_on) = channel();
+        let gone = Arc::new(Mutex::new(false));
+        (Self { dropping, go_on, gone: gone.clone() }, Dropping { begun: is_dropping, go_on: may_go_on, gone })
+    }
+}
+
+impl Drop for SlowDrop {
+    fn drop(&mut self) {
+        self.dropping.send(()).unwrap();
+        self.go_on.recv_timeout(HANG).unwrap();
+        *self.gone.lock().unwrap() = true;
+    }
+}
+
+impl Dropping {
+    pub(crate) fn is_gone(&self) -> bool {
+        *self.gone.lock().unwrap()
+    }
+}
+
+/// Panics when it is dropped.
+pub(crate) struct PanicDrop;
+
+impl Drop for PanicDrop {
+    fn drop(&mut self) {
+        panic!("a destructor's panic, as planned");
+    }
+}
+
+/// A future that panics when it is polled and has no locals, so that what it owns is dropped afterwards, not while unwinding.
+pub(crate) struct PanicPoll<T>(pub(crate) T);
+
+impl<T: Unpin> Future for PanicPoll<T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        panic!("a task's panic, as planned");
+    }
+}
+
+/// A future that owns something until it is dropped.
+pub(crate) struct Owns<T, F>(pub(crate) T, pub(crate) F);
+
+impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.1).poll(cx)
+    }
+}
+
+/// Runs `f` with the handle of a runtime of `threads` workers, or of one thread that runs it, from outside that runtime.
+pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    f(runtime.handle().clone());
+    runtime.shutdown_background();
+}
+
+pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let driver = thread::spawn(move || runtime.block_on(stopped).unwrap());
+    f(handle);
+    stop.send(()).unwrap();
+    driver.join().expect("the runtime's thread lives on");
+}
+
+pub(crate) fn smol(f: impl FnOnce(background_tasks::SmolSpawner)) {
+    f(background_tasks::SmolSpawner);
+}
+
+pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
+    f(background_tasks::AsyncStdSpawner);
+}
+
+/// An executor on one bare thread, which a panic that got out of a task would end.
+pub(crate) fn async_executor(f: impl FnOnce(Arc<async_executor::Executor<'static>>)) {
+    let executor = Arc::new(async_executor::Executor::new());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let own = executor.clone();
+    let driver = thread::spawn(move || futures_lite::future::block_on(own.run(stopped)).unwrap());
+    f(executor);
+    stop.send(()).unwrap();
+    driver.join().expect("the executor's thread lives on");
+}
+
+pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
+    f(background_tasks::ThreadsSpawner::new(2).unwrap());
+}
+
+/// Makes a test of each scenario for each runtime. A scenario is generic: `fn name<S: Spawner>(registry: &Registry<S>)`.
+#[macro_export]
+macro_rules! on_every_runtime {
+    ($($scenario:ident),* $(,)?) => {
+        $crate::on_every_runtime! { @each [$($scenario)*] tokio_multi_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] tokio_current_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] smol }
+        $crate::on_every_runtime! { @each [$($scenario)*] async_std }
+        $crate::on_every_runtime! { @each [$($scenario)*] async_executor }
+        $crate::on_every_runtime! { @each [$($scenario)*] threads }
+    };
+    (@each [$($scenario:ident)*] $runtime:ident) => {
+        mod $runtime {
+            $(
+                #[test]
+                fn $scenario() {
+                    $crate::common::$runtime(|spawner| super::$scenario(&background_tasks::Registry::new(spawner)));
+                }
+            )*
+        }
+    };
+}
