@@ -22,17 +22,18 @@ impl<F> Work<F> {
         self.set(Work::Gone);
     }
 
-    fn token(&self) -> Option<Token> {
-        match self {
-            Work::Live { token, .. } => Some(*token),
-            Work::Gone => None,
+    /// Through the projection: a shared reference to all of it would cover what the future borrows from itself.
+    fn token(self: Pin<&mut Self>) -> Option<Token> {
+        match self.project() {
+            WorkProjection::Live { token, .. } => Some(*token),
+            WorkProjection::Gone => None,
         }
     }
 
     /// Drops a future that has not finished, then gives its count back (S2, S5); returns what its destructor panicked with.
     fn abandon(mut self: Pin<&mut Self>) -> Option<Payload> {
-        let token = self.token()?;
-        let panic = contain(|| self.as_mut().end()).err();
+        let token = self.as_mut().token()?;
+        let panic = contain(|| self.end()).err();
         token.leave(if panic.is_some() { Outcome::Panicked } else { Outcome::Abandoned });
         panic
     }
@@ -47,7 +48,7 @@ impl<F: Future> Work<F> {
         output: impl FnOnce(F::Output) -> (Outcome, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
-        let token = self.token().expect("polled after it had finished");
+        let token = self.as_mut().token().expect("polled after it had finished");
         let polled = contain(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
                 self.as_mut().end();
@@ -163,8 +164,7 @@ impl<F: Future> Future for Tracked<F> {
 
 impl<F> fmt::Debug for Tracked<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let site = self.work.token().map(|token| token.site());
-        f.debug_struct("Tracked").field("site", &site).finish_non_exhaustive()
+        f.debug_struct("Tracked").finish_non_exhaustive()
     }
 }
 
