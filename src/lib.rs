@@ -1,7 +1,71 @@
+//! Fire and forget that forgets nothing: start work in the background on any executor, answer at once, and at exit tell
+//! every task to stop, wait for it, and account for each one.
+//!
+//! ```no_run
+//! # #[cfg(feature = "tokio")] mod program {
+//! use background_tasks::{Registry, TokioSpawner};
+//! use std::time::Duration;
+//!
+//! # mod mail { pub async fn send() -> Result<(), std::io::Error> { Ok(()) } }
+//! #[tokio::main]
+//! async fn main() {
+//!     let registry = Registry::new(TokioSpawner);
+//!
+//!     registry.run(mail::send()); // and answer the caller
+//!
+//!     tokio::signal::ctrl_c().await.expect("Ctrl-C can be awaited");
+//!     let grace = tokio::time::sleep(Duration::from_secs(10));
+//!     match registry.shutdown().until(grace).await {
+//!         Ok(summary) => println!("drained: {summary}"),
+//!         Err(stragglers) => eprintln!("{stragglers}"),
+//!     }
+//! }
+//! # }
+//! # fn main() {}
+//! ```
+//!
+//! - [`Registry::run`] counts a task and has a [`Spawner`] start it. Its panic is caught, its error and its disappearance are counted.
+//! - [`Registry::signal`] is a future that each task can wait on; it resolves when the shutdown begins.
+//! - [`Registry::shutdown`] begins the shutdown and resolves to a [`Summary`] when nothing is in flight and nothing ever will be.
+//!   While something is, it may still start what it owes.
+//!
+//! That is all that most programs need. Work that others run is counted with [`Registry::track`] and [`Registry::guard`].
+//!
+//! # What is promised, and what is not
+//!
+//! A task is counted before it is started, and its future, destructors, error and panic payload are gone before its count is given back;
+//! so a drain that has resolved is true, and final. A future that was dropped before it had finished counts as
+//! [abandoned](Summary::abandoned), not as done. What a task does (a panic in it, in its destructor, in a waker) hurts neither the host nor
+//! the other tasks, except that a destructor that panics while its task's own panic unwinds through it ends the process, as everywhere in Rust.
+//!
+//! Work in memory is lost when the process is killed, crashes, or loses its power. Who cannot afford that needs a durable queue and a worker
+//! of its own; the README says more.
+//!
+//! # Features
+//!
+//! | feature | gives |
+//! | --- | --- |
+//! | `std` (default) | panics caught, blocking waits, one shard for each core, [`Registry::new`] |
+//! | `tokio` | [`TokioSpawner`], and the spawner traits for `tokio::runtime::Handle` |
+//! | `smol` | [`SmolSpawner`] |
+//! | `async-std` | [`AsyncStdSpawner`] |
+//! | `async-executor` | [`ThreadsSpawner`], and the spawner traits for `async_executor::{Executor, LocalExecutor}` |
+//!
+//! # Without `std`
+//!
+//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard. A panic
+//! is not caught, a waiting signal is one allocation, and wakers are called under a lock of event-listener's, so a waker must not call
+//! back into the registry.
+//!
+//! # Cost
+//!
+//! Counting a task is two atomic operations on a cache line that no other thread writes, its size grows by two words, and nothing is allocated
+//! for it. Waiting for the signal through [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown.
+//! The state of a registry is taken from a pool and given back: memory is bounded by the most registries alive at once.
+
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
-//! Fire and forget that forgets nothing.
 
 extern crate alloc;
 
@@ -35,3 +99,7 @@ pub use tracked::{Guard, Tracked};
 #[cfg(loom)]
 #[doc(hidden)]
 pub use shards::threads as model;
+
+#[cfg(all(doctest, feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
