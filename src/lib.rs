@@ -46,10 +46,10 @@
 //! | feature | gives |
 //! | --- | --- |
 //! | `std` (default) | panics caught, blocking waits, one shard for each core, [`Registry::new`] |
-//! | `tokio` | [`TokioSpawner`], and the spawner traits for `tokio::runtime::Handle` |
-//! | `smol` | [`SmolSpawner`] |
-//! | `async-std` | [`AsyncStdSpawner`] |
-//! | `async-executor` | [`ThreadsSpawner`], and the spawner traits for `async_executor::{Executor, LocalExecutor}` |
+//! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` |
+//! | `smol` | `SmolSpawner` |
+//! | `async-std` | `AsyncStdSpawner` |
+//! | `async-executor` | `ThreadsSpawner`, and the spawner traits for `async_executor::{Executor, LocalExecutor}` |
 //!
 //! # Without `std`
 //!

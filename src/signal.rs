@@ -58,6 +58,8 @@ impl ShutdownSignal {
     /// A future that can finish when it is polled does, shutdown or not. One that cannot is dropped with what this returns,
     /// which happens when an `.await` of it ends. Nothing is allocated for waiting (with `std`).
     ///
+    /// In a loop whose future is always ready, as that of a listener under load, ask [`is_triggered`](Self::is_triggered) first.
+    ///
     /// # Cancel safety
     ///
     /// As cancel safe as the future itself.

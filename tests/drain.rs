@@ -60,7 +60,7 @@ fn ten_waiters_of_both_kinds_are_told<S: Spawner + Clone + Send + Sync + 'static
 }
 
 fn idle_is_seen_when_tasks_start_tasks<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    for round in 1..=50 {
+    for round in 1..=if cfg!(miri) { 5 } else { 50 } {
         let own = registry.clone();
         registry.run(async move {
             yield_now().await;
@@ -206,7 +206,7 @@ fn a_time_of_zero_looks_and_one_without_end_waits() {
 
 #[test]
 fn the_last_one_out_against_a_newcomer() {
-    for _ in 0..5_000 {
+    for _ in 0..if cfg!(miri) { 10 } else { 5_000 } {
         let registry = Registry::new(());
         let last = registry.guard().unwrap();
         registry.shutdown();
@@ -283,7 +283,7 @@ fn wait_idle_is_not_fooled_by_a_baton_handed_from_thread_to_thread() {
         move || {
             // The baton is never down: each is taken before the one before it is given back.
             let mut held = take.recv().unwrap();
-            for _ in 0..100_000 {
+            for _ in 0..if cfg!(miri) { 100 } else { 100_000 } {
                 held = registry.guard().unwrap();
             }
             held
@@ -315,7 +315,7 @@ fn a_shutdown_outlives_the_registry_and_its_spawner() {
 
 #[test]
 fn the_next_registry_of_a_core_starts_at_zero() {
-    for _ in 0..100 {
+    for _ in 0..if cfg!(miri) { 3 } else { 100 } {
         let manual = Manual::default();
         let registry = Registry::new(manual.clone());
         assert_eq!(registry.summary(), background_tasks::Summary::default());

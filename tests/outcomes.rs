@@ -69,7 +69,8 @@ fn an_error_that_panics_when_dropped_counts_as_panicked<S: Spawner>(registry: &R
 }
 
 fn a_thousand_tasks_of_all_fates_add_up<S: Spawner>(registry: &Registry<S>) {
-    for n in 0..1000_u64 {
+    let quarter = if cfg!(miri) { 5 } else { 250 };
+    for n in 0..4 * quarter {
         registry.run(async move {
             futures_lite::future::yield_now().await;
             match n % 4 {
@@ -79,7 +80,7 @@ fn a_thousand_tasks_of_all_fates_add_up<S: Spawner>(registry: &Registry<S>) {
             }
         });
     }
-    assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [500, 250, 250, 0, 0, 0]);
+    assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [2 * quarter, quarter, quarter, 0, 0, 0]);
 }
 
 on_every_runtime!(
@@ -305,12 +306,13 @@ fn the_sum_holds_at_every_step() {
         let in_flight = registry.in_flight() as u64;
         assert_eq!(accepted, in_flight + completed + failed + panicked + abandoned + aborted);
     };
+    let mut guards = Vec::new();
     for accepted in 1..=100 {
         match accepted % 5 {
             0 => registry.run(async { panic!("a panic, as planned") }),
             1 => registry.run(pending::<()>()),
             2 => registry.run(ready(Err::<(), _>("a failure"))),
-            3 => std::mem::forget(registry.guard().unwrap()),
+            3 => guards.extend(registry.guard()),
             _ => registry.run(async {}),
         }
         check(accepted);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-const ROUNDS: u64 = if cfg!(miri) { 3 } else { 200 };
+const ROUNDS: u64 = if cfg!(miri) { 2 } else { 200 };
 const EACH: u64 = if cfg!(miri) { 50 } else { 500 };
 
 #[test]

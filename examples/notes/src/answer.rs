@@ -1,0 +1,146 @@
+//! From a request to its response.
+
+use crate::exit::log;
+use crate::page::page;
+use crate::store::{Name, Store};
+use background_tasks::{BlockingSpawner, Guard, Registry};
+use bytes::Bytes;
+use futures_channel::oneshot;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+const BODY: usize = 1 << 20;
+
+pub(crate) struct Notes<S> {
+    pub(crate) registry: Registry<S>,
+    pub(crate) store: Arc<Store>,
+}
+
+impl<S: BlockingSpawner> Notes<S> {
+    /// Answers a request, which is in flight from here until its response's body has been handed over.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Guarded>, Infallible> {
+        // Its connection is in flight, so the registry has not drained and the guard is there.
+        let guard = self.registry.guard().ok();
+        let has_body = !request.body().is_end_stream();
+        let mut response = match guard {
+            Some(_) => self.route(request).await.unwrap_or_else(plain),
+            None => plain(StatusCode::SERVICE_UNAVAILABLE),
+        };
+        if has_body && response.status().is_client_error() {
+            // It was refused with its body unread, after which the connection is of no use.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response.map(|body| Guarded { body, _guard: guard }))
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, StatusCode> {
+        let path = request.uri().path();
+        let read = matches!(*request.method(), Method::GET | Method::HEAD);
+        if path == "/" {
+            return if read { Ok(self.page()) } else { Ok(allow("GET, HEAD")) };
+        }
+        let name = path.strip_prefix("/notes/").ok_or(StatusCode::NOT_FOUND)?;
+        let name = Name::new(name).ok_or(StatusCode::BAD_REQUEST)?;
+        match *request.method() {
+            Method::PUT => self.put(name, request.into_body()).await.map(plain),
+            _ if read => self.get(name).await,
+            _ => Ok(allow("GET, HEAD, PUT")),
+        }
+    }
+
+    /// Accepts a note: it is in memory, and a background task is going to write it.
+    async fn put(&self, name: Name, body: Incoming) -> Result<StatusCode, StatusCode> {
+        let body = receive(body).await?;
+        let draft = self.store.draft(name, body).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+        let started = self.registry.try_run_blocking(move || draft.write());
+        started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    async fn get(&self, name: Name) -> Result<Response<Full<Bytes>>, StatusCode> {
+        let body = match self.store.recall(&name) {
+            Some(body) => Some(body),
+            None => self.read(name).await?,
+        };
+        body.map(|body| respond(StatusCode::OK, TEXT, body)).ok_or(StatusCode::NOT_FOUND)
+    }
+
+    async fn read(&self, name: Name) -> Result<Option<Bytes>, StatusCode> {
+        let (sender, found) = oneshot::channel();
+        let store = self.store.clone();
+        self.registry.run_blocking(move || {
+            // Nobody receives it if the client has gone.
+            let _ = sender.send(store.read(&name).inspect_err(|error| log(format_args!("note {name} was not read: {error}"))));
+        });
+        match found.await {
+            Ok(read) => read.map_err(|_: io::Error| StatusCode::INTERNAL_SERVER_ERROR),
+            Err(oneshot::Canceled) => Err(StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        respond(StatusCode::OK, "text/html; charset=utf-8", page(self.registry.in_flight(), &self.store.glance()))
+    }
+}
+
+/// Reads a body that is not too large, and none of one that says that it is.
+async fn receive(body: Incoming) -> Result<Bytes, StatusCode> {
+    if body.size_hint().lower() > BODY as u64 {
+        return Err(StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    let refusal = |error: Box<dyn std::error::Error + Send + Sync>| {
+        if error.is::<LengthLimitError>() { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }
+    };
+    Limited::new(body, BODY).collect().await.map(http_body_util::Collected::to_bytes).map_err(refusal)
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
+    // A note is what somebody sent: it must not become a page.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn plain(status: StatusCode) -> Response<Full<Bytes>> {
+    respond(status, TEXT, format!("{status}\n"))
+}
+
+fn allow(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+/// A response's body and the guard of its request, which hyper drops together once it has the whole body.
+pub(crate) struct Guarded {
+    body: Full<Bytes>,
+    _guard: Option<Guard>,
+}
+
+impl Body for Guarded {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,305 @@
+//! The tests that the service must pass on every runtime, against its program: `service_tests!(path)` makes them all.
+
+mod client;
+mod service;
+
+use self::client::{Client, Response};
+use self::service::{Line, Service};
+use fastrand::Rng;
+use rustix::fs::{CWD, Mode, mkfifoat};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Makes a test of each function of this module, for one program.
+#[macro_export]
+macro_rules! service_tests {
+    ($path:expr) => {
+        $crate::service_tests! { $path;
+            every_accepted_note_is_written
+            the_last_of_one_name_wins
+            a_note_can_be_read
+            names_are_checked
+            large_bodies_are_refused
+            paths_and_methods
+            a_request_that_is_being_answered_may_finish
+            idle_connections_do_not_hold_it
+            a_straggler_does_not_hold_it
+            a_write_that_hangs_does_not_hold_it
+            a_second_signal_leaves_at_once
+            a_port_in_use
+            a_folder_that_cannot_be
+            options
+        }
+    };
+    ($path:expr; $($test:ident)*) => {$(
+        #[test]
+        fn $test() {
+            $crate::harness::$test($crate::harness::Program { path: $path, tmp: env!("CARGO_TARGET_TMPDIR") });
+        }
+    )*};
+}
+
+/// The service of one runtime.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    pub path: &'static str,
+    /// Where the folders of the tests are: on a disk, more likely than the system's own, so that writing takes its time.
+    pub tmp: &'static str,
+}
+
+const NOTES: usize = 500;
+const CONNECTIONS: usize = 16;
+const LARGEST: usize = 64 << 10;
+
+/// Sends notes over many connections and SIGTERM among them: what was answered 202 is on disk, whole, and nothing else is.
+///
+/// `ROUNDS` in the environment says how often.
+pub fn every_accepted_note_is_written(program: Program) {
+    let rounds = std::env::var("ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    for _ in 0..rounds {
+        let service = Service::start(program, &["--grace", "60"]);
+        let enough = fastrand::usize(1..NOTES * 4 / 5);
+        let accepted = send_notes(&service, enough);
+        let (ended, dir) = service.wait();
+        ended.assert(0, " completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected (");
+        println!("SIGTERM after {enough}, {} accepted; {}", accepted.len(), ended.lines.last().unwrap().text());
+        assert!(accepted.len() >= enough);
+        check_notes(dir.path(), &accepted);
+    }
+}
+
+/// Sends notes until the service is gone, which it is asked to be once `enough` are accepted; returns which were.
+fn send_notes(service: &Service, enough: usize) -> Vec<usize> {
+    let next = &AtomicUsize::new(0);
+    let address = service.address();
+    let send = |tell: Sender<usize>| {
+        let mut client = Client::connect(address)?;
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= NOTES {
+                return io::Result::Ok(());
+            }
+            assert_eq!(client.put(&format!("note-{number}"), &body(number))?.status, 202);
+            let _ = tell.send(number);
+        }
+    };
+    thread::scope(|scope| {
+        let (tell, told) = channel();
+        for _ in 0..CONNECTIONS {
+            let tell = tell.clone();
+            // An error is the service's end; the notes that it accepted are what counts.
+            scope.spawn(|| drop(send(tell)));
+        }
+        drop(tell);
+        let mut accepted = Vec::new();
+        for number in told {
+            accepted.push(number);
+            if accepted.len() == enough {
+                service.terminate();
+            }
+        }
+        accepted
+    })
+}
+
+fn check_notes(dir: &Path, accepted: &[usize]) {
+    let lost: Vec<_> = accepted.iter().filter(|number| !dir.join(format!("note-{number}")).exists()).collect();
+    assert!(lost.is_empty(), "{} of {} accepted notes were lost: {lost:?}", lost.len(), accepted.len());
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        let number = name.strip_prefix("note-").and_then(|number| number.parse().ok());
+        let number = number.unwrap_or_else(|| panic!("a stray file: {name}"));
+        assert!(fs::read(entry.path()).unwrap() == body(number), "{name} is not whole");
+    }
+}
+
+fn body(number: usize) -> Vec<u8> {
+    let mut random = Rng::with_seed(number as u64);
+    let mut body = vec![0; random.usize(..=LARGEST)];
+    random.fill(&mut body);
+    body
+}
+
+pub fn the_last_of_one_name_wins(program: Program) {
+    let service = Service::start(program, &[]);
+    let mut client = service.connect();
+    for name in 0..20 {
+        for number in 0..5 {
+            // The first ones are the larger ones, which take the longer to write.
+            let body = vec![b'0' + number; LARGEST >> (3 * number)];
+            assert_eq!(client.put(&name.to_string(), &body).unwrap().status, 202);
+        }
+    }
+    let (ended, dir) = service.stop();
+    ended.assert(0, "drained in ");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 20);
+    for name in 0..20 {
+        assert_eq!(fs::read(dir.path().join(name.to_string())).unwrap(), b"4444444444444444");
+    }
+}
+
+pub fn a_note_can_be_read(program: Program) {
+    let service = Service::start(program, &[]);
+    let mut client = service.connect();
+    let body = body(7);
+    assert_eq!(client.put("a.b_c-7", &body).unwrap().status, 202);
+    assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
+    // Once the page says so it is read from disk.
+    while !text(client.get("/").unwrap()).contains("Written: 1") {
+        thread::yield_now();
+    }
+    assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
+    assert_eq!(fs::read(service.dir().join("a.b_c-7")).unwrap(), body);
+    let page = text(client.get("/").unwrap());
+    assert!(page.contains("2 in flight") && page.contains("href=\"/notes/a.b_c-7\""), "{page}");
+    service.stop().0.assert(0, "(1 note written; ");
+}
+
+fn text(response: Response) -> String {
+    String::from_utf8(response.body).unwrap()
+}
+
+pub fn names_are_checked(program: Program) {
+    let service = Service::start(program, &[]);
+    let mut client = service.connect();
+    let (fits, long) = ("a".repeat(100), "a".repeat(101));
+    for name in ["", ".", "..", ".hidden", "../up", "a/b", "a/../b", "%2e%2e%2f", "a%00", "a\\b", "a:b", "a~", &long] {
+        assert_eq!(service.connect().put(name, b"no").unwrap().status, 400, "{name:?}");
+        assert_eq!(client.get(&format!("/notes/{name}")).unwrap().status, 400, "{name:?}");
+    }
+    assert_eq!(client.put(&fits, b"yes").unwrap().status, 202);
+    let (ended, dir) = service.stop();
+    ended.assert(0, "drained in ");
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [fits.as_str()]);
+}
+
+pub fn large_bodies_are_refused(program: Program) {
+    let service = Service::start(program, &[]);
+    let mebibyte = vec![1; 1 << 20];
+    let larger = [&mebibyte[..], b"!"].concat();
+    assert_eq!(service.connect().put("whole", &mebibyte).unwrap().status, 202);
+    assert_eq!(service.connect().put_in_chunks("chunked", &[&mebibyte]).unwrap().status, 202);
+    assert_eq!(service.connect().put("larger", &larger).unwrap().status, 413);
+    assert_eq!(service.connect().put_in_chunks("larger", &[&mebibyte, b"!"]).unwrap().status, 413);
+    assert_eq!(service.connect().get("/notes/larger").unwrap().status, 404);
+    let (ended, dir) = service.stop();
+    ended.assert(0, "drained in ");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    assert_eq!(fs::read(dir.path().join("chunked")).unwrap(), mebibyte);
+}
+
+pub fn paths_and_methods(program: Program) {
+    let service = Service::start(program, &[]);
+    let mut client = service.connect();
+    for (method, path, status) in [
+        ("GET", "/", 200),
+        ("GET", "/notes/none", 404),
+        ("GET", "/notes", 404),
+        ("GET", "/other", 404),
+        ("PUT", "/", 405),
+        ("POST", "/notes/none", 405),
+        ("DELETE", "/notes/none", 405),
+    ] {
+        assert_eq!(client.request(method, path, &[]).unwrap().status, status, "{method} {path}");
+    }
+    service.stop().0.assert(0, "drained in ");
+}
+
+/// Nor is what it starts then refused.
+pub fn a_request_that_is_being_answered_may_finish(program: Program) {
+    let mut service = Service::start(program, &["--grace", "60"]);
+    let mut client = service.connect();
+    client.begin_put("late", 4).unwrap();
+    service.terminate();
+    service.line("draining: 2 in flight");
+    assert!(Client::connect(service.address()).is_err(), "it listens still");
+    client.send(b"late").unwrap();
+    assert_eq!(client.response().unwrap().status, 202);
+    let (ended, dir) = service.wait();
+    ended.assert(0, ": 3 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected (1 note written; ");
+    assert_eq!(fs::read(dir.path().join("late")).unwrap(), b"late");
+}
+
+pub fn idle_connections_do_not_hold_it(program: Program) {
+    let service = Service::start(program, &["--grace", "3600"]);
+    let _silent = service.connect();
+    let mut idle = service.connect();
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    service.stop().0.assert(0, "drained in ");
+}
+
+pub fn a_straggler_does_not_hold_it(program: Program) {
+    let service = Service::start(program, &["--grace", "0.3"]);
+    let mut client = service.connect();
+    client.begin_put("half", 8).unwrap();
+    client.send(b"half").unwrap();
+    let began = Instant::now();
+    let (ended, dir) = service.stop();
+    ended.assert(1, "2 background tasks still in flight at the deadline (0 completed, ");
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    println!("gone {:?} after SIGTERM, with a grace of 300 ms", began.elapsed());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Nor does it hold the reader: what is not on disk is in memory.
+pub fn a_write_that_hangs_does_not_hold_it(program: Program) {
+    let service = Service::start(program, &["--grace", "0.3"]);
+    // To open this for writing waits for a reader, who never comes.
+    mkfifoat(CWD, service.dir().join(format!(".{}-1.tmp", service.pid())), Mode::RWXU).unwrap();
+    let mut client = service.connect();
+    assert_eq!(client.put("note", b"in memory").unwrap().status, 202);
+    assert_eq!(text(client.get("/notes/note").unwrap()), "in memory");
+    assert!(text(client.get("/").unwrap()).contains("Not on disk yet: 1"));
+    service.stop().0.assert(1, " still in flight at the deadline (");
+}
+
+pub fn a_second_signal_leaves_at_once(program: Program) {
+    let mut service = Service::start(program, &["--grace", "3600"]);
+    let mut client = service.connect();
+    client.begin_put("half", 8).unwrap();
+    client.send(b"half").unwrap();
+    service.terminate();
+    service.line("draining: 2 in flight");
+    service.stop().0.assert(130, "left at once, 2 in flight");
+}
+
+pub fn a_port_in_use(program: Program) {
+    let service = Service::start(program, &[]);
+    let dir = program.dir();
+    let args = ["--port", &service.port(), "--dir", dir.path().to_str().unwrap()];
+    refuses(program, &args, &format!("notes: cannot listen on {}: ", service.address()));
+}
+
+pub fn a_folder_that_cannot_be(program: Program) {
+    let dir = program.dir();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for folder in [file.join("below"), file] {
+        let folder = folder.to_str().unwrap();
+        refuses(program, &["--port", "0", "--dir", folder], &format!("notes: cannot write to '{folder}': "));
+    }
+}
+
+pub fn options(program: Program) {
+    refuses(program, &["--unknown"], "notes: invalid option '--unknown'");
+    refuses(program, &["stray"], "notes: unexpected argument \"stray\"");
+    refuses(program, &["--port"], "notes: missing argument for option '--port'");
+    refuses(program, &["--port", "65536"], "notes: cannot parse argument \"65536\"");
+    refuses(program, &["--grace", "-1"], "notes: cannot parse argument \"-1\"");
+    refuses(program, &["--grace", "soon"], "notes: cannot parse argument \"soon\"");
+    program.start(["--help"]).wait().assert(0, "Usage: ");
+}
+
+/// It says why in one line, and does nothing.
+#[track_caller]
+fn refuses(program: Program, args: &[&str], why: &str) {
+    let ended = program.start(args).wait();
+    ended.assert(2, why);
+    assert!(matches!(&ended.lines[..], [Line::Err(line)] if line.starts_with(why)), "{ended:#?}");
+}

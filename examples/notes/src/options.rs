@@ -1,0 +1,53 @@
+use crate::Exit;
+use lexopt::prelude::*;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const HELP: &str = "\
+A cache of notes in a folder, written after the response.
+
+Usage: notes [options]
+
+  --port PORT      listen on this port of 127.0.0.1, 0 for any that is free [7878]
+  --dir FOLDER     keep the notes there; it is created if missing [notes-cache]
+  --grace SECONDS  after SIGTERM or Ctrl-C, wait this long for what is in flight [10]
+  --help           say this
+
+  curl -T file http://127.0.0.1:7878/notes/name    keep a note of up to 1 MiB
+  curl http://127.0.0.1:7878/notes/name            read it back
+  curl http://127.0.0.1:7878/                      what is in flight, what was written
+
+Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start,
+130 after a second SIGTERM or Ctrl-C.";
+
+pub(crate) struct Options {
+    pub(crate) port: u16,
+    pub(crate) dir: PathBuf,
+    pub(crate) grace: Duration,
+}
+
+impl Options {
+    pub(crate) fn from_args() -> Result<Self, Exit> {
+        parse(lexopt::Parser::from_env()).map_err(|error| Exit::Unusable(format!("{error} (try --help)")))?.ok_or(Exit::Told(HELP))
+    }
+}
+
+/// Returns `None` if help was asked for.
+fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
+    let mut options = Options { port: 7878, dir: "notes-cache".into(), grace: Duration::from_secs(10) };
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("port") => options.port = args.value()?.parse()?,
+            Long("dir") => options.dir = args.value()?.into(),
+            Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
+            Long("help") | Short('h') => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Some(options))
+}
+
+fn seconds(value: &str) -> Result<Duration, String> {
+    let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

@@ -1,0 +1,24 @@
+//! The page at `/`. A name has no character that HTML would mind.
+
+use crate::store::{Glance, Name};
+use std::fmt::Write;
+
+pub(crate) fn page(in_flight: usize, glance: &Glance) -> String {
+    let Glance { waiting, next, written, recent } = glance;
+    let next = list(next);
+    let recent = list(recent);
+    format!(
+        "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Notes</title>\n\
+         <h1>Notes</h1>\n<p>{in_flight} in flight, with this request and its connection.</p>\n\
+         <h2>Not on disk yet: {waiting}</h2>\n{next}\
+         <h2>Written: {written}</h2>\n{recent}"
+    )
+}
+
+fn list(names: &[Name]) -> String {
+    let mut list = String::from("<ul>\n");
+    for name in names {
+        let _ = writeln!(list, "<li><a href=\"/notes/{name}\">{name}</a></li>");
+    }
+    list + "</ul>\n"
+}

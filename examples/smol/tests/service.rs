@@ -1,0 +1,3 @@
+#![cfg(unix)]
+
+notes::service_tests!(env!("CARGO_BIN_EXE_notes-smol"));
