@@ -50,8 +50,14 @@ impl Bell {
     fn wake_rung(&self) {
         let rung = core::mem::take(&mut *lock(&self.rung));
         for relay in rung {
-            let waker = lock(&relay.waker).take();
-            if let Err(payload) = contain(|| waker.map(Waker::wake)) {
+            let wake = move || {
+                let waker = lock(&relay.waker).take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                drop(relay);
+            };
+            if let Err(payload) = contain(wake) {
                 discard(payload);
             }
         }

@@ -136,7 +136,7 @@ impl Gate {
 
     /// Closes the gate; says whether this drained it, which happens at most once.
     ///
-    /// Acquire: as the last one's in `leave`. Release: `enter` of a draining gate finds it closed, not drained, as the closer left it.
+    /// Acquire: as in `last_left`. Release: pairs with that one, so that whoever learns of the drain sees the shutdown's beginning.
     pub(crate) fn close(&self) -> bool {
         self.word.fetch_or(CLOSED, Ordering::AcqRel) & (COUNT | CLOSED) == 0
     }
@@ -171,10 +171,11 @@ impl Gate {
 
     /// Opens a drained gate again for the next registry of a pooled core.
     ///
-    /// Relaxed: the pool's mutex hands the core over.
+    /// Relaxed: the pool's mutex hands the core over. A swap, as a stray of the last life may yet clear `IDLE`: nothing comes between what
+    /// that read and what it wrote, which loom knows of swaps and not of stores.
     #[cfg(feature = "std")]
     pub(crate) fn reset(&self) {
-        self.word.store(0, Ordering::Relaxed);
+        self.word.swap(0, Ordering::Relaxed);
         self.flips.store(0, Ordering::Relaxed);
     }
 }

@@ -54,13 +54,13 @@
 //! # Without `std`
 //!
 //! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard. A panic
-//! is not caught, a waiting signal is one allocation, and wakers are called under a lock of event-listener's, so a waker must not call
+//! is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one allocation, and wakers are called under a lock of event-listener's, so a waker must not call
 //! back into the registry.
 //!
 //! # Cost
 //!
-//! Counting a task is two atomic operations on a cache line that no other thread writes, its size grows by two words, and nothing is allocated
-//! for it. Waiting for the signal through [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown.
+//! Counting a task is two atomic operations on a cache line that no other thread writes (there is a shard for each core, and threads take them
+//! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown.
 //! The state of a registry is taken from a pool and given back: memory is bounded by the most registries alive at once.
 
 #![cfg_attr(not(feature = "std"), no_std)]

@@ -8,7 +8,7 @@ static FREE: std::sync::Mutex<Vec<&'static Core>> = std::sync::Mutex::new(Vec::n
 
 pub(crate) fn take() -> &'static Core {
     let free = lock(&FREE).pop();
-    let core = free.unwrap_or_else(|| Box::leak(Box::new(Core::new())));
+    let core = free.unwrap_or_else(|| Box::leak(Box::new(Core::with(true))));
     core.open();
     core
 }

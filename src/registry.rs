@@ -66,7 +66,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained.
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
         let (future, token) = self.admit(future)?;
@@ -77,7 +77,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] when the registry has drained.
+    /// [`Rejected`] when the registry has drained (or is [full](crate::Reason::Full)).
     ///
     /// # Examples
     ///
@@ -187,9 +187,7 @@ impl<S> Registry<S> {
             Err(reason) => Err(Rejected::new(work, reason)),
         }
     }
-}
 
-impl<S: Spawner> Registry<S> {
     /// Starts a task in the background.
     ///
     /// Its output says whether it failed, see [`TaskOutput`]; a panic is caught and counted (with `std`). When the registry has drained the
@@ -201,6 +199,7 @@ impl<S: Spawner> Registry<S> {
     #[track_caller]
     pub fn run<F>(&self, future: F)
     where
+        S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.try_run(future).unwrap_or_else(discard);
@@ -210,7 +209,7 @@ impl<S: Spawner> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained.
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
     ///
     /// # Panics
     ///
@@ -218,15 +217,14 @@ impl<S: Spawner> Registry<S> {
     #[track_caller]
     pub fn try_run<F>(&self, future: F) -> Result<(), Rejected<F>>
     where
+        S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         let (future, token) = self.admit(future)?;
         self.spawner.spawn(Task::new(future, token));
         Ok(())
     }
-}
 
-impl<S: LocalSpawner> Registry<S> {
     /// Starts a task that is not `Send`, on this thread; otherwise as [`run`](Self::run).
     ///
     /// # Panics
@@ -235,6 +233,7 @@ impl<S: LocalSpawner> Registry<S> {
     #[track_caller]
     pub fn run_local<F>(&self, future: F)
     where
+        S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
         self.try_run_local(future).unwrap_or_else(discard);
@@ -244,7 +243,7 @@ impl<S: LocalSpawner> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained.
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
     ///
     /// # Panics
     ///
@@ -252,15 +251,14 @@ impl<S: LocalSpawner> Registry<S> {
     #[track_caller]
     pub fn try_run_local<F>(&self, future: F) -> Result<(), Rejected<F>>
     where
+        S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
         let (future, token) = self.admit(future)?;
         self.spawner.spawn_local(Task::new(future, token));
         Ok(())
     }
-}
 
-impl<S: BlockingSpawner> Registry<S> {
     /// Starts a closure that blocks, on a thread that is for that; otherwise as [`run`](Self::run).
     ///
     /// # Panics
@@ -269,6 +267,7 @@ impl<S: BlockingSpawner> Registry<S> {
     #[track_caller]
     pub fn run_blocking<F, T>(&self, work: F)
     where
+        S: BlockingSpawner,
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
@@ -279,7 +278,7 @@ impl<S: BlockingSpawner> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the closure back when the registry has drained.
+    /// [`Rejected`] gives the closure back when the registry has drained (or is [full](crate::Reason::Full)).
     ///
     /// # Panics
     ///
@@ -287,6 +286,7 @@ impl<S: BlockingSpawner> Registry<S> {
     #[track_caller]
     pub fn try_run_blocking<F, T>(&self, work: F) -> Result<(), Rejected<F>>
     where
+        S: BlockingSpawner,
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
@@ -294,6 +294,15 @@ impl<S: BlockingSpawner> Registry<S> {
         let task = Task::new(lazy(|_| work()), token);
         self.spawner.spawn_blocking(move || task.run());
         Ok(())
+    }
+}
+
+#[cfg(loom)]
+impl<S> Registry<S> {
+    /// For the models: the looks by which [`wait_idle`](Self::wait_idle) decides, without its asking and listening.
+    #[doc(hidden)]
+    pub fn is_idle(&self) -> bool {
+        self.core().is_idle()
     }
 }
 

@@ -1,6 +1,9 @@
 use core::fmt;
 
 /// The error of work that a registry did not accept: why, and the work itself.
+///
+/// As it holds the work, `?` makes a `Box<dyn Error + Send + Sync>` of it only if that is `Send + Sync` too; the [`reason`](Self::reason) always
+/// becomes one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
@@ -46,6 +49,8 @@ impl<F> fmt::Display for Rejected<F> {
 }
 
 impl<F> core::error::Error for Rejected<F> {}
+
+impl core::error::Error for Reason {}
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

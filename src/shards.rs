@@ -9,6 +9,7 @@ use crate::gate::{Gate, Last, Refused};
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
 use crate::wakers::Wakers;
 use crate::{Reason, Summary};
+use core::fmt;
 use core::panic::Location;
 
 #[cfg(feature = "std")]
@@ -17,7 +18,6 @@ use crate::pool;
 use std::sync::OnceLock;
 
 /// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs).
-#[derive(Debug)]
 #[repr(align(128))]
 struct Line<T>(T);
 
@@ -31,7 +31,6 @@ pub(crate) enum Outcome {
 }
 
 /// One gate and what its leavers count beside it. Completions need no counter: they are what was accepted less the rest.
-#[derive(Debug)]
 struct Tally {
     gate: Gate,
     failed: AtomicUsize,
@@ -41,7 +40,6 @@ struct Tally {
 }
 
 /// One thread's part of a core, on lines of its own (H2).
-#[derive(Debug)]
 struct Shard {
     tally: Line<Tally>,
     wakers: Line<Wakers>,
@@ -69,7 +67,6 @@ impl Shard {
 }
 
 /// What many threads write, seldom.
-#[derive(Debug)]
 struct Cold {
     handles: AtomicUsize,
     holds: AtomicUsize,
@@ -89,10 +86,11 @@ struct Cold {
 /// # assert_eq!(TASKS.in_flight(), 0);
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct Core {
-    /// Even while open, odd once shutdown has begun; one more for each registry that the pool gives the core to.
+    /// Even while open, odd once shutdown has begun; two more for each registry that the pool gives the core to.
     phase: AtomicUsize,
+    /// Not one of a static, whose handles nobody counts.
+    pooled: bool,
     #[cfg(feature = "std")]
     lanes: OnceLock<Box<[Lane]>>,
     #[cfg(not(feature = "std"))]
@@ -100,9 +98,15 @@ pub struct Core {
     cold: Line<Cold>,
 }
 
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its shards point back to it.
+        f.debug_struct("Core").finish_non_exhaustive()
+    }
+}
+
 /// A shard and the way from it to its core.
 #[cfg(feature = "std")]
-#[derive(Debug)]
 pub(crate) struct Lane {
     shard: Shard,
     core: &'static Core,
@@ -119,15 +123,21 @@ impl Core {
         /// It serves one registry, once: after its shutdown it stays drained.
         #[expect(clippy::new_without_default, reason = "it is for statics, where `default` cannot be called")]
         pub const fn new() -> Self {
+            Self::with(false)
+        }
+    }
+
+    const_unless_loom! {
+        pub(crate) const fn with(pooled: bool) -> Self {
             Self {
                 phase: AtomicUsize::new(0),
+                pooled,
                 #[cfg(feature = "std")]
                 lanes: OnceLock::new(),
                 #[cfg(not(feature = "std"))]
                 lane: Shard::new(),
                 cold: Line(Cold {
-                    // A registry in a static counts no handle of its own and never ends: keep the count from reaching zero.
-                    handles: AtomicUsize::new(usize::MAX / 2),
+                    handles: AtomicUsize::new(1),
                     holds: AtomicUsize::new(2),
                     drained: AtomicUsize::new(0),
                     bell: Bell::new(),
@@ -248,7 +258,8 @@ impl Core {
     /// Whether there was an instant with nothing in flight.
     ///
     /// Two looks at all gates: if no count was above zero in the first and nothing was accepted between them, then nothing was in flight
-    /// when the first had ended. The flips enclose the looks, so that an *accepted* that came full circle is seen.
+    /// when the first had ended. The flips enclose the looks, so that an *accepted* that came full circle is seen; and whoever flipped it
+    /// unseen has not left, so that the second look counts them.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.lanes().iter().map(|lane| lane.shard().gate());
         let flips = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.flips()));
@@ -263,7 +274,7 @@ impl Core {
             if in_flight != 0 {
                 return false;
             }
-            if look().1 == accepted && flips() == flips_before {
+            if look() == (0, accepted) && flips() == flips_before {
                 return true;
             }
             // Something came and went: look again at once, as nobody may be left to ring.
@@ -302,7 +313,7 @@ impl Core {
         handles.store(1, Ordering::Relaxed);
         holds.store(2, Ordering::Relaxed);
         drained.store(0, Ordering::Relaxed);
-        let next = self.phase.load(Ordering::Relaxed).next_multiple_of(2);
+        let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
     }
 
@@ -376,6 +387,7 @@ mod threads {
     pub(super) fn shards() -> usize {
         static SHARDS: OnceLock<usize> = OnceLock::new();
         *SHARDS.get_or_init(|| {
+            // For this crate's own tests, when they are built.
             let forced = option_env!("BACKGROUND_TASKS_SHARDS").and_then(|n| n.parse().ok());
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
             forced.unwrap_or_else(cores).clamp(1, 64).next_power_of_two()
@@ -431,7 +443,7 @@ pub mod threads {
 /// One piece of work in flight: the shard that it is counted on and the call that started it.
 ///
 /// It does not give its count back by itself: whoever has it must call [`Token::leave`], once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Token {
     lane: &'static Lane,
     site: &'static Location<'static>,
@@ -490,7 +502,9 @@ impl Handle {
 impl Clone for Handle {
     /// Relaxed: one is there already.
     fn clone(&self) -> Self {
-        self.0.cold.0.handles.fetch_add(1, Ordering::Relaxed);
+        if self.0.pooled {
+            self.0.cold.0.handles.fetch_add(1, Ordering::Relaxed);
+        }
         Self(self.0)
     }
 }
@@ -498,7 +512,7 @@ impl Clone for Handle {
 impl Drop for Handle {
     /// `AcqRel`: what was done through the other handles happened before the shutdown that the last one begins.
     fn drop(&mut self) {
-        if self.0.cold.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.pooled && self.0.cold.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.begin_shutdown();
             self.0.let_go();
         }

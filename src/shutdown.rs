@@ -36,6 +36,10 @@ impl Shutdown {
     ///
     /// [`Stragglers`] when something is still in flight. It goes on running: wait again, or leave the program.
     ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends this wait and drops the deadline, and nothing else.
+    ///
     /// # Examples
     ///
     /// ```

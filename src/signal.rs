@@ -8,8 +8,8 @@ use pin_project_lite::pin_project;
 
 /// A future that resolves once its registry's shutdown has begun, and for ever after.
 ///
-/// Every clone waits for itself. Cloning, polling and dropping one touch nothing that other threads write, and it keeps neither the
-/// registry open nor its drain waiting. When the registry's last handle is dropped, nobody could begin the shutdown any more, so
+/// Every clone waits for itself. Cloning one counts nothing; polling and dropping it touch the shard of the thread that polled first. It keeps
+/// neither the registry open nor its drain waiting. When the registry's last handle is dropped, nobody could begin the shutdown any more, so
 /// that counts as its beginning.
 ///
 /// # Cancel safety

@@ -29,7 +29,8 @@ pub use self::tokio::TokioSpawner;
 ///
 /// # For a library
 ///
-/// Bound `S: Spawner` and the program chooses the runtime:
+/// Bound `S: Spawner` and the program chooses the runtime. (Import the trait to bound or implement it; for a call it may stand before a
+/// method of the same name, as that of an `Arc<Executor>`.)
 ///
 /// ```
 /// use background_tasks::{Registry, Spawner};
@@ -80,6 +81,10 @@ pub trait Spawner {
 }
 
 /// Starts futures that are not `Send`, on the thread that calls; see [`Spawner`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no `LocalSpawner`",
+    note = "`TokioSpawner` and `Rc<async_executor::LocalExecutor<'static>>` are, each behind its cargo feature"
+)]
 pub trait LocalSpawner {
     /// Starts a future on this thread's executor and returns at once.
     ///
@@ -92,6 +97,10 @@ pub trait LocalSpawner {
 }
 
 /// Starts closures that block, on threads that are for that; see [`Spawner`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no `BlockingSpawner`",
+    note = "`TokioSpawner`, `SmolSpawner` and `AsyncStdSpawner` are, each behind its cargo feature"
+)]
 pub trait BlockingSpawner {
     /// Starts a closure where it may block, and returns at once.
     ///

@@ -92,6 +92,7 @@ fn show(mut item: Item, public: &BTreeSet<String>) -> Option<(String, Item)> {
             }
             item.ident.to_string()
         }
+        Item::Impl(item) if item.attrs.iter().any(for_loom) => return None,
         Item::Impl(item) => {
             attributes(&mut item.attrs);
             let of_trait = item.trait_.is_some();
@@ -127,6 +128,10 @@ fn method(item: ImplItem) -> Option<ImplItem> {
     attributes(&mut method.attrs);
     method.block = parse_quote!({});
     matches!(method.vis, Visibility::Public(_)).then_some(ImplItem::Fn(method))
+}
+
+fn for_loom(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|cfg| cfg == "loom")
 }
 
 fn attributes(attributes: &mut Vec<Attribute>) {

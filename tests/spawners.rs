@@ -170,8 +170,11 @@ fn threads_end_when_the_last_clone_is_dropped_on_one_of_them() {
         is_last.recv_timeout(HANG).unwrap();
         drop(own);
     });
+    let shutdown = registry.shutdown();
     drop(registry);
     last.send(()).unwrap();
+    let summary = shutdown.wait_timeout(HANG).unwrap();
+    assert_eq!((summary.completed, summary.panicked), (3, 0));
     for _ in 0..2 {
         ended.recv_timeout(HANG).unwrap();
     }

@@ -1,6 +1,6 @@
 use super::{LocalSpawner, Spawner};
 use crate::Registry;
-use crate::panics::{contain, discard};
+use crate::panics::discard;
 use async_executor::{Executor, LocalExecutor};
 use futures_lite::future::block_on;
 use std::fmt;
@@ -23,8 +23,8 @@ impl LocalSpawner for LocalExecutor<'static> {
 /// Spawns on threads of its own, for programs that have no runtime.
 ///
 /// All clones are one set of threads, which run an [`async_executor::Executor`] until the last clone is dropped. That drop waits for the
-/// threads, each of which ends when the task that it polls yields; unless it happens on one of them, which then ends by itself. What
-/// was in flight is dropped and counts as abandoned.
+/// threads, each of which ends when it comes to look (the executor does every 200 polls), unless it happens on one of them, which then
+/// ends by itself. What was in flight is dropped and counts as abandoned. A task that owns a clone (in a registry, say) keeps the threads.
 ///
 /// # Examples
 ///
@@ -81,16 +81,11 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns what each thread does: it runs tasks, and goes on after a foreign one, which nobody caught, has panicked.
+    /// Returns what each thread does. The executor keeps a foreign task's panic to itself, as a registry does one of its own.
     fn work(&self) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let ended = self.alive.signal();
-        move || {
-            let run = || block_on(executor.run(ended.clone()));
-            while let Err(payload) = contain(run) {
-                discard(payload);
-            }
-        }
+        move || block_on(executor.run(ended))
     }
 }
 
