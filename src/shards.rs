@@ -73,6 +73,8 @@ struct Cold {
     /// How many gates have drained.
     drained: AtomicUsize,
     bell: Bell,
+    #[cfg(loom)]
+    life: crate::sync::Life,
 }
 
 /// The shared state of one registry, for [`Registry::in_static`](crate::Registry::in_static).
@@ -141,6 +143,8 @@ impl Core {
                     holds: AtomicUsize::new(2),
                     drained: AtomicUsize::new(0),
                     bell: Bell::new(),
+                    #[cfg(loom)]
+                    life: crate::sync::Life::new(),
                 }),
             }
         }
@@ -288,6 +292,8 @@ impl Core {
 
     /// `AcqRel`: whatever any holder did happened before the core's next life.
     fn let_go(&'static self) {
+        #[cfg(loom)]
+        self.cold.0.life.let_go();
         if self.cold.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
             #[cfg(feature = "std")]
             pool::give_back(self);
@@ -310,6 +316,8 @@ impl Core {
             }
         }
         let Cold { handles, holds, drained, .. } = &self.cold.0;
+        #[cfg(loom)]
+        self.cold.0.life.begin();
         handles.store(1, Ordering::Relaxed);
         holds.store(2, Ordering::Relaxed);
         drained.store(0, Ordering::Relaxed);

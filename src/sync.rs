@@ -64,4 +64,23 @@ pub(crate) mod model {
             self.0.lock().unwrap().take().expect("a core is closed once");
         }
     }
+
+    /// Stands for all that a core's next life overwrites: loom fails a run in which somebody's letting go of the last life did not
+    /// happen before it.
+    #[derive(Debug)]
+    pub(crate) struct Life(std::sync::Mutex<loom::cell::UnsafeCell<()>>);
+
+    impl Life {
+        pub(crate) fn new() -> Self {
+            Self(std::sync::Mutex::new(loom::cell::UnsafeCell::new(())))
+        }
+
+        pub(crate) fn begin(&self) {
+            self.0.lock().unwrap().with_mut(|_| ());
+        }
+
+        pub(crate) fn let_go(&self) {
+            self.0.lock().unwrap().with(|_| ());
+        }
+    }
 }
