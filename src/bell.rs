@@ -18,7 +18,6 @@ use {
     std::task::{Wake, Waker},
 };
 
-#[derive(Debug)]
 pub(crate) struct Bell {
     event: Event,
     #[cfg(feature = "std")]
@@ -93,7 +92,6 @@ impl Bell {
 }
 
 #[cfg(feature = "std")]
-#[derive(Debug)]
 struct Relay {
     bell: &'static Bell,
     waker: Mutex<Option<Waker>>,

@@ -306,7 +306,7 @@ impl Core {
     /// Makes a core fit for its next registry. Nobody else has it, strays of its last life aside: signals that are triggered as its
     /// phase has moved on, and leavers that clear a bit of a gate and then ring.
     ///
-    /// Relaxed: the pool's mutex hands the core over.
+    /// Relaxed, but for the phase: the pool's mutex hands the core over.
     pub(crate) fn open(&'static self) {
         for lane in self.lanes() {
             let Tally { gate, failed, panicked, abandoned, rejected } = &lane.shard.tally.0;
@@ -321,6 +321,7 @@ impl Core {
         handles.store(1, Ordering::Relaxed);
         holds.store(2, Ordering::Relaxed);
         drained.store(0, Ordering::Relaxed);
+        // Release: a signal of the last life may read this one, and sees then what came before that life's shutdown.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
     }
