@@ -12,7 +12,7 @@ use event_listener::EventListener;
 
 #[cfg(feature = "std")]
 use {
-    crate::panics::{contain, discard},
+    crate::panics::shield,
     crate::sync::{Mutex, lock},
     std::sync::Arc,
     std::task::{Wake, Waker},
@@ -49,16 +49,13 @@ impl Bell {
     fn wake_rung(&self) {
         let rung = core::mem::take(&mut *lock(&self.rung));
         for relay in rung {
-            let wake = move || {
+            shield(move || {
                 let waker = lock(&relay.waker).take();
                 if let Some(waker) = waker {
                     waker.wake();
                 }
                 drop(relay);
-            };
-            if let Err(payload) = contain(wake) {
-                discard(payload);
-            }
+            });
         }
     }
 

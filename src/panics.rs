@@ -16,9 +16,9 @@ mod with_std {
         catch_unwind(AssertUnwindSafe(f))
     }
 
-    /// Drops something of the user's. A panic's payload may panic in turn when dropped: the second one is leaked.
-    pub(crate) fn discard<T>(foreign: T) {
-        if let Err(payload) = contain(|| drop(foreign)) {
+    /// Runs foreign code whose panic concerns nobody here. The payload may panic in turn when dropped: the second one is leaked.
+    pub(crate) fn shield(f: impl FnOnce()) {
+        if let Err(payload) = contain(f) {
             if let Err(second) = contain(|| drop(payload)) {
                 core::mem::forget(second);
             }
@@ -37,8 +37,8 @@ mod without_std {
         Ok(f())
     }
 
-    pub(crate) fn discard<T>(foreign: T) {
-        drop(foreign);
+    pub(crate) fn shield(f: impl FnOnce()) {
+        f();
     }
 
     pub(crate) fn resume(payload: Payload) -> ! {
@@ -51,3 +51,8 @@ mod without_std {
 }
 #[cfg(not(feature = "std"))]
 pub(crate) use without_std::*;
+
+/// Drops something of the user's.
+pub(crate) fn discard<T>(foreign: T) {
+    shield(|| drop(foreign));
+}

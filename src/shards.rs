@@ -218,6 +218,11 @@ impl Core {
         self.cold.0.drained.load(Ordering::Acquire) == self.lanes().len()
     }
 
+    /// The summary, once it is final.
+    pub(crate) fn drained(&'static self) -> Option<Summary> {
+        self.is_drained().then(|| self.summary())
+    }
+
     /// Acquire: pairs with `begin_shutdown`.
     #[inline]
     pub(crate) fn phase(&self) -> usize {

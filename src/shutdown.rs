@@ -96,8 +96,7 @@ impl Shutdown {
     }
 
     fn drained(&self) -> Option<Summary> {
-        let core = self.hold.core();
-        core.is_drained().then(|| core.summary())
+        self.hold.core().drained()
     }
 
     fn stragglers(&self) -> Stragglers {
@@ -111,7 +110,7 @@ impl Future for Shutdown {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
         let core = self.hold.core();
-        self.waiter.poll(cx, || core.is_drained().then(|| core.summary()))
+        self.waiter.poll(cx, || core.drained())
     }
 }
 

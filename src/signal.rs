@@ -84,12 +84,6 @@ impl ShutdownSignal {
     pub fn run_until_shutdown<F: Future>(&self, future: F) -> RunUntilShutdown<F> {
         RunUntilShutdown { future, signal: self.clone() }
     }
-
-    fn delist(&mut self) {
-        if let Some((lane, key)) = self.enlisted.take() {
-            lane.wakers().delist(key, || !self.is_triggered());
-        }
-    }
 }
 
 impl Future for ShutdownSignal {
@@ -119,7 +113,9 @@ impl Clone for ShutdownSignal {
 
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
-        self.delist();
+        if let Some((lane, key)) = self.enlisted.take() {
+            lane.wakers().delist(key, || !self.is_triggered());
+        }
     }
 }
 

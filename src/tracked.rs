@@ -1,5 +1,5 @@
 use crate::TaskOutput;
-use crate::panics::{Payload, contain, discard, panicking, resume};
+use crate::panics::{Payload, contain, discard, panicking, resume, shield};
 use crate::shards::{Outcome, Token};
 use core::fmt;
 use core::future::Future;
@@ -60,9 +60,7 @@ impl<F: Future> Work<F> {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(ended)) => ended,
             Err(payload) => {
-                if let Err(second) = contain(|| self.end()) {
-                    discard(second);
-                }
+                shield(|| self.end());
                 (Outcome::Panicked, panic(payload))
             }
         };

@@ -5,7 +5,7 @@
 
 #[cfg(feature = "std")]
 mod with_std {
-    use crate::panics::discard;
+    use crate::panics::shield;
     use crate::sync::{Mutex, const_unless_loom, lock};
     use core::mem;
     use core::task::{Poll, Waker};
@@ -13,13 +13,12 @@ mod with_std {
     pub(crate) type Key = usize;
 
     /// A slab. Wakers are foreign code: they are cloned, woken and dropped outside the lock (S7).
-    #[derive(Debug, Default)]
+    #[derive(Default)]
     struct List {
         slots: Vec<Option<Waker>>,
         free: Vec<Key>,
     }
 
-    #[derive(Debug)]
     pub(crate) struct Wakers(Mutex<List>);
 
     impl Wakers {
@@ -81,9 +80,7 @@ mod with_std {
         pub(crate) fn wake_all(&self) {
             let list = mem::take(&mut *lock(&self.0));
             for waker in list.slots.into_iter().flatten() {
-                if let Err(payload) = crate::panics::contain(|| waker.wake()) {
-                    discard(payload);
-                }
+                shield(|| waker.wake());
             }
         }
     }
@@ -101,7 +98,6 @@ mod without_std {
 
     pub(crate) type Key = EventListener;
 
-    #[derive(Debug)]
     pub(crate) struct Wakers(Event);
 
     impl Wakers {
