@@ -1,7 +1,7 @@
 //! The gate: one atomic word that decides between the last one out and the next one in.
 //!
 //! ```text
-//! | accepted, modulo 2^ACCEPTED_BITS | in flight | IDLE | CLOSED |
+//! | accepted, modulo 2^ACCEPTED_BITS | in flight | WANTED | IDLE | CLOSED |
 //! ```
 //!
 //! The word reads *closed, 0* from the moment when `close` finds nobody in flight, or the last one leaves a closed gate, and
@@ -16,8 +16,10 @@ use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
 const CLOSED: usize = 1;
 /// Somebody waits for the count to reach zero. One shot.
 const IDLE: usize = 2;
-const FLAGS: usize = CLOSED | IDLE;
-const ONE: usize = 4;
+/// Somebody waits for a place below a limit: who leaves says so, and a newcomer must not overtake.
+const WANTED: usize = 4;
+const FLAGS: usize = CLOSED | IDLE | WANTED;
+const ONE: usize = 8;
 
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
@@ -31,6 +33,9 @@ const ACCEPTED_ONE: usize = 1 << ACCEPTED_SHIFT;
 /// What is in flight, in units of `ONE`; all ones when the gate is full.
 const COUNT: usize = ACCEPTED_ONE - ONE;
 const TOP: u32 = usize::BITS - 1;
+/// As many as a gate can count.
+#[cfg(feature = "std")]
+pub(crate) const MOST: usize = COUNT / ONE;
 
 /// Why a gate let nobody in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +44,11 @@ pub(crate) enum Refused {
     Full,
 }
 
-/// What the last one that left has to see to.
+/// What the one that left has to see to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Last {
+pub(crate) struct Left {
+    /// Somebody waits for the place that this one leaves.
+    pub(crate) wanted: bool,
     /// Nothing was in flight for an instant, and somebody waits for that: ring.
     pub(crate) idle: bool,
     /// This was the last one out of a closed gate.
@@ -82,15 +89,33 @@ impl Gate {
 
     /// Counts one more, unless the gate has drained or is full (S1, S4).
     ///
-    /// Relaxed: what the newcomer does is published by its own `leave`.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
+        self.enter_if(|word| word & COUNT != COUNT)
+    }
+
+    /// Counts one more if fewer than `limit` are in flight, and nobody who waits is overtaken.
+    #[cfg(feature = "std")]
+    pub(crate) fn enter_below(&self, limit: usize) -> Result<(), Refused> {
+        self.enter_if(|word| Seen(word).in_flight() < limit && word & WANTED == 0)
+    }
+
+    /// Counts one more, who waited, if fewer than `limit` are in flight.
+    #[cfg(feature = "std")]
+    pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
+        self.enter_if(|word| Seen(word).in_flight() < limit)
+    }
+
+    /// Relaxed: what the newcomer does is published by its own `leave`.
+    #[inline]
+    fn enter_if(&self, has_place: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            match word & (COUNT | CLOSED) {
-                CLOSED => return Err(Refused::Drained),
-                full if full & COUNT == COUNT => return Err(Refused::Full),
-                _ => {}
+            if word & (COUNT | CLOSED) == CLOSED {
+                return Err(Refused::Drained);
+            }
+            if !has_place(word) {
+                return Err(Refused::Full);
             }
             let next = word.wrapping_add(ACCEPTED_ONE + ONE);
             match self.word.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
@@ -109,34 +134,35 @@ impl Gate {
         Ok(())
     }
 
-    /// Gives one count back; says what the last one out has to do, if anybody waits for it.
+    /// Gives one count back; says what has to be done, if anybody waits for that.
     ///
-    /// Release: pairs with the Acquire in `last_left`, `close` and `look`, so that everything a task did, its destructor and its
+    /// Release: pairs with the Acquire in `left`, `close` and `look`, so that everything a task did, its destructor and its
     /// outcome included, happened before whoever learns that it is gone (S2, S3).
     #[inline]
-    pub(crate) fn leave(&self) -> Option<Last> {
+    pub(crate) fn leave(&self) -> Option<Left> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
         debug_assert_ne!(before & COUNT, 0, "left more often than entered");
-        (before & COUNT == ONE && before & FLAGS != 0).then(|| self.last_left(before))
+        (before & FLAGS != 0 && (before & COUNT == ONE || before & WANTED != 0)).then(|| self.left(before))
     }
 
     #[cold]
-    fn last_left(&self, before: usize) -> Last {
-        let last = Last { idle: before & IDLE != 0, drained: before & CLOSED != 0 };
-        if last.drained {
+    fn left(&self, before: usize) -> Left {
+        let last = before & COUNT == ONE;
+        let left = Left { wanted: before & WANTED != 0, idle: last && before & IDLE != 0, drained: last && before & CLOSED != 0 };
+        if left.drained {
             // Pairs with the Release of all who left before. A load, not a fence: ThreadSanitizer does not know fences.
             self.word.load(Ordering::Acquire);
         }
-        if last.idle {
+        if left.idle {
             // Cleared before the caller rings: a waiter that comes between sets it again, one that came earlier is rung.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
-        last
+        left
     }
 
     /// Closes the gate; says whether this drained it, which happens at most once.
     ///
-    /// Acquire: as in `last_left`. Release: pairs with that one, so that whoever learns of the drain sees the shutdown's beginning.
+    /// Acquire: as in `left`. Release: pairs with that one, so that whoever learns of the drain sees the shutdown's beginning.
     pub(crate) fn close(&self) -> bool {
         self.word.fetch_or(CLOSED, Ordering::AcqRel) & (COUNT | CLOSED) == 0
     }
@@ -146,6 +172,20 @@ impl Gate {
     /// Relaxed: whether it was too late is decided by the look that follows, as the word has one order for all.
     pub(crate) fn ask_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
+    }
+
+    /// Has everyone who leaves from now on say so, and keeps newcomers from overtaking.
+    ///
+    /// Relaxed: as for `ask_idle`, with the entry in turn that follows; the queue's lock orders the rest.
+    #[cfg(feature = "std")]
+    pub(crate) fn want_places(&self) {
+        self.word.fetch_or(WANTED, Ordering::Relaxed);
+    }
+
+    /// Relaxed: the queue's lock is held, as when it was set.
+    #[cfg(feature = "std")]
+    pub(crate) fn want_no_place(&self) {
+        self.word.fetch_and(!WANTED, Ordering::Relaxed);
     }
 
     /// Acquire: pairs with `leave`, so that who sees a count given back sees what the task did, and its loss counted.
@@ -195,7 +235,7 @@ mod tests {
         assert!(!gate.close(), "one is in flight");
         assert_eq!(gate.enter(), Ok(()), "a draining gate still lets in");
         assert_eq!(gate.leave(), None);
-        assert_eq!(gate.leave(), Some(Last { idle: false, drained: true }));
+        assert_eq!(gate.leave(), Some(Left { wanted: false, idle: false, drained: true }));
         assert_eq!(gate.enter(), Err(Refused::Drained));
         assert!(!gate.close(), "drained once only");
     }
@@ -231,11 +271,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_for_a_place_is_not_overtaken() {
+        let gate = Gate::new();
+        assert_eq!((gate.enter_below(2), gate.enter_below(2)), (Ok(()), Ok(())));
+        assert_eq!(gate.enter_below(2), Err(Refused::Full));
+        gate.want_places();
+        assert_eq!(gate.enter_in_turn(2), Err(Refused::Full));
+        assert_eq!(gate.leave(), Some(Left { wanted: true, idle: false, drained: false }));
+        assert_eq!(gate.enter_below(2), Err(Refused::Full), "there is a place, and it is wanted");
+        assert_eq!(gate.enter_in_turn(2), Ok(()));
+        gate.want_no_place();
+        assert_eq!(gate.leave(), None);
+        assert_eq!(gate.enter_below(2), Ok(()));
+    }
+
+    #[test]
     fn idle_is_told_once() {
         let gate = Gate::new();
         gate.enter().unwrap();
         gate.ask_idle();
-        assert_eq!(gate.leave(), Some(Last { idle: true, drained: false }));
+        assert_eq!(gate.leave(), Some(Left { wanted: false, idle: true, drained: false }));
         gate.enter().unwrap();
         assert_eq!(gate.leave(), None);
     }

@@ -69,23 +69,45 @@
 
 extern crate alloc;
 
+#[cfg(feature = "std")]
+mod abort;
+#[cfg(feature = "std")]
+mod attend;
 mod bell;
+#[cfg(feature = "std")]
+mod builder;
 mod gate;
+mod info;
+#[cfg(feature = "std")]
+mod intake;
+#[cfg(feature = "std")]
+mod observer;
 mod output;
 mod panics;
 #[cfg(feature = "std")]
 mod pool;
 mod registry;
 mod rejected;
+#[cfg(feature = "std")]
+mod roster;
 mod shards;
 mod shutdown;
 mod signal;
 mod spawner;
+mod start;
 mod summary;
 mod sync;
+mod token;
 mod tracked;
 mod wakers;
 
+#[cfg(feature = "std")]
+pub use abort::{AbortError, Aborted};
+#[cfg(feature = "std")]
+pub use builder::Builder;
+pub use info::{Kind, ParseTaskIdError, TaskId, TaskInfo};
+#[cfg(feature = "std")]
+pub use observer::*;
 pub use output::TaskOutput;
 pub use registry::Registry;
 pub use rejected::{Reason, Rejected};
@@ -93,6 +115,9 @@ pub use shards::Core;
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::*;
+#[cfg(feature = "std")]
+pub use start::RunWhenReady;
+pub use start::Start;
 pub use summary::{Stragglers, Summary};
 pub use tracked::{Guard, Tracked};
 

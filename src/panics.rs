@@ -10,6 +10,12 @@ mod with_std {
 
     pub(crate) type Payload = Box<dyn Any + Send>;
 
+    /// What a panic says, if it says it as `panic!` does.
+    pub(crate) fn message(payload: &Payload) -> &str {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is no text)")
+    }
+
     /// Runs `f` and stops a panic of it.
     #[inline]
     pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {

@@ -1,13 +1,14 @@
-use crate::panics::discard;
-use crate::shards::{Core, Handle, Token};
+use crate::shards::{Core, Handle};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::tracked::{Guard, Task, Tracked};
+use crate::start::Start;
+use crate::tracked::{Guard, Tracked};
 use crate::{BlockingSpawner, LocalSpawner, Rejected, Spawner, Summary, TaskOutput};
 use core::fmt;
 use core::future::Future;
-use core::panic::Location;
-use futures_util::future::lazy;
+
+#[cfg(feature = "std")]
+use crate::{AbortError, Aborted, Builder, RunWhenReady, TaskId, TaskInfo};
 
 /// The background tasks of one host: starts them, counts them, tells them to stop, and waits for them.
 ///
@@ -46,7 +47,31 @@ impl<S> Registry<S> {
     #[cfg(feature = "std")]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn new(spawner: S) -> Self {
-        Self { handle: Handle::pooled(), spawner }
+        Self::builder(spawner).build()
+    }
+
+    /// Returns a builder, for a registry that tells its losses, lists its tasks, or has a limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1000).build();
+    /// registry.named("sweeper").run(std::future::pending::<()>());
+    /// assert_eq!(registry.tasks()[0].name(), Some("sweeper"));
+    /// # }
+    /// ```
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn builder(spawner: S) -> Builder<S> {
+        Builder::new(spawner)
+    }
+
+    #[cfg(feature = "std")]
+    pub(crate) fn with(handle: Handle, spawner: S) -> Self {
+        Self { handle, spawner }
     }
 
     /// Returns the registry whose state is `core`, for a `static` and for programs without `std`.
@@ -56,8 +81,52 @@ impl<S> Registry<S> {
         Self { handle: Handle::in_static(core), spawner }
     }
 
-    fn core(&self) -> &'static Core {
+    #[inline]
+    pub(crate) fn core(&self) -> &'static Core {
         self.handle.core()
+    }
+
+    /// Returns the spawner.
+    pub fn spawner(&self) -> &S {
+        &self.spawner
+    }
+
+    /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
+    ///
+    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost nothing and say nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// # use background_tasks::{Registry, SmolSpawner};
+    /// # let registry = Registry::new(SmolSpawner);
+    /// registry.named("welcome-mail").run(async { /* send it */ });
+    /// # }
+    /// ```
+    pub fn named(&self, name: &'static str) -> Start<'_, S> {
+        Start::new(self).named(name)
+    }
+
+    /// Marks the work that is started next as such that the host should not go on without: its panic or its failure begins the shutdown.
+    ///
+    /// [`Builder::shutdown_on_panic`] and [`Builder::shutdown_on_failure`] mark all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// # use background_tasks::{Registry, SmolSpawner};
+    /// # let registry = Registry::new(SmolSpawner);
+    /// registry.critical().run(async { Err("the leader's lease is lost") });
+    /// registry.signal().await; // resolves: the shutdown has begun
+    /// # });
+    /// ```
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn critical(&self) -> Start<'_, S> {
+        Start::new(self).critical()
     }
 
     /// Counts a future that somebody else polls (a `JoinSet`, a `select!`, a server) as in flight until it has finished or is dropped.
@@ -69,8 +138,7 @@ impl<S> Registry<S> {
     /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        let (future, token) = self.admit(future)?;
-        Ok(Tracked::new(future, token))
+        Start::new(self).track(future)
     }
 
     /// Counts something that is no future (a request, a thread, a lock that is held) as in flight until the guard is dropped.
@@ -96,8 +164,7 @@ impl<S> Registry<S> {
     #[track_caller]
     #[inline]
     pub fn guard(&self) -> Result<Guard, Rejected<()>> {
-        let ((), token) = self.admit(())?;
-        Ok(Guard::new(token))
+        Start::new(self).guard()
     }
 
     /// Returns a future that resolves once the shutdown has begun.
@@ -158,6 +225,39 @@ impl<S> Registry<S> {
         WaitIdle::new(self.handle.hold())
     }
 
+    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](Builder::inspect).
+    ///
+    /// What comes or goes meanwhile may be in it or not.
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        self.core().tasks()
+    }
+
+    /// Ends every task of an [inspected](Builder::inspect) registry at its await point; returns how many it could tell to, and how many not.
+    ///
+    /// A task that waits is woken, dropped where it waits, and counted as aborted; one that is being polled ends so when that poll
+    /// returns, unless it finishes in it. What has no await point (a blocking closure, a guard), what never comes to one, and what
+    /// [others run](Self::track) stays in flight. So do all tasks of a registry that is not inspected.
+    ///
+    /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn abort(&self) -> Aborted {
+        self.core().abort()
+    }
+
+    /// Ends one task of an [inspected](Builder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
+    ///
+    /// # Errors
+    ///
+    /// [`AbortError`] says whether it is not there (any more) or cannot be aborted.
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
+        self.core().abort_task(id)
+    }
+
     /// Returns how the work that has ended did so; exact once drained.
     pub fn summary(&self) -> Summary {
         self.core().summary()
@@ -178,16 +278,6 @@ impl<S> Registry<S> {
         self.core().is_drained()
     }
 
-    /// Counts some work (S1) and gives it back with its token, or as rejected.
-    #[track_caller]
-    #[inline]
-    fn admit<F>(&self, work: F) -> Result<(F, Token), Rejected<F>> {
-        match self.core().enter(Location::caller()) {
-            Ok(token) => Ok((work, token)),
-            Err(reason) => Err(Rejected::new(work, reason)),
-        }
-    }
-
     /// Starts a task in the background.
     ///
     /// Its output says whether it failed, see [`TaskOutput`]; a panic is caught and counted (with `std`). When the registry has drained the
@@ -202,7 +292,7 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.try_run(future).unwrap_or_else(discard);
+        Start::new(self).run(future);
     }
 
     /// Starts a task in the background, as [`run`](Self::run) does.
@@ -220,9 +310,55 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        let (future, token) = self.admit(future)?;
-        self.spawner.spawn(Task::new(future, token));
-        Ok(())
+        Start::new(self).try_run(future)
+    }
+
+    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](Builder::max_in_flight) and is full.
+    ///
+    /// Whoever waits is served in turn, and nobody overtakes: meanwhile `run` and its like find the registry full.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] gives the future back when the registry has drained; and, if it has to wait, as soon as the
+    /// shutdown begins.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it gives the place in the queue up and drops the future, which was not started and counts as nothing.
+    ///
+    /// # Deadlocks
+    ///
+    /// A task of a full registry that awaits this waits for itself, among others; if all do, for ever. A place that has come free is taken
+    /// when this is polled next: keep polling it, or drop it.
+    ///
+    /// # Panics
+    ///
+    /// If the spawner does; and when it is polled after it has resolved.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(8).build();
+    /// for page in 0..100 {
+    ///     // Never more than eight at a time.
+    ///     registry.run_when_ready(async move { drop(page) }).await.unwrap();
+    /// }
+    /// assert_eq!(registry.shutdown().await.completed, 100);
+    /// # });
+    /// ```
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    #[track_caller]
+    pub fn run_when_ready<F>(&self, future: F) -> RunWhenReady<'_, S, F>
+    where
+        S: Spawner,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        Start::new(self).run_when_ready(future)
     }
 
     /// Starts a task that is not `Send`, on this thread; otherwise as [`run`](Self::run).
@@ -236,7 +372,7 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        self.try_run_local(future).unwrap_or_else(discard);
+        Start::new(self).run_local(future);
     }
 
     /// Starts a task that is not `Send`, on this thread.
@@ -254,9 +390,7 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        let (future, token) = self.admit(future)?;
-        self.spawner.spawn_local(Task::new(future, token));
-        Ok(())
+        Start::new(self).try_run_local(future)
     }
 
     /// Starts a closure that blocks, on a thread that is for that; otherwise as [`run`](Self::run).
@@ -271,7 +405,7 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        self.try_run_blocking(work).unwrap_or_else(discard);
+        Start::new(self).run_blocking(work);
     }
 
     /// Starts a closure that blocks, on a thread that is for that.
@@ -290,10 +424,7 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        let (work, token) = self.admit(work)?;
-        let task = Task::new(lazy(|_| work()), token);
-        self.spawner.spawn_blocking(move || task.run());
-        Ok(())
+        Start::new(self).try_run_blocking(work)
     }
 }
 

@@ -1,3 +1,4 @@
+use crate::gate::Refused;
 use core::fmt;
 
 /// The error of work that a registry did not accept: why, and the work itself.
@@ -12,12 +13,25 @@ pub struct Rejected<F> {
 
 /// Why a registry did not accept some work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Reason {
     /// The registry has shut down and nothing is in flight any more.
     Drained,
-    /// As many tasks are in flight as can be counted: on 64-bit targets 2³⁰ - 1 for each shard.
+    /// As many tasks are in flight as the registry [may have](crate::Builder::max_in_flight), or can count: on 64-bit targets 2²⁹ - 1
+    /// for each shard.
     Full,
+    /// The shutdown began while it waited for a place.
+    ShuttingDown,
+}
+
+impl From<Refused> for Reason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Drained => Self::Drained,
+            Refused::Full => Self::Full,
+        }
+    }
 }
 
 impl<F> Rejected<F> {
@@ -57,6 +71,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::Drained => "the registry has shut down and drained",
             Reason::Full => "too many tasks are in flight",
+            Reason::ShuttingDown => "the registry began to shut down before there was a place",
         })
     }
 }

@@ -5,74 +5,100 @@
 //! hold goes, the core goes back to the pool. Signals hold nothing: one whose phase is not the core's is triggered.
 
 use crate::bell::Bell;
-use crate::gate::{Gate, Last, Refused};
+use crate::gate::{Gate, Left, Refused};
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
+use crate::token::{Call, Token};
 use crate::wakers::Wakers;
 use crate::{Reason, Summary};
 use core::fmt;
-use core::panic::Location;
 
 #[cfg(feature = "std")]
-use crate::pool;
-#[cfg(feature = "std")]
-use std::sync::OnceLock;
+use {
+    crate::TaskInfo,
+    crate::attend::{Asked, Attended, Settings},
+    crate::pool,
+    crate::roster::{Rosters, Slot},
+    std::sync::OnceLock,
+};
 
 /// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs).
 #[repr(align(128))]
 struct Line<T>(T);
 
-/// How a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Completed,
-    Failed,
-    Panicked,
-    Abandoned,
-}
-
 /// One gate and what its leavers count beside it. Completions need no counter: they are what was accepted less the rest.
-struct Tally {
-    gate: Gate,
-    failed: AtomicUsize,
-    panicked: AtomicUsize,
-    abandoned: AtomicUsize,
+pub(crate) struct Tally {
+    pub(crate) gate: Gate,
+    pub(crate) failed: AtomicUsize,
+    pub(crate) panicked: AtomicUsize,
+    pub(crate) abandoned: AtomicUsize,
+    pub(crate) aborted: AtomicUsize,
     rejected: AtomicUsize,
+    #[cfg(feature = "std")]
+    core: &'static Core,
 }
 
-/// One thread's part of a core, on lines of its own (H2).
-struct Shard {
-    tally: Line<Tally>,
-    wakers: Line<Wakers>,
-}
-
-impl Shard {
+impl Tally {
     const_unless_loom! {
-        const fn new() -> Self {
+        const fn new(#[cfg(feature = "std")] core: &'static Core) -> Self {
             Self {
-                tally: Line(Tally {
-                    gate: Gate::new(),
-                    failed: AtomicUsize::new(0),
-                    panicked: AtomicUsize::new(0),
-                    abandoned: AtomicUsize::new(0),
-                    rejected: AtomicUsize::new(0),
-                }),
-                wakers: Line(Wakers::new()),
+                gate: Gate::new(),
+                failed: AtomicUsize::new(0),
+                panicked: AtomicUsize::new(0),
+                abandoned: AtomicUsize::new(0),
+                aborted: AtomicUsize::new(0),
+                rejected: AtomicUsize::new(0),
+                #[cfg(feature = "std")]
+                core,
             }
         }
     }
+}
 
-    fn gate(&self) -> &Gate {
-        &self.tally.0.gate
+/// What a token points to: its shard, or the slot that it has beside. On lines of its own (H2).
+#[cfg(feature = "std")]
+#[repr(align(128))]
+pub(crate) enum Post {
+    Shard(Tally),
+    Slot(Slot),
+}
+
+#[cfg(feature = "std")]
+impl Post {
+    #[inline]
+    pub(crate) fn tally(&'static self) -> &'static Tally {
+        match self {
+            Self::Shard(tally) => tally,
+            Self::Slot(slot) => slot.roster().home().post.tally(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> Option<&Slot> {
+        match self {
+            Self::Shard(_) => None,
+            Self::Slot(slot) => Some(slot),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn core(&'static self) -> &'static Core {
+        self.tally().core
     }
 }
+
+/// Without `std` there are no threads to tell apart: one shard, inside its core.
+#[cfg(not(feature = "std"))]
+pub(crate) type Post = Core;
 
 /// What many threads write, seldom.
 struct Cold {
     handles: AtomicUsize,
     holds: AtomicUsize,
-    /// How many gates have drained.
+    /// How much of the drain's end is there; see `conclude`.
     drained: AtomicUsize,
     bell: Bell,
+    #[cfg(feature = "std")]
+    attended: Attended,
     #[cfg(loom)]
     life: crate::sync::Life,
 }
@@ -95,8 +121,13 @@ pub struct Core {
     pooled: bool,
     #[cfg(feature = "std")]
     lanes: OnceLock<Box<[Lane]>>,
+    /// What the builder asked for.
+    #[cfg(feature = "std")]
+    pub(crate) asked: Asked,
     #[cfg(not(feature = "std"))]
-    lane: Shard,
+    tally: Line<Tally>,
+    #[cfg(not(feature = "std"))]
+    wakers: Line<Wakers>,
     cold: Line<Cold>,
 }
 
@@ -107,14 +138,14 @@ impl fmt::Debug for Core {
     }
 }
 
-/// A shard and the way from it to its core.
+/// One thread's part of a core.
 #[cfg(feature = "std")]
 pub(crate) struct Lane {
-    shard: Shard,
-    core: &'static Core,
+    post: Post,
+    wakers: Line<Wakers>,
+    rosters: Rosters,
 }
 
-/// Without `std` there are no threads to tell apart: one shard, inside its core.
 #[cfg(not(feature = "std"))]
 pub(crate) type Lane = Core;
 
@@ -136,13 +167,19 @@ impl Core {
                 pooled,
                 #[cfg(feature = "std")]
                 lanes: OnceLock::new(),
+                #[cfg(feature = "std")]
+                asked: Asked::new(),
                 #[cfg(not(feature = "std"))]
-                lane: Shard::new(),
+                tally: Line(Tally::new()),
+                #[cfg(not(feature = "std"))]
+                wakers: Line(Wakers::new()),
                 cold: Line(Cold {
                     handles: AtomicUsize::new(1),
                     holds: AtomicUsize::new(2),
                     drained: AtomicUsize::new(0),
                     bell: Bell::new(),
+                    #[cfg(feature = "std")]
+                    attended: Attended::new(),
                     #[cfg(loom)]
                     life: crate::sync::Life::new(),
                 }),
@@ -154,68 +191,116 @@ impl Core {
         &self.cold.0.bell
     }
 
-    /// Counts one more piece of work, on this thread's shard while that one accepts (S1).
+    /// Counts one more piece of work (S1), or one more refusal.
     #[inline]
-    pub(crate) fn enter(&'static self, site: &'static Location<'static>) -> Result<Token, Reason> {
+    pub(crate) fn enter(&'static self, call: Call) -> Result<Token, Reason> {
+        match self.try_enter(call) {
+            Ok(token) => Ok(token),
+            Err(reason) => Err(self.refuse(call, reason)),
+        }
+    }
+
+    /// Counts one more piece of work, and no refusal.
+    #[inline]
+    pub(crate) fn try_enter(&'static self, call: Call) -> Result<Token, Reason> {
+        #[cfg(feature = "std")]
+        if self.asked.concerns(&call) {
+            return self.enter_attended(call);
+        }
+        self.pass().map(|lane| Token::new(lane.post(), call.site))
+    }
+
+    /// Passes the gate of this thread's shard, while that one accepts.
+    #[inline]
+    pub(crate) fn pass(&'static self) -> Result<&'static Lane, Reason> {
         let lane = self.lane();
-        match lane.shard().gate().enter() {
-            Ok(()) => Ok(Token { lane, site }),
-            Err(refused) => self.enter_elsewhere(refused, site),
+        match lane.tally().gate.enter() {
+            Ok(()) => Ok(lane),
+            Err(refused) => self.pass_elsewhere(refused),
         }
     }
 
     /// Work is accepted while anything is in flight on any shard.
     #[cold]
-    fn enter_elsewhere(&'static self, refused: Refused, site: &'static Location<'static>) -> Result<Token, Reason> {
+    fn pass_elsewhere(&'static self, refused: Refused) -> Result<&'static Lane, Reason> {
         let mut full = refused == Refused::Full;
         for lane in self.lanes() {
-            match lane.shard().gate().enter() {
-                Ok(()) => return Ok(Token { lane, site }),
+            match lane.tally().gate.enter() {
+                Ok(()) => return Ok(lane),
                 Err(refused) => full |= refused == Refused::Full,
             }
         }
-        // Relaxed: a refusal is not ordered with anything but its own thread's look at it.
-        self.lane().shard().tally.0.rejected.fetch_add(1, Ordering::Relaxed);
         Err(if full { Reason::Full } else { Reason::Drained })
+    }
+
+    /// Relaxed: a refusal is not ordered with anything but its own thread's look at it.
+    #[cold]
+    pub(crate) fn refuse(&'static self, call: Call, reason: Reason) -> Reason {
+        self.lane().tally().rejected.fetch_add(1, Ordering::Relaxed);
+        #[cfg(feature = "std")]
+        self.tell(|observer| observer.rejected(&TaskInfo::new(call.site, call.name), reason));
+        #[cfg(not(feature = "std"))]
+        let _ = call;
+        reason
     }
 
     /// Begins the shutdown, or helps one that another thread began: when this returns, every gate is closed.
     pub(crate) fn begin_shutdown(&'static self) {
         // Release: who is triggered sees what came before the shutdown.
-        self.phase.fetch_or(1, Ordering::Release);
+        let first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
+        #[cfg(feature = "std")]
+        if first {
+            self.note_beginning();
+        }
         for lane in self.lanes() {
-            if lane.shard().gate().close() {
-                self.shard_drained();
+            if lane.tally().gate.close() {
+                self.conclude();
             }
         }
         for lane in self.lanes() {
-            lane.shard().wakers.0.wake_all();
+            lane.wakers().wake_all();
+        }
+        #[cfg(feature = "std")]
+        self.send_queue_away();
+        if first {
+            #[cfg(feature = "std")]
+            self.tell(|observer| observer.shutdown_begun(self.in_flight()));
+            self.conclude();
         }
     }
 
     #[cold]
-    fn last_left(&'static self, last: Last) {
-        if last.idle {
+    pub(crate) fn left(&'static self, left: Left) {
+        #[cfg(feature = "std")]
+        if left.wanted {
+            self.place_left();
+        }
+        if left.idle {
             self.bell().ring();
         }
-        if last.drained {
-            self.shard_drained();
+        if left.drained {
+            self.conclude();
         }
     }
 
-    /// The last shard's last one rings, then gives the gates' hold back (S3, L2).
+    /// Of all that the drain's end waits for (the last one out of each gate, and the beginning's having been told) the last tells the end,
+    /// makes it known, rings, and gives the gates' hold back (S3, L2).
     ///
-    /// `AcqRel`: what the other shards' last ones acquired passes on to the last of all.
-    fn shard_drained(&'static self) {
-        if self.cold.0.drained.fetch_add(1, Ordering::AcqRel) + 1 == self.lanes().len() {
+    /// `AcqRel`: what the other shards' last ones acquired passes on to the last of all, and from it to who reads *drained*.
+    fn conclude(&'static self) {
+        let drained = &self.cold.0.drained;
+        if drained.fetch_add(1, Ordering::AcqRel) == self.lanes().len() {
+            #[cfg(feature = "std")]
+            self.tell_end();
+            drained.fetch_add(1, Ordering::AcqRel);
             self.bell().ring();
             self.let_go();
         }
     }
 
-    /// Acquire: pairs with `shard_drained`, so that whoever reads *drained* sees every task's end.
+    /// Acquire: pairs with `conclude`, so that whoever reads *drained* sees every task's end.
     pub(crate) fn is_drained(&'static self) -> bool {
-        self.cold.0.drained.load(Ordering::Acquire) == self.lanes().len()
+        self.cold.0.drained.load(Ordering::Acquire) == self.lanes().len() + 2
     }
 
     /// The summary, once it is final.
@@ -234,34 +319,35 @@ impl Core {
     }
 
     pub(crate) fn in_flight(&'static self) -> usize {
-        self.lanes().iter().map(|lane| lane.shard().gate().look().in_flight()).sum()
+        self.lanes().iter().map(|lane| lane.tally().gate.look().in_flight()).sum()
     }
 
     /// Reads the words before the losses, so that a loss can be missing from *completed* too early, never too late.
     pub(crate) fn summary(&'static self) -> Summary {
         let mut done = 0;
         for lane in self.lanes() {
-            let (accepted, seen) = lane.shard().gate().accepted();
+            let (accepted, seen) = lane.tally().gate.accepted();
             done += accepted.saturating_sub(seen.in_flight() as u64);
         }
         // Relaxed: counted before a `leave` that the looks above have acquired.
         let sum = |count: fn(&Tally) -> &AtomicUsize| -> u64 {
-            self.lanes().iter().map(|lane| count(&lane.shard().tally.0).load(Ordering::Relaxed) as u64).sum()
+            self.lanes().iter().map(|lane| count(lane.tally()).load(Ordering::Relaxed) as u64).sum()
         };
         let mut summary = Summary {
             failed: sum(|tally| &tally.failed),
             panicked: sum(|tally| &tally.panicked),
             abandoned: sum(|tally| &tally.abandoned),
+            aborted: sum(|tally| &tally.aborted),
             rejected: sum(|tally| &tally.rejected),
-            ..Summary::default()
+            completed: 0,
         };
-        summary.completed = done.saturating_sub(summary.failed + summary.panicked + summary.abandoned);
+        summary.completed = done.saturating_sub(summary.failed + summary.panicked + summary.abandoned + summary.aborted);
         summary
     }
 
     /// Asks every gate to ring when it next has nothing in flight.
     pub(crate) fn ask_idle(&'static self) {
-        self.lanes().iter().for_each(|lane| lane.shard().gate().ask_idle());
+        self.lanes().iter().for_each(|lane| lane.tally().gate.ask_idle());
     }
 
     /// Whether there was an instant with nothing in flight.
@@ -270,7 +356,7 @@ impl Core {
     /// when the first had ended. The flips enclose the looks, so that an *accepted* that came full circle is seen; and whoever flipped it
     /// unseen has not left, so that the second look counts them.
     pub(crate) fn is_idle(&'static self) -> bool {
-        let gates = || self.lanes().iter().map(|lane| lane.shard().gate());
+        let gates = || self.lanes().iter().map(|lane| &lane.tally().gate);
         let flips = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.flips()));
         let look = || {
             gates().map(Gate::look).fold((0, 0_usize), |(in_flight, accepted), seen| {
@@ -301,7 +387,10 @@ impl Core {
         self.cold.0.life.let_go();
         if self.cold.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
             #[cfg(feature = "std")]
-            pool::give_back(self);
+            {
+                self.dismiss();
+                pool::give_back(self);
+            }
         }
     }
 }
@@ -314,9 +403,9 @@ impl Core {
     /// Relaxed, but for the phase: the pool's mutex hands the core over.
     pub(crate) fn open(&'static self) {
         for lane in self.lanes() {
-            let Tally { gate, failed, panicked, abandoned, rejected } = &lane.shard.tally.0;
+            let Tally { gate, failed, panicked, abandoned, aborted, rejected, core: _ } = lane.tally();
             gate.reset();
-            for count in [failed, panicked, abandoned, rejected] {
+            for count in [failed, panicked, abandoned, aborted, rejected] {
                 count.store(0, Ordering::Relaxed);
             }
         }
@@ -331,10 +420,14 @@ impl Core {
         self.phase.store(next, Ordering::Release);
     }
 
+    pub(crate) fn attended(&self) -> &Attended {
+        &self.cold.0.attended
+    }
+
     #[inline]
-    fn lanes(&'static self) -> &'static [Lane] {
+    pub(crate) fn lanes(&'static self) -> &'static [Lane] {
         self.lanes.get_or_init(|| {
-            let lane = |_| Lane { shard: Shard::new(), core: self };
+            let lane = |_| Lane { post: Post::Shard(Tally::new(self)), wakers: Line(Wakers::new()), rosters: Rosters::new() };
             (0..threads::shards()).map(lane).collect()
         })
     }
@@ -354,16 +447,22 @@ impl Core {
 
 #[cfg(feature = "std")]
 impl Lane {
-    fn shard(&self) -> &Shard {
-        &self.shard
+    #[inline]
+    pub(crate) fn post(&self) -> &Post {
+        &self.post
+    }
+
+    #[inline]
+    pub(crate) fn tally(&'static self) -> &'static Tally {
+        self.post.tally()
     }
 
     pub(crate) fn wakers(&self) -> &Wakers {
-        &self.shard.wakers.0
+        &self.wakers.0
     }
 
-    pub(crate) fn core(&self) -> &'static Core {
-        self.core
+    pub(crate) fn rosters(&self) -> &Rosters {
+        &self.rosters
     }
 }
 
@@ -377,12 +476,16 @@ impl Core {
         self
     }
 
-    fn shard(&self) -> &Shard {
-        &self.lane
+    fn post(&'static self) -> &'static Post {
+        self
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally.0
     }
 
     pub(crate) fn wakers(&self) -> &Wakers {
-        &self.lane.wakers.0
+        &self.wakers.0
     }
 
     pub(crate) fn core(&'static self) -> &'static Core {
@@ -454,48 +557,16 @@ pub mod threads {
     }
 }
 
-/// One piece of work in flight: the shard that it is counted on and the call that started it.
-///
-/// It does not give its count back by itself: whoever has it must call [`Token::leave`], once.
-#[derive(Clone, Copy)]
-pub(crate) struct Token {
-    lane: &'static Lane,
-    site: &'static Location<'static>,
-}
-
-impl Token {
-    pub(crate) fn site(&self) -> &'static Location<'static> {
-        self.site
-    }
-
-    /// Records how the work ended, then gives its count back (S2, S5).
-    #[inline]
-    pub(crate) fn leave(self, outcome: Outcome) {
-        let tally = &self.lane.shard().tally.0;
-        let loss = match outcome {
-            Outcome::Completed => None,
-            Outcome::Failed => Some(&tally.failed),
-            Outcome::Panicked => Some(&tally.panicked),
-            Outcome::Abandoned => Some(&tally.abandoned),
-        };
-        if let Some(loss) = loss {
-            // Relaxed: the Release in `leave` publishes it.
-            loss.fetch_add(1, Ordering::Relaxed);
-        }
-        if let Some(last) = tally.gate.leave() {
-            self.lane.core().last_left(last);
-        }
-    }
-}
-
 /// One of a registry's handles.
 #[derive(Debug)]
 pub(crate) struct Handle(&'static Core);
 
 impl Handle {
     #[cfg(feature = "std")]
-    pub(crate) fn pooled() -> Self {
-        Self(pool::take())
+    pub(crate) fn pooled(settings: Settings) -> Self {
+        let core = pool::take();
+        core.attend(settings);
+        Self(core)
     }
 
     pub(crate) const fn in_static(core: &'static Core) -> Self {

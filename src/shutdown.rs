@@ -55,10 +55,58 @@ impl Shutdown {
     /// assert_eq!(stragglers.len(), 1);
     /// # });
     /// ```
-    pub async fn until<D: Future>(self, deadline: D) -> Result<Summary, Stragglers> {
-        match select(self, pin!(deadline)).await {
-            Either::Left((summary, _)) => Ok(summary),
-            Either::Right((_, shutdown)) => shutdown.drained().ok_or_else(|| shutdown.stragglers()),
+    pub async fn until<D: Future>(mut self, deadline: D) -> Result<Summary, Stragglers> {
+        self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
+    }
+
+    /// Waits for the drain until `grace` is over, then [aborts](crate::Registry::abort) what can be aborted, and waits until `then` is.
+    ///
+    /// Most timers run from when they are made, so `then` makes its own when it is time.
+    ///
+    /// # Errors
+    ///
+    /// [`Stragglers`] when something is still in flight after that: what cannot be aborted (a blocking closure, a guard), or has not come to an
+    /// await point. Of a registry that is not [inspected](crate::Builder::inspect) nothing can be.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends this wait and drops the deadline, and nothing else: what has not been aborted by then is not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use smol::Timer;
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().build();
+    /// registry.run(std::future::pending::<()>());
+    /// let grace = Timer::after(Duration::from_millis(10));
+    /// let then = || Timer::after(Duration::from_secs(5));
+    /// let summary = registry.shutdown().or_abort(grace, then).await.unwrap();
+    /// assert_eq!(summary.aborted, 1);
+    /// # });
+    /// ```
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub async fn or_abort<G, T>(mut self, grace: G, then: impl FnOnce() -> T) -> Result<Summary, Stragglers>
+    where
+        G: Future,
+        T: Future,
+    {
+        if let Some(summary) = self.drained_before(grace).await {
+            return Ok(summary);
+        }
+        self.hold.core().abort();
+        self.until(then()).await
+    }
+
+    async fn drained_before(&mut self, deadline: impl Future) -> Option<Summary> {
+        match select(&mut *self, pin!(deadline)).await {
+            Either::Left((summary, _)) => Some(summary),
+            Either::Right((_, shutdown)) => shutdown.drained(),
         }
     }
 
@@ -89,10 +137,34 @@ impl Shutdown {
     #[cfg(all(feature = "std", not(target_family = "wasm")))]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
+        self.drained_within(timeout).ok_or_else(|| self.stragglers())
+    }
+
+    /// Blocks the thread until nothing is in flight; aborts what can be aborted when `grace` is over, and gives up when `then` is
+    /// over too. Otherwise as [`or_abort`](Self::or_abort).
+    ///
+    /// # Errors
+    ///
+    /// [`Stragglers`] when something is still in flight after both times.
+    ///
+    /// # Deadlocks
+    ///
+    /// As with [`wait`](Self::wait), for that long.
+    #[cfg(all(feature = "std", not(target_family = "wasm")))]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn wait_or_abort(self, grace: Duration, then: Duration) -> Result<Summary, Stragglers> {
+        if let Some(summary) = self.drained_within(grace) {
+            return Ok(summary);
+        }
+        self.hold.core().abort();
+        self.wait_timeout(then)
+    }
+
+    #[cfg(all(feature = "std", not(target_family = "wasm")))]
+    fn drained_within(&self, timeout: Duration) -> Option<Summary> {
         // A deadline that the clock cannot tell is none.
         let deadline = Instant::now().checked_add(timeout);
-        let drained = self.hold.core().bell().block(deadline, || self.drained());
-        drained.ok_or_else(|| self.stragglers())
+        self.hold.core().bell().block(deadline, || self.drained())
     }
 
     fn drained(&self) -> Option<Summary> {
@@ -100,8 +172,7 @@ impl Shutdown {
     }
 
     fn stragglers(&self) -> Stragglers {
-        let core = self.hold.core();
-        Stragglers::new(core.in_flight(), core.summary())
+        Stragglers::new(self.hold.core())
     }
 }
 

@@ -1,9 +1,13 @@
+#[cfg(feature = "std")]
+use crate::TaskInfo;
+use crate::shards::Core;
 use core::fmt;
 
 /// How the work of a registry ended, counted.
 ///
 /// Exact once the registry has drained: what was accepted is the sum of all but `rejected`. While it has not, `completed` may lag.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
     /// Finished, with `()` or `Ok`; guards that were dropped.
@@ -14,9 +18,9 @@ pub struct Summary {
     pub panicked: u64,
     /// Dropped before it had finished, by its runtime, its spawner or its owner: the work was not done.
     pub abandoned: u64,
-    /// Ended by the host before it had finished. Nothing in this version aborts a task, so it is 0.
+    /// Ended by the host at an await point, by [`abort`](crate::Registry::abort).
     pub aborted: u64,
-    /// Never started, as the registry had drained (or was full).
+    /// Never started, as the registry had drained, or was full.
     pub rejected: u64,
 }
 
@@ -37,16 +41,32 @@ impl fmt::Display for Summary {
 }
 
 /// The error of a missed deadline: work is still in flight.
+///
+/// Its `Display` is one line. On an [inspected](crate::Builder::inspect) registry that names the work, grouped by name and call site, the
+/// oldest first; `{:#}` gives each group a line of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Stragglers {
     len: usize,
     summary: Summary,
+    #[cfg(feature = "std")]
+    tasks: Vec<TaskInfo>,
 }
 
 impl Stragglers {
-    /// Between the last one's leaving and the drain nobody can be counted: the registry has not drained, so one it is.
-    pub(crate) fn new(in_flight: usize, summary: Summary) -> Self {
-        Self { len: in_flight.max(1), summary }
+    pub(crate) fn new(core: &'static Core) -> Self {
+        #[cfg(feature = "std")]
+        let tasks = core.tasks();
+        // Between the last one's leaving and the drain nobody can be counted: the registry has not drained, so one it is.
+        let len = core.in_flight().max(1);
+        #[cfg(feature = "std")]
+        let len = len.max(tasks.len());
+        Self {
+            len,
+            summary: core.summary(),
+            #[cfg(feature = "std")]
+            tasks,
+        }
     }
 
     /// Returns how many were still in flight; at least 1.
@@ -59,13 +79,74 @@ impl Stragglers {
     pub fn summary(&self) -> Summary {
         self.summary
     }
+
+    /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::Builder::inspect).
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn tasks(&self) -> &[TaskInfo] {
+        &self.tasks
+    }
+
+    /// Those of one call together, each group with its oldest, in the order of these.
+    #[cfg(feature = "std")]
+    fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for task in &self.tasks {
+            match groups.iter_mut().find(|group| group.holds(task)) {
+                Some(group) => group.len += 1,
+                None => groups.push(Group { len: 1, oldest: *task }),
+            }
+        }
+        groups
+    }
+}
+
+#[cfg(feature = "std")]
+struct Group {
+    len: usize,
+    oldest: TaskInfo,
+}
+
+#[cfg(feature = "std")]
+impl Group {
+    fn holds(&self, task: &TaskInfo) -> bool {
+        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
+        key(&self.oldest) == key(task)
+    }
+}
+
+#[cfg(feature = "std")]
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { len, oldest } = self;
+        write!(f, "{len} × {oldest}")?;
+        if let Some(age) = oldest.age {
+            let since = if *len == 1 { "for" } else { "the oldest for" };
+            write!(f, ", {since} {age:.1?}")?;
+        }
+        match oldest.kind {
+            Some(kind) if oldest.abort_requested && !kind.is_abortable() => write!(f, " (a {kind} cannot be aborted)"),
+            _ if oldest.abort_requested => write!(f, " (told to abort, has not come to an await point)"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for Stragglers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { len, summary } = self;
+        let Self { len, summary, .. } = self;
         let plural = if *len == 1 { "" } else { "s" };
-        write!(f, "{len} background task{plural} still in flight at the deadline ({summary})")
+        write!(f, "{len} background task{plural} still in flight at the deadline ({summary})")?;
+        #[cfg(feature = "std")]
+        for (n, group) in self.groups().iter().enumerate() {
+            let between = match (f.alternate(), n) {
+                (true, _) => "\n  ",
+                (false, 0) => ": ",
+                (false, _) => "; ",
+            };
+            write!(f, "{between}{group}")?;
+        }
+        Ok(())
     }
 }
 

@@ -27,12 +27,55 @@ mod real {
     pub(crate) use core::sync::atomic::{AtomicUsize, Ordering};
     pub(crate) use event_listener::Event;
     #[cfg(feature = "std")]
-    pub(crate) use std::sync::{Mutex, MutexGuard};
+    pub(crate) use {
+        super::wide::AtomicU64,
+        core::sync::atomic::{AtomicBool, AtomicU32},
+        std::sync::{Mutex, MutexGuard},
+    };
+}
+
+/// 64 bits, on targets too whose atomics have fewer.
+#[cfg(all(feature = "std", not(loom)))]
+mod wide {
+    #[cfg(target_has_atomic = "64")]
+    pub(crate) use core::sync::atomic::AtomicU64;
+
+    #[cfg(not(target_has_atomic = "64"))]
+    pub(crate) struct AtomicU64(std::sync::Mutex<u64>);
+
+    #[cfg(not(target_has_atomic = "64"))]
+    impl AtomicU64 {
+        pub(crate) const fn new(value: u64) -> Self {
+            Self(std::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn load(&self, _: super::Ordering) -> u64 {
+            *super::lock(&self.0)
+        }
+
+        pub(crate) fn store(&self, value: u64, _: super::Ordering) {
+            *super::lock(&self.0) = value;
+        }
+
+        pub(crate) fn compare_exchange_weak(
+            &self,
+            current: u64,
+            new: u64,
+            _: super::Ordering,
+            _: super::Ordering,
+        ) -> Result<u64, u64> {
+            let mut value = super::lock(&self.0);
+            if *value != current {
+                return Err(*value);
+            }
+            Ok(core::mem::replace(&mut value, new))
+        }
+    }
 }
 
 #[cfg(loom)]
 pub(crate) mod model {
-    pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 
     type Shared = std::sync::Arc<event_listener::Event>;

@@ -1,6 +1,8 @@
 use crate::TaskOutput;
 use crate::panics::{Payload, contain, discard, panicking, resume, shield};
-use crate::shards::{Outcome, Token};
+#[cfg(feature = "std")]
+use crate::roster::Slot;
+use crate::token::{Outcome, Token};
 use core::fmt;
 use core::future::Future;
 use core::pin::{Pin, pin};
@@ -30,12 +32,13 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished, then gives its count back (S2, S5); returns what its destructor panicked with.
-    fn abandon(mut self: Pin<&mut Self>) -> Option<Payload> {
+    /// Drops a future that has not finished, has `panic` deal with what its destructor panicked with, then gives its count back (S2, S5).
+    fn cut<T>(mut self: Pin<&mut Self>, outcome: Outcome, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
-        let panic = contain(|| self.end()).err();
-        token.leave(if panic.is_some() { Outcome::Panicked } else { Outcome::Abandoned });
-        panic
+        let panicked = contain(|| self.end()).err().map(|payload| (token.panicked(&payload), panic(payload)));
+        let (outcome, value) = panicked.map_or((outcome, None), |(outcome, value)| (outcome, Some(value)));
+        token.leave(outcome);
+        value
     }
 }
 
@@ -45,14 +48,14 @@ impl<F: Future> Work<F> {
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        output: impl FnOnce(F::Output) -> (Outcome, T),
+        output: impl FnOnce(Token, F::Output) -> (Outcome, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
         let token = self.as_mut().token().expect("polled after it had finished");
         let polled = contain(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
                 self.as_mut().end();
-                output(value)
+                output(token, value)
             }),
             WorkProjection::Gone => Poll::Pending,
         });
@@ -61,7 +64,7 @@ impl<F: Future> Work<F> {
             Ok(Poll::Ready(ended)) => ended,
             Err(payload) => {
                 shield(|| self.end());
-                (Outcome::Panicked, panic(payload))
+                (token.panicked(&payload), panic(payload))
             }
         };
         token.leave(outcome);
@@ -78,9 +81,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(payload) = this.project().work.abandon() {
-                discard(payload);
-            }
+            this.project().work.cut(Outcome::Abandoned, discard);
         }
     }
 }
@@ -99,11 +100,28 @@ where
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let output = |output: F::Output| match output.error() {
+        let mut work = self.project().work;
+        #[cfg(feature = "std")]
+        let slot = work.as_mut().token().and_then(|token| token.slot());
+        #[cfg(feature = "std")]
+        if slot.is_some_and(Slot::must_abort) {
+            work.cut(Outcome::Aborted, discard);
+            return Poll::Ready(());
+        }
+        let output = |token: Token, output: F::Output| match output.error() {
             None => (Outcome::Completed, ()),
-            Some(_) => (Outcome::Failed, ()),
+            Some(error) => (token.failed(error), ()),
         };
-        self.project().work.poll(cx, output, discard)
+        let polled = work.as_mut().poll(cx, output, discard);
+        #[cfg(feature = "std")]
+        if let (Poll::Pending, Some(slot)) = (polled, slot) {
+            slot.park(cx.waker());
+            if slot.must_abort() {
+                work.cut(Outcome::Aborted, discard);
+                return Poll::Ready(());
+            }
+        }
+        polled
     }
 }
 
@@ -136,7 +154,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.abandon() {
+            match this.project().work.cut(Outcome::Abandoned, |payload| payload) {
                 Some(payload) if panicking() => discard(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -155,7 +173,7 @@ impl<F: Future> Future for Tracked<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let output = |output| (Outcome::Completed, Ok(output));
+        let output = |_, output| (Outcome::Completed, Ok(output));
         self.project().work.poll(cx, output, Err).map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
     }
 }
@@ -182,12 +200,20 @@ impl Guard {
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
-        self.0.leave(if panicking() { Outcome::Panicked } else { Outcome::Completed });
+        self.0.leave(if panicking() { panicked() } else { Outcome::Completed });
     }
+}
+
+#[cold]
+fn panicked() -> Outcome {
+    #[cfg(feature = "std")]
+    return Outcome::Panicked("dropped by a panic".into());
+    #[cfg(not(feature = "std"))]
+    unreachable!("it is not known")
 }
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("site", &format_args!("{}", self.0.site())).finish_non_exhaustive()
+        f.debug_struct("Guard").field("task", &format_args!("{}", self.0.info())).finish_non_exhaustive()
     }
 }

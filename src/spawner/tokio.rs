@@ -8,13 +8,14 @@ use tokio::runtime::Handle;
 ///
 /// # Panics
 ///
-/// Each method panics outside a tokio runtime; `run_local` outside a `LocalSet` or local runtime.
+/// Each method panics outside a tokio runtime, with what to do about it; `run_local` outside a `LocalSet` or local runtime too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TokioSpawner;
 
 impl Spawner for TokioSpawner {
     #[track_caller]
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        demand_runtime();
         tokio::spawn(task);
     }
 }
@@ -22,6 +23,7 @@ impl Spawner for TokioSpawner {
 impl LocalSpawner for TokioSpawner {
     #[track_caller]
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        demand_runtime();
         tokio::task::spawn_local(task);
     }
 }
@@ -29,8 +31,27 @@ impl LocalSpawner for TokioSpawner {
 impl BlockingSpawner for TokioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        demand_runtime();
         tokio::task::spawn_blocking(work);
     }
+}
+
+/// Whoever is in a task is in a runtime, which can be told without touching the runtime's reference count.
+#[track_caller]
+#[inline]
+fn demand_runtime() {
+    if tokio::task::try_id().is_none() && Handle::try_current().is_err() {
+        no_runtime();
+    }
+}
+
+#[cold]
+#[track_caller]
+fn no_runtime() -> ! {
+    panic!(
+        "TokioSpawner spawns on the tokio runtime that its caller is in, and this thread is in none: call it from a task or inside \
+         `block_on`, hold `handle.enter()`, or make the registry with the runtime's handle, as in `Registry::new(runtime.handle().clone())`"
+    )
 }
 
 impl Spawner for Handle {

@@ -1,0 +1,260 @@
+//! What a registry does beside counting, for those who asked its builder: tells, lists, aborts, limits, and begins the shutdown on a loss.
+
+use crate::intake::{Intake, Ticket};
+use crate::panics::{discard, shield};
+use crate::roster::{Label, clock};
+use crate::shards::{Core, Lane};
+use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock};
+use crate::token::{Call, Outcome, Token};
+use crate::{AbortError, Aborted, Observer, Reason, TaskId, TaskInfo};
+use core::cmp::Reverse;
+use core::fmt;
+use core::task::{Poll, Waker};
+use core::time::Duration;
+use std::sync::Arc;
+
+/// What was asked of the builder.
+#[derive(Default)]
+pub(crate) struct Settings {
+    pub(crate) observers: Vec<Box<dyn Observer>>,
+    pub(crate) inspect: bool,
+    pub(crate) shutdown_on_panic: bool,
+    pub(crate) shutdown_on_failure: bool,
+    pub(crate) limit: Option<usize>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("observers", &self.observers.len())
+            .field("inspect", &self.inspect)
+            .field("max_in_flight", &self.limit)
+            .field("shutdown_on_panic", &self.shutdown_on_panic)
+            .field("shutdown_on_failure", &self.shutdown_on_failure)
+            .finish()
+    }
+}
+
+const OBSERVED: usize = 1;
+const INSPECTED: usize = 2;
+const BOUNDED: usize = 4;
+const SHUTDOWN_ON_PANIC: usize = 8;
+const SHUTDOWN_ON_FAILURE: usize = 16;
+
+/// What every entry reads of it: written before the registry's first handle is there, so Relaxed.
+pub(crate) struct Asked {
+    flags: AtomicUsize,
+    /// If `BOUNDED`.
+    limit: AtomicUsize,
+}
+
+impl Asked {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self { flags: AtomicUsize::new(0), limit: AtomicUsize::new(0) }
+        }
+    }
+
+    fn has(&self, flag: usize) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag != 0
+    }
+
+    fn limit(&self) -> Option<usize> {
+        self.has(BOUNDED).then(|| self.limit.load(Ordering::Relaxed))
+    }
+
+    /// Whether more than counting is to be done.
+    #[inline]
+    pub(crate) fn concerns(&self, call: &Call) -> bool {
+        call.name.is_some() || call.critical || self.has(INSPECTED | BOUNDED)
+    }
+}
+
+/// The rest of it.
+pub(crate) struct Attended {
+    watch: Mutex<Watch>,
+    intake: Intake,
+}
+
+struct Watch {
+    observers: Option<Arc<[Box<dyn Observer>]>>,
+    /// When the shutdown began, by the `clock`.
+    began: u64,
+}
+
+impl Attended {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self { watch: Mutex::new(Watch { observers: None, began: 0 }), intake: Intake::new() }
+        }
+    }
+}
+
+impl Core {
+    /// Takes the settings of its next registry, before that is there.
+    pub(crate) fn attend(&self, settings: Settings) {
+        let Settings { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = settings;
+        let flag = |asked: bool, flag| if asked { flag } else { 0 };
+        let flags = flag(!observers.is_empty(), OBSERVED)
+            | flag(inspect, INSPECTED)
+            | flag(limit.is_some(), BOUNDED)
+            | flag(shutdown_on_panic, SHUTDOWN_ON_PANIC)
+            | flag(shutdown_on_failure, SHUTDOWN_ON_FAILURE);
+        self.asked.flags.store(flags, Ordering::Relaxed);
+        self.asked.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+        if !observers.is_empty() {
+            lock(&self.attended().watch).observers = Some(observers.into());
+        }
+    }
+
+    /// Lets the observers go, as the registry is no more.
+    pub(crate) fn dismiss(&self) {
+        if self.is_observed() {
+            let observers = lock(&self.attended().watch).observers.take();
+            discard(observers);
+        }
+    }
+
+    pub(crate) fn is_observed(&self) -> bool {
+        self.asked.has(OBSERVED)
+    }
+
+    pub(crate) fn is_inspected(&self) -> bool {
+        self.asked.has(INSPECTED)
+    }
+
+    /// Counts some work on the shard that its limit demands, and gives it the slot that it needs.
+    pub(crate) fn enter_attended(&'static self, call: Call) -> Result<Token, Reason> {
+        let lane = match self.asked.limit() {
+            None => self.pass()?,
+            Some(limit) => {
+                let lane = self.bounded_lane();
+                self.attended().intake.enter(&lane.tally().gate, limit)?;
+                lane
+            }
+        };
+        Ok(self.seat(lane, call))
+    }
+
+    /// With a limit one gate counts all, so that the limit is exact.
+    fn bounded_lane(&'static self) -> &'static Lane {
+        &self.lanes()[0]
+    }
+
+    fn seat(&self, lane: &'static Lane, call: Call) -> Token {
+        let Call { site, name, kind, critical } = call;
+        let inspected = self.is_inspected();
+        if inspected || critical || (name.is_some() && self.is_observed()) {
+            let label = Label { name, site, kind, critical, inspected };
+            Token::in_slot(lane.rosters().begin(label, lane))
+        } else {
+            Token::new(lane.post(), site)
+        }
+    }
+
+    /// Counts some work as soon as there is a place. A refusal is not counted.
+    pub(crate) fn poll_enter(&'static self, call: Call, ticket: &mut Option<Ticket>, waker: &Waker) -> Poll<Result<Token, Reason>> {
+        let Some(limit) = self.asked.limit() else {
+            return Poll::Ready(self.try_enter(call));
+        };
+        if ticket.is_none() {
+            match self.try_enter(call) {
+                Err(Reason::Full) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+        let lane = self.bounded_lane();
+        let is_open = || !self.is_shutting_down();
+        let entered = self.attended().intake.poll_enter(&lane.tally().gate, limit, ticket, waker, is_open);
+        entered.map(|entered| match entered {
+            Some(()) => Ok(self.seat(lane, call)),
+            None => Err(Reason::ShuttingDown),
+        })
+    }
+
+    pub(crate) fn leave_queue(&'static self, ticket: Ticket) {
+        self.attended().intake.leave(&self.bounded_lane().tally().gate, ticket);
+    }
+
+    pub(crate) fn place_left(&'static self) {
+        self.attended().intake.place_left();
+    }
+
+    pub(crate) fn send_queue_away(&'static self) {
+        if self.asked.limit().is_some() {
+            self.attended().intake.close(&self.bounded_lane().tally().gate);
+        }
+    }
+
+    /// Tells all observers something, under no lock (S7), each for itself (S6).
+    pub(crate) fn tell(&self, what: impl Fn(&dyn Observer)) {
+        if self.is_observed() {
+            let observers = lock(&self.attended().watch).observers.clone();
+            for observer in observers.iter().flat_map(|observers| observers.iter()) {
+                shield(|| what(&**observer));
+            }
+            discard(observers);
+        }
+    }
+
+    pub(crate) fn note_beginning(&self) {
+        if self.is_observed() {
+            lock(&self.attended().watch).began = clock::now();
+        }
+    }
+
+    pub(crate) fn tell_end(&'static self) {
+        if self.is_observed() {
+            let began = lock(&self.attended().watch).began;
+            let took = Duration::from_nanos(clock::now().saturating_sub(began));
+            let summary = self.summary();
+            self.tell(|observer| observer.drained(&summary, took));
+        }
+    }
+
+    /// Tells a loss, and begins the shutdown if it is to.
+    pub(crate) fn lost(&'static self, token: &Token, outcome: &Outcome) {
+        if self.is_observed() {
+            let task = token.info();
+            self.tell(|observer| match outcome {
+                Outcome::Completed => {}
+                Outcome::Failed(error) => observer.failed(&task, error),
+                Outcome::Panicked(message) => observer.panicked(&task, message),
+                Outcome::Abandoned => observer.abandoned(&task),
+                Outcome::Aborted => observer.aborted(&task),
+            });
+        }
+        let ends_all = match outcome {
+            Outcome::Failed(_) => self.asked.has(SHUTDOWN_ON_FAILURE) || token.is_critical(),
+            Outcome::Panicked(_) => self.asked.has(SHUTDOWN_ON_PANIC) || token.is_critical(),
+            _ => false,
+        };
+        if ends_all {
+            self.begin_shutdown();
+        }
+    }
+
+    /// What is in flight and inspected, oldest first.
+    pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
+        let now = clock::now();
+        let slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
+        let mut tasks: Vec<_> = slots.filter_map(|slot| slot.task(now)).collect();
+        tasks.sort_by_key(|task| Reverse(task.age));
+        tasks
+    }
+
+    pub(crate) fn abort(&'static self) -> Aborted {
+        let slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
+        let aborted = slots.filter_map(|slot| slot.abort(None)).filter(|can| *can).count();
+        Aborted { aborted, not_abortable: self.in_flight().saturating_sub(aborted) }
+    }
+
+    pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {
+        let mut slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
+        match slots.find_map(|slot| slot.abort(Some(id))) {
+            Some(true) => Ok(()),
+            Some(false) => Err(AbortError::NotAbortable),
+            None => Err(AbortError::NotInFlight),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+use crate::attend::Settings;
+use crate::gate::MOST;
+use crate::shards::Handle;
+use crate::{Observer, Registry};
+use core::fmt;
+
+/// Makes a [`Registry`] that tells, lists, limits or reacts; see [`Registry::builder`].
+#[must_use = "it makes a registry when it is built"]
+pub struct Builder<S> {
+    spawner: S,
+    settings: Settings,
+}
+
+impl<S> Builder<S> {
+    pub(crate) fn new(spawner: S) -> Self {
+        Self { spawner, settings: Settings::default() }
+    }
+
+    /// Adds somebody who is told of each loss, and of the shutdown's beginning and end.
+    ///
+    /// All that are added are told, in turn. It costs a task nothing while it goes well; one that is
+    /// [named](Registry::named) keeps its name in a slot then, as an [inspected](Self::inspect) one does.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.settings.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Has the registry know each task that is in flight: [`Registry::tasks`] lists them, [`Stragglers`](crate::Stragglers) names them, and
+    /// [`Registry::abort`] ends them.
+    ///
+    /// Each task then has a slot, with a reading of the clock. Slots are used again and never given back: memory is bounded by the most
+    /// tasks that were in flight at once from each call, on each shard.
+    pub fn inspect(mut self) -> Self {
+        self.settings.inspect = true;
+        self
+    }
+
+    /// Has the registry accept at most `limit` pieces of work at a time.
+    ///
+    /// `run` and its like refuse the next one as [full](crate::Reason::Full); [`run_when_ready`](Registry::run_when_ready) waits for a place. The
+    /// limit is exact, which takes one count for all threads: they share one shard.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: nothing could ever run.
+    pub fn max_in_flight(mut self, limit: usize) -> Self {
+        assert_ne!(limit, 0, "max_in_flight(0) would refuse every task; the least is 1");
+        self.settings.limit = Some(limit.min(MOST));
+        self
+    }
+
+    /// Has the panic of any task begin the shutdown, before its count is given back.
+    ///
+    /// Without it a panic is counted and told, and the others go on; unless the task is [critical](Registry::critical).
+    pub fn shutdown_on_panic(mut self) -> Self {
+        self.settings.shutdown_on_panic = true;
+        self
+    }
+
+    /// Has the failure of any task begin the shutdown, as [`shutdown_on_panic`](Self::shutdown_on_panic) does a panic.
+    pub fn shutdown_on_failure(mut self) -> Self {
+        self.settings.shutdown_on_failure = true;
+        self
+    }
+
+    /// Returns the registry.
+    pub fn build(self) -> Registry<S> {
+        Registry::with(Handle::pooled(self.settings), self.spawner)
+    }
+}
+
+impl<S> fmt::Debug for Builder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

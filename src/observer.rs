@@ -1,0 +1,99 @@
+use crate::{Reason, Summary, TaskInfo};
+use core::time::Duration;
+use std::sync::Arc;
+
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(feature = "tracing")]
+mod tracing;
+
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use self::metrics::MetricsObserver;
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub use self::tracing::TracingObserver;
+
+/// Is told of each loss, and of the shutdown's beginning and end; see [`Builder::observer`](crate::Builder::observer).
+///
+/// Each method does nothing unless it is implemented. They are called where the loss happens, on whatever thread that is, under no
+/// lock, and a loss is told before its task's count is given back: when a drain has ended, everything was told. So they should be quick, and
+/// must not wait for the drain: it waits for them. They may use the registry in all other ways. A panic of theirs is contained.
+///
+/// What went well is not told, as that would cost every task something: [`Registry::summary`](crate::Registry::summary) counts it.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use background_tasks::{Observer, Registry, SmolSpawner, TaskInfo};
+///
+/// struct ToStderr;
+///
+/// impl Observer for ToStderr {
+///     fn failed(&self, task: &TaskInfo, error: &str) {
+///         eprintln!("{task} failed: {error}");
+///     }
+/// }
+///
+/// let registry = Registry::builder(SmolSpawner).observer(ToStderr).build();
+/// registry.named("welcome-mail").run(async { Err("no such mailbox") });
+/// assert_eq!(registry.shutdown().await.failed, 1);
+/// # });
+/// ```
+#[expect(unused_variables, reason = "the names are for those who implement them")]
+pub trait Observer: Send + Sync + 'static {
+    /// A task returned an `Err`, which reads so.
+    fn failed(&self, task: &TaskInfo, error: &str) {}
+
+    /// A task panicked, or the destructor of one, with this message.
+    fn panicked(&self, task: &TaskInfo, message: &str) {}
+
+    /// A task was dropped before it had finished.
+    fn abandoned(&self, task: &TaskInfo) {}
+
+    /// A task was [aborted](crate::Registry::abort).
+    fn aborted(&self, task: &TaskInfo) {}
+
+    /// Some work was not accepted.
+    fn rejected(&self, task: &TaskInfo, reason: Reason) {}
+
+    /// The shutdown has begun, with so many in flight.
+    fn shutdown_begun(&self, in_flight: usize) {}
+
+    /// The drain has ended, so long after its beginning.
+    ///
+    /// Whoever waits for the drain is told afterwards.
+    fn drained(&self, summary: &Summary, took: Duration) {}
+}
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn failed(&self, task: &TaskInfo, error: &str) {
+        (**self).failed(task, error);
+    }
+
+    fn panicked(&self, task: &TaskInfo, message: &str) {
+        (**self).panicked(task, message);
+    }
+
+    fn abandoned(&self, task: &TaskInfo) {
+        (**self).abandoned(task);
+    }
+
+    fn aborted(&self, task: &TaskInfo) {
+        (**self).aborted(task);
+    }
+
+    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+        (**self).rejected(task, reason);
+    }
+
+    fn shutdown_begun(&self, in_flight: usize) {
+        (**self).shutdown_begun(in_flight);
+    }
+
+    fn drained(&self, summary: &Summary, took: Duration) {
+        (**self).drained(summary, took);
+    }
+}

@@ -1,0 +1,236 @@
+use crate::panics::discard;
+use crate::token::{Call, Token};
+use crate::tracked::{Guard, Task, Tracked};
+use crate::{BlockingSpawner, Kind, LocalSpawner, Registry, Rejected, Spawner, TaskOutput};
+use core::fmt;
+use core::future::Future;
+use core::panic::Location;
+use futures_util::future::lazy;
+
+#[cfg(feature = "std")]
+use {
+    crate::intake::Ticket,
+    core::pin::Pin,
+    core::task::{Context, Poll},
+};
+
+/// Starts work of a registry that has a name, or is critical; see [`Registry::named`] and [`Registry::critical`].
+///
+/// Each method is that of [`Registry`] of the same name.
+#[must_use = "it starts nothing by itself"]
+pub struct Start<'a, S> {
+    registry: &'a Registry<S>,
+    name: Option<&'static str>,
+    critical: bool,
+}
+
+impl<S> Clone for Start<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Start<'_, S> {}
+
+impl<'a, S> Start<'a, S> {
+    #[inline]
+    pub(crate) fn new(registry: &'a Registry<S>) -> Self {
+        Self { registry, name: None, critical: false }
+    }
+
+    /// Gives the work a name; see [`Registry::named`].
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name: Some(name), ..self }
+    }
+
+    /// Marks the work as critical; see [`Registry::critical`].
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn critical(self) -> Self {
+        Self { critical: true, ..self }
+    }
+
+    #[track_caller]
+    #[inline]
+    fn call(self, kind: Kind) -> Call {
+        #[cfg(not(feature = "std"))]
+        let _ = (kind, self.critical);
+        Call {
+            site: Location::caller(),
+            #[cfg(feature = "std")]
+            name: self.name,
+            #[cfg(feature = "std")]
+            kind,
+            #[cfg(feature = "std")]
+            critical: self.critical,
+        }
+    }
+
+    /// Counts some work (S1) and gives it back with its token, or as rejected.
+    #[track_caller]
+    #[inline]
+    fn admit<W>(self, kind: Kind, work: W) -> Result<(W, Token), Rejected<W>> {
+        match self.registry.core().enter(self.call(kind)) {
+            Ok(token) => Ok((work, token)),
+            Err(reason) => Err(Rejected::new(work, reason)),
+        }
+    }
+
+    /// See [`Registry::track`].
+    #[track_caller]
+    pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
+        let (future, token) = self.admit(Kind::Tracked, future)?;
+        Ok(Tracked::new(future, token))
+    }
+
+    /// See [`Registry::guard`].
+    #[track_caller]
+    #[inline]
+    pub fn guard(self) -> Result<Guard, Rejected<()>> {
+        let ((), token) = self.admit(Kind::Guard, ())?;
+        Ok(Guard::new(token))
+    }
+
+    /// See [`Registry::run`].
+    #[track_caller]
+    pub fn run<F>(self, future: F)
+    where
+        S: Spawner,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.try_run(future).unwrap_or_else(discard);
+    }
+
+    /// See [`Registry::try_run`].
+    #[track_caller]
+    pub fn try_run<F>(self, future: F) -> Result<(), Rejected<F>>
+    where
+        S: Spawner,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        let (future, token) = self.admit(Kind::Future, future)?;
+        self.registry.spawner().spawn(Task::new(future, token));
+        Ok(())
+    }
+
+    /// See [`Registry::run_when_ready`].
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    #[track_caller]
+    pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
+    where
+        S: Spawner,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        RunWhenReady { registry: self.registry, call: self.call(Kind::Future), future: Some(future), ticket: None }
+    }
+
+    /// See [`Registry::run_local`].
+    #[track_caller]
+    pub fn run_local<F>(self, future: F)
+    where
+        S: LocalSpawner,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.try_run_local(future).unwrap_or_else(discard);
+    }
+
+    /// See [`Registry::try_run_local`].
+    #[track_caller]
+    pub fn try_run_local<F>(self, future: F) -> Result<(), Rejected<F>>
+    where
+        S: LocalSpawner,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        let (future, token) = self.admit(Kind::Local, future)?;
+        self.registry.spawner().spawn_local(Task::new(future, token));
+        Ok(())
+    }
+
+    /// See [`Registry::run_blocking`].
+    #[track_caller]
+    pub fn run_blocking<F, T>(self, work: F)
+    where
+        S: BlockingSpawner,
+        F: FnOnce() -> T + Send + 'static,
+        T: TaskOutput,
+    {
+        self.try_run_blocking(work).unwrap_or_else(discard);
+    }
+
+    /// See [`Registry::try_run_blocking`].
+    #[track_caller]
+    pub fn try_run_blocking<F, T>(self, work: F) -> Result<(), Rejected<F>>
+    where
+        S: BlockingSpawner,
+        F: FnOnce() -> T + Send + 'static,
+        T: TaskOutput,
+    {
+        let (work, token) = self.admit(Kind::Blocking, work)?;
+        let task = Task::new(lazy(|_| work()), token);
+        self.registry.spawner().spawn_blocking(move || task.run());
+        Ok(())
+    }
+}
+
+impl<S> fmt::Debug for Start<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
+    }
+}
+
+/// Starts a task when there is a place for it; see [`Registry::run_when_ready`].
+#[cfg(feature = "std")]
+#[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+#[must_use = "futures do nothing unless polled"]
+pub struct RunWhenReady<'a, S, F> {
+    registry: &'a Registry<S>,
+    call: Call,
+    future: Option<F>,
+    ticket: Option<Ticket>,
+}
+
+#[cfg(feature = "std")]
+impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
+
+#[cfg(feature = "std")]
+impl<S, F> Future for RunWhenReady<'_, S, F>
+where
+    S: Spawner,
+    F: Future<Output: TaskOutput> + Send + 'static,
+{
+    type Output = Result<(), Rejected<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { registry, call, future, ticket } = &mut *self;
+        assert!(future.is_some(), "polled after it had resolved");
+        let core = registry.core();
+        core.poll_enter(*call, ticket, cx.waker()).map(|entered| {
+            *ticket = None;
+            let future = future.take().expect("asserted above");
+            match entered {
+                Ok(token) => {
+                    registry.spawner().spawn(Task::new(future, token));
+                    Ok(())
+                }
+                Err(reason) => Err(Rejected::new(future, core.refuse(*call, reason))),
+            }
+        })
+    }
+}
+
+#[cfg(feature = "std")]
+impl<S, F> Drop for RunWhenReady<'_, S, F> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.registry.core().leave_queue(ticket);
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl<S, F> fmt::Debug for RunWhenReady<'_, S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunWhenReady").field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+use crate::TaskInfo;
+use crate::panics::Payload;
+use crate::shards::Post;
+use crate::sync::{AtomicUsize, Ordering};
+use core::fmt::Display;
+use core::panic::Location;
+
+#[cfg(feature = "std")]
+use crate::{Kind, panics, roster::Slot};
+
+/// What is known of some work when it asks to be let in.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) site: &'static Location<'static>,
+    #[cfg(feature = "std")]
+    pub(crate) name: Option<&'static str>,
+    #[cfg(feature = "std")]
+    pub(crate) kind: Kind,
+    /// Its loss begins the shutdown.
+    #[cfg(feature = "std")]
+    pub(crate) critical: bool,
+}
+
+/// What an observer is told of a loss; empty when there is none.
+#[cfg(feature = "std")]
+pub(crate) type Message = String;
+#[cfg(not(feature = "std"))]
+pub(crate) type Message = ();
+
+/// How some work ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Completed,
+    Failed(Message),
+    #[cfg_attr(not(feature = "std"), expect(dead_code, reason = "nothing catches a panic"))]
+    Panicked(Message),
+    Abandoned,
+    #[cfg(feature = "std")]
+    Aborted,
+}
+
+/// One piece of work in flight: the shard that it is counted on and the call that started it, or the slot that knows both.
+///
+/// It does not give its count back by itself: whoever has it must call [`Token::leave`], once.
+#[derive(Clone, Copy)]
+pub(crate) struct Token {
+    post: &'static Post,
+    /// `None` says that the post is a slot, without a look at the post, whose line is the shard's.
+    site: Option<&'static Location<'static>>,
+}
+
+impl Token {
+    #[inline]
+    pub(crate) fn new(post: &'static Post, site: &'static Location<'static>) -> Self {
+        Self { post, site: Some(site) }
+    }
+
+    #[cfg(feature = "std")]
+    pub(crate) fn in_slot(post: &'static Post) -> Self {
+        Self { post, site: None }
+    }
+
+    #[cfg(feature = "std")]
+    #[inline]
+    pub(crate) fn slot(&self) -> Option<&'static Slot> {
+        if self.site.is_some() { None } else { self.post.slot() }
+    }
+
+    pub(crate) fn info(&self) -> TaskInfo {
+        #[cfg(feature = "std")]
+        if let Some(slot) = self.slot() {
+            return slot.info();
+        }
+        TaskInfo::new(self.site.expect("a token without a slot has its call site"), None)
+    }
+
+    /// An error as observers are told it, if there are any.
+    #[cfg(feature = "std")]
+    pub(crate) fn failed(&self, error: &dyn Display) -> Outcome {
+        if !self.post.core().is_observed() {
+            return Outcome::Failed(Message::new());
+        }
+        Outcome::Failed(panics::contain(|| error.to_string()).unwrap_or_else(|payload| {
+            panics::discard(payload);
+            "(an error whose Display panicked)".into()
+        }))
+    }
+
+    /// A panic as observers are told it, if there are any.
+    #[cfg(feature = "std")]
+    pub(crate) fn panicked(&self, payload: &Payload) -> Outcome {
+        let observed = self.post.core().is_observed();
+        Outcome::Panicked(if observed { panics::message(payload).into() } else { Message::new() })
+    }
+
+    #[cfg(not(feature = "std"))]
+    #[expect(clippy::unused_self, reason = "nobody observes")]
+    pub(crate) fn failed(&self, _: &dyn Display) -> Outcome {
+        Outcome::Failed(())
+    }
+
+    #[cfg(not(feature = "std"))]
+    #[expect(clippy::unused_self, clippy::trivially_copy_pass_by_ref, reason = "nothing catches a panic")]
+    pub(crate) fn panicked(&self, payload: &Payload) -> Outcome {
+        match *payload {}
+    }
+
+    /// Records how the work ended, tells a loss, then gives the count back (S2, S5).
+    #[inline]
+    pub(crate) fn leave(self, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Completed) {
+            self.lose(outcome);
+        }
+        #[cfg(feature = "std")]
+        if let Some(slot) = self.slot() {
+            slot.end();
+        }
+        if let Some(left) = self.post.tally().gate.leave() {
+            self.post.core().left(left);
+        }
+    }
+
+    #[cold]
+    #[expect(clippy::needless_pass_by_value, reason = "it ends here")]
+    fn lose(&self, outcome: Outcome) {
+        let tally = self.post.tally();
+        // Relaxed: the Release in `leave` publishes it.
+        let count = |loss: &AtomicUsize| loss.fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            Outcome::Completed => 0,
+            Outcome::Failed(..) => count(&tally.failed),
+            Outcome::Panicked(..) => count(&tally.panicked),
+            Outcome::Abandoned => count(&tally.abandoned),
+            #[cfg(feature = "std")]
+            Outcome::Aborted => count(&tally.aborted),
+        };
+        #[cfg(feature = "std")]
+        self.post.core().lost(self, &outcome);
+    }
+
+    /// Whether the call that started it was marked so.
+    #[cfg(feature = "std")]
+    pub(crate) fn is_critical(&self) -> bool {
+        self.slot().is_some_and(|slot| slot.label().critical)
+    }
+}
