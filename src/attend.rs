@@ -1,11 +1,12 @@
 //! What a registry does beside counting, for those who asked its builder: tells, lists, aborts, limits, and begins the shutdown on a loss.
 
+use crate::clock;
 use crate::intake::{Intake, Ticket};
 use crate::panics::{discard, shield};
-use crate::roster::{Label, clock};
+use crate::roster::Label;
 use crate::shards::{Core, Lane};
 use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock};
-use crate::token::{Call, Outcome, Token};
+use crate::token::{Call, Loss, Token};
 use crate::{AbortError, Aborted, Observer, Reason, TaskId, TaskInfo};
 use core::cmp::Reverse;
 use core::fmt;
@@ -55,18 +56,13 @@ impl Asked {
         }
     }
 
+    #[inline]
     fn has(&self, flag: usize) -> bool {
         self.flags.load(Ordering::Relaxed) & flag != 0
     }
 
     fn limit(&self) -> Option<usize> {
         self.has(BOUNDED).then(|| self.limit.load(Ordering::Relaxed))
-    }
-
-    /// Whether more than counting is to be done.
-    #[inline]
-    pub(crate) fn concerns(&self, call: &Call) -> bool {
-        call.name.is_some() || call.critical || self.has(INSPECTED | BOUNDED)
     }
 }
 
@@ -91,6 +87,12 @@ impl Attended {
 }
 
 impl Core {
+    /// Whether more is to be done for some work than to count it.
+    #[inline]
+    pub(crate) fn attends(&self, call: Call) -> bool {
+        call.name.is_some() || call.critical || self.asked.has(INSPECTED | BOUNDED)
+    }
+
     /// Takes the settings of its next registry, before that is there.
     pub(crate) fn attend(&self, settings: Settings) {
         let Settings { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = settings;
@@ -146,7 +148,7 @@ impl Core {
         let inspected = self.is_inspected();
         if inspected || critical || (name.is_some() && self.is_observed()) {
             let label = Label { name, site, kind, critical, inspected };
-            Token::in_slot(lane.rosters().begin(label, lane))
+            Token::in_slot(lane.rosters().begin(label, lane.tally()))
         } else {
             Token::new(lane.post(), site)
         }
@@ -155,10 +157,10 @@ impl Core {
     /// Counts some work as soon as there is a place. A refusal is not counted.
     pub(crate) fn poll_enter(&'static self, call: Call, ticket: &mut Option<Ticket>, waker: &Waker) -> Poll<Result<Token, Reason>> {
         let Some(limit) = self.asked.limit() else {
-            return Poll::Ready(self.try_enter(call));
+            return Poll::Ready(self.enter_attended(call));
         };
         if ticket.is_none() {
-            match self.try_enter(call) {
+            match self.enter_attended(call) {
                 Err(Reason::Full) => {}
                 done => return Poll::Ready(done),
             }
@@ -213,21 +215,21 @@ impl Core {
     }
 
     /// Tells a loss, and begins the shutdown if it is to.
-    pub(crate) fn lost(&'static self, token: &Token, outcome: &Outcome) {
+    #[expect(clippy::needless_pass_by_value, reason = "it is told once")]
+    pub(crate) fn lost(&'static self, token: &Token, loss: Loss) {
         if self.is_observed() {
             let task = token.info();
-            self.tell(|observer| match outcome {
-                Outcome::Completed => {}
-                Outcome::Failed(error) => observer.failed(&task, error),
-                Outcome::Panicked(message) => observer.panicked(&task, message),
-                Outcome::Abandoned => observer.abandoned(&task),
-                Outcome::Aborted => observer.aborted(&task),
+            self.tell(|observer| match &loss {
+                Loss::Failed(error) => observer.failed(&task, error),
+                Loss::Panicked(message) => observer.panicked(&task, message),
+                Loss::Abandoned => observer.abandoned(&task),
+                Loss::Aborted => observer.aborted(&task),
             });
         }
-        let ends_all = match outcome {
-            Outcome::Failed(_) => self.asked.has(SHUTDOWN_ON_FAILURE) || token.is_critical(),
-            Outcome::Panicked(_) => self.asked.has(SHUTDOWN_ON_PANIC) || token.is_critical(),
-            _ => false,
+        let ends_all = match loss {
+            Loss::Failed(_) => self.asked.has(SHUTDOWN_ON_FAILURE) || token.is_critical(),
+            Loss::Panicked(_) => self.asked.has(SHUTDOWN_ON_PANIC) || token.is_critical(),
+            Loss::Abandoned | Loss::Aborted => false,
         };
         if ends_all {
             self.begin_shutdown();

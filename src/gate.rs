@@ -55,6 +55,10 @@ pub(crate) struct Left {
     pub(crate) drained: bool,
 }
 
+/// The word that one who left has found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before(usize);
+
 /// What one look at a gate saw.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen(usize);
@@ -134,19 +138,19 @@ impl Gate {
         Ok(())
     }
 
-    /// Gives one count back; says what has to be done, if anybody waits for that.
+    /// Gives one count back; `Some` is for `left`, as somebody may wait for that.
     ///
     /// Release: pairs with the Acquire in `left`, `close` and `look`, so that everything a task did, its destructor and its
     /// outcome included, happened before whoever learns that it is gone (S2, S3).
     #[inline]
-    pub(crate) fn leave(&self) -> Option<Left> {
+    pub(crate) fn leave(&self) -> Option<Before> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
         debug_assert_ne!(before & COUNT, 0, "left more often than entered");
-        (before & FLAGS != 0 && (before & COUNT == ONE || before & WANTED != 0)).then(|| self.left(before))
+        (before & FLAGS != 0 && (before & COUNT == ONE || before & WANTED != 0)).then_some(Before(before))
     }
 
-    #[cold]
-    fn left(&self, before: usize) -> Left {
+    /// Says what the one that left has to see to.
+    pub(crate) fn left(&self, Before(before): Before) -> Left {
         let last = before & COUNT == ONE;
         let left = Left { wanted: before & WANTED != 0, idle: last && before & IDLE != 0, drained: last && before & CLOSED != 0 };
         if left.drained {
@@ -224,6 +228,10 @@ impl Gate {
 mod tests {
     use super::*;
 
+    fn leave(gate: &Gate) -> Option<Left> {
+        gate.leave().map(|before| gate.left(before))
+    }
+
     fn gate(word: usize, flips: usize) -> Gate {
         Gate { word: AtomicUsize::new(word), flips: AtomicUsize::new(flips) }
     }
@@ -234,8 +242,8 @@ mod tests {
         assert_eq!(gate.enter(), Ok(()));
         assert!(!gate.close(), "one is in flight");
         assert_eq!(gate.enter(), Ok(()), "a draining gate still lets in");
-        assert_eq!(gate.leave(), None);
-        assert_eq!(gate.leave(), Some(Left { wanted: false, idle: false, drained: true }));
+        assert_eq!(leave(&gate), None);
+        assert_eq!(leave(&gate), Some(Left { wanted: false, idle: false, drained: true }));
         assert_eq!(gate.enter(), Err(Refused::Drained));
         assert!(!gate.close(), "drained once only");
     }
@@ -277,11 +285,11 @@ mod tests {
         assert_eq!(gate.enter_below(2), Err(Refused::Full));
         gate.want_places();
         assert_eq!(gate.enter_in_turn(2), Err(Refused::Full));
-        assert_eq!(gate.leave(), Some(Left { wanted: true, idle: false, drained: false }));
+        assert_eq!(leave(&gate), Some(Left { wanted: true, idle: false, drained: false }));
         assert_eq!(gate.enter_below(2), Err(Refused::Full), "there is a place, and it is wanted");
         assert_eq!(gate.enter_in_turn(2), Ok(()));
         gate.want_no_place();
-        assert_eq!(gate.leave(), None);
+        assert_eq!(leave(&gate), None);
         assert_eq!(gate.enter_below(2), Ok(()));
     }
 
@@ -290,8 +298,8 @@ mod tests {
         let gate = Gate::new();
         gate.enter().unwrap();
         gate.ask_idle();
-        assert_eq!(gate.leave(), Some(Left { wanted: false, idle: true, drained: false }));
+        assert_eq!(leave(&gate), Some(Left { wanted: false, idle: true, drained: false }));
         gate.enter().unwrap();
-        assert_eq!(gate.leave(), None);
+        assert_eq!(leave(&gate), None);
     }
 }

@@ -76,6 +76,8 @@ mod attend;
 mod bell;
 #[cfg(feature = "std")]
 mod builder;
+#[cfg(feature = "std")]
+mod clock;
 mod gate;
 mod info;
 #[cfg(feature = "std")]

@@ -13,8 +13,9 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "words are taken apart")]
 
+use crate::clock;
 use crate::panics::{discard, shield};
-use crate::shards::{Lane, Post};
+use crate::shards::{Post, Tally};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, lock};
 use crate::{Kind, TaskId, TaskInfo};
 use core::panic::Location;
@@ -67,11 +68,11 @@ impl Rosters {
     }
 
     /// Gives a task of this label a slot.
-    pub(crate) fn begin(&'static self, label: Label, home: &'static Lane) -> &'static Post {
+    pub(crate) fn begin(&'static self, label: Label, tally: &'static Tally) -> &'static Post {
         let buckets = self.0.get_or_init(|| (0..BUCKETS).map(|_| Entry::new()).collect());
         let mut entry = &buckets[label.bucket()];
         loop {
-            let roster = entry.get_or_init(|| Box::new(Roster::new(label, home)));
+            let roster = entry.get_or_init(|| Box::new(Roster::new(label, tally)));
             if roster.label.is(&label) {
                 return roster.begin();
             }
@@ -90,7 +91,8 @@ impl Rosters {
 /// The slots of one label on one lane.
 pub(crate) struct Roster {
     label: Label,
-    home: &'static Lane,
+    /// Where its tasks are counted.
+    tally: &'static Tally,
     /// The top of the stack of vacant slots, as its index and one more, below a tag.
     vacant: AtomicU64,
     /// Each twice as long as the one before.
@@ -103,12 +105,8 @@ const FIRST_CHUNK: u32 = if cfg!(loom) { 1 } else { 4 };
 const TAG: u64 = 1 << 32;
 
 impl Roster {
-    fn new(label: Label, home: &'static Lane) -> Self {
-        Self { label, home, vacant: AtomicU64::new(0), chunks: [const { OnceLock::new() }; CHUNKS], next: Entry::new() }
-    }
-
-    pub(crate) fn home(&self) -> &'static Lane {
-        self.home
+    fn new(label: Label, tally: &'static Tally) -> Self {
+        Self { label, tally, vacant: AtomicU64::new(0), chunks: [const { OnceLock::new() }; CHUNKS], next: Entry::new() }
     }
 
     #[inline]
@@ -163,7 +161,7 @@ impl Roster {
             let mut made = false;
             let posts = chunk.get_or_init(|| {
                 made = true;
-                (first..first + length).map(|index| Post::Slot(Slot::new(self, index))).collect()
+                (first..first + length).map(|index| Post::beside(self.tally, Slot::new(self, index))).collect()
             });
             if made {
                 posts[1..].iter().rev().filter_map(Post::slot).for_each(|slot| self.push(slot));
@@ -211,8 +209,8 @@ impl Slot {
     }
 
     #[inline]
-    pub(crate) fn roster(&self) -> &'static Roster {
-        self.roster
+    pub(crate) fn tally(&self) -> &'static Tally {
+        self.roster.tally
     }
 
     #[inline]
@@ -234,7 +232,6 @@ impl Slot {
     /// Ends the turn and leaves the slot to the next.
     ///
     /// Release: as in `begin`. A plain store: an abort that comes between the two is over with its task.
-    #[inline]
     pub(crate) fn end(&self) {
         let state = self.state.load(Ordering::Relaxed);
         self.state.store(state & !FLAGS, Ordering::Release);
@@ -335,19 +332,4 @@ fn number() -> u32 {
     use core::sync::atomic::AtomicU32;
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Nanoseconds since this was first asked.
-pub(crate) mod clock {
-    use std::sync::OnceLock;
-    use std::time::Instant;
-
-    /// In the browser `Instant::now` panics.
-    pub(crate) const IS_THERE: bool = !cfg!(all(target_family = "wasm", target_os = "unknown"));
-
-    #[inline]
-    pub(crate) fn now() -> u64 {
-        static FIRST: OnceLock<Instant> = OnceLock::new();
-        if IS_THERE { FIRST.get_or_init(Instant::now).elapsed().as_nanos() as u64 } else { 0 }
-    }
 }

@@ -54,35 +54,38 @@ impl Tally {
     }
 }
 
-/// What a token points to: its shard, or the slot that it has beside. On lines of its own (H2).
+/// What a token points to: its shard's tally, or the slot that it has beside, whose tally counts nothing. On lines of its own (H2),
+/// which it fills either way.
 #[cfg(feature = "std")]
 #[repr(align(128))]
-pub(crate) enum Post {
-    Shard(Tally),
-    Slot(Slot),
+pub(crate) struct Post {
+    tally: Tally,
+    slot: Option<Slot>,
 }
 
 #[cfg(feature = "std")]
 impl Post {
+    fn shard(core: &'static Core) -> Self {
+        Self { tally: Tally::new(core), slot: None }
+    }
+
+    /// A slot of a task that `tally` counts.
+    pub(crate) fn beside(tally: &Tally, slot: Slot) -> Self {
+        Self { tally: Tally::new(tally.core), slot: Some(slot) }
+    }
+
     #[inline]
-    pub(crate) fn tally(&'static self) -> &'static Tally {
-        match self {
-            Self::Shard(tally) => tally,
-            Self::Slot(slot) => slot.roster().home().post.tally(),
-        }
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     #[inline]
     pub(crate) fn slot(&self) -> Option<&Slot> {
-        match self {
-            Self::Shard(_) => None,
-            Self::Slot(slot) => Some(slot),
-        }
+        self.slot.as_ref()
     }
 
-    #[inline]
-    pub(crate) fn core(&'static self) -> &'static Core {
-        self.tally().core
+    pub(crate) fn core(&self) -> &'static Core {
+        self.tally.core
     }
 }
 
@@ -191,26 +194,35 @@ impl Core {
         &self.cold.0.bell
     }
 
-    /// Counts one more piece of work (S1), or one more refusal.
+    /// Counts one more piece of work, on this thread's shard while that one accepts (S1), or one more refusal.
     #[inline]
     pub(crate) fn enter(&'static self, call: Call) -> Result<Token, Reason> {
-        match self.try_enter(call) {
-            Ok(token) => Ok(token),
-            Err(reason) => Err(self.refuse(call, reason)),
+        if !self.attends(call) {
+            let lane = self.lane();
+            if lane.tally().gate.enter().is_ok() {
+                return Ok(Token::new(lane.post(), call.site));
+            }
         }
+        self.enter_otherwise(call)
     }
 
-    /// Counts one more piece of work, and no refusal.
-    #[inline]
-    pub(crate) fn try_enter(&'static self, call: Call) -> Result<Token, Reason> {
+    #[inline(never)]
+    fn enter_otherwise(&'static self, call: Call) -> Result<Token, Reason> {
         #[cfg(feature = "std")]
-        if self.asked.concerns(&call) {
-            return self.enter_attended(call);
-        }
-        self.pass().map(|lane| Token::new(lane.post(), call.site))
+        let entered = self.enter_attended(call);
+        #[cfg(not(feature = "std"))]
+        let entered = self.pass().map(|lane| Token::new(lane.post(), call.site));
+        entered.map_err(|reason| self.refuse(call, reason))
     }
 
-    /// Passes the gate of this thread's shard, while that one accepts.
+    /// Whether more is to be done for some work than to count it.
+    #[cfg(not(feature = "std"))]
+    #[expect(clippy::unused_self, reason = "that takes a builder")]
+    fn attends(&self, _: Call) -> bool {
+        false
+    }
+
+    /// Passes the gate of this thread's shard, or of another: work is accepted while anything is in flight on any.
     #[inline]
     pub(crate) fn pass(&'static self) -> Result<&'static Lane, Reason> {
         let lane = self.lane();
@@ -220,7 +232,6 @@ impl Core {
         }
     }
 
-    /// Work is accepted while anything is in flight on any shard.
     #[cold]
     fn pass_elsewhere(&'static self, refused: Refused) -> Result<&'static Lane, Reason> {
         let mut full = refused == Refused::Full;
@@ -269,7 +280,7 @@ impl Core {
         }
     }
 
-    #[cold]
+    /// Sees to what somebody waits for of one who has left.
     pub(crate) fn left(&'static self, left: Left) {
         #[cfg(feature = "std")]
         if left.wanted {
@@ -427,7 +438,7 @@ impl Core {
     #[inline]
     pub(crate) fn lanes(&'static self) -> &'static [Lane] {
         self.lanes.get_or_init(|| {
-            let lane = |_| Lane { post: Post::Shard(Tally::new(self)), wakers: Line(Wakers::new()), rosters: Rosters::new() };
+            let lane = |_| Lane { post: Post::shard(self), wakers: Line(Wakers::new()), rosters: Rosters::new() };
             (0..threads::shards()).map(lane).collect()
         })
     }
@@ -453,7 +464,7 @@ impl Lane {
     }
 
     #[inline]
-    pub(crate) fn tally(&'static self) -> &'static Tally {
+    pub(crate) fn tally(&self) -> &Tally {
         self.post.tally()
     }
 

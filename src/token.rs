@@ -1,7 +1,8 @@
 use crate::TaskInfo;
+use crate::gate::Before;
 use crate::panics::Payload;
-use crate::shards::Post;
-use crate::sync::{AtomicUsize, Ordering};
+use crate::shards::{Post, Tally};
+use crate::sync::Ordering;
 use core::fmt::Display;
 use core::panic::Location;
 
@@ -27,10 +28,9 @@ pub(crate) type Message = String;
 #[cfg(not(feature = "std"))]
 pub(crate) type Message = ();
 
-/// How some work ended.
+/// How some work ended that was not done.
 #[derive(Debug)]
-pub(crate) enum Outcome {
-    Completed,
+pub(crate) enum Loss {
     Failed(Message),
     #[cfg_attr(not(feature = "std"), expect(dead_code, reason = "nothing catches a panic"))]
     Panicked(Message),
@@ -41,7 +41,7 @@ pub(crate) enum Outcome {
 
 /// One piece of work in flight: the shard that it is counted on and the call that started it, or the slot that knows both.
 ///
-/// It does not give its count back by itself: whoever has it must call [`Token::leave`], once.
+/// It does not give its count back by itself: whoever has it must call [`Token::leave`] once, or [`Token::lose`].
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     post: &'static Post,
@@ -76,11 +76,11 @@ impl Token {
 
     /// An error as observers are told it, if there are any.
     #[cfg(feature = "std")]
-    pub(crate) fn failed(&self, error: &dyn Display) -> Outcome {
+    pub(crate) fn failed(&self, error: &dyn Display) -> Loss {
         if !self.post.core().is_observed() {
-            return Outcome::Failed(Message::new());
+            return Loss::Failed(Message::new());
         }
-        Outcome::Failed(panics::contain(|| error.to_string()).unwrap_or_else(|payload| {
+        Loss::Failed(panics::contain(|| error.to_string()).unwrap_or_else(|payload| {
             panics::discard(payload);
             "(an error whose Display panicked)".into()
         }))
@@ -88,54 +88,81 @@ impl Token {
 
     /// A panic as observers are told it, if there are any.
     #[cfg(feature = "std")]
-    pub(crate) fn panicked(&self, payload: &Payload) -> Outcome {
+    pub(crate) fn panicked(&self, payload: &Payload) -> Loss {
         let observed = self.post.core().is_observed();
-        Outcome::Panicked(if observed { panics::message(payload).into() } else { Message::new() })
+        Loss::Panicked(if observed { panics::message(payload).into() } else { Message::new() })
     }
 
     #[cfg(not(feature = "std"))]
     #[expect(clippy::unused_self, reason = "nobody observes")]
-    pub(crate) fn failed(&self, _: &dyn Display) -> Outcome {
-        Outcome::Failed(())
+    pub(crate) fn failed(&self, _: &dyn Display) -> Loss {
+        Loss::Failed(())
     }
 
     #[cfg(not(feature = "std"))]
     #[expect(clippy::unused_self, clippy::trivially_copy_pass_by_ref, reason = "nothing catches a panic")]
-    pub(crate) fn panicked(&self, payload: &Payload) -> Outcome {
+    pub(crate) fn panicked(&self, payload: &Payload) -> Loss {
         match *payload {}
     }
 
-    /// Records how the work ended, tells a loss, then gives the count back (S2, S5).
+    /// Where it is counted.
     #[inline]
-    pub(crate) fn leave(self, outcome: Outcome) {
-        if !matches!(outcome, Outcome::Completed) {
-            self.lose(outcome);
-        }
+    fn tally(&self) -> &'static Tally {
         #[cfg(feature = "std")]
         if let Some(slot) = self.slot() {
-            slot.end();
+            return slot.tally();
         }
-        if let Some(left) = self.post.tally().gate.leave() {
-            self.post.core().left(left);
+        self.post.tally()
+    }
+
+    /// Gives the count of work back that was done, and is gone (S2).
+    #[inline]
+    pub(crate) fn leave(self) {
+        #[cfg(feature = "std")]
+        if self.site.is_none() {
+            return self.leave_slot();
+        }
+        self.give_back(self.post.tally());
+    }
+
+    #[cfg(feature = "std")]
+    #[inline(never)]
+    fn leave_slot(self) {
+        let tally = self.tally();
+        self.slot().into_iter().for_each(Slot::end);
+        self.give_back(tally);
+    }
+
+    #[inline]
+    fn give_back(self, tally: &'static Tally) {
+        if let Some(before) = tally.gate.leave() {
+            self.left(tally, before);
         }
     }
 
     #[cold]
-    #[expect(clippy::needless_pass_by_value, reason = "it ends here")]
-    fn lose(&self, outcome: Outcome) {
-        let tally = self.post.tally();
-        // Relaxed: the Release in `leave` publishes it.
-        let count = |loss: &AtomicUsize| loss.fetch_add(1, Ordering::Relaxed);
-        match outcome {
-            Outcome::Completed => 0,
-            Outcome::Failed(..) => count(&tally.failed),
-            Outcome::Panicked(..) => count(&tally.panicked),
-            Outcome::Abandoned => count(&tally.abandoned),
+    fn left(self, tally: &'static Tally, before: Before) {
+        let left = tally.gate.left(before);
+        self.post.core().left(left);
+    }
+
+    /// Records and tells how the work ended that was not done, then gives its count back (S2, S5).
+    #[cold]
+    #[cfg_attr(not(feature = "std"), expect(clippy::needless_pass_by_value, reason = "it ends here"))]
+    pub(crate) fn lose(self, loss: Loss) {
+        let tally = self.tally();
+        let count = match &loss {
+            Loss::Failed(..) => &tally.failed,
+            Loss::Panicked(..) => &tally.panicked,
+            Loss::Abandoned => &tally.abandoned,
             #[cfg(feature = "std")]
-            Outcome::Aborted => count(&tally.aborted),
+            Loss::Aborted => &tally.aborted,
         };
+        // Relaxed: the Release in `leave` publishes it.
+        count.fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "std")]
-        self.post.core().lost(self, &outcome);
+        self.post.core().lost(&self, loss);
+        self.leave();
     }
 
     /// Whether the call that started it was marked so.

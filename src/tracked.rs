@@ -2,7 +2,7 @@ use crate::TaskOutput;
 use crate::panics::{Payload, contain, discard, panicking, resume, shield};
 #[cfg(feature = "std")]
 use crate::roster::Slot;
-use crate::token::{Outcome, Token};
+use crate::token::{Loss, Token};
 use core::fmt;
 use core::future::Future;
 use core::pin::{Pin, pin};
@@ -33,11 +33,11 @@ impl<F> Work<F> {
     }
 
     /// Drops a future that has not finished, has `panic` deal with what its destructor panicked with, then gives its count back (S2, S5).
-    fn cut<T>(mut self: Pin<&mut Self>, outcome: Outcome, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+    fn cut<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = contain(|| self.end()).err().map(|payload| (token.panicked(&payload), panic(payload)));
-        let (outcome, value) = panicked.map_or((outcome, None), |(outcome, value)| (outcome, Some(value)));
-        token.leave(outcome);
+        let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
+        token.lose(loss);
         value
     }
 }
@@ -48,7 +48,7 @@ impl<F: Future> Work<F> {
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        output: impl FnOnce(Token, F::Output) -> (Outcome, T),
+        output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
         let token = self.as_mut().token().expect("polled after it had finished");
@@ -59,15 +59,18 @@ impl<F: Future> Work<F> {
             }),
             WorkProjection::Gone => Poll::Pending,
         });
-        let (outcome, value) = match polled {
+        let (loss, value) = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(ended)) => ended,
             Err(payload) => {
                 shield(|| self.end());
-                (token.panicked(&payload), panic(payload))
+                (Some(token.panicked(&payload)), panic(payload))
             }
         };
-        token.leave(outcome);
+        match loss {
+            None => token.leave(),
+            Some(loss) => token.lose(loss),
+        }
         Poll::Ready(value)
     }
 }
@@ -81,7 +84,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.cut(Outcome::Abandoned, discard);
+            this.project().work.cut(Loss::Abandoned, discard);
         }
     }
 }
@@ -105,19 +108,19 @@ where
         let slot = work.as_mut().token().and_then(|token| token.slot());
         #[cfg(feature = "std")]
         if slot.is_some_and(Slot::must_abort) {
-            work.cut(Outcome::Aborted, discard);
+            work.cut(Loss::Aborted, discard);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
-            None => (Outcome::Completed, ()),
-            Some(error) => (token.failed(error), ()),
+            None => (None, ()),
+            Some(error) => (Some(token.failed(error)), ()),
         };
         let polled = work.as_mut().poll(cx, output, discard);
         #[cfg(feature = "std")]
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             slot.park(cx.waker());
             if slot.must_abort() {
-                work.cut(Outcome::Aborted, discard);
+                work.cut(Loss::Aborted, discard);
                 return Poll::Ready(());
             }
         }
@@ -154,7 +157,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.cut(Outcome::Abandoned, |payload| payload) {
+            match this.project().work.cut(Loss::Abandoned, |payload| payload) {
                 Some(payload) if panicking() => discard(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -173,7 +176,7 @@ impl<F: Future> Future for Tracked<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let output = |_, output| (Outcome::Completed, Ok(output));
+        let output = |_, output| (None, Ok(output));
         self.project().work.poll(cx, output, Err).map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
     }
 }
@@ -200,16 +203,22 @@ impl Guard {
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
-        self.0.leave(if panicking() { panicked() } else { Outcome::Completed });
+        if panicking() {
+            lose(self.0);
+        } else {
+            self.0.leave();
+        }
     }
 }
 
-#[cold]
-fn panicked() -> Outcome {
-    #[cfg(feature = "std")]
-    return Outcome::Panicked("dropped by a panic".into());
-    #[cfg(not(feature = "std"))]
-    unreachable!("it is not known")
+#[cfg(feature = "std")]
+fn lose(token: Token) {
+    token.lose(Loss::Panicked("dropped by a panic".into()));
+}
+
+#[cfg(not(feature = "std"))]
+fn lose(_: Token) {
+    unreachable!("a panic is not known")
 }
 
 impl fmt::Debug for Guard {
