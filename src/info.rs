@@ -168,9 +168,11 @@ mod serialize {
         serializer.collect_str(value)
     }
 
+    /// To the microsecond.
     #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub(super) fn seconds<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-        age.map(|age| age.as_secs_f64()).serialize(serializer)
+        let seconds = |age: Duration| age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
+        age.map(seconds).serialize(serializer)
     }
 
     /// As text: a number of 64 bits would not survive JavaScript.

@@ -136,7 +136,7 @@ impl fmt::Display for Stragglers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { len, summary, .. } = self;
         let plural = if *len == 1 { "" } else { "s" };
-        write!(f, "{len} background task{plural} still in flight at the deadline ({summary})")?;
+        write!(f, "{len} background task{plural} still in flight ({summary})")?;
         #[cfg(feature = "std")]
         for (n, group) in self.groups().iter().enumerate() {
             let between = match (f.alternate(), n) {

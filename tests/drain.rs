@@ -174,7 +174,7 @@ fn a_deadline_that_passes_tells_how_many_are_left_and_what_has_ended() {
     assert_eq!((stragglers.len(), stragglers.summary().completed), (1, 1));
     assert_eq!(
         stragglers.to_string(),
-        "1 background task still in flight at the deadline \
+        "1 background task still in flight \
          (1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected)"
     );
     drop(guard);

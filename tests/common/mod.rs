@@ -164,25 +164,31 @@ pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
     f(background_tasks::ThreadsSpawner::new(2).unwrap());
 }
 
-/// Makes a test of each scenario for each runtime. A scenario is generic: `fn name<S: Spawner>(registry: &Registry<S>)`.
+/// Makes a test of each scenario for each runtime. A scenario is generic: `fn name<S: Spawner>(registry: &Registry<S>)`. What stands after
+/// `with` makes its registry.
 #[macro_export]
 macro_rules! on_every_runtime {
-    ($($scenario:ident),* $(,)?) => {
-        $crate::on_every_runtime! { @each [$($scenario)*] tokio_multi_thread }
-        $crate::on_every_runtime! { @each [$($scenario)*] tokio_current_thread }
-        $crate::on_every_runtime! { @each [$($scenario)*] smol }
-        $crate::on_every_runtime! { @each [$($scenario)*] async_std }
-        $crate::on_every_runtime! { @each [$($scenario)*] async_executor }
-        $crate::on_every_runtime! { @each [$($scenario)*] threads }
+    (with $make:expr; $($scenario:ident),* $(,)?) => {
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] tokio_multi_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] tokio_current_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] smol }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] async_std }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] async_executor }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] threads }
     };
-    (@each [$($scenario:ident)*] $runtime:ident) => {
+    (@each [$($scenario:ident)*] [$make:expr] $runtime:ident) => {
         mod $runtime {
+            use background_tasks::Registry;
+
             $(
                 #[test]
                 fn $scenario() {
-                    $crate::common::$runtime(|spawner| super::$scenario(&background_tasks::Registry::new(spawner)));
+                    $crate::common::$runtime(|spawner| super::$scenario(&$make(spawner)));
                 }
             )*
         }
+    };
+    ($($scenario:ident),* $(,)?) => {
+        $crate::on_every_runtime! { with Registry::new; $($scenario),* }
     };
 }

@@ -1,0 +1,167 @@
+//! Who is in flight, and who held the drain up.
+#![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+
+mod common;
+
+use background_tasks::{Kind, Registry, Spawner, TaskId, TokioSpawner};
+use common::{HANG, Manual};
+use std::collections::HashSet;
+use std::future::pending;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+fn inspected() -> (Manual, Registry<Manual>) {
+    let spawner = Manual::default();
+    (spawner.clone(), Registry::builder(spawner).inspect().build())
+}
+
+#[test]
+fn a_list_tells_name_place_kind_and_age_the_oldest_first() {
+    let (_spawner, registry) = inspected();
+    let line = line!() + 1;
+    registry.named("sweeper").run(pending::<()>());
+    let guard = registry.guard().unwrap();
+    let tasks = registry.tasks();
+    let [sweeper, held] = tasks[..] else { panic!("{tasks:?}") };
+    assert_eq!((sweeper.name(), sweeper.kind()), (Some("sweeper"), Some(Kind::Future)));
+    assert_eq!((sweeper.location().file(), sweeper.location().line()), (file!(), line));
+    assert_eq!((held.name(), held.kind(), held.location().line()), (None, Some(Kind::Guard), line + 1));
+    assert!(sweeper.age().unwrap() >= held.age().unwrap());
+    assert!(registry.tasks()[1].age().unwrap() >= held.age().unwrap());
+    assert!(!sweeper.abort_requested());
+    assert_eq!(sweeper.to_string(), format!("sweeper at {}", sweeper.location()));
+    assert_eq!(held.to_string(), format!("guard at {}", held.location()));
+    drop(guard);
+    assert_eq!(registry.tasks().len(), 1);
+}
+
+#[test]
+fn each_kind_is_told() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let registry = Registry::builder(TokioSpawner).inspect().build();
+    let (go_on, may_go_on) = channel::<()>();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        registry.run_local(pending::<()>());
+        registry.run_blocking(move || may_go_on.recv_timeout(HANG).unwrap());
+        let _tracked = registry.track(pending::<()>()).unwrap();
+        let kinds: HashSet<_> = registry.tasks().iter().map(|task| task.kind().unwrap()).collect();
+        assert_eq!(kinds, HashSet::from([Kind::Local, Kind::Blocking, Kind::Tracked]));
+    });
+    go_on.send(()).unwrap();
+}
+
+#[test]
+fn nothing_is_listed_unless_it_was_asked_for() {
+    let spawner = Manual::default();
+    let registry = Registry::new(spawner.clone());
+    registry.named("n").critical().run(pending::<()>());
+    assert_eq!((registry.tasks(), registry.in_flight()), (Vec::new(), 1));
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    assert_eq!((stragglers.len(), stragglers.tasks()), (1, &[][..]));
+}
+
+#[test]
+fn ids_are_distinct_and_can_be_written_and_read() {
+    let (spawner, registry) = inspected();
+    let mut ids = HashSet::new();
+    for _ in 0..10 {
+        (0..10).for_each(|_| registry.run(pending::<()>()));
+        for task in registry.tasks() {
+            let id = task.id().unwrap();
+            assert_eq!(id.to_string().parse(), Ok(id));
+            ids.insert(id);
+        }
+        spawner.0.lock().unwrap().clear();
+        assert_eq!(registry.tasks().len(), 0);
+    }
+    assert_eq!(ids.len(), 100);
+    for text in ["", "-", "1", "1-", "-1", "1-2-3", "a-b", "1--2", "99999999999-1"] {
+        assert!(text.parse::<TaskId>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_thousand_are_listed_in_the_order_of_their_beginning() {
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    let (_spawner, registry) = inspected();
+    let begin = |name| registry.named(name).run(pending::<()>());
+    NAMES.iter().cycle().take(999).copied().for_each(begin);
+    let tasks = registry.tasks();
+    assert_eq!(tasks.len(), 999);
+    assert!(tasks.is_sorted_by(|one, two| one.age() >= two.age()));
+    for name in NAMES {
+        assert_eq!(tasks.iter().filter(|task| task.name() == Some(name)).count(), 333);
+    }
+}
+
+#[test]
+fn stragglers_are_named_and_grouped() {
+    let (spawner, registry) = inspected();
+    let (mail, held) = (line!() + 1, line!() + 2);
+    let send = || registry.named("mail").run(pending::<()>());
+    let _guard = registry.guard().unwrap();
+    (0..3).for_each(|_| send());
+    registry.run(async {});
+    spawner.poll_all();
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    assert_eq!((stragglers.len(), stragglers.tasks().len()), (4, 4));
+    let text = ages(&stragglers.to_string());
+    let (first, groups) = text.split_once(": ").unwrap();
+    let summary = "1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected";
+    assert_eq!(first, format!("4 background tasks still in flight ({summary})"));
+    let file = file!();
+    let mut groups: Vec<_> = groups.split("; ").collect();
+    groups.sort_unstable(); // The coarse clock may see all of them begin at once.
+    let expected = [format!("1 × guard at {file}:{held}:27, for AGE"), format!("3 × mail at {file}:{mail}:42, the oldest for AGE")];
+    assert_eq!(groups, expected);
+    assert_eq!(format!("{stragglers:#}").lines().count(), 3);
+}
+
+/// The text with each time replaced.
+fn ages(text: &str) -> String {
+    let shown = |word: &str| word.trim_end_matches([';', ',']).ends_with('s') && word.starts_with(|c: char| c.is_ascii_digit());
+    let replace = |word: &str| if shown(word) { word.replace(word.trim_end_matches([';', ',']), "AGE") } else { word.to_owned() };
+    text.split(' ').map(replace).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_list_is_true_while_tasks_come_and_go() {
+    let registry = Registry::builder(()).inspect().build();
+    let _first = registry.named("first").guard().unwrap();
+    let held = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for n in 0..if cfg!(miri) { 30 } else { 5_000 } {
+                    let guard = registry.named("passing").guard().unwrap();
+                    if n % 16 == 0 {
+                        held.lock().unwrap().push(guard);
+                    }
+                }
+            });
+        }
+        for _ in 0..if cfg!(miri) { 10 } else { 300 } {
+            let tasks = registry.tasks();
+            let ids: HashSet<_> = tasks.iter().map(|task| task.id().unwrap()).collect();
+            assert_eq!(ids.len(), tasks.len(), "nobody is listed twice");
+            assert_eq!(tasks.iter().filter(|task| task.name() == Some("first")).count(), 1);
+            held.lock().unwrap().clear();
+        }
+    });
+    drop(held);
+    assert_eq!(registry.tasks().len(), 1);
+}
+
+fn what_is_in_flight_is_listed_and_then_not<S: Spawner>(registry: &Registry<S>) {
+    let (go_on, may_go_on) = tokio::sync::oneshot::channel::<()>();
+    registry.named("waits").run(async move { may_go_on.await.unwrap() });
+    let tasks = registry.tasks();
+    assert_eq!((tasks.len(), tasks[0].name()), (1, Some("waits")));
+    go_on.send(()).unwrap();
+    registry.shutdown().wait_timeout(HANG).unwrap();
+    assert_eq!(registry.tasks(), []);
+}
+
+on_every_runtime!(with |spawner| Registry::builder(spawner).inspect().build(); what_is_in_flight_is_listed_and_then_not);
