@@ -5,14 +5,16 @@ use crate::intake::{Intake, Ticket};
 use crate::panics::{discard, shield};
 use crate::roster::Label;
 use crate::shards::{Core, Lane};
-use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock};
+use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock, thread_local};
 use crate::token::{Call, Loss, Token};
 use crate::{AbortError, Aborted, Observer, Reason, TaskId, TaskInfo};
+use core::cell::Cell;
 use core::cmp::Reverse;
 use core::fmt;
 use core::task::{Poll, Waker};
 use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What was asked of the builder.
 #[derive(Default)]
@@ -73,15 +75,15 @@ pub(crate) struct Attended {
 }
 
 struct Watch {
-    observers: Option<Arc<[Box<dyn Observer>]>>,
-    /// When the shutdown began, by the `clock`.
-    began: u64,
+    observers: Option<Arc<Vec<Box<dyn Observer>>>>,
+    /// When the shutdown began, if there is a clock.
+    began: Option<Instant>,
 }
 
 impl Attended {
     const_unless_loom! {
         pub(crate) const fn new() -> Self {
-            Self { watch: Mutex::new(Watch { observers: None, began: 0 }), intake: Intake::new() }
+            Self { watch: Mutex::new(Watch { observers: None, began: None }), intake: Intake::new() }
         }
     }
 }
@@ -105,7 +107,7 @@ impl Core {
         self.asked.flags.store(flags, Ordering::Relaxed);
         self.asked.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
         if !observers.is_empty() {
-            lock(&self.attended().watch).observers = Some(observers.into());
+            lock(&self.attended().watch).observers = Some(Arc::new(observers));
         }
     }
 
@@ -113,7 +115,7 @@ impl Core {
     pub(crate) fn dismiss(&self) {
         if self.is_observed() {
             let observers = lock(&self.attended().watch).observers.take();
-            discard(observers);
+            observers.and_then(Arc::into_inner).into_iter().flatten().for_each(discard);
         }
     }
 
@@ -175,7 +177,9 @@ impl Core {
     }
 
     pub(crate) fn leave_queue(&'static self, ticket: Ticket) {
-        self.attended().intake.leave(&self.bounded_lane().tally().gate, ticket);
+        if let Some(limit) = self.asked.limit() {
+            self.attended().intake.leave(&self.bounded_lane().tally().gate, limit, ticket);
+        }
     }
 
     pub(crate) fn place_left(&'static self) {
@@ -199,16 +203,31 @@ impl Core {
         }
     }
 
-    pub(crate) fn note_beginning(&self) {
-        if self.is_observed() {
-            lock(&self.attended().watch).began = clock::now();
+    /// Notes when the shutdown began; returns how many were in flight, if anybody wants to know.
+    pub(crate) fn note_beginning(&'static self) -> usize {
+        if !self.is_observed() {
+            return 0;
+        }
+        lock(&self.attended().watch).began = clock::IS_THERE.then(Instant::now);
+        self.in_flight()
+    }
+
+    /// Tells a refusal; not one that comes of telling one, which would go on for ever.
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's knows no const")]
+    pub(crate) fn tell_refusal(&self, call: Call, reason: Reason) {
+        thread_local!(static TELLING: Cell<bool> = Cell::new(false));
+        if self.is_observed() && !TELLING.replace(true) {
+            let kind = self.is_inspected().then_some(call.kind);
+            let task = TaskInfo { kind, ..TaskInfo::new(call.site, call.name) };
+            self.tell(|observer| observer.rejected(&task, reason));
+            TELLING.set(false);
         }
     }
 
     pub(crate) fn tell_end(&'static self) {
         if self.is_observed() {
             let began = lock(&self.attended().watch).began;
-            let took = Duration::from_nanos(clock::now().saturating_sub(began));
+            let took = began.map_or(Duration::ZERO, |began| began.elapsed());
             let summary = self.summary();
             self.tell(|observer| observer.drained(&summary, took));
         }
@@ -247,8 +266,12 @@ impl Core {
 
     pub(crate) fn abort(&'static self) -> Aborted {
         let slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
-        let aborted = slots.filter_map(|slot| slot.abort(None)).filter(|can| *can).count();
-        Aborted { aborted, not_abortable: self.in_flight().saturating_sub(aborted) }
+        let mut swept = Aborted { aborted: 0, not_abortable: if self.is_inspected() { 0 } else { self.in_flight() } };
+        for can in slots.filter_map(|slot| slot.abort(None)) {
+            let count = if can { &mut swept.aborted } else { &mut swept.not_abortable };
+            *count += 1;
+        }
+        swept
     }
 
     pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {

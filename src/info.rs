@@ -1,3 +1,4 @@
+use alloc::string::ToString;
 use core::fmt;
 use core::panic::Location;
 use core::str::FromStr;
@@ -154,7 +155,9 @@ impl FromStr for TaskId {
     fn from_str(text: &str) -> Result<Self, ParseTaskIdError> {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
         let (slot, turn) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
-        Ok(Self { slot: number(slot)?, turn: number(turn)? })
+        let id = Self { slot: number(slot)?, turn: number(turn)? };
+        // One text for each: no sign, no zero in front.
+        if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }
 }
 
@@ -169,6 +172,7 @@ mod serialize {
     }
 
     /// To the microsecond.
+    #[expect(clippy::cast_precision_loss, reason = "after 285 million years")]
     #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub(super) fn seconds<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         let seconds = |age: Duration| age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;

@@ -1,54 +1,32 @@
 //! The queue before a registry that is full.
 //!
-//! One rule decides who may enter: as many places must be free as there are waiters ahead, and one more. A newcomer has the whole queue
-//! ahead, so nobody overtakes. Places are not handed over: whoever leaves wakes the first who has not been woken yet, that one enters
-//! when it is polled, and if it gives up instead it wakes the next. The gate is *wanted* while the queue is not empty, which sends those
-//! who leave here. No foreign code runs under the lock (S7).
+//! The first in the queue enters when it is polled and finds a place. Places are not handed over: who leaves wakes the first, and who
+//! enters or gives up wakes the next first if a place is left. A newcomer enters only if there are more places than those who wait, so
+//! nobody is overtaken. The gate is *wanted* while the queue is not empty, which sends those who leave here. No foreign code runs under
+//! the lock (S7).
 
 use crate::gate::{Gate, Refused};
-use crate::panics::shield;
-use crate::sync::{Mutex, const_unless_loom, lock};
+use crate::panics::{discard, shield};
+use crate::sync::{Mutex, MutexGuard, const_unless_loom, lock};
 use core::mem;
 use core::task::{Poll, Waker};
-use std::collections::VecDeque;
-
-pub(crate) struct Intake(Mutex<Queue>);
-
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    next: Ticket,
-}
+use std::collections::BTreeMap;
 
 /// What its owner finds its place in the queue by; they grow from first to last.
 pub(crate) type Ticket = u64;
 
-struct Waiting {
-    ticket: Ticket,
-    /// `None` once it has been woken, as a place is free.
-    waker: Option<Waker>,
-}
+pub(crate) struct Intake(Mutex<Queue>);
 
-impl Queue {
-    fn find(&self, ticket: Ticket) -> Option<usize> {
-        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
-    }
-
-    fn wake_next(&mut self) -> Option<Waker> {
-        self.waiting.iter_mut().find_map(|waiting| waiting.waker.take())
-    }
-
-    /// Has the gate be wanted no more if nobody waits.
-    fn settle(&self, gate: &Gate) {
-        if self.waiting.is_empty() {
-            gate.want_no_place();
-        }
-    }
+struct Queue {
+    /// A waker is taken when it is woken, and put back by the next poll.
+    waiting: BTreeMap<Ticket, Option<Waker>>,
+    next: Ticket,
 }
 
 impl Intake {
     const_unless_loom! {
         pub(crate) const fn new() -> Self {
-            Self(Mutex::new(Queue { waiting: VecDeque::new(), next: 0 }))
+            Self(Mutex::new(Queue { waiting: BTreeMap::new(), next: 0 }))
         }
     }
 
@@ -72,67 +50,71 @@ impl Intake {
         waker: &Waker,
         is_open: impl Fn() -> bool,
     ) -> Poll<Option<()>> {
-        let waker = waker.clone();
+        let waker = Some(waker.clone());
         let mut queue = lock(&self.0);
         // Asked under the lock that `close` takes after the shutdown has begun.
         if !is_open() {
             drop(queue);
-            drop(waker);
+            discard(waker);
             return Poll::Ready(None);
         }
-        let own = ticket.and_then(|ticket| queue.find(ticket));
-        let ahead = own.unwrap_or(queue.waiting.len());
+        let own = *ticket.get_or_insert(queue.next);
+        queue.next = queue.next.max(own + 1);
+        let replaced = queue.waiting.insert(own, waker);
+        let is_first = queue.waiting.first_key_value().is_some_and(|(first, _)| *first == own);
         // Before the look that decides to wait: who leaves after it comes here.
         gate.want_places();
-        if gate.enter_in_turn(limit.saturating_sub(ahead)).is_ok() {
-            let removed = own.and_then(|own| queue.waiting.remove(own));
-            queue.settle(gate);
-            drop(queue);
-            drop((removed, waker));
+        if is_first && gate.enter_in_turn(limit).is_ok() {
+            let own = queue.waiting.remove(&own);
+            settle(queue, gate, limit);
+            discard((own, replaced));
             return Poll::Ready(Some(()));
         }
-        let replaced = if let Some(own) = own {
-            queue.waiting[own].waker.replace(waker)
-        } else {
-            let own = queue.next;
-            queue.next += 1;
-            queue.waiting.push_back(Waiting { ticket: own, waker: Some(waker) });
-            *ticket = Some(own);
-            None
-        };
         drop(queue);
-        drop(replaced);
+        discard(replaced);
         Poll::Pending
     }
 
     /// Takes somebody out of the queue who waits no longer.
-    pub(crate) fn leave(&self, gate: &Gate, ticket: Ticket) {
+    pub(crate) fn leave(&self, gate: &Gate, limit: usize, ticket: Ticket) {
         let mut queue = lock(&self.0);
-        let Some(own) = queue.find(ticket) else { return };
-        let removed = queue.waiting.remove(own);
-        queue.settle(gate);
-        let was_woken = removed.as_ref().is_some_and(|waiting| waiting.waker.is_none());
-        let next = if was_woken { queue.wake_next() } else { None };
-        drop(queue);
-        drop(removed);
-        wake(next);
+        let own = queue.waiting.remove(&ticket);
+        settle(queue, gate, limit);
+        discard(own);
     }
 
-    /// Tells the next in the queue that somebody has left.
+    /// Tells the first in the queue that somebody has left.
     pub(crate) fn place_left(&self) {
-        let next = lock(&self.0).wake_next();
-        wake(next);
+        let mut queue = lock(&self.0);
+        let first = queue.first_waker();
+        drop(queue);
+        wake(first);
     }
 
     /// Sends everybody away, as the shutdown has begun.
     pub(crate) fn close(&self, gate: &Gate) {
         let mut queue = lock(&self.0);
         let sent_away = mem::take(&mut queue.waiting);
-        queue.settle(gate);
+        gate.want_no_place();
         drop(queue);
-        for waiting in sent_away {
-            wake(waiting.waker);
-        }
+        sent_away.into_values().for_each(wake);
+    }
+}
+
+impl Queue {
+    fn first_waker(&mut self) -> Option<Waker> {
+        self.waiting.first_entry()?.get_mut().take()
+    }
+}
+
+/// After somebody has left the queue: wakes who is first now, if a place is free; or has newcomers come in again, if nobody waits.
+fn settle(mut queue: MutexGuard<'_, Queue>, gate: &Gate, limit: usize) {
+    if queue.waiting.is_empty() {
+        gate.want_no_place();
+    } else if gate.look().in_flight() < limit {
+        let first = queue.first_waker();
+        drop(queue);
+        wake(first);
     }
 }
 

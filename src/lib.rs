@@ -29,7 +29,8 @@
 //! - [`Registry::shutdown`] begins the shutdown and resolves to a [`Summary`] when nothing is in flight and nothing ever will be.
 //!   While something is, it may still start what it owes.
 //!
-//! That is all that most programs need. Work that others run is counted with [`Registry::track`] and [`Registry::guard`].
+//! That is all that most programs need. Work that others run is counted with [`Registry::track`] and [`Registry::guard`];
+//! [`Registry::builder`] makes a registry that tells its losses, lists and aborts its tasks, or has a limit.
 //!
 //! # What is promised, and what is not
 //!
@@ -50,10 +51,15 @@
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for `async_executor::{Executor, LocalExecutor}` |
+//! | `tracing` | `TracingObserver` |
+//! | `metrics` | `MetricsObserver` |
+//! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
+//! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old: an inspected task costs about half as much |
 //!
 //! # Without `std`
 //!
-//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard. A panic
+//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard, and there
+//! is no builder. A panic
 //! is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one allocation, and wakers are called under a lock of event-listener's, so a waker must not call
 //! back into the registry.
 //!
@@ -61,6 +67,8 @@
 //!
 //! Counting a task is two atomic operations on a cache line that no other thread writes (there is a shard for each core, and threads take them
 //! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown.
+//! What [`Builder`] asks for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used again and a
+//! reading of the clock, a limit one count that all threads share.
 //! The state of a registry is taken from a pool and given back: memory is bounded by the most registries alive at once.
 
 #![cfg_attr(not(feature = "std"), no_std)]

@@ -18,7 +18,8 @@ pub use self::tracing::TracingObserver;
 ///
 /// Each method does nothing unless it is implemented. They are called where the loss happens, on whatever thread that is, under no
 /// lock, and a loss is told before its task's count is given back: when a drain has ended, everything was told. So they should be quick, and
-/// must not wait for the drain: it waits for them. They may use the registry in all other ways. A panic of theirs is contained.
+/// must not wait for the drain: it waits for them. They may use the registry in all other ways; one that owns a handle keeps it
+/// open, as a task does. A panic of theirs is contained.
 ///
 /// What went well is not told, as that would cost every task something: [`Registry::summary`](crate::Registry::summary) counts it.
 ///
@@ -57,43 +58,51 @@ pub trait Observer: Send + Sync + 'static {
     fn aborted(&self, task: &TaskInfo) {}
 
     /// Some work was not accepted.
+    ///
+    /// What is refused meanwhile on this thread is counted and not told.
     fn rejected(&self, task: &TaskInfo, reason: Reason) {}
 
-    /// The shutdown has begun, with so many in flight.
+    /// The shutdown has begun, with so many in flight. The signals have been triggered when this is told.
     fn shutdown_begun(&self, in_flight: usize) {}
 
     /// The drain has ended, so long after its beginning.
     ///
-    /// Whoever waits for the drain is told afterwards.
+    /// Whoever waits for the drain is told afterwards. In the browser, where `std` has no clock, the time is zero.
     fn drained(&self, summary: &Summary, took: Duration) {}
 }
 
-impl<O: Observer + ?Sized> Observer for Arc<O> {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        (**self).failed(task, error);
-    }
+/// Any way of holding an observer is one.
+macro_rules! forward {
+    ($($holder:ty),*) => {$(
+        impl<O: Observer + ?Sized> Observer for $holder {
+            fn failed(&self, task: &TaskInfo, error: &str) {
+                (**self).failed(task, error);
+            }
 
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        (**self).panicked(task, message);
-    }
+            fn panicked(&self, task: &TaskInfo, message: &str) {
+                (**self).panicked(task, message);
+            }
 
-    fn abandoned(&self, task: &TaskInfo) {
-        (**self).abandoned(task);
-    }
+            fn abandoned(&self, task: &TaskInfo) {
+                (**self).abandoned(task);
+            }
 
-    fn aborted(&self, task: &TaskInfo) {
-        (**self).aborted(task);
-    }
+            fn aborted(&self, task: &TaskInfo) {
+                (**self).aborted(task);
+            }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
-        (**self).rejected(task, reason);
-    }
+            fn rejected(&self, task: &TaskInfo, reason: Reason) {
+                (**self).rejected(task, reason);
+            }
 
-    fn shutdown_begun(&self, in_flight: usize) {
-        (**self).shutdown_begun(in_flight);
-    }
+            fn shutdown_begun(&self, in_flight: usize) {
+                (**self).shutdown_begun(in_flight);
+            }
 
-    fn drained(&self, summary: &Summary, took: Duration) {
-        (**self).drained(summary, took);
-    }
+            fn drained(&self, summary: &Summary, took: Duration) {
+                (**self).drained(summary, took);
+            }
+        }
+    )*};
 }
+forward!(Box<O>, Arc<O>);

@@ -93,7 +93,8 @@ impl<S> Registry<S> {
 
     /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
     ///
-    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost nothing and say nothing.
+    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost nothing and say nothing. With them
+    /// each pair of a name and a call site has slots of its own, for good, so do not make names up without end.
     ///
     /// # Examples
     ///
@@ -110,7 +111,8 @@ impl<S> Registry<S> {
 
     /// Marks the work that is started next as such that the host should not go on without: its panic or its failure begins the shutdown.
     ///
-    /// [`Builder::shutdown_on_panic`] and [`Builder::shutdown_on_failure`] mark all.
+    /// That it is aborted, abandoned or rejected begins nothing, nor does an `Err` of what is [tracked](Self::track), whose output is its
+    /// owner's. [`Builder::shutdown_on_panic`] and [`Builder::shutdown_on_failure`] mark all.
     ///
     /// # Examples
     ///
@@ -238,7 +240,7 @@ impl<S> Registry<S> {
     ///
     /// A task that waits is woken, dropped where it waits, and counted as aborted; one that is being polled ends so when that poll
     /// returns, unless it finishes in it. What has no await point (a blocking closure, a guard), what never comes to one, and what
-    /// [others run](Self::track) stays in flight. So do all tasks of a registry that is not inspected.
+    /// [others run](Self::track) stays in flight; so does what is started afterwards, and all of a registry that is not inspected.
     ///
     /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
     #[cfg(feature = "std")]
@@ -280,8 +282,8 @@ impl<S> Registry<S> {
 
     /// Starts a task in the background.
     ///
-    /// Its output says whether it failed, see [`TaskOutput`]; a panic is caught and counted (with `std`). When the registry has drained the
-    /// future is dropped and counted as rejected; [`try_run`](Self::try_run) gives it back instead.
+    /// Its output says whether it failed, see [`TaskOutput`]; a panic is caught and counted (with `std`). When the registry has drained, or
+    /// is full, the future is dropped and counted as rejected; [`try_run`](Self::try_run) gives it back instead.
     ///
     /// # Panics
     ///
@@ -329,7 +331,7 @@ impl<S> Registry<S> {
     /// # Deadlocks
     ///
     /// A task of a full registry that awaits this waits for itself, among others; if all do, for ever. A place that has come free is taken
-    /// when this is polled next: keep polling it, or drop it.
+    /// when this is polled next: keep polling it, or drop it (and do not `mem::forget` it).
     ///
     /// # Panics
     ///

@@ -15,7 +15,7 @@
 
 use crate::clock;
 use crate::panics::{discard, shield};
-use crate::shards::{Post, Tally};
+use crate::shards::{Line, Post, Tally};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, lock};
 use crate::{Kind, TaskId, TaskInfo};
 use core::panic::Location;
@@ -94,7 +94,8 @@ pub(crate) struct Roster {
     /// Where its tasks are counted.
     tally: &'static Tally,
     /// The top of the stack of vacant slots, as its index and one more, below a tag.
-    vacant: AtomicU64,
+    vacant: Line<AtomicU64>,
+    growing: Mutex<()>,
     /// Each twice as long as the one before.
     chunks: [OnceLock<Box<[Post]>>; CHUNKS],
     next: Entry,
@@ -106,7 +107,14 @@ const TAG: u64 = 1 << 32;
 
 impl Roster {
     fn new(label: Label, tally: &'static Tally) -> Self {
-        Self { label, tally, vacant: AtomicU64::new(0), chunks: [const { OnceLock::new() }; CHUNKS], next: Entry::new() }
+        Self {
+            label,
+            tally,
+            vacant: Line(AtomicU64::new(0)),
+            growing: Mutex::new(()),
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            next: Entry::new(),
+        }
     }
 
     #[inline]
@@ -126,14 +134,14 @@ impl Roster {
 
     /// Acquire: pairs with `push`, so that a slot's next tenant comes after its last.
     fn pop(&'static self) -> Option<&'static Post> {
-        let mut head = self.vacant.load(Ordering::Acquire);
+        let mut head = self.vacant.0.load(Ordering::Acquire);
         loop {
             let index = (head as u32).checked_sub(1)?;
             let post = self.at(index)?;
             // It may have been popped since: then what is read here means nothing, and the tag has moved on.
             let next = post.slot()?.below.load(Ordering::Relaxed);
             let popped = (head & !(TAG - 1)).wrapping_add(TAG) | u64::from(next);
-            match self.vacant.compare_exchange_weak(head, popped, Ordering::Acquire, Ordering::Acquire) {
+            match self.vacant.0.compare_exchange_weak(head, popped, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Some(post),
                 Err(now) => head = now,
             }
@@ -142,34 +150,31 @@ impl Roster {
 
     /// Release: pairs with `pop`.
     fn push(&self, slot: &Slot) {
-        let mut head = self.vacant.load(Ordering::Relaxed);
+        let mut head = self.vacant.0.load(Ordering::Relaxed);
         loop {
             slot.below.store(head as u32, Ordering::Relaxed);
             let pushed = head & !(TAG - 1) | u64::from(slot.index + 1);
-            match self.vacant.compare_exchange_weak(head, pushed, Ordering::Release, Ordering::Relaxed) {
+            match self.vacant.0.compare_exchange_weak(head, pushed, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
         }
     }
 
-    /// Makes the next chunk, keeps its first slot and lays the others on the stack.
+    /// Makes the next chunk, keeps its first slot and lays the others on the stack. One thread does: the others find what it made.
     #[cold]
     fn grow(&'static self) -> &'static Post {
-        let mut first = 0;
-        for (chunk, length) in self.chunks.iter().zip((0..).map(|k| FIRST_CHUNK << k)) {
-            let mut made = false;
-            let posts = chunk.get_or_init(|| {
-                made = true;
-                (first..first + length).map(|index| Post::beside(self.tally, Slot::new(self, index))).collect()
-            });
-            if made {
-                posts[1..].iter().rev().filter_map(Post::slot).for_each(|slot| self.push(slot));
-                return &posts[0];
-            }
-            first += length;
+        let _one = lock(&self.growing);
+        if let Some(post) = self.pop() {
+            return post;
         }
-        unreachable!("a gate is full before all chunks are")
+        let grown = self.chunks.iter().take_while(|chunk| chunk.get().is_some()).count();
+        let length = FIRST_CHUNK << grown;
+        let first = length - FIRST_CHUNK;
+        let slot = |index| Post::beside(self.tally, Slot::new(self, index));
+        let posts = self.chunks[grown].get_or_init(|| (first..first + length).map(slot).collect());
+        posts[1..].iter().rev().filter_map(Post::slot).for_each(|slot| self.push(slot));
+        &posts[0]
     }
 }
 

@@ -7,14 +7,13 @@
 use crate::bell::Bell;
 use crate::gate::{Gate, Left, Refused};
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
-use crate::token::{Call, Token};
+use crate::token::{Call, Loss, Token};
 use crate::wakers::Wakers;
 use crate::{Reason, Summary};
 use core::fmt;
 
 #[cfg(feature = "std")]
 use {
-    crate::TaskInfo,
     crate::attend::{Asked, Attended, Settings},
     crate::pool,
     crate::roster::{Rosters, Slot},
@@ -23,15 +22,15 @@ use {
 
 /// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs).
 #[repr(align(128))]
-struct Line<T>(T);
+pub(crate) struct Line<T>(pub(crate) T);
 
 /// One gate and what its leavers count beside it. Completions need no counter: they are what was accepted less the rest.
 pub(crate) struct Tally {
     pub(crate) gate: Gate,
-    pub(crate) failed: AtomicUsize,
-    pub(crate) panicked: AtomicUsize,
-    pub(crate) abandoned: AtomicUsize,
-    pub(crate) aborted: AtomicUsize,
+    failed: AtomicUsize,
+    panicked: AtomicUsize,
+    abandoned: AtomicUsize,
+    aborted: AtomicUsize,
     rejected: AtomicUsize,
     #[cfg(feature = "std")]
     core: &'static Core,
@@ -51,6 +50,20 @@ impl Tally {
                 core,
             }
         }
+    }
+}
+
+impl Tally {
+    /// Relaxed: the Release in `leave` publishes it.
+    pub(crate) fn count(&self, loss: &Loss) {
+        let count = match loss {
+            Loss::Failed(..) => &self.failed,
+            Loss::Panicked(..) => &self.panicked,
+            Loss::Abandoned => &self.abandoned,
+            #[cfg(feature = "std")]
+            Loss::Aborted => &self.aborted,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -249,7 +262,7 @@ impl Core {
     pub(crate) fn refuse(&'static self, call: Call, reason: Reason) -> Reason {
         self.lane().tally().rejected.fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "std")]
-        self.tell(|observer| observer.rejected(&TaskInfo::new(call.site, call.name), reason));
+        self.tell_refusal(call, reason);
         #[cfg(not(feature = "std"))]
         let _ = call;
         reason
@@ -260,9 +273,7 @@ impl Core {
         // Release: who is triggered sees what came before the shutdown.
         let first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
         #[cfg(feature = "std")]
-        if first {
-            self.note_beginning();
-        }
+        let in_flight = if first { self.note_beginning() } else { 0 };
         for lane in self.lanes() {
             if lane.tally().gate.close() {
                 self.conclude();
@@ -275,7 +286,7 @@ impl Core {
         self.send_queue_away();
         if first {
             #[cfg(feature = "std")]
-            self.tell(|observer| observer.shutdown_begun(self.in_flight()));
+            self.tell(|observer| observer.shutdown_begun(in_flight));
             self.conclude();
         }
     }

@@ -64,7 +64,8 @@ pub use self::tokio::TokioSpawner;
 ///
 /// `spawn` returns at once, without having polled the task to its end, and from then on the executor polls it whenever it is woken, from
 /// any thread. If the executor cannot take the task it panics, in the caller, with what to do about it; the task is then dropped and
-/// counts as abandoned. The same holds for a task that the executor drops later. A registry's task never panics.
+/// counts as abandoned. The same holds for a task that the executor drops later, which it does with all that are left when it is dropped
+/// itself: a waker may outlive it, and must not keep a task. A registry's task never panics.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `Spawner`",
     note = "`TokioSpawner`, `SmolSpawner`, `AsyncStdSpawner` and `ThreadsSpawner` are, each behind its cargo feature"

@@ -31,6 +31,7 @@ mod real {
         super::wide::AtomicU64,
         core::sync::atomic::{AtomicBool, AtomicU32},
         std::sync::{Mutex, MutexGuard},
+        std::thread_local,
     };
 }
 
@@ -77,6 +78,7 @@ mod wide {
 pub(crate) mod model {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+    pub(crate) use loom::thread_local;
 
     /// Its stores are swaps: nothing comes between what an exchange read and what it wrote, which loom knows of swaps and not of stores.
     #[derive(Debug)]

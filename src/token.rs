@@ -2,7 +2,6 @@ use crate::TaskInfo;
 use crate::gate::Before;
 use crate::panics::Payload;
 use crate::shards::{Post, Tally};
-use crate::sync::Ordering;
 use core::fmt::Display;
 use core::panic::Location;
 
@@ -150,16 +149,7 @@ impl Token {
     #[cold]
     #[cfg_attr(not(feature = "std"), expect(clippy::needless_pass_by_value, reason = "it ends here"))]
     pub(crate) fn lose(self, loss: Loss) {
-        let tally = self.tally();
-        let count = match &loss {
-            Loss::Failed(..) => &tally.failed,
-            Loss::Panicked(..) => &tally.panicked,
-            Loss::Abandoned => &tally.abandoned,
-            #[cfg(feature = "std")]
-            Loss::Aborted => &tally.aborted,
-        };
-        // Relaxed: the Release in `leave` publishes it.
-        count.fetch_add(1, Ordering::Relaxed);
+        self.tally().count(&loss);
         #[cfg(feature = "std")]
         self.post.core().lost(&self, loss);
         self.leave();

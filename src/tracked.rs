@@ -118,7 +118,7 @@ where
         let polled = work.as_mut().poll(cx, output, discard);
         #[cfg(feature = "std")]
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
-            slot.park(cx.waker());
+            shield(|| slot.park(cx.waker()));
             if slot.must_abort() {
                 work.cut(Loss::Aborted, discard);
                 return Poll::Ready(());

@@ -7,10 +7,10 @@ use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
 use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, poll_once, waker};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ fn one_is_aborted_by_its_id_and_the_others_live_on<S: Spawner>(registry: &Regist
     let (two, is_polled) = parked();
     registry.named("two").run(two);
     is_polled.recv_timeout(HANG).unwrap();
-    let id = registry.tasks()[0].id().unwrap();
+    let id = registry.tasks().iter().find(|task| task.name() == Some("one")).unwrap().id().unwrap();
     assert_eq!(registry.abort_task(id), Ok(()));
     let shutdown = registry.shutdown();
     let stragglers = loop {
@@ -179,6 +179,49 @@ fn what_cannot_be_aborted_stays_and_is_said_to_be() {
     own.send(()).unwrap();
     let summary = registry.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!((summary.completed, summary.aborted), (4, 0), "all four came to their end");
+}
+
+#[test]
+fn those_that_end_while_it_sweeps_are_not_taken_for_others() {
+    let (spawner, registry) = inspected();
+    let _guards: Vec<_> = (0..3).map(|_| registry.guard().unwrap()).collect();
+    for _ in 0..5 {
+        registry.run(pending::<()>());
+        let task = Arc::new(Mutex::new(Some(spawner.take())));
+        let own = task.clone();
+        // The executor polls it in the very call of its waker.
+        let waker = waker(move || {
+            let ended = own.lock().unwrap().take().map(|mut task| poll_once(&mut task));
+            assert_eq!(ended, Some(Poll::Ready(())));
+        });
+        let mut task = task.lock().unwrap();
+        assert!(Pin::new(task.as_mut().unwrap()).poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    let aborted = registry.abort();
+    assert_eq!((aborted.aborted, aborted.not_abortable, registry.summary().aborted), (5, 3, 5));
+}
+
+struct PanicWaker(PanicDrop);
+
+impl Wake for PanicWaker {
+    fn wake(self: Arc<Self>) {
+        let Self(PanicDrop) = &*self;
+    }
+}
+
+/// S6
+#[test]
+fn a_waker_whose_destructor_panics_hurts_nobody() {
+    let (spawner, registry) = inspected();
+    registry.run(pending::<()>());
+    let mut task = spawner.take();
+    let waker = Waker::from(Arc::new(PanicWaker(PanicDrop)));
+    assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+    std::mem::forget(waker); // so that the registry has the last one
+    assert!(poll_once(&mut task).is_pending());
+    registry.abort();
+    assert!(poll_once(&mut task).is_ready());
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (0, 1));
 }
 
 #[test]

@@ -24,6 +24,20 @@ fn a_guard_allocates_nothing() {
     assert_eq!(warm(|| drop(registry.guard())).count_total, 0);
 }
 
+/// H4: slots are used again.
+#[test]
+fn a_slot_allocates_nothing() {
+    struct Nobody;
+    impl background_tasks::Observer for Nobody {}
+
+    for builder in [Registry::builder(()).inspect(), Registry::builder(()).observer(Nobody), Registry::builder(()).max_in_flight(9)]
+    {
+        let registry = builder.build();
+        let all = || drop((registry.guard(), registry.named("n").guard(), registry.critical().guard()));
+        assert_eq!(warm(all).count_total, 0);
+    }
+}
+
 #[test]
 fn a_signal_cloned_polled_and_dropped_allocates_nothing() {
     let registry = Registry::new(());

@@ -1,8 +1,8 @@
 //! Auto traits are part of the API: asserted both ways.
 
 use background_tasks::{
-    Core, Guard, Reason, Registry, Rejected, RunUntilShutdown, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers, Summary,
-    Tracked, WaitIdle,
+    AbortError, Aborted, Builder, Core, Guard, Kind, Reason, Registry, Rejected, RunUntilShutdown, RunWhenReady, Shutdown,
+    ShutdownGuard, ShutdownSignal, Start, Stragglers, Summary, TaskId, TaskInfo, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -40,8 +40,13 @@ const ALL: [bool; 5] = [true; 5];
 #[test]
 fn what_holds_no_type_of_the_user_has_all() {
     each! {
+        AbortError => ALL,
+        Aborted => ALL,
+        // It owns observers, which need not be unwind safe.
+        Builder<()> => [true, true, true, false, false],
         Core => ALL,
         Guard => ALL,
+        Kind => ALL,
         Reason => ALL,
         Registry<()> => ALL,
         Rejected<()> => ALL,
@@ -49,7 +54,10 @@ fn what_holds_no_type_of_the_user_has_all() {
         ShutdownGuard => ALL,
         ShutdownSignal => ALL,
         Stragglers => ALL,
+        Start<'static, ()> => ALL,
         Summary => ALL,
+        TaskId => ALL,
+        TaskInfo => ALL,
         WaitIdle => ALL,
     }
 }
@@ -63,6 +71,11 @@ fn what_holds_a_type_of_the_user_has_what_that_has() {
         Tracked<()> => ALL,
         Tracked<Rc<()>> => [false, false, true, true, true],
         Tracked<PhantomPinned> => [true, true, false, true, true],
+        Builder<Rc<()>> => [false, false, true, false, false],
+        Start<'static, Rc<()>> => [false, false, true, true, true],
+        RunWhenReady<'static, (), ()> => ALL,
+        RunWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
+        RunWhenReady<'static, (), PhantomPinned> => ALL,
         RunUntilShutdown<()> => ALL,
         RunUntilShutdown<Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<PhantomPinned> => [true, true, false, true, true],
@@ -75,6 +88,10 @@ fn copies_and_clones() {
     fn clone<T: Clone>() {}
     copy::<Summary>();
     copy::<Reason>();
+    copy::<Kind>();
+    copy::<TaskId>();
+    copy::<TaskInfo>();
+    copy::<Start<'static, Rc<()>>>();
     clone::<ShutdownSignal>();
     clone::<Registry<()>>();
     clone::<Stragglers>();

@@ -4,13 +4,13 @@
 mod common;
 
 use background_tasks::{Reason, Registry, RunWhenReady, Spawner};
-use common::{HANG, Manual, poll_once, waker};
+use common::{HANG, Manual, PanicDrop, poll_once, waker};
 use std::future::pending;
 use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 fn limited(limit: usize) -> (Manual, Registry<Manual>) {
@@ -195,6 +195,44 @@ fn a_waker_may_call_back_into_the_registry() {
     drop((waiting, waker));
 }
 
+struct PanicWaker(PanicDrop);
+
+impl Wake for PanicWaker {
+    fn wake(self: Arc<Self>) {
+        let Self(PanicDrop) = &*self;
+    }
+}
+
+/// S6
+#[test]
+fn a_waker_whose_destructor_panics_takes_no_place_with_it() {
+    let (spawner, registry) = limited(1);
+    registry.run(pending::<()>());
+    let mut waiting = registry.run_when_ready(async {});
+    let waker = Waker::from(Arc::new(PanicWaker(PanicDrop)));
+    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll_once(&mut waiting).is_pending());
+    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+    std::mem::forget(waker); // so that the registry has the last one
+    drop(spawner.take());
+    assert!(poll_once(&mut waiting).is_ready());
+    drop(spawner.take());
+    assert_eq!(registry.in_flight(), 0);
+}
+
+#[test]
+fn places_that_come_free_at_once_are_all_taken() {
+    let (spawner, registry) = limited(3);
+    (0..3).for_each(|_| registry.run(pending::<()>()));
+    let mut waiting: Vec<_> = (0..3).map(|_| queued(&registry)).collect();
+    drop((spawner.take(), spawner.take(), spawner.take()));
+    for (future, woken) in &mut waiting {
+        assert_eq!(count(woken), 1, "by the one before");
+        assert!(poll_once(future).is_ready());
+    }
+    assert_eq!(registry.in_flight(), 3);
+}
+
 #[test]
 fn under_contention_there_is_never_one_more() {
     const LIMIT: usize = 3;
@@ -216,7 +254,7 @@ fn under_contention_there_is_never_one_more() {
         }
     });
     assert!((1..=LIMIT).contains(&count(&most)));
-    assert_eq!(registry.shutdown().wait().completed as usize, count(&entered));
+    assert_eq!(registry.shutdown().wait().completed, count(&entered) as u64);
 }
 
 fn a_hundred_tasks_go_through_four_places<S: Spawner>(registry: &Registry<S>) {

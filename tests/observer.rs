@@ -283,7 +283,7 @@ impl Drop for Panics {
 
 fn an_observer_that_panics_hurts_nobody<S: Spawner + Clone>(registry: &Registry<S>) {
     let notes = Arc::new(Notes::default());
-    let observed = Registry::builder(registry.spawner().clone()).observer(Panics).observer(notes.clone()).build();
+    let observed = Registry::builder(registry.spawner().clone()).observer(Panics).observer(Panics).observer(notes.clone()).build();
     observed.run(async { Err("as planned") });
     let summary = observed.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!((summary.failed, summary.panicked), (1, 0));
@@ -324,6 +324,32 @@ fn an_observer_may_use_its_registry() {
     spawner.poll_all();
     let summary = shutdown.wait_timeout(HANG).unwrap();
     assert_eq!((summary.failed, summary.aborted), (1, 1), "the abort found what it owed");
+}
+
+/// Reports each refusal by a task, which is refused too.
+struct Reports(Mutex<Option<Registry<Manual>>>, Sender<Reason>);
+
+impl Observer for Reports {
+    fn rejected(&self, _: &TaskInfo, reason: Reason) {
+        self.1.send(reason).unwrap();
+        let registry = self.0.lock().unwrap().clone().unwrap();
+        registry.run(async { unreachable!("it is full") });
+    }
+}
+
+#[test]
+fn a_refusal_that_comes_of_telling_one_is_counted_and_not_told() {
+    let (told, tells) = channel();
+    let reports = Arc::new(Reports(Mutex::default(), told));
+    let registry = Registry::builder(Manual::default()).observer(reports.clone()).max_in_flight(1).build();
+    *reports.0.lock().unwrap() = Some(registry.clone());
+    registry.run(pending::<()>());
+    for rejected in [2, 4] {
+        registry.run(async {});
+        assert_eq!(registry.summary().rejected, rejected);
+    }
+    *reports.0.lock().unwrap() = None;
+    assert_eq!(tells.try_iter().count(), 2);
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn it_begins_before_the_count_is_given_back_and_after_the_loss_was_told() {
 
 fn the_others_are_told_and_drained<S: Spawner>(registry: &Registry<S>) {
     let signal = registry.signal();
-    registry.run(async move { signal.await });
+    registry.run(signal);
     registry.critical().run(async { panic!("a panic, as planned") });
     let summary = registry.wait_until_drained();
     assert_eq!((summary.completed, summary.panicked), (1, 1));
