@@ -1,6 +1,5 @@
 //! From a request to its response.
 
-use crate::exit::log;
 use crate::page::page;
 use crate::store::{Name, Store};
 use background_tasks::{BlockingSpawner, Guard, Registry};
@@ -11,7 +10,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::convert::Infallible;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,7 +25,7 @@ impl<S: BlockingSpawner> Notes<S> {
     /// Answers a request, which is in flight from here until its response's body has been handed over.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Guarded>, Infallible> {
         // Its connection is in flight, so the registry has not drained and the guard is there.
-        let guard = self.registry.guard().ok();
+        let guard = self.registry.named("request").guard().ok();
         let has_body = !request.body().is_end_stream();
         let mut response = match guard {
             Some(_) => self.route(request).await.unwrap_or_else(plain),
@@ -43,8 +41,11 @@ impl<S: BlockingSpawner> Notes<S> {
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, StatusCode> {
         let path = request.uri().path();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
-        if path == "/" {
-            return if read { Ok(self.page()) } else { Ok(allow("GET, HEAD")) };
+        match path {
+            "/" | "/tasks" if !read => return Ok(allow("GET, HEAD")),
+            "/" => return Ok(self.page()),
+            "/tasks" => return Ok(self.tasks()),
+            _ => {}
         }
         let name = path.strip_prefix("/notes/").ok_or(StatusCode::NOT_FOUND)?;
         let name = Name::new(name).ok_or(StatusCode::BAD_REQUEST)?;
@@ -59,7 +60,7 @@ impl<S: BlockingSpawner> Notes<S> {
     async fn put(&self, name: Name, body: Incoming) -> Result<StatusCode, StatusCode> {
         let body = receive(body).await?;
         let draft = self.store.draft(name, body).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-        let started = self.registry.try_run_blocking(move || draft.write());
+        let started = self.registry.named("write").try_run_blocking(move || draft.write());
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
@@ -74,18 +75,26 @@ impl<S: BlockingSpawner> Notes<S> {
     async fn read(&self, name: Name) -> Result<Option<Bytes>, StatusCode> {
         let (sender, found) = oneshot::channel();
         let store = self.store.clone();
-        self.registry.run_blocking(move || {
+        self.registry.named("read").run_blocking(move || {
+            let read = store.read(&name);
             // Nobody receives it if the client has gone.
-            let _ = sender.send(store.read(&name).inspect_err(|error| log(format_args!("note {name} was not read: {error}"))));
+            let _ = sender.send(read.clone());
+            read.map(drop)
         });
         match found.await {
-            Ok(read) => read.map_err(|_: io::Error| StatusCode::INTERNAL_SERVER_ERROR),
+            Ok(read) => read.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR),
             Err(oneshot::Canceled) => Err(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 
     fn page(&self) -> Response<Full<Bytes>> {
-        respond(StatusCode::OK, "text/html; charset=utf-8", page(self.registry.in_flight(), &self.store.glance()))
+        let page = page(self.registry.in_flight(), self.registry.summary(), &self.store.glance());
+        respond(StatusCode::OK, "text/html; charset=utf-8", page)
+    }
+
+    fn tasks(&self) -> Response<Full<Bytes>> {
+        let tasks = serde_json::to_string(&self.registry.tasks()).expect("JSON has all that a task has");
+        respond(StatusCode::OK, "application/json", tasks + "\n")
     }
 }
 

@@ -9,8 +9,8 @@ pub enum Exit {
     Told(&'static str),
     /// It cannot start.
     Unusable(String),
-    /// The grace is over and work is still in flight.
-    Stragglers,
+    /// The grace was over first: some work was aborted, or is still in flight.
+    LeftBehind,
 }
 
 impl Exit {
@@ -29,7 +29,7 @@ pub fn leave(ended: Result<(), Exit>) -> ! {
             tell(text);
             0
         }
-        Err(Exit::Stragglers) => 1,
+        Err(Exit::LeftBehind) => 1,
         Err(Exit::Unusable(why)) => {
             log(format_args!("notes: {why}"));
             2

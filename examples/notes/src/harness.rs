@@ -5,8 +5,10 @@ mod service;
 
 use self::client::{Client, Response};
 use self::service::{Line, Service};
+use background_tasks::TaskId;
 use fastrand::Rng;
-use rustix::fs::{CWD, Mode, mkfifoat};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -28,7 +30,9 @@ macro_rules! service_tests {
             paths_and_methods
             a_request_that_is_being_answered_may_finish
             idle_connections_do_not_hold_it
-            a_straggler_does_not_hold_it
+            a_write_that_fails_is_told_and_counted
+            tasks_are_listed
+            a_straggler_is_aborted
             a_write_that_hangs_does_not_hold_it
             a_second_signal_leaves_at_once
             a_port_in_use
@@ -199,10 +203,12 @@ pub fn paths_and_methods(program: Program) {
     let mut client = service.connect();
     for (method, path, status) in [
         ("GET", "/", 200),
+        ("GET", "/tasks", 200),
         ("GET", "/notes/none", 404),
         ("GET", "/notes", 404),
         ("GET", "/other", 404),
         ("PUT", "/", 405),
+        ("PUT", "/tasks", 405),
         ("POST", "/notes/none", 405),
         ("DELETE", "/notes/none", 405),
     ] {
@@ -234,29 +240,74 @@ pub fn idle_connections_do_not_hold_it(program: Program) {
     service.stop().0.assert(0, "drained in ");
 }
 
-pub fn a_straggler_does_not_hold_it(program: Program) {
-    let service = Service::start(program, &["--grace", "0.3"]);
+/// The client was told 202 by then; whoever runs the service is told, and who asks for the note is.
+pub fn a_write_that_fails_is_told_and_counted(program: Program) {
+    let mut service = Service::start(program, &[]);
+    fs::create_dir(service.dir().join("note")).unwrap();
+    let mut client = service.connect();
+    assert_eq!(client.put("note", b"lost").unwrap().status, 202);
+    let told = service.line(" failed: note note: ");
+    assert!(told.starts_with("write at ") && told.contains("src/answer.rs:"), "{told}");
+    // Counted after it is told.
+    while !text(client.get("/").unwrap()).contains(" 1 failed, ") {
+        thread::yield_now();
+    }
+    assert_eq!(client.get("/notes/note").unwrap().status, 500);
+    assert!(service.line(" failed: note note: ").starts_with("read at "));
+    let (ended, dir) = service.stop();
+    ended.assert(0, " completed, 2 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected (0 notes written; ");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its temporary file was left");
+}
+
+pub fn tasks_are_listed(program: Program) {
+    let service = Service::start(program, &[]);
+    service.hold_first_write();
+    let mut late = service.connect();
+    late.begin_put("late", 4).unwrap();
+    let mut client = service.connect();
+    assert_eq!(client.put("note", b"held").unwrap().status, 202);
+    let tasks: Vec<Value> = serde_json::from_str(&text(client.get("/tasks").unwrap())).unwrap();
+    let text = |task: &Value, field: &str| task[field].as_str().unwrap_or_default().to_owned();
+    // The clock may be too coarse to tell who came first of those that came together.
+    let mut listed: Vec<_> = tasks.iter().map(|task| (text(task, "name"), text(task, "kind"))).collect();
+    listed.sort();
+    let expected =
+        [("connection", "future"), ("connection", "future"), ("request", "guard"), ("request", "guard"), ("write", "blocking")];
+    assert_eq!(listed, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())));
+    assert!(tasks.iter().all(|task| text(task, "location").contains(".rs:")), "{tasks:?}");
+    assert!(tasks.is_sorted_by_key(|task| -task["age_seconds"].as_f64().unwrap()), "{tasks:?}");
+    let ids: BTreeSet<TaskId> = tasks.iter().map(|task| text(task, "id").parse().unwrap()).collect();
+    assert_eq!(ids.len(), 5);
+}
+
+/// Its client was not answered, so what it sent is nothing that was promised.
+pub fn a_straggler_is_aborted(program: Program) {
+    let service = Service::start(program, &["--grace", "0.3", "--abort", "60"]);
     let mut client = service.connect();
     client.begin_put("half", 8).unwrap();
     client.send(b"half").unwrap();
     let began = Instant::now();
     let (ended, dir) = service.stop();
-    ended.assert(1, "2 background tasks still in flight at the deadline (0 completed, ");
+    let told = |line: &Line| line.text().starts_with("connection at ") && line.text().contains(" was aborted after ");
+    assert!(ended.lines.iter().any(told), "{ended:#?}");
+    ended.assert(1, " completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected (0 notes written; ");
     assert!(began.elapsed() >= Duration::from_millis(300));
     println!("gone {:?} after SIGTERM, with a grace of 300 ms", began.elapsed());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// Nor does it hold the reader: what is not on disk is in memory.
+/// It cannot be aborted either, so it is named. Nor does it hold the reader: what is not on disk is in memory.
 pub fn a_write_that_hangs_does_not_hold_it(program: Program) {
-    let service = Service::start(program, &["--grace", "0.3"]);
-    // To open this for writing waits for a reader, who never comes.
-    mkfifoat(CWD, service.dir().join(format!(".{}-1.tmp", service.pid())), Mode::RWXU).unwrap();
+    let service = Service::start(program, &["--grace", "0.3", "--abort", "0"]);
+    service.hold_first_write();
     let mut client = service.connect();
     assert_eq!(client.put("note", b"in memory").unwrap().status, 202);
     assert_eq!(text(client.get("/notes/note").unwrap()), "in memory");
     assert!(text(client.get("/").unwrap()).contains("Not on disk yet: 1"));
-    service.stop().0.assert(1, " still in flight at the deadline (");
+    let (ended, _) = service.stop();
+    ended.assert(1, " still in flight (");
+    ended.assert(1, "  1 × write at ");
+    ended.assert(1, "s (a blocking closure cannot be aborted)");
 }
 
 pub fn a_second_signal_leaves_at_once(program: Program) {
@@ -292,6 +343,7 @@ pub fn options(program: Program) {
     refuses(program, &["--port"], "notes: missing argument for option '--port'");
     refuses(program, &["--port", "65536"], "notes: cannot parse argument \"65536\"");
     refuses(program, &["--grace", "-1"], "notes: cannot parse argument \"-1\"");
+    refuses(program, &["--abort", "-1"], "notes: cannot parse argument \"-1\"");
     refuses(program, &["--grace", "soon"], "notes: cannot parse argument \"soon\"");
     program.start(["--help"]).wait().assert(0, "Usage: ");
 }

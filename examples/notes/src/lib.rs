@@ -9,6 +9,7 @@ pub mod harness;
 mod answer;
 mod drain;
 mod exit;
+mod losses;
 mod options;
 mod page;
 mod server;

@@ -11,11 +11,13 @@ Usage: notes [options]
   --port PORT      listen on this port of 127.0.0.1, 0 for any that is free [7878]
   --dir FOLDER     keep the notes there; it is created if missing [notes-cache]
   --grace SECONDS  after SIGTERM or Ctrl-C, wait this long for what is in flight [10]
+  --abort SECONDS  then abort what can be, and wait this long for the rest [1]
   --help           say this
 
   curl -T file http://127.0.0.1:7878/notes/name    keep a note of up to 1 MiB
   curl http://127.0.0.1:7878/notes/name            read it back
-  curl http://127.0.0.1:7878/                      what is in flight, what was written
+  curl http://127.0.0.1:7878/                      how many are in flight, what was written
+  curl http://127.0.0.1:7878/tasks                 what is in flight
 
 Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start,
 130 after a second SIGTERM or Ctrl-C.";
@@ -24,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) dir: PathBuf,
     pub(crate) grace: Duration,
+    /// How long what has been aborted may take to be gone.
+    pub(crate) abort: Duration,
 }
 
 impl Options {
@@ -34,12 +38,14 @@ impl Options {
 
 /// Returns `None` if help was asked for.
 fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
-    let mut options = Options { port: 7878, dir: "notes-cache".into(), grace: Duration::from_secs(10) };
+    let mut options =
+        Options { port: 7878, dir: "notes-cache".into(), grace: Duration::from_secs(10), abort: Duration::from_secs(1) };
     while let Some(arg) = args.next()? {
         match arg {
             Long("port") => options.port = args.value()?.parse()?,
             Long("dir") => options.dir = args.value()?.into(),
             Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
+            Long("abort") => options.abort = args.value()?.parse_with(seconds)?,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),
         }

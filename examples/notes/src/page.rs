@@ -1,15 +1,17 @@
 //! The page at `/`. A name has no character that HTML would mind.
 
 use crate::store::{Glance, Name};
+use background_tasks::Summary;
 use std::fmt::Write;
 
-pub(crate) fn page(in_flight: usize, glance: &Glance) -> String {
+pub(crate) fn page(in_flight: usize, ended: Summary, glance: &Glance) -> String {
     let Glance { waiting, next, written, recent } = glance;
     let next = list(next);
     let recent = list(recent);
     format!(
         "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Notes</title>\n\
-         <h1>Notes</h1>\n<p>{in_flight} in flight, with this request and its connection.</p>\n\
+         <h1>Notes</h1>\n<p><a href=\"/tasks\">{in_flight} in flight</a>, with this request and its connection.</p>\n\
+         <p>Ended: {ended}.</p>\n\
          <h2>Not on disk yet: {waiting}</h2>\n{next}\
          <h2>Written: {written}</h2>\n{recent}"
     )

@@ -2,12 +2,14 @@ use crate::Exit;
 use crate::answer::Notes;
 use crate::drain::Drain;
 use crate::exit::{log, tell};
+use crate::losses::Losses;
 use crate::options::Options;
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
 use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use indicatif::ProgressBar;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -20,8 +22,9 @@ pub struct Server<S, T> {
     notes: Arc<Notes<S>>,
     http: http1::Builder,
     timer: T,
-    port: u16,
-    grace: Duration,
+    options: Options,
+    /// The drain's.
+    bar: ProgressBar,
 }
 
 impl<S, T> Server<S, T>
@@ -31,20 +34,21 @@ where
 {
     /// Makes a service from the program's arguments, and has SIGTERM and Ctrl-C begin its shutdown.
     pub fn from_args(spawner: S, timer: T) -> Result<Self, Exit> {
-        let Options { port, dir, grace } = Options::from_args()?;
-        let store =
-            Store::open(dir.clone()).map_err(|error| Exit::unusable(format_args!("cannot write to '{}'", dir.display()), error))?;
-        let registry = Registry::new(spawner);
-        shut_down_on_signal(registry.clone()).map_err(|error| Exit::unusable("cannot wait for signals", error))?;
+        let options = Options::from_args()?;
+        let store = Store::open(&options.dir)
+            .map_err(|error| Exit::unusable(format_args!("cannot write to '{}'", options.dir.display()), error))?;
+        let bar = ProgressBar::hidden();
+        let registry = Registry::builder(spawner).observer(Losses(bar.clone())).inspect().build();
+        shut_down_on_signal(registry.clone(), bar.clone()).map_err(|error| Exit::unusable("cannot wait for signals", error))?;
         let mut http = http1::Builder::new();
         http.timer(timer.clone());
         let notes = Arc::new(Notes { registry, store: Arc::new(store) });
-        Ok(Self { notes, http, timer, port, grace })
+        Ok(Self { notes, http, timer, options, bar })
     }
 
     /// Returns where to listen.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.options.port).into()
     }
 
     /// Says where the service listens, if it does.
@@ -88,7 +92,7 @@ where
         let notes = self.notes.clone();
         let connection = self.http.serve_connection(io, service_fn(move |request| notes.clone().answer(request)));
         let signal = self.notes.registry.signal();
-        self.notes.registry.run(async move {
+        self.notes.registry.named("connection").run(async move {
             let mut connection = pin!(connection);
             // A client that breaks off is no failure of ours.
             if signal.run_until_shutdown(connection.as_mut()).await.is_none() {
@@ -98,17 +102,18 @@ where
         });
     }
 
-    /// Waits until nothing is in flight, or the grace is over.
+    /// Waits until nothing is in flight; aborts what can be aborted when the grace is over.
     pub async fn drain(self) -> Result<(), Exit> {
-        let Self { notes, timer, grace, .. } = self;
-        Drain::new(&notes, grace).run(&timer).await
+        let Self { notes, timer, options, bar, .. } = self;
+        Drain::new(&notes, &options, bar).run(&timer).await
     }
 }
 
 /// The first signal begins the shutdown, the second one leaves.
-fn shut_down_on_signal<S: Send + 'static>(registry: Registry<S>) -> Result<(), ctrlc::Error> {
+fn shut_down_on_signal<S: Send + 'static>(registry: Registry<S>, bar: ProgressBar) -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(move || {
         if registry.is_shutting_down() {
+            bar.finish_and_clear();
             log(format_args!("left at once, {} in flight", registry.in_flight()));
             process::exit(130);
         }

@@ -1,6 +1,5 @@
 //! Notes, in memory until they are on disk.
 
-use crate::exit::log;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -24,6 +23,11 @@ impl Name {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let fits = (1..=100).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain);
         fits.then(|| Self(name.to_owned()))
+    }
+
+    /// What is told of a note that could not be written or read: which one, as its task has the name of all its kind.
+    fn lost(&self, error: &io::Error) -> String {
+        format!("note {self}: {error}")
     }
 }
 
@@ -76,9 +80,9 @@ pub(crate) struct Glance {
 
 impl Store {
     /// Creates the folder, and tries there what a write will do.
-    pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
-        let store = Self { dir, memory: Mutex::default(), renames: Mutex::default() };
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let store = Self { dir: dir.to_owned(), memory: Mutex::default(), renames: Mutex::default() };
         let probe = store.temporary(0);
         File::create(&probe)?;
         fs::remove_file(probe)?;
@@ -105,11 +109,11 @@ impl Store {
     }
 
     /// Returns a note that is on disk. This blocks.
-    pub(crate) fn read(&self, name: &Name) -> io::Result<Option<Bytes>> {
+    pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, String> {
         match fs::read(self.dir.join(name)) {
             Ok(body) => Ok(Some(body.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(name.lost(&error)),
         }
     }
 
@@ -146,7 +150,7 @@ pub(crate) struct Draft {
 
 impl Draft {
     /// Puts the note on disk, unless a later one of its name has been accepted. This blocks.
-    pub(crate) fn write(self) -> io::Result<()> {
+    pub(crate) fn write(self) -> Result<(), String> {
         if !self.is_latest() {
             return Ok(());
         }
@@ -156,10 +160,7 @@ impl Draft {
             // Superseded meanwhile, or what there is of it is no use.
             let _ = fs::remove_file(&temporary);
         }
-        if let Err(error) = &written {
-            log(format_args!("note {} was not written: {error}", self.name));
-        }
-        written.map(drop)
+        written.map(drop).map_err(|error| self.name.lost(&error))
     }
 
     /// Returns whether it has come to its place, which it does whole or not at all.

@@ -2,6 +2,7 @@
 
 use super::Program;
 use super::client::Client;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -143,10 +144,6 @@ impl Service {
         Self { process, address: address.unwrap_or_else(|| panic!("not an address: {first}")), dir }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.child.id()
-    }
-
     pub(crate) fn port(&self) -> String {
         self.address.port().to_string()
     }
@@ -157,6 +154,12 @@ impl Service {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Has the write of the first note hang: to open its temporary file waits for a reader, who never comes.
+    pub(crate) fn hold_first_write(&self) {
+        let temporary = format!(".{}-1.tmp", self.process.child.id());
+        mkfifoat(CWD, self.dir().join(temporary), Mode::RWXU).unwrap();
     }
 
     pub(crate) fn connect(&self) -> Client {
