@@ -54,22 +54,23 @@
 //! | `tracing` | `TracingObserver` |
 //! | `metrics` | `MetricsObserver` |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
-//! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old: an inspected task costs about half as much |
+//! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old, for cheaper inspection |
 //!
 //! # Without `std`
 //!
-//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard, and there
-//! is no builder. A panic
-//! is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one allocation, and wakers are called under a lock of event-listener's, so a waker must not call
-//! back into the registry.
+//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard, and
+//! there is no builder. A panic is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one
+//! allocation, and wakers are called under a lock of event-listener's, so a waker must not call back into the registry.
 //!
 //! # Cost
 //!
 //! Counting a task is two atomic operations on a cache line that no other thread writes (there is a shard for each core, and threads take them
-//! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown.
-//! What [`Builder`] asks for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used again and a
-//! reading of the clock, a limit one count that all threads share.
-//! The state of a registry is taken from a pool and given back: memory is bounded by the most registries alive at once.
+//! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through
+//! [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown. The state of a registry is taken from a
+//! pool and given back: memory is bounded by the most registries alive at once.
+//!
+//! What [`Builder`] is asked for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used
+//! again and a reading of the clock, a limit one count that all threads share. `cargo run --release -p peers`, in the repository, measures it.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
