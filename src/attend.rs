@@ -213,14 +213,14 @@ impl Core {
     }
 
     /// Tells a refusal; not one that comes of telling one, which would go on for ever.
-    #[allow(clippy::missing_const_for_thread_local, reason = "loom's knows no const")]
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's has no const, and no shorter way in")]
     pub(crate) fn tell_refusal(&self, call: Call, reason: Reason) {
         thread_local!(static TELLING: Cell<bool> = Cell::new(false));
-        if self.is_observed() && !TELLING.replace(true) {
+        if self.is_observed() && !TELLING.with(|telling| telling.replace(true)) {
             let kind = self.is_inspected().then_some(call.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(call.site, call.name) };
             self.tell(|observer| observer.rejected(&task, reason));
-            TELLING.set(false);
+            TELLING.with(|telling| telling.set(false));
         }
     }
 

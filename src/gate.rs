@@ -166,9 +166,9 @@ impl Gate {
 
     /// Closes the gate; says whether this drained it, which happens at most once.
     ///
-    /// Acquire: as in `left`. Release: pairs with that one, so that whoever learns of the drain sees the shutdown's beginning.
+    /// Acquire: as in `left`.
     pub(crate) fn close(&self) -> bool {
-        self.word.fetch_or(CLOSED, Ordering::AcqRel) & (COUNT | CLOSED) == 0
+        self.word.fetch_or(CLOSED, Ordering::Acquire) & (COUNT | CLOSED) == 0
     }
 
     /// Asks the next one that leaves nobody behind to say so.

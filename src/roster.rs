@@ -132,7 +132,7 @@ impl Roster {
         self.chunks[chunk as usize].get()?.get((index - first) as usize)
     }
 
-    /// Acquire: pairs with `push`, so that a slot's next tenant comes after its last.
+    /// Acquire: pairs with `push`, so that a slot's next tenant comes after its last; on success too, should the tag have come full circle.
     fn pop(&'static self) -> Option<&'static Post> {
         let mut head = self.vacant.0.load(Ordering::Acquire);
         loop {
@@ -284,7 +284,8 @@ impl Slot {
 
     /// Asks the task in it to abort: one whose id is `id`, or any inspected one. Returns whether it can.
     ///
-    /// `AcqRel`: the waker that is taken afterwards is of this turn or a later one, which is then woken for nothing.
+    /// Acquire, where it says that nothing is there: whoever is told so sees what the task did. Relaxed, where it asks: the waker's lock orders that
+    /// with `park`. The waker is of this turn, or of a later one, which is then woken for nothing.
     pub(crate) fn abort(&self, id: Option<TaskId>) -> Option<bool> {
         let is_meant = |state: u64| {
             let turn = TaskId { slot: self.number, turn: (state / TURN) as u32 };
@@ -295,7 +296,7 @@ impl Slot {
             if !is_meant(state) {
                 return None;
             }
-            match self.state.compare_exchange_weak(state, state | ABORT, Ordering::AcqRel, Ordering::Acquire) {
+            match self.state.compare_exchange_weak(state, state | ABORT, Ordering::Relaxed, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(now) => state = now,
             }

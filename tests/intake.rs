@@ -213,7 +213,7 @@ fn a_waker_whose_destructor_panics_takes_no_place_with_it() {
     assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
     assert!(poll_once(&mut waiting).is_pending());
     assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
-    std::mem::forget(waker); // so that the registry has the last one
+    drop(waker); // the registry has the last one
     drop(spawner.take());
     assert!(poll_once(&mut waiting).is_ready());
     drop(spawner.take());

@@ -2,7 +2,12 @@
 
 mod common;
 
-use common::{Effect, Polled, Registry, check, counts, on_shard};
+use background_tasks::{Observer, TaskInfo};
+use common::{Effect, Polled, Registry, by_hand, check, counts, on_shard};
+use core::future::pending;
+use core::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// L2: a leaver that has to tell *idle* may do so in the core's next life; whoever waits for idle there is not lost by that.
 #[test]
@@ -21,7 +26,7 @@ fn a_stray_leaver() {
         assert!(idle.poll().is_pending());
         drop(guard);
         stray.join().unwrap();
-        idle.finish(core::task::Poll::Pending);
+        idle.finish(Poll::Pending);
     });
 }
 
@@ -39,7 +44,7 @@ fn a_stale_signal() {
         assert!(signal.poll().is_pending());
         registry.shutdown();
         dropper.join().unwrap();
-        signal.finish(core::task::Poll::Pending);
+        signal.finish(Poll::Pending);
     });
 }
 
@@ -79,7 +84,7 @@ fn the_last_life_is_forgotten() {
         let registry = Registry::new(());
         let left = on_shard(1, {
             let registry = registry.clone();
-            move || drop(registry.track(core::future::pending::<()>()).unwrap())
+            move || drop(registry.track(pending::<()>()).unwrap())
         });
         drop(registry);
         let registry = Registry::new(());
@@ -97,7 +102,7 @@ fn every_user_is_done() {
         let registry = Registry::new(());
         let leavers = [0, 1].map(|shard| {
             let registry = registry.clone();
-            let task = on_shard(shard, move || registry.track(core::future::pending::<()>()).unwrap());
+            let task = on_shard(shard, move || registry.track(pending::<()>()).unwrap());
             let task = task.join().unwrap();
             on_shard(shard, move || drop(task))
         });
@@ -143,5 +148,58 @@ fn a_late_handle() {
         });
         drop(registry);
         leaver.join().unwrap();
+    });
+}
+
+/// S8, S10: the next life has no settings of the last, and nobody is told of it who was told of that.
+#[test]
+fn the_last_life_s_settings_are_forgotten() {
+    struct Told(Arc<AtomicUsize>);
+
+    impl Observer for Told {
+        fn abandoned(&self, _: &TaskInfo) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    check(1, || {
+        let told = Arc::new(AtomicUsize::new(0));
+        let registry = Registry::builder(()).inspect().max_in_flight(1).observer(Told(told.clone())).build();
+        let task = registry.track(pending::<()>()).unwrap();
+        let loser = on_shard(0, move || drop(task));
+        drop(registry);
+        let registry = Registry::new(());
+        let tasks = [(); 2].map(|()| registry.track(pending::<()>()).unwrap());
+        assert!(registry.tasks().is_empty());
+        drop(tasks);
+        loser.join().unwrap();
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(Arc::strong_count(&told), 1, "the observer is gone");
+    });
+}
+
+/// L4: a leaver that has to tell of its place may do so in the core's next life; whoever waits there is not lost by that.
+#[test]
+fn a_stray_leaver_of_a_place() {
+    check(1, || {
+        let registry = by_hand().max_in_flight(2).build();
+        let [stray, last] = [(); 2].map(|()| registry.guard().unwrap());
+        let mut waiter = Polled::new({
+            let registry = registry.clone();
+            async move { registry.run_when_ready(async {}).await.is_ok() }
+        });
+        assert!(waiter.poll().is_pending());
+        let stray = on_shard(0, move || drop(stray));
+        drop((waiter, last, registry));
+        let registry = Arc::new(by_hand().max_in_flight(1).build());
+        let guard = registry.guard().unwrap();
+        let mut waiter = Polled::new({
+            let registry = registry.clone();
+            async move { registry.run_when_ready(async {}).await.is_ok() }
+        });
+        assert!(waiter.poll().is_pending());
+        drop(guard);
+        stray.join().unwrap();
+        assert!(waiter.finish(Poll::Pending));
     });
 }

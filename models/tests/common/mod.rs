@@ -4,7 +4,7 @@
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
 
-use background_tasks::{Summary, model};
+use background_tasks::{Builder, Spawner, Summary, model};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -44,6 +44,23 @@ pub fn on_shard<T: 'static>(number: usize, work: impl FnOnce() -> T + 'static) -
         model::set_number(number);
         work()
     })
+}
+
+/// Starts two threads that use shard 0 and waits for what both return.
+///
+/// Loom runs first who was started first, and of those who read and then write it tries too few orders. So try both, `swapped` or not.
+pub fn race<A: 'static, B: 'static>(
+    swapped: bool,
+    one: impl FnOnce() -> A + 'static,
+    other: impl FnOnce() -> B + 'static,
+) -> (A, B) {
+    let (one, other) = if swapped {
+        let other = on_shard(0, other);
+        (on_shard(0, one), other)
+    } else {
+        (on_shard(0, one), on_shard(0, other))
+    };
+    (one.join().unwrap(), other.join().unwrap())
 }
 
 /// A future that is polled by hand. Its waker counts in a std atomic, so it orders nothing that loom sees.
@@ -93,6 +110,28 @@ impl<F: Future> Polled<F> {
             Poll::Pending => panic!("woken for nothing, and there is nothing more to come"),
         }
     }
+}
+
+/// A spawner that keeps what it is given until somebody takes it and polls it.
+#[derive(Clone, Default)]
+pub struct ByHand(Arc<Mutex<Vec<Task>>>);
+
+pub type Task = Polled<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+impl Spawner for ByHand {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.0.lock().unwrap().push(Polled::new(Box::pin(task)));
+    }
+}
+
+impl ByHand {
+    pub fn take(&self) -> Task {
+        self.0.lock().unwrap().pop().expect("a task was started")
+    }
+}
+
+pub fn by_hand() -> Builder<ByHand> {
+    background_tasks::Registry::builder(ByHand::default())
 }
 
 /// Something that a task does without an atomic operation. A run fails if another thread sees it and it did not happen before.
