@@ -4,13 +4,13 @@
 mod common;
 
 use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
-use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, panic_waker, poll_once, waker};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -201,21 +201,13 @@ fn those_that_end_while_it_sweeps_are_not_taken_for_others() {
     assert_eq!((aborted.aborted, aborted.not_abortable, registry.summary().aborted), (5, 3, 5));
 }
 
-struct PanicWaker(PanicDrop);
-
-impl Wake for PanicWaker {
-    fn wake(self: Arc<Self>) {
-        let Self(PanicDrop) = &*self;
-    }
-}
-
 /// S6
 #[test]
 fn a_waker_whose_destructor_panics_hurts_nobody() {
     let (spawner, registry) = inspected();
     registry.run(pending::<()>());
     let mut task = spawner.take();
-    let waker = Waker::from(Arc::new(PanicWaker(PanicDrop)));
+    let waker = panic_waker();
     assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
     drop(waker); // the registry has the last one
     assert!(poll_once(&mut task).is_pending());

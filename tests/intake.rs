@@ -4,13 +4,13 @@
 mod common;
 
 use background_tasks::{Reason, Registry, RunWhenReady, Spawner};
-use common::{HANG, Manual, PanicDrop, poll_once, waker};
+use common::{HANG, Manual, panic_waker, poll_once, waker};
 use std::future::pending;
 use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::thread;
 
 fn limited(limit: usize) -> (Manual, Registry<Manual>) {
@@ -195,25 +195,16 @@ fn a_waker_may_call_back_into_the_registry() {
     drop((waiting, waker));
 }
 
-struct PanicWaker(PanicDrop);
-
-impl Wake for PanicWaker {
-    fn wake(self: Arc<Self>) {
-        let Self(PanicDrop) = &*self;
-    }
-}
-
 /// S6
 #[test]
 fn a_waker_whose_destructor_panics_takes_no_place_with_it() {
     let (spawner, registry) = limited(1);
     registry.run(pending::<()>());
     let mut waiting = registry.run_when_ready(async {});
-    let waker = Waker::from(Arc::new(PanicWaker(PanicDrop)));
-    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
-    assert!(poll_once(&mut waiting).is_pending());
+    let waker = panic_waker();
     assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
     drop(waker); // the registry has the last one
+    assert!(poll_once(&mut waiting).is_pending());
     drop(spawner.take());
     assert!(poll_once(&mut waiting).is_ready());
     drop(spawner.take());

@@ -102,6 +102,14 @@ impl Drop for PanicDrop {
     }
 }
 
+/// A waker whose destructor panics.
+pub(crate) fn panic_waker() -> Waker {
+    let owned = PanicDrop;
+    waker(move || {
+        let _ = &owned;
+    })
+}
+
 /// A future that panics when it is polled and has no locals, so that what it owns is dropped afterwards, not while unwinding.
 pub(crate) struct PanicPoll<T>(pub(crate) T);
 
