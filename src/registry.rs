@@ -93,7 +93,7 @@ impl<S> Registry<S> {
 
     /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
     ///
-    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost nothing and say nothing. With them
+    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
     /// each pair of a name and a call site has slots of its own, for good, so do not make names up without end.
     ///
     /// # Examples

@@ -641,3 +641,13 @@ impl Drop for Hold {
         self.0.let_go();
     }
 }
+
+#[cfg(all(test, feature = "std", not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_as_large_as_its_alignment() {
+        assert_eq!(size_of::<Post>(), align_of::<Post>());
+    }
+}

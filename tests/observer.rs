@@ -262,6 +262,10 @@ impl Observer for Panics {
         panic!("an observer's panic, as planned");
     }
 
+    fn panicked(&self, _: &TaskInfo, _: &str) {
+        panic!("an observer's panic, as planned");
+    }
+
     fn rejected(&self, _: &TaskInfo, _: Reason) {
         panic!("an observer's panic, as planned");
     }
@@ -273,6 +277,18 @@ impl Observer for Panics {
     fn drained(&self, _: &Summary, _: Duration) {
         panic!("an observer's panic, as planned");
     }
+}
+
+#[test]
+fn an_observer_that_panics_while_a_panic_unwinds_ends_nothing() {
+    let registry = Registry::builder(()).observer(Panics).build();
+    let guard = registry.guard().unwrap();
+    catch_unwind(AssertUnwindSafe(|| {
+        let _guard = guard;
+        panic!("as planned");
+    }))
+    .unwrap_err();
+    assert_eq!((registry.in_flight(), registry.summary().panicked), (0, 1));
 }
 
 impl Drop for Panics {
