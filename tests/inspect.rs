@@ -65,8 +65,8 @@ fn nothing_is_listed_unless_it_was_asked_for() {
 
 #[test]
 fn ids_are_distinct_and_can_be_written_and_read() {
-    let (spawner, registry) = inspected();
     const ROUNDS: usize = if cfg!(miri) { 2 } else { 10 };
+    let (spawner, registry) = inspected();
     let mut ids = HashSet::new();
     for _ in 0..ROUNDS {
         (0..10).for_each(|_| registry.run(pending::<()>()));

@@ -232,7 +232,7 @@ fn under_contention_there_is_never_one_more() {
     thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
-                for _ in 0..if cfg!(miri) { 50 } else { 20_000 } {
+                for _ in 0..if cfg!(miri) { 10 } else { 20_000 } {
                     if let Ok(guard) = registry.guard() {
                         most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
                         assert!(registry.in_flight() <= LIMIT);
