@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::intake::{Intake, Ticket};
 use crate::panics::{discard, shield};
-use crate::roster::Label;
+use crate::roster::{Label, Slot};
 use crate::shards::{Core, Lane};
 use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock, thread_local};
 use crate::token::{Call, Loss, Token};
@@ -129,10 +129,9 @@ impl Core {
 
     /// Counts some work on the shard that its limit demands, and gives it the slot that it needs.
     pub(crate) fn enter_attended(&'static self, call: Call) -> Result<Token, Reason> {
-        let lane = match self.asked.limit() {
+        let lane = match self.bound() {
             None => self.pass()?,
-            Some(limit) => {
-                let lane = self.bounded_lane();
+            Some((lane, limit)) => {
                 self.attended().intake.enter(&lane.tally().gate, limit)?;
                 lane
             }
@@ -141,24 +140,22 @@ impl Core {
     }
 
     /// With a limit one gate counts all, so that the limit is exact.
-    fn bounded_lane(&'static self) -> &'static Lane {
-        &self.lanes()[0]
+    fn bound(&'static self) -> Option<(&'static Lane, usize)> {
+        self.asked.limit().map(|limit| (&self.lanes()[0], limit))
     }
 
     fn seat(&self, lane: &'static Lane, call: Call) -> Token {
-        let Call { site, name, kind, critical } = call;
         let inspected = self.is_inspected();
-        if inspected || critical || (name.is_some() && self.is_observed()) {
-            let label = Label { name, site, kind, critical, inspected };
-            Token::in_slot(lane.rosters().begin(label, lane.tally()))
+        if inspected || call.critical || (call.name.is_some() && self.is_observed()) {
+            Token::in_slot(lane.rosters().begin(Label { call, inspected }, lane.tally()))
         } else {
-            Token::new(lane.post(), site)
+            Token::new(lane.post(), call.site)
         }
     }
 
     /// Counts some work as soon as there is a place. A refusal is not counted.
     pub(crate) fn poll_enter(&'static self, call: Call, ticket: &mut Option<Ticket>, waker: &Waker) -> Poll<Result<Token, Reason>> {
-        let Some(limit) = self.asked.limit() else {
+        let Some((lane, limit)) = self.bound() else {
             return Poll::Ready(self.enter_attended(call));
         };
         if ticket.is_none() {
@@ -167,7 +164,6 @@ impl Core {
                 done => return Poll::Ready(done),
             }
         }
-        let lane = self.bounded_lane();
         let is_open = || !self.is_shutting_down();
         let entered = self.attended().intake.poll_enter(&lane.tally().gate, limit, ticket, waker, is_open);
         entered.map(|entered| match entered {
@@ -177,8 +173,8 @@ impl Core {
     }
 
     pub(crate) fn leave_queue(&'static self, ticket: Ticket) {
-        if let Some(limit) = self.asked.limit() {
-            self.attended().intake.leave(&self.bounded_lane().tally().gate, limit, ticket);
+        if let Some((lane, limit)) = self.bound() {
+            self.attended().intake.leave(&lane.tally().gate, limit, ticket);
         }
     }
 
@@ -187,8 +183,8 @@ impl Core {
     }
 
     pub(crate) fn send_queue_away(&'static self) {
-        if self.asked.limit().is_some() {
-            self.attended().intake.close(&self.bounded_lane().tally().gate);
+        if let Some((lane, _)) = self.bound() {
+            self.attended().intake.close(&lane.tally().gate);
         }
     }
 
@@ -255,19 +251,21 @@ impl Core {
         }
     }
 
+    fn slots(&'static self) -> impl Iterator<Item = &'static Slot> {
+        self.lanes().iter().flat_map(|lane| lane.rosters().slots())
+    }
+
     /// What is in flight and inspected, oldest first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let now = clock::now();
-        let slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
-        let mut tasks: Vec<_> = slots.filter_map(|slot| slot.task(now)).collect();
+        let mut tasks: Vec<_> = self.slots().filter_map(|slot| slot.task(now)).collect();
         tasks.sort_by_key(|task| Reverse(task.age));
         tasks
     }
 
     pub(crate) fn abort(&'static self) -> Aborted {
-        let slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
         let mut swept = Aborted { aborted: 0, not_abortable: if self.is_inspected() { 0 } else { self.in_flight() } };
-        for can in slots.filter_map(|slot| slot.abort(None)) {
+        for can in self.slots().filter_map(|slot| slot.abort(None)) {
             let count = if can { &mut swept.aborted } else { &mut swept.not_abortable };
             *count += 1;
         }
@@ -275,8 +273,7 @@ impl Core {
     }
 
     pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {
-        let mut slots = self.lanes().iter().flat_map(|lane| lane.rosters().slots());
-        match slots.find_map(|slot| slot.abort(Some(id))) {
+        match self.slots().find_map(|slot| slot.abort(Some(id))) {
             Some(true) => Ok(()),
             Some(false) => Err(AbortError::NotAbortable),
             None => Err(AbortError::NotInFlight),

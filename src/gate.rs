@@ -92,7 +92,6 @@ impl Gate {
     }
 
     /// Counts one more, unless the gate has drained or is full (S1, S4).
-    ///
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         self.enter_if(|word| word & COUNT != COUNT)

@@ -6,7 +6,7 @@
 //! the lock (S7).
 
 use crate::gate::{Gate, Refused};
-use crate::panics::{discard, shield};
+use crate::panics::{discard, wake};
 use crate::sync::{Mutex, MutexGuard, const_unless_loom, lock};
 use core::mem;
 use core::task::{Poll, Waker};
@@ -115,11 +115,5 @@ fn settle(mut queue: MutexGuard<'_, Queue>, gate: &Gate, limit: usize) {
         let first = queue.first_waker();
         drop(queue);
         wake(first);
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        shield(|| waker.wake());
     }
 }

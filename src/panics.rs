@@ -58,6 +58,14 @@ mod without_std {
 #[cfg(not(feature = "std"))]
 pub(crate) use without_std::*;
 
+/// Wakes somebody, if there is somebody.
+#[cfg(feature = "std")]
+pub(crate) fn wake(waker: Option<core::task::Waker>) {
+    if let Some(waker) = waker {
+        shield(|| waker.wake());
+    }
+}
+
 /// Drops something of the user's.
 pub(crate) fn discard<T>(foreign: T) {
     shield(|| drop(foreign));

@@ -14,42 +14,38 @@
 #![expect(clippy::cast_possible_truncation, reason = "words are taken apart")]
 
 use crate::clock;
-use crate::panics::{discard, shield};
+use crate::panics::{discard, wake};
 use crate::shards::{Line, Post, Tally};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, lock};
-use crate::{Kind, TaskId, TaskInfo};
-use core::panic::Location;
+use crate::token::Call;
+use crate::{TaskId, TaskInfo};
 use core::ptr;
 use core::task::Waker;
 use std::sync::OnceLock;
 
 /// What the tasks of one call have in common.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Label {
-    pub(crate) name: Option<&'static str>,
-    pub(crate) site: &'static Location<'static>,
-    pub(crate) kind: Kind,
-    /// Its loss begins the shutdown.
-    pub(crate) critical: bool,
+    pub(crate) call: Call,
     pub(crate) inspected: bool,
 }
 
 impl Label {
     /// By address where that will do: a label that is met at two addresses has two rosters.
     fn is(&self, other: &Self) -> bool {
-        let Self { name, site, kind, critical, inspected } = *self;
-        let same_name = match (name, other.name) {
+        let Call { site, name, kind, critical } = self.call;
+        let same_name = match (name, other.call.name) {
             (Some(one), Some(two)) => ptr::eq(one, two),
             (one, two) => one.is_none() && two.is_none(),
         };
-        let same_flags = (kind, critical, inspected) == (other.kind, other.critical, other.inspected);
-        ptr::eq(site, other.site) && same_name && same_flags
+        let same_flags = (kind, critical, self.inspected) == (other.call.kind, other.call.critical, other.inspected);
+        ptr::eq(site, other.call.site) && same_name && same_flags
     }
 
     /// Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4) of the two addresses.
     fn bucket(&self) -> usize {
-        let name = self.name.map_or(0, |name| name.as_ptr().addr());
-        let address = ptr::from_ref(self.site).addr() ^ name.rotate_left(7);
+        let name = self.call.name.map_or(0, |name| name.as_ptr().addr());
+        let address = ptr::from_ref(self.call.site).addr() ^ name.rotate_left(7);
         let hash = (address >> 3).wrapping_mul(0x9E37_79B9);
         (hash >> (u32::BITS - BUCKETS.ilog2())) % BUCKETS
     }
@@ -218,9 +214,15 @@ impl Slot {
         self.roster.tally
     }
 
+    pub(crate) fn is_critical(&self) -> bool {
+        self.roster.label.call.critical
+    }
+
+    /// Whether an abort can end its task: such a task is inspected, and has await points.
     #[inline]
-    pub(crate) fn label(&self) -> &'static Label {
-        &self.roster.label
+    fn can_abort(&self) -> bool {
+        let Label { call, inspected } = &self.roster.label;
+        *inspected && call.kind.is_abortable()
     }
 
     /// Release on both: `began` belongs to this turn, so whoever reads it must find the last one over; and whoever finds this turn live
@@ -259,7 +261,7 @@ impl Slot {
     }
 
     fn describe(&self, state: u64, age: Option<u64>) -> TaskInfo {
-        let Label { name, site, kind, inspected, .. } = self.roster.label;
+        let Label { call: Call { site, name, kind, .. }, inspected } = self.roster.label;
         TaskInfo {
             id: inspected.then_some(TaskId { slot: self.number, turn: (state / TURN) as u32 }),
             name,
@@ -302,10 +304,8 @@ impl Slot {
             }
         }
         let waker = lock(&self.waker).take();
-        if let Some(waker) = waker {
-            shield(|| waker.wake());
-        }
-        Some(self.roster.label.kind.is_abortable())
+        wake(waker);
+        Some(self.can_abort())
     }
 
     /// Whether its task is to end at its await point.
@@ -313,14 +313,12 @@ impl Slot {
     /// Relaxed: it decides for itself, and the waker's lock orders the look after `park` with an abort.
     #[inline]
     pub(crate) fn must_abort(&self) -> bool {
-        let Label { kind, inspected, .. } = self.roster.label;
-        inspected && kind.is_abortable() && self.state.load(Ordering::Relaxed) & ABORT != 0
+        self.can_abort() && self.state.load(Ordering::Relaxed) & ABORT != 0
     }
 
     /// Leaves the waker by which an abort reaches a task that waits. Look afterwards whether there is one.
     pub(crate) fn park(&self, waker: &Waker) {
-        let Label { kind, inspected, .. } = self.roster.label;
-        if !inspected || !kind.is_abortable() {
+        if !self.can_abort() {
             return;
         }
         let same = lock(&self.waker).as_ref().is_some_and(|old| old.will_wake(waker));

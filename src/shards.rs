@@ -51,9 +51,7 @@ impl Tally {
             }
         }
     }
-}
 
-impl Tally {
     /// Relaxed: the Release in `leave` publishes it.
     pub(crate) fn count(&self, loss: &Loss) {
         let count = match loss {

@@ -158,6 +158,6 @@ impl Token {
     /// Whether the call that started it was marked so.
     #[cfg(feature = "std")]
     pub(crate) fn is_critical(&self) -> bool {
-        self.slot().is_some_and(|slot| slot.label().critical)
+        self.slot().is_some_and(Slot::is_critical)
     }
 }

@@ -5,7 +5,7 @@
 
 #[cfg(feature = "std")]
 mod with_std {
-    use crate::panics::shield;
+    use crate::panics::wake;
     use crate::sync::{Mutex, const_unless_loom, lock};
     use core::mem;
     use core::task::{Poll, Waker};
@@ -79,9 +79,7 @@ mod with_std {
 
         pub(crate) fn wake_all(&self) {
             let list = mem::take(&mut *lock(&self.0));
-            for waker in list.slots.into_iter().flatten() {
-                shield(|| waker.wake());
-            }
+            list.slots.into_iter().for_each(wake);
         }
     }
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
-use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, panic_waker, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -13,11 +13,6 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
-
-fn inspected() -> (Manual, Registry<Manual>) {
-    let spawner = Manual::default();
-    (spawner.clone(), Registry::builder(spawner).inspect().build())
-}
 
 /// A future that says when it is first polled, and then waits for ever.
 fn parked() -> (impl Future<Output = ()> + Send, std::sync::mpsc::Receiver<()>) {

@@ -4,18 +4,13 @@
 mod common;
 
 use background_tasks::{Kind, Registry, Spawner, TaskId, TokioSpawner};
-use common::{HANG, Manual};
+use common::{HANG, Manual, inspected};
 use std::collections::HashSet;
 use std::future::pending;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
-
-fn inspected() -> (Manual, Registry<Manual>) {
-    let spawner = Manual::default();
-    (spawner.clone(), Registry::builder(spawner).inspect().build())
-}
 
 #[test]
 fn a_list_tells_name_place_kind_and_age_the_oldest_first() {

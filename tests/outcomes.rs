@@ -3,18 +3,12 @@
 
 mod common;
 
-use background_tasks::{BlockingSpawner, Registry, Spawner, Summary};
-use common::{HANG, Manual, Owns, PanicDrop, PanicPoll, poll_once};
+use background_tasks::{BlockingSpawner, Registry, Spawner};
+use common::{HANG, Manual, Owns, PanicDrop, PanicPoll, counts, poll_once};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::mpsc::channel;
-
-/// The counts in the order of the struct, as its fields cannot be set here.
-fn counts(summary: Summary) -> [u64; 6] {
-    let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
-    [completed, failed, panicked, abandoned, aborted, rejected]
-}
 
 fn a_task_of_each_kind_is_counted_as_such<S: Spawner>(registry: &Registry<S>) {
     registry.run(async {});

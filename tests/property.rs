@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{AbortError, Aborted, Guard, Kind, Observer, Reason, Registry, Summary, TaskId, TaskInfo, Tracked};
-use common::{Boxed, Manual, poll_once, waker};
+use common::{Boxed, Counts, Fate, Manual, counts, panic_quietly, poll_once, waker};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::future::Future;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -114,18 +114,7 @@ enum News {
     /// A loss, with what is said of it.
     Lost(Fate, Named, String),
     Begun(usize),
-    Drained([u64; 6]),
-}
-
-/// The order is that of a summary's fields.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
-    Completed,
-    Failed,
-    Panicked,
-    Abandoned,
-    Aborted,
-    Rejected,
+    Drained(Counts),
 }
 
 /// What a task is known by: its name, and its id and kind where the registry is inspected.
@@ -175,19 +164,9 @@ impl Observer for Told {
     }
 }
 
-fn counts(summary: Summary) -> [u64; 6] {
-    let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
-    [completed, failed, panicked, abandoned, aborted, rejected]
-}
-
 const FAILURE: &str = "a failure, as planned";
 const PANIC: &str = "a panic, as planned";
 const DROP_PANIC: &str = "a destructor's panic, as planned";
-
-/// Panics past the hook: the planned ones are many, and none is news.
-fn panic_quietly(message: &'static str) -> ! {
-    resume_unwind(Box::new(message))
-}
 
 /// Does what its script says.
 struct Work(Script);
@@ -283,7 +262,7 @@ struct Life {
     waiting: Vec<Waiting>,
     ended: Vec<TaskId>,
     accepted: u64,
-    counts: [u64; 6],
+    counts: Counts,
     shutting_down: bool,
     news: Vec<News>,
 }
@@ -728,7 +707,7 @@ impl Life {
     }
 
     /// Lets it drain, with its handles or after they are gone.
-    fn finish(mut self, drop_handles: bool) -> [u64; 6] {
+    fn finish(mut self, drop_handles: bool) -> Counts {
         while !self.waiting.is_empty() {
             self.cancel(0);
         }

@@ -4,17 +4,12 @@
 mod common;
 
 use background_tasks::{Kind, Observer, Reason, Registry, Summary, TaskId, TaskInfo};
-use common::Manual;
+use common::{Manual, inspected};
 use serde_json::{Value, json, to_value};
 use std::future::{Future, pending, ready};
 use std::panic::Location;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-fn inspected() -> (Manual, Registry<Manual>) {
-    let manual = Manual::default();
-    (manual.clone(), Registry::builder(manual).inspect().build())
-}
 
 /// Starts a task and says where, as JSON does: at the caller, as it does itself.
 #[track_caller]

@@ -5,12 +5,12 @@
 mod common;
 
 use background_tasks::{Guard, Observer, Reason, Registry, Spawner, Summary, TaskInfo, Tracked};
-use common::{Boxed, HANG, poll_once};
+use common::{Boxed, Counts, Fate, HANG, counts, panic_quietly, poll_once};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,24 +24,6 @@ const THREADS: u64 = 2;
 /// One in so many panics, as that takes long.
 const PANICS: u64 = 2_000;
 const LIMIT: usize = 16;
-
-/// The order is that of a summary's fields.
-#[derive(Debug, Clone, Copy)]
-enum Fate {
-    Completed,
-    Failed,
-    Panicked,
-    Abandoned,
-    Aborted,
-    Rejected,
-}
-
-type Counts = [u64; 6];
-
-fn counts(summary: Summary) -> Counts {
-    let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
-    [completed, failed, panicked, abandoned, aborted, rejected]
-}
 
 thread_local! {
     /// What the spawner was given on this thread.
@@ -77,15 +59,10 @@ impl Future for Work {
         CAME_TO.set(Some(self.end));
         match self.end {
             Fate::Failed => Poll::Ready(Err("a failure, as planned")),
-            Fate::Panicked => panic_quietly(),
+            Fate::Panicked => panic_quietly("a panic, as planned"),
             _ => Poll::Ready(Ok(())),
         }
     }
-}
-
-/// Past the hook, which would print each.
-fn panic_quietly() -> ! {
-    resume_unwind(Box::new("a panic, as planned"))
 }
 
 /// Counts what it is told.
@@ -147,7 +124,7 @@ impl Piece {
             Self::Guard(guard) if rng.u64(..PANICS) == 0 => {
                 let panicked = catch_unwind(AssertUnwindSafe(|| {
                     let _guard = guard;
-                    panic_quietly()
+                    panic_quietly("a panic, as planned")
                 }));
                 panicked.unwrap_err();
                 Fate::Panicked

@@ -1,8 +1,9 @@
 //! What the scenarios share: a spawner that is driven by hand, every runtime, and ways to know what happened without sleeping.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use background_tasks::Spawner;
+use background_tasks::{Registry, Spawner, Summary};
 use std::future::Future;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,31 @@ pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 pub(crate) type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// How a piece of work ended, in the order of a summary's fields.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fate {
+    Completed,
+    Failed,
+    Panicked,
+    Abandoned,
+    Aborted,
+    Rejected,
+}
+
+/// How many ended by each [`Fate`].
+pub(crate) type Counts = [u64; 6];
+
+/// A summary's fields, which cannot be set here.
+pub(crate) fn counts(summary: Summary) -> Counts {
+    let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
+    [completed, failed, panicked, abandoned, aborted, rejected]
+}
+
+/// Panics past the hook, which would print each.
+pub(crate) fn panic_quietly(message: &'static str) -> ! {
+    resume_unwind(Box::new(message))
+}
+
 /// Keeps what it is given until the test polls or drops it.
 #[derive(Clone, Default)]
 pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<Boxed>>>);
@@ -23,6 +49,12 @@ impl Spawner for Manual {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         self.0.lock().unwrap().push(Box::pin(task));
     }
+}
+
+/// An inspected registry that is driven by hand.
+pub(crate) fn inspected() -> (Manual, Registry<Manual>) {
+    let spawner = Manual::default();
+    (spawner.clone(), Registry::builder(spawner).inspect().build())
 }
 
 impl Manual {
