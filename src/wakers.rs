@@ -6,17 +6,52 @@
 #[cfg(feature = "std")]
 mod with_std {
     use crate::panics::wake;
+    use crate::shards::Line;
     use crate::sync::{Mutex, const_unless_loom, lock};
-    use core::mem;
+    use core::array;
+    use core::mem::{replace, take};
     use core::task::{Poll, Waker};
 
     pub(crate) type Key = usize;
 
-    /// A slab. Wakers are foreign code: they are cloned, woken and dropped outside the lock (S7).
+    enum Slot {
+        Enlisted(Waker),
+        /// With the key of the next one that is vacant.
+        Vacant(Key),
+    }
+
+    const CHUNK: usize = 8;
+
+    /// A slab, in chunks that fill lines of their own: two small lists that share one slow each other down by half (H2).
+    ///
+    /// Wakers are foreign code: they are cloned, woken and dropped outside the lock (S7).
     #[derive(Default)]
     struct List {
-        slots: Vec<Option<Waker>>,
-        free: Vec<Key>,
+        chunks: Vec<Line<[Slot; CHUNK]>>,
+        /// The first vacant slot; one that is not there yet when all are taken.
+        vacant: Key,
+    }
+
+    impl List {
+        fn slot(&mut self, key: Key) -> &mut Slot {
+            &mut self.chunks[key / CHUNK].0[key % CHUNK]
+        }
+
+        fn enlist(&mut self, waker: Waker) -> Key {
+            let key = self.vacant;
+            if key == self.chunks.len() * CHUNK {
+                self.chunks.push(Line(array::from_fn(|i| Slot::Vacant(key + i + 1))));
+            }
+            if let Slot::Vacant(next) = replace(self.slot(key), Slot::Enlisted(waker)) {
+                self.vacant = next;
+            }
+            key
+        }
+
+        fn delist(&mut self, key: Key) -> Slot {
+            let vacant = Slot::Vacant(replace(&mut self.vacant, key));
+            replace(self.slot(key), vacant)
+        }
     }
 
     pub(crate) struct Wakers(Mutex<List>);
@@ -24,62 +59,62 @@ mod with_std {
     impl Wakers {
         const_unless_loom! {
             pub(crate) const fn new() -> Self {
-                Self(Mutex::new(List { slots: Vec::new(), free: Vec::new() }))
+                Self(Mutex::new(List { chunks: Vec::new(), vacant: 0 }))
             }
         }
 
         /// Adds a waker; `None` says that there is nothing to wait for.
         pub(crate) fn enlist(&self, waker: &Waker, live: impl Fn() -> bool) -> Option<Key> {
-            let waker = Some(waker.clone());
+            let waker = waker.clone();
             let mut list = lock(&self.0);
-            if !live() {
+            if live() {
+                Some(list.enlist(waker))
+            } else {
                 drop(list);
-                return None;
+                None
             }
-            if let Some(key) = list.free.pop() {
-                list.slots[key] = waker;
-                return Some(key);
-            }
-            list.slots.push(waker);
-            Some(list.slots.len() - 1)
         }
 
         /// Puts another waker in the place of the one under `key`, if it is another.
-        pub(crate) fn renew(&self, key: &mut Key, waker: &Waker, live: impl Fn() -> bool) -> Poll<()> {
-            let same = |list: &List| list.slots[*key].as_ref().is_some_and(|old| old.will_wake(waker));
+        pub(crate) fn renew(&self, &mut key: &mut Key, waker: &Waker, live: impl Fn() -> bool) -> Poll<()> {
             {
-                let list = lock(&self.0);
+                let mut list = lock(&self.0);
                 if !live() {
                     return Poll::Ready(());
                 }
-                if same(&list) {
+                if matches!(list.slot(key), Slot::Enlisted(old) if old.will_wake(waker)) {
                     return Poll::Pending;
                 }
             }
-            let mut waker = Some(waker.clone());
+            let waker = waker.clone();
             let mut list = lock(&self.0);
-            let live = live();
-            if live {
-                mem::swap(&mut list.slots[*key], &mut waker);
+            if live() {
+                let old = replace(list.slot(key), Slot::Enlisted(waker));
+                drop(list);
+                drop(old);
+                Poll::Pending
+            } else {
+                drop(list);
+                Poll::Ready(())
             }
-            drop(list);
-            drop(waker);
-            if live { Poll::Pending } else { Poll::Ready(()) }
         }
 
         pub(crate) fn delist(&self, key: Key, live: impl Fn() -> bool) {
             let mut list = lock(&self.0);
             if live() {
-                let waker = list.slots[key].take();
-                list.free.push(key);
+                let old = list.delist(key);
                 drop(list);
-                drop(waker);
+                drop(old);
             }
         }
 
         pub(crate) fn wake_all(&self) {
-            let list = mem::take(&mut *lock(&self.0));
-            list.slots.into_iter().for_each(wake);
+            let list = take(&mut *lock(&self.0));
+            for slot in list.chunks.into_iter().flat_map(|chunk| chunk.0) {
+                if let Slot::Enlisted(waker) = slot {
+                    wake(Some(waker));
+                }
+            }
         }
     }
 }
