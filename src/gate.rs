@@ -1,36 +1,41 @@
 //! The gate: one atomic word that decides between the last one out and the next one in.
 //!
 //! ```text
-//! | accepted, modulo 2^ACCEPTED_BITS | in flight | WANTED | IDLE | CLOSED |
+//! | accepted, modulo 2^ACCEPTED_BITS | in flight | DRAINED | WANTED | IDLE | CLOSED |
 //! ```
 //!
-//! The word reads *closed, 0* from the moment when `close` finds nobody in flight, or the last one leaves a closed gate, and
-//! for ever after: `enter` refuses that word alone. So exactly one thread, the one whose `leave` or `close` says so, sees the
-//! gate drain (S3), and who is refused was never counted (S4).
+//! To enter is one addition, and what it finds says whether it counts. Whoever empties a closed gate, by `leave` or by `close`, sets
+//! DRAINED with a compare-and-swap that fails if somebody has come in since: so exactly one thread sees the gate drain (S3), and
+//! whoever comes in later finds it drained and takes back what it added. Such a stray is in both counts alike and nobody else is in
+//! either, so `look` can tell and subtracts it: who is refused was never counted (S4).
 //!
 //! `accepted` wraps. Whoever flips its top bit counts the flip in a word of its own before its `leave`, so that the total is
 //! exact once the gate is quiet and can be mended while it is not.
 
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
+use core::mem::replace;
 
 const CLOSED: usize = 1;
 /// Somebody waits for the count to reach zero. One shot.
 const IDLE: usize = 2;
 /// Somebody waits for a place below a limit: who leaves says so, and a newcomer must not overtake.
 const WANTED: usize = 4;
+/// Nobody enters any more.
+const DRAINED: usize = 8;
 const FLAGS: usize = CLOSED | IDLE | WANTED;
-const ONE: usize = 8;
+const ONE: usize = 16;
 
+/// Of 64 bits it leaves 40 for the count, more than anybody fills: a thread that does nothing but forget guards takes more than an hour.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
-    32
+    20
 } else {
-    10
+    8
 };
 const ACCEPTED_SHIFT: u32 = usize::BITS - ACCEPTED_BITS;
 const ACCEPTED_ONE: usize = 1 << ACCEPTED_SHIFT;
-/// What is in flight, in units of `ONE`; all ones when the gate is full.
+/// What is in flight, in units of `ONE`.
 const COUNT: usize = ACCEPTED_ONE - ONE;
 const TOP: u32 = usize::BITS - 1;
 /// As many as a gate can count.
@@ -74,6 +79,12 @@ impl Seen {
     }
 }
 
+/// Whether an entry that finds this word flips the top bit of *accepted*.
+#[inline]
+fn flips(word: usize) -> bool {
+    (word ^ word.wrapping_add(ACCEPTED_ONE)) >> TOP != 0
+}
+
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicUsize,
@@ -92,9 +103,31 @@ impl Gate {
     }
 
     /// Counts one more, unless the gate has drained or is full (S1, S4).
+    ///
+    /// Relaxed: what the newcomer does is published by its own `leave`.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
+        if usize::BITS < 64 {
+            return self.enter_unless_full();
+        }
+        let before = self.word.fetch_add(ACCEPTED_ONE + ONE, Ordering::Relaxed);
+        if before & DRAINED == 0 && !flips(before) { Ok(()) } else { self.entered(before) }
+    }
+
+    /// Counts one more where the count is narrow enough to be full.
+    fn enter_unless_full(&self) -> Result<(), Refused> {
         self.enter_if(|word| word & COUNT != COUNT)
+    }
+
+    /// Takes an entry back that found the gate drained, or counts the flip that it was.
+    #[cold]
+    fn entered(&self, before: usize) -> Result<(), Refused> {
+        if before & DRAINED != 0 {
+            self.word.fetch_sub(ACCEPTED_ONE + ONE, Ordering::Relaxed);
+            return Err(Refused::Drained);
+        }
+        self.flip();
+        Ok(())
     }
 
     /// Counts one more if fewer than `limit` are in flight, and nobody who waits is overtaken.
@@ -109,12 +142,11 @@ impl Gate {
         self.enter_if(|word| Seen(word).in_flight() < limit)
     }
 
-    /// Relaxed: what the newcomer does is published by its own `leave`.
-    #[inline]
+    /// Relaxed: as for `enter`.
     fn enter_if(&self, has_place: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            if word & (COUNT | CLOSED) == CLOSED {
+            if word & DRAINED != 0 {
                 return Err(Refused::Drained);
             }
             if !has_place(word) {
@@ -122,24 +154,24 @@ impl Gate {
             }
             let next = word.wrapping_add(ACCEPTED_ONE + ONE);
             match self.word.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) if (word ^ next) >> TOP == 0 => return Ok(()),
-                Ok(_) => return self.flip(),
+                Ok(_) => break,
                 Err(now) => word = now,
             }
         }
+        if flips(word) {
+            self.flip();
+        }
+        Ok(())
     }
 
     /// Release: who sees the flip sees the entry that flipped (the second look of `Core::is_idle`).
-    #[cold]
-    #[expect(clippy::unnecessary_wraps, reason = "the tail of `enter`")]
-    fn flip(&self) -> Result<(), Refused> {
+    fn flip(&self) {
         self.flips.fetch_add(1, Ordering::Release);
-        Ok(())
     }
 
     /// Gives one count back; `Some` is for `left`, as somebody may wait for that.
     ///
-    /// Release: pairs with the Acquire in `left`, `close` and `look`, so that everything a task did, its destructor and its
+    /// Release: pairs with the Acquire in `drain` and `look`, so that everything a task did, its destructor and its
     /// outcome included, happened before whoever learns that it is gone (S2, S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<Before> {
@@ -151,11 +183,11 @@ impl Gate {
     /// Says what the one that left has to see to.
     pub(crate) fn left(&self, Before(before): Before) -> Left {
         let last = before & COUNT == ONE;
-        let left = Left { wanted: before & WANTED != 0, idle: last && before & IDLE != 0, drained: last && before & CLOSED != 0 };
-        if left.drained {
-            // Pairs with the Release of all who left before. A load, not a fence: ThreadSanitizer does not know fences.
-            self.word.load(Ordering::Acquire);
-        }
+        let left = Left {
+            wanted: before & WANTED != 0,
+            idle: last && before & IDLE != 0,
+            drained: last && before & CLOSED != 0 && self.drain(),
+        };
         if left.idle {
             // Cleared before the caller rings: a waiter that comes between sets it again, one that came earlier is rung.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
@@ -165,9 +197,24 @@ impl Gate {
 
     /// Closes the gate; says whether this drained it, which happens at most once.
     ///
-    /// Acquire: as in `left`.
+    /// Relaxed: `drain` acquires.
     pub(crate) fn close(&self) -> bool {
-        self.word.fetch_or(CLOSED, Ordering::Acquire) & (COUNT | CLOSED) == 0
+        self.word.fetch_or(CLOSED, Ordering::Relaxed) & COUNT == 0 && self.drain()
+    }
+
+    /// Drains a closed gate that nobody is in; says whether this did it.
+    ///
+    /// Acquire: pairs with the Release of all who left before. (Who left, and is late, may drain the gate of a core's next life in the place
+    /// of whoever emptied that; it does what that one would.)
+    fn drain(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & (COUNT | DRAINED | CLOSED) == CLOSED {
+            match self.word.compare_exchange_weak(word, word | DRAINED, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
     }
 
     /// Asks the next one that leaves nobody behind to say so.
@@ -193,7 +240,9 @@ impl Gate {
 
     /// Acquire: pairs with `leave`, so that who sees a count given back sees what the task did, and its loss counted.
     pub(crate) fn look(&self) -> Seen {
-        Seen(self.word.load(Ordering::Acquire))
+        let word = self.word.load(Ordering::Acquire);
+        let strays = if word & DRAINED == 0 { 0 } else { Seen(word).in_flight() };
+        Seen(word.wrapping_sub(strays.wrapping_mul(ACCEPTED_ONE + ONE)))
     }
 
     /// Acquire: pairs with `flip`.
@@ -203,10 +252,16 @@ impl Gate {
 
     /// How many have been let in, and the look at the word that says so. Never too many.
     ///
-    /// The flips are read first, so they may be old by the one that the word shows already; then the parity is wrong by one.
+    /// The flip that the word shows may not be counted yet; then the parity is wrong by one.
     pub(crate) fn accepted(&self) -> (u64, Seen) {
-        let flips = self.flips();
-        let seen = self.look();
+        let mut flips = self.flips();
+        let seen = loop {
+            let seen = self.look();
+            let before = replace(&mut flips, self.flips());
+            if flips == before {
+                break seen;
+            }
+        };
         let mended = flips + ((flips ^ (seen.0 >> TOP)) & 1);
         let half = 1 << (ACCEPTED_BITS - 1);
         (mended as u64 * half + seen.accepted() as u64 % half, seen)
@@ -250,12 +305,26 @@ mod tests {
     #[test]
     fn a_full_gate_refuses_and_does_not_overflow() {
         let gate = gate(COUNT, 0);
-        assert_eq!(gate.enter(), Err(Refused::Full));
+        assert_eq!(gate.enter_unless_full(), Err(Refused::Full));
         gate.close();
-        assert_eq!(gate.enter(), Err(Refused::Full));
+        assert_eq!(gate.enter_unless_full(), Err(Refused::Full));
         gate.leave();
-        assert_eq!(gate.enter(), Ok(()));
+        assert_eq!(gate.enter_unless_full(), Ok(()));
         assert_eq!(gate.look().in_flight(), COUNT / ONE);
+    }
+
+    #[test]
+    fn a_stray_is_not_seen_and_leaves_nothing() {
+        let half = 1 << (ACCEPTED_BITS - 1);
+        let gate = gate((half - 1) << ACCEPTED_SHIFT, 0);
+        assert!(gate.close());
+        let drained = gate.word.load(Ordering::Relaxed);
+        assert_eq!(gate.enter(), Err(Refused::Drained));
+        assert_eq!(gate.word.load(Ordering::Relaxed), drained);
+        // One that flips the top bit, halfway.
+        gate.word.fetch_add(ACCEPTED_ONE + ONE, Ordering::Relaxed);
+        let (accepted, seen) = gate.accepted();
+        assert_eq!((accepted, seen.in_flight()), (half as u64 - 1, 0));
     }
 
     #[test]

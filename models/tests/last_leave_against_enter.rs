@@ -3,7 +3,7 @@
 mod common;
 
 use background_tasks::Reason;
-use common::{Registry, check, counts, on_shard};
+use common::{Polled, Registry, check, counts, on_shard};
 use std::sync::Arc;
 
 /// S3, S4, S5: the newcomer is refused, and so is everybody after it; or it is accepted, and nothing has drained while it is there.
@@ -55,5 +55,24 @@ fn drained_is_final() {
         assert!(registry.is_drained());
         assert_eq!(registry.summary().completed, 1 + accepted);
         assert!(drained.is_none_or(|drained| drained.completed == 1 + accepted));
+    });
+}
+
+/// S4: whoever is refused is counted by nobody, not even while it is refused. It would be the second, and flip the top bit of *accepted*.
+#[test]
+fn a_stray_is_not_seen() {
+    check(1, || {
+        let registry = Arc::new(Registry::new(()));
+        drop(registry.guard().unwrap());
+        registry.shutdown();
+        let newcomer = on_shard(0, {
+            let registry = registry.clone();
+            move || assert!(registry.guard().is_err())
+        });
+        let summary = registry.summary();
+        assert_eq!((summary.completed, registry.in_flight()), (1, 0));
+        assert!(Polled::new(registry.wait_idle()).poll().is_ready());
+        newcomer.join().unwrap();
+        assert_eq!(counts(registry.summary()), [1, 0, 0, 1]);
     });
 }

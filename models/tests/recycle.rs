@@ -30,6 +30,25 @@ fn a_stray_leaver() {
     });
 }
 
+/// S3: a leaver that has found its gate closed and empty may drain it in the core's next life, in the place of who closes that.
+#[test]
+fn a_stray_leaver_that_drains() {
+    check(1, || {
+        let registry = Registry::new(());
+        let guard = registry.guard().unwrap();
+        registry.shutdown();
+        let stray = on_shard(0, move || drop(guard));
+        drop(registry.guard());
+        drop(registry);
+        let registry = Registry::new(());
+        drop(registry.guard().unwrap());
+        let mut shutdown = Polled::new(registry.shutdown());
+        let polled = shutdown.poll();
+        stray.join().unwrap();
+        assert_eq!(counts(shutdown.finish(polled)), [1, 0, 0, 0]);
+    });
+}
+
 /// L1: a signal of the last life removes nobody's waker when it is dropped in the next.
 #[test]
 fn a_stale_signal() {
