@@ -89,10 +89,10 @@ impl Attended {
 }
 
 impl Core {
-    /// Whether more is to be done for some work than to count it.
+    /// Whether more is to be done for all work than to count it.
     #[inline]
-    pub(crate) fn attends(&self, call: Call) -> bool {
-        call.name.is_some() || call.critical || self.asked.has(INSPECTED | BOUNDED)
+    pub(crate) fn attends_all(&self) -> bool {
+        self.asked.has(INSPECTED | BOUNDED)
     }
 
     /// Takes the settings of its next registry, before that is there.

@@ -11,6 +11,7 @@ use crate::token::{Call, Loss, Token};
 use crate::wakers::Wakers;
 use crate::{Reason, Summary};
 use core::fmt;
+use core::panic::Location;
 
 #[cfg(feature = "std")]
 use {
@@ -205,20 +206,20 @@ impl Core {
         &self.cold.0.bell
     }
 
-    /// Counts one more piece of work, on this thread's shard while that one accepts (S1), or one more refusal.
+    /// Counts one more piece of work of which nothing but its call site is known, if this thread's shard accepts it and there is no more
+    /// to it (S1).
     #[inline]
-    pub(crate) fn enter(&'static self, call: Call) -> Result<Token, Reason> {
-        if !self.attends(call) {
-            let lane = self.lane();
-            if lane.tally().gate.enter().is_ok() {
-                return Ok(Token::new(lane.post(), call.site));
-            }
+    pub(crate) fn enter(&'static self, site: &'static Location<'static>) -> Option<Token> {
+        if self.attends_all() {
+            return None;
         }
-        self.enter_otherwise(call)
+        let lane = self.lane();
+        lane.tally().gate.enter().ok().map(|()| Token::new(lane.post(), site))
     }
 
+    /// Counts one more piece of work, or one more refusal.
     #[inline(never)]
-    fn enter_otherwise(&'static self, call: Call) -> Result<Token, Reason> {
+    pub(crate) fn enter_otherwise(&'static self, call: Call) -> Result<Token, Reason> {
         #[cfg(feature = "std")]
         let entered = self.enter_attended(call);
         #[cfg(not(feature = "std"))]
@@ -226,10 +227,10 @@ impl Core {
         entered.map_err(|reason| self.refuse(call, reason))
     }
 
-    /// Whether more is to be done for some work than to count it.
+    /// Whether more is to be done for all work than to count it.
     #[cfg(not(feature = "std"))]
     #[expect(clippy::unused_self, reason = "that takes a builder")]
-    fn attends(&self, _: Call) -> bool {
+    fn attends_all(&self) -> bool {
         false
     }
 

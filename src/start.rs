@@ -71,7 +71,14 @@ impl<'a, S> Start<'a, S> {
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
     fn admit<W>(self, kind: Kind, work: W) -> Result<(W, Token), Rejected<W>> {
-        match self.registry.core().enter(self.call(kind)) {
+        let core = self.registry.core();
+        // What else is known of the call is put together only for those who ask.
+        let plain = if self.name.is_none() && !self.critical { core.enter(Location::caller()) } else { None };
+        let entered = match plain {
+            Some(token) => Ok(token),
+            None => core.enter_otherwise(self.call(kind)),
+        };
+        match entered {
             Ok(token) => Ok((work, token)),
             Err(reason) => Err(Rejected::new(work, reason)),
         }
@@ -79,6 +86,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::track`].
     #[track_caller]
+    #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
         let (future, token) = self.admit(Kind::Tracked, future)?;
         Ok(Tracked::new(future, token))
@@ -94,6 +102,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::run`].
     #[track_caller]
+    #[inline]
     pub fn run<F>(self, future: F)
     where
         S: Spawner,
@@ -104,6 +113,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::try_run`].
     #[track_caller]
+    #[inline]
     pub fn try_run<F>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: Spawner,
@@ -128,6 +138,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::run_local`].
     #[track_caller]
+    #[inline]
     pub fn run_local<F>(self, future: F)
     where
         S: LocalSpawner,
@@ -138,6 +149,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::try_run_local`].
     #[track_caller]
+    #[inline]
     pub fn try_run_local<F>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: LocalSpawner,
@@ -150,6 +162,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::run_blocking`].
     #[track_caller]
+    #[inline]
     pub fn run_blocking<F, T>(self, work: F)
     where
         S: BlockingSpawner,
@@ -161,6 +174,7 @@ impl<'a, S> Start<'a, S> {
 
     /// See [`Registry::try_run_blocking`].
     #[track_caller]
+    #[inline]
     pub fn try_run_blocking<F, T>(self, work: F) -> Result<(), Rejected<F>>
     where
         S: BlockingSpawner,
