@@ -114,7 +114,11 @@ impl Clone for ShutdownSignal {
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
         if let Some((lane, key)) = self.enlisted.take() {
-            lane.wakers().delist(key, || !self.is_triggered());
+            // Once triggered, the list goes as a whole.
+            let live = || !self.is_triggered();
+            if live() {
+                lane.wakers().delist(key, live);
+            }
         }
     }
 }

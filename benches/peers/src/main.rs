@@ -1,82 +1,87 @@
-//! Makes and drops tokens on one thread and on two, those of each contender in turn and all of them again in each round, and prints the
-//! median of the rounds: nanoseconds for a token of each thread, and their ratio to a plain registry's.
+//! Measures a registry beside its peers, prints tables of it, and writes the numbers and plots into a folder. `--help` says what can be
+//! asked of it.
 
-use background_tasks::{Observer, Registry};
-use std::hint::black_box;
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
-use swansong::Swansong;
-use tokio_util::task::TaskTracker;
+mod arguments;
+mod bars;
+mod caption;
+mod cargo;
+mod document;
+mod measure;
+mod plot;
+mod report;
+mod sections;
+mod valgrind;
+mod waiting;
 
-const ROUNDS: usize = 11;
-const TOKENS: u32 = 1_000_000;
+use arguments::{Options, Task};
+use caption::Caption;
+use measure::Pace;
+use report::{Section, count_bars};
+use sections::{PLANS, Plan};
+use serde_json::json;
+use std::any::Any;
+use std::fmt::Write as _;
+use std::fs;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
 
-struct Nobody;
-
-impl Observer for Nobody {}
-
-type Contender = (&'static str, Box<dyn Fn(usize) -> Duration>);
-
-fn contender<F: Fn() + Sync + 'static>(name: &'static str, token: F) -> Contender {
-    (name, Box::new(move |threads| time(threads, &token)))
-}
-
-/// From the first start to the last end.
-fn time(threads: usize, token: &(impl Fn() + Sync)) -> Duration {
-    let barrier = Barrier::new(threads);
-    let run = || {
-        token();
-        barrier.wait();
-        let start = Instant::now();
-        (0..TOKENS).for_each(|_| token());
-        (start, Instant::now())
-    };
-    let times: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    let start = times.iter().map(|time| time.0).min().unwrap();
-    let end = times.iter().map(|time| time.1).max().unwrap();
-    end - start
-}
-
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    times[times.len() / 2].as_secs_f64() * 1e9 / f64::from(TOKENS)
-}
-
-fn main() {
-    let plain = Registry::new(());
-    let observed = Registry::builder(()).observer(Nobody).build();
-    let named = observed.clone();
-    let inspected = Registry::builder(()).inspect().build();
-    let limited = Registry::builder(()).max_in_flight(1000).build();
-    let tracker = TaskTracker::new();
-    let swansong = Swansong::new();
-    let reporting = Swansong::with_guard_report();
-    let contenders = [
-        contender("a registry", move || drop(plain.guard())),
-        contender("observed", move || drop(observed.guard())),
-        contender("observed, with a name", move || drop(named.named("name").guard())),
-        contender("inspected", move || drop(inspected.guard())),
-        contender("with a limit", move || drop(limited.guard())),
-        contender("TaskTracker", move || drop(tracker.token())),
-        contender("swansong", move || drop(swansong.guard())),
-        contender("swansong with its report", move || drop(reporting.guard())),
-        contender("(a look at the clock)", || _ = black_box(Instant::now())),
-    ];
-    for threads in [1, 2] {
-        let mut times = vec![Vec::new(); contenders.len()];
-        for _ in 0..ROUNDS {
-            for ((_, run), times) in contenders.iter().zip(&mut times) {
-                times.push(run(threads));
-            }
+fn main() -> ExitCode {
+    let done = match arguments::parse() {
+        Ok(Task::Measure(options)) => measure_all(&options),
+        Ok(Task::Scenario(name, count)) => sections::scenario(&name, count),
+        Ok(Task::Help) => {
+            println!("{}", arguments::usage());
+            Ok(())
         }
-        let medians: Vec<_> = times.into_iter().map(median).collect();
-        println!("{threads} thread{}", if threads == 1 { "" } else { "s" });
-        for ((name, _), median) in contenders.iter().zip(&medians) {
-            println!("  {name:<26} {median:>6.1} ns  {:>5.2}", median / medians[0]);
+        Err(error) => Err(format!("{error}\n\n{}", arguments::usage())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
         }
     }
+}
+
+fn measure_all(options: &Options) -> Result<(), String> {
+    fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
+    options.doc.as_deref().map_or(Ok(()), document::check)?;
+    let caption = Caption::new();
+    println!("{caption}");
+    let pace = Pace { quick: options.quick };
+    let sections: Vec<_> = PLANS.iter().filter(|plan| options.has(plan.name)).map(|plan| measure(plan, pace)).collect();
+    let (met, missed) = count_bars(&sections);
+    let count = format!("{met} bars met, {missed} missed.");
+    println!("{count}");
+    write_out(options, &caption, &sections)?;
+    let Some(doc) = &options.doc else { return Ok(()) };
+    let mut text = caption.to_string();
+    for section in &sections {
+        write!(text, "\n{section}").map_err(|error| error.to_string())?;
+    }
+    document::rewrite(doc, &format!("{text}{count}"))
+}
+
+fn measure(plan: &Plan, pace: Pace) -> Section {
+    let outcome = catch_unwind(|| (plan.run)(pace)).unwrap_or_else(|panic| Err(told(&*panic)));
+    let section = Section { name: plan.name, title: plan.title, outcome };
+    print!("{section}");
+    section
+}
+
+fn told(panic: &dyn Any) -> String {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+    format!("it panicked: {}", message.unwrap_or("no message"))
+}
+
+fn write_out(options: &Options, caption: &Caption, sections: &[Section]) -> Result<(), String> {
+    let all: Vec<_> = sections.iter().map(Section::json).collect();
+    let numbers = json!({ "caption": caption.json(), "quick": options.quick, "sections": all });
+    let file = options.out.join("peers.json");
+    fs::write(&file, format!("{numbers:#}\n")).map_err(|error| format!("{}: {error}", file.display()))?;
+    for section in sections {
+        plot::draw(section, &caption.machine(), &options.out).map_err(|error| format!("{}.svg: {error}", section.name))?;
+    }
+    Ok(())
 }
