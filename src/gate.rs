@@ -121,6 +121,7 @@ impl Gate {
 
     /// Takes an entry back that found the gate drained, or counts the flip that it was.
     #[cold]
+    #[inline(never)]
     fn entered(&self, before: usize) -> Result<(), Refused> {
         if before & DRAINED != 0 {
             self.word.fetch_sub(ACCEPTED_ONE + ONE, Ordering::Relaxed);
@@ -169,7 +170,7 @@ impl Gate {
         self.flips.fetch_add(1, Ordering::Release);
     }
 
-    /// Gives one count back; `Some` is for `left`, as somebody may wait for that.
+    /// Gives one count back; `Some` is for `left`, as somebody waits for that or another.
     ///
     /// Release: pairs with the Acquire in `drain` and `look`, so that everything a task did, its destructor and its
     /// outcome included, happened before whoever learns that it is gone (S2, S3).
@@ -177,7 +178,7 @@ impl Gate {
     pub(crate) fn leave(&self) -> Option<Before> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
         debug_assert_ne!(before & COUNT, 0, "left more often than entered");
-        (before & FLAGS != 0 && (before & COUNT == ONE || before & WANTED != 0)).then_some(Before(before))
+        (before & FLAGS != 0).then_some(Before(before))
     }
 
     /// Says what the one that left has to see to.
@@ -282,8 +283,10 @@ impl Gate {
 mod tests {
     use super::*;
 
-    fn leave(gate: &Gate) -> Option<Left> {
-        gate.leave().map(|before| gate.left(before))
+    const NOTHING: Left = Left { wanted: false, idle: false, drained: false };
+
+    fn leave(gate: &Gate) -> Left {
+        gate.leave().map_or(NOTHING, |before| gate.left(before))
     }
 
     fn gate(word: usize, flips: usize) -> Gate {
@@ -296,8 +299,8 @@ mod tests {
         assert_eq!(gate.enter(), Ok(()));
         assert!(!gate.close(), "one is in flight");
         assert_eq!(gate.enter(), Ok(()), "a draining gate still lets in");
-        assert_eq!(leave(&gate), None);
-        assert_eq!(leave(&gate), Some(Left { wanted: false, idle: false, drained: true }));
+        assert_eq!(leave(&gate), NOTHING);
+        assert_eq!(leave(&gate), Left { drained: true, ..NOTHING });
         assert_eq!(gate.enter(), Err(Refused::Drained));
         assert!(!gate.close(), "drained once only");
     }
@@ -353,11 +356,11 @@ mod tests {
         assert_eq!(gate.enter_below(2), Err(Refused::Full));
         gate.want_places();
         assert_eq!(gate.enter_in_turn(2), Err(Refused::Full));
-        assert_eq!(leave(&gate), Some(Left { wanted: true, idle: false, drained: false }));
+        assert_eq!(leave(&gate), Left { wanted: true, ..NOTHING });
         assert_eq!(gate.enter_below(2), Err(Refused::Full), "there is a place, and it is wanted");
         assert_eq!(gate.enter_in_turn(2), Ok(()));
         gate.want_no_place();
-        assert_eq!(leave(&gate), None);
+        assert_eq!(leave(&gate), NOTHING);
         assert_eq!(gate.enter_below(2), Ok(()));
     }
 
@@ -366,8 +369,8 @@ mod tests {
         let gate = Gate::new();
         gate.enter().unwrap();
         gate.ask_idle();
-        assert_eq!(leave(&gate), Some(Left { wanted: false, idle: true, drained: false }));
+        assert_eq!(leave(&gate), Left { idle: true, ..NOTHING });
         gate.enter().unwrap();
-        assert_eq!(leave(&gate), None);
+        assert_eq!(leave(&gate), NOTHING);
     }
 }

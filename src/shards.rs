@@ -447,6 +447,14 @@ impl Core {
 
     #[inline]
     pub(crate) fn lanes(&'static self) -> &'static [Lane] {
+        match self.lanes.get() {
+            Some(lanes) => lanes,
+            None => self.make_lanes(),
+        }
+    }
+
+    #[cold]
+    fn make_lanes(&'static self) -> &'static [Lane] {
         self.lanes.get_or_init(|| {
             let lane = |_| Lane { post: Post::shard(self), wakers: Line(Wakers::new()), rosters: Rosters::new() };
             (0..threads::shards()).map(lane).collect()
@@ -521,14 +529,15 @@ mod threads {
     use core::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::OnceLock;
 
-    /// A power of two, at least the number of cores, within reason.
+    /// A power of two, within reason, and several for each core: threads come and go, their numbers are dealt in turn, and two that run at
+    /// once on one shard pay for it.
     pub(super) fn shards() -> usize {
         static SHARDS: OnceLock<usize> = OnceLock::new();
         *SHARDS.get_or_init(|| {
             // For this crate's own tests, when they are built.
             let forced = option_env!("BACKGROUND_TASKS_SHARDS").and_then(|n| n.parse().ok());
-            let cores = || std::thread::available_parallelism().map_or(1, Into::into);
-            forced.unwrap_or_else(cores).clamp(1, 64).next_power_of_two()
+            let several = || 4 * std::thread::available_parallelism().map_or(1, Into::into);
+            forced.unwrap_or_else(several).clamp(1, 128).next_power_of_two()
         })
     }
 
@@ -536,18 +545,15 @@ mod threads {
     pub(super) fn number() -> usize {
         const UNSET: usize = usize::MAX;
         thread_local!(static NUMBER: Cell<usize> = const { Cell::new(UNSET) });
-        NUMBER.with(|number| {
-            if number.get() == UNSET {
-                number.set(next());
-            }
-            number.get()
-        })
+        NUMBER.with(|number| if number.get() == UNSET { take(number) } else { number.get() })
     }
 
     #[cold]
-    fn next() -> usize {
+    #[inline(never)]
+    fn take(number: &Cell<usize>) -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed)
+        number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        number.get()
     }
 }
 
