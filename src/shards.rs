@@ -18,6 +18,7 @@ use {
     crate::attend::{Asked, Attended, Settings},
     crate::pool,
     crate::roster::{Rosters, Slot},
+    core::ptr,
     std::sync::OnceLock,
 };
 
@@ -464,8 +465,18 @@ impl Core {
     /// The lane of this thread.
     #[inline]
     pub(crate) fn lane(&'static self) -> &'static Lane {
+        match threads::last() {
+            Some((core, lane)) if ptr::eq(core, self) => lane,
+            _ => self.find_lane(),
+        }
+    }
+
+    #[inline(never)]
+    fn find_lane(&'static self) -> &'static Lane {
         let lanes = self.lanes();
-        &lanes[threads::number() & (lanes.len() - 1)]
+        let lane = &lanes[threads::number() & (lanes.len() - 1)];
+        threads::set_last(self, lane);
+        lane
     }
 
     #[cfg(loom)]
@@ -525,6 +536,7 @@ impl Core {
 /// Which shard a thread uses, and how many there are.
 #[cfg(all(feature = "std", not(loom)))]
 mod threads {
+    use super::{Core, Lane};
     use core::cell::Cell;
     use core::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::OnceLock;
@@ -541,29 +553,39 @@ mod threads {
         })
     }
 
+    thread_local!(static LAST: Cell<Option<(&'static Core, &'static Lane)>> = const { Cell::new(None) });
+
+    /// The lane that this thread has used last, and whose it is: to look there first spares most entries a chain of loads.
     #[inline]
-    pub(super) fn number() -> usize {
-        const UNSET: usize = usize::MAX;
-        thread_local!(static NUMBER: Cell<usize> = const { Cell::new(UNSET) });
-        NUMBER.with(|number| if number.get() == UNSET { take(number) } else { number.get() })
+    pub(super) fn last() -> Option<(&'static Core, &'static Lane)> {
+        LAST.get()
     }
 
-    #[cold]
-    #[inline(never)]
-    fn take(number: &Cell<usize>) -> usize {
+    pub(super) fn set_last(core: &'static Core, lane: &'static Lane) {
+        LAST.set(Some((core, lane)));
+    }
+
+    pub(super) fn number() -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        number.set(NEXT.fetch_add(1, Ordering::Relaxed));
-        number.get()
+        thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+        NUMBER.with(|number| *number)
     }
 }
 
 /// A model says which of two shards a thread uses, so that each run of it is the same.
 #[cfg(loom)]
 pub mod threads {
+    use super::{Core, Lane};
     use core::cell::Cell;
 
     thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
     loom::thread_local!(static NUMBER: Cell<usize> = Cell::new(0));
+
+    pub(super) fn last() -> Option<(&'static Core, &'static Lane)> {
+        None
+    }
+
+    pub(super) fn set_last(_: &'static Core, _: &'static Lane) {}
 
     pub(super) fn shards() -> usize {
         SHARDS.get()

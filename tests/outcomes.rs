@@ -325,3 +325,16 @@ fn manual() -> (Manual, Registry<Manual>) {
     let manual = Manual::default();
     (manual.clone(), Registry::new(manual))
 }
+
+/// A thread remembers the shard that it used last.
+#[test]
+fn registries_used_in_turn_on_one_thread_count_each_for_itself() {
+    let registries = [Registry::new(()), Registry::new(()), Registry::new(())];
+    let mut guards = Vec::new();
+    for turn in 0..9 {
+        guards.extend(registries.iter().take(1 + turn % 3).map(|registry| registry.guard().unwrap()));
+    }
+    assert_eq!(registries.each_ref().map(Registry::in_flight), [9, 6, 3]);
+    drop(guards);
+    assert_eq!(registries.map(|registry| registry.shutdown().wait().completed), [9, 6, 3]);
+}
