@@ -46,7 +46,7 @@
 //!
 //! | feature | gives |
 //! | --- | --- |
-//! | `std` (default) | panics caught, blocking waits, one shard for each core, [`Registry::new`] |
+//! | `std` (default) | panics caught, blocking waits, four shards for each core, [`Registry::new`] |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` |
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
@@ -64,7 +64,7 @@
 //!
 //! # Cost
 //!
-//! Counting a task is two atomic operations on a cache line that no other thread writes (there is a shard for each core, and threads take them
+//! Counting a task is two atomic operations on a cache line that no other thread writes (there are four shards for each core, and threads take them
 //! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through
 //! [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown. The state of a registry is taken from a
 //! pool and given back: memory is bounded by the most registries alive at once.

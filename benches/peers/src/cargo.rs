@@ -1,0 +1,41 @@
+//! What cargo says, and what it builds.
+
+use std::path::Path;
+use std::process::Command;
+
+pub const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
+
+const PEERS: [&str; 6] = ["async-executor", "async-shutdown", "swansong", "tokio", "tokio-graceful", "tokio-util"];
+
+/// Returns its stdout, or the first line of its stderr that tells of an error.
+pub fn run<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<String, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .map_err(|error| format!("cargo is not to be had: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    Err(told.lines().find(|line| line.starts_with("error")).unwrap_or("cargo failed").to_owned())
+}
+
+/// Leaves out where a package comes from.
+pub fn name_and_version(line: &str) -> Option<(&str, &str)> {
+    let mut words = line.split_whitespace();
+    Some((words.next()?, words.next()?.trim_start_matches('v')))
+}
+
+/// Returns the versions of the peers.
+pub fn peers() -> Result<Vec<(String, String)>, String> {
+    let tree = run(Path::new(MANIFEST_DIR), "tree -p peers --depth 1 -e normal --prefix none".split(' '))?;
+    let packages = tree.lines().filter_map(name_and_version).filter(|(name, _)| PEERS.contains(name));
+    Ok(packages.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
+}
+
+pub fn version_of(peer: &str) -> Result<String, String> {
+    let found = peers()?.into_iter().find(|(name, _)| name == peer);
+    found.map(|(_, version)| version).ok_or_else(|| format!("{peer} is not in the tree"))
+}

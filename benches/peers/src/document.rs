@@ -1,0 +1,43 @@
+//! The measured part of a document.
+
+use std::fs;
+use std::path::Path;
+
+const BEGIN: &str = "<!-- measured: begin -->";
+const END: &str = "<!-- measured: end -->";
+
+/// Looks whether there is a place for the tables, before anything is measured for them.
+pub fn check(file: &Path) -> Result<(), String> {
+    parts(&read(file)?).map(drop).ok_or_else(|| format!("{}: there are no lines {BEGIN} and {END}", file.display()))
+}
+
+pub fn rewrite(file: &Path, measured: &str) -> Result<(), String> {
+    check(file)?;
+    let text = read(file)?;
+    let (before, after) = parts(&text).unwrap_or_default();
+    fs::write(file, format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", measured.trim()))
+        .map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// Returns what comes before the first mark's line, and after the second's words.
+fn parts(text: &str) -> Option<(&str, &str)> {
+    let begin = line_start(text, BEGIN)?;
+    let rest = &text[begin..];
+    let end = line_start(rest, END)?;
+    Some((&text[..begin], &rest[end + END.len()..]))
+}
+
+fn line_start(text: &str, line: &str) -> Option<usize> {
+    let mut start = 0;
+    for each in text.split_inclusive('\n') {
+        if each.trim_end() == line {
+            return Some(start);
+        }
+        start += each.len();
+    }
+    None
+}

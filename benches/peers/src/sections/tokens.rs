@@ -1,0 +1,71 @@
+use super::{ASYNC_SHUTDOWN, BARE, GRACEFUL, INSPECTED, Nobody, REGISTRY, SWANSONG, TRACKER, headers};
+use crate::bars::Goal;
+use crate::measure::{Contender, Load, Pace, measure, threaded};
+use crate::report::Table;
+use async_shutdown::ShutdownManager;
+use background_tasks::Registry;
+use std::future::pending;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use swansong::Swansong;
+use tokio_graceful::{Shutdown, ShutdownGuard};
+use tokio_util::task::TaskTracker;
+
+pub const GROUP: &str = "token";
+
+const THREADS: [u32; 5] = [1, 2, 4, 8, 64];
+const TOKENS: u32 = 2_000_000;
+const REPORTING: &str = "swansong with its report";
+
+pub fn run(pace: Pace) -> Vec<Table> {
+    let rows = measure(pace.rounds(11), &Load::each(&THREADS, pace.count(TOKENS)), &contenders());
+    let all = 0..THREADS.len();
+    let table = Table::new("A token made and dropped, ns (ratio to a registry)", "ns", REGISTRY, headers(&THREADS), rows)
+        .ratio(0..1, BARE, REGISTRY, Goal::at_least(0.7).aim(0.95))
+        .ratio(0..1, TRACKER, REGISTRY, Goal::at_least(1.6).aim(2.0))
+        .ratio(1..THREADS.len(), TRACKER, REGISTRY, Goal::at_least(8.0).aim(15.0))
+        .ratio(all.clone(), SWANSONG, REGISTRY, Goal::at_least(2.0).aim(3.0))
+        .ratio(all, REPORTING, INSPECTED, Goal::at_least(2.0));
+    vec![table]
+}
+
+pub fn contenders() -> Vec<Contender<Load>> {
+    vec![
+        threaded(BARE, Own::default(), |own, _| {
+            let count = &black_box(own).0;
+            count.fetch_add(1, Ordering::Relaxed);
+            count.fetch_sub(1, Ordering::Release);
+        }),
+        threaded(REGISTRY, Registry::new(()), |registry, _| drop(registry.guard())),
+        threaded(INSPECTED, Registry::builder(()).inspect().build(), |registry, _| drop(registry.guard())),
+        threaded("named, in an observed one", Registry::builder(()).observer(Nobody).build(), |registry, _| {
+            drop(registry.named("name").guard());
+        }),
+        threaded("with a limit", Registry::builder(()).max_in_flight(1000).build(), |registry, _| drop(registry.guard())),
+        threaded(TRACKER, TaskTracker::new(), |tracker, _| drop(tracker.token())),
+        threaded(SWANSONG, Swansong::new(), |swansong, _| drop(swansong.guard())),
+        threaded(REPORTING, Swansong::with_guard_report(), |swansong, _| drop(swansong.guard())),
+        threaded(ASYNC_SHUTDOWN, ShutdownManager::<()>::new(), |manager, _| drop(manager.delay_shutdown_token())),
+        threaded(GRACEFUL, graceful(), |guard, _| drop(guard.clone())),
+        threaded("(a look at the clock)", (), |(), _| _ = black_box(Instant::now())),
+    ]
+}
+
+/// A count that each thread has to itself, on lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Own(AtomicUsize);
+
+impl Clone for Own {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// Its shutdown never begins; it needs a runtime to be made on, and no longer.
+pub fn graceful() -> ShutdownGuard {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("tokio starts");
+    let _entered = runtime.enter();
+    Shutdown::new(pending::<()>()).guard()
+}

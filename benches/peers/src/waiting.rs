@@ -1,0 +1,64 @@
+//! Many tasks that all wait, and are let go at once.
+
+use crate::measure::Contender;
+use std::future::poll_fn;
+use std::mem::take;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::yield_now;
+
+#[derive(Clone, Copy)]
+pub struct Waiting<'a> {
+    pub runtime: &'a Runtime,
+    pub tasks: u32,
+}
+
+/// Tasks that have been polled once, of the contender that runs.
+static PARKED: AtomicU32 = AtomicU32::new(0);
+
+/// Starts the tasks, each by `start`, and measures how long `drain` takes, in milliseconds, once all of them wait.
+pub fn contender<'a, T>(
+    name: &'static str,
+    new: impl Fn() -> T + 'static,
+    start: impl Fn(&T) + 'static,
+    drain: impl AsyncFn(&T) + 'static,
+) -> Contender<Waiting<'a>> {
+    Contender::new(name, move |Waiting { runtime, tasks }: Waiting<'a>| {
+        let metrics = runtime.metrics();
+        PARKED.store(0, Ordering::Relaxed);
+        let host = new();
+        runtime.block_on(async {
+            while metrics.num_alive_tasks() > 0 {
+                yield_now().await; // the last ones of the contender before
+            }
+            (0..tasks).for_each(|_| start(&host));
+            while PARKED.load(Ordering::Relaxed) < tasks {
+                yield_now().await;
+            }
+            let start = Instant::now();
+            drain(&host).await;
+            Some(start.elapsed().as_secs_f64() * 1e3)
+        })
+    })
+}
+
+/// Counts the future as parked once it has been polled and is pending.
+pub async fn counted<F: Future>(future: F) {
+    let mut future = pin!(future);
+    let mut is_first = true;
+    poll_fn(|cx| {
+        let poll = future.as_mut().poll(cx);
+        if take(&mut is_first) {
+            assert!(poll.is_pending());
+            PARKED.fetch_add(1, Ordering::Relaxed);
+        }
+        poll.map(drop)
+    })
+    .await;
+}
+
+pub fn two_workers() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).build().expect("tokio starts")
+}
