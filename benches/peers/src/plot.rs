@@ -113,7 +113,7 @@ fn builder<'a, 'b>(plot: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGB
 
 /// Each row's medians with their places on the x axis.
 fn medians(table: &Table) -> impl Iterator<Item = impl Iterator<Item = (f64, f64)> + '_> + '_ {
-    table.rows.iter().map(|row| (0u32..).map(f64::from).zip(&row.cells).filter_map(|(x, cell)| Some((x, (*cell)?.median))))
+    table.rows.iter().map(|row| (0u32..).map(f64::from).zip(&row.cells).filter_map(|(x, cell)| Some((x, cell.as_ref()?.median()))))
 }
 
 fn categories(table: &Table) -> std::ops::Range<f64> {

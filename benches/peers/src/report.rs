@@ -5,22 +5,32 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::ops::Range;
 
-#[derive(Clone, Copy)]
-pub struct Figures {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
-}
+/// One for each round, at least one.
+pub struct Figures(Vec<f64>);
 
 impl Figures {
-    pub fn of(mut measured: Vec<f64>) -> Option<Self> {
-        measured.sort_unstable_by(f64::total_cmp);
-        let (min, max) = (*measured.first()?, *measured.last()?);
-        Some(Self { median: measured[measured.len() / 2], min, max })
+    pub fn of(rounds: Vec<f64>) -> Option<Self> {
+        (!rounds.is_empty()).then_some(Self(rounds))
     }
 
-    fn json(self) -> Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        sorted
+    }
+
+    pub fn median(&self) -> f64 {
+        self.sorted()[self.0.len() / 2]
+    }
+
+    /// The median of what comes of comparing each round's figures: the machine is fast in one round, slow in the next.
+    fn compared(&self, other: &Self, compare: impl Fn(f64, f64) -> f64) -> f64 {
+        Self(self.0.iter().zip(&other.0).map(|(&one, &other)| compare(one, other)).collect()).median()
+    }
+
+    fn json(&self) -> Value {
+        let sorted = self.sorted();
+        json!({ "median": self.median(), "min": sorted.first(), "max": sorted.last() })
     }
 }
 
@@ -50,9 +60,9 @@ impl Table {
         Self { title, unit, ours, columns, rows, bars: Vec::new() }
     }
 
-    fn median(&self, row: &str, column: usize) -> Option<f64> {
+    fn figures(&self, row: &str, column: usize) -> Option<&Figures> {
         let row = self.rows.iter().find(|each| each.name == row)?;
-        row.cells.get(column).copied().flatten().map(|figures| figures.median)
+        row.cells.get(column)?.as_ref()
     }
 
     /// Sets a bar for `upper / lower` in each of the columns where both have a figure.
@@ -82,26 +92,28 @@ impl Table {
         compare: impl Fn(f64, f64) -> f64,
     ) -> Self {
         for column in columns {
-            if let (Some(upper), Some(lower)) = (self.median(upper, column), self.median(lower, column)) {
+            if let (Some(upper), Some(lower)) = (self.figures(upper, column), self.figures(lower, column)) {
                 let what = format!("{}, {what}", self.columns[column]);
-                self.bars.push(Bar { what, measured: compare(upper, lower), goal });
+                let measured = upper.compared(lower, &compare);
+                self.bars.push(Bar { what, measured, goal });
             }
         }
         self
     }
 
     fn cell(&self, row: &Row, column: usize) -> String {
-        let Some(figures) = row.cells[column] else { return "–".to_owned() };
-        let decimals = if figures.median < 1000.0 { 2 } else { 0 };
-        match self.median(self.ours, column).filter(|&ours| ours > 0.0) {
-            Some(ours) => format!("{:.decimals$} ({:.2})", figures.median, figures.median / ours),
-            None => format!("{:.decimals$}", figures.median),
+        let Some(figures) = &row.cells[column] else { return "–".to_owned() };
+        let median = figures.median();
+        let decimals = if median < 1000.0 { 2 } else { 0 };
+        match self.figures(self.ours, column).map(|ours| figures.compared(ours, |one, ours| one / ours)) {
+            Some(ratio) if ratio.is_finite() => format!("{median:.decimals$} ({ratio:.2})"),
+            _ => format!("{median:.decimals$}"),
         }
     }
 
     pub fn json(&self) -> Value {
         let figures = |row: &Row| -> serde_json::Map<String, Value> {
-            let cells = row.cells.iter().map(|cell| cell.map_or(Value::Null, Figures::json));
+            let cells = row.cells.iter().map(|cell| cell.as_ref().map_or(Value::Null, Figures::json));
             self.columns.iter().cloned().zip(cells).collect()
         };
         let rows: Vec<_> = self.rows.iter().map(|row| json!({ "name": row.name, "figures": figures(row) })).collect();

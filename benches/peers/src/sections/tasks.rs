@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 pub const GROUP: &str = "task";
 
-const TASKS: u32 = 200_000;
+const TASKS: u32 = 100_000;
 const BATCH: u32 = 100;
 
 static EXECUTOR: Executor<'static> = Executor::new();
@@ -42,7 +42,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
     ];
     let columns = runtimes.map(|(_, runtime)| On { runtime, tasks: pace.count(TASKS) });
     let headers = runtimes.map(|(name, _)| name.to_owned()).into();
-    let rows = measure(pace.rounds(11), &columns, &contenders());
+    let rows = measure(pace.rounds(21), &columns, &contenders());
     let table = Table::new("A task that is ready at once, ns (ratio to a registry's)", "ns", REGISTRY, headers, rows).ratio(
         0..columns.len(),
         REGISTRY,
