@@ -26,8 +26,7 @@ impl Caption {
         }
     }
 
-    /// The part of it that a plot has room for.
-    pub fn machine(&self) -> String {
+    fn machine(&self) -> String {
         format!("{}, {} core{}", self.cpu, self.cores, if self.cores == "1" { "" } else { "s" })
     }
 

@@ -85,7 +85,7 @@ fn write_out(options: &Options, caption: &Caption, sections: &[Section]) -> Resu
     let file = options.out.join("peers.json");
     fs::write(&file, format!("{numbers:#}\n")).map_err(|error| format!("{}: {error}", file.display()))?;
     for section in sections {
-        plot::draw(section, &caption.machine(), &options.out).map_err(|error| format!("{}.svg: {error}", section.name))?;
+        plot::draw(section, caption, &options.out).map_err(|error| format!("{}.svg: {error}", section.name))?;
     }
     Ok(())
 }

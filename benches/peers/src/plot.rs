@@ -1,5 +1,6 @@
 //! The plots.
 
+use crate::caption::Caption;
 use crate::report::{Section, Table};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -11,14 +12,14 @@ type Drawn = Result<(), Box<dyn Error>>;
 
 const WIDTH: u32 = 960;
 const PANEL: u32 = 460;
-const FOOT: u32 = 26;
+const FOOT: u32 = 42;
 const LEGEND: u32 = 250;
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 
 /// Ours is the first; these can be told apart by who sees no red or green too.
-const COLOURS: [RGBColor; 10] = [
+const COLOURS: [RGBColor; 11] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -29,10 +30,11 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(140, 86, 75),
     RGBColor(150, 150, 150),
     RGBColor(148, 103, 189),
+    RGBColor(188, 189, 34),
 ];
 
 /// Draws the section, if it is one of those that say more in a plot.
-pub fn draw(section: &Section, machine: &str, folder: &Path) -> Drawn {
+pub fn draw(section: &Section, caption: &Caption, folder: &Path) -> Drawn {
     let panel: fn(&Table, &Area) -> Drawn = match section.name {
         "tokens" | "signals" => lines,
         "tasks" | "fan-out" => bars,
@@ -50,7 +52,9 @@ pub fn draw(section: &Section, machine: &str, folder: &Path) -> Drawn {
     for (table, area) in tables.iter().zip(panels.split_evenly((tables.len(), 1))) {
         panel(table, &area)?;
     }
-    foot.draw_text(machine, &(FONT, 12).into_font().color(&INK), (12, 4))?;
+    for (line, y) in caption.to_string().lines().zip([4, 20]) {
+        foot.draw_text(line, &(FONT, 12).into_font().color(&INK), (12, y))?;
+    }
     root.present()?;
     Ok(())
 }
