@@ -6,8 +6,8 @@
 //!
 //! To enter is one addition, and what it finds says whether it counts. Whoever empties a closed gate, by `leave` or by `close`, sets
 //! DRAINED with a compare-and-swap that fails if somebody has come in since: so exactly one thread sees the gate drain (S3), and
-//! whoever comes in later finds it drained and takes back what it added. Such a stray is in both counts alike and nobody else is in
-//! either, so `look` can tell and subtracts it: who is refused was never counted (S4).
+//! whoever comes in later finds it drained and takes back what it added. Such a stray has raised both counts by one, and nobody else is
+//! in flight, so `look` can tell and subtracts it: who is refused was never counted (S4).
 //!
 //! `accepted` wraps. Whoever flips its top bit counts the flip in a word of its own before its `leave`, so that the total is
 //! exact once the gate is quiet and can be mended while it is not.
@@ -25,11 +25,11 @@ const DRAINED: usize = 8;
 const FLAGS: usize = CLOSED | IDLE | WANTED;
 const ONE: usize = 16;
 
-/// Of 64 bits it leaves 40 for the count, more than anybody fills: a thread that does nothing but forget guards takes more than an hour.
+/// Of 64 bits it leaves 44 for the count, more than anybody fills: a thread that does nothing but forget guards takes half a day.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
-    20
+    16
 } else {
     8
 };
@@ -108,14 +108,14 @@ impl Gate {
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
-            return self.enter_unless_full();
+            return self.enter_after_a_look();
         }
         let before = self.word.fetch_add(ACCEPTED_ONE + ONE, Ordering::Relaxed);
         if before & DRAINED == 0 && !flips(before) { Ok(()) } else { self.entered(before) }
     }
 
-    /// Counts one more where the count is narrow enough to be full.
-    fn enter_unless_full(&self) -> Result<(), Refused> {
+    /// The same for whoever may well be refused, or where the count is so narrow that it may be full: who is refused writes nothing.
+    pub(crate) fn enter_after_a_look(&self) -> Result<(), Refused> {
         self.enter_if(|word| word & COUNT != COUNT)
     }
 
@@ -198,15 +198,14 @@ impl Gate {
 
     /// Closes the gate; says whether this drained it, which happens at most once.
     ///
-    /// Relaxed: `drain` acquires.
+    /// Release: who left in a core's last life, and is late, may drain the gate in the place of this one, and must find the core opened.
     pub(crate) fn close(&self) -> bool {
-        self.word.fetch_or(CLOSED, Ordering::Relaxed) & COUNT == 0 && self.drain()
+        self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
     }
 
     /// Drains a closed gate that nobody is in; says whether this did it.
     ///
-    /// Acquire: pairs with the Release of all who left before. (Who left, and is late, may drain the gate of a core's next life in the place
-    /// of whoever emptied that; it does what that one would.)
+    /// Acquire: pairs with the Release of all who left before, and of `close`.
     fn drain(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & (COUNT | DRAINED | CLOSED) == CLOSED {
@@ -263,7 +262,7 @@ impl Gate {
                 break seen;
             }
         };
-        let mended = flips + ((flips ^ (seen.0 >> TOP)) & 1);
+        let mended = flips.wrapping_add((flips ^ (seen.0 >> TOP)) & 1);
         let half = 1 << (ACCEPTED_BITS - 1);
         (mended as u64 * half + seen.accepted() as u64 % half, seen)
     }
@@ -308,11 +307,11 @@ mod tests {
     #[test]
     fn a_full_gate_refuses_and_does_not_overflow() {
         let gate = gate(COUNT, 0);
-        assert_eq!(gate.enter_unless_full(), Err(Refused::Full));
+        assert_eq!(gate.enter_after_a_look(), Err(Refused::Full));
         gate.close();
-        assert_eq!(gate.enter_unless_full(), Err(Refused::Full));
+        assert_eq!(gate.enter_after_a_look(), Err(Refused::Full));
         gate.leave();
-        assert_eq!(gate.enter_unless_full(), Ok(()));
+        assert_eq!(gate.enter_after_a_look(), Ok(()));
         assert_eq!(gate.look().in_flight(), COUNT / ONE);
     }
 

@@ -64,8 +64,8 @@
 //!
 //! # Cost
 //!
-//! Counting a task is two atomic operations on a cache line that no other thread writes (there are four shards for each core, and threads take them
-//! in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through
+//! Counting a task is two atomic operations on a cache line that no other thread writes (there are four shards for each core, up to 128,
+//! and threads take them in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through
 //! [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown. The state of a registry is taken from a
 //! pool and given back: memory is bounded by the most registries alive at once.
 //!

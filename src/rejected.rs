@@ -18,8 +18,8 @@ pub struct Rejected<F> {
 pub enum Reason {
     /// The registry has shut down and nothing is in flight any more.
     Drained,
-    /// As many tasks are in flight as the registry [may have](crate::Builder::max_in_flight), or can count: on 64-bit targets 2²⁹ - 1
-    /// for each shard.
+    /// As many tasks are in flight as the registry [may have](crate::Builder::max_in_flight). On 32-bit targets also: as many as it can
+    /// count, 2²⁰ - 1 for each shard.
     Full,
     /// The shutdown began while it waited for a place.
     ShuttingDown,

@@ -239,7 +239,7 @@ impl Core {
     #[inline]
     pub(crate) fn pass(&'static self) -> Result<&'static Lane, Reason> {
         let lane = self.lane();
-        match lane.tally().gate.enter() {
+        match lane.tally().gate.enter_after_a_look() {
             Ok(()) => Ok(lane),
             Err(refused) => self.pass_elsewhere(refused),
         }
@@ -247,9 +247,12 @@ impl Core {
 
     #[cold]
     fn pass_elsewhere(&'static self, refused: Refused) -> Result<&'static Lane, Reason> {
+        if self.is_drained() {
+            return Err(Reason::Drained);
+        }
         let mut full = refused == Refused::Full;
         for lane in self.lanes() {
-            match lane.tally().gate.enter() {
+            match lane.tally().gate.enter_after_a_look() {
                 Ok(()) => return Ok(lane),
                 Err(refused) => full |= refused == Refused::Full,
             }
@@ -420,7 +423,7 @@ impl Core {
 #[cfg(feature = "std")]
 impl Core {
     /// Makes a core fit for its next registry. Nobody else has it, strays of its last life aside: signals that are triggered as its
-    /// phase has moved on, and leavers that clear a bit of a gate and then ring.
+    /// phase has moved on, and leavers that clear a bit of a gate and then ring, or drain it in the place of who closes it next.
     ///
     /// Relaxed, but for the phase: the pool's mutex hands the core over.
     pub(crate) fn open(&'static self) {

@@ -5,7 +5,8 @@ use core::fmt;
 
 /// How the work of a registry ended, counted.
 ///
-/// Exact once the registry has drained: what was accepted is the sum of all but `rejected`. While it has not, `completed` may lag.
+/// Exact once the registry has drained: what was accepted is the sum of all but `rejected`. While it has not, `completed` may lag. On 32-bit
+/// targets each shard counts 2³² losses of a kind, and 2³⁹ of all, before it begins again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
