@@ -22,8 +22,8 @@ impl Pace {
         if self.quick { full / 50 } else { full }
     }
 
-    /// Valgrind takes most of a second to start: two contenders will do to see that it runs.
-    pub fn under_valgrind<T>(self, contenders: &[T]) -> &[T] {
+    /// Where a figure takes seconds, two contenders will do to see that it runs.
+    pub fn few<T>(self, contenders: &[T]) -> &[T] {
         if self.quick { &contenders[..2] } else { contenders }
     }
 }

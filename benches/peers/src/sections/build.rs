@@ -15,14 +15,11 @@ const TOKIO_UTIL: &str = "tokio-util";
 const ROUNDS: u32 = 3;
 
 pub fn run(pace: Pace) -> Measured {
-    if pace.quick {
-        return Err("it takes minutes".to_owned());
-    }
     let scratch = Scratch::new()?;
-    let programs = [OURS, TOKIO_UTIL, SWANSONG, ASYNC_SHUTDOWN, GRACEFUL].map(|dependency| Program::new(&scratch.0, dependency));
-    let programs = programs.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let dependencies = pace.few(&[OURS, SWANSONG, TOKIO_UTIL, ASYNC_SHUTDOWN, GRACEFUL]);
+    let programs = dependencies.iter().map(|dependency| Program::new(&scratch.0, dependency)).collect::<Result<Vec<_>, _>>()?;
     let mut times = vec![Vec::new(); programs.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..pace.rounds(ROUNDS) {
         for (program, times) in programs.iter().zip(&mut times) {
             times.push(program.build()?);
         }

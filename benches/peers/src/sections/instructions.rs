@@ -19,7 +19,7 @@ pub fn run(pace: Pace) -> Measured {
     let mut counts = CALLGRIND.differences(&scenarios(pace), pace.count(OPERATIONS))?.into_iter();
     let tables = KINDS.map(|(_, title, names)| {
         let row = |(&name, counts): (_, Vec<f64>)| Row { name, cells: vec![Figures::of(counts)] };
-        let rows = pace.under_valgrind(names).iter().zip(counts.by_ref()).map(row).collect();
+        let rows = pace.few(names).iter().zip(counts.by_ref()).map(row).collect();
         Table::new(title, "instructions", REGISTRY, vec!["each".to_owned()], rows)
     });
     let [tokens, signals, tasks] = tables;
@@ -27,7 +27,7 @@ pub fn run(pace: Pace) -> Measured {
 }
 
 fn scenarios(pace: Pace) -> Vec<String> {
-    let of = |(group, _, names)| pace.under_valgrind(names).iter().map(move |name| format!("{group}/{name}"));
+    let of = |(group, _, names)| pace.few(names).iter().map(move |name| format!("{group}/{name}"));
     KINDS.into_iter().flat_map(of).collect()
 }
 

@@ -26,7 +26,7 @@ const DHAT: Tool =
     Tool { arguments: &["--tool=dhat", "--dhat-out-file=/dev/null"], counts: &[(" Total: ", 3), (" At t-gmax: ", 0)] };
 
 pub fn run(pace: Pace) -> Measured {
-    let (ready, waiting) = (pace.under_valgrind(&READY), pace.under_valgrind(&WAITING));
+    let (ready, waiting) = (pace.few(&READY), pace.few(&WAITING));
     let count = if pace.quick { QUICK_TASKS } else { TASKS };
     let mut counts = DHAT.differences(&scenarios(ready, waiting), count)?.into_iter();
     let mut rows = |names: &[&'static str], kinds: usize| -> Vec<Row> {
