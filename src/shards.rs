@@ -451,14 +451,6 @@ impl Core {
 
     #[inline]
     pub(crate) fn lanes(&'static self) -> &'static [Lane] {
-        match self.lanes.get() {
-            Some(lanes) => lanes,
-            None => self.make_lanes(),
-        }
-    }
-
-    #[cold]
-    fn make_lanes(&'static self) -> &'static [Lane] {
         self.lanes.get_or_init(|| {
             let lane = |_| Lane { post: Post::shard(self), wakers: Line(Wakers::new()), rosters: Rosters::new() };
             (0..threads::shards()).map(lane).collect()

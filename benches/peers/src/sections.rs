@@ -16,7 +16,7 @@ use crate::report::Table;
 use background_tasks::Observer;
 use tasks::{On, Runtime};
 
-const REGISTRY: &str = "registry";
+pub const REGISTRY: &str = "registry";
 const INSPECTED: &str = if cfg!(feature = "coarse-clock") { "inspected, coarse clock" } else { "inspected" };
 const TRACKER: &str = "TaskTracker";
 const CANCELLATION: &str = "CancellationToken";

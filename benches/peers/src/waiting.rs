@@ -1,6 +1,8 @@
 //! Many tasks that all wait, and are let go at once.
 
-use crate::measure::Contender;
+use crate::measure::{Contender, measure};
+use crate::report::Table;
+use crate::sections::REGISTRY;
 use std::future::poll_fn;
 use std::mem::take;
 use std::pin::pin;
@@ -61,4 +63,10 @@ pub async fn counted<F: Future>(future: F) {
 
 pub fn two_workers() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).build().expect("tokio starts")
+}
+
+/// Measures the contenders with so many tasks, on the two workers.
+pub fn table<'a>(title: &'static str, waiting: Waiting<'a>, rounds: u32, contenders: &[Contender<Waiting<'a>>]) -> Table {
+    let columns = vec![format!("{} tasks on 2 workers", waiting.tasks)];
+    Table::new(title, "ms", REGISTRY, columns, measure(rounds, &[waiting], contenders))
 }

@@ -1,8 +1,8 @@
 use super::{REGISTRY, TRACKER};
 use crate::bars::Goal;
-use crate::measure::{Contender, Pace, measure};
+use crate::measure::{Contender, Pace};
 use crate::report::Table;
-use crate::waiting::{Waiting, contender, counted, two_workers};
+use crate::waiting::{Waiting, contender, counted, table, two_workers};
 use background_tasks::{Registry, TokioSpawner};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::Notify;
@@ -17,13 +17,11 @@ static IN_FLIGHT: AtomicU32 = AtomicU32::new(0);
 static DRAINED: Notify = Notify::const_new();
 
 pub fn run(pace: Pace) -> Vec<Table> {
-    let runtime = two_workers();
-    let column = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
-    let columns = vec![format!("{} tasks on 2 workers", column.tasks)];
-    let rows = measure(pace.rounds(7), &[column], &contenders());
     let title = "From letting them go to drained, ms (ratio to a registry)";
-    let table = Table::new(title, "ms", REGISTRY, columns, rows).ratio(0..1, REGISTRY, TRACKER, Goal::at_most(1.0));
-    vec![table]
+    let runtime = two_workers();
+    let waiting = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
+    let table = table(title, waiting, pace.rounds(7), &contenders());
+    vec![table.ratio(0..1, REGISTRY, TRACKER, Goal::at_most(1.0))]
 }
 
 fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {

@@ -1,8 +1,8 @@
 use super::{ASYNC_SHUTDOWN, REGISTRY, SWANSONG};
 use crate::bars::Goal;
-use crate::measure::{Contender, Pace, measure};
+use crate::measure::{Contender, Pace};
 use crate::report::Table;
-use crate::waiting::{Waiting, contender, counted, two_workers};
+use crate::waiting::{Waiting, contender, counted, table, two_workers};
 use async_shutdown::ShutdownManager;
 use background_tasks::{Registry, TokioSpawner};
 use std::future::pending;
@@ -14,13 +14,11 @@ const TASKS: u32 = 100_000;
 const PAIR: &str = "CancellationToken + TaskTracker";
 
 pub fn run(pace: Pace) -> Vec<Table> {
-    let runtime = two_workers();
-    let column = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
-    let columns = vec![format!("{} tasks on 2 workers", column.tasks)];
-    let rows = measure(pace.rounds(11), &[column], &contenders());
     let title = "From trigger to drained, ms (ratio to a registry)";
-    let table = Table::new(title, "ms", REGISTRY, columns, rows).ratio(0..1, REGISTRY, PAIR, Goal::at_most(1.0).aim(0.8));
-    vec![table]
+    let runtime = two_workers();
+    let waiting = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
+    let table = table(title, waiting, pace.rounds(11), &contenders());
+    vec![table.ratio(0..1, REGISTRY, PAIR, Goal::at_most(1.0).aim(0.8))]
 }
 
 fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
