@@ -47,12 +47,14 @@
 //! | feature | gives |
 //! | --- | --- |
 //! | `std` (default) | panics caught, blocking waits, four shards for each core, [`Registry::new`] |
-//! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` |
+//! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
-//! | `async-executor` | `ThreadsSpawner`, and the spawner traits for `async_executor::{Executor, LocalExecutor}` |
-//! | `tracing` | `TracingObserver` |
+//! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
+//! | `futures` | `FuturesSpawner`, for whatever has the `futures` crate's traits `Spawn` or `LocalSpawn` |
+//! | `tracing` | `TracingObserver`, and `InSpan`, which starts tasks in their caller's span |
 //! | `metrics` | `MetricsObserver` |
+//! | `conformance` | [`conformance`], a suite for the tests of who implements a spawner trait |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
 //! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old, for cheaper inspection |
 //!
@@ -87,6 +89,9 @@ mod bell;
 mod builder;
 #[cfg(feature = "std")]
 mod clock;
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub mod conformance;
 mod gate;
 mod info;
 #[cfg(feature = "std")]

@@ -86,6 +86,33 @@ impl<S> Registry<S> {
         self.handle.core()
     }
 
+    /// Returns another handle of this registry, which starts its tasks with another spawner.
+    ///
+    /// So one drain covers what runs on several executors, or has something put around it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "smol", feature = "async-executor"))]
+    /// # fn main() -> std::io::Result<()> {
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner, ThreadsSpawner};
+    ///
+    /// let requests = Registry::new(SmolSpawner);
+    /// let thumbnails = requests.with_spawner(ThreadsSpawner::new(1)?);
+    /// requests.run(async {});
+    /// thumbnails.run(async { /* on a thread of its own */ });
+    /// assert_eq!(requests.shutdown().await.completed, 2);
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// # #[cfg(not(all(feature = "smol", feature = "async-executor")))]
+    /// # fn main() {}
+    /// ```
+    pub fn with_spawner<T>(&self, spawner: T) -> Registry<T> {
+        Registry { handle: self.handle.clone(), spawner }
+    }
+
     /// Returns the spawner.
     pub fn spawner(&self) -> &S {
         &self.spawner

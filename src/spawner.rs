@@ -4,6 +4,11 @@ use core::future::Future;
 mod async_executor;
 #[cfg(feature = "async-std")]
 mod async_std;
+mod erased;
+#[cfg(feature = "futures")]
+mod futures;
+#[cfg(feature = "tracing")]
+mod in_span;
 #[cfg(feature = "smol")]
 mod smol;
 #[cfg(feature = "tokio")]
@@ -15,6 +20,15 @@ pub use self::async_executor::ThreadsSpawner;
 #[cfg(feature = "async-std")]
 #[cfg_attr(docsrs, doc(cfg(feature = "async-std")))]
 pub use self::async_std::AsyncStdSpawner;
+pub use self::erased::{BoxLocalTask, BoxTask, BoxWork, DynLocalSpawner};
+#[cfg(target_has_atomic = "ptr")]
+pub use self::erased::{DynBlockingSpawner, DynSpawner};
+#[cfg(feature = "futures")]
+#[cfg_attr(docsrs, doc(cfg(feature = "futures")))]
+pub use self::futures::FuturesSpawner;
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub use self::in_span::InSpan;
 #[cfg(feature = "smol")]
 #[cfg_attr(docsrs, doc(cfg(feature = "smol")))]
 pub use self::smol::SmolSpawner;
@@ -62,13 +76,45 @@ pub use self::tokio::TokioSpawner;
 /// # }
 /// ```
 ///
-/// `spawn` returns at once, without having polled the task to its end, and from then on the executor polls it whenever it is woken, from
-/// any thread. If the executor cannot take the task it panics, in the caller, with what to do about it; the task is then dropped and
-/// counts as abandoned. The same holds for a task that the executor drops later, which it does with all that are left when it is dropped
-/// itself: a waker may outlive it, and must not keep a task. A registry's task never panics.
+/// A spawner promises, and the suite [`conformance`](crate::conformance) (feature `conformance`) checks:
+///
+/// - `spawn` returns at once, from any thread and from tasks, without having polled the task on its caller's stack.
+/// - The executor polls the task again whenever it has been woken, from any thread, until it has ended.
+/// - If it cannot take the task, `spawn` panics, in the caller, with what to do about it; the task is dropped and counts as abandoned.
+/// - So does a task that it drops later, which it does with all that are left when it is dropped itself: a waker may outlive it, and
+///   must not keep a task.
+///
+/// In turn, a registry's task never panics.
+///
+/// # Around each task
+///
+/// A spawner that holds another can put something around each task: a span ([`InSpan`] does), a task-local, a deadline.
+///
+/// ```
+/// # #[cfg(feature = "tokio")]
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// use background_tasks::{Registry, Spawner, TokioSpawner};
+/// use std::time::Duration;
+///
+/// /// Drops each task that takes longer: it counts as abandoned.
+/// struct Within<S>(Duration, S);
+///
+/// impl<S: Spawner> Spawner for Within<S> {
+///     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+///         let limit = self.0;
+///         self.1.spawn(async move { drop(tokio::time::timeout(limit, task).await) });
+///     }
+/// }
+///
+/// let registry = Registry::new(Within(Duration::from_millis(10), TokioSpawner));
+/// registry.run(std::future::pending::<()>());
+/// assert_eq!(registry.shutdown().await.abandoned, 1);
+/// # });
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `Spawner`",
-    note = "`TokioSpawner`, `SmolSpawner`, `AsyncStdSpawner` and `ThreadsSpawner` are, each behind its cargo feature"
+    note = "`TokioSpawner`, `SmolSpawner`, `AsyncStdSpawner`, `ThreadsSpawner` and `FuturesSpawner` are, each behind its cargo feature, \
+            and so are those of the crate `background-tasks-runtimes`"
 )]
 pub trait Spawner {
     /// Starts a future and returns at once.
@@ -84,7 +130,8 @@ pub trait Spawner {
 /// Starts futures that are not `Send`, on the thread that calls; see [`Spawner`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `LocalSpawner`",
-    note = "`TokioSpawner` and `Rc<async_executor::LocalExecutor<'static>>` are, each behind its cargo feature"
+    note = "`TokioSpawner`, `Rc<async_executor::LocalExecutor<'static>>` and `FuturesSpawner` are, each behind its cargo feature, \
+            and so are those of the crate `background-tasks-runtimes`"
 )]
 pub trait LocalSpawner {
     /// Starts a future on this thread's executor and returns at once.
@@ -138,4 +185,6 @@ macro_rules! forward {
         }
     )*};
 }
-forward!(&S, alloc::boxed::Box<S>, alloc::rc::Rc<S>, alloc::sync::Arc<S>);
+forward!(&S, alloc::boxed::Box<S>, alloc::rc::Rc<S>);
+#[cfg(target_has_atomic = "ptr")]
+forward!(alloc::sync::Arc<S>);

@@ -5,7 +5,7 @@ mod common;
 
 use allocation_counter::{AllocationInfo, measure};
 use async_executor::Executor;
-use background_tasks::{Guard, Registry, ShutdownSignal, Tracked};
+use background_tasks::{DynSpawner, Guard, Registry, ShutdownSignal, Tracked};
 use common::poll_once;
 use std::future::{Ready, pending};
 use std::mem::size_of;
@@ -59,6 +59,9 @@ fn a_task_on_async_executor_costs_what_a_bare_one_does() {
     let ours = run_all(&EXECUTOR, || registry.run(async {}));
     // The executor's queue grows by blocks of many tasks: a block more or less is no allocation per task.
     assert_eq!((bare.count_total / TASKS, ours.count_total / TASKS), (1, 1));
+    let erased = registry.with_spawner(DynSpawner::new(&EXECUTOR));
+    let erased = run_all(&EXECUTOR, || erased.run(async {}));
+    assert_eq!(erased.count_total / TASKS, 2, "one box more");
     let token = ours.bytes_total - bare.bytes_total;
     assert!(token.abs_diff(2 * size_of::<usize>() as u64 * TASKS) < TASKS, "the shard and the call site, not {token}");
 }

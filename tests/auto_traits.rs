@@ -1,8 +1,9 @@
 //! Auto traits are part of the API: asserted both ways.
 
 use background_tasks::{
-    AbortError, Aborted, Builder, Core, Guard, Kind, Reason, Registry, Rejected, RunUntilShutdown, RunWhenReady, Shutdown,
-    ShutdownGuard, ShutdownSignal, Start, Stragglers, Summary, TaskId, TaskInfo, Tracked, WaitIdle,
+    AbortError, Aborted, Builder, Core, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Kind, Reason, Registry, Rejected,
+    RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Start, Stragglers, Summary, TaskId, TaskInfo, Tracked,
+    WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -45,6 +46,10 @@ fn what_holds_no_type_of_the_user_has_all() {
         // It owns observers, which need not be unwind safe.
         Builder<()> => [true, true, true, false, false],
         Core => ALL,
+        // They hold any spawner.
+        DynSpawner => [true, true, true, false, false],
+        DynLocalSpawner => [false, false, true, false, false],
+        DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
         Kind => ALL,
         Reason => ALL,

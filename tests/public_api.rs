@@ -36,6 +36,7 @@ fn read(src: &Path) -> String {
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
+    paths.retain(|path| !path.ends_with("tests.rs"));
     paths.into_iter().flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
 }
 
@@ -82,6 +83,15 @@ fn show(mut item: Item, public: &BTreeSet<String>) -> Option<(String, Item)> {
             attributes(&mut item.attrs);
             item.variants.iter_mut().for_each(|variant| attributes(&mut variant.attrs));
             item.ident.to_string()
+        }
+        Item::Type(item) => {
+            attributes(&mut item.attrs);
+            item.ident.to_string()
+        }
+        Item::Fn(item) if matches!(item.vis, Visibility::Public(_)) => {
+            attributes(&mut item.attrs);
+            item.block = parse_quote!({});
+            item.sig.ident.to_string()
         }
         Item::Trait(item) => {
             attributes(&mut item.attrs);

@@ -1,7 +1,7 @@
 use super::{LocalSpawner, Spawner};
 use crate::Registry;
 use crate::panics::discard;
-use async_executor::{Executor, LocalExecutor};
+use async_executor::{Executor, LocalExecutor, StaticExecutor, StaticLocalExecutor};
 use futures_lite::future::block_on;
 use std::fmt;
 use std::io;
@@ -17,6 +17,18 @@ impl Spawner for Executor<'static> {
 impl LocalSpawner for LocalExecutor<'static> {
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
         LocalExecutor::spawn(self, task).detach();
+    }
+}
+
+impl Spawner for &'static StaticExecutor {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        StaticExecutor::spawn(self, task).detach();
+    }
+}
+
+impl LocalSpawner for &'static StaticLocalExecutor {
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        StaticLocalExecutor::spawn(self, task).detach();
     }
 }
 

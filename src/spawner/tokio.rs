@@ -1,9 +1,11 @@
 use super::{BlockingSpawner, LocalSpawner, Spawner};
 use tokio::runtime::Handle;
+use tokio::task::LocalSet;
 
 /// Spawns on the tokio runtime that the caller is in; local tasks on the caller's `LocalSet` or local runtime.
 ///
-/// To spawn from anywhere else, or always on one runtime, make the registry with that runtime's [`Handle`], which is a spawner too.
+/// To spawn from anywhere else, or always on one runtime, make the registry with that runtime's [`Handle`], which is a spawner too; so is
+/// an `Rc` of a [`LocalSet`] for local tasks.
 /// A runtime that is dropped drops its tasks: they count as abandoned. So does what is spawned on the handle of one that is gone.
 ///
 /// # Panics
@@ -65,5 +67,13 @@ impl BlockingSpawner for Handle {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
         Handle::spawn_blocking(self, work);
+    }
+}
+
+/// Local tasks, wherever on its thread the caller is: they run while the set is awaited, or something in its `run_until`.
+impl LocalSpawner for LocalSet {
+    #[track_caller]
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        LocalSet::spawn_local(self, task);
     }
 }
