@@ -1,6 +1,6 @@
 //! What a registry does beside counting, for those who asked its builder: tells, lists, aborts, limits, and begins the shutdown on a loss.
 
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::intake::{Intake, Ticket};
 use crate::panics::{discard, shield};
 use crate::roster::{Label, Slot};
@@ -14,7 +14,6 @@ use core::fmt;
 use core::task::{Poll, Waker};
 use core::time::Duration;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// What was asked of the builder.
 #[derive(Default)]
@@ -223,7 +222,7 @@ impl Core {
     pub(crate) fn tell_end(&'static self) {
         if self.is_observed() {
             let began = lock(&self.attended().watch).began;
-            let took = began.map_or(Duration::ZERO, |began| began.elapsed());
+            let took = began.map_or(Duration::ZERO, |began| Instant::now().duration_since(began));
             let summary = self.summary();
             self.tell(|observer| observer.drained(&summary, took));
         }

@@ -1,7 +1,13 @@
 //! When something began, in nanoseconds since some moment that is the same for all.
 
-/// In the browser `std` has no clock: reading it panics.
-pub(crate) const IS_THERE: bool = !cfg!(all(target_family = "wasm", target_os = "unknown"));
+#[cfg(not(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown")))]
+pub(crate) use std::time::Instant;
+#[cfg(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown"))]
+pub(crate) use web_time::Instant;
+
+/// In the browser `std` has no clock: reading it panics. That of JavaScript comes with a feature.
+pub(crate) const IS_THERE: bool =
+    cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
 /// The kernel's clock of the last tick: a few milliseconds old, and read without asking the processor for the time.
 #[cfg(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android")))]
@@ -13,12 +19,13 @@ pub(crate) fn now() -> u64 {
 #[cfg(not(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android"))))]
 pub(crate) fn now() -> u64 {
     use std::sync::OnceLock;
-    use std::time::Instant;
 
     static FIRST: OnceLock<Instant> = OnceLock::new();
     if !IS_THERE {
         return 0;
     }
-    let since = FIRST.get_or_init(Instant::now).elapsed();
+    // Not `elapsed`: two workers' clocks may differ by a rounding, and that of `web-time` panics then.
+    let first = *FIRST.get_or_init(Instant::now);
+    let since = Instant::now().duration_since(first);
     since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
 }

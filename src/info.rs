@@ -57,7 +57,7 @@ impl TaskInfo {
 
     /// Returns how long it has been in flight.
     ///
-    /// In the browser, where `std` has no clock, it is unknown.
+    /// In the browser, where `std` has no clock, it is known with the feature `wasm-bindgen-futures` alone.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }

@@ -52,6 +52,7 @@
 //! | `async-std` | `AsyncStdSpawner` |
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
 //! | `futures` | `FuturesSpawner`, for whatever has the `futures` crate's traits `Spawn` or `LocalSpawn` |
+//! | `wasm-bindgen-futures` | `WasmSpawner`, and ages, on `wasm32-unknown-unknown`; nothing elsewhere |
 //! | `tracing` | `TracingObserver`, and `InSpan`, which starts tasks in their caller's span |
 //! | `metrics` | `MetricsObserver` |
 //! | `conformance` | [`conformance`], a suite for the tests of who implements a spawner trait |
@@ -63,6 +64,20 @@
 //! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard, and
 //! there is no builder. A panic is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one
 //! allocation, and wakers are called under a lock of event-listener's, so a waker must not call back into the registry.
+//!
+//! # In the browser
+//!
+//! On `wasm32-unknown-unknown` tasks are JavaScript's microtasks (feature `wasm-bindgen-futures`), in a page, a worker or Node, and nothing blocks: the
+//! waits of [`Shutdown`] that block a thread are not there, nor is [`BlockingSpawner`] served. Ages are read from JavaScript's `performance`;
+//! without the feature there are none, and where there is no `performance`, in a worklet, a registry that is inspected or observed panics.
+//!
+//! When the page goes away its tasks are lost without their destructors. Begin the shutdown in a listener of `pagehide`: what then needs microtasks
+//! alone drains before the next listener is called; what needs a timer or an answer does not. `examples/browser`, in the repository, does so and tells the
+//! rest at the next visit.
+//!
+//! A panic traps, unless the program and `std` are built with `-C panic=unwind`: no destructor runs, nothing is counted or told, and the task stays in
+//! flight for ever. So give the drain a deadline. The other tasks go on, those in line behind it as soon as anything is woken; in Node an error that nobody
+//! catches ends the process.
 //!
 //! # Cost
 //!

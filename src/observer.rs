@@ -67,7 +67,8 @@ pub trait Observer: Send + Sync + 'static {
 
     /// The drain has ended, so long after its beginning.
     ///
-    /// Whoever waits for the drain is told afterwards. In the browser, where `std` has no clock, the time is zero.
+    /// Whoever waits for the drain is told afterwards. In the browser, where `std` has no clock, the time
+    /// is zero without the feature `wasm-bindgen-futures`.
     fn drained(&self, summary: &Summary, took: Duration) {}
 }
 

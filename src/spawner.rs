@@ -13,6 +13,8 @@ mod in_span;
 mod smol;
 #[cfg(feature = "tokio")]
 mod tokio;
+#[cfg(feature = "wasm-bindgen-futures")]
+mod wasm_bindgen_futures;
 
 #[cfg(feature = "async-executor")]
 #[cfg_attr(docsrs, doc(cfg(feature = "async-executor")))]
@@ -35,6 +37,9 @@ pub use self::smol::SmolSpawner;
 #[cfg(feature = "tokio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use self::tokio::TokioSpawner;
+#[cfg(feature = "wasm-bindgen-futures")]
+#[cfg_attr(docsrs, doc(cfg(feature = "wasm-bindgen-futures")))]
+pub use self::wasm_bindgen_futures::WasmSpawner;
 
 /// Starts futures on an executor.
 ///
@@ -114,7 +119,7 @@ pub use self::tokio::TokioSpawner;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `Spawner`",
     note = "`TokioSpawner`, `SmolSpawner`, `AsyncStdSpawner`, `ThreadsSpawner` and `FuturesSpawner` are, each behind its cargo feature, \
-            and so are those of the crate `background-tasks-runtimes`"
+            `WasmSpawner` is in the browser, and so are those of the crate `background-tasks-runtimes`"
 )]
 pub trait Spawner {
     /// Starts a future and returns at once.
@@ -131,7 +136,7 @@ pub trait Spawner {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `LocalSpawner`",
     note = "`TokioSpawner`, `Rc<async_executor::LocalExecutor<'static>>` and `FuturesSpawner` are, each behind its cargo feature, \
-            and so are those of the crate `background-tasks-runtimes`"
+            `WasmSpawner` is in the browser, and so are those of the crate `background-tasks-runtimes`"
 )]
 pub trait LocalSpawner {
     /// Starts a future on this thread's executor and returns at once.
