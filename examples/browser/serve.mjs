@@ -1,0 +1,36 @@
+// Serves the page, and takes its drafts, each after a while: `node serve.mjs [port]`.
+import { createServer } from "node:http";
+import { readFile } from "node:fs/promises";
+import { argv } from "node:process";
+import { pathToFileURL } from "node:url";
+
+const types = { html: "text/html", js: "text/javascript", wasm: "application/wasm" };
+
+/// Listens on `port`, or any if that is 0; returns the server. `took` is told of each draft, and its answer awaits what that returns.
+export function serve(port, took) {
+  const server = createServer(async (request, response) => {
+    const path = new URL(request.url, "http://page").pathname.replace(/\/$/, "/index.html");
+    if (request.method === "POST" && path === "/drafts") {
+      let text = "";
+      for await (const piece of request.setEncoding("utf8")) text += piece;
+      await took(text);
+      return response.writeHead(204).end();
+    }
+    try {
+      // A URL has no `..` left in its path.
+      const file = await readFile(new URL(`.${path}`, import.meta.url));
+      response.writeHead(200, { "content-type": types[path.split(".").pop()] ?? "text/plain" }).end(file);
+    } catch {
+      response.writeHead(404).end();
+    }
+  });
+  return new Promise((resolve) => server.listen(port, "127.0.0.1", () => resolve(server)));
+}
+
+if (import.meta.url === pathToFileURL(argv[1]).href) {
+  const server = await serve(Number(argv[2] ?? 8080), async (text) => {
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    console.log(`a draft: ${text}`);
+  });
+  console.log(`http://127.0.0.1:${server.address().port}/`);
+}

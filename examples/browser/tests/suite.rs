@@ -1,0 +1,264 @@
+//! The registry where JavaScript runs it: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
+#![cfg(all(target_family = "wasm", target_os = "unknown"))]
+
+use background_tasks::{AbortError, Core, Observer, Reason, Registry, Summary, TaskInfo, WasmSpawner};
+use js_sys::{Function, Promise};
+use std::cell::Cell;
+use std::future::{pending, poll_fn, ready};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+use wasm_bindgen::JsValue;
+use wasm_bindgen::closure::Closure;
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen_futures::JsFuture;
+use wasm_bindgen_test::wasm_bindgen_test;
+
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_name = setTimeout)]
+    fn set_timeout(callback: &Function, milliseconds: i32);
+}
+
+/// Resolves in a later turn of the event loop.
+async fn timer(milliseconds: i32) {
+    let elapsed = Promise::new(&mut |resolve, _| set_timeout(&resolve, milliseconds));
+    JsFuture::from(elapsed).await.unwrap();
+}
+
+/// Resolves in the same turn, in a later microtask.
+async fn microtask() {
+    JsFuture::from(Promise::resolve(&JsValue::UNDEFINED)).await.unwrap();
+}
+
+/// Lets the others run once.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn inspected() -> Registry<WasmSpawner> {
+    Registry::builder(WasmSpawner).inspect().build()
+}
+
+/// How many of each, in the order of a summary's fields.
+fn counts(summary: Summary) -> [u64; 6] {
+    let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
+    [completed, failed, panicked, abandoned, aborted, rejected]
+}
+
+#[wasm_bindgen_test]
+async fn tasks_run_after_the_caller_was_answered() {
+    let registry = Registry::new(WasmSpawner);
+    let ran = Rc::new(Cell::new(0));
+    for _ in 0..3 {
+        let ran = ran.clone();
+        registry.run_local(async move {
+            timer(0).await;
+            ran.set(ran.get() + 1);
+        });
+    }
+    // One that is `Send` goes to the same loop.
+    registry.run(async { yield_now().await });
+    registry.run(async { Err("as planned") });
+    assert_eq!((ran.get(), registry.in_flight()), (0, 5), "nothing has run yet");
+    let summary = registry.shutdown().await;
+    assert_eq!((ran.get(), counts(summary)), (3, [4, 1, 0, 0, 0, 0]));
+    assert!(registry.is_drained());
+}
+
+#[wasm_bindgen_test]
+async fn the_signal_reaches_each_task() {
+    let registry = Registry::new(WasmSpawner);
+    let told = Rc::new(Cell::new(0));
+    for _ in 0..3 {
+        let (told, signal) = (told.clone(), registry.signal());
+        registry.run_local(async move {
+            assert_eq!(signal.run_until_shutdown(pending::<()>()).await, None);
+            told.set(told.get() + 1);
+        });
+    }
+    timer(0).await;
+    assert_eq!(told.get(), 0);
+    assert_eq!(counts(registry.shutdown().await), [3, 0, 0, 0, 0, 0]);
+    assert_eq!(told.get(), 3);
+}
+
+#[wasm_bindgen_test]
+async fn a_drain_needs_no_more_than_microtasks() {
+    let registry = Registry::new(WasmSpawner);
+    let signal = registry.signal();
+    registry.run_local(async move {
+        signal.await;
+        for _ in 0..10 {
+            microtask().await;
+        }
+    });
+    timer(0).await;
+    let turn_is_over = Rc::new(Cell::new(false));
+    let own = turn_is_over.clone();
+    let over = Closure::once_into_js(move || own.set(true));
+    set_timeout(&over.into(), 0);
+    registry.shutdown().await;
+    assert!(!turn_is_over.get(), "drained before the event loop's next turn");
+}
+
+#[wasm_bindgen_test]
+async fn what_is_late_is_refused_and_given_back() {
+    let registry = Registry::new(WasmSpawner);
+    let own = registry.clone();
+    let signal = registry.signal();
+    registry.run_local(async move {
+        signal.await;
+        own.run_local(timer(0));
+    });
+    assert_eq!(registry.shutdown().await.completed, 2, "a task may start what it owes");
+    let refused = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
+    assert_eq!(refused.reason(), Reason::Drained);
+    drop(refused.into_inner());
+    registry.run(async { unreachable!("the registry has drained") });
+    assert_eq!(counts(registry.summary()), [2, 0, 0, 0, 0, 2]);
+}
+
+#[wasm_bindgen_test]
+async fn inspected_tasks_are_listed_with_their_ages_and_aborted() {
+    let registry = inspected();
+    registry.named("first").run_local(pending::<()>());
+    timer(20).await;
+    registry.named("second").run_local(pending::<()>());
+    let _guard = registry.named("guard").guard().unwrap();
+    timer(0).await;
+    let tasks = registry.tasks();
+    let names: Vec<_> = tasks.iter().filter_map(TaskInfo::name).collect();
+    assert_eq!(names[0], "first", "the oldest first");
+    assert_eq!(names.len(), 3);
+    // Timers and the clock round differently.
+    assert!(tasks[0].age().unwrap() >= Duration::from_millis(15), "{:?}", tasks[0].age());
+    let id = |name| tasks.iter().find(|task| task.name() == Some(name)).unwrap().id().unwrap();
+    assert_eq!(registry.abort_task(id("first")), Ok(()));
+    assert_eq!(registry.abort_task(id("guard")), Err(AbortError::NotAbortable));
+    timer(0).await;
+    assert_eq!(registry.abort_task(id("first")), Err(AbortError::NotInFlight));
+    let stragglers = registry.shutdown().or_abort(ready(()), || timer(0)).await.unwrap_err();
+    assert_eq!((stragglers.len(), stragglers.summary().aborted), (1, 2), "{stragglers}");
+    assert_eq!(stragglers.tasks()[0].name(), Some("guard"));
+}
+
+#[wasm_bindgen_test]
+async fn it_waits_until_it_is_idle() {
+    let registry = Registry::new(WasmSpawner);
+    registry.wait_idle().await;
+    let own = registry.clone();
+    registry.run_local(async move {
+        timer(0).await;
+        own.run_local(timer(0));
+    });
+    registry.wait_idle().await;
+    assert_eq!(registry.summary().completed, 2, "tasks started by tasks too");
+    assert!(!registry.is_shutting_down());
+}
+
+#[wasm_bindgen_test]
+async fn a_full_registry_has_them_wait_their_turn() {
+    let registry = Registry::builder(WasmSpawner).max_in_flight(2).build();
+    let most = Rc::new(Cell::new(0));
+    for _ in 0..10 {
+        registry.run_when_ready(yield_now()).await.unwrap();
+        most.set(most.get().max(registry.in_flight()));
+    }
+    registry.run(pending::<()>());
+    registry.run(pending::<()>());
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), Reason::Full);
+    assert_eq!(most.get(), 2);
+}
+
+#[wasm_bindgen_test]
+async fn ten_thousand_tasks() {
+    const TASKS: u64 = 10_000;
+    let registry = inspected();
+    for n in 0..TASKS {
+        let signal = registry.signal();
+        match n % 4 {
+            0 => registry.run_local(timer(0)),
+            1 => registry.run(yield_now()),
+            2 => registry.run(async { Err("as planned") }),
+            _ => registry.run(signal),
+        }
+    }
+    assert_eq!(registry.tasks().len(), 10_000);
+    assert_eq!(counts(registry.shutdown().await), [TASKS / 4 * 3, TASKS / 4, 0, 0, 0, 0]);
+    assert_eq!(registry.tasks(), []);
+}
+
+#[wasm_bindgen_test]
+async fn a_registry_in_a_static() {
+    static CORE: Core = Core::new();
+    static TASKS: Registry<WasmSpawner> = Registry::in_static(&CORE, WasmSpawner);
+    TASKS.run(async {});
+    TASKS.run_local(timer(0));
+    assert_eq!(TASKS.shutdown().await.completed, 2);
+}
+
+#[wasm_bindgen_test]
+async fn the_observer_is_told_and_the_clock_is_there() {
+    struct TookLong(&'static AtomicBool);
+    impl Observer for TookLong {
+        fn drained(&self, _: &Summary, took: Duration) {
+            self.0.store(took >= Duration::from_millis(15), Ordering::Relaxed);
+        }
+    }
+    static TOOK_LONG: AtomicBool = AtomicBool::new(false);
+    let registry = Registry::builder(WasmSpawner).observer(TookLong(&TOOK_LONG)).build();
+    registry.run_local(timer(20));
+    registry.shutdown().await;
+    assert!(TOOK_LONG.load(Ordering::Relaxed));
+}
+
+#[wasm_bindgen_test]
+async fn a_rejected_promise_is_a_failure() {
+    let registry = Registry::new(WasmSpawner);
+    let rejected = JsFuture::from(Promise::reject(&"as planned".into()));
+    registry.run_local(async { rejected.await.map(drop).map_err(|error| format!("{error:?}")) });
+    assert_eq!(registry.shutdown().await.failed, 1);
+}
+
+/// Resolves when JavaScript has been left with an error that nobody caught, which ends a process of Node that does not ask to be told.
+#[cfg(panic = "abort")]
+async fn uncaught() {
+    let listen = "globalThis.process ? process.once('uncaughtException', told) : addEventListener('error', told, { once: true })";
+    let listen = Function::new_with_args("told", listen);
+    let told = Promise::new(&mut |resolve, _| drop(listen.call1(&JsValue::UNDEFINED, &resolve).unwrap()));
+    JsFuture::from(told).await.unwrap();
+}
+
+/// A panic traps: no destructor runs, and nobody is told but JavaScript.
+#[cfg(panic = "abort")]
+#[wasm_bindgen_test]
+async fn a_task_that_panics_stays_in_flight_for_ever_and_the_others_go_on() {
+    let registry = inspected();
+    registry.named("bug").run_local(async { panic!("as planned") });
+    registry.run_local(async {});
+    registry.run_local(timer(0));
+    uncaught().await;
+    let stragglers = registry.shutdown().until(timer(20)).await.unwrap_err();
+    assert_eq!((stragglers.len(), counts(stragglers.summary())), (1, [2, 0, 0, 0, 0, 0]));
+    assert_eq!(stragglers.tasks()[0].name(), Some("bug"));
+}
+
+/// With `-C panic=unwind`, which needs a nightly toolchain, all is as elsewhere.
+#[cfg(panic = "unwind")]
+#[wasm_bindgen_test]
+async fn a_task_that_panics_is_counted() {
+    let registry = Registry::new(WasmSpawner);
+    registry.run_local(async { panic!("as planned") });
+    registry.run_local(async {});
+    assert_eq!(counts(registry.shutdown().await), [1, 0, 1, 0, 0, 0]);
+}
