@@ -1,7 +1,11 @@
 //! What is checked on the executor's own thread.
 
-use super::{Checked, MANY, demand, panics};
-use crate::{BoxLocalTask, LocalSpawner, Registry};
+#[cfg(panic = "unwind")]
+use super::panics;
+use super::{Checked, MANY, demand};
+#[cfg(not(target_family = "wasm"))]
+use crate::BoxLocalTask;
+use crate::{LocalSpawner, Registry};
 use futures_lite::future::yield_now;
 use std::boxed::Box;
 use std::cell::Cell;
