@@ -1,7 +1,7 @@
 //! The registry where JavaScript runs it: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
-use background_tasks::{AbortError, Core, Observer, Reason, Registry, Summary, TaskInfo, WasmSpawner};
+use background_tasks::{AbortError, Core, Observer, Reason, Registry, Summary, TaskInfo, WasmSpawner, conformance};
 use js_sys::{Function, Promise};
 use std::cell::Cell;
 use std::future::{pending, poll_fn, ready};
@@ -53,6 +53,11 @@ fn inspected() -> Registry<WasmSpawner> {
 fn counts(summary: Summary) -> [u64; 6] {
     let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
     [completed, failed, panicked, abandoned, aborted, rejected]
+}
+
+#[wasm_bindgen_test]
+async fn the_spawner_keeps_its_promises() {
+    conformance::local_tasks(WasmSpawner).await;
 }
 
 #[wasm_bindgen_test]
