@@ -79,6 +79,9 @@
 //! flight for ever. So give the drain a deadline. The other tasks go on, those in line behind it as soon as anything is woken; in Node an error that nobody
 //! catches ends the process.
 //!
+//! Where wasm has threads (`+atomics`, nightly), tasks are woken in a later turn of the event loop instead: nothing drains between two listeners,
+//! and after a panic the others may not go on.
+//!
 //! # Cost
 //!
 //! Counting a task is two atomic operations on a cache line that no other thread writes (there are four shards for each core, up to 128,
