@@ -348,6 +348,7 @@ mod tests {
         assert_eq!(gate(0, 1).accepted().0, 2 * half);
     }
 
+    #[cfg(feature = "std")]
     #[test]
     fn whoever_waits_for_a_place_is_not_overtaken() {
         let gate = Gate::new();

@@ -58,12 +58,24 @@
 //! | `conformance` | [`conformance`], a suite for the tests of who implements a spawner trait |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
 //! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old, for cheaper inspection |
+//! | `portable-atomic` | atomics of portable-atomic, for targets without compare-and-swap |
+//! | `critical-section` | critical sections instead of spinlocks where there is no operating system, for programs with interrupts |
 //!
 //! # Without `std`
 //!
-//! The core needs `alloc` and an atomic compare-and-swap of a word. A registry is made with [`Registry::in_static`]; it has one shard, and
-//! there is no builder. A panic is not caught (one that unwinds through a destructor keeps its task's count for ever), a waiting signal is one
-//! allocation, and wakers are called under a lock of event-listener's, so a waker must not call back into the registry.
+//! The core needs `alloc` and an atomic compare-and-swap of a word; 64 bits it needs nowhere. A registry is made with
+//! [`Registry::in_static`]; it has one shard, and there is no builder. A panic is not caught (one that unwinds through a destructor keeps its
+//! task's count for ever), and a waiting signal is one allocation. `examples/bare-metal`, in the repository, runs on two Cortex-M.
+//!
+//! A target without compare-and-swap (`thumbv6m-none-eabi`, `riscv32imc-unknown-none-elf`) needs the feature `portable-atomic`; without it
+//! event-listener does not compile there. The feature `critical-section` says where portable-atomic is to take it from; other ways
+//! are in [its documentation](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features).
+//!
+//! An interrupt handler may start work and take a [`Guard`], if the spawner and the allocator can be used there. That it also begins the
+//! shutdown, drops a guard, or polls or drops what waits, takes the feature `critical-section`, with an implementation of
+//! [critical-section](https://docs.rs/critical-section) in the program: event-listener otherwise locks with a spinlock, and a handler
+//! that finds it locked spins for ever. Either way wakers are called, cloned and dropped under that lock. One that calls back into the registry
+//! there panics (*already borrowed*) with the feature, and hangs without it.
 //!
 //! # In the browser
 //!

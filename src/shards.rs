@@ -22,8 +22,9 @@ use {
     std::sync::OnceLock,
 };
 
-/// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs).
-#[repr(align(128))]
+/// Keeps what is written off the lines of what others read or write (two lines, as the prefetcher takes pairs). One shard has no others, and
+/// a microcontroller no memory for that.
+#[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct Line<T>(pub(crate) T);
 
 /// One gate and what its leavers count beside it. Completions need no counter: they are what was accepted less the rest.

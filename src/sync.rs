@@ -24,8 +24,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(not(loom))]
 mod real {
-    pub(crate) use core::sync::atomic::{AtomicUsize, Ordering};
+    #[cfg(not(feature = "portable-atomic"))]
+    pub(crate) use core::sync::atomic::AtomicUsize;
+    pub(crate) use core::sync::atomic::Ordering;
     pub(crate) use event_listener::Event;
+    #[cfg(feature = "portable-atomic")]
+    pub(crate) use portable_atomic::AtomicUsize;
     #[cfg(feature = "std")]
     pub(crate) use {
         super::wide::AtomicU64,
