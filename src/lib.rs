@@ -55,7 +55,7 @@
 //! | `wasm-bindgen-futures` | `WasmSpawner`, and ages, on `wasm32-unknown-unknown`; nothing elsewhere |
 //! | `tracing` | `TracingObserver`, and `InSpan`, which starts tasks in their caller's span |
 //! | `metrics` | `MetricsObserver` |
-//! | `conformance` | [`conformance`], a suite for the tests of who implements a spawner trait |
+//! | `conformance` | the module `conformance`: a suite for the tests of who implements a spawner trait |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
 //! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old, for cheaper inspection |
 //! | `portable-atomic` | atomics of portable-atomic, for targets without compare-and-swap |
@@ -69,7 +69,8 @@
 //!
 //! A target without compare-and-swap (`thumbv6m-none-eabi`, `riscv32imc-unknown-none-elf`) needs the feature `portable-atomic`; without it
 //! event-listener does not compile there. The feature `critical-section` says where portable-atomic is to take it from; other ways
-//! are in [its documentation](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features).
+//! are in [its documentation](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features). `DynSpawner` is not to be had
+//! there, as `alloc` has no `Arc`.
 //!
 //! An interrupt handler may start work and take a [`Guard`], if the spawner and the allocator can be used there. That it also begins the
 //! shutdown, drops a guard, or polls or drops what waits, takes the feature `critical-section`, with an implementation of

@@ -81,7 +81,7 @@ pub use self::wasm_bindgen_futures::WasmSpawner;
 /// # }
 /// ```
 ///
-/// A spawner promises, and the suite [`conformance`](crate::conformance) (feature `conformance`) checks:
+/// A spawner promises, and the suite in the module `conformance` (its feature) checks:
 ///
 /// - `spawn` returns at once, from any thread and from tasks, without having polled the task on its caller's stack.
 /// - The executor polls the task again whenever it has been woken, from any thread, until it has ended.
@@ -93,7 +93,7 @@ pub use self::wasm_bindgen_futures::WasmSpawner;
 ///
 /// # Around each task
 ///
-/// A spawner that holds another can put something around each task: a span ([`InSpan`] does), a task-local, a deadline.
+/// A spawner that holds another can put something around each task: a span (`InSpan` does), a task-local, a deadline.
 ///
 /// ```
 /// # #[cfg(feature = "tokio")]

@@ -1,11 +1,14 @@
-use super::{BlockingSpawner, LocalSpawner, Spawner};
+use super::LocalSpawner;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::fmt;
 use core::pin::Pin;
 
 #[cfg(target_has_atomic = "ptr")]
-use alloc::sync::Arc;
+use {
+    super::{BlockingSpawner, Spawner},
+    alloc::sync::Arc,
+};
 
 /// A task as a [`DynSpawner`] has it.
 pub type BoxTask = Pin<Box<dyn Future<Output = ()> + Send>>;
