@@ -1,0 +1,47 @@
+use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
+use compio::runtime::Runtime;
+
+/// Spawns on the compio runtime that the caller is in, and blocking work on that runtime's thread pool.
+///
+/// A task runs on the thread that started it, also one that is `Send`. A runtime drops its tasks when its last handle is dropped: they
+/// count as abandoned; so does blocking work that has not begun, and what has goes on. A panic of a foreign task stays in its handle.
+///
+/// compio keeps at most 64 wake-ups from other threads (`RuntimeBuilder`'s executor can be told otherwise): whoever wakes more, as a shutdown does, waits until
+/// the runtime's thread comes to look. So let that thread run, or begin the shutdown on it.
+///
+/// # Panics
+///
+/// Each method panics outside a compio runtime, with what to do about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompioSpawner;
+
+impl Spawner for CompioSpawner {
+    #[track_caller]
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.spawn_local(task);
+    }
+}
+
+impl LocalSpawner for CompioSpawner {
+    #[track_caller]
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        current(|runtime| runtime.spawn(task).detach());
+    }
+}
+
+impl BlockingSpawner for CompioSpawner {
+    #[track_caller]
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        current(|runtime| runtime.spawn_blocking(work).detach());
+    }
+}
+
+#[track_caller]
+fn current(spawn: impl FnOnce(&Runtime)) {
+    Runtime::try_with_current(spawn).unwrap_or_else(|_| {
+        panic!(
+            "CompioSpawner spawns on the compio runtime that its caller is in, and this thread is in none: call it from a task, inside \
+             `block_on`, or inside `runtime.enter`"
+        )
+    });
+}
