@@ -136,7 +136,7 @@ pub(super) fn driven(drive: impl FnOnce(BoxLocalTask), check: impl Future<Output
 #[cfg(not(target_family = "wasm"))]
 pub(super) fn lets_go<S: LocalSpawner + 'static>(registry: Registry<S>, drive: impl FnOnce(BoxLocalTask)) -> Checked {
     use super::sent;
-    let (started, starts) = std::sync::mpsc::channel();
+    let started = Registry::new(());
     let tasks = sent::waiting(&registry.signal(), &started);
     let expected = tasks.len();
     let registry = Rc::new(registry);
@@ -145,11 +145,7 @@ pub(super) fn lets_go<S: LocalSpawner + 'static>(registry: Registry<S>, drive: i
         for task in tasks {
             own.run_local(task);
         }
-        let mut started = 0;
-        while started < expected {
-            yield_now().await;
-            started += starts.try_iter().count();
-        }
+        started.shutdown().await;
     }));
     let registry = Rc::into_inner(registry).ok_or("it keeps the future that it ran")?;
     sent::ends_abandoned(registry, expected, |registry| registry.run_local(std::future::pending::<()>()))

@@ -8,7 +8,7 @@ use std::future::pending;
 use std::string::String;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::task::{Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::vec::Vec;
@@ -173,11 +173,12 @@ fn drains<S: Spawner + Send + Sync + 'static>(registry: &Registry<Arc<S>>) -> Ch
 }
 
 /// What an executor is dropped with: those that wait for a signal, whose list holds a waker of theirs, and those that nobody ever wakes.
-pub(super) fn waiting(signal: &ShutdownSignal, started: &Sender<()>) -> Vec<impl Future<Output = ()> + Send + use<>> {
+/// `started` drains when all have started: nobody asks again and again, which may keep an executor from all else.
+pub(super) fn waiting(signal: &ShutdownSignal, started: &Registry<()>) -> Vec<impl Future<Output = ()> + Send + use<>> {
     let task = |waits| {
-        let (signal, started) = (signal.clone(), started.clone());
+        let (signal, starts) = (signal.clone(), started.guard());
         async move {
-            started.send(()).unwrap_or(());
+            drop(starts);
             if waits {
                 signal.await;
             }
@@ -188,13 +189,13 @@ pub(super) fn waiting(signal: &ShutdownSignal, started: &Sender<()>) -> Vec<impl
 }
 
 pub(super) fn lets_go<S: Spawner, E>(registry: Registry<S>, executor: E) -> Checked {
-    let (started, starts) = channel();
+    let started = Registry::new(());
     let tasks = waiting(&registry.signal(), &started);
     let expected = tasks.len();
     for task in tasks {
         registry.run(task);
     }
-    starts.iter().take(expected).for_each(drop);
+    started.shutdown().wait();
     drop(executor);
     ends_abandoned(registry, expected, |registry| registry.run(pending::<()>()))
 }
