@@ -38,10 +38,10 @@ impl BlockingSpawner for CompioSpawner {
 
 #[track_caller]
 fn current(spawn: impl FnOnce(&Runtime)) {
-    Runtime::try_with_current(spawn).unwrap_or_else(|_| {
+    if Runtime::try_with_current(spawn).is_err() {
         panic!(
             "CompioSpawner spawns on the compio runtime that its caller is in, and this thread is in none: call it from a task, inside \
              `block_on`, or inside `runtime.enter`"
-        )
-    });
+        );
+    }
 }

@@ -9,6 +9,8 @@ use std::rc::Rc;
 /// tasks instead, at the price of one allocation each: an executor that is dropped drops what it has in flight, which counts as abandoned.
 /// A panic of a foreign task goes through `run`. Linux 5.8 or newer.
 ///
+/// Blocking work has the threads that `LocalExecutorBuilder::blocking_thread_pool_placement` gives the executor: one, unless it says more.
+///
 /// # Panics
 ///
 /// Each method panics outside a glommio executor, with what to do about it.

@@ -89,5 +89,9 @@ impl Drop for Held {
 /// Calls a runtime that panics outside itself without saying what to do about it, and panics again, saying so.
 #[track_caller]
 pub(crate) fn inside<T>(advice: &str, call: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| panic!("{advice}"))
+    // Not a method with a closure, which would be blamed in place of the caller.
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(called) => called,
+        Err(_) => panic!("{advice}"),
+    }
 }

@@ -16,8 +16,6 @@ mod glommio;
 mod held;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 mod monoio;
-#[cfg(feature = "rayon")]
-mod rayon;
 
 #[cfg(feature = "actix-rt")]
 #[cfg_attr(docsrs, doc(cfg(feature = "actix-rt")))]
@@ -37,6 +35,3 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 #[cfg_attr(docsrs, doc(cfg(feature = "monoio")))]
 pub use self::monoio::MonoioSpawner;
-#[cfg(feature = "rayon")]
-#[cfg_attr(docsrs, doc(cfg(feature = "rayon")))]
-pub use self::rayon::RayonSpawner;

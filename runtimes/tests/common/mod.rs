@@ -74,6 +74,7 @@ pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
 
 #[cfg(feature = "glommio")]
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {
-    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).make()?;
+    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
+    let executor = executor.blocking_thread_pool_placement(glommio::PoolPlacement::Unbound(4)).make()?;
     Ok(Box::new(move |main| executor.run(main)))
 }
