@@ -38,10 +38,10 @@ impl BlockingSpawner for CompioSpawner {
 
 #[track_caller]
 fn current(spawn: impl FnOnce(&Runtime)) {
-    if Runtime::try_with_current(spawn).is_err() {
-        panic!(
-            "CompioSpawner spawns on the compio runtime that its caller is in, and this thread is in none: call it from a task, inside \
-             `block_on`, or inside `runtime.enter`"
-        );
-    }
+    let inside = Runtime::try_with_current(spawn).is_ok();
+    assert!(
+        inside,
+        "CompioSpawner spawns on the compio runtime that its caller is in, and this thread is in none: call it from a task, inside \
+         `block_on`, or inside `runtime.enter`"
+    );
 }

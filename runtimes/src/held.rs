@@ -89,9 +89,7 @@ impl Drop for Held {
 /// Calls a runtime that panics outside itself without saying what to do about it, and panics again, saying so.
 #[track_caller]
 pub(crate) fn inside<T>(advice: &str, call: impl FnOnce() -> T) -> T {
-    // Not a method with a closure, which would be blamed in place of the caller.
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(called) => called,
-        Err(_) => panic!("{advice}"),
-    }
+    // Not `unwrap_or_else`, whose closure would be blamed in place of the caller.
+    let Ok(called) = catch_unwind(AssertUnwindSafe(call)) else { panic!("{advice}") };
+    called
 }

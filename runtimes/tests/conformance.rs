@@ -13,7 +13,7 @@ mod common;
 
 use actix_rt::{Arbiter, System};
 use async_channel::{Sender, unbounded};
-use background_tasks::{BlockingSpawner, DynBlockingSpawner, DynSpawner, LocalSpawner, Spawner, conformance};
+use background_tasks::{BlockingSpawner, DynBlockingSpawner, DynSpawner, LocalSpawner, Spawner, TokioSpawner, conformance};
 use background_tasks_runtimes::{ArbiterSpawner, BevySpawner, CompioSpawner, GlobalExecutorSpawner, GlommioSpawner, MonoioSpawner};
 use bevy_tasks::TaskPoolBuilder;
 use common::Make;
@@ -121,5 +121,14 @@ fn actix_arbiter() {
         let system = System::new();
         let arbiter = Arbiter::new();
         (ArbiterSpawner(arbiter.handle()), Stops(Some(arbiter), system))
+    });
+}
+
+/// What actix needs no adapter for.
+#[test]
+fn actix_system() {
+    conformance::local_spawner(|| {
+        let system = System::new();
+        (TokioSpawner, move |main| system.block_on(main))
     });
 }
