@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -74,7 +75,11 @@ pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
 
 #[cfg(feature = "glommio")]
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {
-    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-    let executor = executor.blocking_thread_pool_placement(glommio::PoolPlacement::Unbound(4)).make()?;
+    // It panics where the kernel refuses io_uring.
+    let made = catch_unwind(|| {
+        let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
+        executor.blocking_thread_pool_placement(glommio::PoolPlacement::Unbound(4)).make()
+    });
+    let executor = made.map_err(|_| io::Error::other("glommio finds no io_uring that it may use"))??;
     Ok(Box::new(move |main| executor.run(main)))
 }
