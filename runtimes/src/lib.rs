@@ -1,4 +1,16 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(any(not(doctest), feature = "compio"), doc = include_str!("../README.md"))] // its example needs compio
+//!
+//! # Features
+//!
+//! | feature | gives |
+//! | --- | --- |
+//! | `actix-rt` | `ArbiterSpawner`, for one of a system's arbiters, from any thread |
+//! | `async-global-executor` | `GlobalExecutorSpawner` |
+//! | `bevy_tasks` | `BevySpawner`, for one of bevy's pools or one's own |
+//! | `compio` | `CompioSpawner`, for the runtime of the caller's thread |
+//! | `glommio` | `GlommioSpawner`, for the executor of the caller's thread; Linux |
+//! | `monoio` | `MonoioSpawner`, for the runtime of the caller's thread; Unix and Windows |
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

@@ -3,9 +3,10 @@ use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
 
 /// Spawns on the monoio runtime that the caller is in, and blocking work on the thread pool that is attached to it.
 ///
-/// A task runs on the thread that started it, also one that is `Send`. monoio leaves a task that waits to its wakers, so this keeps the tasks instead, at the
-/// price of one allocation each: what is in flight is dropped, and counts as abandoned, at the end of its thread, or at
-/// [`abandon_all`](Self::abandon_all). What nobody can wake any more monoio drops at once. A panic of a foreign task goes through `block_on`.
+/// A task runs on the thread that started it, also one that is `Send`. monoio leaves a task that waits to its wakers, so this keeps the
+/// tasks instead, at the price of one allocation each: what is in flight is dropped, and counts as abandoned, at the end of its thread, or
+/// at [`abandon_all`](Self::abandon_all). What nobody can wake any more monoio drops at once. A panic of a foreign task goes through
+/// `block_on`.
 ///
 /// Blocking work needs `RuntimeBuilder::attach_thread_pool`; with `BlockingStrategy::ExecuteLocal` it blocks the caller.
 ///

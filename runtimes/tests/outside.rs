@@ -11,21 +11,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::rc::Rc;
 use std::sync::Once;
 
-thread_local!(static SAID: RefCell<Option<(String, String)>> = const { RefCell::new(None) });
+thread_local!(static SAID: RefCell<String> = const { RefCell::new(String::new()) });
 
-/// Returns the message of the last panic of a call, and the file that it blames.
-fn panics(call: impl FnOnce()) -> (String, String) {
+/// Returns what the last panic of a call says: where it is, and why.
+fn panics(call: impl FnOnce()) -> String {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = take_hook();
         set_hook(Box::new(move |info| {
-            let message = info.payload_as_str().map(String::from);
-            SAID.set(message.zip(info.location().map(|location| location.file().into())));
+            SAID.set(info.to_string());
             usual(info);
         }));
     });
     catch_unwind(AssertUnwindSafe(call)).expect_err("it is outside its runtime");
-    SAID.take().expect("it has said something")
+    SAID.take()
 }
 
 fn each_method_says_so_and_loses_nothing<S: Spawner + LocalSpawner + BlockingSpawner>(spawner: S, advice: &[&str]) {
@@ -40,11 +39,11 @@ fn each_method_says_so_and_loses_nothing<S: Spawner + LocalSpawner + BlockingSpa
         ("run_blocking", &|| registry.run_blocking(|| ())),
     ];
     for (name, call) in calls {
-        let (message, file) = panics(call);
-        for part in advice {
-            assert!(message.contains(part), "{name}: {message}");
+        let said = panics(call);
+        // The file, as its caller is to blame.
+        for part in advice.iter().chain(&[file!()]) {
+            assert!(said.contains(part), "{name}: {said}");
         }
-        assert_eq!(file, file!(), "{name} blames its caller");
     }
     assert_eq!(Rc::strong_count(&owned), 1, "dropped, not kept");
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().abandoned, 3);
@@ -72,9 +71,8 @@ fn an_arbiter_that_has_stopped() {
     let registry = Registry::new(ArbiterSpawner(arbiter.handle()));
     arbiter.stop();
     arbiter.join().unwrap();
-    let (message, file) = panics(|| registry.run(async {}));
-    assert!(message.contains("ArbiterSpawner") && message.contains("another arbiter"), "{message}");
-    assert_eq!(file, file!());
+    let said = panics(|| registry.run(async {}));
+    assert!(["ArbiterSpawner", "another arbiter", file!()].iter().all(|part| said.contains(part)), "{said}");
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().abandoned, 1);
     drop(system);
 }

@@ -59,7 +59,7 @@ fn monoio<D: monoio::Driver + 'static>(runtime: io::Result<monoio::Runtime<D>>) 
 }
 
 #[cfg(feature = "monoio")]
-fn pool() -> Box<monoio::blocking::DefaultThreadPool> {
+fn pool() -> Box<dyn monoio::blocking::ThreadPool + Send> {
     Box::new(monoio::blocking::DefaultThreadPool::new(4))
 }
 
