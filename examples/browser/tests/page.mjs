@@ -144,6 +144,7 @@ test("who leaves loses nothing that can be done at once, and is told of the rest
   assert.deepEqual(drafts, [text, text]);
   await open();
   assert.equal(await draft(), text, "what was left of the draft was saved at the end");
+  assert.equal(await run("return document.getElementById('text').value"), text, "and is shown");
   const [left, ...more] = await lines("left");
   assert.match(left, /^1 background task still in flight \(3 completed, 0 failed, .*\n *1 × index at .*, for \d/);
   assert.deepEqual(more, []);
