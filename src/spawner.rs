@@ -84,12 +84,12 @@ pub use self::wasm_bindgen_futures::WasmSpawner;
 /// A spawner promises, and the suite in the module `conformance` (its feature) checks:
 ///
 /// - `spawn` returns at once, from any thread and from tasks, without having polled the task on its caller's stack.
-/// - The executor polls the task again whenever it has been woken, from any thread, until it has ended.
+/// - The executor polls the task again whenever it has been woken, from any thread, until it has ended; the others go on while it waits.
 /// - If it cannot take the task, `spawn` panics, in the caller, with what to do about it; the task is dropped and counts as abandoned.
 /// - So does a task that it drops later, which it does with all that are left when it is dropped itself: a waker may outlive it, and
 ///   must not keep a task.
 ///
-/// In turn, a registry's task never panics.
+/// In turn, a registry's task never panics. The suite has 10,000 tasks in flight at once: check an executor that is bounded with a larger bound.
 ///
 /// # Around each task
 ///
@@ -150,9 +150,12 @@ pub trait LocalSpawner {
 }
 
 /// Starts closures that block, on threads that are for that; see [`Spawner`].
+///
+/// They may wait for each other, so one thread is not enough: the suite in the module `conformance` has four of them block at once.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no `BlockingSpawner`",
-    note = "`TokioSpawner`, `SmolSpawner` and `AsyncStdSpawner` are, each behind its cargo feature"
+    note = "`TokioSpawner`, `SmolSpawner` and `AsyncStdSpawner` are, each behind its cargo feature, and so are those of the crate \
+            `background-tasks-runtimes`"
 )]
 pub trait BlockingSpawner {
     /// Starts a closure where it may block, and returns at once.

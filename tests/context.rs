@@ -27,6 +27,10 @@ impl Observer for Told {
     fn failed(&self, _: &TaskInfo, _: &str) {
         self.0.lock().unwrap().push(id());
     }
+
+    fn abandoned(&self, _: &TaskInfo) {
+        self.0.lock().unwrap().push(id());
+    }
 }
 
 #[test]
@@ -66,6 +70,16 @@ fn local_tasks_and_blocking_work_are_in_it_too() {
         let inside = told.clone();
         span.in_scope(|| registry.run_blocking(move || inside.0.lock().unwrap().push(id())));
         assert_eq!(*told.0.lock().unwrap(), [span.id(), span.id()]);
+
+        // What is dropped undone is told in it.
+        let kept = Arc::new(Mutex::new(None));
+        let own = kept.clone();
+        let keeps = DynBlockingSpawner::from_fn(move |work| *own.lock().unwrap() = Some(work));
+        let registry = Registry::builder(InSpan(keeps)).observer(told.clone()).build();
+        span.in_scope(|| registry.run_blocking(|| ()));
+        drop(kept.lock().unwrap().take());
+        assert_eq!(registry.shutdown().wait().abandoned, 1);
+        assert_eq!(told.0.lock().unwrap()[2..], [span.id()]);
     });
 }
 

@@ -9,7 +9,8 @@ const types = { html: "text/html", js: "text/javascript", wasm: "application/was
 /// Listens on `port`, or any if that is 0; returns the server. `took` is told of each draft, and its answer awaits what that returns.
 export function serve(port, took) {
   const server = createServer(async (request, response) => {
-    const path = new URL(request.url, "http://page").pathname.replace(/\/$/, "/index.html");
+    // A URL has no `..` left in its path.
+    const path = URL.parse(request.url, "http://page")?.pathname.replace(/\/$/, "/index.html");
     if (request.method === "POST" && path === "/drafts") {
       let text = "";
       for await (const piece of request.setEncoding("utf8")) text += piece;
@@ -17,7 +18,6 @@ export function serve(port, took) {
       return response.writeHead(204).end();
     }
     try {
-      // A URL has no `..` left in its path.
       const file = await readFile(new URL(`.${path}`, import.meta.url));
       response.writeHead(200, { "content-type": types[path.split(".").pop()] ?? "text/plain" }).end(file);
     } catch {

@@ -6,9 +6,9 @@ use crate::{BlockingSpawner, Registry, ShutdownSignal, Spawner};
 use futures_lite::future::{block_on, poll_fn, yield_now};
 use std::future::pending;
 use std::string::String;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::vec::Vec;
@@ -22,7 +22,7 @@ pub(super) fn tasks<S: Spawner + Send + Sync + 'static>() -> [Promise<Registry<A
     [
         ("`spawn` returns before its caller's thread polls the task, and does not wait for it", returns_at_once),
         ("a task is polled again when it has woken itself, to its end", runs_to_its_end),
-        ("`spawn` takes tasks from any thread, and from tasks", from_any_thread),
+        ("`spawn` takes tasks from any thread, and from tasks, and polls none there", from_any_thread),
         ("a panic harms nobody", panic_harms_nobody),
         ("a task is polled again when another thread has woken it, before, while or after it was polled", is_woken),
         ("the others go on while a task waits, so that a drain is awaited inside the executor and outside", drains),
@@ -31,22 +31,31 @@ pub(super) fn tasks<S: Spawner + Send + Sync + 'static>() -> [Promise<Registry<A
 }
 
 fn returns_at_once<S: Spawner + Send + Sync + 'static>(registry: &Registry<Arc<S>>) -> Checked {
+    let (go, may_go) = channel();
+    let (tell, told) = channel();
+    start(registry, tell, Some(may_go));
+    go.send(()).unwrap_or(());
+    demand(registry.shutdown().wait(), 1, 0)?;
+    none_inside(&told)
+}
+
+fn none_inside(told: &Receiver<bool>) -> Checked {
+    if told.iter().any(|inside| inside) { Err("it polled a task inside `spawn`".into()) } else { Ok(()) }
+}
+
+/// Starts a task that tells whether it is polled inside `spawn`, on its caller's stack; and that waits until it may go, if it is not.
+fn start<S: Spawner>(registry: &Registry<S>, tell: Sender<bool>, may_go: Option<Receiver<()>>) {
     let here = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
     let has_returned = returned.clone();
-    let (go, may_go) = channel();
-    let (tell, told) = channel();
     registry.run(async move {
         let inside = thread::current().id() == here && !has_returned.load(Ordering::SeqCst);
-        if !inside {
+        if let Some(may_go) = may_go.filter(|_| !inside) {
             may_go.recv().unwrap_or(());
         }
         tell.send(inside).unwrap_or(());
     });
     returned.store(true, Ordering::SeqCst);
-    go.send(()).unwrap_or(());
-    demand(registry.shutdown().wait(), 1, 0)?;
-    if told.recv() == Ok(false) { Ok(()) } else { Err("it polled the task inside `spawn`".into()) }
 }
 
 fn runs_to_its_end<S: Spawner>(registry: &Registry<S>) -> Checked {
@@ -66,14 +75,17 @@ fn runs_to_its_end<S: Spawner>(registry: &Registry<S>) -> Checked {
 }
 
 fn from_any_thread<S: Spawner + Send + Sync + 'static>(registry: &Registry<Arc<S>>) -> Checked {
-    let spawn = move |registry: Registry<Arc<S>>| {
+    let (tell, told) = channel();
+    let spawn = |registry: Registry<Arc<S>>| {
         for _ in 0..10 {
-            let own = registry.clone();
-            registry.run(async move { own.run(yield_now()) });
+            let (own, tell) = (registry.clone(), tell.clone());
+            registry.run(async move { start(&own, tell, None) });
         }
     };
     on_threads(registry, spawn)?;
-    demand(registry.shutdown().wait(), 80, 0)
+    drop(tell);
+    demand(registry.shutdown().wait(), 80, 0)?;
+    none_inside(&told)
 }
 
 /// Starts work from four threads, at once.
@@ -106,7 +118,7 @@ fn is_woken<S: Spawner>(registry: &Registry<S>) -> Checked {
     demand(summary, 1, 0)
 }
 
-const TURNS: usize = 1000;
+const TURNS: usize = if cfg!(miri) { 10 } else { 1000 };
 
 /// A task that another thread wakes after each poll but the last: in every other one while it is being polled still.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
@@ -172,25 +184,38 @@ fn drains<S: Spawner + Send + Sync + 'static>(registry: &Registry<Arc<S>>) -> Ch
     demand(told.recv().map_err(|_| String::from("nobody awaited it"))?, 3, 0)
 }
 
-/// What an executor is dropped with: those that wait for a signal, whose list holds a waker of theirs, and those that nobody ever wakes.
-/// `started` drains when all have started: nobody asks again and again, which may keep an executor from all else.
-pub(super) fn waiting(signal: &ShutdownSignal, started: &Registry<()>) -> Vec<impl Future<Output = ()> + Send + use<>> {
-    let task = |waits| {
-        let (signal, starts) = (signal.clone(), started.guard());
+/// What outlives an executor that is dropped.
+#[derive(Clone, Default)]
+pub(super) struct Wakers(Arc<Mutex<Vec<Waker>>>);
+
+/// What an executor is dropped with: those that wait for a signal, which takes a waker of theirs and uses it; those of which somebody keeps
+/// one; and those that nobody can wake. `started` drains when all have started: nobody asks again and again, which may keep an executor
+/// from all else.
+pub(super) fn waiting(
+    signal: &ShutdownSignal,
+    kept: &Wakers,
+    started: &Registry<()>,
+) -> Vec<impl Future<Output = ()> + Send + use<>> {
+    let task = |kind| {
+        let (signal, kept, starts) = (signal.clone(), kept.clone(), started.guard());
         async move {
+            if kind == 0 {
+                let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+                kept.0.lock().unwrap_or_else(PoisonError::into_inner).push(waker);
+            }
             drop(starts);
-            if waits {
+            if kind == 1 {
                 signal.await;
             }
             pending::<()>().await;
         }
     };
-    (0..20).map(|i| task(i % 2 == 0)).collect()
+    (0..30).map(|i| task(i % 3)).collect()
 }
 
 pub(super) fn lets_go<S: Spawner, E>(registry: Registry<S>, executor: E) -> Checked {
-    let started = Registry::new(());
-    let tasks = waiting(&registry.signal(), &started);
+    let (started, kept) = (Registry::new(()), Wakers::default());
+    let tasks = waiting(&registry.signal(), &kept, &started);
     let expected = tasks.len();
     for task in tasks {
         registry.run(task);

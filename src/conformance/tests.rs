@@ -1,6 +1,6 @@
 //! A broken spawner for each promise, which the suite must name; and one that is right.
 
-use super::threaded::Suite;
+use super::threaded::{LIMIT, Suite};
 use crate::panics::{contain, message};
 use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner};
 use futures_lite::future::block_on;
@@ -19,6 +19,7 @@ use std::time::Duration;
 enum Flaw {
     None,
     WorksInside,
+    WorksInsideTasks,
     Joins,
     PollsOnce,
     KnowsOneThread,
@@ -28,6 +29,7 @@ enum Flaw {
     HasASmallQueue,
     OneAfterTheOther,
     Keeps,
+    LeavesThemToWakers,
 }
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
@@ -79,8 +81,15 @@ impl Toy {
 impl Spawner for Toy {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let mut task = Box::pin(task);
+        let works_inside = match self.flaw {
+            Flaw::WorksInside => true,
+            Flaw::WorksInsideTasks => thread::current().id() == self.worker,
+            _ => false,
+        };
+        if works_inside && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
         match self.flaw {
-            Flaw::WorksInside if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() => return,
             Flaw::Joins => return thread::spawn(|| block_on(task)).join().unwrap(),
             Flaw::KnowsOneThread => assert_eq!(thread::current().id(), self.home, "no runtime on this thread"),
             Flaw::HasASmallQueue => assert!(self.jobs.lock().unwrap().len() < 500, "the queue is full"),
@@ -123,8 +132,10 @@ impl Drop for Toy {
     fn drop(&mut self) {
         self.queue.send(None).unwrap_or(());
         let jobs = take(self.jobs.get_mut().unwrap());
-        if self.flaw == Flaw::Keeps {
-            return forget(jobs);
+        match self.flaw {
+            Flaw::Keeps => return forget(jobs),
+            Flaw::LeavesThemToWakers => return,
+            _ => (),
         }
         for job in jobs {
             let task = job.future.lock().unwrap().take();
@@ -243,19 +254,22 @@ impl BlockingSpawner for BlockingToy {
 }
 
 /// What the suite says of each flaw's spawner, beside each other as some hang.
-fn says(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &str)]) {
+fn says(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
     thread::scope(|scope| {
-        for &(flaw, promise) in expected {
+        for &(flaw, promise, seen) in expected {
             scope.spawn(move || {
-                let hangs = matches!(flaw, Flaw::Joins | Flaw::EndsAfterAPanic | Flaw::OneAfterTheOther | Flaw::Keeps);
-                let suite = Suite { limit: Duration::from_secs(if hangs { 10 } else { 60 }) };
-                let broken = contain(|| check(suite, flaw)).err();
+                // There is nothing to wait for where it is to hang.
+                let limit =
+                    move |asked: &str| if seen == HANGS && asked.contains(promise) { Duration::from_secs(5) } else { LIMIT };
+                let broken = contain(|| check(Suite { limit: Box::new(limit) }, flaw)).err();
                 let said = broken.as_ref().map_or("nothing", message);
-                assert!(said.contains(promise), "of {flaw:?} it says: {said}");
+                assert!(said.contains(promise) && said.contains(seen), "of {flaw:?} it says: {said}");
             });
         }
     });
 }
+
+const HANGS: &str = "But it hangs, for 5s now";
 
 #[test]
 fn a_broken_spawner_is_told_which_promise_it_breaks() {
@@ -263,19 +277,22 @@ fn a_broken_spawner_is_told_which_promise_it_breaks() {
         suite.spawner(move || (Toy::new(flaw), ()));
         suite.executor(move || (Toy::new(flaw), ()));
     };
+    let at_once = "`spawn` returns before its caller's thread polls the task, and does not wait for it";
     says(
         check,
         &[
-            (Flaw::None, "nothing"),
-            (Flaw::WorksInside, "Toy> breaks a promise: `spawn` returns before its caller's thread polls the task"),
-            (Flaw::Joins, "does not wait for it. But it hangs"),
-            (Flaw::PollsOnce, "a task is polled again when it has woken itself"),
-            (Flaw::KnowsOneThread, "`spawn` takes tasks from any thread, and from tasks. But on another thread it panicked: "),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody"),
-            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it"),
-            (Flaw::OneAfterTheOther, "the others go on while a task waits"),
-            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once. But it panicked: the queue is full"),
-            (Flaw::Keeps, "an executor that is dropped drops its tasks"),
+            (Flaw::None, "nothing", ""),
+            (Flaw::WorksInside, at_once, "Toy> breaks a promise: "),
+            (Flaw::WorksInsideTasks, "from tasks, and polls none there", "inside `spawn`"),
+            (Flaw::Joins, at_once, HANGS),
+            (Flaw::PollsOnce, "a task is polled again when it has woken itself", ""),
+            (Flaw::KnowsOneThread, "`spawn` takes tasks from any thread, and from tasks", "But on another thread it panicked: "),
+            (Flaw::EndsAfterAPanic, "a panic harms nobody", HANGS),
+            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it", HANGS),
+            (Flaw::OneAfterTheOther, "the others go on while a task waits", HANGS),
+            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once", "But it panicked: the queue is full"),
+            (Flaw::Keeps, "an executor that is dropped drops its tasks", HANGS),
+            (Flaw::LeavesThemToWakers, "an executor that is dropped drops its tasks, whoever holds their wakers", HANGS),
         ],
     );
 }
@@ -285,31 +302,32 @@ fn a_broken_local_spawner_is_told_which_promise_it_breaks() {
     says(
         |suite, flaw| suite.local_spawner(move || LocalToy::new(flaw)),
         &[
-            (Flaw::None, "nothing"),
-            (Flaw::WorksInside, "LocalToy> breaks a promise: `spawn_local` returns before it polls the task"),
-            (Flaw::PollsOnce, "a task is polled again when it has woken itself"),
-            (Flaw::TakesNoneFromTasks, "`spawn_local` takes tasks from tasks"),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody"),
-            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it"),
-            (Flaw::OneAfterTheOther, "the others go on while a task waits"),
-            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once. But it panicked: the queue is full"),
-            (Flaw::Keeps, "an executor that is dropped drops its tasks"),
+            (Flaw::None, "nothing", ""),
+            (Flaw::WorksInside, "`spawn_local` returns before it polls the task", "LocalToy> breaks a promise: "),
+            (Flaw::PollsOnce, "a task is polled again when it has woken itself", ""),
+            (Flaw::TakesNoneFromTasks, "`spawn_local` takes tasks from tasks", ""),
+            (Flaw::EndsAfterAPanic, "a panic harms nobody", ""),
+            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it", HANGS),
+            (Flaw::OneAfterTheOther, "the others go on while a task waits", HANGS),
+            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once", "But it panicked: the queue is full"),
+            (Flaw::Keeps, "an executor that is dropped drops its tasks", HANGS),
         ],
     );
 }
 
 #[test]
 fn a_broken_blocking_spawner_is_told_which_promise_it_breaks() {
+    let at_once = "`spawn_blocking` returns before the work has ended, and does it on another thread";
     says(
         |suite, flaw| suite.blocking_spawner(move || BlockingToy::new(flaw)),
         &[
-            (Flaw::None, "nothing"),
-            (Flaw::WorksInside, "BlockingToy breaks a promise: `spawn_blocking` returns before the work has ended"),
-            (Flaw::Joins, "and does it on another thread. But it hangs"),
-            (Flaw::PollsOnce, "the work is done"),
-            (Flaw::KnowsOneThread, "`spawn_blocking` takes work from any thread"),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody"),
-            (Flaw::OneAfterTheOther, "four closures block at once. But it hangs"),
+            (Flaw::None, "nothing", ""),
+            (Flaw::WorksInside, at_once, "BlockingToy breaks a promise: "),
+            (Flaw::Joins, at_once, HANGS),
+            (Flaw::PollsOnce, "the work is done", ""),
+            (Flaw::KnowsOneThread, "`spawn_blocking` takes work from any thread", ""),
+            (Flaw::EndsAfterAPanic, "a panic harms nobody", ""),
+            (Flaw::OneAfterTheOther, "four closures block at once", HANGS),
         ],
     );
 }

@@ -4,6 +4,7 @@ use super::{Checked, local, sent};
 use crate::panics::{contain, message};
 use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Registry, Spawner};
 use std::any::type_name;
+use std::boxed::Box;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -100,14 +101,16 @@ where
     Suite::default().blocking_spawner(make);
 }
 
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
+
 pub(super) struct Suite {
-    /// How long each promise may take.
-    pub(super) limit: Duration,
+    /// How long a promise may take.
+    pub(super) limit: Box<dyn Fn(&str) -> Duration + Send>,
 }
 
 impl Default for Suite {
     fn default() -> Self {
-        Self { limit: Duration::from_secs(60) }
+        Self { limit: Box::new(|_| LIMIT) }
     }
 }
 
@@ -171,11 +174,12 @@ impl Suite {
         let (tell, told) = channel();
         let checking = move || tell.send(contain(check)).unwrap_or(());
         thread::Builder::new().name("conformance".into()).spawn(checking).expect("a thread can be started");
-        let seen = match told.recv_timeout(self.limit) {
+        let limit = (self.limit)(promise);
+        let seen = match told.recv_timeout(limit) {
             Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(seen))) => seen,
             Ok(Err(panic)) => format!("it panicked: {}", message(&panic)),
-            Err(_) => format!("it hangs, for {:?} now", self.limit),
+            Err(_) => format!("it hangs, for {limit:?} now"),
         };
         panic!("{} breaks a promise: {promise}. But {seen}", type_name::<S>());
     }

@@ -8,8 +8,8 @@ const GONE: &str = "the executor of this FuturesSpawner is gone: drain the regis
 ///
 /// Those are its `ThreadPool`, the spawner of its `LocalPool`, and test executors of others. Their tasks are boxed.
 ///
-/// A `LocalPool` that is dropped drops its tasks: they count as abandoned. A `ThreadPool` does not, while somebody holds a task's waker (a
-/// signal does): such a task stays in flight for ever, so shut down before you drop the pool.
+/// A `LocalPool` that is dropped drops its tasks: they count as abandoned. A `ThreadPool` does not, and its threads go on as long as tasks wait:
+/// one that is woken ends as ever, one that never is stays in flight for ever.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
 use super::{BlockingSpawner, LocalSpawner, Spawner};
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 /// Spawns with another spawner, in the tracing span that the caller is in.
 ///
@@ -40,7 +40,13 @@ impl<S: LocalSpawner> LocalSpawner for InSpan<S> {
 impl<S: BlockingSpawner> BlockingSpawner for InSpan<S> {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
-        let span = Span::current();
-        self.0.spawn_blocking(move || span.in_scope(work));
+        // Which is dropped in its span, too.
+        let mut work = Some(work).in_current_span();
+        self.0.spawn_blocking(move || {
+            let span = work.span().clone();
+            if let Some(work) = work.inner_mut().take() {
+                span.in_scope(work);
+            }
+        });
     }
 }
