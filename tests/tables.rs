@@ -32,7 +32,7 @@ fn features(package: &Value) -> BTreeMap<String, Vec<String>> {
     serde_json::from_value(package["features"].clone()).unwrap()
 }
 
-/// The rows of the tables under a heading, without their heads.
+/// The rows of the table under a heading, without its head.
 fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     let section = text.split_once(heading).expect(heading).1.lines().skip(1);
     let lines = section.map(|line| line.trim_start_matches("//!").trim()).take_while(|line| !line.starts_with('#'));

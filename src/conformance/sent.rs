@@ -2,13 +2,14 @@
 
 use super::{Checked, MANY, demand, panics};
 use crate::panics::shield;
+use crate::sync::lock;
 use crate::{BlockingSpawner, Registry, ShutdownSignal, Spawner};
 use futures_lite::future::{block_on, poll_fn, yield_now};
 use std::future::pending;
 use std::string::String;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::vec::Vec;
@@ -185,8 +186,7 @@ fn drains<S: Spawner + Send + Sync + 'static>(registry: &Registry<Arc<S>>) -> Ch
 }
 
 /// What outlives an executor that is dropped.
-#[derive(Clone, Default)]
-pub(super) struct Wakers(Arc<Mutex<Vec<Waker>>>);
+pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
 /// What an executor is dropped with: those that wait for a signal, which takes a waker of theirs and uses it; those of which somebody keeps
 /// one; and those that nobody can wake. `started` drains when all have started: nobody asks again and again, which may keep an executor
@@ -201,7 +201,7 @@ pub(super) fn waiting(
         async move {
             if kind == 0 {
                 let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-                kept.0.lock().unwrap_or_else(PoisonError::into_inner).push(waker);
+                lock(&kept).push(waker);
             }
             drop(starts);
             if kind == 1 {
