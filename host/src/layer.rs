@@ -1,0 +1,1 @@
+//! A layer that holds a guard for each request.
