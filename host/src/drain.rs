@@ -1,0 +1,226 @@
+//! The end of the program, on a thread of its own, which an executor that is blocked cannot hold.
+
+use crate::host::Stage;
+use crate::terminal::{Level, bar, tell};
+use crate::{signals, systemd};
+use background_tasks::{Registry, Shutdown, ShutdownSignal, Stragglers, Summary};
+use futures_lite::future::block_on;
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::process;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long what was aborted may take to be gone.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long `main` may take to return then.
+const LEAVE: Duration = Duration::from_millis(250);
+/// How long the last line and the last flush may take, as nobody may read them.
+const TELL: Duration = Duration::from_millis(200);
+/// Between two lines.
+const LINES: Duration = Duration::from_secs(2);
+/// The longest that systemd is asked for at once: if nobody ends for so long, it is for systemd to decide.
+const EXTEND: Duration = Duration::from_secs(30);
+
+/// Starts the thread that waits for the end's beginning and does it.
+pub(crate) fn start(registries: Vec<Registry<()>>, grace: Duration, asked: ShutdownSignal, stage: Arc<Stage>) -> io::Result<()> {
+    let at_second = registries.clone();
+    let end = move || {
+        let signals = registries.iter().map(Registry::signal).chain([asked.clone(), stage.ended()]);
+        block_on(any(signals.collect()));
+        if stage.is_awaited() {
+            End::new(registries, grace, stage).run(asked.is_triggered());
+        }
+    };
+    thread::Builder::new().name("drain".into()).spawn(end)?;
+    signals::at_second(move || {
+        let left = in_flight(&at_second);
+        leave(130, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
+    });
+    Ok(())
+}
+
+/// Waits for the first of them.
+async fn any(mut signals: Vec<ShutdownSignal>) {
+    let mut poll = |cx: &mut Context<'_>| signals.iter_mut().any(|signal| Pin::new(signal).poll(cx).is_ready());
+    poll_fn(|cx| if poll(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+fn in_flight(registries: &[Registry<()>]) -> usize {
+    registries.iter().map(Registry::in_flight).sum()
+}
+
+fn total(registries: &[Registry<()>]) -> Summary {
+    let mut total = Summary::default();
+    for Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } in registries.iter().map(Registry::summary) {
+        total.completed += completed;
+        total.failed += failed;
+        total.panicked += panicked;
+        total.abandoned += abandoned;
+        total.aborted += aborted;
+        total.rejected += rejected;
+    }
+    total
+}
+
+/// How many were in flight and are not any more.
+fn ended(summary: &Summary) -> u64 {
+    summary.completed + summary.failed + summary.panicked + summary.abandoned + summary.aborted
+}
+
+struct End {
+    registries: Vec<Registry<()>>,
+    stage: Arc<Stage>,
+    grace: Duration,
+    began: Instant,
+    /// `None` is never.
+    deadline: Option<Instant>,
+    /// How many had ended before.
+    before: u64,
+    /// How many had when systemd was told.
+    known: Option<u64>,
+    /// When the last line was told.
+    told: Instant,
+}
+
+impl End {
+    fn new(registries: Vec<Registry<()>>, grace: Duration, stage: Arc<Stage>) -> Self {
+        let before = ended(&total(&registries));
+        let began = Instant::now();
+        Self { registries, stage, grace, began, deadline: began.checked_add(grace), before, known: None, told: began }
+    }
+
+    fn run(mut self, asked: bool) {
+        let (over, ends) = channel();
+        self.enforce(ends);
+        systemd::stopping();
+        self.stage.hold(&self.registries[0]);
+        let quiet = !asked && in_flight(&self.registries) == 0;
+        if !quiet {
+            self.begin();
+        }
+        let in_time = self.drain();
+        bar::finish();
+        if !in_time {
+            self.stage.exit_with(1);
+            self.abort();
+            // Dropped, it would have the process end before `main` has had its time.
+            std::mem::forget(over);
+        } else if self.stage.is_awaited() && !quiet {
+            tell(Level::Info, format_args!("drained in {}: {}", self.time(), total(&self.registries)));
+        }
+        self.stage.finish();
+    }
+
+    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`, unless all is over by then.
+    fn enforce(&self, over: Receiver<Infallible>) {
+        let Some(last) = self.deadline.and_then(|deadline| deadline.checked_add(SETTLE + LEAVE)) else { return };
+        let stage = self.stage.clone();
+        let enforce = move || {
+            if over.recv_timeout(last.saturating_duration_since(Instant::now())) == Err(RecvTimeoutError::Timeout) {
+                stage.exit_with(1);
+                leave(stage.finish(), || ());
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("deadline".into()).spawn(enforce) {
+            tell(Level::Warn, format_args!("what hangs may hold the process: {error}"));
+        }
+    }
+
+    fn begin(&mut self) {
+        bar::begin(self.grace);
+        if !bar::is_shown() {
+            tell(Level::Info, format_args!("draining: {} in flight", in_flight(&self.registries)));
+        }
+    }
+
+    /// Shuts down and waits for one registry after the other; returns whether all have drained, or nobody waits for that any more.
+    fn drain(&mut self) -> bool {
+        for registry in &self.registries.clone() {
+            // At once, so that systemd knows from the beginning how many are in flight.
+            let mut tick = Duration::ZERO;
+            while let Err(stragglers) = registry.shutdown().wait_timeout(tick) {
+                if !self.stage.is_awaited() {
+                    return true;
+                }
+                if self.left() == Duration::ZERO {
+                    return false;
+                }
+                self.show(&stragglers);
+                tick = self.tick();
+            }
+        }
+        true
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn tick(&self) -> Duration {
+        self.left().min(Duration::from_millis(if bar::is_shown() { 100 } else { 1000 }))
+    }
+
+    /// Shows how it goes on.
+    fn show(&mut self, stragglers: &Stragglers) {
+        let in_flight = in_flight(&self.registries);
+        let ended = ended(&total(&self.registries)).saturating_sub(self.before);
+        let progress = self.known.replace(ended) != Some(ended);
+        systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE));
+        if bar::is_shown() {
+            bar::show(ended, in_flight, stragglers.tasks());
+        } else if self.told.elapsed() >= LINES {
+            self.told = Instant::now();
+            tell(Level::Info, format_args!("draining: {in_flight} in flight"));
+        }
+    }
+
+    /// The grace is over: names who is left, ends those who can be, and names who is left then.
+    fn abort(&self) {
+        for stragglers in self.stragglers(Duration::ZERO) {
+            tell(Level::Warn, format_args!("the grace of {:?} is over: {stragglers:#}", self.grace));
+        }
+        for registry in &self.registries {
+            registry.abort();
+        }
+        self.stage.abort();
+        let left = self.stragglers(SETTLE);
+        for stragglers in &left {
+            tell(Level::Error, format_args!("gave up after {}: {stragglers:#}", self.time()));
+        }
+        if left.is_empty() {
+            tell(Level::Warn, format_args!("aborted the last after {}: {}", self.time(), total(&self.registries)));
+        }
+    }
+
+    /// Shuts all registries down and returns who is left in each after this time.
+    fn stragglers(&self, time: Duration) -> Vec<Stragglers> {
+        let until = Instant::now() + time;
+        let shutdowns: Vec<_> = self.registries.iter().map(Registry::shutdown).collect();
+        let left = |shutdown: Shutdown| shutdown.wait_timeout(until.saturating_duration_since(Instant::now())).err();
+        shutdowns.into_iter().filter_map(left).collect()
+    }
+
+    fn time(&self) -> impl Display {
+        format!("{:.2} s", self.began.elapsed().as_secs_f64())
+    }
+}
+
+/// Ends the process, once this has been said and what the program has printed is flushed, or after a moment if nobody reads it.
+fn leave(code: u8, say: impl FnOnce() + Send + 'static) -> ! {
+    let exit = move || {
+        bar::finish();
+        say();
+        process::exit(code.into());
+    };
+    if thread::Builder::new().spawn(exit).is_ok() {
+        thread::sleep(TELL);
+    }
+    signals::exit_now(code);
+}

@@ -1,0 +1,148 @@
+//! What asks the process to stop.
+
+use background_tasks::{Core, Registry, ShutdownSignal};
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+static CORE: Core = Core::new();
+/// Shut down by the first signal; it has no tasks.
+static ASKED: Registry<()> = Registry::in_static(&CORE, ());
+
+static WATCH: Mutex<Watch> = Mutex::new(Watch { handle: None, at_second: None });
+
+struct Watch {
+    handle: Option<os::Handle>,
+    at_second: Option<Box<dyn FnOnce() + Send>>,
+}
+
+fn watch() -> MutexGuard<'static, Watch> {
+    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns a future that resolves once the process has been asked to stop, and for ever after.
+///
+/// On Unix that is SIGTERM or SIGINT (Ctrl-C), on Windows Ctrl-C, Ctrl-Break, and the console's closing or the system's shutdown, for
+/// which that leaves some seconds. It works on every runtime, and on none, as a thread waits for the signals. From this call on, not from the
+/// first poll, they do not end the process any more: ending is the caller's, or a [`Host`](crate::Host)'s, which has the second one do it
+/// at once. A program that is process 1 of its container must make this call or run a host to be stopped at all: for process 1 the system ignores
+/// a signal that nobody handles.
+///
+/// # Panics
+///
+/// When the system refuses what it takes: a thread and, on Unix, a pair of file descriptors. [`Host::run`](crate::Host::run) returns in place of that.
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() {
+/// background_tasks_host::terminated().await;
+/// # }
+/// ```
+pub fn terminated() -> ShutdownSignal {
+    install(false).unwrap_or_else(|error| panic!("cannot wait for signals: {error}"))
+}
+
+/// Has the signals shut `ASKED` down, SIGHUP among them if it is asked for, now or earlier.
+pub(crate) fn install(hangup: bool) -> io::Result<ShutdownSignal> {
+    let mut watch = watch();
+    if watch.handle.is_none() {
+        let (signals, handle) = os::signals()?;
+        thread::Builder::new().name("signals".into()).spawn(|| os::each(signals, asked))?;
+        watch.handle = Some(handle);
+    }
+    if let (true, Some(handle)) = (hangup, &watch.handle) {
+        os::add_hangup(handle)?;
+    }
+    Ok(ASKED.signal())
+}
+
+/// Has the second signal, and each one after it, do this. It replaces what was told before.
+pub(crate) fn at_second(leave: impl FnOnce() + Send + 'static) {
+    watch().at_second = Some(Box::new(leave));
+}
+
+/// A signal has come.
+fn asked() {
+    if ASKED.is_shutting_down() {
+        let leave = watch().at_second.take();
+        if let Some(leave) = leave {
+            leave();
+        }
+    } else {
+        ASKED.shutdown();
+    }
+}
+
+#[cfg(unix)]
+mod os {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    use std::io;
+
+    pub(super) use signal_hook::iterator::Handle;
+
+    pub(super) fn signals() -> io::Result<(Signals, Handle)> {
+        let signals = Signals::new([SIGTERM, SIGINT])?;
+        let handle = signals.handle();
+        Ok((signals, handle))
+    }
+
+    pub(super) fn add_hangup(handle: &Handle) -> io::Result<()> {
+        handle.add_signal(SIGHUP)
+    }
+
+    pub(super) fn each(mut signals: Signals, asked: impl Fn()) {
+        for _ in signals.forever() {
+            asked();
+        }
+    }
+}
+
+#[cfg(windows)]
+mod os {
+    use futures_lite::future::block_on;
+    use std::future::poll_fn;
+    use std::io;
+    use std::task::Poll;
+    use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown, ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
+
+    /// Closing is among the signals there.
+    pub(super) struct Handle;
+    pub(super) struct Signals(CtrlC, CtrlBreak, CtrlClose, CtrlShutdown);
+
+    pub(super) fn signals() -> io::Result<(Signals, Handle)> {
+        Ok((Signals(ctrl_c()?, ctrl_break()?, ctrl_close()?, ctrl_shutdown()?), Handle))
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "the shape of the one on Unix")]
+    pub(super) fn add_hangup(_handle: &Handle) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn each(Signals(mut c, mut pause, mut close, mut shutdown): Signals, asked: impl Fn()) {
+        let mut next = || {
+            block_on(poll_fn(|cx| {
+                // Not `||`: each must know the waker.
+                let some = c.poll_recv(cx).is_ready() | pause.poll_recv(cx).is_ready();
+                let some = some | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
+                if some { Poll::Ready(()) } else { Poll::Pending }
+            }));
+        };
+        loop {
+            next();
+            asked();
+        }
+    }
+}
+
+/// Ends the process whatever its output, its destructors and its other threads do.
+#[cfg(unix)]
+pub(crate) fn exit_now(code: u8) -> ! {
+    signal_hook::low_level::exit(code.into())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn exit_now(_code: u8) -> ! {
+    std::process::abort()
+}

@@ -1,0 +1,132 @@
+//! What is written for people, above the drain's bar while that is shown.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// Returns a writer to stderr that keeps out of the drain's bar, and does not mind that nobody reads.
+///
+/// For an [observer](crate::StderrObserver) of one's own, and for `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`.
+pub fn stderr() -> Stderr {
+    Stderr { text: Vec::new() }
+}
+
+/// Writes to stderr, in one piece and above the drain's bar, what was written to it, when it is flushed or dropped.
+///
+/// It never fails: that stderr is closed (Ctrl-C ends the `tee` of `service 2>&1 | tee log` as well) is no reason for a
+/// drain to stop, where `eprintln!` would panic.
+#[derive(Debug)]
+pub struct Stderr {
+    text: Vec<u8>,
+}
+
+impl Write for Stderr {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let text = std::mem::take(&mut self.text);
+        if !text.is_empty() {
+            bar::above(|| drop(io::stderr().lock().write_all(&text)));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stderr {
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+/// How much a line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+/// Tells a line: as an event where the program has a subscriber for all threads, on stderr otherwise.
+pub(crate) fn tell(level: Level, line: impl Display) {
+    #[cfg(feature = "tracing")]
+    if tracing::dispatcher::has_been_set() {
+        return match level {
+            Level::Info => tracing::info!("{line}"),
+            Level::Warn => tracing::warn!("{line}"),
+            Level::Error => tracing::error!("{line}"),
+        };
+    }
+    let _ = level;
+    let _ = writeln!(stderr(), "{line}");
+}
+
+/// The drain's bar, which is shown on a terminal alone.
+#[cfg(feature = "bar")]
+pub(crate) mod bar {
+    use background_tasks::TaskInfo;
+    use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+    use std::io::Write;
+    use std::sync::LazyLock;
+    use std::time::Duration;
+
+    /// Hidden until a drain begins.
+    static BAR: LazyLock<ProgressBar> = LazyLock::new(ProgressBar::hidden);
+    const STYLE: &str = "draining [{bar:30}] {pos}/{len} after {elapsed} of {prefix}\n{wide_msg}";
+
+    pub(crate) fn begin(grace: Duration) {
+        let style = ProgressStyle::with_template(STYLE).expect("it is one").progress_chars("=> ");
+        BAR.set_style(style);
+        BAR.set_prefix(format!("{grace:?}"));
+        BAR.reset_elapsed();
+        BAR.set_draw_target(ProgressDrawTarget::stderr());
+        if is_shown() {
+            let _ = writeln!(std::io::stderr()); // the terminal has just shown `^C`
+        }
+    }
+
+    pub(crate) fn is_shown() -> bool {
+        !BAR.is_hidden()
+    }
+
+    pub(crate) fn show(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {
+        BAR.set_length(ended + in_flight as u64);
+        BAR.set_position(ended);
+        let oldest: Vec<_> = oldest_first.iter().take(4).map(one).collect();
+        BAR.set_message(oldest.join(", "));
+    }
+
+    fn one(task: &TaskInfo) -> String {
+        let name = task.name().map_or_else(|| task.to_string(), str::to_owned);
+        task.age().map_or(name.clone(), |age| format!("{name} {age:.1?}"))
+    }
+
+    pub(crate) fn finish() {
+        BAR.finish_and_clear();
+    }
+
+    pub(super) fn above(write: impl FnOnce()) {
+        BAR.suspend(write);
+    }
+}
+
+#[cfg(not(feature = "bar"))]
+pub(crate) mod bar {
+    use background_tasks::TaskInfo;
+    use std::time::Duration;
+
+    pub(crate) fn begin(_grace: Duration) {}
+
+    pub(crate) fn is_shown() -> bool {
+        false
+    }
+
+    pub(crate) fn show(_ended: u64, _in_flight: usize, _oldest_first: &[TaskInfo]) {}
+
+    pub(crate) fn finish() {}
+
+    pub(super) fn above(write: impl FnOnce()) {
+        write();
+    }
+}
