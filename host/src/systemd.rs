@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Tells systemd that the service is ready, as one of `Type=notify` must: call it once the listener is bound.
 ///
-/// Elsewhere, and where systemd has not started the process, it does nothing. That systemd cannot be told is a line on stderr, and no error.
+/// Elsewhere, and where systemd has not started the process, it does nothing. That systemd cannot be told is one line on stderr, and no error.
 #[cfg(feature = "systemd")]
 pub fn ready() {
     notify::ready();
@@ -31,13 +31,15 @@ mod notify {
     use crate::terminal::{Level, tell};
     use event_listener::Event;
     use sd_notify::NotifyState::{self, ExtendTimeoutUsec, Ready, Status, Stopping, Watchdog};
-    use std::sync::Arc;
+    use std::sync::{Arc, Once};
     use std::thread;
     use std::time::Duration;
 
+    static FAILED: Once = Once::new();
+
     fn notify(states: &[NotifyState]) {
         if let Err(error) = sd_notify::notify(states) {
-            tell(Level::Warn, format_args!("systemd cannot be told: {error}"));
+            FAILED.call_once(|| tell(Level::Warn, format_args!("systemd cannot be told: {error}")));
         }
     }
 

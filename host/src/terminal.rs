@@ -67,6 +67,7 @@ pub(crate) fn tell(level: Level, line: impl Display) {
 pub(crate) mod bar {
     use background_tasks::TaskInfo;
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+    use std::fmt;
     use std::io::Write;
     use std::sync::LazyLock;
     use std::time::Duration;
@@ -93,13 +94,38 @@ pub(crate) mod bar {
     pub(crate) fn show(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {
         BAR.set_length(ended + in_flight as u64);
         BAR.set_position(ended);
-        let oldest: Vec<_> = oldest_first.iter().take(4).map(one).collect();
-        BAR.set_message(oldest.join(", "));
+        let groups = groups(oldest_first).into_iter().take(3).map(|group| group.to_string());
+        BAR.set_message(groups.collect::<Vec<_>>().join(", "));
     }
 
-    fn one(task: &TaskInfo) -> String {
-        let name = task.name().map_or_else(|| task.to_string(), str::to_owned);
-        task.age().map_or(name.clone(), |age| format!("{name} {age:.1?}"))
+    /// Those of one name, or of one call if they have none.
+    struct Group<'a> {
+        oldest: &'a TaskInfo,
+        len: usize,
+    }
+
+    fn groups(oldest_first: &[TaskInfo]) -> Vec<Group<'_>> {
+        let kind = |task: &TaskInfo| (task.name(), task.name().is_none().then(|| task.location()));
+        let mut groups: Vec<Group<'_>> = Vec::new();
+        for task in oldest_first {
+            match groups.iter_mut().find(|group| kind(group.oldest) == kind(task)) {
+                Some(group) => group.len += 1,
+                None => groups.push(Group { oldest: task, len: 1 }),
+            }
+        }
+        groups
+    }
+
+    impl fmt::Display for Group<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Self { oldest, len } = self;
+            write!(f, "{len} × ")?;
+            match oldest.name() {
+                Some(name) => f.write_str(name)?,
+                None => oldest.fmt(f)?,
+            }
+            oldest.age().map_or(Ok(()), |age| write!(f, " for {age:.1?}"))
+        }
     }
 
     pub(crate) fn finish() {
