@@ -5,3 +5,6 @@
 mod layer;
 #[cfg(feature = "page")]
 mod page;
+
+#[cfg(feature = "tower")]
+pub use layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
