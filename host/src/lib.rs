@@ -50,3 +50,5 @@ pub use self::signals::terminated;
 #[cfg_attr(docsrs, doc(cfg(feature = "systemd")))]
 pub use self::systemd::ready;
 pub use self::terminal::{Stderr, stderr};
+#[cfg(feature = "tower")]
+pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
