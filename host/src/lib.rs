@@ -5,3 +5,7 @@
 mod layer;
 #[cfg(feature = "page")]
 mod page;
+
+#[cfg(feature = "page")]
+#[cfg_attr(docsrs, doc(cfg(feature = "page")))]
+pub use page::{Page, PageBody};
