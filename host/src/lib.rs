@@ -44,11 +44,15 @@ mod systemd;
 mod terminal;
 
 pub use self::host::Host;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
 pub use self::observer::StderrObserver;
+#[cfg(feature = "page")]
+#[cfg_attr(docsrs, doc(cfg(feature = "page")))]
+pub use self::page::{Page, PageBody};
 pub use self::signals::terminated;
 #[cfg(feature = "systemd")]
 #[cfg_attr(docsrs, doc(cfg(feature = "systemd")))]
 pub use self::systemd::ready;
 pub use self::terminal::{Stderr, stderr};
-#[cfg(feature = "tower")]
-pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};

@@ -3,8 +3,10 @@
 use crate::page::page;
 use crate::store::{Name, Store};
 use background_tasks::{BlockingSpawner, Guard, Registry};
+use background_tasks_host::Page;
 use bytes::Bytes;
 use futures_channel::oneshot;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderValue};
@@ -19,7 +21,11 @@ const BODY: usize = 1 << 20;
 pub(crate) struct Notes<S> {
     pub(crate) registry: Registry<S>,
     pub(crate) store: Arc<Store>,
+    /// The live page, if it is asked for.
+    pub(crate) background: Option<Page>,
 }
+
+type Reply = UnsyncBoxBody<Bytes, Infallible>;
 
 impl<S: BlockingSpawner> Notes<S> {
     /// Answers a request, which is in flight from here until its response's body has been handed over.
@@ -38,8 +44,11 @@ impl<S: BlockingSpawner> Notes<S> {
         Ok(response.map(|body| Guarded { body, _guard: guard }))
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, StatusCode> {
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Reply>, StatusCode> {
         let path = request.uri().path();
+        if let Some(page) = self.background.as_ref().filter(|_| path == "/background" || path.starts_with("/background/")) {
+            return Ok(page.respond(&request).map(BodyExt::boxed_unsync));
+        }
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         match path {
             "/" | "/tasks" if !read => return Ok(allow("GET, HEAD")),
@@ -64,7 +73,7 @@ impl<S: BlockingSpawner> Notes<S> {
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    async fn get(&self, name: Name) -> Result<Response<Full<Bytes>>, StatusCode> {
+    async fn get(&self, name: Name) -> Result<Response<Reply>, StatusCode> {
         let body = match self.store.recall(&name) {
             Some(body) => Some(body),
             None => self.read(name).await?,
@@ -87,12 +96,12 @@ impl<S: BlockingSpawner> Notes<S> {
         }
     }
 
-    fn page(&self) -> Response<Full<Bytes>> {
+    fn page(&self) -> Response<Reply> {
         let page = page(self.registry.in_flight(), self.registry.summary(), &self.store.glance());
         respond(StatusCode::OK, "text/html; charset=utf-8", page)
     }
 
-    fn tasks(&self) -> Response<Full<Bytes>> {
+    fn tasks(&self) -> Response<Reply> {
         let tasks = serde_json::to_string(&self.registry.tasks()).expect("JSON has all that a task has");
         respond(StatusCode::OK, "application/json", tasks + "\n")
     }
@@ -111,8 +120,8 @@ async fn receive(body: Incoming) -> Result<Bytes, StatusCode> {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Response<Reply> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
@@ -121,11 +130,11 @@ fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) ->
     response
 }
 
-fn plain(status: StatusCode) -> Response<Full<Bytes>> {
+fn plain(status: StatusCode) -> Response<Reply> {
     respond(status, TEXT, format!("{status}\n"))
 }
 
-fn allow(methods: &'static str) -> Response<Full<Bytes>> {
+fn allow(methods: &'static str) -> Response<Reply> {
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
@@ -133,7 +142,7 @@ fn allow(methods: &'static str) -> Response<Full<Bytes>> {
 
 /// A response's body and the guard of its request, which hyper drops together once it has the whole body.
 pub(crate) struct Guarded {
-    body: Full<Bytes>,
+    body: Reply,
     _guard: Option<Guard>,
 }
 

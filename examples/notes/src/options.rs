@@ -12,6 +12,7 @@ Usage: notes [options]
   --dir FOLDER     keep the notes there; it is created if missing [notes-cache]
   --grace SECONDS  after SIGTERM or Ctrl-C, wait this long for what is in flight [10]
   --abort SECONDS  then abort what can be, and wait this long for the rest [1]
+  --page           show the tasks at /background, where whoever reaches the port can abort them
   --help           say this
 
   curl -T file http://127.0.0.1:7878/notes/name    keep a note of up to 1 MiB
@@ -28,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) grace: Duration,
     /// How long what has been aborted may take to be gone.
     pub(crate) abort: Duration,
+    pub(crate) page: bool,
 }
 
 impl Options {
@@ -38,14 +40,20 @@ impl Options {
 
 /// Returns `None` if help was asked for.
 fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
-    let mut options =
-        Options { port: 7878, dir: "notes-cache".into(), grace: Duration::from_secs(10), abort: Duration::from_secs(1) };
+    let mut options = Options {
+        port: 7878,
+        dir: "notes-cache".into(),
+        grace: Duration::from_secs(10),
+        abort: Duration::from_secs(1),
+        page: false,
+    };
     while let Some(arg) = args.next()? {
         match arg {
             Long("port") => options.port = args.value()?.parse()?,
             Long("dir") => options.dir = args.value()?.into(),
             Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
             Long("abort") => options.abort = args.value()?.parse_with(seconds)?,
+            Long("page") => options.page = true,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),
         }

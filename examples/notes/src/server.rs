@@ -6,6 +6,7 @@ use crate::losses::Losses;
 use crate::options::Options;
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
+use background_tasks_host::Page;
 use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -42,7 +43,8 @@ where
         shut_down_on_signal(registry.clone(), bar.clone()).map_err(|error| Exit::unusable("cannot wait for signals", error))?;
         let mut http = http1::Builder::new();
         http.timer(timer.clone());
-        let notes = Arc::new(Notes { registry, store: Arc::new(store) });
+        let background = options.page.then(|| Page::new(&registry).serving(&["connection"]));
+        let notes = Arc::new(Notes { registry, store: Arc::new(store), background });
         Ok(Self { notes, http, timer, options, bar })
     }
 

@@ -1,0 +1,44 @@
+//! Who asks, and by which name: a browser tells both, and lets no page of others change what it tells.
+
+use http::header::{self, HeaderMap, HeaderName};
+use http::uri::Authority;
+use http::{HeaderValue, Request};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Returns the host and port that the request was sent to, if there is one answer to that.
+pub(super) fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut authorities = request.headers().get_all(header::HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
+    // HTTP/2 has it here, and may have it in the head as well.
+    let first = request.uri().authority().cloned().or_else(|| authorities.next()?)?;
+    let agreed = authorities.all(|other| other.as_ref() == Some(&first));
+    // With `user@`, what stands in front of the host can look like one.
+    (agreed && !first.as_str().contains('@')).then_some(first)
+}
+
+/// Whether no name server has a say in where this host is. With rebinding, a page of others would reach this server under its own name.
+pub(super) fn cannot_be_rebound(host: &str) -> bool {
+    let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok(),
+    };
+    literal || host.eq_ignore_ascii_case("localhost")
+}
+
+/// Whether a request with these heads, sent to `authority`, came from a page of the same origin.
+pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
+    // Browsers send it to hosts that they trust, which those on plain HTTP elsewhere are not.
+    let site = HeaderName::from_static("sec-fetch-site");
+    if headers.contains_key(&site) {
+        return only(headers, &site) == Some("same-origin");
+    }
+    let origin = only(headers, &header::ORIGIN);
+    let origin = origin.and_then(|origin| origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")));
+    origin.is_some_and(|origin| origin.eq_ignore_ascii_case(authority))
+}
+
+/// The value of a head that is there once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().map(HeaderValue::to_str)?.ok()?;
+    values.next().is_none().then_some(value)
+}
