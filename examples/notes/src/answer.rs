@@ -2,19 +2,17 @@
 
 use crate::page::page;
 use crate::store::{Name, Store};
-use background_tasks::{BlockingSpawner, Guard, Registry};
+use background_tasks::{BlockingSpawner, Registry};
 use background_tasks_host::Page;
 use bytes::Bytes;
 use futures_channel::oneshot;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 const BODY: usize = 1 << 20;
 
@@ -25,23 +23,18 @@ pub(crate) struct Notes<S> {
     pub(crate) background: Option<Page>,
 }
 
-type Reply = UnsyncBoxBody<Bytes, Infallible>;
+pub(crate) type Reply = UnsyncBoxBody<Bytes, Infallible>;
 
 impl<S: BlockingSpawner> Notes<S> {
-    /// Answers a request, which is in flight from here until its response's body has been handed over.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Guarded>, Infallible> {
-        // Its connection is in flight, so the registry has not drained and the guard is there.
-        let guard = self.registry.named("request").guard().ok();
+    /// Answers a request.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
         let has_body = !request.body().is_end_stream();
-        let mut response = match guard {
-            Some(_) => self.route(request).await.unwrap_or_else(plain),
-            None => plain(StatusCode::SERVICE_UNAVAILABLE),
-        };
+        let mut response = self.route(request).await.unwrap_or_else(plain);
         if has_body && response.status().is_client_error() {
             // It was refused with its body unread, after which the connection is of no use.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(response.map(|body| Guarded { body, _guard: guard }))
+        Ok(response)
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Reply>, StatusCode> {
@@ -138,27 +131,4 @@ fn allow(methods: &'static str) -> Response<Reply> {
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
-}
-
-/// A response's body and the guard of its request, which hyper drops together once it has the whole body.
-pub(crate) struct Guarded {
-    body: Reply,
-    _guard: Option<Guard>,
-}
-
-impl Body for Guarded {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

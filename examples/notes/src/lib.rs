@@ -7,13 +7,9 @@
 pub mod harness;
 
 mod answer;
-mod drain;
-mod exit;
-mod losses;
 mod options;
 mod page;
 mod server;
 mod store;
 
-pub use exit::{Exit, leave};
-pub use server::Server;
+pub use server::{Server, run};

@@ -1,6 +1,8 @@
-use crate::Exit;
+use background_tasks_host::stderr;
 use lexopt::prelude::*;
+use std::io::{self, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 const HELP: &str = "\
@@ -11,7 +13,6 @@ Usage: notes [options]
   --port PORT      listen on this port of 127.0.0.1, 0 for any that is free [7878]
   --dir FOLDER     keep the notes there; it is created if missing [notes-cache]
   --grace SECONDS  after SIGTERM or Ctrl-C, wait this long for what is in flight [10]
-  --abort SECONDS  then abort what can be, and wait this long for the rest [1]
   --page           show the tasks at /background, where whoever reaches the port can abort them
   --help           say this
 
@@ -27,32 +28,34 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) dir: PathBuf,
     pub(crate) grace: Duration,
-    /// How long what has been aborted may take to be gone.
-    pub(crate) abort: Duration,
     pub(crate) page: bool,
 }
 
 impl Options {
-    pub(crate) fn from_args() -> Result<Self, Exit> {
-        parse(lexopt::Parser::from_env()).map_err(|error| Exit::Unusable(format!("{error} (try --help)")))?.ok_or(Exit::Told(HELP))
+    /// Returns the process's exit code if that is all, which has been said then.
+    pub(crate) fn from_args() -> Result<Self, ExitCode> {
+        match parse(lexopt::Parser::from_env()) {
+            Ok(Some(options)) => Ok(options),
+            Ok(None) => {
+                tell(HELP);
+                Err(ExitCode::SUCCESS)
+            }
+            Err(error) => {
+                let _ = writeln!(stderr(), "notes: {error} (try --help)");
+                Err(2.into())
+            }
+        }
     }
 }
 
 /// Returns `None` if help was asked for.
 fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
-    let mut options = Options {
-        port: 7878,
-        dir: "notes-cache".into(),
-        grace: Duration::from_secs(10),
-        abort: Duration::from_secs(1),
-        page: false,
-    };
+    let mut options = Options { port: 7878, dir: "notes-cache".into(), grace: Duration::from_secs(10), page: false };
     while let Some(arg) = args.next()? {
         match arg {
             Long("port") => options.port = args.value()?.parse()?,
             Long("dir") => options.dir = args.value()?.into(),
             Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
-            Long("abort") => options.abort = args.value()?.parse_with(seconds)?,
             Long("page") => options.page = true,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),
@@ -64,4 +67,10 @@ fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
 fn seconds(value: &str) -> Result<Duration, String> {
     let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// Writes a line to stdout. Nobody may be there to read it, which is no reason to panic: `println!` would.
+pub(crate) fn tell(line: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }

@@ -1,31 +1,50 @@
-use crate::Exit;
 use crate::answer::Notes;
-use crate::drain::Drain;
-use crate::exit::{log, tell};
-use crate::losses::Losses;
-use crate::options::Options;
+use crate::options::{Options, tell};
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
-use background_tasks_host::Page;
+use background_tasks_host::{Host, Page, RequestLayer, StderrObserver, stderr};
 use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use indicatif::ProgressBar;
-use std::io;
+use hyper_util::service::TowerToHyperService;
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::process;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tower::Layer;
+
+/// Runs the service, as the process's arguments say, until the process is asked to stop. To bind and to accept, `serve`, is its runtime's.
+pub async fn run<S, T, F>(spawner: S, timer: T, serve: F) -> ExitCode
+where
+    S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
+    T: Timer + Clone + Send + Sync + 'static,
+    F: AsyncFnOnce(&Server<S, T>) -> Result<(), String>,
+{
+    let options = match Options::from_args() {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    let registry = Registry::builder(spawner).observer(StderrObserver).inspect().build();
+    let host = Host::new(&registry).grace(options.grace);
+    let program = async move {
+        let server = Server::open(registry, timer, &options)?;
+        serve(&server).await
+    };
+    host.run(program).await
+}
 
 /// The service, less what its runtime does.
 pub struct Server<S, T> {
     notes: Arc<Notes<S>>,
     http: http1::Builder,
     timer: T,
-    options: Options,
-    /// The drain's.
-    bar: ProgressBar,
+    port: u16,
+}
+
+fn because(what: impl Display) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{what}: {error}")
 }
 
 impl<S, T> Server<S, T>
@@ -33,36 +52,27 @@ where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
     T: Timer + Clone + Send + Sync + 'static,
 {
-    /// Makes a service from the program's arguments, and has SIGTERM and Ctrl-C begin its shutdown.
-    pub fn from_args(spawner: S, timer: T) -> Result<Self, Exit> {
-        let options = Options::from_args()?;
-        let store = Store::open(&options.dir)
-            .map_err(|error| Exit::unusable(format_args!("cannot write to '{}'", options.dir.display()), error))?;
-        let bar = ProgressBar::hidden();
-        let registry = Registry::builder(spawner).observer(Losses(bar.clone())).inspect().build();
-        shut_down_on_signal(registry.clone(), bar.clone()).map_err(|error| Exit::unusable("cannot wait for signals", error))?;
+    fn open(registry: Registry<S>, timer: T, options: &Options) -> Result<Self, String> {
+        let dir = &options.dir;
+        let store = Store::open(dir).map_err(because(format_args!("cannot write to '{}'", dir.display())))?;
         let mut http = http1::Builder::new();
         http.timer(timer.clone());
         let background = options.page.then(|| Page::new(&registry).serving(&["connection"]));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), background });
-        Ok(Self { notes, http, timer, options, bar })
+        Ok(Self { notes, http, timer, port: options.port })
     }
 
     /// Returns where to listen.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.options.port).into()
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// Says where the service listens, if it does.
-    pub fn announce(&self, bound: io::Result<SocketAddr>) -> Result<(), Exit> {
-        let address = bound.map_err(|error| self.cannot_listen(error))?;
-        tell(format_args!("listening on http://{address}"));
-        Ok(())
-    }
-
-    /// Returns why the process ends when the address cannot be bound.
-    pub fn cannot_listen(&self, error: io::Error) -> Exit {
-        Exit::unusable(format_args!("cannot listen on {}", self.address()), error)
+    pub fn listens<L>(&self, bound: io::Result<L>, address: impl FnOnce(&L) -> io::Result<SocketAddr>) -> Result<L, String> {
+        let listening = bound.and_then(|listener| Ok((address(&listener)?, listener)));
+        let (address, listener) = listening.map_err(because(format_args!("cannot listen on {}", self.address())))?;
+        tell(&format!("listening on http://{address}"));
+        Ok(listener)
     }
 
     /// Returns the next connection; `None` once the shutdown has begun.
@@ -78,7 +88,7 @@ where
             match signal.run_until_shutdown(accept()).await? {
                 Ok(accepted) => return Some(accepted),
                 Err(error) => {
-                    log(format_args!("no connection was accepted: {error}"));
+                    let _ = writeln!(stderr(), "no connection was accepted: {error}");
                     self.timer.sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -92,7 +102,9 @@ where
         I: Read + Write + Unpin + Send + 'static,
     {
         let notes = self.notes.clone();
-        let connection = self.http.serve_connection(io, service_fn(move |request| notes.clone().answer(request)));
+        let service = tower::service_fn(move |request| notes.clone().answer(request));
+        let service = RequestLayer::new(&self.notes.registry).layer(service);
+        let connection = self.http.serve_connection(io, TowerToHyperService::new(service));
         let signal = self.notes.registry.signal();
         self.notes.registry.named("connection").run(async move {
             let mut connection = pin!(connection);
@@ -103,22 +115,4 @@ where
             }
         });
     }
-
-    /// Waits until nothing is in flight; aborts what can be aborted when the grace is over.
-    pub async fn drain(self) -> Result<(), Exit> {
-        let Self { notes, timer, options, bar, .. } = self;
-        Drain::new(&notes, &options, bar).run(&timer).await
-    }
-}
-
-/// The first signal begins the shutdown, the second one leaves.
-fn shut_down_on_signal<S: Send + 'static>(registry: Registry<S>, bar: ProgressBar) -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(move || {
-        if registry.is_shutting_down() {
-            bar.finish_and_clear();
-            log(format_args!("left at once, {} in flight", registry.in_flight()));
-            process::exit(130);
-        }
-        registry.shutdown();
-    })
 }

@@ -127,10 +127,6 @@ impl Store {
         }
     }
 
-    pub(crate) fn written(&self) -> u64 {
-        self.memory().written
-    }
-
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,22 +1,18 @@
 //! The notes service on tokio.
 
 use background_tasks::TokioSpawner;
-use notes::{Exit, Server};
+use std::process::ExitCode;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, runtime::Runtime};
 
-fn main() {
-    notes::leave(Runtime::new().expect("threads and a poller").block_on(serve()))
-}
-
-async fn serve() -> Result<(), Exit> {
-    let server = Server::from_args(TokioSpawner, TokioTimer::new())?;
-    let listener = TcpListener::bind(server.address()).await.map_err(|error| server.cannot_listen(error))?;
-    server.announce(listener.local_addr())?;
-    while let Some((stream, _)) = server.next(|| listener.accept()).await {
-        server.serve(TokioIo::new(stream));
-    }
-    drop(listener);
-    server.drain().await
+fn main() -> ExitCode {
+    let service = notes::run(TokioSpawner, TokioTimer::new(), async |server| {
+        let listener = server.listens(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
+        while let Some((stream, _)) = server.next(|| listener.accept()).await {
+            server.serve(TokioIo::new(stream));
+        }
+        Ok(())
+    });
+    Runtime::new().expect("threads and a poller").block_on(service)
 }
