@@ -12,7 +12,7 @@ use std::io;
 use std::pin::Pin;
 use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -87,45 +87,64 @@ struct End {
     known: Option<u64>,
     /// When the last line was told.
     told: Instant,
+    voice: Voice,
 }
 
 impl End {
     fn new(registries: Vec<Registry<()>>, grace: Duration, stage: Arc<Stage>) -> Self {
         let before = ended(&total(&registries));
         let began = Instant::now();
-        Self { registries, stage, grace, began, deadline: began.checked_add(grace), before, known: None, told: began }
+        let deadline = began.checked_add(grace);
+        Self { registries, stage, grace, began, deadline, before, known: None, told: began, voice: Voice::start() }
     }
 
     fn run(mut self, asked: bool) {
         let (over, ends) = channel();
         self.enforce(ends);
-        systemd::stopping();
         self.stage.hold(&self.registries[0]);
-        let quiet = !asked && in_flight(&self.registries) == 0;
+        let in_flight = in_flight(&self.registries);
+        let quiet = !asked && in_flight == 0;
+        self.registries[0].shutdown();
+        systemd::stopping();
         if !quiet {
-            self.begin();
+            self.begin(in_flight);
         }
         let in_time = self.drain();
-        bar::finish();
+        self.voice.say(bar::finish);
         if !in_time {
             self.stage.exit_with(1);
             self.abort();
-            // Dropped, it would have the process end before `main` has had its time.
-            std::mem::forget(over);
         } else if self.stage.is_awaited() && !quiet {
-            tell(Level::Info, format_args!("drained in {}: {}", self.time(), total(&self.registries)));
+            self.tell(Level::Info, format!("drained in {}: {}", self.time(), total(&self.registries)));
         }
+        self.voice.hush();
         self.stage.finish();
+        if self.stage.is_awaited() && (asked || !in_time) {
+            // Now `main` has to return in time.
+            std::mem::forget(over);
+        }
     }
 
-    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`, unless all is over by then.
+    fn tell(&self, level: Level, line: String) {
+        self.voice.say(move || tell(level, line));
+    }
+
+    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`, unless the sender is dropped before.
     fn enforce(&self, over: Receiver<Infallible>) {
         let Some(last) = self.deadline.and_then(|deadline| deadline.checked_add(SETTLE + LEAVE)) else { return };
         let stage = self.stage.clone();
         let enforce = move || {
             if over.recv_timeout(last.saturating_duration_since(Instant::now())) == Err(RecvTimeoutError::Timeout) {
-                stage.exit_with(1);
-                leave(stage.finish(), || ());
+                if !stage.is_over() {
+                    stage.exit_with(1);
+                }
+                let code = stage.finish();
+                let say = move || tell(Level::Error, "the grace is over, and `main` has not returned");
+                leave(code, move || {
+                    if code == 0 {
+                        say()
+                    }
+                });
             }
         };
         if let Err(error) = thread::Builder::new().name("deadline".into()).spawn(enforce) {
@@ -133,10 +152,12 @@ impl End {
         }
     }
 
-    fn begin(&mut self) {
-        bar::begin(self.grace);
-        if !bar::is_shown() {
-            tell(Level::Info, format_args!("draining: {} in flight", in_flight(&self.registries)));
+    fn begin(&self, in_flight: usize) {
+        if self.voice.has_bar {
+            let grace = self.grace;
+            self.voice.say(move || bar::begin(grace));
+        } else {
+            self.tell(Level::Info, format!("draining: {in_flight} in flight"));
         }
     }
 
@@ -164,7 +185,7 @@ impl End {
     }
 
     fn tick(&self) -> Duration {
-        self.left().min(Duration::from_millis(if bar::is_shown() { 100 } else { 1000 }))
+        self.left().min(Duration::from_millis(if self.voice.has_bar { 100 } else { 1000 }))
     }
 
     /// Shows how it goes on.
@@ -173,18 +194,19 @@ impl End {
         let ended = ended(&total(&self.registries)).saturating_sub(self.before);
         let progress = self.known.replace(ended) != Some(ended);
         systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE));
-        if bar::is_shown() {
-            bar::show(ended, in_flight, stragglers.tasks());
+        if self.voice.has_bar {
+            let tasks = stragglers.tasks().to_vec();
+            self.voice.say(move || bar::show(ended, in_flight, &tasks));
         } else if self.told.elapsed() >= LINES {
             self.told = Instant::now();
-            tell(Level::Info, format_args!("draining: {in_flight} in flight"));
+            self.tell(Level::Info, format!("draining: {in_flight} in flight"));
         }
     }
 
     /// The grace is over: names who is left, ends those who can be, and names who is left then.
     fn abort(&self) {
         for stragglers in self.stragglers(Duration::ZERO) {
-            tell(Level::Warn, format_args!("the grace of {:?} is over: {stragglers:#}", self.grace));
+            self.tell(Level::Warn, format!("the grace of {:?} is over: {stragglers:#}", self.grace));
         }
         for registry in &self.registries {
             registry.abort();
@@ -192,10 +214,10 @@ impl End {
         self.stage.abort();
         let left = self.stragglers(SETTLE);
         for stragglers in &left {
-            tell(Level::Error, format_args!("gave up after {}: {stragglers:#}", self.time()));
+            self.tell(Level::Error, format!("gave up after {}: {stragglers:#}", self.time()));
         }
         if left.is_empty() {
-            tell(Level::Warn, format_args!("aborted the last after {}: {}", self.time(), total(&self.registries)));
+            self.tell(Level::Warn, format!("aborted the last after {}: {}", self.time(), total(&self.registries)));
         }
     }
 
@@ -209,6 +231,36 @@ impl End {
 
     fn time(&self) -> impl Display {
         format!("{:.2} s", self.began.elapsed().as_secs_f64())
+    }
+}
+
+/// Tells on a thread of its own: who reads may have stopped, for which no drain should wait.
+struct Voice {
+    says: Option<Sender<Box<dyn FnOnce() + Send>>>,
+    has_bar: bool,
+}
+
+impl Voice {
+    fn start() -> Self {
+        let (says, said) = channel::<Box<dyn FnOnce() + Send>>();
+        let speak = || said.into_iter().for_each(|say| say());
+        let thread = thread::Builder::new().name("voice".into()).spawn(speak);
+        Self { says: thread.is_ok().then_some(says), has_bar: bar::can_be_shown() }
+    }
+
+    fn say(&self, what: impl FnOnce() + Send + 'static) {
+        match &self.says {
+            // An error is that thread gone, with a panic of a subscriber's.
+            Some(says) => drop(says.send(Box::new(what))),
+            None => what(),
+        }
+    }
+
+    /// Waits until all has been told, but not for long.
+    fn hush(&self) {
+        let (all, told) = channel::<Infallible>();
+        self.say(move || drop(all));
+        let _ = told.recv_timeout(TELL);
     }
 }
 

@@ -26,10 +26,12 @@ const PANICKED: u8 = 101;
 ///    start is accepted.
 /// 3. The registry drains, then those of [`then`](Self::then), one after the other. The process is gone as soon as the last task is.
 /// 4. If that takes longer than the [`grace`](Self::grace), those who hold it up are named, all registries are shut down, their tasks are
-///    [aborted](Registry::abort) where they can be and the program's future is dropped. Half a second later it is over. Whoever is still there
-///    is named again, and the process ends 0.4 s later at the latest, even if `main` hangs: dropping a runtime waits for its blocking work.
+///    [aborted](Registry::abort) where they can be and the program's future is dropped. Half a second later it is over, and whoever is still there
+///    is named again.
 ///
-/// A second signal ends the process at once, whatever its executor does: all of this is the work of a thread.
+/// A process that was asked to stop, or missed the grace, is gone a second after the grace at the latest, whatever its executor and `main` do:
+/// dropping a runtime waits for its blocking work, and a blocked executor for ever. A second signal ends it at once. What the program has
+/// printed is flushed before, if somebody reads it. All of this is the work of threads of the host's own.
 ///
 /// | exit code | says |
 /// | --- | --- |
@@ -224,6 +226,10 @@ impl Stage {
 
     pub(crate) fn exit_with(&self, code: u8) {
         let _ = self.code.compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_shutting_down()
     }
 
     pub(crate) fn finish(&self) -> u8 {

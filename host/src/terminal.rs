@@ -68,7 +68,7 @@ pub(crate) mod bar {
     use background_tasks::TaskInfo;
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
     use std::fmt;
-    use std::io::Write;
+    use std::io::{self, IsTerminal, Write};
     use std::sync::LazyLock;
     use std::time::Duration;
 
@@ -81,14 +81,12 @@ pub(crate) mod bar {
         BAR.set_style(style);
         BAR.set_prefix(format!("{grace:?}"));
         BAR.reset_elapsed();
+        let _ = writeln!(io::stderr()); // the terminal has just shown `^C`
         BAR.set_draw_target(ProgressDrawTarget::stderr());
-        if is_shown() {
-            let _ = writeln!(std::io::stderr()); // the terminal has just shown `^C`
-        }
     }
 
-    pub(crate) fn is_shown() -> bool {
-        !BAR.is_hidden()
+    pub(crate) fn can_be_shown() -> bool {
+        io::stderr().is_terminal()
     }
 
     pub(crate) fn show(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {
@@ -144,7 +142,7 @@ pub(crate) mod bar {
 
     pub(crate) fn begin(_grace: Duration) {}
 
-    pub(crate) fn is_shown() -> bool {
+    pub(crate) fn can_be_shown() -> bool {
         false
     }
 
