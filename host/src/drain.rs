@@ -2,6 +2,7 @@
 
 use crate::host::Stage;
 use crate::terminal::{Level, bar, tell};
+use crate::voice::{Voice, leave};
 use crate::{signals, systemd};
 use background_tasks::{Registry, Shutdown, ShutdownSignal, Stragglers, Summary};
 use futures_lite::future::block_on;
@@ -10,9 +11,8 @@ use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,8 +21,6 @@ use std::time::{Duration, Instant};
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long `main` may take to return then.
 const LEAVE: Duration = Duration::from_millis(250);
-/// How long the last line and the last flush may take, as nobody may read them.
-const TELL: Duration = Duration::from_millis(200);
 /// Between two lines.
 const LINES: Duration = Duration::from_secs(2);
 /// The longest that systemd is asked for at once: if nobody ends for so long, it is for systemd to decide.
@@ -139,10 +137,9 @@ impl End {
                     stage.exit_with(1);
                 }
                 let code = stage.finish();
-                let say = move || tell(Level::Error, "the grace is over, and `main` has not returned");
                 leave(code, move || {
                     if code == 0 {
-                        say()
+                        tell(Level::Error, "the grace is over, and `main` has not returned");
                     }
                 });
             }
@@ -232,47 +229,4 @@ impl End {
     fn time(&self) -> impl Display {
         format!("{:.2} s", self.began.elapsed().as_secs_f64())
     }
-}
-
-/// Tells on a thread of its own: who reads may have stopped, for which no drain should wait.
-struct Voice {
-    says: Option<Sender<Box<dyn FnOnce() + Send>>>,
-    has_bar: bool,
-}
-
-impl Voice {
-    fn start() -> Self {
-        let (says, said) = channel::<Box<dyn FnOnce() + Send>>();
-        let speak = || said.into_iter().for_each(|say| say());
-        let thread = thread::Builder::new().name("voice".into()).spawn(speak);
-        Self { says: thread.is_ok().then_some(says), has_bar: bar::can_be_shown() }
-    }
-
-    fn say(&self, what: impl FnOnce() + Send + 'static) {
-        match &self.says {
-            // An error is that thread gone, with a panic of a subscriber's.
-            Some(says) => drop(says.send(Box::new(what))),
-            None => what(),
-        }
-    }
-
-    /// Waits until all has been told, but not for long.
-    fn hush(&self) {
-        let (all, told) = channel::<Infallible>();
-        self.say(move || drop(all));
-        let _ = told.recv_timeout(TELL);
-    }
-}
-
-/// Ends the process, once this has been said and what the program has printed is flushed, or after a moment if nobody reads it.
-fn leave(code: u8, say: impl FnOnce() + Send + 'static) -> ! {
-    let exit = move || {
-        bar::finish();
-        say();
-        process::exit(code.into());
-    };
-    if thread::Builder::new().spawn(exit).is_ok() {
-        thread::sleep(TELL);
-    }
-    signals::exit_now(code);
 }

@@ -42,6 +42,7 @@ mod page;
 mod signals;
 mod systemd;
 mod terminal;
+mod voice;
 
 pub use self::host::Host;
 #[cfg(feature = "tower")]

@@ -1,0 +1,57 @@
+//! What is told while the process ends, which nobody who does not read may hold.
+
+use crate::signals::exit_now;
+use crate::terminal::bar;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// How long the last line and the last flush may take.
+const TELL: Duration = Duration::from_millis(200);
+
+/// Tells on a thread of its own: who reads may have stopped, for which no drain should wait.
+pub(crate) struct Voice {
+    says: Option<Sender<Box<dyn FnOnce() + Send>>>,
+    /// Whether stderr is a terminal, which shows the bar.
+    pub(crate) has_bar: bool,
+}
+
+impl Voice {
+    pub(crate) fn start() -> Self {
+        let (says, said) = channel::<Box<dyn FnOnce() + Send>>();
+        // A subscriber that panics has had its hook tell it.
+        let speak = || said.into_iter().for_each(|say| drop(catch_unwind(AssertUnwindSafe(say))));
+        let thread = thread::Builder::new().name("voice".into()).spawn(speak);
+        Self { says: thread.is_ok().then_some(says), has_bar: bar::can_be_shown() }
+    }
+
+    pub(crate) fn say(&self, what: impl FnOnce() + Send + 'static) {
+        match &self.says {
+            Some(says) => drop(says.send(Box::new(what))),
+            None => what(),
+        }
+    }
+
+    /// Waits until all has been told, but not for long.
+    pub(crate) fn hush(&self) {
+        let (all, told) = channel::<Infallible>();
+        self.say(move || drop(all));
+        let _ = told.recv_timeout(TELL);
+    }
+}
+
+/// Ends the process, once this has been said and what the program has printed is flushed, or after a moment if nobody reads it.
+pub(crate) fn leave(code: u8, say: impl FnOnce() + Send + 'static) -> ! {
+    let exit = move || {
+        bar::finish();
+        say();
+        process::exit(code.into());
+    };
+    if thread::Builder::new().spawn(exit).is_ok() {
+        thread::sleep(TELL);
+    }
+    exit_now(code);
+}
