@@ -77,12 +77,14 @@ struct Watch {
     observers: Option<Arc<Vec<Box<dyn Observer>>>>,
     /// When the shutdown began, if there is a clock.
     began: Option<Instant>,
+    /// Whose loss began it, if one did.
+    cause: Option<TaskInfo>,
 }
 
 impl Attended {
     const_unless_loom! {
         pub(crate) const fn new() -> Self {
-            Self { watch: Mutex::new(Watch { observers: None, began: None }), intake: Intake::new() }
+            Self { watch: Mutex::new(Watch { observers: None, began: None, cause: None }), intake: Intake::new() }
         }
     }
 }
@@ -105,8 +107,10 @@ impl Core {
             | flag(shutdown_on_failure, SHUTDOWN_ON_FAILURE);
         self.asked.flags.store(flags, Ordering::Relaxed);
         self.asked.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+        let mut watch = lock(&self.attended().watch);
+        watch.cause = None;
         if !observers.is_empty() {
-            lock(&self.attended().watch).observers = Some(Arc::new(observers));
+            watch.observers = Some(Arc::new(observers));
         }
     }
 
@@ -246,8 +250,15 @@ impl Core {
             Loss::Abandoned | Loss::Aborted => false,
         };
         if ends_all {
+            if !self.is_shutting_down() {
+                lock(&self.attended().watch).cause.get_or_insert(token.info());
+            }
             self.begin_shutdown();
         }
+    }
+
+    pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
+        lock(&self.attended().watch).cause
     }
 
     fn slots(&'static self) -> impl Iterator<Item = &'static Slot> {

@@ -302,6 +302,16 @@ impl<S> Registry<S> {
         self.core().is_shutting_down()
     }
 
+    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](Builder::shutdown_on_panic) says so.
+    ///
+    /// `None` if it has not begun, or somebody called [`shutdown`](Self::shutdown). For a host whose exit code is to tell the one from the
+    /// other; the loss itself is [told](crate::Observer) as any other is.
+    #[cfg(feature = "std")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+    pub fn shutdown_cause(&self) -> Option<TaskInfo> {
+        self.core().shutdown_cause()
+    }
+
     /// Returns whether the shutdown has begun and nothing is in flight, nor ever will be.
     pub fn is_drained(&self) -> bool {
         self.core().is_drained()

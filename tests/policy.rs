@@ -5,7 +5,7 @@ mod common;
 
 use background_tasks::{Builder, Observer, Registry, Spawner, TaskInfo};
 use common::{HANG, Manual, poll_once};
-use std::future::pending;
+use std::future::{Ready, pending, ready};
 use std::sync::{Arc, Mutex};
 
 /// Runs one task with a registry that `ask` sets up; returns whether that began the shutdown.
@@ -62,6 +62,50 @@ fn a_critical_task_that_completes_or_is_dropped_begins_nothing() {
     registry.critical().run(pending::<()>());
     drop(spawner.take());
     assert_eq!((registry.summary().abandoned, registry.is_shutting_down()), (1, false));
+}
+
+fn failed() -> Ready<Result<(), &'static str>> {
+    ready(Err("a failure, as planned"))
+}
+
+#[test]
+fn whose_loss_began_it_is_known_and_by_nobody_else() {
+    let cause = |run: fn(&Registry<Manual>)| {
+        let spawner = Manual::default();
+        let registry = Registry::new(spawner.clone());
+        let _other = registry.guard().unwrap();
+        assert_eq!(registry.shutdown_cause(), None);
+        run(&registry);
+        spawner.poll_all();
+        assert!(registry.is_shutting_down());
+        registry.shutdown_cause().map(|task| task.name())
+    };
+    assert_eq!(cause(|registry| registry.named("lease").critical().run(failed())), Some(Some("lease")));
+    assert_eq!(cause(|registry| drop(registry.shutdown())), None);
+    // The first is the one; and a loss that comes after somebody's call is none.
+    let two = |registry: &Registry<Manual>| {
+        registry.named("first").critical().run(failed());
+        registry.named("second").critical().run(failed());
+    };
+    assert_eq!(cause(two), Some(Some("first")));
+    let late = |registry: &Registry<Manual>| {
+        registry.shutdown();
+        registry.named("late").critical().run(failed());
+    };
+    assert_eq!(cause(late), None);
+}
+
+#[test]
+fn the_next_registry_of_a_core_does_not_know_the_cause_of_the_last() {
+    let spawner = Manual::default();
+    // The pool hands a core out again once it has drained; more than one may be there from other tests.
+    for _ in 0..20 {
+        let registry = Registry::new(spawner.clone());
+        assert_eq!(registry.shutdown_cause(), None);
+        registry.critical().run(async { Err("a failure, as planned") });
+        spawner.poll_all();
+        assert!(registry.is_drained() && registry.shutdown_cause().is_some());
+    }
 }
 
 /// Remembers whether the shutdown had begun when a loss was told, and what was told when it began.

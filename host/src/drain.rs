@@ -1,6 +1,6 @@
 //! The end of the program, on a thread of its own, which an executor that is blocked cannot hold.
 
-use crate::host::Stage;
+use crate::host::{FAILED, Stage};
 use crate::terminal::{Level, bar, tell};
 use crate::voice::{Voice, leave};
 use crate::{signals, systemd};
@@ -106,6 +106,11 @@ impl End {
         systemd::stopping();
         if !quiet {
             self.begin(in_flight);
+        }
+        let causes = self.registries.iter().filter_map(Registry::shutdown_cause);
+        for cause in causes {
+            self.stage.exit_with(FAILED);
+            self.tell(Level::Error, format!("ending, as the program cannot go on without {cause}"));
         }
         let in_time = self.drain();
         self.voice.say(bar::finish);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The program's own error; what Rust gives an error that `main` returns, 1, is taken.
-const FAILED: u8 = 2;
+/// What Rust gives an error that `main` returns, 1, is taken.
+pub(crate) const FAILED: u8 = 2;
 /// As Rust has it.
 const PANICKED: u8 = 101;
 
@@ -37,7 +37,7 @@ const PANICKED: u8 = 101;
 /// | --- | --- |
 /// | 0 | all registries drained within the grace |
 /// | 1 | the grace was over first |
-/// | 2 | the program returned an error, or the host could not start |
+/// | 2 | the program returned an error, [critical](Registry::critical) work was lost, or the host could not start |
 /// | 101 | the program panicked |
 /// | 130 | a second signal came |
 ///
