@@ -1,0 +1,346 @@
+// The page in a real Chromium, of a notes service: `NOTES=path/to/notes-tokio node --test host/tests/page.mjs`. Needs chromium, chromedriver, mkfifo.
+// With SCREENSHOTS=folder it also takes the pictures that stand in docs/.
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { env } from "node:process";
+import { after, afterEach, before, test } from "node:test";
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+
+/// Long enough that only a hang gets there.
+const HANG = 30_000;
+
+let driver, folder, session, service;
+let sockets = [];
+
+/// One command of WebDriver (https://www.w3.org/TR/webdriver2/).
+async function command(method, path, body) {
+  const response = await fetch(`${driver.url}${path}`, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(HANG) });
+  const { value } = await response.json();
+  if (!response.ok) throw new Error(`${method} ${path}: ${value.error}: ${value.message}`);
+  return value;
+}
+
+const run = (script, ...args) => command("POST", `${session}/execute/sync`, { script, args });
+const go = (to) => command("POST", `${session}/url`, { url: to });
+const devtools = (cmd, params) => command("POST", `${session}/goog/cdp/execute`, { cmd, params });
+const resize = (width, height) => devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
+const prefer = (value) => devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
+
+/// Looks until it finds something.
+async function until(what, look) {
+  const end = Date.now() + HANG;
+  for (;;) {
+    const found = await look();
+    if (found) return found;
+    assert.ok(Date.now() < end, `never came: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+const text = (id) => run("return document.getElementById(arguments[0]).innerText", id);
+const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
+const ended = async (outcome) => Number(await run("return document.querySelector(`#ended-${arguments[0]} dd`)?.innerText", outcome));
+const losses = () => run("return [...document.querySelectorAll('.loss')].map((loss) => loss.id)");
+const row = (name) => `[...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === ${JSON.stringify(name)})`;
+const listed = (name) => run(`return ${row(name)}?.innerText`);
+const is_listed = (name) => until(`${name} in flight`, () => listed(name));
+const is_gone = (name) => until(`the end of ${name}`, async () => !(await listed(name)));
+
+/// Clicks as a user does: it fails if something is in the way.
+async function click(script) {
+  const element = await run(`return ${script}`);
+  await command("POST", `${session}/element/${Object.values(element)[0]}/click`, {});
+}
+
+/// Starts a service and opens its page.
+async function start(...options) {
+  const dir = await mkdtemp(join(tmpdir(), "notes-"));
+  const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--page", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  service = { dir, child, exit: once(child, "exit") };
+  for await (const line of createInterface(child.stdout)) {
+    service.url = line.match(/^listening on (http:.*)$/)[1];
+    break;
+  }
+  service.page = `${service.url}/background`;
+  await go(service.page);
+  await shows("state", /^Running$/);
+}
+
+const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
+
+/// Has the first write hang: to open its temporary file waits for a reader.
+function hold_first_write() {
+  service.held = join(service.dir, `.${service.child.pid}-1.tmp`);
+  execFileSync("mkfifo", [service.held]);
+}
+
+/// Lets it go; what has been read of it is what it wrote.
+const release = async () => await readFile(service.held, "utf8");
+
+/// Sends half of a note, so that its connection stays in flight.
+async function send_half() {
+  const socket = connect(Number(new URL(service.url).port), "127.0.0.1").on("error", () => {});
+  sockets.push(socket);
+  await once(socket, "connect");
+  socket.write("PUT /notes/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\nhalf");
+  return socket;
+}
+
+before(async () => {
+  assert.ok(env.NOTES, "NOTES is the path of a notes service");
+  folder = await mkdtemp(join(tmpdir(), "chromium-"));
+  const child = spawn("chromedriver", ["--port=0"], { stdio: ["ignore", "pipe", "inherit"] });
+  driver = { child };
+  for await (const line of createInterface(child.stdout)) {
+    const port = line.match(/successfully on port (\d+)/)?.[1];
+    if (port) {
+      driver.url = `http://127.0.0.1:${port}`;
+      break;
+    }
+  }
+  const args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", `--user-data-dir=${folder}`];
+  const alwaysMatch = { browserName: "chrome", "goog:chromeOptions": { args }, "goog:loggingPrefs": { browser: "ALL" } };
+  const { sessionId } = await command("POST", "/session", { capabilities: { alwaysMatch } });
+  session = `/session/${sessionId}`;
+});
+
+after(async () => {
+  if (session) await command("DELETE", session);
+  driver.child.kill();
+  await once(driver.child, "exit");
+  await rm(folder, { recursive: true, force: true, maxRetries: 5 });
+});
+
+afterEach(async () => {
+  sockets.splice(0).forEach((socket) => socket.destroy());
+  if (!service) return;
+  service.child.kill("SIGKILL");
+  await service.exit;
+  await rm(service.dir, { recursive: true, force: true });
+  service = undefined;
+});
+
+test("a note is put, shows, and ends; the counters move", async () => {
+  await start();
+  hold_first_write();
+  await put("note", "what it says");
+  assert.match(await is_listed("write"), /blocking closure\s+\S+answer\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
+  assert.deepEqual(await run(`const { disabled, title } = ${row("write")}.querySelector("button"); return [disabled, title]`), [
+    true,
+    "A blocking closure has no await point at which it could be aborted.",
+  ]);
+  await shows("by-name", /connection\s+\d+[^]*request\s+1[^]*write\s+1/);
+  assert.deepEqual(await losses(), [], "a loss that is none does not stand out");
+  assert.equal(await release(), "what it says");
+  await is_gone("write");
+  // What it wrote to is no file, and cannot be kept like one.
+  await until("the counter", async () => (await ended("failed")) === 1);
+  assert.deepEqual(await losses(), ["ended-failed"]);
+  const before = await ended("completed");
+  await put("another", "note");
+  await until("a counter that has moved", async () => (await ended("completed")) > before);
+  await shows("rate", /^[\d.]+$/);
+});
+
+test("a straggler is aborted by a click, and its row goes", async () => {
+  await start();
+  await send_half();
+  // The page's own connections may come and go; the request that is never whole is there for as long as its connection.
+  const id = await until("the straggler", () =>
+    run(`
+      const rows = [...document.querySelectorAll("#rows tr")].filter((row) => row.querySelector("b").innerText === "connection");
+      return rows.length > 1 && rows.at(-1).dataset.id;
+    `),
+  );
+  const line = `document.querySelector('#rows tr[data-id="${id}"]')`;
+  await click(`${line}.querySelector("button")`);
+  await shows("told", /^connection: /);
+  await until("the row's end", () => run(`return !${line}`));
+  await until("the counter", async () => (await ended("aborted")) === 1);
+  assert.deepEqual(await losses(), ["ended-aborted"]);
+  await shows("state", /^Running$/);
+});
+
+test("what has gone is told at its row, and so is an order that nobody takes", async () => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  await run("window.original = fetch; window.fetch = (to, how) => original(to.replace(/=.*/, '=0-0'), how)");
+  await click(`${row("connection")}.querySelector("button")`);
+  await until("the answer", async () => /Not aborted: no task with that id is in flight \(404\)\./.test(await listed("connection")));
+  await run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))");
+  await click(`${row("connection")}.querySelector("button")`);
+  await until("the answer", async () => /Not aborted: the service did not answer\./.test(await listed("connection")));
+  assert.equal(await ended("aborted"), 0);
+});
+
+test("the keyboard does it too, and is not lost with the row", async () => {
+  await start();
+  await send_half();
+  const id = await until("two connections", () =>
+    run("const all = [...document.querySelectorAll('#rows button:enabled')]; return all.length > 1 && all.at(-1).closest('tr').dataset.id"),
+  );
+  await run(`document.querySelector('#rows tr[data-id="${id}"] button').focus()`);
+  const press = (value) => [{ type: "keyDown", value }, { type: "keyUp", value }];
+  await command("POST", `${session}/actions`, { actions: [{ type: "key", id: "keys", actions: press("\uE007") }] });
+  await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
+  assert.notEqual(await run("return document.activeElement.localName"), "body");
+  await until("the counter", async () => (await ended("aborted")) === 1);
+});
+
+test("a foreign page's order changes nothing", async (t) => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  const ids = await run("return [...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)");
+  const foreign = createServer((_, response) => response.setHeader("content-type", "text/html").end("<title>foreign</title>"));
+  foreign.listen(0, "127.0.0.1");
+  await once(foreign, "listening");
+  t.after(() => {
+    foreign.close();
+    foreign.closeAllConnections();
+  });
+  await go(`http://127.0.0.1:${foreign.address().port}/`);
+  const answers = await run(
+    `
+      const [page, ids] = arguments;
+      const order = (id) => fetch(page + "/abort?id=" + id, { method: "POST", mode: "no-cors" });
+      return Promise.all(ids.map((id) => order(id).then((answer) => answer.type)));
+    `,
+    service.page,
+    ids,
+  );
+  assert.deepEqual(answers, ids.map(() => "opaque"), "the orders were sent and answered");
+  const read = await run("return fetch(arguments[0] + '/events').then(() => 'read', () => 'refused')", service.page);
+  assert.equal(read, "refused", "what a foreign page may not read");
+  await go(service.page);
+  await shows("state", /^Running$/);
+  assert.equal(await ended("aborted"), 0);
+});
+
+test("a drain is shown as it goes, and the process ends with the page open", async () => {
+  await start("--grace", "3600");
+  hold_first_write();
+  await put("note", "in the end");
+  await is_listed("write");
+  service.child.kill("SIGTERM");
+  await shows("state", /^Draining$/);
+  await shows("lasted", /^of \d+ left, after \d/);
+  await is_listed("write");
+  assert.equal(await run("return document.getElementById('drain').hidden"), false);
+  await release();
+  const began = Date.now();
+  assert.deepEqual(await service.exit, [0, null]);
+  assert.ok(Date.now() - began < 1000, "nobody waits for who watches");
+  await shows("state", /^The service has ended, or is about to$/);
+  await shows("when", /^This is how it was at .*, when only connections and the like were left/);
+  assert.equal(await listed("write"), null);
+});
+
+test("the page goes on when the service is back", async () => {
+  await start();
+  const { port } = new URL(service.url);
+  service.child.kill("SIGKILL");
+  await service.exit;
+  await shows("state", /^No connection, trying again$/);
+  const child = spawn(env.NOTES, ["--port", port, "--dir", service.dir, "--page"], { stdio: ["ignore", "ignore", "inherit"] });
+  Object.assign(service, { child, exit: once(child, "exit") });
+  await shows("state", /^Running$/);
+  assert.equal(await run("return document.getElementById('when').hidden"), true);
+});
+
+test("the oldest two hundred are listed, and how many more there are is said", async () => {
+  await start();
+  await Promise.all(Array.from({ length: 120 }, send_half));
+  // 120 connections and as many requests, and the page's own.
+  await shows("more", /^and 4\d more$/);
+  assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
+  await shows("by-name", /request\s+121/);
+});
+
+test("both colour schemes can be read, and nothing is wider than the window", async () => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  const contrasts = [];
+  for (const scheme of ["light", "dark"]) {
+    await prefer(scheme);
+    for (const width of [400, 1280]) {
+      await resize(width, 800);
+      const [wide, ...found] = await run(CONTRASTS);
+      assert.ok(wide <= width, `${wide} > ${width}`);
+      assert.ok(found.length > 20);
+      for (const [what, ratio] of found) assert.ok(ratio >= 4.5, `${scheme}: ${what}: ${ratio}`);
+      contrasts.push(found[0].toString());
+    }
+  }
+  assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
+});
+
+/// The page's width, and of each text its contrast (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+const CONTRASTS = `
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const [r, g, b] = parts(color).map((part) => part / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    const own = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return parts(own)[3] === 0 ? ground(element.parentElement) : own;
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [document.documentElement.scrollWidth];
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, .unseen")) continue;
+    const [less, more] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
+    found.push([texts.currentNode.data.trim(), (more + 0.05) / (less + 0.05)]);
+  }
+  return found;
+`;
+
+test("the browser has nothing to complain of", async () => {
+  await command("POST", `${session}/se/log`, { type: "browser" });
+  await start();
+  await is_listed("request");
+  const complaints = await command("POST", `${session}/se/log`, { type: "browser" });
+  assert.deepEqual(complaints, []);
+});
+
+test("pictures", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
+  await start("--grace", "3600");
+  hold_first_write();
+  await put("held", "held");
+  const halves = [];
+  for (let n = 0; n < 3; n += 1) halves.push(await send_half());
+  await is_listed("connection");
+  let stop = false;
+  const load = [1, 2, 3].map(async (client) => {
+    for (let n = 0; !stop; n += 1) {
+      await put(`note-${client}-${n % 50}`, "a note").catch(() => {}); // its connection may be the one that is aborted
+      await new Promise((resolve) => setTimeout(resolve, 3 + 60 * Math.abs(Math.sin(Date.now() / 9000))));
+    }
+  });
+  await new Promise((resolve) => setTimeout(resolve, 45_000));
+  for (const half of halves.slice(0, 1)) half.destroy();
+  await click(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
+  await until("an abort", () => ended("aborted"));
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
+    await prefer(scheme);
+    await resize(width, height);
+    await devtools("Emulation.setScrollbarsHidden", { hidden: true });
+    await run("scrollTo(0, 0)");
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await writeFile(join(env.SCREENSHOTS, `page-${name}.png`), await command("GET", `${session}/screenshot`), "base64");
+  }
+  stop = true;
+  await Promise.all(load);
+  /*DRAIN*/
+});
