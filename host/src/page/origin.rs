@@ -11,8 +11,13 @@ pub(super) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     // HTTP/2 has it here, and may have it in the head as well.
     let first = request.uri().authority().cloned().or_else(|| authorities.next()?)?;
     let agreed = authorities.all(|other| other.as_ref() == Some(&first));
-    // With `user@`, what stands in front of the host can look like one.
-    (agreed && !first.as_str().contains('@')).then_some(first)
+    (agreed && is_host_and_port(&first)).then_some(first)
+}
+
+/// What stands before the host (`localhost@`) can look like one; and so does the beginning of `[::1].example` to the parser.
+fn is_host_and_port(authority: &Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
 /// Whether no name server has a say in where this host is. With rebinding, a page of others would reach this server under its own name.
