@@ -15,8 +15,8 @@ const HTML: &str = include_str!("page/page.html");
 
 /// Lets the page's own script and style run and nothing else; a test says the hashes when they have changed.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-IuO3br+0Fb0gLFxu/6vc4uoogJhBeJxuE0BXO7r0BgE='; \
-    style-src 'sha256-9zJXQ1L6GqsGJl64TTSVcSgpN5gjrVxc8wqBIWGvvYg='; \
+    script-src 'sha256-UgOu3T6QhzY9xTqMAr61dqAqq+EHJNvoRpKN/SjAUFI='; \
+    style-src 'sha256-WDpG9D+aPUkUuRbbXHTvz8S89sz37NTxeUoDI/mq2hU='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const NAMED_BY_HOST: [&str; 2] = ["program", "request"];

@@ -239,7 +239,7 @@ test("a drain is shown as it goes, and the process ends with the page open", asy
   assert.deepEqual(await service.exit, [0, null]);
   assert.ok(Date.now() - began < 1000, "nobody waits for who watches");
   await shows("state", /^The service has ended, or is about to$/);
-  await shows("when", /^This is how it was at .*, when only connections and the like were left/);
+  await shows("when", /^This is how it was at .*\. What was left then only serves/);
   assert.equal(await listed("write"), null);
 });
 
@@ -262,6 +262,36 @@ test("the oldest two hundred are listed, and how many more there are is said", a
   await shows("more", /^and 4\d more$/);
   assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
   await shows("by-name", /request\s+121/);
+});
+
+test("a registry that is not inspected is shown as far as it goes", async (t) => {
+  const html = await readFile(new URL("../src/page/page.html", import.meta.url));
+  const summary = { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 };
+  const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, names: {}, tasks: [], more: 0 };
+  const streams = [];
+  const server = createServer((request, response) => {
+    if (request.url === "/") return response.setHeader("content-type", "text/html").end(html);
+    if (streams.length) return response.writeHead(503).end();
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    streams.push(response);
+    response.write(`data: ${JSON.stringify(state)}\n\n`);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  await go(`http://127.0.0.1:${server.address().port}/`);
+  await shows("state", /^Running$/);
+  await shows("in-flight", /^3$/);
+  await shows("more", /not inspected/);
+  assert.equal(await text("ended-completed"), "1,234\ncompleted");
+  assert.deepEqual(await losses(), ["ended-rejected"]);
+  streams[0].end(`data: ${JSON.stringify({ ...state, shutting_down: true, last: true })}\n\n`);
+  await shows("state", /^The service has ended, or is about to$/);
+  await shows("when", /not inspected/);
+  await shows("left", /^3$/);
 });
 
 test("both colour schemes can be read, and nothing is wider than the window", async () => {
@@ -342,5 +372,4 @@ test("pictures", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
   }
   stop = true;
   await Promise.all(load);
-  /*DRAIN*/
 });
