@@ -51,7 +51,6 @@ const NAMED_BY_HOST: [&str; 2] = ["program", "request"];
 /// With hyper, in the function that answers requests:
 ///
 /// ```
-/// # #[cfg(feature = "page")] {
 /// use background_tasks::Registry;
 /// use background_tasks_host::Page;
 ///
@@ -60,7 +59,6 @@ const NAMED_BY_HOST: [&str; 2] = ["program", "request"];
 /// let request = http::Request::get("/background").header("host", "localhost:8080").body(()).unwrap();
 /// let response = page.respond(&request);
 /// assert_eq!(response.status(), 200);
-/// # }
 /// ```
 ///
 /// With axum and the feature `tower`: `Router::new().nest_service("/background", page)`.
@@ -89,7 +87,7 @@ impl Page {
 
     /// Tells tasks by name that only serve, so that the page's own stream may be what keeps them: connections, say.
     ///
-    /// `"request"`, as `RequestLayer` names them, and the `"program"` of a `Host` are known.
+    /// `"request"`, as `RequestLayer` names them, and the `"program"` of a [`Host`](crate::Host) are known.
     #[must_use = "it returns the page"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.serving.extend(names);

@@ -92,6 +92,15 @@ async function send_half() {
   return socket;
 }
 
+/// The id of its connection's task, and its end.
+async function straggle() {
+  const connections = () => run("return [...document.querySelectorAll('#rows tr:has(button:enabled)')].map((row) => row.dataset.id)");
+  const before = await until("the page's own connection", async () => (await connections()).length && connections());
+  const socket = await send_half();
+  const id = await until("the straggler", async () => (await connections()).find((id) => !before.includes(id)));
+  return { id, closed: once(socket, "close") };
+}
+
 before(async () => {
   assert.ok(env.NOTES, "NOTES is the path of a notes service");
   folder = await mkdtemp(join(tmpdir(), "chromium-"));
@@ -150,18 +159,12 @@ test("a note is put, shows, and ends; the counters move", async () => {
 
 test("a straggler is aborted by a click, and its row goes", async () => {
   await start();
-  await send_half();
-  // The page's own connections may come and go; the request that is never whole is there for as long as its connection.
-  const id = await until("the straggler", () =>
-    run(`
-      const rows = [...document.querySelectorAll("#rows tr")].filter((row) => row.querySelector("b").innerText === "connection");
-      return rows.length > 1 && rows.at(-1).dataset.id;
-    `),
-  );
+  const { id, closed } = await straggle();
   const line = `document.querySelector('#rows tr[data-id="${id}"]')`;
   await click(`${line}.querySelector("button")`);
   await shows("told", /^connection: /);
   await until("the row's end", () => run(`return !${line}`));
+  await closed;
   await until("the counter", async () => (await ended("aborted")) === 1);
   assert.deepEqual(await losses(), ["ended-aborted"]);
   await shows("state", /^Running$/);
@@ -182,13 +185,11 @@ test("what has gone is told at its row, and so is an order that nobody takes", a
 
 test("the keyboard does it too, and is not lost with the row", async () => {
   await start();
-  await send_half();
-  const id = await until("two connections", () =>
-    run("const all = [...document.querySelectorAll('#rows button:enabled')]; return all.length > 1 && all.at(-1).closest('tr').dataset.id"),
-  );
+  const { id, closed } = await straggle();
   await run(`document.querySelector('#rows tr[data-id="${id}"] button').focus()`);
   const press = (value) => [{ type: "keyDown", value }, { type: "keyUp", value }];
   await command("POST", `${session}/actions`, { actions: [{ type: "key", id: "keys", actions: press("\uE007") }] });
+  await closed;
   await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
   assert.notEqual(await run("return document.activeElement.localName"), "body");
   await until("the counter", async () => (await ended("aborted")) === 1);
