@@ -287,7 +287,7 @@ test("a registry that is not inspected is shown as far as it goes", async (t) =>
   await shows("state", /^Running$/);
   await shows("in-flight", /^3$/);
   await shows("more", /not inspected/);
-  assert.equal(await text("ended-completed"), "1,234\ncompleted");
+  assert.equal(await text("ended-completed"), "completed\n1,234");
   assert.deepEqual(await losses(), ["ended-rejected"]);
   streams[0].end(`data: ${JSON.stringify({ ...state, shutting_down: true, last: true })}\n\n`);
   await shows("state", /^The service has ended, or is about to$/);

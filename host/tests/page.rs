@@ -369,9 +369,12 @@ fn the_shutdowns_beginning_is_told_at_once() {
     assert!(told.contains("\"shutting_down\":true"), "{told}");
 }
 
+/// More events than any stream here has: one that goes on never ends.
+const MANY: usize = 100;
+
 /// Watches until the stream ends; returns its last event.
 fn watch_the_end(body: &mut PageBody) -> Value {
-    loop {
+    for _ in 0..MANY {
         let told = event(body);
         assert_eq!(told["last"].as_bool(), Some(body.is_end_stream()));
         if body.is_end_stream() {
@@ -379,6 +382,7 @@ fn watch_the_end(body: &mut PageBody) -> Value {
             return told;
         }
     }
+    panic!("it does not end");
 }
 
 #[test]
@@ -446,7 +450,7 @@ fn streams_do_not_hold_up_a_drain() {
     let mut open: Vec<_> = (0..3).map(|_| (watch(&page), registry.named("request").guard().unwrap())).collect();
     let (summary, ()) = block_on(zip(registry.shutdown(), async {
         let mut work = Some(work);
-        while !open.is_empty() {
+        for _ in 0..MANY {
             for at in (0..open.len()).rev() {
                 if poll_fn(|cx| poll(&mut open[at].0, cx.waker())).await.is_none() {
                     drop(open.swap_remove(at));
@@ -454,6 +458,7 @@ fn streams_do_not_hold_up_a_drain() {
             }
             work.take();
         }
+        assert!(open.is_empty(), "they do not end");
     }));
     assert_eq!(summary.completed, 4);
 }
