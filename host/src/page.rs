@@ -30,7 +30,8 @@ const NAMED_BY_HOST: [&str; 2] = ["program", "request"];
 /// whether the server strips that or not: `…/events` is what the page listens to, `…/abort?id=12-7` takes its orders, and anything
 /// else is the page itself. It needs no network but its server's.
 ///
-/// It holds a handle of the registry, and so does each open stream of events.
+/// It holds a handle of the registry, and so does each open stream of events. Over HTTP/1.1 a browser opens six connections to a host and
+/// no more, and each page that it shows takes one.
 ///
 /// # Who may see it
 ///
