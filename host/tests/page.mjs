@@ -43,6 +43,10 @@ async function until(what, look) {
   }
 }
 
+/// Waits for what must come.
+const within = (what, promise) =>
+  Promise.race([promise, new Promise((_, reject) => setTimeout(reject, HANG, new Error(`never came: ${what}`)).unref())]);
+
 const text = (id) => run("return document.getElementById(arguments[0]).innerText", id);
 const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
 const ended = async (outcome) => Number(await run("return document.querySelector(`#ended-${arguments[0]} dd`)?.innerText", outcome));
@@ -98,7 +102,7 @@ async function straggle() {
   const before = await until("the page's own connection", async () => (await connections()).length && connections());
   const socket = await send_half();
   const id = await until("the straggler", async () => (await connections()).find((id) => !before.includes(id)));
-  return { id, closed: once(socket, "close") };
+  return { id, closed: within("the connection's end", once(socket, "close")) };
 }
 
 before(async () => {
@@ -237,7 +241,7 @@ test("a drain is shown as it goes, and the process ends with the page open", asy
   assert.equal(await run("return document.getElementById('drain').hidden"), false);
   await release();
   const began = Date.now();
-  assert.deepEqual(await service.exit, [0, null]);
+  assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
   assert.ok(Date.now() - began < 1000, "nobody waits for who watches");
   await shows("state", /^The service has ended, or is about to$/);
   await shows("when", /^This is how it was at .*\. What was left then only serves/);
