@@ -15,7 +15,7 @@ const HTML: &str = include_str!("page/page.html");
 
 /// Lets the page's own script and style run and nothing else; a test says the hashes when they have changed.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-UgOu3T6QhzY9xTqMAr61dqAqq+EHJNvoRpKN/SjAUFI='; \
+    script-src 'sha256-NpZKAnUxDNrfdwQ3HRKcwKI72s7RlFa+NK/n5VMQIKg='; \
     style-src 'sha256-WDpG9D+aPUkUuRbbXHTvz8S89sz37NTxeUoDI/mq2hU='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

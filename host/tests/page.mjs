@@ -199,6 +199,15 @@ test("the keyboard does it too, and is not lost with the row", async () => {
   await until("the counter", async () => (await ended("aborted")) === 1);
 });
 
+test("a page that aborts its own connection comes back", async () => {
+  await start();
+  await is_listed("connection");
+  await run("window.states = []; new MutationObserver(() => states.push(state.dataset.is)).observe(state, { attributes: true })");
+  await run("document.querySelectorAll('#rows button:enabled').forEach((button) => button.click())");
+  await until("the way back", () => run("return states.includes('lost') && states.at(-1) === 'running'"));
+  assert.ok((await ended("aborted")) >= 1);
+});
+
 test("a foreign page's order changes nothing", async (t) => {
   await start();
   await send_half();
