@@ -57,7 +57,6 @@ use tower_service::Service;
 /// }
 /// ```
 #[derive(Debug, Clone)]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub struct RequestLayer {
     registry: Registry<()>,
     name: &'static str,
@@ -88,7 +87,6 @@ impl<I> Layer<I> for RequestLayer {
 
 /// A service whose requests are in flight until their responses have been sent; see [`RequestLayer`].
 #[derive(Debug, Clone)]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub struct RequestService<I> {
     inner: I,
     layer: RequestLayer,
@@ -119,7 +117,6 @@ pin_project! {
     /// The future of a [`RequestService`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub struct RequestFuture<F> {
         // `None`: it was refused.
         #[pin]
@@ -159,7 +156,6 @@ fn refusal<R>(closes: bool) -> Response<RequestBody<R>> {
 pin_project! {
     /// The body of a response, with which its request ends to be in flight.
     #[derive(Debug)]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub struct RequestBody<B> {
         #[pin]
         held: Held<B>,
