@@ -50,11 +50,9 @@ async fn main() -> ExitCode {
 async fn run(service: Arc<Service>) -> Result<(), String> {
     let Options { address, dir, linger, page, .. } = &service.options;
     fs::create_dir_all(dir).map_err(|error| format!("cannot write to '{}': {error}", dir.display()))?;
-    let listening = async {
-        let listener = TcpListener::bind(address).await?;
-        Ok((listener.local_addr()?, listener))
-    };
-    let (bound, listener) = listening.await.map_err(|error: io::Error| format!("cannot listen on {address}: {error}"))?;
+    let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let bound = listener.local_addr().map_err(cannot_listen)?;
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))
