@@ -11,27 +11,27 @@ use tower_service::Service;
 
 /// A layer that holds a [`Guard`] for each request, for whatever serves tower's services: axum, tonic, hyper.
 ///
-/// A request is in flight from the call of its service until the body of its response has been dropped, which a server does when it has taken all of
-/// it, or when its client has gone. So the drain waits for each response that has begun, and what a request starts in the background is
-/// accepted even if it starts it late, from the last frame of its body.
+/// A request is in flight from the call of its service until the body of its response has been dropped, which a server does when it has
+/// taken all of it, or when its client has gone. So the drain waits for each response that has begun, and what a request starts in the
+/// background is accepted even if it starts it late, from the last frame of its body.
 ///
-/// A request that comes after the drain, or [too many](background_tasks::Builder::max_in_flight), is answered 503 with an empty body, without a call
-/// of the service. After the drain the answer also closes its connection, so that its client goes elsewhere (HTTP/1; in HTTP/2 that is said by
-/// the server, for all of a connection).
+/// A request that comes after the drain, or [too many](background_tasks::Builder::max_in_flight), is answered 503 with an empty body,
+/// without a call of the service. After the drain the answer also closes its connection, so that its client goes elsewhere (HTTP/1; in
+/// HTTP/2 that is said by the server, for all of a connection).
 ///
-/// A panic of the service, or of a body, goes on unwinding, and the request counts as panicked. In all other cases it counts as completed: a guard does not
-/// know what its response said, nor whether its client waited for it.
+/// A panic of the service, or of a body, goes on unwinding, and the request counts as panicked. In all other cases it counts as completed:
+/// a guard does not know what its response said, nor whether its client waited for it.
 ///
 /// # What it does not cover
 ///
-/// The last bytes of a response may still be in the server's buffer when its body is gone, and connections are not counted. Both are the server's: have
-/// its own graceful shutdown begin with the registry's [`signal`](Registry::signal), and wait for it, as the example does.
+/// The last bytes of a response may still be in the server's buffer when its body is gone, and connections are not counted. Both are the
+/// server's: have its own graceful shutdown begin with the registry's [`signal`](Registry::signal), and wait for it, as the example does.
 ///
 /// Put it around what should hold the exit up. A response that never ends by itself, such as a stream of events, has to end at the
 /// [`signal`](Registry::signal), or the drain waits for its client to leave.
 ///
-/// A connection that has been upgraded (a WebSocket) goes on after the response, whose guard is gone. Give it one of its own while the request is
-/// in flight: `let guard = registry.named("socket").guard();` in the handler, moved into what then has the connection.
+/// A connection that has been upgraded (a WebSocket) goes on after the response, whose guard is gone. Give it one of its own while the
+/// request is in flight: `let guard = registry.named("socket").guard();` in the handler, moved into what then has the connection.
 ///
 /// # Examples
 ///
@@ -57,7 +57,6 @@ use tower_service::Service;
 /// }
 /// ```
 #[derive(Debug, Clone)]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub struct RequestLayer {
     registry: Registry<()>,
     name: &'static str,
@@ -88,7 +87,6 @@ impl<I> Layer<I> for RequestLayer {
 
 /// A service whose requests are in flight until their responses have been sent; see [`RequestLayer`].
 #[derive(Debug, Clone)]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub struct RequestService<I> {
     inner: I,
     layer: RequestLayer,
@@ -119,7 +117,6 @@ pin_project! {
     /// The future of a [`RequestService`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub struct RequestFuture<F> {
         // `None`: it was refused.
         #[pin]
@@ -159,7 +156,6 @@ fn refusal<R>(closes: bool) -> Response<RequestBody<R>> {
 pin_project! {
     /// The body of a response, with which its request ends to be in flight.
     #[derive(Debug)]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub struct RequestBody<B> {
         #[pin]
         held: Held<B>,

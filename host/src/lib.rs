@@ -57,3 +57,7 @@ pub use self::signals::terminated;
 #[cfg_attr(docsrs, doc(cfg(feature = "systemd")))]
 pub use self::systemd::ready;
 pub use self::terminal::{Stderr, stderr};
+
+#[cfg(all(doctest, feature = "systemd", feature = "tower"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,115 @@
+//! A service that signs people up: it answers at once, and sends the mail in the background.
+
+mod options;
+
+use crate::options::Options;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Router, serve};
+use background_tasks::{InSpan, MetricsObserver, Registry, TokioSpawner, TracingObserver};
+use background_tasks_host::{Host, Page, RequestLayer};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tracing::{info, instrument};
+
+/// Tasks run in the span of the request that has started them.
+type Tasks = Registry<InSpan<TokioSpawner>>;
+
+struct Service {
+    tasks: Tasks,
+    metrics: MetricsObserver,
+    prometheus: PrometheusHandle,
+    options: Options,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = match Options::from_args() {
+        Ok(options) => options,
+        Err(exit) => return exit,
+    };
+    tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
+    // Before the observer, which describes its metrics to it.
+    let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
+    let metrics = MetricsObserver::new("signups");
+    let tasks = Registry::builder(InSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
+
+    let host = Host::new(&tasks).grace(options.grace);
+    host.run(run(Arc::new(Service { tasks, metrics, prometheus, options }))).await
+}
+
+/// Serves until the shutdown has begun and all connections are done.
+async fn run(service: Arc<Service>) -> Result<(), String> {
+    let Options { address, dir, linger, page, .. } = &service.options;
+    fs::create_dir_all(dir).map_err(|error| format!("cannot write to '{}': {error}", dir.display()))?;
+    let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let bound = listener.local_addr().map_err(cannot_listen)?;
+
+    let mut app = Router::new()
+        .route("/signups", post(sign_up))
+        // What is above it is in flight until it has been answered; probes need not be.
+        .layer(RequestLayer::new(&service.tasks))
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(show_metrics))
+        .layer(DefaultBodyLimit::max(1024));
+    if *page {
+        app = app.nest_service("/background", Page::new(&service.tasks));
+    }
+    let app = app.with_state(service.clone());
+
+    info!("listening on http://{bound}");
+    background_tasks_host::ready();
+    let (signal, linger) = (service.tasks.signal(), *linger);
+    let end = async move {
+        signal.await;
+        sleep(linger).await;
+    };
+    serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
+}
+
+/// Accepts an address, to which a background task is going to send a mail.
+#[instrument(skip_all)]
+async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
+    if !address.contains('@') || address.contains(char::is_control) {
+        return (StatusCode::BAD_REQUEST, "the body is no address\n");
+    }
+    let tasks = service.tasks.clone();
+    // This request is in flight, so what it starts is accepted, even if the shutdown has begun.
+    tasks.named("welcome-mail").run(send(service, address));
+    (StatusCode::ACCEPTED, "a mail is on its way\n")
+}
+
+/// Sends a mail, as far as an example does: it waits as for a mail server, and writes a line.
+async fn send(service: Arc<Service>, address: String) {
+    sleep(Duration::from_millis(20)).await;
+    info!("the mail is sent");
+    let tasks = service.tasks.clone();
+    // A task may start what it owes, too. What blocks must not do so on the threads that serve.
+    tasks.named("outbox").run_blocking(move || write(&service.options.dir, &address));
+}
+
+fn write(dir: &Path, address: &str) -> io::Result<()> {
+    let mut outbox = OpenOptions::new().append(true).create(true).open(dir.join("outbox"))?;
+    // In one piece, as others write too.
+    outbox.write_all(format!("{address}\n").as_bytes())
+}
+
+/// Whether it should be sent requests: not any more once the shutdown has begun.
+async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
+    if service.tasks.is_shutting_down() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+}
+
+async fn show_metrics(State(service): State<Arc<Service>>) -> String {
+    service.metrics.record(&service.tasks);
+    service.prometheus.render()
+}
