@@ -120,7 +120,7 @@ impl End {
         } else if self.stage.is_awaited() && !quiet {
             self.tell(Level::Info, format!("drained in {}: {}", self.time(), total(&self.registries)));
         }
-        self.voice.hush();
+        self.voice.hush(self.left().max(LEAVE));
         self.stage.finish();
         if self.stage.is_awaited() && (asked || !in_time) {
             // Now `main` has to return in time.

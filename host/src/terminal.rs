@@ -53,9 +53,9 @@ pub(crate) fn tell(level: Level, line: impl Display) {
     #[cfg(feature = "tracing")]
     if tracing::dispatcher::has_been_set() {
         return match level {
-            Level::Info => tracing::info!("{line}"),
-            Level::Warn => tracing::warn!("{line}"),
-            Level::Error => tracing::error!("{line}"),
+            Level::Info => tracing::info!(target: "background_tasks_host", "{line}"),
+            Level::Warn => tracing::warn!(target: "background_tasks_host", "{line}"),
+            Level::Error => tracing::error!(target: "background_tasks_host", "{line}"),
         };
     }
     let _ = level;

@@ -35,11 +35,11 @@ impl Voice {
         }
     }
 
-    /// Waits until all has been told, but not for long.
-    pub(crate) fn hush(&self) {
+    /// Waits until all has been told, but for no longer than this.
+    pub(crate) fn hush(&self, longest: Duration) {
         let (all, told) = channel::<Infallible>();
         self.say(move || drop(all));
-        let _ = told.recv_timeout(TELL);
+        let _ = told.recv_timeout(longest);
     }
 }
 

@@ -44,9 +44,12 @@ impl<S: BlockingSpawner> Notes<S> {
         }
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         match path {
-            "/" | "/tasks" if !read => return Ok(allow("GET, HEAD")),
+            "/" | "/tasks" | "/readyz" if !read => return Ok(allow("GET, HEAD")),
             "/" => return Ok(self.page()),
             "/tasks" => return Ok(self.tasks()),
+            // Whether it should be sent more.
+            "/readyz" if self.registry.is_shutting_down() => return Err(StatusCode::SERVICE_UNAVAILABLE),
+            "/readyz" => return Ok(plain(StatusCode::OK)),
             _ => {}
         }
         let name = path.strip_prefix("/notes/").ok_or(StatusCode::NOT_FOUND)?;

@@ -20,6 +20,7 @@ Usage: notes [options]
   curl http://127.0.0.1:7878/notes/name            read it back
   curl http://127.0.0.1:7878/                      how many are in flight, what was written
   curl http://127.0.0.1:7878/tasks                 what is in flight
+  curl http://127.0.0.1:7878/readyz                whether it accepts more: 503 once it stops
 
 Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start,
 130 after a second SIGTERM or Ctrl-C.";
