@@ -21,6 +21,7 @@ use {
 pub struct Start<'a, S> {
     registry: &'a Registry<S>,
     name: Option<&'static str>,
+    site: Option<&'static Location<'static>>,
     critical: bool,
 }
 
@@ -35,12 +36,18 @@ impl<S> Copy for Start<'_, S> {}
 impl<'a, S> Start<'a, S> {
     #[inline]
     pub(crate) fn new(registry: &'a Registry<S>) -> Self {
-        Self { registry, name: None, critical: false }
+        Self { registry, name: None, site: None, critical: false }
     }
 
     /// Gives the work a name; see [`Registry::named`].
     pub fn named(self, name: &'static str) -> Self {
         Self { name: Some(name), ..self }
+    }
+
+    /// Has the work told as started at this place, not at the call that starts it: for a library that starts it for its own caller, and knows
+    /// that one's place by `#[track_caller]`.
+    pub fn at(self, site: &'static Location<'static>) -> Self {
+        Self { site: Some(site), ..self }
     }
 
     /// Marks the work as critical; see [`Registry::critical`].
@@ -56,7 +63,7 @@ impl<'a, S> Start<'a, S> {
         #[cfg(not(feature = "std"))]
         let _ = (kind, self.critical);
         Call {
-            site: Location::caller(),
+            site: self.site.unwrap_or(Location::caller()),
             #[cfg(feature = "std")]
             name: self.name,
             #[cfg(feature = "std")]

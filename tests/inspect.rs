@@ -7,6 +7,7 @@ use background_tasks::{Kind, Registry, Spawner, TaskId, TokioSpawner};
 use common::{HANG, Manual, inspected};
 use std::collections::HashSet;
 use std::future::pending;
+use std::panic::Location;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -31,6 +32,21 @@ fn a_list_tells_name_place_kind_and_age_the_oldest_first() {
     assert_eq!(held.to_string(), format!("guard at {}", held.location()));
     drop(guard);
     assert_eq!(registry.tasks().len(), 1);
+}
+
+#[test]
+fn what_a_library_starts_may_be_told_as_its_caller_s() {
+    #[track_caller]
+    fn library(registry: &Registry<Manual>) {
+        let caller = Location::caller();
+        let start = || registry.named("on behalf").at(caller).run(pending::<()>());
+        start();
+    }
+    let (_spawner, registry) = inspected();
+    let line = line!() + 1;
+    library(&registry);
+    let [task] = registry.tasks()[..] else { panic!("one is in flight") };
+    assert_eq!((task.location().file(), task.location().line()), (file!(), line));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use background_tasks::{Guard, Registry, ShutdownSignal, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, Location};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,13 +68,16 @@ pub struct Host {
     registries: Vec<Registry<()>>,
     grace: Duration,
     signals: io::Result<ShutdownSignal>,
+    site: &'static Location<'static>,
 }
 
 impl Host {
     /// Makes the host of a registry. The signals are waited for from here on, so begin `main` with it: one that comes before
     /// [`run`](Self::run) is not lost.
+    #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
-        Self { registries: vec![registry.with_spawner(())], grace: Duration::from_secs(10), signals: signals::install(false) }
+        let (registries, grace) = (vec![registry.with_spawner(())], Duration::from_secs(10));
+        Self { registries, grace, signals: signals::install(false), site: Location::caller() }
     }
 
     /// Has another registry drained once those before have been: the workers after the requests, say, and the pool's own tasks after the workers.
@@ -113,7 +116,7 @@ impl Host {
     where
         F: Future<Output: TaskOutput>,
     {
-        let stage = Arc::new(Stage::new());
+        let stage = Arc::new(Stage::new(self.site));
         let started = self.signals.and_then(|asked| drain::start(self.registries.clone(), self.grace, asked, stage.clone()));
         if let Err(error) = started {
             tell(Level::Error, format_args!("the program cannot be hosted: {error}"));
@@ -163,6 +166,8 @@ async fn perform<F: Future<Output: TaskOutput>>(stage: &Stage, program: F) -> u8
 /// What the program's task and the drain's thread tell each other.
 pub(crate) struct Stage {
     program: Mutex<Program>,
+    /// Where the program is told to have started.
+    site: &'static Location<'static>,
     /// The program has ended.
     ended: Registry<()>,
     /// It has to, as the grace is over.
@@ -185,10 +190,10 @@ enum Program {
 }
 
 impl Stage {
-    fn new() -> Self {
+    fn new(site: &'static Location<'static>) -> Self {
         let flag = || Registry::new(());
         let program = Mutex::new(Program::Runs);
-        Self { program, ended: flag(), aborted: flag(), over: flag(), code: AtomicU8::new(0) }
+        Self { program, site, ended: flag(), aborted: flag(), over: flag(), code: AtomicU8::new(0) }
     }
 
     fn program(&self) -> MutexGuard<'_, Program> {
@@ -199,7 +204,7 @@ impl Stage {
     pub(crate) fn hold(&self, registry: &Registry<()>) {
         let mut program = self.program();
         if let Program::Runs = *program {
-            *program = Program::Ends { _in_flight: registry.named("program").guard().ok() };
+            *program = Program::Ends { _in_flight: registry.named("program").at(self.site).guard().ok() };
         }
     }
 

@@ -3,7 +3,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
@@ -60,14 +60,16 @@ use tower_service::Service;
 pub struct RequestLayer {
     registry: Registry<()>,
     name: &'static str,
+    site: &'static Location<'static>,
 }
 
 impl RequestLayer {
-    /// Returns a layer that counts requests on `registry`, by the name `request`.
+    /// Returns a layer that counts requests on `registry`, by the name `request`, as started at this call.
     ///
     /// It keeps a handle of the registry, as do the services that it makes.
+    #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
-        Self { registry: registry.with_spawner(()), name: "request" }
+        Self { registry: registry.with_spawner(()), name: "request", site: Location::caller() }
     }
 
     /// Gives the requests another name; see [`Registry::named`].
@@ -105,7 +107,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> RequestFuture<I::Future> {
-        let guard = self.layer.registry.named(self.layer.name).guard();
+        let RequestLayer { registry, name, site } = &self.layer;
+        let guard = registry.named(name).at(site).guard();
         let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == Reason::Drained);
         let closes = drained && request.version() < Version::HTTP_2;
         let held = guard.ok().map(|guard| Held { work: Some(self.inner.call(request)), guard: Some(guard) });
