@@ -2,7 +2,7 @@
 
 use crate::host::{FAILED, Stage};
 use crate::terminal::{Level, bar, tell};
-use crate::voice::{Voice, leave};
+use crate::voice::{TELL, Voice, leave};
 use crate::{signals, systemd};
 use background_tasks::{Registry, Shutdown, ShutdownSignal, Stragglers, Summary};
 use futures_lite::future::block_on;
@@ -210,6 +210,8 @@ impl End {
         for stragglers in self.stragglers(Duration::ZERO) {
             self.tell(Level::Warn, format!("the grace of {:?} is over: {stragglers:#}", self.grace));
         }
+        // So that observers tell of those whom it aborts after this.
+        self.voice.hush(TELL);
         for registry in &self.registries {
             registry.abort();
         }

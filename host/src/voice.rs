@@ -9,8 +9,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How long the last line and the last flush may take.
-const TELL: Duration = Duration::from_millis(200);
+/// How long lines and the last flush may take when that holds something up.
+pub(crate) const TELL: Duration = Duration::from_millis(200);
 
 /// Tells on a thread of its own: who reads may have stopped, for which no drain should wait.
 pub(crate) struct Voice {
