@@ -2,11 +2,13 @@
 
 mod client;
 mod load;
+mod managers;
 mod places;
 mod service;
 mod stopping;
 
 pub use self::load::every_accepted_note_is_written;
+pub use self::managers::{under_runit, under_systemd};
 pub use self::places::*;
 pub use self::stopping::*;
 
