@@ -72,8 +72,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Makes the host of a registry. The signals are waited for from here on, so begin `main` with it: one that comes before
-    /// [`run`](Self::run) is not lost.
+    /// Makes the host of a registry. The signals are waited for from here on, so begin `main` with it, before the runtime has threads: one that
+    /// comes before [`run`](Self::run) is not lost. [`terminated`](crate::terminated) says more.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let (registries, grace) = (vec![registry.with_spawner(())], Duration::from_secs(10));

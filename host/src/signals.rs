@@ -28,6 +28,9 @@ fn watch() -> MutexGuard<'static, Watch> {
 /// at once. A program that is process 1 of its container must make this call or run a host to be stopped at all: for process 1 the system ignores
 /// a signal that nobody handles.
 ///
+/// Make it early, before there is a runtime with threads: no signal is lost then. With other threads, one that comes in the few microseconds that the first
+/// call takes may be, as if nobody had asked.
+///
 /// # Panics
 ///
 /// When the system refuses what it takes: a thread and, on Unix, a pair of file descriptors. [`Host::run`](crate::Host::run) returns in place of that.
@@ -76,20 +79,32 @@ fn asked() {
 
 #[cfg(unix)]
 mod os {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal};
     use signal_hook::iterator::Signals;
     use std::io;
 
     pub(super) use signal_hook::iterator::Handle;
 
     pub(super) fn signals() -> io::Result<(Signals, Handle)> {
-        let signals = Signals::new([SIGTERM, SIGINT])?;
+        let signals = [Signal::SIGTERM, Signal::SIGINT];
+        let signals = later(&signals, || Signals::new(signals.map(|signal| signal as i32)))?;
         let handle = signals.handle();
         Ok((signals, handle))
     }
 
     pub(super) fn add_hangup(handle: &Handle) -> io::Result<()> {
-        handle.add_signal(SIGHUP)
+        later(&[Signal::SIGHUP], || handle.add_signal(Signal::SIGHUP as i32))
+    }
+
+    /// Has the signals that come to this thread meanwhile come afterwards.
+    ///
+    /// signal-hook loses one that comes after the system has its handler and before that one knows what to do. So the first
+    /// thread, if it has no others yet, loses none.
+    fn later<T>(signals: &[Signal], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let before = signals.iter().copied().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let registered = register();
+        before.thread_set_mask()?;
+        registered
     }
 
     pub(super) fn each(mut signals: Signals, asked: impl Fn()) {

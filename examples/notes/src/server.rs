@@ -16,23 +16,29 @@ use std::time::Duration;
 use tower::Layer;
 
 /// Runs the service, as the process's arguments say, until the process is asked to stop. To bind and to accept, `serve`, is its runtime's.
-pub async fn run<S, T, F>(spawner: S, timer: T, serve: F) -> ExitCode
+///
+/// From the call on, which should come before the runtime's threads, the signals are the service's.
+pub fn run<S, T, F>(spawner: S, timer: T, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
     T: Timer + Clone + Send + Sync + 'static,
     F: AsyncFnOnce(&Server<S, T>) -> Result<(), String>,
 {
-    let options = match Options::from_args() {
-        Ok(options) => options,
-        Err(code) => return code,
-    };
+    let options = Options::from_args();
     let registry = Registry::builder(spawner).observer(StderrObserver).inspect().build();
-    let host = Host::new(&registry).grace(options.grace);
-    let program = async move {
-        let server = Server::open(registry, timer, &options)?;
-        serve(&server).await
-    };
-    host.run(program).await
+    let host = Host::new(&registry);
+    async {
+        let options = match options {
+            Ok(options) => options,
+            Err(code) => return code,
+        };
+        let host = host.grace(options.grace);
+        let program = async move {
+            let server = Server::open(registry, timer, &options)?;
+            serve(&server).await
+        };
+        host.run(program).await
+    }
 }
 
 /// The service, less what its runtime does.
@@ -72,6 +78,7 @@ where
         let listening = bound.and_then(|listener| Ok((address(&listener)?, listener)));
         let (address, listener) = listening.map_err(because(format_args!("cannot listen on {}", self.address())))?;
         tell(&format!("listening on http://{address}"));
+        background_tasks_host::ready();
         Ok(listener)
     }
 

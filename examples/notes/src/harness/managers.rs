@@ -188,7 +188,7 @@ const UNIT: &str = "\
 [Unit]
 DefaultDependencies=no
 [Service]
-Type=exec
+Type=notify
 ExecStart=COMMAND
 ExecStopPost=PLACE/post
 TimeoutStopSec=infinity

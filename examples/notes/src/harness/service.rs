@@ -150,17 +150,6 @@ impl Process {
         }
     }
 
-    /// Waits until nobody is left to write a line, or for this long; returns which it was.
-    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
-        loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => self.seen.push(line),
-                Err(why) => return why == RecvTimeoutError::Disconnected,
-            }
-        }
-    }
-
     /// Waits for the end of the process.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ended {
