@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
@@ -30,8 +31,7 @@ struct Service {
     options: Options,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let options = match Options::from_args() {
         Ok(options) => options,
         Err(exit) => return exit,
@@ -42,8 +42,10 @@ async fn main() -> ExitCode {
     let metrics = MetricsObserver::new("signups");
     let tasks = Registry::builder(InSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
 
+    // Before the runtime's threads: from here on no signal is lost.
     let host = Host::new(&tasks).grace(options.grace);
-    host.run(run(Arc::new(Service { tasks, metrics, prometheus, options }))).await
+    let program = run(Arc::new(Service { tasks, metrics, prometheus, options }));
+    Runtime::new().expect("threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until the shutdown has begun and all connections are done.

@@ -27,6 +27,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "untracked_hangs" => untracked_hangs(),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
+        "critical" => critical(),
         "nothing" => block_on(host(&Registry::new(())).run(async {})),
         other => panic!("there is no program {other}"),
     }
@@ -196,6 +197,13 @@ fn pending_task() -> ExitCode {
         ready();
         registry.signal().await;
     }))
+}
+
+fn critical() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    registry.named("lease").critical().run(async { Err("lost") });
+    late(&registry);
+    block_on(host(&registry).run(registry.signal()))
 }
 
 fn shut_down_by_a_task() -> ExitCode {

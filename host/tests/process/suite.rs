@@ -28,6 +28,7 @@ const TESTS: &[(&str, fn())] = &[
     ("sighup_is_not_for_the_host_unless_asked", sighup_is_not_for_the_host_unless_asked),
     ("a_signal_before_run_is_kept", a_signal_before_run_is_kept),
     ("a_shutdown_by_somebody_else", a_shutdown_by_somebody_else),
+    ("critical_work_that_is_lost_is_a_failure", critical_work_that_is_lost_is_a_failure),
     ("a_grace_for_ever", a_grace_for_ever),
     ("a_task_is_aborted", a_task_is_aborted),
     ("a_runtime_that_hangs_does_not_hold_it", a_runtime_that_hangs_does_not_hold_it),
@@ -183,6 +184,15 @@ fn a_shutdown_by_somebody_else() {
     process.out("ready");
     process.release();
     process.wait().exited(0);
+}
+
+fn critical_work_that_is_lost_is_a_failure() {
+    let mut process = Program::new("critical").start();
+    process.err("ending, as the program cannot go on without lease at ");
+    process.release();
+    let ended = process.wait();
+    ended.exited(2).told(" failed: lost").told("drained in ");
+    assert!(ended.said("late work is done"), "{ended:#?}");
 }
 
 fn a_grace_for_ever() {
