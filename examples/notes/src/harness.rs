@@ -152,6 +152,7 @@ pub fn paths_and_methods(program: Program) {
     for (method, path, status) in [
         ("GET", "/", 200),
         ("GET", "/tasks", 200),
+        ("GET", "/readyz", 200),
         ("GET", "/notes/none", 404),
         ("GET", "/notes", 404),
         ("GET", "/other", 404),
