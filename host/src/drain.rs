@@ -1,18 +1,18 @@
 //! The end of the program, on a thread of its own, which an executor that is blocked cannot hold.
 
 use crate::host::{FAILED, Stage};
+use crate::signals::AtSecond;
+use crate::systemd;
 use crate::terminal::{Level, bar, tell};
 use crate::voice::{TELL, Voice, leave};
-use crate::{signals, systemd};
 use background_tasks::{Registry, Shutdown, ShutdownSignal, Stragglers, Summary};
 use futures_lite::future::block_on;
-use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,22 +26,25 @@ const LINES: Duration = Duration::from_secs(2);
 /// The longest that systemd is asked for at once: if nobody ends for so long, it is for systemd to decide.
 const EXTEND: Duration = Duration::from_secs(30);
 
+/// Has the second signal end the process at once.
+pub(crate) fn leave_at_second(registries: &[Registry<()>]) -> AtSecond {
+    let registries = registries.to_vec();
+    AtSecond::new(move || {
+        let left = in_flight(&registries);
+        leave(130, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
+    })
+}
+
 /// Starts the thread that waits for the end's beginning and does it.
 pub(crate) fn start(registries: Vec<Registry<()>>, grace: Duration, asked: ShutdownSignal, stage: Arc<Stage>) -> io::Result<()> {
-    let at_second = registries.clone();
     let end = move || {
         let signals = registries.iter().map(Registry::signal).chain([asked.clone(), stage.ended()]);
         block_on(any(signals.collect()));
         if stage.is_awaited() {
-            End::new(registries, grace, stage).run(asked.is_triggered());
+            End::new(registries, grace, asked, stage).run();
         }
     };
-    thread::Builder::new().name("drain".into()).spawn(end)?;
-    signals::at_second(move || {
-        let left = in_flight(&at_second);
-        leave(130, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
-    });
-    Ok(())
+    thread::Builder::new().name("drain".into()).spawn(end).map(drop)
 }
 
 /// Waits for the first of them.
@@ -75,6 +78,8 @@ fn ended(summary: &Summary) -> u64 {
 struct End {
     registries: Vec<Registry<()>>,
     stage: Arc<Stage>,
+    /// The process has been asked to stop.
+    asked: ShutdownSignal,
     grace: Duration,
     began: Instant,
     /// `None` is never.
@@ -85,46 +90,62 @@ struct End {
     known: Option<u64>,
     /// When the last line was told.
     told: Instant,
+    /// Whether critical work that is lost has been told of.
+    lost: bool,
     voice: Voice,
 }
 
 impl End {
-    fn new(registries: Vec<Registry<()>>, grace: Duration, stage: Arc<Stage>) -> Self {
+    fn new(registries: Vec<Registry<()>>, grace: Duration, asked: ShutdownSignal, stage: Arc<Stage>) -> Self {
         let before = ended(&total(&registries));
         let began = Instant::now();
         let deadline = began.checked_add(grace);
-        Self { registries, stage, grace, began, deadline, before, known: None, told: began, voice: Voice::start() }
+        let voice = Voice::start();
+        Self { registries, stage, asked, grace, began, deadline, before, known: None, told: began, lost: false, voice }
     }
 
-    fn run(mut self, asked: bool) {
-        let (over, ends) = channel();
-        self.enforce(ends);
-        self.stage.hold(&self.registries[0]);
+    fn run(mut self) {
+        let (drained, in_time) = channel();
+        self.enforce(in_time);
+        if let Some(own) = self.stage.hold(&self.registries[0]) {
+            self.registries.insert(0, own);
+        }
         let in_flight = in_flight(&self.registries);
-        let quiet = !asked && in_flight == 0;
+        let quiet = !self.asked.is_triggered() && in_flight == 0;
         self.registries[0].shutdown();
-        systemd::stopping();
+        self.inform(systemd::stopping());
+        self.blame();
         if !quiet {
             self.begin(in_flight);
         }
-        let causes = self.registries.iter().filter_map(Registry::shutdown_cause);
-        for cause in causes {
-            self.stage.exit_with(FAILED);
-            self.tell(Level::Error, format!("ending, as the program cannot go on without {cause}"));
-        }
-        let in_time = self.drain();
+        let is_in_time = self.drain();
         self.voice.say(bar::finish);
-        if !in_time {
+        self.blame();
+        if !is_in_time {
             self.stage.exit_with(1);
             self.abort();
         } else if self.stage.is_awaited() && !quiet {
             self.tell(Level::Info, format!("drained in {}: {}", self.time(), total(&self.registries)));
         }
-        self.voice.hush(self.left().max(LEAVE));
+        self.voice.hush(self.left().clamp(LEAVE, LINES));
         self.stage.finish();
-        if self.stage.is_awaited() && (asked || !in_time) {
-            // Now `main` has to return in time.
-            std::mem::forget(over);
+        if is_in_time {
+            let _ = drained.send(());
+        } else {
+            // Dropped, it would say that this thread has panicked, and the process would end before `main` has had its time.
+            std::mem::forget(drained);
+        }
+    }
+
+    /// Tells what has ended the program, if it was not a signal.
+    fn blame(&mut self) {
+        if let Some(error) = self.stage.error() {
+            self.tell(Level::Error, format!("the program failed: {error}"));
+        }
+        if let (false, Some(lost)) = (self.lost, self.registries.iter().find_map(Registry::shutdown_cause)) {
+            self.lost = true;
+            self.stage.exit_with(FAILED);
+            self.tell(Level::Error, format!("ending, as the program cannot go on without {lost}"));
         }
     }
 
@@ -132,25 +153,37 @@ impl End {
         self.voice.say(move || tell(level, line));
     }
 
-    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`, unless the sender is dropped before.
-    fn enforce(&self, over: Receiver<Infallible>) {
+    fn inform(&self, systemd: io::Result<()>) {
+        if let Err(error) = systemd {
+            self.voice.say(move || systemd::failed(&error));
+        }
+    }
+
+    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`.
+    ///
+    /// If all has drained in time, that is so once it has been asked to stop, which may come later.
+    fn enforce(&self, in_time: Receiver<()>) {
         let Some(last) = self.deadline.and_then(|deadline| deadline.checked_add(SETTLE + LEAVE)) else { return };
-        let stage = self.stage.clone();
+        let (stage, asked) = (self.stage.clone(), self.asked.clone());
+        let left = move || last.saturating_duration_since(Instant::now());
         let enforce = move || {
-            if over.recv_timeout(last.saturating_duration_since(Instant::now())) == Err(RecvTimeoutError::Timeout) {
-                if !stage.is_over() {
-                    stage.exit_with(1);
-                }
-                let code = stage.finish();
-                leave(code, move || {
-                    if code == 0 {
+            let is_in_time = in_time.recv_timeout(left()).is_ok();
+            if is_in_time {
+                block_on(asked);
+                thread::sleep(left());
+            } else if !stage.is_over() {
+                stage.exit_with(1);
+            }
+            if stage.is_awaited() {
+                leave(stage.finish(), move || {
+                    if is_in_time {
                         tell(Level::Error, "the grace is over, and `main` has not returned");
                     }
                 });
             }
         };
         if let Err(error) = thread::Builder::new().name("deadline".into()).spawn(enforce) {
-            tell(Level::Warn, format_args!("what hangs may hold the process: {error}"));
+            self.tell(Level::Warn, format!("what hangs may hold the process: {error}"));
         }
     }
 
@@ -195,7 +228,7 @@ impl End {
         let in_flight = in_flight(&self.registries);
         let ended = ended(&total(&self.registries)).saturating_sub(self.before);
         let progress = self.known.replace(ended) != Some(ended);
-        systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE));
+        self.inform(systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE)));
         if self.voice.has_bar {
             let tasks = stragglers.tasks().to_vec();
             self.voice.say(move || bar::show(ended, in_flight, &tasks));

@@ -2,6 +2,8 @@
 
 use background_tasks::{Core, Registry, ShutdownSignal};
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -13,8 +15,10 @@ static WATCH: Mutex<Watch> = Mutex::new(Watch { handle: None, at_second: None })
 
 struct Watch {
     handle: Option<os::Handle>,
-    at_second: Option<Box<dyn FnOnce() + Send>>,
+    at_second: Option<(usize, Leave)>,
 }
+
+type Leave = Box<dyn FnOnce() + Send>;
 
 fn watch() -> MutexGuard<'static, Watch> {
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,8 +54,13 @@ pub fn terminated() -> ShutdownSignal {
 pub(crate) fn install(hangup: bool) -> io::Result<ShutdownSignal> {
     let mut watch = watch();
     if watch.handle.is_none() {
+        // The thread first: once the handlers are there, somebody has to listen to them.
+        let (give, take) = channel();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || take.into_iter().for_each(|signals| os::each(signals, asked)))?;
         let (signals, handle) = os::signals()?;
-        thread::Builder::new().name("signals".into()).spawn(|| os::each(signals, asked))?;
+        let _ = give.send(signals);
         watch.handle = Some(handle);
     }
     if let (true, Some(handle)) = (hangup, &watch.handle) {
@@ -60,20 +69,36 @@ pub(crate) fn install(hangup: bool) -> io::Result<ShutdownSignal> {
     Ok(ASKED.signal())
 }
 
-/// Has the second signal, and each one after it, do this. It replaces what was told before.
-pub(crate) fn at_second(leave: impl FnOnce() + Send + 'static) {
-    watch().at_second = Some(Box::new(leave));
+/// Has the second signal do something while this is there. What is told last counts.
+pub(crate) struct AtSecond(usize);
+
+impl AtSecond {
+    pub(crate) fn new(leave: impl FnOnce() + Send + 'static) -> Self {
+        static KEYS: AtomicUsize = AtomicUsize::new(0);
+        let key = KEYS.fetch_add(1, Ordering::Relaxed);
+        let old = watch().at_second.replace((key, Box::new(leave)));
+        // Not under the lock: it may own the last handle of a registry.
+        drop(old);
+        Self(key)
+    }
 }
 
-/// A signal has come.
-fn asked() {
-    if ASKED.is_shutting_down() {
+impl Drop for AtSecond {
+    fn drop(&mut self) {
+        let old = watch().at_second.take_if(|(key, _)| *key == self.0);
+        drop(old);
+    }
+}
+
+/// A signal has come. One that asks and does not insist is none once the process has been asked: a terminal that is closed may send SIGHUP twice.
+fn asked(insists: bool) {
+    if !ASKED.is_shutting_down() {
+        ASKED.shutdown();
+    } else if insists {
         let leave = watch().at_second.take();
-        if let Some(leave) = leave {
+        if let Some((_, leave)) = leave {
             leave();
         }
-    } else {
-        ASKED.shutdown();
     }
 }
 
@@ -107,9 +132,9 @@ mod os {
         registered
     }
 
-    pub(super) fn each(mut signals: Signals, asked: impl Fn()) {
-        for _ in signals.forever() {
-            asked();
+    pub(super) fn each(mut signals: Signals, asked: impl Fn(bool)) {
+        for signal in signals.forever() {
+            asked(signal != Signal::SIGHUP as i32);
         }
     }
 }
@@ -135,7 +160,7 @@ mod os {
         Ok(())
     }
 
-    pub(super) fn each(Signals(mut c, mut pause, mut close, mut shutdown): Signals, asked: impl Fn()) {
+    pub(super) fn each(Signals(mut c, mut pause, mut close, mut shutdown): Signals, asked: impl Fn(bool)) {
         let mut next = || {
             block_on(poll_fn(|cx| {
                 // Not `||`: each must know the waker.
@@ -146,7 +171,7 @@ mod os {
         };
         loop {
             next();
-            asked();
+            asked(true);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Returns a writer to stderr that keeps out of the drain's bar, and does not mind that nobody reads.
 ///
@@ -11,6 +12,8 @@ pub fn stderr() -> Stderr {
 }
 
 /// Writes to stderr, in one piece and above the drain's bar, what was written to it, when it is flushed or dropped.
+///
+/// Do not use it within a write to `std::io::stderr` (a `Display` that logs, say): it waits for that one's lock.
 ///
 /// It never fails: that stderr is closed (Ctrl-C ends the `tee` of `service 2>&1 | tee log` as well) is no reason for a
 /// drain to stop, where `eprintln!` would panic.
@@ -48,10 +51,15 @@ pub(crate) enum Level {
     Error,
 }
 
-/// Tells a line: as an event where the program has a subscriber for all threads, on stderr otherwise.
+/// Tells a line: as an event where this thread has a subscriber, which is one for all threads, on stderr otherwise. A subscriber's panic is its
+/// hook's to tell.
 pub(crate) fn tell(level: Level, line: impl Display) {
+    let _ = catch_unwind(AssertUnwindSafe(|| tell_unshielded(level, line)));
+}
+
+fn tell_unshielded(level: Level, line: impl Display) {
     #[cfg(feature = "tracing")]
-    if tracing::dispatcher::has_been_set() {
+    if tracing::dispatcher::get_default(|dispatch| !dispatch.is::<tracing::subscriber::NoSubscriber>()) {
         return match level {
             Level::Info => tracing::info!(target: "background_tasks_host", "{line}"),
             Level::Warn => tracing::warn!(target: "background_tasks_host", "{line}"),
@@ -68,7 +76,7 @@ pub(crate) mod bar {
     use background_tasks::TaskInfo;
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
     use std::fmt;
-    use std::io::{self, IsTerminal, Write};
+    use std::io::{self, Write};
     use std::sync::LazyLock;
     use std::time::Duration;
 
@@ -80,13 +88,13 @@ pub(crate) mod bar {
         let style = ProgressStyle::with_template(STYLE).expect("it is one").progress_chars("=> ");
         BAR.set_style(style);
         BAR.set_prefix(format!("{grace:?}"));
-        BAR.reset_elapsed();
         let _ = writeln!(io::stderr()); // the terminal has just shown `^C`
+        BAR.reset();
         BAR.set_draw_target(ProgressDrawTarget::stderr());
     }
 
     pub(crate) fn can_be_shown() -> bool {
-        io::stderr().is_terminal()
+        !ProgressDrawTarget::stderr().is_hidden()
     }
 
     pub(crate) fn show(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {

@@ -3,7 +3,6 @@
 use crate::signals::exit_now;
 use crate::terminal::bar;
 use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -22,8 +21,7 @@ pub(crate) struct Voice {
 impl Voice {
     pub(crate) fn start() -> Self {
         let (says, said) = channel::<Box<dyn FnOnce() + Send>>();
-        // A subscriber that panics has had its hook tell it.
-        let speak = || said.into_iter().for_each(|say| drop(catch_unwind(AssertUnwindSafe(say))));
+        let speak = || said.into_iter().for_each(|say| say());
         let thread = thread::Builder::new().name("voice".into()).spawn(speak);
         Self { says: thread.is_ok().then_some(says), has_bar: bar::can_be_shown() }
     }

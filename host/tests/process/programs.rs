@@ -28,6 +28,13 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
         "critical" => critical(),
+        "critical_worker" => critical_worker(),
+        "full" => full(),
+        "drained_by_itself" => drained_by_itself(),
+        "main_hangs" => main_hangs(),
+        "hangup_with_work" => hangup_with_work(),
+        "start_up_hangs" => start_up_hangs(),
+        "run_is_dropped" => run_is_dropped(),
         "nothing" => block_on(host(&Registry::new(())).run(async {})),
         other => panic!("there is no program {other}"),
     }
@@ -170,11 +177,12 @@ fn asked_before_run() -> ExitCode {
 fn runtime_hangs() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
+        let host = host(&registry);
         registry.named("hangs").run_blocking(|| {
             ready();
             hang();
         });
-        host(&registry).run(registry.signal()).await
+        host.run(registry.signal()).await
     })
 }
 
@@ -182,11 +190,12 @@ fn runtime_hangs() -> ExitCode {
 fn untracked_hangs() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
+        let host = host(&registry);
         tokio::task::spawn_blocking(|| {
             ready();
             hang();
         });
-        host(&registry).run(registry.signal()).await
+        host.run(registry.signal()).await
     })
 }
 
@@ -204,6 +213,81 @@ fn critical() -> ExitCode {
     registry.named("lease").critical().run(async { Err("lost") });
     late(&registry);
     block_on(host(&registry).run(registry.signal()))
+}
+
+/// A later phase's is lost while an earlier one drains.
+fn critical_worker() -> ExitCode {
+    let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
+    let told = requests.signal();
+    workers.named("lease").critical().run(async move {
+        told.await;
+        Err("lost")
+    });
+    let lost = workers.signal();
+    requests.run(async move {
+        lost.await;
+        println!("the workers are told");
+    });
+    block_on(host(&requests).then(&workers).run(async {
+        ready();
+        requests.signal().await;
+    }))
+}
+
+/// At the signal there is no place for the program, which does not end.
+fn full() -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
+    registry.run(released());
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        println!("told");
+        pending::<()>().await;
+    }))
+}
+
+/// It shuts its registry down while nothing is in flight, and does not end.
+fn drained_by_itself() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(host(&registry).run(async {
+        drop(registry.shutdown());
+        ready();
+        pending::<()>().await;
+    }))
+}
+
+fn main_hangs() -> ExitCode {
+    block_on(host(&registry(SmolSpawner)).run(async {}));
+    ready();
+    hang()
+}
+
+fn hangup_with_work() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    late(&registry);
+    block_on(host(&registry).hangup().run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
+fn start_up_hangs() -> ExitCode {
+    let _host = host(&registry(SmolSpawner));
+    let asked = terminated();
+    ready();
+    block_on(asked);
+    println!("asked");
+    hang()
+}
+
+fn run_is_dropped() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(smol::future::or(async { assert_eq!(host(&registry).run(pending::<()>()).await, 0.into()) }, async {}));
+    ready();
+    block_on(terminated());
+    println!("asked, told: {}", registry.is_shutting_down());
+    block_on(released());
+    7.into()
 }
 
 fn shut_down_by_a_task() -> ExitCode {

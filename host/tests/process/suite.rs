@@ -29,6 +29,13 @@ const TESTS: &[(&str, fn())] = &[
     ("a_signal_before_run_is_kept", a_signal_before_run_is_kept),
     ("a_shutdown_by_somebody_else", a_shutdown_by_somebody_else),
     ("critical_work_that_is_lost_is_a_failure", critical_work_that_is_lost_is_a_failure),
+    ("critical_work_of_a_later_phase", critical_work_of_a_later_phase),
+    ("a_program_that_finds_no_place_has_the_grace", a_program_that_finds_no_place_has_the_grace),
+    ("a_program_that_outlives_its_registry_has_the_grace", a_program_that_outlives_its_registry_has_the_grace),
+    ("a_signal_after_the_end_is_heard", a_signal_after_the_end_is_heard),
+    ("sighup_does_not_insist", sighup_does_not_insist),
+    ("a_start_up_that_hangs", a_start_up_that_hangs),
+    ("a_run_that_is_dropped_ends_nothing", a_run_that_is_dropped_ends_nothing),
     ("a_grace_for_ever", a_grace_for_ever),
     ("a_task_is_aborted", a_task_is_aborted),
     ("a_runtime_that_hangs_does_not_hold_it", a_runtime_that_hangs_does_not_hold_it),
@@ -193,6 +200,73 @@ fn critical_work_that_is_lost_is_a_failure() {
     let ended = process.wait();
     ended.exited(2).told(" failed: lost").told("drained in ");
     assert!(ended.said("late work is done"), "{ended:#?}");
+}
+
+fn critical_work_of_a_later_phase() {
+    let mut process = Program::new("critical_worker").start();
+    process.out("ready");
+    process.signal(Signal::TERM);
+    process.wait().exited(2).told("ending, as the program cannot go on without lease at ");
+}
+
+fn a_program_that_finds_no_place_has_the_grace() {
+    let mut process = Program::new("full").with("GRACE", GRACE).start();
+    process.out("ready");
+    process.signal(Signal::TERM);
+    process.out("told");
+    process.release();
+    process.wait().exited(1).told("1 × program at ").told("aborted the last after ");
+}
+
+fn a_program_that_outlives_its_registry_has_the_grace() {
+    let mut process = Program::new("drained_by_itself").with("GRACE", GRACE).start();
+    process.out("ready");
+    process.wait().exited(1).told("1 × program at ").told("aborted the last after ");
+}
+
+fn a_signal_after_the_end_is_heard() {
+    within_a_second_of_the_grace(|| {
+        let mut process = Program::new("main_hangs").with("GRACE", GRACE).start();
+        process.out("ready");
+        let began = Instant::now();
+        process.signal(Signal::TERM);
+        process.wait().exited(0).told("`main` has not returned");
+        began.elapsed()
+    });
+}
+
+/// A terminal that is closed may send it twice, and some managers after SIGTERM.
+fn sighup_does_not_insist() {
+    for first in [Signal::HUP, Signal::TERM] {
+        let mut process = Program::new("hangup_with_work").start();
+        process.out("ready");
+        process.signal(first);
+        process.err("draining: ");
+        process.signal(Signal::HUP);
+        process.release();
+        let ended = process.wait();
+        ended.exited(0).told("drained in ");
+        assert!(ended.said("late work is done"), "{ended:#?}");
+    }
+}
+
+fn a_start_up_that_hangs() {
+    let mut process = Program::new("start_up_hangs").start();
+    process.out("ready");
+    process.signal(Signal::TERM);
+    process.out("asked");
+    process.signal(Signal::TERM);
+    process.wait().exited(130).told("left at once, 0 in flight");
+}
+
+fn a_run_that_is_dropped_ends_nothing() {
+    let mut process = Program::new("run_is_dropped").start();
+    process.out("ready");
+    process.signal(Signal::TERM);
+    process.out("asked, told: false");
+    process.signal(Signal::TERM);
+    process.release();
+    process.wait().exited(7);
 }
 
 fn a_grace_for_ever() {
