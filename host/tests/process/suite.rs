@@ -122,24 +122,25 @@ fn a_second_signal_with_stdout_locked() {
 }
 
 fn an_error_drains_first() {
-    drains_first("error", "the program failed: broken", 2);
+    drains_first("error", 2).told("the program failed: broken");
 }
 
 fn a_panic_drains_first() {
-    drains_first("panic", "broken", 101);
+    drains_first("panic", 101).told("broken");
 }
 
 fn the_end_of_the_program_drains() {
-    drains_first("success", "draining: 1 in flight", 0);
+    drains_first("success", 0);
 }
 
-fn drains_first(program: &str, told: &str, code: i32) {
+fn drains_first(program: &str, code: i32) -> Ended {
     let mut process = Program::new(program).start();
-    process.err(told);
+    process.err("draining: 1 in flight");
     process.release();
     let ended = process.wait();
     ended.exited(code).told("drained in ").told(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
     assert!(ended.said("late work is done"), "{ended:#?}");
+    ended
 }
 
 fn nothing_is_told_of_nothing() {
