@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long `main` may take to return then.
 const LEAVE: Duration = Duration::from_millis(250);
+/// How long the last line and the last flush may take at a second signal.
+const SECOND: Duration = Duration::from_secs(1);
 /// Between two lines.
 const LINES: Duration = Duration::from_secs(2);
 /// The longest that systemd is asked for at once: if nobody ends for so long, it is for systemd to decide.
@@ -31,7 +33,7 @@ pub(crate) fn leave_at_second(registries: &[Registry<()>]) -> AtSecond {
     let registries = registries.to_vec();
     AtSecond::new(move || {
         let left = in_flight(&registries);
-        leave(130, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
+        leave(130, SECOND, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
     })
 }
 
@@ -175,7 +177,7 @@ impl End {
                 stage.exit_with(1);
             }
             if stage.is_awaited() {
-                leave(stage.finish(), move || {
+                leave(stage.finish(), TELL, move || {
                     if is_in_time {
                         tell(Level::Error, "the grace is over, and `main` has not returned");
                     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How long lines and the last flush may take when that holds something up.
+/// How long lines and the last flush may take when the grace is over.
 pub(crate) const TELL: Duration = Duration::from_millis(200);
 
 /// Tells on a thread of its own: who reads may have stopped, for which no drain should wait.
@@ -41,15 +41,15 @@ impl Voice {
     }
 }
 
-/// Ends the process, once this has been said and what the program has printed is flushed, or after a moment if nobody reads it.
-pub(crate) fn leave(code: u8, say: impl FnOnce() + Send + 'static) -> ! {
+/// Ends the process, once this has been said and what the program has printed is flushed, or after this long if nobody reads it.
+pub(crate) fn leave(code: u8, longest: Duration, say: impl FnOnce() + Send + 'static) -> ! {
     let exit = move || {
         bar::finish();
         say();
         process::exit(code.into());
     };
     if thread::Builder::new().spawn(exit).is_ok() {
-        thread::sleep(TELL);
+        thread::sleep(longest);
     }
     exit_now(code);
 }
