@@ -109,12 +109,13 @@ impl End {
     fn run(mut self) {
         let (drained, in_time) = channel();
         self.enforce(in_time);
-        if let Some(own) = self.stage.hold(&self.registries[0]) {
-            self.registries.insert(0, own);
-        }
-        let in_flight = in_flight(&self.registries);
+        let own = self.stage.hold(&self.registries[0]);
+        let in_flight = in_flight(&self.registries) + usize::from(own.is_some());
         let quiet = !self.asked.is_triggered() && in_flight == 0;
         self.registries[0].shutdown();
+        if let Some(own) = own {
+            self.registries.insert(0, own);
+        }
         self.inform(systemd::stopping());
         self.blame();
         if !quiet {

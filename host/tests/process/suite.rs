@@ -30,6 +30,7 @@ const TESTS: &[(&str, fn())] = &[
     ("a_shutdown_by_somebody_else", a_shutdown_by_somebody_else),
     ("critical_work_that_is_lost_is_a_failure", critical_work_that_is_lost_is_a_failure),
     ("critical_work_of_a_later_phase", critical_work_of_a_later_phase),
+    ("a_program_that_finds_no_place_is_told_at_once", a_program_that_finds_no_place_is_told_at_once),
     ("a_program_that_finds_no_place_has_the_grace", a_program_that_finds_no_place_has_the_grace),
     ("a_program_that_outlives_its_registry_has_the_grace", a_program_that_outlives_its_registry_has_the_grace),
     ("a_signal_after_the_end_is_heard", a_signal_after_the_end_is_heard),
@@ -208,6 +209,15 @@ fn critical_work_of_a_later_phase() {
     process.out("ready");
     process.signal(Signal::TERM);
     process.wait().exited(2).told("ending, as the program cannot go on without lease at ");
+}
+
+fn a_program_that_finds_no_place_is_told_at_once() {
+    let mut process = Program::new("full").start();
+    process.out("ready");
+    process.signal(Signal::TERM);
+    process.out("told");
+    process.signal(Signal::TERM);
+    process.wait().exited(130);
 }
 
 fn a_program_that_finds_no_place_has_the_grace() {
