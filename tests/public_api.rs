@@ -9,7 +9,7 @@ use syn::{Attribute, File, ImplItem, ImplItemFn, Item, TraitItem, Type, UseTree,
 
 #[test]
 fn is_what_its_snapshot_says() {
-    for folder in [".", "host", "runtimes"] {
+    for folder in [".", "durable", "host", "runtimes"] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let api = read(&root.join("src"));
         let snapshot = root.join("tests/public_api.txt");

@@ -1,0 +1,111 @@
+use crate::runtime::Runtime;
+use crate::store::Store;
+use crate::{Error, Queue};
+use event_listener::Event;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
+///
+/// It is made within a tokio runtime, which the database's driver needs, and keeps its handle: from there on its futures may be polled by
+/// any executor, as long as that runtime lives. Jobs run on the executor of their registry.
+#[derive(Clone)]
+pub struct Durable {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) runtime: Runtime,
+    /// Something was enqueued in this process.
+    pub(crate) rung: Arc<Event>,
+    /// Something has ended in this process.
+    pub(crate) settled: Arc<Event>,
+}
+
+impl Durable {
+    fn over(store: impl Store, runtime: Runtime) -> Self {
+        Self { store: Arc::new(store), runtime, rung: Arc::default(), settled: Arc::default() }
+    }
+
+    /// By its address: `sqlite://PATH` or a path alone, or `postgres://…`, as far as the features go.
+    ///
+    /// # Errors
+    ///
+    /// As [`sqlite`](Durable::sqlite) and [`postgres`](Durable::postgres).
+    pub async fn connect(address: &str) -> Result<Self, Error> {
+        #[cfg(feature = "postgres")]
+        if address.starts_with("postgres://") || address.starts_with("postgresql://") {
+            return Self::postgres(address).await;
+        }
+        #[cfg(feature = "sqlite")]
+        {
+            let path = address.strip_prefix("sqlite:").map_or(address, |path| path.strip_prefix("//").unwrap_or(path));
+            if !path.contains("://") {
+                return Self::sqlite(path).await;
+            }
+        }
+        Err(Error::Address(address.to_owned()))
+    }
+
+    /// A file, which is made where it is missing; its folder must be there. Any number of processes of one machine may have it open.
+    /// It must not be on a network's file system.
+    ///
+    /// A commit survives a power cut: write-ahead log, `synchronous = FULL`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] if the file cannot be opened, [`Error::Schema`] if it is something else or the tables are those of a newer
+    /// version, [`Error::Locked`] if another process has held it for 10 seconds, [`Error::Denied`], [`Error::Full`], and
+    /// [`Error::Address`] for a database in memory, which would keep nothing.
+    #[cfg(feature = "sqlite")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+    pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        if path.as_os_str().is_empty() || path.to_string_lossy().contains(":memory:") {
+            return Err(Error::Address(format!("{:?}", path.display().to_string())));
+        }
+        let runtime = Runtime::current()?;
+        Ok(Self::over(crate::store::sqlite::Sqlite::open(path).await?, runtime))
+    }
+
+    /// A server: `postgres://user:password@host:port/database`. Its own `PG…` variables fill in what the address leaves out. The jobs
+    /// stand in a schema of their own, `apalis`; the first to come makes it, for which the user may have to create the extension
+    /// `hstore`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] if the server or the database is not there, [`Error::Denied`] if it does not let this user in,
+    /// [`Error::Schema`] if the tables are those of a newer version, and [`Error::Address`].
+    #[cfg(feature = "postgres")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+    pub async fn postgres(url: &str) -> Result<Self, Error> {
+        let runtime = Runtime::current()?;
+        Ok(Self::over(crate::store::postgres::Postgres::connect(url).await?, runtime))
+    }
+
+    /// The queue of this name, which stands in the store for as long as jobs do: another name is another queue. The jobs of one queue
+    /// are of one type.
+    ///
+    /// Nothing is asked of the store.
+    pub fn queue<T>(&self, name: &'static str) -> Queue<T> {
+        Queue::new(self.clone(), name)
+    }
+
+    /// The file's connections, for transactions of the program's own and for the engine's board; `None` on Postgres.
+    #[cfg(feature = "sqlite")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+    pub fn sqlite_pool(&self) -> Option<&sqlx::SqlitePool> {
+        self.store.sqlite()
+    }
+
+    /// The server's connections, for transactions of the program's own and for the engine's board; `None` on SQLite.
+    #[cfg(feature = "postgres")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+    pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
+        self.store.postgres()
+    }
+}
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Durable").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,106 @@
+use background_tasks::Reason;
+use std::{error, fmt, io};
+
+/// Why the store did not do what it was asked. Each says in a sentence what is wrong, and what was asked has not been done, unless
+/// [`Queue::enqueue`](crate::Queue::enqueue) says otherwise.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no tokio runtime here, which the database's driver needs. Jobs can run on any executor, but a [`Durable`](crate::Durable)
+    /// is made within one.
+    NoRuntime,
+    /// This is not the address of a database that keeps what it is given.
+    Address(String),
+    /// The file, its folder, the database or its server is not there, or not any more.
+    Missing(String),
+    /// Somebody else held the database for longer than the time-out.
+    Locked(sqlx::Error),
+    /// There is no space left.
+    Full(sqlx::Error),
+    /// The database may not be opened or written.
+    Denied(sqlx::Error),
+    /// The tables are not those of this version, or the file is no database.
+    Schema(String),
+    /// The job is not to be told in JSON.
+    Encode(serde_json::Error),
+    /// What the store has of the job is not what was asked for.
+    Decode(serde_json::Error),
+    /// The registry does not take a worker any more.
+    Refused(Reason),
+    /// The schedule is none.
+    Schedule(String),
+    /// The engine stopped, which it should not.
+    Engine(String),
+    /// The database said something else.
+    Database(sqlx::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRuntime => {
+                f.write_str("there is no tokio runtime here, which the database's driver needs: make a Durable within one")
+            }
+            Self::Address(text) => {
+                write!(f, "{text} is no address of a database that keeps jobs: a path, sqlite://PATH or postgres://…")
+            }
+            Self::Missing(text) => f.write_str(text),
+            Self::Locked(error) => write!(f, "the database is locked by somebody else: {error}"),
+            Self::Full(error) => write!(f, "there is no space left for the database: {error}"),
+            Self::Denied(error) => write!(f, "the database may not be opened or written: {error}"),
+            Self::Schema(text) => write!(f, "the tables of the jobs are not those of this version: {text}"),
+            Self::Encode(error) => write!(f, "the job cannot be written as JSON: {error}"),
+            Self::Decode(error) => write!(f, "what is stored is not what was asked for: {error}"),
+            Self::Refused(reason) => write!(f, "no worker was started: {reason}"),
+            Self::Schedule(text) => write!(f, "this is no schedule: {text}"),
+            Self::Engine(text) => write!(f, "the engine stopped: {text}"),
+            Self::Database(error) => write!(f, "the database says: {error}"),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Locked(error) | Self::Full(error) | Self::Denied(error) | Self::Database(error) => Some(error),
+            Self::Encode(error) | Self::Decode(error) => Some(error),
+            Self::Refused(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// Result codes of SQLite, of which the lowest byte is the kind: <https://sqlite.org/rescode.html>; and classes of
+/// SQLSTATE: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut => Self::Locked(error),
+            sqlx::Error::Io(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Self::Missing(format!("the server of the database is not there: {cause}"))
+            }
+            sqlx::Error::Database(told) => {
+                let code = told.code().unwrap_or_default().into_owned();
+                match code.parse::<u32>().map(|code| code & 0xff) {
+                    Ok(5 | 6) if code.len() < 5 => return Self::Locked(error),
+                    Ok(13) if code.len() < 5 => return Self::Full(error),
+                    Ok(3 | 8 | 23) if code.len() < 5 => return Self::Denied(error),
+                    Ok(14) if code.len() < 5 => return Self::Missing(format!("the database cannot be opened: {told}")),
+                    Ok(11 | 26) if code.len() < 5 => return Self::Schema(told.to_string()),
+                    Ok(1) if told.message().starts_with("no such ") => return Self::Schema(told.to_string()),
+                    _ => {}
+                }
+                match code.as_str() {
+                    "55P03" => Self::Locked(error),
+                    "53100" => Self::Full(error),
+                    "3D000" => Self::Missing(told.to_string()),
+                    "25006" | "42501" => Self::Denied(error),
+                    code if code.starts_with("28") => Self::Denied(error),
+                    "42P01" | "42703" | "42883" | "3F000" => Self::Schema(told.to_string()),
+                    _ => Self::Database(error),
+                }
+            }
+            _ => Self::Database(error),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The engine fetches; what it fetched becomes a task of the registry at once, and is none of its business any more.
+//!
+//! Its own shutdown freezes its poll loop, and with it its heartbeats and its acknowledgements, while a fetch that is half done holds a
+//! transaction. So neither is left to it: heartbeats and outcomes are the worker's, and at the signal the engine is dropped.
+
+use crate::Error;
+use crate::store::{RawTask, engine_failed};
+use apalis_core::backend::ext::poll_strategy::{PollSnapshot, PollStrategy, PollWith};
+use apalis_core::backend::{Backend, BackendConfig};
+use apalis_core::error::BoxDynError;
+use apalis_core::worker::Worker;
+use apalis_core::worker::context::WorkerContext;
+use event_listener::{Event, EventListener};
+use futures_timer::Delay;
+use futures_util::future::BoxFuture;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tower_layer::Identity;
+use tower_service::Service;
+
+/// Makes a task of a job; the future ends when the registry has it.
+pub(crate) type Start = dyn Fn(RawTask, Permit) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// How many jobs may run at once: the engine does not bound them.
+#[derive(Debug)]
+pub(crate) struct Gate(Mutex<(usize, Option<Waker>)>);
+
+impl Gate {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new((most, None))))
+    }
+
+    fn poll(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Permit> {
+        let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (free, waker) = &mut *gate;
+        if *free > 0 {
+            *free -= 1;
+            return Poll::Ready(Permit(self.clone()));
+        }
+        *waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Gate>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let waker = {
+            let mut gate = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.0 += 1;
+            gate.1.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// The innermost service of the engine. Once it has said that it is ready it stays so: it holds the permit.
+pub(crate) struct Intake {
+    gate: Arc<Gate>,
+    permit: Option<Permit>,
+    start: Arc<Start>,
+}
+
+impl Service<RawTask> for Intake {
+    type Response = ();
+    type Error = BoxDynError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), BoxDynError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxDynError>> {
+        if self.permit.is_none() {
+            self.permit = Some(ready!(self.gate.poll(cx)));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, task: RawTask) -> Self::Future {
+        let permit = self.permit.take().expect("it was ready");
+        let started = (self.start)(task, permit);
+        Box::pin(async move {
+            started.await;
+            Ok(())
+        })
+    }
+}
+
+/// When the engine looks for jobs beside its heartbeats: at an interval, and when this process has enqueued one.
+pub(crate) struct Polls {
+    pub(crate) every: Duration,
+    pub(crate) rung: Arc<Event>,
+    pub(crate) gate: Arc<Gate>,
+    state: Option<(Delay, EventListener)>,
+}
+
+impl Polls {
+    pub(crate) fn new(every: Duration, rung: Arc<Event>, gate: Arc<Gate>) -> Self {
+        Self { every, rung, gate, state: None }
+    }
+}
+
+impl fmt::Debug for Polls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Polls").field("every", &self.every).finish_non_exhaustive()
+    }
+}
+
+impl PollStrategy for Polls {
+    /// Asked before each look, so what is enqueued while one is under way leads to another.
+    fn poll_drive(&mut self, cx: &mut Context<'_>, _: &PollSnapshot) -> Poll<Option<()>> {
+        let (delay, listener) = self.state.get_or_insert_with(|| (Delay::new(self.every), self.rung.listen()));
+        while Pin::new(&mut *delay).poll(cx).is_ready() {
+            delay.reset(self.every);
+        }
+        while Pin::new(&mut *listener).poll(cx).is_ready() {
+            *listener = self.rung.listen();
+        }
+        Poll::Pending
+    }
+}
+
+/// Runs until it fails, which it should not: the worker ends it by dropping it.
+pub(crate) async fn engine<B>(backend: B, name: String, polls: Polls, start: Arc<Start>) -> Result<(), Error>
+where
+    B: Backend<Task = RawTask> + BackendConfig<Args = Vec<u8>> + Send + Unpin + 'static,
+    B::Layer: tower_layer::Layer<apalis_core::worker::lifecycle::LifecycleService<Intake>>,
+    <B::Layer as tower_layer::Layer<apalis_core::worker::lifecycle::LifecycleService<Intake>>>::Service:
+        Service<RawTask, Response = (), Error = BoxDynError, Future: Send> + Send + 'static,
+    PollWith<B, Polls>: Backend<Task = RawTask, Error: Into<BoxDynError>> + BackendConfig<Args = Vec<u8>, Layer = B::Layer>,
+{
+    let service = Intake { gate: polls.gate.clone(), permit: None, start };
+    let backend = PollWith::new(backend, polls);
+    let worker: Worker<Vec<u8>, _, _, _> = Worker::new(WorkerContext::new(&name), backend, service, Identity::new());
+    match worker.run().await {
+        Ok(()) => Err(engine_failed("it ended by itself")),
+        Err(error) => Err(engine_failed(error)),
+    }
+}

@@ -1,0 +1,357 @@
+use crate::store::{RawTask, task};
+use crate::{Counts, Durable, Error, Info, JobId};
+use futures_timer::Delay;
+use futures_util::future::{BoxFuture, FutureExt, select};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use ulid::Ulid;
+
+/// Reads a payload of an older version.
+pub(crate) type Upgrade<T> = Arc<dyn Fn(Value) -> Result<T, serde_json::Error> + Send + Sync>;
+
+/// Jobs of one type, under one name. All clones are one, and so are those of other processes with the same store and name.
+///
+/// Names and payloads outlive a deploy. What is enqueued carries the queue's [version](Queue::version); a worker that does not know it
+/// leaves the job to one that does.
+pub struct Queue<T> {
+    pub(crate) jobs: Durable,
+    pub(crate) name: &'static str,
+    pub(crate) version: u32,
+    pub(crate) upgrades: BTreeMap<u32, Upgrade<T>>,
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self { jobs: self.jobs.clone(), name: self.name, version: self.version, upgrades: self.upgrades.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new(jobs: Durable, name: &'static str) -> Self {
+        Self { jobs, name, version: 1, upgrades: BTreeMap::new() }
+    }
+
+    /// Which version of its payload `T` is; 1 unless told. To be raised whenever `T` changes so that what is stored cannot be read as
+    /// it, or may not be: a worker of the release before leaves such jobs alone.
+    #[must_use]
+    pub fn version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// How a payload of another version becomes a `T`.
+    #[must_use]
+    pub fn upgrade<Old: DeserializeOwned>(mut self, from: u32, to: impl Fn(Old) -> T + Send + Sync + 'static) -> Self {
+        self.upgrades.insert(from, Arc::new(move |payload| Old::deserialize(payload).map(&to)));
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Enqueues a job: the [`Enqueue`] that is returned does, when it is awaited.
+    pub fn enqueue(&self, job: T) -> Enqueue
+    where
+        T: Serialize,
+    {
+        Enqueue { order: self.order(std::iter::once(job)), key: None }
+    }
+
+    /// Enqueues jobs, all or none: the [`EnqueueAll`] that is returned does, when it is awaited. Much faster than one after the other.
+    pub fn enqueue_all(&self, jobs: impl IntoIterator<Item = T>) -> EnqueueAll
+    where
+        T: Serialize,
+    {
+        EnqueueAll { order: self.order(jobs) }
+    }
+
+    fn order(&self, jobs: impl IntoIterator<Item = T>) -> Order
+    where
+        T: Serialize,
+    {
+        let payloads = jobs.into_iter().map(|job| serde_json::to_vec(&job)).collect::<Result<_, _>>();
+        Order { jobs: self.jobs.clone(), queue: self.name, version: self.version, payloads, at: None, priority: 0 }
+    }
+
+    /// What the store has of a job; `None` if it was never in this queue, or was done and is dropped by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn info(&self, id: JobId) -> Result<Option<Info>, Error> {
+        self.jobs.runtime.within(self.jobs.store.info(self.name, id.0)).await
+    }
+
+    /// Waits until a job is [done or dead](crate::Status::is_final), in whichever process. `None` if it is not there.
+    ///
+    /// The store is asked now and then: at once for what ends in this process, else up to half a second late. It is cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn wait(&self, id: JobId) -> Result<Option<Info>, Error> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let settled = self.jobs.settled.listen();
+            match self.info(id).await? {
+                Some(info) if !info.status().is_final() => {}
+                told => return Ok(told),
+            }
+            select(settled, Delay::new(pause)).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// The jobs that were given up, the oldest first. They stay until they are [retried](Queue::retry).
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn dead(&self) -> Result<Vec<Info>, Error> {
+        self.jobs.runtime.within(self.jobs.store.dead(self.name)).await
+    }
+
+    /// Has a dead job tried again, from its first attempt. `false` if it is not dead.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
+        let again = self.jobs.runtime.within(self.jobs.store.retry(self.name, id.0)).await?;
+        self.jobs.rung.notify(usize::MAX);
+        Ok(again)
+    }
+
+    /// How many jobs there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn counts(&self) -> Result<Counts, Error> {
+        self.jobs.runtime.within(self.jobs.store.counts(self.name)).await
+    }
+}
+
+/// What both ways of enqueuing have.
+struct Order {
+    jobs: Durable,
+    queue: &'static str,
+    version: u32,
+    payloads: Result<Vec<Vec<u8>>, serde_json::Error>,
+    at: Option<SystemTime>,
+    priority: u32,
+}
+
+impl Order {
+    fn tasks(self, key: Option<&str>) -> Result<Vec<RawTask>, Error> {
+        // The next whole second, so that none comes too early.
+        let at = self.at.map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let at = at.map(|at| (at.as_secs() + u64::from(at.subsec_nanos() > 0)).min(MOST));
+        let task = |payload| task(payload, self.version, at, key, self.priority);
+        Ok(self.payloads.map_err(Error::Encode)?.into_iter().map(task).collect())
+    }
+
+    fn push(self, key: Option<String>) -> BoxFuture<'static, Result<Vec<Ulid>, Error>> {
+        async move {
+            let (jobs, queue) = (self.jobs.clone(), self.queue);
+            let tasks = self.tasks(key.as_deref())?;
+            if tasks.is_empty() {
+                return Ok(Vec::new());
+            }
+            let ids = jobs.runtime.within(jobs.store.push(queue, tasks)).await?;
+            jobs.rung.notify(usize::MAX);
+            Ok(ids)
+        }
+        .boxed()
+    }
+}
+
+/// The year 9999, beyond which Postgres' dates are not everybody's.
+const MOST: u64 = 253_402_300_799;
+
+/// A job that is enqueued when this is awaited, or by [`within`](Enqueue::within).
+///
+/// `Ok` means committed: the job is in the store, and will be there after a power cut. An error means that it is not, but for one that
+/// comes while the server commits ([`Error::Missing`]) and for a future that is dropped: then it may be there, and who enqueues once
+/// more gives it a [key](Enqueue::unique).
+#[must_use = "a job is enqueued when this is awaited"]
+pub struct Enqueue {
+    order: Order,
+    key: Option<String>,
+}
+
+impl Enqueue {
+    /// Not before so long from now has passed.
+    pub fn later(self, delay: Duration) -> Self {
+        self.at(SystemTime::now().checked_add(delay).unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(MOST)))
+    }
+
+    /// Not before this, to the next whole second.
+    pub fn at(mut self, due: SystemTime) -> Self {
+        self.order.at = Some(due);
+        self
+    }
+
+    /// A higher one is taken before a lower one that is due as well; 0 unless told.
+    pub fn priority(mut self, priority: u16) -> Self {
+        self.order.priority = priority.into();
+        self
+    }
+
+    /// Only if no job of the queue has this key; if one has, its identifier is returned, however far it is. A job keeps its key for as
+    /// long as it stands in the store: see [`Options::retain`](crate::Options::retain).
+    pub fn unique(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Enqueues in a transaction of the caller's own on the same database, or on a connection without one: the job is there if and
+    /// when that commits, together with what else it writes. A worker of this process sees it with its next look.
+    ///
+    /// On SQLite it should have begun with `BEGIN IMMEDIATE`, as one that reads before it writes can find that another has written.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn within<C: Connection>(self, connection: &mut C) -> Result<JobId, Error> {
+        let queue = self.order.queue;
+        let tasks = self.order.tasks(self.key.as_deref())?;
+        let ids = connection.push(queue, tasks).await?;
+        Ok(JobId(ids[0]))
+    }
+}
+
+impl IntoFuture for Enqueue {
+    type Output = Result<JobId, Error>;
+    type IntoFuture = Enqueuing<JobId>;
+
+    fn into_future(self) -> Enqueuing<JobId> {
+        let pushed = self.order.push(self.key);
+        Enqueuing { pushed: async move { Ok(JobId(pushed.await?[0])) }.boxed() }
+    }
+}
+
+impl fmt::Debug for Enqueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enqueue").field("queue", &self.order.queue).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// Jobs that are enqueued when this is awaited, or by [`within`](EnqueueAll::within): all or none. What [`Enqueue`] says of errors holds.
+#[must_use = "jobs are enqueued when this is awaited"]
+pub struct EnqueueAll {
+    order: Order,
+}
+
+impl EnqueueAll {
+    /// As [`Enqueue::later`].
+    pub fn later(self, delay: Duration) -> Self {
+        self.at(SystemTime::now().checked_add(delay).unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(MOST)))
+    }
+
+    /// As [`Enqueue::at`].
+    pub fn at(mut self, due: SystemTime) -> Self {
+        self.order.at = Some(due);
+        self
+    }
+
+    /// As [`Enqueue::priority`].
+    pub fn priority(mut self, priority: u16) -> Self {
+        self.order.priority = priority.into();
+        self
+    }
+
+    /// As [`Enqueue::within`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn within<C: Connection>(self, connection: &mut C) -> Result<Vec<JobId>, Error> {
+        let queue = self.order.queue;
+        let tasks = self.order.tasks(None)?;
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(connection.push(queue, tasks).await?.into_iter().map(JobId).collect())
+    }
+}
+
+impl IntoFuture for EnqueueAll {
+    type Output = Result<Vec<JobId>, Error>;
+    type IntoFuture = Enqueuing<Vec<JobId>>;
+
+    fn into_future(self) -> Enqueuing<Vec<JobId>> {
+        let pushed = self.order.push(None);
+        Enqueuing { pushed: async move { Ok(pushed.await?.into_iter().map(JobId).collect()) }.boxed() }
+    }
+}
+
+impl fmt::Debug for EnqueueAll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnqueueAll").field("queue", &self.order.queue).finish_non_exhaustive()
+    }
+}
+
+/// The future of an [`Enqueue`] or an [`EnqueueAll`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Enqueuing<R> {
+    pushed: BoxFuture<'static, Result<R, Error>>,
+}
+
+impl<R> Future for Enqueuing<R> {
+    type Output = Result<R, Error>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        self.pushed.as_mut().poll(cx)
+    }
+}
+
+impl<R> fmt::Debug for Enqueuing<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enqueuing").finish_non_exhaustive()
+    }
+}
+
+/// A connection of the caller's own to the database that has the jobs: `sqlx::SqliteConnection` or `sqlx::PgConnection`, which
+/// `&mut *transaction` is.
+pub trait Connection: sealed::Push {}
+
+mod sealed {
+    use super::{BoxFuture, Error, FutureExt, RawTask, Ulid};
+
+    pub trait Push: Send {
+        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>>;
+    }
+
+    #[cfg(feature = "sqlite")]
+    impl Push for sqlx::SqliteConnection {
+        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
+            async move { crate::store::sqlite::push(self, queue, &tasks).await }.boxed()
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    impl Push for sqlx::PgConnection {
+        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
+            crate::store::postgres::push(self, queue, tasks).boxed()
+        }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+impl Connection for sqlx::SqliteConnection {}
+#[cfg(feature = "postgres")]
+impl Connection for sqlx::PgConnection {}

@@ -1,0 +1,261 @@
+use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated};
+use crate::intake::{Polls, Start, engine};
+use crate::{Counts, Error, Info};
+use apalis_postgres::{Config, PostgresStorage, queries};
+use futures_util::future::{BoxFuture, FutureExt};
+use serde_json::Value;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{Acquire, PgConnection, PgPool, Row};
+use std::sync::Arc;
+use std::time::Duration;
+use ulid::Ulid;
+
+/// How long the server may be away before it is an error.
+const AWAY: Duration = Duration::from_secs(10);
+
+const DEAD: &str = "(status = 'Killed' OR status = 'Failed' AND attempts >= max_attempts)";
+
+const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
+    metadata -> 'version' AS version, last_result::text AS last_result, job";
+
+pub(crate) struct Postgres {
+    pool: PgPool,
+}
+
+impl Postgres {
+    pub(crate) async fn connect(url: &str) -> Told<Self> {
+        let options: PgConnectOptions =
+            url.parse().map_err(|error: sqlx::Error| Error::Address(format!("{error}: what was given")))?;
+        let pool = PgPoolOptions::new().acquire_timeout(AWAY).connect_with(options).await?;
+        migrate(&pool).await?;
+        Ok(Self { pool })
+    }
+}
+
+async fn migrate(pool: &PgPool) -> Told {
+    let mut migrations = PostgresStorage::migrations();
+    migrations.dangerous_set_table_name(MIGRATED);
+    let of_the_engine = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
+    if sqlx::query_scalar(of_the_engine).bind(MIGRATED).fetch_one(pool).await? {
+        return Err(Error::Schema("there is a table apalis.jobs that this crate has not made".to_owned()));
+    }
+    migrated(migrations.run(pool).await)
+}
+
+/// A key that is taken must not cost the caller its transaction, so each job that has one gets a savepoint.
+pub(crate) async fn push(conn: &mut PgConnection, queue: &str, tasks: Vec<RawTask>) -> Told<Vec<Ulid>> {
+    let mut ids: Vec<Ulid> = tasks.iter().map(id).collect();
+    if tasks.iter().all(|task| task.idempotency_key().is_none()) {
+        queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
+        return Ok(ids);
+    }
+    for (task, id) in tasks.into_iter().zip(&mut ids) {
+        let key = task.idempotency_key().map(str::to_owned);
+        let mut savepoint = conn.begin().await?;
+        match queries::push_tasks(&mut *savepoint, queue, vec![task]).await.map_err(failed) {
+            Ok(()) => savepoint.commit().await?,
+            Err(Error::Database(error)) if error.as_database_error().is_some_and(|told| told.is_unique_violation()) => {
+                savepoint.rollback().await?;
+                let there = "SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2";
+                let there: Option<String> = sqlx::query_scalar(there).bind(queue).bind(key).fetch_optional(&mut *conn).await?;
+                *id = ulid(&there.ok_or(Error::Database(error))?)?;
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(ids)
+}
+
+fn failed(error: apalis_postgres::Error) -> Error {
+    match error {
+        apalis_postgres::Error::Database(error) => error.into(),
+        other => engine_failed(other),
+    }
+}
+
+fn ulid(text: &str) -> Told<Ulid> {
+    text.parse().map_err(|_| Error::Schema(format!("{text} is no identifier of a job")))
+}
+
+fn info(row: &PgRow) -> Told<Info> {
+    Ok(Info::new(
+        ulid(row.try_get("id")?)?,
+        row.try_get("status")?,
+        row.try_get::<i32, _>("attempts")?.into(),
+        row.try_get::<i32, _>("max_attempts")?.into(),
+        row.try_get("run_at")?,
+        row.try_get("version")?,
+        row.try_get("last_result")?,
+        row.try_get("job")?,
+    ))
+}
+
+/// Its JSON has no NUL.
+fn without_nul(value: Value) -> Value {
+    let clean = |text: String| if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
+    match value {
+        Value::String(text) => Value::String(clean(text)),
+        Value::Array(values) => values.into_iter().map(without_nul).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (clean(name), without_nul(value))).collect(),
+        other => other,
+    }
+}
+
+impl Store for Postgres {
+    fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
+        async move {
+            let mut tx = self.pool.begin().await?;
+            let ids = push(&mut tx, queue, tasks).await?;
+            tx.commit().await?;
+            Ok(ids)
+        }
+        .boxed()
+    }
+
+    fn engine(&self, name: String, terms: Terms, polls: Polls, start: Arc<Start>) -> BoxFuture<'static, Told> {
+        let config = Config::default()
+            .queue(terms.queue)
+            .batch_size(terms.batch)
+            .heartbeat_interval(terms.beat)
+            .missed_heartbeats(terms.beats)
+            .lock_tasks(false)
+            .persist_results(false);
+        engine(PostgresStorage::<Vec<u8>>::new(&self.pool).with_config(config), name, polls, start).boxed()
+    }
+
+    fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told> {
+        async move {
+            let mut tx = self.pool.begin().await?;
+            if !batch.started.is_empty() {
+                let start = "UPDATE apalis.jobs SET status = 'Running' WHERE id = ANY($1) AND lock_by = $2 AND status = 'Queued'";
+                sqlx::query(start).bind(&batch.started).bind(worker).execute(&mut *tx).await?;
+            }
+            // Before its outcome, which makes it to be had again.
+            for (id, after) in &batch.again {
+                let again = "UPDATE apalis.jobs SET run_at = now() + make_interval(secs => $3) WHERE id = $1 AND lock_by = $2";
+                sqlx::query(again).bind(id).bind(worker).bind(after.as_secs_f64()).execute(&mut *tx).await?;
+            }
+            if !batch.ended.is_empty() {
+                let mut ended = batch.ended.clone();
+                for each in &mut ended {
+                    each.result = std::mem::replace(&mut each.result, Ok(Value::Null))
+                        .map(without_nul)
+                        .map_err(|text| text.replace('\0', "\u{fffd}"));
+                }
+                queries::handle_results(&mut *tx, &ended.iter().collect::<Vec<_>>(), worker).await.map_err(failed)?;
+            }
+            if !batch.returned.is_empty() {
+                let back = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
+                    WHERE id = ANY($1) AND lock_by = $2 AND status IN ('Queued', 'Running')";
+                sqlx::query(back).bind(&batch.returned).bind(worker).execute(&mut *tx).await?;
+            }
+            for (id, after, why) in &batch.deferred {
+                let defer = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL,
+                    run_at = now() + make_interval(secs => $3), last_result = jsonb_build_object('Err', $4::text)
+                    WHERE id = $1 AND lock_by = $2";
+                let defer = sqlx::query(defer).bind(id).bind(worker).bind(after.as_secs_f64()).bind(why);
+                defer.execute(&mut *tx).await?;
+            }
+            Ok(tx.commit().await?)
+        }
+        .boxed()
+    }
+
+    fn beat<'a>(&'a self, workers: &'a [String]) -> BoxFuture<'a, Told> {
+        async move {
+            let beat = "UPDATE apalis.workers SET last_seen = now() WHERE id = ANY($1)";
+            sqlx::query(beat).bind(workers).execute(&self.pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn give_back<'a>(&'a self, worker: &'a str, but: &'a [String]) -> BoxFuture<'a, Told> {
+        async move {
+            let back = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
+                WHERE lock_by = $1 AND status IN ('Queued', 'Running') AND id <> ALL($2)";
+            sqlx::query(back).bind(worker).bind(but).execute(&self.pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn sign_off<'a>(&'a self, worker: &'a str) -> BoxFuture<'a, Told> {
+        async move {
+            self.give_back(worker, &[]).await?;
+            let off = "UPDATE apalis.workers SET last_seen = 'epoch' WHERE id = $1";
+            sqlx::query(off).bind(worker).execute(&self.pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<Option<Info>>> {
+        async move {
+            let asked = format!("SELECT {COLUMNS} FROM apalis.jobs WHERE id = $1 AND job_type = $2");
+            let asked = sqlx::query(sqlx::AssertSqlSafe(asked)).bind(id.to_string()).bind(queue);
+            asked.fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
+        }
+        .boxed()
+    }
+
+    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Vec<Info>>> {
+        async move {
+            let asked = format!("SELECT {COLUMNS} FROM apalis.jobs WHERE job_type = $1 AND {DEAD} ORDER BY done_at, id");
+            let asked = sqlx::query(sqlx::AssertSqlSafe(asked)).bind(queue);
+            asked.fetch_all(&self.pool).await?.iter().map(info).collect()
+        }
+        .boxed()
+    }
+
+    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            let again = format!(
+                "UPDATE apalis.jobs SET status = 'Pending', attempts = 0, run_at = now(), lock_by = NULL, lock_at = NULL, done_at = NULL
+                WHERE id = $1 AND job_type = $2 AND {DEAD}"
+            );
+            let done = sqlx::query(sqlx::AssertSqlSafe(again)).bind(id.to_string()).bind(queue).execute(&self.pool).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>> {
+        async move {
+            let asked =
+                "SELECT status, attempts >= max_attempts AS over, count(*) AS jobs FROM apalis.jobs WHERE job_type = $1 GROUP BY 1, 2";
+            let mut counts = Counts::default();
+            for row in sqlx::query(asked).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(row.try_get("status")?, row.try_get("over")?, row.try_get("jobs")?);
+            }
+            Ok(counts)
+        }
+        .boxed()
+    }
+
+    /// The server's own vacuum counts its tables.
+    fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
+        async move {
+            let mut pruned = 0;
+            loop {
+                let prune = "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs
+                    WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2) LIMIT 1000)";
+                let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64());
+                let some = prune.execute(&self.pool).await?.rows_affected();
+                pruned += some;
+                if some == 0 {
+                    break;
+                }
+            }
+            let gone = "DELETE FROM apalis.workers WHERE last_seen < now() - interval '1 day' AND worker_type = $1
+                AND NOT EXISTS (SELECT 1 FROM apalis.jobs WHERE lock_by = workers.id)";
+            sqlx::query(gone).bind(queue).execute(&self.pool).await?;
+            Ok(pruned)
+        }
+        .boxed()
+    }
+
+    fn postgres(&self) -> Option<&PgPool> {
+        Some(&self.pool)
+    }
+}

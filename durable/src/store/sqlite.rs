@@ -1,0 +1,296 @@
+use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated, seconds};
+use crate::intake::{Polls, Start, engine};
+use crate::{Counts, Error, Info};
+use apalis_sqlite::{Config, SqliteStorage, queries};
+use futures_util::future::{BoxFuture, FutureExt};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{Row, SqliteConnection, SqlitePool};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use ulid::Ulid;
+
+/// How long somebody else may hold the file before it is an error.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// What is dead: given up, or failed as often as the engine lets it.
+const DEAD: &str = "(status = 'Killed' OR status = 'Failed' AND attempts >= max_attempts)";
+
+pub(crate) struct Sqlite {
+    file: File,
+    /// One connection: SQLite has one writer at a time, and a pool's line is fairer than the waits of its busy time-out.
+    writer: SqlitePool,
+    pool: SqlitePool,
+}
+
+impl Sqlite {
+    pub(crate) async fn open(path: &Path) -> Told<Self> {
+        // `synchronous` is what makes a commit outlive a power cut; the engine's own set-up turns it off.
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY)
+            .foreign_keys(true)
+            .analysis_limit(1000);
+        let cannot = |error: sqlx::Error| match Error::from(error) {
+            Error::Missing(text) => Error::Missing(format!("{}: {text}", path.display())),
+            Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
+            other => other,
+        };
+        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
+        let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await.map_err(cannot)?;
+        migrate(&writer).await?;
+        let pool = pool(8).connect_lazy_with(options);
+        Ok(Self { file: File::at(path), writer, pool })
+    }
+}
+
+/// All at once, so that of processes that start together one does it and the others find it done.
+async fn migrate(writer: &SqlitePool) -> Told {
+    let mut migrations = SqliteStorage::migrations();
+    migrations.dangerous_set_table_name(MIGRATED);
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let of_the_engine = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'Jobs')
+        AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1)";
+    if sqlx::query_scalar(of_the_engine).bind(MIGRATED).fetch_one(&mut *tx).await? {
+        return Err(Error::Schema("there is a table Jobs that this crate has not made".to_owned()));
+    }
+    migrated(migrations.run(&mut *tx).await)?;
+    Ok(tx.commit().await?)
+}
+
+/// The file that was opened: one that was deleted or replaced takes writes that nobody will ever read.
+struct File {
+    path: PathBuf,
+    is: Option<(u64, u64)>,
+}
+
+impl File {
+    fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), is: identity(path) }
+    }
+
+    fn is_there(&self) -> Told {
+        let now = identity(&self.path);
+        if now.is_some() && now == self.is {
+            return Ok(());
+        }
+        Err(Error::Missing(format!("{} was deleted or replaced while it was open", self.path.display())))
+    }
+}
+
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Elsewhere an open file cannot be deleted.
+#[cfg(not(unix))]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|_| (0, 0))
+}
+
+pub(crate) async fn push(conn: &mut SqliteConnection, queue: &str, tasks: &[RawTask]) -> Told<Vec<Ulid>> {
+    queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
+    let mut ids = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let Some(key) = task.idempotency_key() else {
+            ids.push(id(task));
+            continue;
+        };
+        let there = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
+        ids.push(ulid(&there.bind(queue).bind(key).fetch_one(&mut *conn).await?)?);
+    }
+    Ok(ids)
+}
+
+fn failed(error: apalis_sqlite::Error) -> Error {
+    match error {
+        apalis_sqlite::Error::Database(error) => error.into(),
+        other => engine_failed(other),
+    }
+}
+
+fn ulid(text: &str) -> Told<Ulid> {
+    text.parse().map_err(|_| Error::Schema(format!("{text} is no identifier of a job")))
+}
+
+fn info(row: &SqliteRow) -> Told<Info> {
+    let metadata: Option<String> = row.try_get("metadata")?;
+    let metadata: serde_json::Value = metadata.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    Ok(Info::new(
+        ulid(row.try_get("id")?)?,
+        row.try_get("status")?,
+        row.try_get("attempts")?,
+        row.try_get("max_attempts")?,
+        row.try_get("run_at")?,
+        metadata[super::VERSION].as_str(),
+        row.try_get::<Option<String>, _>("last_result")?.as_deref(),
+        row.try_get("job")?,
+    ))
+}
+
+fn json(ids: &[String]) -> String {
+    serde_json::to_string(ids).expect("strings")
+}
+
+impl Store for Sqlite {
+    fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
+        async move {
+            self.file.is_there()?;
+            let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+            let ids = push(&mut tx, queue, &tasks).await?;
+            tx.commit().await?;
+            Ok(ids)
+        }
+        .boxed()
+    }
+
+    fn engine(&self, name: String, terms: Terms, polls: Polls, start: Arc<Start>) -> BoxFuture<'static, Told> {
+        let config = Config::default()
+            .queue(terms.queue)
+            .batch_size(terms.batch)
+            .heartbeat_interval(terms.beat)
+            .missed_heartbeats(terms.beats)
+            .lock_tasks(false)
+            .persist_results(false);
+        let storage = SqliteStorage::<Vec<u8>>::new(&self.writer).with_config(config);
+        engine(storage, name, polls, start).boxed()
+    }
+
+    fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told> {
+        async move {
+            self.file.is_there()?;
+            let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+            if !batch.started.is_empty() {
+                let start = "UPDATE Jobs SET status = 'Running' WHERE id IN (SELECT value FROM json_each(?1)) AND lock_by = ?2 AND status = 'Queued'";
+                sqlx::query(start).bind(json(&batch.started)).bind(worker).execute(&mut *tx).await?;
+            }
+            // Before its outcome, which makes it to be had again.
+            for (id, after) in &batch.again {
+                let again = "UPDATE Jobs SET run_at = unixepoch() + ?3 WHERE id = ?1 AND lock_by = ?2";
+                sqlx::query(again).bind(id).bind(worker).bind(seconds(*after)).execute(&mut *tx).await?;
+            }
+            if !batch.ended.is_empty() {
+                queries::ack_tasks(&mut *tx, &batch.ended.iter().collect::<Vec<_>>(), worker).await?;
+            }
+            if !batch.returned.is_empty() {
+                let back = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
+                    WHERE id IN (SELECT value FROM json_each(?1)) AND lock_by = ?2 AND status IN ('Queued', 'Running')";
+                sqlx::query(back).bind(json(&batch.returned)).bind(worker).execute(&mut *tx).await?;
+            }
+            for (id, after, why) in &batch.deferred {
+                let defer = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_at = unixepoch() + ?3,
+                    last_result = json_object('Err', ?4) WHERE id = ?1 AND lock_by = ?2";
+                sqlx::query(defer).bind(id).bind(worker).bind(seconds(*after)).bind(why).execute(&mut *tx).await?;
+            }
+            Ok(tx.commit().await?)
+        }
+        .boxed()
+    }
+
+    fn beat<'a>(&'a self, workers: &'a [String]) -> BoxFuture<'a, Told> {
+        async move {
+            self.file.is_there()?;
+            let beat = "UPDATE Workers SET last_seen = unixepoch() WHERE id IN (SELECT value FROM json_each(?1))";
+            sqlx::query(beat).bind(json(workers)).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn give_back<'a>(&'a self, worker: &'a str, but: &'a [String]) -> BoxFuture<'a, Told> {
+        async move {
+            let back = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
+                WHERE lock_by = ?1 AND status IN ('Queued', 'Running') AND id NOT IN (SELECT value FROM json_each(?2))";
+            sqlx::query(back).bind(worker).bind(json(but)).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn sign_off<'a>(&'a self, worker: &'a str) -> BoxFuture<'a, Told> {
+        async move {
+            self.give_back(worker, &[]).await?;
+            sqlx::query("UPDATE Workers SET last_seen = 0 WHERE id = ?1").bind(worker).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<Option<Info>>> {
+        async move {
+            self.file.is_there()?;
+            let asked = sqlx::query("SELECT * FROM Jobs WHERE id = ?1 AND job_type = ?2").bind(id.to_string()).bind(queue);
+            asked.fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
+        }
+        .boxed()
+    }
+
+    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Vec<Info>>> {
+        async move {
+            self.file.is_there()?;
+            let asked = format!("SELECT * FROM Jobs WHERE job_type = ?1 AND {DEAD} ORDER BY done_at, id");
+            let asked = sqlx::query(sqlx::AssertSqlSafe(asked)).bind(queue);
+            asked.fetch_all(&self.pool).await?.iter().map(info).collect()
+        }
+        .boxed()
+    }
+
+    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            self.file.is_there()?;
+            let again = format!(
+                "UPDATE Jobs SET status = 'Pending', attempts = 0, run_at = unixepoch(), lock_by = NULL, lock_at = NULL, done_at = NULL
+                WHERE id = ?1 AND job_type = ?2 AND {DEAD}"
+            );
+            let done = sqlx::query(sqlx::AssertSqlSafe(again)).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>> {
+        async move {
+            self.file.is_there()?;
+            let asked =
+                "SELECT status, attempts >= max_attempts AS over, count(*) AS jobs FROM Jobs WHERE job_type = ?1 GROUP BY 1, 2";
+            let mut counts = Counts::default();
+            for row in sqlx::query(asked).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(row.try_get("status")?, row.try_get("over")?, row.try_get("jobs")?);
+            }
+            Ok(counts)
+        }
+        .boxed()
+    }
+
+    fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
+        async move {
+            self.file.is_there()?;
+            let mut pruned = 0;
+            loop {
+                let prune = "DELETE FROM Jobs WHERE id IN
+                    (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2 LIMIT 500)";
+                let some = sqlx::query(prune).bind(queue).bind(seconds(retain)).execute(&self.writer).await?.rows_affected();
+                pruned += some;
+                if some == 0 {
+                    break;
+                }
+            }
+            let gone = "DELETE FROM Workers WHERE last_seen < unixepoch() - 86400 AND worker_type = ?1
+                AND NOT EXISTS (SELECT 1 FROM Jobs WHERE lock_by = Workers.id)";
+            sqlx::query(gone).bind(queue).execute(&self.writer).await?;
+            // Its planner goes by what was counted, and takes a large queue for a small one until it is counted again.
+            sqlx::query("ANALYZE Jobs").execute(&self.writer).await?;
+            Ok(pruned)
+        }
+        .boxed()
+    }
+
+    fn sqlite(&self) -> Option<&SqlitePool> {
+        Some(&self.pool)
+    }
+}

@@ -1,0 +1,552 @@
+//! A worker: the engine's intake, the jobs' outcomes, and the sign that it lives.
+//!
+//! It is tracked by the registry, and not to be aborted: when the others are, it still gives their jobs back.
+
+use crate::intake::{Gate, Permit, Polls, Start};
+use crate::job::Next;
+use crate::store::{Batch, RawTask, Terms, VERSION, engine_failed, id};
+use crate::{Durable, Error, Failure, Job, JobId, Options, Queue};
+use apalis_core::backend::TaskResult;
+use apalis_core::task::status::Status;
+use background_tasks::{Registry, ShutdownSignal, Spawner};
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures_channel::oneshot;
+use futures_timer::Delay;
+use futures_util::future::{Either, FutureExt, join, ready, select};
+use futures_util::{StreamExt, pin_mut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, Location, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use ulid::Ulid;
+
+/// How long starts alone wait for company: a job that is over by then costs one transaction, not two.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// After a failure of the store, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// An engine that has lived for so long was well.
+const WELL: Duration = Duration::from_secs(10);
+
+impl<T> Queue<T> {
+    /// Starts a worker: jobs of this queue run as tasks of the registry, named after the queue, until it shuts down. The future ends when
+    /// the worker stands in the registry.
+    ///
+    /// A job's task is over when what became of it is committed. One that fails counts as failed, and comes again; one that panics
+    /// counts as panicked, and comes again too. When the registry shuts down, the worker takes no more jobs at once; those that it has go
+    /// on, with its heartbeats, and end before the registry is drained. What a [`Registry::abort`] cuts then goes back to the queue, and is
+    /// charged with nothing; at any other time an abort is a failed attempt. So does what the engine has fetched and not started.
+    /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over.
+    ///
+    /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
+    /// tell. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store, which is asked once, and [`Error::Refused`] if the registry does not take the worker.
+    ///
+    /// # Panics
+    ///
+    /// Where the registry's spawner panics, as tokio's does outside its runtime.
+    #[track_caller]
+    pub fn serve<S, H, F, R, E>(
+        &self,
+        registry: &Registry<S>,
+        options: Options,
+        handler: H,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<T, S, H, F, R, E>
+    where
+        S: Spawner + Clone + Send + Sync + 'static,
+        T: DeserializeOwned + Send + 'static,
+        H: Fn(Job<T>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<R, E>> + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        let at = Location::caller();
+        let (queue, registry) = (self.clone(), registry.clone());
+        async move {
+            queue.info(JobId(Ulid::nil())).await?; // is it there?
+            let jobs = queue.jobs.clone();
+            let (name, place) = (queue.name, Place::new(&registry, queue.name, at));
+            let (told, words) = unbounded();
+            let desk = Arc::new(Desk { told, held: Mutex::default() });
+            let shift = Shift {
+                terms: terms(name, &options),
+                gate: Gate::new(options.concurrency),
+                poll: options.poll,
+                signal: registry.signal(),
+                desk: desk.clone(),
+                jobs: jobs.clone(),
+                report: place.report(),
+            };
+            let upkeep = upkeep(jobs.clone(), name, options.clone(), place.report());
+            let work = Arc::new(Work { queue, options, handler, desk, registry: registry.clone(), at });
+            let work = jobs.runtime.within(shift.work(words, move |worker| start(&work, worker)));
+            let task = registry.named(place.worker).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
+            registry.spawner().spawn(task);
+            let signal = registry.signal();
+            registry.named(place.upkeep).at(at).run(jobs.runtime.within(async move {
+                signal.run_until_shutdown(upkeep).await;
+            }));
+            Ok(())
+        }
+    }
+}
+
+fn terms(queue: &'static str, options: &Options) -> Terms {
+    let lease = options.lease.as_secs() + u64::from(options.lease.subsec_nanos() > 0);
+    let beat = (lease / 5).max(1);
+    let beats = usize::try_from(lease.div_ceil(beat)).unwrap_or(usize::MAX);
+    Terms { queue, batch: options.batch, beat: Duration::from_secs(beat), beats }
+}
+
+/// Under which names a worker's own tasks stand in the registry. They are a few for each worker, and for the whole life of the process.
+struct Place<S> {
+    registry: Registry<S>,
+    worker: &'static str,
+    upkeep: &'static str,
+    at: &'static Location<'static>,
+}
+
+type Report = Box<dyn Fn(Error) + Send + Sync>;
+
+impl<S: Spawner + Clone + Send + Sync + 'static> Place<S> {
+    fn new(registry: &Registry<S>, queue: &str, at: &'static Location<'static>) -> Self {
+        let name = |of| &*Box::leak(format!("{queue} {of}").into_boxed_str());
+        Self { registry: registry.clone(), worker: name("worker"), upkeep: name("upkeep"), at }
+    }
+
+    /// What went wrong beside any job is told as any other failure.
+    fn report(&self) -> Report {
+        let (registry, name, at) = (self.registry.clone(), self.worker, self.at);
+        Box::new(move |error| registry.named(name).at(at).run(async move { Err::<(), _>(error) }))
+    }
+}
+
+/// What a job's task tells the worker.
+enum Word {
+    Started,
+    Ended(TaskResult<Value>, Option<Duration>),
+    Returned,
+    Deferred(Duration, String),
+    /// No more jobs come.
+    Closed,
+}
+
+struct Told {
+    id: Ulid,
+    run: u64,
+    word: Word,
+    committed: oneshot::Sender<()>,
+}
+
+/// Where jobs are handed out and outcomes handed in.
+struct Desk {
+    told: UnboundedSender<Told>,
+    held: Mutex<HashMap<Ulid, Held>>,
+}
+
+/// A job that was handed out and is not settled.
+struct Held {
+    /// The name of the engine that has fetched it, last.
+    by: Arc<str>,
+    /// Which run of it this is, in this worker.
+    run: u64,
+    /// It has ended. It can come again from the moment in which that is committed, so before anybody here is told that it was.
+    over: bool,
+}
+
+impl Desk {
+    fn held<R>(&self, look: impl FnOnce(&mut HashMap<Ulid, Held>) -> R) -> R {
+        look(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.held(|held| held.keys().map(Ulid::to_string).collect())
+    }
+
+    /// Hands a job out. `None` if it still runs here: the others took it for lost while this process hung, and it has come back.
+    fn hand_out(&self, id: Ulid, by: Arc<str>) -> Option<u64> {
+        self.held(|held| match held.get_mut(&id) {
+            Some(held) if !held.over => {
+                held.by = by;
+                None
+            }
+            before => {
+                let run = before.map_or(0, |before| before.run + 1);
+                held.insert(id, Held { by, run, over: false });
+                Some(run)
+            }
+        })
+    }
+
+    /// Ends when it is committed, or is `false` if it never will be: the worker is gone, with its executor.
+    fn tell(&self, id: Ulid, run: u64, word: Word) -> impl Future<Output = bool> + use<> {
+        let (committed, done) = oneshot::channel();
+        let _ = self.told.unbounded_send(Told { id, run, word, committed });
+        done.map(|committed| committed.is_ok())
+    }
+}
+
+/// A job that was handed out, and of which something will be told, whatever becomes of its task.
+struct Claim {
+    desk: Arc<Desk>,
+    id: Ulid,
+    run: u64,
+    attempt: u32,
+    state: State,
+    signal: ShutdownSignal,
+    pause: Duration,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Fetched,
+    Started,
+    Told,
+}
+
+impl Claim {
+    fn start(&mut self) {
+        self.state = State::Started;
+        drop(self.desk.tell(self.id, self.run, Word::Started));
+    }
+
+    fn tell(&mut self, word: Word) -> impl Future<Output = bool> + use<> {
+        self.state = State::Told;
+        self.desk.held(|held| held.get_mut(&self.id).into_iter().for_each(|held| held.over |= held.run == self.run));
+        self.desk.tell(self.id, self.run, word)
+    }
+
+    fn ended(&self, status: Status, result: Result<Value, String>, again: Option<Duration>) -> Word {
+        Word::Ended(TaskResult { task_id: self.id.into(), attempt: self.attempt as usize, status, result }, again)
+    }
+
+    fn failed(&self, failure: &Failure, attempts: u32) -> Word {
+        let pause = match failure.next {
+            Next::Dead => None,
+            _ if self.attempt >= attempts => None,
+            Next::After(pause) => Some(pause),
+            Next::Backoff => Some(self.pause),
+        };
+        let status = if pause.is_some() { Status::Failed } else { Status::Killed };
+        self.ended(status, Err(failure.to_string()), pause)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let word = match self.state {
+            State::Told => return,
+            State::Started if !self.signal.is_triggered() => {
+                self.ended(Status::Failed, Err("it was aborted".to_owned()), Some(self.pause))
+            }
+            _ => Word::Returned,
+        };
+        drop(self.tell(word));
+    }
+}
+
+/// What all tasks of a worker share.
+struct Work<T, S, H> {
+    queue: Queue<T>,
+    options: Options,
+    handler: H,
+    desk: Arc<Desk>,
+    registry: Registry<S>,
+    at: &'static Location<'static>,
+}
+
+/// How jobs that the engine has fetched under this name become tasks.
+fn start<T, S, H, F, R, E>(work: &Arc<Work<T, S, H>>, worker: Arc<str>) -> Arc<Start>
+where
+    S: Spawner + Clone + Send + Sync + 'static,
+    T: DeserializeOwned + Send + 'static,
+    H: Fn(Job<T>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<R, E>> + Send + 'static,
+    R: Serialize + Send + 'static,
+    E: Display + Send + 'static,
+{
+    let work = work.clone();
+    Arc::new(move |task: RawTask, permit: Permit| {
+        let id = id(&task);
+        let Some(run_number) = work.desk.hand_out(id, worker.clone()) else { return ready(()).boxed() };
+        let attempt = u32::try_from(task.attempt()).unwrap_or(u32::MAX).saturating_add(1);
+        let (desk, signal, pause) = (work.desk.clone(), work.registry.signal(), work.options.pause(attempt));
+        let claim = Claim { desk, id, run: run_number, attempt, state: State::Fetched, signal, pause };
+        let work = work.clone();
+        async move {
+            if !claim.signal.is_triggered() {
+                let job = run(work.clone(), claim, task, permit);
+                // A refusal drops the claim, which gives the job back.
+                let _ = work.registry.named(work.queue.name).at(work.at).run_when_ready(job).await;
+            }
+        }
+        .boxed()
+    })
+}
+
+/// A job's task.
+async fn run<T, S, H, F, R, E>(work: Arc<Work<T, S, H>>, mut claim: Claim, task: RawTask, permit: Permit) -> Result<(), Failure>
+where
+    T: DeserializeOwned,
+    H: Fn(Job<T>) -> F,
+    F: Future<Output = Result<R, E>>,
+    R: Serialize,
+    E: Display + 'static,
+{
+    claim.start();
+    let ended = AssertUnwindSafe(attempt(&work, &claim, &task)).catch_unwind().await;
+    drop(permit);
+    let (word, outcome) = match &ended {
+        Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
+        Ok(Err(Stop::Failed(failure))) => (claim.failed(failure, work.options.attempts), Err(failure.clone())),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
+        Err(payload) => {
+            let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
+            (claim.failed(&failure, work.options.attempts), Err(failure))
+        }
+    };
+    let committed = claim.tell(word).await;
+    match ended {
+        Err(payload) => resume_unwind(payload),
+        Ok(_) if !committed => Err(Failure::dead("what became of it is not committed: its worker is gone")),
+        Ok(_) => outcome,
+    }
+}
+
+enum Stop {
+    Failed(Failure),
+    /// Another worker may know its version.
+    Unknown(String),
+}
+
+async fn attempt<T, S, H, F, R, E>(work: &Work<T, S, H>, claim: &Claim, task: &RawTask) -> Result<Value, Stop>
+where
+    T: DeserializeOwned,
+    H: Fn(Job<T>) -> F,
+    F: Future<Output = Result<R, E>>,
+    R: Serialize,
+    E: Display + 'static,
+{
+    let options = &work.options;
+    if claim.attempt > options.attempts.saturating_add(options.crashes) {
+        return Err(Stop::Failed(Failure::dead(format_args!("given up: its process died {} times", claim.attempt - 1))));
+    }
+    let payload = read(&work.queue, task)?;
+    let done = (work.handler)(Job { payload, id: JobId(claim.id), attempt: claim.attempt });
+    let done = match options.timeout {
+        None => done.await,
+        Some(most) => {
+            pin_mut!(done);
+            match select(done, Delay::new(most)).await {
+                Either::Left((done, _)) => done,
+                Either::Right(_) => return Err(Stop::Failed(Failure::backoff(format_args!("it took longer than {most:?}")))),
+            }
+        }
+    };
+    let value = done.map_err(|error| Stop::Failed(Failure::of(&error)))?;
+    // The work is done, and doing it again would not make its result any better.
+    Ok(serde_json::to_value(value).unwrap_or_else(|error| Value::String(format!("its result cannot be written as JSON: {error}"))))
+}
+
+fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Stop> {
+    let version = task.metadata().get(VERSION).map_or(Ok(1), str::parse).unwrap_or(u32::MAX);
+    let read = match queue.upgrades.get(&version) {
+        _ if version == queue.version => serde_json::from_slice(&task.args),
+        Some(upgrade) => serde_json::from_slice(&task.args).and_then(|payload| upgrade(payload)),
+        None => {
+            let known: Vec<_> = queue.upgrades.keys().chain([&queue.version]).map(u32::to_string).collect();
+            let text = format!("version {version} of its payload is not known to this worker, which knows {}", known.join(", "));
+            return Err(Stop::Unknown(text));
+        }
+    };
+    read.map_err(|error| Stop::Failed(Failure::dead(format_args!("its payload cannot be read: {error}"))))
+}
+
+fn said(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it did not say why")
+}
+
+/// The worker itself.
+struct Shift {
+    terms: Terms,
+    gate: Arc<Gate>,
+    poll: Duration,
+    signal: ShutdownSignal,
+    desk: Arc<Desk>,
+    jobs: Durable,
+    report: Report,
+}
+
+impl Shift {
+    async fn work(self, words: UnboundedReceiver<Told>, start: impl Fn(Arc<str>) -> Arc<Start> + Send) {
+        let name = Mutex::new(self.name());
+        let told = async {
+            self.signal.run_until_shutdown(self.fetch(&name, start)).await;
+            let name = current(&name);
+            // What the engine held when it was dropped. If this fails, signing off does it.
+            let _ = self.jobs.store.give_back(&name, &self.desk.ids()).await;
+            drop(self.desk.tell(Ulid::nil(), 0, Word::Closed));
+        };
+        let told = join(told, self.tell(words));
+        let beats = self.beat(&name);
+        pin_mut!(told, beats);
+        select(told, beats).await;
+        let _ = self.jobs.store.sign_off(&current(&name)).await;
+    }
+
+    /// The engine refuses a name that was seen of late.
+    fn name(&self) -> Arc<str> {
+        format!("{} {} {}", self.terms.queue, std::process::id(), Ulid::generate()).into()
+    }
+
+    /// Runs the engine, and another one when it fails: its state is dead then.
+    async fn fetch(&self, name: &Mutex<Arc<str>>, start: impl Fn(Arc<str>) -> Arc<Start>) {
+        let mut pause = PAUSES.0;
+        loop {
+            let since = Instant::now();
+            let worker = current(name);
+            let polls = Polls::new(self.poll, self.jobs.rung.clone(), self.gate.clone());
+            let engine = self.jobs.store.engine(worker.to_string(), self.terms.clone(), polls, start(worker.clone()));
+            let error = match AssertUnwindSafe(engine).catch_unwind().await {
+                Ok(ended) => ended.err().unwrap_or_else(|| engine_failed("it ended")),
+                Err(payload) => engine_failed(format_args!("it panicked: {}", said(&*payload))),
+            };
+            if since.elapsed() > WELL {
+                pause = PAUSES.0;
+            }
+            if pause == PAUSES.0 {
+                (self.report)(error);
+            }
+            *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
+            Delay::new(pause).await;
+            // What it had fetched and not handed out; its jobs that run go on under its name.
+            let _ = self.jobs.store.give_back(&worker, &self.desk.ids()).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Commits what is told, and does not give up: until then it is nowhere else.
+    async fn tell(&self, mut words: UnboundedReceiver<Told>) {
+        let mut closed = false;
+        while let Some(first) = words.next().await {
+            let mut all = vec![first];
+            if matches!(all[0].word, Word::Started) {
+                if let Either::Left((Some(next), _)) = select(words.next(), Delay::new(LINGER)).await {
+                    all.push(next);
+                }
+            }
+            while let Ok(next) = words.try_recv() {
+                all.push(next);
+                if all.len() == 1000 {
+                    break;
+                }
+            }
+            closed |= all.iter().any(|told| matches!(told.word, Word::Closed));
+            let over: Vec<_> = all
+                .iter()
+                .filter(|told| !matches!(told.word, Word::Started | Word::Closed))
+                .map(|told| (told.id, told.run))
+                .collect();
+            let mut pause = PAUSES.0;
+            let (batches, committed) = self.batches(all);
+            for (worker, batch) in batches {
+                while let Err(error) = self.jobs.store.settle(&worker, &batch).await {
+                    if pause == PAUSES.0 {
+                        (self.report)(error);
+                    }
+                    Delay::new(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+            let none = self.desk.held(|held| {
+                for (id, run) in over {
+                    if held.get(&id).is_some_and(|held| held.run == run) {
+                        held.remove(&id);
+                    }
+                }
+                held.is_empty()
+            });
+            for committed in committed {
+                let _ = committed.send(());
+            }
+            self.jobs.settled.notify(usize::MAX);
+            if closed && none {
+                break;
+            }
+        }
+    }
+
+    /// By the names under which they were fetched, as the store asks for. A start is left out where the job is over by now.
+    fn batches(&self, all: Vec<Told>) -> (HashMap<Arc<str>, Batch>, Vec<oneshot::Sender<()>>) {
+        let over: HashSet<Ulid> = all.iter().filter(|told| !matches!(told.word, Word::Started)).map(|told| told.id).collect();
+        let mut batches = HashMap::<Arc<str>, Batch>::new();
+        let mut committed = Vec::new();
+        for told in all {
+            committed.push(told.committed);
+            let Some(worker) = self.desk.held(|held| held.get(&told.id).map(|held| held.by.clone())) else { continue };
+            let (id, batch) = (told.id.to_string(), batches.entry(worker).or_default());
+            match told.word {
+                Word::Started if over.contains(&told.id) => {}
+                Word::Started => batch.started.push(id),
+                Word::Ended(result, again) => {
+                    batch.ended.push(result);
+                    batch.again.extend(again.map(|after| (id, after)));
+                }
+                Word::Returned => batch.returned.push(id),
+                Word::Deferred(after, why) => batch.deferred.push((id, after, why)),
+                Word::Closed => {}
+            }
+        }
+        (batches, committed)
+    }
+
+    /// The engine beats as well, but not while it fetches, nor while what it has fetched waits for its turn, nor when it has failed; and it
+    /// is gone while the last jobs end.
+    async fn beat(&self, name: &Mutex<Arc<str>>) {
+        let mut well = true;
+        loop {
+            Delay::new(self.terms.beat).await;
+            let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
+            workers.insert(current(name));
+            let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
+            match self.jobs.store.beat(&workers).await {
+                Ok(()) => well = true,
+                Err(error) if well => {
+                    well = false;
+                    (self.report)(error);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn current(name: &Mutex<Arc<str>>) -> Arc<str> {
+    name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Keeps the store small and its planner informed; at once, and then now and then.
+async fn upkeep(jobs: Durable, queue: &'static str, options: Options, report: Report) {
+    let mut well = true;
+    loop {
+        match jobs.store.upkeep(queue, options.retain).await {
+            Ok(_) => well = true,
+            Err(error) if well => {
+                well = false;
+                report(error);
+            }
+            Err(_) => {}
+        }
+        Delay::new(options.upkeep).await;
+    }
+}
