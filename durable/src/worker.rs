@@ -440,10 +440,10 @@ impl Shift {
         let mut closed = false;
         while let Some(first) = words.next().await {
             let mut all = vec![first];
-            if matches!(all[0].word, Word::Started) {
-                if let Either::Left((Some(next), _)) = select(words.next(), Delay::new(LINGER)).await {
-                    all.push(next);
-                }
+            let mut linger = Delay::new(LINGER);
+            while matches!(all[all.len() - 1].word, Word::Started) {
+                let Either::Left((Some(next), _)) = select(words.next(), &mut linger).await else { break };
+                all.push(next);
             }
             while let Ok(next) = words.try_recv() {
                 all.push(next);
