@@ -81,7 +81,9 @@ async fn the_end_of_time_is_a_time() {
     each(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-        for enqueue in [queue.enqueue(mail("never")).later(Duration::MAX), queue.enqueue(mail("never")).at(last + Duration::from_secs(1))] {
+        for enqueue in
+            [queue.enqueue(mail("never")).later(Duration::MAX), queue.enqueue(mail("never")).at(last + Duration::from_secs(1))]
+        {
             let id = enqueue.await.unwrap();
             assert_eq!(queue.info(id).await.unwrap().unwrap().due(), last);
         }

@@ -108,7 +108,8 @@ async fn rail_1_a_drain_that_is_longer_than_the_lease_runs_nothing_twice() {
         let drained = leaving.shutdown();
         somebody_looks_for_the_dead(&jobs, "drain", 3).await;
         // And whoever wants to write is not kept waiting.
-        let other = timeout(Duration::from_secs(5), queue.enqueue(2).into_future()).await.expect("the drain holds the store").unwrap();
+        let other =
+            timeout(Duration::from_secs(5), queue.enqueue(2).into_future()).await.expect("the drain holds the store").unwrap();
         assert!(!leaving.is_drained());
         runs.door.close();
         let summary = within(drained).await;
@@ -359,7 +360,9 @@ async fn rail_11_an_engine_that_fails_is_told_and_another_one_starts() {
 async fn rename_workers(jobs: &Durable, away: bool) {
     let (from, to) = if away { ("workers", "gone") } else { ("gone", "workers") };
     match jobs.sqlite_pool() {
-        Some(pool) => drop(sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(pool).await.unwrap()),
+        Some(pool) => {
+            drop(sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(pool).await.unwrap())
+        }
         None => {
             let rename = sqlx::AssertSqlSafe(format!("ALTER TABLE apalis.{from} RENAME TO {to}"));
             sqlx::query(rename).execute(jobs.postgres_pool().unwrap()).await.unwrap();

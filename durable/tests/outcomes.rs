@@ -247,8 +247,8 @@ async fn an_outcome_may_be_what_a_database_does_not_like() {
         assert!(info.result::<String>().unwrap().unwrap() == huge);
         let info = outcome::<()>(&jobs, Err(huge.clone())).await;
         assert!(info.error().unwrap() == huge);
-        let info = outcome(&jobs, Ok((u64::MAX, i64::MIN, f64::MAX, f64::MIN_POSITIVE, 0.1, f64::NAN))).await;
-        let told = (u64::MAX, i64::MIN, f64::MAX, f64::MIN_POSITIVE, 0.1, None::<f64>);
+        let info = outcome(&jobs, Ok((u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, f64::NAN))).await;
+        let told = (u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, None::<f64>);
         assert_eq!(info.result().unwrap(), Some(told));
     })
     .await;
