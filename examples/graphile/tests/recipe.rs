@@ -279,10 +279,20 @@ fn a_sign_up_and_its_job_are_there_both_or_neither() {
     assert_eq!(Worker::start(&postgres, &["sign-up", "ada@example.com"]).end().0, 0);
     assert_eq!(postgres.sql(both), "1|1", "who asks three times is owed one mail");
 
+    let refused = || {
+        let (code, lines) = Worker::start(&postgres, &["sign-up", "alan@example.com"]).end();
+        assert_eq!(code, 2, "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("alan@example.com is not signed up: ")), "{lines:#?}");
+        assert_eq!(postgres.sql(both), "1|1");
+    };
     // The job cannot be enqueued; the sign-up's insert, before it, could.
-    postgres.sql("ALTER TABLE graphile_worker._private_jobs ADD CONSTRAINT full_disk CHECK (key IS NULL) NOT VALID");
-    let (code, lines) = Worker::start(&postgres, &["sign-up", "alan@example.com"]).end();
-    assert_eq!(code, 2, "{lines:#?}");
-    assert!(lines.iter().any(|line| line.contains("alan@example.com is not signed up: ")), "{lines:#?}");
-    assert_eq!(postgres.sql(both), "1|1");
+    postgres.sql("ALTER TABLE graphile_worker._private_jobs ADD CONSTRAINT crowded CHECK (key IS NULL) NOT VALID");
+    refused();
+    // Both could be, and the commit cannot.
+    postgres.sql(
+        "ALTER TABLE graphile_worker._private_jobs DROP CONSTRAINT crowded;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no more''; END';
+        CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON signups DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    refused();
 }
