@@ -24,7 +24,11 @@ pub(crate) type Told<T = ()> = Result<T, Error>;
 pub(crate) const VERSION: &str = "version";
 
 /// The migrations' own list of what they did, apart from that of the program's migrations in the same database.
+#[cfg(feature = "sqlite")]
 const MIGRATED: &str = "background_tasks_migrations";
+
+/// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
+const TICKS: Duration = Duration::from_secs(900);
 
 /// What has become of jobs of one worker, told in one transaction.
 #[derive(Debug, Default)]
@@ -109,7 +113,10 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
     use sqlx::migrate::MigrateError;
     result.map_err(|error| match error {
         MigrateError::Execute(error) => error.into(),
-        MigrateError::ExecuteMigration(error, _) => Error::Schema(error.to_string()),
+        MigrateError::ExecuteMigration(error, _) => match error.into() {
+            Error::Database(error) => Error::Schema(error.to_string()),
+            other => other, // no right to, no space for it
+        },
         MigrateError::VersionMissing(version) => {
             Error::Schema(format!("a newer version of the engine has changed them ({version})"))
         }

@@ -554,6 +554,12 @@ impl Shift {
             Delay::new(self.terms.beat).await;
             let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
             workers.insert(current(name));
+            // A fetch can be committed after its engine is gone, and then nobody would ever start those jobs while we beat for its name.
+            // Asked in this order, as what is handed out after the signal is not started.
+            let (ending, ids) = (self.signal.is_triggered(), self.desk.ids());
+            for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
+                let _ = self.jobs.store.give_back(gone, &ids).await;
+            }
             let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
             match self.jobs.store.beat(&workers).await {
                 Ok(()) => well = true,
