@@ -107,7 +107,10 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
     use sqlx::migrate::MigrateError;
     result.map_err(|error| match error {
         MigrateError::Execute(error) => error.into(),
-        MigrateError::ExecuteMigration(error, _) => Error::Schema(error.to_string()),
+        MigrateError::ExecuteMigration(error, _) => match error.into() {
+            Error::Database(error) => Error::Schema(error.to_string()),
+            other => other,
+        },
         MigrateError::VersionMissing(version) => {
             Error::Schema(format!("a newer version of the engine has changed them ({version})"))
         }

@@ -5,6 +5,8 @@ use apalis_sqlite::{Config, SqliteStorage, queries};
 use futures_util::future::{BoxFuture, FutureExt};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row, SqliteConnection, SqlitePool};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,7 +37,12 @@ impl Sqlite {
             .foreign_keys(true)
             .analysis_limit(1000);
         let cannot = |error: sqlx::Error| match Error::from(error) {
-            Error::Missing(text) => Error::Missing(format!("{}: {text}", path.display())),
+            Error::Missing(text) => match OpenOptions::new().write(true).open(path) {
+                Err(why) if matches!(why.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                    Error::Denied(sqlx::Error::Io(why))
+                }
+                _ => Error::Missing(format!("{}: {text}", path.display())),
+            },
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
@@ -52,7 +59,7 @@ async fn migrate(writer: &SqlitePool) -> Told {
     let mut migrations = SqliteStorage::migrations();
     migrations.dangerous_set_table_name(MIGRATED);
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-    let of_the_engine = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'Jobs')
+    let of_the_engine = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'Jobs' COLLATE NOCASE)
         AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1)";
     if sqlx::query_scalar(of_the_engine).bind(MIGRATED).fetch_one(&mut *tx).await? {
         return Err(Error::Schema("there is a table Jobs that this crate has not made".to_owned()));
