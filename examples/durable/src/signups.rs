@@ -4,7 +4,9 @@ use background_tasks_durable::sqlx::{self, PgPool, SqlitePool};
 use background_tasks_durable::{Durable, Info, JobId, Queue, Status};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// The name of the queue. It is data: jobs of it wait in the database while another version of the program is deployed.
@@ -23,6 +25,8 @@ pub(crate) struct Welcome {
 pub(crate) struct Signups {
     pub(crate) jobs: Durable,
     mails: Queue<Welcome>,
+    /// SQLite has one writer at a time: here they wait in line, and leave the pool's other connections to those who read.
+    line: Arc<Mutex<()>>,
 }
 
 /// A sign-up, and what became of its mail.
@@ -82,7 +86,7 @@ impl Signups {
             }
         }
         let mails = queue(&jobs);
-        Ok(Self { jobs, mails })
+        Ok(Self { jobs, mails, line: Arc::default() })
     }
 
     /// Commits a sign-up and its mail. Returns which, and whether it is a new one: an address has one mail, however often it signs up.
@@ -91,6 +95,7 @@ impl Signups {
         let mail = Welcome { to: address.to_owned() };
         match pool(&self.jobs) {
             Pool::Sqlite(pool) => {
+                let _turn = in_time(async { Ok::<_, Failed>(self.line.lock().await) }).await?;
                 let mut tx = in_time(pool.begin_with("BEGIN IMMEDIATE")).await?;
                 let id = self.mails.enqueue(mail).unique(address).within(&mut *tx).await.map_err(Failed::of)?;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
@@ -172,7 +177,7 @@ fn pool(jobs: &Durable) -> Pool<'_> {
 }
 
 /// Only for what may be dropped half-way: not for a commit.
-async fn in_time<T, E: std::error::Error>(work: impl Future<Output = Result<T, E>>) -> Result<T, Failed> {
+async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, Failed> {
     match timeout(PATIENCE, work).await {
         Ok(done) => done.map_err(Failed::of),
         Err(_) => Err(Failed::of("the database did not answer in time")),
