@@ -68,8 +68,8 @@ fn capabilities(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn every_feature_is_in_the_table_of_its_crate() {
-    let host = ("background-tasks-host", "host/src/lib.rs");
-    for (name, lib) in PACKAGES.map(|(name, lib, _)| (name, lib)).into_iter().chain([host]) {
+    let others = [("background-tasks-durable", "durable/src/lib.rs"), ("background-tasks-host", "host/src/lib.rs")];
+    for (name, lib) in PACKAGES.map(|(name, lib, _)| (name, lib)).into_iter().chain(others) {
         let mut expected = features(&package(name));
         expected.remove("default");
         let rows = rows(&read(lib), "//! # Features");

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
 use crate::Error;
+use crate::options::EVER;
 
 /// Which job it is, in whichever process: what a status page asks by, and what a handler makes its work idempotent with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,7 +113,7 @@ impl Failure {
 
     /// Not before this long from now; to the next whole second on SQLite.
     pub fn retry_after(error: impl fmt::Display, after: Duration) -> Self {
-        Self { text: format!("{error:#}"), next: Next::After(after) }
+        Self { text: format!("{error:#}"), next: Next::After(after.min(EVER)) }
     }
 
     /// Of any error of a handler.

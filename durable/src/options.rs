@@ -19,6 +19,9 @@ pub struct Options {
     pub(crate) defer: Duration,
 }
 
+/// Longer is for ever, and more than clocks and dates can add.
+pub(crate) const EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -53,14 +56,14 @@ impl Options {
 
     /// How often the store is asked for jobs of other processes; 100 ms, and at least 1. What this process enqueues it sees at once.
     pub fn poll(mut self, every: Duration) -> Self {
-        self.poll = every.max(Duration::from_millis(1));
+        self.poll = every.clamp(Duration::from_millis(1), EVER);
         self
     }
 
     /// A worker that has not been seen for so long is dead, and its jobs go to others; 30 seconds. It tells that it lives five times
     /// as often. All workers of a queue should have the same.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = lease.max(Duration::from_secs(3));
+        self.lease = lease.clamp(Duration::from_secs(3), EVER);
         self
     }
 
@@ -81,32 +84,32 @@ impl Options {
     /// is then shortened by up to half, at random, so that jobs that failed together do not come again together. SQLite has whole
     /// seconds.
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
-        self.backoff = (first, most);
+        self.backoff = (first.min(EVER), most.min(EVER));
         self
     }
 
     /// How long an attempt may take; without end. Its future is then dropped, and the attempt has failed.
     pub fn timeout(mut self, most: Duration) -> Self {
-        self.timeout = Some(most);
+        self.timeout = Some(most.min(EVER));
         self
     }
 
     /// How long a job that was done stays in the store, with its result and its key; 7 days. Dead ones stay.
     pub fn retain(mut self, done: Duration) -> Self {
-        self.retain = done;
+        self.retain = done.min(EVER);
         self
     }
 
     /// How often the store is tidied: done jobs are dropped, and SQLite's planner is told how large its tables are; 60 seconds, and at
     /// least 1.
     pub fn upkeep(mut self, every: Duration) -> Self {
-        self.upkeep = every.max(Duration::from_secs(1));
+        self.upkeep = every.clamp(Duration::from_secs(1), EVER);
         self
     }
 
     /// When a job whose version is not known here is looked at again, by a worker that may be newer; 60 seconds.
     pub fn defer(mut self, unknown: Duration) -> Self {
-        self.defer = unknown;
+        self.defer = unknown.min(EVER);
         self
     }
 

@@ -12,7 +12,7 @@ use background_tasks::{Registry, ShutdownSignal, Spawner};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_timer::Delay;
-use futures_util::future::{Either, FutureExt, join, select};
+use futures_util::future::{Either, FutureExt, join, ready, select};
 use futures_util::{StreamExt, pin_mut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,7 +72,7 @@ impl<T> Queue<T> {
         let at = Location::caller();
         let (queue, registry) = (self.clone(), registry.clone());
         async move {
-            queue.counts().await?;
+            queue.info(JobId(Ulid::nil())).await?; // is it there?
             let jobs = queue.jobs.clone();
             let (name, place) = (queue.name, Place::new(&registry, queue.name, at));
             let (told, words) = unbounded();
@@ -141,22 +141,30 @@ enum Word {
 }
 
 struct Told {
-    worker: Arc<str>,
     id: Ulid,
+    run: u64,
     word: Word,
-    /// Dropped once it is committed.
-    _committed: Option<oneshot::Sender<()>>,
+    committed: oneshot::Sender<()>,
 }
 
 /// Where jobs are handed out and outcomes handed in.
 struct Desk {
     told: UnboundedSender<Told>,
-    /// The jobs that were handed out, and under which name the engine fetched them.
-    held: Mutex<HashMap<Ulid, Arc<str>>>,
+    held: Mutex<HashMap<Ulid, Held>>,
+}
+
+/// A job that was handed out and is not settled.
+struct Held {
+    /// The name of the engine that has fetched it, last.
+    by: Arc<str>,
+    /// Which run of it this is, in this worker.
+    run: u64,
+    /// It has ended. It can come again from the moment in which that is committed, so before anybody here is told that it was.
+    over: bool,
 }
 
 impl Desk {
-    fn held<R>(&self, look: impl FnOnce(&mut HashMap<Ulid, Arc<str>>) -> R) -> R {
+    fn held<R>(&self, look: impl FnOnce(&mut HashMap<Ulid, Held>) -> R) -> R {
         look(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -164,17 +172,34 @@ impl Desk {
         self.held(|held| held.keys().map(Ulid::to_string).collect())
     }
 
-    fn tell(&self, worker: Arc<str>, id: Ulid, word: Word, committed: Option<oneshot::Sender<()>>) {
-        // Its end lives as long as the worker, which nobody outlives but a task of a runtime that is gone.
-        let _ = self.told.unbounded_send(Told { worker, id, word, _committed: committed });
+    /// Hands a job out. `None` if it still runs here: the others took it for lost while this process hung, and it has come back.
+    fn hand_out(&self, id: Ulid, by: Arc<str>) -> Option<u64> {
+        self.held(|held| match held.get_mut(&id) {
+            Some(held) if !held.over => {
+                held.by = by;
+                None
+            }
+            before => {
+                let run = before.map_or(0, |before| before.run + 1);
+                held.insert(id, Held { by, run, over: false });
+                Some(run)
+            }
+        })
+    }
+
+    /// Ends when it is committed, or is `false` if it never will be: the worker is gone, with its executor.
+    fn tell(&self, id: Ulid, run: u64, word: Word) -> impl Future<Output = bool> + use<> {
+        let (committed, done) = oneshot::channel();
+        let _ = self.told.unbounded_send(Told { id, run, word, committed });
+        done.map(|committed| committed.is_ok())
     }
 }
 
 /// A job that was handed out, and of which something will be told, whatever becomes of its task.
 struct Claim {
     desk: Arc<Desk>,
-    worker: Arc<str>,
     id: Ulid,
+    run: u64,
     attempt: u32,
     state: State,
     signal: ShutdownSignal,
@@ -191,19 +216,28 @@ enum State {
 impl Claim {
     fn start(&mut self) {
         self.state = State::Started;
-        self.desk.tell(self.worker.clone(), self.id, Word::Started, None);
+        drop(self.desk.tell(self.id, self.run, Word::Started));
     }
 
-    /// Ends when it is committed.
-    fn tell(&mut self, word: Word) -> impl Future<Output = ()> + use<> {
-        let (committed, done) = oneshot::channel();
+    fn tell(&mut self, word: Word) -> impl Future<Output = bool> + use<> {
         self.state = State::Told;
-        self.desk.tell(self.worker.clone(), self.id, word, Some(committed));
-        done.map(drop)
+        self.desk.held(|held| held.get_mut(&self.id).into_iter().for_each(|held| held.over |= held.run == self.run));
+        self.desk.tell(self.id, self.run, word)
     }
 
     fn ended(&self, status: Status, result: Result<Value, String>, again: Option<Duration>) -> Word {
         Word::Ended(TaskResult { task_id: self.id.into(), attempt: self.attempt as usize, status, result }, again)
+    }
+
+    fn failed(&self, failure: &Failure, attempts: u32) -> Word {
+        let pause = match failure.next {
+            Next::Dead => None,
+            _ if self.attempt >= attempts => None,
+            Next::After(pause) => Some(pause),
+            Next::Backoff => Some(self.pause),
+        };
+        let status = if pause.is_some() { Status::Failed } else { Status::Killed };
+        self.ended(status, Err(failure.to_string()), pause)
     }
 }
 
@@ -242,17 +276,11 @@ where
 {
     let work = work.clone();
     Arc::new(move |task: RawTask, permit: Permit| {
+        let id = id(&task);
+        let Some(run_number) = work.desk.hand_out(id, worker.clone()) else { return ready(()).boxed() };
         let attempt = u32::try_from(task.attempt()).unwrap_or(u32::MAX).saturating_add(1);
-        let claim = Claim {
-            desk: work.desk.clone(),
-            worker: worker.clone(),
-            id: id(&task),
-            attempt,
-            state: State::Fetched,
-            signal: work.registry.signal(),
-            pause: work.options.pause(attempt),
-        };
-        work.desk.held(|held| held.insert(claim.id, worker.clone()));
+        let (desk, signal, pause) = (work.desk.clone(), work.registry.signal(), work.options.pause(attempt));
+        let claim = Claim { desk, id, run: run_number, attempt, state: State::Fetched, signal, pause };
         let work = work.clone();
         async move {
             if !claim.signal.is_triggered() {
@@ -275,84 +303,61 @@ where
     E: Display + 'static,
 {
     claim.start();
-    let most = work.options.attempts.saturating_add(work.options.crashes);
-    let payload = if claim.attempt > most {
-        let text = format!("given up: its process died {} times", claim.attempt - 1);
-        Err(Unread::Dead(text))
-    } else {
-        read(&work.queue, &task)
-    };
-    let mut panic = None;
-    let (word, outcome) = match payload {
-        Err(Unread::Unknown(text)) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
-        Err(Unread::Dead(text)) => (claim.ended(Status::Killed, Err(text.clone()), None), Err(Failure::dead(text))),
-        Ok(payload) => {
-            let job = Job { payload, id: JobId(claim.id), attempt: claim.attempt };
-            match AssertUnwindSafe(attempt(&work.handler, job, work.options.timeout)).catch_unwind().await {
-                Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value), None), Ok(())),
-                Ok(Err(failure)) => (failed(&claim, &failure, work.options.attempts), Err(failure)),
-                Err(payload) => {
-                    let failure = Failure::backoff(format_args!("it panicked: {}", said(&*payload)));
-                    panic = Some(payload);
-                    (failed(&claim, &failure, work.options.attempts), Err(failure))
-                }
-            }
+    let ended = AssertUnwindSafe(attempt(&work, &claim, &task)).catch_unwind().await;
+    drop(permit);
+    let (word, outcome) = match &ended {
+        Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
+        Ok(Err(Stop::Failed(failure))) => (claim.failed(failure, work.options.attempts), Err(failure.clone())),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
+        Err(payload) => {
+            let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
+            (claim.failed(&failure, work.options.attempts), Err(failure))
         }
     };
-    drop(permit);
-    claim.tell(word).await;
-    match panic {
-        Some(payload) => resume_unwind(payload),
-        None => outcome,
+    let committed = claim.tell(word).await;
+    match ended {
+        Err(payload) => resume_unwind(payload),
+        Ok(_) if !committed => Err(Failure::dead("what became of it is not committed: its worker is gone")),
+        Ok(_) => outcome,
     }
 }
 
-fn failed(claim: &Claim, failure: &Failure, attempts: u32) -> Word {
-    let pause = match failure.next {
-        Next::Dead => None,
-        _ if claim.attempt >= attempts => None,
-        Next::After(pause) => Some(pause),
-        Next::Backoff => Some(claim.pause),
-    };
-    let status = if pause.is_some() { Status::Failed } else { Status::Killed };
-    claim.ended(status, Err(failure.to_string()), pause)
+enum Stop {
+    Failed(Failure),
+    /// Another worker may know its version.
+    Unknown(String),
 }
 
-async fn attempt<T, H, F, R, E>(handler: &H, job: Job<T>, timeout: Option<Duration>) -> Result<Value, Failure>
+async fn attempt<T, S, H, F, R, E>(work: &Work<T, S, H>, claim: &Claim, task: &RawTask) -> Result<Value, Stop>
 where
+    T: DeserializeOwned,
     H: Fn(Job<T>) -> F,
     F: Future<Output = Result<R, E>>,
     R: Serialize,
     E: Display + 'static,
 {
-    let work = handler(job);
-    let done = match timeout {
-        None => work.await,
+    let options = &work.options;
+    if claim.attempt > options.attempts.saturating_add(options.crashes) {
+        return Err(Stop::Failed(Failure::dead(format_args!("given up: its process died {} times", claim.attempt - 1))));
+    }
+    let payload = read(&work.queue, task)?;
+    let done = (work.handler)(Job { payload, id: JobId(claim.id), attempt: claim.attempt });
+    let done = match options.timeout {
+        None => done.await,
         Some(most) => {
-            pin_mut!(work);
-            match select(work, Delay::new(most)).await {
+            pin_mut!(done);
+            match select(done, Delay::new(most)).await {
                 Either::Left((done, _)) => done,
-                Either::Right(_) => return Err(Failure::backoff(format_args!("it took longer than {most:?}"))),
+                Either::Right(_) => return Err(Stop::Failed(Failure::backoff(format_args!("it took longer than {most:?}")))),
             }
         }
     };
-    let value = done.map_err(|error| Failure::of(&error))?;
+    let value = done.map_err(|error| Stop::Failed(Failure::of(&error)))?;
     // The work is done, and doing it again would not make its result any better.
     Ok(serde_json::to_value(value).unwrap_or_else(|error| Value::String(format!("its result cannot be written as JSON: {error}"))))
 }
 
-fn said(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it did not say why")
-}
-
-enum Unread {
-    /// Another worker may know it.
-    Unknown(String),
-    Dead(String),
-}
-
-fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Unread> {
+fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Stop> {
     let version = task.metadata().get(VERSION).map_or(Ok(1), str::parse).unwrap_or(u32::MAX);
     let read = match queue.upgrades.get(&version) {
         _ if version == queue.version => serde_json::from_slice(&task.args),
@@ -360,10 +365,15 @@ fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Unre
         None => {
             let known: Vec<_> = queue.upgrades.keys().chain([&queue.version]).map(u32::to_string).collect();
             let text = format!("version {version} of its payload is not known to this worker, which knows {}", known.join(", "));
-            return Err(Unread::Unknown(text));
+            return Err(Stop::Unknown(text));
         }
     };
-    read.map_err(|error| Unread::Dead(format!("its payload cannot be read: {error}")))
+    read.map_err(|error| Stop::Failed(Failure::dead(format_args!("its payload cannot be read: {error}"))))
+}
+
+fn said(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it did not say why")
 }
 
 /// The worker itself.
@@ -385,7 +395,7 @@ impl Shift {
             let name = current(&name);
             // What the engine held when it was dropped. If this fails, signing off does it.
             let _ = self.jobs.store.give_back(&name, &self.desk.ids()).await;
-            self.desk.tell(name, Ulid::nil(), Word::Closed, None);
+            drop(self.desk.tell(Ulid::nil(), 0, Word::Closed));
         };
         let told = join(told, self.tell(words));
         let beats = self.beat(&name);
@@ -442,10 +452,13 @@ impl Shift {
                 }
             }
             closed |= all.iter().any(|told| matches!(told.word, Word::Closed));
-            let over: Vec<_> =
-                all.iter().filter(|told| !matches!(told.word, Word::Started | Word::Closed)).map(|told| told.id).collect();
+            let over: Vec<_> = all
+                .iter()
+                .filter(|told| !matches!(told.word, Word::Started | Word::Closed))
+                .map(|told| (told.id, told.run))
+                .collect();
             let mut pause = PAUSES.0;
-            let (batches, committed) = batches(all);
+            let (batches, committed) = self.batches(all);
             for (worker, batch) in batches {
                 while let Err(error) = self.jobs.store.settle(&worker, &batch).await {
                     if pause == PAUSES.0 {
@@ -456,15 +469,45 @@ impl Shift {
                 }
             }
             let none = self.desk.held(|held| {
-                over.iter().for_each(|id| drop(held.remove(id)));
+                for (id, run) in over {
+                    if held.get(&id).is_some_and(|held| held.run == run) {
+                        held.remove(&id);
+                    }
+                }
                 held.is_empty()
             });
-            drop(committed);
+            for committed in committed {
+                let _ = committed.send(());
+            }
             self.jobs.settled.notify(usize::MAX);
             if closed && none {
                 break;
             }
         }
+    }
+
+    /// By the names under which they were fetched, as the store asks for. A start is left out where the job is over by now.
+    fn batches(&self, all: Vec<Told>) -> (HashMap<Arc<str>, Batch>, Vec<oneshot::Sender<()>>) {
+        let over: HashSet<Ulid> = all.iter().filter(|told| !matches!(told.word, Word::Started)).map(|told| told.id).collect();
+        let mut batches = HashMap::<Arc<str>, Batch>::new();
+        let mut committed = Vec::new();
+        for told in all {
+            committed.push(told.committed);
+            let Some(worker) = self.desk.held(|held| held.get(&told.id).map(|held| held.by.clone())) else { continue };
+            let (id, batch) = (told.id.to_string(), batches.entry(worker).or_default());
+            match told.word {
+                Word::Started if over.contains(&told.id) => {}
+                Word::Started => batch.started.push(id),
+                Word::Ended(result, again) => {
+                    batch.ended.push(result);
+                    batch.again.extend(again.map(|after| (id, after)));
+                }
+                Word::Returned => batch.returned.push(id),
+                Word::Deferred(after, why) => batch.deferred.push((id, after, why)),
+                Word::Closed => {}
+            }
+        }
+        (batches, committed)
     }
 
     /// The engine beats as well, but not while it fetches, nor while what it has fetched waits for its turn, nor when it has failed; and it
@@ -473,7 +516,7 @@ impl Shift {
         let mut well = true;
         loop {
             Delay::new(self.terms.beat).await;
-            let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().cloned().collect());
+            let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
             workers.insert(current(name));
             let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
             match self.jobs.store.beat(&workers).await {
@@ -490,29 +533,6 @@ impl Shift {
 
 fn current(name: &Mutex<Arc<str>>) -> Arc<str> {
     name.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// By worker, as each owns what it has fetched. A start is left out where the job is over by now.
-fn batches(all: Vec<Told>) -> (HashMap<Arc<str>, Batch>, Vec<Option<oneshot::Sender<()>>>) {
-    let over: HashSet<Ulid> = all.iter().filter(|told| !matches!(told.word, Word::Started)).map(|told| told.id).collect();
-    let mut batches = HashMap::<Arc<str>, Batch>::new();
-    let mut committed = Vec::new();
-    for told in all {
-        let (id, batch) = (told.id.to_string(), batches.entry(told.worker).or_default());
-        match told.word {
-            Word::Started if over.contains(&told.id) => {}
-            Word::Started => batch.started.push(id),
-            Word::Ended(result, again) => {
-                batch.ended.push(result);
-                batch.again.extend(again.map(|after| (id, after)));
-            }
-            Word::Returned => batch.returned.push(id),
-            Word::Deferred(after, why) => batch.deferred.push((id, after, why)),
-            Word::Closed => {}
-        }
-        committed.push(told._committed);
-    }
-    (batches, committed)
 }
 
 /// Keeps the store small and its planner informed; at once, and then now and then.

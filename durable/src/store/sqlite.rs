@@ -39,7 +39,7 @@ impl Sqlite {
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3);
+        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
         let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await.map_err(cannot)?;
         migrate(&writer).await?;
         let pool = pool(8).connect_lazy_with(options);
