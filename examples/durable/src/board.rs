@@ -14,13 +14,22 @@ use axum::extract::Request;
 use axum::http::header::HOST;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use background_tasks::ShutdownSignal;
 use background_tasks_durable::Durable;
+use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
-pub(crate) fn router(jobs: &Durable) -> Router {
-    let api = ApiBuilder::new(Router::new());
+pub(crate) fn router(jobs: &Durable, signal: ShutdownSignal) -> Router {
+    // It takes a system for unhealthy that has no stream of its log. That of this process says little of the workers', so this is silent.
+    let silence = async move || {
+        Sse::new(stream::once(signal).filter_map(async |()| None::<Result<Event, Infallible>>)).keep_alive(KeepAlive::default())
+    };
+    let api = ApiBuilder::new(Router::new().route("/events", get(silence)));
     let api = match (jobs.sqlite_pool(), jobs.postgres_pool()) {
         (Some(pool), _) => {
             let config = apalis_sqlite::Config::default().queue(QUEUE);

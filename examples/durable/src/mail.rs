@@ -85,8 +85,10 @@ fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(temporary, path)?;
-    // The name is on the disk, too, before the job is told to be done.
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    // The name is on the disk, too, before the job is told to be done. Elsewhere a folder is no file.
+    #[cfg(unix)]
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(())
 }
 
 /// The innermost cause: the outer ones say that there is one.

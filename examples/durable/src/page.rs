@@ -13,7 +13,7 @@ const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></nosc
 /// Lets the page's own script and style run and nothing else; a browser's console says the hashes when they have changed.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     script-src 'sha256-43NCTFzVxo/0RRcCFSXUZGjV6vRFweKv+0gZwagLVe0='; \
-    style-src 'sha256-3+XCKPzgz95i6xjmE7NiaqmS/bsTsdPzEixMX1w9rLc='; \
+    style-src 'sha256-UsfFXIyzM9DT1uG9+K7uKrUTtlDFYkXWzwaEr8WUqeY='; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// The form.

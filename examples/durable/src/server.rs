@@ -61,7 +61,7 @@ impl Server {
     pub(crate) async fn run(self) -> Result<(), String> {
         let Self { service, listener, board } = self;
         let tasks = service.tasks.clone();
-        let board_app = board::router(&service.signups.jobs);
+        let board_app = board::router(&service.signups.jobs, tasks.signal());
         let app = Router::new()
             .route("/", get(async || page::form()))
             .route("/signups", get(async || Redirect::to("/")).post(sign_up))

@@ -355,8 +355,14 @@ fn the_board_shows_the_queue() {
     let answer = sign_up(server.address, "ada@example.com");
     assert_eq!(ended(server.address, answer.location())["status"], "done");
     shows(server.board, "ada@example.com");
+    // An open board does not hold the end up.
+    let stream = thread::spawn({
+        let board = server.board;
+        move || get(board, "/api/v1/events")
+    });
     server.process.terminate();
     server.process.wait(0);
+    drop(stream.join());
 }
 
 /// It says why and does nothing.
