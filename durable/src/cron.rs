@@ -1,5 +1,5 @@
 use crate::{Error, Queue};
-use background_tasks::{Registry, Spawner};
+use background_tasks::{Reason, Registry, Spawner};
 use chrono::{DateTime, Utc};
 use cron::Schedule;
 use futures_timer::Delay;
@@ -23,7 +23,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Schedule`] if the text is none.
+    /// [`Error::Schedule`] if the text is none, and [`Error::Refused`] if the registry does not take the task.
     #[track_caller]
     pub fn cron<S>(
         &self,
@@ -40,7 +40,10 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         let name = &*Box::leak(format!("{} cron", self.name).into_boxed_str());
         let others = registry.clone();
         let report = move |error: Error| others.named(name).at(at).run(async move { Err::<(), _>(error) });
-        registry.named(name).at(at).run(async move {
+        if registry.is_shutting_down() && !registry.is_drained() {
+            return Err(Error::Refused(Reason::ShuttingDown));
+        }
+        let started = registry.named(name).at(at).try_run(async move {
             let run = async {
                 let mut last = DateTime::<Utc>::from(SystemTime::now() - LATE);
                 // Of those that were missed, the last.
@@ -56,6 +59,10 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                     let key = format!("cron {schedule} {}", tick.timestamp());
                     let mut told = false;
                     while let Err(error) = queue.enqueue(job(tick.into())).unique(&key).await {
+                        if matches!(error, Error::Encode(_)) {
+                            report(error);
+                            break; // as it would be for ever
+                        }
                         if !std::mem::replace(&mut told, true) {
                             report(error);
                         }
@@ -66,6 +73,6 @@ impl<T: Serialize + Send + 'static> Queue<T> {
             };
             signal.run_until_shutdown(run).await;
         });
-        Ok(())
+        started.map_err(|refused| Error::Refused(refused.reason()))
     }
 }

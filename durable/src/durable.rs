@@ -37,12 +37,16 @@ impl Durable {
         }
         #[cfg(feature = "sqlite")]
         {
-            let path = address.strip_prefix("sqlite:").map_or(address, |path| path.strip_prefix("//").unwrap_or(path));
-            if !path.contains("://") {
+            let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+            let path = url.unwrap_or(address);
+            // Options that others' addresses have would become part of the name.
+            if !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
                 return Self::sqlite(path).await;
             }
         }
-        Err(Error::Address(address.to_owned()))
+        // Not the whole: it may have a password in it.
+        let scheme = address.split_once("://").map_or("this", |(scheme, _)| scheme);
+        Err(Error::Address(format!("{scheme}://…")))
     }
 
     /// A file, which is made where it is missing; its folder must be there. Any number of processes of one machine may have it open.

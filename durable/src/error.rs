@@ -75,7 +75,10 @@ impl error::Error for Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::PoolTimedOut => Self::Locked(error),
+            // While a server refuses connections, or starts, the pool tries again until its time is over.
+            sqlx::Error::PoolTimedOut => {
+                Self::Missing("no connection to the database was to be had in time: it is away, or others have them all".to_owned())
+            }
             sqlx::Error::Io(cause) if cause.kind() != io::ErrorKind::NotFound => {
                 Self::Missing(format!("the server of the database is not there: {cause}"))
             }

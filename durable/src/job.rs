@@ -1,6 +1,5 @@
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -190,8 +189,16 @@ pub struct Info {
     attempts: u32,
     version: u32,
     due: SystemTime,
-    told: Option<Result<Value, String>>,
+    told: Option<String>,
+    error: Option<String>,
     payload: Vec<u8>,
+}
+
+/// A result as the engine writes it.
+#[derive(Deserialize)]
+enum Told<R> {
+    Ok(R),
+    Err(String),
 }
 
 impl Info {
@@ -206,14 +213,9 @@ impl Info {
         result: Option<&str>,
         payload: Vec<u8>,
     ) -> Self {
-        #[derive(Deserialize)]
-        enum Told {
-            Ok(Value),
-            Err(String),
-        }
-        let told = result.and_then(|text| serde_json::from_str(text).ok()).map(|told| match told {
-            Told::Ok(value) => Ok(value),
-            Told::Err(text) => Err(text),
+        let error = result.and_then(|told| match serde_json::from_str(told) {
+            Ok(Told::<IgnoredAny>::Err(text)) => Some(text),
+            _ => None,
         });
         Self {
             id: JobId(id),
@@ -221,7 +223,8 @@ impl Info {
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             version: version.and_then(|text| text.parse().ok()).unwrap_or(1),
             due: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(run_at).unwrap_or(0)),
-            told,
+            told: result.map(str::to_owned),
+            error,
             payload,
         }
     }
@@ -253,7 +256,7 @@ impl Info {
 
     /// What the last attempt failed with, or why it waits.
     pub fn error(&self) -> Option<&str> {
-        self.told.as_ref()?.as_ref().err().map(String::as_str)
+        self.error.as_deref()
     }
 
     /// What the handler returned, once the job is [done](Status::Done).
@@ -262,11 +265,11 @@ impl Info {
     ///
     /// [`Error::Decode`] if it is no `R`.
     pub fn result<R: DeserializeOwned>(&self) -> Result<Option<R>, Error> {
-        let Some(Ok(value)) = &self.told else { return Ok(None) };
-        if self.status != Status::Done {
-            return Ok(None);
+        let told = self.told.as_ref().filter(|_| self.status == Status::Done);
+        match told.map(|told| serde_json::from_str(told)).transpose().map_err(Error::Decode)? {
+            Some(Told::Ok(value)) => Ok(Some(value)),
+            Some(Told::Err(_)) | None => Ok(None),
         }
-        R::deserialize(value).map(Some).map_err(Error::Decode)
     }
 
     /// What was enqueued, as JSON.

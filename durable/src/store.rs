@@ -114,9 +114,3 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
         other => Error::Schema(other.to_string()),
     })
 }
-
-/// SQLite's clock has whole seconds: the next one, so that nothing comes too early.
-#[cfg(feature = "sqlite")]
-fn seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))).unwrap_or(i64::MAX)
-}

@@ -8,7 +8,7 @@ use crate::store::{Batch, RawTask, Terms, VERSION, engine_failed, id};
 use crate::{Durable, Error, Failure, Job, JobId, Options, Queue};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::status::Status;
-use background_tasks::{Registry, ShutdownSignal, Spawner};
+use background_tasks::{Reason, Registry, ShutdownSignal, Spawner};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_timer::Delay;
@@ -30,6 +30,10 @@ const LINGER: Duration = Duration::from_millis(20);
 
 /// After a failure of the store, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// More of a result than this, or deeper ones, not every database takes or gives back; and what is not taken would stand in the way of all others.
+const LARGEST: usize = 32 << 20;
+const DEEPEST: usize = 100;
 
 /// An engine that has lived for so long was well.
 const WELL: Duration = Duration::from_secs(10);
@@ -89,12 +93,17 @@ impl<T> Queue<T> {
             let upkeep = upkeep(jobs.clone(), name, options.clone(), place.report());
             let work = Arc::new(Work { queue, options, handler, desk, registry: registry.clone(), at });
             let work = jobs.runtime.within(shift.work(words, move |worker| start(&work, worker)));
-            let task = registry.named(place.worker).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
-            registry.spawner().spawn(task);
             let signal = registry.signal();
-            registry.named(place.upkeep).at(at).run(jobs.runtime.within(async move {
-                signal.run_until_shutdown(upkeep).await;
-            }));
+            let upkeep = jobs.runtime.within(async move { signal.run_until_shutdown(upkeep).await.unwrap_or_default() });
+            // A registry that has begun to shut down still takes tasks.
+            if registry.is_shutting_down() && !registry.is_drained() {
+                return Err(Error::Refused(Reason::ShuttingDown));
+            }
+            // Tracked: an abort that is no shutdown's cuts jobs, and not what serves them.
+            let work = registry.named(place.worker).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
+            let upkeep = registry.named(place.upkeep).at(at).track(upkeep).map_err(|refused| Error::Refused(refused.reason()))?;
+            registry.spawner().spawn(work);
+            registry.spawner().spawn(upkeep);
             Ok(())
         }
     }
@@ -133,7 +142,8 @@ impl<S: Spawner + Clone + Send + Sync + 'static> Place<S> {
 /// What a job's task tells the worker.
 enum Word {
     Started,
-    Ended(TaskResult<Value>, Option<Duration>),
+    /// When it comes again, and how large the result is.
+    Ended(TaskResult<Value>, Option<Duration>, usize),
     Returned,
     Deferred(Duration, String),
     /// No more jobs come.
@@ -201,6 +211,8 @@ struct Claim {
     id: Ulid,
     run: u64,
     attempt: u32,
+    /// A failure of it is the last.
+    last: bool,
     state: State,
     signal: ShutdownSignal,
     pause: Duration,
@@ -226,13 +238,14 @@ impl Claim {
     }
 
     fn ended(&self, status: Status, result: Result<Value, String>, again: Option<Duration>) -> Word {
-        Word::Ended(TaskResult { task_id: self.id.into(), attempt: self.attempt as usize, status, result }, again)
+        let (result, size) = storable(result);
+        Word::Ended(TaskResult { task_id: self.id.into(), attempt: self.attempt as usize, status, result }, again, size)
     }
 
-    fn failed(&self, failure: &Failure, attempts: u32) -> Word {
+    fn failed(&self, failure: &Failure) -> Word {
         let pause = match failure.next {
             Next::Dead => None,
-            _ if self.attempt >= attempts => None,
+            _ if self.last => None,
             Next::After(pause) => Some(pause),
             Next::Backoff => Some(self.pause),
         };
@@ -245,9 +258,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let word = match self.state {
             State::Told => return,
-            State::Started if !self.signal.is_triggered() => {
-                self.ended(Status::Failed, Err("it was aborted".to_owned()), Some(self.pause))
-            }
+            State::Started if !self.signal.is_triggered() => self.failed(&Failure::backoff("it was aborted")),
             _ => Word::Returned,
         };
         drop(self.tell(word));
@@ -280,7 +291,8 @@ where
         let Some(run_number) = work.desk.hand_out(id, worker.clone()) else { return ready(()).boxed() };
         let attempt = u32::try_from(task.attempt()).unwrap_or(u32::MAX).saturating_add(1);
         let (desk, signal, pause) = (work.desk.clone(), work.registry.signal(), work.options.pause(attempt));
-        let claim = Claim { desk, id, run: run_number, attempt, state: State::Fetched, signal, pause };
+        let last = attempt >= work.options.attempts;
+        let claim = Claim { desk, id, run: run_number, attempt, last, state: State::Fetched, signal, pause };
         let work = work.clone();
         async move {
             if !claim.signal.is_triggered() {
@@ -307,11 +319,11 @@ where
     drop(permit);
     let (word, outcome) = match &ended {
         Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
-        Ok(Err(Stop::Failed(failure))) => (claim.failed(failure, work.options.attempts), Err(failure.clone())),
+        Ok(Err(Stop::Failed(failure))) => (claim.failed(failure), Err(failure.clone())),
         Ok(Err(Stop::Unknown(text))) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
         Err(payload) => {
             let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
-            (claim.failed(&failure, work.options.attempts), Err(failure))
+            (claim.failed(&failure), Err(failure))
         }
     };
     let committed = claim.tell(word).await;
@@ -369,6 +381,36 @@ fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Stop
         }
     };
     read.map_err(|error| Stop::Failed(Failure::dead(format_args!("its payload cannot be read: {error}"))))
+}
+
+/// What a database takes for certain, and its size.
+fn storable(result: Result<Value, String>) -> (Result<Value, String>, usize) {
+    let result = match result {
+        Ok(value) => match measure(&value) {
+            (_, size) if size > LARGEST => Ok(Value::String(format!("its result cannot be stored: it has {size} bytes"))),
+            (depth, _) if depth > DEEPEST => Ok(Value::String(format!("its result cannot be stored: it is nested {depth} deep"))),
+            (_, size) => return (Ok(value), size),
+        },
+        Err(mut text) => {
+            text.truncate(text.floor_char_boundary(LARGEST));
+            Err(text)
+        }
+    };
+    let size = result.as_ref().map_or_else(String::len, |_| 0);
+    (result, size)
+}
+
+/// How deep it is nested, and about how many bytes it has.
+fn measure(value: &Value) -> (usize, usize) {
+    let within = |(depth, size): (usize, usize), (deeper, more): (usize, usize)| (depth.max(deeper + 1), size + more);
+    match value {
+        Value::String(text) => (0, text.len()),
+        Value::Array(values) => values.iter().map(measure).fold((1, 0), within),
+        Value::Object(fields) => {
+            fields.iter().fold((1, 0), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
+        }
+        _ => (0, 8),
+    }
 }
 
 fn said(payload: &(dyn Any + Send)) -> &str {
@@ -440,16 +482,17 @@ impl Shift {
         let mut closed = false;
         while let Some(first) = words.next().await {
             let mut all = vec![first];
-            if matches!(all[0].word, Word::Started) {
-                if let Either::Left((Some(next), _)) = select(words.next(), Delay::new(LINGER)).await {
-                    all.push(next);
-                }
-            }
-            while let Ok(next) = words.try_recv() {
+            let mut linger = Delay::new(LINGER);
+            while matches!(all[all.len() - 1].word, Word::Started) {
+                let Either::Left((Some(next), _)) = select(words.next(), &mut linger).await else { break };
                 all.push(next);
-                if all.len() == 1000 {
-                    break;
-                }
+            }
+            let size = |told: &Told| if let Word::Ended(_, _, size) = told.word { size } else { 0 };
+            let mut sizes: usize = all.iter().map(size).sum();
+            while all.len() < 1000 && sizes < LARGEST {
+                let Ok(next) = words.try_recv() else { break };
+                sizes += size(&next);
+                all.push(next);
             }
             closed |= all.iter().any(|told| matches!(told.word, Word::Closed));
             let over: Vec<_> = all
@@ -498,7 +541,7 @@ impl Shift {
             match told.word {
                 Word::Started if over.contains(&told.id) => {}
                 Word::Started => batch.started.push(id),
-                Word::Ended(result, again) => {
+                Word::Ended(result, again, _) => {
                     batch.ended.push(result);
                     batch.again.extend(again.map(|after| (id, after)));
                 }

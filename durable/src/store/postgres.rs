@@ -4,8 +4,9 @@ use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
 use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::Value;
+use sqlx::postgres::types::PgHstore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{Acquire, PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row};
 use std::sync::Arc;
 use std::time::Duration;
 use ulid::Ulid;
@@ -42,25 +43,36 @@ async fn migrate(pool: &PgPool) -> Told {
     migrated(migrations.run(pool).await)
 }
 
-/// A key that is taken must not cost the caller its transaction, so each job that has one gets a savepoint.
+/// A key that is taken is an error of the engine's statement, and would cost the caller its transaction; so what has one has a statement of ours.
 pub(crate) async fn push(conn: &mut PgConnection, queue: &str, tasks: Vec<RawTask>) -> Told<Vec<Ulid>> {
     let mut ids: Vec<Ulid> = tasks.iter().map(id).collect();
     if tasks.iter().all(|task| task.idempotency_key().is_none()) {
         queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
         return Ok(ids);
     }
+    let insert =
+        "INSERT INTO apalis.jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
+        VALUES ($1, $2, $3, 'Pending', 0, $4, coalesce(to_timestamp($5::bigint), now()), $6, $7, $8)
+        ON CONFLICT (job_type, idempotency_key) DO NOTHING";
     for (task, id) in tasks.into_iter().zip(&mut ids) {
         let key = task.idempotency_key().map(str::to_owned);
-        let mut savepoint = conn.begin().await?;
-        match queries::push_tasks(&mut *savepoint, queue, vec![task]).await.map_err(failed) {
-            Ok(()) => savepoint.commit().await?,
-            Err(Error::Database(error)) if error.as_database_error().is_some_and(|told| told.is_unique_violation()) => {
-                savepoint.rollback().await?;
-                let there = "SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2";
-                let there: Option<String> = sqlx::query_scalar(there).bind(queue).bind(key).fetch_optional(&mut *conn).await?;
-                *id = ulid(&there.ok_or(Error::Database(error))?)?;
+        let number = |number: Option<usize>| number.map(|number| i32::try_from(number).unwrap_or(i32::MAX));
+        let run_at = task.run_at().map(|at| i64::try_from(at).unwrap_or(i64::MAX));
+        let (most, priority) = (number(task.max_attempts()), number(task.priority()).unwrap_or(0));
+        let metadata = task.metadata().clone().into_inner().into_iter().map(|(name, value)| (name, Some(value)));
+        let metadata = PgHstore(metadata.collect());
+        loop {
+            let insert = sqlx::query(insert).bind(id.to_string()).bind(queue).bind(&task.args).bind(most).bind(run_at);
+            if insert.bind(priority).bind(&metadata).bind(&key).execute(&mut *conn).await?.rows_affected() == 1 {
+                break;
             }
-            Err(other) => return Err(other),
+            let there = sqlx::query_scalar("SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2");
+            let there: Option<String> = there.bind(queue).bind(&key).fetch_optional(&mut *conn).await?;
+            // Between the two it can be dropped, as done long ago.
+            if let Some(there) = there {
+                *id = ulid(&there)?;
+                break;
+            }
         }
     }
     Ok(ids)

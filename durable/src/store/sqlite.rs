@@ -1,4 +1,4 @@
-use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated, seconds};
+use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
@@ -7,7 +7,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Row, SqliteConnection, SqlitePool};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
 /// How long somebody else may hold the file before it is an error.
@@ -133,6 +133,18 @@ fn info(row: &SqliteRow) -> Told<Info> {
     ))
 }
 
+/// Its clock has whole seconds.
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))).unwrap_or(i64::MAX)
+}
+
+/// The next whole second, so that nothing comes too early.
+fn due(after: Duration) -> i64 {
+    let due = (SystemTime::now() + after).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let next = !after.is_zero() && due.subsec_nanos() > 0;
+    i64::try_from(due.as_secs()).map_or(i64::MAX, |due| due + i64::from(next))
+}
+
 fn json(ids: &[String]) -> String {
     serde_json::to_string(ids).expect("strings")
 }
@@ -171,8 +183,8 @@ impl Store for Sqlite {
             }
             // Before its outcome, which makes it to be had again.
             for (id, after) in &batch.again {
-                let again = "UPDATE Jobs SET run_at = unixepoch() + ?3 WHERE id = ?1 AND lock_by = ?2";
-                sqlx::query(again).bind(id).bind(worker).bind(seconds(*after)).execute(&mut *tx).await?;
+                let again = "UPDATE Jobs SET run_at = ?3 WHERE id = ?1 AND lock_by = ?2";
+                sqlx::query(again).bind(id).bind(worker).bind(due(*after)).execute(&mut *tx).await?;
             }
             if !batch.ended.is_empty() {
                 queries::ack_tasks(&mut *tx, &batch.ended.iter().collect::<Vec<_>>(), worker).await?;
@@ -183,9 +195,9 @@ impl Store for Sqlite {
                 sqlx::query(back).bind(json(&batch.returned)).bind(worker).execute(&mut *tx).await?;
             }
             for (id, after, why) in &batch.deferred {
-                let defer = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_at = unixepoch() + ?3,
+                let defer = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_at = ?3,
                     last_result = json_object('Err', ?4) WHERE id = ?1 AND lock_by = ?2";
-                sqlx::query(defer).bind(id).bind(worker).bind(seconds(*after)).bind(why).execute(&mut *tx).await?;
+                sqlx::query(defer).bind(id).bind(worker).bind(due(*after)).bind(why).execute(&mut *tx).await?;
             }
             Ok(tx.commit().await?)
         }

@@ -1,0 +1,346 @@
+//! What becomes of a job, and what the store tells of it, on both stores.
+#![cfg(all(feature = "postgres", feature = "sqlite"))]
+
+mod common;
+
+use background_tasks_durable::{Durable, Error, Failure, Info, Job, JobId, Options, Queue, Status};
+use common::{Mail, each, each_place, mail, panic_quietly, registry, until};
+use futures_util::future::join_all;
+use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::unbounded_channel;
+
+/// A job that fails comes again at once, or as soon as the store has it.
+fn hasty() -> Options {
+    Options::default().backoff(Duration::ZERO, Duration::ZERO)
+}
+
+async fn ended<T>(queue: &Queue<T>, id: JobId) -> Info {
+    queue.wait(id).await.unwrap().expect("it is there")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_told_the_result() {
+    each_place(async |place| {
+        let (here, there) = (place.open().await, place.open().await);
+        let queue = here.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let go = Arc::new(Semaphore::new(0));
+        let gone = go.clone();
+        let handler = move |job: Job<Mail>| {
+            let gone = gone.clone();
+            async move {
+                gone.acquire().await.unwrap().forget();
+                Ok::<_, Infallible>((job.id(), job.attempt(), job.to.len()))
+            }
+        };
+        there.queue::<Mail>("mail").serve(&registry, Options::default(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        until("it runs", async || (queue.info(id).await.unwrap()?.status() == Status::Running).then_some(())).await;
+        assert_eq!(queue.info(id).await.unwrap().unwrap().result::<(JobId, u32, usize)>().unwrap(), None);
+        let waits = [&here, &there].map(|jobs| {
+            let queue = jobs.queue::<Mail>("mail");
+            tokio::spawn(async move { ended(&queue, id).await })
+        });
+        go.add_permits(1);
+        for info in join_all(waits).await {
+            let info = info.unwrap();
+            assert_eq!((info.status(), info.attempts(), info.error()), (Status::Done, 1, None));
+            assert_eq!(info.result().unwrap(), Some((id, 1, 3)));
+        }
+        let info = ended(&queue, id).await;
+        assert_eq!(info.result().unwrap(), Some((id, 1, 3)), "and who comes late");
+        let error = info.result::<String>().unwrap_err();
+        assert!(matches!(error, Error::Decode(_)));
+        assert!(error.to_string().starts_with("what is stored is not what was asked for: "), "{error}");
+        assert!(matches!(info.payload::<u8>(), Err(Error::Decode(_))));
+
+        let none = "00000000000000000000000000".parse().unwrap();
+        assert!(queue.wait(none).await.unwrap().is_none());
+        assert!(here.queue::<Mail>("post").wait(id).await.unwrap().is_none());
+        registry.shutdown().await;
+        assert_eq!(losses.all(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_job_is_listed_and_can_be_retried() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let (attempts, alive) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (attempted, lives) = (attempts.clone(), alive.clone());
+        let handler = move |job: Job<Mail>| {
+            assert_eq!(job.attempt(), 1, "a retried one begins again");
+            attempted.fetch_add(1, Ordering::SeqCst);
+            let lives = lives.load(Ordering::SeqCst) > 0;
+            async move { if lives { Ok("sent") } else { Err(Failure::dead(format!("no {}", job.to))) } }
+        };
+        queue.serve(&registry, hasty(), handler).await.unwrap();
+        let first = queue.enqueue(mail("ann")).await.unwrap();
+        let info = ended(&queue, first).await;
+        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 1, Some("no ann")));
+        assert_eq!(info.result::<String>().unwrap(), None);
+        let second = queue.enqueue(mail("bob")).await.unwrap();
+        ended(&queue, second).await;
+        assert_eq!(attempts.load(Ordering::SeqCst), 2);
+
+        let dead = queue.dead().await.unwrap();
+        assert_eq!(dead.iter().map(Info::error).collect::<Vec<_>>(), [Some("no ann"), Some("no bob")]);
+        assert_eq!(dead.iter().map(Info::id).collect::<Vec<_>>(), [first, second]);
+        assert_eq!(dead[1].payload::<Mail>().unwrap(), mail("bob"));
+        assert_eq!(queue.counts().await.unwrap().dead, 2);
+        assert!(jobs.queue::<Mail>("post").dead().await.unwrap().is_empty());
+        assert!(!jobs.queue::<Mail>("post").retry(first).await.unwrap());
+
+        alive.store(1, Ordering::SeqCst);
+        assert!(queue.retry(first).await.unwrap());
+        let info = ended(&queue, first).await;
+        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (Status::Done, 1, Some("sent".to_owned())));
+        assert!(!queue.retry(first).await.unwrap(), "it is done");
+        assert!(!queue.retry("00000000000000000000000000".parse().unwrap()).await.unwrap());
+        let counts = queue.counts().await.unwrap();
+        assert_eq!((counts.done, counts.dead, counts.waiting), (1, 1, 0));
+        registry.shutdown().await;
+        assert_eq!(losses.all(), [("failed", "mail", "no ann".to_owned()), ("failed", "mail", "no bob".to_owned())]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_says_when_it_comes_again() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, _) = registry();
+        let pause = Duration::from_millis(1500);
+        let (ran, mut runs) = unbounded_channel();
+        let handler = move |job: Job<Mail>| {
+            ran.send((job.attempt(), SystemTime::now())).unwrap();
+            async move { if job.attempt() == 1 { Err(Failure::retry_after("not yet", pause)) } else { Ok(()) } }
+        };
+        queue.serve(&registry, Options::default(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        let (attempt, first) = runs.recv().await.unwrap();
+        assert_eq!(attempt, 1);
+        let info = until("it failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Retrying, 1, Some("not yet")));
+        assert_eq!(queue.counts().await.unwrap().retrying, 1);
+        let (attempt, second) = runs.recv().await.unwrap();
+        assert_eq!(attempt, 2);
+        assert!(second.duration_since(first).unwrap() >= pause, "{first:?} {second:?}");
+        let info = ended(&queue, id).await;
+        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Done, 2, None));
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_attempt_is_the_last() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let (ran, mut runs) = unbounded_channel();
+        let handler = move |job: Job<Mail>| {
+            ran.send(job.attempt()).unwrap();
+            async move {
+                match &*job.to {
+                    "fails" => Err(format!("at {}", job.attempt())),
+                    "panics" => panic_quietly("at all"),
+                    _ => pending::<Result<(), String>>().await,
+                }
+            }
+        };
+        let options = hasty().attempts(3).timeout(Duration::from_millis(20));
+        queue.serve(&registry, options, handler).await.unwrap();
+        for (to, error) in [("fails", "at 3"), ("panics", "it panicked: at all"), ("hangs", "it took longer than 20ms")] {
+            let id = queue.enqueue(mail(to)).await.unwrap();
+            let info = ended(&queue, id).await;
+            assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 3, Some(error)));
+            for attempt in 1..=3 {
+                assert_eq!(runs.recv().await.unwrap(), attempt);
+            }
+        }
+        assert!(runs.is_empty());
+        let summary = registry.shutdown().await;
+        assert_eq!((summary.failed, summary.panicked), (6, 3));
+        assert_eq!(losses.all()[3], ("panicked", "mail", "at all".to_owned()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_of_all_states() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, _) = registry();
+        let handler = async |job: Job<Mail>| match &*job.to {
+            "done" => Ok(()),
+            "dead" => Err(Failure::dead("dead")),
+            "retrying" => Err(Failure::retry_after("later", Duration::from_secs(3600))),
+            _ => pending().await,
+        };
+        queue.serve(&registry, Options::default().concurrency(20), handler).await.unwrap();
+        for (to, jobs) in [("done", 1), ("dead", 2), ("retrying", 3), ("running", 4)] {
+            queue.enqueue_all(vec![mail(to); jobs]).await.unwrap();
+        }
+        queue.enqueue_all(vec![mail("waiting"); 5]).later(Duration::from_secs(3600)).await.unwrap();
+        until("all are where they go", async || {
+            let counts = queue.counts().await.unwrap();
+            let all = (counts.done, counts.dead, counts.retrying, counts.running, counts.waiting);
+            (all == (1, 2, 3, 4, 5)).then_some(())
+        })
+        .await;
+        let json = serde_json::to_value(queue.counts().await.unwrap()).unwrap();
+        assert_eq!(json, serde_json::json!({"done": 1, "dead": 2, "retrying": 3, "running": 4, "waiting": 5}));
+        assert_eq!(serde_json::to_value(Status::Retrying).unwrap(), Status::Retrying.to_string());
+        registry.shutdown().or_abort(std::future::ready(()), || tokio::time::sleep(common::HANG)).await.unwrap();
+        let counts = queue.counts().await.unwrap();
+        assert_eq!((counts.running, counts.waiting), (0, 9));
+    })
+    .await;
+}
+
+/// Serves one job whose outcome is this, and returns what is told of it. Others are served after it.
+async fn outcome<R: Serialize + Clone + Send + Sync + 'static>(jobs: &Durable, outcome: Result<R, String>) -> Info {
+    let queue = jobs.queue::<Mail>("mail");
+    let (registry, _) = registry();
+    let handler = move |job: Job<Mail>| {
+        let outcome = if job.to == "it" { Ok(outcome.clone()) } else { Err(()) };
+        async move {
+            match outcome {
+                Ok(outcome) => outcome.map(Some),
+                Err(()) => Ok(None),
+            }
+        }
+    };
+    queue.serve(&registry, hasty().attempts(1), handler).await.unwrap();
+    let id = queue.enqueue(mail("it")).await.unwrap();
+    let info = ended(&queue, id).await;
+    let id = queue.enqueue(mail("another")).await.unwrap();
+    assert_eq!(ended(&queue, id).await.status(), Status::Done);
+    registry.shutdown().await;
+    info
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_may_be_what_a_database_does_not_like() {
+    each(async |jobs| {
+        let nul = if jobs.sqlite_pool().is_some() { "\0" } else { "\u{fffd}" };
+        let info = outcome(&jobs, Ok("a\0b")).await;
+        assert_eq!(info.result::<String>().unwrap().unwrap(), format!("a{nul}b"));
+        let map = BTreeMap::from([("a\0b", vec!["\0", "\u{10ffff}\u{fffe}\"\\"])]);
+        let info = outcome(&jobs, Ok(map)).await;
+        let told = BTreeMap::from([(format!("a{nul}b"), vec![nul.to_owned(), "\u{10ffff}\u{fffe}\"\\".to_owned()])]);
+        assert_eq!(info.result().unwrap(), Some(told));
+        let info = outcome::<()>(&jobs, Err("a\0b '\\u0000".to_owned())).await;
+        assert_eq!((info.status(), info.error()), (Status::Dead, Some(&*format!("a{nul}b '\\u0000"))));
+        let huge = "\u{1}x".repeat(5_000_000);
+        let info = outcome(&jobs, Ok(huge.clone())).await;
+        assert!(info.result::<String>().unwrap().unwrap() == huge);
+        let info = outcome::<()>(&jobs, Err(huge.clone())).await;
+        assert!(info.error().unwrap() == huge);
+        let info = outcome(&jobs, Ok((u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, f64::NAN))).await;
+        let told = (u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, None::<f64>);
+        assert_eq!(info.result().unwrap(), Some(told));
+    })
+    .await;
+}
+
+/// Arrays within arrays.
+#[derive(Clone)]
+struct Deep(usize);
+
+impl Serialize for Deep {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if self.0 == 0 { ().serialize(to) } else { [Self(self.0 - 1)].serialize(to) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_too_deep_to_be_read_is_not_the_end_of_the_worker() {
+    each(async |jobs| {
+        let info = outcome(&jobs, Ok(Deep(50))).await;
+        assert!(info.result::<serde_json::Value>().unwrap().is_some_and(|value| value.is_array()));
+        // What reads JSON goes to 128, SQLite's to 1,000.
+        for depth in [200, 1200] {
+            let info = outcome(&jobs, Ok(Deep(depth))).await;
+            assert_eq!((info.status(), info.attempts()), (Status::Done, 1));
+            let told = info.result::<String>().unwrap().unwrap();
+            assert!(told.starts_with("its result cannot be stored: "), "{told}");
+        }
+    })
+    .await;
+}
+
+/// Is no JSON.
+#[derive(Clone)]
+struct Unwritable;
+
+impl Serialize for Unwritable {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("no way"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_no_json_does_not_undo_the_work() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let runs = Arc::new(AtomicU32::new(0));
+        let run = runs.clone();
+        let handler = move |_| {
+            run.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, Infallible>(Unwritable) }
+        };
+        queue.serve(&registry, hasty(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        let info = ended(&queue, id).await;
+        assert_eq!((info.status(), info.attempts()), (Status::Done, 1));
+        assert_eq!(info.result::<String>().unwrap().unwrap(), "its result cannot be written as JSON: no way");
+        registry.shutdown().await;
+        assert_eq!((runs.load(Ordering::SeqCst), losses.all()), (1, vec![]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durations_may_be_as_long_as_there_are() {
+    each(async |jobs| {
+        let ever = Duration::MAX;
+        let all = Options::default().poll(ever).lease(ever).backoff(ever, ever).timeout(ever).retain(ever).upkeep(ever).defer(ever);
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<Mail>("mail");
+        let handler = async |job: Job<Mail>| match &*job.to {
+            "later" => Err(Failure::retry_after("later", Duration::MAX)),
+            "backoff" => Err(Failure::retry_after("backoff", Duration::from_secs(1 << 40))),
+            _ => Ok(()),
+        };
+        queue.serve(&registry, all.clone(), handler).await.unwrap();
+        jobs.queue::<Mail>("fails").serve(&registry, all, async |_| Err::<(), _>("it failed")).await.unwrap();
+        let ids = queue.enqueue_all(["later", "backoff", "now"].map(mail)).await.unwrap();
+        assert_eq!(ended(&queue, ids[2]).await.status(), Status::Done);
+        let fails = jobs.queue::<Mail>("fails");
+        let failed = fails.enqueue(mail("ann")).await.unwrap();
+        let unknown = jobs.queue::<Mail>("fails").version(2).enqueue(mail("bob")).await.unwrap();
+        let far = SystemTime::now() + Duration::from_secs(365 * 24 * 3600);
+        for (queue, id) in [(&queue, ids[0]), (&queue, ids[1]), (&fails, failed), (&fails, unknown)] {
+            let info = until("it waits", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+            assert!(info.due() > far, "{info:?}");
+        }
+        registry.shutdown().await;
+        let known = ["later", "backoff", "it failed", "version 2 of its payload is not known to this worker, which knows 1"];
+        for (what, name, text) in losses.all() {
+            assert!(what == "failed" && known.contains(&&*text), "{what} {name} {text}");
+        }
+    })
+    .await;
+}
