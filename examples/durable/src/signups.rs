@@ -12,7 +12,7 @@ use tokio::time::timeout;
 /// The name of the queue. It is data: jobs of it wait in the database while another version of the program is deployed.
 pub(crate) const QUEUE: &str = "mail";
 
-/// An answer that comes later is none.
+/// How long a sign-up waits for its turn to write.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The job: the mail that is sent to who has signed up.
@@ -76,7 +76,9 @@ impl Signups {
     pub(crate) async fn new(jobs: Durable) -> Result<Self, Failed> {
         let table = "CREATE TABLE IF NOT EXISTS signups (address TEXT PRIMARY KEY, job TEXT NOT NULL UNIQUE)";
         match pool(&jobs) {
-            Pool::Sqlite(pool) => drop(sqlx::query(table).execute(pool).await.map_err(Failed::of)?),
+            Pool::Sqlite(pool) => {
+                sqlx::query(table).execute(pool).await.map_err(Failed::of)?;
+            }
             Pool::Postgres(pool) => {
                 let mut tx = pool.begin().await.map_err(Failed::of)?;
                 // Two that make it at once would both find that it is not there.
@@ -95,13 +97,13 @@ impl Signups {
         let mail = Welcome { to: address.to_owned() };
         match pool(&self.jobs) {
             Pool::Sqlite(pool) => {
-                let _turn = in_time(async { Ok::<_, Failed>(self.line.lock().await) }).await?;
-                let mut tx = in_time(pool.begin_with("BEGIN IMMEDIATE")).await?;
+                let begin = async { Ok::<_, sqlx::Error>((self.line.lock().await, pool.begin_with("BEGIN IMMEDIATE").await?)) };
+                let (_turn, mut tx) = in_time(begin).await?;
                 let id = self.mails.enqueue(mail).unique(address).within(&mut *tx).await.map_err(Failed::of)?;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(Failed::of)?.rows_affected() == 1 {
                     // A file that was deleted takes commits as long as it is open. The queue looks, the connection does not.
-                    in_time(self.mails.info(id)).await?;
+                    self.mails.info(id).await.map_err(Failed::of)?;
                     tx.commit().await.map_err(Failed::in_commit)?;
                     return Ok((id, true));
                 }
@@ -128,15 +130,16 @@ impl Signups {
     pub(crate) async fn look(&self, id: JobId) -> Result<Option<Signup>, Failed> {
         let address = self.one("SELECT address FROM signups WHERE job = $1", &id.to_string()).await?;
         let Some(address) = address else { return Ok(None) };
-        let info = in_time(self.mails.info(id)).await?;
+        let info = self.mails.info(id).await.map_err(Failed::of)?;
         Ok(Some(Signup::new(id, address, info.as_ref())))
     }
 
     async fn one(&self, query: &'static str, value: &str) -> Result<Option<String>, Failed> {
-        match pool(&self.jobs) {
-            Pool::Sqlite(pool) => in_time(sqlx::query_scalar(query).bind(value).fetch_optional(pool)).await,
-            Pool::Postgres(pool) => in_time(sqlx::query_scalar(query).bind(value).fetch_optional(pool)).await,
-        }
+        let found = match pool(&self.jobs) {
+            Pool::Sqlite(pool) => sqlx::query_scalar(query).bind(value).fetch_optional(pool).await,
+            Pool::Postgres(pool) => sqlx::query_scalar(query).bind(value).fetch_optional(pool).await,
+        };
+        found.map_err(Failed::of)
     }
 }
 
@@ -176,10 +179,10 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Only for what may be dropped half-way: not for a commit.
-async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, Failed> {
-    match timeout(PATIENCE, work).await {
-        Ok(done) => done.map_err(Failed::of),
+/// Those in line do not wait for as long as all those before them. Not for a commit, which nobody may give up half-way.
+async fn in_time<T>(begin: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Failed> {
+    match timeout(PATIENCE, begin).await {
+        Ok(begun) => begun.map_err(Failed::of),
         Err(_) => Err(Failed::of("the database did not answer in time")),
     }
 }

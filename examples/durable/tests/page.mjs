@@ -1,7 +1,7 @@
 // The end-user's page in a real Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
 // Needs chromium and chromedriver. With SCREENSHOTS=folder it also takes pictures.
 import { spawn } from "node:child_process";
-import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { env } from "node:process";
@@ -159,6 +159,16 @@ test("a server that dies and comes back is waited for", async () => {
   await end(server);
   await shows("lost", /^No connection, trying again\. The mail does not depend on it\.$/);
   const { port } = new URL(server.url);
+  // One that knows nothing of it, as its file is another: the page tries again after its answer, too.
+  const files = (await readdir(dir)).filter((file) => file.startsWith("signups.db"));
+  await mkdir(join(dir, "away"));
+  for (const file of files) await rename(join(dir, file), join(dir, "away", file));
+  await run("window.answers = []; window.original = EventSource; window.EventSource = function (to) { answers.push(to); return new original(to); }; EventSource.CLOSED = 2");
+  const other = await serve(port);
+  await until("a second look", () => run("return window.answers.length"));
+  await end(other);
+  for (const file of (await readdir(dir)).filter((file) => file.startsWith("signups.db"))) await rm(join(dir, file));
+  for (const file of files) await rename(join(dir, "away", file), join(dir, file));
   await Promise.all([serve(port), work()]);
   await shows("message", /^The mail has been sent\.$/);
   assert.ok(await run("return window.same"), "it was not loaded again");

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use smtp::{MailServer, Reply};
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -240,6 +241,28 @@ fn sigterm_loses_nothing_and_has_nothing_done_twice() {
     assert_eq!(rerun, 0);
 }
 
+/// The worker works while the server answers what it has begun to answer.
+#[test]
+fn ctrl_c_is_for_the_server_first() {
+    let place = Place::new();
+    let server = place.serve_in_a_group(&["--grace", "60"]);
+    let flaky = sign_up(server.address, "bob@flaky.example");
+    until("the first attempt", || (get(server.address, flaky.location()).json()["attempts"] == 1).then_some(()));
+    let mut late = BufReader::new(TcpStream::connect(server.address).unwrap());
+    let head = format!("POST /signups HTTP/1.1\r\nhost: localhost\r\n{FORM}\r\nexpect: 100-continue\r\ncontent-length: 21\r\n\r\n");
+    late.get_mut().write_all(head.as_bytes()).unwrap();
+    let mut line = String::new();
+    late.read_line(&mut line).unwrap();
+    assert_eq!(line, "HTTP/1.1 100 Continue\r\n");
+    server.process.interrupt_its_group();
+    until("the second attempt", || (place.outbox() == ["bob@flaky.example"]).then_some(()));
+    late.get_mut().write_all(b"email=ada@example.com").unwrap();
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("\r\nHTTP/1.1 202 Accepted\r\n"), "{answer}");
+    server.process.wait(0);
+}
+
 /// Whoever started the worker, and is killed, takes it along, in order.
 #[test]
 fn a_worker_does_not_outlive_who_started_it() {
@@ -274,10 +297,13 @@ fn is_unavailable(answer: &Response) {
 fn a_database_that_is_locked_and_one_that_is_gone() {
     let place = Place::new();
     let server = place.serve(&["server"]);
+    let address = server.address;
     let before = sign_up(server.address, "ada@example.com");
     with_sqlite(&place, async |connection| {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
-        is_unavailable(&sign_up(server.address, "grace@example.com"));
+        // More than one after the other could be told in time.
+        let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
+        many.into_iter().for_each(|answer| is_unavailable(&answer.join().unwrap()));
         let shown = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=grace@example.com");
         assert!(shown.status == 503 && shown.body.contains("The database cannot be reached, so nothing was done."), "{shown:?}");
         assert_eq!(get(server.address, before.location()).status, 200, "who reads need not wait");
@@ -409,7 +435,8 @@ fn what_it_cannot_do() {
 fn on_postgres_with_two_workers() {
     let mut postgres = match Postgres::start() {
         Ok(postgres) => postgres,
-        Err(why) => return println!("skipped: {why}"),
+        // Past the harness, which keeps to itself what is printed.
+        Err(why) => return writeln!(io::stderr(), "skipped: Postgres: {why}").unwrap(),
     };
     let place = Place::on(&postgres.url());
     let (server, other) = (place.serve(&["server"]), place.serve(&["server"]));

@@ -1,9 +1,10 @@
 //! The program as processes, none of which outlives its test.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Longer than anything takes here; what takes longer hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A folder, and the database of what is started in it.
 pub(crate) struct Place {
@@ -35,16 +36,31 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    pub(crate) fn start(&self, args: &[&str]) -> Process {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_durable-signups"));
         command.current_dir(self.folder.path()).env("DATABASE_URL", &self.database).args(args);
-        Process::start(&mut command)
+        command
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Process {
+        Process::start(&mut self.command(args))
     }
 
     /// Starts a server, or a server and its worker.
     #[track_caller]
     pub(crate) fn serve(&self, args: &[&str]) -> Server {
-        let mut process = self.start(&[args, &["--listen", "127.0.0.1:0", "--board", "127.0.0.1:0"]].concat());
+        Self::serve_as(&mut self.command(args))
+    }
+
+    /// As a shell does: in a group of its own, to which Ctrl-C goes.
+    #[track_caller]
+    pub(crate) fn serve_in_a_group(&self, args: &[&str]) -> Server {
+        Self::serve_as(self.command(args).process_group(0))
+    }
+
+    #[track_caller]
+    fn serve_as(command: &mut Command) -> Server {
+        let mut process = Process::start(command.args(["--listen", "127.0.0.1:0", "--board", "127.0.0.1:0"]));
         let address = process.line("listening on http://").parse().unwrap();
         let board = process.line("the board is at http://").parse().unwrap();
         Server { process, address, board }
@@ -123,6 +139,11 @@ impl Process {
 
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
+    /// Ctrl-C.
+    pub(crate) fn interrupt_its_group(&self) {
+        kill_process_group(Pid::from_child(&self.child), Signal::INT).unwrap();
     }
 
     /// SIGKILL, and what it has said.
