@@ -260,7 +260,8 @@ fn ctrl_c_is_for_the_server_first() {
     let mut answer = String::new();
     late.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("\r\nHTTP/1.1 202 Accepted\r\n"), "{answer}");
-    server.process.wait(0);
+    let said = server.process.wait(0);
+    assert!(!said.contains("the worker is gone"), "by the worker that it had: {said}");
 }
 
 /// Whoever started the worker, and is killed, takes it along, in order.
