@@ -111,18 +111,22 @@ impl fmt::Debug for Polls {
 }
 
 impl PollStrategy for Polls {
-    /// Asked before each look, so what is enqueued while one is under way leads to another.
+    /// Asked before each look. One that is under way may have missed what is rung for, so there is another soon after.
     fn poll_drive(&mut self, cx: &mut Context<'_>, _: &PollSnapshot) -> Poll<Option<()>> {
         let (delay, listener) = self.state.get_or_insert_with(|| (Delay::new(self.every), self.rung.listen()));
-        while Pin::new(&mut *delay).poll(cx).is_ready() {
-            delay.reset(self.every);
-        }
         while Pin::new(&mut *listener).poll(cx).is_ready() {
             *listener = self.rung.listen();
+            delay.reset(self.every.min(SOON));
+        }
+        while Pin::new(&mut *delay).poll(cx).is_ready() {
+            delay.reset(self.every);
         }
         Poll::Pending
     }
 }
+
+/// Longer than most looks take.
+const SOON: Duration = Duration::from_millis(50);
 
 /// Runs until it fails, which it should not: the worker ends it by dropping it.
 pub(crate) async fn engine<B>(backend: B, name: String, polls: Polls, start: Arc<Start>) -> Result<(), Error>

@@ -20,7 +20,7 @@ pub(crate) mod sqlite;
 pub(crate) type RawTask = Task<Vec<u8>>;
 pub(crate) type Told<T = ()> = Result<T, Error>;
 
-/// Where the payload's version stands.
+/// Where the payload's version stands; it is 1 where none does.
 pub(crate) const VERSION: &str = "version";
 
 /// The migrations' own list of what they did, apart from that of the program's migrations in the same database.
@@ -80,7 +80,9 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// A job as the engine has it. How often it may be tried is the worker's to say, so the engine's own limit is out of the way.
 pub(crate) fn task(payload: Vec<u8>, version: u32, run_at: Option<u64>, key: Option<&str>, priority: u32) -> RawTask {
     let mut metadata = MetadataStore::new();
-    metadata.insert(VERSION, version.to_string()).expect("a name and a number");
+    if version != 1 {
+        metadata.insert(VERSION, version.to_string()).expect("a name and a number");
+    }
     let mut task = TaskBuilder::new(payload)
         .task_id(Ulid::generate().into())
         .with_metadata(metadata)

@@ -7,19 +7,16 @@ mod worker;
 
 use crate::options::{Command, Options};
 use crate::signups::{migrate, sign_up};
-use crate::worker::{Service, work};
+use crate::worker::{SETTLE, Service, work};
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_host::Host;
-use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tracing::{Level, info};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
-
-/// For the engine to give back what it has cut.
-const SETTLE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let Options { url, command } = match Options::from_args() {
@@ -36,12 +33,14 @@ fn main() -> ExitCode {
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     let grace = if let Command::Work { grace, .. } = command { grace } else { Duration::ZERO };
     // Before the runtime's threads: from here on no signal is lost.
-    let host = Host::new(&tasks).grace(grace + SETTLE);
+    let host = Host::new(&tasks).grace(grace + 2 * SETTLE);
     Runtime::new().expect("threads and a poller").block_on(host.run(run(tasks, url, command)))
 }
 
 async fn run(tasks: Registry<TokioSpawner>, url: String, command: Command) -> Result<(), String> {
-    let pool = PgPool::connect(&url).await.map_err(|error| format!("cannot connect to Postgres: {error}"))?;
+    // A lost server is told by then.
+    let options = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
+    let pool = options.connect(&url).await.map_err(|error| format!("cannot connect to Postgres: {error}"))?;
     match command {
         Command::Migrate => migrate(&pool).await.map_err(|error| error.to_string()),
         Command::SignUp { addresses } => {

@@ -5,10 +5,15 @@ use background_tasks::{Registry, TokioSpawner};
 use graphile_worker::{FailureReason, JobRecovery, JobRecoveryResult, LocalQueueConfig, WorkerOptions};
 use sqlx::PgPool;
 use std::time::Duration;
+use tokio::select;
+use tokio::time::sleep;
 use tracing::info;
 
 /// Jobs at once.
 const CONCURRENCY: usize = 4;
+
+/// For the engine to give back what it has cut.
+pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 
 /// What the jobs need.
 #[derive(Debug, Clone)]
@@ -53,5 +58,10 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .map_err(|error| error.to_string())?;
     info!("working");
     background_tasks_host::ready();
-    worker.run().await.map_err(|error| error.to_string())
+    let stopping = worker.shutdown_signal().clone();
+    select! {
+        ended = worker.run() => ended.map_err(|error| error.to_string()),
+        // It stops by itself when a job cannot be settled, and then tries for minutes to give back what it has fetched.
+        () = async { stopping.await; sleep(grace + SETTLE).await } => Err("the database does not answer".to_owned()),
+    }
 }

@@ -1,0 +1,165 @@
+//! Payloads outlive a deploy: what a worker cannot read is kept, and told, and done by one that can. On both stores.
+#![cfg(all(feature = "postgres", feature = "sqlite"))]
+
+mod common;
+
+use background_tasks_durable::{Job, Options, Queue, Status};
+use common::{Mail, each, mail, numbers, panic_quietly, registry, sql, until};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime};
+
+/// As it was before somebody could write to many.
+#[derive(Serialize, Deserialize)]
+struct MailV2 {
+    to: Vec<String>,
+}
+
+async fn recipients(job: Job<MailV2>) -> Result<Vec<String>, Infallible> {
+    Ok(job.into_inner().to)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_not_known_waits_for_a_worker_that_knows_it() {
+    each(async |jobs| {
+        let new: Queue<MailV2> = jobs.queue("mail").version(2).upgrade(1, |old: Mail| MailV2 { to: vec![old.to] });
+        let id = new.enqueue(MailV2 { to: vec!["ann".to_owned(), "bob".to_owned()] }).await.unwrap();
+        assert_eq!(new.info(id).await.unwrap().unwrap().version(), 2);
+
+        let (before, losses) = registry();
+        let old = jobs.queue::<Mail>("mail");
+        let handler = async |job: Job<Mail>| Ok::<_, Infallible>(job.into_inner().to);
+        // So that it comes to this worker more than once.
+        let options = Options::default().attempts(1).crashes(0).defer(Duration::from_secs(1));
+        old.serve(&before, options, handler).await.unwrap();
+        until("it was looked at twice", async || (losses.all().len() >= 2).then_some(())).await;
+        let info = until("it waits", async || old.info(id).await.unwrap().filter(|info| info.status() == Status::Waiting)).await;
+        let error = "version 2 of its payload is not known to this worker, which knows 1";
+        assert_eq!((info.error(), info.attempts(), info.version()), (Some(error), 0, 2));
+        let done = old.enqueue(mail("cy")).await.unwrap();
+        assert_eq!(old.wait(done).await.unwrap().unwrap().result().unwrap(), Some("cy".to_owned()), "the others go on");
+        let summary = before.shutdown().await;
+        assert_eq!(summary.failed, losses.all().len() as u64);
+        for loss in losses.all() {
+            assert_eq!(loss, ("failed", "mail", error.to_owned()));
+        }
+        assert!(old.dead().await.unwrap().is_empty());
+
+        let (after, losses) = registry();
+        new.serve(&after, Options::default(), recipients).await.unwrap();
+        let info = new.wait(id).await.unwrap().unwrap();
+        assert_eq!(info.result().unwrap(), Some(vec!["ann".to_owned(), "bob".to_owned()]));
+        assert_eq!((info.attempts(), info.error()), (1, None));
+        let earlier = old.enqueue(mail("dan")).await.unwrap();
+        let info = new.wait(earlier).await.unwrap().unwrap();
+        assert_eq!((info.version(), info.result().unwrap()), (1, Some(vec!["dan".to_owned()])), "and what is old is upgraded");
+        after.shutdown().await;
+        assert_eq!(losses.all(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deferred_is_left_alone_for_so_long() {
+    each(async |jobs| {
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<Mail>("mail");
+        queue.serve(&registry, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        let asked = SystemTime::now();
+        let id = jobs.queue::<Mail>("mail").version(7).enqueue(mail("ann")).await.unwrap();
+        let info = until("it is deferred", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!((info.status(), queue.counts().await.unwrap().waiting), (Status::Waiting, 1));
+        let defer = info.due().duration_since(asked).unwrap();
+        assert!(defer > Duration::from_secs(59) && defer < common::HANG, "{defer:?}");
+        registry.shutdown().await;
+        assert_eq!(losses.all().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_is_broken_is_dead_at_once_until_somebody_can_read_it() {
+    each(async |jobs| {
+        let numbers = jobs.queue::<u32>("mail");
+        let broken = numbers.enqueue(7).await.unwrap();
+        let (before, losses) = registry();
+        let queue = jobs.queue::<Mail>("mail");
+        queue.serve(&before, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        let info = queue.wait(broken).await.unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts()), (Status::Dead, 1));
+        let error = "its payload cannot be read: invalid type: integer `7`, expected struct Mail at line 1 column 1";
+        assert_eq!(info.error(), Some(error));
+        assert_eq!(queue.dead().await.unwrap()[0].id(), broken);
+        assert_eq!(info.payload::<u32>().unwrap(), 7);
+        before.shutdown().await;
+        assert_eq!(losses.all(), [("failed", "mail", error.to_owned())]);
+
+        let (after, losses) = registry();
+        assert!(numbers.retry(broken).await.unwrap());
+        numbers.serve(&after, Options::default(), async |job: Job<u32>| Ok::<_, Infallible>(*job)).await.unwrap();
+        let info = numbers.wait(broken).await.unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (Status::Done, 1, Some(7)));
+        after.shutdown().await;
+        assert_eq!(losses.all(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_wrote_does_not_stop_the_worker() {
+    each(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let ids = queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
+        // As text and as bytes; with a version that is no number; without one, as the engine's own have; and null.
+        let (bytes, text, version, none) = if jobs.sqlite_pool().is_some() {
+            ("x'ff00fe'", "'not { json'", "'{\"version\":\"two\"}'", "NULL")
+        } else {
+            ("'\\xff00fe'::bytea", "'not { json'::bytea", "'version=>two'::public.hstore", "NULL")
+        };
+        for (id, set) in [
+            (0, format!("job = {bytes}")),
+            (1, format!("job = {text}")),
+            (2, "job = ''".to_owned()),
+            (3, format!("metadata = {version}")),
+            (4, format!("metadata = {none}")),
+        ] {
+            assert_eq!(sql(&jobs, &format!("UPDATE {{jobs}} SET {set} WHERE id = '{}'", ids[id])).await, 1);
+        }
+        let (registry, losses) = registry();
+        queue.serve(&registry, Options::default().batch(10), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        let later = queue.enqueue(mail("later")).await.unwrap();
+        for id in [ids[4], ids[5], later] {
+            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), Status::Done);
+        }
+        for id in &ids[..3] {
+            let info = queue.wait(*id).await.unwrap().unwrap();
+            assert_eq!(info.status(), Status::Dead);
+            assert!(info.error().unwrap().starts_with("its payload cannot be read: "), "{info:?}");
+            assert!(info.payload::<Mail>().is_err());
+        }
+        assert_eq!(queue.dead().await.unwrap().len(), 3);
+        let info = until("it is deferred", async || queue.info(ids[3]).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!(info.status(), Status::Waiting);
+        registry.shutdown().await;
+        assert!(losses.all().iter().all(|(what, name, _)| (*what, *name) == ("failed", "mail")), "{:?}", losses.all());
+        assert_eq!(losses.all().len(), 4);
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs} WHERE lock_by IS NULL AND status = 'Pending'").await, [1]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_panics_is_a_failed_attempt() {
+    each(async |jobs| {
+        let id = jobs.queue::<Mail>("mail").enqueue(mail("ann")).await.unwrap();
+        let queue: Queue<MailV2> = jobs.queue("mail").version(2).upgrade(1, |_: Mail| panic_quietly("no upgrade"));
+        let (registry, losses) = registry();
+        let options = Options::default().attempts(2).backoff(Duration::ZERO, Duration::ZERO);
+        queue.serve(&registry, options, recipients).await.unwrap();
+        let info = queue.wait(id).await.unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 2, Some("it panicked: no upgrade")));
+        registry.shutdown().await;
+        assert_eq!(losses.all(), vec![("panicked", "mail", "no upgrade".to_owned()); 2]);
+    })
+    .await;
+}
