@@ -192,9 +192,7 @@ fn a_server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
     let instant = rng.usize(1..count / 2);
-    until("there is work to be cut off", || {
-        site.begun() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids)
-    });
+    until("there is work to be cut off", || site.begun() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids));
     thread::sleep(Duration::from_micros(rng.u64(..20_000)));
     let killed = now();
     server.kill();
