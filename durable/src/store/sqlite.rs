@@ -279,6 +279,16 @@ impl Store for Sqlite {
         .boxed()
     }
 
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            self.file.is_there()?;
+            let discard = "DELETE FROM Jobs WHERE id = ?1 AND job_type = ?2 AND status IN ('Pending', 'Failed', 'Killed')";
+            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>> {
         async move {
             self.file.is_there()?;
