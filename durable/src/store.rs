@@ -28,7 +28,7 @@ pub(crate) const VERSION: &str = "version";
 const MIGRATED: &str = "background_tasks_migrations";
 
 /// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
-const TICKS: Duration = Duration::from_secs(900);
+const TICKS: Duration = Duration::from_mins(15);
 
 /// What has become of jobs of one worker, told in one transaction.
 #[derive(Debug, Default)]
@@ -103,7 +103,7 @@ pub(crate) fn task(payload: Vec<u8>, version: u32, run_at: Option<u64>, key: Opt
 }
 
 pub(crate) fn id(task: &RawTask) -> Ulid {
-    task.task_id().and_then(|id| id.as_ulid()).expect("the tables' identifiers are ULIDs")
+    task.task_id().and_then(apalis_core::task::task_id::TaskId::as_ulid).expect("the tables' identifiers are ULIDs")
 }
 
 pub(crate) fn engine_failed(error: impl std::fmt::Display) -> Error {

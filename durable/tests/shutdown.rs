@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 /// Far longer than a test: what waits for it has failed.
 fn patient() -> Options {
-    Options::default().lease(Duration::from_secs(3600)).backoff(Duration::from_secs(3600), Duration::from_secs(3600))
+    Options::default().lease(Duration::from_hours(1)).backoff(Duration::from_hours(1), Duration::from_hours(1))
 }
 
 /// A handler that tells when it begins, and ends when it is let.
