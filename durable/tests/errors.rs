@@ -193,6 +193,10 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
 
     eprintln!("told");
     fs::remove_file(ballast).unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        eprintln!("{:?} {:?} {:?}", queue.counts().await, other.enqueue(mail("bob")).await, losses.all());
+    }
     assert_eq!(queue.wait(id).await.unwrap().unwrap().attempts(), 1, "it was not done again");
     other.enqueue(mail("bob")).await.unwrap();
     assert_eq!(other.counts().await.unwrap().waiting, told + 1);
