@@ -7,8 +7,11 @@ use serde::Serialize;
 use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
-/// How late a tick may be enqueued: what a restart takes.
+/// How late a tick may be enqueued: what a restart takes, or an outage of the store.
 const LATE: Duration = Duration::from_secs(300);
+
+/// How the keys of ticks begin. What is done keeps them for longer than a tick can be late, however short the jobs are retained.
+const KEY: &str = "cron ";
 
 /// The clock may be set while a task sleeps, so it is looked at now and then.
 const LOOK: Duration = Duration::from_secs(30);
@@ -19,7 +22,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     ///
     /// Any number of processes may run the schedule: the job of a tick has the tick as its [key](crate::Enqueue::unique), so it is
     /// enqueued once. When the task starts it looks 5 minutes back, for the tick that passed while the program was restarted.
-    /// While the store is away it tries again, and tells it to the registry's observer as a failed task.
+    /// While the store is away it tries again, and tells it to the registry's observer as a failed task. Ticks that are later than
+    /// 5 minutes, as after a long outage or when the clock is set forward, are left out.
     ///
     /// # Errors
     ///
@@ -45,18 +49,16 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         }
         let started = registry.named(name).at(at).try_run(async move {
             let run = async {
-                let mut last = DateTime::<Utc>::from(SystemTime::now() - LATE);
-                // Of those that were missed, the last.
-                if let Some(missed) = ticks.after(&last).take_while(|tick| *tick <= Utc::now()).last() {
-                    last = missed - Duration::from_secs(1);
-                } else {
-                    last = Utc::now();
-                }
-                while let Some(tick) = ticks.after(&last).next() {
-                    while let Ok(left) = (tick - Utc::now()).to_std() {
+                // Of those that passed while the program was restarted, the last.
+                let now = Utc::now();
+                let missed = ticks.after(&(now - LATE)).take_while(|tick| *tick <= now).last();
+                let mut last = missed.map_or(now, |missed| missed - Duration::from_secs(1));
+                while let Some((tick, left)) = next(&ticks, last, Utc::now()) {
+                    if !left.is_zero() {
                         Delay::new(left.min(LOOK)).await;
+                        continue;
                     }
-                    let key = format!("cron {schedule} {}", tick.timestamp());
+                    let key = format!("{KEY}{schedule} {}", tick.timestamp());
                     let mut told = false;
                     while let Err(error) = queue.enqueue(job(tick.into())).unique(&key).await {
                         if matches!(error, Error::Encode(_)) {
@@ -74,5 +76,39 @@ impl<T: Serialize + Send + 'static> Queue<T> {
             signal.run_until_shutdown(run).await;
         });
         started.map_err(|refused| Error::Refused(refused.reason()))
+    }
+}
+
+/// The next tick after the last one that was enqueued, and how long it is until then. The clock can be set in either direction, so what was
+/// last counts as it stands now.
+fn next(ticks: &Schedule, last: DateTime<Utc>, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Duration)> {
+    let tick = ticks.after(&last.clamp(now - LATE, now)).next()?;
+    Some((tick, (tick - now).to_std().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LATE, next};
+    use chrono::{DateTime, Utc};
+    use cron::Schedule;
+    use std::time::{Duration, SystemTime};
+
+    fn at(seconds: u64) -> DateTime<Utc> {
+        (SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_costs_at_most_the_ticks_that_are_too_late() {
+        let minutes: Schedule = "0 * * * * *".parse().unwrap();
+        let hour = 3600;
+        // It is as late as it should be, and one that is due is enqueued.
+        assert_eq!(next(&minutes, at(hour), at(hour + 1)), Some((at(hour + 60), Duration::from_secs(59))));
+        assert_eq!(next(&minutes, at(hour), at(hour + 60)), Some((at(hour + 60), Duration::ZERO)));
+        assert_eq!(next(&minutes, at(hour), at(hour + 130)), Some((at(hour + 60), Duration::ZERO)));
+        // From 1970 to a day: not every minute in between.
+        let today = 20_000 * 24 * hour + 30;
+        assert_eq!(next(&minutes, at(60), at(today)), Some((at(today + 30) - LATE, Duration::ZERO)));
+        // Back: not silent until that time comes again.
+        assert_eq!(next(&minutes, at(today), at(61)), Some((at(120), Duration::from_secs(59))));
     }
 }

@@ -71,8 +71,8 @@ impl Durable {
     }
 
     /// A server: `postgres://user:password@host:port/database`. Its own `PG…` variables fill in what the address leaves out. The jobs
-    /// stand in a schema of their own, `apalis`; the first to come makes it, for which the user may have to create the extension
-    /// `hstore`.
+    /// stand in a schema of their own, `apalis`; the first to come makes it, with the extensions `hstore` and `pgcrypto`. Where its user may
+    /// not create those, somebody else does before. `hstore` must be in the search path of all.
     ///
     /// # Errors
     ///

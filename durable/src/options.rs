@@ -61,7 +61,8 @@ impl Options {
     }
 
     /// A worker that has not been seen for so long is dead, and its jobs go to others; 30 seconds. It tells that it lives five times
-    /// as often. All workers of a queue should have the same.
+    /// as often. All workers of a queue should have the same. Short ones
+    /// are for tests: where a disk, a lock or a machine without memory holds a worker up for longer, its jobs run twice.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), EVER);
         self

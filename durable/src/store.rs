@@ -20,11 +20,15 @@ pub(crate) mod sqlite;
 pub(crate) type RawTask = Task<Vec<u8>>;
 pub(crate) type Told<T = ()> = Result<T, Error>;
 
-/// Where the payload's version stands.
+/// Where the payload's version stands; it is 1 where none does.
 pub(crate) const VERSION: &str = "version";
 
 /// The migrations' own list of what they did, apart from that of the program's migrations in the same database.
+#[cfg(feature = "sqlite")]
 const MIGRATED: &str = "background_tasks_migrations";
+
+/// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
+const TICKS: Duration = Duration::from_secs(900);
 
 /// What has become of jobs of one worker, told in one transaction.
 #[derive(Debug, Default)]
@@ -80,7 +84,9 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// A job as the engine has it. How often it may be tried is the worker's to say, so the engine's own limit is out of the way.
 pub(crate) fn task(payload: Vec<u8>, version: u32, run_at: Option<u64>, key: Option<&str>, priority: u32) -> RawTask {
     let mut metadata = MetadataStore::new();
-    metadata.insert(VERSION, version.to_string()).expect("a name and a number");
+    if version != 1 {
+        metadata.insert(VERSION, version.to_string()).expect("a name and a number");
+    }
     let mut task = TaskBuilder::new(payload)
         .task_id(Ulid::generate().into())
         .with_metadata(metadata)
@@ -109,7 +115,7 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
         MigrateError::Execute(error) => error.into(),
         MigrateError::ExecuteMigration(error, _) => match error.into() {
             Error::Database(error) => Error::Schema(error.to_string()),
-            other => other,
+            other => other, // no right to, no space for it
         },
         MigrateError::VersionMissing(version) => {
             Error::Schema(format!("a newer version of the engine has changed them ({version})"))

@@ -28,6 +28,10 @@ use ulid::Ulid;
 /// How long starts alone wait for company: a job that is over by then costs one transaction, not two.
 const LINGER: Duration = Duration::from_millis(20);
 
+/// Soon after a commit, outcomes wait for others: a commit of many costs what one of a single one does.
+const GROUP: Duration = Duration::from_millis(2);
+const BUSY: Duration = Duration::from_millis(10);
+
 /// After a failure of the store, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -479,21 +483,9 @@ impl Shift {
 
     /// Commits what is told, and does not give up: until then it is nowhere else.
     async fn tell(&self, mut words: UnboundedReceiver<Told>) {
-        let mut closed = false;
+        let (mut closed, mut busy) = (false, None);
         while let Some(first) = words.next().await {
-            let mut all = vec![first];
-            let mut linger = Delay::new(LINGER);
-            while matches!(all[all.len() - 1].word, Word::Started) {
-                let Either::Left((Some(next), _)) = select(words.next(), &mut linger).await else { break };
-                all.push(next);
-            }
-            let size = |told: &Told| if let Word::Ended(_, _, size) = told.word { size } else { 0 };
-            let mut sizes: usize = all.iter().map(size).sum();
-            while all.len() < 1000 && sizes < LARGEST {
-                let Ok(next) = words.try_recv() else { break };
-                sizes += size(&next);
-                all.push(next);
-            }
+            let all = gather(first, &mut words, busy.is_some_and(|since: Instant| since.elapsed() < BUSY)).await;
             closed |= all.iter().any(|told| matches!(told.word, Word::Closed));
             let over: Vec<_> = all
                 .iter()
@@ -523,6 +515,7 @@ impl Shift {
                 let _ = committed.send(());
             }
             self.jobs.settled.notify(usize::MAX);
+            busy = Some(Instant::now());
             if closed && none {
                 break;
             }
@@ -561,6 +554,12 @@ impl Shift {
             Delay::new(self.terms.beat).await;
             let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
             workers.insert(current(name));
+            // A fetch can be committed after its engine is gone, and then nobody would ever start those jobs while we beat for its name.
+            // Asked in this order, as what is handed out after the signal is not started.
+            let (ending, ids) = (self.signal.is_triggered(), self.desk.ids());
+            for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
+                let _ = self.jobs.store.give_back(gone, &ids).await;
+            }
             let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
             match self.jobs.store.beat(&workers).await {
                 Ok(()) => well = true,
@@ -572,6 +571,27 @@ impl Shift {
             }
         }
     }
+}
+
+/// What is committed together.
+async fn gather(first: Told, words: &mut UnboundedReceiver<Told>, busy: bool) -> Vec<Told> {
+    let mut all = vec![first];
+    let mut linger = Delay::new(LINGER);
+    while matches!(all[all.len() - 1].word, Word::Started) {
+        let Either::Left((Some(next), _)) = select(words.next(), &mut linger).await else { break };
+        all.push(next);
+    }
+    if busy {
+        Delay::new(GROUP).await;
+    }
+    let size = |told: &Told| if let Word::Ended(_, _, size) = told.word { size } else { 0 };
+    let mut sizes: usize = all.iter().map(size).sum();
+    while all.len() < 1000 && sizes < LARGEST {
+        let Ok(next) = words.try_recv() else { break };
+        sizes += size(&next);
+        all.push(next);
+    }
+    all
 }
 
 fn current(name: &Mutex<Arc<str>>) -> Arc<str> {

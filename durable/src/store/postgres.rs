@@ -1,4 +1,4 @@
-use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated};
+use super::{Batch, RawTask, Store, TICKS, Terms, Told, engine_failed, id, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
@@ -14,7 +14,7 @@ use ulid::Ulid;
 /// How long the server may be away before it is an error.
 const AWAY: Duration = Duration::from_secs(10);
 
-const DEAD: &str = "(status = 'Killed' OR status = 'Failed' AND attempts >= max_attempts)";
+const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
 
 const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
     metadata -> 'version' AS version, last_result::text AS last_result, job";
@@ -33,14 +33,30 @@ impl Postgres {
     }
 }
 
+/// The migrations' own list of what they did stands beside the tables: where else a name leads to differs from user to user.
+const MIGRATED: &str = "apalis.background_tasks_migrations";
+
 async fn migrate(pool: &PgPool) -> Told {
     let mut migrations = PostgresStorage::migrations();
     migrations.dangerous_set_table_name(MIGRATED);
-    let of_the_engine = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
-    if sqlx::query_scalar(of_the_engine).bind(MIGRATED).fetch_one(pool).await? {
+    migrations.create_schema("apalis");
+    let strange = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
+    if sqlx::query_scalar(strange).bind(MIGRATED).fetch_one(pool).await? {
         return Err(Error::Schema("there is a table apalis.jobs that this crate has not made".to_owned()));
     }
-    migrated(migrations.run(pool).await)
+    // As `run` does, whose future is not `Send` for the compiler.
+    migrated(migrations.run_direct(None, &mut *pool.acquire().await?, false).await)?;
+    // Without it the upkeep looks at all jobs, and so does who asks for the dead. To look first spares the others a lock.
+    let missing = "SELECT to_regclass('apalis.background_tasks_ended') IS NULL";
+    if sqlx::query_scalar(missing).fetch_one(pool).await? {
+        let mut tx = pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtext('apalis.background_tasks_ended'))").execute(&mut *tx).await?;
+        let index = "CREATE INDEX IF NOT EXISTS background_tasks_ended ON apalis.jobs (job_type, status, done_at)
+            WHERE status IN ('Done', 'Failed', 'Killed')";
+        sqlx::query(index).execute(&mut *tx).await?;
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 /// A key that is taken is an error of the engine's statement, and would cost the caller its transaction; so what has one has a statement of ours.
@@ -251,8 +267,10 @@ impl Store for Postgres {
             let mut pruned = 0;
             loop {
                 let prune = "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs
-                    WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2) LIMIT 1000)";
-                let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64());
+                    WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2)
+                    AND (done_at <= now() - make_interval(secs => $3) OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %')
+                    LIMIT 1000)";
+                let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64()).bind(TICKS.as_secs_f64());
                 let some = prune.execute(&self.pool).await?.rows_affected();
                 pruned += some;
                 if some == 0 {

@@ -1,10 +1,10 @@
-use super::{Batch, MIGRATED, RawTask, Store, Terms, Told, engine_failed, id, migrated};
+use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, id, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use ulid::Ulid;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// What is dead: given up, or failed as often as the engine lets it.
-const DEAD: &str = "(status = 'Killed' OR status = 'Failed' AND attempts >= max_attempts)";
+const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
 
 pub(crate) struct Sqlite {
     file: File,
@@ -27,6 +27,8 @@ pub(crate) struct Sqlite {
 
 impl Sqlite {
     pub(crate) async fn open(path: &Path) -> Told<Self> {
+        // As seen from here: the program may go to another folder.
+        let path = &std::path::absolute(path).map_err(|error| Error::Missing(format!("{}: {error}", path.display())))?;
         // `synchronous` is what makes a commit outlive a power cut; the engine's own set-up turns it off.
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -46,7 +48,11 @@ impl Sqlite {
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
+        let pool = |most| {
+            let options = SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
+            // When the disk is full SQLite rolls back by itself, and the driver counts a transaction for ever that is not there.
+            options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
+        };
         let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await.map_err(cannot)?;
         migrate(&writer).await?;
         let pool = pool(8).connect_lazy_with(options);
@@ -59,12 +65,16 @@ async fn migrate(writer: &SqlitePool) -> Told {
     let mut migrations = SqliteStorage::migrations();
     migrations.dangerous_set_table_name(MIGRATED);
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-    let of_the_engine = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'Jobs' COLLATE NOCASE)
+    let strange = "SELECT name FROM sqlite_master WHERE name COLLATE NOCASE IN ('Jobs', 'Workers')
         AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1)";
-    if sqlx::query_scalar(of_the_engine).bind(MIGRATED).fetch_one(&mut *tx).await? {
-        return Err(Error::Schema("there is a table Jobs that this crate has not made".to_owned()));
+    if let Some(table) = sqlx::query_scalar::<_, String>(strange).bind(MIGRATED).fetch_optional(&mut *tx).await? {
+        return Err(Error::Schema(format!("there is a table {table} that this crate has not made")));
     }
-    migrated(migrations.run(&mut *tx).await)?;
+    // As `run` does, whose future is not `Send` for the compiler.
+    migrated(migrations.run_direct(None, &mut *tx, false).await)?;
+    // Without it the upkeep looks at all that is done, while nobody else can write.
+    let index = "CREATE INDEX IF NOT EXISTS background_tasks_ended ON Jobs(job_type, done_at) WHERE status = 'Done'";
+    sqlx::query(index).execute(&mut *tx).await?;
     Ok(tx.commit().await?)
 }
 
@@ -223,8 +233,9 @@ impl Store for Sqlite {
 
     fn give_back<'a>(&'a self, worker: &'a str, but: &'a [String]) -> BoxFuture<'a, Told> {
         async move {
+            // Not by the index of `lock_by`, in which all that the worker has done stands too.
             let back = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
-                WHERE lock_by = ?1 AND status IN ('Queued', 'Running') AND id NOT IN (SELECT value FROM json_each(?2))";
+                WHERE +lock_by = ?1 AND status IN ('Queued', 'Running') AND id NOT IN (SELECT value FROM json_each(?2))";
             sqlx::query(back).bind(worker).bind(json(but)).execute(&self.writer).await?;
             Ok(())
         }
@@ -275,8 +286,10 @@ impl Store for Sqlite {
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>> {
         async move {
             self.file.is_there()?;
-            let asked =
-                "SELECT status, attempts >= max_attempts AS over, count(*) AS jobs FROM Jobs WHERE job_type = ?1 GROUP BY 1, 2";
+            // What did not fail is counted in an index alone.
+            let asked = "SELECT status, 0 AS over, count(*) AS jobs FROM Jobs WHERE job_type = ?1 AND status <> 'Failed' GROUP BY 1
+                UNION ALL SELECT status, attempts >= max_attempts, count(*) FROM Jobs
+                WHERE job_type = ?1 AND status = 'Failed' GROUP BY 1, 2";
             let mut counts = Counts::default();
             for row in sqlx::query(asked).bind(queue).fetch_all(&self.pool).await? {
                 counts.add(row.try_get("status")?, row.try_get("over")?, row.try_get("jobs")?);
@@ -292,8 +305,10 @@ impl Store for Sqlite {
             let mut pruned = 0;
             loop {
                 let prune = "DELETE FROM Jobs WHERE id IN
-                    (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2 LIMIT 500)";
-                let some = sqlx::query(prune).bind(queue).bind(seconds(retain)).execute(&self.writer).await?.rows_affected();
+                    (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2
+                    AND (done_at <= unixepoch() - ?3 OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %') LIMIT 500)";
+                let prune = sqlx::query(prune).bind(queue).bind(seconds(retain)).bind(seconds(TICKS));
+                let some = prune.execute(&self.writer).await?.rows_affected();
                 pruned += some;
                 if some == 0 {
                     break;

@@ -1,0 +1,61 @@
+//! A database that nobody has used before, for each measurement. Both sides find the tables that durable jobs have made.
+
+use crate::postgres::Postgres;
+use background_tasks_durable::Durable;
+use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::{PgPool, SqlitePool};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+
+/// For the bare engine.
+pub enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+pub struct Database {
+    pub durable: Durable,
+    pub pool: Pool,
+    _folder: Option<TempDir>,
+}
+
+impl Database {
+    pub async fn sqlite() -> Self {
+        let folder = TempDir::new().expect("there is a temporary folder");
+        let durable = Durable::sqlite(folder.path().join("jobs.db")).await.expect("there is a file");
+        let theirs = durable.sqlite_pool().expect("it is SQLite");
+        // A pool of its own, with the same settings of each connection.
+        let options = theirs.connect_options().as_ref().clone();
+        let most = theirs.options().get_max_connections();
+        let pool = SqlitePoolOptions::new().max_connections(most).connect_lazy_with(options);
+        Self { durable, pool: Pool::Sqlite(pool), _folder: Some(folder) }
+    }
+
+    pub async fn postgres(server: &Postgres) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let url = server.database(&format!("bench{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let durable = Durable::postgres(&url).await.expect("there is a server");
+        let pool = Pool::Postgres(durable.postgres_pool().expect("it is Postgres").clone());
+        Self { durable, pool, _folder: None }
+    }
+
+    pub async fn analyze(&self) {
+        let done = match &self.pool {
+            Pool::Sqlite(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
+            Pool::Postgres(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
+        };
+        done.expect("it is analyzed");
+    }
+
+    /// How many jobs have an outcome.
+    pub async fn done(&self) -> usize {
+        let count: i64 = match &self.pool {
+            Pool::Sqlite(pool) => sqlx::query_scalar("SELECT COUNT(*) FROM Jobs WHERE status = 'Done'").fetch_one(pool).await,
+            Pool::Postgres(pool) => {
+                sqlx::query_scalar("SELECT COUNT(*) FROM apalis.jobs WHERE status = 'Done'").fetch_one(pool).await
+            }
+        }
+        .expect("the jobs are counted");
+        usize::try_from(count).expect("a count is not negative")
+    }
+}

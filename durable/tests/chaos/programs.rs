@@ -1,0 +1,118 @@
+//! The processes. What they are to do is in their environment, and what they do in their record.
+
+use crate::record::{Record, now};
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_durable::{Durable, Job, Options};
+use background_tasks_host::{Host, StderrObserver};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::env;
+use std::future::pending;
+use std::path::Path;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) const QUEUE: &str = "chaos";
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Work {
+    /// It takes so many milliseconds.
+    Takes(u64),
+    /// It ends once there is a file of this name with that of its process behind it.
+    Held(String),
+    /// Its first attempt never ends.
+    HangsOnce,
+    /// It ends its process then, each time.
+    Poison(String),
+}
+
+pub(crate) fn run(program: &str) -> ExitCode {
+    // It ends with the thread that has started it, which is a test's.
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let parent: i32 = setting("PARENT");
+    assert_eq!(getppid().map(Pid::as_raw_pid), Some(parent), "the test is gone already");
+    match program {
+        "worker" => {
+            // Signals are for it alone: they are caught before there is another thread.
+            let registry = Registry::builder(TokioSpawner).inspect().observer(StderrObserver).build();
+            let host = Host::new(&registry).grace(Duration::from_secs(60));
+            on_tokio(worker(registry, host))
+        }
+        "enqueuer" => on_tokio(enqueuer()),
+        other => panic!("there is no program {other}"),
+    }
+}
+
+fn on_tokio(program: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(program)
+}
+
+#[track_caller]
+fn setting<T: FromStr>(name: &str) -> T {
+    let value = env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
+}
+
+async fn worker(registry: Registry<TokioSpawner>, host: Host) -> ExitCode {
+    let jobs = Durable::connect(&setting::<String>("DATABASE")).await.unwrap();
+    let options = Options::default()
+        .concurrency(setting("CONCURRENCY"))
+        .lease(Duration::from_secs(setting("LEASE")))
+        .poll(Duration::from_millis(20))
+        .backoff(Duration::from_millis(10), Duration::from_millis(100))
+        .attempts(setting("ATTEMPTS"))
+        .crashes(setting("CRASHES"))
+        .timeout(Duration::from_secs(setting("TIMEOUT")));
+    let record = Arc::new(Record::open(setting::<String>("RECORD")));
+    let written = record.clone();
+    let handler = move |job: Job<Work>| work(written.clone(), job);
+    jobs.queue(QUEUE).serve(&registry, options, handler).await.unwrap();
+    record.line("ready");
+    host.run(registry.signal()).await
+}
+
+/// Returns the name of the process.
+async fn work(record: Arc<Record>, job: Job<Work>) -> Result<String, Infallible> {
+    let record_of = setting::<String>("RECORD");
+    let name = Path::new(&record_of).file_name().unwrap().to_str().unwrap();
+    let (id, attempt) = (job.id(), job.attempt());
+    record.line(format_args!("begin {id} {attempt} {}", now()));
+    match job.into_inner() {
+        Work::Takes(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+        Work::Held(gate) => open(&gate, name).await,
+        Work::HangsOnce if attempt == 1 => pending().await,
+        Work::HangsOnce => {}
+        Work::Poison(gate) => {
+            open(&gate, name).await;
+            std::process::abort();
+        }
+    }
+    record.line(format_args!("end {id} {attempt} {}", now()));
+    Ok(name.to_owned())
+}
+
+async fn open(gate: &str, name: &str) {
+    let gate = format!("{gate}{name}");
+    while !Path::new(&gate).exists() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Enqueues the jobs from one number to another, each but once, however often it is asked to, and writes down each that it is told is in.
+async fn enqueuer() -> ExitCode {
+    let jobs = Durable::connect(&setting::<String>("DATABASE")).await.unwrap();
+    let queue = jobs.queue::<Work>(QUEUE);
+    let record = Record::open(setting::<String>("RECORD"));
+    for number in setting::<u64>("FROM")..setting("TO") {
+        let id = queue.enqueue(Work::Takes(number * 37 % 60)).unique(number.to_string()).await.unwrap();
+        record.line(format_args!("ok {number} {id}"));
+        // So that jobs come in for as long as workers are killed.
+        tokio::time::sleep(Duration::from_millis(number % 8)).await;
+    }
+    ExitCode::SUCCESS
+}

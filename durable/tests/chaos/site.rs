@@ -1,0 +1,231 @@
+//! What a test has: a folder, a database, the processes at work on it, and what became of each.
+
+use crate::postgres::Postgres;
+use crate::process::{Process, until};
+use crate::programs::{QUEUE, Work};
+use crate::record::{self, Death, Runs, now};
+use background_tasks_durable::{Counts, Durable, Info, JobId, Queue, Status, sqlx};
+use sqlx::ConnectOptions as _;
+use std::collections::HashMap;
+use std::env;
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Where the jobs of a test are.
+#[derive(Clone, Copy)]
+pub(crate) enum Engine<'a> {
+    Sqlite,
+    /// A database of this server that nobody else has.
+    Postgres(&'a Postgres),
+}
+
+/// How many jobs there are to a test.
+pub(crate) fn jobs() -> u64 {
+    env::var("JOBS").map_or(300, |jobs| jobs.parse().expect("JOBS is a number"))
+}
+
+pub(crate) struct Site {
+    /// They end before their folder is gone.
+    workers: Vec<Process>,
+    settings: Vec<(&'static str, String)>,
+    pub(crate) deaths: HashMap<String, Death>,
+    started: usize,
+    durable: Durable,
+    pub(crate) queue: Queue<Work>,
+    runtime: Runtime,
+    folder: TempDir,
+}
+
+impl Site {
+    pub(crate) fn new(engine: Engine<'_>) -> Self {
+        static DATABASES: AtomicUsize = AtomicUsize::new(0);
+        let folder = TempDir::new().unwrap();
+        let url = match engine {
+            Engine::Sqlite => format!("sqlite://{}", folder.path().join("jobs.db").display()),
+            Engine::Postgres(server) => server.database(&format!("site{}", DATABASES.fetch_add(1, Ordering::Relaxed))),
+        };
+        for name in ["workers", "enqueuers", "complaints"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let durable = runtime.block_on(Durable::connect(&url)).unwrap();
+        let queue = durable.queue(QUEUE);
+        let settings = [("CONCURRENCY", "4"), ("LEASE", "6"), ("ATTEMPTS", "20"), ("CRASHES", "20"), ("TIMEOUT", "3600")];
+        let settings = settings.into_iter().map(|(name, value)| (name, value.to_owned()));
+        let settings = settings.chain([("DATABASE", url)]).collect();
+        Self { workers: Vec::new(), settings, deaths: HashMap::new(), started: 0, durable, queue, runtime, folder }
+    }
+
+    /// For the processes that are started from now on.
+    pub(crate) fn with(&mut self, name: &'static str, value: impl ToString) {
+        self.settings.retain(|(other, _)| *other != name);
+        self.settings.push((name, value.to_string()));
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    pub(crate) fn enqueue(&self, work: Work) -> JobId {
+        self.wait(self.queue.enqueue(work).into_future()).unwrap()
+    }
+
+    pub(crate) fn enqueue_all(&self, works: impl IntoIterator<Item = Work>) -> Vec<JobId> {
+        self.wait(self.queue.enqueue_all(works).into_future()).unwrap()
+    }
+
+    fn start(&mut self, program: &str, records: &str) -> Process {
+        self.started += 1;
+        let name = format!("{program}-{}", self.started);
+        Process::start(program, name, &self.path(records), &self.path("complaints"), &self.settings)
+    }
+
+    pub(crate) fn start_enqueuer(&mut self) -> Process {
+        self.start("enqueuer", "enqueuers")
+    }
+
+    /// Starts so many more workers, and returns when each of them may be given jobs.
+    #[track_caller]
+    pub(crate) fn start_workers(&mut self, count: usize) {
+        for _ in 0..count {
+            let worker = self.start("worker", "workers");
+            self.workers.push(worker);
+        }
+        self.workers.iter_mut().for_each(Process::ready);
+    }
+
+    pub(crate) fn worker(&mut self, which: usize) -> &mut Process {
+        &mut self.workers[which]
+    }
+
+    /// Whether a worker has a job. While it has none, there are jobs to be had, so that it will.
+    pub(crate) fn is_busy(&mut self, which: usize, enqueued: &mut Vec<JobId>) -> bool {
+        let busy = self.workers[which].is_busy();
+        if !busy && self.counts().waiting < 20 {
+            enqueued.extend(self.enqueue_all((0..20).map(|_| Work::Takes(20))));
+        }
+        busy
+    }
+
+    /// Puts a new worker into the place of one that has ended.
+    pub(crate) fn replace(&mut self, which: usize) {
+        self.workers[which] = self.start("worker", "workers");
+    }
+
+    /// Kills a worker, and starts another in its place.
+    pub(crate) fn kill(&mut self, which: usize) {
+        let at = now();
+        self.workers[which].kill();
+        self.died(which, at);
+    }
+
+    /// Starts another in the place of one that has died by itself.
+    pub(crate) fn abandon(&mut self, which: usize) {
+        let last = self.workers[which].last();
+        self.died(which, last);
+    }
+
+    fn died(&mut self, which: usize, at: u64) {
+        // What its connections had sent may be committed even now: that takes from these, and adds nothing to them.
+        let open = self.open().into_iter().collect();
+        self.deaths.insert(self.workers[which].name.clone(), Death { at, open });
+        self.replace(which);
+    }
+
+    /// The jobs that have no outcome.
+    fn open(&self) -> Vec<String> {
+        self.wait(async {
+            if let Some(pool) = self.durable.sqlite_pool() {
+                sqlx::query_scalar("SELECT id FROM Jobs WHERE status NOT IN ('Done', 'Killed')").fetch_all(pool).await
+            } else {
+                sqlx::query_scalar("SELECT id FROM apalis.jobs WHERE status NOT IN ('Done', 'Killed')")
+                    .fetch_all(self.postgres())
+                    .await
+            }
+        })
+        .unwrap()
+    }
+
+    /// Whether no transaction of a process that is stopped keeps this job from others: with SQLite that is any that writes.
+    pub(crate) fn is_free(&self, job: JobId) -> bool {
+        self.wait(async {
+            let Some(pool) = self.durable.sqlite_pool() else {
+                let lock = "SELECT id FROM apalis.jobs WHERE id = $1 FOR UPDATE SKIP LOCKED";
+                return sqlx::query(lock).bind(job.to_string()).fetch_optional(self.postgres()).await.unwrap().is_some();
+            };
+            // Long enough for the others, who are well.
+            let options = pool.connect_options().as_ref().clone().busy_timeout(Duration::from_millis(500));
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await.is_ok()
+        })
+    }
+
+    fn postgres(&self) -> &sqlx::PgPool {
+        self.durable.postgres_pool().expect("it is either")
+    }
+
+    #[track_caller]
+    pub(crate) fn info(&self, job: JobId) -> Info {
+        self.wait(self.queue.info(job)).unwrap().unwrap_or_else(|| panic!("{job} is not there"))
+    }
+
+    pub(crate) fn runs(&self) -> Runs {
+        record::runs(&self.path("workers"))
+    }
+
+    /// How often a handler was called.
+    pub(crate) fn begun(&self) -> usize {
+        self.runs().values().map(Vec::len).sum()
+    }
+
+    pub(crate) fn begun_with(&self, job: JobId) -> usize {
+        self.runs().get(&job.to_string()).map_or(0, Vec::len)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.wait(self.queue.counts()).unwrap()
+    }
+
+    /// Waits until so many jobs are done, which are all there are.
+    #[track_caller]
+    pub(crate) fn all_done(&self, count: usize) {
+        until("all jobs are done", || {
+            let counts = self.counts();
+            assert_eq!(counts.dead, 0, "{counts:?}");
+            counts.done >= count as u64
+        });
+        let counts = self.counts();
+        assert_eq!((counts.done, counts.waiting, counts.running, counts.retrying), (count as u64, 0, 0, 0), "{counts:?}");
+    }
+
+    /// Each of these is done, and told what the last that ran it to its end has returned.
+    #[track_caller]
+    pub(crate) fn none_is_lost<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
+        let runs = self.runs();
+        for id in ids {
+            let info = self.info(*id);
+            assert_eq!(info.status(), Status::Done, "{id}: {info:?}");
+            let result: String = info.result().expect("it has one").expect("it is a name");
+            let runs = runs.get(&id.to_string()).unwrap_or_else(|| panic!("{id} is done, and never ran"));
+            let its = runs.iter().rfind(|run| run.ended.is_some()).unwrap_or_else(|| panic!("{id} is done: {runs:#?}"));
+            assert_eq!(result, its.process, "{id}: {runs:#?}");
+        }
+    }
+
+    /// Has each worker end in order.
+    #[track_caller]
+    pub(crate) fn terminate(&mut self) {
+        for mut worker in std::mem::take(&mut self.workers) {
+            worker.terminate();
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Sign-ups whose mails survive a crash, with `graphile_worker`: for who has Postgres, and wants no other crate than that between it and the registry.
+
+mod options;
+mod signups;
+mod tasks;
+mod worker;
+
+use crate::options::{Command, Options};
+use crate::signups::{migrate, sign_up};
+use crate::worker::{SETTLE, Service, work};
+use background_tasks::{Registry, TokioSpawner, TracingObserver};
+use background_tasks_host::Host;
+use sqlx::postgres::PgPoolOptions;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tracing::{Level, info};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+
+fn main() -> ExitCode {
+    let Options { url, command } = match Options::from_args() {
+        Ok(options) => options,
+        Err(exit) => return exit,
+    };
+    // The engine tells each job's success, payload and all.
+    let told = Targets::new().with_default(Level::INFO).with_target("graphile_worker", Level::WARN);
+    tracing_subscriber::registry()
+        .with(tracing_subscriber::fmt::layer().with_writer(background_tasks_host::stderr))
+        .with(told)
+        .init();
+
+    let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
+    let grace = if let Command::Work { grace, .. } = command { grace } else { Duration::ZERO };
+    // Before the runtime's threads: from here on no signal is lost.
+    let host = Host::new(&tasks).grace(grace + 2 * SETTLE);
+    Runtime::new().expect("threads and a poller").block_on(host.run(run(tasks, url, command)))
+}
+
+async fn run(tasks: Registry<TokioSpawner>, url: String, command: Command) -> Result<(), String> {
+    // A lost server is told by then.
+    let options = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
+    let pool = options.connect(&url).await.map_err(|error| format!("cannot connect to Postgres: {error}"))?;
+    match command {
+        Command::Migrate => migrate(&pool).await.map_err(|error| error.to_string()),
+        Command::SignUp { addresses } => {
+            for address in addresses {
+                let signed = sign_up(&pool, &address).await.map_err(|error| format!("{address} is not signed up: {error}"))?;
+                let told = signed.map_or("signed up already".into(), |signup| format!("sign-up {signup}, and is owed a mail"));
+                info!("{address} is {told}");
+            }
+            Ok(())
+        }
+        Command::Work { lease, grace, takes } => work(Service { tasks, pool, takes }, lease, grace).await,
+    }
+}

@@ -1,0 +1,90 @@
+use lexopt::prelude::*;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const HELP: &str = "\
+Signs people up, and sends them a mail that survives a crash.
+
+Usage: graphile-recipe migrate                    make the tables; once, before the others
+       graphile-recipe sign-up ADDRESS...         sign people up
+       graphile-recipe work [options]             send the mails, until SIGTERM or Ctrl-C
+
+DATABASE_URL is the address of a Postgres: postgres://user:password@host:port/database
+
+  --lease SECONDS       a worker unseen for so long is dead, and its mails are another's [30]
+  --grace SECONDS       after SIGTERM or Ctrl-C, wait so long for the mails that are being sent [25]
+  --takes MILLISECONDS  how long the mail server takes [20]
+  --help                say this
+
+Exit status: 0 when all was done or drained, 1 when the grace was over first, 2 when it could not start or the
+database was lost, 130 after a second SIGTERM or Ctrl-C.
+";
+
+pub(crate) struct Options {
+    pub(crate) url: String,
+    pub(crate) command: Command,
+}
+
+pub(crate) enum Command {
+    Migrate,
+    SignUp { addresses: Vec<String> },
+    Work { lease: Duration, grace: Duration, takes: Duration },
+}
+
+impl Options {
+    /// Returns the exit code if there is nothing to do, having said why.
+    pub(crate) fn from_args() -> Result<Self, ExitCode> {
+        match parse(lexopt::Parser::from_env()) {
+            Ok(Some(command)) => match std::env::var("DATABASE_URL") {
+                Ok(url) => Ok(Self { url, command }),
+                Err(_) => Err(refuse("DATABASE_URL is not set")),
+            },
+            Ok(None) => {
+                // Nobody may be there to read it.
+                let _ = std::io::stdout().write_all(HELP.as_bytes());
+                Err(ExitCode::SUCCESS)
+            }
+            Err(error) => Err(refuse(&error.to_string())),
+        }
+    }
+}
+
+fn refuse(why: &str) -> ExitCode {
+    let _ = writeln!(background_tasks_host::stderr(), "graphile-recipe: {why} (try --help)");
+    ExitCode::from(2)
+}
+
+/// Returns `None` if help was asked for.
+fn parse(mut args: lexopt::Parser) -> Result<Option<Command>, lexopt::Error> {
+    let mut words = Vec::new();
+    let [mut lease, mut grace] = [30, 25].map(Duration::from_secs);
+    let mut takes = Duration::from_millis(20);
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("lease") => lease = args.value()?.parse_with(|value| seconds(value).and_then(long_enough))?,
+            Long("grace") => grace = args.value()?.parse_with(seconds)?,
+            Long("takes") => takes = Duration::from_millis(args.value()?.parse()?),
+            Long("help") | Short('h') => return Ok(None),
+            Value(word) => words.push(word.string()?),
+            other @ (Long(_) | Short(_)) => return Err(other.unexpected()),
+        }
+    }
+    let addresses = words.split_off(words.len().min(1));
+    match words.first().map(String::as_str) {
+        Some("migrate") if addresses.is_empty() => Ok(Some(Command::Migrate)),
+        Some("sign-up") if !addresses.is_empty() => Ok(Some(Command::SignUp { addresses })),
+        Some("work") if addresses.is_empty() => Ok(Some(Command::Work { lease, grace, takes })),
+        _ => Err("migrate, sign-up with addresses, or work".into()),
+    }
+}
+
+fn seconds(value: &str) -> Result<Duration, String> {
+    let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn long_enough(lease: Duration) -> Result<Duration, String> {
+    // The heart beats five times in it.
+    if lease < Duration::from_secs(1) { Err("a lease is a second at least".into()) } else { Ok(lease) }
+}
