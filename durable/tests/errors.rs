@@ -166,7 +166,6 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
     queue.serve(&registry, Options::default(), handler).await.unwrap();
     let id = queue.enqueue(mail("ann")).await.unwrap();
     started.acquire().await.unwrap().forget();
-    eprintln!("started");
 
     let ballast = place.0.path().join("ballast");
     let full = fs::write(&ballast, vec![1; 4 << 20]).unwrap_err();
@@ -180,7 +179,6 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
         }
         assert!(told < 100, "it is not full");
     };
-    eprintln!("full {error:?}");
     assert!(matches!(error, Error::Full(_)), "{error:?}");
     assert!(error.to_string().starts_with("there is no space left for the database: "), "{error}");
     assert!(error.source().is_some());
@@ -191,11 +189,11 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
     .await;
     assert_eq!((outage.0, outage.1), ("failed", "mail worker"));
 
-    eprintln!("told");
     fs::remove_file(ballast).unwrap();
+    other.enqueue(mail("bob")).await.expect("at once, with what is there");
+    told += 1;
     assert_eq!(queue.wait(id).await.unwrap().unwrap().attempts(), 1, "it was not done again");
-    other.enqueue(mail("bob")).await.unwrap();
-    assert_eq!(other.counts().await.unwrap().waiting, told + 1);
+    assert_eq!(other.counts().await.unwrap().waiting, told);
     registry.shutdown().await;
 }
 
@@ -243,7 +241,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_somebody_else_are_left_alone() {
-    for (name, told) in [("Jobs", true), ("jobs", true), ("Workers", false), ("workers", false)] {
+    for name in ["Jobs", "jobs", "Workers", "workers"] {
         let place = Place::sqlite();
         let path = Path::new(&place.address);
         let mut other = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
@@ -251,10 +249,9 @@ async fn tables_of_somebody_else_are_left_alone() {
         sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&mut other).await.unwrap();
         let error = Durable::sqlite(path).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{name}: {error:?}");
-        if told {
-            let told = "the tables of the jobs are not those of this version: there is a table Jobs that this crate has not made";
-            assert_eq!(error.to_string(), told);
-        }
+        let told =
+            format!("the tables of the jobs are not those of this version: there is a table {name} that this crate has not made");
+        assert_eq!(error.to_string(), told);
         let tables: Vec<String> =
             sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&mut other).await.unwrap();
         assert_eq!(tables, [name]);
@@ -274,7 +271,7 @@ async fn tables_of_the_bare_engine_are_left_alone() {
         }
         let error = Durable::connect(&place.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        let table = if place.is_postgres { "apalis.jobs" } else { "Jobs" };
+        let table = if place.is_postgres { "apalis.jobs" } else { "Workers" };
         let told =
             format!("the tables of the jobs are not those of this version: there is a table {table} that this crate has not made");
         assert_eq!(error.to_string(), told);

@@ -2,9 +2,9 @@ use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, 
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,11 @@ impl Sqlite {
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
+        let pool = |most| {
+            let options = SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY * 3).test_before_acquire(false);
+            // When the disk is full SQLite rolls back by itself, and the driver counts a transaction for ever that is not there.
+            options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
+        };
         let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await.map_err(cannot)?;
         migrate(&writer).await?;
         let pool = pool(8).connect_lazy_with(options);

@@ -1,0 +1,130 @@
+//! A schedule's ticks, each once, whoever runs it. On both stores.
+#![cfg(all(feature = "cron", feature = "postgres", feature = "sqlite"))]
+
+mod common;
+
+use background_tasks::Reason;
+use background_tasks_durable::Error;
+use common::{each, each_place, numbers, registry, sql, until};
+use serde::{Serialize, Serializer};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_tick_is_enqueued_once() {
+    each_place(async |place| {
+        let (here, there) = (place.open().await, place.open().await);
+        let started = seconds(SystemTime::now());
+        let registries = [&here, &there].map(|jobs| {
+            let (registry, losses) = registry();
+            jobs.queue("ticks").cron(&registry, "* * * * * *", seconds).unwrap();
+            (registry, losses)
+        });
+        let queue = here.queue::<u64>("ticks");
+        until("four ticks", async || (queue.counts().await.unwrap().waiting >= 4).then_some(())).await;
+        for (registry, losses) in &registries {
+            assert_eq!(registry.tasks().iter().filter_map(background_tasks::TaskInfo::name).collect::<Vec<_>>(), ["ticks cron"]);
+            assert!(registry.shutdown().await.is_clean(), "it ends: {:?}", losses.all());
+        }
+        let ended = seconds(SystemTime::now());
+        let of = if place.is_postgres { "convert_from(job, 'UTF8')::bigint" } else { "CAST(CAST(job AS TEXT) AS INTEGER)" };
+        let ticks = numbers(&here, &format!("SELECT {of} AS tick FROM {{jobs}} ORDER BY tick")).await;
+        let ticks: Vec<u64> = ticks.into_iter().map(|tick| tick.try_into().unwrap()).collect();
+        assert!(ticks.windows(2).all(|pair| pair[0] + 1 == pair[1]), "each once, and none left out: {ticks:?}");
+        assert!(ticks[0] >= started - 1 && *ticks.last().unwrap() <= ended, "none too early: {started} {ticks:?} {ended}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_that_was_missed_is_caught_up_with_once() {
+    each(async |jobs| {
+        // A minute that began less than 5 minutes ago, and the next of which is far.
+        let at = |second: u64| (second / 60 % 60, second / 3600 % 24);
+        let now = seconds(SystemTime::now());
+        let ((minute, hour), tick) = (at(now - 120), (now - 120) / 60 * 60);
+        let schedule = format!("0 {minute} {hour} * * *");
+        let queue = jobs.queue::<u64>("nightly");
+        for _ in 0..2 {
+            let (registry, _) = registry();
+            queue.cron(&registry, &schedule, seconds).unwrap();
+            let there = async || (queue.counts().await.unwrap().waiting == 1).then_some(());
+            until("the tick that passed", there).await;
+            registry.shutdown().await;
+        }
+        let key = format!("cron {schedule} {tick}");
+        let count = format!("SELECT count(*) FROM {{jobs}} WHERE idempotency_key = '{key}'");
+        assert_eq!(numbers(&jobs, &count).await, [1]);
+
+        // One that is further off is not.
+        let (minute, hour) = at(now - 420);
+        let (registry, _) = registry();
+        let others = jobs.queue::<u64>("others");
+        others.cron(&registry, &format!("0 {minute} {hour} * * *"), seconds).unwrap();
+        // The other's task began later, and has had its turn.
+        others.cron(&registry, &schedule, seconds).unwrap();
+        until("the later one", async || (others.counts().await.unwrap().waiting >= 1).then_some(())).await;
+        registry.shutdown().await;
+        assert_eq!(others.counts().await.unwrap().waiting, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_schedule_is_told() {
+    each(async |jobs| {
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<u64>("ticks");
+        for wrong in ["", "every day", "* * *", "61 * * * * *"] {
+            let error = queue.cron(&registry, wrong, seconds).unwrap_err();
+            assert!(matches!(error, Error::Schedule(_)), "{error:?}");
+            assert!(error.to_string().starts_with(&format!("this is no schedule: {wrong}: ")), "{error}");
+        }
+        assert_eq!(registry.in_flight(), 0);
+        let guard = registry.guard().unwrap();
+        let shutdown = registry.shutdown();
+        let error = queue.cron(&registry, "* * * * * *", seconds).unwrap_err();
+        assert!(matches!(error, Error::Refused(Reason::ShuttingDown)), "{error:?}");
+        drop(guard);
+        shutdown.await;
+        let error = queue.cron(&registry, "* * * * * *", seconds).unwrap_err();
+        assert!(matches!(error, Error::Refused(Reason::Drained)), "{error:?}");
+        assert_eq!((losses.all(), queue.counts().await.unwrap().waiting), (vec![], 0));
+    })
+    .await;
+}
+
+/// Is no JSON in an even second.
+struct Odd(u64);
+
+impl Serialize for Odd {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if self.0 % 2 == 0 { Err(serde::ser::Error::custom("even")) } else { self.0.serialize(to) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_told_and_the_ticks_go_on() {
+    each(async |jobs| {
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<Odd>("ticks");
+        queue.cron(&registry, "* * * * * *", |at| Odd(seconds(at))).unwrap();
+        until("two of them", async || (queue.counts().await.unwrap().waiting >= 2).then_some(())).await;
+        assert!(losses.all().contains(&("failed", "ticks cron", "the job cannot be written as JSON: even".to_owned())));
+        // An outage is told once, and waited for.
+        let told = || losses.all().iter().filter(|(_, _, text)| !text.ends_with("even")).count();
+        sql(&jobs, "ALTER TABLE {jobs} RENAME TO elsewhere").await;
+        until("it is told", async || (told() > 0).then_some(())).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(told(), 1);
+        let (elsewhere, name) = if jobs.sqlite_pool().is_some() { ("elsewhere", "Jobs") } else { ("apalis.elsewhere", "jobs") };
+        sql(&jobs, &format!("ALTER TABLE {elsewhere} RENAME TO {name}")).await;
+        let before = queue.counts().await.unwrap().waiting;
+        until("it goes on", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;
+        registry.shutdown().await;
+    })
+    .await;
+}
