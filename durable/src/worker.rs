@@ -408,10 +408,10 @@ fn storable(result: Result<Value, String>) -> (Result<Value, String>, usize) {
 fn measure(value: &Value) -> (usize, usize) {
     let within = |(depth, size): (usize, usize), (deeper, more): (usize, usize)| (depth.max(deeper + 1), size + more);
     match value {
-        Value::String(text) => (0, text.len()),
-        Value::Array(values) => values.iter().map(measure).fold((1, 0), within),
+        Value::String(text) => (0, text.len() + 8),
+        Value::Array(values) => values.iter().map(measure).fold((1, 8), within),
         Value::Object(fields) => {
-            fields.iter().fold((1, 0), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
+            fields.iter().fold((1, 8), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
         }
         _ => (0, 8),
     }
@@ -493,6 +493,7 @@ impl Shift {
                 .map(|told| (told.id, told.run))
                 .collect();
             let mut pause = PAUSES.0;
+            let ended = !over.is_empty();
             let (batches, committed) = self.batches(all);
             for (worker, batch) in batches {
                 while let Err(error) = self.jobs.store.settle(&worker, &batch).await {
@@ -514,7 +515,9 @@ impl Shift {
             for committed in committed {
                 let _ = committed.send(());
             }
-            self.jobs.settled.notify(usize::MAX);
+            if ended {
+                self.jobs.settled.notify(usize::MAX); // each who waits asks the store
+            }
             busy = Some(Instant::now());
             if closed && none {
                 break;
