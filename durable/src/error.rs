@@ -88,18 +88,18 @@ impl From<sqlx::Error> for Error {
                     Ok(5 | 6) if code.len() < 5 => return Self::Locked(error),
                     Ok(13) if code.len() < 5 => return Self::Full(error),
                     Ok(3 | 8 | 23) if code.len() < 5 => return Self::Denied(error),
-                    Ok(14) if code.len() < 5 => return Self::Missing(format!("the database cannot be opened: {told}")),
-                    Ok(11 | 26) if code.len() < 5 => return Self::Schema(told.to_string()),
-                    Ok(1) if told.message().starts_with("no such ") => return Self::Schema(told.to_string()),
+                    Ok(14) if code.len() < 5 => return Self::Missing(format!("the database cannot be opened: {}", told.message())),
+                    Ok(11 | 26) if code.len() < 5 => return Self::Schema(told.message().to_owned()),
+                    Ok(1) if told.message().starts_with("no such ") => return Self::Schema(told.message().to_owned()),
                     _ => {}
                 }
                 match code.as_str() {
                     "55P03" => Self::Locked(error),
                     "53100" => Self::Full(error),
-                    "3D000" => Self::Missing(told.to_string()),
+                    "3D000" => Self::Missing(told.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
                     code if code.starts_with("28") => Self::Denied(error),
-                    "42P01" | "42703" | "42883" | "3F000" => Self::Schema(told.to_string()),
+                    "42P01" | "42703" | "42883" | "3F000" => Self::Schema(told.message().to_owned()),
                     _ => Self::Database(error),
                 }
             }

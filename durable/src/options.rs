@@ -61,8 +61,10 @@ impl Options {
     }
 
     /// A worker that has not been seen for so long is dead, and its jobs go to others; 30 seconds. It tells that it lives five times
-    /// as often. All workers of a queue should have the same. Short ones
-    /// are for tests: where a disk, a lock or a machine without memory holds a worker up for longer, its jobs run twice.
+    /// as often. All workers of a queue should have the same.
+    ///
+    /// Longer than the store is ever away, locked or stalled, and than the clock is ever set forward: the first worker that comes back takes those that
+    /// could not tell for dead, and what they run runs twice. So short ones are for tests.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), EVER);
         self

@@ -68,6 +68,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<Option<Info>>>;
     fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Vec<Info>>>;
     fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>>;
     /// Drops what was done so long ago, and has the database look at its tables.
     fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>>;

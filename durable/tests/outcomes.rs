@@ -344,3 +344,29 @@ async fn durations_may_be_as_long_as_there_are() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_worker_has_can_be_discarded() {
+    each(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("discard");
+        let (waiting, done, dead) = (
+            queue.enqueue(1).later(Duration::from_secs(3600)).unique("waits").await.unwrap(),
+            queue.enqueue(2).await.unwrap(),
+            queue.enqueue(3).await.unwrap(),
+        );
+        let (registry, _) = registry();
+        let handler = |job: Job<u32>| async move { if *job == 3 { Err(Failure::dead("never")) } else { Ok(()) } };
+        queue.serve(&registry, Options::default(), handler).await.unwrap();
+        queue.wait(done).await.unwrap();
+        queue.wait(dead).await.unwrap();
+        assert!(!jobs.queue::<u32>("another").discard(waiting).await.unwrap());
+        for (id, is_dropped) in [(waiting, true), (waiting, false), (done, false), (dead, true)] {
+            assert_eq!(queue.discard(id).await.unwrap(), is_dropped, "{id}");
+        }
+        assert!(queue.info(waiting).await.unwrap().is_none());
+        assert!(queue.dead().await.unwrap().is_empty());
+        assert_ne!(queue.enqueue(1).later(Duration::from_secs(3600)).unique("waits").await.unwrap(), waiting);
+        registry.shutdown().await;
+    })
+    .await;
+}

@@ -13,6 +13,7 @@ use database::Database;
 use figures::{Sample, Samples};
 use load::Load;
 use postgres::Postgres;
+use rustix::time::{ClockId, clock_gettime};
 use std::env;
 use std::future::Future;
 use std::sync::Arc;
@@ -139,35 +140,35 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
     match work {
         Work::Singly { jobs } => {
             let mut latencies = Vec::with_capacity(jobs);
-            let began = Instant::now();
+            let meter = Meter::start();
             for job in 0..jobs as u64 {
                 let began = Instant::now();
                 contender.enqueue(job).await;
                 latencies.push(began.elapsed());
             }
-            Sample { figure: per_second(jobs, began.elapsed()), latencies }
+            Sample { latencies, ..meter.read(jobs) }
         }
         Work::InBulk { jobs } => {
             let all = (0..jobs as u64).collect();
-            let began = Instant::now();
+            let meter = Meter::start();
             contender.enqueue_all(all).await;
-            per_second(jobs, began.elapsed()).into()
+            meter.read(jobs)
         }
         Work::Process { jobs, batch, concurrency } => {
             contender.enqueue_all((0..jobs as u64).collect()).await;
             // As the upkeep does: without it the plan of the one who comes first is another.
             database.analyze().await;
             let load = Arc::new(Load::open(jobs));
-            let began = Instant::now();
+            let meter = Meter::start();
             let worker = contender.work(batch, concurrency, &load).await;
             load.all_begun().await;
             // What counts is the row: a job whose outcome is not there may run again.
             while database.done().await < jobs {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            let took = began.elapsed();
+            let sample = meter.read(jobs);
             worker.drain().await;
-            per_second(jobs, took).into()
+            sample
         }
         Work::Drain { jobs } => {
             contender.enqueue_all((0..jobs as u64).collect()).await;
@@ -184,6 +185,25 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
     }
 }
 
-fn per_second(jobs: usize, took: Duration) -> f64 {
-    jobs as f64 / took.as_secs_f64()
+struct Meter {
+    began: Instant,
+    cpu: Duration,
+}
+
+impl Meter {
+    fn start() -> Self {
+        Self { began: Instant::now(), cpu: cpu() }
+    }
+
+    fn read(self, jobs: usize) -> Sample {
+        let jobs = jobs as f64;
+        let cpu = (cpu() - self.cpu).as_secs_f64() * 1e6 / jobs;
+        Sample { cpu, ..Sample::from(jobs / self.began.elapsed().as_secs_f64()) }
+    }
+}
+
+/// What this process has had of its processors.
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("it goes forward")
 }

@@ -5,6 +5,8 @@ use apalis_sqlite::{Config, SqliteStorage, queries};
 use futures_util::future::{BoxFuture, FutureExt};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row, SqliteConnection, SqlitePool};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -37,7 +39,12 @@ impl Sqlite {
             .foreign_keys(true)
             .analysis_limit(1000);
         let cannot = |error: sqlx::Error| match Error::from(error) {
-            Error::Missing(text) => Error::Missing(format!("{}: {text}", path.display())),
+            Error::Missing(text) => match OpenOptions::new().write(true).open(path) {
+                Err(why) if matches!(why.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                    Error::Denied(sqlx::Error::Io(why))
+                }
+                _ => Error::Missing(format!("{}: {text}", path.display())),
+            },
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
@@ -267,6 +274,16 @@ impl Store for Sqlite {
                 WHERE id = ?1 AND job_type = ?2 AND {DEAD}"
             );
             let done = sqlx::query(sqlx::AssertSqlSafe(again)).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            self.file.is_there()?;
+            let discard = "DELETE FROM Jobs WHERE id = ?1 AND job_type = ?2 AND status IN ('Pending', 'Failed', 'Killed')";
+            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
             Ok(done.rows_affected() == 1)
         }
         .boxed()

@@ -55,7 +55,7 @@ impl Site {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let durable = runtime.block_on(Durable::connect(&url)).unwrap();
         let queue = durable.queue(QUEUE);
-        let settings = [("CONCURRENCY", "4"), ("LEASE", "3"), ("ATTEMPTS", "20"), ("CRASHES", "20"), ("TIMEOUT", "3600")];
+        let settings = [("CONCURRENCY", "4"), ("LEASE", "6"), ("ATTEMPTS", "20"), ("CRASHES", "20"), ("TIMEOUT", "3600")];
         let settings = settings.into_iter().map(|(name, value)| (name, value.to_owned()));
         let settings = settings.chain([("DATABASE", url)]).collect();
         Self { workers: Vec::new(), settings, deaths: HashMap::new(), started: 0, durable, queue, runtime, folder }
@@ -105,6 +105,15 @@ impl Site {
 
     pub(crate) fn worker(&mut self, which: usize) -> &mut Process {
         &mut self.workers[which]
+    }
+
+    /// Whether a worker has a job. While it has none, there are jobs to be had, so that it will.
+    pub(crate) fn is_busy(&mut self, which: usize, enqueued: &mut Vec<JobId>) -> bool {
+        let busy = self.workers[which].is_busy();
+        if !busy && self.counts().waiting < 20 {
+            enqueued.extend(self.enqueue_all((0..20).map(|_| Work::Takes(20))));
+        }
+        busy
     }
 
     /// Puts a new worker into the place of one that has ended.
