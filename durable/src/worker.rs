@@ -411,10 +411,10 @@ fn storable(result: Result<Value, String>) -> (Result<Value, String>, usize) {
 fn measure(value: &Value) -> (usize, usize) {
     let within = |(depth, size): (usize, usize), (deeper, more): (usize, usize)| (depth.max(deeper + 1), size + more);
     match value {
-        Value::String(text) => (0, text.len()),
-        Value::Array(values) => values.iter().map(measure).fold((1, 0), within),
+        Value::String(text) => (0, text.len() + 8),
+        Value::Array(values) => values.iter().map(measure).fold((1, 8), within),
         Value::Object(fields) => {
-            fields.iter().fold((1, 0), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
+            fields.iter().fold((1, 8), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
         }
         _ => (0, 8),
     }
