@@ -20,7 +20,7 @@ pub struct Options {
 }
 
 /// Longer is for ever, and more than clocks and dates can add.
-pub(crate) const EVER: Duration = Duration::from_hours(876000);
+pub(crate) const EVER: Duration = Duration::from_hours(876_000);
 
 impl Default for Options {
     fn default() -> Self {

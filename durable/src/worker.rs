@@ -313,7 +313,7 @@ where
 }
 
 /// A job's task.
-async fn run<T, S, H, F, R, E>(work: Arc<Work<T, S, H>>, mut claim: Claim, task: RawTask, permit: Permit) -> Result<(), Failure>
+async fn run<T, S, H, F, R, E>(shared: Arc<Work<T, S, H>>, mut claim: Claim, task: RawTask, permit: Permit) -> Result<(), Failure>
 where
     T: DeserializeOwned,
     H: Fn(Job<T>) -> F,
@@ -322,12 +322,12 @@ where
     E: Display + 'static,
 {
     claim.start();
-    let ended = AssertUnwindSafe(attempt(&work, &claim, &task)).catch_unwind().await;
+    let ended = AssertUnwindSafe(attempt(&shared, &claim, &task)).catch_unwind().await;
     drop(permit);
     let (word, outcome) = match &ended {
         Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
         Ok(Err(Stop::Failed(failure))) => (claim.failed(failure), Err(failure.clone())),
-        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Err(Failure::dead(text))),
         Err(payload) => {
             let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
             (claim.failed(&failure), Err(failure))

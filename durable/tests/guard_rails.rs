@@ -5,7 +5,7 @@ mod common;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_durable::{Durable, Failure, Job, JobId, Options, Queue, Status, sqlx};
-use common::each;
+use common::{each, sql};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
@@ -276,13 +276,7 @@ async fn rail_9_a_job_whose_process_dies_each_time_is_given_up() {
         let charged = queue.enqueue(8).await.unwrap();
         // As the engine charges it when it recovers what a dead worker held.
         for (id, attempts) in [(poison, 5), (charged, 4)] {
-            let charge = format!("SET attempts = {attempts} WHERE id = '{id}'");
-            if let Some(pool) = jobs.sqlite_pool() {
-                drop(sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE Jobs {charge}"))).execute(pool).await.unwrap())
-            } else {
-                let charge = sqlx::AssertSqlSafe(format!("UPDATE apalis.jobs {charge}"));
-                sqlx::query(charge).execute(jobs.postgres_pool().unwrap()).await.unwrap();
-            }
+            sql(&jobs, &format!("UPDATE {{jobs}} SET attempts = {attempts} WHERE id = '{id}'")).await;
         }
         runs.serve(&queue, &registry, quick().attempts(2).crashes(3)).await;
         let given_up = within(queue.wait(poison)).await.unwrap().unwrap();
@@ -375,13 +369,9 @@ async fn rail_11_an_engine_that_fails_is_told_and_another_one_starts() {
 
 /// Without its table the engine fails.
 async fn rename_workers(jobs: &Durable, away: bool) {
+    let schema = if jobs.sqlite_pool().is_some() { "" } else { "apalis." };
     let (from, to) = if away { ("workers", "gone") } else { ("gone", "workers") };
-    if let Some(pool) = jobs.sqlite_pool() {
-        drop(sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(pool).await.unwrap());
-    } else {
-        let rename = sqlx::AssertSqlSafe(format!("ALTER TABLE apalis.{from} RENAME TO {to}"));
-        sqlx::query(rename).execute(jobs.postgres_pool().unwrap()).await.unwrap();
-    }
+    sql(jobs, &format!("ALTER TABLE {schema}{from} RENAME TO {to}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
