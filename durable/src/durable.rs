@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
 ///
 /// It is made within a tokio runtime, which the database's driver needs, and keeps its handle: from there on its futures may be polled by
-/// any executor, as long as that runtime lives. Jobs run on the executor of their registry.
+/// any executor, as long as that runtime lives; the driver panics in one that is gone. Jobs run on the executor of their registry, whose
+/// ambient runtime, if its spawner goes by that, is this one.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) store: Arc<dyn Store>,

@@ -57,6 +57,8 @@ impl<T> Queue<T> {
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
     /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
     ///
+    /// The worker is in flight until the shutdown, so [`wait_idle`](Registry::wait_idle) waits for that.
+    ///
     /// # Errors
     ///
     /// Those of the store, which is asked once, and [`Error::Refused`] if the registry does not take the worker.

@@ -293,13 +293,13 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
     each(async |jobs| {
         let (mails, posts) = (jobs.queue::<Mail>("mail"), jobs.queue::<Mail>("post"));
         let (registry, losses) = registry();
-        let ((mailer, mut sent, go), (poster, mut posted, gone)) = (held(), held());
+        let ((mailer, mut sent, go), (poster, mut nailed, gone)) = (held(), held());
         let line = line!() + 1;
         mails.serve(&registry, patient(), mailer).await.unwrap();
         posts.serve(&registry, patient(), poster).await.unwrap();
         let ids = [mails.enqueue(mail("ann")).await.unwrap(), posts.enqueue(mail("bob")).await.unwrap()];
         assert_eq!(sent.recv().await.unwrap(), ids[0]);
-        assert_eq!(posted.recv().await.unwrap(), ids[1]);
+        assert_eq!(nailed.recv().await.unwrap(), ids[1]);
         let mut tasks: Vec<_> =
             registry.tasks().iter().map(|task| (task.name().unwrap(), task.location().line(), task.kind().unwrap())).collect();
         tasks.sort_unstable_by_key(|(name, ..)| *name);
@@ -320,7 +320,7 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
         gone.add_permits(1);
         let summary = registry.shutdown().await;
         assert_eq!((summary.completed, losses.all()), (6, vec![]));
-        assert!(sent.is_empty() && posted.is_empty());
+        assert!(sent.is_empty() && nailed.is_empty());
         for (queue, id) in [(&mails, ids[0]), (&posts, ids[1])] {
             assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Done);
         }
