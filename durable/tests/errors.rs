@@ -225,7 +225,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
     each_place(async |place| {
         let jobs = place.open().await;
         let newer = if place.is_postgres {
-            "INSERT INTO background_tasks_migrations VALUES (99991231235959, 'newer', now(), true, '\\x00', 0)"
+            "INSERT INTO apalis.background_tasks_migrations VALUES (99991231235959, 'newer', now(), true, '\\x00', 0)"
         } else {
             "INSERT INTO background_tasks_migrations VALUES (99991231235959, 'newer', '2099-01-01', true, x'00', 0)"
         };
