@@ -8,7 +8,7 @@ use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 /// How late a tick may be enqueued: what a restart takes, or an outage of the store.
-const LATE: Duration = Duration::from_secs(300);
+const LATE: Duration = Duration::from_mins(5);
 
 /// How the keys of ticks begin. What is done keeps them for longer than a tick can be late, however short the jobs are retained.
 const KEY: &str = "cron ";

@@ -2,9 +2,10 @@ use crate::runtime::Runtime;
 use crate::store::Store;
 use crate::{Error, Queue};
 use event_listener::Event;
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
 ///
@@ -14,15 +15,19 @@ use std::sync::Arc;
 pub struct Durable {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) runtime: Runtime,
-    /// Something was enqueued in this process.
-    pub(crate) rung: Arc<Event>,
+    /// Of each queue, that something was enqueued in this process.
+    bells: Arc<Mutex<HashMap<&'static str, Arc<Event>>>>,
     /// Something has ended in this process.
     pub(crate) settled: Arc<Event>,
 }
 
 impl Durable {
     fn over(store: impl Store, runtime: Runtime) -> Self {
-        Self { store: Arc::new(store), runtime, rung: Arc::default(), settled: Arc::default() }
+        Self { store: Arc::new(store), runtime, bells: Arc::default(), settled: Arc::default() }
+    }
+
+    pub(crate) fn bell(&self, queue: &'static str) -> Arc<Event> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner).entry(queue).or_default().clone()
     }
 
     /// By its address: `sqlite://PATH` or a path alone, or `postgres://…`, as far as the features go.

@@ -20,7 +20,7 @@ pub struct Options {
 }
 
 /// Longer is for ever, and more than clocks and dates can add.
-pub(crate) const EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(crate) const EVER: Duration = Duration::from_hours(876_000);
 
 impl Default for Options {
     fn default() -> Self {
@@ -31,11 +31,11 @@ impl Default for Options {
             lease: Duration::from_secs(30),
             attempts: 20,
             crashes: 20,
-            backoff: (Duration::from_secs(1), Duration::from_secs(600)),
+            backoff: (Duration::from_secs(1), Duration::from_mins(10)),
             timeout: None,
-            retain: Duration::from_secs(7 * 24 * 3600),
-            upkeep: Duration::from_secs(60),
-            defer: Duration::from_secs(60),
+            retain: Duration::from_hours(168),
+            upkeep: Duration::from_mins(1),
+            defer: Duration::from_mins(1),
         }
     }
 }
@@ -61,8 +61,10 @@ impl Options {
     }
 
     /// A worker that has not been seen for so long is dead, and its jobs go to others; 30 seconds. It tells that it lives five times
-    /// as often. All workers of a queue should have the same. Short ones
-    /// are for tests: where a disk, a lock or a machine without memory holds a worker up for longer, its jobs run twice.
+    /// as often. All workers of a queue should have the same.
+    ///
+    /// Longer than the store is ever away, locked or stalled, and than the clock is ever set forward: the first worker that comes back takes those that
+    /// could not tell for dead, and what they run runs twice. So short ones are for tests.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), EVER);
         self
@@ -130,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_pause_doubles_up_to_its_cap_and_is_never_less_than_half() {
-        let options = Options::default().backoff(Duration::from_secs(1), Duration::from_secs(60));
+        let options = Options::default().backoff(Duration::from_secs(1), Duration::from_mins(1));
         for (attempt, whole) in [(1, 1), (2, 2), (3, 4), (7, 60), (u32::MAX, 60)] {
             let whole = Duration::from_secs(whole);
             let pauses: Vec<_> = (0..100).map(|_| options.pause(attempt)).collect();

@@ -115,7 +115,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The jobs that were given up, the oldest first. They stay until they are [retried](Queue::retry).
+    /// The jobs that were given up, the oldest first. They stay until they are [retried](Queue::retry)
+    /// or [discarded](Queue::discard).
     ///
     /// # Errors
     ///
@@ -131,8 +132,18 @@ impl<T> Queue<T> {
     /// Those of the store.
     pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
         let again = self.jobs.runtime.within(self.jobs.store.retry(self.name, id.0)).await?;
-        self.jobs.rung.notify(usize::MAX);
+        self.jobs.bell(self.name).notify(usize::MAX);
         Ok(again)
+    }
+
+    /// Drops a job that no worker has, and that is not done: one that waits, or is to be retried, or is dead. `false` if it is none of
+    /// these. Its key is free again.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn discard(&self, id: JobId) -> Result<bool, Error> {
+        self.jobs.runtime.within(self.jobs.store.discard(self.name, id.0)).await
     }
 
     /// How many jobs there are.
@@ -172,7 +183,7 @@ impl Order {
                 return Ok(Vec::new());
             }
             let ids = jobs.runtime.within(jobs.store.push(queue, tasks)).await?;
-            jobs.rung.notify(usize::MAX);
+            jobs.bell(queue).notify(usize::MAX);
             Ok(ids)
         }
         .boxed()

@@ -28,7 +28,7 @@ pub(crate) const VERSION: &str = "version";
 const MIGRATED: &str = "background_tasks_migrations";
 
 /// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
-const TICKS: Duration = Duration::from_secs(900);
+const TICKS: Duration = Duration::from_mins(15);
 
 /// What has become of jobs of one worker, told in one transaction.
 #[derive(Debug, Default)]
@@ -68,6 +68,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<Option<Info>>>;
     fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Vec<Info>>>;
     fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>>;
     /// Drops what was done so long ago, and has the database look at its tables.
     fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>>;
@@ -102,7 +103,7 @@ pub(crate) fn task(payload: Vec<u8>, version: u32, run_at: Option<u64>, key: Opt
 }
 
 pub(crate) fn id(task: &RawTask) -> Ulid {
-    task.task_id().and_then(|id| id.as_ulid()).expect("the tables' identifiers are ULIDs")
+    task.task_id().and_then(apalis_core::task::task_id::TaskId::as_ulid).expect("the tables' identifiers are ULIDs")
 }
 
 pub(crate) fn engine_failed(error: impl std::fmt::Display) -> Error {

@@ -39,6 +39,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const LARGEST: usize = 32 << 20;
 const DEEPEST: usize = 100;
 
+const FIRST_UPKEEP: Duration = Duration::from_secs(5);
+
 /// An engine that has lived for so long was well.
 const WELL: Duration = Duration::from_secs(10);
 
@@ -53,7 +55,7 @@ impl<T> Queue<T> {
     /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over.
     ///
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
-    /// tell. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
+    /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
     ///
     /// # Errors
     ///
@@ -116,7 +118,8 @@ impl<T> Queue<T> {
 fn terms(queue: &'static str, options: &Options) -> Terms {
     let lease = options.lease.as_secs() + u64::from(options.lease.subsec_nanos() > 0);
     let beat = (lease / 5).max(1);
-    let beats = usize::try_from(lease.div_ceil(beat)).unwrap_or(usize::MAX);
+    // SQLite notes when a worker was seen in whole seconds, so that a second less may have passed.
+    let beats = usize::try_from((lease + 1).div_ceil(beat)).unwrap_or(usize::MAX);
     Terms { queue, batch: options.batch, beat: Duration::from_secs(beat), beats }
 }
 
@@ -310,7 +313,7 @@ where
 }
 
 /// A job's task.
-async fn run<T, S, H, F, R, E>(work: Arc<Work<T, S, H>>, mut claim: Claim, task: RawTask, permit: Permit) -> Result<(), Failure>
+async fn run<T, S, H, F, R, E>(shared: Arc<Work<T, S, H>>, mut claim: Claim, task: RawTask, permit: Permit) -> Result<(), Failure>
 where
     T: DeserializeOwned,
     H: Fn(Job<T>) -> F,
@@ -319,12 +322,12 @@ where
     E: Display + 'static,
 {
     claim.start();
-    let ended = AssertUnwindSafe(attempt(&work, &claim, &task)).catch_unwind().await;
+    let ended = AssertUnwindSafe(attempt(&shared, &claim, &task)).catch_unwind().await;
     drop(permit);
     let (word, outcome) = match &ended {
         Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
         Ok(Err(Stop::Failed(failure))) => (claim.failed(failure), Err(failure.clone())),
-        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(work.options.defer, text.clone()), Err(Failure::dead(text))),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Err(Failure::dead(text))),
         Err(payload) => {
             let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
             (claim.failed(&failure), Err(failure))
@@ -408,10 +411,10 @@ fn storable(result: Result<Value, String>) -> (Result<Value, String>, usize) {
 fn measure(value: &Value) -> (usize, usize) {
     let within = |(depth, size): (usize, usize), (deeper, more): (usize, usize)| (depth.max(deeper + 1), size + more);
     match value {
-        Value::String(text) => (0, text.len()),
-        Value::Array(values) => values.iter().map(measure).fold((1, 0), within),
+        Value::String(text) => (0, text.len() + 8),
+        Value::Array(values) => values.iter().map(measure).fold((1, 8), within),
         Value::Object(fields) => {
-            fields.iter().fold((1, 0), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
+            fields.iter().fold((1, 8), |all, (name, value)| within(within(all, (0, name.len())), measure(value)))
         }
         _ => (0, 8),
     }
@@ -461,7 +464,7 @@ impl Shift {
         loop {
             let since = Instant::now();
             let worker = current(name);
-            let polls = Polls::new(self.poll, self.jobs.rung.clone(), self.gate.clone());
+            let polls = Polls::new(self.poll, self.jobs.bell(self.terms.queue), self.gate.clone());
             let engine = self.jobs.store.engine(worker.to_string(), self.terms.clone(), polls, start(worker.clone()));
             let error = match AssertUnwindSafe(engine).catch_unwind().await {
                 Ok(ended) => ended.err().unwrap_or_else(|| engine_failed("it ended")),
@@ -503,6 +506,7 @@ impl Shift {
                     pause = (pause * 2).min(PAUSES.1);
                 }
             }
+            let any = !over.is_empty();
             let none = self.desk.held(|held| {
                 for (id, run) in over {
                     if held.get(&id).is_some_and(|held| held.run == run) {
@@ -514,7 +518,9 @@ impl Shift {
             for committed in committed {
                 let _ = committed.send(());
             }
-            self.jobs.settled.notify(usize::MAX);
+            if any {
+                self.jobs.settled.notify(usize::MAX);
+            }
             busy = Some(Instant::now());
             if closed && none {
                 break;
@@ -598,9 +604,9 @@ fn current(name: &Mutex<Arc<str>>) -> Arc<str> {
     name.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Keeps the store small and its planner informed; at once, and then now and then.
+/// Keeps the store small and its planner informed: at once, soon after, as a queue that was empty may be full then, and then now and then.
 async fn upkeep(jobs: Durable, queue: &'static str, options: Options, report: Report) {
-    let mut well = true;
+    let (mut well, mut pause) = (true, FIRST_UPKEEP);
     loop {
         match jobs.store.upkeep(queue, options.retain).await {
             Ok(_) => well = true,
@@ -610,6 +616,7 @@ async fn upkeep(jobs: Durable, queue: &'static str, options: Options, report: Re
             }
             Err(_) => {}
         }
-        Delay::new(options.upkeep).await;
+        Delay::new(pause.min(options.upkeep)).await;
+        pause = (pause * 2).min(options.upkeep);
     }
 }

@@ -102,7 +102,7 @@ struct Odd(u64);
 
 impl Serialize for Odd {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        if self.0 % 2 == 0 { Err(serde::ser::Error::custom("even")) } else { self.0.serialize(to) }
+        if self.0.is_multiple_of(2) { Err(serde::ser::Error::custom("even")) } else { self.0.serialize(to) }
     }
 }
 

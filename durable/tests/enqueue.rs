@@ -119,7 +119,7 @@ async fn a_key_is_a_job() {
     each(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let first = queue.enqueue(mail("ann")).unique("signup 7").await.unwrap();
-        let again = queue.enqueue(mail("not ann")).unique("signup 7").later(Duration::from_secs(3600)).await.unwrap();
+        let again = queue.enqueue(mail("not ann")).unique("signup 7").later(Duration::from_hours(1)).await.unwrap();
         assert_eq!(first, again);
         assert_eq!(queue.info(first).await.unwrap().unwrap().payload::<Mail>().unwrap(), mail("ann"));
         assert_ne!(first, queue.enqueue(mail("bob")).unique("signup 8").await.unwrap());

@@ -5,7 +5,7 @@ mod common;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_durable::{Durable, Failure, Job, JobId, Options, Queue, Status, sqlx};
-use common::each;
+use common::{each, sql};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn quick() -> Options {
     Options::default().poll(Duration::from_millis(20)).lease(Duration::from_secs(3)).backoff(Duration::ZERO, Duration::ZERO)
@@ -153,7 +153,7 @@ async fn rail_3_what_another_process_enqueues_is_not_left_to_the_next_heartbeat(
         let (queue, registry, runs) = (jobs.queue::<u32>("poll"), registry(), Runs::new());
         runs.door.close();
         // The next heartbeat comes in an hour.
-        let patient = Options::default().poll(Duration::from_millis(20)).lease(Duration::from_secs(5 * 3600));
+        let patient = Options::default().poll(Duration::from_millis(20)).lease(Duration::from_hours(5));
         runs.serve(&queue, &registry, patient).await;
         for number in 0..3 {
             // In a transaction of the caller's own: this process' worker is not told, as if it were another's.
@@ -243,7 +243,7 @@ async fn rail_7_what_is_done_is_acknowledged_before_its_task_is_over() {
 async fn rail_8_a_failed_job_waits_for_its_backoff() {
     each(async |jobs: Durable| {
         let (queue, registry) = (jobs.queue::<u32>("backoff"), registry());
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let id = queue.enqueue(7).await.unwrap();
         let before = SystemTime::now();
         let handler = |_| async { Err::<(), _>("no such luck") };
@@ -276,14 +276,7 @@ async fn rail_9_a_job_whose_process_dies_each_time_is_given_up() {
         let charged = queue.enqueue(8).await.unwrap();
         // As the engine charges it when it recovers what a dead worker held.
         for (id, attempts) in [(poison, 5), (charged, 4)] {
-            let charge = format!("SET attempts = {attempts} WHERE id = '{id}'");
-            match jobs.sqlite_pool() {
-                Some(pool) => drop(sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE Jobs {charge}"))).execute(pool).await.unwrap()),
-                None => {
-                    let charge = sqlx::AssertSqlSafe(format!("UPDATE apalis.jobs {charge}"));
-                    sqlx::query(charge).execute(jobs.postgres_pool().unwrap()).await.unwrap();
-                }
-            }
+            sql(&jobs, &format!("UPDATE {{jobs}} SET attempts = {attempts} WHERE id = '{id}'")).await;
         }
         runs.serve(&queue, &registry, quick().attempts(2).crashes(3)).await;
         let given_up = within(queue.wait(poison)).await.unwrap().unwrap();
@@ -351,13 +344,13 @@ async fn rail_11_no_more_jobs_run_at_once_than_was_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rail_11_an_engine_that_fails_is_told_and_another_one_starts() {
     each(async |jobs: Durable| {
-        let (queue, registry, runs) = (jobs.queue::<u32>("engine"), registry(), Runs::new());
+        let (queue, runs, (registry, losses)) = (jobs.queue::<u32>("engine"), Runs::new(), common::registry());
         runs.serve(&queue, &registry, quick()).await;
         let before = queue.enqueue(0).await.unwrap();
         runs.wait_for(0).await;
         rename_workers(&jobs, true).await;
         within(async {
-            while registry.summary().failed == 0 {
+            while !losses.all().iter().any(|(_, name, text)| *name == "engine worker" && text.starts_with("the engine stopped")) {
                 sleep(Duration::from_millis(5)).await;
             }
         })
@@ -376,16 +369,9 @@ async fn rail_11_an_engine_that_fails_is_told_and_another_one_starts() {
 
 /// Without its table the engine fails.
 async fn rename_workers(jobs: &Durable, away: bool) {
+    let schema = if jobs.sqlite_pool().is_some() { "" } else { "apalis." };
     let (from, to) = if away { ("workers", "gone") } else { ("gone", "workers") };
-    match jobs.sqlite_pool() {
-        Some(pool) => {
-            drop(sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(pool).await.unwrap())
-        }
-        None => {
-            let rename = sqlx::AssertSqlSafe(format!("ALTER TABLE apalis.{from} RENAME TO {to}"));
-            sqlx::query(rename).execute(jobs.postgres_pool().unwrap()).await.unwrap();
-        }
-    }
+    sql(jobs, &format!("ALTER TABLE {schema}{from} RENAME TO {to}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,7 +404,7 @@ async fn rail_12_sqlite_is_told_how_large_its_table_is() {
     let folder = tempfile::tempdir().unwrap();
     let jobs = Durable::sqlite(folder.path().join("jobs.db")).await.unwrap();
     let (queue, registry) = (jobs.queue::<u32>("size"), registry());
-    queue.enqueue_all(0..3000).later(Duration::from_secs(3600)).await.unwrap();
+    queue.enqueue_all(0..3000).later(Duration::from_hours(1)).await.unwrap();
     queue.serve(&registry, quick().upkeep(Duration::ZERO), |_| pending::<Result<(), Infallible>>()).await.unwrap();
     within(async {
         let told = "SELECT stat FROM sqlite_stat1 WHERE tbl = 'Jobs' AND stat LIKE '3000 %'";

@@ -184,14 +184,14 @@ async fn counts_are_of_all_states() {
         let handler = async |job: Job<Mail>| match &*job.to {
             "done" => Ok(()),
             "dead" => Err(Failure::dead("dead")),
-            "retrying" => Err(Failure::retry_after("later", Duration::from_secs(3600))),
+            "retrying" => Err(Failure::retry_after("later", Duration::from_hours(1))),
             _ => pending().await,
         };
         queue.serve(&registry, Options::default().concurrency(20), handler).await.unwrap();
         for (to, jobs) in [("done", 1), ("dead", 2), ("retrying", 3), ("running", 4)] {
             queue.enqueue_all(vec![mail(to); jobs]).await.unwrap();
         }
-        queue.enqueue_all(vec![mail("waiting"); 5]).later(Duration::from_secs(3600)).await.unwrap();
+        queue.enqueue_all(vec![mail("waiting"); 5]).later(Duration::from_hours(1)).await.unwrap();
         until("all are where they go", async || {
             let counts = queue.counts().await.unwrap();
             let all = (counts.done, counts.dead, counts.retrying, counts.running, counts.waiting);
@@ -331,7 +331,7 @@ async fn durations_may_be_as_long_as_there_are() {
         let fails = jobs.queue::<Mail>("fails");
         let failed = fails.enqueue(mail("ann")).await.unwrap();
         let unknown = jobs.queue::<Mail>("fails").version(2).enqueue(mail("bob")).await.unwrap();
-        let far = SystemTime::now() + Duration::from_secs(365 * 24 * 3600);
+        let far = SystemTime::now() + Duration::from_hours(8760);
         for (queue, id) in [(&queue, ids[0]), (&queue, ids[1]), (&fails, failed), (&fails, unknown)] {
             let info = until("it waits", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
             assert!(info.due() > far, "{info:?}");
@@ -341,6 +341,32 @@ async fn durations_may_be_as_long_as_there_are() {
         for (what, name, text) in losses.all() {
             assert!(what == "failed" && known.contains(&&*text), "{what} {name} {text}");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_worker_has_can_be_discarded() {
+    each(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("discard");
+        let (waiting, done, dead) = (
+            queue.enqueue(1).later(Duration::from_hours(1)).unique("waits").await.unwrap(),
+            queue.enqueue(2).await.unwrap(),
+            queue.enqueue(3).await.unwrap(),
+        );
+        let (registry, _) = registry();
+        let handler = |job: Job<u32>| async move { if *job == 3 { Err(Failure::dead("never")) } else { Ok(()) } };
+        queue.serve(&registry, Options::default(), handler).await.unwrap();
+        queue.wait(done).await.unwrap();
+        queue.wait(dead).await.unwrap();
+        assert!(!jobs.queue::<u32>("another").discard(waiting).await.unwrap());
+        for (id, is_dropped) in [(waiting, true), (waiting, false), (done, false), (dead, true)] {
+            assert_eq!(queue.discard(id).await.unwrap(), is_dropped, "{id}");
+        }
+        assert!(queue.info(waiting).await.unwrap().is_none());
+        assert!(queue.dead().await.unwrap().is_empty());
+        assert_ne!(queue.enqueue(1).later(Duration::from_hours(1)).unique("waits").await.unwrap(), waiting);
+        registry.shutdown().await;
     })
     .await;
 }

@@ -38,7 +38,7 @@ async fn what_an_engine_left_behind_is_given_back_while_its_jobs_still_run() {
         sql(&jobs, "UPDATE {workers} SET worker_type = 'away'").await;
         until("another engine", async || (sql(&jobs, "UPDATE {workers} SET last_seen = last_seen").await == 2).then_some(())).await;
         sql(&jobs, "UPDATE {workers} SET worker_type = 'mail'").await;
-        let left = queue.enqueue(mail("left")).later(Duration::from_secs(3600)).await.unwrap();
+        let left = queue.enqueue(mail("left")).later(Duration::from_hours(1)).await.unwrap();
         let stands = format!(
             "UPDATE {{jobs}} SET status = 'Queued', run_at = (SELECT run_at FROM {{jobs}} WHERE id = '{long}'),
             lock_by = (SELECT lock_by FROM {{jobs}} WHERE id = '{long}') WHERE id = '{left}'"

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 /// Far longer than a test: what waits for it has failed.
 fn patient() -> Options {
-    Options::default().lease(Duration::from_secs(3600)).backoff(Duration::from_secs(3600), Duration::from_secs(3600))
+    Options::default().lease(Duration::from_hours(1)).backoff(Duration::from_hours(1), Duration::from_hours(1))
 }
 
 /// A handler that tells when it begins, and ends when it is let.
@@ -293,12 +293,12 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
     each(async |jobs| {
         let (mails, posts) = (jobs.queue::<Mail>("mail"), jobs.queue::<Mail>("post"));
         let (registry, losses) = registry();
-        let ((mailer, mut mailed, go), (poster, mut posted, gone)) = (held(), held());
+        let ((mailer, mut sent, go), (poster, mut posted, gone)) = (held(), held());
         let line = line!() + 1;
         mails.serve(&registry, patient(), mailer).await.unwrap();
         posts.serve(&registry, patient(), poster).await.unwrap();
         let ids = [mails.enqueue(mail("ann")).await.unwrap(), posts.enqueue(mail("bob")).await.unwrap()];
-        assert_eq!(mailed.recv().await.unwrap(), ids[0]);
+        assert_eq!(sent.recv().await.unwrap(), ids[0]);
         assert_eq!(posted.recv().await.unwrap(), ids[1]);
         let mut tasks: Vec<_> =
             registry.tasks().iter().map(|task| (task.name().unwrap(), task.location().line(), task.kind().unwrap())).collect();
@@ -320,7 +320,7 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
         gone.add_permits(1);
         let summary = registry.shutdown().await;
         assert_eq!((summary.completed, losses.all()), (6, vec![]));
-        assert!(mailed.is_empty() && posted.is_empty());
+        assert!(sent.is_empty() && posted.is_empty());
         for (queue, id) in [(&mails, ids[0]), (&posts, ids[1])] {
             assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Done);
         }

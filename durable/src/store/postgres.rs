@@ -248,6 +248,15 @@ impl Store for Postgres {
         .boxed()
     }
 
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            let discard = "DELETE FROM apalis.jobs WHERE id = $1 AND job_type = $2 AND status IN ('Pending', 'Failed', 'Killed')";
+            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.pool).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>> {
         async move {
             let asked =

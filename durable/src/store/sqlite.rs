@@ -66,7 +66,7 @@ async fn migrate(writer: &SqlitePool) -> Told {
     migrations.dangerous_set_table_name(MIGRATED);
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
     let strange = "SELECT name FROM sqlite_master WHERE name COLLATE NOCASE IN ('Jobs', 'Workers')
-        AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1)";
+        AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1) ORDER BY name";
     if let Some(table) = sqlx::query_scalar::<_, String>(strange).bind(MIGRATED).fetch_optional(&mut *tx).await? {
         return Err(Error::Schema(format!("there is a table {table} that this crate has not made")));
     }
@@ -278,6 +278,16 @@ impl Store for Sqlite {
                 WHERE id = ?1 AND job_type = ?2 AND {DEAD}"
             );
             let done = sqlx::query(sqlx::AssertSqlSafe(again)).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
+            Ok(done.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>> {
+        async move {
+            self.file.is_there()?;
+            let discard = "DELETE FROM Jobs WHERE id = ?1 AND job_type = ?2 AND status IN ('Pending', 'Failed', 'Killed')";
+            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
             Ok(done.rows_affected() == 1)
         }
         .boxed()

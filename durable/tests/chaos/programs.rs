@@ -39,7 +39,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "worker" => {
             // Signals are for it alone: they are caught before there is another thread.
             let registry = Registry::builder(TokioSpawner).inspect().observer(StderrObserver).build();
-            let host = Host::new(&registry).grace(Duration::from_secs(60));
+            let host = Host::new(&registry).grace(Duration::from_mins(1));
             on_tokio(worker(registry, host))
         }
         "enqueuer" => on_tokio(enqueuer()),

@@ -25,7 +25,7 @@ pub(crate) enum Engine<'a> {
 }
 
 /// How many jobs there are to a test.
-pub(crate) fn jobs() -> u64 {
+pub(crate) fn jobs() -> usize {
     env::var("JOBS").map_or(300, |jobs| jobs.parse().expect("JOBS is a number"))
 }
 
@@ -62,7 +62,7 @@ impl Site {
     }
 
     /// For the processes that are started from now on.
-    pub(crate) fn with(&mut self, name: &'static str, value: impl ToString) {
+    pub(crate) fn with(&mut self, name: &'static str, value: usize) {
         self.settings.retain(|(other, _)| *other != name);
         self.settings.push((name, value.to_string()));
     }
@@ -155,7 +155,7 @@ impl Site {
         .unwrap()
     }
 
-    /// Whether no transaction of a process that is stopped keeps this job from others: with SQLite that is any that writes.
+    /// Whether no transaction of a process that is stopped keeps this job from others: with `SQLite` that is any that writes.
     pub(crate) fn is_free(&self, job: JobId) -> bool {
         self.wait(async {
             let Some(pool) = self.durable.sqlite_pool() else {

@@ -79,13 +79,15 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     site.start_workers(workers);
 
     // Not by the clock: on a slow machine they are hit as well.
-    let mut instants: Vec<_> = (0..kills).map(|_| rng.usize(1..count as usize * 9 / 10)).collect();
+    let mut instants: Vec<_> = (0..kills).map(|_| rng.usize(1..count * 9 / 10)).collect();
     instants.sort_unstable();
     let mut more = Vec::new();
     for instant in instants {
         let which = rng.usize(..workers);
         until("there is work to be cut off", || {
-            enqueuers.iter_mut().for_each(|each| each.kill_at_its_time(&mut site));
+            for each in &mut enqueuers {
+                each.kill_at_its_time(&mut site);
+            }
             site.begun() >= instant && site.is_busy(which, &mut more)
         });
         thread::sleep(Duration::from_micros(rng.u64(..20_000)));
@@ -105,21 +107,21 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
 /// An enqueuer that goes on where the last of its kind was killed.
 struct Enqueuer {
     process: Process,
-    to: u64,
+    to: usize,
     /// After how many jobs of each.
     kills: Vec<usize>,
-    told: Vec<(u64, JobId)>,
+    told: Vec<(usize, JobId)>,
 }
 
 impl Enqueuer {
-    fn start(site: &mut Site, rng: &mut Rng, jobs: Range<u64>) -> Self {
-        let most = usize::try_from(jobs.end - jobs.start).unwrap() / 4;
+    fn start(site: &mut Site, rng: &mut Rng, jobs: Range<usize>) -> Self {
+        let most = (jobs.end - jobs.start) / 4;
         let kills = (0..2).map(|_| rng.usize(1..=most)).collect();
         Self { process: process(site, &jobs), to: jobs.end, kills, told: Vec::new() }
     }
 
     /// What its process was told to be in.
-    fn news(&self) -> Vec<(u64, JobId)> {
+    fn news(&self) -> Vec<(usize, JobId)> {
         let lines = self.process.lines().into_iter();
         lines.map(|words| (words[1].parse().unwrap(), words[2].parse().unwrap())).collect()
     }
@@ -148,7 +150,7 @@ impl Enqueuer {
     }
 }
 
-fn process(site: &mut Site, jobs: &Range<u64>) -> Process {
+fn process(site: &mut Site, jobs: &Range<usize>) -> Process {
     site.with("FROM", jobs.start);
     site.with("TO", jobs.end);
     site.start_enqueuer()
@@ -157,7 +159,7 @@ fn process(site: &mut Site, jobs: &Range<u64>) -> Process {
 fn rolling_restarts(engine: Engine<'_>, mut rng: Rng) -> String {
     const RESTARTS: usize = 10;
     let mut site = Site::new(engine);
-    let count = jobs() as usize;
+    let count = jobs();
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
     let mut told = Vec::new();
@@ -188,7 +190,7 @@ fn a_server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut site = Site::new(Engine::Postgres(&server));
     // Longer than the server is away: who lives keeps what it has.
     site.with("LEASE", 20);
-    let count = jobs() as usize;
+    let count = jobs();
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
     let instant = rng.usize(1..count / 2);
@@ -290,6 +292,8 @@ fn a_handler_that_hangs(engine: Engine<'_>, _: Rng) -> String {
 fn a_poison_job(engine: Engine<'_>, _: Rng) -> String {
     const STARTS: usize = 3;
     let mut site = Site::new(engine);
+    // There is nobody to take a job from one that lives.
+    site.with("LEASE", 3);
     site.with("ATTEMPTS", 1);
     site.with("CRASHES", STARTS - 1);
     site.with("CONCURRENCY", 2);

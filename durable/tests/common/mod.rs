@@ -118,12 +118,15 @@ pub(crate) fn mail(to: &str) -> Mail {
     Mail { to: to.to_owned() }
 }
 
-/// What the registry told of each loss: what it was, the task's name, and the text.
+/// What a loss was, the task's name, and the text.
+type Loss = (&'static str, &'static str, String);
+
+/// What the registry told of its losses.
 #[derive(Clone, Default)]
-pub(crate) struct Losses(Arc<Mutex<Vec<(&'static str, &'static str, String)>>>);
+pub(crate) struct Losses(Arc<Mutex<Vec<Loss>>>);
 
 impl Losses {
-    pub(crate) fn all(&self) -> Vec<(&'static str, &'static str, String)> {
+    pub(crate) fn all(&self) -> Vec<Loss> {
         self.0.lock().unwrap().clone()
     }
 
