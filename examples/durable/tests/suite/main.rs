@@ -416,9 +416,9 @@ fn what_it_cannot_do() {
         assert!(said.contains(&why), "{args:?}: {said}");
     }
     for (database, why) in [
-        ("file", "is"),
+        ("file", "file: (code: 26) file is not a database"),
         ("missing/signups.db", "missing/signups.db"),
-        ("postgres://postgres@127.0.0.1:9/none", "the database"),
+        ("postgres://postgres@127.0.0.1:9/none", "no connection to the database was to be had"),
         ("mysql://localhost/none", "is no address of a database"),
     ] {
         let place = Place::on(database);
