@@ -304,7 +304,9 @@ fn a_database_that_is_locked_and_one_that_is_gone() {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
         // More than one after the other could be told in time.
         let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
-        many.into_iter().for_each(|answer| is_unavailable(&answer.join().unwrap()));
+        for answer in many {
+            is_unavailable(&answer.join().unwrap());
+        }
         let shown = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=grace@example.com");
         assert!(shown.status == 503 && shown.body.contains("The database cannot be reached, so nothing was done."), "{shown:?}");
         assert_eq!(get(server.address, before.location()).status, 200, "who reads need not wait");
