@@ -180,9 +180,9 @@ fn pool(jobs: &Durable) -> Pool<'_> {
 }
 
 /// Those in line do not wait for as long as all those before them. Not for a commit, which nobody may give up half-way.
-async fn in_time<T>(begin: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Failed> {
-    match timeout(PATIENCE, begin).await {
-        Ok(begun) => begun.map_err(Failed::of),
+async fn in_time<T>(turn: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Failed> {
+    match timeout(PATIENCE, turn).await {
+        Ok(taken) => taken.map_err(Failed::of),
         Err(_) => Err(Failed::of("the database did not answer in time")),
     }
 }

@@ -304,7 +304,9 @@ fn a_database_that_is_locked_and_one_that_is_gone() {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
         // More than one after the other could be told in time.
         let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
-        many.into_iter().for_each(|answer| is_unavailable(&answer.join().unwrap()));
+        for answer in many {
+            is_unavailable(&answer.join().unwrap());
+        }
         let shown = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=grace@example.com");
         assert!(shown.status == 503 && shown.body.contains("The database cannot be reached, so nothing was done."), "{shown:?}");
         assert_eq!(get(server.address, before.location()).status, 200, "who reads need not wait");
@@ -416,9 +418,9 @@ fn what_it_cannot_do() {
         assert!(said.contains(&why), "{args:?}: {said}");
     }
     for (database, why) in [
-        ("file", "is"),
+        ("file", "file: (code: 26) file is not a database"),
         ("missing/signups.db", "missing/signups.db"),
-        ("postgres://postgres@127.0.0.1:9/none", "the database"),
+        ("postgres://postgres@127.0.0.1:9/none", "no connection to the database was to be had"),
         ("mysql://localhost/none", "is no address of a database"),
     ] {
         let place = Place::on(database);
