@@ -118,10 +118,11 @@ impl Failure {
     /// Of any error of a handler.
     pub(crate) fn of<E: fmt::Display + Any>(error: &E) -> Self {
         let own = (error as &dyn Any).downcast_ref::<Self>();
-        own.cloned().unwrap_or_else(|| Self::backoff(error))
+        own.cloned().unwrap_or_else(|| Self::retry(error))
     }
 
-    pub(crate) fn backoff(error: impl fmt::Display) -> Self {
+    /// Again, with the queue's backoff, as any other error.
+    pub fn retry(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Backoff }
     }
 }

@@ -238,6 +238,7 @@ impl Enqueue {
     ///
     /// Those of the store.
     pub async fn within<C: Connection>(self, connection: &mut C) -> Result<JobId, Error> {
+        self.order.jobs.store.is_there()?;
         let queue = self.order.queue;
         let tasks = self.order.tasks(self.key.as_deref())?;
         let ids = connection.push(queue, tasks).await?;
@@ -291,6 +292,7 @@ impl EnqueueAll {
     ///
     /// Those of the store.
     pub async fn within<C: Connection>(self, connection: &mut C) -> Result<Vec<JobId>, Error> {
+        self.order.jobs.store.is_there()?;
         let queue = self.order.queue;
         let tasks = self.order.tasks(None)?;
         if tasks.is_empty() {

@@ -54,6 +54,10 @@ pub(crate) struct Terms {
 
 /// Object-safe, so that a `Durable` has no type parameter.
 pub(crate) trait Store: Send + Sync + 'static {
+    /// Not deleted, as a file can be while it is open.
+    fn is_there(&self) -> Told {
+        Ok(())
+    }
     /// Commits them all or none. Those whose key is taken are left out: the identifiers are of those that stand there now.
     fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>>;
     /// Runs the engine under a name, until it fails.

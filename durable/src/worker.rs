@@ -267,7 +267,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let word = match self.state {
             State::Told => return,
-            State::Started if !self.signal.is_triggered() => self.failed(&Failure::backoff("it was aborted")),
+            State::Started if !self.signal.is_triggered() => self.failed(&Failure::retry("it was aborted")),
             _ => Word::Returned,
         };
         drop(self.tell(word));
@@ -331,7 +331,7 @@ where
         Ok(Err(Stop::Failed(failure))) => (claim.failed(failure), Err(failure.clone())),
         Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Err(Failure::dead(text))),
         Err(payload) => {
-            let failure = Failure::backoff(format_args!("it panicked: {}", said(&**payload)));
+            let failure = Failure::retry(format_args!("it panicked: {}", said(&**payload)));
             (claim.failed(&failure), Err(failure))
         }
     };
@@ -369,7 +369,7 @@ where
             pin_mut!(done);
             match select(done, Delay::new(most)).await {
                 Either::Left((done, _)) => done,
-                Either::Right(_) => return Err(Stop::Failed(Failure::backoff(format_args!("it took longer than {most:?}")))),
+                Either::Right(_) => return Err(Stop::Failed(Failure::retry(format_args!("it took longer than {most:?}")))),
             }
         }
     };

@@ -271,7 +271,7 @@ async fn tables_of_the_bare_engine_are_left_alone() {
         }
         let error = Durable::connect(&place.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        let table = if place.is_postgres { "apalis.jobs" } else { "Workers" };
+        let table = if place.is_postgres { "apalis.jobs" } else { "Jobs" };
         let told =
             format!("the tables of the jobs are not those of this version: there is a table {table} that this crate has not made");
         assert_eq!(error.to_string(), told);
@@ -299,6 +299,8 @@ async fn a_file_that_is_deleted_or_replaced_takes_no_more_jobs() {
     let jobs = place.open().await;
     let queue = jobs.queue::<Mail>("mail");
     let id = queue.enqueue(mail("ann")).await.unwrap();
+    // It will take what nobody will ever read.
+    let mut connection = jobs.sqlite_pool().unwrap().acquire().await.unwrap();
     let aside = format!("{}.aside", place.address);
     fs::rename(&place.address, &aside).unwrap();
     let missing = |error| match error {
@@ -307,6 +309,8 @@ async fn a_file_that_is_deleted_or_replaced_takes_no_more_jobs() {
     };
     let told = format!("{} was deleted or replaced while it was open", place.address);
     assert_eq!(all_tell(&queue, id, missing).await, told);
+    assert_eq!(missing(queue.enqueue(mail("lost")).within(&mut *connection).await.unwrap_err()), told);
+    assert!(jobs.sqlite_pool().unwrap().acquire().await.is_err());
     assert!(!Path::new(&place.address).exists(), "nobody has made another");
     let other = TempDir::new().unwrap();
     let fresh = other.path().join("fresh.db");

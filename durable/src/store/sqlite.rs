@@ -2,6 +2,7 @@ use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, 
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
+use futures_timer::Delay;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
@@ -9,7 +10,7 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use ulid::Ulid;
 
 /// How long somebody else may hold the file before it is an error.
@@ -53,9 +54,17 @@ impl Sqlite {
             // When the disk is full SQLite rolls back by itself, and the driver counts a transaction for ever that is not there.
             options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
         };
-        let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await.map_err(cannot)?;
+        let connect = || pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone());
+        let began = Instant::now();
+        let writer = loop {
+            match connect().await.map_err(cannot) {
+                // Of those that turn a fresh file to its log at once, SQLite lets all but one wait for nothing.
+                Err(Error::Locked(_)) if began.elapsed() < BUSY => Delay::new(Duration::from_millis(20)).await,
+                connected => break connected?,
+            }
+        };
         migrate(&writer).await?;
-        let pool = pool(8).connect_lazy_with(options);
+        let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
         Ok(Self { file: File::at(path), writer, pool })
     }
 }
@@ -167,6 +176,10 @@ fn json(ids: &[String]) -> String {
 }
 
 impl Store for Sqlite {
+    fn is_there(&self) -> Told {
+        self.file.is_there()
+    }
+
     fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
         async move {
             self.file.is_there()?;

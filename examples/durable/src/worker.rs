@@ -44,7 +44,7 @@ async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
         _ => {}
     }
     mailer.send(&mail.id().to_string(), mail.attempt(), &mail.to).await.map_err(|refusal| match refusal {
-        Refusal::NotNow(why) => Failure::retry_after(why, Duration::from_secs(1 << mail.attempt().min(9))),
+        Refusal::NotNow(why) => Failure::retry(why),
         Refusal::Never(why) => Failure::dead(why),
     })
 }
