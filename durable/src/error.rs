@@ -11,7 +11,7 @@ pub enum Error {
     NoRuntime,
     /// This is not the address of a database that keeps what it is given.
     Address(String),
-    /// The file, its folder, the database or its server is not there, or not any more.
+    /// The file, its folder, the database or its server is not there, or not any more; or no connection to it was to be had in time.
     Missing(String),
     /// Somebody else held the database for longer than the time-out.
     Locked(sqlx::Error),
