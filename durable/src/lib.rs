@@ -67,7 +67,7 @@ pub use self::durable::Durable;
 pub use self::error::Error;
 pub use self::job::{Counts, Failure, Info, Job, JobId, ParseJobIdError, Status};
 pub use self::options::Options;
-pub use self::queue::{Connection, Enqueue, EnqueueAll, Enqueuing, Queue};
+pub use self::queue::{Connection, Enqueue, EnqueueAll, Queue};
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "sqlite"))]

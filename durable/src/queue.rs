@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use std::{fmt, iter};
 use ulid::Ulid;
 
 /// Reads a payload of an older version.
@@ -67,7 +68,7 @@ impl<T> Queue<T> {
     where
         T: Serialize,
     {
-        Enqueue { order: self.order(std::iter::once(job)), key: None }
+        self.order(iter::once(job), |ids| JobId(ids[0]))
     }
 
     /// Enqueues jobs, all or none: the [`EnqueueAll`] that is returned does, when it is awaited. Much faster than one after the other.
@@ -75,15 +76,16 @@ impl<T> Queue<T> {
     where
         T: Serialize,
     {
-        EnqueueAll { order: self.order(jobs) }
+        self.order(jobs, |ids| ids.into_iter().map(JobId).collect())
     }
 
-    fn order(&self, jobs: impl IntoIterator<Item = T>) -> Order
+    fn order<R>(&self, jobs: impl IntoIterator<Item = T>, told: fn(Vec<Ulid>) -> R) -> Enqueue<R>
     where
         T: Serialize,
     {
         let payloads = jobs.into_iter().map(|job| serde_json::to_vec(&job)).collect::<Result<_, _>>();
-        Order { jobs: self.jobs.clone(), queue: self.name, version: self.version, payloads, at: None, priority: 0 }
+        let (jobs, queue, version) = (self.jobs.clone(), self.name, self.version);
+        Enqueue { jobs, queue, version, payloads, at: None, priority: 0, key: None, told }
     }
 
     /// What the store has of a job; `None` if it was never in this queue, or was done and is dropped by now.
@@ -156,55 +158,30 @@ impl<T> Queue<T> {
     }
 }
 
-/// What both ways of enqueuing have.
-struct Order {
+/// The year 9999, beyond which Postgres' dates are not everybody's.
+const MOST: u64 = 253_402_300_799;
+
+/// A job, or jobs, that are enqueued when this is awaited, or by [`within`](Enqueue::within): all or none.
+///
+/// `Ok` means committed: the job is in the store, and will be there after a power cut. An error means that it is not, but for one that
+/// comes while the server commits ([`Error::Missing`]) and for a future that is dropped: then it may be there, and who enqueues once
+/// more gives it a [key](Enqueue::unique).
+#[must_use = "jobs are enqueued when this is awaited"]
+pub struct Enqueue<R = JobId> {
     jobs: Durable,
     queue: &'static str,
     version: u32,
     payloads: Result<Vec<Vec<u8>>, serde_json::Error>,
     at: Option<SystemTime>,
     priority: u32,
-}
-
-impl Order {
-    fn tasks(self, key: Option<&str>) -> Result<Vec<RawTask>, Error> {
-        // The next whole second, so that none comes too early.
-        let at = self.at.map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        let at = at.map(|at| (at.as_secs() + u64::from(at.subsec_nanos() > 0)).min(MOST));
-        let task = |payload| task(payload, self.version, at, key, self.priority);
-        Ok(self.payloads.map_err(Error::Encode)?.into_iter().map(task).collect())
-    }
-
-    fn push(self, key: Option<String>) -> BoxFuture<'static, Result<Vec<Ulid>, Error>> {
-        async move {
-            let (jobs, queue) = (self.jobs.clone(), self.queue);
-            let tasks = self.tasks(key.as_deref())?;
-            if tasks.is_empty() {
-                return Ok(Vec::new());
-            }
-            let ids = jobs.runtime.within(jobs.store.push(queue, tasks)).await?;
-            jobs.bell(queue).notify(usize::MAX);
-            Ok(ids)
-        }
-        .boxed()
-    }
-}
-
-/// The year 9999, beyond which Postgres' dates are not everybody's.
-const MOST: u64 = 253_402_300_799;
-
-/// A job that is enqueued when this is awaited, or by [`within`](Enqueue::within).
-///
-/// `Ok` means committed: the job is in the store, and will be there after a power cut. An error means that it is not, but for one that
-/// comes while the server commits ([`Error::Missing`]) and for a future that is dropped: then it may be there, and who enqueues once
-/// more gives it a [key](Enqueue::unique).
-#[must_use = "a job is enqueued when this is awaited"]
-pub struct Enqueue {
-    order: Order,
     key: Option<String>,
+    told: fn(Vec<Ulid>) -> R,
 }
 
-impl Enqueue {
+/// Jobs that are enqueued when this is awaited; the identifiers come in their order.
+pub type EnqueueAll = Enqueue<Vec<JobId>>;
+
+impl<R> Enqueue<R> {
     /// Not before so long from now has passed.
     pub fn later(self, delay: Duration) -> Self {
         self.at(SystemTime::now().checked_add(delay).unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(MOST)))
@@ -212,20 +189,13 @@ impl Enqueue {
 
     /// Not before this, to the next whole second.
     pub fn at(mut self, due: SystemTime) -> Self {
-        self.order.at = Some(due);
+        self.at = Some(due);
         self
     }
 
     /// A higher one is taken before a lower one that is due as well; 0 unless told.
     pub fn priority(mut self, priority: u16) -> Self {
-        self.order.priority = priority.into();
-        self
-    }
-
-    /// Only if no job of the queue has this key; if one has, its identifier is returned, however far it is. A job keeps its key for as
-    /// long as it stands in the store: see [`Options::retain`](crate::Options::retain).
-    pub fn unique(mut self, key: impl Into<String>) -> Self {
-        self.key = Some(key.into());
+        self.priority = priority.into();
         self
     }
 
@@ -237,104 +207,54 @@ impl Enqueue {
     /// # Errors
     ///
     /// Those of the store.
-    pub async fn within<C: Connection>(self, connection: &mut C) -> Result<JobId, Error> {
-        self.order.jobs.store.is_there()?;
-        let queue = self.order.queue;
-        let tasks = self.order.tasks(self.key.as_deref())?;
-        let ids = connection.push(queue, tasks).await?;
-        Ok(JobId(ids[0]))
-    }
-}
-
-impl IntoFuture for Enqueue {
-    type Output = Result<JobId, Error>;
-    type IntoFuture = Enqueuing<JobId>;
-
-    fn into_future(self) -> Enqueuing<JobId> {
-        let pushed = self.order.push(self.key);
-        Enqueuing { pushed: async move { Ok(JobId(pushed.await?[0])) }.boxed() }
-    }
-}
-
-impl fmt::Debug for Enqueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Enqueue").field("queue", &self.order.queue).field("key", &self.key).finish_non_exhaustive()
-    }
-}
-
-/// Jobs that are enqueued when this is awaited, or by [`within`](EnqueueAll::within): all or none. What [`Enqueue`] says of errors holds.
-#[must_use = "jobs are enqueued when this is awaited"]
-pub struct EnqueueAll {
-    order: Order,
-}
-
-impl EnqueueAll {
-    /// As [`Enqueue::later`].
-    pub fn later(self, delay: Duration) -> Self {
-        self.at(SystemTime::now().checked_add(delay).unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(MOST)))
-    }
-
-    /// As [`Enqueue::at`].
-    pub fn at(mut self, due: SystemTime) -> Self {
-        self.order.at = Some(due);
-        self
-    }
-
-    /// As [`Enqueue::priority`].
-    pub fn priority(mut self, priority: u16) -> Self {
-        self.order.priority = priority.into();
-        self
-    }
-
-    /// As [`Enqueue::within`].
-    ///
-    /// # Errors
-    ///
-    /// Those of the store.
-    pub async fn within<C: Connection>(self, connection: &mut C) -> Result<Vec<JobId>, Error> {
-        self.order.jobs.store.is_there()?;
-        let queue = self.order.queue;
-        let tasks = self.order.tasks(None)?;
+    pub async fn within<C: Connection>(self, connection: &mut C) -> Result<R, Error> {
+        self.jobs.store.is_there()?;
+        let (queue, told, tasks) = (self.queue, self.told, self.tasks()?);
         if tasks.is_empty() {
-            return Ok(Vec::new());
+            return Ok(told(Vec::new()));
         }
-        Ok(connection.push(queue, tasks).await?.into_iter().map(JobId).collect())
+        Ok(told(connection.push(queue, tasks).await?))
+    }
+
+    fn tasks(self) -> Result<Vec<RawTask>, Error> {
+        // The next whole second, so that none comes too early.
+        let at = self.at.map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let at = at.map(|at| (at.as_secs() + u64::from(at.subsec_nanos() > 0)).min(MOST));
+        let task = |payload| task(payload, self.version, at, self.key.as_deref(), self.priority);
+        Ok(self.payloads.map_err(Error::Encode)?.into_iter().map(task).collect())
     }
 }
 
-impl IntoFuture for EnqueueAll {
-    type Output = Result<Vec<JobId>, Error>;
-    type IntoFuture = Enqueuing<Vec<JobId>>;
-
-    fn into_future(self) -> Enqueuing<Vec<JobId>> {
-        let pushed = self.order.push(None);
-        Enqueuing { pushed: async move { Ok(pushed.await?.into_iter().map(JobId).collect()) }.boxed() }
+impl Enqueue {
+    /// Only if no job of the queue has this key; if one has, its identifier is returned, however far it is. A job keeps its key for as
+    /// long as it stands in the store: see [`Options::retain`](crate::Options::retain).
+    pub fn unique(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 }
 
-impl fmt::Debug for EnqueueAll {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EnqueueAll").field("queue", &self.order.queue).finish_non_exhaustive()
-    }
-}
-
-/// The future of an [`Enqueue`] or an [`EnqueueAll`].
-#[must_use = "futures do nothing unless polled"]
-pub struct Enqueuing<R> {
-    pushed: BoxFuture<'static, Result<R, Error>>,
-}
-
-impl<R> Future for Enqueuing<R> {
+impl<R: 'static> IntoFuture for Enqueue<R> {
     type Output = Result<R, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<R, Error>> + Send>>;
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        self.pushed.as_mut().poll(cx)
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (jobs, queue, told) = (self.jobs.clone(), self.queue, self.told);
+            let tasks = self.tasks()?;
+            if tasks.is_empty() {
+                return Ok(told(Vec::new()));
+            }
+            let ids = jobs.runtime.within(jobs.store.push(queue, tasks)).await?;
+            jobs.bell(queue).notify(usize::MAX);
+            Ok(told(ids))
+        })
     }
 }
 
-impl<R> fmt::Debug for Enqueuing<R> {
+impl<R> fmt::Debug for Enqueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Enqueuing").finish_non_exhaustive()
+        f.debug_struct("Enqueue").field("queue", &self.queue).field("key", &self.key).finish_non_exhaustive()
     }
 }
 
