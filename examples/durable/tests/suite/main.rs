@@ -418,7 +418,7 @@ fn what_it_cannot_do() {
         assert!(said.contains(&why), "{args:?}: {said}");
     }
     for (database, why) in [
-        ("file", "file: (code: 26) file is not a database"),
+        ("file", "file: file is not a database"),
         ("missing/signups.db", "missing/signups.db"),
         ("postgres://postgres@127.0.0.1:9/none", "no connection to the database was to be had"),
         ("mysql://localhost/none", "is no address of a database"),
