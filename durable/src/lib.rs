@@ -46,7 +46,10 @@
 //! | `sqlite` (default) | `Durable::sqlite`: a file, for any number of processes of one machine |
 //! | `postgres` | `Durable::postgres`: a server, for workers on any number of machines |
 //! | `cron` | `Queue::cron`: a job at each tick of a schedule |
+//!
+//! A library that enqueues and leaves the store to its program takes neither.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code, unused_imports, clippy::unused_async))]
 
 #[cfg(feature = "cron")]
 mod cron;

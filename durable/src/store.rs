@@ -110,6 +110,10 @@ pub(crate) fn id(task: &RawTask) -> Ulid {
     task.task_id().and_then(apalis_core::task::task_id::TaskId::as_ulid).expect("the tables' identifiers are ULIDs")
 }
 
+fn keyed(tasks: &[RawTask]) -> bool {
+    tasks.iter().any(|task| task.idempotency_key().is_some())
+}
+
 pub(crate) fn engine_failed(error: impl std::fmt::Display) -> Error {
     Error::Engine(error.to_string())
 }

@@ -326,20 +326,20 @@ where
     claim.start();
     let ended = AssertUnwindSafe(attempt(&shared, &claim, &task)).catch_unwind().await;
     drop(permit);
-    let (word, outcome) = match &ended {
-        Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value.clone()), None), Ok(())),
-        Ok(Err(Stop::Failed(failure))) => (claim.failed(failure), Err(failure.clone())),
-        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Err(Failure::dead(text))),
+    let (word, outcome) = match ended {
+        Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value), None), Ok(Ok(()))),
+        Ok(Err(Stop::Failed(failure))) => (claim.failed(&failure), Ok(Err(failure))),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Ok(Err(Failure::dead(text)))),
         Err(payload) => {
-            let failure = Failure::retry(format_args!("it panicked: {}", said(&**payload)));
-            (claim.failed(&failure), Err(failure))
+            let failure = Failure::retry(format_args!("it panicked: {}", said(&*payload)));
+            (claim.failed(&failure), Err(payload))
         }
     };
     let committed = claim.tell(word).await;
-    match ended {
+    match outcome {
         Err(payload) => resume_unwind(payload),
         Ok(_) if !committed => Err(Failure::dead("what became of it is not committed: its worker is gone")),
-        Ok(_) => outcome,
+        Ok(outcome) => outcome,
     }
 }
 

@@ -1,4 +1,4 @@
-use super::{Batch, RawTask, Store, TICKS, Terms, Told, engine_failed, id, migrated};
+use super::{Batch, RawTask, Store, TICKS, Terms, Told, engine_failed, id, keyed, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
@@ -62,7 +62,7 @@ async fn migrate(pool: &PgPool) -> Told {
 /// A key that is taken is an error of the engine's statement, and would cost the caller its transaction; so what has one has a statement of ours.
 pub(crate) async fn push(conn: &mut PgConnection, queue: &str, tasks: Vec<RawTask>) -> Told<Vec<Ulid>> {
     let mut ids: Vec<Ulid> = tasks.iter().map(id).collect();
-    if tasks.iter().all(|task| task.idempotency_key().is_none()) {
+    if !keyed(&tasks) {
         queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
         return Ok(ids);
     }
@@ -132,6 +132,10 @@ fn without_nul(value: Value) -> Value {
 impl Store for Postgres {
     fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
         async move {
+            // Then it is a single statement, which is a transaction by itself.
+            if !keyed(&tasks) {
+                return push(&mut *self.pool.acquire().await?, queue, tasks).await;
+            }
             let mut tx = self.pool.begin().await?;
             let ids = push(&mut tx, queue, tasks).await?;
             tx.commit().await?;

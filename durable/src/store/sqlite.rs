@@ -1,4 +1,4 @@
-use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, id, migrated};
+use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, id, keyed, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
@@ -183,6 +183,10 @@ impl Store for Sqlite {
     fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
         async move {
             self.file.is_there()?;
+            // A single statement is a transaction by itself.
+            if tasks.len() == 1 && !keyed(&tasks) {
+                return push(&mut *self.writer.acquire().await?, queue, &tasks).await;
+            }
             let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
             let ids = push(&mut tx, queue, &tasks).await?;
             tx.commit().await?;
