@@ -4,6 +4,8 @@ use crate::{Error, Queue};
 use event_listener::Event;
 use std::collections::HashMap;
 use std::fmt;
+#[cfg(feature = "sqlite")]
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
@@ -66,7 +68,7 @@ impl Durable {
     /// [`Error::Address`] for a database in memory, which would keep nothing.
     #[cfg(feature = "sqlite")]
     #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-    pub async fn sqlite(path: impl AsRef<std::path::Path>) -> Result<Self, Error> {
+    pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         if path.as_os_str().is_empty() || path.to_string_lossy().contains(":memory:") {
             return Err(Error::Address(format!("{:?}", path.display().to_string())));
