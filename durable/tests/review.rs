@@ -5,11 +5,12 @@ mod common;
 
 use background_tasks_durable::{Durable, Error, Job, Options, Status, sqlx};
 use common::{Mail, Place, each, each_place, mail, registry, sql, until};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, poll_immediate};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::task::yield_now;
 
 /// As when the server is killed while a fetch commits: the engine is gone, and a job stands under its name. A job that it has fetched before still
 /// runs, so the name is alive.
@@ -143,4 +144,30 @@ async fn a_table_of_the_programs_own_is_left_alone() {
         let error = Durable::sqlite(&path).await.unwrap_err();
         assert!(matches!(&error, Error::Schema(text) if text.contains(&format!("there is a table {table} "))), "{error}");
     }
+}
+
+/// As a server's handler is dropped when its client goes. A connection that it had must not take what others write into a transaction that nobody ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_dropped_as_it_begins_takes_nobody_else_s_jobs_along() {
+    each_place(async |place| {
+        let (jobs, others) = (place.open().await, place.open().await);
+        let queue = jobs.queue::<Mail>("mail");
+        for round in 0..20 {
+            for polls in 0..20 {
+                let mut keyed = Box::pin(queue.enqueue(mail("dropped")).unique(format!("{round} {polls}")).into_future());
+                for _ in 0..polls {
+                    if poll_immediate(&mut keyed).await.is_some() {
+                        break;
+                    }
+                    yield_now().await;
+                }
+            }
+            // As many as there are connections.
+            for kept in join_all((0..10).map(|_| queue.enqueue(mail("kept")).into_future())).await {
+                let there = others.queue::<Mail>("mail").info(kept.unwrap()).await.unwrap();
+                assert!(there.is_some(), "in round {round}");
+            }
+        }
+    })
+    .await;
 }

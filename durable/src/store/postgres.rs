@@ -2,7 +2,7 @@ use super::{Batch, RawTask, Store, TICKS, Terms, Told, engine_failed, id, keyed,
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, TryFutureExt};
 use serde_json::Value;
 use sqlx::postgres::types::PgHstore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
@@ -27,7 +27,11 @@ impl Postgres {
     pub(crate) async fn connect(url: &str) -> Told<Self> {
         let options: PgConnectOptions =
             url.parse().map_err(|error: sqlx::Error| Error::Address(format!("{error}: what was given")))?;
-        let pool = PgPoolOptions::new().acquire_timeout(AWAY).connect_with(options).await?;
+        // A transaction whose future was dropped as it began is one that the driver does not know of (sqlx's issue 4393), and all that is
+        // done on that connection would end with it.
+        let pool = PgPoolOptions::new().acquire_timeout(AWAY);
+        let pool = pool.after_release(|conn, _| sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn).map_ok(|_| true).boxed());
+        let pool = pool.connect_with(options).await?;
         migrate(&pool).await?;
         Ok(Self { pool })
     }
