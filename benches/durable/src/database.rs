@@ -2,6 +2,7 @@
 
 use crate::postgres::Postgres;
 use background_tasks_durable::Durable;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::{PgPool, SqlitePool};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,8 +36,11 @@ impl Database {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let url = server.database(&format!("bench{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let durable = Durable::postgres(&url).await.expect("there is a server");
-        let pool = Pool::Postgres(durable.postgres_pool().expect("it is Postgres").clone());
-        Self { durable, pool, _folder: None }
+        let theirs = durable.postgres_pool().expect("it is Postgres");
+        let options = theirs.connect_options().as_ref().clone();
+        let most = theirs.options().get_max_connections();
+        let pool = PgPoolOptions::new().max_connections(most).connect_lazy_with(options);
+        Self { durable, pool: Pool::Postgres(pool), _folder: None }
     }
 
     pub async fn analyze(&self) {
