@@ -36,7 +36,7 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// As [`sqlite`](Durable::sqlite) and [`postgres`](Durable::postgres).
+    /// As `sqlite` and `postgres`, and [`Error::Address`] for any other.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         #[cfg(feature = "postgres")]
         if address.starts_with("postgres://") || address.starts_with("postgresql://") {
