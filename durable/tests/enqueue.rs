@@ -300,9 +300,23 @@ async fn all_are_enqueued_or_none() {
         let ids = queue.enqueue_all(all.clone()).await.unwrap();
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 3000);
         assert_eq!(queue.counts().await.unwrap().waiting, 3000);
-        for number in [0, 1, 1500, 2999] {
+        for number in [0, 1, 99, 100, 1500, 2999] {
             assert_eq!(queue.info(ids[number]).await.unwrap().unwrap().payload::<Mail>().unwrap(), all[number]);
         }
+
+        let refuse = match jobs.sqlite_pool() {
+            Some(_) => {
+                "CREATE TRIGGER refuse BEFORE INSERT ON {jobs} WHEN CAST(new.job AS TEXT) LIKE '%2999%'
+                BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            }
+            None => {
+                "ALTER TABLE {jobs} ADD CONSTRAINT refuse CHECK (job_type = 'many' OR convert_from(job, 'UTF8') NOT LIKE '%2999%')"
+            }
+        };
+        sql(&jobs, refuse).await;
+        let queue = jobs.queue::<Mail>("none");
+        assert!(matches!(queue.enqueue_all(all).await.unwrap_err(), Error::Database(_)));
+        assert_eq!(queue.counts().await.unwrap().waiting, 0);
     })
     .await;
 }

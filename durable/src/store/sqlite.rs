@@ -1,11 +1,11 @@
-use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, engine_failed, id, keyed, migrated};
+use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, id, keyed, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
 use futures_timer::Delay;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
+use sqlx::{Connection, QueryBuilder, Row, SqliteConnection, SqlitePool};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,9 @@ use ulid::Ulid;
 
 /// How long somebody else may hold the file before it is an error.
 const BUSY: Duration = Duration::from_secs(10);
+
+/// How many jobs a statement inserts.
+const TOGETHER: usize = 100;
 
 /// What is dead: given up, or failed as often as the engine lets it.
 const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
@@ -119,25 +122,34 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|_| (0, 0))
 }
 
+/// As the engine does, but many in one statement, as each is a trip to the driver's thread.
 pub(crate) async fn push(conn: &mut SqliteConnection, queue: &str, tasks: &[RawTask]) -> Told<Vec<Ulid>> {
-    queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
-    let mut ids = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        let Some(key) = task.idempotency_key() else {
-            ids.push(id(task));
-            continue;
-        };
-        let there = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
-        ids.push(ulid(&there.bind(queue).bind(key).fetch_one(&mut *conn).await?)?);
+    let (now, mut ids) = (due(Duration::ZERO), Vec::with_capacity(tasks.len()));
+    for tasks in tasks.chunks(TOGETHER) {
+        let mut insert = QueryBuilder::new(
+            "INSERT INTO Jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key) ",
+        );
+        insert.push_values(tasks, |mut row, task| {
+            let number = |number: Option<usize>| number.map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+            let run_at = task.run_at().map_or(now, |at| i64::try_from(at).unwrap_or(i64::MAX));
+            let metadata = serde_json::to_string(task.metadata()).expect("texts");
+            row.push_bind(id(task).to_string()).push_bind(queue).push_bind(&task.args).push("'Pending'").push("0");
+            row.push_bind(number(task.max_attempts())).push_bind(run_at).push_bind(number(task.priority()).unwrap_or(0));
+            row.push_bind(metadata).push_bind(task.idempotency_key());
+        });
+        insert.push(" ON CONFLICT (job_type, idempotency_key) DO NOTHING");
+        // Prepared once where its length comes again.
+        insert.build().persistent(matches!(tasks.len(), 1 | TOGETHER)).execute(&mut *conn).await?;
+        for task in tasks {
+            let Some(key) = task.idempotency_key() else {
+                ids.push(id(task));
+                continue;
+            };
+            let there = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
+            ids.push(ulid(&there.bind(queue).bind(key).fetch_one(&mut *conn).await?)?);
+        }
     }
     Ok(ids)
-}
-
-fn failed(error: apalis_sqlite::Error) -> Error {
-    match error {
-        apalis_sqlite::Error::Database(error) => error.into(),
-        other => engine_failed(other),
-    }
 }
 
 fn ulid(text: &str) -> Told<Ulid> {
