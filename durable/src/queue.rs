@@ -1,4 +1,4 @@
-use crate::store::{RawTask, task};
+use crate::store::Order;
 use crate::{Counts, Durable, Error, Info, JobId};
 use futures_timer::Delay;
 use futures_util::future::{BoxFuture, FutureExt, select};
@@ -83,9 +83,9 @@ impl<T> Queue<T> {
     where
         T: Serialize,
     {
-        let payloads = jobs.into_iter().map(|job| serde_json::to_vec(&job)).collect::<Result<_, _>>();
-        let (jobs, queue, version) = (self.jobs.clone(), self.name, self.version);
-        Enqueue { jobs, queue, version, payloads, at: None, priority: 0, key: None, told }
+        let payloads = jobs.into_iter().map(|job| serde_json::to_vec(&job)).collect();
+        let order = Order { queue: self.name, version: self.version, due: None, priority: 0, key: None };
+        Enqueue { jobs: self.jobs.clone(), order, payloads, told }
     }
 
     /// What the store has of a job; `None` if it was never in this queue, or was done and is dropped by now.
@@ -159,7 +159,7 @@ impl<T> Queue<T> {
 }
 
 /// The year 9999, beyond which Postgres' dates are not everybody's.
-const MOST: u64 = 253_402_300_799;
+const MOST: i64 = 253_402_300_799;
 
 /// A job, or jobs, that are enqueued when this is awaited, or by [`within`](Enqueue::within): all or none.
 ///
@@ -169,12 +169,8 @@ const MOST: u64 = 253_402_300_799;
 #[must_use = "jobs are enqueued when this is awaited"]
 pub struct Enqueue<R = JobId> {
     jobs: Durable,
-    queue: &'static str,
-    version: u32,
+    order: Order,
     payloads: Result<Vec<Vec<u8>>, serde_json::Error>,
-    at: Option<SystemTime>,
-    priority: u32,
-    key: Option<String>,
     told: fn(Vec<Ulid>) -> R,
 }
 
@@ -184,18 +180,24 @@ pub type EnqueueAll = Enqueue<Vec<JobId>>;
 impl<R> Enqueue<R> {
     /// Not before so long from now has passed.
     pub fn later(self, delay: Duration) -> Self {
-        self.at(SystemTime::now().checked_add(delay).unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(MOST)))
+        self.due(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_add(delay))
     }
 
     /// Not before this, to the next whole second.
-    pub fn at(mut self, due: SystemTime) -> Self {
-        self.at = Some(due);
+    pub fn at(self, due: SystemTime) -> Self {
+        self.due(due.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+
+    /// The next whole second, so that none comes too early.
+    fn due(mut self, since_1970: Duration) -> Self {
+        let whole = since_1970.as_secs().saturating_add(u64::from(since_1970.subsec_nanos() > 0));
+        self.order.due = Some(i64::try_from(whole).unwrap_or(MOST).min(MOST));
         self
     }
 
     /// A higher one is taken before a lower one that is due as well; 0 unless told.
     pub fn priority(mut self, priority: u16) -> Self {
-        self.priority = priority.into();
+        self.order.priority = priority.into();
         self
     }
 
@@ -209,19 +211,11 @@ impl<R> Enqueue<R> {
     /// Those of the store.
     pub async fn within<C: Connection>(self, connection: &mut C) -> Result<R, Error> {
         self.jobs.store.is_there()?;
-        let (queue, told, tasks) = (self.queue, self.told, self.tasks()?);
-        if tasks.is_empty() {
-            return Ok(told(Vec::new()));
+        let payloads = self.payloads.map_err(Error::Encode)?;
+        if payloads.is_empty() {
+            return Ok((self.told)(Vec::new()));
         }
-        Ok(told(connection.push(queue, tasks).await?))
-    }
-
-    fn tasks(self) -> Result<Vec<RawTask>, Error> {
-        // The next whole second, so that none comes too early.
-        let at = self.at.map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        let at = at.map(|at| (at.as_secs() + u64::from(at.subsec_nanos() > 0)).min(MOST));
-        let task = |payload| task(payload, self.version, at, self.key.as_deref(), self.priority);
-        Ok(self.payloads.map_err(Error::Encode)?.into_iter().map(task).collect())
+        Ok((self.told)(connection.push(&self.order, &payloads).await?))
     }
 }
 
@@ -229,7 +223,7 @@ impl Enqueue {
     /// Only if no job of the queue has this key; if one has, its identifier is returned, however far it is. A job keeps its key for as
     /// long as it stands in the store: see [`Options::retain`](crate::Options::retain).
     pub fn unique(mut self, key: impl Into<String>) -> Self {
-        self.key = Some(key.into());
+        self.order.key = Some(key.into());
         self
     }
 }
@@ -240,21 +234,21 @@ impl<R: 'static> IntoFuture for Enqueue<R> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let (jobs, queue, told) = (self.jobs.clone(), self.queue, self.told);
-            let tasks = self.tasks()?;
-            if tasks.is_empty() {
-                return Ok(told(Vec::new()));
+            let (jobs, queue) = (self.jobs, self.order.queue);
+            let payloads = self.payloads.map_err(Error::Encode)?;
+            if payloads.is_empty() {
+                return Ok((self.told)(Vec::new()));
             }
-            let ids = jobs.runtime.within(jobs.store.push(queue, tasks)).await?;
+            let ids = jobs.runtime.within(jobs.store.push(self.order, payloads)).await?;
             jobs.bell(queue).notify(usize::MAX);
-            Ok(told(ids))
+            Ok((self.told)(ids))
         })
     }
 }
 
 impl<R> fmt::Debug for Enqueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Enqueue").field("queue", &self.queue).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Enqueue").field("queue", &self.order.queue).field("key", &self.order.key).finish_non_exhaustive()
     }
 }
 
@@ -263,23 +257,23 @@ impl<R> fmt::Debug for Enqueue<R> {
 pub trait Connection: sealed::Push {}
 
 mod sealed {
-    use super::{BoxFuture, Error, FutureExt, RawTask, Ulid};
+    use super::{BoxFuture, Error, FutureExt, Order, Ulid};
 
     pub trait Push: Send {
-        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>>;
+        fn push<'a>(&'a mut self, order: &'a Order, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>>;
     }
 
     #[cfg(feature = "sqlite")]
     impl Push for sqlx::SqliteConnection {
-        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
-            async move { crate::store::sqlite::push(self, queue, &tasks).await }.boxed()
+        fn push<'a>(&'a mut self, order: &'a Order, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
+            crate::store::sqlite::push(self, order, payloads).boxed()
         }
     }
 
     #[cfg(feature = "postgres")]
     impl Push for sqlx::PgConnection {
-        fn push<'a>(&'a mut self, queue: &'a str, tasks: Vec<RawTask>) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
-            crate::store::postgres::push(self, queue, tasks).boxed()
+        fn push<'a>(&'a mut self, order: &'a Order, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
+            crate::store::postgres::push(self, order, payloads).boxed()
         }
     }
 }

@@ -4,8 +4,6 @@ use crate::intake::Start;
 use crate::{Counts, Error, Info};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::Task;
-use apalis_core::task::builder::TaskBuilder;
-use apalis_core::task::metadata::MetadataStore;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +27,27 @@ const MIGRATED: &str = "background_tasks_migrations";
 
 /// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
 const TICKS: Duration = Duration::from_mins(15);
+
+/// What the jobs of one `enqueue` have in common: all but their payloads.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub(crate) queue: &'static str,
+    pub(crate) version: u32,
+    /// In seconds since 1970; at once if it is `None`.
+    pub(crate) due: Option<i64>,
+    pub(crate) priority: i32,
+    /// Of a job that is alone.
+    pub(crate) key: Option<String>,
+}
+
+impl Order {
+    /// How often a job may be tried is the worker's to say: this is the engine's own limit, out of the way.
+    const ATTEMPTS: i32 = i32::MAX;
+
+    fn metadata(&self) -> Option<(String, String)> {
+        (self.version != 1).then(|| (VERSION.to_owned(), self.version.to_string()))
+    }
+}
 
 /// What has become of jobs of one worker, told in one transaction.
 #[derive(Debug, Default)]
@@ -58,8 +77,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn is_there(&self) -> Told {
         Ok(())
     }
-    /// Commits them all or none. Those whose key is taken are left out: the identifiers are of those that stand there now.
-    fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>>;
+    /// Commits them all or none. If the key is taken, the identifier is that of the job that has it.
+    fn push(&self, order: Order, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, Told<Vec<Ulid>>>;
     /// Runs the engine under a name, until it fails.
     fn engine(&self, name: String, terms: Terms, polls: crate::intake::Polls, start: Arc<Start>) -> BoxFuture<'static, Told>;
     fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told>;
@@ -86,32 +105,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
 }
 
-/// A job as the engine has it. How often it may be tried is the worker's to say, so the engine's own limit is out of the way.
-pub(crate) fn task(payload: Vec<u8>, version: u32, run_at: Option<u64>, key: Option<&str>, priority: u32) -> RawTask {
-    let mut metadata = MetadataStore::new();
-    if version != 1 {
-        metadata.insert(VERSION, version.to_string()).expect("a name and a number");
-    }
-    let mut task = TaskBuilder::new(payload)
-        .task_id(next().into())
-        .with_metadata(metadata)
-        .max_attempts(i32::MAX as usize)
-        .priority(priority as usize);
-    if let Some(run_at) = run_at {
-        task = task.run_at_timestamp(run_at);
-    }
-    if let Some(key) = key {
-        task = task.idempotency_key(key);
-    }
-    task.build()
-}
-
 pub(crate) fn id(task: &RawTask) -> Ulid {
     task.task_id().and_then(apalis_core::task::task_id::TaskId::as_ulid).expect("the tables' identifiers are ULIDs")
-}
-
-fn keyed(tasks: &[RawTask]) -> bool {
-    tasks.iter().any(|task| task.idempotency_key().is_some())
 }
 
 pub(crate) fn engine_failed(error: impl std::fmt::Display) -> Error {
@@ -134,8 +129,8 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
 }
 
 /// Later ones are greater, also within a millisecond: jobs of one bulk run in their order, and are inserted in that of their index.
-fn next() -> Ulid {
+fn ids(count: usize) -> Vec<Ulid> {
     static LAST: Mutex<Generator> = Mutex::new(Generator::new());
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    last.generate().unwrap_or_else(Overflow::commit_overflow_random)
+    (0..count).map(|_| last.generate().unwrap_or_else(Overflow::commit_overflow_random)).collect()
 }

@@ -1,4 +1,4 @@
-use super::{Batch, RawTask, Store, TICKS, Terms, Told, engine_failed, id, keyed, migrated};
+use super::{Batch, Order, Store, TICKS, Terms, Told, engine_failed, ids, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
@@ -63,39 +63,27 @@ async fn migrate(pool: &PgPool) -> Told {
     Ok(())
 }
 
-/// A key that is taken is an error of the engine's statement, and would cost the caller its transaction; so what has one has a statement of ours.
-pub(crate) async fn push(conn: &mut PgConnection, queue: &str, tasks: Vec<RawTask>) -> Told<Vec<Ulid>> {
-    let mut ids: Vec<Ulid> = tasks.iter().map(id).collect();
-    if !keyed(&tasks) {
-        queries::push_tasks(conn, queue, tasks).await.map_err(failed)?;
-        return Ok(ids);
-    }
-    let insert =
-        "INSERT INTO apalis.jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
-        VALUES ($1, $2, $3, 'Pending', 0, $4, coalesce(to_timestamp($5::bigint), now()), $6, $7, $8)
-        ON CONFLICT (job_type, idempotency_key) DO NOTHING";
-    for (task, id) in tasks.into_iter().zip(&mut ids) {
-        let key = task.idempotency_key().map(str::to_owned);
-        let number = |number: Option<usize>| number.map(|number| i32::try_from(number).unwrap_or(i32::MAX));
-        let run_at = task.run_at().map(|at| i64::try_from(at).unwrap_or(i64::MAX));
-        let (most, priority) = (number(task.max_attempts()), number(task.priority()).unwrap_or(0));
-        let metadata = task.metadata().clone().into_inner().into_iter().map(|(name, value)| (name, Some(value)));
-        let metadata = PgHstore(metadata.collect());
-        loop {
-            let insert = sqlx::query(insert).bind(id.to_string()).bind(queue).bind(&task.args).bind(most).bind(run_at);
-            if insert.bind(priority).bind(&metadata).bind(&key).execute(&mut *conn).await?.rows_affected() == 1 {
-                break;
-            }
-            let there = sqlx::query_scalar("SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2");
-            let there: Option<String> = there.bind(queue).bind(&key).fetch_optional(&mut *conn).await?;
-            // Between the two it can be dropped, as done long ago.
-            if let Some(there) = there {
-                *id = ulid(&there)?;
-                break;
-            }
+/// One statement, so a transaction by itself. The engine's fails where a key is taken, which would cost the caller its transaction.
+pub(crate) async fn push(conn: &mut PgConnection, order: &Order, payloads: &[Vec<u8>]) -> Told<Vec<Ulid>> {
+    let ids = ids(payloads.len());
+    let names: Vec<_> = ids.iter().map(Ulid::to_string).collect();
+    let metadata = PgHstore(order.metadata().into_iter().map(|(name, value)| (name, Some(value))).collect());
+    loop {
+        let insert =
+            "INSERT INTO apalis.jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
+            SELECT id, $1, job, 'Pending', 0, $2, coalesce(to_timestamp($3::bigint), date_trunc('second', now())), $4, $5, $6
+            FROM unnest($7::text[], $8::bytea[]) AS jobs (id, job) ON CONFLICT (job_type, idempotency_key) DO NOTHING";
+        let insert = sqlx::query(insert).bind(order.queue).bind(Order::ATTEMPTS).bind(order.due).bind(order.priority);
+        let insert = insert.bind(&metadata).bind(&order.key).bind(&names).bind(payloads);
+        if insert.execute(&mut *conn).await?.rows_affected() > 0 {
+            return Ok(ids);
+        }
+        let there = sqlx::query_scalar::<_, String>("SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2");
+        // Between the two it can be dropped, as done long ago.
+        if let Some(there) = there.bind(order.queue).bind(&order.key).fetch_optional(&mut *conn).await? {
+            return Ok(vec![ulid(&there)?]);
         }
     }
-    Ok(ids)
 }
 
 fn failed(error: apalis_postgres::Error) -> Error {
@@ -134,18 +122,8 @@ fn without_nul(value: Value) -> Value {
 }
 
 impl Store for Postgres {
-    fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
-        async move {
-            // Then it is a single statement, which is a transaction by itself.
-            if !keyed(&tasks) {
-                return push(&mut *self.pool.acquire().await?, queue, tasks).await;
-            }
-            let mut tx = self.pool.begin().await?;
-            let ids = push(&mut tx, queue, tasks).await?;
-            tx.commit().await?;
-            Ok(ids)
-        }
-        .boxed()
+    fn push(&self, order: Order, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
+        async move { push(&mut *self.pool.acquire().await?, &order, &payloads).await }.boxed()
     }
 
     fn engine(&self, name: String, terms: Terms, polls: Polls, start: Arc<Start>) -> BoxFuture<'static, Told> {

@@ -1,11 +1,12 @@
-use super::{Batch, MIGRATED, RawTask, Store, TICKS, Terms, Told, id, keyed, migrated};
+use super::{Batch, MIGRATED, Order, Store, TICKS, Terms, Told, ids, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
 use futures_timer::Delay;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Connection, QueryBuilder, Row, SqliteConnection, SqlitePool};
+use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,6 @@ use ulid::Ulid;
 
 /// How long somebody else may hold the file before it is an error.
 const BUSY: Duration = Duration::from_secs(10);
-
-/// How many jobs a statement inserts.
-const TOGETHER: usize = 100;
 
 /// What is dead: given up, or failed as often as the engine lets it.
 const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
@@ -122,34 +120,33 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|_| (0, 0))
 }
 
-/// As the engine does, but many in one statement, as each is a trip to the driver's thread.
-pub(crate) async fn push(conn: &mut SqliteConnection, queue: &str, tasks: &[RawTask]) -> Told<Vec<Ulid>> {
-    let (now, mut ids) = (due(Duration::ZERO), Vec::with_capacity(tasks.len()));
-    for tasks in tasks.chunks(TOGETHER) {
-        let mut insert = QueryBuilder::new(
-            "INSERT INTO Jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key) ",
-        );
-        insert.push_values(tasks, |mut row, task| {
-            let number = |number: Option<usize>| number.map(|number| i64::try_from(number).unwrap_or(i64::MAX));
-            let run_at = task.run_at().map_or(now, |at| i64::try_from(at).unwrap_or(i64::MAX));
-            let metadata = serde_json::to_string(task.metadata()).expect("texts");
-            row.push_bind(id(task).to_string()).push_bind(queue).push_bind(&task.args).push("'Pending'").push("0");
-            row.push_bind(number(task.max_attempts())).push_bind(run_at).push_bind(number(task.priority()).unwrap_or(0));
-            row.push_bind(metadata).push_bind(task.idempotency_key());
-        });
-        insert.push(" ON CONFLICT (job_type, idempotency_key) DO NOTHING");
-        // Prepared once where its length comes again.
-        insert.build().persistent(matches!(tasks.len(), 1 | TOGETHER)).execute(&mut *conn).await?;
-        for task in tasks {
-            let Some(key) = task.idempotency_key() else {
-                ids.push(id(task));
-                continue;
-            };
-            let there = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
-            ids.push(ulid(&there.bind(queue).bind(key).fetch_one(&mut *conn).await?)?);
+/// One statement, so a transaction by itself, and one trip to the driver's thread.
+pub(crate) async fn push(conn: &mut SqliteConnection, order: &Order, payloads: &[Vec<u8>]) -> Told<Vec<Ulid>> {
+    let (ids, mut end) = (ids(payloads.len()), 0);
+    let parts = ids.iter().zip(payloads).map(|(id, payload)| {
+        let start = end + 1; // counted from one
+        end += payload.len();
+        (id.to_string(), start, payload.len())
+    });
+    let parts = serde_json::to_string(&parts.collect::<Vec<_>>()).expect("strings and numbers");
+    let metadata = serde_json::to_string(&order.metadata().into_iter().collect::<BTreeMap<_, _>>()).expect("strings");
+    let all = payloads.concat();
+    loop {
+        let insert =
+            "INSERT INTO Jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
+            SELECT value ->> 0, ?1, substr(?2, value ->> 1, value ->> 2), 'Pending', 0, ?3, coalesce(?4, unixepoch()), ?5, ?6, ?7
+            FROM json_each(?8) WHERE true ON CONFLICT (job_type, idempotency_key) DO NOTHING";
+        let insert = sqlx::query(insert).bind(order.queue).bind(&all).bind(Order::ATTEMPTS).bind(order.due);
+        let insert = insert.bind(order.priority).bind(&metadata).bind(&order.key).bind(&parts);
+        if insert.execute(&mut *conn).await?.rows_affected() > 0 {
+            return Ok(ids);
+        }
+        let there = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
+        // Between the two it can be dropped, as done long ago.
+        if let Some(there) = there.bind(order.queue).bind(&order.key).fetch_optional(&mut *conn).await? {
+            return Ok(vec![ulid(&there)?]);
         }
     }
-    Ok(ids)
 }
 
 fn ulid(text: &str) -> Told<Ulid> {
@@ -192,17 +189,10 @@ impl Store for Sqlite {
         self.file.is_there()
     }
 
-    fn push(&self, queue: &'static str, tasks: Vec<RawTask>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
+    fn push(&self, order: Order, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, Told<Vec<Ulid>>> {
         async move {
             self.file.is_there()?;
-            // A single statement is a transaction by itself.
-            if tasks.len() == 1 && !keyed(&tasks) {
-                return push(&mut *self.writer.acquire().await?, queue, &tasks).await;
-            }
-            let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-            let ids = push(&mut tx, queue, &tasks).await?;
-            tx.commit().await?;
-            Ok(ids)
+            push(&mut *self.writer.acquire().await?, &order, &payloads).await
         }
         .boxed()
     }
