@@ -38,22 +38,23 @@ impl Durable {
     ///
     /// As `sqlite` and `postgres`, and [`Error::Address`] for any other.
     pub async fn connect(address: &str) -> Result<Self, Error> {
+        let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
+        let is_postgres = matches!(scheme, "postgres" | "postgresql");
         #[cfg(feature = "postgres")]
-        if address.starts_with("postgres://") || address.starts_with("postgresql://") {
+        if is_postgres && address[scheme.len()..].starts_with("://") {
             return Self::postgres(address).await;
         }
         #[cfg(feature = "sqlite")]
         {
             let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
             let path = url.unwrap_or(address);
-            // Options that others' addresses have would become part of the name.
-            if !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
+            // What is part of others' addresses would become part of the name.
+            if !is_postgres && !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
                 return Self::sqlite(path).await;
             }
         }
         // Not the whole: it may have a password in it.
-        let scheme = address.split_once("://").map_or("this", |(scheme, _)| scheme);
-        Err(Error::Address(format!("{scheme}://…")))
+        Err(Error::Address(if scheme.is_empty() { "this".to_owned() } else { format!("{scheme}:…") }))
     }
 
     /// A file, which is made where it is missing; its folder must be there. Any number of processes of one machine may have it open.
@@ -78,8 +79,10 @@ impl Durable {
     }
 
     /// A server: `postgres://user:password@host:port/database`. Its own `PG…` variables fill in what the address leaves out. The jobs
-    /// stand in a schema of their own, `apalis`; the first to come makes it, with the extensions `hstore` and `pgcrypto`. Where its user may
-    /// not create those, somebody else does before. `hstore` must be in the search path of all.
+    /// stand in a schema of their own, `apalis`; the first to come makes it, with the extensions `hstore` and `pgcrypto` and a function in
+    /// `public`. The owner of the database may do so; another user needs `CREATE` on the database and on `public`, or the owner calls this
+    /// once, and again after an update that brings other tables. From then on `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
+    /// `DELETE` on its tables are enough. `hstore` must be in the search path of all.
     ///
     /// # Errors
     ///

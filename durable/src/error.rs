@@ -45,17 +45,26 @@ impl fmt::Display for Error {
                 write!(f, "{text} is no address of a database that keeps jobs: a path, sqlite://PATH or postgres://…")
             }
             Self::Missing(text) => f.write_str(text),
-            Self::Locked(error) => write!(f, "the database is locked by somebody else: {error}"),
-            Self::Full(error) => write!(f, "there is no space left for the database: {error}"),
-            Self::Denied(error) => write!(f, "the database may not be opened or written: {error}"),
-            Self::Schema(text) => write!(f, "the tables of the jobs are not those of this version: {text}"),
+            Self::Locked(error) => write!(f, "the database is locked by somebody else: {}", bare(error)),
+            Self::Full(error) => write!(f, "there is no space left for the database: {}", bare(error)),
+            Self::Denied(error) => write!(f, "the database may not be opened or written: {}", bare(error)),
+            Self::Schema(text) => write!(f, "this is no database with the tables of this version: {text}"),
             Self::Encode(error) => write!(f, "the job cannot be written as JSON: {error}"),
             Self::Decode(error) => write!(f, "what is stored is not what was asked for: {error}"),
             Self::Refused(reason) => write!(f, "no worker was started: {reason}"),
             Self::Schedule(text) => write!(f, "this is no schedule: {text}"),
             Self::Engine(text) => write!(f, "the engine stopped: {text}"),
-            Self::Database(error) => write!(f, "the database says: {error}"),
+            Self::Database(error) => write!(f, "the database says: {}", bare(error)),
         }
+    }
+}
+
+/// Without what the driver puts before and behind it.
+fn bare(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(told) => told.message().to_owned(),
+        sqlx::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
     }
 }
 
@@ -77,7 +86,8 @@ impl From<sqlx::Error> for Error {
         match &error {
             // While a server refuses connections, or starts, the pool tries again until its time is over.
             sqlx::Error::PoolTimedOut => {
-                Self::Missing("no connection to the database was to be had in time: it is away, or others have them all".to_owned())
+                let text = "no connection to the database was to be had in time: it is away or locked, or others have them all";
+                Self::Missing(text.to_owned())
             }
             sqlx::Error::Io(cause) if cause.kind() != io::ErrorKind::NotFound => {
                 Self::Missing(format!("the server of the database is not there: {cause}"))

@@ -52,7 +52,8 @@ impl<T> Queue<T> {
     /// counts as panicked, and comes again too. When the registry shuts down, the worker takes no more jobs at once; those that it has go
     /// on, with its heartbeats, and end before the registry is drained. What a [`Registry::abort`] cuts then goes back to the queue, and is
     /// charged with nothing; at any other time an abort is a failed attempt. So does what the engine has fetched and not started.
-    /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over.
+    /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over, and
+    /// is charged with an attempt. Only a registry that is [inspected](background_tasks::Builder::inspect) can abort.
     ///
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
     /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.

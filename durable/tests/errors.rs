@@ -46,9 +46,10 @@ async fn an_address_is_one_of_a_database_that_keeps_jobs() {
         ("sqlite::memory:", "\":memory:\""),
         ("sqlite://:memory:", "\":memory:\""),
         ("sqlite:", "\"\""),
-        ("sqlite://jobs.db?mode=rwc", "sqlite://…"),
-        ("mysql://ann:secret@localhost/jobs", "mysql://…"),
-        ("postgre://ann:secret@localhost/jobs", "postgre://…"),
+        ("sqlite://jobs.db?mode=rwc", "sqlite:…"),
+        ("mysql://ann:secret@localhost/jobs", "mysql:…"),
+        ("postgre://ann:secret@localhost/jobs", "postgre:…"),
+        ("postgres:ann:secret@localhost/jobs", "postgres:…"),
     ] {
         let error = Durable::connect(address).await.unwrap_err();
         assert!(matches!(error, Error::Address(_)), "{address}: {error:?}");
@@ -139,9 +140,12 @@ async fn a_file_that_must_not_be_written_is_denied() {
     drop(jobs);
     until("it is closed", async || (!path.with_extension("db-wal").exists()).then_some(())).await;
     place.remount("ro");
-    let error = Durable::sqlite(&path).await.unwrap_err();
-    assert!(matches!(error, Error::Denied(_)), "{error:?}");
-    assert!(error.to_string().starts_with("the database may not be opened or written: "), "{error}");
+    for path in [&path, &path.with_file_name("new.db")] {
+        let error = Durable::sqlite(path).await.unwrap_err();
+        assert!(matches!(error, Error::Denied(_)), "{error:?}");
+        let told = format!("the database may not be opened or written: {}: ", path.display());
+        assert!(error.to_string().starts_with(&told), "{error}");
+    }
     place.remount("rw");
     let jobs = Durable::sqlite(&path).await.unwrap();
     assert_eq!(jobs.queue::<Mail>("mail").counts().await.unwrap().waiting, 1);
@@ -220,6 +224,11 @@ async fn a_lock_is_waited_for_ten_seconds() {
     assert_eq!(queue.counts().await.unwrap().waiting, 2);
 }
 
+fn strange(place: &Place, why: &str) -> String {
+    let file = if place.is_postgres { String::new() } else { format!("{}: ", place.address) };
+    format!("this is no database with the tables of this version: {file}{why}")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_a_newer_version_are_left_alone() {
     each_place(async |place| {
@@ -232,9 +241,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
         sql(&jobs, newer).await;
         let error = Durable::connect(&place.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        let told =
-            "the tables of the jobs are not those of this version: a newer version of the engine has changed them (99991231235959)";
-        assert_eq!(error.to_string(), told);
+        assert_eq!(error.to_string(), strange(place, "a newer version of the engine has changed them (99991231235959)"));
     })
     .await;
 }
@@ -249,9 +256,7 @@ async fn tables_of_somebody_else_are_left_alone() {
         sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&mut other).await.unwrap();
         let error = Durable::sqlite(path).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{name}: {error:?}");
-        let told =
-            format!("the tables of the jobs are not those of this version: there is a table {name} that this crate has not made");
-        assert_eq!(error.to_string(), told);
+        assert_eq!(error.to_string(), strange(&place, &format!("there is a table {name} that this crate has not made")));
         let tables: Vec<String> =
             sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&mut other).await.unwrap();
         assert_eq!(tables, [name]);
@@ -272,9 +277,7 @@ async fn tables_of_the_bare_engine_are_left_alone() {
         let error = Durable::connect(&place.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
         let table = if place.is_postgres { "apalis.jobs" } else { "Jobs" };
-        let told =
-            format!("the tables of the jobs are not those of this version: there is a table {table} that this crate has not made");
-        assert_eq!(error.to_string(), told);
+        assert_eq!(error.to_string(), strange(place, &format!("there is a table {table} that this crate has not made")));
     })
     .await;
 }
@@ -381,8 +384,8 @@ async fn a_server_that_is_not_there_is_missing() {
     drop(nobody);
     let error = Durable::postgres(&format!("postgres://postgres@127.0.0.1:{port}/postgres")).await.unwrap_err();
     assert!(matches!(error, Error::Missing(_)), "{error:?}");
-    let told = "no connection to the database was to be had in time: it is away, or others have them all";
-    assert_eq!(error.to_string(), told);
+    let told = format!("127.0.0.1:{port}: the server of the database is not there: Connection refused");
+    assert!(error.to_string().starts_with(&told), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,6 +416,25 @@ async fn a_database_that_is_not_there_or_not_for_this_user_is_told() {
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("GRANT CREATE ON DATABASE {database} TO {guest}"))).execute(&admin).await.unwrap();
     let jobs = Durable::postgres(&of(&guest)).await.unwrap();
     jobs.queue("mail").enqueue(mail("ann")).await.unwrap();
+    drop(jobs);
+
+    // Once the tables are there, who uses them needs no more than that.
+    let worker = format!("worker_{database}");
+    let grant = format!(
+        "REVOKE CREATE ON SCHEMA public FROM {guest}; REVOKE CREATE ON DATABASE {database} FROM {guest}; CREATE ROLE {worker} LOGIN;
+        GRANT USAGE ON SCHEMA apalis TO {worker}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA apalis TO {worker}"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(grant)).execute(&admin).await.unwrap();
+    for user in [guest, worker] {
+        let jobs = Durable::postgres(&of(&user)).await.unwrap();
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<Mail>("mail");
+        queue.serve(&registry, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        let id = queue.enqueue(mail("bob")).await.unwrap();
+        assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), Status::Done);
+        registry.shutdown().await;
+        assert!(losses.all().is_empty(), "{:?}", losses.all());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -467,7 +489,7 @@ async fn an_error_can_be_sent_and_has_its_source() {
         sql(&jobs, "ALTER TABLE {jobs} RENAME TO elsewhere").await;
         let error = sent(jobs.queue::<Mail>("mail").counts().await.unwrap_err());
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        assert!(error.to_string().starts_with("the tables of the jobs are not those of this version: "), "{error}");
+        assert!(error.to_string().starts_with("this is no database with the tables of this version: "), "{error}");
         let error = jobs.queue::<Mail>("mail").enqueue(mail("lost")).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
         assert!(numbers(&jobs, "SELECT count(*) FROM {workers}").await == [0]);

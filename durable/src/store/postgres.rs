@@ -2,11 +2,13 @@ use super::{Batch, Order, Store, TICKS, Terms, Told, engine_failed, ids, migrate
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
-use futures_util::future::{BoxFuture, FutureExt, TryFutureExt};
+use futures_timer::Delay;
+use futures_util::future::{BoxFuture, Either, FutureExt, TryFutureExt, select};
 use serde_json::Value;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::types::PgHstore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{Connection, PgConnection, PgPool, Row};
 use std::sync::Arc;
 use std::time::Duration;
 use ulid::Ulid;
@@ -31,9 +33,22 @@ impl Postgres {
         // done on that connection would end with it.
         let pool = PgPoolOptions::new().acquire_timeout(AWAY);
         let pool = pool.after_release(|conn, _| sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn).map_ok(|_| true).boxed());
-        let pool = pool.connect_with(options).await?;
+        let pool = match pool.connect_with(options.clone()).await {
+            Err(sqlx::Error::PoolTimedOut) => return Err(why_not(&options).await),
+            connected => connected?,
+        };
         migrate(&pool).await?;
         Ok(Self { pool })
+    }
+}
+
+/// A pool tries for as long as it may, and does not tell what it met.
+async fn why_not(options: &PgConnectOptions) -> Error {
+    let connected = select(PgConnection::connect_with(options).boxed(), Delay::new(Duration::from_secs(1))).await;
+    let error = if let Either::Left((Err(error), _)) = connected { error } else { sqlx::Error::PoolTimedOut };
+    match error.into() {
+        Error::Missing(text) => Error::Missing(format!("{}:{}: {text}", options.get_host(), options.get_port())),
+        other => other,
     }
 }
 
@@ -43,13 +58,18 @@ const MIGRATED: &str = "apalis.background_tasks_migrations";
 async fn migrate(pool: &PgPool) -> Told {
     let mut migrations = PostgresStorage::migrations();
     migrations.dangerous_set_table_name(MIGRATED);
-    migrations.create_schema("apalis");
-    let strange = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
-    if sqlx::query_scalar(strange).bind(MIGRATED).fetch_one(pool).await? {
-        return Err(Error::Schema("there is a table apalis.jobs that this crate has not made".to_owned()));
+    // Who may not create may not create what is there already, either.
+    if !are_done(&migrations, pool).await? {
+        let strange = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
+        if sqlx::query_scalar(strange).bind(MIGRATED).fetch_one(pool).await? {
+            return Err(Error::Schema("there is a table apalis.jobs that this crate has not made".to_owned()));
+        }
+        if sqlx::query_scalar("SELECT to_regnamespace('apalis') IS NULL").fetch_one(pool).await? {
+            migrations.create_schema("apalis");
+        }
+        // As `run` does, whose future is not `Send` for the compiler.
+        migrated(migrations.run_direct(None, &mut *pool.acquire().await?, false).await)?;
     }
-    // As `run` does, whose future is not `Send` for the compiler.
-    migrated(migrations.run_direct(None, &mut *pool.acquire().await?, false).await)?;
     // Without it the upkeep looks at all jobs, and so does who asks for the dead. To look first spares the others a lock.
     let missing = "SELECT to_regclass('apalis.background_tasks_ended') IS NULL";
     if sqlx::query_scalar(missing).fetch_one(pool).await? {
@@ -61,6 +81,18 @@ async fn migrate(pool: &PgPool) -> Told {
         tx.commit().await?;
     }
     Ok(())
+}
+
+async fn are_done(migrations: &Migrator, pool: &PgPool) -> Told<bool> {
+    if sqlx::query_scalar("SELECT to_regclass($1) IS NULL").bind(MIGRATED).fetch_one(pool).await? {
+        return Ok(false);
+    }
+    let done = "SELECT version, checksum FROM apalis.background_tasks_migrations WHERE success ORDER BY version";
+    let done: Vec<(i64, Vec<u8>)> = sqlx::query_as(done).fetch_all(pool).await?;
+    Ok(done
+        .iter()
+        .map(|(version, checksum)| (*version, &**checksum))
+        .eq(migrations.iter().map(|each| (each.version, &*each.checksum))))
 }
 
 /// One statement, so a transaction by itself. The engine's fails where a key is taken, which would cost the caller its transaction.

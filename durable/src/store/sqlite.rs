@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,13 +40,15 @@ impl Sqlite {
             .busy_timeout(BUSY)
             .foreign_keys(true)
             .analysis_limit(1000);
-        let cannot = |error: sqlx::Error| match Error::from(error) {
-            Error::Missing(text) => match OpenOptions::new().write(true).open(path) {
+        let denied = |why| Error::Denied(io::Error::new(ErrorKind::PermissionDenied, format!("{}: {why}", path.display())).into());
+        let cannot = |error| match error {
+            Error::Missing(text) => match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
                 Err(why) if matches!(why.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-                    Error::Denied(sqlx::Error::Io(why))
+                    denied(why.to_string())
                 }
                 _ => Error::Missing(format!("{}: {text}", path.display())),
             },
+            Error::Denied(sqlx::Error::Database(why)) => denied(why.message().to_owned()),
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
@@ -58,13 +60,13 @@ impl Sqlite {
         let connect = || pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone());
         let began = Instant::now();
         let writer = loop {
-            match connect().await.map_err(cannot) {
+            match connect().await.map_err(|error| cannot(error.into())) {
                 // Of those that turn a fresh file to its log at once, SQLite lets all but one wait for nothing.
                 Err(Error::Locked(_)) if began.elapsed() < BUSY => Delay::new(Duration::from_millis(20)).await,
                 connected => break connected?,
             }
         };
-        migrate(&writer).await?;
+        migrate(&writer).await.map_err(cannot)?;
         let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
         Ok(Self { file: File::at(path), writer, pool })
     }

@@ -21,7 +21,8 @@ Usage: durable-signups [server | worker] [options]
   --outbox FOLDER   write each mail into a file there; it is created if missing [outbox]
   --smtp HOST:PORT  hand the mails to this mail server instead, without encryption
   --lease SECONDS   a worker that was not seen for so long is dead, and others get its mails; at least 3 [10]
-  --grace SECONDS   after SIGTERM or Ctrl-C, wait this long for what is in flight [20]
+  --grace SECONDS   after SIGTERM or Ctrl-C, wait this long for what is in flight; a worker that this process has
+                    started has half of it, as its turn is last [20]
   --until-eof       worker: stop at the end of the standard input, too
   --help            say this
 
@@ -31,8 +32,8 @@ DATABASE_URL in the environment is a SQLite file, or postgres://USER:PASSWORD@HO
   curl http://127.0.0.1:8080/signups/ID                          what became of the mail
   curl -N http://127.0.0.1:8080/signups/ID/events                the same, as it happens
 
-Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start or work,
-130 after a second SIGTERM or Ctrl-C.
+Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start or work, or
+its worker has not drained, 130 after a second SIGTERM or Ctrl-C.
 ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

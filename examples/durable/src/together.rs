@@ -1,9 +1,11 @@
 //! A worker as a process of its own, which this one starts, and starts again when it dies.
 
 use crate::options::Options;
+use std::io::{IsTerminal, Write};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -16,12 +18,14 @@ pub(crate) async fn keep_a_worker(options: &Options, mut end: oneshot::Receiver<
         let mut worker = start(options).map_err(|error| format!("cannot start a worker: {error}"))?;
         // Waiting would close it.
         let input = worker.stdin.take();
+        let told = tokio::spawn(tell(worker.stderr.take()));
         info!("the worker is process {}", worker.id().unwrap_or_default());
         tokio::select! {
             status = worker.wait() => gone(status.map_err(|error| error.to_string())?)?,
             _ = &mut end => {
                 drop(input);
                 let status = worker.wait().await.map_err(|error| error.to_string())?;
+                let _ = told.await;
                 return if status.success() { Ok(()) } else { Err(format!("the worker has ended with {status}")) };
             }
         }
@@ -48,5 +52,18 @@ fn start(options: &Options) -> std::io::Result<Child> {
     // Ctrl-C goes to all processes of a terminal's group; the worker's turn is after the server's.
     #[cfg(unix)]
     command.process_group(0);
+    // A terminal has room for one drain's bar.
+    if std::io::stderr().is_terminal() {
+        command.stderr(Stdio::piped());
+    }
     command.spawn()
+}
+
+/// Above the bar of this process.
+async fn tell(said: Option<ChildStderr>) {
+    let Some(said) = said else { return };
+    let mut lines = BufReader::new(said).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let _ = writeln!(background_tasks_host::stderr(), "{line}");
+    }
 }

@@ -17,8 +17,8 @@ DATABASE_URL is the address of a Postgres: postgres://user:password@host:port/da
   --takes MILLISECONDS  how long the mail server takes [20]
   --help                say this
 
-Exit status: 0 when all was done or drained, 1 when the grace was over first, 2 when it could not start or the
-database was lost, 130 after a second SIGTERM or Ctrl-C.
+Exit status: 0 when all was done, or given back when the grace was over; 1 when that took too long, too;
+2 when it could not start or the database was lost; 130 after a second SIGTERM or Ctrl-C.
 ";
 
 pub(crate) struct Options {
