@@ -420,7 +420,7 @@ fn what_it_cannot_do() {
     for (database, why) in [
         ("file", "file: file is not a database"),
         ("missing/signups.db", "missing/signups.db"),
-        ("postgres://postgres@127.0.0.1:9/none", "no connection to the database was to be had"),
+        ("postgres://postgres@127.0.0.1:9/none", "127.0.0.1:9: the server of the database is not there: Connection refused"),
         ("mysql://localhost/none", "is no address of a database"),
     ] {
         let place = Place::on(database);
