@@ -6,8 +6,9 @@ use compio::runtime::Runtime;
 /// A task runs on the thread that started it, also one that is `Send`. A runtime drops its tasks when its last handle is dropped: they
 /// count as abandoned; so does blocking work that has not begun, and what has goes on. A panic of a foreign task stays in its handle.
 ///
-/// compio keeps at most 64 wake-ups from other threads (`RuntimeBuilder`'s executor can be told otherwise): whoever wakes more, as a
-/// shutdown does, waits until the runtime's thread comes to look. So let that thread run, or begin the shutdown on it.
+/// compio keeps at most 64 wake-ups from other threads: whoever wakes more, as a shutdown does, waits until the runtime's thread comes to
+/// look, and as of compio 0.19 can then find that it sleeps and has missed the last. So tell `RuntimeBuilder::sync_queue_size` how many
+/// tasks are in flight at most, or begin the shutdown on that thread.
 ///
 /// # Panics
 ///
