@@ -49,7 +49,10 @@
 //!
 //! A library that enqueues and leaves the store to its program takes neither.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code, unused_imports, clippy::unused_async))]
+#![cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres")),
+    allow(dead_code, unused_imports, unused_variables, clippy::unused_async)
+)]
 
 #[cfg(feature = "cron")]
 mod cron;

@@ -1,5 +1,4 @@
 //! What `enqueue` promises its caller, on both stores.
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
 mod common;
 

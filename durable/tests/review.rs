@@ -1,5 +1,4 @@
 //! What a reviewer found by thinking, on both stores.
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
 mod common;
 

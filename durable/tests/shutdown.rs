@@ -1,5 +1,4 @@
 //! What a shutdown, an abort and a panic do to jobs, on both stores; and on which executors they run.
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
 mod common;
 

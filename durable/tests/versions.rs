@@ -1,5 +1,4 @@
 //! Payloads outlive a deploy: what a worker cannot read is kept, and told, and done by one that can. On both stores.
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
 mod common;
 
