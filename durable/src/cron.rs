@@ -3,8 +3,10 @@ use background_tasks::{Reason, Registry, Spawner};
 use chrono::{DateTime, Utc};
 use cron::Schedule;
 use futures_timer::Delay;
+use futures_util::FutureExt;
 use serde::Serialize;
-use std::panic::Location;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, Location, resume_unwind};
 use std::time::{Duration, SystemTime};
 
 /// How late a tick may be enqueued: what a restart takes, or an outage of the store.
@@ -23,7 +25,10 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// Any number of processes may run the schedule: the job of a tick has the tick as its [key](crate::Enqueue::unique), so it is
     /// enqueued once. When the task starts it looks 5 minutes back, for the tick that passed while the program was restarted.
     /// While the store is away it tries again, and tells it to the registry's observer as a failed task. Ticks that are later than
-    /// 5 minutes, as after a long outage or when the clock is set forward, are left out.
+    /// 5 minutes, as after a long outage or when the clock is set forward, are left out. Where `job` panics, its tick is left out too,
+    /// and counts as a task that panicked.
+    ///
+    /// So two schedules that read the same are one on the same queue, whatever their jobs are: one of the two is enqueued.
     ///
     /// # Errors
     ///
@@ -44,10 +49,15 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         let name = &*Box::leak(format!("{} cron", self.name).into_boxed_str());
         let others = registry.clone();
         let report = move |error: Error| others.named(name).at(at).run(async move { Err::<(), _>(error) });
+        let others = registry.clone();
+        let panicked = move |payload| {
+            let unwind: fn(Box<dyn Any + Send>) = |payload| resume_unwind(payload);
+            others.named(name).at(at).run(async move { unwind(payload) });
+        };
         if registry.is_shutting_down() && !registry.is_drained() {
             return Err(Error::Refused(Reason::ShuttingDown));
         }
-        let started = registry.named(name).at(at).try_run(async move {
+        let work = async move {
             let run = async {
                 // Of those that passed while the program was restarted, the last.
                 let now = Utc::now();
@@ -60,13 +70,15 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                     }
                     let key = format!("{KEY}{schedule} {}", tick.timestamp());
                     let mut told = false;
-                    while let Err(error) = queue.enqueue(job(tick.into())).unique(&key).await {
-                        if matches!(error, Error::Encode(_)) {
-                            report(error);
-                            break; // as it would be for ever
-                        }
-                        if !std::mem::replace(&mut told, true) {
-                            report(error);
+                    loop {
+                        let enqueued = async { queue.enqueue(job(tick.into())).unique(&key).await };
+                        match AssertUnwindSafe(enqueued).catch_unwind().await {
+                            Ok(Ok(_)) => break,
+                            // As they would be for ever.
+                            Err(payload) => break panicked(payload),
+                            Ok(Err(error @ Error::Encode(_))) => break report(error),
+                            Ok(Err(error)) if !std::mem::replace(&mut told, true) => report(error),
+                            Ok(Err(_)) => {}
                         }
                         Delay::new(Duration::from_secs(1)).await;
                     }
@@ -74,8 +86,11 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                 }
             };
             signal.run_until_shutdown(run).await;
-        });
-        started.map_err(|refused| Error::Refused(refused.reason()))
+        };
+        // As a worker is: an abort that is no shutdown's cuts jobs, and not what makes them.
+        let work = registry.named(name).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
+        registry.spawner().spawn(work);
+        Ok(())
     }
 }
 

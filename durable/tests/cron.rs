@@ -1,12 +1,12 @@
 //! A schedule's ticks, each once, whoever runs it. On both stores.
-#![cfg(all(feature = "cron", feature = "postgres", feature = "sqlite"))]
 
 mod common;
 
-use background_tasks::Reason;
+use background_tasks::{Aborted, Reason};
 use background_tasks_durable::Error;
-use common::{each, each_place, numbers, registry, sql, until};
+use common::{each, each_place, numbers, panic_quietly, registry, sql, until};
 use serde::{Serialize, Serializer};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn seconds(at: SystemTime) -> u64 {
@@ -125,6 +125,26 @@ async fn what_goes_wrong_is_told_and_the_ticks_go_on() {
         let before = queue.counts().await.unwrap().waiting;
         until("it goes on", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;
         registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_panic_nor_an_abort_ends_a_schedule() {
+    each(async |jobs| {
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<u64>("ticks");
+        let panics = AtomicBool::new(true);
+        let job = move |at| if panics.swap(false, Ordering::Relaxed) { panic_quietly("once") } else { seconds(at) };
+        queue.cron(&registry, "* * * * * *", job).unwrap();
+        let ticks = async |more_than| (queue.counts().await.unwrap().waiting > more_than).then_some(());
+        until("a tick after the panic", async || ticks(0).await).await;
+        let Aborted { aborted, not_abortable, .. } = registry.abort();
+        assert_eq!((aborted, not_abortable), (0, 1));
+        let before = queue.counts().await.unwrap().waiting;
+        until("a tick after the abort", async || ticks(before + 1).await).await;
+        registry.shutdown().await;
+        assert_eq!(losses.all(), [("panicked", "ticks cron", "once".to_owned())]);
     })
     .await;
 }
