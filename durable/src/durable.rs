@@ -84,10 +84,15 @@ impl Durable {
     /// once, and again after an update that brings other tables. From then on `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
     /// `DELETE` on its tables are enough. `hstore` must be in the search path of all.
     ///
+    /// A process opens as many connections as it needs: up to 10 for its calls and for [its own transactions](Self::postgres_pool), 10
+    /// for what its workers tell, and 2 for each worker's engine. A worker that gets no answer on one, as when a router has forgotten it or the
+    /// server's machine is gone, goes on on another after 10 to 30 seconds, and tells the registry's observer. A call of the program's waits for as long as
+    /// the system does: give it an end of your own.
+    ///
     /// # Errors
     ///
     /// [`Error::Missing`] if the server or the database is not there, [`Error::Denied`] if it does not let this user in,
-    /// [`Error::Schema`] if the tables are those of a newer version, and [`Error::Address`].
+    /// [`Error::Schema`] if the tables are those of a newer version or the database's encoding is not UTF8, and [`Error::Address`].
     #[cfg(feature = "postgres")]
     #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
     pub async fn postgres(url: &str) -> Result<Self, Error> {

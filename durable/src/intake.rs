@@ -5,6 +5,7 @@
 
 use crate::Error;
 use crate::store::{RawTask, engine_failed};
+use crate::worker::said;
 use apalis_core::backend::ext::poll_strategy::{PollSnapshot, PollStrategy, PollWith};
 use apalis_core::backend::{Backend, BackendConfig};
 use apalis_core::error::BoxDynError;
@@ -12,8 +13,9 @@ use apalis_core::worker::Worker;
 use apalis_core::worker::context::WorkerContext;
 use event_listener::{Event, EventListener};
 use futures_timer::Delay;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -128,8 +130,8 @@ impl PollStrategy for Polls {
 /// Longer than most looks take.
 const SOON: Duration = Duration::from_millis(50);
 
-/// Runs until it fails, which it should not: the worker ends it by dropping it.
-pub(crate) async fn engine<B>(backend: B, name: String, polls: Polls, start: Arc<Start>) -> Result<(), Error>
+/// Runs until it fails, which it should not: the store ends it by dropping it.
+pub(crate) async fn engine<B>(backend: B, name: String, polls: Polls, start: Arc<Start>) -> Error
 where
     B: Backend<Task = RawTask> + BackendConfig<Args = Vec<u8>> + Send + Unpin + 'static,
     B::Layer: tower_layer::Layer<apalis_core::worker::lifecycle::LifecycleService<Intake>>,
@@ -140,8 +142,9 @@ where
     let service = Intake { gate: polls.gate.clone(), permit: None, start };
     let backend = PollWith::new(backend, polls);
     let worker: Worker<Vec<u8>, _, _, _> = Worker::new(WorkerContext::new(&name), backend, service, Identity::new());
-    match worker.run().await {
-        Ok(()) => Err(engine_failed("it ended by itself")),
-        Err(error) => Err(engine_failed(error)),
+    match AssertUnwindSafe(worker.run()).catch_unwind().await {
+        Ok(Ok(())) => engine_failed("it ended by itself"),
+        Ok(Err(error)) => engine_failed(error),
+        Err(payload) => engine_failed(format_args!("it panicked: {}", said(&*payload))),
     }
 }

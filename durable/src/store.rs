@@ -1,9 +1,10 @@
 //! What differs between the databases: the engine's tables are asked and told here, and nowhere else.
 
-use crate::intake::Start;
+use crate::intake::{Polls, Start};
 use crate::{Counts, Error, Info};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::Task;
+use background_tasks::ShutdownSignal;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,8 +80,16 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
     /// Commits them all or none. If the key is taken, the identifier is that of the job that has it.
     fn push(&self, order: Order, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, Told<Vec<Ulid>>>;
-    /// Runs the engine under a name, until it fails.
-    fn engine(&self, name: String, terms: Terms, polls: crate::intake::Polls, start: Arc<Start>) -> BoxFuture<'static, Told>;
+    /// Runs the engine under a name, until it fails, or until the shutdown, which is no error. Then nothing that it asked for is under
+    /// way, as far as the store answers.
+    fn engine(
+        &self,
+        name: String,
+        terms: Terms,
+        polls: Polls,
+        start: Arc<Start>,
+        signal: ShutdownSignal,
+    ) -> BoxFuture<'static, Option<Error>>;
     fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told>;
     /// The workers are alive.
     fn beat<'a>(&'a self, workers: &'a [String]) -> BoxFuture<'a, Told>;

@@ -4,7 +4,7 @@
 
 use crate::intake::{Gate, Permit, Polls, Start};
 use crate::job::Next;
-use crate::store::{Batch, RawTask, Terms, VERSION, engine_failed, id};
+use crate::store::{Batch, RawTask, Terms, VERSION, id};
 use crate::{Durable, Error, Failure, Job, JobId, Options, Queue};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::status::Status;
@@ -20,7 +20,8 @@ use serde_json::Value;
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, Location, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
@@ -34,6 +35,9 @@ const BUSY: Duration = Duration::from_millis(10);
 
 /// After a failure of the store, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long the store may take to answer before it is asked again, and so on another connection; twice as long each time.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// More of a result than this, or deeper ones, not every database takes or gives back; and what is not taken would stand in the way of all others.
 const LARGEST: usize = 32 << 20;
@@ -58,7 +62,9 @@ impl<T> Queue<T> {
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
     /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
     ///
-    /// The worker is in flight until the shutdown, so [`wait_idle`](Registry::wait_idle) waits for that.
+    /// The worker is in flight until the shutdown, so [`wait_idle`](Registry::wait_idle) waits for that. It is two tasks, with its upkeep:
+    /// a registry with a [bound](background_tasks::Builder::max_in_flight) needs room for these, and for jobs beside them, which wait
+    /// for it.
     ///
     /// # Errors
     ///
@@ -376,7 +382,13 @@ where
     };
     let value = done.map_err(|error| Stop::Failed(Failure::of(&error)))?;
     // The work is done, and doing it again would not make its result any better.
-    Ok(serde_json::to_value(value).unwrap_or_else(|error| Value::String(format!("its result cannot be written as JSON: {error}"))))
+    let written = catch_unwind(AssertUnwindSafe(|| serde_json::to_value(value)));
+    let why = match written {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(payload) => format!("it panicked: {}", said(&*payload)),
+    };
+    Ok(Value::String(format!("its result cannot be written as JSON: {why}")))
 }
 
 fn read<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, Stop> {
@@ -423,7 +435,7 @@ fn measure(value: &Value) -> (usize, usize) {
     }
 }
 
-fn said(payload: &(dyn Any + Send)) -> &str {
+pub(crate) fn said(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it did not say why")
 }
@@ -443,17 +455,14 @@ impl Shift {
     async fn work(self, words: UnboundedReceiver<Told>, start: impl Fn(Arc<str>) -> Arc<Start> + Send) {
         let name = Mutex::new(self.name());
         let told = async {
-            self.signal.run_until_shutdown(self.fetch(&name, start)).await;
-            let name = current(&name);
-            // What the engine held when it was dropped. If this fails, signing off does it.
-            let _ = self.jobs.store.give_back(&name, &self.desk.ids()).await;
+            self.fetch(&name, start).await;
             drop(self.desk.tell(Ulid::nil(), 0, Word::Closed));
         };
         let told = join(told, self.tell(words));
         let beats = self.beat(&name);
         pin_mut!(told, beats);
         select(told, beats).await;
-        let _ = self.jobs.store.sign_off(&current(&name)).await;
+        let _ = in_time(ANSWER, self.jobs.store.sign_off(&current(&name))).await;
     }
 
     /// The engine refuses a name that was seen of late.
@@ -461,29 +470,31 @@ impl Shift {
         format!("{} {} {}", self.terms.queue, std::process::id(), Ulid::generate()).into()
     }
 
-    /// Runs the engine, and another one when it fails: its state is dead then.
+    /// Runs the engine until the shutdown, and another one when it fails: its state is dead then.
     async fn fetch(&self, name: &Mutex<Arc<str>>, start: impl Fn(Arc<str>) -> Arc<Start>) {
         let mut pause = PAUSES.0;
         loop {
             let since = Instant::now();
             let worker = current(name);
             let polls = Polls::new(self.poll, self.jobs.bell(self.terms.queue), self.gate.clone());
-            let engine = self.jobs.store.engine(worker.to_string(), self.terms.clone(), polls, start(worker.clone()));
-            let error = match AssertUnwindSafe(engine).catch_unwind().await {
-                Ok(ended) => ended.err().unwrap_or_else(|| engine_failed("it ended")),
-                Err(payload) => engine_failed(format_args!("it panicked: {}", said(&*payload))),
-            };
-            if since.elapsed() > WELL {
-                pause = PAUSES.0;
+            let engine =
+                self.jobs.store.engine(worker.to_string(), self.terms.clone(), polls, start(worker.clone()), self.signal.clone());
+            if let Some(error) = engine.await {
+                if since.elapsed() > WELL {
+                    pause = PAUSES.0;
+                }
+                if pause == PAUSES.0 {
+                    (self.report)(error);
+                }
+                *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
+                self.signal.run_until_shutdown(Delay::new(pause)).await;
+                pause = (pause * 2).min(PAUSES.1);
             }
-            if pause == PAUSES.0 {
-                (self.report)(error);
+            // What it had fetched and not handed out; its jobs that run go on under its name. If this fails, the next beat does it.
+            let _ = in_time(ANSWER, self.jobs.store.give_back(&worker, &self.desk.ids())).await;
+            if self.signal.is_triggered() {
+                break;
             }
-            *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
-            Delay::new(pause).await;
-            // What it had fetched and not handed out; its jobs that run go on under its name.
-            let _ = self.jobs.store.give_back(&worker, &self.desk.ids()).await;
-            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -498,15 +509,16 @@ impl Shift {
                 .filter(|told| !matches!(told.word, Word::Started | Word::Closed))
                 .map(|told| (told.id, told.run))
                 .collect();
-            let mut pause = PAUSES.0;
+            let (mut pause, mut most) = (PAUSES.0, ANSWER);
             let (batches, committed) = self.batches(all);
             for (worker, batch) in batches {
-                while let Err(error) = self.jobs.store.settle(&worker, &batch).await {
+                while let Err(error) = in_time(most, self.jobs.store.settle(&worker, &batch)).await {
                     if pause == PAUSES.0 {
                         (self.report)(error);
                     }
                     Delay::new(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
+                    most = most.saturating_mul(2);
                 }
             }
             let any = !over.is_empty();
@@ -558,19 +570,23 @@ impl Shift {
     /// The engine beats as well, but not while it fetches, nor while what it has fetched waits for its turn, nor when it has failed; and it
     /// is gone while the last jobs end.
     async fn beat(&self, name: &Mutex<Arc<str>>) {
-        let mut well = true;
+        let (mut well, mut took) = (true, Duration::ZERO);
         loop {
-            Delay::new(self.terms.beat).await;
+            Delay::new(self.terms.beat.saturating_sub(took)).await;
+            let since = Instant::now();
             let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
             workers.insert(current(name));
             // A fetch can be committed after its engine is gone, and then nobody would ever start those jobs while we beat for its name.
             // Asked in this order, as what is handed out after the signal is not started.
             let (ending, ids) = (self.signal.is_triggered(), self.desk.ids());
-            for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
-                let _ = self.jobs.store.give_back(gone, &ids).await;
-            }
-            let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
-            match self.jobs.store.beat(&workers).await {
+            let beat = async {
+                for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
+                    let _ = self.jobs.store.give_back(gone, &ids).await;
+                }
+                self.jobs.store.beat(&workers.iter().map(ToString::to_string).collect::<Vec<_>>()).await
+            };
+            // Of the five in a lease, two: so that there is time for others.
+            match in_time(self.terms.beat * 2, beat).await {
                 Ok(()) => well = true,
                 Err(error) if well => {
                     well = false;
@@ -578,7 +594,15 @@ impl Shift {
                 }
                 Err(_) => {}
             }
+            took = since.elapsed();
         }
+    }
+}
+
+async fn in_time<T>(most: Duration, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match select(pin!(asked), Delay::new(most)).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right(_) => Err(Error::Missing(format!("the database has not answered for {most:?}"))),
     }
 }
 

@@ -1,5 +1,4 @@
 //! What cannot be had is told in one clear sentence, and nothing is lost or spoilt by it.
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
 mod common;
 
@@ -386,6 +385,28 @@ async fn a_server_that_is_not_there_is_missing() {
     assert!(matches!(error, Error::Missing(_)), "{error:?}");
     let told = format!("127.0.0.1:{port}: the server of the database is not there: Connection refused");
     assert!(error.to_string().starts_with(&told), "{error}");
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().to_str().unwrap();
+    let error = Durable::postgres(&format!("postgres://postgres@{}/postgres", socket.replace('/', "%2F"))).await.unwrap_err();
+    assert!(matches!(error, Error::Missing(_)), "{error:?}");
+    assert_eq!(error.to_string(), format!("{socket}: No such file or directory (os error 2)"));
+}
+
+/// It could not store what some of the jobs come to, and would not store that of the others with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_take_every_job_is_refused() {
+    let Some(place) = Place::postgres() else { return };
+    let pool = sqlx::PgPool::connect(&place.address).await.unwrap();
+    let (server, _) = place.address.rsplit_once('/').unwrap();
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let name = encoding.to_lowercase();
+        let create = format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&pool).await.unwrap();
+        let error = Durable::postgres(&format!("{server}/{name}")).await.unwrap_err();
+        assert!(matches!(error, Error::Schema(_)), "{error:?}");
+        let told = format!("its encoding is {encoding}, which cannot take every job: it must be UTF8");
+        assert!(error.to_string().ends_with(&told), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

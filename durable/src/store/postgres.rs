@@ -2,14 +2,20 @@ use super::{Batch, Order, Store, TICKS, Terms, Told, engine_failed, ids, migrate
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
+use background_tasks::ShutdownSignal;
 use futures_timer::Delay;
-use futures_util::future::{BoxFuture, Either, FutureExt, TryFutureExt, select};
+use futures_util::future::{BoxFuture, Either, FutureExt, TryFutureExt, ready, select};
 use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::types::PgHstore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{Connection, PgConnection, PgPool, Row};
+use std::fmt::Display;
+use std::io::ErrorKind;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use ulid::Ulid;
 
@@ -21,8 +27,13 @@ const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR att
 const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
     metadata -> 'version' AS version, last_result::text AS last_result, job";
 
+/// How often it is asked whether the engine's connections are free again.
+const MOMENT: Duration = Duration::from_millis(1);
+
 pub(crate) struct Postgres {
     pool: PgPool,
+    /// The workers' own: those of the program may all be in the hands of its handlers.
+    own: PgPool,
 }
 
 impl Postgres {
@@ -33,12 +44,19 @@ impl Postgres {
         // done on that connection would end with it.
         let pool = PgPoolOptions::new().acquire_timeout(AWAY);
         let pool = pool.after_release(|conn, _| sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn).map_ok(|_| true).boxed());
+        let own = pool.clone().connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(why_not(&options).await),
+            // A socket, or what is to secure the connection.
+            Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::NotFound => return Err(missing(&options, &error)),
             connected => connected?,
         };
+        let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&pool).await?;
+        if encoding != "UTF8" {
+            return Err(Error::Schema(format!("its encoding is {encoding}, which cannot take every job: it must be UTF8")));
+        }
         migrate(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self { pool, own })
     }
 }
 
@@ -47,9 +65,32 @@ async fn why_not(options: &PgConnectOptions) -> Error {
     let connected = select(PgConnection::connect_with(options).boxed(), Delay::new(Duration::from_secs(1))).await;
     let error = if let Either::Left((Err(error), _)) = connected { error } else { sqlx::Error::PoolTimedOut };
     match error.into() {
-        Error::Missing(text) => Error::Missing(format!("{}:{}: {text}", options.get_host(), options.get_port())),
+        Error::Missing(text) => missing(options, text),
         other => other,
     }
+}
+
+fn missing(options: &PgConnectOptions, why: impl Display) -> Error {
+    Error::Missing(match options.get_socket() {
+        Some(folder) => format!("{}: {why}", folder.display()),
+        None => format!("{}:{}: {why}", options.get_host(), options.get_port()),
+    })
+}
+
+/// Ends when a connection of the engine's is silent: what it led to is gone without a word, and the kernel still hopes, for a quarter of an
+/// hour or for ever. The engine takes a connection for each thing that it asks, and asks one at a time.
+async fn silent(pool: &PgPool, taken: &AtomicUsize) {
+    let (mut before, mut times) = (0, 0);
+    while times < 2 {
+        Delay::new(AWAY).await;
+        let now = taken.load(Relaxed);
+        times = if now == before && is_used(pool) { times + 1 } else { 0 };
+        before = now;
+    }
+}
+
+fn is_used(pool: &PgPool) -> bool {
+    pool.num_idle() < pool.size() as usize
 }
 
 /// The migrations' own list of what they did stands beside the tables: where else a name leads to differs from user to user.
@@ -158,7 +199,15 @@ impl Store for Postgres {
         async move { push(&mut *self.pool.acquire().await?, &order, &payloads).await }.boxed()
     }
 
-    fn engine(&self, name: String, terms: Terms, polls: Polls, start: Arc<Start>) -> BoxFuture<'static, Told> {
+    /// On connections of its own, as a fetch that is dropped can still be committed: when they are free again, that is over.
+    fn engine(
+        &self,
+        name: String,
+        terms: Terms,
+        polls: Polls,
+        start: Arc<Start>,
+        signal: ShutdownSignal,
+    ) -> BoxFuture<'static, Option<Error>> {
         let config = Config::default()
             .queue(terms.queue)
             .batch_size(terms.batch)
@@ -166,12 +215,41 @@ impl Store for Postgres {
             .missed_heartbeats(terms.beats)
             .lock_tasks(false)
             .persist_results(false);
-        engine(PostgresStorage::<Vec<u8>>::new(&self.pool).with_config(config), name, polls, start).boxed()
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = || {
+            let taken = taken.clone();
+            move || _ = taken.fetch_add(1, Relaxed)
+        };
+        let (one_more, and_one_more) = (count(), count());
+        let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(AWAY);
+        let pool = pool.after_connect(move |_, _| {
+            one_more();
+            ready(Ok(())).boxed()
+        });
+        let pool = pool.before_acquire(move |_, _| {
+            and_one_more();
+            ready(Ok(true)).boxed()
+        });
+        let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
+        async move {
+            let engine = engine(PostgresStorage::<Vec<u8>>::new(&pool).with_config(config), name, polls, start);
+            let silent = silent(&pool, &taken).map(|()| Error::Missing("the server of the database is silent".to_owned()));
+            let failed = signal.run_until_shutdown(select(pin!(engine), pin!(silent)).map(|either| either.factor_first().0)).await;
+            let free = async {
+                while is_used(&pool) {
+                    Delay::new(MOMENT).await;
+                }
+                pool.close().await;
+            };
+            select(pin!(free), Delay::new(AWAY)).await;
+            failed
+        }
+        .boxed()
     }
 
     fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told> {
         async move {
-            let mut tx = self.pool.begin().await?;
+            let mut tx = self.own.begin().await?;
             if !batch.started.is_empty() {
                 let start = "UPDATE apalis.jobs SET status = 'Running' WHERE id = ANY($1) AND lock_by = $2 AND status = 'Queued'";
                 sqlx::query(start).bind(&batch.started).bind(worker).execute(&mut *tx).await?;
@@ -210,7 +288,7 @@ impl Store for Postgres {
     fn beat<'a>(&'a self, workers: &'a [String]) -> BoxFuture<'a, Told> {
         async move {
             let beat = "UPDATE apalis.workers SET last_seen = now() WHERE id = ANY($1)";
-            sqlx::query(beat).bind(workers).execute(&self.pool).await?;
+            sqlx::query(beat).bind(workers).execute(&self.own).await?;
             Ok(())
         }
         .boxed()
@@ -220,7 +298,7 @@ impl Store for Postgres {
         async move {
             let back = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
                 WHERE lock_by = $1 AND status IN ('Queued', 'Running') AND id <> ALL($2)";
-            sqlx::query(back).bind(worker).bind(but).execute(&self.pool).await?;
+            sqlx::query(back).bind(worker).bind(but).execute(&self.own).await?;
             Ok(())
         }
         .boxed()
@@ -230,7 +308,7 @@ impl Store for Postgres {
         async move {
             self.give_back(worker, &[]).await?;
             let off = "UPDATE apalis.workers SET last_seen = 'epoch' WHERE id = $1";
-            sqlx::query(off).bind(worker).execute(&self.pool).await?;
+            sqlx::query(off).bind(worker).execute(&self.own).await?;
             Ok(())
         }
         .boxed()
@@ -298,7 +376,7 @@ impl Store for Postgres {
                     AND (done_at <= now() - make_interval(secs => $3) OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %')
                     LIMIT 1000)";
                 let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64()).bind(TICKS.as_secs_f64());
-                let some = prune.execute(&self.pool).await?.rows_affected();
+                let some = prune.execute(&self.own).await?.rows_affected();
                 pruned += some;
                 if some == 0 {
                     break;
@@ -306,7 +384,7 @@ impl Store for Postgres {
             }
             let gone = "DELETE FROM apalis.workers WHERE last_seen < now() - interval '1 day' AND worker_type = $1
                 AND NOT EXISTS (SELECT 1 FROM apalis.jobs WHERE lock_by = workers.id)";
-            sqlx::query(gone).bind(queue).execute(&self.pool).await?;
+            sqlx::query(gone).bind(queue).execute(&self.own).await?;
             Ok(pruned)
         }
         .boxed()

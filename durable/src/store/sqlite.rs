@@ -2,6 +2,7 @@ use super::{Batch, MIGRATED, Order, Store, TICKS, Terms, Told, ids, migrated};
 use crate::intake::{Polls, Start, engine};
 use crate::{Counts, Error, Info};
 use apalis_sqlite::{Config, SqliteStorage, queries};
+use background_tasks::ShutdownSignal;
 use futures_timer::Delay;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -199,7 +200,15 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn engine(&self, name: String, terms: Terms, polls: Polls, start: Arc<Start>) -> BoxFuture<'static, Told> {
+    /// What it asked for comes before all that is asked after it: there is one connection.
+    fn engine(
+        &self,
+        name: String,
+        terms: Terms,
+        polls: Polls,
+        start: Arc<Start>,
+        signal: ShutdownSignal,
+    ) -> BoxFuture<'static, Option<Error>> {
         let config = Config::default()
             .queue(terms.queue)
             .batch_size(terms.batch)
@@ -208,7 +217,7 @@ impl Store for Sqlite {
             .lock_tasks(false)
             .persist_results(false);
         let storage = SqliteStorage::<Vec<u8>>::new(&self.writer).with_config(config);
-        engine(storage, name, polls, start).boxed()
+        async move { signal.run_until_shutdown(engine(storage, name, polls, start)).await }.boxed()
     }
 
     fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told> {
