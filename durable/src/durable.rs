@@ -85,9 +85,13 @@ impl Durable {
     /// `DELETE` on its tables are enough. `hstore` must be in the search path of all.
     ///
     /// A process opens as many connections as it needs: up to 10 for its calls and for [its own transactions](Self::postgres_pool), 10
-    /// for what its workers tell, and 2 for each worker's engine. A worker that gets no answer on one, as when a router has forgotten it or the
-    /// server's machine is gone, goes on on another after 10 to 30 seconds, and tells the registry's observer. A call of the program's waits for as long as
-    /// the system does: give it an end of your own.
+    /// for what its workers tell, and 1 for each worker's engine; while a deploy starts the new processes before it ends the old ones, the server
+    /// needs room for both. What a worker does not get an answer to on one, as when a router has forgotten it or the server's machine is gone,
+    /// it asks again on another after 15 to 40 seconds, and tells the registry's observer. A call of the program's waits for as long as the system does: give it an end of
+    /// your own.
+    ///
+    /// The clocks of the machines must agree with the server's to well within a [lease](crate::Options::lease): the engine writes down its start
+    /// by its own clock, and a worker that was seen so long ago is dead, until its first heartbeat.
     ///
     /// # Errors
     ///

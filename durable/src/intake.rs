@@ -17,27 +17,30 @@ use futures_util::future::{BoxFuture, FutureExt};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tower_layer::Identity;
 use tower_service::Service;
 
 /// Makes a task of a job; the future ends when the registry has it.
 pub(crate) type Start = dyn Fn(RawTask, Permit) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// How many jobs may run at once: the engine does not bound them.
+/// How many jobs may run at once, which the engine does not bound.
 #[derive(Debug)]
-pub(crate) struct Gate(Mutex<(usize, Option<Waker>)>);
+pub(crate) struct Gate {
+    places: Mutex<(usize, Option<Waker>)>,
+    shy: Mutex<Option<Instant>>,
+}
 
 impl Gate {
     pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new((most, None))))
+        Arc::new(Self { places: Mutex::new((most, None)), shy: Mutex::default() })
     }
 
     fn poll(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Permit> {
-        let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (free, waker) = &mut *gate;
+        let mut places = lock(&self.places);
+        let (free, waker) = &mut *places;
         if *free > 0 {
             *free -= 1;
             return Poll::Ready(Permit(self.clone()));
@@ -45,17 +48,32 @@ impl Gate {
         *waker = Some(cx.waker().clone());
         Poll::Pending
     }
+
+    /// Until when the engine leaves it to others to be the first to look: there are jobs that it can do nothing with, and as they become due in
+    /// whole seconds it might be ahead of the others each time.
+    pub(crate) fn be_shy(&self, until: Instant) {
+        let mut shy = lock(&self.shy);
+        *shy = (*shy).max(Some(until));
+    }
+
+    fn is_shy(&self) -> bool {
+        lock(&self.shy).is_some_and(|until| Instant::now() < until)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Gate>);
+pub(crate) struct Permit(pub(crate) Arc<Gate>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let waker = {
-            let mut gate = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.0 += 1;
-            gate.1.take()
+            let mut places = lock(&self.0.places);
+            places.0 += 1;
+            places.1.take()
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -121,11 +139,19 @@ impl PollStrategy for Polls {
             delay.reset(self.every.min(SOON));
         }
         while Pin::new(&mut *delay).poll(cx).is_ready() {
-            delay.reset(self.every);
+            delay.reset(pause(self.every, self.gate.is_shy()));
         }
         Poll::Pending
     }
 }
+
+/// Who is shy looks seldom, and at no certain place in a second.
+fn pause(every: Duration, shy: bool) -> Duration {
+    if shy { every.max(SELDOM.mul_f64(fastrand::f64() + 0.5)) } else { every }
+}
+
+/// Ten times as long as workers wait as a rule.
+const SELDOM: Duration = Duration::from_secs(1);
 
 /// Longer than most looks take.
 const SOON: Duration = Duration::from_millis(50);

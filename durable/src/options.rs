@@ -47,10 +47,10 @@ impl Options {
         self
     }
 
-    /// How many jobs are fetched at once; 1, and at least 1. More is faster for short jobs. Those that were fetched wait for their turn
+    /// How many jobs are fetched at once; 1, and 10,000 at most. More is faster for short jobs. Those that were fetched wait for their turn
     /// in this worker, however long those before them take and however idle others are.
     pub fn batch(mut self, jobs: usize) -> Self {
-        self.batch = jobs.max(1);
+        self.batch = jobs.clamp(1, 10_000);
         self
     }
 

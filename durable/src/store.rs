@@ -7,6 +7,7 @@ use apalis_core::task::Task;
 use background_tasks::ShutdownSignal;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use ulid::{Generator, Overflow, Ulid};
@@ -63,6 +64,15 @@ pub(crate) struct Batch {
     pub(crate) deferred: Vec<(String, Duration, String)>,
 }
 
+impl Batch {
+    pub(crate) fn leave_out(&mut self, ids: &HashSet<String>) {
+        self.ended.retain(|ended| !ids.contains(&ended.task_id.to_string()));
+        self.again.retain(|(id, _)| !ids.contains(id));
+        self.returned.retain(|id| !ids.contains(id));
+        self.deferred.retain(|(id, ..)| !ids.contains(id));
+    }
+}
+
 /// What a worker asks of the engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
@@ -102,8 +112,10 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
     fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
     fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>>;
-    /// Drops what was done so long ago, and has the database look at its tables.
-    fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>>;
+    /// Drops some of what was done so long ago, and tells how many.
+    fn prune<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>>;
+    /// Drops the workers that are long gone, and has the database look at its tables.
+    fn tidy<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
         None

@@ -36,8 +36,9 @@ const BUSY: Duration = Duration::from_millis(10);
 /// After a failure of the store, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long the store may take to answer before it is asked again, and so on another connection; twice as long each time.
+/// How long the store may take to answer before it is asked again, and so on another connection: at first, and at most.
 const ANSWER: Duration = Duration::from_secs(15);
+const ANSWER_AT_MOST: Duration = Duration::from_mins(10);
 
 /// More of a result than this, or deeper ones, not every database takes or gives back; and what is not taken would stand in the way of all others.
 const LARGEST: usize = 32 << 20;
@@ -45,8 +46,8 @@ const DEEPEST: usize = 100;
 
 const FIRST_UPKEEP: Duration = Duration::from_secs(5);
 
-/// An engine that has lived for so long was well.
-const WELL: Duration = Duration::from_secs(10);
+/// An engine that has lived for so long was well. One that finds no store, or a silent one, can take most of it to say so.
+const WELL: Duration = Duration::from_mins(1);
 
 impl<T> Queue<T> {
     /// Starts a worker: jobs of this queue run as tasks of the registry, named after the queue, until it shuts down. The future ends when
@@ -54,8 +55,8 @@ impl<T> Queue<T> {
     ///
     /// A job's task is over when what became of it is committed. One that fails counts as failed, and comes again; one that panics
     /// counts as panicked, and comes again too. When the registry shuts down, the worker takes no more jobs at once; those that it has go
-    /// on, with its heartbeats, and end before the registry is drained. What a [`Registry::abort`] cuts then goes back to the queue, and is
-    /// charged with nothing; at any other time an abort is a failed attempt. So does what the engine has fetched and not started.
+    /// on, with its heartbeats, and end before the registry is drained. What the engine has fetched and not started goes back to the queue, and so
+    /// does what a [`Registry::abort`] cuts then; neither is charged with an attempt. At any other time an abort is a failed attempt.
     /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over, and
     /// is charged with an attempt. Only a registry that is [inspected](background_tasks::Builder::inspect) can abort.
     ///
@@ -332,11 +333,15 @@ where
 {
     claim.start();
     let ended = AssertUnwindSafe(attempt(&shared, &claim, &task)).catch_unwind().await;
+    let defer = shared.options.defer;
+    if let Ok(Err(Stop::Unknown(_))) = ended {
+        permit.0.be_shy(Instant::now() + defer * 2);
+    }
     drop(permit);
     let (word, outcome) = match ended {
         Ok(Ok(value)) => (claim.ended(Status::Done, Ok(value), None), Ok(Ok(()))),
         Ok(Err(Stop::Failed(failure))) => (claim.failed(&failure), Ok(Err(failure))),
-        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(shared.options.defer, text.clone()), Ok(Err(Failure::dead(text)))),
+        Ok(Err(Stop::Unknown(text))) => (Word::Deferred(defer, text.clone()), Ok(Err(Failure::dead(text)))),
         Err(payload) => {
             let failure = Failure::retry(format_args!("it panicked: {}", said(&*payload)));
             (claim.failed(&failure), Err(payload))
@@ -473,27 +478,33 @@ impl Shift {
     /// Runs the engine until the shutdown, and another one when it fails: its state is dead then.
     async fn fetch(&self, name: &Mutex<Arc<str>>, start: impl Fn(Arc<str>) -> Arc<Start>) {
         let mut pause = PAUSES.0;
-        loop {
+        while !self.signal.is_triggered() {
             let since = Instant::now();
             let worker = current(name);
             let polls = Polls::new(self.poll, self.jobs.bell(self.terms.queue), self.gate.clone());
             let engine =
                 self.jobs.store.engine(worker.to_string(), self.terms.clone(), polls, start(worker.clone()), self.signal.clone());
-            if let Some(error) = engine.await {
-                if since.elapsed() > WELL {
-                    pause = PAUSES.0;
-                }
-                if pause == PAUSES.0 {
-                    (self.report)(error);
-                }
-                *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
-                self.signal.run_until_shutdown(Delay::new(pause)).await;
-                pause = (pause * 2).min(PAUSES.1);
+            let mut failed = engine.await;
+            if since.elapsed() > WELL {
+                pause = PAUSES.0;
             }
-            // What it had fetched and not handed out; its jobs that run go on under its name. If this fails, the next beat does it.
-            let _ = in_time(ANSWER, self.jobs.store.give_back(&worker, &self.desk.ids())).await;
-            if self.signal.is_triggered() {
-                break;
+            loop {
+                if let Some(error) = failed.take() {
+                    if pause == PAUSES.0 {
+                        (self.report)(error);
+                    }
+                    self.signal.run_until_shutdown(Delay::new(pause)).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+                // What it had fetched and not handed out; its jobs that run go on under its name.
+                match in_time(ANSWER, self.jobs.store.give_back(&worker, &self.desk.ids())).await {
+                    Err(error) if !self.signal.is_triggered() => failed = Some(error),
+                    // If it failed, the next beat does it.
+                    _ => break,
+                }
+            }
+            if !self.signal.is_triggered() {
+                *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
             }
         }
     }
@@ -511,14 +522,17 @@ impl Shift {
                 .collect();
             let (mut pause, mut most) = (PAUSES.0, ANSWER);
             let (batches, committed) = self.batches(all);
-            for (worker, batch) in batches {
-                while let Err(error) = in_time(most, self.jobs.store.settle(&worker, &batch)).await {
+            for (worker, mut batch) in batches {
+                while let Err(error) = in_more_time(&mut most, self.jobs.store.settle(&worker, &batch)).await {
                     if pause == PAUSES.0 {
                         (self.report)(error);
                     }
                     Delay::new(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
-                    most = most.saturating_mul(2);
+                    // What runs again here was committed, though nobody said so, and is another run's now.
+                    let is_later =
+                        |(id, run): &&(Ulid, u64)| self.desk.held(|held| held.get(id).is_some_and(|held| held.run != *run));
+                    batch.leave_out(&over.iter().filter(is_later).map(|(id, _)| id.to_string()).collect());
                 }
             }
             let any = !over.is_empty();
@@ -579,20 +593,18 @@ impl Shift {
             // A fetch can be committed after its engine is gone, and then nobody would ever start those jobs while we beat for its name.
             // Asked in this order, as what is handed out after the signal is not started.
             let (ending, ids) = (self.signal.is_triggered(), self.desk.ids());
-            let beat = async {
-                for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
-                    let _ = self.jobs.store.give_back(gone, &ids).await;
-                }
-                self.jobs.store.beat(&workers.iter().map(ToString::to_string).collect::<Vec<_>>()).await
-            };
+            let names: Vec<_> = workers.iter().map(ToString::to_string).collect();
             // Of the five in a lease, two: so that there is time for others.
-            match in_time(self.terms.beat * 2, beat).await {
+            match in_time(self.terms.beat * 2, self.jobs.store.beat(&names)).await {
                 Ok(()) => well = true,
                 Err(error) if well => {
                     well = false;
                     (self.report)(error);
                 }
                 Err(_) => {}
+            }
+            for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
+                let _ = in_time(self.terms.beat, self.jobs.store.give_back(gone, &ids)).await;
             }
             took = since.elapsed();
         }
@@ -604,6 +616,16 @@ async fn in_time<T>(most: Duration, asked: impl Future<Output = Result<T, Error>
         Either::Left((answer, _)) => answer,
         Either::Right(_) => Err(Error::Missing(format!("the database has not answered for {most:?}"))),
     }
+}
+
+/// As [`in_time`], and has twice as long the next time if that was not enough: it may have much to do.
+async fn in_more_time<T>(most: &mut Duration, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let since = Instant::now();
+    let answer = in_time(*most, asked).await;
+    if answer.is_err() && since.elapsed() >= *most {
+        *most = (*most * 2).min(ANSWER_AT_MOST);
+    }
+    answer
 }
 
 /// What is committed together.
@@ -633,10 +655,14 @@ fn current(name: &Mutex<Arc<str>>) -> Arc<str> {
 
 /// Keeps the store small and its planner informed: at once, soon after, as a queue that was empty may be full then, and then now and then.
 async fn upkeep(jobs: Durable, queue: &'static str, options: Options, report: Report) {
-    let (mut well, mut pause) = (true, FIRST_UPKEEP);
+    let (mut well, mut pause, mut most) = (true, FIRST_UPKEEP, ANSWER);
     loop {
-        match jobs.store.upkeep(queue, options.retain).await {
-            Ok(_) => well = true,
+        let kept = async {
+            while in_more_time(&mut most, jobs.store.prune(queue, options.retain)).await? > 0 {}
+            in_more_time(&mut most, jobs.store.tidy(queue)).await
+        };
+        match kept.await {
+            Ok(()) => (well, most) = (true, ANSWER),
             Err(error) if well => {
                 well = false;
                 report(error);

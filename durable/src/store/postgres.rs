@@ -4,7 +4,7 @@ use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
 use background_tasks::ShutdownSignal;
 use futures_timer::Delay;
-use futures_util::future::{BoxFuture, Either, FutureExt, TryFutureExt, ready, select};
+use futures_util::future::{BoxFuture, Either, FutureExt, ready, select};
 use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::types::PgHstore;
@@ -27,7 +27,17 @@ const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR att
 const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
     metadata -> 'version' AS version, last_result::text AS last_result, job";
 
-/// How often it is asked whether the engine's connections are free again.
+/// How long a connection that comes back to its pool may take to be clean.
+const CLEAN: Duration = Duration::from_secs(5);
+
+/// What is asked beside what the engine itself asks. Without the first the upkeep looks at all jobs, and so does who asks for the dead; without
+/// the second each heartbeat does.
+const INDEXES: [(&str, &str); 2] = [
+    ("background_tasks_ended", "(job_type, status, done_at) WHERE status IN ('Done', 'Failed', 'Killed')"),
+    ("background_tasks_held", "(lock_by) WHERE status IN ('Queued', 'Running')"),
+];
+
+/// How often it is asked whether the engine's connection is free again.
 const MOMENT: Duration = Duration::from_millis(1);
 
 pub(crate) struct Postgres {
@@ -42,14 +52,14 @@ impl Postgres {
             url.parse().map_err(|error: sqlx::Error| Error::Address(format!("{error}: what was given")))?;
         // A transaction whose future was dropped as it began is one that the driver does not know of (sqlx's issue 4393), and all that is
         // done on that connection would end with it.
-        let pool = PgPoolOptions::new().acquire_timeout(AWAY);
-        let pool = pool.after_release(|conn, _| sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn).map_ok(|_| true).boxed());
-        let own = pool.clone().connect_lazy_with(options.clone());
+        let pool = PgPoolOptions::new().acquire_timeout(AWAY).after_release(|conn, _| clean(conn).boxed());
+        let own = pool.clone().after_connect(|conn, _| behave(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(why_not(&options).await),
             // A socket, or what is to secure the connection.
             Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::NotFound => return Err(missing(&options, &error)),
-            connected => connected?,
+            Err(error) => return Err(named(&options, error)),
+            Ok(pool) => pool,
         };
         let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&pool).await?;
         if encoding != "UTF8" {
@@ -60,10 +70,31 @@ impl Postgres {
     }
 }
 
+/// A connection that does not answer would keep its place in the pool, for as long as the kernel hopes.
+async fn clean(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    let clean = sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn);
+    match select(pin!(clean), Delay::new(CLEAN)).await {
+        Either::Left((clean, _)) => clean.map(|_| true),
+        Either::Right(_) => Err(sqlx::Error::Io(ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Where a connection has become silent, the server would keep what its transaction has locked from all others, for two hours as a rule. And
+/// what waits for a lock is not silent.
+async fn behave(conn: &mut PgConnection) -> sqlx::Result<()> {
+    let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'";
+    sqlx::raw_sql(limits).execute(conn).await.map(drop)
+}
+
 /// A pool tries for as long as it may, and does not tell what it met.
 async fn why_not(options: &PgConnectOptions) -> Error {
     let connected = select(PgConnection::connect_with(options).boxed(), Delay::new(Duration::from_secs(1))).await;
     let error = if let Either::Left((Err(error), _)) = connected { error } else { sqlx::Error::PoolTimedOut };
+    named(options, error)
+}
+
+/// It says which server is not there.
+fn named(options: &PgConnectOptions, error: sqlx::Error) -> Error {
     match error.into() {
         Error::Missing(text) => missing(options, text),
         other => other,
@@ -77,8 +108,8 @@ fn missing(options: &PgConnectOptions, why: impl Display) -> Error {
     })
 }
 
-/// Ends when a connection of the engine's is silent: what it led to is gone without a word, and the kernel still hopes, for a quarter of an
-/// hour or for ever. The engine takes a connection for each thing that it asks, and asks one at a time.
+/// Ends when the engine's connection is silent: what it led to is gone without a word, and the kernel still hopes, for a quarter of an
+/// hour or for ever. The engine takes it anew for each thing that it asks.
 async fn silent(pool: &PgPool, taken: &AtomicUsize) {
     let (mut before, mut times) = (0, 0);
     while times < 2 {
@@ -111,15 +142,15 @@ async fn migrate(pool: &PgPool) -> Told {
         // As `run` does, whose future is not `Send` for the compiler.
         migrated(migrations.run_direct(None, &mut *pool.acquire().await?, false).await)?;
     }
-    // Without it the upkeep looks at all jobs, and so does who asks for the dead. To look first spares the others a lock.
-    let missing = "SELECT to_regclass('apalis.background_tasks_ended') IS NULL";
-    if sqlx::query_scalar(missing).fetch_one(pool).await? {
-        let mut tx = pool.begin().await?;
-        sqlx::query("SELECT pg_advisory_xact_lock(hashtext('apalis.background_tasks_ended'))").execute(&mut *tx).await?;
-        let index = "CREATE INDEX IF NOT EXISTS background_tasks_ended ON apalis.jobs (job_type, status, done_at)
-            WHERE status IN ('Done', 'Failed', 'Killed')";
-        sqlx::query(index).execute(&mut *tx).await?;
-        tx.commit().await?;
+    for (name, of) in INDEXES {
+        // To look first spares the others a lock.
+        if sqlx::query_scalar("SELECT to_regclass($1) IS NULL").bind(format!("apalis.{name}")).fetch_one(pool).await? {
+            let mut tx = pool.begin().await?;
+            sqlx::query("SELECT pg_advisory_xact_lock(hashtext('apalis.background_tasks'))").execute(&mut *tx).await?;
+            let index = format!("CREATE INDEX IF NOT EXISTS {name} ON apalis.jobs {of}");
+            sqlx::query(sqlx::AssertSqlSafe(index)).execute(&mut *tx).await?;
+            tx.commit().await?;
+        }
     }
     Ok(())
 }
@@ -199,7 +230,8 @@ impl Store for Postgres {
         async move { push(&mut *self.pool.acquire().await?, &order, &payloads).await }.boxed()
     }
 
-    /// On connections of its own, as a fetch that is dropped can still be committed: when they are free again, that is over.
+    /// On a connection of its own, as a fetch that is dropped can still be committed: when it is free again, that is over. One is enough, as the
+    /// engine asks one thing at a time.
     fn engine(
         &self,
         name: String,
@@ -221,10 +253,10 @@ impl Store for Postgres {
             move || _ = taken.fetch_add(1, Relaxed)
         };
         let (one_more, and_one_more) = (count(), count());
-        let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(AWAY);
-        let pool = pool.after_connect(move |_, _| {
+        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(AWAY);
+        let pool = pool.after_connect(move |conn, _| {
             one_more();
-            ready(Ok(())).boxed()
+            behave(conn).boxed()
         });
         let pool = pool.before_acquire(move |_, _| {
             and_one_more();
@@ -366,26 +398,25 @@ impl Store for Postgres {
         .boxed()
     }
 
-    /// The server's own vacuum counts its tables.
-    fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
+    fn prune<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
         async move {
-            let mut pruned = 0;
-            loop {
-                let prune = "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs
-                    WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2)
-                    AND (done_at <= now() - make_interval(secs => $3) OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %')
-                    LIMIT 1000)";
-                let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64()).bind(TICKS.as_secs_f64());
-                let some = prune.execute(&self.own).await?.rows_affected();
-                pruned += some;
-                if some == 0 {
-                    break;
-                }
-            }
+            let prune = "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs
+                WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2)
+                AND (done_at <= now() - make_interval(secs => $3) OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %')
+                LIMIT 1000)";
+            let prune = sqlx::query(prune).bind(queue).bind(retain.as_secs_f64()).bind(TICKS.as_secs_f64());
+            Ok(prune.execute(&self.own).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    /// The server's own vacuum counts its tables.
+    fn tidy<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told> {
+        async move {
             let gone = "DELETE FROM apalis.workers WHERE last_seen < now() - interval '1 day' AND worker_type = $1
                 AND NOT EXISTS (SELECT 1 FROM apalis.jobs WHERE lock_by = workers.id)";
             sqlx::query(gone).bind(queue).execute(&self.own).await?;
-            Ok(pruned)
+            Ok(())
         }
         .boxed()
     }

@@ -339,27 +339,27 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn upkeep<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
+    fn prune<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>> {
         async move {
             self.file.is_there()?;
-            let mut pruned = 0;
-            loop {
-                let prune = "DELETE FROM Jobs WHERE id IN
-                    (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2
-                    AND (done_at <= unixepoch() - ?3 OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %') LIMIT 500)";
-                let prune = sqlx::query(prune).bind(queue).bind(seconds(retain)).bind(seconds(TICKS));
-                let some = prune.execute(&self.writer).await?.rows_affected();
-                pruned += some;
-                if some == 0 {
-                    break;
-                }
-            }
+            let prune = "DELETE FROM Jobs WHERE id IN
+                (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2
+                AND (done_at <= unixepoch() - ?3 OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %') LIMIT 500)";
+            let prune = sqlx::query(prune).bind(queue).bind(seconds(retain)).bind(seconds(TICKS));
+            Ok(prune.execute(&self.writer).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    fn tidy<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told> {
+        async move {
+            self.file.is_there()?;
             let gone = "DELETE FROM Workers WHERE last_seen < unixepoch() - 86400 AND worker_type = ?1
                 AND NOT EXISTS (SELECT 1 FROM Jobs WHERE lock_by = Workers.id)";
             sqlx::query(gone).bind(queue).execute(&self.writer).await?;
             // Its planner goes by what was counted, and takes a large queue for a small one until it is counted again.
             sqlx::query("ANALYZE Jobs").execute(&self.writer).await?;
-            Ok(pruned)
+            Ok(())
         }
         .boxed()
     }
