@@ -91,6 +91,24 @@ impl<T> DerefMut for Job<T> {
 }
 
 /// A handler's error that says what comes next. Any other error means: again, with the queue's backoff.
+///
+/// `?` makes one of any error, so a handler names those that are not to be tried again, or not so soon. So that it can, this is no
+/// [`std::error::Error`] itself.
+///
+/// ```
+/// use background_tasks_durable::{Failure, Job};
+/// # use std::time::Duration;
+/// # struct Import { path: String }
+///
+/// async fn import(job: Job<Import>) -> Result<usize, Failure> {
+///     let text = std::fs::read_to_string(&job.path)?; // again, after its backoff
+///     if text.is_empty() {
+///         return Err(Failure::retry_after("it is not written yet", Duration::from_secs(60)));
+///     }
+///     let first = text.lines().next().unwrap_or_default();
+///     first.parse().map_err(|_| Failure::dead(format!("{first} is no number"))) // once and for all
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Failure {
     text: String,
@@ -133,7 +151,12 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+/// What [`Failure::retry`] makes of it.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::retry(error)
+    }
+}
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -74,8 +74,9 @@ pub use self::error::Error;
 pub use self::job::{Counts, Failure, Info, Job, JobId, ParseJobIdError, Status};
 pub use self::options::Options;
 pub use self::queue::{Connection, Enqueue, EnqueueAll, Queue};
+/// The driver, for [transactions of the program's own](Durable::sqlite_pool): a program that depends on it needs this version.
 pub use sqlx;
 
-#[cfg(all(doctest, feature = "sqlite"))]
+#[cfg(all(doctest, feature = "cron", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
