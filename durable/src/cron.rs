@@ -44,7 +44,13 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         S: Spawner + Clone + Send + Sync + 'static,
     {
         let at = Location::caller();
-        let ticks: Schedule = schedule.parse().map_err(|error| Error::Schedule(format!("{schedule}: {error}")))?;
+        let ticks: Schedule = schedule.parse().map_err(|error: cron::error::Error| {
+            // The text, where in it, and why, if there is a reason. Most begin with the minutes, of which the reason speaks as of seconds.
+            let (told, fields) = (error.to_string(), schedule.split_whitespace().count());
+            let why =
+                told.lines().nth(2).filter(|_| fields > 5).unwrap_or("it has six fields, from seconds on, or seven with a year");
+            Error::Schedule(format!("{schedule:?}: {why}"))
+        })?;
         let (queue, schedule, signal) = (self.clone(), schedule.to_owned(), registry.signal());
         let name = &*Box::leak(format!("{} cron", self.name).into_boxed_str());
         let others = registry.clone();
@@ -63,24 +69,26 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                 let now = Utc::now();
                 let missed = ticks.after(&(now - LATE)).take_while(|tick| *tick <= now).last();
                 let mut last = missed.map_or(now, |missed| missed - Duration::from_secs(1));
+                let mut well = true;
                 while let Some((tick, left)) = next(&ticks, last, Utc::now()) {
                     if !left.is_zero() {
                         Delay::new(left.min(LOOK)).await;
                         continue;
                     }
                     let key = format!("{KEY}{schedule} {}", tick.timestamp());
-                    let mut told = false;
-                    loop {
-                        let enqueued = async { queue.enqueue(job(tick.into())).unique(&key).await };
-                        match AssertUnwindSafe(enqueued).catch_unwind().await {
-                            Ok(Ok(_)) => break,
-                            // As they would be for ever.
-                            Err(payload) => break panicked(payload),
-                            Ok(Err(error @ Error::Encode(_))) => break report(error),
-                            Ok(Err(error)) if !std::mem::replace(&mut told, true) => report(error),
-                            Ok(Err(_)) => {}
+                    let enqueued = async { queue.enqueue(job(tick.into())).unique(&key).await };
+                    match AssertUnwindSafe(enqueued).catch_unwind().await {
+                        Ok(Ok(_)) => well = true,
+                        // As they would be for ever.
+                        Err(payload) => panicked(payload),
+                        Ok(Err(error @ Error::Encode(_))) => report(error),
+                        Ok(Err(error)) => {
+                            if std::mem::replace(&mut well, false) {
+                                report(error);
+                            }
+                            Delay::new(Duration::from_secs(1)).await;
+                            continue;
                         }
-                        Delay::new(Duration::from_secs(1)).await;
                     }
                     last = tick;
                 }

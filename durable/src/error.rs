@@ -35,6 +35,14 @@ pub enum Error {
     Database(sqlx::Error),
 }
 
+/// With the features that the program has.
+const KINDS: &str = match (cfg!(feature = "sqlite"), cfg!(feature = "postgres")) {
+    (true, true) => "a path, sqlite://PATH or postgres://…",
+    (true, false) => "a path or sqlite://PATH; or postgres://…, which takes the feature `postgres`",
+    (false, true) => "postgres://…; or a path, which takes the feature `sqlite`",
+    (false, false) => "a path, which takes the feature `sqlite`, or postgres://…, which takes the feature `postgres`",
+};
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -42,7 +50,7 @@ impl fmt::Display for Error {
                 f.write_str("there is no tokio runtime here, which the database's driver needs: make a Durable within one")
             }
             Self::Address(text) => {
-                write!(f, "{text} is no address of a database that keeps jobs: a path, sqlite://PATH or postgres://…")
+                write!(f, "{text} is no address of a database that keeps jobs: {KINDS}")
             }
             Self::Missing(text) => f.write_str(text),
             Self::Locked(error) => write!(f, "the database is locked by somebody else: {}", bare(error)),

@@ -415,7 +415,8 @@ async fn a_database_that_is_not_there_or_not_for_this_user_is_told() {
     let (server, database) = place.address.rsplit_once('/').unwrap();
     let error = Durable::postgres(&format!("{server}/none")).await.unwrap_err();
     assert!(matches!(error, Error::Missing(_)), "{error:?}");
-    assert_eq!(error.to_string(), "database \"none\" does not exist");
+    let address = server.rsplit_once('@').unwrap().1;
+    assert_eq!(error.to_string(), format!("{address}: database \"none\" does not exist"));
 
     let of = |user: &str| place.address.replacen("postgres@", &format!("{user}@"), 1);
     let error = Durable::postgres(&of("nobody")).await.unwrap_err();
