@@ -45,9 +45,13 @@ impl Mailer {
         match self {
             Self::Folder(outbox) => {
                 let (path, temporary) = (outbox.join(format!("{id}.eml")), outbox.join(format!(".{id}-{attempt}.tmp")));
-                let written = spawn_blocking(move || put(&path, &temporary, &mail.formatted())).await;
-                written.map_err(io::Error::other).and_then(|written| written).map_err(|error| {
-                    warn!("cannot write a mail into the outbox: {error}");
+                let folder = outbox.clone();
+                let written = spawn_blocking(move || {
+                    fs::create_dir_all(folder)?; // somebody may have tidied up
+                    put(&path, &temporary, &mail.formatted())
+                });
+                written.await.map_err(io::Error::other).and_then(|written| written).map_err(|error| {
+                    warn!("cannot write a mail into '{}': {error}", outbox.display());
                     Refusal::NotNow("the outbox cannot be written to".into())
                 })
             }
