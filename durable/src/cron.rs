@@ -1,3 +1,4 @@
+use crate::worker::{ANSWER, in_time};
 use crate::{Error, Queue};
 use background_tasks::{Reason, Registry, Spawner};
 use chrono::{DateTime, Utc};
@@ -76,7 +77,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                         continue;
                     }
                     let key = format!("{KEY}{schedule} {}", tick.timestamp());
-                    let enqueued = async { queue.enqueue(job(tick.into())).unique(&key).await };
+                    let enqueued = in_time(ANSWER, async { queue.enqueue(job(tick.into())).unique(&key).await });
                     match AssertUnwindSafe(enqueued).catch_unwind().await {
                         Ok(Ok(_)) => well = true,
                         // As they would be for ever.

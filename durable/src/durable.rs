@@ -81,14 +81,14 @@ impl Durable {
     /// A server: `postgres://user:password@host:port/database`. Its own `PG…` variables fill in what the address leaves out. The jobs
     /// stand in a schema of their own, `apalis`; the first to come makes it, with the extensions `hstore` and `pgcrypto` and a function in
     /// `public`. The owner of the database may do so; another user needs `CREATE` on the database and on `public`, or the owner calls this
-    /// once, and again after an update that brings other tables. From then on `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
+    /// once, and again after an update that brings other tables or indexes. From then on `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
     /// `DELETE` on its tables are enough. `hstore` must be in the search path of all.
     ///
     /// A process opens as many connections as it needs: up to 10 for its calls and for [its own transactions](Self::postgres_pool), 10
     /// for what its workers tell, and 1 for each worker's engine; while a deploy starts the new processes before it ends the old ones, the server
-    /// needs room for both. What a worker does not get an answer to on one, as when a router has forgotten it or the server's machine is gone,
-    /// it asks again on another after 15 to 40 seconds, and tells the registry's observer. A call of the program's waits for as long as the system does: give it an end of
-    /// your own.
+    /// needs room for both. A worker that does not get an answer on one, as when a router has forgotten it or the server's machine is gone, asks
+    /// again on another, for a heartbeat after two fifths of its lease, for what became of a job after 15 seconds, for more jobs after 20 to 40, and tells
+    /// the registry's observer. A call of the program's waits for as long as the system does: give it an end of your own.
     ///
     /// The clocks of the machines must agree with the server's to well within a [lease](crate::Options::lease): the engine writes down its start
     /// by its own clock, and a worker that was seen so long ago is dead, until its first heartbeat.

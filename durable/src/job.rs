@@ -92,8 +92,8 @@ impl<T> DerefMut for Job<T> {
 
 /// A handler's error that says what comes next. Any other error means: again, with the queue's backoff.
 ///
-/// `?` makes one of any error, so a handler names those that are not to be tried again, or not so soon. So that it can, this is no
-/// [`std::error::Error`] itself.
+/// `?` makes one of any [`std::error::Error`], which this is not itself, so that it can; of what else can be shown, [`Failure::retry`] does.
+/// So a handler names those that are not to be tried again, or not so soon.
 ///
 /// ```
 /// use background_tasks_durable::{Failure, Job};

@@ -54,7 +54,8 @@ impl Options {
         self
     }
 
-    /// How often the store is asked for jobs of other processes; 100 ms, and at least 1. What this process enqueues it sees at once.
+    /// How often the store is asked for jobs of other processes; 100 ms, and at least 1. What this process enqueues it sees at once. A worker
+    /// that has met a version that it does not know asks about once a second for a while, so that others are ahead of it.
     pub fn poll(mut self, every: Duration) -> Self {
         self.poll = every.clamp(Duration::from_millis(1), EVER);
         self

@@ -37,7 +37,7 @@ const BUSY: Duration = Duration::from_millis(10);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How long the store may take to answer before it is asked again, and so on another connection: at first, and at most.
-const ANSWER: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER: Duration = Duration::from_secs(15);
 const ANSWER_AT_MOST: Duration = Duration::from_mins(10);
 
 /// More of a result than this, or deeper ones, not every database takes or gives back; and what is not taken would stand in the way of all others.
@@ -45,6 +45,9 @@ const LARGEST: usize = 32 << 20;
 const DEEPEST: usize = 100;
 
 const FIRST_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How long a worker that has met a version that it does not know lets others look first.
+const SHY_AT_MOST: Duration = Duration::from_mins(5);
 
 /// An engine that has lived for so long was well. One that finds no store, or a silent one, can take most of it to say so.
 const WELL: Duration = Duration::from_mins(1);
@@ -61,7 +64,7 @@ impl<T> Queue<T> {
     /// is charged with an attempt. Only a registry that is [inspected](background_tasks::Builder::inspect) can abort.
     ///
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
-    /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`.
+    /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`; one that comes and goes within a minute, once.
     ///
     /// The worker is in flight until the shutdown, so [`wait_idle`](Registry::wait_idle) waits for that. It is two tasks, with its upkeep:
     /// a registry with a [bound](background_tasks::Builder::max_in_flight) needs room for these, and for jobs beside them, which wait
@@ -335,7 +338,7 @@ where
     let ended = AssertUnwindSafe(attempt(&shared, &claim, &task)).catch_unwind().await;
     let defer = shared.options.defer;
     if let Ok(Err(Stop::Unknown(_))) = ended {
-        permit.0.be_shy(Instant::now() + defer * 2);
+        permit.0.be_shy(Instant::now() + (defer * 2).min(SHY_AT_MOST));
     }
     drop(permit);
     let (word, outcome) = match ended {
@@ -557,14 +560,16 @@ impl Shift {
         }
     }
 
-    /// By the names under which they were fetched, as the store asks for. A start is left out where the job is over by now.
+    /// By the names under which they were fetched, as the store asks for. A start is left out where the job is over by now, and so is what is said of
+    /// a run that the store took for lost, as there is a later one.
     fn batches(&self, all: Vec<Told>) -> (HashMap<Arc<str>, Batch>, Vec<oneshot::Sender<()>>) {
         let over: HashSet<Ulid> = all.iter().filter(|told| !matches!(told.word, Word::Started)).map(|told| told.id).collect();
         let mut batches = HashMap::<Arc<str>, Batch>::new();
         let mut committed = Vec::new();
         for told in all {
             committed.push(told.committed);
-            let Some(worker) = self.desk.held(|held| held.get(&told.id).map(|held| held.by.clone())) else { continue };
+            let by = |held: &Held| (held.run == told.run).then(|| held.by.clone());
+            let Some(worker) = self.desk.held(|held| held.get(&told.id).and_then(by)) else { continue };
             let (id, batch) = (told.id.to_string(), batches.entry(worker).or_default());
             match told.word {
                 Word::Started if over.contains(&told.id) => {}
@@ -588,10 +593,11 @@ impl Shift {
         loop {
             Delay::new(self.terms.beat.saturating_sub(took)).await;
             let since = Instant::now();
+            let now = current(name);
             let mut workers: HashSet<Arc<str>> = self.desk.held(|held| held.values().map(|held| held.by.clone()).collect());
-            workers.insert(current(name));
+            workers.insert(now.clone());
             // A fetch can be committed after its engine is gone, and then nobody would ever start those jobs while we beat for its name.
-            // Asked in this order, as what is handed out after the signal is not started.
+            // Asked in this order: what is not current any more hands out nothing, and what is handed out after the signal is not started.
             let (ending, ids) = (self.signal.is_triggered(), self.desk.ids());
             let names: Vec<_> = workers.iter().map(ToString::to_string).collect();
             // Of the five in a lease, two: so that there is time for others.
@@ -603,15 +609,19 @@ impl Shift {
                 }
                 Err(_) => {}
             }
-            for gone in workers.iter().filter(|worker| ending || **worker != current(name)) {
-                let _ = in_time(self.terms.beat, self.jobs.store.give_back(gone, &ids)).await;
-            }
+            let given_back = async {
+                for gone in workers.iter().filter(|worker| ending || **worker != now) {
+                    self.jobs.store.give_back(gone, &ids).await?;
+                }
+                Ok(())
+            };
+            let _ = in_time(self.terms.beat, given_back).await;
             took = since.elapsed();
         }
     }
 }
 
-async fn in_time<T>(most: Duration, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(crate) async fn in_time<T>(most: Duration, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match select(pin!(asked), Delay::new(most)).await {
         Either::Left((answer, _)) => answer,
         Either::Right(_) => Err(Error::Missing(format!("the database has not answered for {most:?}"))),

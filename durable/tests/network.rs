@@ -6,6 +6,7 @@ use background_tasks_durable::{Durable, Failure, Job, Options, Queue, Status, sq
 use common::postgres::Postgres;
 use common::{HANG, Mail, Place, mail, numbers, registry, until};
 use futures_util::future::{Either, join_all, select};
+use sqlx::pool::PoolConnection;
 use std::convert::Infallible;
 use std::future::{IntoFuture, pending};
 use std::io::{Write, stderr};
@@ -51,26 +52,29 @@ async fn handlers_may_have_all_connections_of_the_program() {
     assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
 }
 
-/// Those of a pool that are forgotten all at once do not keep their places in it.
+/// Those of a pool that are forgotten all at once, as they are used, do not keep their places in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_silent_make_room_for_others() {
     let Some(store) = Silent::on(&[]).await else { return };
-    let (registry, _) = registry();
-    let queue = store.jobs.queue::<Mail>("mail");
-    let pool = store.jobs.postgres_pool().unwrap();
-    let most = pool.options().get_max_connections() as usize;
-    let all = join_all((0..most).map(|_| pool.acquire())).await;
+    let all = store.all_connections().await;
     store.forget_all();
-    for connection in all {
-        let mut connection = connection.unwrap();
+    for mut connection in all {
         let asked = sqlx::query("SELECT 1").execute(&mut *connection);
         timeout(Duration::from_millis(1), asked).await.expect_err("nobody answers");
     }
-    let id =
-        timeout(HANG, queue.enqueue(mail("ann")).into_future()).await.expect("it does not wait for ever").expect("there is room");
-    queue.serve(&registry, Options::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-    assert_eq!(timeout(HANG, queue.wait(id)).await.expect("it is run").unwrap().unwrap().status(), Status::Done);
-    registry.shutdown().await;
+    store.works().await;
+}
+
+/// Nor do idle ones make those wait who are given them.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_that_are_silent_are_replaced() {
+    let Some(store) = Silent::on(&[]).await else { return };
+    let (pool, all) = (store.jobs.postgres_pool().unwrap(), store.all_connections().await);
+    let most = all.len();
+    drop(all);
+    until("they are idle", async || (pool.num_idle() == most).then_some(())).await;
+    store.forget_all();
+    store.works().await;
 }
 
 /// On a disk that is slow the engine is dropped while its fetch is being committed, and what it was to fetch is nobody's by then.
@@ -169,6 +173,26 @@ impl Silent {
 
     fn arm(&self) {
         self.router.armed.store(true, Ordering::SeqCst);
+    }
+
+    async fn all_connections(&self) -> Vec<PoolConnection<sqlx::Postgres>> {
+        let pool = self.jobs.postgres_pool().unwrap();
+        let most = pool.options().get_max_connections();
+        join_all((0..most).map(|_| pool.acquire())).await.into_iter().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// At the first try.
+    async fn works(&self) {
+        let (registry, losses) = registry();
+        let queue = self.jobs.queue::<Mail>("mail");
+        let enqueued = queue.enqueue(mail("ann")).into_future();
+        let id = timeout(HANG, enqueued).await.expect("it does not wait for ever").expect("there is room");
+        queue.serve(&registry, Options::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        // With each connection that might be silent.
+        join_all((0..20).map(|_| queue.info(id))).await.into_iter().for_each(|info| assert!(info.is_ok(), "{info:?}"));
+        assert_eq!(timeout(HANG, queue.wait(id)).await.expect("it is run").unwrap().unwrap().status(), Status::Done);
+        timeout(HANG, registry.shutdown()).await.expect("it ends");
+        assert_eq!(losses.all(), []);
     }
 
     fn forget_all(&self) {

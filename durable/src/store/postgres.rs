@@ -4,7 +4,7 @@ use crate::{Counts, Error, Info};
 use apalis_postgres::{Config, PostgresStorage, queries};
 use background_tasks::ShutdownSignal;
 use futures_timer::Delay;
-use futures_util::future::{BoxFuture, Either, FutureExt, ready, select};
+use futures_util::future::{BoxFuture, Either, FutureExt, select};
 use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::types::PgHstore;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::time::timeout;
 use ulid::Ulid;
 
 /// How long the server may be away before it is an error.
@@ -27,8 +28,8 @@ const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR att
 const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
     metadata -> 'version' AS version, last_result::text AS last_result, job";
 
-/// How long a connection that comes back to its pool may take to be clean.
-const CLEAN: Duration = Duration::from_secs(5);
+/// How long a connection may take to answer, when it leaves its pool and when it comes back.
+const SOON: Duration = Duration::from_secs(3);
 
 /// What is asked beside what the engine itself asks. Without the first the upkeep looks at all jobs, and so does who asks for the dead; without
 /// the second each heartbeat does.
@@ -52,7 +53,7 @@ impl Postgres {
             url.parse().map_err(|error: sqlx::Error| Error::Address(format!("{error}: what was given")))?;
         // A transaction whose future was dropped as it began is one that the driver does not know of (sqlx's issue 4393), and all that is
         // done on that connection would end with it.
-        let pool = PgPoolOptions::new().acquire_timeout(AWAY).after_release(|conn, _| clean(conn).boxed());
+        let pool = pool_options().before_acquire(|conn, _| answers(conn).boxed()).after_release(|conn, _| clean(conn).boxed());
         let own = pool.clone().after_connect(|conn, _| behave(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(why_not(&options).await),
@@ -70,13 +71,23 @@ impl Postgres {
     }
 }
 
-/// A connection that does not answer would keep its place in the pool, for as long as the kernel hopes.
+fn pool_options() -> PgPoolOptions {
+    // `answers` does it.
+    PgPoolOptions::new().acquire_timeout(AWAY).test_before_acquire(false)
+}
+
+/// In place of one that does not answer the pool makes another, if that is told in time.
+async fn answers(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    soon(conn.ping()).await.map(|()| true)
+}
+
+/// One that does not answer would keep its place in the pool, for as long as the kernel hopes.
 async fn clean(conn: &mut PgConnection) -> sqlx::Result<bool> {
-    let clean = sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn);
-    match select(pin!(clean), Delay::new(CLEAN)).await {
-        Either::Left((clean, _)) => clean.map(|_| true),
-        Either::Right(_) => Err(sqlx::Error::Io(ErrorKind::TimedOut.into())),
-    }
+    soon(sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn)).await.map(|_| true)
+}
+
+async fn soon<T>(asked: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    timeout(SOON, asked).await.unwrap_or_else(|late| Err(sqlx::Error::Io(late.into())))
 }
 
 /// Where a connection has become silent, the server would keep what its transaction has locked from all others, for two hours as a rule. And
@@ -253,14 +264,14 @@ impl Store for Postgres {
             move || _ = taken.fetch_add(1, Relaxed)
         };
         let (one_more, and_one_more) = (count(), count());
-        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(AWAY);
+        let pool = pool_options().max_connections(1);
         let pool = pool.after_connect(move |conn, _| {
             one_more();
             behave(conn).boxed()
         });
-        let pool = pool.before_acquire(move |_, _| {
+        let pool = pool.before_acquire(move |conn, _| {
             and_one_more();
-            ready(Ok(true)).boxed()
+            answers(conn).boxed()
         });
         let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
         async move {
