@@ -8,7 +8,7 @@ use common::{HANG, Mail, Place, each, each_place, mail, numbers, panic_quietly, 
 use futures_util::future::join_all;
 use std::convert::Infallible;
 use std::future::{Future, pending, ready};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -351,19 +351,25 @@ fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) 
         };
         within(Box::pin(async {
             let queue = jobs.queue::<Mail>("mail");
-            let handler = |job: Job<Mail>| async move {
-                assert!(tokio::runtime::Handle::try_current().is_err(), "it runs on the registry's executor");
-                if &*job.to == "hangs" {
-                    pending::<()>().await;
+            let begun = Arc::new(AtomicBool::new(false));
+            let begins = begun.clone();
+            let handler = move |job: Job<Mail>| {
+                let begins = begins.clone();
+                async move {
+                    assert!(tokio::runtime::Handle::try_current().is_err(), "it runs on the registry's executor");
+                    if &*job.to == "hangs" {
+                        begins.store(true, Ordering::SeqCst);
+                        pending::<()>().await;
+                    }
+                    Ok::<_, Infallible>(job.into_inner().to)
                 }
-                Ok::<_, Infallible>(job.into_inner().to)
             };
             queue.serve(&registry, patient(), handler).await.unwrap();
             let ids = queue.enqueue_all(["ann", "bob"].map(mail)).await.unwrap();
             let waits = join_all(ids.iter().map(|id| queue.wait(*id))).await;
             assert!(waits.into_iter().all(|info| info.unwrap().unwrap().status() == Status::Done));
             let hangs = queue.enqueue(mail("hangs")).await.unwrap();
-            while queue.info(hangs).await.unwrap().unwrap().status() != Status::Running {
+            while !begun.load(Ordering::SeqCst) {
                 smol::Timer::after(Duration::from_millis(5)).await;
             }
             // What is dropped is dropped outside the runtime.
