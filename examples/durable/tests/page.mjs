@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { env } from "node:process";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import assert from "node:assert/strict";
@@ -52,7 +52,7 @@ const ENTER = "\uE007";
 
 /// Starts the program, and waits until it says that.
 async function start(says, ...args) {
-  const child = spawn(env.SIGNUPS, args, { cwd: dir, env: { ...env, DATABASE_URL: "signups.db" }, stdio: ["ignore", "ignore", "pipe"] });
+  const child = spawn(resolve(env.SIGNUPS), args, { cwd: dir, env: { ...env, DATABASE_URL: "signups.db" }, stdio: ["ignore", "ignore", "pipe"] });
   const started = { child, exit: once(child, "exit"), lines: [] };
   processes.push(started);
   await new Promise((resolve, reject) => {
@@ -96,6 +96,7 @@ before(async () => {
       break;
     }
   }
+  assert.ok(driver.url, "chromedriver does not start: is it installed?");
   const args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", `--user-data-dir=${folder}`];
   const alwaysMatch = { browserName: "chrome", "goog:chromeOptions": { args }, "goog:loggingPrefs": { browser: "ALL" } };
   const { sessionId } = await command("POST", "/session", { capabilities: { alwaysMatch } });
