@@ -202,6 +202,11 @@ impl Desk {
         self.held(|held| held.keys().map(Ulid::to_string).collect())
     }
 
+    /// The last run of a job that is not settled.
+    fn run(&self, id: Ulid) -> Option<u64> {
+        self.held(|held| held.get(&id).map(|held| held.run))
+    }
+
     /// Hands a job out. `None` if it still runs here: the others took it for lost while this process hung, and it has come back.
     fn hand_out(&self, id: Ulid, by: Arc<str>) -> Option<u64> {
         self.held(|held| match held.get_mut(&id) {
@@ -534,7 +539,7 @@ impl Shift {
                     pause = (pause * 2).min(PAUSES.1);
                     // What runs again here was committed, though nobody said so, and is another run's now.
                     let is_later =
-                        |(id, run): &&(Ulid, u64)| self.desk.held(|held| held.get(id).is_some_and(|held| held.run != *run));
+                        |&&(id, run): &&(Ulid, u64)| self.desk.run(id).is_some_and(|now| now != run && !over.contains(&(id, now)));
                     batch.leave_out(&over.iter().filter(is_later).map(|(id, _)| id.to_string()).collect());
                 }
             }
