@@ -1,3 +1,4 @@
+use crate::intake::lock;
 use crate::runtime::Runtime;
 use crate::store::Store;
 use crate::{Error, Queue};
@@ -6,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 #[cfg(feature = "sqlite")]
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
 ///
@@ -29,7 +30,7 @@ impl Durable {
     }
 
     pub(crate) fn bell(&self, queue: &'static str) -> Arc<Event> {
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner).entry(queue).or_default().clone()
+        lock(&self.bells).entry(queue).or_default().clone()
     }
 
     /// By its address: `sqlite://PATH` or a path alone, or `postgres://…`, as far as the features go.

@@ -1,6 +1,6 @@
 //! What differs between the databases: the engine's tables are asked and told here, and nowhere else.
 
-use crate::intake::{Polls, Start};
+use crate::intake::{Polls, Start, lock};
 use crate::{Counts, Error, Info};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::Task;
@@ -8,7 +8,7 @@ use background_tasks::ShutdownSignal;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ulid::{Generator, Overflow, Ulid};
 
@@ -152,6 +152,6 @@ fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
 /// Later ones are greater, also within a millisecond: jobs of one bulk run in their order, and are inserted in that of their index.
 fn ids(count: usize) -> Vec<Ulid> {
     static LAST: Mutex<Generator> = Mutex::new(Generator::new());
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = lock(&LAST);
     (0..count).map(|_| last.generate().unwrap_or_else(Overflow::commit_overflow_random)).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! It is tracked by the registry, and not to be aborted: when the others are, it still gives their jobs back.
 
-use crate::intake::{Gate, Permit, Polls, Start};
+use crate::intake::{Gate, Permit, Polls, Start, lock};
 use crate::job::Next;
 use crate::store::{Batch, RawTask, Terms, VERSION, id};
 use crate::{Durable, Error, Failure, Job, JobId, Options, Queue};
@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
@@ -195,7 +195,7 @@ struct Held {
 
 impl Desk {
     fn held<R>(&self, look: impl FnOnce(&mut HashMap<Ulid, Held>) -> R) -> R {
-        look(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut lock(&self.held))
     }
 
     fn ids(&self) -> Vec<String> {
@@ -512,7 +512,7 @@ impl Shift {
                 }
             }
             if !self.signal.is_triggered() {
-                *name.lock().unwrap_or_else(PoisonError::into_inner) = self.name();
+                *lock(name) = self.name();
             }
         }
     }
@@ -665,7 +665,7 @@ async fn gather(first: Told, words: &mut UnboundedReceiver<Told>, busy: bool) ->
 }
 
 fn current(name: &Mutex<Arc<str>>) -> Arc<str> {
-    name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    lock(name).clone()
 }
 
 /// Keeps the store small and its planner informed: at once, soon after, as a queue that was empty may be full then, and then now and then.

@@ -378,7 +378,7 @@ async fn an_upkeep_that_is_not_answered_is_not_the_last() {
     assert_eq!(losses.all(), [("failed", "mail worker", "the database has not answered for 15s".to_owned())]);
 }
 
-/// As by a `VACUUM FULL`: nobody is silent, and those who wait do not become more and more.
+/// As by a `VACUUM FULL`: nobody is silent then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_locked_is_said_to_be() {
     let Some(place) = Place::postgres() else { return };
