@@ -4,10 +4,10 @@ use crate::clock::{self, Instant};
 use crate::intake::{Intake, Ticket};
 use crate::panics::{discard, shield};
 use crate::roster::{Label, Slot};
-use crate::shards::{Core, Lane};
+use crate::shards::{Lane, RegistryState};
 use crate::sync::{AtomicUsize, Mutex, Ordering, const_unless_loom, lock, thread_local};
 use crate::token::{Call, Loss, Token};
-use crate::{AbortError, Aborted, Observer, Reason, TaskId, TaskInfo};
+use crate::{AbortError, AbortReport, Observer, RejectReason, TaskId, TaskInfo};
 use core::cell::Cell;
 use core::cmp::Reverse;
 use core::fmt;
@@ -89,7 +89,7 @@ impl Attended {
     }
 }
 
-impl Core {
+impl RegistryState {
     /// Whether more is to be done for all work than to count it.
     #[inline]
     pub(crate) fn attends_all(&self) -> bool {
@@ -131,7 +131,7 @@ impl Core {
     }
 
     /// Counts some work on the shard that its limit demands, and gives it the slot that it needs.
-    pub(crate) fn enter_attended(&'static self, call: Call) -> Result<Token, Reason> {
+    pub(crate) fn enter_attended(&'static self, call: Call) -> Result<Token, RejectReason> {
         let lane = match self.bound() {
             None => self.pass()?,
             Some((lane, limit)) => {
@@ -157,13 +157,18 @@ impl Core {
     }
 
     /// Counts some work as soon as there is a place. A refusal is not counted.
-    pub(crate) fn poll_enter(&'static self, call: Call, ticket: &mut Option<Ticket>, waker: &Waker) -> Poll<Result<Token, Reason>> {
+    pub(crate) fn poll_enter(
+        &'static self,
+        call: Call,
+        ticket: &mut Option<Ticket>,
+        waker: &Waker,
+    ) -> Poll<Result<Token, RejectReason>> {
         let Some((lane, limit)) = self.bound() else {
             return Poll::Ready(self.enter_attended(call));
         };
         if ticket.is_none() {
             match self.enter_attended(call) {
-                Err(Reason::Full) => {}
+                Err(RejectReason::Full) => {}
                 done => return Poll::Ready(done),
             }
         }
@@ -171,7 +176,7 @@ impl Core {
         let entered = self.attended().intake.poll_enter(&lane.tally().gate, limit, ticket, waker, is_open);
         entered.map(|entered| match entered {
             Some(()) => Ok(self.seat(lane, call)),
-            None => Err(Reason::ShuttingDown),
+            None => Err(RejectReason::ShuttingDown),
         })
     }
 
@@ -213,7 +218,7 @@ impl Core {
 
     /// Tells a refusal; not one that comes of telling one, which would go on for ever.
     #[allow(clippy::missing_const_for_thread_local, reason = "loom's has no const, and no shorter way in")]
-    pub(crate) fn tell_refusal(&self, call: Call, reason: Reason) {
+    pub(crate) fn tell_refusal(&self, call: Call, reason: RejectReason) {
         thread_local!(static TELLING: Cell<bool> = Cell::new(false));
         if self.is_observed() && !TELLING.with(|telling| telling.replace(true)) {
             let kind = self.is_inspected().then_some(call.kind);
@@ -273,8 +278,8 @@ impl Core {
         tasks
     }
 
-    pub(crate) fn abort(&'static self) -> Aborted {
-        let mut swept = Aborted { aborted: 0, not_abortable: if self.is_inspected() { 0 } else { self.in_flight() } };
+    pub(crate) fn abort(&'static self) -> AbortReport {
+        let mut swept = AbortReport { aborted: 0, not_abortable: if self.is_inspected() { 0 } else { self.in_flight() } };
         for can in self.slots().filter_map(|slot| slot.abort(None)) {
             let count = if can { &mut swept.aborted } else { &mut swept.not_abortable };
             *count += 1;

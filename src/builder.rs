@@ -6,12 +6,12 @@ use core::fmt;
 
 /// Makes a [`Registry`] that tells, lists, limits or reacts; see [`Registry::builder`].
 #[must_use = "it makes a registry when it is built"]
-pub struct Builder<S> {
+pub struct RegistryBuilder<S> {
     spawner: S,
     settings: Settings,
 }
 
-impl<S> Builder<S> {
+impl<S> RegistryBuilder<S> {
     pub(crate) fn new(spawner: S) -> Self {
         Self { spawner, settings: Settings::default() }
     }
@@ -37,7 +37,7 @@ impl<S> Builder<S> {
 
     /// Has the registry accept at most `limit` pieces of work at a time.
     ///
-    /// `run` and its like refuse the next one as [full](crate::Reason::Full); [`run_when_ready`](Registry::run_when_ready) waits for a place. The
+    /// `run` and its like refuse the next one as [full](crate::RejectReason::Full); [`run_when_ready`](Registry::run_when_ready) waits for a place. The
     /// limit is exact, which takes one count for all threads: they share one shard.
     ///
     /// # Panics
@@ -69,8 +69,8 @@ impl<S> Builder<S> {
     }
 }
 
-impl<S> fmt::Debug for Builder<S> {
+impl<S> fmt::Debug for RegistryBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("RegistryBuilder").field("settings", &self.settings).finish_non_exhaustive()
     }
 }

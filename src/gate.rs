@@ -165,7 +165,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Release: who sees the flip sees the entry that flipped (the second look of `Core::is_idle`).
+    /// Release: who sees the flip sees the entry that flipped (the second look of `RegistryState::is_idle`).
     fn flip(&self) {
         self.flips.fetch_add(1, Ordering::Release);
     }

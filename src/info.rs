@@ -7,7 +7,7 @@ use core::time::Duration;
 /// What a registry knows of one piece of work: given to observers, and listed by an inspected registry.
 ///
 /// The name and the call site are always known. Id, kind and age are known where the registry is
-/// [inspected](crate::Builder::inspect).
+/// [inspected](crate::RegistryBuilder::inspect).
 ///
 /// Its `Display` is the name and the call site: `welcome-mail at src/main.rs:20:14`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct TaskInfo {
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize::text"))]
     pub(crate) location: &'static Location<'static>,
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
-    pub(crate) kind: Option<Kind>,
+    pub(crate) kind: Option<TaskKind>,
     #[cfg_attr(
         feature = "serde",
         serde(rename = "age_seconds", serialize_with = "serialize::seconds", skip_serializing_if = "Option::is_none")
@@ -51,7 +51,7 @@ impl TaskInfo {
     }
 
     /// Returns how it runs.
-    pub fn kind(&self) -> Option<Kind> {
+    pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
 
@@ -82,7 +82,7 @@ impl fmt::Display for TaskInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
-pub enum Kind {
+pub enum TaskKind {
     /// A future that the registry's spawner runs.
     Future,
     /// The same, on one thread.
@@ -95,14 +95,14 @@ pub enum Kind {
     Guard,
 }
 
-impl Kind {
+impl TaskKind {
     /// Returns whether such work can be aborted: it has await points, and nobody waits for its output.
     pub fn is_abortable(self) -> bool {
         matches!(self, Self::Future | Self::Local)
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for TaskKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Future => "future",

@@ -102,7 +102,7 @@
 //! [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown. The state of a registry is taken from a
 //! pool and given back: memory is bounded by the most registries alive at once.
 //!
-//! What [`Builder`] is asked for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used
+//! What [`RegistryBuilder`] is asked for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used
 //! again and a reading of the clock, a limit one count that all threads share. `cargo run --release -p peers`, in the repository, measures it.
 
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -149,22 +149,22 @@ mod tracked;
 mod wakers;
 
 #[cfg(feature = "std")]
-pub use abort::{AbortError, Aborted};
+pub use abort::{AbortError, AbortReport};
 #[cfg(feature = "std")]
-pub use builder::Builder;
-pub use info::{Kind, ParseTaskIdError, TaskId, TaskInfo};
+pub use builder::RegistryBuilder;
+pub use info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
 #[cfg(feature = "std")]
 pub use observer::*;
 pub use output::TaskOutput;
 pub use registry::Registry;
-pub use rejected::{Reason, Rejected};
-pub use shards::Core;
+pub use rejected::{RejectReason, Rejected};
+pub use shards::RegistryState;
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::*;
 #[cfg(feature = "std")]
 pub use start::RunWhenReady;
-pub use start::Start;
+pub use start::TaskBuilder;
 pub use summary::{Stragglers, Summary};
 pub use tracked::{Guard, Tracked};
 

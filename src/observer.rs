@@ -1,4 +1,4 @@
-use crate::{Reason, Summary, TaskInfo};
+use crate::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub use self::metrics::MetricsObserver;
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing::TracingObserver;
 
-/// Is told of each loss, and of the shutdown's beginning and end; see [`Builder::observer`](crate::Builder::observer).
+/// Is told of each loss, and of the shutdown's beginning and end; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
 ///
 /// Each method does nothing unless it is implemented. They are called where the loss happens, on whatever thread that is, under no
 /// lock, and a loss is told before its task's count is given back: when a drain has ended, everything was told. So they should be quick, and
@@ -60,10 +60,10 @@ pub trait Observer: Send + Sync + 'static {
     /// Some work was not accepted.
     ///
     /// What is refused meanwhile on this thread is counted and not told.
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {}
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {}
 
     /// The shutdown has begun, with so many in flight. The signals have been triggered when this is told.
-    fn shutdown_begun(&self, in_flight: usize) {}
+    fn shutdown_started(&self, in_flight: usize) {}
 
     /// The drain has ended, so long after its beginning.
     ///
@@ -92,12 +92,12 @@ macro_rules! forward {
                 (**self).aborted(task);
             }
 
-            fn rejected(&self, task: &TaskInfo, reason: Reason) {
+            fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
                 (**self).rejected(task, reason);
             }
 
-            fn shutdown_begun(&self, in_flight: usize) {
-                (**self).shutdown_begun(in_flight);
+            fn shutdown_started(&self, in_flight: usize) {
+                (**self).shutdown_started(in_flight);
             }
 
             fn drained(&self, summary: &Summary, took: Duration) {

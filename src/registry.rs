@@ -1,14 +1,14 @@
-use crate::shards::{Core, Handle};
+use crate::shards::{Handle, RegistryState};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::start::Start;
+use crate::start::TaskBuilder;
 use crate::tracked::{Guard, Tracked};
 use crate::{BlockingSpawner, LocalSpawner, Rejected, Spawner, Summary, TaskOutput};
 use core::fmt;
 use core::future::Future;
 
 #[cfg(feature = "std")]
-use crate::{AbortError, Aborted, Builder, RunWhenReady, TaskId, TaskInfo};
+use crate::{AbortError, AbortReport, RegistryBuilder, RunWhenReady, TaskId, TaskInfo};
 
 /// The background tasks of one host: starts them, counts them, tells them to stop, and waits for them.
 ///
@@ -65,8 +65,8 @@ impl<S> Registry<S> {
     /// ```
     #[cfg(feature = "std")]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
-    pub fn builder(spawner: S) -> Builder<S> {
-        Builder::new(spawner)
+    pub fn builder(spawner: S) -> RegistryBuilder<S> {
+        RegistryBuilder::new(spawner)
     }
 
     #[cfg(feature = "std")]
@@ -76,13 +76,13 @@ impl<S> Registry<S> {
 
     /// Returns the registry whose state is `core`, for a `static` and for programs without `std`.
     ///
-    /// It begins no shutdown when it is dropped. All that is made on one core are one registry. See [`Core`] for an example.
-    pub const fn in_static(core: &'static Core, spawner: S) -> Self {
+    /// It begins no shutdown when it is dropped. All that is made on one core are one registry. See [`RegistryState`] for an example.
+    pub const fn in_static(core: &'static RegistryState, spawner: S) -> Self {
         Self { handle: Handle::in_static(core), spawner }
     }
 
     #[inline]
-    pub(crate) fn core(&self) -> &'static Core {
+    pub(crate) fn core(&self) -> &'static RegistryState {
         self.handle.core()
     }
 
@@ -120,7 +120,7 @@ impl<S> Registry<S> {
 
     /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
     ///
-    /// Names are for [observers](Builder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
+    /// Names are for [observers](RegistryBuilder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
     /// each pair of a name and a call site has slots of its own, for good, so do not make names up without end.
     ///
     /// # Examples
@@ -132,14 +132,14 @@ impl<S> Registry<S> {
     /// registry.named("welcome-mail").run(async { /* send it */ });
     /// # }
     /// ```
-    pub fn named(&self, name: &'static str) -> Start<'_, S> {
-        Start::new(self).named(name)
+    pub fn named(&self, name: &'static str) -> TaskBuilder<'_, S> {
+        TaskBuilder::new(self).named(name)
     }
 
     /// Marks the work that is started next as such that the host should not go on without: its panic or its failure begins the shutdown.
     ///
     /// That it is aborted, abandoned or rejected begins nothing, nor does an `Err` of what is [tracked](Self::track), whose output is its
-    /// owner's. [`Builder::shutdown_on_panic`] and [`Builder::shutdown_on_failure`] mark all.
+    /// owner's. [`RegistryBuilder::shutdown_on_panic`] and [`RegistryBuilder::shutdown_on_failure`] mark all.
     ///
     /// # Examples
     ///
@@ -154,8 +154,8 @@ impl<S> Registry<S> {
     /// ```
     #[cfg(feature = "std")]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
-    pub fn critical(&self) -> Start<'_, S> {
-        Start::new(self).critical()
+    pub fn critical(&self) -> TaskBuilder<'_, S> {
+        TaskBuilder::new(self).critical()
     }
 
     /// Counts a future that somebody else polls (a `JoinSet`, a `select!`, a server) as in flight until it has finished or is dropped.
@@ -164,17 +164,17 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        Start::new(self).track(future)
+        TaskBuilder::new(self).track(future)
     }
 
     /// Counts something that is no future (a request, a thread, a lock that is held) as in flight until the guard is dropped.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] when the registry has drained (or is [full](crate::Reason::Full)).
+    /// [`Rejected`] when the registry has drained (or is [full](crate::RejectReason::Full)).
     ///
     /// # Examples
     ///
@@ -193,7 +193,7 @@ impl<S> Registry<S> {
     #[track_caller]
     #[inline]
     pub fn guard(&self) -> Result<Guard, Rejected<()>> {
-        Start::new(self).guard()
+        TaskBuilder::new(self).guard()
     }
 
     /// Returns a future that resolves once the shutdown has begun.
@@ -254,7 +254,7 @@ impl<S> Registry<S> {
         WaitIdle::new(self.handle.hold())
     }
 
-    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](Builder::inspect).
+    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](RegistryBuilder::inspect).
     ///
     /// What comes or goes meanwhile may be in it or not.
     #[cfg(feature = "std")]
@@ -263,7 +263,7 @@ impl<S> Registry<S> {
         self.core().tasks()
     }
 
-    /// Ends every task of an [inspected](Builder::inspect) registry at its await point; returns how many it could tell to, and how many not.
+    /// Ends every task of an [inspected](RegistryBuilder::inspect) registry at its await point; returns how many it could tell to, and how many not.
     ///
     /// A task that waits is woken, dropped where it waits, and counted as aborted; one that is being polled ends so when that poll
     /// returns, unless it finishes in it. What has no await point (a blocking closure, a guard), what never comes to one, and what
@@ -272,11 +272,11 @@ impl<S> Registry<S> {
     /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
     #[cfg(feature = "std")]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
-    pub fn abort(&self) -> Aborted {
+    pub fn abort(&self) -> AbortReport {
         self.core().abort()
     }
 
-    /// Ends one task of an [inspected](Builder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
+    /// Ends one task of an [inspected](RegistryBuilder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
     ///
     /// # Errors
     ///
@@ -302,7 +302,7 @@ impl<S> Registry<S> {
         self.core().is_shutting_down()
     }
 
-    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](Builder::shutdown_on_panic) says so.
+    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](RegistryBuilder::shutdown_on_panic) says so.
     ///
     /// `None` if it has not begun, or somebody called [`shutdown`](Self::shutdown). For a host whose exit code is to tell the one from the
     /// other; the loss itself is [told](crate::Observer) as any other is.
@@ -331,14 +331,14 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        Start::new(self).run(future);
+        TaskBuilder::new(self).run(future);
     }
 
     /// Starts a task in the background, as [`run`](Self::run) does.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
     ///
     /// # Panics
     ///
@@ -349,10 +349,10 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        Start::new(self).try_run(future)
+        TaskBuilder::new(self).try_run(future)
     }
 
-    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](Builder::max_in_flight) and is full.
+    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](RegistryBuilder::max_in_flight) and is full.
     ///
     /// Whoever waits is served in turn, and nobody overtakes: meanwhile `run` and its like find the registry full.
     ///
@@ -397,7 +397,7 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        Start::new(self).run_when_ready(future)
+        TaskBuilder::new(self).run_when_ready(future)
     }
 
     /// Starts a task that is not `Send`, on this thread; otherwise as [`run`](Self::run).
@@ -411,14 +411,14 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        Start::new(self).run_local(future);
+        TaskBuilder::new(self).run_local(future);
     }
 
     /// Starts a task that is not `Send`, on this thread.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::Reason::Full)).
+    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
     ///
     /// # Panics
     ///
@@ -429,7 +429,7 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        Start::new(self).try_run_local(future)
+        TaskBuilder::new(self).try_run_local(future)
     }
 
     /// Starts a closure that blocks, on a thread that is for that; otherwise as [`run`](Self::run).
@@ -444,14 +444,14 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        Start::new(self).run_blocking(work);
+        TaskBuilder::new(self).run_blocking(work);
     }
 
     /// Starts a closure that blocks, on a thread that is for that.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the closure back when the registry has drained (or is [full](crate::Reason::Full)).
+    /// [`Rejected`] gives the closure back when the registry has drained (or is [full](crate::RejectReason::Full)).
     ///
     /// # Panics
     ///
@@ -463,7 +463,7 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        Start::new(self).try_run_blocking(work)
+        TaskBuilder::new(self).try_run_blocking(work)
     }
 }
 

@@ -8,24 +8,24 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
-    reason: Reason,
+    reason: RejectReason,
 }
 
 /// Why a registry did not accept some work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
-pub enum Reason {
+pub enum RejectReason {
     /// The registry has shut down and nothing is in flight any more.
     Drained,
-    /// As many tasks are in flight as the registry [may have](crate::Builder::max_in_flight). On 32-bit targets also: as many as it can
+    /// As many tasks are in flight as the registry [may have](crate::RegistryBuilder::max_in_flight). On 32-bit targets also: as many as it can
     /// count, 2²⁰ - 1 for each shard.
     Full,
     /// The shutdown began while it waited for a place.
     ShuttingDown,
 }
 
-impl From<Refused> for Reason {
+impl From<Refused> for RejectReason {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Drained => Self::Drained,
@@ -35,7 +35,7 @@ impl From<Refused> for Reason {
 }
 
 impl<F> Rejected<F> {
-    pub(crate) fn new(work: F, reason: Reason) -> Self {
+    pub(crate) fn new(work: F, reason: RejectReason) -> Self {
         Self { work, reason }
     }
 
@@ -45,7 +45,7 @@ impl<F> Rejected<F> {
     }
 
     /// Returns why it was not accepted.
-    pub fn reason(&self) -> Reason {
+    pub fn reason(&self) -> RejectReason {
         self.reason
     }
 }
@@ -64,14 +64,14 @@ impl<F> fmt::Display for Rejected<F> {
 
 impl<F> core::error::Error for Rejected<F> {}
 
-impl core::error::Error for Reason {}
+impl core::error::Error for RejectReason {}
 
-impl fmt::Display for Reason {
+impl fmt::Display for RejectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reason::Drained => "the registry has shut down and drained",
-            Reason::Full => "too many tasks are in flight",
-            Reason::ShuttingDown => "the registry began to shut down before there was a place",
+            RejectReason::Drained => "the registry has shut down and drained",
+            RejectReason::Full => "too many tasks are in flight",
+            RejectReason::ShuttingDown => "the registry began to shut down before there was a place",
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::gate::{Gate, Left, Refused};
 use crate::sync::{AtomicUsize, Ordering, const_unless_loom};
 use crate::token::{Call, Loss, Token};
 use crate::wakers::Wakers;
-use crate::{Reason, Summary};
+use crate::{RejectReason, Summary};
 use core::fmt;
 use core::panic::Location;
 
@@ -36,12 +36,12 @@ pub(crate) struct Tally {
     aborted: AtomicUsize,
     rejected: AtomicUsize,
     #[cfg(feature = "std")]
-    core: &'static Core,
+    core: &'static RegistryState,
 }
 
 impl Tally {
     const_unless_loom! {
-        const fn new(#[cfg(feature = "std")] core: &'static Core) -> Self {
+        const fn new(#[cfg(feature = "std")] core: &'static RegistryState) -> Self {
             Self {
                 gate: Gate::new(),
                 failed: AtomicUsize::new(0),
@@ -79,7 +79,7 @@ pub(crate) struct Post {
 
 #[cfg(feature = "std")]
 impl Post {
-    fn shard(core: &'static Core) -> Self {
+    fn shard(core: &'static RegistryState) -> Self {
         Self { tally: Tally::new(core), slot: None }
     }
 
@@ -98,14 +98,14 @@ impl Post {
         self.slot.as_ref()
     }
 
-    pub(crate) fn core(&self) -> &'static Core {
+    pub(crate) fn core(&self) -> &'static RegistryState {
         self.tally.core
     }
 }
 
 /// Without `std` there are no threads to tell apart: one shard, inside its core.
 #[cfg(not(feature = "std"))]
-pub(crate) type Post = Core;
+pub(crate) type Post = RegistryState;
 
 /// What many threads write, seldom.
 struct Cold {
@@ -124,14 +124,14 @@ struct Cold {
 ///
 /// ```
 /// # #[cfg(feature = "tokio")] {
-/// use background_tasks::{Core, Registry, TokioSpawner};
+/// use background_tasks::{RegistryState, Registry, TokioSpawner};
 ///
-/// static CORE: Core = Core::new();
-/// static TASKS: Registry<TokioSpawner> = Registry::in_static(&CORE, TokioSpawner);
+/// static STATE: RegistryState = RegistryState::new();
+/// static TASKS: Registry<TokioSpawner> = Registry::in_static(&STATE, TokioSpawner);
 /// # assert_eq!(TASKS.in_flight(), 0);
 /// # }
 /// ```
-pub struct Core {
+pub struct RegistryState {
     /// Even while open, odd once shutdown has begun; two more for each registry that the pool gives the core to.
     phase: AtomicUsize,
     /// Not one of a static, whose handles nobody counts.
@@ -148,10 +148,10 @@ pub struct Core {
     cold: Line<Cold>,
 }
 
-impl fmt::Debug for Core {
+impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Its shards point back to it.
-        f.debug_struct("Core").finish_non_exhaustive()
+        f.debug_struct("RegistryState").finish_non_exhaustive()
     }
 }
 
@@ -164,9 +164,9 @@ pub(crate) struct Lane {
 }
 
 #[cfg(not(feature = "std"))]
-pub(crate) type Lane = Core;
+pub(crate) type Lane = RegistryState;
 
-impl Core {
+impl RegistryState {
     const_unless_loom! {
         /// Returns the state of a registry that lives as long as the program.
         ///
@@ -221,7 +221,7 @@ impl Core {
 
     /// Counts one more piece of work, or one more refusal.
     #[inline(never)]
-    pub(crate) fn enter_otherwise(&'static self, call: Call) -> Result<Token, Reason> {
+    pub(crate) fn enter_otherwise(&'static self, call: Call) -> Result<Token, RejectReason> {
         #[cfg(feature = "std")]
         let entered = self.enter_attended(call);
         #[cfg(not(feature = "std"))]
@@ -238,7 +238,7 @@ impl Core {
 
     /// Passes the gate of this thread's shard, or of another: work is accepted while anything is in flight on any.
     #[inline]
-    pub(crate) fn pass(&'static self) -> Result<&'static Lane, Reason> {
+    pub(crate) fn pass(&'static self) -> Result<&'static Lane, RejectReason> {
         let lane = self.lane();
         match lane.tally().gate.enter_after_a_look() {
             Ok(()) => Ok(lane),
@@ -247,9 +247,9 @@ impl Core {
     }
 
     #[cold]
-    fn pass_elsewhere(&'static self, refused: Refused) -> Result<&'static Lane, Reason> {
+    fn pass_elsewhere(&'static self, refused: Refused) -> Result<&'static Lane, RejectReason> {
         if self.is_drained() {
-            return Err(Reason::Drained);
+            return Err(RejectReason::Drained);
         }
         let mut full = refused == Refused::Full;
         for lane in self.lanes() {
@@ -258,12 +258,12 @@ impl Core {
                 Err(refused) => full |= refused == Refused::Full,
             }
         }
-        Err(if full { Reason::Full } else { Reason::Drained })
+        Err(if full { RejectReason::Full } else { RejectReason::Drained })
     }
 
     /// Relaxed: a refusal is not ordered with anything but its own thread's look at it.
     #[cold]
-    pub(crate) fn refuse(&'static self, call: Call, reason: Reason) -> Reason {
+    pub(crate) fn refuse(&'static self, call: Call, reason: RejectReason) -> RejectReason {
         self.lane().tally().rejected.fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "std")]
         self.tell_refusal(call, reason);
@@ -290,7 +290,7 @@ impl Core {
         self.send_queue_away();
         if first {
             #[cfg(feature = "std")]
-            self.tell(|observer| observer.shutdown_begun(in_flight));
+            self.tell(|observer| observer.shutdown_started(in_flight));
             self.conclude();
         }
     }
@@ -422,7 +422,7 @@ impl Core {
 }
 
 #[cfg(feature = "std")]
-impl Core {
+impl RegistryState {
     /// Makes a core fit for its next registry. Nobody else has it, strays of its last life aside: signals that are triggered as its
     /// phase has moved on, and leavers that clear a bit of a gate and then ring, or drain it in the place of who closes it next.
     ///
@@ -503,7 +503,7 @@ impl Lane {
 }
 
 #[cfg(not(feature = "std"))]
-impl Core {
+impl RegistryState {
     fn lanes(&'static self) -> &'static [Lane] {
         core::slice::from_ref(self)
     }
@@ -524,7 +524,7 @@ impl Core {
         &self.wakers.0
     }
 
-    pub(crate) fn core(&'static self) -> &'static Core {
+    pub(crate) fn core(&'static self) -> &'static RegistryState {
         self
     }
 }
@@ -532,7 +532,7 @@ impl Core {
 /// Which shard a thread uses, and how many there are.
 #[cfg(all(feature = "std", not(loom)))]
 mod threads {
-    use super::{Core, Lane};
+    use super::{Lane, RegistryState};
     use core::cell::Cell;
     use core::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::OnceLock;
@@ -549,15 +549,15 @@ mod threads {
         })
     }
 
-    thread_local!(static LAST: Cell<Option<(&'static Core, &'static Lane)>> = const { Cell::new(None) });
+    thread_local!(static LAST: Cell<Option<(&'static RegistryState, &'static Lane)>> = const { Cell::new(None) });
 
     /// The lane that this thread has used last, and whose it is: to look there first spares most entries a chain of loads.
     #[inline]
-    pub(super) fn last() -> Option<(&'static Core, &'static Lane)> {
+    pub(super) fn last() -> Option<(&'static RegistryState, &'static Lane)> {
         LAST.get()
     }
 
-    pub(super) fn set_last(core: &'static Core, lane: &'static Lane) {
+    pub(super) fn set_last(core: &'static RegistryState, lane: &'static Lane) {
         LAST.set(Some((core, lane)));
     }
 
@@ -571,17 +571,17 @@ mod threads {
 /// A model says which of two shards a thread uses, so that each run of it is the same.
 #[cfg(loom)]
 pub mod threads {
-    use super::{Core, Lane};
+    use super::{Lane, RegistryState};
     use core::cell::Cell;
 
     thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
     loom::thread_local!(static NUMBER: Cell<usize> = Cell::new(0));
 
-    pub(super) fn last() -> Option<(&'static Core, &'static Lane)> {
+    pub(super) fn last() -> Option<(&'static RegistryState, &'static Lane)> {
         None
     }
 
-    pub(super) fn set_last(_: &'static Core, _: &'static Lane) {}
+    pub(super) fn set_last(_: &'static RegistryState, _: &'static Lane) {}
 
     pub(super) fn shards() -> usize {
         SHARDS.get()
@@ -604,7 +604,7 @@ pub mod threads {
 
 /// One of a registry's handles.
 #[derive(Debug)]
-pub(crate) struct Handle(&'static Core);
+pub(crate) struct Handle(&'static RegistryState);
 
 impl Handle {
     #[cfg(feature = "std")]
@@ -614,12 +614,12 @@ impl Handle {
         Self(core)
     }
 
-    pub(crate) const fn in_static(core: &'static Core) -> Self {
+    pub(crate) const fn in_static(core: &'static RegistryState) -> Self {
         Self(core)
     }
 
     #[inline]
-    pub(crate) fn core(&self) -> &'static Core {
+    pub(crate) fn core(&self) -> &'static RegistryState {
         self.0
     }
 
@@ -651,10 +651,10 @@ impl Drop for Handle {
 
 /// Keeps a core's state readable.
 #[derive(Debug)]
-pub(crate) struct Hold(&'static Core);
+pub(crate) struct Hold(&'static RegistryState);
 
 impl Hold {
-    pub(crate) fn core(&self) -> &'static Core {
+    pub(crate) fn core(&self) -> &'static RegistryState {
         self.0
     }
 }

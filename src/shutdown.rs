@@ -66,7 +66,7 @@ impl Shutdown {
     /// # Errors
     ///
     /// [`Stragglers`] when something is still in flight after that: what cannot be aborted (a blocking closure, a guard), or has not come to an
-    /// await point, or was started after the abort. Of a registry that is not [inspected](crate::Builder::inspect) nothing can be.
+    /// await point, or was started after the abort. Of a registry that is not [inspected](crate::RegistryBuilder::inspect) nothing can be.
     ///
     /// # Cancel safety
     ///

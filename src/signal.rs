@@ -1,4 +1,4 @@
-use crate::shards::{Core, Lane};
+use crate::shards::{Lane, RegistryState};
 use crate::wakers::Key;
 use core::fmt;
 use core::future::Future;
@@ -36,14 +36,14 @@ use pin_project_lite::pin_project;
 /// # });
 /// ```
 pub struct ShutdownSignal {
-    core: &'static Core,
+    core: &'static RegistryState,
     /// The core's phase while this signal's registry is open.
     phase: usize,
     enlisted: Option<(&'static Lane, Key)>,
 }
 
 impl ShutdownSignal {
-    pub(crate) fn new(core: &'static Core) -> Self {
+    pub(crate) fn new(core: &'static RegistryState) -> Self {
         Self { core, phase: core.phase() & !1, enlisted: None }
     }
 

@@ -1,7 +1,7 @@
 use crate::panics::discard;
 use crate::token::{Call, Token};
 use crate::tracked::{Guard, Task, Tracked};
-use crate::{BlockingSpawner, Kind, LocalSpawner, Registry, Rejected, Spawner, TaskOutput};
+use crate::{BlockingSpawner, LocalSpawner, Registry, Rejected, Spawner, TaskKind, TaskOutput};
 use core::fmt;
 use core::future::Future;
 use core::panic::Location;
@@ -18,22 +18,22 @@ use {
 ///
 /// Each method is that of [`Registry`] of the same name.
 #[must_use = "it starts nothing by itself"]
-pub struct Start<'a, S> {
+pub struct TaskBuilder<'a, S> {
     registry: &'a Registry<S>,
     name: Option<&'static str>,
     site: Option<&'static Location<'static>>,
     critical: bool,
 }
 
-impl<S> Clone for Start<'_, S> {
+impl<S> Clone for TaskBuilder<'_, S> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<S> Copy for Start<'_, S> {}
+impl<S> Copy for TaskBuilder<'_, S> {}
 
-impl<'a, S> Start<'a, S> {
+impl<'a, S> TaskBuilder<'a, S> {
     #[inline]
     pub(crate) fn new(registry: &'a Registry<S>) -> Self {
         Self { registry, name: None, site: None, critical: false }
@@ -46,7 +46,7 @@ impl<'a, S> Start<'a, S> {
 
     /// Has the work told as started at this place, not at the call that starts it: for a library that starts it for its own caller, and knows
     /// that one's place by `#[track_caller]`.
-    pub fn at(self, site: &'static Location<'static>) -> Self {
+    pub fn location(self, site: &'static Location<'static>) -> Self {
         Self { site: Some(site), ..self }
     }
 
@@ -59,7 +59,7 @@ impl<'a, S> Start<'a, S> {
 
     #[track_caller]
     #[inline]
-    fn call(self, kind: Kind) -> Call {
+    fn call(self, kind: TaskKind) -> Call {
         #[cfg(not(feature = "std"))]
         let _ = (kind, self.critical);
         Call {
@@ -77,7 +77,7 @@ impl<'a, S> Start<'a, S> {
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
-    fn admit<W>(self, kind: Kind, work: W) -> Result<(W, Token), Rejected<W>> {
+    fn admit<W>(self, kind: TaskKind, work: W) -> Result<(W, Token), Rejected<W>> {
         let core = self.registry.core();
         // What else is known of the call is put together only for those who ask.
         let plain = if self.name.is_none() && !self.critical { core.enter(Location::caller()) } else { None };
@@ -95,7 +95,7 @@ impl<'a, S> Start<'a, S> {
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        let (future, token) = self.admit(Kind::Tracked, future)?;
+        let (future, token) = self.admit(TaskKind::Tracked, future)?;
         Ok(Tracked::new(future, token))
     }
 
@@ -103,7 +103,7 @@ impl<'a, S> Start<'a, S> {
     #[track_caller]
     #[inline]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
-        let ((), token) = self.admit(Kind::Guard, ())?;
+        let ((), token) = self.admit(TaskKind::Guard, ())?;
         Ok(Guard::new(token))
     }
 
@@ -126,7 +126,7 @@ impl<'a, S> Start<'a, S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        let (future, token) = self.admit(Kind::Future, future)?;
+        let (future, token) = self.admit(TaskKind::Future, future)?;
         self.registry.spawner().spawn(Task::new(future, token));
         Ok(())
     }
@@ -140,7 +140,7 @@ impl<'a, S> Start<'a, S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        RunWhenReady { registry: self.registry, call: self.call(Kind::Future), future: Some(future), ticket: None }
+        RunWhenReady { registry: self.registry, call: self.call(TaskKind::Future), future: Some(future), ticket: None }
     }
 
     /// See [`Registry::run_local`].
@@ -162,7 +162,7 @@ impl<'a, S> Start<'a, S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        let (future, token) = self.admit(Kind::Local, future)?;
+        let (future, token) = self.admit(TaskKind::Local, future)?;
         self.registry.spawner().spawn_local(Task::new(future, token));
         Ok(())
     }
@@ -188,16 +188,16 @@ impl<'a, S> Start<'a, S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        let (work, token) = self.admit(Kind::Blocking, work)?;
+        let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
         self.registry.spawner().spawn_blocking(move || task.run());
         Ok(())
     }
 }
 
-impl<S> fmt::Debug for Start<'_, S> {
+impl<S> fmt::Debug for TaskBuilder<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Start").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
+        f.debug_struct("TaskBuilder").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,6 @@
 #[cfg(feature = "std")]
 use crate::TaskInfo;
-use crate::shards::Core;
+use crate::shards::RegistryState;
 use core::fmt;
 
 /// How the work of a registry ended, counted.
@@ -43,7 +43,7 @@ impl fmt::Display for Summary {
 
 /// The error of a missed deadline: work is still in flight.
 ///
-/// Its `Display` is one line. On an [inspected](crate::Builder::inspect) registry that names the work, grouped by name and call site, the
+/// Its `Display` is one line. On an [inspected](crate::RegistryBuilder::inspect) registry that names the work, grouped by name and call site, the
 /// oldest first; `{:#}` gives each group a line of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -55,7 +55,7 @@ pub struct Stragglers {
 }
 
 impl Stragglers {
-    pub(crate) fn new(core: &'static Core) -> Self {
+    pub(crate) fn new(core: &'static RegistryState) -> Self {
         #[cfg(feature = "std")]
         let tasks = core.tasks();
         // Between the last one's leaving and the drain nobody can be counted: the registry has not drained, so one it is.
@@ -81,7 +81,7 @@ impl Stragglers {
         self.summary
     }
 
-    /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::Builder::inspect).
+    /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     #[cfg(feature = "std")]
     #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn tasks(&self) -> &[TaskInfo] {

@@ -6,7 +6,7 @@ use core::fmt::Display;
 use core::panic::Location;
 
 #[cfg(feature = "std")]
-use crate::{Kind, panics, roster::Slot};
+use crate::{TaskKind, panics, roster::Slot};
 
 /// What is known of some work when it asks to be let in.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ pub(crate) struct Call {
     #[cfg(feature = "std")]
     pub(crate) name: Option<&'static str>,
     #[cfg(feature = "std")]
-    pub(crate) kind: Kind,
+    pub(crate) kind: TaskKind,
     /// Its loss begins the shutdown.
     #[cfg(feature = "std")]
     pub(crate) critical: bool,

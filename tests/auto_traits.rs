@@ -1,9 +1,9 @@
 //! Auto traits are part of the API: asserted both ways.
 
 use background_tasks::{
-    AbortError, Aborted, Builder, Core, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Kind, Reason, Registry, Rejected,
-    RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Start, Stragglers, Summary, TaskId, TaskInfo, Tracked,
-    WaitIdle,
+    AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder, RegistryState,
+    RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers, Summary,
+    TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -42,24 +42,24 @@ const ALL: [bool; 5] = [true; 5];
 fn what_holds_no_type_of_the_user_has_all() {
     each! {
         AbortError => ALL,
-        Aborted => ALL,
+        AbortReport => ALL,
         // It owns observers, which need not be unwind safe.
-        Builder<()> => [true, true, true, false, false],
-        Core => ALL,
+        RegistryBuilder<()> => [true, true, true, false, false],
+        RegistryState => ALL,
         // They hold any spawner.
         DynSpawner => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
-        Kind => ALL,
-        Reason => ALL,
+        TaskKind => ALL,
+        RejectReason => ALL,
         Registry<()> => ALL,
         Rejected<()> => ALL,
         Shutdown => ALL,
         ShutdownGuard => ALL,
         ShutdownSignal => ALL,
         Stragglers => ALL,
-        Start<'static, ()> => ALL,
+        TaskBuilder<'static, ()> => ALL,
         Summary => ALL,
         TaskId => ALL,
         TaskInfo => ALL,
@@ -76,8 +76,8 @@ fn what_holds_a_type_of_the_user_has_what_that_has() {
         Tracked<()> => ALL,
         Tracked<Rc<()>> => [false, false, true, true, true],
         Tracked<PhantomPinned> => [true, true, false, true, true],
-        Builder<Rc<()>> => [false, false, true, false, false],
-        Start<'static, Rc<()>> => [false, false, true, true, true],
+        RegistryBuilder<Rc<()>> => [false, false, true, false, false],
+        TaskBuilder<'static, Rc<()>> => [false, false, true, true, true],
         RunWhenReady<'static, (), ()> => ALL,
         RunWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
         RunWhenReady<'static, (), PhantomPinned> => ALL,
@@ -92,11 +92,11 @@ fn copies_and_clones() {
     fn copy<T: Copy>() {}
     fn clone<T: Clone>() {}
     copy::<Summary>();
-    copy::<Reason>();
-    copy::<Kind>();
+    copy::<RejectReason>();
+    copy::<TaskKind>();
     copy::<TaskId>();
     copy::<TaskInfo>();
-    copy::<Start<'static, Rc<()>>>();
+    copy::<TaskBuilder<'static, Rc<()>>>();
     clone::<ShutdownSignal>();
     clone::<Registry<()>>();
     clone::<Stragglers>();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Core, Registry, SmolSpawner, Spawner};
+use background_tasks::{Registry, RegistryState, SmolSpawner, Spawner};
 use common::{HANG, Manual, Owns, PanicDrop, poll_once, waker};
 use futures_lite::future::{block_on, yield_now};
 use std::future::{pending, ready};
@@ -339,10 +339,10 @@ fn a_guard_that_begins_the_shutdown_when_main_returns_early() {
 
 #[test]
 fn a_registry_in_a_static() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<SmolSpawner> = Registry::in_static(&CORE, SmolSpawner);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<SmolSpawner> = Registry::in_static(&STATE, SmolSpawner);
     TASKS.run(async {});
-    drop(Registry::in_static(&CORE, SmolSpawner));
+    drop(Registry::in_static(&STATE, SmolSpawner));
     assert!(!TASKS.is_shutting_down(), "a handle on a static core is not the last");
     assert_eq!(TASKS.shutdown().wait_timeout(HANG).unwrap().completed, 1);
     TASKS.try_run(async {}).unwrap_err();
@@ -350,12 +350,12 @@ fn a_registry_in_a_static() {
 
 #[test]
 fn a_debug_print_tells_the_state_and_ends() {
-    static CORE: Core = Core::new();
+    static STATE: RegistryState = RegistryState::new();
     let registry = Registry::new(());
     let guard = registry.guard();
     assert_eq!(format!("{registry:?}"), "Registry { in_flight: 1, is_shutting_down: false, is_drained: false, .. }");
     assert_eq!(format!("{:?}", registry.signal()), "ShutdownSignal { is_triggered: false, .. }");
-    assert_eq!(format!("{CORE:?}"), "Core { .. }");
+    assert_eq!(format!("{STATE:?}"), "RegistryState { .. }");
     let rest = format!("{:?} {:?} {:?} {guard:?}", registry.wait_idle(), registry.shutdown(), registry.shutdown_on_drop());
     assert!(rest.len() < 1000, "{rest}");
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Kind, Registry, Spawner, TaskId, TokioSpawner};
+use background_tasks::{Registry, Spawner, TaskId, TaskKind, TokioSpawner};
 use common::{HANG, Manual, inspected};
 use std::collections::HashSet;
 use std::future::pending;
@@ -22,7 +22,7 @@ fn a_list_tells_name_place_kind_and_age_the_oldest_first() {
     let tasks = registry.tasks();
     assert_eq!(tasks.len(), 2);
     let find = |kind| *tasks.iter().find(|task| task.kind() == Some(kind)).unwrap();
-    let (sweeper, held) = (find(Kind::Future), find(Kind::Guard));
+    let (sweeper, held) = (find(TaskKind::Future), find(TaskKind::Guard));
     assert_eq!(sweeper.name(), Some("sweeper"));
     assert_eq!((sweeper.location().file(), sweeper.location().line()), (file!(), line));
     assert_eq!((held.name(), held.location().line()), (None, line + 1));
@@ -39,7 +39,7 @@ fn what_a_library_starts_may_be_told_as_its_caller_s() {
     #[track_caller]
     fn library(registry: &Registry<Manual>) {
         let caller = Location::caller();
-        let start = || registry.named("on behalf").at(caller).run(pending::<()>());
+        let start = || registry.named("on behalf").location(caller).run(pending::<()>());
         start();
     }
     let (_spawner, registry) = inspected();
@@ -59,7 +59,7 @@ fn each_kind_is_told() {
         registry.run_blocking(move || may_go_on.recv_timeout(HANG).unwrap());
         let _tracked = registry.track(pending::<()>()).unwrap();
         let kinds: HashSet<_> = registry.tasks().iter().map(|task| task.kind().unwrap()).collect();
-        assert_eq!(kinds, HashSet::from([Kind::Local, Kind::Blocking, Kind::Tracked]));
+        assert_eq!(kinds, HashSet::from([TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked]));
     });
     go_on.send(()).unwrap();
 }

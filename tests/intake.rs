@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Reason, Registry, RunWhenReady, Spawner};
+use background_tasks::{Registry, RejectReason, RunWhenReady, Spawner};
 use common::{HANG, Manual, panic_waker, poll_once, waker};
 use std::future::pending;
 use std::panic::catch_unwind;
@@ -45,8 +45,8 @@ fn a_full_registry_refuses_by_every_door_and_gives_the_work_back() {
     let (spawner, registry) = limited(2);
     registry.run(pending::<()>());
     let guard = registry.guard().unwrap();
-    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), Reason::Full);
-    assert_eq!(registry.guard().unwrap_err().reason(), Reason::Full);
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
+    assert_eq!(registry.guard().unwrap_err().reason(), RejectReason::Full);
     let tracked = registry.track(async { 7 }).unwrap_err();
     assert_eq!(futures_lite::future::block_on(tracked.into_inner()), 7);
     registry.run(async { unreachable!("it is full") });
@@ -79,7 +79,7 @@ fn those_who_wait_are_served_in_turn_and_nobody_overtakes() {
     let (mut second, second_woken) = queued(&registry);
     drop(spawner.take());
     assert_eq!((count(&first_woken), count(&second_woken)), (1, 0));
-    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), Reason::Full, "the place is the first one's");
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full, "the place is the first one's");
     assert!(poll_once(&mut second).is_pending());
     assert!(matches!(poll_once(&mut first), Poll::Ready(Ok(()))));
     assert!(poll_once(&mut second).is_pending());
@@ -96,7 +96,7 @@ fn a_newcomer_may_have_what_nobody_who_waits_needs() {
     let (mut waiting, _) = queued(&registry);
     drop((spawner.take(), spawner.take()));
     assert!(registry.try_run(pending::<()>()).is_ok(), "two places, one waiter");
-    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), Reason::Full);
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
     assert!(poll_once(&mut waiting).is_ready());
     assert_eq!(registry.in_flight(), 3);
 }
@@ -157,14 +157,14 @@ fn the_shutdown_gives_the_future_back_to_all_who_wait() {
     for (mut waiting, woken) in waiting {
         assert_eq!(count(&woken), 1);
         let Poll::Ready(Err(rejected)) = poll_once(&mut waiting) else { panic!("it waits for nothing") };
-        assert_eq!(rejected.reason(), Reason::ShuttingDown);
+        assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
     }
     assert_eq!(registry.summary().rejected, 3);
     let Poll::Ready(Err(rejected)) = poll_once(&mut registry.run_when_ready(async {})) else { panic!("nobody waits now") };
-    assert_eq!(rejected.reason(), Reason::ShuttingDown);
+    assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
     drop(spawner.take());
     let Poll::Ready(Err(rejected)) = poll_once(&mut registry.run_when_ready(async {})) else { panic!("it has drained") };
-    assert_eq!(rejected.reason(), Reason::Drained);
+    assert_eq!(rejected.reason(), RejectReason::Drained);
 }
 
 #[test]

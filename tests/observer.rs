@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{BlockingSpawner, LocalSpawner, Observer, Reason, Registry, Spawner, Summary, TaskInfo};
+use background_tasks::{BlockingSpawner, LocalSpawner, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo};
 use common::{HANG, Manual, Owns, PanicDrop, poll_once};
 use std::fmt;
 use std::future::{pending, ready};
@@ -44,11 +44,11 @@ impl Observer for Notes {
         self.write(task, "aborted");
     }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
         self.write(task, &format!("rejected: {reason:?}"));
     }
 
-    fn shutdown_begun(&self, in_flight: usize) {
+    fn shutdown_started(&self, in_flight: usize) {
         self.0.lock().unwrap().push(format!("shutdown with {in_flight}"));
     }
 
@@ -152,7 +152,7 @@ fn an_error_that_cannot_be_shown_is_a_failure_all_the_same() {
 struct Sites(Mutex<Vec<&'static Location<'static>>>);
 
 impl Observer for Sites {
-    fn rejected(&self, task: &TaskInfo, _: Reason) {
+    fn rejected(&self, task: &TaskInfo, _: RejectReason) {
         self.0.lock().unwrap().push(task.location());
     }
 }
@@ -220,7 +220,7 @@ impl Observer for Slow {
         self.stop("failed");
     }
 
-    fn shutdown_begun(&self, _: usize) {
+    fn shutdown_started(&self, _: usize) {
         self.stop("begun");
     }
 
@@ -266,11 +266,11 @@ impl Observer for Panics {
         panic!("an observer's panic, as planned");
     }
 
-    fn rejected(&self, _: &TaskInfo, _: Reason) {
+    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
         panic!("an observer's panic, as planned");
     }
 
-    fn shutdown_begun(&self, _: usize) {
+    fn shutdown_started(&self, _: usize) {
         panic!("an observer's panic, as planned");
     }
 
@@ -343,10 +343,10 @@ fn an_observer_may_use_its_registry() {
 }
 
 /// Reports each refusal by a task, which is refused too.
-struct Reports(Mutex<Option<Registry<Manual>>>, Sender<Reason>);
+struct Reports(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
 
 impl Observer for Reports {
-    fn rejected(&self, _: &TaskInfo, reason: Reason) {
+    fn rejected(&self, _: &TaskInfo, reason: RejectReason) {
         self.1.send(reason).unwrap();
         let registry = self.0.lock().unwrap().clone().unwrap();
         registry.run(async { unreachable!("it is full") });

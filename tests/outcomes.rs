@@ -220,7 +220,7 @@ fn a_refused_task_comes_back_and_every_door_counts_its_refusals() {
     let (_manual, registry) = manual();
     registry.shutdown();
     let back = registry.try_run(ready(())).unwrap_err();
-    assert_eq!(back.reason(), background_tasks::Reason::Drained);
+    assert_eq!(back.reason(), background_tasks::RejectReason::Drained);
     assert_eq!(back.to_string(), "background work rejected: the registry has shut down and drained");
     assert!(poll_once(&mut back.into_inner()).is_ready());
     registry.run(async {});

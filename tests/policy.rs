@@ -3,13 +3,16 @@
 
 mod common;
 
-use background_tasks::{Builder, Observer, Registry, Spawner, TaskInfo};
+use background_tasks::{Observer, Registry, RegistryBuilder, Spawner, TaskInfo};
 use common::{HANG, Manual, poll_once};
 use std::future::{Ready, pending, ready};
 use std::sync::{Arc, Mutex};
 
 /// Runs one task with a registry that `ask` sets up; returns whether that began the shutdown.
-fn begins_shutdown<F>(ask: impl Fn(Builder<Manual>) -> Builder<Manual>, run: impl Fn(&Registry<Manual>) -> F) -> bool {
+fn begins_shutdown<F>(
+    ask: impl Fn(RegistryBuilder<Manual>) -> RegistryBuilder<Manual>,
+    run: impl Fn(&Registry<Manual>) -> F,
+) -> bool {
     let spawner = Manual::default();
     let registry = ask(Registry::builder(spawner.clone())).build();
     let _other = registry.guard().unwrap();
@@ -34,21 +37,25 @@ fn by_default_a_loss_is_counted_and_all_goes_on() {
 
 #[test]
 fn a_panic_begins_it_where_the_builder_says_so_and_a_failure_does_not() {
-    assert!(begins_shutdown(Builder::shutdown_on_panic, panics));
-    assert!(!begins_shutdown(Builder::shutdown_on_panic, fails));
+    assert!(begins_shutdown(RegistryBuilder::shutdown_on_panic, panics));
+    assert!(!begins_shutdown(RegistryBuilder::shutdown_on_panic, fails));
 }
 
 #[test]
 fn a_failure_begins_it_where_the_builder_says_so_and_a_panic_does_not() {
-    assert!(begins_shutdown(Builder::shutdown_on_failure, fails));
-    assert!(!begins_shutdown(Builder::shutdown_on_failure, panics));
+    assert!(begins_shutdown(RegistryBuilder::shutdown_on_failure, fails));
+    assert!(!begins_shutdown(RegistryBuilder::shutdown_on_failure, panics));
 }
 
 #[test]
 fn a_critical_task_begins_it_by_both_in_any_registry() {
     let failed = |registry: &Registry<Manual>| registry.critical().run(async { Err("a failure, as planned") });
     let panicked = |registry: &Registry<Manual>| registry.named("lease").critical().run(async { panic!("as planned") });
-    for ask in [|builder: Builder<Manual>| builder, Builder::inspect, |builder: Builder<Manual>| builder.max_in_flight(5)] {
+    for ask in [
+        |builder: RegistryBuilder<Manual>| builder,
+        RegistryBuilder::inspect,
+        |builder: RegistryBuilder<Manual>| builder.max_in_flight(5),
+    ] {
         assert!(begins_shutdown(ask, failed));
         assert!(begins_shutdown(ask, panicked));
     }
@@ -117,7 +124,7 @@ impl Observer for Order {
         self.0.lock().unwrap().push(format!("{} panicked: {message}", task.name().unwrap()));
     }
 
-    fn shutdown_begun(&self, in_flight: usize) {
+    fn shutdown_started(&self, in_flight: usize) {
         self.0.lock().unwrap().push(format!("shutdown with {in_flight} in flight"));
     }
 }

@@ -3,7 +3,9 @@
 
 mod common;
 
-use background_tasks::{AbortError, Aborted, Guard, Kind, Observer, Reason, Registry, Summary, TaskId, TaskInfo, Tracked};
+use background_tasks::{
+    AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
+};
 use common::{Boxed, Counts, Fate, Manual, counts, panic_quietly, poll_once, waker};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -118,7 +120,7 @@ enum News {
 }
 
 /// What a task is known by: its name, and its id and kind where the registry is inspected.
-type Named = (Option<&'static str>, Option<TaskId>, Option<Kind>);
+type Named = (Option<&'static str>, Option<TaskId>, Option<TaskKind>);
 
 #[derive(Default)]
 struct Told(Mutex<Vec<News>>);
@@ -151,11 +153,11 @@ impl Observer for Told {
         self.lost(Fate::Aborted, task, "");
     }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
         self.lost(Fate::Rejected, task, &reason.to_string());
     }
 
-    fn shutdown_begun(&self, in_flight: usize) {
+    fn shutdown_started(&self, in_flight: usize) {
         self.0.lock().unwrap().push(News::Begun(in_flight));
     }
 
@@ -228,7 +230,7 @@ impl Bell {
 /// Some work in flight.
 struct Piece {
     call: Call,
-    kind: Kind,
+    kind: TaskKind,
     id: Option<TaskId>,
     told_to_abort: bool,
     script: Script,
@@ -247,7 +249,7 @@ struct Waiting {
     call: Call,
     script: Script,
     bell: Bell,
-    future: Pin<Box<dyn Future<Output = Result<(), Reason>>>>,
+    future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
 
 /// A registry and what should be known of it.
@@ -267,7 +269,7 @@ struct Life {
     news: Vec<News>,
 }
 
-/// Calls a method of a registry, through a `Start` where there is something to say.
+/// Calls a method of a registry, through a `TaskBuilder` where there is something to say.
 macro_rules! call {
     ($registry:expr, $call:expr, $method:ident($($work:expr)?)) => {
         match ($call.name, $call.critical) {
@@ -326,14 +328,14 @@ impl Life {
     }
 
     /// Whether a newcomer is let in: if there is a place beside those for all who wait.
-    fn verdict(&self) -> Result<(), Reason> {
+    fn verdict(&self) -> Result<(), RejectReason> {
         let ahead = if self.shutting_down { 0 } else { self.waiting.len() };
         if self.is_drained() {
-            Err(Reason::Drained)
+            Err(RejectReason::Drained)
         } else if self.has_places(ahead + 1) {
             Ok(())
         } else {
-            Err(Reason::Full)
+            Err(RejectReason::Full)
         }
     }
 
@@ -343,13 +345,13 @@ impl Life {
         }
     }
 
-    fn reject(&mut self, call: Call, kind: Kind, reason: Reason) {
+    fn reject(&mut self, call: Call, kind: TaskKind, reason: RejectReason) {
         self.counts[Fate::Rejected as usize] += 1;
         let kind = self.setup.inspected.then_some(kind);
         self.tell(News::Lost(Fate::Rejected, (call.name, None, kind), reason.to_string()));
     }
 
-    fn accept(&mut self, call: Call, kind: Kind, script: Script, body: Body) {
+    fn accept(&mut self, call: Call, kind: TaskKind, script: Script, body: Body) {
         self.accepted += 1;
         let ids = self.registry().tasks().into_iter().filter_map(|task| task.id());
         let news: Vec<_> = ids.filter(|id| self.pieces.iter().all(|piece| piece.id != Some(*id))).collect();
@@ -468,7 +470,7 @@ impl Life {
         }
     }
 
-    fn run(&mut self, call: Call, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), Reason>>) {
+    fn run(&mut self, call: Call, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), RejectReason>>) {
         let script = Script::new(Mutex::new(End::Pending));
         let verdict = self.verdict();
         let told = run(self.registry(), Work(script.clone()));
@@ -476,9 +478,9 @@ impl Life {
         match verdict {
             Ok(()) => {
                 let task = self.manual.take();
-                self.accept(call, Kind::Future, script, Body::Task(task));
+                self.accept(call, TaskKind::Future, script, Body::Task(task));
             }
-            Err(reason) => self.reject(call, Kind::Future, reason),
+            Err(reason) => self.reject(call, TaskKind::Future, reason),
         }
     }
 
@@ -488,11 +490,11 @@ impl Life {
         match call!(self.registry(), call, track(Work(script.clone()))) {
             Ok(tracked) => {
                 assert_eq!(verdict, Ok(()));
-                self.accept(call, Kind::Tracked, script, Body::Tracked(tracked));
+                self.accept(call, TaskKind::Tracked, script, Body::Tracked(tracked));
             }
             Err(back) => {
                 assert_eq!(verdict, Err(back.reason()));
-                self.reject(call, Kind::Tracked, back.reason());
+                self.reject(call, TaskKind::Tracked, back.reason());
             }
         }
     }
@@ -502,11 +504,11 @@ impl Life {
         match call!(self.registry(), call, guard()) {
             Ok(guard) => {
                 assert_eq!(verdict, Ok(()));
-                self.accept(call, Kind::Guard, Script::new(Mutex::new(End::Pending)), Body::Guard(guard));
+                self.accept(call, TaskKind::Guard, Script::new(Mutex::new(End::Pending)), Body::Guard(guard));
             }
             Err(back) => {
                 assert_eq!(verdict, Err(back.reason()));
-                self.reject(call, Kind::Guard, back.reason());
+                self.reject(call, TaskKind::Guard, back.reason());
             }
         }
     }
@@ -516,16 +518,19 @@ impl Life {
         let (registry, work) = (self.registry().clone(), Work(script.clone()));
         let future = Box::pin(async move { call!(registry, call, run_when_ready(work)).await.map_err(|back| back.reason()) });
         let verdict = match self.verdict() {
-            Err(Reason::Full) if self.shutting_down => Some(Err(Reason::ShuttingDown)),
-            Err(Reason::Full) => None,
+            Err(RejectReason::Full) if self.shutting_down => Some(Err(RejectReason::ShuttingDown)),
+            Err(RejectReason::Full) => None,
             done => Some(done),
         };
         self.poll_for_place(Waiting { call, script, bell: Bell::new(), future }, self.waiting.len(), verdict);
     }
 
     fn poll_waiting(&mut self, which: usize) {
-        let verdict =
-            if self.shutting_down { Some(Err(Reason::ShuttingDown)) } else { (which == 0 && self.has_places(1)).then_some(Ok(())) };
+        let verdict = if self.shutting_down {
+            Some(Err(RejectReason::ShuttingDown))
+        } else {
+            (which == 0 && self.has_places(1)).then_some(Ok(()))
+        };
         let waiting = self.waiting.remove(which);
         self.poll_for_place(waiting, which, verdict);
         if verdict == Some(Ok(())) {
@@ -534,7 +539,7 @@ impl Life {
     }
 
     /// Polls somebody who stands there in the queue, who is told so, or goes on waiting.
-    fn poll_for_place(&mut self, mut waiting: Waiting, which: usize, verdict: Option<Result<(), Reason>>) {
+    fn poll_for_place(&mut self, mut waiting: Waiting, which: usize, verdict: Option<Result<(), RejectReason>>) {
         waiting.bell.check();
         let polled = waiting.future.as_mut().poll(&mut Context::from_waker(&waiting.bell.waker));
         assert_eq!(polled, verdict.map_or(Poll::Pending, Poll::Ready));
@@ -542,9 +547,9 @@ impl Life {
         match verdict {
             Some(Ok(())) => {
                 let task = self.manual.take();
-                self.accept(call, Kind::Future, script, Body::Task(task));
+                self.accept(call, TaskKind::Future, script, Body::Task(task));
             }
-            Some(Err(reason)) => self.reject(call, Kind::Future, reason),
+            Some(Err(reason)) => self.reject(call, TaskKind::Future, reason),
             None => {
                 waiting.bell.kept = true;
                 self.waiting.insert(which, Waiting { call, script, ..waiting });
@@ -641,12 +646,12 @@ impl Life {
         match goes_on {
             Ok(true) => self.end(which, Fate::Completed, ""),
             Ok(false) if panics => {
-                assert_eq!(self.pieces[which].kind, Kind::Future, "what is contained was a task's");
+                assert_eq!(self.pieces[which].kind, TaskKind::Future, "what is contained was a task's");
                 self.end(which, Fate::Panicked, DROP_PANIC);
             }
             Ok(false) => self.end(which, Fate::Abandoned, ""),
             Err(payload) => {
-                assert_eq!(self.pieces[which].kind, Kind::Tracked, "what goes on to its owner was tracked");
+                assert_eq!(self.pieces[which].kind, TaskKind::Tracked, "what goes on to its owner was tracked");
                 let what = says(&*payload, panics.then_some(DROP_PANIC));
                 self.end(which, Fate::Panicked, what);
             }
@@ -654,7 +659,7 @@ impl Life {
     }
 
     fn abort(&mut self) {
-        let Aborted { aborted, not_abortable, .. } = self.registry().abort();
+        let AbortReport { aborted, not_abortable, .. } = self.registry().abort();
         let abortable = self.pieces.iter().filter(|piece| piece.kind.is_abortable()).count();
         let expected = if self.setup.inspected { abortable } else { 0 };
         assert_eq!((aborted, not_abortable), (expected, self.pieces.len() - expected));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Kind, Observer, Reason, Registry, Summary, TaskId, TaskInfo};
+use background_tasks::{Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind};
 use common::{Manual, inspected};
 use serde_json::{Value, json, to_value};
 use std::future::{Future, pending, ready};
@@ -94,7 +94,7 @@ impl Observer for Told {
         self.0.lock().unwrap().push(to_value(task).unwrap());
     }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
         self.0.lock().unwrap().push(json!([task, reason]));
     }
 }
@@ -150,8 +150,8 @@ fn a_summary_has_a_number_for_each_fate() {
 
 #[test]
 fn reasons_and_kinds_are_words() {
-    let reasons = [Reason::Drained, Reason::Full, Reason::ShuttingDown];
+    let reasons = [RejectReason::Drained, RejectReason::Full, RejectReason::ShuttingDown];
     assert_eq!(to_value(reasons).unwrap(), json!(["drained", "full", "shutting_down"]));
-    let kinds = [Kind::Future, Kind::Local, Kind::Blocking, Kind::Tracked, Kind::Guard];
+    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard];
     assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard"]));
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use background_tasks::{Guard, Observer, Reason, Registry, Spawner, Summary, TaskInfo, Tracked};
+use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
 use common::{Boxed, Counts, Fate, HANG, counts, panic_quietly, poll_once};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
@@ -96,11 +96,11 @@ impl Observer for Told {
         self.count(Fate::Aborted);
     }
 
-    fn rejected(&self, _: &TaskInfo, _: Reason) {
+    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
         self.count(Fate::Rejected);
     }
 
-    fn shutdown_begun(&self, _: usize) {
+    fn shutdown_started(&self, _: usize) {
         self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -175,7 +175,7 @@ impl Plot {
     }
 
     /// Asks for one more piece of work to be let in. `None` says that it would have had to wait, and did not.
-    fn start(&self, rng: &mut Rng) -> Option<Result<Piece, Reason>> {
+    fn start(&self, rng: &mut Rng) -> Option<Result<Piece, RejectReason>> {
         let registry = &self.registry;
         let end = match rng.u64(..PANICS) {
             0 => Fate::Panicked,
@@ -266,7 +266,7 @@ impl Plot {
             assert_eq!(told.begun.load(Ordering::Relaxed), 1);
             assert_eq!(*told.drained.lock().unwrap(), [all]);
         }
-        assert_eq!(self.registry.try_run(Work { pending: 0, end: Fate::Completed }).unwrap_err().reason(), Reason::Drained);
+        assert_eq!(self.registry.try_run(Work { pending: 0, end: Fate::Completed }).unwrap_err().reason(), RejectReason::Drained);
         all
     }
 }

@@ -1,6 +1,6 @@
 //! Registries in statics, made by a `const fn`: all that there is without `std`, so most of this runs without it too.
 
-use background_tasks::{Core, Reason, Registry, ShutdownSignal, Spawner};
+use background_tasks::{Registry, RegistryState, RejectReason, ShutdownSignal, Spawner};
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,8 +45,8 @@ impl Wake for Count {
 
 #[test]
 fn tasks_of_each_fate_are_told_drained_and_accounted_for() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<Queue<0>> = Registry::in_static(&CORE, Queue);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<Queue<0>> = Registry::in_static(&STATE, Queue);
     let count = Arc::<Count>::default();
     let waker = Waker::from(count.clone());
 
@@ -72,15 +72,15 @@ fn tasks_of_each_fate_are_told_drained_and_accounted_for() {
 
     let Poll::Ready(summary) = poll(&mut shutdown, &waker) else { panic!("it has drained") };
     assert_eq!((summary.completed, summary.failed, summary.abandoned, summary.rejected), (4, 1, 1, 0));
-    assert_eq!(TASKS.try_run(async {}).unwrap_err().reason(), Reason::Drained);
+    assert_eq!(TASKS.try_run(async {}).unwrap_err().reason(), RejectReason::Drained);
     TASKS.run(async { unreachable!("the registry has drained") });
     assert_eq!(TASKS.summary().rejected, 2);
 }
 
 #[test]
 fn every_waiting_signal_is_woken_once_and_by_its_last_waker() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<()> = Registry::in_static(&CORE, ());
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<()> = Registry::in_static(&STATE, ());
     let (first, last) = (Arc::<Count>::default(), Arc::<Count>::default());
     let mut signals: Vec<ShutdownSignal> = (0..20).map(|_| TASKS.signal()).collect();
     for signal in &mut signals {
@@ -96,8 +96,8 @@ fn every_waiting_signal_is_woken_once_and_by_its_last_waker() {
 
 #[test]
 fn who_waits_for_idle_is_woken() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<Queue<1>> = Registry::in_static(&CORE, Queue);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<Queue<1>> = Registry::in_static(&STATE, Queue);
     let count = Arc::<Count>::default();
     let waker = Waker::from(count.clone());
     TASKS.run(async { TASKS.run(async {}) });
@@ -113,8 +113,8 @@ fn who_waits_for_idle_is_woken() {
 
 #[test]
 fn many_threads_on_one_static() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<Queue<2>> = Registry::in_static(&CORE, Queue);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<Queue<2>> = Registry::in_static(&STATE, Queue);
     let each = if cfg!(miri) { 20 } else { 1000 }; // Miri is slow
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -138,8 +138,8 @@ fn many_threads_on_one_static() {
 fn tokio_s_spawner_in_a_static() {
     use background_tasks::TokioSpawner;
 
-    static CORE: Core = Core::new();
-    static TASKS: Registry<TokioSpawner> = Registry::in_static(&CORE, TokioSpawner);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<TokioSpawner> = Registry::in_static(&STATE, TokioSpawner);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let summary = runtime.block_on(async {
         for _ in 0..10 {

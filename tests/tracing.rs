@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Registry, RunWhenReady, Start, TaskId, TaskOutput, TracingObserver, Tracked};
+use background_tasks::{Registry, RunWhenReady, TaskBuilder, TaskId, TaskOutput, TracingObserver, Tracked};
 use common::{Manual, Owns, PanicDrop, poll_once};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -95,7 +95,7 @@ type Site = &'static Location<'static>;
 
 /// Starts a task and says where: at the caller, as it does itself.
 #[track_caller]
-fn run<F>(start: Start<'_, Manual>, future: F) -> Site
+fn run<F>(start: TaskBuilder<'_, Manual>, future: F) -> Site
 where
     F: Future<Output: TaskOutput> + Send + 'static,
 {
@@ -109,7 +109,7 @@ fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site
 }
 
 #[track_caller]
-fn wait<F>(start: Start<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
+fn wait<F>(start: TaskBuilder<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
 where
     F: Future<Output: TaskOutput> + Send + 'static,
 {

@@ -1,6 +1,6 @@
 use crate::worker::{ANSWER, in_time};
 use crate::{Error, Queue};
-use background_tasks::{Reason, Registry, Spawner};
+use background_tasks::{Registry, RejectReason, Spawner};
 use chrono::{DateTime, Utc};
 use cron::Schedule;
 use futures_timer::Delay;
@@ -55,14 +55,14 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         let (queue, schedule, signal) = (self.clone(), schedule.to_owned(), registry.signal());
         let name = &*Box::leak(format!("{} cron", self.name).into_boxed_str());
         let others = registry.clone();
-        let report = move |error: Error| others.named(name).at(at).run(async move { Err::<(), _>(error) });
+        let report = move |error: Error| others.named(name).location(at).run(async move { Err::<(), _>(error) });
         let others = registry.clone();
         let panicked = move |payload| {
             let unwind: fn(Box<dyn Any + Send>) = |payload| resume_unwind(payload);
-            others.named(name).at(at).run(async move { unwind(payload) });
+            others.named(name).location(at).run(async move { unwind(payload) });
         };
         if registry.is_shutting_down() && !registry.is_drained() {
-            return Err(Error::Refused(Reason::ShuttingDown));
+            return Err(Error::Refused(RejectReason::ShuttingDown));
         }
         let work = async move {
             let run = async {
@@ -97,7 +97,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
             signal.run_until_shutdown(run).await;
         };
         // As a worker is: an abort that is no shutdown's cuts jobs, and not what makes them.
-        let work = registry.named(name).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
+        let work = registry.named(name).location(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
         registry.spawner().spawn(work);
         Ok(())
     }

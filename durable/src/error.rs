@@ -1,4 +1,4 @@
-use background_tasks::Reason;
+use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
 /// Why the store did not do what it was asked. Each says in a sentence what is wrong, and what was asked has not been done, unless
@@ -26,7 +26,7 @@ pub enum Error {
     /// What the store has of the job is not what was asked for.
     Decode(serde_json::Error),
     /// The registry does not take a worker any more.
-    Refused(Reason),
+    Refused(RejectReason),
     /// The schedule is none.
     Schedule(String),
     /// The engine stopped, which it should not.

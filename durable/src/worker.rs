@@ -8,7 +8,7 @@ use crate::store::{Batch, RawTask, Terms, VERSION, id};
 use crate::{Durable, Error, Failure, Job, JobId, Options, Queue};
 use apalis_core::backend::TaskResult;
 use apalis_core::task::status::Status;
-use background_tasks::{Reason, Registry, ShutdownSignal, Spawner};
+use background_tasks::{Registry, RejectReason, ShutdownSignal, Spawner};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_timer::Delay;
@@ -61,13 +61,13 @@ impl<T> Queue<T> {
     /// on, with its heartbeats, and end before the registry is drained. What the engine has fetched and not started goes back to the queue, and so
     /// does what a [`Registry::abort`] cuts then; neither is charged with an attempt. At any other time an abort is a failed attempt.
     /// What still runs when the process ends without an abort goes to others when the worker's [lease](Options::lease) is over, and
-    /// is charged with an attempt. Only a registry that is [inspected](background_tasks::Builder::inspect) can abort.
+    /// is charged with an attempt. Only a registry that is [inspected](background_tasks::RegistryBuilder::inspect) can abort.
     ///
     /// It never gives up: while the database is away it tries again, up to every 5 seconds, and keeps the outcomes that it could not
     /// tell; a shutdown waits for them, so give it an end of its own, as a host does. Each outage is told to the registry's observer, as a failed task of the name `QUEUE worker`; one that comes and goes within a minute, once.
     ///
     /// The worker is in flight until the shutdown, so [`wait_idle`](Registry::wait_idle) waits for that. It is two tasks, with its upkeep:
-    /// a registry with a [bound](background_tasks::Builder::max_in_flight) needs room for these, and for jobs beside them, which wait
+    /// a registry with a [bound](background_tasks::RegistryBuilder::max_in_flight) needs room for these, and for jobs beside them, which wait
     /// for it.
     ///
     /// # Errors
@@ -116,11 +116,12 @@ impl<T> Queue<T> {
             let upkeep = jobs.runtime.within(async move { signal.run_until_shutdown(upkeep).await.unwrap_or_default() });
             // A registry that has begun to shut down still takes tasks.
             if registry.is_shutting_down() && !registry.is_drained() {
-                return Err(Error::Refused(Reason::ShuttingDown));
+                return Err(Error::Refused(RejectReason::ShuttingDown));
             }
             // Tracked: an abort that is no shutdown's cuts jobs, and not what serves them.
-            let work = registry.named(place.worker).at(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
-            let upkeep = registry.named(place.upkeep).at(at).track(upkeep).map_err(|refused| Error::Refused(refused.reason()))?;
+            let work = registry.named(place.worker).location(at).track(work).map_err(|refused| Error::Refused(refused.reason()))?;
+            let upkeep =
+                registry.named(place.upkeep).location(at).track(upkeep).map_err(|refused| Error::Refused(refused.reason()))?;
             registry.spawner().spawn(work);
             registry.spawner().spawn(upkeep);
             Ok(())
@@ -155,7 +156,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> Place<S> {
     /// What went wrong beside any job is told as any other failure.
     fn report(&self) -> Report {
         let (registry, name, at) = (self.registry.clone(), self.worker, self.at);
-        Box::new(move |error| registry.named(name).at(at).run(async move { Err::<(), _>(error) }))
+        Box::new(move |error| registry.named(name).location(at).run(async move { Err::<(), _>(error) }))
     }
 }
 
@@ -323,7 +324,7 @@ where
             if !claim.signal.is_triggered() {
                 let job = run(work.clone(), claim, task, permit);
                 // A refusal drops the claim, which gives the job back.
-                let _ = work.registry.named(work.queue.name).at(work.at).run_when_ready(job).await;
+                let _ = work.registry.named(work.queue.name).location(work.at).run_when_ready(job).await;
             }
         }
         .boxed()

@@ -2,7 +2,7 @@
 
 mod common;
 
-use background_tasks::{Aborted, Reason};
+use background_tasks::{AbortReport, RejectReason};
 use background_tasks_durable::Error;
 use common::{each, each_place, numbers, panic_quietly, registry, sql, until};
 use serde::{Serialize, Serializer};
@@ -90,11 +90,11 @@ async fn what_is_no_schedule_is_told() {
         let guard = registry.guard().unwrap();
         let shutdown = registry.shutdown();
         let error = queue.cron(&registry, "* * * * * *", seconds).unwrap_err();
-        assert!(matches!(error, Error::Refused(Reason::ShuttingDown)), "{error:?}");
+        assert!(matches!(error, Error::Refused(RejectReason::ShuttingDown)), "{error:?}");
         drop(guard);
         shutdown.await;
         let error = queue.cron(&registry, "* * * * * *", seconds).unwrap_err();
-        assert!(matches!(error, Error::Refused(Reason::Drained)), "{error:?}");
+        assert!(matches!(error, Error::Refused(RejectReason::Drained)), "{error:?}");
         assert_eq!((losses.all(), queue.counts().await.unwrap().waiting), (vec![], 0));
     })
     .await;
@@ -142,7 +142,7 @@ async fn neither_a_panic_nor_an_abort_ends_a_schedule() {
         queue.cron(&registry, "* * * * * *", job).unwrap();
         let ticks = async |more_than| (queue.counts().await.unwrap().waiting > more_than).then_some(());
         until("a tick after the panic", async || ticks(0).await).await;
-        let Aborted { aborted, not_abortable, .. } = registry.abort();
+        let AbortReport { aborted, not_abortable, .. } = registry.abort();
         assert_eq!((aborted, not_abortable), (0, 1));
         let before = queue.counts().await.unwrap().waiting;
         until("a tick after the abort", async || ticks(before + 1).await).await;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use background_tasks::{Kind, Reason, Registry, SmolSpawner, Spawner, ThreadsSpawner, TokioSpawner};
+use background_tasks::{Registry, RejectReason, SmolSpawner, Spawner, TaskKind, ThreadsSpawner, TokioSpawner};
 use background_tasks_durable::{Durable, Error, Job, JobId, Options, Status};
 use common::{HANG, Mail, Place, each, each_place, mail, numbers, panic_quietly, registry, until};
 use futures_util::future::join_all;
@@ -228,18 +228,18 @@ async fn a_registry_that_shuts_down_takes_no_worker() {
         let shutdown = registry.shutdown();
         let serve = || queue.serve(&registry, Options::default(), async |_| Ok::<_, Infallible>(()));
         let error = serve().await.unwrap_err();
-        assert!(matches!(error, Error::Refused(Reason::ShuttingDown)), "{error:?}");
-        assert_eq!(error.to_string(), format!("no worker was started: {}", Reason::ShuttingDown));
+        assert!(matches!(error, Error::Refused(RejectReason::ShuttingDown)), "{error:?}");
+        assert_eq!(error.to_string(), format!("no worker was started: {}", RejectReason::ShuttingDown));
         drop(guard);
         shutdown.await;
         let error = serve().await.unwrap_err();
-        assert!(matches!(error, Error::Refused(Reason::Drained)), "{error:?}");
-        assert_eq!(error.to_string(), format!("no worker was started: {}", Reason::Drained));
+        assert!(matches!(error, Error::Refused(RejectReason::Drained)), "{error:?}");
+        assert_eq!(error.to_string(), format!("no worker was started: {}", RejectReason::Drained));
         assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Waiting);
 
         let full = Registry::builder(TokioSpawner).max_in_flight(1).build();
         let error = queue.serve(&full, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap_err();
-        assert!(matches!(error, Error::Refused(Reason::Full)), "{error:?}");
+        assert!(matches!(error, Error::Refused(RejectReason::Full)), "{error:?}");
         full.shutdown().await;
         assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Waiting);
     })
@@ -306,12 +306,12 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
         assert_eq!(
             tasks,
             [
-                ("mail", here, Kind::Future),
-                ("mail upkeep", here, Kind::Tracked),
-                ("mail worker", here, Kind::Tracked),
-                ("post", there, Kind::Future),
-                ("post upkeep", there, Kind::Tracked),
-                ("post worker", there, Kind::Tracked),
+                ("mail", here, TaskKind::Future),
+                ("mail upkeep", here, TaskKind::Tracked),
+                ("mail worker", here, TaskKind::Tracked),
+                ("post", there, TaskKind::Future),
+                ("post upkeep", there, TaskKind::Tracked),
+                ("post worker", there, TaskKind::Tracked),
             ]
         );
         assert!(registry.tasks().iter().all(|task| task.location().file().ends_with("shutdown.rs")));

@@ -25,7 +25,7 @@ const PANICKED: u8 = 101;
 /// 2. The registry is shut down, so its signal is on, and the program goes on until it ends by itself: a server that waits for the signal accepts nothing new
 ///    and finishes the requests that it is answering. Until it has ended it counts as in flight, under the name `program` (and then as
 ///    completed), so that what those requests start is accepted. It takes a place of a registry that has a
-///    [limit](background_tasks::Builder::max_in_flight); if there is none, that registry may have drained before the program has ended.
+///    [limit](background_tasks::RegistryBuilder::max_in_flight); if there is none, that registry may have drained before the program has ended.
 /// 3. The registry drains, then those of [`then`](Self::then), one after the other. The process is gone as soon as the last task is.
 /// 4. If that takes longer than the [`grace`](Self::grace), those who hold it up are named, all registries are shut down, their tasks are
 ///    [aborted](Registry::abort) where they can be and the program's future is dropped. Half a second later it is over, and whoever is still there
@@ -46,7 +46,7 @@ const PANICKED: u8 = 101;
 /// The drain is told on stderr: on a terminal by a bar with the oldest tasks (feature `bar`), elsewhere in a line at the beginning, one
 /// every two seconds, and one at the end. With the feature `tracing`, and a subscriber set for all threads, the lines are events. Of a
 /// program that ends by itself with nothing in flight nothing is told. The tasks are known by name if their registry is
-/// [inspected](background_tasks::Builder::inspect), and each loss is told by its [`Observer`](background_tasks::Observer), for one
+/// [inspected](background_tasks::RegistryBuilder::inspect), and each loss is told by its [`Observer`](background_tasks::Observer), for one
 /// [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
@@ -224,7 +224,7 @@ impl Stage {
         if !runs(&lock(&self.program)) {
             return None;
         }
-        let count = |registry: &Registry<()>| registry.named("program").at(self.site).guard().ok();
+        let count = |registry: &Registry<()>| registry.named("program").location(self.site).guard().ok();
         // Not under the lock: observers may be told.
         let held = if registry.is_drained() { None } else { count(registry) };
         let own = held.is_none().then(|| Registry::builder(()).inspect().build());

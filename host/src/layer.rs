@@ -1,4 +1,4 @@
-use background_tasks::{Guard, Reason, Registry};
+use background_tasks::{Guard, Registry, RejectReason};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -15,7 +15,7 @@ use tower_service::Service;
 /// taken all of it, or when its client has gone. So the drain waits for each response that has begun, and what a request starts in the
 /// background is accepted even if it starts it late, from the last frame of its body.
 ///
-/// A request that comes after the drain, or [too many](background_tasks::Builder::max_in_flight), is answered 503 with an empty body,
+/// A request that comes after the drain, or [too many](background_tasks::RegistryBuilder::max_in_flight), is answered 503 with an empty body,
 /// without a call of the service. After the drain the answer also closes its connection, so that its client goes elsewhere (HTTP/1; in
 /// HTTP/2 that is said by the server, for all of a connection).
 ///
@@ -108,8 +108,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> RequestFuture<I::Future> {
         let RequestLayer { registry, name, site } = &self.layer;
-        let guard = registry.named(name).at(site).guard();
-        let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == Reason::Drained);
+        let guard = registry.named(name).location(site).guard();
+        let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == RejectReason::Drained);
         let closes = drained && request.version() < Version::HTTP_2;
         let held = guard.ok().map(|guard| Held { work: Some(self.inner.call(request)), guard: Some(guard) });
         RequestFuture { held, closes }

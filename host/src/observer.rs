@@ -1,5 +1,5 @@
 use crate::stderr;
-use background_tasks::{Observer, Reason, TaskInfo};
+use background_tasks::{Observer, RejectReason, TaskInfo};
 use std::fmt::Display;
 use std::io::Write;
 
@@ -41,7 +41,7 @@ impl Observer for StderrObserver {
         }
     }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
         tell(task, format_args!("was rejected: {reason}"));
     }
 }

@@ -24,7 +24,7 @@ const NAMED_BY_HOST: [&str; 2] = ["program", "request"];
 /// A page on which a person watches the tasks of a registry, and aborts them.
 ///
 /// It shows what is in flight, how what has ended did so, how much ends in a second, and a drain as it goes. A registry that is not
-/// [inspected](background_tasks::Builder::inspect) cannot list its tasks: the page then shows the counts alone, and says so.
+/// [inspected](background_tasks::RegistryBuilder::inspect) cannot list its tasks: the page then shows the counts alone, and says so.
 ///
 /// It serves three resources, told by the last segment of the path, so it can be mounted at any path (that ends in none of their names),
 /// whether the server strips that or not: `…/events` is what the page listens to, `…/abort?id=12-7` takes its orders, and anything

@@ -1,15 +1,15 @@
 //! What asks the process to stop.
 
-use background_tasks::{Core, Registry, ShutdownSignal};
+use background_tasks::{Registry, RegistryState, ShutdownSignal};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-static CORE: Core = Core::new();
+static STATE: RegistryState = RegistryState::new();
 /// Shut down by the first signal; it has no tasks.
-static ASKED: Registry<()> = Registry::in_static(&CORE, ());
+static ASKED: Registry<()> = Registry::in_static(&STATE, ());
 
 static WATCH: Mutex<Watch> = Mutex::new(Watch { handle: None, at_second: None });
 

@@ -3,7 +3,7 @@
 
 use axum::Router;
 use axum::routing::get;
-use background_tasks::{Kind, Registry, TokioSpawner};
+use background_tasks::{Registry, TaskKind, TokioSpawner};
 use background_tasks_host::{RequestFuture, RequestLayer};
 use bytes::Bytes;
 use http_body_util::channel::Channel;
@@ -130,7 +130,7 @@ async fn a_request_is_in_flight_until_its_body_is_sent() {
     let response = tokio::spawn(async move { client.get().await.unwrap() });
     let call = soon(calls.recv()).await.unwrap();
     let listed: Vec<_> = registry.tasks().iter().map(|task| (task.name(), task.kind())).collect();
-    assert_eq!(listed, [(Some("request"), Some(Kind::Guard))]);
+    assert_eq!(listed, [(Some("request"), Some(TaskKind::Guard))]);
 
     let (mut sender, body) = Channel::new(1);
     call.send(body).unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use background_tasks::Reason;
+use background_tasks::RejectReason;
 use common::{Polled, Registry, check, counts, on_shard};
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn in_or_out() {
                 1
             }
             Err(rejected) => {
-                assert_eq!(rejected.reason(), Reason::Drained);
+                assert_eq!(rejected.reason(), RejectReason::Drained);
                 0
             }
         };

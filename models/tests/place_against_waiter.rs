@@ -2,7 +2,7 @@
 
 mod common;
 
-use background_tasks::{Guard, Reason};
+use background_tasks::{Guard, RejectReason};
 use common::{ByHand, Polled, by_hand, check, on_shard, race};
 use core::future::{Future, ready};
 use core::task::Poll;
@@ -181,7 +181,7 @@ fn one_tries_and_one_waits() {
         assert!(waiter.poll().is_pending());
         let leaver = on_shard(0, move || drop(guard));
         let refused = registry.guard().unwrap_err();
-        assert_eq!(refused.reason(), Reason::Full);
+        assert_eq!(refused.reason(), RejectReason::Full);
         leaver.join().unwrap();
         assert!(waiter.finish(Poll::Pending));
         assert_eq!(registry.in_flight(), 1);

@@ -52,7 +52,7 @@ impl Observer for Notes {
         self.note("abandoned");
     }
 
-    fn shutdown_begun(&self, _: usize) {
+    fn shutdown_started(&self, _: usize) {
         self.begun.happen();
         self.note("begun");
     }

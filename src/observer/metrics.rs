@@ -1,5 +1,5 @@
 use super::Observer;
-use crate::{Reason, Registry, Summary, TaskInfo};
+use crate::{Registry, RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
@@ -82,7 +82,7 @@ impl Observer for MetricsObserver {
         self.count(task, "aborted");
     }
 
-    fn rejected(&self, task: &TaskInfo, _: Reason) {
+    fn rejected(&self, task: &TaskInfo, _: RejectReason) {
         self.count(task, "rejected");
     }
 

@@ -1,5 +1,5 @@
 use super::Observer;
-use crate::{Reason, Summary, TaskInfo};
+use crate::{RejectReason, Summary, TaskInfo};
 use core::fmt::Display;
 use core::time::Duration;
 use tracing::field::{DisplayValue, display};
@@ -74,11 +74,11 @@ impl Observer for TracingObserver {
         loss!(warn, task, "background task aborted");
     }
 
-    fn rejected(&self, task: &TaskInfo, reason: Reason) {
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
         loss!(warn, task, "background task rejected", reason = reason);
     }
 
-    fn shutdown_begun(&self, in_flight: usize) {
+    fn shutdown_started(&self, in_flight: usize) {
         info!(target: "background_tasks", in_flight, "shutdown of the background tasks begins");
     }
 

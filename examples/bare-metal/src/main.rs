@@ -9,7 +9,7 @@ extern crate alloc;
 mod executor;
 
 use alloc::string::ToString;
-use background_tasks::{Core, Guard, Registry, Spawner};
+use background_tasks::{RegistryState, Guard, Registry, Spawner};
 use core::cell::Cell;
 use core::future::{pending, poll_fn};
 use core::task::Poll;
@@ -24,8 +24,8 @@ use semihosting::{println, process};
 #[global_allocator]
 static HEAP: LlffHeap = LlffHeap::empty();
 
-static CORE: Core = Core::new();
-static TASKS: Registry<Executor> = Registry::in_static(&CORE, Executor);
+static STATE: RegistryState = RegistryState::new();
+static TASKS: Registry<Executor> = Registry::in_static(&STATE, Executor);
 
 /// A transfer, which is no future: in flight until the interrupt at its end drops the guard.
 static TRANSFER: Mutex<Cell<Option<Guard>>> = Mutex::new(Cell::new(None));

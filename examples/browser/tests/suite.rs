@@ -1,7 +1,7 @@
 //! The registry where JavaScript runs it: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
-use background_tasks::{AbortError, Core, Observer, Reason, Registry, Summary, TaskInfo, WasmSpawner, conformance};
+use background_tasks::{AbortError, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, WasmSpawner, conformance};
 use js_sys::{Function, Promise};
 use std::cell::Cell;
 use std::future::{pending, poll_fn, ready};
@@ -125,7 +125,7 @@ async fn what_is_late_is_refused_and_given_back() {
     });
     assert_eq!(registry.shutdown().await.completed, 2, "a task may start what it owes");
     let refused = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
-    assert_eq!(refused.reason(), Reason::Drained);
+    assert_eq!(refused.reason(), RejectReason::Drained);
     drop(refused.into_inner());
     registry.run(async { unreachable!("the registry has drained") });
     assert_eq!(counts(registry.summary()), [2, 0, 0, 0, 0, 2]);
@@ -179,7 +179,7 @@ async fn a_full_registry_has_them_wait_their_turn() {
     }
     registry.run(pending::<()>());
     registry.run(pending::<()>());
-    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), Reason::Full);
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
     assert_eq!(most.get(), 2);
 }
 
@@ -203,8 +203,8 @@ async fn ten_thousand_tasks() {
 
 #[wasm_bindgen_test]
 async fn a_registry_in_a_static() {
-    static CORE: Core = Core::new();
-    static TASKS: Registry<WasmSpawner> = Registry::in_static(&CORE, WasmSpawner);
+    static STATE: RegistryState = RegistryState::new();
+    static TASKS: Registry<WasmSpawner> = Registry::in_static(&STATE, WasmSpawner);
     TASKS.run(async {});
     TASKS.run_local(timer(0));
     assert_eq!(TASKS.shutdown().await.completed, 2);

@@ -4,7 +4,7 @@
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
 
-use background_tasks::{Builder, Spawner, Summary, model};
+use background_tasks::{RegistryBuilder, Spawner, Summary, model};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -130,7 +130,7 @@ impl ByHand {
     }
 }
 
-pub fn by_hand() -> Builder<ByHand> {
+pub fn by_hand() -> RegistryBuilder<ByHand> {
     background_tasks::Registry::builder(ByHand::default())
 }
 
