@@ -113,6 +113,7 @@ extern crate alloc;
 
 #[cfg(feature = "std")]
 mod abort;
+mod adapters;
 #[cfg(feature = "std")]
 mod attend;
 mod bell;
@@ -121,7 +122,6 @@ mod builder;
 #[cfg(feature = "std")]
 mod clock;
 #[cfg(feature = "conformance")]
-#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
 mod gate;
 mod info;
@@ -154,19 +154,41 @@ pub use abort::{AbortError, AbortReport};
 pub use builder::RegistryBuilder;
 pub use info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
 #[cfg(feature = "std")]
-pub use observer::*;
+pub use observer::Observer;
 pub use output::TaskOutput;
 pub use registry::Registry;
 pub use rejected::{RejectReason, Rejected};
 pub use shards::RegistryState;
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
-pub use spawner::*;
+pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
 #[cfg(feature = "std")]
 pub use start::RunWhenReady;
 pub use start::TaskBuilder;
 pub use summary::{Stragglers, Summary};
 pub use tracked::{Guard, Tracked};
+
+#[cfg(feature = "async-executor")]
+pub use adapters::async_executor::ThreadsSpawner;
+#[cfg(feature = "async-std")]
+pub use adapters::async_std::AsyncStdSpawner;
+pub use adapters::erased::{BoxLocalTask, BoxTask, BoxWork, DynLocalSpawner};
+#[cfg(target_has_atomic = "ptr")]
+pub use adapters::erased::{DynBlockingSpawner, DynSpawner};
+#[cfg(feature = "futures")]
+pub use adapters::futures::FuturesSpawner;
+#[cfg(feature = "tracing")]
+pub use adapters::in_span::InSpan;
+#[cfg(feature = "metrics")]
+pub use adapters::metrics::MetricsObserver;
+#[cfg(feature = "smol")]
+pub use adapters::smol::SmolSpawner;
+#[cfg(feature = "tokio")]
+pub use adapters::tokio::TokioSpawner;
+#[cfg(feature = "tracing")]
+pub use adapters::tracing::TracingObserver;
+#[cfg(feature = "wasm-bindgen-futures")]
+pub use adapters::wasm_bindgen_futures::WasmSpawner;
 
 #[cfg(loom)]
 #[doc(hidden)]

@@ -2,18 +2,6 @@ use crate::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 use std::sync::Arc;
 
-#[cfg(feature = "metrics")]
-mod metrics;
-#[cfg(feature = "tracing")]
-mod tracing;
-
-#[cfg(feature = "metrics")]
-#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-pub use self::metrics::MetricsObserver;
-#[cfg(feature = "tracing")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
-pub use self::tracing::TracingObserver;
-
 /// Is told of each loss, and of the shutdown's beginning and end; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
 ///
 /// Each method does nothing unless it is implemented. They are called where the loss happens, on whatever thread that is, under no

@@ -45,7 +45,6 @@ impl<S> Registry<S> {
     ///
     /// Its state comes from a process-wide pool and goes back there when it has drained and its handles are gone.
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
@@ -64,7 +63,6 @@ impl<S> Registry<S> {
     /// # }
     /// ```
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn builder(spawner: S) -> RegistryBuilder<S> {
         RegistryBuilder::new(spawner)
     }
@@ -153,7 +151,6 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn critical(&self) -> TaskBuilder<'_, S> {
         TaskBuilder::new(self).critical()
     }
@@ -258,7 +255,6 @@ impl<S> Registry<S> {
     ///
     /// What comes or goes meanwhile may be in it or not.
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.core().tasks()
     }
@@ -271,7 +267,6 @@ impl<S> Registry<S> {
     ///
     /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn abort(&self) -> AbortReport {
         self.core().abort()
     }
@@ -282,7 +277,6 @@ impl<S> Registry<S> {
     ///
     /// [`AbortError`] says whether it is not there (any more) or cannot be aborted.
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
         self.core().abort_task(id)
     }
@@ -307,7 +301,6 @@ impl<S> Registry<S> {
     /// `None` if it has not begun, or somebody called [`shutdown`](Self::shutdown). For a host whose exit code is to tell the one from the
     /// other; the loss itself is [told](crate::Observer) as any other is.
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.core().shutdown_cause()
     }
@@ -390,7 +383,6 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     #[track_caller]
     pub fn run_when_ready<F>(&self, future: F) -> RunWhenReady<'_, S, F>
     where

@@ -90,7 +90,6 @@ impl Shutdown {
     /// # });
     /// ```
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub async fn or_abort<G, T>(mut self, grace: G, then: impl FnOnce() -> T) -> Result<Summary, Stragglers>
     where
         G: Future,
@@ -116,7 +115,6 @@ impl Shutdown {
     ///
     /// On a thread that has to run the tasks (of a current-thread runtime, say), or inside tracked work, it waits for itself.
     #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn wait(self) -> Summary {
         loop {
             if let Some(summary) = self.hold.core().bell().block(None, || self.drained()) {
@@ -135,7 +133,6 @@ impl Shutdown {
     ///
     /// As with [`wait`](Self::wait), for that long.
     #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.drained_within(timeout).ok_or_else(|| self.stragglers())
     }
@@ -151,7 +148,6 @@ impl Shutdown {
     ///
     /// As with [`wait`](Self::wait), for that long.
     #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn wait_or_abort(self, grace: Duration, then: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.drained_within(grace) {
             return Ok(summary);

@@ -52,7 +52,6 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Marks the work as critical; see [`Registry::critical`].
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn critical(self) -> Self {
         Self { critical: true, ..self }
     }
@@ -133,7 +132,6 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// See [`Registry::run_when_ready`].
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     #[track_caller]
     pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
     where
@@ -203,7 +201,6 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
 
 /// Starts a task when there is a place for it; see [`Registry::run_when_ready`].
 #[cfg(feature = "std")]
-#[cfg_attr(docsrs, doc(cfg(feature = "std")))]
 #[must_use = "futures do nothing unless polled"]
 pub struct RunWhenReady<'a, S, F> {
     registry: &'a Registry<S>,

@@ -83,7 +83,6 @@ impl Stragglers {
 
     /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     #[cfg(feature = "std")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }

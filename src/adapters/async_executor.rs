@@ -1,6 +1,6 @@
-use super::{LocalSpawner, Spawner};
 use crate::Registry;
 use crate::panics::discard;
+use crate::{LocalSpawner, Spawner};
 use async_executor::{Executor, LocalExecutor, StaticExecutor, StaticLocalExecutor};
 use futures_lite::future::block_on;
 use std::fmt;

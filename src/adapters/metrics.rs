@@ -1,4 +1,4 @@
-use super::Observer;
+use crate::Observer;
 use crate::{Registry, RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};

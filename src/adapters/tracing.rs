@@ -1,4 +1,4 @@
-use super::Observer;
+use crate::Observer;
 use crate::{RejectReason, Summary, TaskInfo};
 use core::fmt::Display;
 use core::time::Duration;

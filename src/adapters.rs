@@ -1,0 +1,21 @@
+//! Spawners and observers for runtimes and tools, each behind its feature. They use the public API only.
+
+#[cfg(feature = "async-executor")]
+pub(crate) mod async_executor;
+#[cfg(feature = "async-std")]
+pub(crate) mod async_std;
+pub(crate) mod erased;
+#[cfg(feature = "futures")]
+pub(crate) mod futures;
+#[cfg(feature = "tracing")]
+pub(crate) mod in_span;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
+#[cfg(feature = "smol")]
+pub(crate) mod smol;
+#[cfg(feature = "tokio")]
+pub(crate) mod tokio;
+#[cfg(feature = "tracing")]
+pub(crate) mod tracing;
+#[cfg(feature = "wasm-bindgen-futures")]
+pub(crate) mod wasm_bindgen_futures;
