@@ -85,7 +85,7 @@ fn every_loss_is_told_with_its_name_and_what_went_well_is_not() {
             "- failed: no such mailbox",
             "text panicked: a text",
             "format panicked: number 7",
-            "odd panicked: (a payload that is no text)",
+            "odd panicked: (a payload that is not a string)",
             "left abandoned"
         ]
     );
