@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
-use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker_fn};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -45,11 +45,11 @@ fn the_drain_waits_for_the_destructors_of_the_aborted<S: Spawner>(registry: &Reg
     is_polled.recv_timeout(HANG).unwrap();
     let shutdown = registry.shutdown();
     registry.abort();
-    dropping.begun.recv_timeout(HANG).unwrap();
-    assert_eq!((registry.in_flight(), registry.is_drained(), dropping.is_gone()), (1, false, false));
-    dropping.go_on.send(()).unwrap();
+    dropping.started.recv_timeout(HANG).unwrap();
+    assert_eq!((registry.in_flight(), registry.is_drained(), dropping.is_dropped()), (1, false, false));
+    dropping.resume.send(()).unwrap();
     assert_eq!(shutdown.wait_timeout(HANG).unwrap().aborted, 1);
-    assert!(dropping.is_gone());
+    assert!(dropping.is_dropped());
 }
 
 fn one_is_aborted_by_its_id_and_the_others_live_on<S: Spawner>(registry: &Registry<S>) {
@@ -185,7 +185,7 @@ fn those_that_end_while_it_sweeps_are_not_taken_for_others() {
         let task = Arc::new(Mutex::new(Some(spawner.take())));
         let own = task.clone();
         // The executor polls it in the very call of its waker.
-        let waker = waker(move || {
+        let waker = waker_fn(move || {
             let ended = own.lock().unwrap().take().map(|mut task| poll_once(&mut task));
             assert_eq!(ended, Some(Poll::Ready(())));
         });
@@ -278,7 +278,7 @@ fn a_waker_may_call_back_and_goes_with_its_task() {
     let (spawner, registry) = inspected();
     let woken = Arc::new(AtomicUsize::new(0));
     let (own, told) = (registry.clone(), woken.clone());
-    let waker = waker(move || {
+    let waker = waker_fn(move || {
         told.fetch_add(1, SeqCst);
         own.tasks();
         own.abort();

@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{Registry, RegistryState, SmolSpawner, Spawner};
-use common::{HANG, Manual, Owns, PanicDrop, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, poll_once, waker_fn};
 use futures_lite::future::{block_on, yield_now};
 use std::future::{pending, ready};
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 fn children_started_while_draining_are_waited_for<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    fn family<S: Spawner + Clone + Send + Sync + 'static>(registry: Registry<S>, depth: u32) -> common::Boxed {
+    fn family<S: Spawner + Clone + Send + Sync + 'static>(registry: Registry<S>, depth: u32) -> common::BoxFuture {
         Box::pin(async move {
             registry.signal().await;
             for _ in 0..2 * depth.min(1) {
@@ -130,7 +130,7 @@ fn a_shutdown_polled_by_another_task_wakes_that_one() {
     let mut shutdown = registry.shutdown();
     assert!(poll_once(&mut shutdown).is_pending());
     let (woken, is_woken) = channel();
-    let second = waker(move || woken.send(()).unwrap());
+    let second = waker_fn(move || woken.send(()).unwrap());
     assert!(Pin::new(&mut shutdown).poll(&mut Context::from_waker(&second)).is_pending());
     drop(guard);
     is_woken.recv_timeout(HANG).unwrap();
@@ -147,10 +147,10 @@ fn a_waker_of_a_drain_may_call_back_and_another_may_panic() {
         shutdown
     };
     let (woken, is_woken) = channel();
-    let panics = polled(waker(|| panic!("a waker's panic, as planned")));
+    let panics = polled(waker_fn(|| panic!("a waker's panic, as planned")));
     let own = registry.clone();
-    let dropped = Mutex::new(Some(polled(waker(|| {}))));
-    let calls = polled(waker(move || {
+    let dropped = Mutex::new(Some(polled(waker_fn(|| {}))));
+    let calls = polled(waker_fn(move || {
         // Under the event's lock each of these would hang.
         assert!(poll_once(&mut own.shutdown()).is_ready());
         drop(dropped.lock().unwrap().take());
@@ -158,7 +158,7 @@ fn a_waker_of_a_drain_may_call_back_and_another_may_panic() {
         woken.send(own.is_drained()).unwrap();
     }));
     let (last, is_last) = channel();
-    let after = polled(waker(move || last.send(()).unwrap()));
+    let after = polled(waker_fn(move || last.send(()).unwrap()));
     drop(guard);
     assert!(is_woken.recv_timeout(HANG).unwrap());
     is_last.recv_timeout(HANG).unwrap();
@@ -251,7 +251,7 @@ fn wait_idle_is_pending_while_something_is_in_flight_and_wakes_then() {
     assert!(poll_once(&mut registry.wait_idle()).is_ready());
     let guard = registry.guard().unwrap();
     let (woken, is_woken) = channel();
-    let waker = waker(move || woken.send(()).unwrap());
+    let waker = waker_fn(move || woken.send(()).unwrap());
     let mut idle = registry.wait_idle();
     assert!(Pin::new(&mut idle).poll(&mut Context::from_waker(&waker)).is_pending());
     drop(guard);

@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{Registry, RejectReason, RunWhenReady, Spawner};
-use common::{HANG, Manual, panic_waker, poll_once, waker};
+use common::{HANG, Manual, panic_waker, poll_once, waker_fn};
 use std::future::pending;
 use std::panic::catch_unwind;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ fn limited(limit: usize) -> (Manual, Registry<Manual>) {
 /// Polls with a waker that counts how often it was woken.
 fn poll_counted<F: Future + Unpin>(future: &mut F, woken: &Arc<AtomicUsize>) -> Poll<F::Output> {
     let woken = woken.clone();
-    let waker = waker(move || {
+    let waker = waker_fn(move || {
         woken.fetch_add(1, SeqCst);
     });
     Pin::new(future).poll(&mut Context::from_waker(&waker))
@@ -185,7 +185,7 @@ fn a_waker_may_call_back_into_the_registry() {
     let mut waiting = registry.run_when_ready(pending::<()>());
     let (own, refused) = (registry.clone(), Arc::new(AtomicUsize::new(0)));
     let told = refused.clone();
-    let waker = waker(move || {
+    let waker = waker_fn(move || {
         told.fetch_add(usize::from(own.try_run(async {}).is_err()), SeqCst);
         own.signal();
     });

@@ -111,7 +111,7 @@ fn a_destructor_s_panic_is_told_once_and_as_what_it_counts() {
     spawner.poll_all();
     registry.named("left").run(Owns(PanicDrop, pending::<()>()));
     drop(spawner.take());
-    let told = "panicked: a destructor's panic, as planned";
+    let told = "panicked: intentional panic in a destructor";
     assert_eq!(notes.take(), [format!("done {told}"), format!("left {told}")]);
     assert_eq!(registry.summary().panicked, 2);
 }

@@ -14,11 +14,11 @@ use std::time::Duration;
 /// Long enough that only a hang gets there.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
-pub(crate) type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How a piece of work ended, in the order of a summary's fields.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fate {
+pub(crate) enum Outcome {
     Completed,
     Failed,
     Panicked,
@@ -27,7 +27,7 @@ pub(crate) enum Fate {
     Rejected,
 }
 
-/// How many ended by each [`Fate`].
+/// How many ended by each [`Outcome`].
 pub(crate) type Counts = [u64; 6];
 
 /// A summary's fields, which cannot be set here.
@@ -43,7 +43,7 @@ pub(crate) fn panic_quietly(message: &'static str) -> ! {
 
 /// Keeps what it is given until the test polls or drops it.
 #[derive(Clone, Default)]
-pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<Boxed>>>);
+pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<BoxFuture>>>);
 
 impl Spawner for Manual {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
@@ -58,7 +58,7 @@ pub(crate) fn inspected() -> (Manual, Registry<Manual>) {
 }
 
 impl Manual {
-    pub(crate) fn take(&self) -> Boxed {
+    pub(crate) fn take(&self) -> BoxFuture {
         self.0.lock().unwrap().remove(0)
     }
 
@@ -76,52 +76,52 @@ pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
 }
 
 /// A waker that does what it is told.
-pub(crate) struct Told<F>(pub(crate) F);
+pub(crate) struct FnWaker<F>(pub(crate) F);
 
-impl<F: Fn() + Send + Sync> Wake for Told<F> {
+impl<F: Fn() + Send + Sync> Wake for FnWaker<F> {
     fn wake(self: Arc<Self>) {
         (self.0)();
     }
 }
 
-pub(crate) fn waker(f: impl Fn() + Send + Sync + 'static) -> Waker {
-    Arc::new(Told(f)).into()
+pub(crate) fn waker_fn(f: impl Fn() + Send + Sync + 'static) -> Waker {
+    Arc::new(FnWaker(f)).into()
 }
 
 /// Says when it is being dropped, and stays there until it may go on.
 pub(crate) struct SlowDrop {
     dropping: Sender<()>,
-    go_on: Receiver<()>,
-    gone: Arc<Mutex<bool>>,
+    resume: Receiver<()>,
+    dropped: Arc<Mutex<bool>>,
 }
 
 /// The test's side of a [`SlowDrop`].
-pub(crate) struct Dropping {
-    pub(crate) begun: Receiver<()>,
-    pub(crate) go_on: Sender<()>,
-    gone: Arc<Mutex<bool>>,
+pub(crate) struct SlowDropControl {
+    pub(crate) started: Receiver<()>,
+    pub(crate) resume: Sender<()>,
+    dropped: Arc<Mutex<bool>>,
 }
 
 impl SlowDrop {
-    pub(crate) fn new() -> (Self, Dropping) {
+    pub(crate) fn new() -> (Self, SlowDropControl) {
         let (dropping, is_dropping) = channel();
-        let (may_go_on, go_on) = channel();
-        let gone = Arc::new(Mutex::new(false));
-        (Self { dropping, go_on, gone: gone.clone() }, Dropping { begun: is_dropping, go_on: may_go_on, gone })
+        let (may_go_on, resume) = channel();
+        let dropped = Arc::new(Mutex::new(false));
+        (Self { dropping, resume, dropped: dropped.clone() }, SlowDropControl { started: is_dropping, resume: may_go_on, dropped })
     }
 }
 
 impl Drop for SlowDrop {
     fn drop(&mut self) {
         self.dropping.send(()).unwrap();
-        self.go_on.recv_timeout(HANG).unwrap();
-        *self.gone.lock().unwrap() = true;
+        self.resume.recv_timeout(HANG).unwrap();
+        *self.dropped.lock().unwrap() = true;
     }
 }
 
-impl Dropping {
-    pub(crate) fn is_gone(&self) -> bool {
-        *self.gone.lock().unwrap()
+impl SlowDropControl {
+    pub(crate) fn is_dropped(&self) -> bool {
+        *self.dropped.lock().unwrap()
     }
 }
 
@@ -130,14 +130,14 @@ pub(crate) struct PanicDrop;
 
 impl Drop for PanicDrop {
     fn drop(&mut self) {
-        panic!("a destructor's panic, as planned");
+        panic!("intentional panic in a destructor");
     }
 }
 
 /// A waker whose destructor panics.
 pub(crate) fn panic_waker() -> Waker {
     let owned = PanicDrop;
-    waker(move || {
+    waker_fn(move || {
         let _ = &owned;
     })
 }
@@ -149,7 +149,7 @@ impl<T: Unpin> Future for PanicPoll<T> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        panic!("a task's panic, as planned");
+        panic!("intentional panic in a task");
     }
 }
 
