@@ -6,7 +6,7 @@ mod common;
 use background_tasks::{
     AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
 };
-use common::{Boxed, Counts, Fate, Manual, counts, panic_quietly, poll_once, waker};
+use common::{BoxFuture, Counts, Manual, Outcome, counts, panic_quietly, poll_once, waker_fn};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
@@ -114,7 +114,7 @@ fn steps() -> impl Strategy<Value = Step> {
 #[derive(Debug, Clone, PartialEq)]
 enum News {
     /// A loss, with what is said of it.
-    Lost(Fate, Named, String),
+    Lost(Outcome, Named, String),
     Begun(usize),
     Drained(Counts),
 }
@@ -126,7 +126,7 @@ type Named = (Option<&'static str>, Option<TaskId>, Option<TaskKind>);
 struct Told(Mutex<Vec<News>>);
 
 impl Told {
-    fn lost(&self, fate: Fate, task: &TaskInfo, what: &str) {
+    fn lost(&self, fate: Outcome, task: &TaskInfo, what: &str) {
         assert_eq!(task.location().file(), file!());
         self.0.lock().unwrap().push(News::Lost(fate, named(task), what.into()));
     }
@@ -138,23 +138,23 @@ fn named(task: &TaskInfo) -> Named {
 
 impl Observer for Told {
     fn failed(&self, task: &TaskInfo, error: &str) {
-        self.lost(Fate::Failed, task, error);
+        self.lost(Outcome::Failed, task, error);
     }
 
     fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.lost(Fate::Panicked, task, message);
+        self.lost(Outcome::Panicked, task, message);
     }
 
     fn abandoned(&self, task: &TaskInfo) {
-        self.lost(Fate::Abandoned, task, "");
+        self.lost(Outcome::Abandoned, task, "");
     }
 
     fn aborted(&self, task: &TaskInfo) {
-        self.lost(Fate::Aborted, task, "");
+        self.lost(Outcome::Aborted, task, "");
     }
 
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.lost(Fate::Rejected, task, &reason.to_string());
+        self.lost(Outcome::Rejected, task, &reason.to_string());
     }
 
     fn shutdown_started(&self, in_flight: usize) {
@@ -211,7 +211,7 @@ impl Bell {
     fn new() -> Self {
         let rung = Arc::new(AtomicUsize::new(0));
         let own = rung.clone();
-        let waker = waker(move || {
+        let waker = waker_fn(move || {
             own.fetch_add(1, Ordering::Relaxed);
         });
         Self { waker, rung, expected: 0, kept: false }
@@ -239,7 +239,7 @@ struct Piece {
 }
 
 enum Body {
-    Task(Boxed),
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
@@ -346,9 +346,9 @@ impl Life {
     }
 
     fn reject(&mut self, call: Call, kind: TaskKind, reason: RejectReason) {
-        self.counts[Fate::Rejected as usize] += 1;
+        self.counts[Outcome::Rejected as usize] += 1;
         let kind = self.setup.inspected.then_some(kind);
-        self.tell(News::Lost(Fate::Rejected, (call.name, None, kind), reason.to_string()));
+        self.tell(News::Lost(Outcome::Rejected, (call.name, None, kind), reason.to_string()));
     }
 
     fn accept(&mut self, call: Call, kind: TaskKind, script: Script, body: Body) {
@@ -380,17 +380,17 @@ impl Life {
     }
 
     /// Takes a piece out that has just ended so.
-    fn end(&mut self, which: usize, fate: Fate, what: &str) {
+    fn end(&mut self, which: usize, fate: Outcome, what: &str) {
         let Piece { call, kind, id, .. } = self.pieces[which];
         self.counts[fate as usize] += 1;
-        if fate != Fate::Completed {
+        if fate != Outcome::Completed {
             let known = if self.setup.inspected { (call.name, id, Some(kind)) } else { (call.name, None, None) };
             self.tell(News::Lost(fate, known, what.into()));
         }
         let Setup { shutdown_on_panic, shutdown_on_failure, .. } = self.setup;
         match fate {
-            Fate::Panicked if shutdown_on_panic || call.critical => self.begin_shutdown(),
-            Fate::Failed if shutdown_on_failure || call.critical => self.begin_shutdown(),
+            Outcome::Panicked if shutdown_on_panic || call.critical => self.begin_shutdown(),
+            Outcome::Failed if shutdown_on_failure || call.critical => self.begin_shutdown(),
             _ => {}
         }
         let piece = self.pieces.remove(which);
@@ -583,11 +583,11 @@ impl Life {
                 }
                 assert_eq!(polled, Poll::Ready(()));
                 match end {
-                    End::PanicInDrop => (Fate::Panicked, DROP_PANIC),
-                    _ if *told_to_abort => (Fate::Aborted, ""),
-                    End::Panic => (Fate::Panicked, PANIC),
-                    End::Fail => (Fate::Failed, FAILURE),
-                    _ => (Fate::Completed, ""),
+                    End::PanicInDrop => (Outcome::Panicked, DROP_PANIC),
+                    _ if *told_to_abort => (Outcome::Aborted, ""),
+                    End::Panic => (Outcome::Panicked, PANIC),
+                    End::Fail => (Outcome::Failed, FAILURE),
+                    _ => (Outcome::Completed, ""),
                 }
             }
             Body::Tracked(tracked) => {
@@ -597,9 +597,9 @@ impl Life {
                     Ok(Poll::Ready(output)) => {
                         assert_eq!(output, if end == End::Fail { Err(FAILURE) } else { Ok(()) });
                         assert_eq!(panics, None);
-                        (Fate::Completed, "")
+                        (Outcome::Completed, "")
                     }
-                    Err(payload) => (Fate::Panicked, says(&*payload, panics)),
+                    Err(payload) => (Outcome::Panicked, says(&*payload, panics)),
                 }
             }
         };
@@ -617,10 +617,10 @@ impl Life {
                 panic_quietly(PANIC)
             }));
             says(&*payload.unwrap_err(), Some(PANIC));
-            self.end(which, Fate::Panicked, "dropped by a panic");
+            self.end(which, Outcome::Panicked, "dropped by a panic");
         } else {
             drop(guard);
-            self.end(which, Fate::Completed, "");
+            self.end(which, Outcome::Completed, "");
         }
     }
 
@@ -644,16 +644,16 @@ impl Life {
             }
         }));
         match goes_on {
-            Ok(true) => self.end(which, Fate::Completed, ""),
+            Ok(true) => self.end(which, Outcome::Completed, ""),
             Ok(false) if panics => {
                 assert_eq!(self.pieces[which].kind, TaskKind::Future, "what is contained was a task's");
-                self.end(which, Fate::Panicked, DROP_PANIC);
+                self.end(which, Outcome::Panicked, DROP_PANIC);
             }
-            Ok(false) => self.end(which, Fate::Abandoned, ""),
+            Ok(false) => self.end(which, Outcome::Abandoned, ""),
             Err(payload) => {
                 assert_eq!(self.pieces[which].kind, TaskKind::Tracked, "what goes on to its owner was tracked");
                 let what = says(&*payload, panics.then_some(DROP_PANIC));
-                self.end(which, Fate::Panicked, what);
+                self.end(which, Outcome::Panicked, what);
             }
         }
     }
@@ -688,7 +688,7 @@ impl Life {
         let in_flight = self.pieces.len();
         assert_eq!(counts(registry.summary()), self.counts);
         assert_eq!(registry.in_flight(), in_flight);
-        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Fate::Rejected as usize].iter().sum::<u64>());
+        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Outcome::Rejected as usize].iter().sum::<u64>());
         assert_eq!((registry.is_shutting_down(), registry.is_drained()), (self.shutting_down, self.is_drained()));
         assert_eq!(poll_once(&mut registry.wait_idle()).is_ready(), in_flight == 0);
         assert_eq!(registry.signal().is_triggered(), self.shutting_down);
@@ -735,7 +735,7 @@ impl Life {
         if !drop_handles {
             self.step(Step::TryRun(Call { name: Some("late"), critical: false }));
             self.check();
-            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Fate::Rejected as usize]);
+            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Outcome::Rejected as usize]);
         }
         let ends = self.news.iter().filter(|news| matches!(news, News::Begun(_) | News::Drained(_)));
         assert_eq!(ends.count(), if self.setup.observed { 2 } else { 0 });

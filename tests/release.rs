@@ -6,7 +6,7 @@
 mod common;
 
 use background_tasks::{BlockingSpawner, Registry, Spawner};
-use common::{Dropping, HANG, Manual, Owns, PanicPoll, SlowDrop, poll_once};
+use common::{HANG, Manual, Owns, PanicPoll, SlowDrop, SlowDropControl, poll_once};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -15,15 +15,15 @@ use std::thread;
 use std::time::Duration;
 
 /// While the destructor runs the registry must not have drained; when it has drained the destructor must have run.
-fn held_until_gone<S>(registry: &Registry<S>, slow: &Dropping) {
-    slow.begun.recv_timeout(HANG).unwrap();
+fn held_until_gone<S>(registry: &Registry<S>, slow: &SlowDropControl) {
+    slow.started.recv_timeout(HANG).unwrap();
     let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((stragglers.len(), registry.in_flight(), registry.is_drained()), (1, 1, false));
     assert_eq!(stragglers.summary(), registry.summary(), "nothing has ended yet");
-    assert!(!slow.is_gone());
-    slow.go_on.send(()).unwrap();
+    assert!(!slow.is_dropped());
+    slow.resume.send(()).unwrap();
     registry.shutdown().wait_timeout(HANG).unwrap();
-    assert!(slow.is_gone());
+    assert!(slow.is_dropped());
 }
 
 fn a_slow_destructor_after_completion<S: Spawner>(registry: &Registry<S>) {

@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{Registry, ShutdownSignal, Spawner};
-use common::{HANG, Manual, poll_once, waker};
+use common::{HANG, Manual, poll_once, waker_fn};
 use futures_lite::future::block_on;
 use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
@@ -65,7 +65,7 @@ on_every_runtime!(every_waiting_task_is_told, a_signal_polled_here_and_moved_to_
 
 fn woken() -> (Waker, impl Fn() -> usize) {
     let (woken, is_woken) = channel();
-    (waker(move || woken.send(()).unwrap()), move || is_woken.try_iter().count())
+    (waker_fn(move || woken.send(()).unwrap()), move || is_woken.try_iter().count())
 }
 
 fn poll(signal: &mut ShutdownSignal, waker: &Waker) -> Poll<()> {
@@ -149,7 +149,7 @@ fn a_waker_may_call_back_and_another_may_panic() {
     let own = registry.clone();
     let kept = Mutex::new(registry.signal());
     // Under the list's lock each of these would hang.
-    let calls = waker(move || {
+    let calls = waker_fn(move || {
         let mut kept = kept.lock().unwrap();
         assert!(poll_once(&mut *kept).is_ready());
         own.shutdown();
@@ -158,7 +158,7 @@ fn a_waker_may_call_back_and_another_may_panic() {
         told.send(()).unwrap();
     });
     let ((before, before_woken), (after, after_woken)) = (woken(), woken());
-    let panics = waker(|| panic!("a waker's panic, as planned"));
+    let panics = waker_fn(|| panic!("a waker's panic, as planned"));
     let mut signals: Vec<_> = (0..5).map(|_| registry.signal()).collect();
     for (signal, waker) in signals.iter_mut().zip([&before, &panics, &calls, &panics, &after]) {
         assert!(poll(signal, waker).is_pending());

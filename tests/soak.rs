@@ -5,7 +5,7 @@
 mod common;
 
 use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
-use common::{Boxed, Counts, Fate, HANG, counts, panic_quietly, poll_once};
+use common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,9 +27,9 @@ const LIMIT: usize = 16;
 
 thread_local! {
     /// What the spawner was given on this thread.
-    static STARTED: RefCell<Vec<Boxed>> = const { RefCell::new(Vec::new()) };
+    static STARTED: RefCell<Vec<BoxFuture>> = const { RefCell::new(Vec::new()) };
     /// How the future that this thread polled last came to its end; an aborted one does not.
-    static CAME_TO: Cell<Option<Fate>> = const { Cell::new(None) };
+    static CAME_TO: Cell<Option<Outcome>> = const { Cell::new(None) };
 }
 
 /// Leaves a task to the thread that started it.
@@ -45,7 +45,7 @@ impl Spawner for Here {
 /// Is pending so often, then comes to its end and says so.
 struct Work {
     pending: u8,
-    end: Fate,
+    end: Outcome,
 }
 
 impl Future for Work {
@@ -58,8 +58,8 @@ impl Future for Work {
         }
         CAME_TO.set(Some(self.end));
         match self.end {
-            Fate::Failed => Poll::Ready(Err("a failure, as planned")),
-            Fate::Panicked => panic_quietly("a panic, as planned"),
+            Outcome::Failed => Poll::Ready(Err("a failure, as planned")),
+            Outcome::Panicked => panic_quietly("a panic, as planned"),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -74,30 +74,30 @@ struct Told {
 }
 
 impl Told {
-    fn count(&self, fate: Fate) {
+    fn count(&self, fate: Outcome) {
         self.losses[fate as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Observer for Told {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Failed);
+        self.count(Outcome::Failed);
     }
 
     fn panicked(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Panicked);
+        self.count(Outcome::Panicked);
     }
 
     fn abandoned(&self, _: &TaskInfo) {
-        self.count(Fate::Abandoned);
+        self.count(Outcome::Abandoned);
     }
 
     fn aborted(&self, _: &TaskInfo) {
-        self.count(Fate::Aborted);
+        self.count(Outcome::Aborted);
     }
 
     fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        self.count(Fate::Rejected);
+        self.count(Outcome::Rejected);
     }
 
     fn shutdown_started(&self, _: usize) {
@@ -111,14 +111,14 @@ impl Observer for Told {
 
 /// Some work in flight.
 enum Piece {
-    Task(Boxed),
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
 
 impl Piece {
     /// Polls it until it has come to its end, drops it before, or drops a guard; says how it ended.
-    fn end(self, rng: &mut Rng) -> Fate {
+    fn end(self, rng: &mut Rng) -> Outcome {
         let drop_it = rng.u8(..8) == 0;
         match self {
             Self::Guard(guard) if rng.u64(..PANICS) == 0 => {
@@ -127,21 +127,21 @@ impl Piece {
                     panic_quietly("a panic, as planned")
                 }));
                 panicked.unwrap_err();
-                Fate::Panicked
+                Outcome::Panicked
             }
             Self::Guard(guard) => {
                 drop(guard);
-                Fate::Completed
+                Outcome::Completed
             }
-            Self::Task(_) | Self::Tracked(_) if drop_it => Fate::Abandoned,
+            Self::Task(_) | Self::Tracked(_) if drop_it => Outcome::Abandoned,
             Self::Task(mut task) => {
                 while poll_once(&mut task).is_pending() {}
-                CAME_TO.take().unwrap_or(Fate::Aborted)
+                CAME_TO.take().unwrap_or(Outcome::Aborted)
             }
             Self::Tracked(mut tracked) => match catch_unwind(AssertUnwindSafe(|| while poll_once(&mut tracked).is_pending() {})) {
                 Ok(()) => {
                     CAME_TO.take().expect("nobody aborts what others run");
-                    Fate::Completed
+                    Outcome::Completed
                 }
                 Err(_) => CAME_TO.take().expect("it says so before it panics"),
             },
@@ -178,9 +178,9 @@ impl Plot {
     fn start(&self, rng: &mut Rng) -> Option<Result<Piece, RejectReason>> {
         let registry = &self.registry;
         let end = match rng.u64(..PANICS) {
-            0 => Fate::Panicked,
-            n if n % 5 == 0 => Fate::Failed,
-            _ => Fate::Completed,
+            0 => Outcome::Panicked,
+            n if n % 5 == 0 => Outcome::Failed,
+            _ => Outcome::Completed,
         };
         let work = Work { pending: rng.u8(..3), end };
         let accepted = match rng.u8(..8) {
@@ -207,7 +207,7 @@ impl Plot {
                 None => {}
                 Some(Err(_)) => {
                     asked += 1;
-                    ended[Fate::Rejected as usize] += 1;
+                    ended[Outcome::Rejected as usize] += 1;
                 }
                 Some(Ok(mut piece)) => {
                     asked += 1;
@@ -215,7 +215,7 @@ impl Plot {
                     if let (Piece::Task(task), true) = (&mut piece, rng.bool()) {
                         // Half of them have been polled when an abort comes.
                         if poll_once(task).is_ready() {
-                            ended[CAME_TO.take().unwrap_or(Fate::Aborted) as usize] += 1;
+                            ended[CAME_TO.take().unwrap_or(Outcome::Aborted) as usize] += 1;
                             continue;
                         }
                     }
@@ -266,7 +266,10 @@ impl Plot {
             assert_eq!(told.begun.load(Ordering::Relaxed), 1);
             assert_eq!(*told.drained.lock().unwrap(), [all]);
         }
-        assert_eq!(self.registry.try_run(Work { pending: 0, end: Fate::Completed }).unwrap_err().reason(), RejectReason::Drained);
+        assert_eq!(
+            self.registry.try_run(Work { pending: 0, end: Outcome::Completed }).unwrap_err().reason(),
+            RejectReason::Drained
+        );
         all
     }
 }

@@ -168,7 +168,7 @@ fn a_panic_is_an_error_with_its_message() {
 
 #[test]
 fn a_destructor_s_panic_is_told_as_a_panic() {
-    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "a destructor's panic, as planned")];
+    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "intentional panic in a destructor")];
     is_told(Level::ERROR, &fields, "future", |manual, registry| {
         let site = run(registry.named("mail"), Owns(PanicDrop, pending::<()>()));
         drop(manual.take());
