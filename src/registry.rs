@@ -5,6 +5,7 @@ use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryHandle, RegistryState};
 use crate::task::{Guard, Tracked};
 use crate::task_builder::{RunWhenReady, TaskBuilder};
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::Future;
 

@@ -107,10 +107,12 @@ pub(crate) fn now() -> u64 {
     0
 }
 
-pub(crate) type Payload = Infallible;
+/// There is never one.
+#[derive(Debug)]
+pub(crate) struct Payload(Infallible);
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {
-    match *payload {}
+    match payload.0 {}
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
@@ -119,7 +121,7 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
 }
 
 pub(crate) fn resume(payload: Payload) -> ! {
-    match payload {}
+    match payload.0 {}
 }
 
 pub(crate) fn panicking() -> bool {
