@@ -1,8 +1,35 @@
-use crate::attend::Settings;
-use crate::gate::MOST;
-use crate::shards::Handle;
-use crate::{Observer, Registry};
+use crate::observer::Observer;
+use crate::registry::Registry;
+use crate::state::{RegistryHandle, Settings};
+use crate::sync::gate::MAX_IN_FLIGHT;
+use alloc::boxed::Box;
 use core::fmt;
+
+impl<S> Registry<S> {
+    /// Returns a new registry that starts its tasks with `spawner`.
+    ///
+    /// Its state comes from a process-wide pool and goes back there when it has drained and its handles are gone.
+    pub fn new(spawner: S) -> Self {
+        Self::builder(spawner).build()
+    }
+
+    /// Returns a builder, for a registry that tells its losses, lists its tasks, or has a limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1000).build();
+    /// registry.named("sweeper").run(std::future::pending::<()>());
+    /// assert_eq!(registry.tasks()[0].name(), Some("sweeper"));
+    /// # }
+    /// ```
+    pub fn builder(spawner: S) -> RegistryBuilder<S> {
+        RegistryBuilder::new(spawner)
+    }
+}
 
 /// Makes a [`Registry`] that tells, lists, limits or reacts; see [`Registry::builder`].
 #[must_use = "it makes a registry when it is built"]
@@ -45,7 +72,7 @@ impl<S> RegistryBuilder<S> {
     /// If it is zero: nothing could ever run.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
         assert_ne!(limit, 0, "max_in_flight(0) would refuse every task; the least is 1");
-        self.settings.limit = Some(limit.min(MOST));
+        self.settings.limit = Some(limit.min(MAX_IN_FLIGHT));
         self
     }
 
@@ -65,7 +92,7 @@ impl<S> RegistryBuilder<S> {
 
     /// Returns the registry.
     pub fn build(self) -> Registry<S> {
-        Registry::with(Handle::pooled(self.settings), self.spawner)
+        Registry::from_handle(RegistryHandle::pooled(self.settings), self.spawner)
     }
 }
 

@@ -111,62 +111,35 @@
 
 extern crate alloc;
 
-#[cfg(feature = "std")]
-mod abort;
 mod adapters;
-#[cfg(feature = "std")]
-mod attend;
-mod bell;
-#[cfg(feature = "std")]
+#[cfg(all(feature = "std", not(target_family = "wasm")))]
+mod blocking;
 mod builder;
-#[cfg(feature = "std")]
-mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-mod gate;
-mod info;
-#[cfg(feature = "std")]
-mod intake;
-#[cfg(feature = "std")]
 mod observer;
-mod output;
-mod panics;
-#[cfg(feature = "std")]
-mod pool;
+mod platform;
 mod registry;
-mod rejected;
-#[cfg(feature = "std")]
-mod roster;
-mod shards;
+mod report;
 mod shutdown;
 mod signal;
 mod spawner;
-mod start;
-mod summary;
+mod state;
 mod sync;
-mod token;
-mod tracked;
-mod wakers;
+mod task;
+mod task_builder;
 
-#[cfg(feature = "std")]
-pub use abort::{AbortError, AbortReport};
-#[cfg(feature = "std")]
 pub use builder::RegistryBuilder;
-pub use info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
-#[cfg(feature = "std")]
 pub use observer::Observer;
-pub use output::TaskOutput;
 pub use registry::Registry;
-pub use rejected::{RejectReason, Rejected};
-pub use shards::RegistryState;
+pub use report::{AbortError, AbortReport, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
-#[cfg(feature = "std")]
-pub use start::RunWhenReady;
-pub use start::TaskBuilder;
-pub use summary::{Stragglers, Summary};
-pub use tracked::{Guard, Tracked};
+pub use state::RegistryState;
+pub use task::{Guard, Tracked};
+pub use task_builder::{RunWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;
@@ -192,7 +165,7 @@ pub use adapters::wasm_bindgen_futures::WasmSpawner;
 
 #[cfg(loom)]
 #[doc(hidden)]
-pub use shards::threads as model;
+pub use platform::model;
 
 #[cfg(all(doctest, feature = "tokio"))]
 #[doc = include_str!("../README.md")]

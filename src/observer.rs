@@ -1,6 +1,5 @@
-use crate::{RejectReason, Summary, TaskInfo};
+use crate::report::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
-use std::sync::Arc;
 
 /// Is told of each loss, and of the shutdown's beginning and end; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
 ///
@@ -94,4 +93,6 @@ macro_rules! forward {
         }
     )*};
 }
-forward!(Box<O>, Arc<O>);
+forward!(alloc::boxed::Box<O>);
+#[cfg(target_has_atomic = "ptr")]
+forward!(alloc::sync::Arc<O>);

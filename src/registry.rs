@@ -1,14 +1,13 @@
-use crate::shards::{Handle, RegistryState};
+use crate::report::{AbortError, AbortReport, Rejected, Summary, TaskId, TaskInfo, TaskOutput};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::start::TaskBuilder;
-use crate::tracked::{Guard, Tracked};
-use crate::{BlockingSpawner, LocalSpawner, Rejected, Spawner, Summary, TaskOutput};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::state::{RegistryHandle, RegistryState};
+use crate::task::{Guard, Tracked};
+use crate::task_builder::{RunWhenReady, TaskBuilder};
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::Future;
-
-#[cfg(feature = "std")]
-use crate::{AbortError, AbortReport, RegistryBuilder, RunWhenReady, TaskId, TaskInfo};
 
 /// The background tasks of one host: starts them, counts them, tells them to stop, and waits for them.
 ///
@@ -36,52 +35,30 @@ use crate::{AbortError, AbortReport, RegistryBuilder, RunWhenReady, TaskId, Task
 /// ```
 #[derive(Clone)]
 pub struct Registry<S> {
-    handle: Handle,
+    handle: RegistryHandle,
     spawner: S,
 }
 
 impl<S> Registry<S> {
-    /// Returns a new registry that starts its tasks with `spawner`.
-    ///
-    /// Its state comes from a process-wide pool and goes back there when it has drained and its handles are gone.
-    #[cfg(feature = "std")]
-    pub fn new(spawner: S) -> Self {
-        Self::builder(spawner).build()
-    }
-
-    /// Returns a builder, for a registry that tells its losses, lists its tasks, or has a limit.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[cfg(feature = "smol")] {
-    /// use background_tasks::{Registry, SmolSpawner};
-    ///
-    /// let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1000).build();
-    /// registry.named("sweeper").run(std::future::pending::<()>());
-    /// assert_eq!(registry.tasks()[0].name(), Some("sweeper"));
-    /// # }
-    /// ```
-    #[cfg(feature = "std")]
-    pub fn builder(spawner: S) -> RegistryBuilder<S> {
-        RegistryBuilder::new(spawner)
-    }
-
-    #[cfg(feature = "std")]
-    pub(crate) fn with(handle: Handle, spawner: S) -> Self {
+    pub(crate) fn from_handle(handle: RegistryHandle, spawner: S) -> Self {
         Self { handle, spawner }
     }
 
     /// Returns the registry whose state is `core`, for a `static` and for programs without `std`.
     ///
     /// It begins no shutdown when it is dropped. All that is made on one core are one registry. See [`RegistryState`] for an example.
-    pub const fn in_static(core: &'static RegistryState, spawner: S) -> Self {
-        Self { handle: Handle::in_static(core), spawner }
+    pub const fn in_static(state: &'static RegistryState, spawner: S) -> Self {
+        Self { handle: RegistryHandle::in_static(state), spawner }
     }
 
     #[inline]
-    pub(crate) fn core(&self) -> &'static RegistryState {
-        self.handle.core()
+    fn state(&self) -> &'static RegistryState {
+        self.handle.state()
+    }
+
+    #[inline]
+    fn task(&self) -> TaskBuilder<'_, S> {
+        TaskBuilder::new(self.state(), &self.spawner)
     }
 
     /// Returns another handle of this registry, which starts its tasks with another spawner.
@@ -118,7 +95,7 @@ impl<S> Registry<S> {
 
     /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
     ///
-    /// Names are for [observers](RegistryBuilder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
+    /// Names are for [observers](crate::RegistryBuilder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
     /// each pair of a name and a call site has slots of its own, for good, so do not make names up without end.
     ///
     /// # Examples
@@ -131,7 +108,7 @@ impl<S> Registry<S> {
     /// # }
     /// ```
     pub fn named(&self, name: &'static str) -> TaskBuilder<'_, S> {
-        TaskBuilder::new(self).named(name)
+        self.task().named(name)
     }
 
     /// Marks the work that is started next as such that the host should not go on without: its panic or its failure begins the shutdown.
@@ -150,9 +127,8 @@ impl<S> Registry<S> {
     /// registry.signal().await; // resolves: the shutdown has begun
     /// # });
     /// ```
-    #[cfg(feature = "std")]
     pub fn critical(&self) -> TaskBuilder<'_, S> {
-        TaskBuilder::new(self).critical()
+        self.task().critical()
     }
 
     /// Counts a future that somebody else polls (a `JoinSet`, a `select!`, a server) as in flight until it has finished or is dropped.
@@ -164,7 +140,7 @@ impl<S> Registry<S> {
     /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        TaskBuilder::new(self).track(future)
+        self.task().track(future)
     }
 
     /// Counts something that is no future (a request, a thread, a lock that is held) as in flight until the guard is dropped.
@@ -190,12 +166,12 @@ impl<S> Registry<S> {
     #[track_caller]
     #[inline]
     pub fn guard(&self) -> Result<Guard, Rejected<()>> {
-        TaskBuilder::new(self).guard()
+        self.task().guard()
     }
 
     /// Returns a future that resolves once the shutdown has begun.
     pub fn signal(&self) -> ShutdownSignal {
-        ShutdownSignal::new(self.core())
+        ShutdownSignal::new(self.state())
     }
 
     /// Begins the shutdown, now, and returns a future that resolves to the [`Summary`] once everything has drained.
@@ -224,15 +200,15 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     pub fn shutdown(&self) -> Shutdown {
-        self.core().begin_shutdown();
-        Shutdown::new(self.handle.hold())
+        self.state().start_shutdown();
+        Shutdown::new(self.handle.state_ref())
     }
 
     /// Returns a guard that begins the shutdown when it is dropped, for a `main` that can return early.
     ///
     /// It does not wait. It can be disarmed.
     pub fn shutdown_on_drop(&self) -> ShutdownGuard {
-        ShutdownGuard::new(self.handle.hold())
+        ShutdownGuard::new(self.handle.state_ref())
     }
 
     /// Waits until an instant with nothing in flight has been observed, without shutting down.
@@ -248,66 +224,62 @@ impl<S> Registry<S> {
     ///
     /// It may be dropped at any time.
     pub fn wait_idle(&self) -> WaitIdle {
-        WaitIdle::new(self.handle.hold())
+        WaitIdle::new(self.handle.state_ref())
     }
 
-    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](RegistryBuilder::inspect).
+    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
     /// What comes or goes meanwhile may be in it or not.
-    #[cfg(feature = "std")]
     pub fn tasks(&self) -> Vec<TaskInfo> {
-        self.core().tasks()
+        self.state().tasks()
     }
 
-    /// Ends every task of an [inspected](RegistryBuilder::inspect) registry at its await point; returns how many it could tell to, and how many not.
+    /// Ends every task of an [inspected](crate::RegistryBuilder::inspect) registry at its await point; returns how many it could tell to, and how many not.
     ///
     /// A task that waits is woken, dropped where it waits, and counted as aborted; one that is being polled ends so when that poll
     /// returns, unless it finishes in it. What has no await point (a blocking closure, a guard), what never comes to one, and what
     /// [others run](Self::track) stays in flight; so does what is started afterwards, and all of a registry that is not inspected.
     ///
     /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
-    #[cfg(feature = "std")]
     pub fn abort(&self) -> AbortReport {
-        self.core().abort()
+        self.state().abort()
     }
 
-    /// Ends one task of an [inspected](RegistryBuilder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
+    /// Ends one task of an [inspected](crate::RegistryBuilder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
     ///
     /// # Errors
     ///
     /// [`AbortError`] says whether it is not there (any more) or cannot be aborted.
-    #[cfg(feature = "std")]
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
-        self.core().abort_task(id)
+        self.state().abort_task(id)
     }
 
     /// Returns how the work that has ended did so; exact once drained.
     pub fn summary(&self) -> Summary {
-        self.core().summary()
+        self.state().summary()
     }
 
     /// Returns how many are in flight: exact while nothing comes or goes, so a figure to show, not one to wait for.
     pub fn in_flight(&self) -> usize {
-        self.core().in_flight()
+        self.state().in_flight()
     }
 
     /// Returns whether the shutdown has begun.
     pub fn is_shutting_down(&self) -> bool {
-        self.core().is_shutting_down()
+        self.state().is_shutting_down()
     }
 
-    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](RegistryBuilder::shutdown_on_panic) says so.
+    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](crate::RegistryBuilder::shutdown_on_panic) says so.
     ///
     /// `None` if it has not begun, or somebody called [`shutdown`](Self::shutdown). For a host whose exit code is to tell the one from the
     /// other; the loss itself is [told](crate::Observer) as any other is.
-    #[cfg(feature = "std")]
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
-        self.core().shutdown_cause()
+        self.state().shutdown_cause()
     }
 
     /// Returns whether the shutdown has begun and nothing is in flight, nor ever will be.
     pub fn is_drained(&self) -> bool {
-        self.core().is_drained()
+        self.state().is_drained()
     }
 
     /// Starts a task in the background.
@@ -324,7 +296,7 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).run(future);
+        self.task().run(future);
     }
 
     /// Starts a task in the background, as [`run`](Self::run) does.
@@ -342,10 +314,10 @@ impl<S> Registry<S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).try_run(future)
+        self.task().try_run(future)
     }
 
-    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](RegistryBuilder::max_in_flight) and is full.
+    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](crate::RegistryBuilder::max_in_flight) and is full.
     ///
     /// Whoever waits is served in turn, and nobody overtakes: meanwhile `run` and its like find the registry full.
     ///
@@ -382,14 +354,13 @@ impl<S> Registry<S> {
     /// assert_eq!(registry.shutdown().await.completed, 100);
     /// # });
     /// ```
-    #[cfg(feature = "std")]
     #[track_caller]
     pub fn run_when_ready<F>(&self, future: F) -> RunWhenReady<'_, S, F>
     where
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).run_when_ready(future)
+        self.task().run_when_ready(future)
     }
 
     /// Starts a task that is not `Send`, on this thread; otherwise as [`run`](Self::run).
@@ -403,7 +374,7 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        TaskBuilder::new(self).run_local(future);
+        self.task().run_local(future);
     }
 
     /// Starts a task that is not `Send`, on this thread.
@@ -421,7 +392,7 @@ impl<S> Registry<S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        TaskBuilder::new(self).try_run_local(future)
+        self.task().try_run_local(future)
     }
 
     /// Starts a closure that blocks, on a thread that is for that; otherwise as [`run`](Self::run).
@@ -436,7 +407,7 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        TaskBuilder::new(self).run_blocking(work);
+        self.task().run_blocking(work);
     }
 
     /// Starts a closure that blocks, on a thread that is for that.
@@ -455,7 +426,7 @@ impl<S> Registry<S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        TaskBuilder::new(self).try_run_blocking(work)
+        self.task().try_run_blocking(work)
     }
 }
 
@@ -464,7 +435,7 @@ impl<S> Registry<S> {
     /// For the models: the looks by which [`wait_idle`](Self::wait_idle) decides, without its asking and listening.
     #[doc(hidden)]
     pub fn is_idle(&self) -> bool {
-        self.core().is_idle()
+        self.state().is_idle()
     }
 }
 

@@ -1,13 +1,10 @@
-use crate::bell::Waiter;
-use crate::shards::Hold;
-use crate::{Stragglers, Summary};
+use crate::report::{Stragglers, Summary};
+use crate::state::{RegistryState, StateRef};
+use crate::sync::notifier::Waiter;
 use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
-
-#[cfg(all(feature = "std", not(target_family = "wasm")))]
-use std::time::{Duration, Instant};
 
 /// A shutdown under way; resolves to the [`Summary`] once nothing is in flight and nothing will be.
 ///
@@ -20,12 +17,12 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Shutdown {
     waiter: Waiter,
-    hold: Hold,
+    state: StateRef,
 }
 
 impl Shutdown {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self { waiter: Waiter::new(hold.core().bell()), hold }
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
     /// Waits for the drain, or for `deadline`: any future of any runtime, most often its timer.
@@ -84,13 +81,12 @@ impl Shutdown {
     /// let registry = Registry::builder(SmolSpawner).inspect().build();
     /// registry.run(std::future::pending::<()>());
     /// let grace = Timer::after(Duration::from_millis(10));
-    /// let then = || Timer::after(Duration::from_secs(5));
-    /// let summary = registry.shutdown().or_abort(grace, then).await.unwrap();
+    /// let abort_timeout = || Timer::after(Duration::from_secs(5));
+    /// let summary = registry.shutdown().or_abort(grace, abort_timeout).await.unwrap();
     /// assert_eq!(summary.aborted, 1);
     /// # });
     /// ```
-    #[cfg(feature = "std")]
-    pub async fn or_abort<G, T>(mut self, grace: G, then: impl FnOnce() -> T) -> Result<Summary, Stragglers>
+    pub async fn or_abort<G, T>(mut self, grace: G, abort_timeout: impl FnOnce() -> T) -> Result<Summary, Stragglers>
     where
         G: Future,
         T: Future,
@@ -98,8 +94,8 @@ impl Shutdown {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }
-        self.hold.core().abort();
-        self.until(then()).await
+        self.state().abort();
+        self.until(abort_timeout()).await
     }
 
     async fn drained_before(&mut self, deadline: impl Future) -> Option<Summary> {
@@ -109,66 +105,16 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the thread until nothing is in flight, for hosts that are not async.
-    ///
-    /// # Deadlocks
-    ///
-    /// On a thread that has to run the tasks (of a current-thread runtime, say), or inside tracked work, it waits for itself.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait(self) -> Summary {
-        loop {
-            if let Some(summary) = self.hold.core().bell().block(None, || self.drained()) {
-                return summary;
-            }
-        }
-    }
-
-    /// Blocks the thread until nothing is in flight or the time is over. With a time of zero it looks and does not wait.
-    ///
-    /// # Errors
-    ///
-    /// [`Stragglers`] when something is still in flight after that time.
-    ///
-    /// # Deadlocks
-    ///
-    /// As with [`wait`](Self::wait), for that long.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
-        self.drained_within(timeout).ok_or_else(|| self.stragglers())
-    }
-
-    /// Blocks the thread until nothing is in flight; aborts what can be aborted when `grace` is over, and gives up when `then` is
-    /// over too. Otherwise as [`or_abort`](Self::or_abort).
-    ///
-    /// # Errors
-    ///
-    /// [`Stragglers`] when something is still in flight after both times.
-    ///
-    /// # Deadlocks
-    ///
-    /// As with [`wait`](Self::wait), for that long.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait_or_abort(self, grace: Duration, then: Duration) -> Result<Summary, Stragglers> {
-        if let Some(summary) = self.drained_within(grace) {
-            return Ok(summary);
-        }
-        self.hold.core().abort();
-        self.wait_timeout(then)
-    }
-
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    fn drained_within(&self, timeout: Duration) -> Option<Summary> {
-        // A deadline that the clock cannot tell is none.
-        let deadline = Instant::now().checked_add(timeout);
-        self.hold.core().bell().block(deadline, || self.drained())
+    pub(crate) fn state(&self) -> &'static RegistryState {
+        self.state.state()
     }
 
     fn drained(&self) -> Option<Summary> {
-        self.hold.core().drained()
+        self.state().final_summary()
     }
 
     fn stragglers(&self) -> Stragglers {
-        Stragglers::new(self.hold.core())
+        self.state().stragglers()
     }
 }
 
@@ -176,8 +122,8 @@ impl Future for Shutdown {
     type Output = Summary;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
-        let core = self.hold.core();
-        self.waiter.poll(cx, || core.drained())
+        let state = self.state();
+        self.waiter.poll(cx, || state.final_summary())
     }
 }
 
@@ -186,12 +132,12 @@ impl Future for Shutdown {
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
     waiter: Waiter,
-    hold: Hold,
+    state: StateRef,
 }
 
 impl WaitIdle {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self { waiter: Waiter::new(hold.core().bell()), hold }
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 }
 
@@ -199,24 +145,24 @@ impl Future for WaitIdle {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let core = self.hold.core();
-        // Asked before the look that decides to sleep: who leaves after that look rings.
-        let asked = || {
-            core.ask_idle();
-            core.is_idle()
+        let state = self.state.state();
+        // Requested before the check that decides to wait: a departure after that check notifies.
+        let is_idle_after_request = || {
+            state.request_idle();
+            state.is_idle()
         };
-        self.waiter.poll(cx, || (core.is_idle() || asked()).then_some(()))
+        self.waiter.poll(cx, || (state.is_idle() || is_idle_after_request()).then_some(()))
     }
 }
 
 /// Begins the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
 #[derive(Debug)]
 #[must_use = "dropped at once, it begins the shutdown at once"]
-pub struct ShutdownGuard(Option<Hold>);
+pub struct ShutdownGuard(Option<StateRef>);
 
 impl ShutdownGuard {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self(Some(hold))
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self(Some(state))
     }
 
     /// Lets go of the registry without beginning its shutdown.
@@ -227,8 +173,8 @@ impl ShutdownGuard {
 
 impl Drop for ShutdownGuard {
     fn drop(&mut self) {
-        if let Some(hold) = &self.0 {
-            hold.core().begin_shutdown();
+        if let Some(state) = &self.0 {
+            state.state().start_shutdown();
         }
     }
 }

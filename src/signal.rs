@@ -1,5 +1,5 @@
-use crate::shards::{Lane, RegistryState};
-use crate::wakers::Key;
+use crate::state::{RegistryState, Shard};
+use crate::sync::wait_list::Key;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
@@ -36,21 +36,21 @@ use pin_project_lite::pin_project;
 /// # });
 /// ```
 pub struct ShutdownSignal {
-    core: &'static RegistryState,
-    /// The core's phase while this signal's registry is open.
+    state: &'static RegistryState,
+    /// The state's phase while this signal's registry is open.
     phase: usize,
-    enlisted: Option<(&'static Lane, Key)>,
+    waiting: Option<(&'static Shard, Key)>,
 }
 
 impl ShutdownSignal {
-    pub(crate) fn new(core: &'static RegistryState) -> Self {
-        Self { core, phase: core.phase() & !1, enlisted: None }
+    pub(crate) fn new(state: &'static RegistryState) -> Self {
+        Self { state, phase: state.phase() & !1, waiting: None }
     }
 
     /// Returns whether the shutdown has begun.
     #[inline]
     pub fn is_triggered(&self) -> bool {
-        self.core.phase() != self.phase
+        self.state.phase() != self.phase
     }
 
     /// Runs a future until it finishes or the shutdown begins, whichever comes first: `None` says that it did not finish.
@@ -90,34 +90,34 @@ impl Future for ShutdownSignal {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { core, phase, enlisted } = &mut *self;
-        let live = || core.phase() == *phase;
-        if !live() {
+        let Self { state, phase, waiting } = &mut *self;
+        let is_live = || state.phase() == *phase;
+        if !is_live() {
             return Poll::Ready(());
         }
-        if let Some((lane, key)) = enlisted {
-            return lane.wakers().renew(key, cx.waker(), live);
+        if let Some((shard, key)) = waiting {
+            return shard.signals().update(*key, cx.waker(), is_live);
         }
-        // On the lane of the thread that polls, which may not be the one that cloned (H2).
-        let lane = core.lane();
-        *enlisted = lane.wakers().enlist(cx.waker(), live).map(|key| (lane, key));
-        if enlisted.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        // On the shard of the thread that polls. The thread that cloned the signal may have been another (H2).
+        let shard = state.shard();
+        *waiting = shard.signals().insert(cx.waker(), is_live).map(|key| (shard, key));
+        if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
 
 impl Clone for ShutdownSignal {
     fn clone(&self) -> Self {
-        Self { enlisted: None, ..*self }
+        Self { waiting: None, ..*self }
     }
 }
 
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
-        if let Some((lane, key)) = self.enlisted.take() {
-            // Once triggered, the list goes as a whole.
-            let live = || !self.is_triggered();
-            if live() {
-                lane.wakers().delist(key, live);
+        if let Some((shard, key)) = self.waiting.take() {
+            // A triggered signal has no entry: the trigger empties the list.
+            let is_live = || !self.is_triggered();
+            if is_live() {
+                shard.signals().remove(key, is_live);
             }
         }
     }

@@ -8,7 +8,7 @@ mod common;
 use background_tasks::{
     AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
 };
-use common::{Boxed, Counts, Fate, Manual, counts, panic_quietly, poll_once, waker};
+use common::{BoxFuture, Counts, Manual, Outcome, counts, panic_quietly, poll_once, waker_fn};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
@@ -127,7 +127,7 @@ fn steps() -> impl Strategy<Value = Step> {
 #[derive(Debug, Clone, PartialEq)]
 enum Event {
     /// A loss, with the reported text.
-    Lost(Fate, Identity, String),
+    Lost(Outcome, Identity, String),
     ShutdownStarted(usize),
     Drained(Counts),
 }
@@ -144,7 +144,7 @@ fn identity(task: &TaskInfo) -> Identity {
 struct Recorder(Mutex<Vec<Event>>);
 
 impl Recorder {
-    fn lost(&self, outcome: Fate, task: &TaskInfo, text: &str) {
+    fn lost(&self, outcome: Outcome, task: &TaskInfo, text: &str) {
         assert_eq!(task.location().file(), file!());
         self.0.lock().unwrap().push(Event::Lost(outcome, identity(task), text.into()));
     }
@@ -152,23 +152,23 @@ impl Recorder {
 
 impl Observer for Recorder {
     fn failed(&self, task: &TaskInfo, error: &str) {
-        self.lost(Fate::Failed, task, error);
+        self.lost(Outcome::Failed, task, error);
     }
 
     fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.lost(Fate::Panicked, task, message);
+        self.lost(Outcome::Panicked, task, message);
     }
 
     fn abandoned(&self, task: &TaskInfo) {
-        self.lost(Fate::Abandoned, task, "");
+        self.lost(Outcome::Abandoned, task, "");
     }
 
     fn aborted(&self, task: &TaskInfo) {
-        self.lost(Fate::Aborted, task, "");
+        self.lost(Outcome::Aborted, task, "");
     }
 
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.lost(Fate::Rejected, task, &reason.to_string());
+        self.lost(Outcome::Rejected, task, &reason.to_string());
     }
 
     fn shutdown_started(&self, in_flight: usize) {
@@ -230,7 +230,7 @@ impl CountingWaker {
     fn new() -> Self {
         let wake_count = Arc::new(AtomicUsize::new(0));
         let counter = wake_count.clone();
-        let waker = waker(move || {
+        let waker = waker_fn(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         Self { waker, wake_count, expected: 0, registered: false }
@@ -258,7 +258,7 @@ struct InFlight {
 }
 
 enum Body {
-    Task(Boxed),
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
@@ -385,9 +385,9 @@ impl Model {
     }
 
     fn reject(&mut self, options: TaskOptions, kind: TaskKind, reason: RejectReason) {
-        self.counts[Fate::Rejected as usize] += 1;
+        self.counts[Outcome::Rejected as usize] += 1;
         let kind = self.setup.inspected.then_some(kind);
-        self.expect_event(Event::Lost(Fate::Rejected, (options.name, None, kind), reason.to_string()));
+        self.expect_event(Event::Lost(Outcome::Rejected, (options.name, None, kind), reason.to_string()));
     }
 
     fn accept(&mut self, options: TaskOptions, kind: TaskKind, script: Script, body: Body) {
@@ -420,17 +420,17 @@ impl Model {
     }
 
     /// Removes work that has just ended with this outcome.
-    fn end(&mut self, index: usize, outcome: Fate, text: &str) {
+    fn end(&mut self, index: usize, outcome: Outcome, text: &str) {
         let InFlight { options, kind, id, .. } = self.in_flight[index];
         let identity = if self.setup.inspected { (options.name, id, Some(kind)) } else { (options.name, None, None) };
         self.counts[outcome as usize] += 1;
-        if outcome != Fate::Completed {
+        if outcome != Outcome::Completed {
             self.expect_event(Event::Lost(outcome, identity, text.into()));
         }
         let Setup { shutdown_on_panic, shutdown_on_failure, .. } = self.setup;
         let starts_shutdown = match outcome {
-            Fate::Panicked => shutdown_on_panic || options.critical,
-            Fate::Failed => shutdown_on_failure || options.critical,
+            Outcome::Panicked => shutdown_on_panic || options.critical,
+            Outcome::Failed => shutdown_on_failure || options.critical,
             _ => false,
         };
         if starts_shutdown {
@@ -630,11 +630,11 @@ impl Model {
                 }
                 assert_eq!(polled, Poll::Ready(()));
                 match behavior {
-                    Behavior::PanicInDrop => (Fate::Panicked, DROP_PANIC),
-                    _ if *abort_requested => (Fate::Aborted, ""),
-                    Behavior::Panic => (Fate::Panicked, PANIC),
-                    Behavior::Fail => (Fate::Failed, FAILURE),
-                    _ => (Fate::Completed, ""),
+                    Behavior::PanicInDrop => (Outcome::Panicked, DROP_PANIC),
+                    _ if *abort_requested => (Outcome::Aborted, ""),
+                    Behavior::Panic => (Outcome::Panicked, PANIC),
+                    Behavior::Fail => (Outcome::Failed, FAILURE),
+                    _ => (Outcome::Completed, ""),
                 }
             }
             Body::Tracked(tracked) => {
@@ -644,9 +644,9 @@ impl Model {
                     Ok(Poll::Ready(output)) => {
                         assert_eq!(output, if behavior == Behavior::Fail { Err(FAILURE) } else { Ok(()) });
                         assert_eq!(expected_panic, None);
-                        (Fate::Completed, "")
+                        (Outcome::Completed, "")
                     }
-                    Err(payload) => (Fate::Panicked, check_panic(&*payload, expected_panic)),
+                    Err(payload) => (Outcome::Panicked, check_panic(&*payload, expected_panic)),
                 }
             }
         };
@@ -664,10 +664,10 @@ impl Model {
                 panic_quietly(PANIC)
             }));
             check_panic(&*payload.unwrap_err(), Some(PANIC));
-            self.end(index, Fate::Panicked, "dropped by a panic");
+            self.end(index, Outcome::Panicked, "dropped by a panic");
         } else {
             drop(guard);
-            self.end(index, Fate::Completed, "");
+            self.end(index, Outcome::Completed, "");
         }
     }
 
@@ -684,16 +684,16 @@ impl Model {
             Body::Guard(guard) => drop(guard),
         }));
         match dropped {
-            Ok(()) if is_guard => self.end(index, Fate::Completed, ""),
+            Ok(()) if is_guard => self.end(index, Outcome::Completed, ""),
             Ok(()) if panics => {
                 assert_eq!(self.in_flight[index].kind, TaskKind::Future, "the registry catches panics of its tasks only");
-                self.end(index, Fate::Panicked, DROP_PANIC);
+                self.end(index, Outcome::Panicked, DROP_PANIC);
             }
-            Ok(()) => self.end(index, Fate::Abandoned, ""),
+            Ok(()) => self.end(index, Outcome::Abandoned, ""),
             Err(payload) => {
                 assert_eq!(self.in_flight[index].kind, TaskKind::Tracked, "only the panic of a tracked future reaches its owner");
                 let text = check_panic(&*payload, panics.then_some(DROP_PANIC));
-                self.end(index, Fate::Panicked, text);
+                self.end(index, Outcome::Panicked, text);
             }
         }
     }
@@ -728,7 +728,7 @@ impl Model {
         let in_flight = self.in_flight.len();
         assert_eq!(counts(registry.summary()), self.counts);
         assert_eq!(registry.in_flight(), in_flight);
-        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Fate::Rejected as usize].iter().sum::<u64>());
+        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Outcome::Rejected as usize].iter().sum::<u64>());
         assert_eq!((registry.is_shutting_down(), registry.is_drained()), (self.shutting_down, self.is_drained()));
         assert_eq!(poll_once(&mut registry.wait_idle()).is_ready(), in_flight == 0);
         assert_eq!(registry.signal().is_triggered(), self.shutting_down);
@@ -791,7 +791,7 @@ impl Model {
         if !drop_handles {
             self.step(Step::TryRun(TaskOptions { name: Some("late"), critical: false }));
             self.check();
-            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Fate::Rejected as usize]);
+            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Outcome::Rejected as usize]);
         }
         let registry_events = self.events.iter().filter(|event| matches!(event, Event::ShutdownStarted(_) | Event::Drained(_)));
         assert_eq!(registry_events.count(), if self.setup.observed { 2 } else { 0 });

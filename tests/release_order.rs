@@ -6,7 +6,7 @@
 mod common;
 
 use background_tasks::{BlockingSpawner, Registry, Spawner};
-use common::{Dropping, HANG, Manual, Owns, PanicPoll, SlowDrop, poll_once};
+use common::{HANG, Manual, Owns, PanicPoll, SlowDrop, SlowDropControl, poll_once};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -15,15 +15,15 @@ use std::thread;
 use std::time::Duration;
 
 /// Asserts that the registry does not drain while the destructor runs, and that the destructor has finished when the registry has drained.
-fn assert_drain_waits_for<S>(destructor: &Dropping, registry: &Registry<S>) {
-    destructor.begun.recv_timeout(HANG).unwrap();
+fn assert_drain_waits_for<S>(destructor: &SlowDropControl, registry: &Registry<S>) {
+    destructor.started.recv_timeout(HANG).unwrap();
     let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((stragglers.len(), registry.in_flight(), registry.is_drained()), (1, 1, false));
     assert_eq!(stragglers.summary(), registry.summary(), "no task has ended since the deadline");
-    assert!(!destructor.is_gone());
-    destructor.go_on.send(()).unwrap();
+    assert!(!destructor.is_dropped());
+    destructor.resume.send(()).unwrap();
     registry.shutdown().wait_timeout(HANG).unwrap();
-    assert!(destructor.is_gone());
+    assert!(destructor.is_dropped());
 }
 
 fn completed_future_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {

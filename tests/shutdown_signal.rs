@@ -4,7 +4,7 @@
 mod common;
 
 use background_tasks::{Registry, ShutdownSignal, Spawner};
-use common::{HANG, Manual, poll_once, waker};
+use common::{HANG, Manual, poll_once, waker_fn};
 use futures_lite::future::block_on;
 use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
@@ -66,7 +66,7 @@ on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_w
 /// Returns a waker and a function that returns the number of wake-ups since its last call.
 fn counting_waker() -> (Waker, impl Fn() -> usize) {
     let (wake, wake_count) = channel();
-    (waker(move || wake.send(()).unwrap()), move || wake_count.try_iter().count())
+    (waker_fn(move || wake.send(()).unwrap()), move || wake_count.try_iter().count())
 }
 
 fn poll(signal: &mut ShutdownSignal, waker: &Waker) -> Poll<()> {
@@ -150,7 +150,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
     let (called, calls) = channel();
     let handle = registry.clone();
     let signal = Mutex::new(registry.signal());
-    let calling = waker(move || {
+    let calling = waker_fn(move || {
         let mut signal = signal.lock().unwrap();
         assert!(poll_once(&mut *signal).is_ready());
         handle.shutdown();
@@ -159,7 +159,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
         called.send(()).unwrap();
     });
     let ((before, before_wake_count), (after, after_wake_count)) = (counting_waker(), counting_waker());
-    let panicking = waker(|| panic!("intentional panic in a waker"));
+    let panicking = waker_fn(|| panic!("intentional panic in a waker"));
     let mut signals: Vec<_> = (0..5).map(|_| registry.signal()).collect();
     for (signal, waker) in signals.iter_mut().zip([&before, &panicking, &calling, &panicking, &after]) {
         assert!(poll(signal, waker).is_pending());

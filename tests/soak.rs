@@ -6,7 +6,7 @@
 mod common;
 
 use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
-use common::{Boxed, Counts, Fate, HANG, counts, panic_quietly, poll_once};
+use common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,9 +27,9 @@ const LIMIT: usize = 16;
 
 thread_local! {
     /// The tasks that the spawner received on this thread.
-    static SPAWNED: RefCell<Vec<Boxed>> = const { RefCell::new(Vec::new()) };
+    static SPAWNED: RefCell<Vec<BoxFuture>> = const { RefCell::new(Vec::new()) };
     /// The outcome of the future that this thread polled last. It stays empty if the future was aborted.
-    static LAST_OUTCOME: Cell<Option<Fate>> = const { Cell::new(None) };
+    static LAST_OUTCOME: Cell<Option<Outcome>> = const { Cell::new(None) };
 }
 
 /// A spawner that leaves each task to the thread that started it.
@@ -45,7 +45,7 @@ impl Spawner for CallerSpawner {
 /// A future that is pending for some polls, then ends with the given outcome and stores it in `LAST_OUTCOME`.
 struct Work {
     pending_polls: u8,
-    outcome: Fate,
+    outcome: Outcome,
 }
 
 impl Future for Work {
@@ -58,8 +58,8 @@ impl Future for Work {
         }
         LAST_OUTCOME.set(Some(self.outcome));
         match self.outcome {
-            Fate::Failed => Poll::Ready(Err("intentional failure")),
-            Fate::Panicked => panic_quietly("intentional panic"),
+            Outcome::Failed => Poll::Ready(Err("intentional failure")),
+            Outcome::Panicked => panic_quietly("intentional panic"),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -74,30 +74,30 @@ struct CountingObserver {
 }
 
 impl CountingObserver {
-    fn count(&self, outcome: Fate) {
+    fn count(&self, outcome: Outcome) {
         self.losses[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Observer for CountingObserver {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Failed);
+        self.count(Outcome::Failed);
     }
 
     fn panicked(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Panicked);
+        self.count(Outcome::Panicked);
     }
 
     fn abandoned(&self, _: &TaskInfo) {
-        self.count(Fate::Abandoned);
+        self.count(Outcome::Abandoned);
     }
 
     fn aborted(&self, _: &TaskInfo) {
-        self.count(Fate::Aborted);
+        self.count(Outcome::Aborted);
     }
 
     fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        self.count(Fate::Rejected);
+        self.count(Outcome::Rejected);
     }
 
     fn shutdown_started(&self, _: usize) {
@@ -111,14 +111,14 @@ impl Observer for CountingObserver {
 
 /// A task, tracked future or guard that is in flight.
 enum InFlight {
-    Task(Boxed),
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
 
 impl InFlight {
     /// Ends the work: polls it until it finishes, or drops it. Returns its outcome.
-    fn end(self, rng: &mut Rng) -> Fate {
+    fn end(self, rng: &mut Rng) -> Outcome {
         let drop_unfinished = rng.u8(..8) == 0;
         match self {
             Self::Guard(guard) if rng.u64(..TASKS_PER_PANIC) == 0 => {
@@ -127,21 +127,21 @@ impl InFlight {
                     panic_quietly("intentional panic")
                 }));
                 panicked.unwrap_err();
-                Fate::Panicked
+                Outcome::Panicked
             }
             Self::Guard(guard) => {
                 drop(guard);
-                Fate::Completed
+                Outcome::Completed
             }
-            Self::Task(_) | Self::Tracked(_) if drop_unfinished => Fate::Abandoned,
+            Self::Task(_) | Self::Tracked(_) if drop_unfinished => Outcome::Abandoned,
             Self::Task(mut task) => {
                 while poll_once(&mut task).is_pending() {}
-                LAST_OUTCOME.take().unwrap_or(Fate::Aborted)
+                LAST_OUTCOME.take().unwrap_or(Outcome::Aborted)
             }
             Self::Tracked(mut tracked) => match catch_unwind(AssertUnwindSafe(|| while poll_once(&mut tracked).is_pending() {})) {
                 Ok(()) => {
                     LAST_OUTCOME.take().expect("a tracked future cannot be aborted");
-                    Fate::Completed
+                    Outcome::Completed
                 }
                 Err(_) => LAST_OUTCOME.take().expect("`Work` stores its outcome before it panics"),
             },
@@ -179,9 +179,9 @@ impl Scenario {
     fn start(&self, rng: &mut Rng) -> Option<Result<InFlight, RejectReason>> {
         let registry = &self.registry;
         let outcome = match rng.u64(..TASKS_PER_PANIC) {
-            0 => Fate::Panicked,
-            n if n % 5 == 0 => Fate::Failed,
-            _ => Fate::Completed,
+            0 => Outcome::Panicked,
+            n if n % 5 == 0 => Outcome::Failed,
+            _ => Outcome::Completed,
         };
         let work = Work { pending_polls: rng.u8(..3), outcome };
         let started = match rng.u8(..8) {
@@ -208,7 +208,7 @@ impl Scenario {
                 None => {}
                 Some(Err(_)) => {
                     started += 1;
-                    outcomes[Fate::Rejected as usize] += 1;
+                    outcomes[Outcome::Rejected as usize] += 1;
                 }
                 Some(Ok(mut work)) => {
                     started += 1;
@@ -216,7 +216,7 @@ impl Scenario {
                     // Half of the tasks are polled here, so an abort meets both polled and unpolled tasks.
                     if let (InFlight::Task(task), true) = (&mut work, rng.bool()) {
                         if poll_once(task).is_ready() {
-                            outcomes[LAST_OUTCOME.take().unwrap_or(Fate::Aborted) as usize] += 1;
+                            outcomes[LAST_OUTCOME.take().unwrap_or(Outcome::Aborted) as usize] += 1;
                             continue;
                         }
                     }
@@ -267,7 +267,7 @@ impl Scenario {
             assert_eq!(observer.shutdowns_started.load(Ordering::Relaxed), 1);
             assert_eq!(*observer.drained.lock().unwrap(), [total]);
         }
-        let late = Work { pending_polls: 0, outcome: Fate::Completed };
+        let late = Work { pending_polls: 0, outcome: Outcome::Completed };
         assert_eq!(self.registry.try_run(late).unwrap_err().reason(), RejectReason::Drained);
         total
     }

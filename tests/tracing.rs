@@ -185,7 +185,7 @@ fn panic_is_an_error_event_with_the_panic_message() {
 
 #[test]
 fn destructor_panic_is_reported_as_a_panic() {
-    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "a destructor's panic, as planned")];
+    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "intentional panic in a destructor")];
     assert_loss_is_reported(Level::ERROR, &fields, "future", |manual, registry| {
         let site = run(registry.named("mail"), Owns(PanicDrop, pending::<()>()));
         drop(manual.take());

@@ -1,5 +1,5 @@
 use crate::Registry;
-use crate::panics::discard;
+use crate::platform::drop_quietly as discard;
 use crate::{LocalSpawner, Spawner};
 use async_executor::{Executor, LocalExecutor, StaticExecutor, StaticLocalExecutor};
 use futures_lite::future::block_on;

@@ -1,8 +1,7 @@
 //! What is checked from a thread of the suite's, while the executor runs on others.
 
 use super::{Checked, MANY, demand, panics};
-use crate::panics::shield;
-use crate::sync::lock;
+use crate::platform::ignore_panic as shield;
 use crate::{BlockingSpawner, Registry, ShutdownSignal, Spawner};
 use futures_lite::future::{block_on, poll_fn, yield_now};
 use std::future::pending;
@@ -94,7 +93,7 @@ fn on_threads<S: Send + Sync + 'static>(registry: &Registry<Arc<S>>, spawn: impl
     thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| registry.clone()).map(|own| scope.spawn(move || spawn(own))).collect();
         let panicked = threads.into_iter().filter_map(|thread| thread.join().err()).last();
-        panicked.map_or(Ok(()), |panic| Err(format!("on another thread it panicked: {}", crate::panics::message(&panic))))
+        panicked.map_or(Ok(()), |panic| Err(format!("on another thread it panicked: {}", crate::platform::panic_message(&panic))))
     })
 }
 
@@ -201,7 +200,7 @@ pub(super) fn waiting(
         async move {
             if kind == 0 {
                 let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-                lock(&kept).push(waker);
+                kept.lock().unwrap().push(waker);
             }
             drop(starts);
             if kind == 1 {

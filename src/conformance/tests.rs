@@ -1,7 +1,7 @@
 //! A broken spawner for each promise, which the suite must name; and one that is right.
 
 use super::threaded::{LIMIT, Suite};
-use crate::panics::{contain, message};
+use crate::platform::{catch as contain, panic_message as message};
 use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner};
 use futures_lite::future::block_on;
 use std::cell::{Cell, RefCell};

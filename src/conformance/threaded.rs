@@ -1,7 +1,7 @@
 //! The suite where there are threads: each promise is checked on one of its own, for a limited time.
 
 use super::{Checked, local, sent};
-use crate::panics::{contain, message};
+use crate::platform::{catch as contain, panic_message as message};
 use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Registry, Spawner};
 use std::any::type_name;
 use std::boxed::Box;

@@ -30,7 +30,7 @@ pub struct TaskInfo {
 }
 
 impl TaskInfo {
-    /// What is known of any.
+    /// Returns what is known of every task.
     pub(crate) fn new(location: &'static Location<'static>, name: Option<&'static str>) -> Self {
         Self { id: None, name, location, kind: None, age: None, abort_requested: false }
     }
@@ -78,6 +78,16 @@ impl fmt::Display for TaskInfo {
     }
 }
 
+/// What is known of a task when it is spawned.
+#[derive(Clone, Copy)]
+pub(crate) struct SpawnInfo {
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) name: Option<&'static str>,
+    pub(crate) kind: TaskKind,
+    /// Whether its loss starts the shutdown.
+    pub(crate) critical: bool,
+}
+
 /// How a piece of work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
@@ -119,15 +129,15 @@ impl fmt::Display for TaskKind {
 /// Its `Display`, `12-7`, can be parsed back, so that it can go through a log line or a URL.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
-    /// Of its slot, of which there are as many as tasks were in flight at once.
+    /// The number of its slot.
     pub(crate) slot: u32,
     /// How many tasks the slot has had.
-    pub(crate) turn: u32,
+    pub(crate) generation: u32,
 }
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.slot, self.turn)
+        write!(f, "{}-{}", self.slot, self.generation)
     }
 }
 
@@ -154,8 +164,8 @@ impl FromStr for TaskId {
 
     fn from_str(text: &str) -> Result<Self, ParseTaskIdError> {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
-        let (slot, turn) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
-        let id = Self { slot: number(slot)?, turn: number(turn)? };
+        let (slot, generation) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
+        let id = Self { slot: number(slot)?, generation: number(generation)? };
         // One text for each: no sign, no zero in front.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }

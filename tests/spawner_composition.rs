@@ -1,4 +1,4 @@
-//! Something around each task, several executors for one registry, and spawners without their types.
+//! Combined spawners: a wrapper around each task, several executors for one registry, and type-erased spawners.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-executor", feature = "tracing"))]
 
 mod common;
@@ -15,91 +15,92 @@ use std::thread;
 use tracing::Span;
 use tracing_subscriber::registry as subscriber;
 
-/// The span of who asks.
-fn id() -> Option<tracing::Id> {
+/// Returns the ID of the current span.
+fn span_id() -> Option<tracing::Id> {
     Span::current().id()
 }
 
+/// Records the current span in each task and at each reported loss.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<Option<tracing::Id>>>>);
+struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
 
-impl Observer for Told {
+impl Observer for SpanLog {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        self.0.lock().unwrap().push(id());
+        self.0.lock().unwrap().push(span_id());
     }
 
     fn abandoned(&self, _: &TaskInfo) {
-        self.0.lock().unwrap().push(id());
+        self.0.lock().unwrap().push(span_id());
     }
 }
 
 #[test]
-fn a_task_and_its_loss_are_in_the_span_of_its_caller() {
+fn in_span_enters_the_span_of_the_caller_for_a_task_and_its_loss() {
     tracing::subscriber::with_default(subscriber(), || {
-        let told = Told::default();
+        let log = SpanLog::default();
         let manual = Manual::default();
-        let registry = Registry::builder(InSpan(manual.clone())).observer(told.clone()).build();
+        let registry = Registry::builder(InSpan(manual.clone())).observer(log.clone()).build();
         let span = tracing::info_span!("request");
-        let inside = told.clone();
+        let task_log = log.clone();
         span.in_scope(|| {
             registry.run(async move {
-                inside.0.lock().unwrap().push(id());
-                Err("as planned")
+                task_log.0.lock().unwrap().push(span_id());
+                Err("intentional failure")
             });
         });
-        assert!(id().is_none() && span.id().is_some());
+        assert!(span_id().is_none() && span.id().is_some());
         manual.poll_all();
         assert_eq!(registry.shutdown().wait().failed, 1);
-        assert_eq!(*told.0.lock().unwrap(), [span.id(), span.id()]);
+        assert_eq!(*log.0.lock().unwrap(), [span.id(), span.id()]);
     });
 }
 
 #[test]
-fn local_tasks_and_blocking_work_are_in_it_too() {
+fn in_span_covers_local_tasks_and_blocking_work() {
     tracing::subscriber::with_default(subscriber(), || {
-        let told = Told::default();
+        let log = SpanLog::default();
         let span = tracing::info_span!("request");
         assert!(span.id().is_some());
         let executor = Rc::new(async_executor::LocalExecutor::new());
         let registry = Registry::new(InSpan(executor.clone()));
-        let inside = told.clone();
-        span.in_scope(|| registry.run_local(async move { inside.0.lock().unwrap().push(id()) }));
+        let task_log = log.clone();
+        span.in_scope(|| registry.run_local(async move { task_log.0.lock().unwrap().push(span_id()) }));
         block_on(executor.run(registry.shutdown()));
 
         let registry = Registry::new(InSpan(DynBlockingSpawner::from_fn(|work| work())));
-        let inside = told.clone();
-        span.in_scope(|| registry.run_blocking(move || inside.0.lock().unwrap().push(id())));
-        assert_eq!(*told.0.lock().unwrap(), [span.id(), span.id()]);
+        let task_log = log.clone();
+        span.in_scope(|| registry.run_blocking(move || task_log.0.lock().unwrap().push(span_id())));
+        assert_eq!(*log.0.lock().unwrap(), [span.id(), span.id()]);
 
-        // What is dropped undone is told in it.
-        let kept = Arc::new(Mutex::new(None));
-        let own = kept.clone();
-        let keeps = DynBlockingSpawner::from_fn(move |work| *own.lock().unwrap() = Some(work));
-        let registry = Registry::builder(InSpan(keeps)).observer(told.clone()).build();
+        // The span must also cover the report about a closure that was dropped before it ran.
+        let stored = Arc::new(Mutex::new(None));
+        let store = stored.clone();
+        let storing_spawner = DynBlockingSpawner::from_fn(move |work| *store.lock().unwrap() = Some(work));
+        let registry = Registry::builder(InSpan(storing_spawner)).observer(log.clone()).build();
         span.in_scope(|| registry.run_blocking(|| ()));
-        drop(kept.lock().unwrap().take());
+        drop(stored.lock().unwrap().take());
         assert_eq!(registry.shutdown().wait().abandoned, 1);
-        assert_eq!(told.0.lock().unwrap()[2..], [span.id()]);
+        assert_eq!(log.0.lock().unwrap()[2..], [span.id()]);
     });
 }
 
 tokio::task_local!(static TENANT: u32);
 
-/// Gives each task the tenant of its caller.
-struct OfTenant<S>(S);
+/// Passes the caller's tenant to each task.
+struct WithTenant<S>(S);
 
-impl<S: Spawner> Spawner for OfTenant<S> {
+impl<S: Spawner> Spawner for WithTenant<S> {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         self.0.spawn(TENANT.scope(TENANT.get(), task));
     }
 }
 
 #[test]
-fn a_task_local_goes_with_the_task() {
+fn spawner_wrapper_passes_a_task_local_to_the_task() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let registry = Registry::new(OfTenant(TokioSpawner));
+    let registry = Registry::new(WithTenant(TokioSpawner));
     let summary = runtime.block_on(TENANT.scope(7, async {
-        registry.run(async { if TENANT.get() == 7 { Ok(()) } else { Err("another tenant's") } });
+        registry.run(async { if TENANT.get() == 7 { Ok(()) } else { Err("wrong tenant") } });
         registry.shutdown().await
     }));
     assert_eq!(summary.completed, 1);
@@ -118,7 +119,7 @@ fn one_drain_covers_several_executors() {
 }
 
 #[test]
-fn another_handle_keeps_the_registry_open() {
+fn handle_with_another_spawner_keeps_the_registry_open() {
     let registry = Registry::new(());
     let other = registry.with_spawner(SmolSpawner);
     drop(registry);
@@ -128,27 +129,27 @@ fn another_handle_keeps_the_registry_open() {
     assert!(signal.is_triggered());
 }
 
-/// An application's state has one type, and takes what each executor serves.
+/// The registry's type does not depend on the executor, so an application can store it without a type parameter.
 #[test]
-fn an_erased_spawner_serves_what_it_was_made_of() {
+fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
     let registry: Registry<DynSpawner> = Registry::new(DynSpawner::new(SmolSpawner));
     registry.run(async {});
-    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err("as planned"));
+    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err("intentional failure"));
     let executor = Rc::new(async_executor::LocalExecutor::new());
     let local = registry.with_spawner(DynLocalSpawner::new(executor.clone()));
-    let here = Rc::new(());
-    local.run_local(async move { drop(here) });
+    let not_send = Rc::new(());
+    local.run_local(async move { drop(not_send) });
     let summary = block_on(executor.run(registry.shutdown()));
     assert_eq!((summary.completed, summary.failed), (2, 1));
     assert_eq!(format!("{:?}", registry.spawner()), "DynSpawner { .. }");
 }
 
 #[test]
-fn what_a_closure_refuses_or_drops_is_abandoned() {
+fn task_refused_or_dropped_by_a_spawner_closure_is_abandoned() {
     let registry = Registry::new(DynSpawner::from_fn(drop));
     registry.run(pending::<()>());
-    let refuses = registry.with_spawner(DynSpawner::from_fn(|_| panic!("the queue is full, as planned")));
-    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| refuses.run(async {})));
+    let refusing = registry.with_spawner(DynSpawner::from_fn(|_| panic!("intentional panic: the queue is full")));
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| refusing.run(async {})));
     assert!(panicked.is_err());
     assert_eq!(registry.shutdown().wait().abandoned, 2);
 }

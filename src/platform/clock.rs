@@ -1,15 +1,10 @@
-//! When something began, in nanoseconds since some moment that is the same for all.
+//! Timestamps in nanoseconds since a moment that is the same for the whole program.
 
-#[cfg(not(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown")))]
-pub(crate) use std::time::Instant;
-#[cfg(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown"))]
-pub(crate) use web_time::Instant;
-
-/// In the browser `std` has no clock: reading it panics. That of JavaScript comes with a feature.
-pub(crate) const IS_THERE: bool =
+/// In the browser `std` has no clock and panics when it is read. The feature `wasm-bindgen-futures` brings JavaScript's clock.
+pub(crate) const HAS_CLOCK: bool =
     cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
-/// The kernel's clock of the last tick: a few milliseconds old, and read without asking the processor for the time.
+/// Returns the kernel's time of the last tick: a few milliseconds old, and cheaper to read than the precise clock.
 #[cfg(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android")))]
 pub(crate) fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
@@ -19,12 +14,16 @@ pub(crate) fn now() -> u64 {
 #[cfg(not(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android"))))]
 pub(crate) fn now() -> u64 {
     use std::sync::OnceLock;
+    #[cfg(not(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown")))]
+    use std::time::Instant;
+    #[cfg(all(feature = "wasm-bindgen-futures", target_family = "wasm", target_os = "unknown"))]
+    use web_time::Instant;
 
     static FIRST: OnceLock<Instant> = OnceLock::new();
-    if !IS_THERE {
+    if !HAS_CLOCK {
         return 0;
     }
-    // Not `elapsed`: two workers' clocks may differ by a rounding, and that of `web-time` panics then.
+    // Not `elapsed`: the clocks of two web workers can differ by a rounding, and `web-time` panics on a negative difference.
     let first = *FIRST.get_or_init(Instant::now);
     let since = Instant::now().duration_since(first);
     since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())

@@ -1,8 +1,9 @@
-use crate::TaskOutput;
-use crate::panics::{Payload, contain, discard, panicking, resume, shield};
-#[cfg(feature = "std")]
-use crate::roster::Slot;
-use crate::token::{Loss, Token};
+//! Futures and guards that hold a count, and release it after everything of theirs has been dropped.
+
+use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking, resume};
+use crate::report::TaskOutput;
+use crate::state::{Loss, Token};
+use crate::sync::slot_table::Slot;
 use core::fmt;
 use core::future::Future;
 use core::pin::{Pin, pin};
@@ -10,32 +11,34 @@ use core::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future and the count that it holds, in one place without a word of its own: `Gone` is the token's niche.
+    /// A future and its token. `Dropped` costs no memory: it is a niche of the token.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
-        Gone,
+        Dropped,
     }
 }
 
 impl<F> Work<F> {
-    /// Drops the future where it is.
-    fn end(mut self: Pin<&mut Self>) {
-        self.set(Work::Gone);
+    /// Drops the future in place.
+    fn drop_future(mut self: Pin<&mut Self>) {
+        self.set(Work::Dropped);
     }
 
-    /// Through the projection: a shared reference to all of it would cover what the future borrows from itself.
+    /// Uses the projection, because a shared reference to the whole enum would alias what the future borrows from itself.
     fn token(self: Pin<&mut Self>) -> Option<Token> {
         match self.project() {
             WorkProjection::Live { token, .. } => Some(*token),
-            WorkProjection::Gone => None,
+            WorkProjection::Dropped => None,
         }
     }
 
-    /// Drops a future that has not finished, has `panic` deal with what its destructor panicked with, then gives its count back (S2, S5).
-    fn cut<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+    /// Drops a future that has not finished, and then releases its count (S2, S5).
+    ///
+    /// If the destructor panics, `panic` receives the payload, and its result is returned.
+    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
-        let panicked = contain(|| self.end()).err().map(|payload| (token.panicked(&payload), panic(payload)));
+        let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
         let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
         token.lose(loss);
         value
@@ -43,8 +46,8 @@ impl<F> Work<F> {
 }
 
 impl<F: Future> Work<F> {
-    /// Polls the future. When it has come to its end, by either way, drops it in place, has `output` or `panic` deal with what
-    /// is left of it, and only then gives the count back (S2).
+    /// Polls the future. When it has finished or panicked, drops it in place, passes what remains to `output` or `panic`, and only then
+    /// releases the count (S2).
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -52,18 +55,18 @@ impl<F: Future> Work<F> {
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
         let token = self.as_mut().token().expect("polled after it had finished");
-        let polled = contain(|| match self.as_mut().project() {
+        let polled = catch(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
-                self.as_mut().end();
+                self.as_mut().drop_future();
                 output(token, value)
             }),
-            WorkProjection::Gone => Poll::Pending,
+            WorkProjection::Dropped => Poll::Pending,
         });
         let (loss, value) = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(ended)) => ended,
             Err(payload) => {
-                shield(|| self.end());
+                ignore_panic(|| self.drop_future());
                 (Some(token.panicked(&payload)), panic(payload))
             }
         };
@@ -76,7 +79,7 @@ impl<F: Future> Work<F> {
 }
 
 pin_project! {
-    /// What a registry gives to a spawner: nothing that happens inside leaves it, and every way out is counted.
+    /// What a registry passes to a spawner. No panic leaves it, and every outcome is counted (S5, S6).
     pub(crate) struct Task<F> {
         #[pin]
         work: Work<F>,
@@ -84,7 +87,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.cut(Loss::Abandoned, discard);
+            this.project().work.drop_unfinished(Loss::Abandoned, drop_quietly);
         }
     }
 }
@@ -104,23 +107,20 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut work = self.project().work;
-        #[cfg(feature = "std")]
         let slot = work.as_mut().token().and_then(|token| token.slot());
-        #[cfg(feature = "std")]
-        if slot.is_some_and(Slot::must_abort) {
-            work.cut(Loss::Aborted, discard);
+        if slot.is_some_and(Slot::is_aborted) {
+            work.drop_unfinished(Loss::Aborted, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
             None => (None, ()),
             Some(error) => (Some(token.failed(error)), ()),
         };
-        let polled = work.as_mut().poll(cx, output, discard);
-        #[cfg(feature = "std")]
+        let polled = work.as_mut().poll(cx, output, drop_quietly);
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
-            shield(|| slot.park(cx.waker()));
-            if slot.must_abort() {
-                work.cut(Loss::Aborted, discard);
+            ignore_panic(|| slot.store_waker(cx.waker()));
+            if slot.is_aborted() {
+                work.drop_unfinished(Loss::Aborted, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -133,7 +133,7 @@ where
     F: Future,
     F::Output: TaskOutput,
 {
-    /// Runs a task that never waits: a closure on a thread for blocking work.
+    /// Runs a task that never waits: a blocking closure.
     pub(crate) fn run(self) {
         let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
@@ -157,8 +157,8 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.cut(Loss::Abandoned, |payload| payload) {
-                Some(payload) if panicking() => discard(payload),
+            match this.project().work.drop_unfinished(Loss::Abandoned, |payload| payload) {
+                Some(payload) if panicking() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
             }
@@ -204,21 +204,11 @@ impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
         if panicking() {
-            lose(self.0);
+            self.0.lose(Loss::Panicked("dropped by a panic".into()));
         } else {
             self.0.leave();
         }
     }
-}
-
-#[cfg(feature = "std")]
-fn lose(token: Token) {
-    token.lose(Loss::Panicked("dropped by a panic".into()));
-}
-
-#[cfg(not(feature = "std"))]
-fn lose(_: Token) {
-    unreachable!("a panic is not known")
 }
 
 impl fmt::Debug for Guard {

@@ -1,27 +1,25 @@
-use crate::panics::discard;
-use crate::token::{Call, Token};
-use crate::tracked::{Guard, Task, Tracked};
-use crate::{BlockingSpawner, LocalSpawner, Registry, Rejected, Spawner, TaskKind, TaskOutput};
+use crate::platform::drop_quietly;
+use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::state::{RegistryState, Token};
+use crate::sync::wait_queue::Ticket;
+use crate::task::{Guard, Task, Tracked};
 use core::fmt;
 use core::future::Future;
 use core::panic::Location;
+use core::pin::Pin;
+use core::task::{Context, Poll};
 use futures_util::future::lazy;
-
-#[cfg(feature = "std")]
-use {
-    crate::intake::Ticket,
-    core::pin::Pin,
-    core::task::{Context, Poll},
-};
 
 /// Starts work of a registry that has a name, or is critical; see [`Registry::named`] and [`Registry::critical`].
 ///
 /// Each method is that of [`Registry`] of the same name.
 #[must_use = "it starts nothing by itself"]
 pub struct TaskBuilder<'a, S> {
-    registry: &'a Registry<S>,
+    state: &'static RegistryState,
+    spawner: &'a S,
     name: Option<&'static str>,
-    site: Option<&'static Location<'static>>,
+    location: Option<&'static Location<'static>>,
     critical: bool,
 }
 
@@ -35,8 +33,8 @@ impl<S> Copy for TaskBuilder<'_, S> {}
 
 impl<'a, S> TaskBuilder<'a, S> {
     #[inline]
-    pub(crate) fn new(registry: &'a Registry<S>) -> Self {
-        Self { registry, name: None, site: None, critical: false }
+    pub(crate) fn new(state: &'static RegistryState, spawner: &'a S) -> Self {
+        Self { state, spawner, name: None, location: None, critical: false }
     }
 
     /// Gives the work a name; see [`Registry::named`].
@@ -46,43 +44,32 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Has the work told as started at this place, not at the call that starts it: for a library that starts it for its own caller, and knows
     /// that one's place by `#[track_caller]`.
-    pub fn location(self, site: &'static Location<'static>) -> Self {
-        Self { site: Some(site), ..self }
+    pub fn location(self, location: &'static Location<'static>) -> Self {
+        Self { location: Some(location), ..self }
     }
 
     /// Marks the work as critical; see [`Registry::critical`].
-    #[cfg(feature = "std")]
     pub fn critical(self) -> Self {
         Self { critical: true, ..self }
     }
 
     #[track_caller]
     #[inline]
-    fn call(self, kind: TaskKind) -> Call {
-        #[cfg(not(feature = "std"))]
-        let _ = (kind, self.critical);
-        Call {
-            site: self.site.unwrap_or(Location::caller()),
-            #[cfg(feature = "std")]
-            name: self.name,
-            #[cfg(feature = "std")]
-            kind,
-            #[cfg(feature = "std")]
-            critical: self.critical,
-        }
+    fn spawn_info(self, kind: TaskKind) -> SpawnInfo {
+        let Self { name, critical, .. } = self;
+        SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical }
     }
 
-    /// Counts some work (S1) and gives it back with its token, or as rejected.
+    /// Counts some work (S1). Returns it with its token, or as rejected.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
     fn admit<W>(self, kind: TaskKind, work: W) -> Result<(W, Token), Rejected<W>> {
-        let core = self.registry.core();
-        // What else is known of the call is put together only for those who ask.
-        let plain = if self.name.is_none() && !self.critical { core.enter(Location::caller()) } else { None };
+        let is_plain = self.name.is_none() && !self.critical;
+        let plain = if is_plain { Token::enter_plain(self.state, self.location.unwrap_or(Location::caller())) } else { None };
         let entered = match plain {
             Some(token) => Ok(token),
-            None => core.enter_otherwise(self.call(kind)),
+            None => Token::enter(self.state, self.spawn_info(kind)),
         };
         match entered {
             Ok(token) => Ok((work, token)),
@@ -114,7 +101,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.try_run(future).unwrap_or_else(discard);
+        self.try_run(future).unwrap_or_else(drop_quietly);
     }
 
     /// See [`Registry::try_run`].
@@ -126,19 +113,19 @@ impl<'a, S> TaskBuilder<'a, S> {
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         let (future, token) = self.admit(TaskKind::Future, future)?;
-        self.registry.spawner().spawn(Task::new(future, token));
+        self.spawner.spawn(Task::new(future, token));
         Ok(())
     }
 
     /// See [`Registry::run_when_ready`].
-    #[cfg(feature = "std")]
     #[track_caller]
     pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
     where
         S: Spawner,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        RunWhenReady { registry: self.registry, call: self.call(TaskKind::Future), future: Some(future), ticket: None }
+        let Self { state, spawner, .. } = self;
+        RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), future: Some(future), ticket: None }
     }
 
     /// See [`Registry::run_local`].
@@ -149,7 +136,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: LocalSpawner,
         F: Future<Output: TaskOutput> + 'static,
     {
-        self.try_run_local(future).unwrap_or_else(discard);
+        self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
 
     /// See [`Registry::try_run_local`].
@@ -161,7 +148,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         F: Future<Output: TaskOutput> + 'static,
     {
         let (future, token) = self.admit(TaskKind::Local, future)?;
-        self.registry.spawner().spawn_local(Task::new(future, token));
+        self.spawner.spawn_local(Task::new(future, token));
         Ok(())
     }
 
@@ -174,7 +161,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         F: FnOnce() -> T + Send + 'static,
         T: TaskOutput,
     {
-        self.try_run_blocking(work).unwrap_or_else(discard);
+        self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
 
     /// See [`Registry::try_run_blocking`].
@@ -188,7 +175,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     {
         let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
-        self.registry.spawner().spawn_blocking(move || task.run());
+        self.spawner.spawn_blocking(move || task.run());
         Ok(())
     }
 }
@@ -200,19 +187,17 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
 }
 
 /// Starts a task when there is a place for it; see [`Registry::run_when_ready`].
-#[cfg(feature = "std")]
 #[must_use = "futures do nothing unless polled"]
 pub struct RunWhenReady<'a, S, F> {
-    registry: &'a Registry<S>,
-    call: Call,
+    state: &'static RegistryState,
+    spawner: &'a S,
+    info: SpawnInfo,
     future: Option<F>,
     ticket: Option<Ticket>,
 }
 
-#[cfg(feature = "std")]
 impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
 
-#[cfg(feature = "std")]
 impl<S, F> Future for RunWhenReady<'_, S, F>
 where
     S: Spawner,
@@ -221,33 +206,30 @@ where
     type Output = Result<(), Rejected<F>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { registry, call, future, ticket } = &mut *self;
+        let Self { state, spawner, info, future, ticket } = &mut *self;
         assert!(future.is_some(), "polled after it had resolved");
-        let core = registry.core();
-        core.poll_enter(*call, ticket, cx.waker()).map(|entered| {
+        Token::poll_enter(state, *info, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");
             match entered {
                 Ok(token) => {
-                    registry.spawner().spawn(Task::new(future, token));
+                    spawner.spawn(Task::new(future, token));
                     Ok(())
                 }
-                Err(reason) => Err(Rejected::new(future, core.refuse(*call, reason))),
+                Err(reason) => Err(Rejected::new(future, state.reject(*info, reason))),
             }
         })
     }
 }
 
-#[cfg(feature = "std")]
 impl<S, F> Drop for RunWhenReady<'_, S, F> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.registry.core().leave_queue(ticket);
+            self.state.cancel_wait(ticket);
         }
     }
 }
 
-#[cfg(feature = "std")]
 impl<S, F> fmt::Debug for RunWhenReady<'_, S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunWhenReady").field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()

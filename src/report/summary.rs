@@ -1,6 +1,5 @@
-#[cfg(feature = "std")]
-use crate::TaskInfo;
-use crate::shards::RegistryState;
+use super::task_info::TaskInfo;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// How the work of a registry ended, counted.
@@ -50,24 +49,13 @@ impl fmt::Display for Summary {
 pub struct Stragglers {
     len: usize,
     summary: Summary,
-    #[cfg(feature = "std")]
     tasks: Vec<TaskInfo>,
 }
 
 impl Stragglers {
-    pub(crate) fn new(core: &'static RegistryState) -> Self {
-        #[cfg(feature = "std")]
-        let tasks = core.tasks();
-        // Between the last one's leaving and the drain nobody can be counted: the registry has not drained, so one it is.
-        let len = core.in_flight().max(1);
-        #[cfg(feature = "std")]
-        let len = len.max(tasks.len());
-        Self {
-            len,
-            summary: core.summary(),
-            #[cfg(feature = "std")]
-            tasks,
-        }
+    pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
+        // At least one: between the last departure and the drain the count is zero, and the registry has not drained yet.
+        Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
     /// Returns how many were still in flight; at least 1.
@@ -82,13 +70,11 @@ impl Stragglers {
     }
 
     /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
-    #[cfg(feature = "std")]
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
 
     /// Those of one call together, each group with its oldest, in the order of these.
-    #[cfg(feature = "std")]
     fn groups(&self) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         for task in &self.tasks {
@@ -101,13 +87,11 @@ impl Stragglers {
     }
 }
 
-#[cfg(feature = "std")]
 struct Group {
     len: usize,
     oldest: TaskInfo,
 }
 
-#[cfg(feature = "std")]
 impl Group {
     fn holds(&self, task: &TaskInfo) -> bool {
         let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
@@ -115,7 +99,6 @@ impl Group {
     }
 }
 
-#[cfg(feature = "std")]
 impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { len, oldest } = self;
@@ -137,7 +120,6 @@ impl fmt::Display for Stragglers {
         let Self { len, summary, .. } = self;
         let plural = if *len == 1 { "" } else { "s" };
         write!(f, "{len} background task{plural} still in flight ({summary})")?;
-        #[cfg(feature = "std")]
         for (n, group) in self.groups().iter().enumerate() {
             let between = match (f.alternate(), n) {
                 (true, _) => "\n  ",

@@ -1,4 +1,3 @@
-use crate::gate::Refused;
 use core::fmt;
 
 /// The error of work that a registry did not accept: why, and the work itself.
@@ -23,15 +22,6 @@ pub enum RejectReason {
     Full,
     /// The shutdown began while it waited for a place.
     ShuttingDown,
-}
-
-impl From<Refused> for RejectReason {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Drained => Self::Drained,
-            Refused::Full => Self::Full,
-        }
-    }
 }
 
 impl<F> Rejected<F> {
