@@ -143,13 +143,13 @@ where
 pin_project! {
     /// A future that its registry counts as in flight until it has finished or is dropped; see [`Registry::track`](crate::Registry::track).
     ///
-    /// When it returns `Ready` the future inside has been dropped already, and after that its count was given back: whoever waits
-    /// for the drain never sees a destructor still at work. Its size is that of the future and two words.
+    /// It returns `Ready` after the inner future has been dropped and its count released. So a waiter for the drain never meets a
+    /// destructor that is still running. Its size is that of the inner future and two words.
     ///
     /// # Panics
     ///
-    /// A panic of the future is counted and goes on to whoever polls. Polling after `Ready` panics.
-    #[must_use = "futures do nothing unless polled, and one that is dropped counts as abandoned"]
+    /// A panic of the inner future is counted and then resumed in the caller of `poll`. Polling after `Ready` panics.
+    #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
         work: Work<F>,
@@ -187,10 +187,10 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// A unit of work that is in flight until this is dropped; see [`Registry::guard`](crate::Registry::guard).
+/// Keeps a piece of work in flight until it is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// It counts as completed, or as panicked when it is dropped by a panic that unwinds (known with `std` only).
-#[must_use = "a guard that is dropped at once guards nothing"]
+/// The work counts as completed. It counts as panicked if a panic drops the guard, which is only known with `std`.
+#[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 
 impl Guard {

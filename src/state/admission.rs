@@ -21,21 +21,22 @@ impl RegistryState {
     /// Counts one more task, if it needs nothing but a count and this thread's shard accepts it (S1).
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
-        if self.settings.concern_every_task() {
+        if self.settings.get().concern_every_task() {
             return None;
         }
-        let target = self.target();
-        target.owner.gate().enter().ok().map(|()| target)
+        let (shard, target) = self.shard_and_target();
+        shard.gate().enter().ok().map(|()| target)
     }
 
     /// Counts one more task on this thread's shard, or on another one: tasks are accepted while any shard has tasks in flight.
+    #[inline]
     pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
             self.shared.wait_queue.try_enter(target.owner.gate(), limit)?;
             return Ok(target);
         }
-        let target = self.target();
-        match target.owner.gate().enter_checked() {
+        let (shard, target) = self.shard_and_target();
+        match shard.gate().enter_checked() {
             Ok(()) => Ok(target),
             Err(refused) => self.enter_other_shard(refused),
         }
@@ -57,6 +58,7 @@ impl RegistryState {
     }
 
     /// Returns the limit, and the shard whose gate counts all tasks. One counter makes the limit exact (S10).
+    #[inline]
     fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
@@ -96,7 +98,7 @@ impl RegistryState {
         self.shard().counters.rejected.fetch_add(1, Ordering::Relaxed);
         // A rejection caused by reporting another one is not reported: that could go on without end.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
-            let kind = self.is_inspected().then_some(info.kind);
+            let kind = self.settings.get().is_inspected().then_some(info.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
             self.notify_observers(|observer| observer.rejected(&task, reason));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));

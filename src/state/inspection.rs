@@ -21,7 +21,7 @@ impl RegistryState {
     }
 
     pub(crate) fn abort(&'static self) -> AbortReport {
-        let not_inspected = if self.is_inspected() { 0 } else { self.in_flight() };
+        let not_inspected = if self.settings.get().is_inspected() { 0 } else { self.in_flight() };
         let mut report = AbortReport { aborted: 0, not_abortable: not_inspected };
         for shard in self.shards() {
             shard.slots().abort(None, |is_abortable| {

@@ -8,7 +8,7 @@ use crate::platform::{
 use crate::report::TaskInfo;
 use crate::sync::gate::Gate;
 use crate::sync::notifier::Notifier;
-use crate::sync::slot_table::{SlotTable, TokenTarget};
+use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
 use crate::sync::wait_list::WaitList;
 use crate::sync::wait_queue::WaitQueue;
 use alloc::boxed::Box;
@@ -83,6 +83,8 @@ pub(super) struct Counters {
     pub(super) abandoned: AtomicUsize,
     pub(super) aborted: AtomicUsize,
     pub(super) rejected: AtomicUsize,
+    /// Beside the gate, because each departure writes both.
+    pub(super) freed: FreedSlots,
     state: &'static RegistryState,
 }
 
@@ -90,7 +92,8 @@ impl Shard {
     fn new(state: &'static RegistryState) -> Self {
         let zero = || AtomicUsize::new(0);
         let (failed, panicked, abandoned, aborted, rejected) = (zero(), zero(), zero(), zero(), zero());
-        let counters = Counters { gate: Gate::new(), failed, panicked, abandoned, aborted, rejected, state };
+        let counters =
+            Counters { gate: Gate::new(), failed, panicked, abandoned, aborted, rejected, freed: FreedSlots::new(), state };
         Self { counters: CachePadded(counters), lists: CachePadded(Lists { signals: WaitList::new(), slots: SlotTable::new() }) }
     }
 
@@ -159,24 +162,24 @@ impl RegistryState {
     /// Returns the shard of this thread.
     #[inline]
     pub(crate) fn shard(&'static self) -> &'static Shard {
-        self.target().owner
+        self.shard_and_target().0
     }
 
-    /// Returns the target of this thread's shard. The thread remembers the last one, which saves most calls a chain of loads.
+    /// Returns this thread's shard and its target. The thread remembers the last ones, which saves most calls a chain of loads.
     #[inline]
-    pub(super) fn target(&'static self) -> &'static TokenTarget<Shard> {
-        match LAST_TARGET.with(Cell::get) {
-            Some((state, target)) if ptr::eq(state, self) => target,
-            _ => self.find_target(),
+    pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
+        match LAST_USED.with(Cell::get) {
+            Some((state, shard, target)) if ptr::eq(state, self) => (shard, target),
+            _ => self.find_shard_and_target(),
         }
     }
 
     #[inline(never)]
-    fn find_target(&'static self) -> &'static TokenTarget<Shard> {
+    fn find_shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
         let targets = self.targets();
         let target = &targets[thread_number() & (targets.len() - 1)];
-        LAST_TARGET.with(|last| last.set(Some((self, target))));
-        target
+        LAST_USED.with(|last| last.set(Some((self, target.owner, target))));
+        (target.owner, target)
     }
 
     /// Returns what notifies waiters of the drain and of idleness.
@@ -184,16 +187,12 @@ impl RegistryState {
         &self.shared.0.notifier
     }
 
-    pub(crate) fn is_inspected(&self) -> bool {
-        self.settings.is_inspected()
-    }
-
     pub(super) fn is_observed(&self) -> bool {
-        self.settings.is_observed()
+        self.settings.get().is_observed()
     }
 }
 
-per_thread!(static LAST_TARGET: Option<(&'static RegistryState, &'static TokenTarget<Shard>)> = None);
+per_thread!(static LAST_USED: Option<(&'static RegistryState, &'static Shard, &'static TokenTarget<Shard>)> = None);
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

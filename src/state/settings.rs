@@ -62,33 +62,39 @@ impl ActiveSettings {
     }
 
     #[inline]
-    fn has(&self, flags: usize) -> bool {
-        self.flags.load(Ordering::Relaxed) & flags != 0
-    }
-
-    /// Returns whether every task needs more than a count: a slot, or a permit.
-    #[inline]
-    pub(super) fn concern_every_task(&self) -> bool {
-        self.has(INSPECTED | LIMITED)
-    }
-
-    pub(super) fn is_observed(&self) -> bool {
-        self.has(OBSERVED)
-    }
-
-    pub(super) fn is_inspected(&self) -> bool {
-        self.has(INSPECTED)
-    }
-
-    pub(super) fn shutdown_on_panic(&self) -> bool {
-        self.has(SHUTDOWN_ON_PANIC)
-    }
-
-    pub(super) fn shutdown_on_failure(&self) -> bool {
-        self.has(SHUTDOWN_ON_FAILURE)
+    pub(super) fn get(&self) -> Flags {
+        Flags(self.flags.load(Ordering::Relaxed))
     }
 
     pub(super) fn limit(&self) -> Option<usize> {
-        self.has(LIMITED).then(|| self.limit.load(Ordering::Relaxed))
+        (self.get().0 & LIMITED != 0).then(|| self.limit.load(Ordering::Relaxed))
+    }
+}
+
+/// The settings that are on or off.
+#[derive(Clone, Copy)]
+pub(super) struct Flags(usize);
+
+impl Flags {
+    /// Returns whether every task needs more than a count: a slot, or a permit.
+    #[inline]
+    pub(super) fn concern_every_task(self) -> bool {
+        self.0 & (INSPECTED | LIMITED) != 0
+    }
+
+    pub(super) fn is_observed(self) -> bool {
+        self.0 & OBSERVED != 0
+    }
+
+    pub(super) fn is_inspected(self) -> bool {
+        self.0 & INSPECTED != 0
+    }
+
+    pub(super) fn shutdown_on_panic(self) -> bool {
+        self.0 & SHUTDOWN_ON_PANIC != 0
+    }
+
+    pub(super) fn shutdown_on_failure(self) -> bool {
+        self.0 & SHUTDOWN_ON_FAILURE != 0
     }
 }

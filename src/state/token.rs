@@ -57,12 +57,14 @@ impl Token {
     }
 
     /// Gives the work a slot if the registry is inspected, if its loss starts the shutdown, or if observers need its name.
+    #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: SpawnInfo) -> Self {
         let shard = target.owner;
-        let state = shard.state();
-        let is_inspected = state.is_inspected();
-        if is_inspected || info.critical || (info.name.is_some() && state.is_observed()) {
-            return Self { target: shard.slots().insert(shard, info, is_inspected), location: None };
+        let settings = shard.state().settings.get();
+        let is_inspected = settings.is_inspected();
+        if is_inspected || info.critical || (info.name.is_some() && settings.is_observed()) {
+            let target = shard.slots().insert(&shard.counters.freed, shard, info, is_inspected);
+            return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
     }
@@ -113,7 +115,7 @@ impl Token {
 
     #[inline(never)]
     fn free_slot(self) {
-        self.slot().into_iter().for_each(|slot| self.shard().slots().remove(slot));
+        self.slot().into_iter().for_each(|slot| self.shard().counters.freed.push(slot));
     }
 
     #[cold]
@@ -143,9 +145,10 @@ impl Token {
                 Loss::Aborted => observer.aborted(&task),
             });
         }
+        let settings = state.settings.get();
         let starts_shutdown = match loss {
-            Loss::Failed(_) => state.settings.shutdown_on_failure() || self.is_critical(),
-            Loss::Panicked(_) => state.settings.shutdown_on_panic() || self.is_critical(),
+            Loss::Failed(_) => settings.shutdown_on_failure() || self.is_critical(),
+            Loss::Panicked(_) => settings.shutdown_on_panic() || self.is_critical(),
             Loss::Abandoned | Loss::Aborted => false,
         };
         if starts_shutdown {

@@ -1,11 +1,19 @@
 //! The tasks in flight on one shard that have more than a count: a name that observers need, an entry in the list of tasks, or both.
 //!
-//! Each of them has a slot. Slots are reused and never freed, so there are as many as tasks were in flight at the same time. What the table
-//! stores of a task is protected by the table's lock. What the task's own polls need, without that lock, is in the [`Slot`]: whether the
-//! task was aborted, and the waker that an abort calls.
+//! Each of them has a slot. Slots are reused and never freed to the allocator, so there are as many as tasks were in flight at the same time.
+//!
+//! ```text
+//! SlotTable, one mutex   rows: what each task is       free ─▶ slot ─▶ slot          taken from here first
+//! FreedSlots, one word                                 freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when that is empty
+//! ```
+//!
+//! A task is often started on one thread and ends on another. So its end does not lock the table: it clears `is_live` in the slot and pushes
+//! the slot on [`FreedSlots`], a stack from which one operation takes everything (so no slot can come back in the middle of a pop).
+//! What the task's own polls need without the lock is in the [`Slot`] as well: whether the task was aborted, and the waker that an abort calls.
 
 use crate::platform::{
-    AtomicBool, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly, now, wake,
+    AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
+    now, wake,
 };
 use crate::report::{SpawnInfo, TaskId, TaskInfo};
 use alloc::boxed::Box;
@@ -21,16 +29,22 @@ pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 struct Rows<O: 'static> {
     /// In chunks, so that growth moves no row.
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
-    /// The first free row. If all are occupied, it is the first row of the next chunk.
-    free_head: usize,
+    /// The first free row, or `NONE`.
+    free: usize,
 }
+
+/// Stands for no row. Other values are the row's index plus one.
+const NONE: usize = 0;
+
+/// The slots that were freed since the table last took them. Only departures and the table's refill write it.
+pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
+    /// The last task, which may have ended; see `Slot::is_live`.
     task: Option<Occupant>,
     /// How many tasks this row has had.
     generation: u32,
-    next_free: usize,
 }
 
 /// The task in a slot.
@@ -52,43 +66,82 @@ pub(crate) struct Slot {
     row: usize,
     /// Unique in the program.
     number: u32,
-    /// Whether the task can be aborted. Its token writes it before the task starts.
+    /// Whether the task is in flight. Set under the table's lock, cleared by the task's token.
+    is_live: AtomicBool,
+    /// Whether the task can be aborted. Written before the task starts.
     is_abortable: AtomicBool,
     is_aborted: AtomicBool,
     /// Whether a waker was stored. Only the task itself reads and writes it.
     has_waker: AtomicBool,
+    /// The next row in the list or stack that the slot is in.
+    next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
+}
+
+impl FreedSlots {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self(AtomicUsize::new(NONE))
+        }
+    }
+
+    /// Frees the slot of a task that has ended.
+    pub(crate) fn push(&self, slot: &'static Slot) {
+        if slot.has_waker.load(Ordering::Relaxed) {
+            slot.has_waker.store(false, Ordering::Relaxed);
+            drop_quietly(slot.waker.with(Option::take));
+        }
+        // Release: pairs with the Acquire in `Row::is_live`. So a thread that learns that a task is not in flight sees what it did (S2).
+        slot.is_live.store(false, Ordering::Release);
+        let mut head = self.0.load(Ordering::Relaxed);
+        loop {
+            slot.next.store(head, Ordering::Relaxed);
+            // Release: pairs with `take_all`, so that a slot's next task comes after its last one (S9).
+            match self.0.compare_exchange_weak(head, slot.row + 1, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes the whole stack. Returns its first row, or `NONE`.
+    ///
+    /// Acquire: pairs with `push`.
+    fn take_all(&self) -> usize {
+        self.0.swap(NONE, Ordering::Acquire)
+    }
 }
 
 impl<O> SlotTable<O> {
     const_unless_loom! {
         pub(crate) const fn new() -> Self {
-            Self(Mutex::new(Rows { chunks: Vec::new(), free_head: 0 }))
+            Self(Mutex::new(Rows { chunks: Vec::new(), free: NONE }))
         }
     }
 
     /// Gives a task a slot.
-    pub(crate) fn insert(&self, owner: &'static O, info: SpawnInfo, is_inspected: bool) -> &'static TokenTarget<O> {
+    pub(crate) fn insert(
+        &self,
+        freed: &FreedSlots,
+        owner: &'static O,
+        info: SpawnInfo,
+        is_inspected: bool,
+    ) -> &'static TokenTarget<O> {
         let occupant = Occupant { info, started: is_inspected.then(now), abort_requested: false };
-        let is_abortable = is_inspected && info.kind.is_abortable();
-        self.0.with(|rows| rows.insert(owner, occupant, is_abortable))
-    }
-
-    /// Frees the slot of a task that has ended.
-    pub(crate) fn remove(&self, slot: &'static Slot) {
-        if slot.has_waker.load(Ordering::Relaxed) {
-            slot.has_waker.store(false, Ordering::Relaxed);
-            drop_quietly(slot.waker.with(Option::take));
-        }
         self.0.with(|rows| {
-            let free_head = replace(&mut rows.free_head, slot.row);
-            let row = rows.row(slot.row);
-            row.task = None;
-            row.next_free = free_head;
-        });
+            let row = rows.take_free(freed, owner);
+            row.generation = row.generation.wrapping_add(1);
+            row.task = Some(occupant);
+            // Relaxed: the table's lock orders what others read, and the spawner hands the task over.
+            let slot = row.slot();
+            slot.is_abortable.store(is_inspected && info.kind.is_abortable(), Ordering::Relaxed);
+            slot.is_aborted.store(false, Ordering::Relaxed);
+            slot.is_live.store(true, Ordering::Relaxed);
+            row.target
+        })
     }
 
-    /// Returns what is known of the task in a slot, for the task's own token.
+    /// Returns what is known of the task in a slot, for the task's own token: it is in flight, so the row is its own.
     pub(crate) fn info(&self, slot: &'static Slot) -> Option<TaskInfo> {
         let now = now();
         self.0.with(|rows| rows.row(slot.row).info(now))
@@ -100,18 +153,19 @@ impl<O> SlotTable<O> {
 
     /// Appends the inspected tasks.
     pub(crate) fn list(&self, now: u64, tasks: &mut Vec<TaskInfo>) {
-        self.0.with(|rows| tasks.extend(rows.iter_mut().filter_map(|row| row.info(now)).filter(|task| task.id.is_some())));
+        self.0.with(|rows| {
+            let live = rows.iter_mut().filter(|row| row.is_live());
+            tasks.extend(live.filter_map(|row| row.info(now)).filter(|task| task.id.is_some()));
+        });
     }
 
     /// Aborts the inspected tasks, or only the one with that id. Calls `found` for each, with whether it can be aborted.
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
-            for row in rows.iter_mut().filter(|row| id.is_none_or(|id| id == row.id())) {
-                let (slot, Some(task)) = (row.slot(), &mut row.task) else { continue };
-                if task.started.is_none() {
-                    continue;
-                }
+            for row in rows.iter_mut().filter(|row| row.is_live() && id.is_none_or(|id| id == row.id())) {
+                let slot = row.slot();
+                let Some(task) = row.task.as_mut().filter(|task| task.started.is_some()) else { continue };
                 task.abort_requested = true;
                 let is_abortable = task.info.kind.is_abortable();
                 if is_abortable {
@@ -137,28 +191,42 @@ impl<O> Rows<O> {
         self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut())
     }
 
-    fn insert(&mut self, owner: &'static O, occupant: Occupant, is_abortable: bool) -> &'static TokenTarget<O> {
-        let number = self.free_head;
-        if number == self.chunks.len() * SLOTS_PER_CHUNK {
-            self.chunks.push(Box::new(array::from_fn(|i| Row::new(owner, number + i))));
+    /// Takes a row from the free list, which the freed slots refill, or else a new chunk.
+    fn take_free(&mut self, freed: &FreedSlots, owner: &'static O) -> &mut Row<O> {
+        if self.free == NONE {
+            self.free = freed.take_all();
         }
-        let row = self.row(number);
-        let next_free = row.next_free;
-        row.generation = row.generation.wrapping_add(1);
-        row.task = Some(occupant);
-        let (target, slot) = (row.target, row.slot());
-        // Relaxed, as everything here: the lock orders the slot's tasks, and the spawner hands the task over.
-        slot.is_abortable.store(is_abortable, Ordering::Relaxed);
-        slot.is_aborted.store(false, Ordering::Relaxed);
-        self.free_head = next_free;
-        target
+        if self.free == NONE {
+            self.free = self.grow(owner);
+        }
+        let taken = self.free - 1;
+        // Relaxed: `take_all` acquired the links of freed slots.
+        self.free = self.row(taken).slot().next.load(Ordering::Relaxed);
+        self.row(taken)
+    }
+
+    /// Adds a chunk. Returns its first row, which links to the others.
+    #[cold]
+    fn grow(&mut self, owner: &'static O) -> usize {
+        let first = self.chunks.len() * SLOTS_PER_CHUNK;
+        let last = first + SLOTS_PER_CHUNK - 1;
+        self.chunks.push(Box::new(array::from_fn(|i| {
+            let row = first + i;
+            Row::new(owner, row, if row == last { NONE } else { row + 2 })
+        })));
+        first + 1
     }
 }
 
 impl<O> Row<O> {
-    fn new(owner: &'static O, row: usize) -> Self {
-        let target = TokenTarget { owner, slot: Some(Slot::new(row)) };
-        Self { target: Box::leak(Box::new(target)), task: None, generation: 0, next_free: row + 1 }
+    fn new(owner: &'static O, row: usize, next: usize) -> Self {
+        let target = TokenTarget { owner, slot: Some(Slot::new(row, next)) };
+        Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
+    }
+
+    /// Acquire: pairs with `FreedSlots::push`.
+    fn is_live(&self) -> bool {
+        self.slot().is_live.load(Ordering::Acquire)
     }
 
     fn slot(&self) -> &'static Slot {
@@ -184,13 +252,15 @@ impl<O> Row<O> {
 }
 
 impl Slot {
-    fn new(row: usize) -> Self {
+    fn new(row: usize, next: usize) -> Self {
         Self {
             row,
             number: next_number(),
+            is_live: AtomicBool::new(false),
             is_abortable: AtomicBool::new(false),
             is_aborted: AtomicBool::new(false),
             has_waker: AtomicBool::new(false),
+            next: AtomicUsize::new(next),
             waker: Mutex::new(None),
         }
     }

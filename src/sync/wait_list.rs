@@ -46,9 +46,12 @@ impl Slab {
         key
     }
 
-    fn remove(&mut self, key: Key) -> Entry {
+    fn remove(&mut self, key: Key) -> Option<Waker> {
         let free = Entry::Free { next: replace(&mut self.free_head, key) };
-        replace(self.entry(key), free)
+        match replace(self.entry(key), free) {
+            Entry::Occupied(waker) => Some(waker),
+            Entry::Free { .. } => None,
+        }
     }
 }
 
@@ -81,7 +84,7 @@ impl WaitList {
     }
 
     pub(crate) fn remove(&self, key: Key, is_live: impl Fn() -> bool) {
-        let removed = self.0.with(|slab| is_live().then(|| slab.remove(key)));
+        let removed = self.0.with(|slab| if is_live() { slab.remove(key) } else { None });
         drop(removed);
     }
 
