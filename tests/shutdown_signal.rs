@@ -1,4 +1,4 @@
-//! L1: whoever waits for the shutdown's beginning is told, wherever and however it waits.
+//! L1: the start of the shutdown wakes every waiting `ShutdownSignal`, on any thread and in any task.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -13,14 +13,14 @@ use std::sync::mpsc::channel;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-fn every_waiting_task_is_told<S: Spawner>(registry: &Registry<S>) {
-    let (waits, is_waiting) = channel();
+fn shutdown_wakes_every_waiting_task<S: Spawner>(registry: &Registry<S>) {
+    let (polled, is_polled) = channel();
     for n in 0..100 {
         let mut signal = registry.signal();
-        let waits = waits.clone();
+        let polled = polled.clone();
         registry.run(async move {
             assert!(poll_once(&mut signal).is_pending());
-            waits.send(()).unwrap();
+            polled.send(()).unwrap();
             if n % 2 == 0 {
                 signal.await;
             } else {
@@ -29,22 +29,22 @@ fn every_waiting_task_is_told<S: Spawner>(registry: &Registry<S>) {
         });
     }
     for _ in 0..100 {
-        is_waiting.recv_timeout(HANG).unwrap();
+        is_polled.recv_timeout(HANG).unwrap();
     }
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 100);
 }
 
-fn a_signal_polled_here_and_moved_to_another_task<S: Spawner>(registry: &Registry<S>) {
+fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &Registry<S>) {
     let mut signal = registry.signal();
-    let (polled, is_polled) = channel();
-    let (moved, receive) = channel::<ShutdownSignal>();
+    let (send_signal, signals) = channel::<ShutdownSignal>();
     registry.run(async move {
         assert!(poll_once(&mut signal).is_pending());
-        moved.send(signal.clone()).unwrap();
-        moved.send(signal).unwrap();
+        send_signal.send(signal.clone()).unwrap();
+        send_signal.send(signal).unwrap();
     });
+    let (polled, is_polled) = channel();
     for _ in 0..2 {
-        let mut signal = receive.recv_timeout(HANG).unwrap();
+        let mut signal = signals.recv_timeout(HANG).unwrap();
         let polled = polled.clone();
         registry.run(async move {
             poll_fn(|cx| {
@@ -61,11 +61,12 @@ fn a_signal_polled_here_and_moved_to_another_task<S: Spawner>(registry: &Registr
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 3);
 }
 
-on_every_runtime!(every_waiting_task_is_told, a_signal_polled_here_and_moved_to_another_task);
+on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
 
-fn woken() -> (Waker, impl Fn() -> usize) {
-    let (woken, is_woken) = channel();
-    (waker_fn(move || woken.send(()).unwrap()), move || is_woken.try_iter().count())
+/// Returns a waker and a function that returns the number of wake-ups since its last call.
+fn counting_waker() -> (Waker, impl Fn() -> usize) {
+    let (wake, wake_count) = channel();
+    (waker_fn(move || wake.send(()).unwrap()), move || wake_count.try_iter().count())
 }
 
 fn poll(signal: &mut ShutdownSignal, waker: &Waker) -> Poll<()> {
@@ -73,7 +74,7 @@ fn poll(signal: &mut ShutdownSignal, waker: &Waker) -> Poll<()> {
 }
 
 #[test]
-fn it_resolves_once_the_shutdown_has_begun_and_for_ever_after() {
+fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
     assert!(!signal.is_triggered());
@@ -83,39 +84,39 @@ fn it_resolves_once_the_shutdown_has_begun_and_for_ever_after() {
         assert!(poll_once(&mut signal).is_ready());
     }
     assert!(signal.is_triggered() && signal.clone().is_triggered());
-    assert!(poll_once(&mut registry.signal()).is_ready(), "one made afterwards");
+    assert!(poll_once(&mut registry.signal()).is_ready(), "a signal made after the shutdown started resolves immediately");
 }
 
 #[test]
-fn a_signal_is_woken_once_by_its_last_waker() {
+fn signal_wakes_only_its_last_waker_and_only_once() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
-    let ((first, first_woken), (second, second_woken)) = (woken(), woken());
+    let ((first, first_wake_count), (second, second_wake_count)) = (counting_waker(), counting_waker());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &second).is_pending());
     registry.shutdown();
     registry.shutdown();
-    assert_eq!((first_woken(), second_woken()), (0, 1));
+    assert_eq!((first_wake_count(), second_wake_count()), (0, 1));
 }
 
 #[test]
-fn each_clone_waits_for_itself() {
+fn clone_waits_independently_of_its_original() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
-    let ((first, first_woken), (second, second_woken)) = (woken(), woken());
+    let ((first, first_wake_count), (second, second_wake_count)) = (counting_waker(), counting_waker());
     assert!(poll(&mut signal, &first).is_pending());
     let mut clone = signal.clone();
     assert!(poll(&mut clone, &second).is_pending());
     drop(signal);
     registry.shutdown();
-    assert_eq!((first_woken(), second_woken()), (0, 1));
+    assert_eq!((first_wake_count(), second_wake_count()), (0, 1));
 }
 
 #[test]
-fn dropping_one_leaves_the_others_registered() {
+fn dropped_signals_leave_other_signals_registered() {
     let registry = Registry::new(());
-    let wakers: Vec<_> = (0..10).map(|_| woken()).collect();
+    let wakers: Vec<_> = (0..10).map(|_| counting_waker()).collect();
     let mut signals: Vec<_> = (0..10).map(|_| registry.signal()).collect();
     for (signal, (waker, _)) in signals.iter_mut().zip(&wakers) {
         assert!(poll(signal, waker).is_pending());
@@ -123,56 +124,56 @@ fn dropping_one_leaves_the_others_registered() {
     for n in [7, 3, 0] {
         drop(signals.remove(n));
     }
-    let (waker, is_woken) = woken();
+    let (late_waker, late_wake_count) = counting_waker();
     let mut late = registry.signal();
-    assert!(poll(&mut late, &waker).is_pending());
+    assert!(poll(&mut late, &late_waker).is_pending());
     registry.shutdown();
-    let told: Vec<_> = wakers.iter().map(|(_, woken)| woken()).collect();
-    assert_eq!((told, is_woken()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
+    let wake_count: Vec<_> = wakers.iter().map(|(_, wake_count)| wake_count()).collect();
+    assert_eq!((wake_count, late_wake_count()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
 }
 
 #[test]
-fn one_dropped_on_another_thread_leaves_no_waker_behind() {
+fn signal_dropped_on_another_thread_removes_its_waker() {
     let registry = Registry::new(());
-    let (waker, is_woken) = woken();
+    let (waker, wake_count) = counting_waker();
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     thread::spawn(move || drop(signal)).join().unwrap();
     registry.shutdown();
-    assert_eq!(is_woken(), 0);
+    assert_eq!(wake_count(), 0);
 }
 
+/// S6, S7: each call of the waker below would deadlock if the registry woke it under the lock of its wait list.
 #[test]
-fn a_waker_may_call_back_and_another_may_panic() {
+fn wakers_may_call_the_registry_and_may_panic() {
     let registry = Registry::new(());
-    let (told, is_told) = channel();
-    let own = registry.clone();
-    let kept = Mutex::new(registry.signal());
-    // Under the list's lock each of these would hang.
-    let calls = waker_fn(move || {
-        let mut kept = kept.lock().unwrap();
-        assert!(poll_once(&mut *kept).is_ready());
-        own.shutdown();
-        drop(own.guard());
-        drop(own.signal());
-        told.send(()).unwrap();
+    let (called, calls) = channel();
+    let handle = registry.clone();
+    let signal = Mutex::new(registry.signal());
+    let calling = waker_fn(move || {
+        let mut signal = signal.lock().unwrap();
+        assert!(poll_once(&mut *signal).is_ready());
+        handle.shutdown();
+        drop(handle.guard());
+        drop(handle.signal());
+        called.send(()).unwrap();
     });
-    let ((before, before_woken), (after, after_woken)) = (woken(), woken());
-    let panics = waker_fn(|| panic!("a waker's panic, as planned"));
+    let ((before, before_wake_count), (after, after_wake_count)) = (counting_waker(), counting_waker());
+    let panicking = waker_fn(|| panic!("intentional panic in a waker"));
     let mut signals: Vec<_> = (0..5).map(|_| registry.signal()).collect();
-    for (signal, waker) in signals.iter_mut().zip([&before, &panics, &calls, &panics, &after]) {
+    for (signal, waker) in signals.iter_mut().zip([&before, &panicking, &calling, &panicking, &after]) {
         assert!(poll(signal, waker).is_pending());
     }
     let _in_flight = registry.guard();
     registry.shutdown();
-    assert_eq!((before_woken(), is_told.try_iter().count(), after_woken()), (1, 1, 1));
+    assert_eq!((before_wake_count(), calls.try_iter().count(), after_wake_count()), (1, 1, 1));
 }
 
 #[test]
-fn the_last_handle_dropped_triggers_and_the_tasks_end() {
+fn dropping_the_last_handle_starts_the_shutdown() {
     let manual = Manual::default();
     let registry = Registry::new(manual.clone());
-    let (waker, is_woken) = woken();
+    let (waker, wake_count) = counting_waker();
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     let task_signal = registry.signal();
@@ -183,18 +184,18 @@ fn the_last_handle_dropped_triggers_and_the_tasks_end() {
     assert!(!signal.is_triggered(), "one handle is left");
     drop(second);
     assert!(signal.is_triggered());
-    assert_eq!(is_woken(), 1);
+    assert_eq!(wake_count(), 1);
     manual.poll_all();
-    assert_eq!(manual.0.lock().unwrap().len(), 0, "the task has ended");
+    assert_eq!(manual.0.lock().unwrap().len(), 0, "the task has finished");
 }
 
 #[test]
-fn a_task_that_owns_a_handle_keeps_its_registry_open() {
+fn handle_owned_by_a_task_keeps_the_registry_open() {
     let manual = Manual::default();
     let registry = Registry::new(manual.clone());
-    let own = registry.clone();
+    let handle = registry.clone();
     registry.run(async move {
-        own.signal().await;
+        handle.signal().await;
     });
     let signal = registry.signal();
     drop(registry);
@@ -205,29 +206,29 @@ fn a_task_that_owns_a_handle_keeps_its_registry_open() {
 }
 
 #[test]
-fn a_signal_of_a_core_s_last_life_is_triggered_in_the_next_and_harms_nobody() {
+fn signal_of_an_earlier_registry_stays_triggered_when_its_state_is_reused() {
     let registry = Registry::new(());
-    let mut old: Vec<_> = (0..4).map(|_| registry.signal()).collect();
-    for signal in &mut old {
+    let mut old_signals: Vec<_> = (0..4).map(|_| registry.signal()).collect();
+    for signal in &mut old_signals {
         assert!(poll_once(signal).is_pending());
     }
     drop(registry);
-    // As many as make it sure that one has the old one's core.
+    // The pool may hold states of other tests. With 32 registries it is certain that one of them reuses the state from above.
     let registries: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
-    let wakers: Vec<_> = registries.iter().map(|_| woken()).collect();
+    let wakers: Vec<_> = registries.iter().map(|_| counting_waker()).collect();
     let mut signals: Vec<_> = registries.iter().map(Registry::signal).collect();
     for (signal, (waker, _)) in signals.iter_mut().zip(&wakers) {
         assert!(poll(signal, waker).is_pending());
     }
-    assert!(poll_once(&mut old[0]).is_ready() && old[1].is_triggered());
-    drop(old);
+    assert!(poll_once(&mut old_signals[0]).is_ready() && old_signals[1].is_triggered());
+    drop(old_signals);
     assert!(signals.iter().all(|signal| !signal.is_triggered()));
     drop(registries);
-    assert!(wakers.iter().all(|(_, woken)| woken() == 1));
+    assert!(wakers.iter().all(|(_, wake_count)| wake_count() == 1));
 }
 
 #[test]
-fn a_finished_future_wins_over_the_signal() {
+fn finished_future_wins_over_the_shutdown() {
     let registry = Registry::new(());
     registry.shutdown();
     let signal = registry.signal();
@@ -236,16 +237,16 @@ fn a_finished_future_wins_over_the_signal() {
 }
 
 #[test]
-fn run_until_shutdown_borrows_nothing_and_is_dropped_unfinished_at_the_signal() {
+fn run_until_shutdown_borrows_nothing_and_drops_its_future_at_shutdown() {
     let manual = Manual::default();
     let registry = Registry::new(manual.clone());
     let (sender, receiver) = channel::<()>();
     registry.run({
-        let until = registry.signal().run_until_shutdown(async move {
-            let _held = sender;
+        let until_shutdown = registry.signal().run_until_shutdown(async move {
+            let _sender = sender;
             pending::<()>().await;
         });
-        async move { assert_eq!(until.await, None) }
+        async move { assert_eq!(until_shutdown.await, None) }
     });
     manual.poll_all();
     assert!(matches!(receiver.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty)));
