@@ -1,13 +1,13 @@
-//! Two threads begin the shutdown.
+//! Two threads start the shutdown.
 
 mod common;
 
-use common::{Registry, check, counts, on_shard};
+use common::{Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// S3, S4: after either, a registry with nothing in flight accepts nothing; and it drains once.
+/// S3, S4: When either call returns, a registry with nothing in flight rejects every entry. The registry drains once.
 #[test]
-fn each_closes_every_gate() {
+fn each_shutdown_closes_every_gate() {
     fn close(registry: &Registry) {
         registry.shutdown();
         assert!(registry.is_shutting_down());
@@ -15,7 +15,7 @@ fn each_closes_every_gate() {
     }
     check(2, || {
         let registry = Arc::new(Registry::new(()));
-        let other = on_shard(1, {
+        let other = spawn_on_shard(1, {
             let registry = registry.clone();
             move || close(&registry)
         });

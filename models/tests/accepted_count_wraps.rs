@@ -1,21 +1,21 @@
-//! *Accepted* has two bits here, so it wraps at four.
+//! The accepted count of a gate wraps around. It has two bits in the models, so it wraps at four.
 
 mod common;
 
-use common::{Registry, check, counts, on_shard};
+use common::{Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// S5: with entries of two threads across a wrap the summary is exact in the end, and never says too much before.
+/// S5: Two threads enter and leave across a wrap. A live summary never overstates *completed*, and the final summary is exact.
 #[test]
-fn two_pass() {
+fn summary_across_a_wrap_never_overstates() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
         let leaving = Arc::new(AtomicU64::new(1));
         drop(registry.guard());
-        let passers = [(); 2].map(|()| {
+        let workers = [(); 2].map(|()| {
             let (registry, leaving) = (registry.clone(), leaving.clone());
-            on_shard(0, move || {
+            spawn_on_shard(0, move || {
                 for _ in 0..2 {
                     let guard = registry.guard();
                     leaving.fetch_add(1, Ordering::Relaxed);
@@ -24,37 +24,37 @@ fn two_pass() {
             })
         });
         let completed = registry.summary().completed;
-        assert!(completed <= leaving.load(Ordering::Relaxed), "overstated");
-        for passer in passers {
-            passer.join().unwrap();
+        assert!(completed <= leaving.load(Ordering::Relaxed), "the summary overstates the completed tasks");
+        for worker in workers {
+            worker.join().unwrap();
         }
         assert_eq!(counts(registry.shutdown().wait()), [5, 0, 0, 0]);
     });
 }
 
-/// S5: what this thread has seen end itself is counted, though another is about to count its flip.
+/// S5: The summary includes a task that this thread released, although another thread has flipped the top bit and not yet counted the wrap.
 #[test]
-fn one_passes() {
+fn summary_during_a_wrap_includes_own_task() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
         drop(registry.guard());
-        let passer = on_shard(0, {
+        let worker = spawn_on_shard(0, {
             let registry = registry.clone();
             move || drop(registry.guard())
         });
         let completed = registry.summary().completed;
         assert!((1..=2).contains(&completed));
-        passer.join().unwrap();
+        worker.join().unwrap();
         assert_eq!(counts(registry.shutdown().wait()), [2, 0, 0, 0]);
     });
 }
 
-/// S5: what is lost is never taken for completed.
+/// S5: Losses across a wrap never count as completed.
 #[test]
-fn losses_pass() {
+fn losses_across_a_wrap_are_never_completed() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
-        let loser = on_shard(0, {
+        let worker = spawn_on_shard(0, {
             let registry = registry.clone();
             move || {
                 for _ in 0..2 {
@@ -63,7 +63,7 @@ fn losses_pass() {
             }
         });
         assert_eq!(registry.summary().completed, 0);
-        loser.join().unwrap();
+        worker.join().unwrap();
         assert_eq!(counts(registry.shutdown().wait()), [0, 0, 2, 0]);
     });
 }

@@ -1,23 +1,23 @@
-//! The last one leaves a draining registry while another comes.
+//! The last task leaves a draining registry while another thread enters.
 
 mod common;
 
 use background_tasks::RejectReason;
-use common::{Polled, Registry, check, counts, on_shard};
+use common::{Polled, Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// S3, S4, S5: the newcomer is refused, and so is everybody after it; or it is accepted, and nothing has drained while it is there.
+/// S3, S4, S5: The entry is accepted and delays the drain, or it is rejected and so is every later entry.
 #[test]
-fn in_or_out() {
+fn entry_is_accepted_or_rejected() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         registry.shutdown();
-        let leaver = on_shard(0, move || drop(guard));
+        let leaver = spawn_on_shard(0, move || drop(guard));
         let accepted = match registry.guard() {
-            Ok(newcomer) => {
+            Ok(guard) => {
                 assert!(!registry.is_drained());
-                drop(newcomer);
+                drop(guard);
                 1
             }
             Err(rejected) => {
@@ -34,15 +34,15 @@ fn in_or_out() {
     });
 }
 
-/// S3: who is told that it has drained is told so for ever, and the summary changes no more but for what is refused.
+/// S3: Once `is_drained` returns true it stays true, and only *rejected* still changes in the summary.
 #[test]
 fn drained_is_final() {
     check(2, || {
         let registry = Arc::new(Registry::new(()));
         let guard = registry.guard().unwrap();
         registry.shutdown();
-        let leaver = on_shard(0, move || drop(guard));
-        let newcomer = on_shard(1, {
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let entrant = spawn_on_shard(1, {
             let registry = registry.clone();
             move || u64::from(registry.guard().is_ok())
         });
@@ -51,28 +51,30 @@ fn drained_is_final() {
             registry.summary()
         });
         leaver.join().unwrap();
-        let accepted = newcomer.join().unwrap();
+        let accepted = entrant.join().unwrap();
         assert!(registry.is_drained());
         assert_eq!(registry.summary().completed, 1 + accepted);
         assert!(drained.is_none_or(|drained| drained.completed == 1 + accepted));
     });
 }
 
-/// S4: whoever is refused is counted by nobody, not even while it is refused. It would be the second, and flip the top bit of *accepted*.
+/// S4: A rejected entry is never visible, not even before the gate has undone its addition.
+///
+/// The entry would be the second to be accepted and would flip the top bit of the accepted count.
 #[test]
-fn a_stray_is_not_seen() {
+fn rejected_entry_is_never_visible() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
         drop(registry.guard().unwrap());
         registry.shutdown();
-        let newcomer = on_shard(0, {
+        let entrant = spawn_on_shard(0, {
             let registry = registry.clone();
             move || assert!(registry.guard().is_err())
         });
         let summary = registry.summary();
         assert_eq!((summary.completed, registry.in_flight()), (1, 0));
         assert!(Polled::new(registry.wait_idle()).poll().is_ready());
-        newcomer.join().unwrap();
+        entrant.join().unwrap();
         assert_eq!(counts(registry.summary()), [1, 0, 0, 1]);
     });
 }

@@ -1,62 +1,64 @@
-//! A core serves its next registry while somebody of the last one is not done with it.
+//! A pooled registry state serves its next registry while a thread still finishes an operation on the previous registry.
 
 mod common;
 
 use background_tasks::{Observer, TaskInfo};
-use common::{Effect, Polled, Registry, by_hand, check, counts, on_shard};
+use common::{Effect, Polled, Registry, check, counts, manual_builder, spawn_on_shard};
 use core::future::pending;
 use core::task::Poll;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// L2: a leaver that has to tell *idle* may do so in the core's next life; whoever waits for idle there is not lost by that.
+/// L2: A leaver may notify the idle waiters only after the state is reused. A waiter of the next registry loses no wake-up by that.
 #[test]
-fn a_stray_leaver() {
+fn late_idle_notification_loses_no_waiter() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         let mut idle = Polled::new(registry.wait_idle());
         assert!(idle.poll().is_pending());
         drop(idle);
-        let stray = on_shard(0, move || drop(guard));
+        let late = spawn_on_shard(0, move || drop(guard));
         drop(registry);
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         let mut idle = Polled::new(registry.wait_idle());
         assert!(idle.poll().is_pending());
         drop(guard);
-        stray.join().unwrap();
+        late.join().unwrap();
         idle.finish(Poll::Pending);
     });
 }
 
-/// S3: a leaver that has found its gate closed and empty may drain it in the core's next life, in the place of who closes that.
+/// S3: A leaver that found its gate closed and empty may drain the gate only after the state is reused.
+///
+/// It then drains the gate of the next registry in place of the thread that closes it, and that registry still drains once.
 #[test]
-fn a_stray_leaver_that_drains() {
+fn late_leaver_drains_next_registry_once() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         registry.shutdown();
-        let stray = on_shard(0, move || drop(guard));
+        let late = spawn_on_shard(0, move || drop(guard));
         drop(registry.guard());
         drop(registry);
         let registry = Registry::new(());
         drop(registry.guard().unwrap());
         let mut shutdown = Polled::new(registry.shutdown());
         let polled = shutdown.poll();
-        stray.join().unwrap();
+        late.join().unwrap();
         assert_eq!(counts(shutdown.finish(polled)), [1, 0, 0, 0]);
     });
 }
 
-/// L1: a signal of the last life removes nobody's waker when it is dropped in the next.
+/// L1: A signal of the previous registry that is dropped after the reuse removes no waker of the next registry.
 #[test]
-fn a_stale_signal() {
+fn stale_signal_drop_removes_no_waker() {
     check(1, || {
         let registry = Registry::new(());
         let mut stale = Polled::new(registry.signal());
         assert!(stale.poll().is_pending());
-        let dropper = on_shard(0, move || drop(stale));
+        let dropper = spawn_on_shard(0, move || drop(stale));
         drop(registry);
         let registry = Registry::new(());
         let mut signal = Polled::new(registry.signal());
@@ -67,41 +69,42 @@ fn a_stale_signal() {
     });
 }
 
-/// L1: a signal that is polled first in the core's next life is triggered, and shows what came before its own shutdown. The core comes
-/// back by another thread than the one that opens it again.
+/// L1: A signal that is first polled after the reuse is triggered, and shows what happened before its own registry's shutdown.
+///
+/// One thread returns the state to the pool, and another thread reopens it.
 #[test]
-fn a_late_signal() {
+fn stale_signal_first_polled_after_reuse_is_triggered() {
     check(1, || {
         let (registry, effect) = (Registry::new(()), Effect::new());
-        let mut late = Polled::new(registry.signal());
+        let mut stale = Polled::new(registry.signal());
         let guard = registry.guard().unwrap();
-        let poller = on_shard(0, {
+        let poller = spawn_on_shard(0, {
             let effect = effect.clone();
             move || {
-                let polled = late.poll();
+                let polled = stale.poll();
                 if polled.is_ready() {
-                    effect.see();
+                    effect.observe();
                 }
-                (late, polled)
+                (stale, polled)
             }
         });
-        let leaver = on_shard(0, move || drop(guard));
-        effect.happen();
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        effect.perform();
         drop(registry);
         let registry = Registry::new(());
-        let (late, polled) = poller.join().unwrap();
-        late.finish(polled);
+        let (stale, polled) = poller.join().unwrap();
+        stale.finish(polled);
         leaver.join().unwrap();
         drop(registry);
     });
 }
 
-/// S3, S5: the next life counts its own work, from zero.
+/// S3, S5: The next registry counts its own tasks, from zero.
 #[test]
-fn the_last_life_is_forgotten() {
+fn next_registry_counts_from_zero() {
     check(2, || {
         let registry = Registry::new(());
-        let left = on_shard(1, {
+        let previous = spawn_on_shard(1, {
             let registry = registry.clone();
             move || drop(registry.track(pending::<()>()).unwrap())
         });
@@ -109,21 +112,21 @@ fn the_last_life_is_forgotten() {
         let registry = Registry::new(());
         drop(registry.guard().unwrap());
         assert_eq!(counts(registry.summary()), [1, 0, 0, 0]);
-        left.join().unwrap();
+        previous.join().unwrap();
         assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 0]);
     });
 }
 
-/// S3, S5: all that those did who left, the last one or not, came before the next life, which makes their counts zero.
+/// S3, S5: Every leave happens before the reuse, which resets the counts, whether the leaver was the last or not.
 #[test]
-fn every_user_is_done() {
+fn every_leave_happens_before_reuse() {
     check(2, || {
         let registry = Registry::new(());
         let leavers = [0, 1].map(|shard| {
             let registry = registry.clone();
-            let task = on_shard(shard, move || registry.track(pending::<()>()).unwrap());
+            let task = spawn_on_shard(shard, move || registry.track(pending::<()>()).unwrap());
             let task = task.join().unwrap();
-            on_shard(shard, move || drop(task))
+            spawn_on_shard(shard, move || drop(task))
         });
         drop(registry);
         let registry = Registry::new(());
@@ -135,15 +138,15 @@ fn every_user_is_done() {
     });
 }
 
-/// S3: who only waited, and waits no more, came before the next life too.
+/// S3: The drop of a `Shutdown` future happens before the reuse.
 #[test]
-fn every_holder_is_done() {
+fn shutdown_future_drop_happens_before_reuse() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         let shutdown = registry.shutdown();
         drop(registry);
-        let leaver = on_shard(0, move || {
+        let leaver = spawn_on_shard(0, move || {
             drop(guard);
             drop(Registry::new(()));
         });
@@ -152,14 +155,14 @@ fn every_holder_is_done() {
     });
 }
 
-/// S4: the handle that goes last, after a shutdown, is done with the core before its next life.
+/// S4: The drop of the last handle, after a shutdown, happens before the reuse.
 #[test]
-fn a_late_handle() {
+fn last_handle_drop_happens_before_reuse() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
         registry.shutdown();
-        let leaver = on_shard(0, move || {
+        let leaver = spawn_on_shard(0, move || {
             drop(guard);
             let next = Registry::new(());
             assert!(next.guard().is_ok());
@@ -170,47 +173,47 @@ fn a_late_handle() {
     });
 }
 
-/// S8, S10: the next life has no settings of the last, and nobody is told of it who was told of that.
+/// S8, S10: The next registry has none of the previous settings, and reports nothing to the previous observers.
 #[test]
-fn the_last_life_s_settings_are_forgotten() {
-    struct Told(Arc<AtomicUsize>);
+fn next_registry_has_default_settings() {
+    struct Losses(Arc<AtomicUsize>);
 
-    impl Observer for Told {
+    impl Observer for Losses {
         fn abandoned(&self, _: &TaskInfo) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     check(1, || {
-        let told = Arc::new(AtomicUsize::new(0));
-        let registry = Registry::builder(()).inspect().max_in_flight(1).observer(Told(told.clone())).build();
+        let losses = Arc::new(AtomicUsize::new(0));
+        let registry = Registry::builder(()).inspect().max_in_flight(1).observer(Losses(losses.clone())).build();
         let task = registry.track(pending::<()>()).unwrap();
-        let loser = on_shard(0, move || drop(task));
+        let dropper = spawn_on_shard(0, move || drop(task));
         drop(registry);
         let registry = Registry::new(());
         let tasks = [(); 2].map(|()| registry.track(pending::<()>()).unwrap());
         assert!(registry.tasks().is_empty());
         drop(tasks);
-        loser.join().unwrap();
-        assert_eq!(told.load(Ordering::Relaxed), 1);
-        assert_eq!(Arc::strong_count(&told), 1, "the observer is gone");
+        dropper.join().unwrap();
+        assert_eq!(losses.load(Ordering::Relaxed), 1);
+        assert_eq!(Arc::strong_count(&losses), 1, "the registry must have dropped its observer");
     });
 }
 
-/// L4: a leaver that has to tell of its place may do so in the core's next life; whoever waits there is not lost by that.
+/// L4: A leaver may wake the wait queue only after the state is reused. A waiter of the next registry loses no wake-up by that.
 #[test]
-fn a_stray_leaver_of_a_place() {
+fn late_permit_notification_loses_no_waiter() {
     check(1, || {
-        let registry = by_hand().max_in_flight(2).build();
-        let [stray, last] = [(); 2].map(|()| registry.guard().unwrap());
+        let registry = manual_builder().max_in_flight(2).build();
+        let [late, last] = [(); 2].map(|()| registry.guard().unwrap());
         let mut waiter = Polled::new({
             let registry = registry.clone();
             async move { registry.run_when_ready(async {}).await.is_ok() }
         });
         assert!(waiter.poll().is_pending());
-        let stray = on_shard(0, move || drop(stray));
+        let late = spawn_on_shard(0, move || drop(late));
         drop((waiter, last, registry));
-        let registry = Arc::new(by_hand().max_in_flight(1).build());
+        let registry = Arc::new(manual_builder().max_in_flight(1).build());
         let guard = registry.guard().unwrap();
         let mut waiter = Polled::new({
             let registry = registry.clone();
@@ -218,7 +221,7 @@ fn a_stray_leaver_of_a_place() {
         });
         assert!(waiter.poll().is_pending());
         drop(guard);
-        stray.join().unwrap();
+        late.join().unwrap();
         assert!(waiter.finish(Poll::Pending));
     });
 }

@@ -1,16 +1,16 @@
-//! The shutdown begins while a signal is polled, polled with another waker, or dropped.
+//! Shutdown starts while a signal is polled, polled again with another waker, or dropped.
 
 mod common;
 
-use common::{Effect, Polled, Registry, check, on_shard};
+use common::{Effect, Polled, Registry, check, spawn_on_shard};
 
-/// L1: a first poll sees the trigger or is woken by it.
+/// L1: The first poll of a signal is ready, or shutdown wakes its waker.
 #[test]
-fn first_poll() {
+fn first_poll_is_ready_or_woken() {
     check(2, || {
         let registry = Registry::new(());
         let mut signal = Polled::new(registry.signal());
-        let waiter = on_shard(1, move || {
+        let waiter = spawn_on_shard(1, move || {
             let polled = signal.poll();
             (signal, polled)
         });
@@ -20,15 +20,15 @@ fn first_poll() {
     });
 }
 
-/// L1: so does a later one, with another waker.
+/// L1: A later poll with another waker is ready, or shutdown wakes the new waker.
 #[test]
-fn another_waker() {
+fn repoll_is_ready_or_wakes_latest_waker() {
     check(2, || {
         let registry = Registry::new(());
         let mut signal = Polled::new(registry.signal());
         assert!(signal.poll().is_pending());
-        let waiter = on_shard(1, move || {
-            let polled = signal.poll_anew();
+        let waiter = spawn_on_shard(1, move || {
+            let polled = signal.poll_with_new_waker();
             (signal, polled)
         });
         registry.shutdown();
@@ -37,43 +37,43 @@ fn another_waker() {
     });
 }
 
-/// L1: one that is dropped, and one that takes its place, leave the others' wakers where they are.
+/// L1: A dropped signal, and a new signal that reuses its entry in the list, leave the other wakers in the list.
 #[test]
-fn dropped() {
+fn dropped_signal_leaves_other_wakers() {
     check(1, || {
         let registry = Registry::new(());
-        let [mut dropped, mut stays, mut comes] = [(); 3].map(|()| Polled::new(registry.signal()));
+        let [mut dropped, mut stays, mut new] = [(); 3].map(|()| Polled::new(registry.signal()));
         assert!(dropped.poll().is_pending());
         assert!(stays.poll().is_pending());
-        let waiter = on_shard(0, move || {
+        let waiter = spawn_on_shard(0, move || {
             drop(dropped);
-            let polled = comes.poll();
-            (comes, polled)
+            let polled = new.poll();
+            (new, polled)
         });
         registry.shutdown();
-        let (comes, polled) = waiter.join().unwrap();
-        comes.finish(polled);
+        let (new, polled) = waiter.join().unwrap();
+        new.finish(polled);
         assert!(stays.is_woken());
         assert!(stays.poll().is_ready());
     });
 }
 
-/// L1: who sees the trigger sees what came before it.
+/// L1: A thread that reads the signal as triggered observes what happened before the shutdown.
 #[test]
-fn triggered_shows_what_came_before() {
+fn triggered_shows_earlier_effects() {
     check(1, || {
         let (registry, effect) = (Registry::new(()), Effect::new());
         let signal = registry.signal();
-        let observer = on_shard(0, {
+        let reader = spawn_on_shard(0, {
             let effect = effect.clone();
             move || {
                 if signal.is_triggered() {
-                    effect.see();
+                    effect.observe();
                 }
             }
         });
-        effect.happen();
+        effect.perform();
         registry.shutdown();
-        observer.join().unwrap();
+        reader.join().unwrap();
     });
 }
