@@ -11,7 +11,8 @@ impl RegistryState {
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
         self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
-        tasks.sort_by_key(|task| Reverse(task.age));
+        // Not a stable sort: that one needs a buffer, which a microcontroller has no stack for.
+        tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }
 

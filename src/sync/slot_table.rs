@@ -26,8 +26,8 @@ use core::time::Duration;
 /// `O` is what a slot belongs to, its shard.
 pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 
+#[expect(clippy::vec_box, reason = "growth must not move the rows while the table is locked")]
 struct Rows<O: 'static> {
-    /// In chunks, so that growth moves no row.
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
     /// The first free row, or `NONE`.
     free: usize,
