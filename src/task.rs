@@ -54,7 +54,7 @@ impl<F: Future> Work<F> {
         output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
-        let token = self.as_mut().token().expect("polled after it had finished");
+        let token = self.as_mut().token().expect("polled after it finished");
         let polled = catch(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
                 self.as_mut().drop_future();

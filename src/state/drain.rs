@@ -63,12 +63,13 @@ impl RegistryState {
     /// Counts one of the events that the end of the drain waits for: each shard's gate has drained, and the shutdown's start has been
     /// reported. The last one reports the end, publishes it, notifies the waiters, and releases the reference of the gates (S3, S8, L2).
     ///
-    /// `AcqRel`: what the last departures of the other shards acquired passes on to the last of all, and from it to readers of `drained`.
+    /// `AcqRel`: what the last departures of the other shards acquired passes on to the last of all. Then Release: from it to readers of
+    /// `drained`.
     fn shard_drained(&'static self) {
         let drained = &self.shared.drained;
         if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {
             self.report_drained();
-            drained.fetch_add(1, Ordering::AcqRel);
+            drained.fetch_add(1, Ordering::Release);
             self.notifier().notify();
             self.release();
         }
