@@ -13,6 +13,8 @@ pub(crate) mod futures;
 pub(crate) mod in_span;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
+#[cfg(feature = "serde")]
+mod serde;
 #[cfg(feature = "smol")]
 pub(crate) mod smol;
 #[cfg(feature = "tokio")]

@@ -7,7 +7,6 @@ use crate::task::{Guard, Tracked};
 use crate::task_builder::{RunWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
-use core::future::Future;
 
 /// Starts the background tasks of one program, counts them, signals shutdown to them, and waits for them.
 ///
@@ -314,10 +313,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics, as `TokioSpawner` does outside a tokio runtime. The task then counts as abandoned.
     #[track_caller]
-    pub fn run<F>(&self, future: F)
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F)
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task().run(future);
     }
@@ -332,10 +330,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn try_run<F>(&self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task().try_run(future)
     }
@@ -381,10 +378,9 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[track_caller]
-    pub fn run_when_ready<F>(&self, future: F) -> RunWhenReady<'_, S, F>
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> RunWhenReady<'_, S, F>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task().run_when_ready(future)
     }
@@ -395,10 +391,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn run_local<F>(&self, future: F)
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F)
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         self.task().run_local(future);
     }
@@ -413,10 +408,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn try_run_local<F>(&self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         self.task().try_run_local(future)
     }
@@ -427,11 +421,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics. The closure then counts as abandoned.
     #[track_caller]
-    pub fn run_blocking<F, T>(&self, work: F)
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F)
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         self.task().run_blocking(work);
     }
@@ -446,11 +438,9 @@ impl<S> Registry<S> {
     ///
     /// If the spawner panics. The closure then counts as abandoned.
     #[track_caller]
-    pub fn try_run_blocking<F, T>(&self, work: F) -> Result<(), Rejected<F>>
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F) -> Result<(), Rejected<F>>
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         self.task().try_run_blocking(work)
     }

@@ -1,7 +1,6 @@
 use crate::report::{Stragglers, Summary};
 use crate::state::{RegistryState, StateRef};
 use crate::sync::notifier::Waiter;
-use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
@@ -89,11 +88,11 @@ impl Shutdown {
     /// assert_eq!(summary.aborted, 1);
     /// # });
     /// ```
-    pub async fn or_abort<G, T>(mut self, grace: G, abort_timeout: impl FnOnce() -> T) -> Result<Summary, Stragglers>
-    where
-        G: Future,
-        T: Future,
-    {
+    pub async fn or_abort<G: Future, T: Future>(
+        mut self,
+        grace: G,
+        abort_timeout: impl FnOnce() -> T,
+    ) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }

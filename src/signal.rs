@@ -1,9 +1,7 @@
 use crate::state::{RegistryState, Shard};
 use crate::sync::wait_list::Key;
-use core::fmt;
-use core::future::Future;
-use core::pin::Pin;
 use core::task::{Context, Poll};
+use core::{fmt, pin::Pin};
 use pin_project_lite::pin_project;
 
 /// Resolves once the shutdown of its registry has started, and immediately whenever it is polled after that.

@@ -4,11 +4,8 @@ use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryState, Token};
 use crate::sync::wait_queue::Ticket;
 use crate::task::{Guard, Task, Tracked};
-use core::fmt;
-use core::future::Future;
-use core::panic::Location;
-use core::pin::Pin;
 use core::task::{Context, Poll};
+use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
 
 /// Starts a task with a name, a call site or a critical mark; see [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
@@ -97,10 +94,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts the task; see [`Registry::run`](crate::Registry::run).
     #[track_caller]
     #[inline]
-    pub fn run<F>(self, future: F)
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F)
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.try_run(future).unwrap_or_else(drop_quietly);
     }
@@ -108,10 +104,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts the task, or returns the future if it is rejected; see [`Registry::try_run`](crate::Registry::try_run).
     #[track_caller]
     #[inline]
-    pub fn try_run<F>(self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         let (future, token) = self.admit(TaskKind::Future, future)?;
         self.spawner.spawn(Task::new(future, token));
@@ -120,10 +115,9 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
     #[track_caller]
-    pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> RunWhenReady<'a, S, F>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         let Self { state, spawner, .. } = self;
         RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), future: Some(future), ticket: None }
@@ -132,10 +126,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
     #[track_caller]
     #[inline]
-    pub fn run_local<F>(self, future: F)
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F)
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
@@ -143,10 +136,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts a task that need not be `Send`, or returns the future if it is rejected; see [`Registry::try_run_local`](crate::Registry::try_run_local).
     #[track_caller]
     #[inline]
-    pub fn try_run_local<F>(self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         let (future, token) = self.admit(TaskKind::Local, future)?;
         self.spawner.spawn_local(Task::new(future, token));
@@ -156,11 +148,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts a closure that blocks; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     #[track_caller]
     #[inline]
-    pub fn run_blocking<F, T>(self, work: F)
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F)
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
@@ -168,11 +158,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Starts a closure that blocks, or returns the closure if it is rejected; see [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
     #[track_caller]
     #[inline]
-    pub fn try_run_blocking<F, T>(self, work: F) -> Result<(), Rejected<F>>
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>>
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
@@ -199,11 +187,7 @@ pub struct RunWhenReady<'a, S, F> {
 
 impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
 
-impl<S, F> Future for RunWhenReady<'_, S, F>
-where
-    S: Spawner,
-    F: Future<Output: TaskOutput> + Send + 'static,
-{
+impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
     type Output = Result<(), Rejected<F>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

@@ -1,8 +1,5 @@
 use alloc::string::ToString;
-use core::fmt;
-use core::panic::Location;
-use core::str::FromStr;
-use core::time::Duration;
+use core::{fmt, panic::Location, str::FromStr, time::Duration};
 
 /// Describes one task, tracked future or guard: passed to observers, and listed by an inspected registry.
 ///
@@ -10,21 +7,12 @@ use core::time::Duration;
 ///
 /// The `Display` text is the name (or the kind) and the call site: `welcome-mail at src/main.rs:20:14`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TaskInfo {
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub(crate) id: Option<TaskId>,
     pub(crate) name: Option<&'static str>,
-    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize::text"))]
     pub(crate) location: &'static Location<'static>,
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub(crate) kind: Option<TaskKind>,
-    #[cfg_attr(
-        feature = "serde",
-        serde(rename = "age_seconds", serialize_with = "serialize::seconds", skip_serializing_if = "Option::is_none")
-    )]
     pub(crate) age: Option<Duration>,
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "core::ops::Not::not"))]
     pub(crate) abort_requested: bool,
 }
 
@@ -174,31 +162,5 @@ impl FromStr for TaskId {
         let id = Self { slot: number(slot)?, generation: number(generation)? };
         // Each ID has one text: `u32::from_str` also accepts a sign and leading zeros.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
-    }
-}
-
-#[cfg(feature = "serde")]
-mod serialize {
-    use core::fmt::Display;
-    use core::time::Duration;
-    use serde::{Serialize, Serializer};
-
-    pub(super) fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    /// Serializes seconds as a float, rounded down to microseconds.
-    #[expect(clippy::cast_precision_loss, reason = "only beyond 285 million years")]
-    #[expect(clippy::ref_option, reason = "serde's signature")]
-    pub(super) fn seconds<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-        let seconds = |age: Duration| age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
-        age.map(seconds).serialize(serializer)
-    }
-
-    /// Serializes the text: JavaScript cannot represent every 64-bit number.
-    impl Serialize for super::TaskId {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.collect_str(self)
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! The list of tasks of an inspected registry, and aborts.
 
 use super::registry_state::RegistryState;
+use super::settings::INSPECTED;
 use crate::platform::now;
 use crate::report::{AbortError, AbortReport, Stragglers, TaskId, TaskInfo};
 use alloc::vec::Vec;
@@ -22,7 +23,7 @@ impl RegistryState {
     }
 
     pub(crate) fn abort(&'static self) -> AbortReport {
-        let not_inspected = if self.settings.get().is_inspected() { 0 } else { self.in_flight() };
+        let not_inspected = if self.settings.has(INSPECTED) { 0 } else { self.in_flight() };
         let mut report = AbortReport { aborted: 0, not_abortable: not_inspected };
         for shard in self.shards() {
             shard.slots().abort(None, |is_abortable| {

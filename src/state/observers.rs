@@ -2,8 +2,7 @@
 
 use crate::observer::Observer;
 use crate::platform::{Arc, Mutex, const_unless_loom, drop_quietly, ignore_panic};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 type List = Vec<Box<dyn Observer>>;
 

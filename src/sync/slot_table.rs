@@ -16,12 +16,8 @@ use crate::platform::{
     now, wake,
 };
 use crate::report::{SpawnInfo, TaskId, TaskInfo};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::array;
-use core::mem::replace;
-use core::task::Waker;
-use core::time::Duration;
+use alloc::{boxed::Box, vec::Vec};
+use core::{array, mem::replace, task::Waker, time::Duration};
 
 /// `O` is what a slot belongs to, its shard.
 pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
