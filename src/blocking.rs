@@ -13,7 +13,11 @@ impl Shutdown {
     /// The call waits for itself on a thread that must run the tasks (that of a current-thread runtime, for example), and inside
     /// tracked work.
     pub fn wait(self) -> Summary {
-        self.block(None).expect("a wait without a deadline ends with the drain")
+        loop {
+            if let Some(summary) = self.block(None) {
+                return summary;
+            }
+        }
     }
 
     /// Blocks the thread until nothing is in flight, at most for `timeout`. A timeout of zero checks and does not wait.

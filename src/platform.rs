@@ -22,7 +22,6 @@ pub(crate) use threads::*;
 #[cfg(feature = "std")]
 pub(crate) use {clock::*, unwind::*};
 
-use core::ops::Deref;
 use core::task::Waker;
 
 #[cfg(not(any(feature = "std", feature = "critical-section", target_os = "none")))]
@@ -39,20 +38,57 @@ macro_rules! const_unless_loom {
 }
 pub(crate) use const_unless_loom;
 
+/// Declares a static. A model makes a new one for each of its runs.
+#[cfg(not(loom))]
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr) => {
+        static $name: $type = $value;
+    };
+}
+#[cfg(not(loom))]
+pub(crate) use global;
+
+/// Implements `Wake` for a type by a function that takes an `Arc` of it.
+macro_rules! wake_with {
+    ($type:ty, $wake:path) => {
+        #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
+        impl alloc::task::Wake for $type {
+            fn wake(self: Arc<Self>) {
+                $wake(self);
+            }
+        }
+
+        #[cfg(not(any(feature = "std", not(feature = "portable-atomic"))))]
+        impl portable_atomic_util::task::Wake for $type {
+            fn wake(this: Arc<Self>) {
+                $wake(this);
+            }
+        }
+    };
+}
+pub(crate) use wake_with;
+
+/// A check that only a loom model makes; see `model::LifeCheck`.
+#[cfg(not(loom))]
+pub(crate) struct LifeCheck;
+
+#[cfg(not(loom))]
+#[expect(clippy::unused_self, reason = "the shape of the model's")]
+impl LifeCheck {
+    pub(crate) const fn new() -> Self {
+        Self
+    }
+
+    pub(crate) fn begin(&self) {}
+
+    pub(crate) fn touch(&self) {}
+}
+
 /// Keeps a value on cache lines of its own: two lines, because the prefetcher loads pairs.
 ///
 /// Without `std` there is one thread, and the memory would be wasted.
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
-
-impl<T> Deref for CachePadded<T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
 
 /// Runs user code whose panic must not reach the caller (S6).
 ///

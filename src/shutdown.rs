@@ -1,19 +1,18 @@
 use crate::report::{Stragglers, Summary};
 use crate::state::{RegistryState, StateRef};
 use crate::sync::notifier::Waiter;
-use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
 
-/// A shutdown under way; resolves to the [`Summary`] once nothing is in flight and nothing will be.
+/// Waits for the drain of a registry, and resolves to the final [`Summary`]; see [`Registry::shutdown`](crate::Registry::shutdown).
 ///
-/// The shutdown began when [`Registry::shutdown`](crate::Registry::shutdown) was called; this is only the wait for its end. Any number of
-/// them can wait, on any thread; each keeps what it reads alive, and none keeps the registry open.
+/// The shutdown has already started. Any number of `Shutdown` futures can wait for one drain, on any thread. They do not keep the registry
+/// open.
 ///
 /// # Cancel safety
 ///
-/// Dropping it ends the wait and nothing else: call `shutdown()` again for another.
+/// Dropping the future only ends this wait. Call `shutdown()` again for another one.
 #[derive(Debug)]
 pub struct Shutdown {
     waiter: Waiter,
@@ -25,17 +24,18 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits for the drain, or for `deadline`: any future of any runtime, most often its timer.
+    /// Waits for the drain or for `deadline`, whichever comes first. `deadline` can be any future, usually a timer of the runtime.
     ///
-    /// After the deadline it looks once more, so a deadline that has passed already asks whether the registry has drained.
+    /// The registry is checked once more after the deadline. With a deadline that has already passed, this method only checks whether the
+    /// registry has drained.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight. It goes on running: wait again, or leave the program.
+    /// [`Stragglers`] if tasks are still in flight. They continue to run: wait again, or exit the program.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends this wait and drops the deadline, and nothing else.
+    /// Dropping the future only ends this wait and drops `deadline`.
     ///
     /// # Examples
     ///
@@ -56,18 +56,20 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
     }
 
-    /// Waits for the drain until `grace` is over, then [aborts](crate::Registry::abort) what can be aborted, and waits until `then` is.
+    /// Waits for the drain until `grace` resolves, then [aborts](crate::Registry::abort) the tasks and waits until `abort_timeout`
+    /// resolves.
     ///
-    /// Most timers run from when they are made, so `then` makes its own when it is time.
+    /// `abort_timeout` is a function because most timers start when they are created: it is called after `grace` has resolved.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight after that: what cannot be aborted (a blocking closure, a guard), or has not come to an
-    /// await point, or was started after the abort. Of a registry that is not [inspected](crate::RegistryBuilder::inspect) nothing can be.
+    /// [`Stragglers`] if tasks are still in flight after both. They cannot be aborted (blocking closures, guards, tracked futures), have
+    /// not reached an await point, or were started after the abort. In a registry that is not [inspected](crate::RegistryBuilder::inspect)
+    /// no task can be aborted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends this wait and drops the deadline, and nothing else: what has not been aborted by then is not.
+    /// Dropping the future only ends this wait and drops both timers. Tasks that it has not aborted by then continue to run.
     ///
     /// # Examples
     ///
@@ -86,11 +88,11 @@ impl Shutdown {
     /// assert_eq!(summary.aborted, 1);
     /// # });
     /// ```
-    pub async fn or_abort<G, T>(mut self, grace: G, abort_timeout: impl FnOnce() -> T) -> Result<Summary, Stragglers>
-    where
-        G: Future,
-        T: Future,
-    {
+    pub async fn or_abort<G: Future, T: Future>(
+        mut self,
+        grace: G,
+        abort_timeout: impl FnOnce() -> T,
+    ) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }
@@ -105,6 +107,33 @@ impl Shutdown {
         }
     }
 
+    /// Blocks the thread until the registry has drained, for programs that are not async.
+    ///
+    /// # Deadlocks
+    ///
+    /// Never returns on a thread that must run the tasks, such as the thread of a current-thread runtime. Never returns inside a task
+    /// either, or while the caller holds a guard: it would wait for itself.
+    /// Blocks the thread until the registry has drained, or until `timeout` has elapsed. With a timeout of zero it only checks.
+    ///
+    /// # Errors
+    ///
+    /// [`Stragglers`] if tasks are still in flight after `timeout`. They continue to run.
+    ///
+    /// # Deadlocks
+    ///
+    /// In the cases that [`wait`](Self::wait) lists, it blocks for the whole timeout and returns the error.
+    /// Blocks the thread until the registry has drained. Aborts the tasks after `grace`, and returns at the latest after a further
+    /// `abort_timeout`.
+    ///
+    /// Otherwise it behaves like [`or_abort`](Self::or_abort).
+    ///
+    /// # Errors
+    ///
+    /// [`Stragglers`] if tasks are still in flight after both times. They continue to run.
+    ///
+    /// # Deadlocks
+    ///
+    /// In the cases that [`wait`](Self::wait) lists, it blocks for both times.
     pub(crate) fn state(&self) -> &'static RegistryState {
         self.state.state()
     }
@@ -127,7 +156,7 @@ impl Future for Shutdown {
     }
 }
 
-/// Resolves once an instant with nothing in flight has been observed; see [`Registry::wait_idle`](crate::Registry::wait_idle).
+/// Resolves after a moment at which nothing was in flight; see [`Registry::wait_idle`](crate::Registry::wait_idle).
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
@@ -155,9 +184,9 @@ impl Future for WaitIdle {
     }
 }
 
-/// Begins the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
+/// Starts the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
 #[derive(Debug)]
-#[must_use = "dropped at once, it begins the shutdown at once"]
+#[must_use = "a guard that is dropped immediately starts the shutdown immediately"]
 pub struct ShutdownGuard(Option<StateRef>);
 
 impl ShutdownGuard {
@@ -165,7 +194,7 @@ impl ShutdownGuard {
         Self(Some(state))
     }
 
-    /// Lets go of the registry without beginning its shutdown.
+    /// Drops the guard without starting the shutdown.
     pub fn disarm(mut self) {
         self.0 = None;
     }

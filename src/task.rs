@@ -5,7 +5,6 @@ use crate::report::TaskOutput;
 use crate::state::{Loss, Token};
 use crate::sync::slot_table::Slot;
 use core::fmt;
-use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
@@ -54,7 +53,7 @@ impl<F: Future> Work<F> {
         output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
-        let token = self.as_mut().token().expect("polled after it had finished");
+        let token = self.as_mut().token().expect("polled after it finished");
         let polled = catch(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
                 self.as_mut().drop_future();
@@ -87,7 +86,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.drop_unfinished(Loss::Abandoned, drop_quietly);
+            this.project().work.drop_unfinished(Loss::ABANDONED, drop_quietly);
         }
     }
 }
@@ -98,18 +97,14 @@ impl<F> Task<F> {
     }
 }
 
-impl<F> Future for Task<F>
-where
-    F: Future,
-    F::Output: TaskOutput,
-{
+impl<F: Future<Output: TaskOutput>> Future for Task<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut work = self.project().work;
         let slot = work.as_mut().token().and_then(|token| token.slot());
         if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(Loss::Aborted, drop_quietly);
+            work.drop_unfinished(Loss::ABORTED, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
@@ -120,7 +115,7 @@ where
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             ignore_panic(|| slot.store_waker(cx.waker()));
             if slot.is_aborted() {
-                work.drop_unfinished(Loss::Aborted, drop_quietly);
+                work.drop_unfinished(Loss::ABORTED, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -128,11 +123,7 @@ where
     }
 }
 
-impl<F> Task<F>
-where
-    F: Future,
-    F::Output: TaskOutput,
-{
+impl<F: Future<Output: TaskOutput>> Task<F> {
     /// Runs a task that never waits: a blocking closure.
     pub(crate) fn run(self) {
         let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
@@ -157,7 +148,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.drop_unfinished(Loss::Abandoned, |payload| payload) {
+            match this.project().work.drop_unfinished(Loss::ABANDONED, |payload| payload) {
                 Some(payload) if panicking() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -204,7 +195,7 @@ impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
         if panicking() {
-            self.0.lose(Loss::Panicked("dropped by a panic".into()));
+            self.0.lose(Loss::panicked("dropped by a panic"));
         } else {
             self.0.leave();
         }

@@ -4,17 +4,14 @@ use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryState, Token};
 use crate::sync::wait_queue::Ticket;
 use crate::task::{Guard, Task, Tracked};
-use core::fmt;
-use core::future::Future;
-use core::panic::Location;
-use core::pin::Pin;
 use core::task::{Context, Poll};
+use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
 
-/// Starts work of a registry that has a name, or is critical; see [`Registry::named`] and [`Registry::critical`].
+/// Starts a task with a name, a call site or a critical mark; see [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
 ///
-/// Each method is that of [`Registry`] of the same name.
-#[must_use = "it starts nothing by itself"]
+/// The methods that start a task correspond to the methods of [`Registry`](crate::Registry) with the same name.
+#[must_use = "a task builder starts nothing until one of its `run` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
     spawner: &'a S,
@@ -37,18 +34,19 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { state, spawner, name: None, location: None, critical: false }
     }
 
-    /// Gives the work a name; see [`Registry::named`].
+    /// Names the task; see [`Registry::named`](crate::Registry::named).
     pub fn named(self, name: &'static str) -> Self {
         Self { name: Some(name), ..self }
     }
 
-    /// Has the work told as started at this place, not at the call that starts it: for a library that starts it for its own caller, and knows
-    /// that one's place by `#[track_caller]`.
+    /// Overrides the call site that is reported for the task. Default: the location of the call that starts it.
+    ///
+    /// A library that starts tasks for its caller passes the caller's location, which it obtains with `#[track_caller]`.
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }
     }
 
-    /// Marks the work as critical; see [`Registry::critical`].
+    /// Marks the task as critical; see [`Registry::critical`](crate::Registry::critical).
     pub fn critical(self) -> Self {
         Self { critical: true, ..self }
     }
@@ -77,7 +75,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         }
     }
 
-    /// See [`Registry::track`].
+    /// Counts a future as in flight until it finishes or is dropped; see [`Registry::track`](crate::Registry::track).
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
@@ -85,7 +83,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Tracked::new(future, token))
     }
 
-    /// See [`Registry::guard`].
+    /// Counts work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
     #[track_caller]
     #[inline]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
@@ -93,85 +91,76 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Guard::new(token))
     }
 
-    /// See [`Registry::run`].
+    /// Starts the task; see [`Registry::run`](crate::Registry::run).
     #[track_caller]
     #[inline]
-    pub fn run<F>(self, future: F)
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F)
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.try_run(future).unwrap_or_else(drop_quietly);
     }
 
-    /// See [`Registry::try_run`].
+    /// Starts the task, or returns the future if it is rejected; see [`Registry::try_run`](crate::Registry::try_run).
     #[track_caller]
     #[inline]
-    pub fn try_run<F>(self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         let (future, token) = self.admit(TaskKind::Future, future)?;
         self.spawner.spawn(Task::new(future, token));
         Ok(())
     }
 
-    /// See [`Registry::run_when_ready`].
+    /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
     #[track_caller]
-    pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> RunWhenReady<'a, S, F>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
         let Self { state, spawner, .. } = self;
         RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), future: Some(future), ticket: None }
     }
 
-    /// See [`Registry::run_local`].
+    /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
     #[track_caller]
     #[inline]
-    pub fn run_local<F>(self, future: F)
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F)
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
 
-    /// See [`Registry::try_run_local`].
+    /// Starts a task that need not be `Send`, or returns the future if it is rejected; see [`Registry::try_run_local`](crate::Registry::try_run_local).
     #[track_caller]
     #[inline]
-    pub fn try_run_local<F>(self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>>
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
         let (future, token) = self.admit(TaskKind::Local, future)?;
         self.spawner.spawn_local(Task::new(future, token));
         Ok(())
     }
 
-    /// See [`Registry::run_blocking`].
+    /// Starts a closure that blocks; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     #[track_caller]
     #[inline]
-    pub fn run_blocking<F, T>(self, work: F)
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F)
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
 
-    /// See [`Registry::try_run_blocking`].
+    /// Starts a closure that blocks, or returns the closure if it is rejected; see [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
     #[track_caller]
     #[inline]
-    pub fn try_run_blocking<F, T>(self, work: F) -> Result<(), Rejected<F>>
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>>
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
         let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
@@ -186,7 +175,7 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
     }
 }
 
-/// Starts a task when there is a place for it; see [`Registry::run_when_ready`].
+/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
 #[must_use = "futures do nothing unless polled"]
 pub struct RunWhenReady<'a, S, F> {
     state: &'static RegistryState,
@@ -198,16 +187,12 @@ pub struct RunWhenReady<'a, S, F> {
 
 impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
 
-impl<S, F> Future for RunWhenReady<'_, S, F>
-where
-    S: Spawner,
-    F: Future<Output: TaskOutput> + Send + 'static,
-{
+impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
     type Output = Result<(), Rejected<F>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { state, spawner, info, future, ticket } = &mut *self;
-        assert!(future.is_some(), "polled after it had resolved");
+        assert!(future.is_some(), "polled after it resolved");
         Token::poll_enter(state, *info, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");

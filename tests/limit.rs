@@ -62,7 +62,7 @@ fn full_registry_rejects_work_and_returns_it() {
 #[test]
 fn zero_limit_panics_and_names_the_minimum() {
     let panic = catch_unwind(|| Registry::builder(()).max_in_flight(0)).unwrap_err();
-    assert!(panic.downcast::<String>().unwrap().contains("the least is 1"));
+    assert!(panic.downcast::<String>().unwrap().contains("the minimum is 1"));
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn destructor_panic_is_reported_as_a_panic() {
     });
 }
 
-const ABANDONED: &str = "background task abandoned: it was dropped before it had finished";
+const ABANDONED: &str = "background task abandoned: it was dropped before it finished";
 
 #[test]
 fn abandoned_task_is_a_warning() {
@@ -244,7 +244,7 @@ fn rejection_is_a_warning_with_its_reason() {
             registry.shutdown();
             recorder.take();
             assert!(poll_once(&mut waiting).is_ready());
-            let reason = "the registry began to shut down before there was a place";
+            let reason = "shutdown started before a permit was available";
             recorder.take_one().assert_loss(Level::WARN, &fields(reason), site, None);
 
             drop(guards);
@@ -270,7 +270,7 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
 
         let shutdown = registry.shutdown();
         let started = recorder.take_one();
-        started.assert_registry_event("shutdown of the background tasks begins", &[("in_flight", 2)]);
+        started.assert_registry_event("background task shutdown started", &[("in_flight", 2)]);
         assert_eq!(started.fields.seconds, BTreeMap::new());
         registry.shutdown();
         assert_eq!(recorder.take().len(), 0, "the shutdown had started already");

@@ -233,8 +233,8 @@ impl End {
         let progress = self.known.replace(ended) != Some(ended);
         self.inform(systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE)));
         if self.voice.has_bar {
-            let tasks = stragglers.tasks().to_vec();
-            self.voice.say(move || bar::show(ended, in_flight, &tasks));
+            let stragglers = stragglers.clone();
+            self.voice.say(move || bar::show(ended, in_flight, &stragglers));
         } else if self.told.elapsed() >= LINES {
             self.told = Instant::now();
             self.tell(Level::Info, format!("draining: {in_flight} in flight"));

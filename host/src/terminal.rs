@@ -73,9 +73,8 @@ fn tell_unshielded(level: Level, line: impl Display) {
 /// The drain's bar, which is shown on a terminal alone.
 #[cfg(feature = "bar")]
 pub(crate) mod bar {
-    use background_tasks::TaskInfo;
+    use background_tasks::{Stragglers, TaskInfo};
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-    use std::fmt;
     use std::io::{self, Write};
     use std::sync::LazyLock;
     use std::time::Duration;
@@ -97,41 +96,18 @@ pub(crate) mod bar {
         !ProgressDrawTarget::stderr().is_hidden()
     }
 
-    pub(crate) fn show(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {
+    pub(crate) fn show(ended: u64, in_flight: usize, stragglers: &Stragglers) {
         BAR.set_length(ended + in_flight as u64);
         BAR.set_position(ended);
-        let groups = groups(oldest_first).into_iter().take(3).map(|group| group.to_string());
+        let groups = stragglers.groups().take(3).map(|(oldest, len)| describe(oldest, len));
         BAR.set_message(groups.collect::<Vec<_>>().join(", "));
     }
 
-    /// Those of one name, or of one call if they have none.
-    struct Group<'a> {
-        oldest: &'a TaskInfo,
-        len: usize,
-    }
-
-    fn groups(oldest_first: &[TaskInfo]) -> Vec<Group<'_>> {
-        let kind = |task: &TaskInfo| (task.name(), task.name().is_none().then(|| task.location()));
-        let mut groups: Vec<Group<'_>> = Vec::new();
-        for task in oldest_first {
-            match groups.iter_mut().find(|group| kind(group.oldest) == kind(task)) {
-                Some(group) => group.len += 1,
-                None => groups.push(Group { oldest: task, len: 1 }),
-            }
-        }
-        groups
-    }
-
-    impl fmt::Display for Group<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let Self { oldest, len } = self;
-            write!(f, "{len} × ")?;
-            match oldest.name() {
-                Some(name) => f.write_str(name)?,
-                None => oldest.fmt(f)?,
-            }
-            oldest.age().map_or(Ok(()), |age| write!(f, " for {age:.1?}"))
-        }
+    /// Describes a group of stragglers, without the call site if they have a name.
+    fn describe(oldest: &TaskInfo, len: usize) -> String {
+        let task = oldest.name().map_or_else(|| oldest.to_string(), String::from);
+        let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
+        format!("{len} × {task}{age}")
     }
 
     pub(crate) fn finish() {
@@ -145,7 +121,7 @@ pub(crate) mod bar {
 
 #[cfg(not(feature = "bar"))]
 pub(crate) mod bar {
-    use background_tasks::TaskInfo;
+    use background_tasks::Stragglers;
     use std::time::Duration;
 
     pub(crate) fn begin(_grace: Duration) {}
@@ -154,7 +130,7 @@ pub(crate) mod bar {
         false
     }
 
-    pub(crate) fn show(_ended: u64, _in_flight: usize, _oldest_first: &[TaskInfo]) {}
+    pub(crate) fn show(_ended: u64, _in_flight: usize, _stragglers: &Stragglers) {}
 
     pub(crate) fn finish() {}
 

@@ -64,32 +64,6 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-macro_rules! global {
-    (static $name:ident: $type:ty = $value:expr) => {
-        static $name: $type = $value;
-    };
-}
-pub(crate) use global;
-
-macro_rules! wake_with {
-    ($type:ty, $wake:path) => {
-        #[cfg(not(feature = "portable-atomic"))]
-        impl alloc::task::Wake for $type {
-            fn wake(self: Arc<Self>) {
-                $wake(self);
-            }
-        }
-
-        #[cfg(feature = "portable-atomic")]
-        impl portable_atomic_util::task::Wake for $type {
-            fn wake(this: Arc<Self>) {
-                $wake(this);
-            }
-        }
-    };
-}
-pub(crate) use wake_with;
-
 /// Few, because memory is scarce.
 pub(crate) const SLOTS_PER_CHUNK: usize = 4;
 
@@ -126,18 +100,4 @@ pub(crate) fn resume(payload: Payload) -> ! {
 
 pub(crate) fn panicking() -> bool {
     false
-}
-
-pub(crate) struct LifeCheck;
-
-impl LifeCheck {
-    pub(crate) const fn new() -> Self {
-        Self
-    }
-
-    #[expect(clippy::unused_self, reason = "the shape of the model's")]
-    pub(crate) fn begin(&self) {}
-
-    #[expect(clippy::unused_self, reason = "the shape of the model's")]
-    pub(crate) fn touch(&self) {}
 }

@@ -47,17 +47,6 @@ macro_rules! global {
 }
 pub(crate) use global;
 
-macro_rules! wake_with {
-    ($type:ty, $wake:path) => {
-        impl std::task::Wake for $type {
-            fn wake(self: Arc<Self>) {
-                $wake(self);
-            }
-        }
-    };
-}
-pub(crate) use wake_with;
-
 /// One, so that a model of two tasks grows the table.
 pub(crate) const SLOTS_PER_CHUNK: usize = 1;
 

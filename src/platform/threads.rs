@@ -47,26 +47,6 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// Declares a static. A model makes a new one for each of its runs.
-macro_rules! global {
-    (static $name:ident: $type:ty = $value:expr) => {
-        static $name: $type = $value;
-    };
-}
-pub(crate) use global;
-
-/// Implements `Wake` for a type by a function that takes an `Arc` of it.
-macro_rules! wake_with {
-    ($type:ty, $wake:path) => {
-        impl std::task::Wake for $type {
-            fn wake(self: Arc<Self>) {
-                $wake(self);
-            }
-        }
-    };
-}
-pub(crate) use wake_with;
-
 /// Slots that a slot table allocates at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
@@ -91,19 +71,4 @@ pub(crate) fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     std::thread_local!(static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
     NUMBER.get()
-}
-
-/// A check that only a loom model makes; see `model::LifeCheck`.
-pub(crate) struct LifeCheck;
-
-impl LifeCheck {
-    pub(crate) const fn new() -> Self {
-        Self
-    }
-
-    #[expect(clippy::unused_self, reason = "the shape of the model's")]
-    pub(crate) fn begin(&self) {}
-
-    #[expect(clippy::unused_self, reason = "the shape of the model's")]
-    pub(crate) fn touch(&self) {}
 }

@@ -1,11 +1,10 @@
 //! How work is accepted or rejected.
 
-use super::registry_state::{RegistryState, Shard};
-use crate::platform::{Ordering, per_thread};
+use super::registry_state::{Lost, RegistryState, Shard};
+use super::settings::{INSPECTED, LIMITED};
+use crate::platform::per_thread;
 use crate::report::{RejectReason, SpawnInfo, TaskInfo};
-use crate::sync::gate::Refused;
-use crate::sync::slot_table::TokenTarget;
-use crate::sync::wait_queue::Ticket;
+use crate::sync::{gate::Refused, slot_table::TokenTarget, wait_queue::Ticket};
 use core::task::{Poll, Waker};
 
 impl From<Refused> for RejectReason {
@@ -21,7 +20,7 @@ impl RegistryState {
     /// Counts one more task, if it needs nothing but a count and this thread's shard accepts it (S1).
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
-        if self.settings.get().concern_every_task() {
+        if self.settings.has(INSPECTED | LIMITED) {
             return None;
         }
         let (shard, target) = self.shard_and_target();
@@ -32,7 +31,7 @@ impl RegistryState {
     #[inline]
     pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
-            self.shared.wait_queue.try_enter(target.owner.gate(), limit)?;
+            self.shared.0.wait_queue.try_enter(target.owner.gate(), limit)?;
             return Ok(target);
         }
         let (shard, target) = self.shard_and_target();
@@ -79,26 +78,24 @@ impl RegistryState {
             }
         }
         let is_open = || !self.is_shutting_down();
-        let entered = self.shared.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_open);
+        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_open);
         entered.map(|entered| entered.map(|()| target).ok_or(RejectReason::ShuttingDown))
     }
 
     /// Gives up a position in the wait queue.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         if let Some((target, limit)) = self.limited() {
-            self.shared.wait_queue.remove(target.owner.gate(), limit, ticket);
+            self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
         }
     }
 
     /// Counts and reports a rejection. Returns its reason.
-    ///
-    /// Relaxed: a rejection is ordered only with what its own thread reads.
     #[cold]
     pub(crate) fn reject(&'static self, info: SpawnInfo, reason: RejectReason) -> RejectReason {
-        self.shard().counters.rejected.fetch_add(1, Ordering::Relaxed);
+        self.shard().count(Lost::Rejected);
         // A rejection caused by reporting another one is not reported: that could go on without end.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
-            let kind = self.settings.get().is_inspected().then_some(info.kind);
+            let kind = self.settings.has(INSPECTED).then_some(info.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
             self.notify_observers(|observer| observer.rejected(&task, reason));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));

@@ -1,6 +1,7 @@
 //! The shutdown of a registry and its drain.
 
 use super::registry_state::RegistryState;
+use super::settings::LIMITED;
 use crate::observer::Observer;
 use crate::platform::{HAS_CLOCK, Ordering, now};
 use crate::report::{Summary, TaskInfo};
@@ -14,7 +15,7 @@ impl RegistryState {
         let is_first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
         let mut in_flight = 0;
         if is_first && self.is_observed() {
-            self.shared.start.with(|start| start.at = now());
+            self.shared.0.start.with(|start| start.at = now());
             in_flight = self.in_flight();
         }
         for shard in self.shards() {
@@ -25,24 +26,20 @@ impl RegistryState {
         for shard in self.shards() {
             shard.signals().wake_all();
         }
-        self.close_wait_queue();
+        if self.settings.has(LIMITED) {
+            // The first shard's gate counts all tasks.
+            self.shared.0.wait_queue.close(self.shards()[0].gate());
+        }
         if is_first {
             self.notify_observers(|observer| observer.shutdown_started(in_flight));
             self.shard_drained();
         }
     }
 
-    /// With a limit, the first shard's gate counts all tasks.
-    fn close_wait_queue(&'static self) {
-        if self.settings.limit().is_some() {
-            self.shared.wait_queue.close(self.shards()[0].gate());
-        }
-    }
-
     /// Starts the shutdown because a task was lost that the registry must not lose.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
-            self.shared.start.with(|start| _ = start.cause.get_or_insert(task));
+            self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));
         }
         self.start_shutdown();
     }
@@ -50,7 +47,7 @@ impl RegistryState {
     /// Notifies whom a departure concerns.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         if departure.permit {
-            self.shared.wait_queue.wake_first();
+            self.shared.0.wait_queue.wake_first();
         }
         if departure.idle {
             self.notifier().notify();
@@ -63,12 +60,13 @@ impl RegistryState {
     /// Counts one of the events that the end of the drain waits for: each shard's gate has drained, and the shutdown's start has been
     /// reported. The last one reports the end, publishes it, notifies the waiters, and releases the reference of the gates (S3, S8, L2).
     ///
-    /// `AcqRel`: what the last departures of the other shards acquired passes on to the last of all, and from it to readers of `drained`.
+    /// `AcqRel`: what the last departures of the other shards acquired passes on to the last of all. Then Release: from it to readers of
+    /// `drained`.
     fn shard_drained(&'static self) {
-        let drained = &self.shared.drained;
+        let drained = &self.shared.0.drained;
         if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {
             self.report_drained();
-            drained.fetch_add(1, Ordering::AcqRel);
+            drained.fetch_add(1, Ordering::Release);
             self.notifier().notify();
             self.release();
         }
@@ -76,7 +74,7 @@ impl RegistryState {
 
     fn report_drained(&'static self) {
         if self.is_observed() {
-            let started = self.shared.start.with(|start| start.at);
+            let started = self.shared.0.start.with(|start| start.at);
             let took = if HAS_CLOCK { Duration::from_nanos(now().saturating_sub(started)) } else { Duration::ZERO };
             let summary = self.summary();
             self.notify_observers(|observer| observer.drained(&summary, took));
@@ -85,13 +83,13 @@ impl RegistryState {
 
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
         if self.is_observed() {
-            self.shared.observers.notify(call);
+            self.shared.0.observers.notify(call);
         }
     }
 
     /// Acquire: pairs with `shard_drained`. So a thread that reads *drained* sees the end of every task (S2, S3).
     pub(crate) fn is_drained(&'static self) -> bool {
-        self.shared.drained.load(Ordering::Acquire) == self.shards().len() + 2
+        self.shared.0.drained.load(Ordering::Acquire) == self.shards().len() + 2
     }
 
     /// Returns the summary once it is final.
@@ -110,6 +108,6 @@ impl RegistryState {
     }
 
     pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
-        self.shared.start.with(|start| start.cause)
+        self.shared.0.start.with(|start| start.cause)
     }
 }

@@ -32,7 +32,7 @@ impl Clone for RegistryHandle {
     /// Relaxed: there is a handle already.
     fn clone(&self) -> Self {
         if self.0.is_pooled {
-            self.0.shared.handles.fetch_add(1, Ordering::Relaxed);
+            self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
         }
         Self(self.0)
     }
@@ -41,7 +41,7 @@ impl Clone for RegistryHandle {
 impl Drop for RegistryHandle {
     /// `AcqRel`: what was done through the other handles happened before the shutdown that the last one starts.
     fn drop(&mut self) {
-        if self.0.is_pooled && self.0.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();
             self.0.release();
         }

@@ -1,6 +1,7 @@
 //! The list of tasks of an inspected registry, and aborts.
 
 use super::registry_state::RegistryState;
+use super::settings::INSPECTED;
 use crate::platform::now;
 use crate::report::{AbortError, AbortReport, Stragglers, TaskId, TaskInfo};
 use alloc::vec::Vec;
@@ -11,7 +12,8 @@ impl RegistryState {
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
         self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
-        tasks.sort_by_key(|task| Reverse(task.age));
+        // Not a stable sort: that one needs a buffer, which a microcontroller has no stack for.
+        tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }
 
@@ -21,7 +23,7 @@ impl RegistryState {
     }
 
     pub(crate) fn abort(&'static self) -> AbortReport {
-        let not_inspected = if self.settings.get().is_inspected() { 0 } else { self.in_flight() };
+        let not_inspected = if self.settings.has(INSPECTED) { 0 } else { self.in_flight() };
         let mut report = AbortReport { aborted: 0, not_abortable: not_inspected };
         for shard in self.shards() {
             shard.slots().abort(None, |is_abortable| {

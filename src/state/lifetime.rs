@@ -3,7 +3,7 @@
 //! States are leaked and reused, so everything points to them with `&'static`, and no task counts references. A signal keeps nothing: if
 //! its phase is not the state's phase, it is triggered.
 
-use super::registry_state::{Counters, RegistryState};
+use super::registry_state::RegistryState;
 use super::settings::Settings;
 use crate::platform::{Ordering, global};
 use crate::sync::pool::Pool;
@@ -17,7 +17,7 @@ impl RegistryState {
         state.reopen();
         state.settings.set(&settings);
         if !settings.observers.is_empty() {
-            state.shared.observers.set(settings.observers);
+            state.shared.0.observers.set(settings.observers);
         }
         state
     }
@@ -30,17 +30,14 @@ impl RegistryState {
     /// Relaxed except for the phase: the pool's mutex hands the state over.
     fn reopen(&'static self) {
         for shard in self.shards() {
-            let Counters { gate, failed, panicked, abandoned, aborted, rejected, .. } = &*shard.counters;
-            gate.reopen();
-            for count in [failed, panicked, abandoned, aborted, rejected] {
-                count.store(0, Ordering::Relaxed);
-            }
+            shard.gate().reopen();
+            shard.counters.0.losses.iter().for_each(|count| count.store(0, Ordering::Relaxed));
         }
-        self.shared.life.begin();
-        self.shared.handles.store(1, Ordering::Relaxed);
-        self.shared.references.store(2, Ordering::Relaxed);
-        self.shared.drained.store(0, Ordering::Relaxed);
-        self.shared.start.with(|start| start.cause = None);
+        self.shared.0.life.begin();
+        self.shared.0.handles.store(1, Ordering::Relaxed);
+        self.shared.0.references.store(2, Ordering::Relaxed);
+        self.shared.0.drained.store(0, Ordering::Relaxed);
+        self.shared.0.start.with(|start| start.cause = None);
         // Release: a signal of the previous life may read this phase, and must see what came before that life's shutdown.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
@@ -48,17 +45,17 @@ impl RegistryState {
 
     /// Relaxed: the caller has a reference, or a handle, already.
     fn retain(&'static self) {
-        self.shared.references.fetch_add(1, Ordering::Relaxed);
+        self.shared.0.references.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives up a reference. The last one returns the state to the pool.
     ///
     /// `AcqRel`: what any holder of a reference did happened before the state's next life.
     pub(super) fn release(&'static self) {
-        self.shared.life.touch();
-        if self.shared.references.fetch_sub(1, Ordering::AcqRel) == 1 {
+        self.shared.0.life.touch();
+        if self.shared.0.references.fetch_sub(1, Ordering::AcqRel) == 1 {
             if self.is_observed() {
-                self.shared.observers.clear();
+                self.shared.0.observers.clear();
             }
             POOL.put_back(self);
         }

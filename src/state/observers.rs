@@ -2,10 +2,11 @@
 
 use crate::observer::Observer;
 use crate::platform::{Arc, Mutex, const_unless_loom, drop_quietly, ignore_panic};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
-pub(super) struct Observers(Mutex<Option<Arc<Vec<Box<dyn Observer>>>>>);
+type List = Vec<Box<dyn Observer>>;
+
+pub(super) struct Observers(Mutex<Option<Arc<List>>>);
 
 impl Observers {
     const_unless_loom! {
@@ -14,7 +15,7 @@ impl Observers {
         }
     }
 
-    pub(super) fn set(&self, observers: Vec<Box<dyn Observer>>) {
+    pub(super) fn set(&self, observers: List) {
         let observers = Some(Arc::new(observers));
         self.0.with(|stored| *stored = observers);
     }

@@ -1,9 +1,10 @@
 //! The counts of a registry.
 
-use super::registry_state::{Counters, RegistryState, Shard};
-use crate::platform::{AtomicUsize, Ordering};
+use super::registry_state::{RegistryState, Shard};
+use crate::platform::Ordering;
 use crate::report::Summary;
 use crate::sync::gate::Gate;
+use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
@@ -18,19 +19,12 @@ impl RegistryState {
             ended += accepted.saturating_sub(snapshot.in_flight() as u64);
         }
         // Relaxed: each loss was counted before a departure that the snapshots above have acquired.
-        let sum = |count: fn(&Counters) -> &AtomicUsize| -> u64 {
-            self.shards().iter().map(|shard| count(&shard.counters).load(Ordering::Relaxed) as u64).sum()
+        let sum = |loss: usize| -> u64 {
+            self.shards().iter().map(|shard| shard.counters.0.losses[loss].load(Ordering::Relaxed) as u64).sum()
         };
-        let mut summary = Summary {
-            failed: sum(|counters| &counters.failed),
-            panicked: sum(|counters| &counters.panicked),
-            abandoned: sum(|counters| &counters.abandoned),
-            aborted: sum(|counters| &counters.aborted),
-            rejected: sum(|counters| &counters.rejected),
-            completed: 0,
-        };
-        summary.completed = ended.saturating_sub(summary.failed + summary.panicked + summary.abandoned + summary.aborted);
-        summary
+        let [failed, panicked, abandoned, aborted, rejected] = array::from_fn(sum);
+        let completed = ended.saturating_sub(failed + panicked + abandoned + aborted);
+        Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }
 
     /// Makes the next departure that empties a gate notify the waiters for idleness.

@@ -1,20 +1,15 @@
 //! The data of one registry, and which part of it each thread uses.
 
 use super::observers::Observers;
-use super::settings::ActiveSettings;
+use super::settings::{ActiveSettings, OBSERVED};
 use crate::platform::{
-    AtomicUsize, CachePadded, LifeCheck, Mutex, Once, const_unless_loom, per_thread, shard_count, thread_number,
+    AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
 use crate::report::TaskInfo;
-use crate::sync::gate::Gate;
-use crate::sync::notifier::Notifier;
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
-use crate::sync::wait_list::WaitList;
-use crate::sync::wait_queue::WaitQueue;
+use crate::sync::{gate::Gate, notifier::Notifier, wait_list::WaitList, wait_queue::WaitQueue};
 use alloc::boxed::Box;
-use core::cell::Cell;
-use core::fmt;
-use core::ptr;
+use core::{array, cell::Cell, fmt, ptr};
 
 /// The shared state of one registry, for [`Registry::in_static`](crate::Registry::in_static).
 ///
@@ -78,33 +73,45 @@ struct Lists {
 /// The counts of a shard. Completed tasks need no counter: they are the accepted ones less all others.
 pub(super) struct Counters {
     pub(super) gate: Gate,
-    pub(super) failed: AtomicUsize,
-    pub(super) panicked: AtomicUsize,
-    pub(super) abandoned: AtomicUsize,
-    pub(super) aborted: AtomicUsize,
-    pub(super) rejected: AtomicUsize,
+    /// How often each loss happened, in the order of `Lost`.
+    pub(super) losses: [AtomicUsize; 5],
     /// Beside the gate, because each departure writes both.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
 }
 
+/// The outcomes that are counted one by one.
+#[derive(Clone, Copy)]
+pub(super) enum Lost {
+    Failed,
+    Panicked,
+    Abandoned,
+    Aborted,
+    Rejected,
+}
+
 impl Shard {
     fn new(state: &'static RegistryState) -> Self {
-        let zero = || AtomicUsize::new(0);
-        let (failed, panicked, abandoned, aborted, rejected) = (zero(), zero(), zero(), zero(), zero());
-        let counters =
-            Counters { gate: Gate::new(), failed, panicked, abandoned, aborted, rejected, freed: FreedSlots::new(), state };
-        Self { counters: CachePadded(counters), lists: CachePadded(Lists { signals: WaitList::new(), slots: SlotTable::new() }) }
+        let losses = array::from_fn(|_| AtomicUsize::new(0));
+        Self {
+            counters: CachePadded(Counters { gate: Gate::new(), losses, freed: FreedSlots::new(), state }),
+            lists: CachePadded(Lists { signals: WaitList::new(), slots: SlotTable::new() }),
+        }
     }
 
     #[inline]
     pub(super) fn state(&self) -> &'static RegistryState {
-        self.counters.state
+        self.counters.0.state
     }
 
     #[inline]
     pub(super) fn gate(&self) -> &Gate {
         &self.counters.0.gate
+    }
+
+    /// Relaxed: the Release in `Gate::leave` publishes it. A rejection is ordered only with what its own thread reads.
+    pub(super) fn count(&self, lost: Lost) {
+        self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the shutdown signals that wait on this shard.
@@ -188,7 +195,7 @@ impl RegistryState {
     }
 
     pub(super) fn is_observed(&self) -> bool {
-        self.settings.get().is_observed()
+        self.settings.has(OBSERVED)
     }
 }
 

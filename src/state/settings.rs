@@ -2,8 +2,7 @@
 
 use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 
 /// What the builder collects.
@@ -18,21 +17,23 @@ pub(crate) struct Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
         f.debug_struct("Settings")
-            .field("observers", &self.observers.len())
-            .field("inspect", &self.inspect)
-            .field("max_in_flight", &self.limit)
-            .field("shutdown_on_panic", &self.shutdown_on_panic)
-            .field("shutdown_on_failure", &self.shutdown_on_failure)
+            .field("observers", &observers.len())
+            .field("inspect", inspect)
+            .field("max_in_flight", limit)
+            .field("shutdown_on_panic", shutdown_on_panic)
+            .field("shutdown_on_failure", shutdown_on_failure)
             .finish()
     }
 }
 
-const OBSERVED: usize = 1;
-const INSPECTED: usize = 2;
-const LIMITED: usize = 4;
-const SHUTDOWN_ON_PANIC: usize = 8;
-const SHUTDOWN_ON_FAILURE: usize = 16;
+pub(super) const NONE: usize = 0;
+pub(super) const OBSERVED: usize = 1;
+pub(super) const INSPECTED: usize = 2;
+pub(super) const LIMITED: usize = 4;
+pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
+pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
 
 /// What each admission reads.
 ///
@@ -51,7 +52,7 @@ impl ActiveSettings {
     }
 
     pub(super) fn set(&self, settings: &Settings) {
-        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+        let flag = |is_on: bool, flag| if is_on { flag } else { NONE };
         let flags = flag(!settings.observers.is_empty(), OBSERVED)
             | flag(settings.inspect, INSPECTED)
             | flag(settings.limit.is_some(), LIMITED)
@@ -61,40 +62,13 @@ impl ActiveSettings {
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
+    /// Returns whether any of these settings is on.
     #[inline]
-    pub(super) fn get(&self) -> Flags {
-        Flags(self.flags.load(Ordering::Relaxed))
+    pub(super) fn has(&self, flags: usize) -> bool {
+        self.flags.load(Ordering::Relaxed) & flags != 0
     }
 
     pub(super) fn limit(&self) -> Option<usize> {
-        (self.get().0 & LIMITED != 0).then(|| self.limit.load(Ordering::Relaxed))
-    }
-}
-
-/// The settings that are on or off.
-#[derive(Clone, Copy)]
-pub(super) struct Flags(usize);
-
-impl Flags {
-    /// Returns whether every task needs more than a count: a slot, or a permit.
-    #[inline]
-    pub(super) fn concern_every_task(self) -> bool {
-        self.0 & (INSPECTED | LIMITED) != 0
-    }
-
-    pub(super) fn is_observed(self) -> bool {
-        self.0 & OBSERVED != 0
-    }
-
-    pub(super) fn is_inspected(self) -> bool {
-        self.0 & INSPECTED != 0
-    }
-
-    pub(super) fn shutdown_on_panic(self) -> bool {
-        self.0 & SHUTDOWN_ON_PANIC != 0
-    }
-
-    pub(super) fn shutdown_on_failure(self) -> bool {
-        self.0 & SHUTDOWN_ON_FAILURE != 0
+        self.has(LIMITED).then(|| self.limit.load(Ordering::Relaxed))
     }
 }

@@ -1,23 +1,29 @@
 //! One piece of work in flight.
 
-use super::registry_state::{RegistryState, Shard};
-use crate::platform::{Ordering, Payload, catch, drop_quietly, panic_message};
+use super::registry_state::{Lost, RegistryState, Shard};
+use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use crate::platform::{Payload, catch, drop_quietly, panic_message};
 use crate::report::{RejectReason, SpawnInfo, TaskInfo};
-use crate::sync::gate::PreviousWord;
 use crate::sync::slot_table::{Slot, TokenTarget};
-use crate::sync::wait_queue::Ticket;
+use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
 use alloc::string::{String, ToString};
-use core::fmt::Display;
-use core::panic::Location;
 use core::task::{Poll, Waker};
+use core::{fmt::Display, panic::Location};
 
-/// How work ended that did not complete. The messages are empty if the registry has no observer.
-#[derive(Debug)]
-pub(crate) enum Loss {
-    Failed(String),
-    Panicked(String),
-    Abandoned,
-    Aborted,
+/// How work ended that did not complete. The message is empty if the registry has no observer.
+pub(crate) struct Loss {
+    outcome: Lost,
+    message: String,
+}
+
+impl Loss {
+    pub(crate) const ABANDONED: Self = Self { outcome: Lost::Abandoned, message: String::new() };
+    pub(crate) const ABORTED: Self = Self { outcome: Lost::Aborted, message: String::new() };
+
+    /// Returns the loss of a guard that a panic dropped.
+    pub(crate) fn panicked(message: &str) -> Self {
+        Self { outcome: Lost::Panicked, message: message.into() }
+    }
 }
 
 /// Proof that one piece of work is counted as in flight (S1).
@@ -60,10 +66,10 @@ impl Token {
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: SpawnInfo) -> Self {
         let shard = target.owner;
-        let settings = shard.state().settings.get();
-        let is_inspected = settings.is_inspected();
-        if is_inspected || info.critical || (info.name.is_some() && settings.is_observed()) {
-            let target = shard.slots().insert(&shard.counters.freed, shard, info, is_inspected);
+        let settings = &shard.state().settings;
+        let is_inspected = settings.has(INSPECTED);
+        if is_inspected || info.critical || (info.name.is_some() && settings.has(OBSERVED)) {
+            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
@@ -87,19 +93,18 @@ impl Token {
 
     /// Returns the loss of work that returned an error, with the error's text if there are observers.
     pub(crate) fn failed(&self, error: &dyn Display) -> Loss {
-        if !self.shard().state().is_observed() {
-            return Loss::Failed(String::new());
-        }
-        Loss::Failed(catch(|| error.to_string()).unwrap_or_else(|payload| {
-            drop_quietly(payload);
-            "(an error whose Display panicked)".into()
-        }))
+        let message = || {
+            catch(|| error.to_string()).unwrap_or_else(|payload| {
+                drop_quietly(payload);
+                "(an error whose Display panicked)".into()
+            })
+        };
+        Loss { outcome: Lost::Failed, message: if self.shard().state().is_observed() { message() } else { String::new() } }
     }
 
     /// Returns the loss of work that panicked, with the panic's message if there are observers.
     pub(crate) fn panicked(&self, payload: &Payload) -> Loss {
-        let is_observed = self.shard().state().is_observed();
-        Loss::Panicked(if is_observed { panic_message(payload).into() } else { String::new() })
+        Loss::panicked(if self.shard().state().is_observed() { panic_message(payload) } else { "" })
     }
 
     /// Releases the count of work that completed and was dropped (S2).
@@ -115,7 +120,7 @@ impl Token {
 
     #[inline(never)]
     fn free_slot(self) {
-        self.slot().into_iter().for_each(|slot| self.shard().counters.freed.push(slot));
+        self.slot().into_iter().for_each(|slot| self.shard().counters.0.freed.push(slot));
     }
 
     #[cold]
@@ -125,33 +130,25 @@ impl Token {
 
     /// Counts and reports the loss of work that was dropped, then releases its count (S2, S5, S8).
     #[cold]
-    #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once")]
     pub(crate) fn lose(self, loss: Loss) {
-        let (state, counters) = (self.shard().state(), &self.shard().counters);
-        let count = match loss {
-            Loss::Failed(..) => &counters.failed,
-            Loss::Panicked(..) => &counters.panicked,
-            Loss::Abandoned => &counters.abandoned,
-            Loss::Aborted => &counters.aborted,
-        };
-        // Relaxed: the Release in `Gate::leave` publishes it.
-        count.fetch_add(1, Ordering::Relaxed);
+        let (state, Loss { outcome, message }) = (self.shard().state(), loss);
+        self.shard().count(outcome);
         if state.is_observed() {
             let task = self.info();
-            state.notify_observers(|observer| match &loss {
-                Loss::Failed(error) => observer.failed(&task, error),
-                Loss::Panicked(message) => observer.panicked(&task, message),
-                Loss::Abandoned => observer.abandoned(&task),
-                Loss::Aborted => observer.aborted(&task),
+            state.notify_observers(|observer| match outcome {
+                Lost::Failed => observer.failed(&task, &message),
+                Lost::Panicked => observer.panicked(&task, &message),
+                Lost::Abandoned => observer.abandoned(&task),
+                Lost::Aborted => observer.aborted(&task),
+                Lost::Rejected => {}
             });
         }
-        let settings = state.settings.get();
-        let starts_shutdown = match loss {
-            Loss::Failed(_) => settings.shutdown_on_failure() || self.is_critical(),
-            Loss::Panicked(_) => settings.shutdown_on_panic() || self.is_critical(),
-            Loss::Abandoned | Loss::Aborted => false,
+        let policy = match outcome {
+            Lost::Failed => SHUTDOWN_ON_FAILURE,
+            Lost::Panicked => SHUTDOWN_ON_PANIC,
+            _ => NONE,
         };
-        if starts_shutdown {
+        if state.settings.has(policy) || (policy != NONE && self.is_critical()) {
             state.start_shutdown_after_loss(self.info());
         }
         self.leave();

@@ -6,11 +6,9 @@
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
-use core::fmt;
-use core::future::Future;
 use core::mem::{replace, take};
-use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
+use core::{fmt, pin::Pin};
 use event_listener::EventListener;
 
 pub(crate) struct Notifier {
@@ -64,12 +62,7 @@ wake_with!(DeferredWaker, DeferredWaker::defer);
 /// The registration of one future, kept from poll to poll.
 pub(crate) struct Waiter {
     notifier: &'static Notifier,
-    listening: Option<Listening>,
-}
-
-struct Listening {
-    listener: EventListener,
-    deferred: Arc<DeferredWaker>,
+    listening: Option<(EventListener, Arc<DeferredWaker>)>,
 }
 
 impl Waiter {
@@ -84,13 +77,18 @@ impl Waiter {
                 self.stop();
                 return Poll::Ready(value);
             }
-            match &mut self.listening {
-                None => self.listening = Some(Listening::new(self.notifier)),
-                Some(listening) => match listening.poll(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(()) => self.listening = None,
-                },
+            let Some((listener, deferred)) = &mut self.listening else {
+                let deferred = DeferredWaker { notifier: self.notifier, waker: Mutex::new(None) };
+                self.listening = Some((self.notifier.listen(), Arc::new(deferred)));
+                continue;
+            };
+            let waker = Some(cx.waker().clone());
+            drop(deferred.waker.with(|stored| replace(stored, waker)));
+            let deferred = Waker::from(deferred.clone());
+            if Pin::new(listener).poll(&mut Context::from_waker(&deferred)).is_pending() {
+                return Poll::Pending;
             }
+            self.listening = None;
         }
     }
 
@@ -110,18 +108,5 @@ impl Drop for Waiter {
 impl fmt::Debug for Waiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Waiter").finish_non_exhaustive()
-    }
-}
-
-impl Listening {
-    fn new(notifier: &'static Notifier) -> Self {
-        Self { listener: notifier.listen(), deferred: Arc::new(DeferredWaker { notifier, waker: Mutex::new(None) }) }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let waker = Some(cx.waker().clone());
-        drop(self.deferred.waker.with(|stored| replace(stored, waker)));
-        let deferred = Waker::from(self.deferred.clone());
-        Pin::new(&mut self.listener).poll(&mut Context::from_waker(&deferred))
     }
 }

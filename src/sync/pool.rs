@@ -1,8 +1,7 @@
 //! A pool of leaked values. Its memory is bounded by the largest number that were in use at the same time.
 
 use crate::platform::{Mutex, const_unless_loom};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 pub(crate) struct Pool<T: 'static>(Mutex<Free<T>>);
 

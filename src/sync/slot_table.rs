@@ -16,18 +16,14 @@ use crate::platform::{
     now, wake,
 };
 use crate::report::{SpawnInfo, TaskId, TaskInfo};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::array;
-use core::mem::replace;
-use core::task::Waker;
-use core::time::Duration;
+use alloc::{boxed::Box, vec::Vec};
+use core::{array, mem::replace, task::Waker, time::Duration};
 
 /// `O` is what a slot belongs to, its shard.
 pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 
+#[expect(clippy::vec_box, reason = "growth must not move the rows while the table is locked")]
 struct Rows<O: 'static> {
-    /// In chunks, so that growth moves no row.
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
     /// The first free row, or `NONE`.
     free: usize,

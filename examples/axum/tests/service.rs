@@ -264,7 +264,7 @@ fn it_is_not_ready_from_the_signal_on() {
     late.begin(15);
     service.process.terminate();
     // Which is told once it is so.
-    service.process.line("shutdown of the background tasks begins in_flight=2");
+    service.process.line("background task shutdown started in_flight=2");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(client.get("/readyz").unwrap(), (503, "draining\n".into()));
         assert_eq!(client.get("/healthz").unwrap(), (200, "alive\n".into()));

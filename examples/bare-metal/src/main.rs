@@ -44,13 +44,13 @@ fn main() -> ! {
 }
 
 async fn program() {
+    inspect_and_abort().await;
+
     TASKS.run(keep_log());
     TASKS.run(async { Err("the radio does not answer") });
     let transfer = TASKS.guard().expect("the registry is open");
     critical_section::with(|cs| TRANSFER.borrow(cs).set(Some(transfer)));
     start_timer();
-
-    inspect_and_abort().await;
 
     // A response that never arrives. The shutdown ends the wait for it.
     let response = TASKS.track(pending::<()>()).expect("the registry is open");
