@@ -118,6 +118,23 @@ fn abort_during_a_poll_takes_effect_when_the_poll_returns() {
     assert_eq!(registry.summary().completed, 1, "the task finished in the poll that aborted it");
 }
 
+/// The tasks are more than fit in the table's first chunk, so that the later tasks reuse slots of the aborted ones.
+#[test]
+fn abort_does_not_reach_the_next_task_in_a_slot() {
+    let (spawner, registry) = inspected();
+    let start_and_poll = || {
+        (0..40).for_each(|_| registry.run(pending::<()>()));
+        spawner.poll_all();
+    };
+    start_and_poll();
+    assert_eq!(registry.abort().aborted, 40);
+    spawner.poll_all();
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (0, 40));
+    start_and_poll();
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (40, 40));
+    assert!(registry.tasks().iter().all(|task| !task.abort_requested()));
+}
+
 #[test]
 fn destructor_panic_of_an_aborted_task_counts_as_panicked() {
     let (spawner, registry) = inspected();
