@@ -95,7 +95,10 @@ pub(crate) struct CachePadded<T>(pub(crate) T);
 /// The payload's destructor may panic as well. The payload of that second panic is leaked.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
-        if let Err(second) = catch(|| drop(payload)) {
+        let drop_payload = || {
+            let _payload = payload;
+        };
+        if let Err(second) = catch(drop_payload) {
             core::mem::forget(second);
         }
     }
