@@ -95,10 +95,7 @@ pub(crate) struct CachePadded<T>(pub(crate) T);
 /// The payload's destructor may panic as well. The payload of that second panic is leaked.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
-        let drop_payload = || {
-            let _payload = payload;
-        };
-        if let Err(second) = catch(drop_payload) {
+        if let Err(second) = catch(|| drop(payload)) {
             core::mem::forget(second);
         }
     }

@@ -81,12 +81,11 @@ pub(crate) fn now() -> u64 {
     0
 }
 
-/// There is never one.
-#[derive(Debug)]
-pub(crate) struct Payload(Infallible);
+/// There is never one. In a box as elsewhere, so that it may have a destructor.
+pub(crate) type Payload = Box<Infallible>;
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {
-    match payload.0 {}
+    match **payload {}
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
@@ -94,9 +93,8 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     Ok(f())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape of the one that resumes")]
 pub(crate) fn resume(payload: Payload) -> ! {
-    match payload.0 {}
+    match *payload {}
 }
 
 pub(crate) fn panicking() -> bool {
