@@ -93,6 +93,7 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     Ok(f())
 }
 
+#[expect(clippy::boxed_local, clippy::needless_pass_by_value, reason = "the shape of the one that resumes")]
 pub(crate) fn resume(payload: Payload) -> ! {
     match *payload {}
 }
