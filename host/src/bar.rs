@@ -2,9 +2,8 @@
 
 #[cfg(feature = "bar")]
 mod imp {
-    use background_tasks::TaskInfo;
+    use background_tasks::{Stragglers, TaskInfo};
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-    use std::fmt;
     use std::io::{self, Write};
     use std::sync::LazyLock;
     use std::time::Duration;
@@ -27,41 +26,31 @@ mod imp {
         BAR.set_draw_target(ProgressDrawTarget::stderr());
     }
 
-    pub(crate) fn update(ended: u64, in_flight: usize, oldest_first: &[TaskInfo]) {
+    pub(crate) fn update(ended: u64, in_flight: usize, stragglers: &Stragglers) {
         BAR.set_length(ended + in_flight as u64);
         BAR.set_position(ended);
-        let groups = groups(oldest_first).into_iter().take(3).map(|group| group.to_string());
+        let groups = groups(stragglers).into_iter().take(3).map(|(oldest, len)| describe(oldest, len));
         BAR.set_message(groups.collect::<Vec<_>>().join(", "));
     }
 
-    /// The tasks of one name, or of one call site if they have no name.
-    struct Group<'a> {
-        oldest: &'a TaskInfo,
-        len: usize,
-    }
-
-    fn groups(oldest_first: &[TaskInfo]) -> Vec<Group<'_>> {
+    /// Returns the oldest task of each group and the size of the group. Tasks of one name are a group, and unnamed tasks of one call site.
+    fn groups(stragglers: &Stragglers) -> Vec<(&TaskInfo, usize)> {
         let key = |task: &TaskInfo| (task.name(), task.name().is_none().then(|| task.location()));
-        let mut groups: Vec<Group<'_>> = Vec::new();
-        for task in oldest_first {
-            match groups.iter_mut().find(|group| key(group.oldest) == key(task)) {
-                Some(group) => group.len += 1,
-                None => groups.push(Group { oldest: task, len: 1 }),
+        let mut groups: Vec<(&TaskInfo, usize)> = Vec::new();
+        for task in stragglers.tasks() {
+            match groups.iter_mut().find(|(oldest, _)| key(oldest) == key(task)) {
+                Some((_, len)) => *len += 1,
+                None => groups.push((task, 1)),
             }
         }
         groups
     }
 
-    impl fmt::Display for Group<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let Self { oldest, len } = self;
-            write!(f, "{len} × ")?;
-            match oldest.name() {
-                Some(name) => f.write_str(name)?,
-                None => oldest.fmt(f)?,
-            }
-            oldest.age().map_or(Ok(()), |age| write!(f, " for {age:.1?}"))
-        }
+    /// Describes a group, without the call site if the tasks have a name.
+    fn describe(oldest: &TaskInfo, len: usize) -> String {
+        let task = oldest.name().map_or_else(|| oldest.to_string(), str::to_owned);
+        let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
+        format!("{len} × {task}{age}")
     }
 
     pub(crate) fn finish() {
@@ -76,7 +65,7 @@ mod imp {
 
 #[cfg(not(feature = "bar"))]
 mod imp {
-    use background_tasks::TaskInfo;
+    use background_tasks::Stragglers;
     use std::time::Duration;
 
     pub(crate) fn is_available() -> bool {
@@ -85,7 +74,7 @@ mod imp {
 
     pub(crate) fn start(_grace: Duration) {}
 
-    pub(crate) fn update(_ended: u64, _in_flight: usize, _oldest_first: &[TaskInfo]) {}
+    pub(crate) fn update(_ended: u64, _in_flight: usize, _stragglers: &Stragglers) {}
 
     pub(crate) fn finish() {}
 

@@ -15,8 +15,8 @@ const HTML: &str = include_str!("dashboard/dashboard.html");
 
 /// Allows only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-NpZKAnUxDNrfdwQ3HRKcwKI72s7RlFa+NK/n5VMQIKg='; \
-    style-src 'sha256-WDpG9D+aPUkUuRbbXHTvz8S89sz37NTxeUoDI/mq2hU='; \
+    script-src 'sha256-kpyjSt4uPTY/cj6zeSYn2xLK+2pUJcMH00+jgmFRK/Y='; \
+    style-src 'sha256-BWfbYYNrleIf4zUMlvSa3FxxbIJPWNqgAF5RrBoOlb8='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The names that `Host` and `RequestLayer` give to tasks that serve.
@@ -113,7 +113,9 @@ impl Dashboard {
             (Some("abort"), &Method::POST) if origin::is_same(request.headers(), authority.as_str()) => {
                 self.abort(request.uri().query())
             }
-            (Some("abort"), &Method::POST) => text(StatusCode::FORBIDDEN, "cross-origin request rejected: only the dashboard can abort tasks"),
+            (Some("abort"), &Method::POST) => {
+                text(StatusCode::FORBIDDEN, "cross-origin request rejected: only the dashboard can abort tasks")
+            }
             (Some("abort"), _) => not_allowed("POST"),
             (_, &Method::GET) => html(DashboardBody::whole(HTML)),
             (_, &Method::HEAD) => html(DashboardBody::whole("")),

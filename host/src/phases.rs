@@ -73,9 +73,8 @@ impl Phases {
         let deadline = Instant::now() + time;
         // All shutdowns start before the first wait.
         let shutdowns: Vec<_> = self.0.iter().map(Registry::shutdown).collect();
-        let wait = |shutdown: background_tasks::Shutdown| {
-            shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err()
-        };
+        let wait =
+            |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
         shutdowns.into_iter().filter_map(wait).collect()
     }
 }

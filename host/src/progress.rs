@@ -71,8 +71,8 @@ impl Progress {
         let extension = has_progressed.then(|| deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN);
         self.check(systemd::notify_draining(in_flight, extension));
         if self.has_bar {
-            let tasks = stragglers.tasks().to_vec();
-            self.output.run(move || bar::update(ended, in_flight, &tasks));
+            let stragglers = stragglers.clone();
+            self.output.run(move || bar::update(ended, in_flight, &stragglers));
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             self.log_in_flight(in_flight);

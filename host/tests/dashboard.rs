@@ -82,7 +82,11 @@ fn page_is_served_at_any_path() {
         let html = text(response);
         assert_eq!(html.len(), length);
         assert!(html.starts_with("<!doctype html>"));
-        assert_eq!(html.matches("//www.w3.org/2000/svg").count(), html.matches("://").count(), "the page loads nothing from other servers");
+        assert_eq!(
+            html.matches("//www.w3.org/2000/svg").count(),
+            html.matches("://").count(),
+            "the page loads nothing from other servers"
+        );
     }
 }
 
@@ -201,7 +205,8 @@ fn http2_authority_is_checked() {
     assert_eq!(at("https://evil.example/", &[HERE]), StatusCode::FORBIDDEN);
     assert_eq!(at("https://localhost@evil.example/", &[]), StatusCode::FORBIDDEN);
     assert_eq!(at("https://localhost:8080/", &[("host", "evil.example")]), StatusCode::FORBIDDEN);
-    let abort = |origin| dashboard().respond(&request("POST", "https://localhost:8080/abort?id=1-1", &[("origin", origin)])).status();
+    let abort =
+        |origin| dashboard().respond(&request("POST", "https://localhost:8080/abort?id=1-1", &[("origin", origin)])).status();
     assert_eq!(abort("https://localhost:8080"), StatusCode::NOT_FOUND);
     assert_eq!(abort("https://localhost:8081"), StatusCode::FORBIDDEN);
 }
@@ -228,7 +233,9 @@ fn with_straggler() -> (Registry<SmolSpawner>, TaskId) {
 #[test]
 fn same_origin_request_aborts_a_task() {
     let origin = ("origin", "http://localhost:8080");
-    for headers in [&[HERE, SAME_ORIGIN][..], &[HERE, origin], &[HERE, origin, SAME_ORIGIN], &[HERE, ("origin", "https://localhost:8080")]] {
+    for headers in
+        [&[HERE, SAME_ORIGIN][..], &[HERE, origin], &[HERE, origin, SAME_ORIGIN], &[HERE, ("origin", "https://localhost:8080")]]
+    {
         let (registry, id) = with_straggler();
         let response = Dashboard::new(&registry).respond(&request("POST", &format!("/background/abort?id={id}"), headers));
         assert_eq!(response.status(), StatusCode::NO_CONTENT, "{headers:?}");
@@ -249,8 +256,8 @@ fn cross_origin_requests_are_forbidden() {
         &[site("")],
         &[site("same-origin, cross-site")],
         &[site("cross-site"), origin("http://localhost:8080")],
-        &[site("cross-site"), SAME],
-        &[SAME, site("cross-site")],
+        &[site("cross-site"), SAME_ORIGIN],
+        &[SAME_ORIGIN, site("cross-site")],
         &[origin("null")],
         &[origin("")],
         &[origin("localhost:8080")],

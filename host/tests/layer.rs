@@ -321,9 +321,11 @@ impl Future for Recorder {
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         match self.then {
-            Then::Respond => {
-                Poll::Ready(Ok(Response::new(Self { registry: self.registry.clone(), recorded: self.recorded.clone(), then: Then::Panic })))
-            }
+            Then::Respond => Poll::Ready(Ok(Response::new(Self {
+                registry: self.registry.clone(),
+                recorded: self.recorded.clone(),
+                then: Then::Panic,
+            }))),
             Then::Fail => Poll::Ready(Err("expected")),
             Then::Panic => panic!("expected"),
         }
@@ -412,7 +414,10 @@ fn rejection_in_http2_has_no_connection_header() {
         *request.version_mut() = version;
         let mut future = pin!(service.call(request));
         let response = poll_once(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
-        assert_eq!((response.status(), response.headers().contains_key(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, close_connection));
+        assert_eq!(
+            (response.status(), response.headers().contains_key(CONNECTION)),
+            (StatusCode::SERVICE_UNAVAILABLE, close_connection)
+        );
     }
 }
 

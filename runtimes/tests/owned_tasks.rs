@@ -6,7 +6,7 @@ mod common;
 use async_channel::{Receiver, unbounded};
 use background_tasks::{LocalSpawner, Registry};
 use background_tasks_runtimes::{CompioSpawner, GlommioSpawner, MonoioSpawner};
-use common::{TIMEOUT, Make};
+use common::{Make, TIMEOUT};
 use std::future::{pending, poll_fn};
 use std::sync::mpsc::{Sender, channel};
 use std::task::{Poll, Waker};

@@ -5,7 +5,7 @@ mod common;
 
 use background_tasks::{LocalSpawner, Registry};
 use background_tasks_runtimes::{CompioSpawner, GlommioSpawner, MonoioSpawner};
-use common::{TIMEOUT, Make};
+use common::{Make, TIMEOUT};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc::channel;

@@ -9,4 +9,4 @@ mod process;
 
 pub use http::{Client, Response};
 pub use notify_socket::NotifySocket;
-pub use process::{Ended, Line, PATIENCE, Process, Signal, poll_until_some};
+pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until_some};

@@ -84,7 +84,7 @@ impl Process {
 
     /// Sends further signals to the process's only child, such as the first process of a namespace.
     pub fn redirect_signals_to_child(&mut self) {
-        self.pid = only_child(self.child.id()).expect("one child");
+        self.pid = only_child(self.child.id()).and_then(Pid::from_raw).expect("one child");
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -170,9 +170,9 @@ fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) 
     });
 }
 
-/// Returns the child of a process that has exactly one.
-pub(crate) fn only_child(id: u32) -> Option<Pid> {
-    fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok().and_then(Pid::from_raw)
+/// Returns the ID of the child of a process that has exactly one, from Linux's `/proc`.
+pub fn only_child(id: u32) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok()
 }
 
 /// The exit status and the output of a process that has ended.
