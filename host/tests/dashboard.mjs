@@ -193,9 +193,9 @@ test("the page shows the drain, and the process exits with the page open", async
   await shows("elapsed", /^of \d+ left, after \d/);
   await is_listed("write");
   await unblock();
-  const start = Date.now();
+  const unblocked = Date.now();
   assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
-  assert.ok(Date.now() - start < 5000, "the open page does not delay the exit");
+  assert.ok(Date.now() - unblocked < 5000, "the open page does not delay the exit");
   await shows("state", /^The service has exited or is exiting$/);
   await shows("last-update", /^Last update: .*\. Only serving tasks were left/);
   assert.equal(await listed("write"), null);

@@ -236,7 +236,8 @@ async fn rejected_promise_is_a_failure() {
 /// Resolves at the next uncaught error of JavaScript. In Node, an uncaught error without a listener ends the process.
 #[cfg(panic = "abort")]
 async fn uncaught() {
-    let listen = "globalThis.process ? process.once('uncaughtException', resolve) : addEventListener('error', resolve, { once: true })";
+    let listen =
+        "globalThis.process ? process.once('uncaughtException', resolve) : addEventListener('error', resolve, { once: true })";
     let listen = Function::new_with_args("resolve", listen);
     let caught = Promise::new(&mut |resolve, _| drop(listen.call1(&JsValue::UNDEFINED, &resolve).unwrap()));
     JsFuture::from(caught).await.unwrap();
