@@ -1,4 +1,6 @@
-//! Spawners and observers for runtimes and tools, each behind its feature. They use the public API only.
+//! Spawners for each supported runtime, spawners without a type parameter, and observers for tracing and metrics.
+//!
+//! Adapters use the crate's public API only.
 
 #[cfg(feature = "async-executor")]
 pub(crate) mod async_executor;

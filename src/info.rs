@@ -4,12 +4,11 @@ use core::panic::Location;
 use core::str::FromStr;
 use core::time::Duration;
 
-/// What a registry knows of one piece of work: given to observers, and listed by an inspected registry.
+/// Describes one task, tracked future or guard: passed to observers, and listed by an inspected registry.
 ///
-/// The name and the call site are always known. Id, kind and age are known where the registry is
-/// [inspected](crate::RegistryBuilder::inspect).
+/// Name and call site are always present. ID, kind and age are present if the registry is [inspected](crate::RegistryBuilder::inspect).
 ///
-/// Its `Display` is the name and the call site: `welcome-mail at src/main.rs:20:14`.
+/// The `Display` text is the name (or the kind) and the call site: `welcome-mail at src/main.rs:20:14`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TaskInfo {
@@ -30,39 +29,46 @@ pub struct TaskInfo {
 }
 
 impl TaskInfo {
-    /// What is known of any.
+    /// Describes a task of a registry that is not inspected.
     pub(crate) fn new(location: &'static Location<'static>, name: Option<&'static str>) -> Self {
         Self { id: None, name, location, kind: None, age: None, abort_requested: false }
     }
 
-    /// Returns what the work is called, if it was [named](crate::Registry::named).
+    /// Returns the name, if the task was [named](crate::Registry::named).
     pub fn name(&self) -> Option<&'static str> {
         self.name
     }
 
-    /// Returns where it was started: the call of `run`, `track`, `guard` and so on.
+    /// Returns the call site that started the task: the call of `run`, `track`, `guard` and so on.
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }
 
-    /// Returns its id, by which [`Registry::abort_task`](crate::Registry::abort_task) finds it.
+    /// Returns the ID, which [`Registry::abort_task`](crate::Registry::abort_task) takes.
+    ///
+    /// `None` if the registry is not inspected, or if the task was rejected.
     pub fn id(&self) -> Option<TaskId> {
         self.id
     }
 
-    /// Returns how it runs.
+    /// Returns the kind of the task.
+    ///
+    /// `None` if the registry is not inspected.
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
 
-    /// Returns how long it has been in flight.
+    /// Returns how long the task has been in flight.
     ///
-    /// In the browser, where `std` has no clock, it is known with the feature `wasm-bindgen-futures` alone.
+    /// `None` if the registry is not inspected, if the task was rejected, or where no clock exists: without `std`, and in the browser
+    /// without the feature `wasm-bindgen-futures`.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }
 
-    /// Returns whether an abort has been asked of it, which it has not come to yet, or cannot.
+    /// Returns whether an abort was requested while the task is still in flight.
+    ///
+    /// Such a task has not reached an await point since, or its [kind](Self::kind) cannot be aborted.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
@@ -78,25 +84,25 @@ impl fmt::Display for TaskInfo {
     }
 }
 
-/// How a piece of work runs.
+/// Says how a task runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum TaskKind {
-    /// A future that the registry's spawner runs.
+    /// A future on the registry's spawner; see [`Registry::run`](crate::Registry::run).
     Future,
-    /// The same, on one thread.
+    /// A future that stays on one thread; see [`Registry::run_local`](crate::Registry::run_local).
     Local,
-    /// A closure on a thread for blocking work.
+    /// A closure on a thread that may block; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     Blocking,
-    /// A future that somebody else runs; see [`Registry::track`](crate::Registry::track).
+    /// A future that its owner polls; see [`Registry::track`](crate::Registry::track).
     Tracked,
-    /// No future; see [`Registry::guard`](crate::Registry::guard).
+    /// A guard without a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
 }
 
 impl TaskKind {
-    /// Returns whether such work can be aborted: it has await points, and nobody waits for its output.
+    /// Returns whether tasks of this kind can be aborted: `true` for `Future` and `Local`.
     pub fn is_abortable(self) -> bool {
         matches!(self, Self::Future | Self::Local)
     }
@@ -114,20 +120,20 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// What tells one task of an inspected registry from all others of the program, while it is in flight.
+/// Identifies one task in flight among all tasks of the program's inspected registries.
 ///
-/// Its `Display`, `12-7`, can be parsed back, so that it can go through a log line or a URL.
+/// The `Display` text, for example `12-7`, can be parsed again, so an ID can be part of a log line or a URL.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
-    /// Of its slot, of which there are as many as tasks were in flight at once.
+    /// The number of the task's slot.
     pub(crate) slot: u32,
-    /// How many tasks the slot has had.
-    pub(crate) turn: u32,
+    /// Counts the tasks that have used the slot.
+    pub(crate) generation: u32,
 }
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.slot, self.turn)
+        write!(f, "{}-{}", self.slot, self.generation)
     }
 }
 
@@ -137,13 +143,13 @@ impl fmt::Debug for TaskId {
     }
 }
 
-/// The error of a text that is no [`TaskId`].
+/// Reports that a text is not a [`TaskId`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseTaskIdError(());
 
 impl fmt::Display for ParseTaskIdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a task's id is two numbers with a hyphen between them, as in 12-7")
+        f.write_str("invalid task ID: expected two numbers joined by a hyphen, as in 12-7")
     }
 }
 
@@ -154,9 +160,9 @@ impl FromStr for TaskId {
 
     fn from_str(text: &str) -> Result<Self, ParseTaskIdError> {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
-        let (slot, turn) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
-        let id = Self { slot: number(slot)?, turn: number(turn)? };
-        // One text for each: no sign, no zero in front.
+        let (slot, generation) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
+        let id = Self { slot: number(slot)?, generation: number(generation)? };
+        // Each ID has one text: `u32::from_str` also accepts a sign and leading zeros.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }
 }
@@ -171,15 +177,15 @@ mod serialize {
         serializer.collect_str(value)
     }
 
-    /// To the microsecond.
-    #[expect(clippy::cast_precision_loss, reason = "after 285 million years")]
-    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    /// Serializes seconds as a float, rounded down to microseconds.
+    #[expect(clippy::cast_precision_loss, reason = "only beyond 285 million years")]
+    #[expect(clippy::ref_option, reason = "serde's signature")]
     pub(super) fn seconds<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         let seconds = |age: Duration| age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
         age.map(seconds).serialize(serializer)
     }
 
-    /// As text: a number of 64 bits would not survive JavaScript.
+    /// Serializes the text: JavaScript cannot represent every 64-bit number.
     impl Serialize for super::TaskId {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             serializer.collect_str(self)

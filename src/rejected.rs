@@ -1,27 +1,27 @@
 use crate::gate::Refused;
 use core::fmt;
 
-/// The error of work that a registry did not accept: why, and the work itself.
+/// Reports that a registry did not accept a task. Contains the reason, and the future or closure, which was not started.
 ///
-/// As it holds the work, `?` makes a `Box<dyn Error + Send + Sync>` of it only if that is `Send + Sync` too; the [`reason`](Self::reason) always
-/// becomes one.
+/// `?` converts it to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync + 'static`. The
+/// [`reason`](Self::reason) can always be converted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
     reason: RejectReason,
 }
 
-/// Why a registry did not accept some work.
+/// Says why a registry did not accept a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum RejectReason {
-    /// The registry has shut down and nothing is in flight any more.
+    /// The registry has drained: the shutdown has started and nothing is in flight.
     Drained,
-    /// As many tasks are in flight as the registry [may have](crate::RegistryBuilder::max_in_flight). On 32-bit targets also: as many as it can
-    /// count, 2²⁰ - 1 for each shard.
+    /// The [limit](crate::RegistryBuilder::max_in_flight) of tasks in flight is reached. On 32-bit targets also: the counters of the shards are
+    /// full, at 2²⁰ - 1 tasks in flight for each shard.
     Full,
-    /// The shutdown began while it waited for a place.
+    /// The shutdown started while the task [waited for a permit](crate::Registry::run_when_ready).
     ShuttingDown,
 }
 
@@ -39,12 +39,12 @@ impl<F> Rejected<F> {
         Self { work, reason }
     }
 
-    /// Returns the work, which was not started.
+    /// Returns the future or closure, which was not started.
     pub fn into_inner(self) -> F {
         self.work
     }
 
-    /// Returns why it was not accepted.
+    /// Returns the reason.
     pub fn reason(&self) -> RejectReason {
         self.reason
     }
@@ -71,7 +71,7 @@ impl fmt::Display for RejectReason {
         f.write_str(match self {
             RejectReason::Drained => "the registry has shut down and drained",
             RejectReason::Full => "too many tasks are in flight",
-            RejectReason::ShuttingDown => "the registry began to shut down before there was a place",
+            RejectReason::ShuttingDown => "shutdown started before a permit was available",
         })
     }
 }

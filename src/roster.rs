@@ -263,7 +263,7 @@ impl Slot {
     fn describe(&self, state: u64, age: Option<u64>) -> TaskInfo {
         let Label { call: Call { site, name, kind, .. }, inspected } = self.roster.label;
         TaskInfo {
-            id: inspected.then_some(TaskId { slot: self.number, turn: (state / TURN) as u32 }),
+            id: inspected.then_some(TaskId { slot: self.number, generation: (state / TURN) as u32 }),
             name,
             location: site,
             kind: inspected.then_some(kind),
@@ -290,7 +290,7 @@ impl Slot {
     /// with `park`. The waker is of this turn, or of a later one, which is then woken for nothing.
     pub(crate) fn abort(&self, id: Option<TaskId>) -> Option<bool> {
         let is_meant = |state: u64| {
-            let turn = TaskId { slot: self.number, turn: (state / TURN) as u32 };
+            let turn = TaskId { slot: self.number, generation: (state / TURN) as u32 };
             state & LIVE != 0 && self.roster.label.inspected && id.is_none_or(|id| id == turn)
         };
         let mut state = self.state.load(Ordering::Acquire);

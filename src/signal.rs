@@ -6,15 +6,17 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
-/// A future that resolves once its registry's shutdown has begun, and for ever after.
+/// Resolves once the shutdown of its registry has started, and immediately whenever it is polled after that.
 ///
-/// Every clone waits for itself. Cloning one counts nothing; polling and dropping it touch the shard of the thread that polled first. It keeps
-/// neither the registry open nor its drain waiting. When the registry's last handle is dropped, nobody could begin the shutdown any more, so
-/// that counts as its beginning.
+/// The shutdown starts when [`shutdown`](crate::Registry::shutdown) is called, when a loss starts it, or when the registry's last handle is
+/// dropped. A signal neither keeps the registry open nor delays its drain.
+///
+/// Cloning a signal writes no shared memory. The first poll registers a waker in the shard of the polling thread; dropping the signal removes
+/// it. Every clone waits separately.
 ///
 /// # Cancel safety
 ///
-/// It may be dropped and polled again at any time; nothing is missed.
+/// A signal can be dropped, or polled again, at any time.
 ///
 /// # Examples
 ///
@@ -47,22 +49,24 @@ impl ShutdownSignal {
         Self { core, phase: core.phase() & !1, enlisted: None }
     }
 
-    /// Returns whether the shutdown has begun.
+    /// Returns whether the shutdown has started.
     #[inline]
     pub fn is_triggered(&self) -> bool {
         self.core.phase() != self.phase
     }
 
-    /// Runs a future until it finishes or the shutdown begins, whichever comes first: `None` says that it did not finish.
+    /// Runs a future until it finishes or the shutdown starts. The output is `None` if the future did not finish.
     ///
-    /// A future that can finish when it is polled does, shutdown or not. One that cannot is dropped with what this returns,
-    /// which happens when an `.await` of it ends. Nothing is allocated for waiting (with `std`).
+    /// The future is polled first: if it can finish in a poll, it does, even after the shutdown has started. Otherwise it is dropped
+    /// together with the returned `RunUntilShutdown`, at the end of the `.await`.
     ///
-    /// In a loop whose future is always ready, as that of a listener under load, ask [`is_triggered`](Self::is_triggered) first.
+    /// In a loop whose future is always ready, such as a listener under load, check [`is_triggered`](Self::is_triggered) in each round.
+    ///
+    /// With `std`, waiting allocates nothing, once the shard's list of wakers has grown.
     ///
     /// # Cancel safety
     ///
-    /// As cancel safe as the future itself.
+    /// The returned future is cancel safe if `future` is.
     ///
     /// # Examples
     ///
@@ -130,7 +134,7 @@ impl fmt::Debug for ShutdownSignal {
 }
 
 pin_project! {
-    /// The future of [`ShutdownSignal::run_until_shutdown`].
+    /// Runs a future until it finishes or the shutdown starts; see [`ShutdownSignal::run_until_shutdown`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct RunUntilShutdown<F> {

@@ -14,9 +14,9 @@ use {
     core::task::{Context, Poll},
 };
 
-/// Starts work of a registry that has a name, or is critical; see [`Registry::named`] and [`Registry::critical`].
+/// Starts a task with a name, a call site or a critical mark; see [`Registry::named`] and [`Registry::critical`].
 ///
-/// Each method is that of [`Registry`] of the same name.
+/// The methods that start a task correspond to the methods of [`Registry`] with the same name.
 #[must_use = "it starts nothing by itself"]
 pub struct TaskBuilder<'a, S> {
     registry: &'a Registry<S>,
@@ -39,18 +39,19 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { registry, name: None, site: None, critical: false }
     }
 
-    /// Gives the work a name; see [`Registry::named`].
+    /// Names the task; see [`Registry::named`].
     pub fn named(self, name: &'static str) -> Self {
         Self { name: Some(name), ..self }
     }
 
-    /// Has the work told as started at this place, not at the call that starts it: for a library that starts it for its own caller, and knows
-    /// that one's place by `#[track_caller]`.
+    /// Overrides the call site that is reported for the task. Default: the location of the call that starts it.
+    ///
+    /// A library that starts tasks for its caller passes the caller's location, which it obtains with `#[track_caller]`.
     pub fn location(self, site: &'static Location<'static>) -> Self {
         Self { site: Some(site), ..self }
     }
 
-    /// Marks the work as critical; see [`Registry::critical`].
+    /// Marks the task as critical; see [`Registry::critical`].
     #[cfg(feature = "std")]
     pub fn critical(self) -> Self {
         Self { critical: true, ..self }
@@ -90,7 +91,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         }
     }
 
-    /// See [`Registry::track`].
+    /// Counts a future as in flight until it finishes or is dropped; see [`Registry::track`].
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
@@ -98,7 +99,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Tracked::new(future, token))
     }
 
-    /// See [`Registry::guard`].
+    /// Counts work as in flight until the guard is dropped; see [`Registry::guard`].
     #[track_caller]
     #[inline]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
@@ -106,7 +107,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Guard::new(token))
     }
 
-    /// See [`Registry::run`].
+    /// Starts the task; see [`Registry::run`].
     #[track_caller]
     #[inline]
     pub fn run<F>(self, future: F)
@@ -117,7 +118,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run(future).unwrap_or_else(discard);
     }
 
-    /// See [`Registry::try_run`].
+    /// Starts the task, or returns the future if it is rejected; see [`Registry::try_run`].
     #[track_caller]
     #[inline]
     pub fn try_run<F>(self, future: F) -> Result<(), Rejected<F>>
@@ -130,7 +131,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(())
     }
 
-    /// See [`Registry::run_when_ready`].
+    /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`].
     #[cfg(feature = "std")]
     #[track_caller]
     pub fn run_when_ready<F>(self, future: F) -> RunWhenReady<'a, S, F>
@@ -141,7 +142,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         RunWhenReady { registry: self.registry, call: self.call(TaskKind::Future), future: Some(future), ticket: None }
     }
 
-    /// See [`Registry::run_local`].
+    /// Starts a task that need not be `Send`; see [`Registry::run_local`].
     #[track_caller]
     #[inline]
     pub fn run_local<F>(self, future: F)
@@ -152,7 +153,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run_local(future).unwrap_or_else(discard);
     }
 
-    /// See [`Registry::try_run_local`].
+    /// Starts a task that need not be `Send`, or returns the future if it is rejected; see [`Registry::try_run_local`].
     #[track_caller]
     #[inline]
     pub fn try_run_local<F>(self, future: F) -> Result<(), Rejected<F>>
@@ -165,7 +166,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(())
     }
 
-    /// See [`Registry::run_blocking`].
+    /// Starts a closure that blocks; see [`Registry::run_blocking`].
     #[track_caller]
     #[inline]
     pub fn run_blocking<F, T>(self, work: F)
@@ -177,7 +178,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run_blocking(work).unwrap_or_else(discard);
     }
 
-    /// See [`Registry::try_run_blocking`].
+    /// Starts a closure that blocks, or returns the closure if it is rejected; see [`Registry::try_run_blocking`].
     #[track_caller]
     #[inline]
     pub fn try_run_blocking<F, T>(self, work: F) -> Result<(), Rejected<F>>
@@ -199,7 +200,7 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
     }
 }
 
-/// Starts a task when there is a place for it; see [`Registry::run_when_ready`].
+/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`].
 #[cfg(feature = "std")]
 #[must_use = "futures do nothing unless polled"]
 pub struct RunWhenReady<'a, S, F> {

@@ -3,30 +3,32 @@ use crate::TaskInfo;
 use crate::shards::RegistryState;
 use core::fmt;
 
-/// How the work of a registry ended, counted.
+/// Counts how the tasks of a registry ended.
 ///
-/// Exact once the registry has drained: what was accepted is the sum of all but `rejected`. While it has not, `completed` may lag. On 32-bit
-/// targets each shard counts 2³² losses of a kind, and 2³⁹ of all, before it begins again.
+/// The numbers are exact once the registry has drained. The sum of all but `rejected` is then the number of accepted tasks. Before the drain
+/// has ended, `completed` may be too low, but never too high.
+///
+/// On 32-bit targets the counters of a shard wrap around: after 2³² losses of one outcome, and after 2³⁹ tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// Finished, with `()` or `Ok`; guards that were dropped.
+    /// Tasks that finished with `()` or `Ok`, tracked futures that finished, and guards that were dropped.
     pub completed: u64,
-    /// Finished with an `Err`.
+    /// Tasks that finished with `Err`.
     pub failed: u64,
-    /// Panicked, in the work or in its destructor.
+    /// Tasks that panicked, or whose destructor did, and guards that were dropped by a panic.
     pub panicked: u64,
-    /// Dropped before it had finished, by its runtime, its spawner or its owner: the work was not done.
+    /// Tasks that were dropped before they finished, by their runtime, spawner or owner.
     pub abandoned: u64,
-    /// Ended by the host at an await point, by [`abort`](crate::Registry::abort).
+    /// Tasks that [`abort`](crate::Registry::abort) or [`abort_task`](crate::Registry::abort_task) ended at an await point.
     pub aborted: u64,
-    /// Never started, as the registry had drained, or was full.
+    /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
 }
 
 impl Summary {
-    /// Returns whether all that was asked for was done: nothing failed, panicked, or was abandoned, aborted or rejected.
+    /// Returns whether there was no loss: no task failed, panicked, or was abandoned, aborted or rejected.
     pub fn is_clean(&self) -> bool {
         let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
         failed + panicked + abandoned + aborted + rejected == 0
@@ -41,10 +43,16 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The error of a missed deadline: work is still in flight.
+/// Reports that tasks were still in flight at the deadline of a drain.
 ///
-/// Its `Display` is one line. On an [inspected](crate::RegistryBuilder::inspect) registry that names the work, grouped by name and call site, the
-/// oldest first; `{:#}` gives each group a line of its own.
+/// The `Display` text is one line. For an [inspected](crate::RegistryBuilder::inspect) registry it lists the tasks in groups, oldest first.
+/// With `{:#}`, each group is on a separate line:
+///
+/// ```text
+/// 4 background tasks still in flight (1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected)
+///   1 × upload at src/main.rs:31:14, for 7.2s
+///   3 × welcome-mail at src/main.rs:20:14, the oldest for 5.1s
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Stragglers {
@@ -58,7 +66,7 @@ impl Stragglers {
     pub(crate) fn new(core: &'static RegistryState) -> Self {
         #[cfg(feature = "std")]
         let tasks = core.tasks();
-        // Between the last one's leaving and the drain nobody can be counted: the registry has not drained, so one it is.
+        // The count may already be 0 while the end of the drain is being reported. The last task then still counts as a straggler.
         let len = core.in_flight().max(1);
         #[cfg(feature = "std")]
         let len = len.max(tasks.len());
@@ -70,65 +78,73 @@ impl Stragglers {
         }
     }
 
-    /// Returns how many were still in flight; at least 1.
+    /// Returns the number of tasks that were still in flight. Minimum: 1.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns how those that had ended by then did.
+    /// Returns how the other tasks had ended by the deadline.
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
-    /// Returns who was still in flight, oldest first; empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// Returns the tasks that were still in flight, oldest first.
+    ///
+    /// Empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     #[cfg(feature = "std")]
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
 
-    /// Those of one call together, each group with its oldest, in the order of these.
+    /// Returns similar tasks as groups: the oldest task of each group, and the number of tasks in it, the group with the oldest task first.
+    ///
+    /// Tasks are in the same group if name, call site, kind and [`abort_requested`](TaskInfo::abort_requested) are equal. There are no groups
+    /// unless the registry is [inspected](crate::RegistryBuilder::inspect). The cost is at most one comparison for each task and group.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().build();
+    /// for _ in 0..3 {
+    ///     registry.named("welcome-mail").run(std::future::pending::<()>());
+    /// }
+    /// let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    /// for (oldest, len) in stragglers.groups() {
+    ///     println!("{len} tasks like {oldest}");
+    /// #   assert_eq!((oldest.name(), len), (Some("welcome-mail"), 3));
+    /// }
+    /// # }
+    /// ```
     #[cfg(feature = "std")]
-    fn groups(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
+    pub fn groups(&self) -> impl Iterator<Item = (&TaskInfo, usize)> {
+        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
+        let mut groups: Vec<(&TaskInfo, usize)> = Vec::new();
         for task in &self.tasks {
-            match groups.iter_mut().find(|group| group.holds(task)) {
-                Some(group) => group.len += 1,
-                None => groups.push(Group { len: 1, oldest: *task }),
+            match groups.iter_mut().find(|(oldest, _)| key(oldest) == key(task)) {
+                Some((_, len)) => *len += 1,
+                None => groups.push((task, 1)),
             }
         }
-        groups
+        groups.into_iter()
     }
 }
 
 #[cfg(feature = "std")]
-struct Group {
-    len: usize,
-    oldest: TaskInfo,
-}
-
-#[cfg(feature = "std")]
-impl Group {
-    fn holds(&self, task: &TaskInfo) -> bool {
-        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
-        key(&self.oldest) == key(task)
+fn fmt_group(f: &mut fmt::Formatter<'_>, oldest: &TaskInfo, len: usize) -> fmt::Result {
+    write!(f, "{len} × {oldest}")?;
+    if let Some(age) = oldest.age {
+        let subject = if len == 1 { "" } else { "the oldest " };
+        write!(f, ", {subject}for {age:.1?}")?;
     }
-}
-
-#[cfg(feature = "std")]
-impl fmt::Display for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { len, oldest } = self;
-        write!(f, "{len} × {oldest}")?;
-        if let Some(age) = oldest.age {
-            let since = if *len == 1 { "for" } else { "the oldest for" };
-            write!(f, ", {since} {age:.1?}")?;
-        }
-        match oldest.kind {
-            Some(kind) if oldest.abort_requested && !kind.is_abortable() => write!(f, " (a {kind} cannot be aborted)"),
-            _ if oldest.abort_requested => write!(f, " (told to abort, has not come to an await point)"),
-            _ => Ok(()),
-        }
+    match oldest.kind {
+        Some(kind) if oldest.abort_requested && !kind.is_abortable() => write!(f, " (a {kind} cannot be aborted)"),
+        _ if oldest.abort_requested => write!(f, " (abort requested, but no await point reached yet)"),
+        _ => Ok(()),
     }
 }
 
@@ -138,13 +154,13 @@ impl fmt::Display for Stragglers {
         let plural = if *len == 1 { "" } else { "s" };
         write!(f, "{len} background task{plural} still in flight ({summary})")?;
         #[cfg(feature = "std")]
-        for (n, group) in self.groups().iter().enumerate() {
-            let between = match (f.alternate(), n) {
+        for (index, (oldest, len)) in self.groups().enumerate() {
+            f.write_str(match (f.alternate(), index) {
                 (true, _) => "\n  ",
                 (false, 0) => ": ",
                 (false, _) => "; ",
-            };
-            write!(f, "{between}{group}")?;
+            })?;
+            fmt_group(f, oldest, len)?;
         }
         Ok(())
     }

@@ -156,7 +156,7 @@ fn what_cannot_be_aborted_stays_and_is_said_to_be() {
     assert!(stragglers.tasks().iter().all(background_tasks::TaskInfo::abort_requested));
     let text = format!("{stragglers:#}");
     for (name, why) in [
-        ("never-yields", "(told to abort, has not come to an await point)"),
+        ("never-yields", "(abort requested, but no await point reached yet)"),
         ("blocks", "(a blocking closure cannot be aborted)"),
         ("held", "(a guard cannot be aborted)"),
         ("tracked", "(a tracked future cannot be aborted)"),

@@ -3,7 +3,7 @@
 
 mod common;
 
-use background_tasks::{Registry, Spawner, TaskId, TaskKind, TokioSpawner};
+use background_tasks::{Registry, Spawner, TaskId, TaskInfo, TaskKind, TokioSpawner};
 use common::{HANG, Manual, inspected};
 use std::collections::HashSet;
 use std::future::pending;
@@ -179,3 +179,41 @@ fn what_is_in_flight_is_listed_and_then_not<S: Spawner>(registry: &Registry<S>) 
 }
 
 on_every_runtime!(with |spawner| Registry::builder(spawner).inspect().build(); what_is_in_flight_is_listed_and_then_not);
+
+#[test]
+fn groups_count_similar_stragglers_and_have_the_oldest_first() {
+    let (_spawner, registry) = inspected();
+    let send = || registry.named("mail").run(pending::<()>());
+    (0..3).for_each(|_| send());
+    let line = line!() + 1;
+    registry.named("mail").run(pending::<()>());
+    let _guard = registry.guard().unwrap();
+    registry.abort();
+    send();
+
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    let groups: Vec<_> = stragglers.groups().collect();
+    assert_eq!(groups.iter().map(|(_, len)| len).sum::<usize>(), stragglers.tasks().len());
+    assert!(groups.is_sorted_by(|(one, _), (two, _)| one.age() >= two.age()));
+    let find = |is_in: &dyn Fn(&TaskInfo) -> bool| {
+        let found: Vec<_> = groups.iter().filter(|(oldest, _)| is_in(oldest)).collect();
+        let [(oldest, len)] = found[..] else { panic!("one group: {found:?}") };
+        let members = stragglers.tasks().iter().filter(|task| is_in(task));
+        assert!(members.clone().all(|task| oldest.age() >= task.age()));
+        assert_eq!(members.count(), *len);
+        *len
+    };
+    let is_mail = |task: &TaskInfo, own_line: bool| task.name() == Some("mail") && (task.location().line() == line) == own_line;
+    assert_eq!(find(&|task| is_mail(task, false) && task.abort_requested()), 3);
+    assert_eq!(find(&|task| is_mail(task, true)), 1, "another call site");
+    assert_eq!(find(&|task| task.kind() == Some(TaskKind::Guard)), 1, "another kind");
+    assert_eq!(find(&|task| is_mail(task, false) && !task.abort_requested()), 1, "started after the abort");
+}
+
+#[test]
+fn registry_without_inspection_has_no_groups() {
+    let registry = Registry::new(());
+    let _guard = registry.guard().unwrap();
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    assert_eq!((stragglers.len(), stragglers.groups().count()), (1, 0));
+}

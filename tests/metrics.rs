@@ -85,9 +85,9 @@ fn a_life_of_all_fates_is_rendered_exactly() {
     let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
     headers.sort_unstable();
     let expected = [
-        "# HELP background_tasks_drain_duration_seconds From the beginning of a shutdown to the end of its drain.",
+        "# HELP background_tasks_drain_duration_seconds Time from the start of a shutdown until the drain ended.",
         "# HELP background_tasks_in_flight Background tasks in flight.",
-        "# HELP background_tasks_total Background tasks that have ended, and those that were rejected, by outcome.",
+        "# HELP background_tasks_total Background tasks that ended or were rejected, by outcome.",
         "# TYPE background_tasks_drain_duration_seconds summary",
         "# TYPE background_tasks_in_flight gauge",
         "# TYPE background_tasks_total counter",

@@ -176,7 +176,7 @@ fn a_destructor_s_panic_is_told_as_a_panic() {
     });
 }
 
-const ABANDONED: &str = "background task abandoned: it was dropped before it had finished";
+const ABANDONED: &str = "background task abandoned: it was dropped before it finished";
 
 #[test]
 fn an_abandoned_task_is_a_warning() {
@@ -227,7 +227,7 @@ fn a_refusal_is_a_warning_with_its_reason() {
             registry.shutdown();
             ear.take();
             assert!(poll_once(&mut waiting).is_ready());
-            let reason = "the registry began to shut down before there was a place";
+            let reason = "shutdown started before a permit was available";
             ear.take_one().check_loss(Level::WARN, &fields(reason), site, None);
 
             drop(guards);
@@ -262,7 +262,7 @@ fn the_shutdown_s_beginning_and_its_end_are_told_once_each() {
 
         let shutdown = registry.shutdown();
         let begun = ear.take_one();
-        is_news(&begun, "shutdown of the background tasks begins", &[("in_flight", 2)]);
+        is_news(&begun, "background task shutdown started", &[("in_flight", 2)]);
         assert_eq!(begun.fields.seconds, BTreeMap::new());
         registry.shutdown();
         assert_eq!(ear.take().len(), 0, "it had begun");

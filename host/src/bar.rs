@@ -29,21 +29,8 @@ mod imp {
     pub(crate) fn update(ended: u64, in_flight: usize, stragglers: &Stragglers) {
         BAR.set_length(ended + in_flight as u64);
         BAR.set_position(ended);
-        let groups = groups(stragglers).into_iter().take(3).map(|(oldest, len)| describe(oldest, len));
+        let groups = stragglers.groups().take(3).map(|(oldest, len)| describe(oldest, len));
         BAR.set_message(groups.collect::<Vec<_>>().join(", "));
-    }
-
-    /// Returns the oldest task of each group and the size of the group. Tasks of one name are a group, and unnamed tasks of one call site.
-    fn groups(stragglers: &Stragglers) -> Vec<(&TaskInfo, usize)> {
-        let key = |task: &TaskInfo| (task.name(), task.name().is_none().then(|| task.location()));
-        let mut groups: Vec<(&TaskInfo, usize)> = Vec::new();
-        for task in stragglers.tasks() {
-            match groups.iter_mut().find(|(oldest, _)| key(oldest) == key(task)) {
-                Some((_, len)) => *len += 1,
-                None => groups.push((task, 1)),
-            }
-        }
-        groups
     }
 
     /// Describes a group, without the call site if the tasks have a name.

@@ -126,7 +126,7 @@ test("a row shows why its task could not be aborted", async () => {
   await is_listed("connection");
   await run("window.original = fetch; window.fetch = (to, how) => original(to.replace(/=.*/, '=0-0'), how)");
   await browser.click(`${row("connection")}.querySelector("button")`);
-  await until("the answer", async () => /Not aborted: no task with that id is in flight \(404\)\./.test(await listed("connection")));
+  await until("the answer", async () => /Not aborted: no task with this ID is in flight; it may have ended \(404\)\./.test(await listed("connection")));
   await run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))");
   await browser.click(`${row("connection")}.querySelector("button")`);
   await until("the answer", async () => /Not aborted: the service did not answer\./.test(await listed("connection")));

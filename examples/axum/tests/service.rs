@@ -147,7 +147,7 @@ fn service_is_not_ready_after_the_signal() {
     start_sign_up(&mut late, 15);
     service.process.terminate();
     // Logged once the registry is shutting down.
-    service.process.line("shutdown of the background tasks begins in_flight=2");
+    service.process.line("background task shutdown started in_flight=2");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(get(client, "/readyz"), (503, "draining\n".into()));
         assert_eq!(get(client, "/healthz"), (200, "alive\n".into()));
