@@ -1,9 +1,9 @@
-//! From a request to its response.
+//! Handles requests.
 
 use crate::page::page;
 use crate::store::{Name, Store};
 use background_tasks::{BlockingSpawner, Registry};
-use background_tasks_host::Page;
+use background_tasks_host::Dashboard;
 use bytes::Bytes;
 use futures_channel::oneshot;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -14,24 +14,23 @@ use hyper::{Method, Request, Response, StatusCode};
 use std::convert::Infallible;
 use std::sync::Arc;
 
-const BODY: usize = 1 << 20;
+const MAX_BODY: usize = 1 << 20;
 
 pub(crate) struct Notes<S> {
     pub(crate) registry: Registry<S>,
     pub(crate) store: Arc<Store>,
-    /// The live page, if it is asked for.
-    pub(crate) background: Option<Page>,
+    /// Enabled by `--dashboard`.
+    pub(crate) dashboard: Option<Dashboard>,
 }
 
 pub(crate) type Reply = UnsyncBoxBody<Bytes, Infallible>;
 
 impl<S: BlockingSpawner> Notes<S> {
-    /// Answers a request.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
         let has_body = !request.body().is_end_stream();
         let mut response = self.route(request).await.unwrap_or_else(plain);
         if has_body && response.status().is_client_error() {
-            // It was refused with its body unread, after which the connection is of no use.
+            // The rest of the body has not been read, so the connection cannot serve another request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
@@ -39,15 +38,14 @@ impl<S: BlockingSpawner> Notes<S> {
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Reply>, StatusCode> {
         let path = request.uri().path();
-        if let Some(page) = self.background.as_ref().filter(|_| path == "/background" || path.starts_with("/background/")) {
-            return Ok(page.respond(&request).map(BodyExt::boxed_unsync));
+        if let Some(dashboard) = self.dashboard.as_ref().filter(|_| path == "/background" || path.starts_with("/background/")) {
+            return Ok(dashboard.respond(&request).map(BodyExt::boxed_unsync));
         }
-        let read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match path {
-            "/" | "/tasks" | "/readyz" if !read => return Ok(allow("GET, HEAD")),
+            "/" | "/tasks" | "/readyz" if !is_read => return Ok(allow("GET, HEAD")),
             "/" => return Ok(self.page()),
             "/tasks" => return Ok(self.tasks()),
-            // Whether it should be sent more.
             "/readyz" if self.registry.is_shutting_down() => return Err(StatusCode::SERVICE_UNAVAILABLE),
             "/readyz" => return Ok(plain(StatusCode::OK)),
             _ => {}
@@ -56,12 +54,12 @@ impl<S: BlockingSpawner> Notes<S> {
         let name = Name::new(name).ok_or(StatusCode::BAD_REQUEST)?;
         match *request.method() {
             Method::PUT => self.put(name, request.into_body()).await.map(plain),
-            _ if read => self.get(name).await,
+            _ if is_read => self.get(name).await,
             _ => Ok(allow("GET, HEAD, PUT")),
         }
     }
 
-    /// Accepts a note: it is in memory, and a background task is going to write it.
+    /// Stores a note in memory and starts a background task that writes it to disk.
     async fn put(&self, name: Name, body: Incoming) -> Result<StatusCode, StatusCode> {
         let body = receive(body).await?;
         let draft = self.store.draft(name, body).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
@@ -78,40 +76,40 @@ impl<S: BlockingSpawner> Notes<S> {
     }
 
     async fn read(&self, name: Name) -> Result<Option<Bytes>, StatusCode> {
-        let (sender, found) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         let store = self.store.clone();
         self.registry.named("read").run_blocking(move || {
-            let read = store.read(&name);
-            // Nobody receives it if the client has gone.
-            let _ = sender.send(read.clone());
-            read.map(drop)
+            let note = store.read(&name);
+            // Fails if the client has disconnected.
+            let _ = sender.send(note.clone());
+            note.map(drop)
         });
-        match found.await {
-            Ok(read) => read.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR),
+        match result.await {
+            Ok(note) => note.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR),
             Err(oneshot::Canceled) => Err(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 
     fn page(&self) -> Response<Reply> {
-        let page = page(self.registry.in_flight(), self.registry.summary(), &self.store.glance());
+        let page = page(self.registry.in_flight(), self.registry.summary(), &self.store.overview());
         respond(StatusCode::OK, "text/html; charset=utf-8", page)
     }
 
     fn tasks(&self) -> Response<Reply> {
-        let tasks = serde_json::to_string(&self.registry.tasks()).expect("JSON has all that a task has");
+        let tasks = serde_json::to_string(&self.registry.tasks()).expect("tasks can be represented in JSON");
         respond(StatusCode::OK, "application/json", tasks + "\n")
     }
 }
 
-/// Reads a body that is not too large, and none of one that says that it is.
+/// Reads a body up to the limit. Does not read a body whose announced length is above the limit.
 async fn receive(body: Incoming) -> Result<Bytes, StatusCode> {
-    if body.size_hint().lower() > BODY as u64 {
+    if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(StatusCode::PAYLOAD_TOO_LARGE);
     }
-    let refusal = |error: Box<dyn std::error::Error + Send + Sync>| {
+    let status = |error: Box<dyn std::error::Error + Send + Sync>| {
         if error.is::<LengthLimitError>() { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }
     };
-    Limited::new(body, BODY).collect().await.map(http_body_util::Collected::to_bytes).map_err(refusal)
+    Limited::new(body, MAX_BODY).collect().await.map(http_body_util::Collected::to_bytes).map_err(status)
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -121,7 +119,7 @@ fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) ->
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
-    // A note is what somebody sent: it must not become a page.
+    // Browsers must not interpret a note, which comes from a client, as HTML.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -1,5 +1,5 @@
-// The page in a real Chromium, of a notes service: `NOTES=path/to/notes-tokio node --test host/tests/page.mjs`. Needs chromium, chromedriver, mkfifo.
-// With SCREENSHOTS=folder it also takes the pictures that stand in docs/.
+// The dashboard of a notes service in Chromium: `NOTES=path/to/notes-tokio node --test host/tests/dashboard.mjs`. Needs chromium, chromedriver, mkfifo.
+// With SCREENSHOTS=folder it also takes the screenshots in docs/.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
@@ -10,42 +10,15 @@ import { env } from "node:process";
 import { after, afterEach, before, test } from "node:test";
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { createInterface } from "node:readline";
+import { Browser, firstMatch, until, within } from "../../testing/webdriver.mjs";
 
-/// Long enough that only a hang gets there.
-const HANG = 30_000;
-
-let driver, folder, session, service;
+let browser, service;
 let sockets = [];
 
-/// One command of WebDriver (https://www.w3.org/TR/webdriver2/).
-async function command(method, path, body) {
-  const response = await fetch(`${driver.url}${path}`, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(HANG) });
-  const { value } = await response.json();
-  if (!response.ok) throw new Error(`${method} ${path}: ${value.error}: ${value.message}`);
-  return value;
-}
-
-const run = (script, ...args) => command("POST", `${session}/execute/sync`, { script, args });
-const go = (to) => command("POST", `${session}/url`, { url: to });
-const devtools = (cmd, params) => command("POST", `${session}/goog/cdp/execute`, { cmd, params });
-const resize = (width, height) => devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
-const prefer = (value) => devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
-
-/// Looks until it finds something.
-async function until(what, look) {
-  const end = Date.now() + HANG;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    assert.ok(Date.now() < end, `never came: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
-
-/// Waits for what must come.
-const within = (what, promise) =>
-  Promise.race([promise, new Promise((_, reject) => setTimeout(reject, HANG, new Error(`never came: ${what}`)).unref())]);
+const run = (script, ...args) => browser.run(script, ...args);
+const go = (url) => browser.go(url);
+const resize = (width, height) => browser.devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
+const prefer = (value) => browser.devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
 
 const text = (id) => run("const it = document.getElementById(arguments[0]); return it?.checkVisibility() ? it.innerText : ''", id);
 const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
@@ -54,23 +27,14 @@ const losses = () => run("return [...document.querySelectorAll('.loss')].map((lo
 const row = (name) => `[...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === ${JSON.stringify(name)})`;
 const listed = (name) => run(`return ${row(name)}?.innerText`);
 const is_listed = (name) => until(`${name} in flight`, () => listed(name));
-const is_gone = (name) => until(`the end of ${name}`, async () => !(await listed(name)));
+const has_ended = (name) => until(`the end of ${name}`, async () => !(await listed(name)));
 
-/// Clicks as a user does: it fails if something is in the way.
-async function click(script) {
-  const element = await run(`return ${script}`);
-  await command("POST", `${session}/element/${Object.values(element)[0]}/click`, {});
-}
-
-/// Starts a service and opens its page.
+/// Starts a service and opens its dashboard.
 async function start(...options) {
   const dir = await mkdtemp(join(tmpdir(), "notes-"));
-  const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--page", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--dashboard", ...options], { stdio: ["ignore", "pipe", "inherit"] });
   service = { dir, child, exit: once(child, "exit") };
-  for await (const line of createInterface(child.stdout)) {
-    service.url = line.match(/^listening on (http:.*)$/)[1];
-    break;
-  }
+  [, service.url] = await firstMatch(child, /^listening on (http:.*)$/);
   service.page = `${service.url}/background`;
   await go(service.page);
   await shows("state", /^Running$/);
@@ -78,14 +42,14 @@ async function start(...options) {
 
 const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
 
-/// Has the first write hang: to open its temporary file waits for a reader.
-function hold_first_write() {
-  service.held = join(service.dir, `.${service.child.pid}-1.tmp`);
-  execFileSync("mkfifo", [service.held]);
+/// Makes the first write block: opening its temporary file, a named pipe, waits for a reader.
+function block_first_write() {
+  service.pipe = join(service.dir, `.${service.child.pid}-1.tmp`);
+  execFileSync("mkfifo", [service.pipe]);
 }
 
-/// Lets it go; what has been read of it is what it wrote.
-const release = async () => await readFile(service.held, "utf8");
+/// Unblocks the write, and returns what it wrote.
+const unblock = async () => await readFile(service.pipe, "utf8");
 
 /// Sends half of a note, so that its connection stays in flight.
 async function send_half() {
@@ -96,7 +60,7 @@ async function send_half() {
   return socket;
 }
 
-/// The id of its connection's task, and its end.
+/// Opens a connection that stays in flight. Returns the ID of its task, and a promise of its end.
 async function straggle() {
   const connections = () => run("return [...document.querySelectorAll('#rows tr:has(button:enabled)')].map((row) => row.dataset.id)");
   const before = await until("the page's own connection", async () => (await connections()).length && connections());
@@ -107,28 +71,10 @@ async function straggle() {
 
 before(async () => {
   assert.ok(env.NOTES, "NOTES is the path of a notes service");
-  folder = await mkdtemp(join(tmpdir(), "chromium-"));
-  const child = spawn("chromedriver", ["--port=0"], { stdio: ["ignore", "pipe", "inherit"] });
-  driver = { child };
-  for await (const line of createInterface(child.stdout)) {
-    const port = line.match(/successfully on port (\d+)/)?.[1];
-    if (port) {
-      driver.url = `http://127.0.0.1:${port}`;
-      break;
-    }
-  }
-  const args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", `--user-data-dir=${folder}`];
-  const alwaysMatch = { browserName: "chrome", "goog:chromeOptions": { args }, "goog:loggingPrefs": { browser: "ALL" } };
-  const { sessionId } = await command("POST", "/session", { capabilities: { alwaysMatch } });
-  session = `/session/${sessionId}`;
+  browser = await Browser.start({ "goog:loggingPrefs": { browser: "ALL" } });
 });
 
-after(async () => {
-  if (session) await command("DELETE", session);
-  driver.child.kill();
-  await once(driver.child, "exit");
-  await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-});
+after(() => browser?.close());
 
 afterEach(async () => {
   sockets.splice(0).forEach((socket) => socket.destroy());
@@ -139,20 +85,20 @@ afterEach(async () => {
   service = undefined;
 });
 
-test("a note is put, shows, and ends; the counters move", async () => {
+test("a write is listed, ends, and is counted", async () => {
   await start();
-  hold_first_write();
-  await put("note", "what it says");
-  assert.match(await is_listed("write"), /blocking closure\s+\S+answer\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
+  block_first_write();
+  await put("note", "a text");
+  assert.match(await is_listed("write"), /blocking closure\s+\S+handler\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
   assert.deepEqual(await run(`const { disabled, title } = ${row("write")}.querySelector("button"); return [disabled, title]`), [
     true,
-    "A blocking closure has no await point at which it could be aborted.",
+    "A blocking closure has no await point, so it cannot be aborted.",
   ]);
   await shows("by-name", /connection\s+\d+[^]*request\s+1[^]*write\s+1/);
-  assert.deepEqual(await losses(), [], "a loss that is none does not stand out");
-  assert.equal(await release(), "what it says");
-  await is_gone("write");
-  // What it wrote to is no file, and cannot be kept like one.
+  assert.deepEqual(await losses(), [], "a count of zero is not highlighted");
+  assert.equal(await unblock(), "a text");
+  await has_ended("write");
+  // The write fails: a named pipe cannot be synced to disk.
   await until("the counter", async () => (await ended("failed")) === 1);
   assert.deepEqual(await losses(), ["ended-failed"]);
   const before = await ended("completed");
@@ -161,12 +107,12 @@ test("a note is put, shows, and ends; the counters move", async () => {
   await shows("rate", /^[\d.]+$/);
 });
 
-test("a straggler is aborted by a click, and its row goes", async () => {
+test("a click aborts a straggler and removes its row", async () => {
   await start();
   const { id, closed } = await straggle();
   const line = `document.querySelector('#rows tr[data-id="${id}"]')`;
-  await click(`${line}.querySelector("button")`);
-  await shows("told", /^connection: /);
+  await browser.click(`${line}.querySelector("button")`);
+  await shows("announcement", /^connection: /);
   await until("the row's end", () => run(`return !${line}`));
   await closed;
   await until("the counter", async () => (await ended("aborted")) === 1);
@@ -174,41 +120,40 @@ test("a straggler is aborted by a click, and its row goes", async () => {
   await shows("state", /^Running$/);
 });
 
-test("what has gone is told at its row, and so is an order that nobody takes", async () => {
+test("a row shows why its task could not be aborted", async () => {
   await start();
   await send_half();
   await is_listed("connection");
   await run("window.original = fetch; window.fetch = (to, how) => original(to.replace(/=.*/, '=0-0'), how)");
-  await click(`${row("connection")}.querySelector("button")`);
+  await browser.click(`${row("connection")}.querySelector("button")`);
   await until("the answer", async () => /Not aborted: no task with this ID is in flight; it may have ended \(404\)\./.test(await listed("connection")));
   await run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))");
-  await click(`${row("connection")}.querySelector("button")`);
+  await browser.click(`${row("connection")}.querySelector("button")`);
   await until("the answer", async () => /Not aborted: the service did not answer\./.test(await listed("connection")));
   assert.equal(await ended("aborted"), 0);
 });
 
-test("the keyboard does it too, and is not lost with the row", async () => {
+test("the keyboard aborts a straggler and keeps the focus on the page", async () => {
   await start();
   const { id, closed } = await straggle();
   await run(`document.querySelector('#rows tr[data-id="${id}"] button').focus()`);
-  const press = (value) => [{ type: "keyDown", value }, { type: "keyUp", value }];
-  await command("POST", `${session}/actions`, { actions: [{ type: "key", id: "keys", actions: press("\uE007") }] });
+  await browser.press("\uE007"); // Enter
   await closed;
   await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
   assert.notEqual(await run("return document.activeElement.localName"), "body");
   await until("the counter", async () => (await ended("aborted")) === 1);
 });
 
-test("a page that aborts its own connection comes back", async () => {
+test("a page that aborts its own connection reconnects", async () => {
   await start();
   await is_listed("connection");
   await run("window.states = []; new MutationObserver(() => states.push(state.dataset.is)).observe(state, { attributes: true })");
   await run("document.querySelectorAll('#rows button:enabled').forEach((button) => button.click())");
-  await until("the way back", () => run("return states.includes('lost') && states.at(-1) === 'running'"));
+  await until("the reconnection", () => run("return states.includes('lost') && states.at(-1) === 'running'"));
   assert.ok((await ended("aborted")) >= 1);
 });
 
-test("a foreign page's order changes nothing", async (t) => {
+test("a request from another origin aborts nothing", async (t) => {
   await start();
   await send_half();
   await is_listed("connection");
@@ -224,61 +169,61 @@ test("a foreign page's order changes nothing", async (t) => {
   const answers = await run(
     `
       const [page, ids] = arguments;
-      const order = (id) => fetch(page + "/abort?id=" + id, { method: "POST", mode: "no-cors" });
-      return Promise.all(ids.map((id) => order(id).then((answer) => answer.type)));
+      const abort = (id) => fetch(page + "/abort?id=" + id, { method: "POST", mode: "no-cors" });
+      return Promise.all(ids.map((id) => abort(id).then((answer) => answer.type)));
     `,
     service.page,
     ids,
   );
-  assert.deepEqual(answers, ids.map(() => "opaque"), "the orders were sent and answered");
+  assert.deepEqual(answers, ids.map(() => "opaque"), "the requests were sent and answered");
   const read = await run("return fetch(arguments[0] + '/events').then(() => 'read', () => 'refused')", service.page);
-  assert.equal(read, "refused", "what a foreign page may not read");
+  assert.equal(read, "refused", "another origin cannot read the events");
   await go(service.page);
   await shows("state", /^Running$/);
   assert.equal(await ended("aborted"), 0);
 });
 
-test("a drain is shown as it goes, and the process ends with the page open", async () => {
+test("the page shows the drain, and the process exits with the page open", async () => {
   await start("--grace", "3600");
-  hold_first_write();
+  block_first_write();
   await put("note", "in the end");
   await is_listed("write");
   service.child.kill("SIGTERM");
   await shows("state", /^Draining$/);
-  await shows("lasted", /^of \d+ left, after \d/);
+  await shows("elapsed", /^of \d+ left, after \d/);
   await is_listed("write");
-  await release();
-  const began = Date.now();
+  await unblock();
+  const unblocked = Date.now();
   assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
-  assert.ok(Date.now() - began < 5000, "nobody waits for who watches");
-  await shows("state", /^The service has ended, or is about to$/);
-  await shows("when", /^This is how it was at .*\. What was left then only serves/);
+  assert.ok(Date.now() - unblocked < 5000, "the open page does not delay the exit");
+  await shows("state", /^The service has exited or is exiting$/);
+  await shows("last-update", /^Last update: .*\. Only serving tasks were left/);
   assert.equal(await listed("write"), null);
 });
 
-test("the page goes on when the service is back", async () => {
+test("the page continues when the service has restarted", async () => {
   await start();
   const { port } = new URL(service.url);
   service.child.kill("SIGKILL");
   await service.exit;
-  await shows("state", /^No connection, trying again$/);
-  const child = spawn(env.NOTES, ["--port", port, "--dir", service.dir, "--page"], { stdio: ["ignore", "ignore", "inherit"] });
+  await shows("state", /^Connection lost, retrying$/);
+  const child = spawn(env.NOTES, ["--port", port, "--dir", service.dir, "--dashboard"], { stdio: ["ignore", "ignore", "inherit"] });
   Object.assign(service, { child, exit: once(child, "exit") });
   await shows("state", /^Running$/);
-  assert.equal(await text("when"), "");
+  assert.equal(await text("last-update"), "");
 });
 
-test("the oldest two hundred are listed, and how many more there are is said", async () => {
+test("the oldest two hundred tasks are listed, and the others are counted", async () => {
   await start();
   await Promise.all(Array.from({ length: 120 }, send_half));
-  // 120 connections and as many requests, and the page's own.
+  // 120 connections and as many requests, and those of the page.
   await shows("more", /^and 4\d more$/);
   assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
   await shows("by-name", /request\s+121/);
 });
 
-test("a registry that is not inspected is shown as far as it goes", async (t) => {
-  const html = await readFile(new URL("../src/page/page.html", import.meta.url));
+test("the page shows the counts of a registry that is not inspected", async (t) => {
+  const html = await readFile(new URL("../src/dashboard/dashboard.html", import.meta.url));
   const summary = { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 };
   const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, names: {}, tasks: [], more: 0 };
   const streams = [];
@@ -302,12 +247,12 @@ test("a registry that is not inspected is shown as far as it goes", async (t) =>
   assert.equal(await text("ended-completed"), "completed\n1,234");
   assert.deepEqual(await losses(), ["ended-rejected"]);
   streams[0].end(`data: ${JSON.stringify({ ...state, shutting_down: true, last: true })}\n\n`);
-  await shows("state", /^The service has ended, or is about to$/);
-  await shows("when", /not inspected/);
-  await shows("left", /^3$/);
+  await shows("state", /^The service has exited or is exiting$/);
+  await shows("last-update", /not inspected/);
+  await shows("remaining", /^3$/);
 });
 
-test("both colour schemes can be read, and nothing is wider than the window", async () => {
+test("both color schemes have enough contrast, and the page fits the window", async () => {
   await start();
   await send_half();
   await is_listed("connection");
@@ -326,7 +271,7 @@ test("both colour schemes can be read, and nothing is wider than the window", as
   assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
 });
 
-/// The page's width, and of each text its contrast (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+/// Returns the width of the page, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
 const CONTRASTS = `
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = (color) => {
@@ -341,49 +286,49 @@ const CONTRASTS = `
   const found = [document.documentElement.scrollWidth];
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, .unseen")) continue;
+    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, .visually-hidden")) continue;
     const [less, more] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
     found.push([texts.currentNode.data.trim(), (more + 0.05) / (less + 0.05)]);
   }
   return found;
 `;
 
-test("the browser has nothing to complain of", async () => {
-  // The page of the last test looks for a service that is gone.
+test("the browser logs no errors", async () => {
+  // The page of the last test still retries to connect to a service that has exited.
   await go("about:blank");
-  await command("POST", `${session}/se/log`, { type: "browser" });
+  await browser.command("POST", "/se/log", { type: "browser" });
   await start();
   await is_listed("request");
-  const complaints = await command("POST", `${session}/se/log`, { type: "browser" });
-  assert.deepEqual(complaints, []);
+  const log = await browser.command("POST", "/se/log", { type: "browser" });
+  assert.deepEqual(log, []);
 });
 
-test("pictures", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
+test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
   await start("--grace", "3600");
-  hold_first_write();
-  await put("held", "held");
+  block_first_write();
+  await put("blocked", "blocked");
   const halves = [];
   for (let n = 0; n < 3; n += 1) halves.push(await send_half());
   await is_listed("connection");
   let stop = false;
   const load = [1, 2, 3].map(async (client) => {
     for (let n = 0; !stop; n += 1) {
-      await put(`note-${client}-${n % 50}`, "a note").catch(() => {}); // its connection may be the one that is aborted
+      await put(`note-${client}-${n % 50}`, "a note").catch(() => {}); // its connection may be aborted below
       await new Promise((resolve) => setTimeout(resolve, 3 + 60 * Math.abs(Math.sin(Date.now() / 9000))));
     }
   });
   await new Promise((resolve) => setTimeout(resolve, 45_000));
   for (const half of halves.slice(0, 1)) half.destroy();
-  await click(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
+  await browser.click(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
   await until("an abort", () => ended("aborted"));
   await new Promise((resolve) => setTimeout(resolve, 5000));
   for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
     await prefer(scheme);
     await resize(width, height);
-    await devtools("Emulation.setScrollbarsHidden", { hidden: true });
+    await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
     await run("scrollTo(0, 0)");
     await new Promise((resolve) => setTimeout(resolve, 600));
-    await writeFile(join(env.SCREENSHOTS, `page-${name}.png`), await command("GET", `${session}/screenshot`), "base64");
+    await writeFile(join(env.SCREENSHOTS, `dashboard-${name}.png`), await browser.command("GET", "/screenshot"), "base64");
   }
   stop = true;
   await Promise.all(load);

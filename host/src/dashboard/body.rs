@@ -1,4 +1,4 @@
-//! What the page's responses carry: a text, or events as they come.
+//! The bodies of the dashboard's responses: a text, or a stream of events.
 
 use async_io::Timer;
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskInfo};
@@ -12,23 +12,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-const PERIOD: Duration = Duration::from_millis(500);
-/// The most that a drain waits for a stream; and a drain is worth seeing closely.
-const PERIOD_OF_A_DRAIN: Duration = Duration::from_millis(100);
-/// So many tasks are told one by one.
-const MOST: usize = 200;
+/// The time between two events.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// The time between two events during a drain. A stream delays a drain by at most this long.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+/// The largest number of tasks that an event lists.
+const MAX_TASKS: usize = 200;
 
-/// The body of a [`Page`](crate::Page)'s response.
+/// The body of a response of a [`Dashboard`](crate::Dashboard).
 ///
-/// A stream of events has no length, and ends when the drain is about to wait for it.
-pub struct PageBody(Content);
+/// A stream of events has no length, and ends before a drain would have to wait for it.
+pub struct DashboardBody(Content);
 
 enum Content {
     Whole(Bytes),
     Events(Box<Events>),
 }
 
-impl PageBody {
+impl DashboardBody {
     pub(super) fn whole(text: impl Into<Bytes>) -> Self {
         Self(Content::Whole(text.into()))
     }
@@ -38,7 +39,7 @@ impl PageBody {
     }
 }
 
-impl Body for PageBody {
+impl Body for DashboardBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -65,19 +66,19 @@ impl Body for PageBody {
     }
 }
 
-impl fmt::Debug for PageBody {
+impl fmt::Debug for DashboardBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageBody").field("is_end_stream", &self.is_end_stream()).finish_non_exhaustive()
+        f.debug_struct("DashboardBody").field("is_end_stream", &self.is_end_stream()).finish_non_exhaustive()
     }
 }
 
-/// The state of a registry, told over and over.
+/// A stream of events, each with the current state of a registry.
 pub(super) struct Events {
     registry: Registry<()>,
     serving: Vec<&'static str>,
     signal: ShutdownSignal,
     draining: bool,
-    /// Of the next event.
+    /// Fires at the next event.
     timer: Timer,
     ended: bool,
 }
@@ -97,12 +98,12 @@ impl Events {
             self.timer.set_after(Duration::ZERO);
         }
         ready!(Pin::new(&mut self.timer).poll(cx));
-        self.timer.set_after(if self.draining { PERIOD_OF_A_DRAIN } else { PERIOD });
-        Poll::Ready(Some(self.tell()))
+        self.timer.set_after(if self.draining { DRAIN_INTERVAL } else { INTERVAL });
+        Poll::Ready(Some(self.next_event()))
     }
 
-    /// Tells how it stands. The stream ends with this if nothing is left but what serves (or what cannot be told apart).
-    fn tell(&mut self) -> Bytes {
+    /// Returns an event with the current state. During a drain, it is the last event if no other tasks than serving ones are listed.
+    fn next_event(&mut self) -> Bytes {
         let mut tasks = self.registry.tasks();
         let mut names = BTreeMap::<_, usize>::new();
         for task in &tasks {
@@ -110,8 +111,8 @@ impl Events {
         }
         self.ended = self.draining && names.keys().all(|name| self.serving.contains(name));
         let in_flight = self.registry.in_flight().max(tasks.len());
-        let more = tasks.len().saturating_sub(MOST);
-        tasks.truncate(MOST);
+        let more = tasks.len().saturating_sub(MAX_TASKS);
+        tasks.truncate(MAX_TASKS);
         let state = State {
             in_flight,
             summary: self.registry.summary(),
@@ -122,8 +123,8 @@ impl Events {
             tasks,
             more,
         };
-        let state = serde_json::to_string(&state).expect("JSON has all that a task has");
-        // One line: JSON escapes those in a text.
+        let state = serde_json::to_string(&state).expect("the state can be represented in JSON");
+        // An event's data is one line: JSON escapes line breaks.
         format!("data: {state}\n\n").into()
     }
 }
@@ -134,11 +135,12 @@ struct State {
     summary: Summary,
     shutting_down: bool,
     drained: bool,
-    /// Whether the stream ends with this.
+    /// Whether this is the last event of the stream.
     last: bool,
-    /// How many there are of each.
+    /// The number of tasks in flight by name.
     names: BTreeMap<&'static str, usize>,
     /// Oldest first.
     tasks: Vec<TaskInfo>,
+    /// How many tasks are not listed.
     more: usize,
 }

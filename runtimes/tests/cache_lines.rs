@@ -1,7 +1,7 @@
-//! H2 with a runtime for each thread: two threads that start tasks on one registry write no line of memory that both write.
+//! H2 with a runtime for each thread: two threads that start tasks on one registry do not write to a common cache line.
 //!
-//! A test runs itself in valgrind's `lackey`, which tells each store. Stores to `MARK` tell where a thread begins and ends; the threads do so
-//! one after the other, and what they have written in between is compared.
+//! A test runs itself in valgrind's `lackey`, which reports each store. The threads take turns, and stores to `MARK` separate their turns. The test
+//! compares the cache lines that the threads wrote in their turns.
 #![cfg(all(target_os = "linux", feature = "compio", feature = "monoio", feature = "glommio"))]
 
 mod common;
@@ -24,19 +24,19 @@ use std::{env, fs, thread};
 
 const TASKS: usize = 20;
 
-/// As processors fetch them: in pairs.
+/// Two cache lines of 64 bytes, because processors fetch them in pairs.
 const LINE: usize = 128;
 
-/// Alone on its line.
+/// The only value on its cache line.
 #[repr(align(128))]
 struct Mark(AtomicUsize);
 
 static MARK: Mark = Mark(AtomicUsize::new(0));
 
-/// How far the two threads are: each warms up, then the first takes its turn, then the second.
+/// The progress of the two threads: both warm up, then the first takes its turn, then the second.
 static STEP: AtomicUsize = AtomicUsize::new(0);
 
-/// Waits in a way that writes nothing but the own stack.
+/// Waits without a store outside this thread's stack.
 fn wait_for(step: usize) {
     while STEP.load(Ordering::SeqCst) < step {
         thread::yield_now();
@@ -47,7 +47,7 @@ fn next_step() {
     STEP.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Starts tasks that wait for the signal and are polled twice, and waits for their end.
+/// Starts tasks that wait for the signal and are polled twice. Returns when all have ended.
 async fn tasks<S: LocalSpawner>(registry: &Registry<S>) {
     let left = Rc::new(Cell::new(TASKS));
     let main = Rc::new(RefCell::new(None::<Waker>));
@@ -75,7 +75,7 @@ async fn tasks<S: LocalSpawner>(registry: &Registry<S>) {
     poll_fn(ended).await;
 }
 
-/// Has two threads start tasks one after the other, between marks, each on a runtime of its own.
+/// Starts tasks on two threads, one after the other and between marks. Each thread has its own runtime.
 fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], make: Make) {
     let mut turns = 0..2;
     let cores = registries.map(|registry| {
@@ -95,7 +95,7 @@ fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], mak
                 tasks(&registry).await;
                 MARK.0.store(2, Ordering::SeqCst);
                 next_step();
-                // Not before: it would write, at its end, into the other one's turn.
+                // An earlier end of this thread would write during the turn of the other thread.
                 wait_for(4);
             }));
         })
@@ -109,7 +109,7 @@ fn one_for_both<S: Clone>(registry: Registry<S>) -> [Registry<S>; 2] {
     [registry.clone(), registry]
 }
 
-/// Returns where the memory begins and ends that an address is in.
+/// Returns the start and the end of the memory mapping that contains an address.
 fn mapping_of(address: usize) -> String {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let holds = |line: &&str| range(line.split(' ').next().unwrap().replace('-', " ").as_str()).contains(&address);
@@ -122,11 +122,11 @@ fn range(numbers: &str) -> Range<usize> {
 }
 
 #[test]
-#[ignore = "the others run it, in valgrind"]
+#[ignore = "the other tests run this one, in valgrind"]
 fn traced() {
     let Ok(runtime) = env::var("LINES_OF") else { return };
     println!("\nmark {:x} 0", &raw const MARK as usize);
-    // Whoever reads knows the mark from here on.
+    // The reader has received the address of the mark when it answers.
     stdin().read_line(&mut String::new()).unwrap();
     match &*runtime {
         "compio" => two_cores(one_for_both(Registry::new(CompioSpawner)), common::compio_polling),
@@ -139,19 +139,19 @@ fn traced() {
         "glommio with two registries" => {
             two_cores([Registry::new(GlommioSpawner), Registry::new(GlommioSpawner)], common::glommio_io_uring);
         }
-        other => panic!("no such run: {other}"),
+        other => panic!("unknown run: {other}"),
     }
 }
 
-/// What was seen of a run: the lines that each thread wrote.
+/// The trace of a run: the cache lines that each thread wrote.
 #[derive(Default)]
-struct Seen {
+struct Trace {
     marks: usize,
     written: [BTreeSet<usize>; 2],
-    said: String,
+    messages: String,
 }
 
-impl Seen {
+impl Trace {
     fn read(&mut self, line: &str, mark: Option<usize>) {
         if let Some(store) = line.strip_prefix(" S ").or_else(|| line.strip_prefix(" M ")) {
             let (address, size) = store.split_once(',').unwrap();
@@ -163,18 +163,18 @@ impl Seen {
                 self.written[self.marks / 2 % 2].extend(address / LINE..=last / LINE);
             }
         } else if !line.starts_with("I ") && !line.starts_with(" L ") {
-            self.said = format!("{}{line}\n", self.said);
+            self.messages = format!("{}{line}\n", self.messages);
         }
     }
 }
 
-/// Returns the addresses of the lines that both threads wrote, or why that cannot be known.
-fn both_write(runtime: &str) -> Result<Vec<usize>, String> {
+/// Returns the addresses of the cache lines that both threads wrote, or why they cannot be determined.
+fn written_by_both(runtime: &str) -> Result<Vec<usize>, String> {
     let mut traced = Command::new("valgrind")
         .args(["--tool=lackey", "--trace-mem=yes", "--log-fd=2"])
         .arg(env::current_exe().unwrap())
         .args(["--exact", "traced", "--ignored", "--nocapture"])
-        // What the allocator takes back it keeps for the thread, so that none of its lines are shared.
+        // The allocator keeps freed memory in a cache for each thread, so that threads do not share its cache lines.
         .envs([("LINES_OF", runtime), ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=10000")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -184,14 +184,14 @@ fn both_write(runtime: &str) -> Result<Vec<usize>, String> {
     let (mut input, output, trace) = (traced.stdin.take().unwrap(), traced.stdout.take().unwrap(), traced.stderr.take().unwrap());
     let mark = OnceLock::new();
     let mut stacks = Vec::new();
-    let mut refused = Vec::new();
-    let seen = thread::scope(|scope| {
+    let mut skipped = Vec::new();
+    let trace = thread::scope(|scope| {
         let reading = scope.spawn(|| {
-            let mut seen = Seen::default();
+            let mut result = Trace::default();
             for line in BufReader::new(trace).split(b'\n').map_while(Result::ok) {
-                seen.read(&String::from_utf8_lossy(&line), mark.get().copied());
+                result.read(&String::from_utf8_lossy(&line), mark.get().copied());
             }
-            seen
+            result
         });
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             if let Some(numbers) = line.strip_prefix("mark ") {
@@ -199,65 +199,65 @@ fn both_write(runtime: &str) -> Result<Vec<usize>, String> {
                 input.write_all(b"\n").unwrap();
             }
             stacks.extend(line.strip_prefix("stack ").map(range));
-            refused.extend(line.strip_prefix("skipped: ").map(String::from));
+            skipped.extend(line.strip_prefix("skipped: ").map(String::from));
         }
         reading.join().unwrap()
     });
     let status = traced.wait().unwrap();
-    assert_ne!(status.code(), Some(101), "it panics in valgrind: {}", seen.said);
-    if let Some(why) = refused.pop() {
+    assert_ne!(status.code(), Some(101), "the run panicked in valgrind: {}", trace.messages);
+    if let Some(why) = skipped.pop() {
         return Err(why);
     }
-    // Not for what is run: valgrind does not know an instruction, say.
+    // Not a failure of the run: valgrind may not support an instruction, for example.
     if !status.success() {
-        return Err(format!("in valgrind it ends with {status}: {}", seen.said));
+        return Err(format!("valgrind exited with {status}: {}", trace.messages));
     }
-    assert_eq!((seen.marks, stacks.len()), (4, 2), "{}", seen.said);
-    let [first, second] = seen.written;
+    assert_eq!((trace.marks, stacks.len()), (4, 2), "{}", trace.messages);
+    let [first, second] = trace.written;
     assert!(first.len() > TASKS && second.len() > TASKS, "{} and {} lines were written", first.len(), second.len());
     let both = (&first & &second).into_iter().map(|line| line * LINE);
-    // A thread that waits writes its stack in the other one's turn, too.
+    // A waiting thread also writes to its stack during the turn of the other thread.
     Ok(both.filter(|address| !stacks.iter().any(|stack| stack.contains(address))).collect())
 }
 
-/// Tells why something cannot be known, unless it is.
-fn known(lines: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
+/// Prints why the lines could not be determined.
+fn or_skip(lines: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
     lines.inspect_err(|why| println!("skipped: {why}")).ok()
 }
 
 fn no_line_is_shared(runtime: &str) {
-    if let Some(lines) = known(both_write(runtime)) {
+    if let Some(lines) = or_skip(written_by_both(runtime)) {
         assert!(lines.is_empty(), "both threads write {lines:#x?}");
     }
 }
 
 #[test]
-#[ignore = "takes valgrind and its time"]
+#[ignore = "needs valgrind, and is slow"]
 fn compio() {
     no_line_is_shared("compio");
 }
 
 #[test]
-#[ignore = "takes valgrind and its time"]
+#[ignore = "needs valgrind, and is slow"]
 fn monoio() {
     no_line_is_shared("monoio");
 }
 
-/// glommio has a lock that it takes for each task. It is a static, which stands where it stands in each run.
+/// glommio takes a lock for each task. The lock is a static, so its address is the same in each run.
 #[test]
-#[ignore = "takes valgrind and its time"]
+#[ignore = "needs valgrind, and is slow"]
 fn glommio_shares_no_more_than_with_two_registries() {
-    if let Some((one, two)) = known(both_write("glommio")).zip(known(both_write("glommio with two registries"))) {
+    if let Some((one, two)) = or_skip(written_by_both("glommio")).zip(or_skip(written_by_both("glommio with two registries"))) {
         let more: Vec<_> = one.iter().filter(|line| !two.contains(line)).collect();
         assert!(more.is_empty(), "both threads write {more:#x?}");
     }
 }
 
-/// What the others look for is seen where it is: a limit is a count that all threads share.
+/// The other tests detect shared lines: a limit is a counter that all threads share.
 #[test]
-#[ignore = "takes valgrind and its time"]
+#[ignore = "needs valgrind, and is slow"]
 fn a_limit_is_a_shared_line() {
-    if let Some(lines) = known(both_write("compio with a limit")) {
+    if let Some(lines) = or_skip(written_by_both("compio with a limit")) {
         assert!(!lines.is_empty());
     }
 }

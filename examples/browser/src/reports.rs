@@ -1,16 +1,16 @@
-//! What one visit leaves for the next to tell.
+//! Reports of a visit, which the next visit shows.
 
 use crate::browser;
 use background_tasks::{Registry, Summary, WasmSpawner};
 use std::future::ready;
 use wasm_bindgen_futures::spawn_local;
 
-const PREFIX: &str = "left/";
+const PREFIX: &str = "report/";
 
-/// Writes down what became of a visit's tasks: the stragglers now, and the summary once they have finished after all. They do if
-/// the page lives on: it was only hidden, or the user comes back to it.
-pub(crate) fn report(tasks: &Registry<WasmSpawner>, began: f64) {
-    let key = format!("{PREFIX}{began}");
+/// Stores a report of a visit's tasks: the stragglers now, and the summary if they end later. They end if the page was only hidden, or if the user
+/// returns to it.
+pub(crate) fn store(tasks: &Registry<WasmSpawner>, started: f64) {
+    let key = format!("{PREFIX}{started}");
     let (drained, now) = (tasks.shutdown(), tasks.shutdown().until(ready(())));
     spawn_local(async move {
         if let Err(stragglers) = now.await {
@@ -29,9 +29,9 @@ fn write(key: &str, report: &str) {
     }
 }
 
-/// Takes what earlier visits have left.
-pub(crate) fn take_reports() -> Vec<String> {
-    let mut keys = browser::stored();
+/// Returns the reports of earlier visits, and removes them.
+pub(crate) fn take() -> Vec<String> {
+    let mut keys = browser::keys();
     keys.retain(|key| key.starts_with(PREFIX));
     keys.sort();
     keys.iter().filter_map(|key| browser::take(key)).collect()

@@ -1,26 +1,27 @@
-//! Who asks, and by which name: a browser tells both, and lets no page of others change what it tells.
+//! The host name and the origin of a request. A browser sends both, and does not let other web pages change them.
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::Authority;
 use http::{HeaderValue, Request};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Returns the host and port that the request was sent to, if there is one answer to that.
+/// Returns the host and port that the request was sent to, unless its headers contradict each other.
 pub(super) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     let mut authorities = request.headers().get_all(header::HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
-    // HTTP/2 has it here, and may have it in the head as well.
+    // HTTP/2 sends the authority in the URI, and may also send a `Host` header.
     let first = request.uri().authority().cloned().or_else(|| authorities.next()?)?;
     let agreed = authorities.all(|other| other.as_ref() == Some(&first));
     (agreed && is_host_and_port(&first)).then_some(first)
 }
 
-/// What stands before the host (`localhost@`) can look like one; and so does the beginning of `[::1].example` to the parser.
+/// Rejects authorities that only look like a trusted host: user information (`localhost@`), and `[::1].example`, whose host the parser takes to be
+/// `[::1]`.
 fn is_host_and_port(authority: &Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
-/// Whether no name server has a say in where this host is. With rebinding, a page of others would reach this server under its own name.
+/// Returns whether DNS cannot change the address of this host. With DNS rebinding, another web page could reach this server under its own name.
 pub(super) fn cannot_be_rebound(host: &str) -> bool {
     let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(host) => host.parse::<Ipv6Addr>().is_ok(),
@@ -29,9 +30,9 @@ pub(super) fn cannot_be_rebound(host: &str) -> bool {
     literal || host.eq_ignore_ascii_case("localhost")
 }
 
-/// Whether a request with these heads, sent to `authority`, came from a page of the same origin.
+/// Returns whether a request with these headers, sent to `authority`, came from a page of the same origin.
 pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
-    // Browsers send it to hosts that they trust, which those on plain HTTP elsewhere are not.
+    // Browsers send this header only to trustworthy origins: HTTPS, or the local machine.
     let site = HeaderName::from_static("sec-fetch-site");
     if headers.contains_key(&site) {
         return only(headers, &site) == Some("same-origin");
@@ -41,7 +42,7 @@ pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
     origin.is_some_and(|origin| origin.eq_ignore_ascii_case(authority))
 }
 
-/// The value of a head that is there once.
+/// Returns the value of a header that occurs exactly once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().map(HeaderValue::to_str)?.ok()?;
