@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -295,4 +295,35 @@ fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
     drop((task, waker));
     assert_eq!(Arc::strong_count(&woken), 1, "the registry must keep no clone of the waker");
+}
+
+/// A waker whose destructor aborts every task.
+struct AbortOnDrop(Registry<Manual>);
+
+impl Wake for AbortOnDrop {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// S7: the abort would hang if the registry dropped a waker under the lock of the task's slot.
+#[test]
+fn task_waker_destructor_may_call_the_registry() {
+    let (spawner, registry) = inspected();
+    let start_and_park = || {
+        registry.run(pending::<()>());
+        let mut task = spawner.take();
+        let waker = Waker::from(Arc::new(AbortOnDrop(registry.clone())));
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        task // The registry now owns the last clone of the waker.
+    };
+    let mut repolled = start_and_park();
+    assert!(poll_once(&mut repolled).is_ready(), "the replaced waker aborts the task");
+    assert_eq!(registry.summary().aborted, 1);
+    drop(start_and_park());
+    assert_eq!((registry.summary().abandoned, registry.in_flight()), (1, 0));
 }

@@ -96,6 +96,42 @@ fn task_ids_are_unique_and_parse_from_their_text() {
 }
 
 #[test]
+fn task_ids_are_unique_across_threads() {
+    let registry = Registry::builder(()).inspect().build();
+    // Each new thread uses another shard, as long as there is another one.
+    let start_on_new_thread = |_| {
+        let registry = registry.clone();
+        thread::spawn(move || registry.guard().unwrap()).join().unwrap()
+    };
+    let guards: Vec<_> = (0..8).map(start_on_new_thread).collect();
+    let ids: HashSet<_> = registry.tasks().iter().map(|task| task.id().unwrap()).collect();
+    assert_eq!(ids.len(), guards.len());
+}
+
+#[test]
+fn reused_slots_are_not_shared_and_show_their_own_tasks() {
+    let registry = Registry::builder(()).inspect().build();
+    let mut started = Vec::new();
+    for name in ["one", "two", "three"].into_iter().cycle().take(if cfg!(miri) { 3 } else { 30 }) {
+        // Ends every second task, so that the next tasks reuse slots between slots that stay in use.
+        let mut ends = false;
+        started.retain(|_| {
+            ends = !ends;
+            !ends
+        });
+        started.extend((0..20).map(|_| (name, registry.named(name).guard().unwrap())));
+        let tasks = registry.tasks();
+        let ids: HashSet<_> = tasks.iter().map(|task| task.id().unwrap()).collect();
+        assert_eq!(ids.len(), started.len());
+        let mut listed: Vec<_> = tasks.iter().map(|task| task.name().unwrap()).collect();
+        let mut expected: Vec<_> = started.iter().map(|(name, _)| *name).collect();
+        listed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(listed, expected);
+    }
+}
+
+#[test]
 fn thousand_tasks_are_listed_oldest_first() {
     const NAMES: [&str; 3] = ["one", "two", "three"];
     const EACH: usize = if cfg!(miri) { 10 } else { 333 };

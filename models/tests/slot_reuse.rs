@@ -7,6 +7,7 @@ mod common;
 use background_tasks::{AbortError, Guard, TaskId, TaskInfo};
 use common::{Effect, ManualSpawner, Task, check, manual_builder, race, spawn_on_shard};
 use core::future::pending;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,12 @@ fn distinct_ids(tasks: &[TaskInfo]) -> Vec<Option<TaskId>> {
     ids.sort();
     ids.dedup();
     ids
+}
+
+/// Returns the numbers of the slots in use. An id is the slot's number and its generation.
+fn slots(registry: &Registry) -> BTreeSet<u32> {
+    let slot = |task: &TaskInfo| task.id().unwrap().to_string().split_once('-').unwrap().0.parse().unwrap();
+    registry.tasks().iter().map(slot).collect()
 }
 
 /// S9: Asserts that `count` tasks are in flight and that each is listed, in a slot that no other task has.
@@ -153,6 +160,43 @@ fn two_slots_freed_concurrently_are_not_shared() {
     });
 }
 
+/// H4: Two slots are freed while another thread takes slots. No freed slot is lost: there are at most as many slots as tasks were in
+/// flight at the same time.
+#[test]
+fn slots_freed_during_takes_are_reused() {
+    check(1, || {
+        let registry = inspected();
+        let guards = [enter(&registry), enter(&registry)];
+        let mut used = slots(&registry);
+        let leaver = spawn_on_shard(0, move || drop(guards));
+        let taken = [enter(&registry), enter(&registry)];
+        used.append(&mut slots(&registry));
+        leaver.join().unwrap();
+        let others = [enter(&registry), enter(&registry)];
+        assert_listed(&registry, 4);
+        used.append(&mut slots(&registry));
+        assert!(used.len() <= 4, "a freed slot is lost");
+        drop((taken, others));
+    });
+}
+
+/// H4: Two slots are freed simultaneously. The next two tasks reuse both.
+#[test]
+fn slots_freed_by_two_threads_are_reused() {
+    check(1, || {
+        let registry = inspected();
+        let [first, second] = [enter(&registry), enter(&registry)];
+        let used = slots(&registry);
+        let leaver = spawn_on_shard(0, move || drop(first));
+        drop(second);
+        leaver.join().unwrap();
+        let guards = [enter(&registry), enter(&registry)];
+        assert_listed(&registry, 2);
+        assert_eq!(slots(&registry), used, "a freed slot is lost");
+        drop(guards);
+    });
+}
+
 /// S9: `tasks` runs while another thread grows the table. It lists each task at most once, and the task that was there before.
 #[test]
 fn tasks_listed_during_growth_are_distinct_and_keep_earlier_task() {
@@ -236,6 +280,42 @@ fn late_abort_of_previous_task_loses_no_wakeup() {
             assert_eq!(registry.shutdown().wait().aborted, 1);
         });
     }
+}
+
+/// L3: A task ends on one thread while another thread reuses its slot. The departure does not take the waker of the next task.
+#[test]
+fn departure_keeps_waker_of_next_task() {
+    check(1, || {
+        let registry = inspected();
+        let mut task = start(&registry);
+        assert!(task.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(task));
+        let mut next = start(&registry);
+        let polled = next.poll();
+        assert!(polled.is_pending());
+        leaver.join().unwrap();
+        assert_eq!(registry.abort().aborted, 1);
+        next.finish(polled);
+        let summary = registry.shutdown().wait();
+        assert_eq!((summary.abandoned, summary.aborted), (1, 1));
+    });
+}
+
+/// S3, S9: A registry that has drained lists no task, and an abort finds none.
+#[test]
+fn drained_registry_lists_and_aborts_no_task() {
+    check(1, || {
+        let registry = inspected();
+        let guard = enter(&registry);
+        registry.shutdown();
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        if registry.is_drained() {
+            assert!(registry.tasks().is_empty());
+            let report = registry.abort();
+            assert_eq!((report.aborted, report.not_abortable), (0, 0));
+        }
+        leaver.join().unwrap();
+    });
 }
 
 /// S2: When `abort_task` returns `NotInFlight`, the effects of the task are visible, although another task may have its slot.

@@ -69,6 +69,28 @@ fn stale_signal_drop_removes_no_waker() {
     });
 }
 
+/// L1: A signal of the previous registry that is polled with another waker after the reuse replaces no waker of the next registry.
+#[test]
+fn stale_signal_poll_replaces_no_waker() {
+    check(1, || {
+        let registry = Registry::new(());
+        let mut stale = Polled::new(registry.signal());
+        assert!(stale.poll().is_pending());
+        let poller = spawn_on_shard(0, move || {
+            let polled = stale.poll_with_new_waker();
+            (stale, polled)
+        });
+        drop(registry);
+        let registry = Registry::new(());
+        let mut signal = Polled::new(registry.signal());
+        assert!(signal.poll().is_pending());
+        let (stale, polled) = poller.join().unwrap();
+        stale.finish(polled);
+        registry.shutdown();
+        signal.finish(Poll::Pending);
+    });
+}
+
 /// L1: A signal that is first polled after the reuse is triggered, and shows what happened before its own registry's shutdown.
 ///
 /// One thread returns the state to the pool, and another thread reopens it.
