@@ -241,7 +241,7 @@ impl Store for Postgres {
         async move { push(&mut *self.pool.acquire().await?, &spec, &payloads).await }.boxed()
     }
 
-    /// Runs the engine on a connection of its own. A dropped fetch can still commit, and has ended when the connection is idle again. One
+    /// Runs the engine on a separate connection. A dropped fetch can still commit, and has ended when the connection is idle again. One
     /// connection is enough, because the engine runs one statement at a time.
     fn run_engine(
         &self,

@@ -1,5 +1,5 @@
 //! Renews the worker's lease. The engine sends heartbeats too, but not while it fetches, while fetched jobs wait, after it has failed, or
-//! during a drain, when there is no engine.
+//! during a drain, when the engine has stopped.
 
 use super::in_flight::InFlightJobs;
 use crate::engine::EngineName;
