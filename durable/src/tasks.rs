@@ -3,8 +3,9 @@
 use crate::error::Error;
 use crate::outage::Report;
 use background_tasks::{Registry, RejectReason, Spawner, Tracked};
+#[cfg(feature = "cron")]
 use std::any::Any;
-use std::panic::{Location, resume_unwind};
+use std::panic::Location;
 
 /// Names the tasks of one worker or schedule, and the call site that started it.
 pub(crate) struct TaskNames<S> {
@@ -44,10 +45,11 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
     }
 
     /// Returns a function that reports panics of user code in this task, each as a panicked task of the same name.
+    #[cfg(feature = "cron")]
     pub(crate) fn report_panic(&self, name: &'static str) -> impl Fn(Box<dyn Any + Send>) + Send + Sync + use<S> {
         let (registry, location) = (self.registry.clone(), self.location);
         move |payload| {
-            let unwind: fn(Box<dyn Any + Send>) = |payload| resume_unwind(payload);
+            let unwind: fn(Box<dyn Any + Send>) = |payload| std::panic::resume_unwind(payload);
             registry.named(name).location(location).run(async move { unwind(payload) });
         }
     }
