@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const HELP: &str = "\
-Signs people up over HTTP. Each sign-up's mail is a job in a database, which a worker sends.
+Signs people up. The mail to each of them is a job in a database, which a worker sends.
 
 Usage: durable-signups [server | worker] [options]
 
