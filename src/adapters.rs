@@ -1,4 +1,6 @@
-//! Spawners and observers for runtimes and tools, each behind its feature. They use the public API only.
+//! Spawners for each supported runtime, spawners without a type parameter, and observers for tracing and metrics.
+//!
+//! Adapters use the crate's public API only.
 
 #[cfg(feature = "async-executor")]
 pub(crate) mod async_executor;
@@ -11,6 +13,8 @@ pub(crate) mod futures;
 pub(crate) mod in_span;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
+#[cfg(feature = "serde")]
+mod serde;
 #[cfg(feature = "smol")]
 pub(crate) mod smol;
 #[cfg(feature = "tokio")]

@@ -1,5 +1,8 @@
-//! Fire and forget that forgets nothing: start work in the background on any executor, answer at once, and at exit tell
-//! every task to stop, wait for it, and account for each one.
+//! Background tasks on any async runtime: started with one call, drained at shutdown, and accounted for one by one.
+//!
+//! A server answers its caller and still has work to do: write the cache, send the mail, record the audit line. A detached task loses that
+//! work silently when the process exits. A [`Registry`] starts such tasks, and before the process exits it asks every task to stop, waits
+//! within a deadline, and reports how each task ended.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")] mod program {
@@ -11,7 +14,7 @@
 //! async fn main() {
 //!     let registry = Registry::new(TokioSpawner);
 //!
-//!     registry.run(mail::send()); // and answer the caller
+//!     registry.run(mail::send()); // returns immediately
 //!
 //!     tokio::signal::ctrl_c().await.expect("Ctrl-C can be awaited");
 //!     let grace = tokio::time::sleep(Duration::from_secs(10));
@@ -24,86 +27,82 @@
 //! # fn main() {}
 //! ```
 //!
-//! - [`Registry::run`] counts a task and has a [`Spawner`] start it. Its panic is caught, its error and its disappearance are counted.
-//! - [`Registry::signal`] is a future that each task can wait on; it resolves when the shutdown begins.
-//! - [`Registry::shutdown`] begins the shutdown and resolves to a [`Summary`] when nothing is in flight and nothing ever will be.
-//!   While something is, it may still start what it owes.
+//! - [`Registry::run`] counts a task and passes it to a [`Spawner`]. It catches the task's panic, and counts its error and its loss.
+//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for it.
+//! - [`Registry::shutdown`] starts the shutdown. It returns a future that resolves to a [`Summary`] when nothing is in flight.
 //!
-//! That is all that most programs need. Work that others run is counted with [`Registry::track`] and [`Registry::guard`];
-//! [`Registry::builder`] makes a registry that tells its losses, lists and aborts its tasks, or has a limit.
+//! Most programs need no more. [`Registry::track`] and [`Registry::guard`] count work that something else runs. [`Registry::builder`] makes a
+//! registry with [observers](Observer), a list of its tasks, aborts, or a limit.
 //!
-//! # What is promised, and what is not
+//! # The life of a registry
 //!
-//! A task is counted before it is started, and its future, destructors, error and panic payload are gone before its count is given back;
-//! so a drain that has resolved is true, and final. A future that was dropped before it had finished counts as
-//! [abandoned](Summary::abandoned), not as done. What a task does (a panic in it, in its destructor, in a waker) hurts neither the host nor
-//! the other tasks, except that a destructor that panics while its task's own panic unwinds through it ends the process, as everywhere in Rust.
+//! ```text
+//!              shutdown(), or the last             nothing is
+//!              handle is dropped                   in flight
+//!     ┌──────┐                        ┌──────────┐            ┌─────────┐
+//!     │ open │ ─────────────────────▶ │ draining │ ─────────▶ │ drained │
+//!     └──────┘                        └──────────┘            └─────────┘
+//!     accepts tasks                   accepts tasks           rejects tasks, forever
+//!                                     signals are triggered   the summary is final
+//! ```
 //!
-//! Work in memory is lost when the process is killed, crashes, or loses its power. Who cannot afford that needs a durable queue and a worker
-//! of its own; the README says more.
+//! A draining registry still accepts tasks, so that a task can finish its work with the help of another one. To make a drain end, stop the
+//! sources of new work first: close the listener, for example when its [signal](Registry::signal) resolves.
+//!
+//! # Outcomes
+//!
+//! Every accepted piece of work ends with one of the first five outcomes. All but *completed* are losses, which are reported to observers.
+//!
+//! | outcome | the work |
+//! | --- | --- |
+//! | [completed](Summary::completed) | finished with `()` or `Ok`; or it was a guard, and was dropped |
+//! | [failed](Summary::failed) | finished with an `Err` |
+//! | [panicked](Summary::panicked) | panicked, in its code or in a destructor |
+//! | [abandoned](Summary::abandoned) | was dropped before it finished, for example with its runtime |
+//! | [aborted](Summary::aborted) | was ended at an await point by [`abort`](Registry::abort) |
+//! | [rejected](Summary::rejected) | was never started, because the registry had drained or was full |
+//!
+//! # Guarantees
+//!
+//! - A task is counted before it is started. Its count is released after its future, destructors, error and panic payload have been dropped. So
+//!   a drain that has resolved is final.
+//! - A panic in a task, in its destructor or in a waker affects neither the host nor other tasks. There is one exception, as everywhere in Rust: a
+//!   destructor that panics during its task's own panic aborts the process.
+//! - Work in memory is lost when the process is killed, crashes, or loses power. Work that must survive that belongs in a durable queue,
+//!   for example in the crate `background-tasks-durable`.
 //!
 //! # Features
 //!
-//! | feature | gives |
+//! | feature | provides |
 //! | --- | --- |
-//! | `std` (default) | panics caught, blocking waits, four shards for each core, [`Registry::new`] |
+//! | `std` (default) | caught panics, blocking waits, ages of tasks, and about four shards for each core |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
-//! | `futures` | `FuturesSpawner`, for whatever has the `futures` crate's traits `Spawn` or `LocalSpawn` |
-//! | `wasm-bindgen-futures` | `WasmSpawner`, and ages, on `wasm32-unknown-unknown`; nothing elsewhere |
-//! | `tracing` | `TracingObserver`, and `InSpan`, which starts tasks in their caller's span |
+//! | `futures` | `FuturesSpawner`, for executors that implement `Spawn` or `LocalSpawn` of the `futures` crate |
+//! | `wasm-bindgen-futures` | `WasmSpawner`, and ages of tasks, on `wasm32-unknown-unknown`; nothing elsewhere |
+//! | `tracing` | `TracingObserver`, and `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver` |
-//! | `conformance` | the module `conformance`: a suite for the tests of who implements a spawner trait |
-//! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and what is in them |
-//! | `coarse-clock` | ages from the kernel's coarse clock (Linux, Android), some milliseconds old, for cheaper inspection |
+//! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits |
+//! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
+//! | `coarse-clock` | times from the kernel's coarse clock (Linux, Android): some milliseconds old, and cheaper to read |
 //! | `portable-atomic` | atomics of portable-atomic, for targets without compare-and-swap |
-//! | `critical-section` | critical sections instead of spinlocks where there is no operating system, for programs with interrupts |
+//! | `critical-section` | critical sections as the lock of programs without `std`, and for `portable-atomic` |
 //!
-//! # Without `std`
-//!
-//! The core needs `alloc` and an atomic compare-and-swap of a word; 64 bits it needs nowhere. A registry is made with
-//! [`Registry::in_static`]; it has one shard, and there is no builder. A panic is not caught (one that unwinds through a destructor keeps its
-//! task's count for ever), and a waiting signal is one allocation. `examples/bare-metal`, in the repository, runs on two Cortex-M.
-//!
-//! A target without compare-and-swap (`thumbv6m-none-eabi`, `riscv32imc-unknown-none-elf`) needs the feature `portable-atomic`; without it
-//! event-listener does not compile there. The feature `critical-section` says where portable-atomic is to take it from; other ways
-//! are in [its documentation](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features). `DynSpawner` is not to be had
-//! there, as `alloc` has no `Arc`.
-//!
-//! An interrupt handler may start work and take a [`Guard`], if the spawner and the allocator can be used there. That it also begins the
-//! shutdown, drops a guard, or polls or drops what waits, takes the feature `critical-section`, with an implementation of
-//! [critical-section](https://docs.rs/critical-section) in the program: event-listener otherwise locks with a spinlock, and a handler
-//! that finds it locked spins for ever. Either way wakers are called, cloned and dropped under that lock. One that calls back into the registry
-//! there panics (*already borrowed*) with the feature, and hangs without it.
-//!
-//! # In the browser
-//!
-//! On `wasm32-unknown-unknown` tasks are JavaScript's microtasks (feature `wasm-bindgen-futures`), in a page, a worker or Node, and nothing blocks: the
-//! waits of [`Shutdown`] that block a thread are not there, nor is [`BlockingSpawner`] served. Ages are read from JavaScript's `performance`;
-//! without the feature there are none, and where there is no `performance`, in a worklet, a registry that is inspected or observed panics.
-//!
-//! When the page goes away its tasks are lost without their destructors. Begin the shutdown in a listener of `pagehide`: what then needs microtasks
-//! alone drains before the next listener is called; what needs a timer or an answer does not. `examples/browser`, in the repository, does so and tells the
-//! rest at the next visit.
-//!
-//! A panic traps, unless the program and `std` are built with `-C panic=unwind`: no destructor runs, nothing is counted or told, and the task stays in
-//! flight for ever. So give the drain a deadline. The other tasks go on, those in line behind it as soon as anything is woken; in Node an error that nobody
-//! catches ends the process.
-//!
-//! Where wasm has threads (`+atomics`, nightly), tasks are woken in a later turn of the event loop instead: nothing drains between two listeners,
-//! and after a panic the others may not go on.
+//! Without `std` everything works but what that row names; see the page on [bare metal](guide::bare_metal). There is also a page on the
+//! [browser](guide::browser).
 //!
 //! # Cost
 //!
-//! Counting a task is two atomic operations on a cache line that no other thread writes (there are four shards for each core, up to 128,
-//! and threads take them in turn), its size grows by two words, and nothing is allocated for it. Waiting for the signal through
-//! [`ShutdownSignal::run_until_shutdown`] allocates nothing either, once a shard's list has grown. The state of a registry is taken from a
-//! pool and given back: memory is bounded by the most registries alive at once.
+//! Counting a task takes two atomic operations on a cache line that no other thread writes, grows the task by two words, and allocates
+//! nothing. (A registry has about four shards for each core, at most 128, and threads share them in turn.) Waiting for the signal with
+//! [`ShutdownSignal::run_until_shutdown`] allocates nothing once the list of a shard has grown. The state of a registry comes from a pool,
+//! so memory is bounded by the largest number of registries that existed at the same time.
 //!
-//! What [`RegistryBuilder`] is asked for costs those who ask: an observer nothing while all goes well, an inspected task a slot that is used
-//! again and a reading of the clock, a limit one count that all threads share. `cargo run --release -p peers`, in the repository, measures it.
+//! The options of [`RegistryBuilder`] cost only those who use them. An observer costs nothing until there is a loss. An inspected task
+//! occupies a slot and takes a timestamp. A limit makes all threads share one counter. `cargo run --release -p peers`, in the
+//! repository, measures all of this.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -111,62 +110,37 @@
 
 extern crate alloc;
 
-#[cfg(feature = "std")]
-mod abort;
 mod adapters;
-#[cfg(feature = "std")]
-mod attend;
-mod bell;
-#[cfg(feature = "std")]
+#[cfg(all(feature = "std", not(target_family = "wasm")))]
+mod blocking;
 mod builder;
-#[cfg(feature = "std")]
-mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-mod gate;
-mod info;
-#[cfg(feature = "std")]
-mod intake;
-#[cfg(feature = "std")]
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod observer;
-mod output;
-mod panics;
-#[cfg(feature = "std")]
-mod pool;
+mod platform;
 mod registry;
-mod rejected;
-#[cfg(feature = "std")]
-mod roster;
-mod shards;
+mod report;
 mod shutdown;
 mod signal;
 mod spawner;
-mod start;
-mod summary;
+mod state;
 mod sync;
-mod token;
-mod tracked;
-mod wakers;
+mod task;
+mod task_builder;
 
-#[cfg(feature = "std")]
-pub use abort::{AbortError, AbortReport};
-#[cfg(feature = "std")]
 pub use builder::RegistryBuilder;
-pub use info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
-#[cfg(feature = "std")]
 pub use observer::Observer;
-pub use output::TaskOutput;
 pub use registry::Registry;
-pub use rejected::{RejectReason, Rejected};
-pub use shards::RegistryState;
+pub use report::{AbortError, AbortReport, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
-#[cfg(feature = "std")]
-pub use start::RunWhenReady;
-pub use start::TaskBuilder;
-pub use summary::{Stragglers, Summary};
-pub use tracked::{Guard, Tracked};
+pub use state::RegistryState;
+pub use task::{Guard, Tracked};
+pub use task_builder::{RunWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;
@@ -192,7 +166,7 @@ pub use adapters::wasm_bindgen_futures::WasmSpawner;
 
 #[cfg(loom)]
 #[doc(hidden)]
-pub use shards::threads as model;
+pub use platform::model;
 
 #[cfg(all(doctest, feature = "tokio"))]
 #[doc = include_str!("../README.md")]

@@ -1,15 +1,30 @@
-use crate::{RejectReason, Summary, TaskInfo};
+use crate::report::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
-use std::sync::Arc;
 
-/// Is told of each loss, and of the shutdown's beginning and end; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
+/// Receives every loss, and the start and the end of a shutdown; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
 ///
-/// Each method does nothing unless it is implemented. They are called where the loss happens, on whatever thread that is, under no
-/// lock, and a loss is told before its task's count is given back: when a drain has ended, everything was told. So they should be quick, and
-/// must not wait for the drain: it waits for them. They may use the registry in all other ways; one that owns a handle keeps it
-/// open, as a task does. A panic of theirs is contained.
+/// The default implementation of each method does nothing. Successful tasks are not reported, so that they cost nothing;
+/// [`Registry::summary`](crate::Registry::summary) counts them.
 ///
-/// What went well is not told, as that would cost every task something: [`Registry::summary`](crate::Registry::summary) counts it.
+/// # Order
+///
+/// - A loss is reported after it has been counted and before its task's in-flight count is released. So when a drain has resolved, every loss
+///   of an accepted task has been reported.
+/// - [`shutdown_started`](Self::shutdown_started) and [`drained`](Self::drained) are each called once, in this order. All waiters of the drain
+///   are woken after `drained` has returned.
+/// - The observers of a registry are called one after the other, in the order in which they were added.
+///
+/// # Threads and locks
+///
+/// A method is called on the thread where the event happens: where the task is polled or dropped, where a rejected task was to be started,
+/// where the shutdown starts, or where the drain ends. Several threads may call methods simultaneously. No lock of the registry is held.
+///
+/// Methods should return quickly, because the task and the drain wait for them. A method may use the registry in any other way, but must
+/// not wait for the drain, which would deadlock. An observer that owns a handle of the registry keeps the registry open, as a task does.
+///
+/// # Panics
+///
+/// With `std`, a panic in an observer or in its destructor is caught and ignored, and the other observers are still called.
 ///
 /// # Examples
 ///
@@ -31,36 +46,38 @@ use std::sync::Arc;
 /// assert_eq!(registry.shutdown().await.failed, 1);
 /// # });
 /// ```
-#[expect(unused_variables, reason = "the names are for those who implement them")]
+#[expect(unused_variables, reason = "the names document the parameters")]
 pub trait Observer: Send + Sync + 'static {
-    /// A task returned an `Err`, which reads so.
+    /// Called when a task returned an `Err`. `error` is the `Display` text of the error.
     fn failed(&self, task: &TaskInfo, error: &str) {}
 
-    /// A task panicked, or the destructor of one, with this message.
+    /// Called when a task or its destructor panicked, or a [`Guard`](crate::Guard) was dropped by a panic. `message` is the panic's message.
     fn panicked(&self, task: &TaskInfo, message: &str) {}
 
-    /// A task was dropped before it had finished.
+    /// Called when a task was dropped before it finished.
     fn abandoned(&self, task: &TaskInfo) {}
 
-    /// A task was [aborted](crate::Registry::abort).
+    /// Called when a task was [aborted](crate::Registry::abort).
     fn aborted(&self, task: &TaskInfo) {}
 
-    /// Some work was not accepted.
+    /// Called when the registry did not accept a task. Such a task has no ID and no age.
     ///
-    /// What is refused meanwhile on this thread is counted and not told.
+    /// Rejections that an observer causes on the same thread during this call are counted but not reported.
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {}
 
-    /// The shutdown has begun, with so many in flight. The signals have been triggered when this is told.
+    /// Called once when the shutdown has started. `in_flight` is the number of tasks in flight at that moment.
+    ///
+    /// All shutdown signals have been triggered before this call.
     fn shutdown_started(&self, in_flight: usize) {}
 
-    /// The drain has ended, so long after its beginning.
+    /// Called once when the drain has ended. `summary` is final, except for later rejections.
     ///
-    /// Whoever waits for the drain is told afterwards. In the browser, where `std` has no clock, the time
-    /// is zero without the feature `wasm-bindgen-futures`.
+    /// `took` is the time since the shutdown started. It is zero where no clock exists: without `std`, and in the browser without the
+    /// feature `wasm-bindgen-futures`.
     fn drained(&self, summary: &Summary, took: Duration) {}
 }
 
-/// Any way of holding an observer is one.
+/// Implements the trait for smart pointers to an observer.
 macro_rules! forward {
     ($($holder:ty),*) => {$(
         impl<O: Observer + ?Sized> Observer for $holder {
@@ -94,4 +111,6 @@ macro_rules! forward {
         }
     )*};
 }
-forward!(Box<O>, Arc<O>);
+forward!(alloc::boxed::Box<O>);
+#[cfg(target_has_atomic = "ptr")]
+forward!(alloc::sync::Arc<O>);

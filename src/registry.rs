@@ -1,24 +1,26 @@
-use crate::shards::{Handle, RegistryState};
+use crate::report::{AbortError, AbortReport, Rejected, Summary, TaskId, TaskInfo, TaskOutput};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::start::TaskBuilder;
-use crate::tracked::{Guard, Tracked};
-use crate::{BlockingSpawner, LocalSpawner, Rejected, Spawner, Summary, TaskOutput};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::state::{RegistryHandle, RegistryState};
+use crate::task::{Guard, Tracked};
+use crate::task_builder::{RunWhenReady, TaskBuilder};
+use alloc::vec::Vec;
 use core::fmt;
-use core::future::Future;
 
-#[cfg(feature = "std")]
-use crate::{AbortError, AbortReport, RegistryBuilder, RunWhenReady, TaskId, TaskInfo};
-
-/// The background tasks of one host: starts them, counts them, tells them to stop, and waits for them.
+/// Starts the background tasks of one program, counts them, signals shutdown to them, and waits for them.
 ///
-/// Clones are handles of one registry. It is *open* until [`shutdown`](Self::shutdown) is called, or its last handle is dropped. Then it is
-/// *draining*: the signal is on, and work is still accepted while anything is in flight, so that a task, or the holder of a
-/// [`Guard`], can start the work that it owes. When nothing is in flight it is *drained*, for good, and accepts nothing.
+/// A registry has three states:
 ///
-/// So stop the intake from outside first (close the listener: it can wait on the [`signal`](Self::signal)), and give the drain a deadline.
+/// - *Open*: it accepts tasks until [`shutdown`](Self::shutdown) is called or the last handle is dropped.
+/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight, so that a
+///   task, or the holder of a [`Guard`], can start follow-up work.
+/// - *Drained*: nothing is in flight. The registry never accepts a task again.
 ///
-/// A task that owns a handle keeps its registry open: dropping all others begins no shutdown then.
+/// So stop external requests first, and give the drain a deadline. A listener, for example, can wait for the signal and close.
+///
+/// A clone is another handle of the same registry. A task that owns a handle keeps its registry open: dropping all other handles then does
+/// not start the shutdown.
 ///
 /// # Examples
 ///
@@ -36,57 +38,36 @@ use crate::{AbortError, AbortReport, RegistryBuilder, RunWhenReady, TaskId, Task
 /// ```
 #[derive(Clone)]
 pub struct Registry<S> {
-    handle: Handle,
+    handle: RegistryHandle,
     spawner: S,
 }
 
 impl<S> Registry<S> {
-    /// Returns a new registry that starts its tasks with `spawner`.
-    ///
-    /// Its state comes from a process-wide pool and goes back there when it has drained and its handles are gone.
-    #[cfg(feature = "std")]
-    pub fn new(spawner: S) -> Self {
-        Self::builder(spawner).build()
-    }
-
-    /// Returns a builder, for a registry that tells its losses, lists its tasks, or has a limit.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[cfg(feature = "smol")] {
-    /// use background_tasks::{Registry, SmolSpawner};
-    ///
-    /// let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1000).build();
-    /// registry.named("sweeper").run(std::future::pending::<()>());
-    /// assert_eq!(registry.tasks()[0].name(), Some("sweeper"));
-    /// # }
-    /// ```
-    #[cfg(feature = "std")]
-    pub fn builder(spawner: S) -> RegistryBuilder<S> {
-        RegistryBuilder::new(spawner)
-    }
-
-    #[cfg(feature = "std")]
-    pub(crate) fn with(handle: Handle, spawner: S) -> Self {
+    pub(crate) fn from_handle(handle: RegistryHandle, spawner: S) -> Self {
         Self { handle, spawner }
     }
 
-    /// Returns the registry whose state is `core`, for a `static` and for programs without `std`.
+    /// Returns a handle of the registry whose state is `state`, for a `static` and for programs without `std`.
     ///
-    /// It begins no shutdown when it is dropped. All that is made on one core are one registry. See [`RegistryState`] for an example.
-    pub const fn in_static(core: &'static RegistryState, spawner: S) -> Self {
-        Self { handle: Handle::in_static(core), spawner }
+    /// All handles made with one `state` belong to the same registry. Dropping such a handle never starts the shutdown. See
+    /// [`RegistryState`] for an example.
+    pub const fn in_static(state: &'static RegistryState, spawner: S) -> Self {
+        Self { handle: RegistryHandle::in_static(state), spawner }
     }
 
     #[inline]
-    pub(crate) fn core(&self) -> &'static RegistryState {
-        self.handle.core()
+    fn state(&self) -> &'static RegistryState {
+        self.handle.state()
+    }
+
+    #[inline]
+    fn task(&self) -> TaskBuilder<'_, S> {
+        TaskBuilder::new(self.state(), &self.spawner)
     }
 
     /// Returns another handle of this registry, which starts its tasks with another spawner.
     ///
-    /// So one drain covers what runs on several executors, or has something put around it.
+    /// One drain then covers tasks on several executors, or tasks that are [wrapped](Spawner#wrapping-each-task) differently.
     ///
     /// # Examples
     ///
@@ -99,7 +80,7 @@ impl<S> Registry<S> {
     /// let requests = Registry::new(SmolSpawner);
     /// let thumbnails = requests.with_spawner(ThreadsSpawner::new(1)?);
     /// requests.run(async {});
-    /// thumbnails.run(async { /* on a thread of its own */ });
+    /// thumbnails.run(async { /* on its own thread */ });
     /// assert_eq!(requests.shutdown().await.completed, 2);
     /// # Ok(())
     /// # })
@@ -111,15 +92,17 @@ impl<S> Registry<S> {
         Registry { handle: self.handle.clone(), spawner }
     }
 
-    /// Returns the spawner.
+    /// Returns the spawner of this handle.
     pub fn spawner(&self) -> &S {
         &self.spawner
     }
 
-    /// Says what the work that is started next is called: a kind of work, such as `"welcome-mail"`, not a single piece of it.
+    /// Returns a builder that starts a task with this name. A name stands for a kind of task, such as `"welcome-mail"`, not for a single
+    /// task.
     ///
-    /// Names are for [observers](RegistryBuilder::observer) and for [`tasks`](Self::tasks): without either they cost next to nothing and say nothing. With them
-    /// each pair of a name and a call site has slots of its own, for good, so do not make names up without end.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name. In a registry
+    /// with observers, a named task needs a slot, as an [inspected](crate::RegistryBuilder::inspect) task does. In a registry without observers
+    /// and inspection the name has no effect and costs almost nothing.
     ///
     /// # Examples
     ///
@@ -131,13 +114,16 @@ impl<S> Registry<S> {
     /// # }
     /// ```
     pub fn named(&self, name: &'static str) -> TaskBuilder<'_, S> {
-        TaskBuilder::new(self).named(name)
+        self.task().named(name)
     }
 
-    /// Marks the work that is started next as such that the host should not go on without: its panic or its failure begins the shutdown.
+    /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
     ///
-    /// That it is aborted, abandoned or rejected begins nothing, nor does an `Err` of what is [tracked](Self::track), whose output is its
-    /// owner's. [`RegistryBuilder::shutdown_on_panic`] and [`RegistryBuilder::shutdown_on_failure`] mark all.
+    /// A critical task that is aborted, abandoned or rejected does not start the shutdown. Neither does a [tracked](Self::track) future
+    /// that returns `Err`, because its output belongs to its owner. [`shutdown_cause`](Self::shutdown_cause) returns the task that started
+    /// the shutdown.
+    ///
+    /// [`RegistryBuilder::shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and [`RegistryBuilder::shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply this to every task.
     ///
     /// # Examples
     ///
@@ -147,31 +133,32 @@ impl<S> Registry<S> {
     /// # use background_tasks::{Registry, SmolSpawner};
     /// # let registry = Registry::new(SmolSpawner);
     /// registry.critical().run(async { Err("the leader's lease is lost") });
-    /// registry.signal().await; // resolves: the shutdown has begun
+    /// registry.signal().await; // resolves: the shutdown has started
     /// # });
     /// ```
-    #[cfg(feature = "std")]
     pub fn critical(&self) -> TaskBuilder<'_, S> {
-        TaskBuilder::new(self).critical()
+        self.task().critical()
     }
 
-    /// Counts a future that somebody else polls (a `JoinSet`, a `select!`, a server) as in flight until it has finished or is dropped.
+    /// Counts a future as in flight until it finishes or is dropped. Its owner polls it, for example in a `JoinSet`, a `select!` or a
+    /// server.
     ///
-    /// Any output counts as completed, a panic as panicked before it goes on, and dropping it unfinished as abandoned.
+    /// Any output counts as completed. A panic counts as panicked and then continues in the caller. A future that is dropped before it
+    /// finished counts as abandoned.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
+    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        TaskBuilder::new(self).track(future)
+        self.task().track(future)
     }
 
-    /// Counts something that is no future (a request, a thread, a lock that is held) as in flight until the guard is dropped.
+    /// Counts work that is not a future (a request, a thread, a held lock) as in flight until the guard is dropped.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] when the registry has drained (or is [full](crate::RejectReason::Full)).
+    /// [`Rejected`] if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Examples
     ///
@@ -190,22 +177,23 @@ impl<S> Registry<S> {
     #[track_caller]
     #[inline]
     pub fn guard(&self) -> Result<Guard, Rejected<()>> {
-        TaskBuilder::new(self).guard()
+        self.task().guard()
     }
 
-    /// Returns a future that resolves once the shutdown has begun.
+    /// Returns the shutdown signal: a future that resolves once the shutdown has started.
     pub fn signal(&self) -> ShutdownSignal {
-        ShutdownSignal::new(self.core())
+        ShutdownSignal::new(self.state())
     }
 
-    /// Begins the shutdown, now, and returns a future that resolves to the [`Summary`] once everything has drained.
+    /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
     ///
-    /// All signals are triggered when this returns. Call it again for another wait; drop what it returns to wait for nothing.
-    /// [`Shutdown`] has waits with a deadline, and waits that block a thread.
+    /// All shutdown signals are triggered when this method returns. The shutdown continues if the future is dropped. Calling the method
+    /// again returns another future for the same drain. [`Shutdown`] also has waits with a deadline, and waits that block the thread.
     ///
     /// # Deadlocks
     ///
-    /// A task, or the holder of a guard, that awaits it waits for itself. There, call it and drop what it returns.
+    /// A task, or the holder of a guard, that awaits the returned future waits for itself. Inside a task, call this method and drop the
+    /// future.
     ///
     /// # Examples
     ///
@@ -224,148 +212,155 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     pub fn shutdown(&self) -> Shutdown {
-        self.core().begin_shutdown();
-        Shutdown::new(self.handle.hold())
+        self.state().start_shutdown();
+        Shutdown::new(self.handle.state_ref())
     }
 
-    /// Returns a guard that begins the shutdown when it is dropped, for a `main` that can return early.
+    /// Returns a guard that starts the shutdown when it is dropped, for a `main` that can return early.
     ///
-    /// It does not wait. It can be disarmed.
+    /// Dropping the guard does not wait for the drain. [`ShutdownGuard::disarm`] releases it without starting the shutdown.
     pub fn shutdown_on_drop(&self) -> ShutdownGuard {
-        ShutdownGuard::new(self.handle.hold())
+        ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until an instant with nothing in flight has been observed, without shutting down.
+    /// Waits until nothing is in flight, without starting the shutdown.
     ///
-    /// That is what a test of code that fires and forgets needs: tasks started by tasks are waited for too. There may be something in
-    /// flight again when it resolves.
+    /// Use it in tests of code that starts background tasks: tasks that are started by tasks are waited for too. The future resolves after
+    /// a moment at which nothing was in flight; new tasks may be in flight by then.
     ///
     /// # Deadlocks
     ///
-    /// As with [`shutdown`](Self::shutdown), inside tracked work it waits for itself.
+    /// A task, or the holder of a guard, that awaits the returned future waits for itself.
     ///
     /// # Cancel safety
     ///
-    /// It may be dropped at any time.
+    /// The future can be dropped at any time.
     pub fn wait_idle(&self) -> WaitIdle {
-        WaitIdle::new(self.handle.hold())
+        WaitIdle::new(self.handle.state_ref())
     }
 
-    /// Returns what is in flight now, oldest first; empty unless the registry is [inspected](RegistryBuilder::inspect).
+    /// Returns the tasks in flight, oldest first. Empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// What comes or goes meanwhile may be in it or not.
-    #[cfg(feature = "std")]
+    /// Tasks that start or end during the call may be missing or included. The cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
-        self.core().tasks()
+        self.state().tasks()
     }
 
-    /// Ends every task of an [inspected](RegistryBuilder::inspect) registry at its await point; returns how many it could tell to, and how many not.
+    /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns how many can and cannot be
+    /// aborted.
     ///
-    /// A task that waits is woken, dropped where it waits, and counted as aborted; one that is being polled ends so when that poll
-    /// returns, unless it finishes in it. What has no await point (a blocking closure, a guard), what never comes to one, and what
-    /// [others run](Self::track) stays in flight; so does what is started afterwards, and all of a registry that is not inspected.
+    /// A waiting task is woken, dropped at its await point, and counted as aborted. A task that is being polled ends when that poll
+    /// returns, unless it finishes in that poll.
     ///
-    /// It begins no shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) does both, with a grace between.
-    #[cfg(feature = "std")]
+    /// These stay in flight: tasks without an await point (blocking closures, guards), tasks that never reach one, [tracked](Self::track)
+    /// futures, tasks that are started later, and all tasks of a registry that is not inspected.
+    ///
+    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, then aborts.
     pub fn abort(&self) -> AbortReport {
-        self.core().abort()
+        self.state().abort()
     }
 
-    /// Ends one task of an [inspected](RegistryBuilder::inspect) registry, as [`abort`](Self::abort) does all; looks through all slots for it.
+    /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as [`abort`](Self::abort) does.
+    ///
+    /// The task is searched in all slots of the registry.
     ///
     /// # Errors
     ///
-    /// [`AbortError`] says whether it is not there (any more) or cannot be aborted.
-    #[cfg(feature = "std")]
+    /// - [`AbortError::NotInFlight`] if no task with this ID is in flight.
+    /// - [`AbortError::NotAbortable`] if the task is a blocking closure, a guard or a tracked future.
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
-        self.core().abort_task(id)
+        self.state().abort_task(id)
     }
 
-    /// Returns how the work that has ended did so; exact once drained.
+    /// Returns the number of ended tasks by outcome. Exact once the registry has drained; see [`Summary`].
     pub fn summary(&self) -> Summary {
-        self.core().summary()
+        self.state().summary()
     }
 
-    /// Returns how many are in flight: exact while nothing comes or goes, so a figure to show, not one to wait for.
+    /// Returns the number of tasks in flight. Exact while no task starts or ends.
+    ///
+    /// Use it to show or record the number, and [`wait_idle`](Self::wait_idle) to wait until it is 0.
     pub fn in_flight(&self) -> usize {
-        self.core().in_flight()
+        self.state().in_flight()
     }
 
-    /// Returns whether the shutdown has begun.
+    /// Returns whether the shutdown has started.
     pub fn is_shutting_down(&self) -> bool {
-        self.core().is_shutting_down()
+        self.state().is_shutting_down()
     }
 
-    /// Returns whose loss began the shutdown: [critical](Self::critical) work, or any where the [builder](RegistryBuilder::shutdown_on_panic) says so.
+    /// Returns the task whose loss started the shutdown: a [critical](Self::critical) task, or any task if the
+    /// [builder](crate::RegistryBuilder::shutdown_on_panic) says so.
     ///
-    /// `None` if it has not begun, or somebody called [`shutdown`](Self::shutdown). For a host whose exit code is to tell the one from the
-    /// other; the loss itself is [told](crate::Observer) as any other is.
-    #[cfg(feature = "std")]
+    /// `None` if the shutdown has not started, or was not started by a loss. A program can choose its exit code by this value. The loss
+    /// itself is reported to [observers](crate::Observer).
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
-        self.core().shutdown_cause()
+        self.state().shutdown_cause()
     }
 
-    /// Returns whether the shutdown has begun and nothing is in flight, nor ever will be.
+    /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted again.
     pub fn is_drained(&self) -> bool {
-        self.core().is_drained()
+        self.state().is_drained()
     }
 
-    /// Starts a task in the background.
+    /// Starts a task in the background and returns immediately.
     ///
-    /// Its output says whether it failed, see [`TaskOutput`]; a panic is caught and counted (with `std`). When the registry has drained, or
-    /// is full, the future is dropped and counted as rejected; [`try_run`](Self::try_run) gives it back instead.
+    /// The task's output decides whether it failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. If the
+    /// registry has drained or is [full](crate::RejectReason::Full), the future is dropped and counted as rejected;
+    /// [`try_run`](Self::try_run) returns it instead.
     ///
     /// # Panics
     ///
-    /// If the spawner does, as an ambient one outside its runtime. The task then counts as abandoned.
+    /// If the spawner panics, as `TokioSpawner` does outside a tokio runtime. The task then counts as abandoned.
     #[track_caller]
-    pub fn run<F>(&self, future: F)
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F)
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).run(future);
+        self.task().run(future);
     }
 
-    /// Starts a task in the background, as [`run`](Self::run) does.
+    /// Starts a task in the background, as [`run`](Self::run) does, or returns the future if it is rejected.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
+    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
-    /// If the spawner does.
+    /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn try_run<F>(&self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).try_run(future)
+        self.task().try_run(future)
     }
 
-    /// Starts a task as soon as there is a place for it: at once, unless the registry [has a limit](RegistryBuilder::max_in_flight) and is full.
+    /// Starts a task as soon as the [limit](crate::RegistryBuilder::max_in_flight) permits it: immediately, unless the registry is full.
     ///
-    /// Whoever waits is served in turn, and nobody overtakes: meanwhile `run` and its like find the registry full.
+    /// Waiting callers are served in the order in which they were first polled. Meanwhile the methods that do not wait, such as `run`, find
+    /// the registry full, so they cannot overtake.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained; and, if it has to wait, as soon as the
-    /// shutdown begins.
+    /// [`Rejected`] returns the future if the registry has drained. A caller that waits for a permit is rejected as soon as the shutdown
+    /// starts.
+    ///
+    /// # Panics
+    ///
+    /// If the spawner panics, or if the returned future is polled after it resolved.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it gives the place in the queue up and drops the future, which was not started and counts as nothing.
+    /// Dropping the returned future leaves the wait queue and drops the task's future. The task was not started and is not counted.
     ///
     /// # Deadlocks
     ///
-    /// A task of a full registry that awaits this waits for itself, among others; if all do, for ever. A place that has come free is taken
-    /// when this is polled next: keep polling it, or drop it (and do not `mem::forget` it).
+    /// A task of a full registry that awaits this future waits for tasks like itself. If all tasks do so, none of them can continue.
     ///
-    /// # Panics
-    ///
-    /// If the spawner does; and when it is polled after it has resolved.
+    /// A free permit is taken when the first waiting future is polled again, so the permit is unused until then. Poll the future or drop
+    /// it; do not `mem::forget` it.
     ///
     /// # Examples
     ///
@@ -376,95 +371,87 @@ impl<S> Registry<S> {
     ///
     /// let registry = Registry::builder(SmolSpawner).max_in_flight(8).build();
     /// for page in 0..100 {
-    ///     // Never more than eight at a time.
+    ///     // At most eight tasks are in flight simultaneously.
     ///     registry.run_when_ready(async move { drop(page) }).await.unwrap();
     /// }
     /// assert_eq!(registry.shutdown().await.completed, 100);
     /// # });
     /// ```
-    #[cfg(feature = "std")]
     #[track_caller]
-    pub fn run_when_ready<F>(&self, future: F) -> RunWhenReady<'_, S, F>
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> RunWhenReady<'_, S, F>
     where
         S: Spawner,
-        F: Future<Output: TaskOutput> + Send + 'static,
     {
-        TaskBuilder::new(self).run_when_ready(future)
+        self.task().run_when_ready(future)
     }
 
-    /// Starts a task that is not `Send`, on this thread; otherwise as [`run`](Self::run).
+    /// Starts a task that need not be `Send` on the calling thread; otherwise like [`run`](Self::run).
     ///
     /// # Panics
     ///
-    /// If the spawner does.
+    /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn run_local<F>(&self, future: F)
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F)
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
-        TaskBuilder::new(self).run_local(future);
+        self.task().run_local(future);
     }
 
-    /// Starts a task that is not `Send`, on this thread.
+    /// Starts a task that need not be `Send` on the calling thread, or returns the future if it is rejected.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the future back when the registry has drained (or is [full](crate::RejectReason::Full)).
+    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
-    /// If the spawner does.
+    /// If the spawner panics. The task then counts as abandoned.
     #[track_caller]
-    pub fn try_run_local<F>(&self, future: F) -> Result<(), Rejected<F>>
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
         S: LocalSpawner,
-        F: Future<Output: TaskOutput> + 'static,
     {
-        TaskBuilder::new(self).try_run_local(future)
+        self.task().try_run_local(future)
     }
 
-    /// Starts a closure that blocks, on a thread that is for that; otherwise as [`run`](Self::run).
+    /// Starts a blocking closure on a thread that may block; otherwise like [`run`](Self::run).
     ///
     /// # Panics
     ///
-    /// If the spawner does.
+    /// If the spawner panics. The closure then counts as abandoned.
     #[track_caller]
-    pub fn run_blocking<F, T>(&self, work: F)
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F)
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
-        TaskBuilder::new(self).run_blocking(work);
+        self.task().run_blocking(work);
     }
 
-    /// Starts a closure that blocks, on a thread that is for that.
+    /// Starts a blocking closure on a thread that may block, or returns the closure if it is rejected.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the closure back when the registry has drained (or is [full](crate::RejectReason::Full)).
+    /// [`Rejected`] returns the closure if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
-    /// If the spawner does.
+    /// If the spawner panics. The closure then counts as abandoned.
     #[track_caller]
-    pub fn try_run_blocking<F, T>(&self, work: F) -> Result<(), Rejected<F>>
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F) -> Result<(), Rejected<F>>
     where
         S: BlockingSpawner,
-        F: FnOnce() -> T + Send + 'static,
-        T: TaskOutput,
     {
-        TaskBuilder::new(self).try_run_blocking(work)
+        self.task().try_run_blocking(work)
     }
 }
 
 #[cfg(loom)]
 impl<S> Registry<S> {
-    /// For the models: the looks by which [`wait_idle`](Self::wait_idle) decides, without its asking and listening.
+    /// For the models: evaluates the condition that [`wait_idle`](Self::wait_idle) waits for, without asking to be notified.
     #[doc(hidden)]
     pub fn is_idle(&self) -> bool {
-        self.core().is_idle()
+        self.state().is_idle()
     }
 }
 

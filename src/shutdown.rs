@@ -1,44 +1,41 @@
-use crate::bell::Waiter;
-use crate::shards::Hold;
-use crate::{Stragglers, Summary};
-use core::future::Future;
+use crate::report::{Stragglers, Summary};
+use crate::state::{RegistryState, StateRef};
+use crate::sync::notifier::Waiter;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
 
-#[cfg(all(feature = "std", not(target_family = "wasm")))]
-use std::time::{Duration, Instant};
-
-/// A shutdown under way; resolves to the [`Summary`] once nothing is in flight and nothing will be.
+/// Waits for the drain of a registry, and resolves to the final [`Summary`]; see [`Registry::shutdown`](crate::Registry::shutdown).
 ///
-/// The shutdown began when [`Registry::shutdown`](crate::Registry::shutdown) was called; this is only the wait for its end. Any number of
-/// them can wait, on any thread; each keeps what it reads alive, and none keeps the registry open.
+/// The shutdown has already started. Any number of `Shutdown` futures can wait for one drain, on any thread. They do not keep the registry
+/// open.
 ///
 /// # Cancel safety
 ///
-/// Dropping it ends the wait and nothing else: call `shutdown()` again for another.
+/// Dropping the future only ends this wait. Call `shutdown()` again for another one.
 #[derive(Debug)]
 pub struct Shutdown {
     waiter: Waiter,
-    hold: Hold,
+    state: StateRef,
 }
 
 impl Shutdown {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self { waiter: Waiter::new(hold.core().bell()), hold }
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits for the drain, or for `deadline`: any future of any runtime, most often its timer.
+    /// Waits for the drain or for `deadline`, whichever comes first. `deadline` can be any future, usually a timer of the runtime.
     ///
-    /// After the deadline it looks once more, so a deadline that has passed already asks whether the registry has drained.
+    /// The registry is checked once more after the deadline. With a deadline that has already passed, this method only checks whether the
+    /// registry has drained.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight. It goes on running: wait again, or leave the program.
+    /// [`Stragglers`] if tasks are still in flight. They continue to run: wait again, or exit the program.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends this wait and drops the deadline, and nothing else.
+    /// Dropping the future only ends this wait and drops `deadline`.
     ///
     /// # Examples
     ///
@@ -59,18 +56,20 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
     }
 
-    /// Waits for the drain until `grace` is over, then [aborts](crate::Registry::abort) what can be aborted, and waits until `then` is.
+    /// Waits for the drain until `grace` resolves, then [aborts](crate::Registry::abort) the tasks and waits until `abort_timeout`
+    /// resolves.
     ///
-    /// Most timers run from when they are made, so `then` makes its own when it is time.
+    /// `abort_timeout` is a function because most timers start when they are created: it is called after `grace` has resolved.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight after that: what cannot be aborted (a blocking closure, a guard), or has not come to an
-    /// await point, or was started after the abort. Of a registry that is not [inspected](crate::RegistryBuilder::inspect) nothing can be.
+    /// [`Stragglers`] if tasks are still in flight after both. They cannot be aborted (blocking closures, guards, tracked futures), have
+    /// not reached an await point, or were started after the abort. In a registry that is not [inspected](crate::RegistryBuilder::inspect)
+    /// no task can be aborted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends this wait and drops the deadline, and nothing else: what has not been aborted by then is not.
+    /// Dropping the future only ends this wait and drops both timers. Tasks that it has not aborted by then continue to run.
     ///
     /// # Examples
     ///
@@ -84,22 +83,21 @@ impl Shutdown {
     /// let registry = Registry::builder(SmolSpawner).inspect().build();
     /// registry.run(std::future::pending::<()>());
     /// let grace = Timer::after(Duration::from_millis(10));
-    /// let then = || Timer::after(Duration::from_secs(5));
-    /// let summary = registry.shutdown().or_abort(grace, then).await.unwrap();
+    /// let abort_timeout = || Timer::after(Duration::from_secs(5));
+    /// let summary = registry.shutdown().or_abort(grace, abort_timeout).await.unwrap();
     /// assert_eq!(summary.aborted, 1);
     /// # });
     /// ```
-    #[cfg(feature = "std")]
-    pub async fn or_abort<G, T>(mut self, grace: G, then: impl FnOnce() -> T) -> Result<Summary, Stragglers>
-    where
-        G: Future,
-        T: Future,
-    {
+    pub async fn or_abort<G: Future, T: Future>(
+        mut self,
+        grace: G,
+        abort_timeout: impl FnOnce() -> T,
+    ) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }
-        self.hold.core().abort();
-        self.until(then()).await
+        self.state().abort();
+        self.until(abort_timeout()).await
     }
 
     async fn drained_before(&mut self, deadline: impl Future) -> Option<Summary> {
@@ -109,66 +107,43 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the thread until nothing is in flight, for hosts that are not async.
+    /// Blocks the thread until the registry has drained, for programs that are not async.
     ///
     /// # Deadlocks
     ///
-    /// On a thread that has to run the tasks (of a current-thread runtime, say), or inside tracked work, it waits for itself.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait(self) -> Summary {
-        loop {
-            if let Some(summary) = self.hold.core().bell().block(None, || self.drained()) {
-                return summary;
-            }
-        }
-    }
-
-    /// Blocks the thread until nothing is in flight or the time is over. With a time of zero it looks and does not wait.
+    /// Never returns on a thread that must run the tasks, such as the thread of a current-thread runtime. Never returns inside a task
+    /// either, or while the caller holds a guard: it would wait for itself.
+    /// Blocks the thread until the registry has drained, or until `timeout` has elapsed. With a timeout of zero it only checks.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight after that time.
+    /// [`Stragglers`] if tasks are still in flight after `timeout`. They continue to run.
     ///
     /// # Deadlocks
     ///
-    /// As with [`wait`](Self::wait), for that long.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
-        self.drained_within(timeout).ok_or_else(|| self.stragglers())
-    }
-
-    /// Blocks the thread until nothing is in flight; aborts what can be aborted when `grace` is over, and gives up when `then` is
-    /// over too. Otherwise as [`or_abort`](Self::or_abort).
+    /// In the cases that [`wait`](Self::wait) lists, it blocks for the whole timeout and returns the error.
+    /// Blocks the thread until the registry has drained. Aborts the tasks after `grace`, and returns at the latest after a further
+    /// `abort_timeout`.
+    ///
+    /// Otherwise it behaves like [`or_abort`](Self::or_abort).
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] when something is still in flight after both times.
+    /// [`Stragglers`] if tasks are still in flight after both times. They continue to run.
     ///
     /// # Deadlocks
     ///
-    /// As with [`wait`](Self::wait), for that long.
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    pub fn wait_or_abort(self, grace: Duration, then: Duration) -> Result<Summary, Stragglers> {
-        if let Some(summary) = self.drained_within(grace) {
-            return Ok(summary);
-        }
-        self.hold.core().abort();
-        self.wait_timeout(then)
-    }
-
-    #[cfg(all(feature = "std", not(target_family = "wasm")))]
-    fn drained_within(&self, timeout: Duration) -> Option<Summary> {
-        // A deadline that the clock cannot tell is none.
-        let deadline = Instant::now().checked_add(timeout);
-        self.hold.core().bell().block(deadline, || self.drained())
+    /// In the cases that [`wait`](Self::wait) lists, it blocks for both times.
+    pub(crate) fn state(&self) -> &'static RegistryState {
+        self.state.state()
     }
 
     fn drained(&self) -> Option<Summary> {
-        self.hold.core().drained()
+        self.state().final_summary()
     }
 
     fn stragglers(&self) -> Stragglers {
-        Stragglers::new(self.hold.core())
+        self.state().stragglers()
     }
 }
 
@@ -176,22 +151,22 @@ impl Future for Shutdown {
     type Output = Summary;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
-        let core = self.hold.core();
-        self.waiter.poll(cx, || core.drained())
+        let state = self.state();
+        self.waiter.poll(cx, || state.final_summary())
     }
 }
 
-/// Resolves once an instant with nothing in flight has been observed; see [`Registry::wait_idle`](crate::Registry::wait_idle).
+/// Resolves after a moment at which nothing was in flight; see [`Registry::wait_idle`](crate::Registry::wait_idle).
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
     waiter: Waiter,
-    hold: Hold,
+    state: StateRef,
 }
 
 impl WaitIdle {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self { waiter: Waiter::new(hold.core().bell()), hold }
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 }
 
@@ -199,27 +174,27 @@ impl Future for WaitIdle {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let core = self.hold.core();
-        // Asked before the look that decides to sleep: who leaves after that look rings.
-        let asked = || {
-            core.ask_idle();
-            core.is_idle()
+        let state = self.state.state();
+        // Requested before the check that decides to wait: a departure after that check notifies.
+        let is_idle_after_request = || {
+            state.request_idle();
+            state.is_idle()
         };
-        self.waiter.poll(cx, || (core.is_idle() || asked()).then_some(()))
+        self.waiter.poll(cx, || (state.is_idle() || is_idle_after_request()).then_some(()))
     }
 }
 
-/// Begins the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
+/// Starts the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
 #[derive(Debug)]
-#[must_use = "dropped at once, it begins the shutdown at once"]
-pub struct ShutdownGuard(Option<Hold>);
+#[must_use = "a guard that is dropped immediately starts the shutdown immediately"]
+pub struct ShutdownGuard(Option<StateRef>);
 
 impl ShutdownGuard {
-    pub(crate) fn new(hold: Hold) -> Self {
-        Self(Some(hold))
+    pub(crate) fn new(state: StateRef) -> Self {
+        Self(Some(state))
     }
 
-    /// Lets go of the registry without beginning its shutdown.
+    /// Drops the guard without starting the shutdown.
     pub fn disarm(mut self) {
         self.0 = None;
     }
@@ -227,8 +202,8 @@ impl ShutdownGuard {
 
 impl Drop for ShutdownGuard {
     fn drop(&mut self) {
-        if let Some(hold) = &self.0 {
-            hold.core().begin_shutdown();
+        if let Some(state) = &self.0 {
+            state.state().start_shutdown();
         }
     }
 }

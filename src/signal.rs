@@ -1,20 +1,20 @@
-use crate::shards::{Lane, RegistryState};
-use crate::wakers::Key;
-use core::fmt;
-use core::future::Future;
-use core::pin::Pin;
+use crate::state::{RegistryState, Shard};
+use crate::sync::wait_list::Key;
 use core::task::{Context, Poll};
+use core::{fmt, pin::Pin};
 use pin_project_lite::pin_project;
 
-/// A future that resolves once its registry's shutdown has begun, and for ever after.
+/// Resolves once the shutdown of its registry has started, and immediately whenever it is polled after that.
 ///
-/// Every clone waits for itself. Cloning one counts nothing; polling and dropping it touch the shard of the thread that polled first. It keeps
-/// neither the registry open nor its drain waiting. When the registry's last handle is dropped, nobody could begin the shutdown any more, so
-/// that counts as its beginning.
+/// The shutdown starts when [`shutdown`](crate::Registry::shutdown) is called, when a loss starts it, or when the registry's last handle is
+/// dropped. A signal neither keeps the registry open nor delays its drain.
+///
+/// Cloning a signal writes no shared memory. The first poll registers a waker in the shard of the polling thread; dropping the signal removes
+/// it. Every clone waits separately.
 ///
 /// # Cancel safety
 ///
-/// It may be dropped and polled again at any time; nothing is missed.
+/// A signal can be dropped, or polled again, at any time.
 ///
 /// # Examples
 ///
@@ -36,33 +36,35 @@ use pin_project_lite::pin_project;
 /// # });
 /// ```
 pub struct ShutdownSignal {
-    core: &'static RegistryState,
-    /// The core's phase while this signal's registry is open.
+    state: &'static RegistryState,
+    /// The state's phase while this signal's registry is open.
     phase: usize,
-    enlisted: Option<(&'static Lane, Key)>,
+    waiting: Option<(&'static Shard, Key)>,
 }
 
 impl ShutdownSignal {
-    pub(crate) fn new(core: &'static RegistryState) -> Self {
-        Self { core, phase: core.phase() & !1, enlisted: None }
+    pub(crate) fn new(state: &'static RegistryState) -> Self {
+        Self { state, phase: state.phase() & !1, waiting: None }
     }
 
-    /// Returns whether the shutdown has begun.
+    /// Returns whether the shutdown has started.
     #[inline]
     pub fn is_triggered(&self) -> bool {
-        self.core.phase() != self.phase
+        self.state.phase() != self.phase
     }
 
-    /// Runs a future until it finishes or the shutdown begins, whichever comes first: `None` says that it did not finish.
+    /// Runs a future until it finishes or the shutdown starts. The output is `None` if the future did not finish.
     ///
-    /// A future that can finish when it is polled does, shutdown or not. One that cannot is dropped with what this returns,
-    /// which happens when an `.await` of it ends. Nothing is allocated for waiting (with `std`).
+    /// The future is polled first: if it can finish in a poll, it does, even after the shutdown has started. Otherwise it is dropped
+    /// together with the returned `RunUntilShutdown`, at the end of the `.await`.
     ///
-    /// In a loop whose future is always ready, as that of a listener under load, ask [`is_triggered`](Self::is_triggered) first.
+    /// In a loop whose future is always ready, such as a listener under load, check [`is_triggered`](Self::is_triggered) in each round.
+    ///
+    /// With `std`, waiting allocates nothing, once the shard's list of wakers has grown.
     ///
     /// # Cancel safety
     ///
-    /// As cancel safe as the future itself.
+    /// The returned future is cancel safe if `future` is.
     ///
     /// # Examples
     ///
@@ -90,34 +92,34 @@ impl Future for ShutdownSignal {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { core, phase, enlisted } = &mut *self;
-        let live = || core.phase() == *phase;
-        if !live() {
+        let Self { state, phase, waiting } = &mut *self;
+        let is_live = || state.phase() == *phase;
+        if !is_live() {
             return Poll::Ready(());
         }
-        if let Some((lane, key)) = enlisted {
-            return lane.wakers().renew(key, cx.waker(), live);
+        if let Some((shard, key)) = waiting {
+            return shard.signals().update(*key, cx.waker(), is_live);
         }
-        // On the lane of the thread that polls, which may not be the one that cloned (H2).
-        let lane = core.lane();
-        *enlisted = lane.wakers().enlist(cx.waker(), live).map(|key| (lane, key));
-        if enlisted.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        // On the shard of the thread that polls. The thread that cloned the signal may have been another (H2).
+        let shard = state.shard();
+        *waiting = shard.signals().insert(cx.waker(), is_live).map(|key| (shard, key));
+        if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
 
 impl Clone for ShutdownSignal {
     fn clone(&self) -> Self {
-        Self { enlisted: None, ..*self }
+        Self { waiting: None, ..*self }
     }
 }
 
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
-        if let Some((lane, key)) = self.enlisted.take() {
-            // Once triggered, the list goes as a whole.
-            let live = || !self.is_triggered();
-            if live() {
-                lane.wakers().delist(key, live);
+        if let Some((shard, key)) = self.waiting.take() {
+            // A triggered signal has no entry: the trigger empties the list.
+            let is_live = || !self.is_triggered();
+            if is_live() {
+                shard.signals().remove(key, is_live);
             }
         }
     }
@@ -130,7 +132,7 @@ impl fmt::Debug for ShutdownSignal {
 }
 
 pin_project! {
-    /// The future of [`ShutdownSignal::run_until_shutdown`].
+    /// Runs a future until it finishes or the shutdown starts; see [`ShutdownSignal::run_until_shutdown`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct RunUntilShutdown<F> {

@@ -1,10 +1,10 @@
-//! What can be ended from outside is, at its await point, and what cannot is said to be.
+//! L3: an abort ends each task at its next await point, and reports the work that cannot be aborted.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
 
 use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
-use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker_fn};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-/// A future that says when it is first polled, and then waits for ever.
-fn parked() -> (impl Future<Output = ()> + Send, std::sync::mpsc::Receiver<()>) {
+/// Returns a future that never finishes, and a channel that receives a message at its first poll.
+fn never_finishes() -> (impl Future<Output = ()> + Send, std::sync::mpsc::Receiver<()>) {
     let (polled, is_polled) = channel();
     let future = async move {
         polled.send(()).unwrap();
@@ -24,40 +24,40 @@ fn parked() -> (impl Future<Output = ()> + Send, std::sync::mpsc::Receiver<()>) 
     (future, is_polled)
 }
 
-fn those_that_wait_are_woken_dropped_and_counted<S: Spawner>(registry: &Registry<S>) {
+fn waiting_tasks_are_woken_dropped_and_counted<S: Spawner>(registry: &Registry<S>) {
     for _ in 0..10 {
-        let (future, is_polled) = parked();
+        let (future, is_polled) = never_finishes();
         registry.run(future);
         is_polled.recv_timeout(HANG).unwrap();
     }
     let shutdown = registry.shutdown();
-    let aborted = registry.abort();
-    assert_eq!((aborted.aborted, aborted.not_abortable), (10, 0));
+    let report = registry.abort();
+    assert_eq!((report.aborted, report.not_abortable), (10, 0));
     let summary = shutdown.wait_timeout(HANG).unwrap();
     assert_eq!((summary.aborted, summary.completed), (10, 0));
     assert!(!summary.is_clean());
 }
 
-fn the_drain_waits_for_the_destructors_of_the_aborted<S: Spawner>(registry: &Registry<S>) {
-    let (slow, dropping) = SlowDrop::new();
-    let (future, is_polled) = parked();
+fn drain_waits_for_destructors_of_aborted_tasks<S: Spawner>(registry: &Registry<S>) {
+    let (slow, destructor) = SlowDrop::new();
+    let (future, is_polled) = never_finishes();
     registry.run(Owns(slow, Box::pin(future)));
     is_polled.recv_timeout(HANG).unwrap();
     let shutdown = registry.shutdown();
     registry.abort();
-    dropping.begun.recv_timeout(HANG).unwrap();
-    assert_eq!((registry.in_flight(), registry.is_drained(), dropping.is_gone()), (1, false, false));
-    dropping.go_on.send(()).unwrap();
+    destructor.started.recv_timeout(HANG).unwrap();
+    assert_eq!((registry.in_flight(), registry.is_drained(), destructor.is_dropped()), (1, false, false));
+    destructor.resume.send(()).unwrap();
     assert_eq!(shutdown.wait_timeout(HANG).unwrap().aborted, 1);
-    assert!(dropping.is_gone());
+    assert!(destructor.is_dropped());
 }
 
-fn one_is_aborted_by_its_id_and_the_others_live_on<S: Spawner>(registry: &Registry<S>) {
-    let (one, is_polled) = parked();
-    registry.named("one").run(one);
+fn abort_task_ends_only_the_task_with_that_id<S: Spawner>(registry: &Registry<S>) {
+    let (future, is_polled) = never_finishes();
+    registry.named("one").run(future);
     is_polled.recv_timeout(HANG).unwrap();
-    let (two, is_polled) = parked();
-    registry.named("two").run(two);
+    let (future, is_polled) = never_finishes();
+    registry.named("two").run(future);
     is_polled.recv_timeout(HANG).unwrap();
     let id = registry.tasks().iter().find(|task| task.name() == Some("one")).unwrap().id().unwrap();
     assert_eq!(registry.abort_task(id), Ok(()));
@@ -75,8 +75,8 @@ fn one_is_aborted_by_its_id_and_the_others_live_on<S: Spawner>(registry: &Regist
     assert_eq!(shutdown.wait_timeout(HANG).unwrap().aborted, 2);
 }
 
-fn the_grace_over_it_aborts_and_the_drain_ends<S: Spawner>(registry: &Registry<S>) {
-    let (future, is_polled) = parked();
+fn expired_grace_period_aborts_tasks_and_ends_the_drain<S: Spawner>(registry: &Registry<S>) {
+    let (future, is_polled) = never_finishes();
     registry.run(future);
     is_polled.recv_timeout(HANG).unwrap();
     let summary = futures_lite::future::block_on(registry.shutdown().or_abort(async {}, pending::<()>)).unwrap();
@@ -85,41 +85,41 @@ fn the_grace_over_it_aborts_and_the_drain_ends<S: Spawner>(registry: &Registry<S
 
 on_every_runtime!(
     with |spawner| Registry::builder(spawner).inspect().build();
-    those_that_wait_are_woken_dropped_and_counted,
-    the_drain_waits_for_the_destructors_of_the_aborted,
-    one_is_aborted_by_its_id_and_the_others_live_on,
-    the_grace_over_it_aborts_and_the_drain_ends,
+    waiting_tasks_are_woken_dropped_and_counted,
+    drain_waits_for_destructors_of_aborted_tasks,
+    abort_task_ends_only_the_task_with_that_id,
+    expired_grace_period_aborts_tasks_and_ends_the_drain,
 );
 
 #[test]
-fn one_that_was_never_polled_ends_at_its_first_poll() {
+fn aborted_task_that_was_never_polled_ends_at_its_first_poll() {
     let (spawner, registry) = inspected();
-    registry.run(async { unreachable!("it was aborted") });
+    registry.run(async { unreachable!("the task was aborted before its first poll") });
     registry.abort();
     assert!(poll_once(&mut spawner.take()).is_ready());
     assert_eq!(registry.summary().aborted, 1);
 }
 
 #[test]
-fn an_abort_in_the_middle_of_a_poll_takes_effect_when_that_returns() {
+fn abort_during_a_poll_takes_effect_when_the_poll_returns() {
     let (spawner, registry) = inspected();
-    let own = registry.clone();
+    let handle = registry.clone();
     registry.run(poll_fn(move |_| {
-        own.abort();
+        handle.abort();
         Poll::<()>::Pending
     }));
     assert!(poll_once(&mut spawner.take()).is_ready());
     assert_eq!(registry.summary().aborted, 1);
-    let own = registry.clone();
+    let handle = registry.clone();
     registry.run(async move {
-        own.abort();
+        handle.abort();
     });
     assert!(poll_once(&mut spawner.take()).is_ready());
-    assert_eq!(registry.summary().completed, 1, "it finished in that poll");
+    assert_eq!(registry.summary().completed, 1, "the task finished in the poll that aborted it");
 }
 
 #[test]
-fn a_destructor_that_panics_counts_as_panicked() {
+fn destructor_panic_of_an_aborted_task_counts_as_panicked() {
     let (spawner, registry) = inspected();
     registry.run(Owns(PanicDrop, pending::<()>()));
     registry.abort();
@@ -128,7 +128,7 @@ fn a_destructor_that_panics_counts_as_panicked() {
 }
 
 #[test]
-fn one_that_is_dropped_before_it_comes_to_its_end_is_abandoned() {
+fn aborted_task_dropped_before_its_next_poll_counts_as_abandoned() {
     let (spawner, registry) = inspected();
     registry.run(pending::<()>());
     registry.abort();
@@ -137,17 +137,17 @@ fn one_that_is_dropped_before_it_comes_to_its_end_is_abandoned() {
 }
 
 #[test]
-fn what_cannot_be_aborted_stays_and_is_said_to_be() {
+fn work_that_cannot_be_aborted_stays_in_flight_and_is_named() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let registry = Registry::builder(runtime.handle().clone()).inspect().build();
-    let ((begun, has_begun), (go_on, may_go_on)) = (channel(), channel::<()>());
-    let (own, other_may_go_on) = channel::<()>();
+    let ((start, started), (resume_task, task_resumed)) = (channel(), channel::<()>());
+    let (resume_closure, closure_resumed) = channel::<()>();
     registry.named("never-yields").run(async move {
-        begun.send(()).unwrap();
-        may_go_on.recv_timeout(HANG).unwrap();
+        start.send(()).unwrap();
+        task_resumed.recv_timeout(HANG).unwrap();
     });
-    has_begun.recv_timeout(HANG).unwrap();
-    registry.named("blocks").run_blocking(move || other_may_go_on.recv_timeout(HANG).unwrap());
+    started.recv_timeout(HANG).unwrap();
+    registry.named("blocks").run_blocking(move || closure_resumed.recv_timeout(HANG).unwrap());
     let guard = registry.named("held").guard().unwrap();
     let mut tracked = Box::pin(registry.named("tracked").track(async { 7 }).unwrap());
 
@@ -155,56 +155,56 @@ fn what_cannot_be_aborted_stays_and_is_said_to_be() {
     assert_eq!(stragglers.len(), 4);
     assert!(stragglers.tasks().iter().all(background_tasks::TaskInfo::abort_requested));
     let text = format!("{stragglers:#}");
-    for (name, why) in [
-        ("never-yields", "(told to abort, has not come to an await point)"),
+    for (name, reason) in [
+        ("never-yields", "(abort requested, but no await point reached yet)"),
         ("blocks", "(a blocking closure cannot be aborted)"),
         ("held", "(a guard cannot be aborted)"),
         ("tracked", "(a tracked future cannot be aborted)"),
     ] {
-        assert!(text.lines().any(|line| line.contains(name) && line.ends_with(why)), "{text}");
+        assert!(text.lines().any(|line| line.contains(name) && line.ends_with(reason)), "{text}");
     }
-    let aborted = registry.abort();
-    assert_eq!((aborted.aborted, aborted.not_abortable), (1, 3));
+    let report = registry.abort();
+    assert_eq!((report.aborted, report.not_abortable), (1, 3));
     let held = registry.tasks().into_iter().find(|task| task.name() == Some("held")).unwrap();
     assert_eq!(registry.abort_task(held.id().unwrap()), Err(AbortError::NotAbortable));
 
     assert_eq!(poll_once(&mut tracked), Poll::Ready(7));
     drop(guard);
-    go_on.send(()).unwrap();
-    own.send(()).unwrap();
+    resume_task.send(()).unwrap();
+    resume_closure.send(()).unwrap();
     let summary = registry.shutdown().wait_timeout(HANG).unwrap();
-    assert_eq!((summary.completed, summary.aborted), (4, 0), "all four came to their end");
+    assert_eq!((summary.completed, summary.aborted), (4, 0), "all four completed despite the abort");
 }
 
 #[test]
-fn those_that_end_while_it_sweeps_are_not_taken_for_others() {
+fn tasks_that_end_during_an_abort_are_not_counted_as_not_abortable() {
     let (spawner, registry) = inspected();
     let _guards: Vec<_> = (0..3).map(|_| registry.guard().unwrap()).collect();
     for _ in 0..5 {
         registry.run(pending::<()>());
         let task = Arc::new(Mutex::new(Some(spawner.take())));
-        let own = task.clone();
-        // The executor polls it in the very call of its waker.
-        let waker = waker(move || {
-            let ended = own.lock().unwrap().take().map(|mut task| poll_once(&mut task));
+        let woken_task = task.clone();
+        // The executor polls the task inside the call of its waker, so the task ends while `abort` still visits the slots.
+        let waker = waker_fn(move || {
+            let ended = woken_task.lock().unwrap().take().map(|mut task| poll_once(&mut task));
             assert_eq!(ended, Some(Poll::Ready(())));
         });
         let mut task = task.lock().unwrap();
         assert!(Pin::new(task.as_mut().unwrap()).poll(&mut Context::from_waker(&waker)).is_pending());
     }
-    let aborted = registry.abort();
-    assert_eq!((aborted.aborted, aborted.not_abortable, registry.summary().aborted), (5, 3, 5));
+    let report = registry.abort();
+    assert_eq!((report.aborted, report.not_abortable, registry.summary().aborted), (5, 3, 5));
 }
 
 /// S6
 #[test]
-fn a_waker_whose_destructor_panics_hurts_nobody() {
+fn waker_destructor_panic_does_not_leave_the_registry() {
     let (spawner, registry) = inspected();
     registry.run(pending::<()>());
     let mut task = spawner.take();
     let waker = panic_waker();
     assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
-    drop(waker); // the registry has the last one
+    drop(waker); // The registry now owns the last clone.
     assert!(poll_once(&mut task).is_pending());
     registry.abort();
     assert!(poll_once(&mut task).is_ready());
@@ -212,58 +212,58 @@ fn a_waker_whose_destructor_panics_hurts_nobody() {
 }
 
 #[test]
-fn without_inspection_nothing_can_be_aborted() {
+fn registry_without_inspection_aborts_nothing() {
     let spawner = Manual::default();
     let registry = Registry::new(spawner.clone());
     registry.run(pending::<()>());
     registry.critical().run(pending::<()>());
-    let aborted = registry.abort();
-    assert_eq!((aborted.aborted, aborted.not_abortable), (0, 2));
+    let report = registry.abort();
+    assert_eq!((report.aborted, report.not_abortable), (0, 2));
     spawner.poll_all();
     assert_eq!(registry.in_flight(), 2);
 }
 
 #[test]
-fn a_local_task_is_aborted_on_its_own_thread() {
+fn local_task_is_aborted_on_its_own_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registry = Registry::builder(TokioSpawner).inspect().build();
-    let own = registry.clone();
+    let handle = registry.clone();
     let summary = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let local = std::rc::Rc::new(());
-        own.run_local(async move {
+        handle.run_local(async move {
             pending::<()>().await;
             drop(local);
         });
         tokio::task::yield_now().await;
-        let outside = own.clone();
-        thread::spawn(move || outside.abort()).join().unwrap();
-        own.shutdown().await
+        let remote = handle.clone();
+        thread::spawn(move || remote.abort()).join().unwrap();
+        handle.shutdown().await
     });
     assert_eq!(summary.aborted, 1);
 }
 
-/// The time that `then` gives begins when the grace is over, not when the call is made.
+/// `or_abort` must make the second timer when the grace period expires: most timers run from their creation.
 #[test]
-fn the_second_time_is_made_when_the_first_is_over() {
+fn abort_timeout_is_made_when_the_grace_period_expires() {
     let (spawner, registry) = inspected();
     registry.run(pending::<()>());
-    let (made, grace) = (AtomicUsize::new(0), std::cell::Cell::new(false));
-    let then = || {
+    let (made, grace_expired) = (AtomicUsize::new(0), std::cell::Cell::new(false));
+    let abort_timeout = || {
         made.fetch_add(1, SeqCst);
         async {}
     };
-    let mut wait =
-        Box::pin(registry.shutdown().or_abort(poll_fn(|_| if grace.get() { Poll::Ready(()) } else { Poll::Pending }), then));
+    let grace = poll_fn(|_| if grace_expired.get() { Poll::Ready(()) } else { Poll::Pending });
+    let mut wait = Box::pin(registry.shutdown().or_abort(grace, abort_timeout));
     assert!(poll_once(&mut wait).is_pending());
     assert_eq!((made.load(SeqCst), registry.tasks()[0].abort_requested()), (0, false));
-    grace.set(true);
-    let Poll::Ready(Err(stragglers)) = poll_once(&mut wait) else { panic!("the second time was over at once") };
+    grace_expired.set(true);
+    let Poll::Ready(Err(stragglers)) = poll_once(&mut wait) else { panic!("the wait must fail when the abort timeout expires") };
     assert_eq!((made.load(SeqCst), stragglers.len()), (1, 1));
     drop(spawner.take());
 }
 
 #[test]
-fn a_drain_within_the_grace_aborts_nothing() {
+fn drain_within_the_grace_period_aborts_nothing() {
     let (spawner, registry) = inspected();
     registry.run(async {});
     let shutdown = registry.shutdown();
@@ -272,16 +272,16 @@ fn a_drain_within_the_grace_aborts_nothing() {
     assert_eq!((summary.completed, summary.aborted), (1, 0));
 }
 
-/// S7: and a waker is kept no longer than its task.
+/// S7. The registry must also drop the waker no later than the task.
 #[test]
-fn a_waker_may_call_back_and_goes_with_its_task() {
+fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     let (spawner, registry) = inspected();
     let woken = Arc::new(AtomicUsize::new(0));
-    let (own, told) = (registry.clone(), woken.clone());
-    let waker = waker(move || {
-        told.fetch_add(1, SeqCst);
-        own.tasks();
-        own.abort();
+    let (handle, wake_count) = (registry.clone(), woken.clone());
+    let waker = waker_fn(move || {
+        wake_count.fetch_add(1, SeqCst);
+        handle.tasks();
+        handle.abort();
     });
     registry.run(pending::<()>());
     let mut task = spawner.take();
@@ -294,5 +294,5 @@ fn a_waker_may_call_back_and_goes_with_its_task() {
     let mut task = spawner.take();
     assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
     drop((task, waker));
-    assert_eq!(Arc::strong_count(&woken), 1, "nobody keeps the waker");
+    assert_eq!(Arc::strong_count(&woken), 1, "the registry must keep no clone of the waker");
 }

@@ -1,4 +1,4 @@
-//! H1 and the sizes: nothing is allocated for a task beyond what its executor does, and little is added to a future.
+//! H1, H4 and type sizes: a task needs no allocation beyond the executor's own, and tracking adds two words to a future.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -12,65 +12,70 @@ use std::mem::size_of;
 
 const TASKS: u64 = 1000;
 
-/// What `f` allocates on this thread when it is run again: slabs and queues have grown by then.
-fn warm(mut f: impl FnMut()) -> AllocationInfo {
+/// Returns what the second run of `f` allocates on this thread. The first run lets slabs and queues grow.
+fn measure_warm(mut f: impl FnMut()) -> AllocationInfo {
     f();
     measure(f)
 }
 
 #[test]
-fn a_guard_allocates_nothing() {
+fn guard_does_not_allocate() {
     let registry = Registry::new(());
-    assert_eq!(warm(|| drop(registry.guard())).count_total, 0);
+    assert_eq!(measure_warm(|| drop(registry.guard())).count_total, 0);
 }
 
-/// H4: slots are used again.
+/// H4
 #[test]
-fn a_slot_allocates_nothing() {
-    struct Nobody;
-    impl background_tasks::Observer for Nobody {}
+fn slot_reuse_does_not_allocate() {
+    struct NoopObserver;
+    impl background_tasks::Observer for NoopObserver {}
 
-    for builder in [Registry::builder(()).inspect(), Registry::builder(()).observer(Nobody), Registry::builder(()).max_in_flight(9)]
+    for builder in
+        [Registry::builder(()).inspect(), Registry::builder(()).observer(NoopObserver), Registry::builder(()).max_in_flight(9)]
     {
         let registry = builder.build();
-        let all = || drop((registry.guard(), registry.named("n").guard(), registry.critical().guard()));
-        assert_eq!(warm(|| (0..TASKS).for_each(|_| all())).count_total, 0);
+        let use_slots = || drop((registry.guard(), registry.named("n").guard(), registry.critical().guard()));
+        assert_eq!(measure_warm(|| (0..TASKS).for_each(|_| use_slots())).count_total, 0);
     }
 }
 
 #[test]
-fn a_signal_cloned_polled_and_dropped_allocates_nothing() {
+fn signal_clone_poll_and_drop_do_not_allocate() {
     let registry = Registry::new(());
     let signal = registry.signal();
-    assert_eq!(warm(|| assert!(poll_once(&mut signal.clone()).is_pending())).count_total, 0);
+    assert_eq!(measure_warm(|| assert!(poll_once(&mut signal.clone()).is_pending())).count_total, 0);
 }
 
 #[test]
-fn a_task_on_async_executor_costs_what_a_bare_one_does() {
+fn async_executor_task_needs_no_extra_allocation() {
     fn run_all(executor: &'static Executor<'static>, spawn: impl Fn()) -> AllocationInfo {
-        warm(|| {
+        measure_warm(|| {
             (0..TASKS).for_each(|_| spawn());
             while executor.try_tick() {}
         })
     }
     static EXECUTOR: Executor<'static> = Executor::new();
     let registry = Registry::new(&EXECUTOR);
-    let bare = run_all(&EXECUTOR, || EXECUTOR.spawn(async {}).detach());
-    let ours = run_all(&EXECUTOR, || registry.run(async {}));
-    // The executor's queue grows by blocks of many tasks: a block more or less is no allocation per task.
-    assert_eq!((bare.count_total / TASKS, ours.count_total / TASKS), (1, 1));
-    let erased = registry.with_spawner(DynSpawner::new(&EXECUTOR));
-    let erased = run_all(&EXECUTOR, || erased.run(async {}));
-    assert_eq!(erased.count_total / TASKS, 2, "one box more");
-    let token = ours.bytes_total - bare.bytes_total;
-    assert!(token.abs_diff(2 * size_of::<usize>() as u64 * TASKS) < TASKS, "the shard and the call site, not {token}");
+    let direct = run_all(&EXECUTOR, || EXECUTOR.spawn(async {}).detach());
+    let registered = run_all(&EXECUTOR, || registry.run(async {}));
+    // The executor's queue grows by blocks of many tasks. The division ignores the allocations of a few blocks.
+    assert_eq!((direct.count_total / TASKS, registered.count_total / TASKS), (1, 1));
+    let dyn_registry = registry.with_spawner(DynSpawner::new(&EXECUTOR));
+    let erased = run_all(&EXECUTOR, || dyn_registry.run(async {}));
+    assert_eq!(erased.count_total / TASKS, 2, "`DynSpawner` boxes each task");
+    let extra_bytes = registered.bytes_total - direct.bytes_total;
+    let two_words_each = 2 * size_of::<usize>() as u64 * TASKS;
+    assert!(
+        extra_bytes.abs_diff(two_words_each) < TASKS,
+        "a task must grow by its shard and call site only, not {extra_bytes} bytes"
+    );
 }
 
 #[test]
-fn a_task_on_tokio_costs_what_a_bare_one_does() {
+fn tokio_task_needs_no_extra_allocation() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let run_all = |spawn: &dyn Fn()| {
-        warm(|| {
+        measure_warm(|| {
             runtime.block_on(async {
                 (0..TASKS).for_each(|_| spawn());
                 while runtime.metrics().num_alive_tasks() > 0 {
@@ -80,29 +85,29 @@ fn a_task_on_tokio_costs_what_a_bare_one_does() {
         })
     };
     let registry = Registry::new(runtime.handle().clone());
-    let bare = run_all(&|| drop(runtime.spawn(async {})));
-    let ours = run_all(&|| registry.run(async {}));
-    assert!(bare.count_total >= TASKS);
-    assert_eq!(ours.count_total, bare.count_total);
+    let direct = run_all(&|| drop(runtime.spawn(async {})));
+    let registered = run_all(&|| registry.run(async {}));
+    assert!(direct.count_total >= TASKS);
+    assert_eq!(registered.count_total, direct.count_total);
 }
 
 #[test]
-fn waiting_through_run_until_shutdown_allocates_nothing() {
+fn run_until_shutdown_does_not_allocate_per_task() {
     static EXECUTOR: Executor<'static> = Executor::new();
-    let waits = |shut_down: bool| {
+    let count_allocations = |wait: bool| {
         let registry = Registry::new(&EXECUTOR);
         let info = measure(|| {
             for _ in 0..TASKS {
                 let signal = registry.signal();
                 registry.run(async move {
-                    let waits = signal.run_until_shutdown(pending::<()>());
-                    if shut_down {
-                        waits.await;
+                    let until_shutdown = signal.run_until_shutdown(pending::<()>());
+                    if wait {
+                        until_shutdown.await;
                     }
                 });
             }
             while EXECUTOR.try_tick() {}
-            if shut_down {
+            if wait {
                 assert_eq!(registry.in_flight() as u64, TASKS);
             }
         });
@@ -110,24 +115,24 @@ fn waiting_through_run_until_shutdown_allocates_nothing() {
         while EXECUTOR.try_tick() {}
         info.count_total
     };
-    waits(true);
-    let (without, with) = (waits(false), waits(true));
-    // The slab doubles: a handful of times for a thousand that wait at once, on each of the thread's registries.
+    count_allocations(true);
+    let (without, with) = (count_allocations(false), count_allocations(true));
+    // Each registry's slab doubles a few times while a thousand tasks wait simultaneously.
     assert!(with <= without + 16, "{with} allocations, {without} without waiting");
 }
 
 #[test]
-fn a_slab_that_has_grown_serves_those_who_wait_next() {
+fn waiters_reuse_a_grown_slab_without_allocating() {
     let registry = Registry::new(());
     let wait_all = || {
         let mut signals = [(); 100].map(|()| registry.signal());
         assert!(signals.iter_mut().all(|signal| poll_once(signal).is_pending()));
     };
-    assert_eq!(warm(wait_all).count_total, 0);
+    assert_eq!(measure_warm(wait_all).count_total, 0);
 }
 
 #[test]
-fn a_tracked_future_is_two_words_larger() {
+fn tracked_future_is_two_words_larger() {
     const WORDS: usize = 2 * size_of::<usize>();
     const WORD: usize = size_of::<usize>();
     assert_eq!(size_of::<Tracked<Ready<()>>>(), size_of::<Ready<()>>().next_multiple_of(WORD) + WORDS);

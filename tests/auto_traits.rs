@@ -1,4 +1,4 @@
-//! Auto traits are part of the API: asserted both ways.
+//! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
     AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder, RegistryState,
@@ -10,28 +10,29 @@ use std::marker::PhantomPinned;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::rc::Rc;
 
-/// `Asks::<T>::SEND` and so on: the inherent constant is there only if the bound holds, the trait's otherwise.
-struct Asks<T: ?Sized>(std::marker::PhantomData<T>);
+/// Provides `Probe::<T>::SEND` and the other constants. An inherent constant (`true`) exists only if `T` meets the bound. Otherwise the
+/// constant of the trait (`false`) applies.
+struct Probe<T: ?Sized>(std::marker::PhantomData<T>);
 
-macro_rules! ask {
+macro_rules! probes {
     ($($constant:ident $no:ident: $bound:path),*) => {$(
-        #[allow(dead_code, reason = "where every type has it")]
+        #[allow(dead_code, reason = "unused if all types in this file meet the bound")]
         trait $no {
             const $constant: bool = false;
         }
-        impl<T: ?Sized> $no for Asks<T> {}
-        impl<T: ?Sized + $bound> Asks<T> {
+        impl<T: ?Sized> $no for Probe<T> {}
+        impl<T: ?Sized + $bound> Probe<T> {
             const $constant: bool = true;
         }
     )*};
 }
-ask!(SEND NotSend: Send, SYNC NotSync: Sync, UNPIN NotUnpin: Unpin);
-ask!(UNWIND NotUnwind: UnwindSafe, REF_UNWIND NotRefUnwind: RefUnwindSafe);
+probes!(SEND NotSend: Send, SYNC NotSync: Sync, UNPIN NotUnpin: Unpin);
+probes!(UNWIND NotUnwind: UnwindSafe, REF_UNWIND NotRefUnwind: RefUnwindSafe);
 
 /// Asserts `[Send, Sync, Unpin, UnwindSafe, RefUnwindSafe]` of each type.
-macro_rules! each {
+macro_rules! assert_auto_traits {
     ($($type:ty => $expected:expr),* $(,)?) => {$({
-        type T = Asks<$type>;
+        type T = Probe<$type>;
         assert_eq!([T::SEND, T::SYNC, T::UNPIN, T::UNWIND, T::REF_UNWIND], $expected, stringify!($type));
     })*};
 }
@@ -39,14 +40,14 @@ macro_rules! each {
 const ALL: [bool; 5] = [true; 5];
 
 #[test]
-fn what_holds_no_type_of_the_user_has_all() {
-    each! {
+fn types_without_user_types_have_all_auto_traits() {
+    assert_auto_traits! {
         AbortError => ALL,
         AbortReport => ALL,
-        // It owns observers, which need not be unwind safe.
+        // A builder owns observers, and observers need not be unwind safe.
         RegistryBuilder<()> => [true, true, true, false, false],
         RegistryState => ALL,
-        // They hold any spawner.
+        // A dynamic spawner may own any spawner, and spawners need not be unwind safe.
         DynSpawner => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
@@ -68,8 +69,8 @@ fn what_holds_no_type_of_the_user_has_all() {
 }
 
 #[test]
-fn what_holds_a_type_of_the_user_has_what_that_has() {
-    each! {
+fn generic_types_inherit_auto_traits_of_user_types() {
+    assert_auto_traits! {
         Registry<Rc<()>> => [false, false, true, true, true],
         Registry<Cell<()>> => [true, false, true, true, false],
         Rejected<Rc<()>> => [false, false, true, true, true],
@@ -88,7 +89,7 @@ fn what_holds_a_type_of_the_user_has_what_that_has() {
 }
 
 #[test]
-fn copies_and_clones() {
+fn public_types_are_copy_or_clone() {
     fn copy<T: Copy>() {}
     fn clone<T: Clone>() {}
     copy::<Summary>();

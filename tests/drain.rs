@@ -1,10 +1,11 @@
-//! S3, S4, L2: a drain is true and final, whoever waits for it is told, and idle is what was observed.
+//! S3, S4, L2: a drain waits for all tasks and is final, and every waiter of a drain is woken. `wait_idle` resolves only if nothing was in
+//! flight at one moment.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
 
 use background_tasks::{Registry, RegistryState, SmolSpawner, Spawner};
-use common::{HANG, Manual, Owns, PanicDrop, poll_once, waker};
+use common::{HANG, Manual, Owns, PanicDrop, poll_once, waker_fn};
 use futures_lite::future::{block_on, yield_now};
 use std::future::{pending, ready};
 use std::pin::Pin;
@@ -14,36 +15,37 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-fn children_started_while_draining_are_waited_for<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    fn family<S: Spawner + Clone + Send + Sync + 'static>(registry: Registry<S>, depth: u32) -> common::Boxed {
+fn drain_waits_for_tasks_started_while_draining<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
+    /// Returns a task that waits for the shutdown signal, then starts two children, `depth` levels deep.
+    fn task_tree<S: Spawner + Clone + Send + Sync + 'static>(registry: Registry<S>, depth: u32) -> common::BoxFuture {
         Box::pin(async move {
             registry.signal().await;
             for _ in 0..2 * depth.min(1) {
-                registry.run(family(registry.clone(), depth - 1));
+                registry.run(task_tree(registry.clone(), depth - 1));
             }
         })
     }
-    registry.run(family(registry.clone(), 6));
+    registry.run(task_tree(registry.clone(), 6));
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 127);
     assert_eq!(registry.summary().rejected, 0);
 }
 
-fn a_task_can_begin_the_shutdown<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    let own = registry.clone();
+fn task_can_start_the_shutdown<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
+    let handle = registry.clone();
     registry.run(async move {
-        own.shutdown();
-        own.run(async {});
+        handle.shutdown();
+        handle.run(async {});
     });
     block_on(registry.signal());
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 2);
 }
 
-fn ten_waiters_of_both_kinds_are_told<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    let (go, wait) = channel::<()>();
-    let wait = Mutex::new(wait);
+fn drain_wakes_async_and_blocking_waiters<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
+    let (release, released) = channel::<()>();
+    let released = Mutex::new(released);
     let guard = registry.guard().unwrap();
     thread::spawn(move || {
-        wait.lock().unwrap().recv_timeout(HANG).unwrap();
+        released.lock().unwrap().recv_timeout(HANG).unwrap();
         drop(guard);
     });
     let waiters: Vec<_> = (0..10)
@@ -53,21 +55,21 @@ fn ten_waiters_of_both_kinds_are_told<S: Spawner + Clone + Send + Sync + 'static
             thread::spawn(move || if n % 2 == 0 { block_on(shutdown) } else { shutdown.wait() })
         })
         .collect();
-    go.send(()).unwrap();
+    release.send(()).unwrap();
     for waiter in waiters {
         assert_eq!(waiter.join().unwrap().completed, 1);
     }
 }
 
-fn idle_is_seen_when_tasks_start_tasks<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
+fn wait_idle_waits_for_tasks_started_by_tasks<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
     for round in 1..=if cfg!(miri) { 5 } else { 50 } {
-        let own = registry.clone();
+        let parent = registry.clone();
         registry.run(async move {
             yield_now().await;
-            let last = own.clone();
-            own.run(async move {
+            let child = parent.clone();
+            parent.run(async move {
                 yield_now().await;
-                last.run(yield_now());
+                child.run(yield_now());
             });
         });
         block_on(registry.wait_idle());
@@ -76,7 +78,7 @@ fn idle_is_seen_when_tasks_start_tasks<S: Spawner + Clone + Send + Sync + 'stati
     assert!(!registry.is_shutting_down());
 }
 
-fn drained_is_final<S: Spawner>(registry: &Registry<S>) {
+fn drained_registry_stays_drained<S: Spawner>(registry: &Registry<S>) {
     registry.run(async {});
     let summary = registry.shutdown().wait_timeout(HANG).unwrap();
     assert!(registry.is_drained() && registry.is_shutting_down());
@@ -86,15 +88,15 @@ fn drained_is_final<S: Spawner>(registry: &Registry<S>) {
 }
 
 on_every_runtime!(
-    children_started_while_draining_are_waited_for,
-    a_task_can_begin_the_shutdown,
-    ten_waiters_of_both_kinds_are_told,
-    idle_is_seen_when_tasks_start_tasks,
-    drained_is_final,
+    drain_waits_for_tasks_started_while_draining,
+    task_can_start_the_shutdown,
+    drain_wakes_async_and_blocking_waiters,
+    wait_idle_waits_for_tasks_started_by_tasks,
+    drained_registry_stays_drained,
 );
 
 #[test]
-fn an_idle_registry_drains_at_once() {
+fn idle_registry_drains_immediately() {
     let registry = Registry::new(());
     assert!(!registry.is_shutting_down());
     assert!(poll_once(&mut registry.shutdown()).is_ready());
@@ -102,7 +104,7 @@ fn an_idle_registry_drains_at_once() {
 }
 
 #[test]
-fn shutdown_begins_when_called_not_when_polled() {
+fn shutdown_starts_when_called_not_when_polled() {
     let registry = Registry::new(());
     let _in_flight = registry.guard();
     let _never_polled = registry.shutdown();
@@ -111,7 +113,7 @@ fn shutdown_begins_when_called_not_when_polled() {
 }
 
 #[test]
-fn a_shutdown_dropped_half_way_can_be_asked_for_again() {
+fn dropped_shutdown_future_can_be_replaced_by_another() {
     let registry = Registry::new(());
     let guard = registry.guard().unwrap();
     let mut first = registry.shutdown();
@@ -124,13 +126,13 @@ fn a_shutdown_dropped_half_way_can_be_asked_for_again() {
 }
 
 #[test]
-fn a_shutdown_polled_by_another_task_wakes_that_one() {
+fn drain_wakes_the_task_that_polled_last() {
     let registry = Registry::new(());
     let guard = registry.guard().unwrap();
     let mut shutdown = registry.shutdown();
     assert!(poll_once(&mut shutdown).is_pending());
     let (woken, is_woken) = channel();
-    let second = waker(move || woken.send(()).unwrap());
+    let second = waker_fn(move || woken.send(()).unwrap());
     assert!(Pin::new(&mut shutdown).poll(&mut Context::from_waker(&second)).is_pending());
     drop(guard);
     is_woken.recv_timeout(HANG).unwrap();
@@ -138,35 +140,35 @@ fn a_shutdown_polled_by_another_task_wakes_that_one() {
 }
 
 #[test]
-fn a_waker_of_a_drain_may_call_back_and_another_may_panic() {
+fn drain_wakers_may_call_the_registry_or_panic() {
     let registry = Registry::new(());
     let guard = registry.guard().unwrap();
-    let polled = |waker| {
+    let poll_shutdown_with = |waker| {
         let mut shutdown = Box::new(registry.shutdown());
         assert!(Pin::new(&mut *shutdown).poll(&mut Context::from_waker(&waker)).is_pending());
         shutdown
     };
     let (woken, is_woken) = channel();
-    let panics = polled(waker(|| panic!("a waker's panic, as planned")));
-    let own = registry.clone();
-    let dropped = Mutex::new(Some(polled(waker(|| {}))));
-    let calls = polled(waker(move || {
-        // Under the event's lock each of these would hang.
-        assert!(poll_once(&mut own.shutdown()).is_ready());
-        drop(dropped.lock().unwrap().take());
-        assert!(poll_once(&mut own.wait_idle()).is_ready());
-        woken.send(own.is_drained()).unwrap();
+    let panicking = poll_shutdown_with(waker_fn(|| panic!("intentional panic in a waker")));
+    let handle = registry.clone();
+    let dropped_by_waker = Mutex::new(Some(poll_shutdown_with(waker_fn(|| {}))));
+    let calling = poll_shutdown_with(waker_fn(move || {
+        // Each of these calls would hang if the event's lock were held.
+        assert!(poll_once(&mut handle.shutdown()).is_ready());
+        drop(dropped_by_waker.lock().unwrap().take());
+        assert!(poll_once(&mut handle.wait_idle()).is_ready());
+        woken.send(handle.is_drained()).unwrap();
     }));
-    let (last, is_last) = channel();
-    let after = polled(waker(move || last.send(()).unwrap()));
+    let (last_woken, is_last_woken) = channel();
+    let last = poll_shutdown_with(waker_fn(move || last_woken.send(()).unwrap()));
     drop(guard);
     assert!(is_woken.recv_timeout(HANG).unwrap());
-    is_last.recv_timeout(HANG).unwrap();
-    drop((panics, calls, after));
+    is_last_woken.recv_timeout(HANG).unwrap();
+    drop((panicking, calling, last));
 }
 
 #[test]
-fn a_deadline_that_passes_tells_how_many_are_left_and_what_has_ended() {
+fn expired_deadline_returns_stragglers_and_a_summary() {
     let registry = Registry::new(());
     let guard = registry.guard().unwrap();
     drop(registry.guard());
@@ -182,10 +184,10 @@ fn a_deadline_that_passes_tells_how_many_are_left_and_what_has_ended() {
 }
 
 #[test]
-fn a_deadline_that_has_passed_looks_once_more() {
+fn expired_deadline_rechecks_once() {
     let registry = Registry::new(());
     let guard = Mutex::new(registry.guard().ok());
-    // The last one leaves while the deadline passes: the deadline's own poll drops the guard.
+    // The poll of the deadline drops the last guard, so the drain ends while the deadline expires.
     let deadline = std::future::poll_fn(|_| {
         drop(guard.lock().unwrap().take());
         Poll::Ready(())
@@ -194,7 +196,7 @@ fn a_deadline_that_has_passed_looks_once_more() {
 }
 
 #[test]
-fn a_time_of_zero_looks_and_one_without_end_waits() {
+fn zero_timeout_only_checks_and_maximum_timeout_waits() {
     let registry = Registry::new(());
     let guard = registry.guard().unwrap();
     assert_eq!(registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err().len(), 1);
@@ -205,25 +207,25 @@ fn a_time_of_zero_looks_and_one_without_end_waits() {
 }
 
 #[test]
-fn the_last_one_out_against_a_newcomer() {
+fn last_leave_races_enter() {
     for _ in 0..if cfg!(miri) { 10 } else { 5_000 } {
         let registry = Registry::new(());
         let last = registry.guard().unwrap();
         registry.shutdown();
-        let together = Arc::new(Barrier::new(2));
-        let newcomer = thread::spawn({
-            let (registry, together) = (registry.clone(), together.clone());
+        let barrier = Arc::new(Barrier::new(2));
+        let entering = thread::spawn({
+            let (registry, barrier) = (registry.clone(), barrier.clone());
             move || {
-                together.wait();
-                let entered = registry.guard();
-                (entered.is_ok(), registry.is_drained())
+                barrier.wait();
+                let guard = registry.guard();
+                (guard.is_ok(), registry.is_drained())
             }
         });
-        together.wait();
+        barrier.wait();
         drop(last);
-        let (entered, drained_while_held) = newcomer.join().unwrap();
+        let (entered, drained_while_held) = entering.join().unwrap();
         if entered {
-            assert!(!drained_while_held, "drained with a guard held");
+            assert!(!drained_while_held, "the registry drained although a guard was held");
         }
         assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 1 + u64::from(entered));
         assert_eq!(registry.summary().rejected, u64::from(!entered));
@@ -231,9 +233,9 @@ fn the_last_one_out_against_a_newcomer() {
 }
 
 #[test]
-fn a_newcomer_whose_own_shard_has_drained_is_let_in_elsewhere() {
+fn task_enters_another_shard_when_its_own_has_drained() {
     let registry = Registry::new(());
-    // Held on this thread's shard alone: with more than one, the shards of most of the others have drained.
+    // The guard keeps only this thread's shard open. If there are several shards, those of most other threads have drained.
     let guard = registry.guard().unwrap();
     registry.shutdown();
     for _ in 0..8 {
@@ -246,38 +248,38 @@ fn a_newcomer_whose_own_shard_has_drained_is_let_in_elsewhere() {
 }
 
 #[test]
-fn wait_idle_is_pending_while_something_is_in_flight_and_wakes_then() {
+fn wait_idle_is_pending_until_nothing_is_in_flight_and_wakes_once() {
     let registry = Registry::new(());
     assert!(poll_once(&mut registry.wait_idle()).is_ready());
     let guard = registry.guard().unwrap();
     let (woken, is_woken) = channel();
-    let waker = waker(move || woken.send(()).unwrap());
+    let waker = waker_fn(move || woken.send(()).unwrap());
     let mut idle = registry.wait_idle();
     assert!(Pin::new(&mut idle).poll(&mut Context::from_waker(&waker)).is_pending());
     drop(guard);
     is_woken.recv_timeout(HANG).unwrap();
     assert!(poll_once(&mut idle).is_ready());
     drop(registry.guard());
-    assert!(is_woken.try_recv().is_err(), "woken once");
+    assert!(is_woken.try_recv().is_err(), "the waker must be called only once");
 }
 
 #[test]
-fn wait_idle_after_the_drain_is_ready() {
+fn wait_idle_is_ready_after_the_drain() {
     let registry = Registry::new(());
     registry.shutdown();
     assert!(poll_once(&mut registry.wait_idle()).is_ready());
 }
 
 #[test]
-fn wait_idle_is_not_fooled_by_a_baton_handed_from_thread_to_thread() {
+fn wait_idle_stays_pending_while_guards_overlap() {
     let registry = Registry::new(());
-    let (give, take) = channel();
-    give.send(registry.guard().unwrap()).unwrap();
-    let runner = thread::spawn({
+    let (send_guard, guards) = channel();
+    send_guard.send(registry.guard().unwrap()).unwrap();
+    let worker = thread::spawn({
         let registry = registry.clone();
         move || {
-            // The baton is never down: each is taken before the one before it is given back.
-            let mut held = take.recv().unwrap();
+            // Takes each guard before it drops the previous guard, so one task is in flight at every moment.
+            let mut held = guards.recv().unwrap();
             for _ in 0..if cfg!(miri) { 100 } else { 100_000 } {
                 held = registry.guard().unwrap();
             }
@@ -285,36 +287,36 @@ fn wait_idle_is_not_fooled_by_a_baton_handed_from_thread_to_thread() {
         }
     });
     let mut idle = registry.wait_idle();
-    while !runner.is_finished() {
+    while !worker.is_finished() {
         assert!(poll_once(&mut idle).is_pending());
     }
-    drop(runner.join().unwrap());
+    drop(worker.join().unwrap());
     assert!(poll_once(&mut idle).is_ready());
 }
 
 #[test]
-fn a_shutdown_outlives_the_registry_and_its_spawner() {
+fn shutdown_future_outlives_the_registry_and_its_spawner() {
     let registry = Registry::new(Manual::default());
     let guard = registry.guard().unwrap();
     let mut shutdown = registry.shutdown();
     drop(registry);
     assert!(poll_once(&mut shutdown).is_pending());
     drop(guard);
-    // The core must not serve another registry while it can be read.
+    // The pool must not give the registry's state to another registry while the shutdown future can read it.
     let others: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
     assert_eq!(block_on(shutdown).completed, 1);
     drop(others);
 }
 
 #[test]
-fn the_next_registry_of_a_core_starts_at_zero() {
+fn registry_with_reused_state_starts_at_zero() {
     for _ in 0..if cfg!(miri) { 3 } else { 100 } {
         let manual = Manual::default();
         let registry = Registry::new(manual.clone());
         assert_eq!(registry.summary(), background_tasks::Summary::default());
         assert!(!registry.is_shutting_down() && !registry.is_drained() && !registry.signal().is_triggered());
-        registry.run(async { Err("a failure") });
-        registry.run(async { panic!("a panic, as planned") });
+        registry.run(async { Err("intentional failure") });
+        registry.run(async { panic!("intentional panic") });
         registry.run(Owns(PanicDrop, pending::<()>()));
         registry.run(pending::<()>());
         manual.poll_all();
@@ -325,31 +327,31 @@ fn the_next_registry_of_a_core_starts_at_zero() {
 }
 
 #[test]
-fn a_guard_that_begins_the_shutdown_when_main_returns_early() {
-    fn early(registry: &Registry<()>) -> Result<(), &'static str> {
+fn shutdown_guard_starts_the_shutdown_when_main_returns_early() {
+    fn return_early(registry: &Registry<()>) -> Result<(), &'static str> {
         let _shutdown = registry.shutdown_on_drop();
         Err("an early return")
     }
     let registry = Registry::new(());
     registry.shutdown_on_drop().disarm();
     assert!(!registry.is_shutting_down());
-    early(&registry).unwrap_err();
+    return_early(&registry).unwrap_err();
     assert!(registry.is_drained());
 }
 
 #[test]
-fn a_registry_in_a_static() {
+fn static_registry_stays_open_when_a_handle_is_dropped() {
     static STATE: RegistryState = RegistryState::new();
     static TASKS: Registry<SmolSpawner> = Registry::in_static(&STATE, SmolSpawner);
     TASKS.run(async {});
     drop(Registry::in_static(&STATE, SmolSpawner));
-    assert!(!TASKS.is_shutting_down(), "a handle on a static core is not the last");
+    assert!(!TASKS.is_shutting_down(), "a dropped handle must not shut a static registry down");
     assert_eq!(TASKS.shutdown().wait_timeout(HANG).unwrap().completed, 1);
     TASKS.try_run(async {}).unwrap_err();
 }
 
 #[test]
-fn a_debug_print_tells_the_state_and_ends() {
+fn debug_output_shows_the_state_and_is_short() {
     static STATE: RegistryState = RegistryState::new();
     let registry = Registry::new(());
     let guard = registry.guard();

@@ -1,9 +1,9 @@
-//! Who is in flight, and who held the drain up.
+//! S9: an inspected registry lists the tasks in flight and names the stragglers of a drain.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
 
-use background_tasks::{Registry, Spawner, TaskId, TaskKind, TokioSpawner};
+use background_tasks::{Registry, Spawner, TaskId, TaskInfo, TaskKind, TokioSpawner};
 use common::{HANG, Manual, inspected};
 use std::collections::HashSet;
 use std::future::pending;
@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 #[test]
-fn a_list_tells_name_place_kind_and_age_the_oldest_first() {
+fn task_list_shows_name_call_site_kind_and_age() {
     let (_spawner, registry) = inspected();
     let line = line!() + 1;
     registry.named("sweeper").run(pending::<()>());
@@ -35,37 +35,37 @@ fn a_list_tells_name_place_kind_and_age_the_oldest_first() {
 }
 
 #[test]
-fn what_a_library_starts_may_be_told_as_its_caller_s() {
+fn location_replaces_the_call_site_of_a_library() {
     #[track_caller]
     fn library(registry: &Registry<Manual>) {
         let caller = Location::caller();
-        let start = || registry.named("on behalf").location(caller).run(pending::<()>());
-        start();
+        let start_task = || registry.named("library task").location(caller).run(pending::<()>());
+        start_task();
     }
     let (_spawner, registry) = inspected();
     let line = line!() + 1;
     library(&registry);
-    let [task] = registry.tasks()[..] else { panic!("one is in flight") };
+    let [task] = registry.tasks()[..] else { panic!("exactly one task must be in flight") };
     assert_eq!((task.location().file(), task.location().line()), (file!(), line));
 }
 
 #[test]
-fn each_kind_is_told() {
+fn task_list_shows_each_kind() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registry = Registry::builder(TokioSpawner).inspect().build();
-    let (go_on, may_go_on) = channel::<()>();
+    let (resume, resumed) = channel::<()>();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         registry.run_local(pending::<()>());
-        registry.run_blocking(move || may_go_on.recv_timeout(HANG).unwrap());
+        registry.run_blocking(move || resumed.recv_timeout(HANG).unwrap());
         let _tracked = registry.track(pending::<()>()).unwrap();
         let kinds: HashSet<_> = registry.tasks().iter().map(|task| task.kind().unwrap()).collect();
         assert_eq!(kinds, HashSet::from([TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked]));
     });
-    go_on.send(()).unwrap();
+    resume.send(()).unwrap();
 }
 
 #[test]
-fn nothing_is_listed_unless_it_was_asked_for() {
+fn registry_without_inspection_lists_nothing() {
     let spawner = Manual::default();
     let registry = Registry::new(spawner.clone());
     registry.named("n").critical().run(pending::<()>());
@@ -75,7 +75,7 @@ fn nothing_is_listed_unless_it_was_asked_for() {
 }
 
 #[test]
-fn ids_are_distinct_and_can_be_written_and_read() {
+fn task_ids_are_unique_and_parse_from_their_text() {
     const ROUNDS: usize = if cfg!(miri) { 2 } else { 10 };
     let (spawner, registry) = inspected();
     let mut ids = HashSet::new();
@@ -96,22 +96,22 @@ fn ids_are_distinct_and_can_be_written_and_read() {
 }
 
 #[test]
-fn a_thousand_are_listed_in_the_order_of_their_beginning() {
+fn thousand_tasks_are_listed_oldest_first() {
     const NAMES: [&str; 3] = ["one", "two", "three"];
     const EACH: usize = if cfg!(miri) { 10 } else { 333 };
     let (_spawner, registry) = inspected();
-    let begin = |name| registry.named(name).run(pending::<()>());
-    NAMES.iter().cycle().take(3 * EACH).copied().for_each(begin);
+    let start_task = |name| registry.named(name).run(pending::<()>());
+    NAMES.iter().cycle().take(3 * EACH).copied().for_each(start_task);
     let tasks = registry.tasks();
     assert_eq!(tasks.len(), 3 * EACH);
-    assert!(tasks.is_sorted_by(|one, two| one.age() >= two.age()));
+    assert!(tasks.is_sorted_by(|earlier, later| earlier.age() >= later.age()));
     for name in NAMES {
         assert_eq!(tasks.iter().filter(|task| task.name() == Some(name)).count(), EACH);
     }
 }
 
 #[test]
-fn stragglers_are_named_and_grouped() {
+fn stragglers_are_grouped_by_name_and_call_site() {
     let (spawner, registry) = inspected();
     let (mail, held) = (line!() + 1, line!() + 2);
     let send = || registry.named("mail").run(pending::<()>());
@@ -121,27 +121,27 @@ fn stragglers_are_named_and_grouped() {
     spawner.poll_all();
     let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((stragglers.len(), stragglers.tasks().len()), (4, 4));
-    let text = ages(&stragglers.to_string());
-    let (first, groups) = text.split_once(": ").unwrap();
+    let text = mask_ages(&stragglers.to_string());
+    let (heading, groups) = text.split_once(": ").unwrap();
     let summary = "1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected";
-    assert_eq!(first, format!("4 background tasks still in flight ({summary})"));
+    assert_eq!(heading, format!("4 background tasks still in flight ({summary})"));
     let file = file!();
     let mut groups: Vec<_> = groups.split("; ").collect();
-    groups.sort_unstable(); // The coarse clock may see all of them begin at once.
+    groups.sort_unstable(); // The coarse clock may give all tasks the same start time.
     let expected = [format!("1 × guard at {file}:{held}:27, for AGE"), format!("3 × mail at {file}:{mail}:42, the oldest for AGE")];
     assert_eq!(groups, expected);
     assert_eq!(format!("{stragglers:#}").lines().count(), 3);
 }
 
-/// The text with each time replaced.
-fn ages(text: &str) -> String {
-    let shown = |word: &str| word.trim_end_matches([';', ',']).ends_with('s') && word.starts_with(|c: char| c.is_ascii_digit());
-    let replace = |word: &str| if shown(word) { word.replace(word.trim_end_matches([';', ',']), "AGE") } else { word.to_owned() };
-    text.split(' ').map(replace).collect::<Vec<_>>().join(" ")
+/// Replaces each age in the text by `AGE`.
+fn mask_ages(text: &str) -> String {
+    let is_age = |word: &str| word.trim_end_matches([';', ',']).ends_with('s') && word.starts_with(|c: char| c.is_ascii_digit());
+    let mask = |word: &str| if is_age(word) { word.replace(word.trim_end_matches([';', ',']), "AGE") } else { word.to_owned() };
+    text.split(' ').map(mask).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
-fn a_list_is_true_while_tasks_come_and_go() {
+fn task_list_is_consistent_while_tasks_start_and_end() {
     let registry = Registry::builder(()).inspect().build();
     let _first = registry.named("first").guard().unwrap();
     let held = Mutex::new(Vec::new());
@@ -149,7 +149,7 @@ fn a_list_is_true_while_tasks_come_and_go() {
         for _ in 0..3 {
             scope.spawn(|| {
                 for n in 0..if cfg!(miri) { 20 } else { 5_000 } {
-                    let guard = registry.named("passing").guard().unwrap();
+                    let guard = registry.named("short-lived").guard().unwrap();
                     if n % 16 == 0 {
                         held.lock().unwrap().push(guard);
                     }
@@ -159,7 +159,7 @@ fn a_list_is_true_while_tasks_come_and_go() {
         for _ in 0..if cfg!(miri) { 3 } else { 300 } {
             let tasks = registry.tasks();
             let ids: HashSet<_> = tasks.iter().map(|task| task.id().unwrap()).collect();
-            assert_eq!(ids.len(), tasks.len(), "nobody is listed twice");
+            assert_eq!(ids.len(), tasks.len(), "no task may be listed twice");
             assert_eq!(tasks.iter().filter(|task| task.name() == Some("first")).count(), 1);
             held.lock().unwrap().clear();
         }
@@ -168,14 +168,52 @@ fn a_list_is_true_while_tasks_come_and_go() {
     assert_eq!(registry.tasks().len(), 1);
 }
 
-fn what_is_in_flight_is_listed_and_then_not<S: Spawner>(registry: &Registry<S>) {
-    let (go_on, may_go_on) = tokio::sync::oneshot::channel::<()>();
-    registry.named("waits").run(async move { may_go_on.await.unwrap() });
+fn task_is_listed_until_it_ends<S: Spawner>(registry: &Registry<S>) {
+    let (resume, resumed) = tokio::sync::oneshot::channel::<()>();
+    registry.named("waits").run(async move { resumed.await.unwrap() });
     let tasks = registry.tasks();
     assert_eq!((tasks.len(), tasks[0].name()), (1, Some("waits")));
-    go_on.send(()).unwrap();
+    resume.send(()).unwrap();
     registry.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!(registry.tasks(), []);
 }
 
-on_every_runtime!(with |spawner| Registry::builder(spawner).inspect().build(); what_is_in_flight_is_listed_and_then_not);
+on_every_runtime!(with |spawner| Registry::builder(spawner).inspect().build(); task_is_listed_until_it_ends);
+
+#[test]
+fn groups_count_similar_stragglers_and_have_the_oldest_first() {
+    let (_spawner, registry) = inspected();
+    let send = || registry.named("mail").run(pending::<()>());
+    (0..3).for_each(|_| send());
+    let line = line!() + 1;
+    registry.named("mail").run(pending::<()>());
+    let _guard = registry.guard().unwrap();
+    registry.abort();
+    send();
+
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    let groups: Vec<_> = stragglers.groups().collect();
+    assert_eq!(groups.iter().map(|(_, len)| len).sum::<usize>(), stragglers.tasks().len());
+    assert!(groups.is_sorted_by(|(one, _), (two, _)| one.age() >= two.age()));
+    let find = |is_in: &dyn Fn(&TaskInfo) -> bool| {
+        let found: Vec<_> = groups.iter().filter(|(oldest, _)| is_in(oldest)).collect();
+        let [(oldest, len)] = found[..] else { panic!("one group: {found:?}") };
+        let members = stragglers.tasks().iter().filter(|task| is_in(task));
+        assert!(members.clone().all(|task| oldest.age() >= task.age()));
+        assert_eq!(members.count(), *len);
+        *len
+    };
+    let is_mail = |task: &TaskInfo, own_line: bool| task.name() == Some("mail") && (task.location().line() == line) == own_line;
+    assert_eq!(find(&|task| is_mail(task, false) && task.abort_requested()), 3);
+    assert_eq!(find(&|task| is_mail(task, true)), 1, "another call site");
+    assert_eq!(find(&|task| task.kind() == Some(TaskKind::Guard)), 1, "another kind");
+    assert_eq!(find(&|task| is_mail(task, false) && !task.abort_requested()), 1, "started after the abort");
+}
+
+#[test]
+fn registry_without_inspection_has_no_groups() {
+    let registry = Registry::new(());
+    let _guard = registry.guard().unwrap();
+    let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    assert_eq!((stragglers.len(), stragglers.groups().count()), (1, 0));
+}

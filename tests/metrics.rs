@@ -1,4 +1,4 @@
-//! What `MetricsObserver` keeps, as the Prometheus exporter renders it.
+//! `MetricsObserver`, tested on the text that the Prometheus exporter renders.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "metrics"))]
 
 mod common;
@@ -9,35 +9,36 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
 use std::sync::OnceLock;
 
-/// The program's exporter: one for all tests, each of which has a registry of its own name.
+/// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
 fn exporter() -> &'static PrometheusHandle {
     static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
     EXPORTER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
 }
 
+/// Returns an inspected registry with a limit of 4 and a `MetricsObserver`, and the spawner that drives its tasks.
 fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
     exporter();
     let (manual, metrics) = (Manual::default(), MetricsObserver::new(name));
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
-/// The lines of one registry, sorted, without its label and the crate's prefix.
+/// Returns the sorted lines of one registry, without its label and without the crate's prefix.
 fn rendered(registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
     let text = exporter().render();
-    let own = text.lines().filter(|line| line.contains(&label));
-    let mut lines: Vec<_> = own.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
+    let matching = text.lines().filter(|line| line.contains(&label));
+    let mut lines: Vec<_> = matching.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
     lines.sort();
     lines
 }
 
-/// One task of each fate, but two that complete; when this returns each has ended.
-fn a_life(manual: &Manual, registry: &Registry<Manual>) {
+/// Starts two tasks that complete and one task for each other outcome, and drives all of them to their end.
+fn run_every_outcome(manual: &Manual, registry: &Registry<Manual>) {
     registry.run(async {});
     registry.named("mail").run(async {});
-    registry.named("mail").run(ready(Err("a failure")));
-    registry.run(async { panic!("a panic, as planned") });
-    registry.named("sweep").run(async { unreachable!("there is no place") });
+    registry.named("mail").run(ready(Err("intentional failure")));
+    registry.run(async { panic!("intentional panic") });
+    registry.named("sweep").run(async { unreachable!("the registry is full") });
     manual.poll_all();
     registry.named("mail").run(pending::<()>());
     drop(manual.take());
@@ -46,7 +47,8 @@ fn a_life(manual: &Manual, registry: &Registry<Manual>) {
     manual.poll_all();
 }
 
-const LOSSES: [&str; 5] = [
+/// The loss counters after one call of `run_every_outcome`.
+const LOSS_LINES: [&str; 5] = [
     r#"total{…,outcome="abandoned",task="mail"} 1"#,
     r#"total{…,outcome="aborted",task="sweep"} 1"#,
     r#"total{…,outcome="failed",task="mail"} 1"#,
@@ -54,28 +56,32 @@ const LOSSES: [&str; 5] = [
     r#"total{…,outcome="rejected",task="sweep"} 1"#,
 ];
 
-/// The lines of a registry that has lived `a_life`.
-fn with(completed: &str) -> Vec<&str> {
-    let [abandoned, aborted, failed, panicked, rejected] = LOSSES;
+/// Returns all lines after one call of `run_every_outcome`, with the given line for completed tasks.
+fn all_lines(completed: &str) -> Vec<&str> {
+    let [abandoned, aborted, failed, panicked, rejected] = LOSS_LINES;
     vec!["in_flight{…} 0", abandoned, aborted, completed, failed, panicked, rejected]
 }
 
 #[test]
-fn a_life_of_all_fates_is_rendered_exactly() {
+fn every_outcome_is_rendered_exactly() {
     let (manual, registry, metrics) = observed("exact");
     assert_eq!(rendered("exact").len(), 0);
-    a_life(&manual, &registry);
-    assert_eq!(rendered("exact"), LOSSES, "what completes tells nobody");
+    run_every_outcome(&manual, &registry);
+    assert_eq!(rendered("exact"), LOSS_LINES, "the completion of a task must update no metric");
 
     for _ in 0..2 {
         metrics.record(&registry);
-        assert_eq!(rendered("exact"), with(r#"total{…,outcome="completed",task=""} 2"#));
+        assert_eq!(rendered("exact"), all_lines(r#"total{…,outcome="completed",task=""} 2"#));
     }
 
     drop(registry.guard().unwrap());
     registry.shutdown();
     let (drain, others): (Vec<_>, Vec<_>) = rendered("exact").into_iter().partition(|line| line.starts_with("drain"));
-    assert_eq!(others, with(r#"total{…,outcome="completed",task=""} 3"#), "the drain records");
+    assert_eq!(
+        others,
+        all_lines(r#"total{…,outcome="completed",task=""} 3"#),
+        "the end of the drain must record the completed tasks"
+    );
     assert_eq!(drain[0], "drain_duration_seconds_count{…} 1");
     let sum: f64 = drain[1].strip_prefix("drain_duration_seconds_sum{…} ").unwrap().parse().unwrap();
     assert!((0.0..60.0).contains(&sum), "{sum}");
@@ -85,9 +91,9 @@ fn a_life_of_all_fates_is_rendered_exactly() {
     let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
     headers.sort_unstable();
     let expected = [
-        "# HELP background_tasks_drain_duration_seconds From the beginning of a shutdown to the end of its drain.",
+        "# HELP background_tasks_drain_duration_seconds Time from the start of a shutdown until the drain ended.",
         "# HELP background_tasks_in_flight Background tasks in flight.",
-        "# HELP background_tasks_total Background tasks that have ended, and those that were rejected, by outcome.",
+        "# HELP background_tasks_total Background tasks that ended or were rejected, by outcome.",
         "# TYPE background_tasks_drain_duration_seconds summary",
         "# TYPE background_tasks_in_flight gauge",
         "# TYPE background_tasks_total counter",
@@ -96,34 +102,34 @@ fn a_life_of_all_fates_is_rendered_exactly() {
 }
 
 #[test]
-fn what_is_in_flight_is_what_it_was_when_it_was_last_recorded() {
+fn in_flight_gauge_keeps_the_last_recorded_value() {
     let (manual, registry, metrics) = observed("gauge");
-    let gauge = |expected: &str| assert!(rendered("gauge").contains(&format!("in_flight{{…}} {expected}")), "{expected}");
+    let assert_gauge = |expected: &str| assert!(rendered("gauge").contains(&format!("in_flight{{…}} {expected}")), "{expected}");
     let guard = registry.guard().unwrap();
     registry.run(async {});
     metrics.record(&registry);
-    gauge("2");
+    assert_gauge("2");
     manual.poll_all();
-    gauge("2");
+    assert_gauge("2");
     metrics.record(&registry);
-    gauge("1");
+    assert_gauge("1");
     let shutdown = registry.shutdown();
-    gauge("1");
+    assert_gauge("1");
     drop(guard);
-    gauge("0");
+    assert_gauge("0");
     assert_eq!(shutdown.wait().completed, 2);
 }
 
 #[test]
-fn the_outcomes_add_up_to_the_summary() {
+fn outcome_counters_add_up_to_the_summary() {
     let (manual, registry, metrics) = observed("sums");
     for _ in 0..3 {
-        a_life(&manual, &registry);
+        run_every_outcome(&manual, &registry);
     }
     registry.shutdown();
     registry.run(pending::<()>());
     registry.named("late").run(pending::<()>());
-    // A record after the end changes nothing.
+    // A record after the end of the drain changes nothing.
     metrics.record(&registry);
 
     let lines = rendered("sums");
@@ -140,9 +146,9 @@ fn the_outcomes_add_up_to_the_summary() {
         ("aborted", aborted, 3),
         ("rejected", rejected, 5),
     ];
-    for (outcome, summary, expected) in outcomes {
-        assert_eq!((sum(outcome), summary), (expected, expected), "{outcome}");
+    for (outcome, in_summary, expected) in outcomes {
+        assert_eq!((sum(outcome), in_summary), (expected, expected), "{outcome}");
     }
     let totals = lines.iter().filter(|line| line.starts_with("total"));
-    assert_eq!(totals.count(), 6 + 2, "one for each outcome and name");
+    assert_eq!(totals.count(), 6 + 2, "one counter for each combination of outcome and task name");
 }

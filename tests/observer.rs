@@ -1,4 +1,5 @@
-//! S2, S6, S7: each loss is told once, before its count is given back, under no lock, and what an observer does hurts nobody.
+//! S2, S6, S7, S8: observers receive each loss once, before the in-flight count drops
+//! and under no lock. A panic of an observer harms no task.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -13,13 +14,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// Writes all that it is told down, a line each.
+/// Records each event as one line of text.
 #[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
+struct EventLog(Mutex<Vec<String>>);
 
-impl Notes {
-    fn write(&self, task: &TaskInfo, what: &str) {
-        self.0.lock().unwrap().push(format!("{} {what}", task.name().unwrap_or("-")));
+impl EventLog {
+    fn write(&self, task: &TaskInfo, event: &str) {
+        self.0.lock().unwrap().push(format!("{} {event}", task.name().unwrap_or("-")));
     }
 
     fn take(&self) -> Vec<String> {
@@ -27,7 +28,7 @@ impl Notes {
     }
 }
 
-impl Observer for Notes {
+impl Observer for EventLog {
     fn failed(&self, task: &TaskInfo, error: &str) {
         self.write(task, &format!("failed: {error}"));
     }
@@ -57,20 +58,20 @@ impl Observer for Notes {
     }
 }
 
-fn noted<S>(spawner: S) -> (Arc<Notes>, Registry<S>) {
-    let notes = Arc::new(Notes::default());
-    (notes.clone(), Registry::builder(spawner).observer(notes).build())
+fn logged<S>(spawner: S) -> (Arc<EventLog>, Registry<S>) {
+    let log = Arc::new(EventLog::default());
+    (log.clone(), Registry::builder(spawner).observer(log).build())
 }
 
-fn by_hand() -> (Manual, Arc<Notes>, Registry<Manual>) {
+fn logged_manual() -> (Manual, Arc<EventLog>, Registry<Manual>) {
     let spawner = Manual::default();
-    let (notes, registry) = noted(spawner.clone());
-    (spawner, notes, registry)
+    let (log, registry) = logged(spawner.clone());
+    (spawner, log, registry)
 }
 
 #[test]
-fn every_loss_is_told_with_its_name_and_what_went_well_is_not() {
-    let (spawner, notes, registry) = by_hand();
+fn every_loss_is_reported_and_completion_is_not() {
+    let (spawner, log, registry) = logged_manual();
     registry.named("good").run(async { Ok::<(), fmt::Error>(()) });
     registry.run(async { Err("no such mailbox") });
     registry.named("text").run(async { panic!("a text") });
@@ -80,12 +81,12 @@ fn every_loss_is_told_with_its_name_and_what_went_well_is_not() {
     registry.named("left").run(pending::<()>());
     drop(spawner.take());
     assert_eq!(
-        notes.take(),
+        log.take(),
         [
             "- failed: no such mailbox",
             "text panicked: a text",
             "format panicked: number 7",
-            "odd panicked: (a payload that is no text)",
+            "odd panicked: (a payload that is not a string)",
             "left abandoned"
         ]
     );
@@ -93,9 +94,9 @@ fn every_loss_is_told_with_its_name_and_what_went_well_is_not() {
     registry.shutdown();
     drop(guard);
     registry.named("late").run(async {});
-    let told = notes.take();
+    let events = log.take();
     assert_eq!(
-        told,
+        events,
         [
             "shutdown with 1",
             "drained: 2 completed, 1 failed, 3 panicked, 1 abandoned, 0 aborted, 0 rejected",
@@ -105,78 +106,81 @@ fn every_loss_is_told_with_its_name_and_what_went_well_is_not() {
 }
 
 #[test]
-fn a_destructor_s_panic_is_told_once_and_as_what_it_counts() {
-    let (spawner, notes, registry) = by_hand();
+fn destructor_panic_is_reported_once_as_panicked() {
+    let (spawner, log, registry) = logged_manual();
     registry.named("done").run(Owns(PanicDrop, ready(())));
     spawner.poll_all();
     registry.named("left").run(Owns(PanicDrop, pending::<()>()));
     drop(spawner.take());
-    let told = "panicked: a destructor's panic, as planned";
-    assert_eq!(notes.take(), [format!("done {told}"), format!("left {told}")]);
+    let event = "panicked: intentional panic in a destructor";
+    assert_eq!(log.take(), [format!("done {event}"), format!("left {event}")]);
     assert_eq!(registry.summary().panicked, 2);
 }
 
 #[test]
-fn what_is_tracked_and_a_guard_are_told_too() {
-    let (_, notes, registry) = by_hand();
-    let mut tracked = Box::pin(registry.named("polled").track(async { panic!("as planned") }).unwrap());
+fn losses_of_tracked_futures_and_guards_are_reported() {
+    let (_, log, registry) = logged_manual();
+    let mut tracked = Box::pin(registry.named("polled").track(async { panic!("intentional panic") }).unwrap());
     catch_unwind(AssertUnwindSafe(|| poll_once(&mut tracked).map(|()| ()))).unwrap_err();
     drop(registry.named("left").track(pending::<()>()).unwrap());
     let guard = registry.named("held").guard().unwrap();
     catch_unwind(AssertUnwindSafe(|| {
         let _guard = guard;
-        panic!("as planned");
+        panic!("intentional panic");
     }))
     .unwrap_err();
-    assert_eq!(notes.take(), ["polled panicked: as planned", "left abandoned", "held panicked: dropped by a panic"]);
+    assert_eq!(log.take(), ["polled panicked: intentional panic", "left abandoned", "held panicked: dropped by a panic"]);
 }
 
-struct BadError;
+/// An error whose `Display` panics.
+struct PanicDisplay;
 
-impl fmt::Display for BadError {
+impl fmt::Display for PanicDisplay {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        panic!("a Display's panic, as planned");
+        panic!("intentional panic in Display");
     }
 }
 
 #[test]
-fn an_error_that_cannot_be_shown_is_a_failure_all_the_same() {
-    let (spawner, notes, registry) = by_hand();
-    registry.run(async { Err::<(), _>(BadError) });
+fn error_whose_display_panics_is_reported_as_failed() {
+    let (spawner, log, registry) = logged_manual();
+    registry.run(async { Err::<(), _>(PanicDisplay) });
     spawner.poll_all();
-    assert_eq!(notes.take(), ["- failed: (an error whose Display panicked)"]);
+    assert_eq!(log.take(), ["- failed: (an error whose Display panicked)"]);
     assert_eq!(registry.summary().failed, 1);
 }
 
-/// Where each door was called, in turn: the lines of this file.
-struct Sites(Mutex<Vec<&'static Location<'static>>>);
+/// Records the call site of each rejection.
+struct CallSites(Mutex<Vec<&'static Location<'static>>>);
 
-impl Observer for Sites {
+impl Observer for CallSites {
     fn rejected(&self, task: &TaskInfo, _: RejectReason) {
         self.0.lock().unwrap().push(task.location());
     }
 }
 
+/// A spawner that drops every task.
 #[derive(Clone)]
-struct Nothing;
+struct DroppingSpawner;
 
-impl Spawner for Nothing {
+impl Spawner for DroppingSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, _: F) {}
 }
 
-impl LocalSpawner for Nothing {
+impl LocalSpawner for DroppingSpawner {
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, _: F) {}
 }
 
-impl BlockingSpawner for Nothing {
+impl BlockingSpawner for DroppingSpawner {
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, _: F) {}
 }
 
 #[test]
-fn the_call_site_is_the_caller_s_by_every_door() {
-    let sites = Arc::new(Sites(Mutex::default()));
-    let registry = Registry::builder(Nothing).observer(sites.clone()).build();
+fn every_method_reports_the_call_site_of_its_caller() {
+    let sites = Arc::new(CallSites(Mutex::default()));
+    let registry = Registry::builder(DroppingSpawner).observer(sites.clone()).build();
     registry.shutdown();
+    // The 19 calls must stay on consecutive lines.
     let first = line!() + 1;
     registry.run(async {});
     registry.try_run(async {}).unwrap_err();
@@ -202,209 +206,214 @@ fn the_call_site_is_the_caller_s_by_every_door() {
     assert!(sites.iter().map(|site| site.line()).eq(first..first + 19), "{sites:?}");
 }
 
-/// Stops in each call until the test has looked.
-struct Slow {
+/// Blocks in each call until the test resumes it.
+struct BlockingObserver {
     called: Sender<&'static str>,
-    go_on: Mutex<Receiver<()>>,
+    resumed: Mutex<Receiver<()>>,
 }
 
-impl Slow {
-    fn stop(&self, what: &'static str) {
-        self.called.send(what).unwrap();
-        self.go_on.lock().unwrap().recv_timeout(HANG).unwrap();
+impl BlockingObserver {
+    fn block(&self, event: &'static str) {
+        self.called.send(event).unwrap();
+        self.resumed.lock().unwrap().recv_timeout(HANG).unwrap();
     }
 }
 
-impl Observer for Slow {
+impl Observer for BlockingObserver {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        self.stop("failed");
+        self.block("failed");
     }
 
     fn shutdown_started(&self, _: usize) {
-        self.stop("begun");
+        self.block("shutdown started");
     }
 
     fn drained(&self, _: &Summary, _: Duration) {
-        self.stop("drained");
+        self.block("drained");
     }
 }
 
 #[test]
-fn the_count_and_the_drain_wait_until_all_was_told() {
-    let ((called, calls), (go_on, may_go_on)) = (channel(), channel());
+fn count_and_drain_wait_for_observers() {
+    let ((called, calls), (resume, resumed)) = (channel(), channel());
     let spawner = Manual::default();
-    let slow = Slow { called, go_on: Mutex::new(may_go_on) };
-    let registry = Registry::builder(spawner.clone()).observer(slow).build();
-    let expect = |what| assert_eq!(calls.recv_timeout(HANG).unwrap(), what);
+    let observer = BlockingObserver { called, resumed: Mutex::new(resumed) };
+    let registry = Registry::builder(spawner.clone()).observer(observer).build();
+    let expect_call = |event| assert_eq!(calls.recv_timeout(HANG).unwrap(), event);
     thread::scope(|scope| {
-        registry.run(async { Err("as planned") });
+        registry.run(async { Err("intentional failure") });
         let running = scope.spawn(|| spawner.poll_all());
-        expect("failed");
+        expect_call("failed");
         assert_eq!((registry.in_flight(), registry.summary().failed), (1, 1));
         let shutdown = scope.spawn(|| registry.shutdown());
-        expect("begun");
+        expect_call("shutdown started");
         assert!(registry.is_shutting_down());
-        go_on.send(()).unwrap();
-        go_on.send(()).unwrap();
-        expect("drained");
+        resume.send(()).unwrap();
+        resume.send(()).unwrap();
+        expect_call("drained");
         assert_eq!((registry.in_flight(), registry.is_drained()), (0, false));
-        go_on.send(()).unwrap();
+        resume.send(()).unwrap();
         running.join().unwrap();
         assert_eq!(shutdown.join().unwrap().wait_timeout(HANG).unwrap().failed, 1);
     });
     assert!(registry.is_drained());
 }
 
-struct Panics;
+/// An observer whose methods and destructor panic.
+struct PanicObserver;
 
-impl Observer for Panics {
+impl Observer for PanicObserver {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        panic!("an observer's panic, as planned");
+        panic!("intentional panic in an observer");
     }
 
     fn panicked(&self, _: &TaskInfo, _: &str) {
-        panic!("an observer's panic, as planned");
+        panic!("intentional panic in an observer");
     }
 
     fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        panic!("an observer's panic, as planned");
+        panic!("intentional panic in an observer");
     }
 
     fn shutdown_started(&self, _: usize) {
-        panic!("an observer's panic, as planned");
+        panic!("intentional panic in an observer");
     }
 
     fn drained(&self, _: &Summary, _: Duration) {
-        panic!("an observer's panic, as planned");
+        panic!("intentional panic in an observer");
     }
 }
 
 #[test]
-fn an_observer_that_panics_while_a_panic_unwinds_ends_nothing() {
-    let registry = Registry::builder(()).observer(Panics).build();
+fn observer_panic_during_unwinding_does_not_abort_the_process() {
+    let registry = Registry::builder(()).observer(PanicObserver).build();
     let guard = registry.guard().unwrap();
     catch_unwind(AssertUnwindSafe(|| {
         let _guard = guard;
-        panic!("as planned");
+        panic!("intentional panic");
     }))
     .unwrap_err();
     assert_eq!((registry.in_flight(), registry.summary().panicked), (0, 1));
 }
 
-impl Drop for Panics {
+impl Drop for PanicObserver {
     fn drop(&mut self) {
-        panic!("an observer's destructor's panic, as planned");
+        panic!("intentional panic in an observer's destructor");
     }
 }
 
-fn an_observer_that_panics_hurts_nobody<S: Spawner + Clone>(registry: &Registry<S>) {
-    let notes = Arc::new(Notes::default());
-    let observed = Registry::builder(registry.spawner().clone()).observer(Panics).observer(Panics).observer(notes.clone()).build();
-    observed.run(async { Err("as planned") });
+fn observer_panic_affects_no_task_and_no_other_observer<S: Spawner + Clone>(registry: &Registry<S>) {
+    let log = Arc::new(EventLog::default());
+    let observed =
+        Registry::builder(registry.spawner().clone()).observer(PanicObserver).observer(PanicObserver).observer(log.clone()).build();
+    observed.run(async { Err("intentional failure") });
     let summary = observed.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!((summary.failed, summary.panicked), (1, 0));
     observed.run(async {});
     drop(observed);
-    let told = notes.take();
-    assert!(told.contains(&"- failed: as planned".to_owned()), "the next one is told: {told:?}");
-    assert_eq!(told.len(), 4);
+    let events = log.take();
+    assert!(
+        events.contains(&"- failed: intentional failure".to_owned()),
+        "the third observer must receive the failure: {events:?}"
+    );
+    assert_eq!(events.len(), 4);
 }
 
-/// Does what the test says with the registry that it observes.
-struct Calls<F>(F);
+/// Calls a function of the test at each failure.
+struct OnFailure<F>(F);
 
-impl<F: Fn() + Send + Sync + 'static> Observer for Calls<F> {
+impl<F: Fn() + Send + Sync + 'static> Observer for OnFailure<F> {
     fn failed(&self, _: &TaskInfo, _: &str) {
         (self.0)();
     }
 }
 
 #[test]
-fn an_observer_may_use_its_registry() {
+fn observer_may_use_its_registry() {
     let spawner = Manual::default();
     let slot: Arc<Mutex<Option<Registry<Manual>>>> = Arc::default();
-    let own = slot.clone();
-    let calls = Calls(move || {
-        let registry = own.lock().unwrap().take().unwrap();
-        registry.named("owed").run(async {});
+    let observer_slot = slot.clone();
+    let observer = OnFailure(move || {
+        let registry = observer_slot.lock().unwrap().take().unwrap();
+        registry.named("follow-up").run(async {});
         registry.tasks();
         registry.abort();
         drop(registry.shutdown());
     });
-    let registry = Registry::builder(spawner.clone()).observer(calls).inspect().build();
+    let registry = Registry::builder(spawner.clone()).observer(observer).inspect().build();
     *slot.lock().unwrap() = Some(registry.clone());
-    registry.run(async { Err("as planned") });
+    registry.run(async { Err("intentional failure") });
     spawner.poll_all();
     let shutdown = registry.shutdown();
     drop(registry);
     spawner.poll_all();
     let summary = shutdown.wait_timeout(HANG).unwrap();
-    assert_eq!((summary.failed, summary.aborted), (1, 1), "the abort found what it owed");
+    assert_eq!((summary.failed, summary.aborted), (1, 1), "the observer's abort must end the task that the observer started");
 }
 
-/// Reports each refusal by a task, which is refused too.
-struct Reports(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
+/// Starts a task at each rejection. The registry is full, so it rejects that task too.
+struct RunOnRejection(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
 
-impl Observer for Reports {
+impl Observer for RunOnRejection {
     fn rejected(&self, _: &TaskInfo, reason: RejectReason) {
         self.1.send(reason).unwrap();
         let registry = self.0.lock().unwrap().clone().unwrap();
-        registry.run(async { unreachable!("it is full") });
+        registry.run(async { unreachable!("the registry is full") });
     }
 }
 
 #[test]
-fn a_refusal_that_comes_of_telling_one_is_counted_and_not_told() {
-    let (told, tells) = channel();
-    let reports = Arc::new(Reports(Mutex::default(), told));
-    let registry = Registry::builder(Manual::default()).observer(reports.clone()).max_in_flight(1).build();
-    *reports.0.lock().unwrap() = Some(registry.clone());
+fn rejection_caused_by_an_observer_is_counted_but_not_reported() {
+    let (reported, reports) = channel();
+    let observer = Arc::new(RunOnRejection(Mutex::default(), reported));
+    let registry = Registry::builder(Manual::default()).observer(observer.clone()).max_in_flight(1).build();
+    *observer.0.lock().unwrap() = Some(registry.clone());
     registry.run(pending::<()>());
     for rejected in [2, 4] {
         registry.run(async {});
         assert_eq!(registry.summary().rejected, rejected);
     }
-    *reports.0.lock().unwrap() = None;
-    assert_eq!(tells.try_iter().count(), 2);
+    *observer.0.lock().unwrap() = None;
+    assert_eq!(reports.try_iter().count(), 2);
 }
 
 #[test]
-fn the_observers_go_with_their_registry_and_the_next_one_has_none() {
-    let (spawner, notes, registry) = by_hand();
+fn observers_are_dropped_with_their_registry_and_not_inherited() {
+    let (spawner, log, registry) = logged_manual();
     drop(registry.shutdown());
     drop(registry);
-    assert_eq!(Arc::strong_count(&notes), 1);
-    notes.take();
+    assert_eq!(Arc::strong_count(&log), 1);
+    log.take();
     for _ in 0..100 {
-        let plain = Registry::new(spawner.clone());
-        plain.run(async { Err("as planned") });
+        let unobserved = Registry::new(spawner.clone());
+        unobserved.run(async { Err("intentional failure") });
         spawner.poll_all();
     }
-    assert_eq!(notes.take(), [""; 0]);
+    assert_eq!(log.take(), [""; 0]);
 }
 
 #[test]
-fn a_shutdown_begun_by_many_is_told_once() {
-    let (_, notes, registry) = by_hand();
+fn shutdown_started_by_many_threads_is_reported_once() {
+    let (_, log, registry) = logged_manual();
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| registry.shutdown().wait_timeout(HANG).unwrap());
         }
     });
-    let told = notes.take();
-    assert_eq!(told, ["shutdown with 0", "drained: 0 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected"]);
+    let events = log.take();
+    assert_eq!(events, ["shutdown with 0", "drained: 0 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected"]);
 }
 
-fn losses_are_told_on_every_runtime<S: Spawner + Clone>(registry: &Registry<S>) {
-    let (notes, observed) = noted(registry.spawner().clone());
-    observed.named("bad").run(async { Err("as planned") });
-    observed.named("worse").run(async { panic!("as planned") });
+fn losses_are_reported<S: Spawner + Clone>(registry: &Registry<S>) {
+    let (log, observed) = logged(registry.spawner().clone());
+    observed.named("bad").run(async { Err("intentional failure") });
+    observed.named("worse").run(async { panic!("intentional panic") });
     observed.named("good").run(async {});
     observed.shutdown().wait_timeout(HANG).unwrap();
-    let mut told = notes.take();
-    told.retain(|line| line.starts_with(['b', 'w', 'g']));
-    told.sort();
-    assert_eq!(told, ["bad failed: as planned", "worse panicked: as planned"]);
+    let mut events = log.take();
+    events.retain(|line| line.starts_with(['b', 'w', 'g']));
+    events.sort();
+    assert_eq!(events, ["bad failed: intentional failure", "worse panicked: intentional panic"]);
 }
 
-on_every_runtime!(an_observer_that_panics_hurts_nobody, losses_are_told_on_every_runtime);
+on_every_runtime!(observer_panic_affects_no_task_and_no_other_observer, losses_are_reported);

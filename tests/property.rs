@@ -1,4 +1,6 @@
-//! S5: random lives of a registry, step by step beside a plain count of what should have happened. `PROPTEST_CASES` raises their number.
+//! S5 as a property: after each step of a random sequence, a registry must agree with a simple model of it.
+//!
+//! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 256.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -6,7 +8,7 @@ mod common;
 use background_tasks::{
     AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
 };
-use common::{Boxed, Counts, Fate, Manual, counts, panic_quietly, poll_once, waker};
+use common::{BoxFuture, Counts, Manual, Outcome, counts, panic_quietly, poll_once, waker_fn};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
@@ -22,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// What the registry is asked for.
+/// The settings of a registry.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a method of the builder")]
 struct Setup {
@@ -33,24 +35,25 @@ struct Setup {
     shutdown_on_failure: bool,
 }
 
+/// The settings of a task.
 #[derive(Debug, Clone, Copy)]
-struct Call {
+struct TaskOptions {
     name: Option<&'static str>,
     critical: bool,
 }
 
-/// An index is taken modulo what there is, and a step that finds nothing does nothing.
+/// One step of a sequence. An index is taken modulo the number of candidates. A step without candidates does nothing.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Run(Call),
-    TryRun(Call),
-    Track(Call),
-    Guard(Call),
-    RunWhenReady(Call),
-    PollWaiting(usize),
-    Cancel(usize),
-    Poll(usize, End),
-    /// Drops a task or what is tracked before its end; its destructor may panic.
+    Run(TaskOptions),
+    TryRun(TaskOptions),
+    Track(TaskOptions),
+    Guard(TaskOptions),
+    RunWhenReady(TaskOptions),
+    PollWaiter(usize),
+    CancelWaiter(usize),
+    Poll(usize, Behavior),
+    /// Drops work before it finishes. The flag makes its destructor panic.
     Drop(usize, bool),
     Abort,
     AbortOne(usize),
@@ -60,18 +63,18 @@ enum Step {
     Shutdown,
 }
 
-/// What a piece of work does when it is polled next, or how a guard is dropped.
+/// What the next poll of a future does, or how a guard is dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum End {
+enum Behavior {
     Pending,
     Complete,
     Fail,
     Panic,
-    /// It completes, and its destructor panics.
+    /// The future completes, and its destructor panics.
     PanicInDrop,
 }
 
-/// So many that some meet in the tables by which a registry finds a task's place.
+/// Many different names, because a registry may store them in shared slots.
 const NAMES: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
 
 fn setups() -> impl Strategy<Value = Setup> {
@@ -88,19 +91,29 @@ fn setups() -> impl Strategy<Value = Setup> {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    let call =
-        || (prop::option::of(select(&NAMES[..])), prop::bool::weighted(0.02)).prop_map(|(name, critical)| Call { name, critical });
-    let end = select(vec![End::Pending, End::Pending, End::Complete, End::Complete, End::Fail, End::Panic, End::PanicInDrop]);
+    let options = || {
+        (prop::option::of(select(&NAMES[..])), prop::bool::weighted(0.02))
+            .prop_map(|(name, critical)| TaskOptions { name, critical })
+    };
+    let behavior = select(vec![
+        Behavior::Pending,
+        Behavior::Pending,
+        Behavior::Complete,
+        Behavior::Complete,
+        Behavior::Fail,
+        Behavior::Panic,
+        Behavior::PanicInDrop,
+    ]);
     prop_oneof![
-        8 => call().prop_map(Step::Run),
-        4 => call().prop_map(Step::TryRun),
-        3 => call().prop_map(Step::Track),
-        3 => call().prop_map(Step::Guard),
-        8 => call().prop_map(Step::RunWhenReady),
-        6 => any::<usize>().prop_map(Step::PollWaiting),
-        2 => any::<usize>().prop_map(Step::Cancel),
-        16 => (any::<usize>(), end).prop_map(|(which, end)| Step::Poll(which, end)),
-        4 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, panics)| Step::Drop(which, panics)),
+        8 => options().prop_map(Step::Run),
+        4 => options().prop_map(Step::TryRun),
+        3 => options().prop_map(Step::Track),
+        3 => options().prop_map(Step::Guard),
+        8 => options().prop_map(Step::RunWhenReady),
+        6 => any::<usize>().prop_map(Step::PollWaiter),
+        2 => any::<usize>().prop_map(Step::CancelWaiter),
+        16 => (any::<usize>(), behavior).prop_map(|(index, behavior)| Step::Poll(index, behavior)),
+        4 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(index, panics)| Step::Drop(index, panics)),
         1 => Just(Step::Abort),
         2 => any::<usize>().prop_map(Step::AbortOne),
         1 => any::<usize>().prop_map(Step::AbortEnded),
@@ -110,169 +123,194 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What an observer is told.
+/// One call of an observer.
 #[derive(Debug, Clone, PartialEq)]
-enum News {
-    /// A loss, with what is said of it.
-    Lost(Fate, Named, String),
-    Begun(usize),
+enum Event {
+    /// A loss, with the reported text.
+    Lost(Outcome, Identity, String),
+    ShutdownStarted(usize),
     Drained(Counts),
 }
 
-/// What a task is known by: its name, and its id and kind where the registry is inspected.
-type Named = (Option<&'static str>, Option<TaskId>, Option<TaskKind>);
+/// What a [`TaskInfo`] says about a task: its name, and its ID and kind if the registry is inspected.
+type Identity = (Option<&'static str>, Option<TaskId>, Option<TaskKind>);
 
-#[derive(Default)]
-struct Told(Mutex<Vec<News>>);
-
-impl Told {
-    fn lost(&self, fate: Fate, task: &TaskInfo, what: &str) {
-        assert_eq!(task.location().file(), file!());
-        self.0.lock().unwrap().push(News::Lost(fate, named(task), what.into()));
-    }
-}
-
-fn named(task: &TaskInfo) -> Named {
+fn identity(task: &TaskInfo) -> Identity {
     (task.name(), task.id(), task.kind())
 }
 
-impl Observer for Told {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        self.lost(Fate::Failed, task, error);
-    }
+/// An observer that records all events.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Event>>);
 
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.lost(Fate::Panicked, task, message);
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.lost(Fate::Abandoned, task, "");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.lost(Fate::Aborted, task, "");
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.lost(Fate::Rejected, task, &reason.to_string());
-    }
-
-    fn shutdown_started(&self, in_flight: usize) {
-        self.0.lock().unwrap().push(News::Begun(in_flight));
-    }
-
-    fn drained(&self, summary: &Summary, _: Duration) {
-        self.0.lock().unwrap().push(News::Drained(counts(*summary)));
+impl Recorder {
+    fn lost(&self, outcome: Outcome, task: &TaskInfo, text: &str) {
+        assert_eq!(task.location().file(), file!());
+        self.0.lock().unwrap().push(Event::Lost(outcome, identity(task), text.into()));
     }
 }
 
-const FAILURE: &str = "a failure, as planned";
-const PANIC: &str = "a panic, as planned";
-const DROP_PANIC: &str = "a destructor's panic, as planned";
+impl Observer for Recorder {
+    fn failed(&self, task: &TaskInfo, error: &str) {
+        self.lost(Outcome::Failed, task, error);
+    }
 
-/// Does what its script says.
+    fn panicked(&self, task: &TaskInfo, message: &str) {
+        self.lost(Outcome::Panicked, task, message);
+    }
+
+    fn abandoned(&self, task: &TaskInfo) {
+        self.lost(Outcome::Abandoned, task, "");
+    }
+
+    fn aborted(&self, task: &TaskInfo) {
+        self.lost(Outcome::Aborted, task, "");
+    }
+
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
+        self.lost(Outcome::Rejected, task, &reason.to_string());
+    }
+
+    fn shutdown_started(&self, in_flight: usize) {
+        self.0.lock().unwrap().push(Event::ShutdownStarted(in_flight));
+    }
+
+    fn drained(&self, summary: &Summary, _: Duration) {
+        self.0.lock().unwrap().push(Event::Drained(counts(*summary)));
+    }
+}
+
+const FAILURE: &str = "intentional failure";
+const PANIC: &str = "intentional panic";
+const DROP_PANIC: &str = "intentional panic in a destructor";
+
+/// A future that behaves as its script says.
 struct Work(Script);
 
-type Script = Arc<Mutex<End>>;
+/// The next behavior of a [`Work`]. The model sets it before each poll.
+type Script = Arc<Mutex<Behavior>>;
+
+fn new_script() -> Script {
+    Script::new(Mutex::new(Behavior::Pending))
+}
 
 impl Future for Work {
     type Output = Result<(), &'static str>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let end = *self.0.lock().unwrap();
-        match end {
-            End::Pending => Poll::Pending,
-            End::Complete | End::PanicInDrop => Poll::Ready(Ok(())),
-            End::Fail => Poll::Ready(Err(FAILURE)),
-            End::Panic => panic_quietly(PANIC),
+        let behavior = *self.0.lock().unwrap();
+        match behavior {
+            Behavior::Pending => Poll::Pending,
+            Behavior::Complete | Behavior::PanicInDrop => Poll::Ready(Ok(())),
+            Behavior::Fail => Poll::Ready(Err(FAILURE)),
+            Behavior::Panic => panic_quietly(PANIC),
         }
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let end = *self.0.lock().unwrap();
-        if end == End::PanicInDrop {
+        let behavior = *self.0.lock().unwrap();
+        if behavior == Behavior::PanicInDrop {
             panic_quietly(DROP_PANIC);
         }
     }
 }
 
-/// A waker, how often it has been called, and how often it should have been.
-struct Bell {
+/// A waker with the number of its wake-ups, and the number that the model expects.
+struct CountingWaker {
     waker: Waker,
-    rung: Arc<AtomicUsize>,
+    wake_count: Arc<AtomicUsize>,
     expected: usize,
-    /// Somebody has it, who is to call it once.
-    kept: bool,
+    /// The registry stores the waker and must wake it at the next event.
+    registered: bool,
 }
 
-impl Bell {
+impl CountingWaker {
     fn new() -> Self {
-        let rung = Arc::new(AtomicUsize::new(0));
-        let own = rung.clone();
-        let waker = waker(move || {
-            own.fetch_add(1, Ordering::Relaxed);
+        let wake_count = Arc::new(AtomicUsize::new(0));
+        let counter = wake_count.clone();
+        let waker = waker_fn(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
         });
-        Self { waker, rung, expected: 0, kept: false }
+        Self { waker, wake_count, expected: 0, registered: false }
     }
 
-    fn expect(&mut self) -> bool {
-        self.expected += usize::from(self.kept);
-        mem::replace(&mut self.kept, false)
+    /// Expects a wake-up, if the waker is registered. A wake-up removes the registration.
+    fn expect_wake(&mut self) {
+        self.expected += usize::from(mem::replace(&mut self.registered, false));
     }
 
     fn check(&self) {
-        assert_eq!(self.rung.load(Ordering::Relaxed), self.expected, "woken as often as there was something to do");
+        assert_eq!(self.wake_count.load(Ordering::Relaxed), self.expected, "the registry wakes only for an event, and once");
     }
 }
 
-/// Some work in flight.
-struct Piece {
-    call: Call,
+/// A task, tracked future or guard that is in flight.
+struct InFlight {
+    options: TaskOptions,
     kind: TaskKind,
     id: Option<TaskId>,
-    told_to_abort: bool,
+    abort_requested: bool,
     script: Script,
-    bell: Bell,
+    waker: CountingWaker,
     body: Body,
 }
 
 enum Body {
-    Task(Boxed),
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
 
-/// Somebody who waits for a place, as its owner holds it.
-struct Waiting {
-    call: Call,
+impl InFlight {
+    fn request_abort(&mut self) {
+        self.abort_requested = true;
+        self.waker.expect_wake();
+    }
+
+    /// Takes the body. Its replacement belongs to no registry.
+    fn take_body(&mut self) -> Body {
+        mem::replace(&mut self.body, Body::Task(Box::pin(async {})))
+    }
+}
+
+/// A call of `run_when_ready` that waits for a permit.
+struct Waiter {
+    options: TaskOptions,
     script: Script,
-    bell: Bell,
+    waker: CountingWaker,
     future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
 
-/// A registry and what should be known of it.
-struct Life {
+/// The registry under test, and the state that it should have.
+struct Model {
     setup: Setup,
     manual: Manual,
-    told: Arc<Told>,
+    recorder: Arc<Recorder>,
     handles: Vec<Registry<Manual>>,
-    /// In the order in which they were let in.
-    pieces: Vec<Piece>,
-    /// In the order of the queue; after the shutdown's beginning, those who have not come to know of it.
-    waiting: Vec<Waiting>,
+    /// In the order of their acceptance.
+    in_flight: Vec<InFlight>,
+    /// In the order of the wait queue. After the start of the shutdown: the waiters whose next poll returns the rejection.
+    waiters: Vec<Waiter>,
     ended: Vec<TaskId>,
     accepted: u64,
     counts: Counts,
     shutting_down: bool,
-    news: Vec<News>,
+    /// The loss that started the shutdown, if a loss did.
+    cause: Option<Cause>,
+    events: Vec<Event>,
 }
 
-/// Calls a method of a registry, through a `TaskBuilder` where there is something to say.
+struct Cause {
+    identity: Identity,
+    critical: bool,
+}
+
+/// Calls a method of a registry, or of a `TaskBuilder` if the options need one.
 macro_rules! call {
-    ($registry:expr, $call:expr, $method:ident($($work:expr)?)) => {
-        match ($call.name, $call.critical) {
+    ($registry:expr, $options:expr, $method:ident($($work:expr)?)) => {
+        match ($options.name, $options.critical) {
             (None, false) => $registry.$method($($work)?),
             (None, true) => $registry.critical().$method($($work)?),
             (Some(name), false) => $registry.named(name).$method($($work)?),
@@ -281,9 +319,9 @@ macro_rules! call {
     };
 }
 
-impl Life {
+impl Model {
     fn new(setup: Setup) -> Self {
-        let (manual, told) = (Manual::default(), Arc::new(Told::default()));
+        let (manual, recorder) = (Manual::default(), Arc::new(Recorder::default()));
         let mut builder = Registry::builder(manual.clone());
         if let Some(limit) = setup.limit {
             builder = builder.max_in_flight(limit);
@@ -292,7 +330,7 @@ impl Life {
             builder = builder.inspect();
         }
         if setup.observed {
-            builder = builder.observer(told.clone());
+            builder = builder.observer(recorder.clone());
         }
         if setup.shutdown_on_panic {
             builder = builder.shutdown_on_panic();
@@ -303,15 +341,16 @@ impl Life {
         Self {
             setup,
             manual,
-            told,
+            recorder,
             handles: vec![builder.build()],
-            pieces: Vec::new(),
-            waiting: Vec::new(),
+            in_flight: Vec::new(),
+            waiters: Vec::new(),
             ended: Vec::new(),
             accepted: 0,
             counts: [0; 6],
             shutting_down: false,
-            news: Vec::new(),
+            cause: None,
+            events: Vec::new(),
         }
     }
 
@@ -320,141 +359,144 @@ impl Life {
     }
 
     fn is_drained(&self) -> bool {
-        self.shutting_down && self.pieces.is_empty()
+        self.shutting_down && self.in_flight.is_empty()
     }
 
-    fn has_places(&self, needed: usize) -> bool {
-        self.setup.limit.is_none_or(|limit| self.pieces.len() + needed <= limit)
+    fn has_permits(&self, needed: usize) -> bool {
+        self.setup.limit.is_none_or(|limit| self.in_flight.len() + needed <= limit)
     }
 
-    /// Whether a newcomer is let in: if there is a place beside those for all who wait.
-    fn verdict(&self) -> Result<(), RejectReason> {
-        let ahead = if self.shutting_down { 0 } else { self.waiting.len() };
+    /// Returns whether the registry should accept new work. Each waiter reserves one permit, so new work never overtakes a waiter.
+    fn expected_admission(&self) -> Result<(), RejectReason> {
+        let reserved = if self.shutting_down { 0 } else { self.waiters.len() };
         if self.is_drained() {
             Err(RejectReason::Drained)
-        } else if self.has_places(ahead + 1) {
+        } else if self.has_permits(reserved + 1) {
             Ok(())
         } else {
             Err(RejectReason::Full)
         }
     }
 
-    fn tell(&mut self, news: News) {
+    fn expect_event(&mut self, event: Event) {
         if self.setup.observed {
-            self.news.push(news);
+            self.events.push(event);
         }
     }
 
-    fn reject(&mut self, call: Call, kind: TaskKind, reason: RejectReason) {
-        self.counts[Fate::Rejected as usize] += 1;
+    fn reject(&mut self, options: TaskOptions, kind: TaskKind, reason: RejectReason) {
+        self.counts[Outcome::Rejected as usize] += 1;
         let kind = self.setup.inspected.then_some(kind);
-        self.tell(News::Lost(Fate::Rejected, (call.name, None, kind), reason.to_string()));
+        self.expect_event(Event::Lost(Outcome::Rejected, (options.name, None, kind), reason.to_string()));
     }
 
-    fn accept(&mut self, call: Call, kind: TaskKind, script: Script, body: Body) {
+    fn accept(&mut self, options: TaskOptions, kind: TaskKind, script: Script, body: Body) {
         self.accepted += 1;
         let ids = self.registry().tasks().into_iter().filter_map(|task| task.id());
-        let news: Vec<_> = ids.filter(|id| self.pieces.iter().all(|piece| piece.id != Some(*id))).collect();
-        assert_eq!(news.len(), usize::from(self.setup.inspected));
-        let id = news.first().copied();
-        assert!(id.is_none_or(|id| !self.ended.contains(&id)), "an id has one task");
-        let told_to_abort = false;
-        self.pieces.push(Piece { call, kind, id, told_to_abort, script, bell: Bell::new(), body });
+        let new_ids: Vec<_> = ids.filter(|id| self.in_flight.iter().all(|work| work.id != Some(*id))).collect();
+        assert_eq!(new_ids.len(), usize::from(self.setup.inspected));
+        let id = new_ids.first().copied();
+        assert!(id.is_none_or(|id| !self.ended.contains(&id)), "an ID never names two tasks");
+        let waker = CountingWaker::new();
+        self.in_flight.push(InFlight { options, kind, id, abort_requested: false, script, waker, body });
     }
 
-    fn begin_shutdown(&mut self) {
+    fn start_shutdown(&mut self, cause: Option<Cause>) {
         if mem::replace(&mut self.shutting_down, true) {
             return;
         }
-        for waiting in &mut self.waiting {
-            waiting.bell.expect();
+        self.cause = cause;
+        for waiter in &mut self.waiters {
+            waiter.waker.expect_wake();
         }
-        self.tell(News::Begun(self.pieces.len()));
-        self.tell_if_drained();
+        self.expect_event(Event::ShutdownStarted(self.in_flight.len()));
+        self.expect_drained_event();
     }
 
-    fn tell_if_drained(&mut self) {
+    fn expect_drained_event(&mut self) {
         if self.is_drained() {
-            self.tell(News::Drained(self.counts));
+            self.expect_event(Event::Drained(self.counts));
         }
     }
 
-    /// Takes a piece out that has just ended so.
-    fn end(&mut self, which: usize, fate: Fate, what: &str) {
-        let Piece { call, kind, id, .. } = self.pieces[which];
-        self.counts[fate as usize] += 1;
-        if fate != Fate::Completed {
-            let known = if self.setup.inspected { (call.name, id, Some(kind)) } else { (call.name, None, None) };
-            self.tell(News::Lost(fate, known, what.into()));
+    /// Removes work that has just ended with this outcome.
+    fn end(&mut self, index: usize, outcome: Outcome, text: &str) {
+        let InFlight { options, kind, id, .. } = self.in_flight[index];
+        let identity = if self.setup.inspected { (options.name, id, Some(kind)) } else { (options.name, None, None) };
+        self.counts[outcome as usize] += 1;
+        if outcome != Outcome::Completed {
+            self.expect_event(Event::Lost(outcome, identity, text.into()));
         }
         let Setup { shutdown_on_panic, shutdown_on_failure, .. } = self.setup;
-        match fate {
-            Fate::Panicked if shutdown_on_panic || call.critical => self.begin_shutdown(),
-            Fate::Failed if shutdown_on_failure || call.critical => self.begin_shutdown(),
-            _ => {}
+        let starts_shutdown = match outcome {
+            Outcome::Panicked => shutdown_on_panic || options.critical,
+            Outcome::Failed => shutdown_on_failure || options.critical,
+            _ => false,
+        };
+        if starts_shutdown {
+            self.start_shutdown(Some(Cause { identity, critical: options.critical }));
         }
-        let piece = self.pieces.remove(which);
-        piece.bell.check();
-        self.ended.extend(piece.id);
-        self.tell_if_drained();
-        self.wake_next();
+        let work = self.in_flight.remove(index);
+        work.waker.check();
+        self.ended.extend(work.id);
+        self.expect_drained_event();
+        self.wake_first_waiter();
     }
 
-    /// A place has come free: the first in the queue is woken, if that has not been done.
-    fn wake_next(&mut self) {
-        if let Some(first) = self.waiting.first_mut().filter(|_| !self.shutting_down) {
-            first.bell.expect();
+    /// Expects that a released permit wakes the first waiter, unless that waiter was woken before.
+    fn wake_first_waiter(&mut self) {
+        if let Some(first) = self.waiters.first_mut().filter(|_| !self.shutting_down) {
+            first.waker.expect_wake();
         }
     }
 
-    /// Somebody has left the queue: the first is woken if there is a place.
-    fn settle(&mut self) {
-        if self.has_places(1) {
-            self.wake_next();
+    /// A waiter has left the queue, so a free permit belongs to the next waiter.
+    fn pass_on_free_permit(&mut self) {
+        if self.has_permits(1) {
+            self.wake_first_waiter();
         }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Run(call) => self.run(call, |registry, work| {
-                call!(registry, call, run(work));
+            Step::Run(options) => self.run(options, |registry, work| {
+                call!(registry, options, run(work));
                 None
             }),
-            Step::TryRun(call) => {
-                self.run(call, |registry, work| Some(call!(registry, call, try_run(work)).map_err(|back| back.reason())));
-            }
-            Step::Track(call) => self.track(call),
-            Step::Guard(call) => self.guard(call),
-            Step::RunWhenReady(call) => self.run_when_ready(call),
-            Step::PollWaiting(which) => {
-                if let Some(which) = which.checked_rem(self.waiting.len()) {
-                    self.poll_waiting(which);
+            Step::TryRun(options) => self
+                .run(options, |registry, work| Some(call!(registry, options, try_run(work)).map_err(|rejected| rejected.reason()))),
+            Step::Track(options) => self.track(options),
+            Step::Guard(options) => self.guard(options),
+            Step::RunWhenReady(options) => self.run_when_ready(options),
+            Step::PollWaiter(index) => {
+                if let Some(index) = index.checked_rem(self.waiters.len()) {
+                    self.poll_waiter(index);
                 }
             }
-            Step::Cancel(which) => {
-                if let Some(which) = which.checked_rem(self.waiting.len()) {
-                    self.cancel(which);
+            Step::CancelWaiter(index) => {
+                if let Some(index) = index.checked_rem(self.waiters.len()) {
+                    self.cancel_waiter(index);
                 }
             }
-            Step::Poll(which, end) => {
-                if let Some(which) = which.checked_rem(self.pieces.len()) {
-                    self.poll(which, end);
+            Step::Poll(index, behavior) => {
+                if let Some(index) = index.checked_rem(self.in_flight.len()) {
+                    self.poll(index, behavior);
                 }
             }
-            Step::Drop(which, panics) => {
-                if let Some(which) = which.checked_rem(self.pieces.len()) {
-                    self.drop(which, panics);
+            Step::Drop(index, panics) => {
+                if let Some(index) = index.checked_rem(self.in_flight.len()) {
+                    self.drop(index, panics);
                 }
             }
             Step::Abort => self.abort(),
-            Step::AbortOne(which) => {
-                if let Some(which) = which.checked_rem(self.pieces.len()) {
-                    self.abort_one(which);
+            Step::AbortOne(index) => {
+                if let Some(index) = index.checked_rem(self.in_flight.len()) {
+                    self.abort_one(index);
                 }
             }
-            Step::AbortEnded(which) => {
-                if let Some(which) = which.checked_rem(self.ended.len()) {
-                    assert_eq!(self.registry().abort_task(self.ended[which]), Err(AbortError::NotInFlight));
+            Step::AbortEnded(index) => {
+                if let Some(index) = index.checked_rem(self.ended.len()) {
+                    assert_eq!(self.registry().abort_task(self.ended[index]), Err(AbortError::NotInFlight));
                 }
             }
             Step::CloneHandle => self.handles.push(self.registry().clone()),
@@ -464,231 +506,229 @@ impl Life {
                 }
             }
             Step::Shutdown => {
-                self.begin_shutdown();
+                self.start_shutdown(None);
                 drop(self.registry().shutdown());
             }
         }
     }
 
-    fn run(&mut self, call: Call, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), RejectReason>>) {
-        let script = Script::new(Mutex::new(End::Pending));
-        let verdict = self.verdict();
-        let told = run(self.registry(), Work(script.clone()));
-        assert!(told.is_none_or(|told| told == verdict), "{told:?} and not {verdict:?}");
-        match verdict {
+    /// Starts a task. `run` returns whether the registry accepted the task, if the method under test returns that.
+    fn run(&mut self, options: TaskOptions, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), RejectReason>>) {
+        let script = new_script();
+        let expected = self.expected_admission();
+        let returned = run(self.registry(), Work(script.clone()));
+        assert!(
+            returned.is_none_or(|admission| admission == expected),
+            "expected {expected:?}, but the call returned {returned:?}"
+        );
+        match expected {
             Ok(()) => {
                 let task = self.manual.take();
-                self.accept(call, TaskKind::Future, script, Body::Task(task));
+                self.accept(options, TaskKind::Future, script, Body::Task(task));
             }
-            Err(reason) => self.reject(call, TaskKind::Future, reason),
+            Err(reason) => self.reject(options, TaskKind::Future, reason),
         }
     }
 
-    fn track(&mut self, call: Call) {
-        let script = Script::new(Mutex::new(End::Pending));
-        let verdict = self.verdict();
-        match call!(self.registry(), call, track(Work(script.clone()))) {
+    fn track(&mut self, options: TaskOptions) {
+        let script = new_script();
+        let expected = self.expected_admission();
+        match call!(self.registry(), options, track(Work(script.clone()))) {
             Ok(tracked) => {
-                assert_eq!(verdict, Ok(()));
-                self.accept(call, TaskKind::Tracked, script, Body::Tracked(tracked));
+                assert_eq!(expected, Ok(()));
+                self.accept(options, TaskKind::Tracked, script, Body::Tracked(tracked));
             }
-            Err(back) => {
-                assert_eq!(verdict, Err(back.reason()));
-                self.reject(call, TaskKind::Tracked, back.reason());
+            Err(rejected) => {
+                assert_eq!(expected, Err(rejected.reason()));
+                self.reject(options, TaskKind::Tracked, rejected.reason());
             }
         }
     }
 
-    fn guard(&mut self, call: Call) {
-        let verdict = self.verdict();
-        match call!(self.registry(), call, guard()) {
+    fn guard(&mut self, options: TaskOptions) {
+        let expected = self.expected_admission();
+        match call!(self.registry(), options, guard()) {
             Ok(guard) => {
-                assert_eq!(verdict, Ok(()));
-                self.accept(call, TaskKind::Guard, Script::new(Mutex::new(End::Pending)), Body::Guard(guard));
+                assert_eq!(expected, Ok(()));
+                self.accept(options, TaskKind::Guard, new_script(), Body::Guard(guard));
             }
-            Err(back) => {
-                assert_eq!(verdict, Err(back.reason()));
-                self.reject(call, TaskKind::Guard, back.reason());
+            Err(rejected) => {
+                assert_eq!(expected, Err(rejected.reason()));
+                self.reject(options, TaskKind::Guard, rejected.reason());
             }
         }
     }
 
-    fn run_when_ready(&mut self, call: Call) {
-        let script = Script::new(Mutex::new(End::Pending));
+    fn run_when_ready(&mut self, options: TaskOptions) {
+        let script = new_script();
         let (registry, work) = (self.registry().clone(), Work(script.clone()));
-        let future = Box::pin(async move { call!(registry, call, run_when_ready(work)).await.map_err(|back| back.reason()) });
-        let verdict = match self.verdict() {
+        let future =
+            Box::pin(async move { call!(registry, options, run_when_ready(work)).await.map_err(|rejected| rejected.reason()) });
+        let expected = match self.expected_admission() {
             Err(RejectReason::Full) if self.shutting_down => Some(Err(RejectReason::ShuttingDown)),
             Err(RejectReason::Full) => None,
-            done => Some(done),
+            admission => Some(admission),
         };
-        self.poll_for_place(Waiting { call, script, bell: Bell::new(), future }, self.waiting.len(), verdict);
+        let waiter = Waiter { options, script, waker: CountingWaker::new(), future };
+        self.poll_for_permit(waiter, self.waiters.len(), expected);
     }
 
-    fn poll_waiting(&mut self, which: usize) {
-        let verdict = if self.shutting_down {
+    fn poll_waiter(&mut self, index: usize) {
+        let expected = if self.shutting_down {
             Some(Err(RejectReason::ShuttingDown))
         } else {
-            (which == 0 && self.has_places(1)).then_some(Ok(()))
+            (index == 0 && self.has_permits(1)).then_some(Ok(()))
         };
-        let waiting = self.waiting.remove(which);
-        self.poll_for_place(waiting, which, verdict);
-        if verdict == Some(Ok(())) {
-            self.settle();
+        let waiter = self.waiters.remove(index);
+        self.poll_for_permit(waiter, index, expected);
+        if expected == Some(Ok(())) {
+            self.pass_on_free_permit();
         }
     }
 
-    /// Polls somebody who stands there in the queue, who is told so, or goes on waiting.
-    fn poll_for_place(&mut self, mut waiting: Waiting, which: usize, verdict: Option<Result<(), RejectReason>>) {
-        waiting.bell.check();
-        let polled = waiting.future.as_mut().poll(&mut Context::from_waker(&waiting.bell.waker));
-        assert_eq!(polled, verdict.map_or(Poll::Pending, Poll::Ready));
-        let Waiting { call, script, .. } = waiting;
-        match verdict {
+    /// Polls a waiter with this position in the wait queue. If `expected` is `None`, the waiter continues to wait at its position.
+    fn poll_for_permit(&mut self, mut waiter: Waiter, position: usize, expected: Option<Result<(), RejectReason>>) {
+        waiter.waker.check();
+        let polled = waiter.future.as_mut().poll(&mut Context::from_waker(&waiter.waker.waker));
+        assert_eq!(polled, expected.map_or(Poll::Pending, Poll::Ready));
+        match expected {
             Some(Ok(())) => {
                 let task = self.manual.take();
-                self.accept(call, TaskKind::Future, script, Body::Task(task));
+                self.accept(waiter.options, TaskKind::Future, waiter.script, Body::Task(task));
             }
-            Some(Err(reason)) => self.reject(call, TaskKind::Future, reason),
+            Some(Err(reason)) => self.reject(waiter.options, TaskKind::Future, reason),
             None => {
-                waiting.bell.kept = true;
-                self.waiting.insert(which, Waiting { call, script, ..waiting });
+                waiter.waker.registered = true;
+                self.waiters.insert(position, waiter);
             }
         }
     }
 
-    /// Drops somebody who waits; if a place was meant for them, the next is told.
-    fn cancel(&mut self, which: usize) {
-        drop(self.waiting.remove(which).future);
-        self.settle();
+    /// Drops a waiter. A permit that was reserved for the waiter belongs to the next waiter.
+    fn cancel_waiter(&mut self, index: usize) {
+        drop(self.waiters.remove(index).future);
+        self.pass_on_free_permit();
     }
 
-    fn poll(&mut self, which: usize, end: End) {
-        let Piece { script, bell, body, told_to_abort, .. } = &mut self.pieces[which];
-        let panics = match end {
-            End::Panic => Some(PANIC),
-            End::PanicInDrop => Some(DROP_PANIC),
+    fn poll(&mut self, index: usize, behavior: Behavior) {
+        let InFlight { script, waker, body, abort_requested, .. } = &mut self.in_flight[index];
+        let expected_panic = match behavior {
+            Behavior::Panic => Some(PANIC),
+            Behavior::PanicInDrop => Some(DROP_PANIC),
             _ => None,
         };
-        let mut cx = Context::from_waker(&bell.waker);
-        let (fate, what) = match body {
-            Body::Guard(_) => return self.drop_guard(which, end),
+        let mut cx = Context::from_waker(&waker.waker);
+        let (outcome, text) = match body {
+            Body::Guard(_) => return self.drop_guard(index, behavior),
             Body::Task(task) => {
-                *script.lock().unwrap() = end;
+                *script.lock().unwrap() = behavior;
                 let polled = task.as_mut().poll(&mut cx);
-                if end == End::Pending && !*told_to_abort {
+                if behavior == Behavior::Pending && !*abort_requested {
                     assert_eq!(polled, Poll::Pending);
-                    bell.kept = self.setup.inspected;
+                    waker.registered = self.setup.inspected;
                     return;
                 }
                 assert_eq!(polled, Poll::Ready(()));
-                match end {
-                    End::PanicInDrop => (Fate::Panicked, DROP_PANIC),
-                    _ if *told_to_abort => (Fate::Aborted, ""),
-                    End::Panic => (Fate::Panicked, PANIC),
-                    End::Fail => (Fate::Failed, FAILURE),
-                    _ => (Fate::Completed, ""),
+                match behavior {
+                    Behavior::PanicInDrop => (Outcome::Panicked, DROP_PANIC),
+                    _ if *abort_requested => (Outcome::Aborted, ""),
+                    Behavior::Panic => (Outcome::Panicked, PANIC),
+                    Behavior::Fail => (Outcome::Failed, FAILURE),
+                    _ => (Outcome::Completed, ""),
                 }
             }
             Body::Tracked(tracked) => {
-                *script.lock().unwrap() = end;
+                *script.lock().unwrap() = behavior;
                 match catch_unwind(AssertUnwindSafe(|| Pin::new(tracked).poll(&mut cx))) {
-                    Ok(Poll::Pending) => return assert_eq!(end, End::Pending),
+                    Ok(Poll::Pending) => return assert_eq!(behavior, Behavior::Pending),
                     Ok(Poll::Ready(output)) => {
-                        assert_eq!(output, if end == End::Fail { Err(FAILURE) } else { Ok(()) });
-                        assert_eq!(panics, None);
-                        (Fate::Completed, "")
+                        assert_eq!(output, if behavior == Behavior::Fail { Err(FAILURE) } else { Ok(()) });
+                        assert_eq!(expected_panic, None);
+                        (Outcome::Completed, "")
                     }
-                    Err(payload) => (Fate::Panicked, says(&*payload, panics)),
+                    Err(payload) => (Outcome::Panicked, check_panic(&*payload, expected_panic)),
                 }
             }
         };
-        self.end(which, fate, what);
+        self.end(index, outcome, text);
     }
 
-    fn drop_guard(&mut self, which: usize, end: End) {
-        if end == End::Pending {
+    fn drop_guard(&mut self, index: usize, behavior: Behavior) {
+        if behavior == Behavior::Pending {
             return;
         }
-        let Body::Guard(guard) = mem::replace(&mut self.pieces[which].body, Body::Task(Box::pin(async {}))) else { unreachable!() };
-        if end == End::Panic {
+        let Body::Guard(guard) = self.in_flight[index].take_body() else { unreachable!("the caller has matched a guard") };
+        if behavior == Behavior::Panic {
             let payload = catch_unwind(AssertUnwindSafe(|| {
                 let _guard = guard;
                 panic_quietly(PANIC)
             }));
-            says(&*payload.unwrap_err(), Some(PANIC));
-            self.end(which, Fate::Panicked, "dropped by a panic");
+            check_panic(&*payload.unwrap_err(), Some(PANIC));
+            self.end(index, Outcome::Panicked, "dropped by a panic");
         } else {
             drop(guard);
-            self.end(which, Fate::Completed, "");
+            self.end(index, Outcome::Completed, "");
         }
     }
 
-    fn drop(&mut self, which: usize, panics: bool) {
-        let Piece { script, body, .. } = &mut self.pieces[which];
+    fn drop(&mut self, index: usize, panics: bool) {
+        let work = &mut self.in_flight[index];
         if panics {
-            *script.lock().unwrap() = End::PanicInDrop;
+            *work.script.lock().unwrap() = Behavior::PanicInDrop;
         }
-        let goes_on = catch_unwind(AssertUnwindSafe(|| match mem::replace(body, Body::Task(Box::pin(async {}))) {
-            Body::Task(task) => {
-                drop(task);
-                false
-            }
-            Body::Tracked(tracked) => {
-                drop(tracked);
-                false
-            }
-            Body::Guard(guard) => {
-                drop(guard);
-                true
-            }
+        let body = work.take_body();
+        let is_guard = matches!(body, Body::Guard(_));
+        let dropped = catch_unwind(AssertUnwindSafe(|| match body {
+            Body::Task(task) => drop(task),
+            Body::Tracked(tracked) => drop(tracked),
+            Body::Guard(guard) => drop(guard),
         }));
-        match goes_on {
-            Ok(true) => self.end(which, Fate::Completed, ""),
-            Ok(false) if panics => {
-                assert_eq!(self.pieces[which].kind, TaskKind::Future, "what is contained was a task's");
-                self.end(which, Fate::Panicked, DROP_PANIC);
+        match dropped {
+            Ok(()) if is_guard => self.end(index, Outcome::Completed, ""),
+            Ok(()) if panics => {
+                assert_eq!(self.in_flight[index].kind, TaskKind::Future, "the registry catches panics of its tasks only");
+                self.end(index, Outcome::Panicked, DROP_PANIC);
             }
-            Ok(false) => self.end(which, Fate::Abandoned, ""),
+            Ok(()) => self.end(index, Outcome::Abandoned, ""),
             Err(payload) => {
-                assert_eq!(self.pieces[which].kind, TaskKind::Tracked, "what goes on to its owner was tracked");
-                let what = says(&*payload, panics.then_some(DROP_PANIC));
-                self.end(which, Fate::Panicked, what);
+                assert_eq!(self.in_flight[index].kind, TaskKind::Tracked, "only the panic of a tracked future reaches its owner");
+                let text = check_panic(&*payload, panics.then_some(DROP_PANIC));
+                self.end(index, Outcome::Panicked, text);
             }
         }
     }
 
     fn abort(&mut self) {
         let AbortReport { aborted, not_abortable, .. } = self.registry().abort();
-        let abortable = self.pieces.iter().filter(|piece| piece.kind.is_abortable()).count();
+        let abortable = self.in_flight.iter().filter(|work| work.kind.is_abortable()).count();
         let expected = if self.setup.inspected { abortable } else { 0 };
-        assert_eq!((aborted, not_abortable), (expected, self.pieces.len() - expected));
+        assert_eq!((aborted, not_abortable), (expected, self.in_flight.len() - expected));
         if self.setup.inspected {
-            self.pieces.iter_mut().for_each(Piece::tell_to_abort);
+            self.in_flight.iter_mut().for_each(InFlight::request_abort);
         }
     }
 
-    fn abort_one(&mut self, which: usize) {
-        let Piece { id, kind, .. } = self.pieces[which];
-        let told = self.registry().abort_task(id.unwrap_or_else(|| "1-1".parse().unwrap()));
+    fn abort_one(&mut self, index: usize) {
+        let InFlight { id, kind, .. } = self.in_flight[index];
+        let returned = self.registry().abort_task(id.unwrap_or_else(|| "1-1".parse().unwrap()));
         if id.is_some() {
-            assert_eq!(told, if kind.is_abortable() { Ok(()) } else { Err(AbortError::NotAbortable) });
-            self.pieces[which].tell_to_abort();
+            assert_eq!(returned, if kind.is_abortable() { Ok(()) } else { Err(AbortError::NotAbortable) });
+            self.in_flight[index].request_abort();
         } else {
-            assert_eq!(told, Err(AbortError::NotInFlight));
+            assert_eq!(returned, Err(AbortError::NotInFlight));
         }
     }
 
-    /// The registry says what should be known of it, in every way.
+    /// Asserts that everything that the registry reports agrees with the model.
     fn check(&mut self) {
-        self.check_news();
-        self.waiting.iter().for_each(|waiting| waiting.bell.check());
-        self.pieces.iter().for_each(|piece| piece.bell.check());
+        self.check_events();
+        self.waiters.iter().for_each(|waiter| waiter.waker.check());
+        self.in_flight.iter().for_each(|work| work.waker.check());
         let registry = self.registry();
-        let in_flight = self.pieces.len();
+        let in_flight = self.in_flight.len();
         assert_eq!(counts(registry.summary()), self.counts);
         assert_eq!(registry.in_flight(), in_flight);
-        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Fate::Rejected as usize].iter().sum::<u64>());
+        assert_eq!(self.accepted, in_flight as u64 + self.counts[..Outcome::Rejected as usize].iter().sum::<u64>());
         assert_eq!((registry.is_shutting_down(), registry.is_drained()), (self.shutting_down, self.is_drained()));
         assert_eq!(poll_once(&mut registry.wait_idle()).is_ready(), in_flight == 0);
         assert_eq!(registry.signal().is_triggered(), self.shutting_down);
@@ -696,85 +736,94 @@ impl Life {
             let drained = poll_once(&mut registry.shutdown()).map(counts);
             assert_eq!(drained, if self.is_drained() { Poll::Ready(self.counts) } else { Poll::Pending });
         }
-        let mut tasks = registry.tasks();
-        assert!(tasks.is_sorted_by_key(|task| Reverse(task.age())), "oldest first");
-        // Those that began at one reading of the clock are in any order.
-        tasks.sort_by_key(|task| (Reverse(task.age()), self.pieces.iter().position(|piece| piece.id == task.id())));
-        let tasks: Vec<_> = tasks.iter().map(|task| (named(task), task.abort_requested())).collect();
-        let inspected = self.pieces.iter().filter(|_| self.setup.inspected);
+        self.check_cause();
+        self.check_tasks();
+    }
+
+    fn check_cause(&self) {
+        let cause = self.registry().shutdown_cause();
+        assert_eq!(cause.is_some(), self.cause.is_some());
+        if let (Some(actual), Some(expected)) = (cause, &self.cause) {
+            // A registry without observers and inspection keeps the names of critical tasks only.
+            if self.setup.inspected || self.setup.observed || expected.critical {
+                assert_eq!(identity(&actual), expected.identity);
+            }
+        }
+    }
+
+    fn check_tasks(&self) {
+        let mut tasks = self.registry().tasks();
+        assert!(tasks.is_sorted_by_key(|task| Reverse(task.age())), "the oldest task comes first");
+        // Tasks that start at the same timestamp are listed in any order.
+        tasks.sort_by_key(|task| (Reverse(task.age()), self.in_flight.iter().position(|work| work.id == task.id())));
+        let tasks: Vec<_> = tasks.iter().map(|task| (identity(task), task.abort_requested())).collect();
+        let inspected = self.in_flight.iter().filter(|_| self.setup.inspected);
         let expected: Vec<_> =
-            inspected.map(|piece| ((piece.call.name, piece.id, Some(piece.kind)), piece.told_to_abort)).collect();
+            inspected.map(|work| ((work.options.name, work.id, Some(work.kind)), work.abort_requested)).collect();
         assert_eq!(tasks, expected);
     }
 
-    fn check_news(&mut self) {
-        assert_eq!(*self.told.0.lock().unwrap(), self.news, "told once each, in turn");
+    fn check_events(&mut self) {
+        assert_eq!(*self.recorder.0.lock().unwrap(), self.events, "the observer receives each event once and in order");
     }
 
-    /// Lets it drain, with its handles or after they are gone.
-    fn finish(mut self, drop_handles: bool) -> Counts {
-        while !self.waiting.is_empty() {
-            self.cancel(0);
+    /// Drains the registry through `shutdown()`, or through the drop of its last handle. Returns the final counts.
+    fn drain(mut self, drop_handles: bool) -> Counts {
+        while !self.waiters.is_empty() {
+            self.cancel_waiter(0);
         }
         if drop_handles {
-            self.begin_shutdown();
+            self.start_shutdown(None);
             self.handles.clear();
-            self.check_news();
+            self.check_events();
         } else {
             self.step(Step::Shutdown);
             self.check();
         }
-        while !self.pieces.is_empty() {
-            self.poll(0, End::Complete);
+        while !self.in_flight.is_empty() {
+            self.poll(0, Behavior::Complete);
             if drop_handles {
-                self.check_news();
+                self.check_events();
             } else {
                 self.check();
             }
         }
         if !drop_handles {
-            self.step(Step::TryRun(Call { name: Some("late"), critical: false }));
+            self.step(Step::TryRun(TaskOptions { name: Some("late"), critical: false }));
             self.check();
-            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Fate::Rejected as usize]);
+            assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Outcome::Rejected as usize]);
         }
-        let ends = self.news.iter().filter(|news| matches!(news, News::Begun(_) | News::Drained(_)));
-        assert_eq!(ends.count(), if self.setup.observed { 2 } else { 0 });
+        let registry_events = self.events.iter().filter(|event| matches!(event, Event::ShutdownStarted(_) | Event::Drained(_)));
+        assert_eq!(registry_events.count(), if self.setup.observed { 2 } else { 0 });
         self.counts
     }
 }
 
-impl Piece {
-    fn tell_to_abort(&mut self) {
-        self.told_to_abort = true;
-        self.bell.expect();
-    }
-}
-
-/// What a panic says, which is what was planned.
-fn says(payload: &(dyn Any + Send), planned: Option<&'static str>) -> &'static str {
+/// Asserts that the message of a panic is the expected message, and returns it.
+fn check_panic(payload: &(dyn Any + Send), expected: Option<&'static str>) -> &'static str {
     let message = payload.downcast_ref::<&str>().copied();
-    assert_eq!(message, planned);
+    assert_eq!(message, expected);
     message.unwrap()
 }
 
 #[test]
-fn whatever_happens_to_a_registry_it_accounts_for_each_task_and_tells_each_loss_once() {
+fn registry_agrees_with_the_model_after_every_step() {
     let mut config = Config { failure_persistence: None, ..Config::default() };
     config.cases = config.cases.max(256);
-    let seen = RefCell::new([0; 6]);
-    let lives = (setups(), prop::collection::vec(steps(), 0..80), any::<bool>());
-    let tried = TestRunner::new(config).run(&lives, |(setup, steps, drop_handles)| {
-        let mut life = Life::new(setup);
+    let totals = RefCell::new([0; 6]);
+    let sequences = (setups(), prop::collection::vec(steps(), 0..80), any::<bool>());
+    let result = TestRunner::new(config).run(&sequences, |(setup, steps, drop_handles)| {
+        let mut model = Model::new(setup);
         for step in steps {
-            life.step(step);
-            life.check();
+            model.step(step);
+            model.check();
         }
-        for (seen, count) in seen.borrow_mut().iter_mut().zip(life.finish(drop_handles)) {
-            *seen += count;
+        for (total, count) in totals.borrow_mut().iter_mut().zip(model.drain(drop_handles)) {
+            *total += count;
         }
         Ok(())
     });
-    tried.unwrap_or_else(|failed| panic!("{failed}"));
-    let seen = seen.into_inner();
-    assert!(seen.iter().all(|count| *count > 100), "each fate is met often: {seen:?}");
+    result.unwrap_or_else(|failure| panic!("{failure}"));
+    let totals = totals.into_inner();
+    assert!(totals.iter().all(|count| *count > 100), "every outcome occurs often enough: {totals:?}");
 }

@@ -1,11 +1,12 @@
-//! S5 at length: tasks of all fates on two threads, whose sums must come out exact. Ten million of them take
-//! `SOAK=10000000 cargo test --release --all-features --test soak`; without `SOAK` there are fewer.
+//! S5 with many tasks: two threads end tasks with every outcome, and the counts must be exact.
+//!
+//! `SOAK=10000000 cargo test --release --all-features --test soak` runs ten million tasks. Default: 200,000.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
 
 use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
-use common::{Boxed, Counts, Fate, HANG, counts, panic_quietly, poll_once};
+use common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,90 +19,89 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-/// How many pieces of work a plain run of the tests has.
-const FEW: u64 = 200_000;
+const DEFAULT_TASKS: u64 = 200_000;
 const THREADS: u64 = 2;
-/// One in so many panics, as that takes long.
-const PANICS: u64 = 2_000;
+/// One task in this many panics. Panics are slow, so they are rare.
+const TASKS_PER_PANIC: u64 = 2_000;
 const LIMIT: usize = 16;
 
 thread_local! {
-    /// What the spawner was given on this thread.
-    static STARTED: RefCell<Vec<Boxed>> = const { RefCell::new(Vec::new()) };
-    /// How the future that this thread polled last came to its end; an aborted one does not.
-    static CAME_TO: Cell<Option<Fate>> = const { Cell::new(None) };
+    /// The tasks that the spawner received on this thread.
+    static SPAWNED: RefCell<Vec<BoxFuture>> = const { RefCell::new(Vec::new()) };
+    /// The outcome of the future that this thread polled last. It stays empty if the future was aborted.
+    static LAST_OUTCOME: Cell<Option<Outcome>> = const { Cell::new(None) };
 }
 
-/// Leaves a task to the thread that started it.
+/// A spawner that leaves each task to the thread that started it.
 #[derive(Clone)]
-struct Here;
+struct CallerSpawner;
 
-impl Spawner for Here {
+impl Spawner for CallerSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
-        STARTED.with_borrow_mut(|started| started.push(Box::pin(task)));
+        SPAWNED.with_borrow_mut(|spawned| spawned.push(Box::pin(task)));
     }
 }
 
-/// Is pending so often, then comes to its end and says so.
+/// A future that is pending for some polls, then ends with the given outcome and stores it in `LAST_OUTCOME`.
 struct Work {
-    pending: u8,
-    end: Fate,
+    pending_polls: u8,
+    outcome: Outcome,
 }
 
 impl Future for Work {
     type Output = Result<(), &'static str>;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.pending > 0 {
-            self.pending -= 1;
+        if self.pending_polls > 0 {
+            self.pending_polls -= 1;
             return Poll::Pending;
         }
-        CAME_TO.set(Some(self.end));
-        match self.end {
-            Fate::Failed => Poll::Ready(Err("a failure, as planned")),
-            Fate::Panicked => panic_quietly("a panic, as planned"),
+        LAST_OUTCOME.set(Some(self.outcome));
+        match self.outcome {
+            Outcome::Failed => Poll::Ready(Err("intentional failure")),
+            Outcome::Panicked => panic_quietly("intentional panic"),
             _ => Poll::Ready(Ok(())),
         }
     }
 }
 
-/// Counts what it is told.
+/// Counts the events that the registry reports.
 #[derive(Default)]
-struct Told {
+struct CountingObserver {
     losses: [AtomicU64; 6],
-    begun: AtomicU64,
+    shutdowns_started: AtomicU64,
     drained: Mutex<Vec<Counts>>,
 }
 
-impl Told {
-    fn count(&self, fate: Fate) {
-        self.losses[fate as usize].fetch_add(1, Ordering::Relaxed);
+impl CountingObserver {
+    fn count(&self, outcome: Outcome) {
+        self.losses[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl Observer for Told {
+impl Observer for CountingObserver {
     fn failed(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Failed);
+        self.count(Outcome::Failed);
     }
 
     fn panicked(&self, _: &TaskInfo, _: &str) {
-        self.count(Fate::Panicked);
+        self.count(Outcome::Panicked);
     }
 
     fn abandoned(&self, _: &TaskInfo) {
-        self.count(Fate::Abandoned);
+        self.count(Outcome::Abandoned);
     }
 
     fn aborted(&self, _: &TaskInfo) {
-        self.count(Fate::Aborted);
+        self.count(Outcome::Aborted);
     }
 
     fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        self.count(Fate::Rejected);
+        self.count(Outcome::Rejected);
     }
 
     fn shutdown_started(&self, _: usize) {
-        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.shutdowns_started.fetch_add(1, Ordering::Relaxed);
     }
 
     fn drained(&self, summary: &Summary, _: Duration) {
@@ -109,202 +109,205 @@ impl Observer for Told {
     }
 }
 
-/// Some work in flight.
-enum Piece {
-    Task(Boxed),
+/// A task, tracked future or guard that is in flight.
+enum InFlight {
+    Task(BoxFuture),
     Tracked(Tracked<Work>),
     Guard(Guard),
 }
 
-impl Piece {
-    /// Polls it until it has come to its end, drops it before, or drops a guard; says how it ended.
-    fn end(self, rng: &mut Rng) -> Fate {
-        let drop_it = rng.u8(..8) == 0;
+impl InFlight {
+    /// Ends the work: polls it until it finishes, or drops it. Returns its outcome.
+    fn end(self, rng: &mut Rng) -> Outcome {
+        let drop_unfinished = rng.u8(..8) == 0;
         match self {
-            Self::Guard(guard) if rng.u64(..PANICS) == 0 => {
+            Self::Guard(guard) if rng.u64(..TASKS_PER_PANIC) == 0 => {
                 let panicked = catch_unwind(AssertUnwindSafe(|| {
                     let _guard = guard;
-                    panic_quietly("a panic, as planned")
+                    panic_quietly("intentional panic")
                 }));
                 panicked.unwrap_err();
-                Fate::Panicked
+                Outcome::Panicked
             }
             Self::Guard(guard) => {
                 drop(guard);
-                Fate::Completed
+                Outcome::Completed
             }
-            Self::Task(_) | Self::Tracked(_) if drop_it => Fate::Abandoned,
+            Self::Task(_) | Self::Tracked(_) if drop_unfinished => Outcome::Abandoned,
             Self::Task(mut task) => {
                 while poll_once(&mut task).is_pending() {}
-                CAME_TO.take().unwrap_or(Fate::Aborted)
+                LAST_OUTCOME.take().unwrap_or(Outcome::Aborted)
             }
             Self::Tracked(mut tracked) => match catch_unwind(AssertUnwindSafe(|| while poll_once(&mut tracked).is_pending() {})) {
                 Ok(()) => {
-                    CAME_TO.take().expect("nobody aborts what others run");
-                    Fate::Completed
+                    LAST_OUTCOME.take().expect("a tracked future cannot be aborted");
+                    Outcome::Completed
                 }
-                Err(_) => CAME_TO.take().expect("it says so before it panics"),
+                Err(_) => LAST_OUTCOME.take().expect("`Work` stores its outcome before it panics"),
             },
         }
     }
 }
 
-/// What the threads share: a registry, who is told of it, and the work that one of them started and any will end.
-struct Plot {
-    registry: Registry<Here>,
-    told: Option<Arc<Told>>,
-    inspected: bool,
+/// One registry under test. The threads share it, and any thread may end the work that another thread started.
+struct Scenario {
+    registry: Registry<CallerSpawner>,
+    observer: Option<Arc<CountingObserver>>,
+    is_inspected: bool,
     limit: usize,
-    open: Mutex<VecDeque<Piece>>,
+    in_flight: Mutex<VecDeque<InFlight>>,
 }
 
-impl Plot {
-    fn new(observed: bool, inspected: bool, limit: Option<usize>) -> Self {
-        let told = observed.then(Arc::<Told>::default);
-        let mut builder = Registry::builder(Here);
-        if inspected {
+impl Scenario {
+    fn new(is_observed: bool, is_inspected: bool, limit: Option<usize>) -> Self {
+        let observer = is_observed.then(Arc::<CountingObserver>::default);
+        let mut builder = Registry::builder(CallerSpawner);
+        if is_inspected {
             builder = builder.inspect();
         }
         if let Some(limit) = limit {
             builder = builder.max_in_flight(limit);
         }
-        if let Some(told) = &told {
-            builder = builder.observer(told.clone());
+        if let Some(observer) = &observer {
+            builder = builder.observer(observer.clone());
         }
-        Self { registry: builder.build(), told, inspected, limit: limit.unwrap_or(usize::MAX), open: Mutex::default() }
+        let limit = limit.unwrap_or(usize::MAX);
+        Self { registry: builder.build(), observer, is_inspected, limit, in_flight: Mutex::default() }
     }
 
-    /// Asks for one more piece of work to be let in. `None` says that it would have had to wait, and did not.
-    fn start(&self, rng: &mut Rng) -> Option<Result<Piece, RejectReason>> {
+    /// Tries to start some work. Returns `None` if the work would have to wait for a permit.
+    fn start(&self, rng: &mut Rng) -> Option<Result<InFlight, RejectReason>> {
         let registry = &self.registry;
-        let end = match rng.u64(..PANICS) {
-            0 => Fate::Panicked,
-            n if n % 5 == 0 => Fate::Failed,
-            _ => Fate::Completed,
+        let outcome = match rng.u64(..TASKS_PER_PANIC) {
+            0 => Outcome::Panicked,
+            n if n % 5 == 0 => Outcome::Failed,
+            _ => Outcome::Completed,
         };
-        let work = Work { pending: rng.u8(..3), end };
-        let accepted = match rng.u8(..8) {
-            0 => registry.track(work).map(Piece::Tracked).map_err(|back| back.reason()),
-            1 => registry.guard().map(Piece::Guard).map_err(|back| back.reason()),
+        let work = Work { pending_polls: rng.u8(..3), outcome };
+        let started = match rng.u8(..8) {
+            0 => registry.track(work).map(InFlight::Tracked).map_err(|rejected| rejected.reason()),
+            1 => registry.guard().map(InFlight::Guard).map_err(|rejected| rejected.reason()),
             2 => {
                 return match poll_once(&mut registry.named("patient").run_when_ready(work)) {
-                    Poll::Ready(ready) => Some(ready.map(|()| started()).map_err(|back| back.reason())),
+                    Poll::Ready(ready) => Some(ready.map(|()| spawned_task()).map_err(|rejected| rejected.reason())),
                     Poll::Pending => None,
                 };
             }
-            3 | 4 => registry.named("mail").try_run(work).map(|()| started()).map_err(|back| back.reason()),
-            _ => registry.try_run(work).map(|()| started()).map_err(|back| back.reason()),
+            3 | 4 => registry.named("mail").try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
+            _ => registry.try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
         };
-        Some(accepted)
+        Some(started)
     }
 
-    /// One thread's part: so many pieces of work that are accepted or rejected, and as many that it ends. Returns how each ended.
-    fn live(&self, pieces: u64, rng: &mut Rng) -> Counts {
-        let mut ended = [0; 6];
-        let mut asked = 0;
-        while asked < pieces {
+    /// Runs one thread's part: starts work until `tasks` of it were accepted or rejected, and ends about as much. Returns the outcomes.
+    fn run_thread(&self, tasks: u64, rng: &mut Rng) -> Counts {
+        let mut outcomes = [0; 6];
+        let mut started = 0;
+        while started < tasks {
             match self.start(rng) {
                 None => {}
                 Some(Err(_)) => {
-                    asked += 1;
-                    ended[Fate::Rejected as usize] += 1;
+                    started += 1;
+                    outcomes[Outcome::Rejected as usize] += 1;
                 }
-                Some(Ok(mut piece)) => {
-                    asked += 1;
+                Some(Ok(mut work)) => {
+                    started += 1;
                     assert!(self.registry.in_flight() <= self.limit);
-                    if let (Piece::Task(task), true) = (&mut piece, rng.bool()) {
-                        // Half of them have been polled when an abort comes.
+                    // Half of the tasks are polled here, so an abort meets both polled and unpolled tasks.
+                    if let (InFlight::Task(task), true) = (&mut work, rng.bool()) {
                         if poll_once(task).is_ready() {
-                            ended[CAME_TO.take().unwrap_or(Fate::Aborted) as usize] += 1;
+                            outcomes[LAST_OUTCOME.take().unwrap_or(Outcome::Aborted) as usize] += 1;
                             continue;
                         }
                     }
-                    self.open.lock().unwrap().push_back(piece);
+                    self.in_flight.lock().unwrap().push_back(work);
                 }
             }
             match rng.u16(..) {
                 0..50 => drop(self.registry.abort()),
                 50..100 => {
                     if let Some(task) = self.registry.tasks().last() {
-                        // It may have ended meanwhile, or be such that cannot be aborted.
-                        let _ = self.registry.abort_task(task.id().expect("listed, so inspected"));
+                        // An error is fine: the task may have ended since the listing, or cannot be aborted.
+                        let _ = self.registry.abort_task(task.id().expect("a listed task has an ID"));
                     }
                 }
                 _ => {}
             }
-            let surplus = {
-                let mut open = self.open.lock().unwrap();
-                // About as many open as there are places.
-                if open.len() > rng.usize(..2 * LIMIT) { open.pop_front() } else { None }
+            let oldest = {
+                let mut in_flight = self.in_flight.lock().unwrap();
+                // Keeps about as much work in flight as the limit allows, so the registry is full again and again.
+                if in_flight.len() > rng.usize(..2 * LIMIT) { in_flight.pop_front() } else { None }
             };
-            if let Some(piece) = surplus {
-                ended[piece.end(rng) as usize] += 1;
+            if let Some(work) = oldest {
+                outcomes[work.end(rng) as usize] += 1;
             }
         }
-        ended
+        outcomes
     }
 
-    /// Ends what is open, and has it drain: what the registry and its observer counted is what the threads did.
-    fn close(self, by_thread: &[Counts], rng: &mut Rng) -> Counts {
-        let mut all = [0; 6];
-        for ended in by_thread {
-            all.iter_mut().zip(ended).for_each(|(all, ended)| *all += ended);
+    /// Ends the remaining work and drains the registry. Asserts that the registry and its observer counted what the threads counted.
+    fn drain_and_compare(self, outcomes_by_thread: &[Counts], rng: &mut Rng) -> Counts {
+        let mut total = [0; 6];
+        for outcomes in outcomes_by_thread {
+            total.iter_mut().zip(outcomes).for_each(|(total, count)| *total += count);
         }
-        let open = self.open.into_inner().unwrap();
-        assert_eq!(self.registry.in_flight(), open.len());
-        let listed = if self.inspected { open.len() } else { 0 };
-        assert_eq!(self.registry.tasks().len(), listed, "each has a slot to itself");
+        let in_flight = self.in_flight.into_inner().unwrap();
+        assert_eq!(self.registry.in_flight(), in_flight.len());
+        let listed = if self.is_inspected { in_flight.len() } else { 0 };
+        assert_eq!(self.registry.tasks().len(), listed, "an inspected registry lists each task once");
         let shutdown = self.registry.shutdown();
-        for piece in open {
-            all[piece.end(rng) as usize] += 1;
+        for work in in_flight {
+            total[work.end(rng) as usize] += 1;
         }
-        assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), all);
+        assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), total);
         assert_eq!(self.registry.in_flight(), 0);
-        if let Some(told) = self.told {
-            let [_, losses @ ..] = &told.losses;
-            assert_eq!(losses.each_ref().map(|count| count.load(Ordering::Relaxed)), all[1..]);
-            assert_eq!(told.begun.load(Ordering::Relaxed), 1);
-            assert_eq!(*told.drained.lock().unwrap(), [all]);
+        if let Some(observer) = self.observer {
+            let [_, losses @ ..] = &observer.losses;
+            assert_eq!(losses.each_ref().map(|count| count.load(Ordering::Relaxed)), total[1..]);
+            assert_eq!(observer.shutdowns_started.load(Ordering::Relaxed), 1);
+            assert_eq!(*observer.drained.lock().unwrap(), [total]);
         }
-        assert_eq!(self.registry.try_run(Work { pending: 0, end: Fate::Completed }).unwrap_err().reason(), RejectReason::Drained);
-        all
+        let late = Work { pending_polls: 0, outcome: Outcome::Completed };
+        assert_eq!(self.registry.try_run(late).unwrap_err().reason(), RejectReason::Drained);
+        total
     }
 }
 
-fn started() -> Piece {
-    Piece::Task(STARTED.with_borrow_mut(Vec::pop).expect("the spawner was given it"))
+/// Takes the task that this thread started last out of the spawner.
+fn spawned_task() -> InFlight {
+    InFlight::Task(SPAWNED.with_borrow_mut(Vec::pop).expect("the spawner received the task"))
 }
 
 #[test]
-fn millions_of_tasks_of_all_fates_on_two_threads_are_accounted_for_exactly() {
-    let total = std::env::var("SOAK").map_or(FEW, |number| number.parse().expect("SOAK is a number of tasks"));
-    let plots = [
-        Plot::new(false, false, None),
-        Plot::new(true, false, None),
-        Plot::new(true, true, None),
-        Plot::new(false, false, Some(LIMIT)),
-        Plot::new(true, true, Some(LIMIT)),
+fn outcomes_of_many_tasks_on_two_threads_are_counted_exactly() {
+    let tasks = std::env::var("SOAK").map_or(DEFAULT_TASKS, |number| number.parse().expect("SOAK must be a number of tasks"));
+    let scenarios = [
+        Scenario::new(false, false, None),
+        Scenario::new(true, false, None),
+        Scenario::new(true, true, None),
+        Scenario::new(false, false, Some(LIMIT)),
+        Scenario::new(true, true, Some(LIMIT)),
     ];
-    let each = total / (plots.len() as u64 * THREADS);
-    let by_thread: Vec<Vec<Counts>> = thread::scope(|scope| {
+    let per_thread = tasks / (scenarios.len() as u64 * THREADS);
+    let outcomes_by_thread: Vec<Vec<Counts>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|seed| {
-                let plots = &plots;
+                let scenarios = &scenarios;
                 scope.spawn(move || {
                     let mut rng = Rng::with_seed(seed);
-                    plots.iter().map(|plot| plot.live(each, &mut rng)).collect()
+                    scenarios.iter().map(|scenario| scenario.run_thread(per_thread, &mut rng)).collect()
                 })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
 
-    let mut all = [0; 6];
-    for (n, plot) in plots.into_iter().enumerate() {
-        let by_thread: Vec<_> = by_thread.iter().map(|of_thread| of_thread[n]).collect();
-        let counted = plot.close(&by_thread, &mut Rng::with_seed(7));
-        assert_eq!(counted.iter().sum::<u64>(), each * THREADS);
-        all.iter_mut().zip(counted).for_each(|(all, counted)| *all += counted);
+    let mut total = [0; 6];
+    for (n, scenario) in scenarios.into_iter().enumerate() {
+        let of_scenario: Vec<_> = outcomes_by_thread.iter().map(|of_thread| of_thread[n]).collect();
+        let outcomes = scenario.drain_and_compare(&of_scenario, &mut Rng::with_seed(7));
+        assert_eq!(outcomes.iter().sum::<u64>(), per_thread * THREADS);
+        total.iter_mut().zip(outcomes).for_each(|(total, count)| *total += count);
     }
-    assert!(all.iter().all(|count| *count >= total / PANICS / 4), "each fate is met often: {all:?}");
+    assert!(total.iter().all(|count| *count >= tasks / TASKS_PER_PANIC / 4), "every outcome occurs often enough: {total:?}");
 }

@@ -1,4 +1,4 @@
-//! What is each spawner's own.
+//! Behaviour that belongs to one spawner of the crate.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -10,12 +10,12 @@ use std::cell::Cell;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 #[test]
-fn tokio_spawns_on_the_ambient_runtime() {
+fn tokio_spawner_uses_the_ambient_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registry = Registry::new(TokioSpawner);
     runtime.block_on(async {
@@ -25,7 +25,7 @@ fn tokio_spawns_on_the_ambient_runtime() {
 }
 
 #[test]
-fn tokio_outside_a_runtime_says_so_and_loses_nothing() {
+fn tokio_spawner_outside_a_runtime_panics_with_advice_and_abandons_the_task() {
     let registry = Registry::new(TokioSpawner);
     let panic = catch_unwind(AssertUnwindSafe(|| registry.run(async {}))).unwrap_err();
     let message = panic.downcast_ref::<&str>().copied().map(String::from).or(panic.downcast_ref().cloned()).unwrap();
@@ -36,40 +36,40 @@ fn tokio_outside_a_runtime_says_so_and_loses_nothing() {
 }
 
 #[test]
-fn tokio_runs_local_tasks_on_a_local_set() {
+fn tokio_spawner_runs_local_tasks_on_a_local_set() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registry = Registry::new(TokioSpawner);
     let set = tokio::task::LocalSet::new();
-    set.block_on(&runtime, local_tasks_run_and_are_counted(registry));
+    set.block_on(&runtime, assert_local_tasks_run_and_are_counted(registry));
 }
 
 #[test]
-fn async_executor_s_local_executor_through_an_rc() {
+fn local_executor_behind_an_rc_runs_local_tasks() {
     let executor = Rc::new(async_executor::LocalExecutor::new());
     let registry = Registry::new(executor.clone());
-    block_on(executor.run(local_tasks_run_and_are_counted(registry)));
+    block_on(executor.run(assert_local_tasks_run_and_are_counted(registry)));
 }
 
-async fn local_tasks_run_and_are_counted<S: LocalSpawner>(registry: Registry<S>) {
-    let ran = Rc::new(Cell::new(0));
+async fn assert_local_tasks_run_and_are_counted<S: LocalSpawner>(registry: Registry<S>) {
+    let runs = Rc::new(Cell::new(0));
     for _ in 0..3 {
-        let ran = ran.clone();
+        let runs = runs.clone();
         registry.run_local(async move {
             yield_now().await;
-            ran.set(ran.get() + 1);
+            runs.set(runs.get() + 1);
         });
     }
-    registry.run_local(async { panic!("a panic, as planned") });
+    registry.run_local(async { panic!("intentional panic") });
     let summary = registry.shutdown().await;
-    assert_eq!((ran.get(), summary.completed, summary.panicked), (3, 3, 1));
-    let back = registry.try_run_local(async move { drop(ran) }).unwrap_err();
-    drop(back.into_inner());
+    assert_eq!((runs.get(), summary.completed, summary.panicked), (3, 3, 1));
+    let rejected = registry.try_run_local(async move { drop(runs) }).unwrap_err();
+    drop(rejected.into_inner());
     registry.run_local(async { unreachable!("the registry has drained") });
     assert_eq!(registry.summary().rejected, 2);
 }
 
 #[test]
-fn a_local_executor_that_is_dropped_abandons_what_is_in_flight() {
+fn dropped_local_executor_abandons_its_tasks() {
     let executor = Rc::new(async_executor::LocalExecutor::new());
     let registry = Registry::new(executor.clone());
     registry.run_local(pending::<()>());
@@ -79,40 +79,41 @@ fn a_local_executor_that_is_dropped_abandons_what_is_in_flight() {
 }
 
 #[test]
-fn a_spawner_may_be_held_in_any_way() {
-    fn runs(registry: &Registry<impl Spawner>) {
+fn spawner_works_behind_any_pointer() {
+    fn assert_runs_a_task(registry: &Registry<impl Spawner>) {
         registry.run(async {});
         assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 1);
     }
     static EXECUTOR: async_executor::Executor<'static> = async_executor::Executor::new();
-    runs(&Registry::new(&SmolSpawner));
-    runs(&Registry::new(Box::new(SmolSpawner)));
-    runs(&Registry::new(Rc::new(AsyncStdSpawner)));
-    runs(&Registry::new(Arc::new(&SmolSpawner)));
+    assert_runs_a_task(&Registry::new(&SmolSpawner));
+    assert_runs_a_task(&Registry::new(Box::new(SmolSpawner)));
+    assert_runs_a_task(&Registry::new(Rc::new(AsyncStdSpawner)));
+    assert_runs_a_task(&Registry::new(Arc::new(&SmolSpawner)));
     thread::scope(|scope| {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         scope.spawn(|| block_on(EXECUTOR.run(stopped)).unwrap());
-        runs(&Registry::new(&EXECUTOR));
+        assert_runs_a_task(&Registry::new(&EXECUTOR));
         stop.send(()).unwrap();
     });
 }
 
 #[test]
-fn no_threads_are_a_clear_error() {
+fn threads_spawner_without_threads_is_an_error() {
     let error = ThreadsSpawner::new(0).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
     assert_eq!(error.to_string(), "a ThreadsSpawner needs at least one thread to run tasks on");
 }
 
 #[test]
-fn threads_have_names_and_all_of_them_run_tasks() {
+fn worker_threads_have_names_and_all_run_tasks() {
     let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
     let (name, names) = channel();
-    let together = Arc::new(std::sync::Barrier::new(2));
+    // The barrier holds each task on its thread until the other thread runs the other task.
+    let both_run = Arc::new(Barrier::new(2));
     for _ in 0..2 {
-        let (name, together) = (name.clone(), together.clone());
+        let (name, both_run) = (name.clone(), both_run.clone());
         registry.run(async move {
-            together.wait();
+            both_run.wait();
             name.send(thread::current().name().unwrap().to_owned()).unwrap();
         });
     }
@@ -122,71 +123,72 @@ fn threads_have_names_and_all_of_them_run_tasks() {
     assert_eq!(names, ["background-0", "background-1"]);
 }
 
-/// Tells when its thread ends.
-struct Ends(std::sync::mpsc::Sender<()>);
+/// Sends a message when its thread exits and drops its thread-local values.
+struct ThreadExit(Sender<()>);
 
-impl Drop for Ends {
+impl Drop for ThreadExit {
     fn drop(&mut self) {
         self.0.send(()).unwrap();
     }
 }
 
-thread_local!(static ENDS: Cell<Option<Ends>> = const { Cell::new(None) });
+thread_local!(static THREAD_EXIT: Cell<Option<ThreadExit>> = const { Cell::new(None) });
 
-/// Has each of two threads tell when it ends.
-fn watch(registry: &Registry<ThreadsSpawner>) -> std::sync::mpsc::Receiver<()> {
-    let (ends, ended) = channel();
-    let together = Arc::new(std::sync::Barrier::new(2));
+/// Returns a channel that receives one message for each of the registry's two threads when that thread exits.
+fn watch_thread_exits(registry: &Registry<ThreadsSpawner>) -> Receiver<()> {
+    let (exit, exits) = channel();
+    let both_run = Arc::new(Barrier::new(2));
     for _ in 0..2 {
-        let (ends, together) = (ends.clone(), together.clone());
+        let (exit, both_run) = (exit.clone(), both_run.clone());
         registry.run(async move {
-            ENDS.set(Some(Ends(ends)));
-            together.wait();
+            THREAD_EXIT.set(Some(ThreadExit(exit)));
+            both_run.wait();
         });
     }
     block_on(registry.wait_idle());
-    ended
+    exits
 }
 
 #[test]
-fn threads_end_when_the_last_clone_is_dropped_and_abandon_what_is_in_flight() {
+fn dropping_the_last_clone_joins_the_threads_and_abandons_their_tasks() {
     let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
-    let ended = watch(&registry);
+    let exits = watch_thread_exits(&registry);
     registry.run(pending::<()>());
     let second = registry.clone();
     let shutdown = registry.shutdown();
     drop(registry);
-    assert_eq!(ended.try_iter().count(), 0, "one clone is left");
+    assert_eq!(exits.try_iter().count(), 0, "one clone is left");
     drop(second);
-    assert_eq!(ended.try_iter().count(), 2, "joined");
+    assert_eq!(exits.try_iter().count(), 2, "the drop joins both threads");
     assert_eq!(shutdown.wait().abandoned, 1);
 }
 
 #[test]
-fn threads_end_when_the_last_clone_is_dropped_on_one_of_them() {
+fn last_clone_dropped_on_a_worker_thread_ends_all_threads() {
     let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
-    let ended = watch(&registry);
-    let (last, is_last) = channel::<()>();
-    let own = registry.clone();
+    let exits = watch_thread_exits(&registry);
+    let (drop_last, may_drop_last) = channel::<()>();
+    let last = registry.clone();
     registry.run(async move {
-        is_last.recv_timeout(HANG).unwrap();
-        drop(own);
+        may_drop_last.recv_timeout(HANG).unwrap();
+        drop(last);
     });
     let shutdown = registry.shutdown();
     drop(registry);
-    last.send(()).unwrap();
+    drop_last.send(()).unwrap();
     let summary = shutdown.wait_timeout(HANG).unwrap();
     assert_eq!((summary.completed, summary.panicked), (3, 0));
     for _ in 0..2 {
-        ended.recv_timeout(HANG).unwrap();
+        exits.recv_timeout(HANG).unwrap();
     }
 }
 
+/// The spawner also runs futures that belong to no registry, and no registry catches their panics.
 #[test]
-fn threads_survive_a_foreign_task_that_panics() {
+fn worker_thread_survives_a_panic_of_an_untracked_future() {
     let spawner = ThreadsSpawner::new(1).unwrap();
     let (sender, receiver) = channel();
-    spawner.spawn(async { panic!("a foreign task's panic, as planned") });
+    spawner.spawn(async { panic!("intentional panic") });
     spawner.spawn(async move { sender.send(()).unwrap() });
     receiver.recv_timeout(HANG).unwrap();
 }

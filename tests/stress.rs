@@ -1,4 +1,4 @@
-//! Many threads, no plan: what adds up at the end must be exact. `ThreadSanitizer` and Miri run these too.
+//! Many threads without a fixed schedule: the counts must be exact at the end. `ThreadSanitizer` and Miri run these tests too.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 mod common;
@@ -12,73 +12,76 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 200 };
-const EACH: u64 = if cfg!(miri) { 50 } else { 500 };
+const PER_ROUND: u64 = if cfg!(miri) { 50 } else { 500 };
 
+/// S2
 #[test]
-fn what_the_tasks_did_is_seen_by_whoever_sees_the_drain() {
+fn drain_makes_the_effects_of_tasks_visible() {
     for _ in 0..ROUNDS {
         let registry = Registry::new(());
-        let mut done = Box::new(0_u64);
+        let mut value = Box::new(0_u64);
         thread::scope(|scope| {
             let guard = registry.guard().unwrap();
-            let done = Mutex::new(Some(&mut done));
+            let value = Mutex::new(Some(&mut value));
             scope.spawn(move || {
-                **done.lock().unwrap().take().unwrap() = 7;
+                **value.lock().unwrap().take().unwrap() = 7;
                 drop(guard);
             });
             registry.shutdown().wait_timeout(HANG).unwrap();
         });
-        assert_eq!(*done, 7);
+        assert_eq!(*value, 7);
     }
 }
 
+/// S4
 #[test]
-fn threads_that_enter_and_leave_against_a_shutdown_add_up() {
+fn accepted_and_rejected_guards_add_up_when_they_race_the_shutdown() {
     for _ in 0..ROUNDS {
         let registry = Registry::new(());
-        let (entered, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (accepted, rejected) = (AtomicU64::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let mut held = None;
-                    for n in 0..EACH {
+                    let mut last = None;
+                    for n in 0..PER_ROUND {
                         match registry.guard() {
                             Ok(guard) => {
-                                entered.fetch_add(1, Ordering::Relaxed);
-                                held = (n % 3 == 0).then_some(guard);
+                                accepted.fetch_add(1, Ordering::Relaxed);
+                                last = (n % 3 == 0).then_some(guard);
                             }
                             Err(_) => {
-                                refused.fetch_add(1, Ordering::Relaxed);
+                                rejected.fetch_add(1, Ordering::Relaxed);
                             }
                         }
                     }
-                    drop(held);
+                    drop(last);
                 });
             }
             scope.spawn(|| registry.shutdown().wait_timeout(HANG).unwrap());
         });
         let summary = registry.summary();
         assert!(registry.is_drained());
-        assert_eq!(summary.completed, entered.into_inner());
-        assert_eq!(summary.rejected, refused.into_inner());
+        assert_eq!(summary.completed, accepted.into_inner());
+        assert_eq!(summary.rejected, rejected.into_inner());
     }
 }
 
 #[test]
-fn guards_made_here_and_dropped_there_add_up() {
+fn guards_dropped_on_another_thread_add_up() {
     let registry = Registry::new(());
     let (send, receive) = std::sync::mpsc::sync_channel(64);
     let dropper = thread::spawn(move || receive.into_iter().for_each(drop));
-    for _ in 0..ROUNDS * EACH {
+    for _ in 0..ROUNDS * PER_ROUND {
         send.send(registry.guard().unwrap()).unwrap();
     }
     drop(send);
-    assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, ROUNDS * EACH);
+    assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, ROUNDS * PER_ROUND);
     dropper.join().unwrap();
 }
 
+/// L1
 #[test]
-fn signals_polled_and_dropped_everywhere_against_the_trigger() {
+fn signals_resolve_when_their_polls_and_drops_race_the_shutdown() {
     for _ in 0..ROUNDS {
         let registry = Registry::new(());
         let signal = registry.signal();
@@ -87,8 +90,8 @@ fn signals_polled_and_dropped_everywhere_against_the_trigger() {
                 let signal = signal.clone();
                 scope.spawn(move || {
                     for _ in 0..10 {
-                        let mut passing = signal.clone();
-                        let _ = poll_once(&mut passing);
+                        let mut short_lived = signal.clone();
+                        let _ = poll_once(&mut short_lived);
                     }
                     block_on(signal);
                 });
@@ -98,27 +101,28 @@ fn signals_polled_and_dropped_everywhere_against_the_trigger() {
     }
 }
 
+/// L2
 #[test]
-fn wait_idle_against_tasks_that_come_and_go() {
+fn wait_idle_resolves_while_other_threads_start_and_end_work() {
     let registry = Registry::new(());
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                for _ in 0..ROUNDS * EACH {
+                for _ in 0..ROUNDS * PER_ROUND {
                     drop(registry.guard());
                 }
             });
         }
         for _ in 0..2 {
-            scope.spawn(|| (0..EACH).for_each(|_| block_on(registry.wait_idle())));
+            scope.spawn(|| (0..PER_ROUND).for_each(|_| block_on(registry.wait_idle())));
         }
     });
     block_on(registry.wait_idle());
-    assert_eq!(registry.summary().completed, 2 * ROUNDS * EACH);
+    assert_eq!(registry.summary().completed, 2 * ROUNDS * PER_ROUND);
 }
 
 #[test]
-fn registries_that_live_and_die_on_many_threads_share_cores_without_mixing() {
+fn registries_on_many_threads_reuse_states_without_mixing_counts() {
     thread::scope(|scope| {
         for thread in 0..3 {
             scope.spawn(move || {
@@ -126,14 +130,14 @@ fn registries_that_live_and_die_on_many_threads_share_cores_without_mixing() {
                     let registry = Registry::new(());
                     let mut signal = registry.signal();
                     assert!(poll_once(&mut signal).is_pending());
-                    let guards = (thread + round) % 4;
-                    let held: Vec<_> = (0..guards).map(|_| registry.guard().unwrap()).collect();
+                    let count = (thread + round) % 4;
+                    let guards: Vec<_> = (0..count).map(|_| registry.guard().unwrap()).collect();
                     let shutdown = if round % 2 == 0 { Some(registry.shutdown()) } else { None };
                     drop(registry);
                     assert!(signal.is_triggered());
-                    drop(held);
+                    drop(guards);
                     if let Some(shutdown) = shutdown {
-                        assert_eq!(shutdown.wait_timeout(HANG).unwrap().completed, guards);
+                        assert_eq!(shutdown.wait_timeout(HANG).unwrap().completed, count);
                     }
                 }
             });
@@ -141,46 +145,47 @@ fn registries_that_live_and_die_on_many_threads_share_cores_without_mixing() {
     });
 }
 
+/// S5
 #[test]
-fn tasks_of_all_fates_on_two_threads_add_up() {
+fn outcomes_on_two_threads_add_up() {
+    let total = ROUNDS * PER_ROUND / 10;
     let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
-    for n in 0..ROUNDS * EACH / 10 {
-        let own = registry.clone();
+    for n in 0..total {
+        let handle = registry.clone();
         registry.run(async move {
             yield_now().await;
             match n % 5 {
-                0 => own.run(async { Err("a failure") }),
-                1 => drop(own.track(pending::<()>())),
-                2 => drop(own.guard()),
-                _ => own.signal().run_until_shutdown(yield_now()).await.map_or((), drop),
+                0 => handle.run(async { Err("intentional failure") }),
+                1 => drop(handle.track(pending::<()>())),
+                2 => drop(handle.guard()),
+                _ => handle.signal().run_until_shutdown(yield_now()).await.map_or((), drop),
             }
         });
     }
-    let all = ROUNDS * EACH / 10;
     let summary = registry.shutdown().wait_timeout(HANG).unwrap();
-    let fifth = all / 5;
-    assert_eq!((summary.completed, summary.failed, summary.abandoned), (all + fifth, fifth, fifth));
+    let fifth = total / 5;
+    assert_eq!((summary.completed, summary.failed, summary.abandoned), (total + fifth, fifth, fifth));
 }
 
-/// A spawner that polls on the thread that spawns, as deep as it goes.
+/// A spawner that runs each task to its end inside the call of `spawn`.
 #[derive(Clone)]
-struct Inline;
+struct InlineSpawner;
 
-impl Spawner for Inline {
+impl Spawner for InlineSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         block_on(task);
     }
 }
 
 #[test]
-fn a_spawner_that_runs_at_once_may_spawn_again_from_inside() {
-    let registry = Registry::new(Inline);
-    let ran = Arc::new(AtomicU64::new(0));
-    let (own, count) = (registry.clone(), ran.clone());
+fn task_on_an_inline_spawner_may_start_another_task() {
+    let registry = Registry::new(InlineSpawner);
+    let runs = Arc::new(AtomicU64::new(0));
+    let (handle, inner_runs) = (registry.clone(), runs.clone());
     registry.run(async move {
-        own.run(async move {
-            count.fetch_add(1, Ordering::Relaxed);
+        handle.run(async move {
+            inner_runs.fetch_add(1, Ordering::Relaxed);
         });
     });
-    assert_eq!((ran.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
+    assert_eq!((runs.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
 }

@@ -1,28 +1,30 @@
-//! `is_drained` alone, as a summary acquires every word and would hide what is missing here.
+//! A thread that reads `is_drained` as true observes everything that the tasks did.
+//!
+//! Most of these models read `is_drained` alone, because a summary acquires every word and would hide a missing Acquire.
 
 mod common;
 
-use common::{Effect, Registry, check, counts, on_shard};
+use common::{Effect, Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// S2, S3: the last one passes on what those before it did.
+/// S2, S3: The last task of a shard publishes the effects of the tasks that left before.
 #[test]
-fn two_leave_one_shard() {
-    two_leave([0, 0]);
+fn drained_shows_effects_of_two_tasks_on_one_shard() {
+    two_leaves([0, 0]);
 }
 
-/// S2, S3: so does the last shard.
+/// S2, S3: The last shard publishes the effects of the tasks on the other shard.
 #[test]
-fn two_leave_two_shards() {
-    two_leave([0, 1]);
+fn drained_shows_effects_of_tasks_on_two_shards() {
+    two_leaves([0, 1]);
 }
 
-fn two_leave(shards: [usize; 2]) {
+fn two_leaves(shards: [usize; 2]) {
     check(1 + shards[1], move || {
         let registry = Registry::new(());
         let workers = shards.map(|shard| {
             let effect = Effect::new();
-            let guard = on_shard(shard, {
+            let guard = spawn_on_shard(shard, {
                 let registry = registry.clone();
                 move || registry.guard().unwrap()
             });
@@ -30,17 +32,17 @@ fn two_leave(shards: [usize; 2]) {
         });
         registry.shutdown();
         let workers = workers.map(|(shard, effect, guard)| {
-            let worker = on_shard(shard, {
+            let worker = spawn_on_shard(shard, {
                 let effect = effect.clone();
                 move || {
-                    effect.happen();
+                    effect.perform();
                     drop(guard);
                 }
             });
             (effect, worker)
         });
         if registry.is_drained() {
-            workers.iter().for_each(|(effect, _)| effect.see());
+            workers.iter().for_each(|(effect, _)| effect.observe());
         }
         for (_, worker) in workers {
             worker.join().unwrap();
@@ -48,31 +50,33 @@ fn two_leave(shards: [usize; 2]) {
     });
 }
 
-/// S2, S3: when the closer finds nobody, it passes on what those did who have left; and when the last one finds the gate closed, what
-/// the closer did: who sees it drained sees that the shutdown has begun, and what came before that.
+/// S2, S3: A leave races the close of its gate, so either of them may drain the gate.
+///
+/// If the close drains the gate, it publishes the effects of the task. If the leave does, it publishes the start of the shutdown and
+/// everything that happened before the start.
 #[test]
-fn leave_against_close() {
+fn drained_shows_effects_of_task_and_closer() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
-        let [left, closed] = [Effect::new(), Effect::new()];
+        let [of_task, of_closer] = [Effect::new(), Effect::new()];
         let guard = registry.guard().unwrap();
-        let worker = on_shard(0, {
-            let left = left.clone();
+        let worker = spawn_on_shard(0, {
+            let of_task = of_task.clone();
             move || {
-                left.happen();
+                of_task.perform();
                 drop(guard);
             }
         });
-        let closer = on_shard(0, {
-            let (registry, closed) = (registry.clone(), closed.clone());
+        let closer = spawn_on_shard(0, {
+            let (registry, of_closer) = (registry.clone(), of_closer.clone());
             move || {
-                closed.happen();
+                of_closer.perform();
                 registry.shutdown();
             }
         });
         if registry.is_drained() {
-            left.see();
-            closed.see();
+            of_task.observe();
+            of_closer.observe();
             assert!(registry.is_shutting_down());
         }
         worker.join().unwrap();
@@ -80,19 +84,19 @@ fn leave_against_close() {
     });
 }
 
-/// S3, S5: how those ended who have left is in the summary of whoever sees it drained, though another was the last.
+/// S3, S5: A thread that reads `is_drained` as true gets an exact summary, whichever task was the last.
 #[test]
-fn the_summary_is_exact() {
+fn summary_once_drained_is_exact() {
     check(1, || {
         let registry = Registry::new(());
         let task = registry.track(core::future::pending::<()>()).unwrap();
         let guard = registry.guard().unwrap();
         registry.shutdown();
-        let dropper = on_shard(0, move || drop(task));
+        let worker = spawn_on_shard(0, move || drop(task));
         drop(guard);
         if registry.is_drained() {
             assert_eq!(counts(registry.summary()), [1, 0, 1, 0]);
         }
-        dropper.join().unwrap();
+        worker.join().unwrap();
     });
 }

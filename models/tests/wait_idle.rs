@@ -1,19 +1,19 @@
-//! Somebody waits for an instant with nothing in flight while tasks come and go.
+//! A thread waits for an instant with nothing in flight while tasks start and end.
 
 mod common;
 
 use background_tasks::Guard;
-use common::{Polled, Registry, check, check_within, on_shard};
+use common::{Polled, Registry, check, check_with_bound, spawn_on_shard};
 use loom::thread::JoinHandle;
 use std::sync::Arc;
 
-/// L2: the wait is over, or woken by who leaves.
+/// L2: The wait is ready, or the last task to leave wakes it.
 #[test]
-fn one_leaves() {
+fn leave_wakes_waiter() {
     check(2, || {
         let registry = Arc::new(Registry::new(()));
         let guard = enter(1, &registry).join().unwrap();
-        let leaver = on_shard(1, move || drop(guard));
+        let leaver = spawn_on_shard(1, move || drop(guard));
         let mut idle = Polled::new(registry.wait_idle());
         let polled = idle.poll();
         leaver.join().unwrap();
@@ -21,14 +21,14 @@ fn one_leaves() {
     });
 }
 
-/// L2: whichever shard becomes idle last, the wait is over or woken.
+/// L2: The wait is ready or woken, whichever shard becomes idle last.
 #[test]
-fn one_leaves_each_shard() {
-    check_within(2, 2, || {
+fn leaves_on_two_shards_wake_waiter() {
+    check_with_bound(2, 2, || {
         let registry = Arc::new(Registry::new(()));
         let leavers = [0, 1].map(|shard| {
             let guard = enter(shard, &registry).join().unwrap();
-            on_shard(shard, move || drop(guard))
+            spawn_on_shard(shard, move || drop(guard))
         });
         let mut idle = Polled::new(registry.wait_idle());
         let polled = idle.poll();
@@ -39,33 +39,33 @@ fn one_leaves_each_shard() {
     });
 }
 
-/// L2: nor is it lost on those who come and go while it looks.
+/// L2: The wake-up is not lost when another task starts and ends during the check.
 #[test]
-fn one_leaves_and_one_passes() {
-    check_within(2, 1, || {
+fn leave_wakes_waiter_as_another_task_starts_and_ends() {
+    check_with_bound(2, 1, || {
         let registry = Arc::new(Registry::new(()));
         let guard = registry.guard().unwrap();
-        let leaver = on_shard(0, move || drop(guard));
-        let passer = on_shard(0, {
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let worker = spawn_on_shard(0, {
             let registry = registry.clone();
             move || drop(registry.guard())
         });
         let mut idle = Polled::new(registry.wait_idle());
         let polled = idle.poll();
         leaver.join().unwrap();
-        passer.join().unwrap();
+        worker.join().unwrap();
         idle.finish(polled);
     });
 }
 
-/// L2: whoever waits is told of the first instant, though another waits too and asked in between.
+/// L2: The first idle instant wakes both waiters, although one of them starts to wait during the check of the other.
 #[test]
-fn two_wait() {
-    check_within(2, 1, || {
+fn leave_wakes_two_waiters() {
+    check_with_bound(2, 1, || {
         let registry = Arc::new(Registry::new(()));
         let guard = registry.guard().unwrap();
-        let leaver = on_shard(0, move || drop(guard));
-        let other = on_shard(0, {
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let other = spawn_on_shard(0, {
             let mut idle = Polled::new(registry.wait_idle());
             move || {
                 let polled = idle.poll();
@@ -75,33 +75,34 @@ fn two_wait() {
         let mut idle = Polled::new(registry.wait_idle());
         let polled = idle.poll();
         leaver.join().unwrap();
-        let (other, polled_too) = other.join().unwrap();
+        let (other, polled_other) = other.join().unwrap();
         idle.finish(polled);
-        other.finish(polled_too);
+        other.finish(polled_other);
     });
 }
 
-/// A child that is started before its parent leaves is waited for, whichever of their shards is looked at first.
+/// L2: A child task that starts before its parent leaves delays the idle instant. The check reads the child's shard last.
 #[test]
-fn a_child_on_a_later_shard() {
-    handed_over([0, 1]);
+fn child_on_later_shard_delays_idle() {
+    parent_hands_over_to_child([0, 1]);
 }
 
+/// L2: The same holds when the check reads the child's shard first.
 #[test]
-fn a_child_on_an_earlier_shard() {
-    handed_over([1, 0]);
+fn child_on_earlier_shard_delays_idle() {
+    parent_hands_over_to_child([1, 0]);
 }
 
 fn enter(shard: usize, registry: &Arc<Registry>) -> JoinHandle<Guard> {
     let registry = registry.clone();
-    on_shard(shard, move || registry.guard().unwrap())
+    spawn_on_shard(shard, move || registry.guard().unwrap())
 }
 
-fn handed_over([parent, child]: [usize; 2]) {
+fn parent_hands_over_to_child([parent, child]: [usize; 2]) {
     check(2, move || {
         let registry = Arc::new(Registry::new(()));
         let guard = enter(parent, &registry).join().unwrap();
-        let parent = on_shard(child, {
+        let parent = spawn_on_shard(child, {
             let registry = registry.clone();
             move || {
                 let child = registry.guard().unwrap();
@@ -117,13 +118,13 @@ fn handed_over([parent, child]: [usize; 2]) {
     });
 }
 
-/// The same when so many are started meanwhile that *accepted* comes full circle: the flips tell.
+/// L2: The same holds when so many children start that the accepted count wraps back to its old value. The count of wraps differs.
 #[test]
-fn a_child_after_a_full_circle() {
+fn children_delay_idle_across_a_wrap() {
     check(2, || {
         let registry = Arc::new(Registry::new(()));
         let guard = enter(1, &registry).join().unwrap();
-        let parent = on_shard(0, {
+        let parent = spawn_on_shard(0, {
             let registry = registry.clone();
             move || {
                 let children = [(); 4].map(|()| registry.guard());
@@ -137,18 +138,18 @@ fn a_child_after_a_full_circle() {
     });
 }
 
-/// The same when nobody who has counted a flip has left yet, so that the flips need not be seen.
+/// L2: The same holds while no task that has counted a wrap has left, so the check may miss the count of wraps.
 #[test]
-fn a_child_after_a_full_circle_not_seen() {
+fn child_delays_idle_across_an_unseen_wrap() {
     check(2, || {
         let registry = Arc::new(Registry::new(()));
         drop(registry.guard());
         let guard = enter(1, &registry).join().unwrap();
-        let others = on_shard(0, {
+        let others = spawn_on_shard(0, {
             let registry = registry.clone();
             move || [(); 3].map(|()| registry.guard())
         });
-        let parent = on_shard(0, {
+        let parent = spawn_on_shard(0, {
             let registry = registry.clone();
             move || {
                 let child = registry.guard();

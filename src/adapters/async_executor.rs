@@ -1,10 +1,9 @@
-use crate::Registry;
-use crate::panics::discard;
-use crate::{LocalSpawner, Spawner};
+use crate::{LocalSpawner, Registry, Spawner};
 use async_executor::{Executor, LocalExecutor, StaticExecutor, StaticLocalExecutor};
 use futures_lite::future::block_on;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -32,11 +31,13 @@ impl LocalSpawner for &'static StaticLocalExecutor {
     }
 }
 
-/// Spawns on threads of its own, for programs that have no runtime.
+/// Spawns tasks on its own threads, for programs without a runtime.
 ///
-/// All clones are one set of threads, which run an [`async_executor::Executor`] until the last clone is dropped. That drop waits for the
-/// threads, each of which ends when it comes to look (the executor does every 200 polls), unless it happens on one of them, which then
-/// ends by itself. What was in flight is dropped and counts as abandoned. A task that owns a clone (in a registry, say) keeps the threads.
+/// All clones share one set of threads, which run an [`async_executor::Executor`] until the last clone is dropped. Tasks still in flight then
+/// are dropped and count as abandoned. A task that owns a clone, inside a registry for example, keeps the threads running.
+///
+/// Dropping the last clone blocks until all threads have exited. A busy thread checks whether it must exit every 200 polls. If the last clone
+/// is dropped on one of the threads, that thread is not waited for and exits later.
 ///
 /// # Examples
 ///
@@ -45,7 +46,7 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let registry = Registry::new(ThreadsSpawner::new(2)?);
-/// registry.run(async { println!("on a thread of its own") });
+/// registry.run(async { println!("on a background thread") });
 /// assert_eq!(registry.shutdown().wait().completed, 1);
 /// # Ok(())
 /// # }
@@ -54,20 +55,21 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 pub struct ThreadsSpawner(Arc<Threads>);
 
 impl ThreadsSpawner {
-    /// Starts `threads` threads, named `background-0` and so on.
+    /// Starts `threads` threads, which are named `background-0`, `background-1` and so on.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for zero threads, which would run nothing, and what the system says when it cannot start one.
+    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
+    /// - The operating system's error if it cannot start a thread. The threads that were started already exit.
     pub fn new(threads: usize) -> io::Result<Self> {
         if threads == 0 {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut pool = Threads { alive: Registry::new(()), executor: Arc::default(), joins: Vec::new() };
+        let mut pool = Threads { stop: Registry::new(()), executor: Arc::default(), handles: Vec::new() };
         for number in 0..threads {
-            let work = pool.work();
-            pool.joins.push(thread::Builder::new().name(format!("background-{number}")).spawn(work)?);
+            let run = pool.run();
+            pool.handles.push(thread::Builder::new().name(format!("background-{number}")).spawn(run)?);
         }
         Ok(Self(Arc::new(pool)))
     }
@@ -81,32 +83,33 @@ impl Spawner for ThreadsSpawner {
 
 impl fmt::Debug for ThreadsSpawner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ThreadsSpawner").field("threads", &self.0.joins.len()).finish()
+        f.debug_struct("ThreadsSpawner").field("threads", &self.0.handles.len()).finish()
     }
 }
 
 struct Threads {
-    /// Its signal is what the threads run until.
-    alive: Registry<()>,
+    /// The threads run until its shutdown signal is triggered.
+    stop: Registry<()>,
     executor: Arc<Executor<'static>>,
-    joins: Vec<JoinHandle<()>>,
+    handles: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
-    /// Returns what each thread does. The executor keeps a foreign task's panic to itself, as a registry does one of its own.
-    fn work(&self) -> impl FnOnce() + Send + use<> {
+    /// Returns the closure that each thread runs. A task's panic does not end it, because async-executor catches that panic.
+    fn run(&self) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
-        let ended = self.alive.signal();
-        move || block_on(executor.run(ended))
+        let stopped = self.stop.signal();
+        move || block_on(executor.run(stopped))
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.alive.shutdown();
-        for thread in self.joins.drain(..) {
-            if thread.thread().id() != thread::current().id() {
-                thread.join().unwrap_or_else(discard);
+        self.stop.shutdown();
+        for handle in self.handles.drain(..) {
+            if handle.thread().id() != thread::current().id() {
+                // The payload of a thread's panic is leaked, because its destructor may panic in turn.
+                handle.join().unwrap_or_else(mem::forget);
             }
         }
     }

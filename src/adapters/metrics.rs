@@ -1,23 +1,23 @@
-use crate::Observer;
-use crate::{Registry, RejectReason, Summary, TaskInfo};
+use crate::{Observer, Registry, RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-const TASKS: &str = "background_tasks_total";
+const TASKS_TOTAL: &str = "background_tasks_total";
 const IN_FLIGHT: &str = "background_tasks_in_flight";
-const DRAIN: &str = "background_tasks_drain_duration_seconds";
+const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 
-/// Keeps metrics by the facade of [`metrics`](https://docs.rs/metrics), for whatever exporter the program has installed.
+/// Records metrics through the [`metrics`](https://docs.rs/metrics) facade, for any exporter that the program has installed.
 ///
-/// | metric | kind | labels |
+/// | metric | type | labels |
 /// | --- | --- | --- |
-/// | `background_tasks_total` | counter | `registry`; `outcome`: `completed`, `failed`, `panicked`, `abandoned`, `aborted`, `rejected`; `task`: the name, of a loss |
+/// | `background_tasks_total` | counter | `registry`; `outcome`: `completed`, `failed`, `panicked`, `abandoned`, `aborted`, `rejected`; `task`: the name of the task, empty if it has no name or completed |
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// Losses are counted as they happen. What completes tells nobody, and what is in flight changes all the time: both are brought up to date by
-/// [`record`](Self::record), to be called when the metrics are asked for, and when the drain ends. So that a counter
-/// does not go backwards, each registry of a program needs a name of its own.
+/// Every loss is counted when it happens. Completed tasks and tasks in flight are only updated by [`record`](Self::record) and when the
+/// drain ends: a completed task is not reported to observers, and so costs nothing here. Call `record` whenever the metrics are collected.
+///
+/// Each registry of a program needs a different name. Two registries with one name overwrite each other's number of completed tasks.
 ///
 /// # Examples
 ///
@@ -38,30 +38,30 @@ pub struct MetricsObserver {
 }
 
 impl MetricsObserver {
-    /// Returns an observer of a registry that its metrics call so.
+    /// Returns an observer whose metrics have `registry` as the value of the label `registry`.
     ///
-    /// It describes the metrics to the exporter, so install that first.
+    /// Install the exporter first: this function registers the descriptions of the metrics with it.
     pub fn new(registry: &'static str) -> Self {
-        describe_counter!(TASKS, Unit::Count, "Background tasks that have ended, and those that were rejected, by outcome.");
+        describe_counter!(TASKS_TOTAL, Unit::Count, "Background tasks that ended or were rejected, by outcome.");
         describe_gauge!(IN_FLIGHT, Unit::Count, "Background tasks in flight.");
-        describe_histogram!(DRAIN, Unit::Seconds, "From the beginning of a shutdown to the end of its drain.");
+        describe_histogram!(DRAIN_DURATION, Unit::Seconds, "Time from the start of a shutdown until the drain ended.");
         Self { registry }
     }
 
-    /// Brings up to date what no loss tells: how many have completed, and how many are in flight.
+    /// Updates the number of completed tasks and of tasks in flight.
     pub fn record<S>(&self, registry: &Registry<S>) {
         self.set(registry.summary().completed, registry.in_flight());
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     fn set(&self, completed: u64, in_flight: usize) {
-        counter!(TASKS, "registry" => self.registry, "outcome" => "completed", "task" => "").absolute(completed);
+        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => "completed", "task" => "").absolute(completed);
         gauge!(IN_FLIGHT, "registry" => self.registry).set(in_flight as f64);
     }
 
     fn count(&self, task: &TaskInfo, outcome: &'static str) {
         let name = task.name().unwrap_or_default();
-        counter!(TASKS, "registry" => self.registry, "outcome" => outcome, "task" => name).increment(1);
+        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => outcome, "task" => name).increment(1);
     }
 }
 
@@ -88,6 +88,6 @@ impl Observer for MetricsObserver {
 
     fn drained(&self, summary: &Summary, took: Duration) {
         self.set(summary.completed, 0);
-        histogram!(DRAIN, "registry" => self.registry).record(took);
+        histogram!(DRAIN_DURATION, "registry" => self.registry).record(took);
     }
 }

@@ -1,19 +1,28 @@
-use crate::Observer;
-use crate::{RejectReason, Summary, TaskInfo};
+use crate::{Observer, RejectReason, Summary, TaskInfo};
 use core::fmt::Display;
 use core::time::Duration;
 use tracing::field::{DisplayValue, display};
 use tracing::{error, info, warn};
 
-/// Tells [`tracing`](https://docs.rs/tracing) of each loss: an error when a task failed or panicked, a warning when one was abandoned,
-/// aborted or rejected; and, as information, of the shutdown's beginning and end.
+/// Emits [`tracing`](https://docs.rs/tracing) events for every loss, and for the start and the end of a shutdown.
 ///
-/// The target is `background_tasks`. A loss has the fields `task.name`, `task.location`, and where the registry is inspected `task.id`, `task.kind`
-/// and `task.age_seconds`; beside them `error`, `panic` or `reason`.
+/// | event | level | fields |
+/// | --- | --- | --- |
+/// | a task failed | error | `error`, and those of the task |
+/// | a task panicked | error | `panic`, and those of the task |
+/// | a task was abandoned | warn | those of the task |
+/// | a task was aborted | warn | those of the task |
+/// | a task was rejected | warn | `reason`, and those of the task |
+/// | shutdown started | info | `in_flight` |
+/// | drained | info | `took_seconds`, and the number of tasks for each outcome |
+///
+/// The target is `background_tasks`. The fields of a task are `task.name` and `task.location`; for an
+/// [inspected](crate::RegistryBuilder::inspect) registry also `task.kind`, and `task.id` and `task.age_seconds` unless the task was rejected.
 ///
 /// # The caller's span
 ///
-/// A task does not run in the span of who started it. Where it should, give it that span: then the events of the task itself are in it.
+/// A task does not run in the span of its caller. To run all tasks there, wrap the spawner in [`InSpan`](crate::InSpan). To run one task there,
+/// attach the current span to its future. A span attached to the future contains the task's own events, but not the event of its loss.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -34,8 +43,8 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
-/// The same fields for each; `tracing` leaves out those that are `None`.
-macro_rules! loss {
+/// Emits the event of a loss. It is a macro because `tracing` needs the level at compile time. Fields that are `None` are omitted.
+macro_rules! emit_loss {
     ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;
         $level!(
@@ -43,8 +52,8 @@ macro_rules! loss {
             {
                 task.name = name,
                 task.location = %location,
-                task.id = shown(id.as_ref()),
-                task.kind = shown(kind.as_ref()),
+                task.id = display_option(id.as_ref()),
+                task.kind = display_option(kind.as_ref()),
                 task.age_seconds = age.map(|age| age.as_secs_f64()),
                 $($field = %$value,)?
             },
@@ -53,33 +62,33 @@ macro_rules! loss {
     }};
 }
 
-fn shown<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
+fn display_option<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
     value.map(display)
 }
 
 impl Observer for TracingObserver {
     fn failed(&self, task: &TaskInfo, error: &str) {
-        loss!(error, task, "background task failed", error = error);
+        emit_loss!(error, task, "background task failed", error = error);
     }
 
     fn panicked(&self, task: &TaskInfo, message: &str) {
-        loss!(error, task, "background task panicked", panic = message);
+        emit_loss!(error, task, "background task panicked", panic = message);
     }
 
     fn abandoned(&self, task: &TaskInfo) {
-        loss!(warn, task, "background task abandoned: it was dropped before it had finished");
+        emit_loss!(warn, task, "background task abandoned: it was dropped before it finished");
     }
 
     fn aborted(&self, task: &TaskInfo) {
-        loss!(warn, task, "background task aborted");
+        emit_loss!(warn, task, "background task aborted");
     }
 
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        loss!(warn, task, "background task rejected", reason = reason);
+        emit_loss!(warn, task, "background task rejected", reason = reason);
     }
 
     fn shutdown_started(&self, in_flight: usize) {
-        info!(target: "background_tasks", in_flight, "shutdown of the background tasks begins");
+        info!(target: "background_tasks", in_flight, "background task shutdown started");
     }
 
     fn drained(&self, summary: &Summary, took: Duration) {

@@ -1,7 +1,7 @@
-//! A broken spawner for each promise, which the suite must name; and one that is right.
+//! For each requirement, a spawner that violates it, which the suite must report; and a correct spawner of each kind.
 
-use super::threaded::{LIMIT, Suite};
-use crate::panics::{contain, message};
+use super::catch;
+use super::suite::{Suite, TIME_LIMIT};
 use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner};
 use futures_lite::future::block_on;
 use std::cell::{Cell, RefCell};
@@ -18,23 +18,24 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Flaw {
     None,
-    WorksInside,
-    WorksInsideTasks,
-    Joins,
+    PollsInsideSpawn,
+    PollsInsideSpawnInTasks,
+    WaitsInsideSpawn,
     PollsOnce,
-    KnowsOneThread,
-    TakesNoneFromTasks,
-    EndsAfterAPanic,
-    IsDeafToOtherThreads,
-    HasASmallQueue,
-    OneAfterTheOther,
-    Keeps,
-    LeavesThemToWakers,
+    AcceptsOneThread,
+    RejectsTasksOfTasks,
+    StopsAfterPanic,
+    IgnoresWakesByOtherThreads,
+    HasSmallQueue,
+    RunsOneAfterTheOther,
+    LeaksTasks,
+    LeavesTasksToWakers,
 }
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-fn notice_panics() {
+/// Records in `HAS_PANICKED` that a thread has panicked: an executor cannot see a panic that the registry catches.
+fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();
@@ -45,10 +46,10 @@ fn notice_panics() {
     });
 }
 
-/// An executor on one thread, which lets go of all tasks when it is dropped.
-struct Toy {
+/// An executor with one thread, which drops all its tasks when it is dropped.
+struct ThreadExecutor {
     flaw: Flaw,
-    home: ThreadId,
+    creator: ThreadId,
     worker: ThreadId,
     queue: Sender<Option<Arc<Job>>>,
     jobs: Mutex<Vec<Arc<Job>>>,
@@ -61,38 +62,38 @@ struct Job {
     queue: Sender<Option<Arc<Job>>>,
 }
 
-impl Toy {
+impl ThreadExecutor {
     fn new(flaw: Flaw) -> Arc<Self> {
-        notice_panics();
+        record_panics();
         let (queue, jobs) = channel::<Option<Arc<Job>>>();
         let work = move || {
             for job in jobs.iter().map_while(|job| job) {
                 job.poll();
-                if flaw == Flaw::EndsAfterAPanic && HAS_PANICKED.get() {
+                if flaw == Flaw::StopsAfterPanic && HAS_PANICKED.get() {
                     return;
                 }
             }
         };
         let worker = thread::spawn(work).thread().id();
-        Arc::new(Self { flaw, home: thread::current().id(), worker, queue, jobs: Mutex::default() })
+        Arc::new(Self { flaw, creator: thread::current().id(), worker, queue, jobs: Mutex::default() })
     }
 }
 
-impl Spawner for Toy {
+impl Spawner for ThreadExecutor {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let mut task = Box::pin(task);
-        let works_inside = match self.flaw {
-            Flaw::WorksInside => true,
-            Flaw::WorksInsideTasks => thread::current().id() == self.worker,
+        let polls_inside = match self.flaw {
+            Flaw::PollsInsideSpawn => true,
+            Flaw::PollsInsideSpawnInTasks => thread::current().id() == self.worker,
             _ => false,
         };
-        if works_inside && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+        if polls_inside && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
         match self.flaw {
-            Flaw::Joins => return thread::spawn(|| block_on(task)).join().unwrap(),
-            Flaw::KnowsOneThread => assert_eq!(thread::current().id(), self.home, "no runtime on this thread"),
-            Flaw::HasASmallQueue => assert!(self.jobs.lock().unwrap().len() < 500, "the queue is full"),
+            Flaw::WaitsInsideSpawn => return thread::spawn(|| block_on(task)).join().unwrap(),
+            Flaw::AcceptsOneThread => assert_eq!(thread::current().id(), self.creator, "no runtime on this thread"),
+            Flaw::HasSmallQueue => assert!(self.jobs.lock().unwrap().len() < 500, "the queue is full"),
             _ => (),
         }
         let Self { flaw, worker, ref queue, .. } = *self;
@@ -107,7 +108,7 @@ impl Job {
         let mut future = self.future.lock().unwrap();
         let Some(task) = &mut *future else { return };
         let waker = Waker::from(self.clone());
-        let ended = if self.flaw == Flaw::OneAfterTheOther {
+        let ended = if self.flaw == Flaw::RunsOneAfterTheOther {
             block_on(task);
             true
         } else {
@@ -122,19 +123,19 @@ impl Job {
 
 impl Wake for Job {
     fn wake(self: Arc<Self>) {
-        if self.flaw != Flaw::IsDeafToOtherThreads || thread::current().id() == self.worker {
+        if self.flaw != Flaw::IgnoresWakesByOtherThreads || thread::current().id() == self.worker {
             self.queue.clone().send(Some(self)).unwrap_or(());
         }
     }
 }
 
-impl Drop for Toy {
+impl Drop for ThreadExecutor {
     fn drop(&mut self) {
         self.queue.send(None).unwrap_or(());
         let jobs = take(self.jobs.get_mut().unwrap());
         match self.flaw {
-            Flaw::Keeps => return forget(jobs),
-            Flaw::LeavesThemToWakers => return,
+            Flaw::LeaksTasks => return forget(jobs),
+            Flaw::LeavesTasksToWakers => return,
             _ => (),
         }
         for job in jobs {
@@ -144,190 +145,194 @@ impl Drop for Toy {
     }
 }
 
-/// An executor on its caller's thread, which polls all tasks when one has been woken.
-struct LocalToy {
+/// An executor on its caller's thread, which polls all tasks whenever one has been woken.
+struct LocalExecutor {
     flaw: Flaw,
     tasks: RefCell<Vec<BoxLocalTask>>,
-    bell: Arc<Bell>,
+    waker: Arc<ThreadWaker>,
 }
 
-struct Bell {
+struct ThreadWaker {
     flaw: Flaw,
     thread: Thread,
-    rung: AtomicBool,
+    woken: AtomicBool,
 }
 
-impl Wake for Bell {
+impl Wake for ThreadWaker {
     fn wake(self: Arc<Self>) {
-        if self.flaw != Flaw::IsDeafToOtherThreads || thread::current().id() == self.thread.id() {
-            self.rung.store(true, Ordering::SeqCst);
+        if self.flaw != Flaw::IgnoresWakesByOtherThreads || thread::current().id() == self.thread.id() {
+            self.woken.store(true, Ordering::SeqCst);
             self.thread.unpark();
         }
     }
 }
 
-impl LocalToy {
+impl LocalExecutor {
     fn new(flaw: Flaw) -> (Rc<Self>, impl FnOnce(BoxLocalTask)) {
-        notice_panics();
+        record_panics();
         HAS_PANICKED.set(false);
-        let bell = Arc::new(Bell { flaw, thread: thread::current(), rung: AtomicBool::new(false) });
-        let toy = Rc::new(Self { flaw, tasks: RefCell::default(), bell });
-        (toy.clone(), move |main| toy.run(main))
+        let waker = Arc::new(ThreadWaker { flaw, thread: thread::current(), woken: AtomicBool::new(false) });
+        let executor = Rc::new(Self { flaw, tasks: RefCell::default(), waker });
+        (executor.clone(), move |main| executor.run(main))
     }
 
     fn run(&self, mut main: BoxLocalTask) {
-        let waker = Waker::from(self.bell.clone());
+        let waker = Waker::from(self.waker.clone());
         let cx = &mut Context::from_waker(&waker);
         while main.as_mut().poll(cx).is_pending() {
-            if self.flaw == Flaw::OneAfterTheOther {
+            if self.flaw == Flaw::RunsOneAfterTheOther {
                 for task in self.tasks.take() {
                     block_on(task);
                 }
                 continue;
             }
-            let mut own = self.tasks.borrow_mut();
-            let mut tasks = take(&mut *own);
-            let held = (self.flaw == Flaw::TakesNoneFromTasks).then_some(own);
+            let mut queue = self.tasks.borrow_mut();
+            let mut tasks = take(&mut *queue);
+            let borrowed = (self.flaw == Flaw::RejectsTasksOfTasks).then_some(queue);
             tasks.retain_mut(|task| {
-                let ends = self.flaw == Flaw::PollsOnce || self.flaw == Flaw::EndsAfterAPanic && HAS_PANICKED.get();
+                let ends = self.flaw == Flaw::PollsOnce || self.flaw == Flaw::StopsAfterPanic && HAS_PANICKED.get();
                 task.as_mut().poll(cx).is_pending() && !ends
             });
-            drop(held);
+            drop(borrowed);
             self.tasks.borrow_mut().extend(tasks);
-            while !self.bell.rung.swap(false, Ordering::SeqCst) {
+            while !self.waker.woken.swap(false, Ordering::SeqCst) {
                 thread::park();
             }
         }
     }
 }
 
-impl LocalSpawner for LocalToy {
+impl LocalSpawner for LocalExecutor {
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
         let mut task: BoxLocalTask = Box::pin(task);
-        if self.flaw == Flaw::WorksInside && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+        if self.flaw == Flaw::PollsInsideSpawn && task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
         let mut tasks = self.tasks.borrow_mut();
-        assert!(self.flaw != Flaw::HasASmallQueue || tasks.len() < 500, "the queue is full");
+        assert!(self.flaw != Flaw::HasSmallQueue || tasks.len() < 500, "the queue is full");
         tasks.push(task);
-        self.bell.clone().wake();
+        self.waker.clone().wake();
     }
 }
 
-impl Drop for LocalToy {
+impl Drop for LocalExecutor {
     fn drop(&mut self) {
-        if self.flaw == Flaw::Keeps {
+        if self.flaw == Flaw::LeaksTasks {
             forget(self.tasks.take());
         }
     }
 }
 
-/// A thread for each closure, or one for all.
-struct BlockingToy {
+/// Calls each closure on a new thread, or all closures on one thread.
+struct BlockingThreads {
     flaw: Flaw,
-    home: ThreadId,
+    creator: ThreadId,
     queue: Sender<Box<dyn FnOnce() + Send>>,
     taken: AtomicUsize,
 }
 
-impl BlockingToy {
+impl BlockingThreads {
     fn new(flaw: Flaw) -> Self {
-        notice_panics();
+        record_panics();
         let (queue, jobs) = channel::<Box<dyn FnOnce() + Send>>();
-        let goes_on = move || flaw != Flaw::EndsAfterAPanic || !HAS_PANICKED.get();
-        thread::spawn(move || jobs.iter().take_while(|_| goes_on()).for_each(|job| job()));
-        Self { flaw, home: thread::current().id(), queue, taken: AtomicUsize::new(0) }
+        let continues = move || flaw != Flaw::StopsAfterPanic || !HAS_PANICKED.get();
+        thread::spawn(move || jobs.iter().take_while(|_| continues()).for_each(|job| job()));
+        Self { flaw, creator: thread::current().id(), queue, taken: AtomicUsize::new(0) }
     }
 }
 
-impl BlockingSpawner for BlockingToy {
+impl BlockingSpawner for BlockingThreads {
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
         match self.flaw {
-            Flaw::WorksInside => work(),
-            Flaw::Joins => thread::spawn(work).join().unwrap(),
+            Flaw::PollsInsideSpawn => work(),
+            Flaw::WaitsInsideSpawn => thread::spawn(work).join().unwrap(),
             Flaw::PollsOnce if self.taken.fetch_add(1, Ordering::SeqCst) == 10 => drop(work),
-            Flaw::KnowsOneThread if thread::current().id() != self.home => panic!("no runtime on this thread"),
-            Flaw::EndsAfterAPanic | Flaw::OneAfterTheOther => self.queue.send(Box::new(work)).unwrap_or(()),
+            Flaw::AcceptsOneThread if thread::current().id() != self.creator => panic!("no runtime on this thread"),
+            Flaw::StopsAfterPanic | Flaw::RunsOneAfterTheOther => self.queue.send(Box::new(work)).unwrap_or(()),
             _ => drop(thread::spawn(work)),
         }
     }
 }
 
-/// What the suite says of each flaw's spawner, beside each other as some hang.
-fn says(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
+/// Checks that the suite reports each flaw with this requirement and this observation. The cases run in parallel, because some hang.
+fn expect_reports(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
     thread::scope(|scope| {
-        for &(flaw, promise, seen) in expected {
+        for &(flaw, requirement, observed) in expected {
             scope.spawn(move || {
-                // There is nothing to wait for where it is to hang.
-                let limit =
-                    move |asked: &str| if seen == HANGS && asked.contains(promise) { Duration::from_secs(5) } else { LIMIT };
-                let broken = contain(|| check(Suite { limit: Box::new(limit) }, flaw)).err();
-                let said = broken.as_ref().map_or("nothing", message);
-                assert!(said.contains(promise) && said.contains(seen), "of {flaw:?} it says: {said}");
+                // A check that is expected to hang gets a short limit.
+                let hangs = move |checked: &str| observed == HANGS && checked.contains(requirement);
+                let time_limit = move |checked: &str| if hangs(checked) { Duration::from_secs(5) } else { TIME_LIMIT };
+                let report = catch(|| check(Suite { time_limit: Box::new(time_limit) }, flaw)).err();
+                let report = report.as_deref().unwrap_or("no report");
+                assert!(report.contains(requirement) && report.contains(observed), "{flaw:?} is reported as: {report}");
             });
         }
     });
 }
 
-const HANGS: &str = "But it hangs, for 5s now";
+const HANGS: &str = "Observed: the check did not finish within 5s";
 
 #[test]
-fn a_broken_spawner_is_told_which_promise_it_breaks() {
+fn broken_spawner_is_reported_with_violated_requirement() {
     let check = |suite: Suite, flaw| {
-        suite.spawner(move || (Toy::new(flaw), ()));
-        suite.executor(move || (Toy::new(flaw), ()));
+        suite.spawner(move || (ThreadExecutor::new(flaw), ()));
+        suite.executor(move || (ThreadExecutor::new(flaw), ()));
     };
-    let at_once = "`spawn` returns before its caller's thread polls the task, and does not wait for it";
-    says(
+    let returns = "`spawn` returns without polling the task on the caller's stack, and before the task has finished";
+    expect_reports(
         check,
         &[
-            (Flaw::None, "nothing", ""),
-            (Flaw::WorksInside, at_once, "Toy> breaks a promise: "),
-            (Flaw::WorksInsideTasks, "from tasks, and polls none there", "inside `spawn`"),
-            (Flaw::Joins, at_once, HANGS),
-            (Flaw::PollsOnce, "a task is polled again when it has woken itself", ""),
-            (Flaw::KnowsOneThread, "`spawn` takes tasks from any thread, and from tasks", "But on another thread it panicked: "),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody", HANGS),
-            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it", HANGS),
-            (Flaw::OneAfterTheOther, "the others go on while a task waits", HANGS),
-            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once", "But it panicked: the queue is full"),
-            (Flaw::Keeps, "an executor that is dropped drops its tasks", HANGS),
-            (Flaw::LeavesThemToWakers, "an executor that is dropped drops its tasks, whoever holds their wakers", HANGS),
+            (Flaw::None, "no report", ""),
+            (Flaw::PollsInsideSpawn, returns, "ThreadExecutor> violates its contract. Required: "),
+            (Flaw::PollsInsideSpawnInTasks, "from tasks, and polls no task", "Observed: a task was polled inside `spawn`"),
+            (Flaw::WaitsInsideSpawn, returns, HANGS),
+            (Flaw::PollsOnce, "a task is polled again after it has woken itself", ""),
+            (Flaw::AcceptsOneThread, "`spawn` can be called from any thread", "Observed: a call on another thread panicked: "),
+            (Flaw::StopsAfterPanic, "a panicking task affects no other task", HANGS),
+            (Flaw::IgnoresWakesByOtherThreads, "a task is polled again after another thread has woken it", HANGS),
+            (Flaw::RunsOneAfterTheOther, "other tasks run while a task waits", HANGS),
+            (Flaw::HasSmallQueue, "10,000 tasks can be in flight", "Observed: the check panicked: the queue is full"),
+            (Flaw::LeaksTasks, "an executor that is dropped drops its tasks", HANGS),
+            (Flaw::LeavesTasksToWakers, "an executor that is dropped drops its tasks, even if their wakers are kept", HANGS),
         ],
     );
 }
 
 #[test]
-fn a_broken_local_spawner_is_told_which_promise_it_breaks() {
-    says(
-        |suite, flaw| suite.local_spawner(move || LocalToy::new(flaw)),
+fn broken_local_spawner_is_reported_with_violated_requirement() {
+    expect_reports(
+        |suite, flaw| suite.local_spawner(move || LocalExecutor::new(flaw)),
         &[
-            (Flaw::None, "nothing", ""),
-            (Flaw::WorksInside, "`spawn_local` returns before it polls the task", "LocalToy> breaks a promise: "),
-            (Flaw::PollsOnce, "a task is polled again when it has woken itself", ""),
-            (Flaw::TakesNoneFromTasks, "`spawn_local` takes tasks from tasks", ""),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody", ""),
-            (Flaw::IsDeafToOtherThreads, "a task is polled again when another thread has woken it", HANGS),
-            (Flaw::OneAfterTheOther, "the others go on while a task waits", HANGS),
-            (Flaw::HasASmallQueue, "10,000 tasks are in flight at once", "But it panicked: the queue is full"),
-            (Flaw::Keeps, "an executor that is dropped drops its tasks", HANGS),
+            (Flaw::None, "no report", ""),
+            (
+                Flaw::PollsInsideSpawn,
+                "`spawn_local` returns without polling the task",
+                "LocalExecutor> violates its contract. Required: ",
+            ),
+            (Flaw::PollsOnce, "a task is polled again after it has woken itself", ""),
+            (Flaw::RejectsTasksOfTasks, "`spawn_local` can be called from tasks", ""),
+            (Flaw::StopsAfterPanic, "a panicking task affects no other task", ""),
+            (Flaw::IgnoresWakesByOtherThreads, "a task is polled again after another thread has woken it", HANGS),
+            (Flaw::RunsOneAfterTheOther, "other tasks run while a task waits", HANGS),
+            (Flaw::HasSmallQueue, "10,000 tasks can be in flight", "Observed: the check panicked: the queue is full"),
+            (Flaw::LeaksTasks, "an executor that is dropped drops its tasks", HANGS),
         ],
     );
 }
 
 #[test]
-fn a_broken_blocking_spawner_is_told_which_promise_it_breaks() {
-    let at_once = "`spawn_blocking` returns before the work has ended, and does it on another thread";
-    says(
-        |suite, flaw| suite.blocking_spawner(move || BlockingToy::new(flaw)),
+fn broken_blocking_spawner_is_reported_with_violated_requirement() {
+    let returns = "`spawn_blocking` returns before the closure has finished, and calls it on another thread";
+    expect_reports(
+        |suite, flaw| suite.blocking_spawner(move || BlockingThreads::new(flaw)),
         &[
-            (Flaw::None, "nothing", ""),
-            (Flaw::WorksInside, at_once, "BlockingToy breaks a promise: "),
-            (Flaw::Joins, at_once, HANGS),
-            (Flaw::PollsOnce, "the work is done", ""),
-            (Flaw::KnowsOneThread, "`spawn_blocking` takes work from any thread", ""),
-            (Flaw::EndsAfterAPanic, "a panic harms nobody", ""),
-            (Flaw::OneAfterTheOther, "four closures block at once", HANGS),
+            (Flaw::None, "no report", ""),
+            (Flaw::PollsInsideSpawn, returns, "BlockingThreads violates its contract. Required: "),
+            (Flaw::WaitsInsideSpawn, returns, HANGS),
+            (Flaw::PollsOnce, "each closure is called", ""),
+            (Flaw::AcceptsOneThread, "`spawn_blocking` can be called from any thread", ""),
+            (Flaw::StopsAfterPanic, "a panicking closure affects no other closure", ""),
+            (Flaw::RunsOneAfterTheOther, "four closures can block simultaneously", HANGS),
         ],
     );
 }

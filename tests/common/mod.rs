@@ -1,5 +1,5 @@
-//! What the scenarios share: a spawner that is driven by hand, every runtime, and ways to know what happened without sleeping.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! Shared test helpers: a spawner that the test drives, every supported runtime, and ways to wait for an event without sleeping.
+#![allow(dead_code, reason = "each test file uses only some of the helpers")]
 
 use background_tasks::{Registry, Spawner, Summary};
 use std::future::Future;
@@ -11,14 +11,15 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-/// Long enough that only a hang gets there.
+/// The timeout of each blocking wait. Only a hang reaches it.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
-pub(crate) type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A task as a spawner receives it.
+pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// How a piece of work ended, in the order of a summary's fields.
+/// How a task ended, in the order of the fields of [`Summary`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fate {
+pub(crate) enum Outcome {
     Completed,
     Failed,
     Panicked,
@@ -27,23 +28,23 @@ pub(crate) enum Fate {
     Rejected,
 }
 
-/// How many ended by each [`Fate`].
+/// The number of tasks with each [`Outcome`].
 pub(crate) type Counts = [u64; 6];
 
-/// A summary's fields, which cannot be set here.
+/// Returns the fields of a summary as an array. Only the library can make a [`Summary`], so tests compare arrays.
 pub(crate) fn counts(summary: Summary) -> Counts {
     let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
     [completed, failed, panicked, abandoned, aborted, rejected]
 }
 
-/// Panics past the hook, which would print each.
+/// Panics without calling the panic hook, because the hook would print each panic.
 pub(crate) fn panic_quietly(message: &'static str) -> ! {
     resume_unwind(Box::new(message))
 }
 
-/// Keeps what it is given until the test polls or drops it.
+/// A spawner that stores each task until the test polls or drops the task.
 #[derive(Clone, Default)]
-pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<Boxed>>>);
+pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<BoxFuture>>>);
 
 impl Spawner for Manual {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
@@ -51,18 +52,19 @@ impl Spawner for Manual {
     }
 }
 
-/// An inspected registry that is driven by hand.
+/// Returns an inspected registry and the spawner that drives its tasks.
 pub(crate) fn inspected() -> (Manual, Registry<Manual>) {
     let spawner = Manual::default();
     (spawner.clone(), Registry::builder(spawner).inspect().build())
 }
 
 impl Manual {
-    pub(crate) fn take(&self) -> Boxed {
+    /// Removes and returns the oldest task.
+    pub(crate) fn take(&self) -> BoxFuture {
         self.0.lock().unwrap().remove(0)
     }
 
-    /// Polls each task once; those that are pending stay.
+    /// Polls each task once and keeps the tasks that are pending.
     pub(crate) fn poll_all(&self) {
         let tasks = std::mem::take(&mut *self.0.lock().unwrap());
         let pending = tasks.into_iter().filter_map(|mut task| poll_once(&mut task).is_pending().then_some(task));
@@ -71,89 +73,92 @@ impl Manual {
     }
 }
 
+/// Polls a future once, with a waker that does nothing.
 pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// A waker that does what it is told.
-pub(crate) struct Told<F>(pub(crate) F);
+/// Calls its function at each wake-up; see [`waker_fn`].
+pub(crate) struct FnWaker<F>(pub(crate) F);
 
-impl<F: Fn() + Send + Sync> Wake for Told<F> {
+impl<F: Fn() + Send + Sync> Wake for FnWaker<F> {
     fn wake(self: Arc<Self>) {
         (self.0)();
     }
 }
 
-pub(crate) fn waker(f: impl Fn() + Send + Sync + 'static) -> Waker {
-    Arc::new(Told(f)).into()
+/// Returns a waker that calls `f` at each wake-up.
+pub(crate) fn waker_fn(f: impl Fn() + Send + Sync + 'static) -> Waker {
+    Arc::new(FnWaker(f)).into()
 }
 
-/// Says when it is being dropped, and stays there until it may go on.
+/// A value whose destructor reports its start, then blocks until the test resumes it.
 pub(crate) struct SlowDrop {
-    dropping: Sender<()>,
-    go_on: Receiver<()>,
-    gone: Arc<Mutex<bool>>,
+    started: Sender<()>,
+    resumed: Receiver<()>,
+    dropped: Arc<Mutex<bool>>,
 }
 
-/// The test's side of a [`SlowDrop`].
-pub(crate) struct Dropping {
-    pub(crate) begun: Receiver<()>,
-    pub(crate) go_on: Sender<()>,
-    gone: Arc<Mutex<bool>>,
+/// The test's handle to a [`SlowDrop`].
+pub(crate) struct SlowDropControl {
+    pub(crate) started: Receiver<()>,
+    pub(crate) resume: Sender<()>,
+    dropped: Arc<Mutex<bool>>,
 }
 
 impl SlowDrop {
-    pub(crate) fn new() -> (Self, Dropping) {
-        let (dropping, is_dropping) = channel();
-        let (may_go_on, go_on) = channel();
-        let gone = Arc::new(Mutex::new(false));
-        (Self { dropping, go_on, gone: gone.clone() }, Dropping { begun: is_dropping, go_on: may_go_on, gone })
+    pub(crate) fn new() -> (Self, SlowDropControl) {
+        let (start, started) = channel();
+        let (resume, resumed) = channel();
+        let dropped = Arc::new(Mutex::new(false));
+        (Self { started: start, resumed, dropped: dropped.clone() }, SlowDropControl { started, resume, dropped })
     }
 }
 
 impl Drop for SlowDrop {
     fn drop(&mut self) {
-        self.dropping.send(()).unwrap();
-        self.go_on.recv_timeout(HANG).unwrap();
-        *self.gone.lock().unwrap() = true;
+        self.started.send(()).unwrap();
+        self.resumed.recv_timeout(HANG).unwrap();
+        *self.dropped.lock().unwrap() = true;
     }
 }
 
-impl Dropping {
-    pub(crate) fn is_gone(&self) -> bool {
-        *self.gone.lock().unwrap()
+impl SlowDropControl {
+    /// Returns whether the destructor has finished.
+    pub(crate) fn is_dropped(&self) -> bool {
+        *self.dropped.lock().unwrap()
     }
 }
 
-/// Panics when it is dropped.
+/// A value whose destructor panics.
 pub(crate) struct PanicDrop;
 
 impl Drop for PanicDrop {
     fn drop(&mut self) {
-        panic!("a destructor's panic, as planned");
+        panic!("intentional panic in a destructor");
     }
 }
 
-/// A waker whose destructor panics.
+/// Returns a waker whose destructor panics.
 pub(crate) fn panic_waker() -> Waker {
-    let owned = PanicDrop;
-    waker(move || {
-        let _ = &owned;
+    let panics_on_drop = PanicDrop;
+    waker_fn(move || {
+        let _ = &panics_on_drop;
     })
 }
 
-/// A future that panics when it is polled and has no locals, so that what it owns is dropped afterwards, not while unwinding.
+/// A future that panics when it is polled. It has no locals, so its field is dropped after the unwinding, not during it.
 pub(crate) struct PanicPoll<T>(pub(crate) T);
 
 impl<T: Unpin> Future for PanicPoll<T> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        panic!("a task's panic, as planned");
+        panic!("intentional panic in a task");
     }
 }
 
-/// A future that owns something until it is dropped.
+/// A future that owns a value and polls another future. The value is dropped with the future, not when the future finishes.
 pub(crate) struct Owns<T, F>(pub(crate) T, pub(crate) F);
 
 impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {
@@ -164,13 +169,14 @@ impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {
     }
 }
 
-/// Runs `f` with the handle of a runtime of `threads` workers, or of one thread that runs it, from outside that runtime.
+/// Runs `f`, outside the runtime, with the handle of a tokio runtime that has two worker threads.
 pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     f(runtime.handle().clone());
     runtime.shutdown_background();
 }
 
+/// Runs `f`, outside the runtime, with the handle of a current-thread tokio runtime that another thread drives.
 pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let handle = runtime.handle().clone();
@@ -178,34 +184,39 @@ pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let driver = thread::spawn(move || runtime.block_on(stopped).unwrap());
     f(handle);
     stop.send(()).unwrap();
-    driver.join().expect("the runtime's thread lives on");
+    driver.join().expect("the executor's thread must not panic");
 }
 
+/// Runs `f` with smol's global executor.
 pub(crate) fn smol(f: impl FnOnce(background_tasks::SmolSpawner)) {
     f(background_tasks::SmolSpawner);
 }
 
+/// Runs `f` with async-std's global executor.
 pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
     f(background_tasks::AsyncStdSpawner);
 }
 
-/// An executor on one bare thread, which a panic that got out of a task would end.
+/// Runs `f` with an async-executor on one thread. A panic that leaves a task ends that thread, and the join reports it.
 pub(crate) fn async_executor(f: impl FnOnce(Arc<async_executor::Executor<'static>>)) {
     let executor = Arc::new(async_executor::Executor::new());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let own = executor.clone();
-    let driver = thread::spawn(move || futures_lite::future::block_on(own.run(stopped)).unwrap());
+    let background = executor.clone();
+    let driver = thread::spawn(move || futures_lite::future::block_on(background.run(stopped)).unwrap());
     f(executor);
     stop.send(()).unwrap();
-    driver.join().expect("the executor's thread lives on");
+    driver.join().expect("the executor's thread must not panic");
 }
 
+/// Runs `f` with a `ThreadsSpawner` of two threads.
 pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
     f(background_tasks::ThreadsSpawner::new(2).unwrap());
 }
 
-/// Makes a test of each scenario for each runtime. A scenario is generic: `fn name<S: Spawner>(registry: &Registry<S>)`. What stands after
-/// `with` makes its registry.
+/// Generates one test for each scenario on each runtime.
+///
+/// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
+/// from a spawner. Default: `Registry::new`.
 #[macro_export]
 macro_rules! on_every_runtime {
     (with $make:expr; $($scenario:ident),* $(,)?) => {

@@ -1,4 +1,4 @@
-//! An executor for one core: a queue of the tasks that are ready, which interrupts may fill too.
+//! An executor for one core: a queue of ready tasks. Interrupts may add to it.
 
 use alloc::collections::VecDeque;
 use async_task::Runnable;
@@ -8,7 +8,7 @@ use critical_section::Mutex;
 
 static READY: Mutex<RefCell<VecDeque<Runnable>>> = Mutex::new(RefCell::new(VecDeque::new()));
 
-/// Starts futures that [`run`] polls, from anywhere. One that nobody can wake any more is dropped.
+/// Starts futures, which [`run`] polls. It can be called from anywhere. A task whose last waker is dropped is dropped.
 pub struct Executor;
 
 impl Spawner for Executor {
@@ -26,14 +26,14 @@ fn ready(task: Runnable) {
     critical_section::with(|cs| READY.borrow_ref_mut(cs).push_back(task));
 }
 
-/// Polls what is ready, and sleeps while nothing is.
+/// Polls the ready tasks, and sleeps while no task is ready.
 pub fn run() -> ! {
     loop {
         while let Some(task) = critical_section::with(|cs| READY.borrow_ref_mut(cs).pop_front()) {
             task.run();
         }
         critical_section::with(|cs| {
-            // An interrupt that comes after the look ends the sleep, and is served when the critical section ends.
+            // An interrupt after this check ends the sleep. It is handled when the critical section ends.
             if READY.borrow_ref(cs).is_empty() {
                 cortex_m::asm::wfi();
             }

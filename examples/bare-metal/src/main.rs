@@ -1,5 +1,5 @@
-//! Background tasks without an operating system: started by the program and by an interrupt, told to stop by an interrupt, drained, and
-//! accounted for.
+//! Background tasks without an operating system. The program and an interrupt start them, an interrupt starts the shutdown, and the program
+//! drains and accounts for them.
 
 #![no_std]
 #![no_main]
@@ -9,7 +9,7 @@ extern crate alloc;
 mod executor;
 
 use alloc::string::ToString;
-use background_tasks::{RegistryState, Guard, Registry, Spawner};
+use background_tasks::{Guard, Observer, Registry, RegistryState, Spawner, TaskInfo};
 use core::cell::Cell;
 use core::future::{pending, poll_fn};
 use core::task::Poll;
@@ -27,15 +27,15 @@ static HEAP: LlffHeap = LlffHeap::empty();
 static STATE: RegistryState = RegistryState::new();
 static TASKS: Registry<Executor> = Registry::in_static(&STATE, Executor);
 
-/// A transfer, which is no future: in flight until the interrupt at its end drops the guard.
+/// A transfer is not a future: it is in flight until the interrupt at its end drops the guard.
 static TRANSFER: Mutex<Cell<Option<Guard>>> = Mutex::new(Cell::new(None));
 
-/// How many readings the timer asks for before it has the program stop.
+/// How many readings the timer starts before it starts the shutdown.
 const READINGS: u32 = 100;
 
 #[entry]
 fn main() -> ! {
-    // SAFETY: once, and before anything is allocated.
+    // SAFETY: called once, and before the first allocation.
     unsafe {
         embedded_alloc::init!(HEAP, 8 * 1024);
     }
@@ -44,33 +44,61 @@ fn main() -> ! {
 }
 
 async fn program() {
+    inspect_and_abort().await;
+
     TASKS.run(keep_log());
     TASKS.run(async { Err("the radio does not answer") });
     let transfer = TASKS.guard().expect("the registry is open");
     critical_section::with(|cs| TRANSFER.borrow(cs).set(Some(transfer)));
     start_timer();
 
-    // An answer that does not come, and is given up when the program is to stop.
-    let answer = TASKS.track(pending::<()>()).expect("the registry is open");
-    TASKS.signal().run_until_shutdown(answer).await;
-    println!("told to stop");
+    // A response that never arrives. The shutdown ends the wait for it.
+    let response = TASKS.track(pending::<()>()).expect("the registry is open");
+    TASKS.signal().run_until_shutdown(response).await;
+    println!("shutdown started");
     let summary = TASKS.shutdown().await;
     println!("drained: {summary}");
     let rejected = TASKS.try_run(async {}).expect_err("the registry has drained");
     println!("{rejected}");
 
-    // The readings, the log, what it owed, and the transfer. Who panics leaves with a failure.
+    // The 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
     assert_eq!(TASKS.summary().to_string(), "103 completed, 1 failed, 0 panicked, 1 abandoned, 0 aborted, 1 rejected");
     process::exit(0);
 }
 
-/// Keeps the log open until the program is to stop. While it drains, a task may still start what it owes.
+/// Prints how the tasks of the inspected registry are lost.
+struct Console;
+
+impl Observer for Console {
+    fn failed(&self, task: &TaskInfo, error: &str) {
+        println!("{} failed: {error}", task.name().unwrap_or_default());
+    }
+
+    fn aborted(&self, task: &TaskInfo) {
+        println!("{} aborted", task.name().unwrap_or_default());
+    }
+}
+
+/// Lists the tasks of an inspected registry and aborts one of them.
+async fn inspect_and_abort() {
+    let jobs = Registry::builder(Executor).inspect().observer(Console).build();
+    jobs.named("calibration").run(pending::<()>());
+    jobs.named("self-test").run(async { Err("no reference voltage") });
+    for task in jobs.tasks() {
+        println!("{} in flight", task.name().unwrap_or_default());
+    }
+    let id = jobs.tasks()[0].id().expect("an inspected task has an ID");
+    jobs.abort_task(id).expect("a waiting future can be aborted");
+    println!("jobs drained: {}", jobs.shutdown().await);
+}
+
+/// Keeps the log open until the shutdown starts. While the registry drains, a task may start another one.
 async fn keep_log() {
     TASKS.signal().await;
     TASKS.run(async { println!("the log is written") });
 }
 
-/// Takes a reading, unless the program is to stop before the sensor has settled.
+/// Takes a reading, unless the shutdown starts before the sensor has settled.
 async fn read() {
     let mut polls = 0..10;
     let settled = poll_fn(|cx| {
@@ -80,15 +108,15 @@ async fn read() {
     TASKS.signal().run_until_shutdown(settled).await;
 }
 
-/// Asks for a reading at each tick, then begins the shutdown, then ends the transfer.
+/// Starts a reading at each tick, then starts the shutdown, then ends the transfer.
 #[exception]
 fn SysTick() {
-    static mut ASKED: u32 = 0;
-    if *ASKED < READINGS {
-        // The heap bounds how many may be in flight: a tick that comes too early is passed over.
+    static mut STARTED: u32 = 0;
+    if *STARTED < READINGS {
+        // The heap limits how many readings can be in flight. A tick that comes too early starts none.
         if TASKS.in_flight() < 10 {
             TASKS.run(read());
-            *ASKED += 1;
+            *STARTED += 1;
         }
     } else if !TASKS.is_shutting_down() {
         TASKS.shutdown();
@@ -97,7 +125,7 @@ fn SysTick() {
     }
 }
 
-/// Ticks so often that it mostly interrupts a task.
+/// Makes the timer tick so often that most ticks interrupt a task.
 fn start_timer() {
     let mut timer = Peripherals::take().expect("taken once").SYST;
     timer.set_clock_source(SystClkSource::Core);

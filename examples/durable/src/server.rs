@@ -79,7 +79,7 @@ impl Server {
             serve(board, board_app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
         };
         let serve_app = async {
-            background_tasks_host::ready();
+            background_tasks_host::notify_ready();
             serve(listener, app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
         };
         tokio::try_join!(serve_app, serve_board).map(drop)

@@ -22,7 +22,7 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     };
     signups::queue(&jobs).serve(&tasks, limits, send).await.map_err(|error| error.to_string())?;
     info!("the worker is ready");
-    background_tasks_host::ready();
+    background_tasks_host::notify_ready();
     if options.until_eof {
         let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
         tasks.signal().run_until_shutdown(ended).await;

@@ -58,7 +58,7 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .await
         .map_err(|error| error.to_string())?;
     info!("the worker is ready");
-    background_tasks_host::ready();
+    background_tasks_host::notify_ready();
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| error.to_string()),

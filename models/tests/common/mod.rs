@@ -1,5 +1,5 @@
-//! What the models share.
-#![allow(dead_code, reason = "no model uses all of it")]
+//! Helpers that the models share.
+#![allow(dead_code, reason = "each model uses some of the helpers")]
 
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
@@ -16,54 +16,57 @@ use std::task::{Wake, Waker};
 
 pub type Registry = background_tasks::Registry<()>;
 
-/// Runs a model of registries with so many shards through every interleaving of at most three preemptions, and every value that a
-/// load may return in each. At the end of each run every core must be back in the pool.
+/// Explores a model of registries with `shards` shards.
+///
+/// Covers every interleaving of at most three preemptions, and every value that each load may return. At the end of each execution,
+/// every registry state must be back in the pool.
 pub fn check(shards: usize, model: impl Fn() + Send + Sync + 'static) {
-    check_within(3, shards, model);
+    check_with_bound(3, shards, model);
 }
 
-/// The same with another bound, for a model that would take minutes.
-pub fn check_within(preemptions: usize, shards: usize, model: impl Fn() + Send + Sync + 'static) {
+/// Explores a model with another bound on preemptions, for models that take minutes with three.
+pub fn check_with_bound(preemptions: usize, shards: usize, model: impl Fn() + Send + Sync + 'static) {
     model::set_shards(shards);
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound.get_or_insert(preemptions);
-    let runs = Arc::new(AtomicUsize::new(0));
+    let executions = Arc::new(AtomicUsize::new(0));
     builder.check({
-        let runs = runs.clone();
+        let executions = executions.clone();
         move || {
-            runs.fetch_add(1, Ordering::Relaxed);
+            executions.fetch_add(1, Ordering::Relaxed);
             model();
         }
     });
-    println!("{} runs", runs.load(Ordering::Relaxed));
+    println!("{} executions", executions.load(Ordering::Relaxed));
 }
 
-/// Starts a thread that uses the shard of that number. The thread of the model itself uses shard 0.
-pub fn on_shard<T: 'static>(number: usize, work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
+/// Starts a thread that uses the given shard. The model's main thread uses shard 0.
+pub fn spawn_on_shard<T: 'static>(shard: usize, work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     loom::thread::spawn(move || {
-        model::set_number(number);
+        model::set_number(shard);
         work()
     })
 }
 
-/// Starts two threads that use shard 0 and waits for what both return.
+/// Runs two closures on two threads of shard 0 and returns both results.
 ///
-/// Loom runs first who was started first, and of those who read and then write it tries too few orders. So try both, `swapped` or not.
+/// Loom runs threads in the order of their start first, and explores too few orders of operations that read and then write. A model
+/// therefore calls this function with both values of `swapped`.
 pub fn race<A: 'static, B: 'static>(
     swapped: bool,
-    one: impl FnOnce() -> A + 'static,
-    other: impl FnOnce() -> B + 'static,
+    first: impl FnOnce() -> A + 'static,
+    second: impl FnOnce() -> B + 'static,
 ) -> (A, B) {
-    let (one, other) = if swapped {
-        let other = on_shard(0, other);
-        (on_shard(0, one), other)
+    let (first, second) = if swapped {
+        let second = spawn_on_shard(0, second);
+        (spawn_on_shard(0, first), second)
     } else {
-        (on_shard(0, one), on_shard(0, other))
+        (spawn_on_shard(0, first), spawn_on_shard(0, second))
     };
-    (one.join().unwrap(), other.join().unwrap())
+    (first.join().unwrap(), second.join().unwrap())
 }
 
-/// A future that is polled by hand. Its waker counts in a std atomic, so it orders nothing that loom sees.
+/// A future that the model polls. Its waker counts in an atomic of `std`, so the count orders nothing that loom observes.
 pub struct Polled<F> {
     future: Pin<Box<F>>,
     wakes: Arc<Wakes>,
@@ -88,53 +91,59 @@ impl<F: Future> Polled<F> {
         self.future.as_mut().poll(&mut Context::from_waker(&waker))
     }
 
-    /// Polls with another waker: from now on only that one counts.
-    pub fn poll_anew(&mut self) -> Poll<F::Output> {
+    /// Polls with a new waker. Calls of the earlier wakers no longer count.
+    pub fn poll_with_new_waker(&mut self) -> Poll<F::Output> {
         self.wakes = Arc::new(Wakes(AtomicUsize::new(0)));
         self.poll()
     }
 
-    /// Whether the waker of the last poll was called.
+    /// Returns whether the waker of the last poll was called.
     pub fn is_woken(&self) -> bool {
         self.wakes.0.load(Ordering::Relaxed) != 0
     }
 
-    /// What a poll returned, or will now that what was waited for has come: then it must have been woken.
+    /// Returns the output, where `polled` is the result of the last poll.
+    ///
+    /// Call this function once the awaited event has happened. A pending future must have been woken, and its next poll must be ready.
     pub fn finish(mut self, polled: Poll<F::Output>) -> F::Output {
         if let Poll::Ready(output) = polled {
             return output;
         }
-        assert!(self.is_woken(), "a lost wake-up");
+        assert!(self.is_woken(), "lost wake-up: the event has happened and the waker was not called");
         match self.poll() {
             Poll::Ready(output) => output,
-            Poll::Pending => panic!("woken for nothing, and there is nothing more to come"),
+            Poll::Pending => panic!("the future is pending although the event has happened and the waker was called"),
         }
     }
 }
 
-/// A spawner that keeps what it is given until somebody takes it and polls it.
+/// A spawner that stores tasks until the model takes and polls them.
 #[derive(Clone, Default)]
-pub struct ByHand(Arc<Mutex<Vec<Task>>>);
+pub struct ManualSpawner(Arc<Mutex<Vec<Task>>>);
 
 pub type Task = Polled<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
-impl Spawner for ByHand {
+impl Spawner for ManualSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         self.0.lock().unwrap().push(Polled::new(Box::pin(task)));
     }
 }
 
-impl ByHand {
+impl ManualSpawner {
+    /// Removes the task that was spawned last.
     pub fn take(&self) -> Task {
-        self.0.lock().unwrap().pop().expect("a task was started")
+        self.0.lock().unwrap().pop().expect("a task was spawned")
     }
 }
 
-pub fn by_hand() -> RegistryBuilder<ByHand> {
-    background_tasks::Registry::builder(ByHand::default())
+/// Builds a registry whose tasks the model polls.
+pub fn manual_builder() -> RegistryBuilder<ManualSpawner> {
+    background_tasks::Registry::builder(ManualSpawner::default())
 }
 
-/// Something that a task does without an atomic operation. A run fails if another thread sees it and it did not happen before.
+/// A side effect of a task, made without an atomic operation.
+///
+/// Loom fails an execution in which another thread observes the effect and the effect does not happen before the observation.
 #[derive(Clone)]
 pub struct Effect(Arc<Mutex<UnsafeCell<()>>>);
 
@@ -143,16 +152,16 @@ impl Effect {
         Self(Arc::new(Mutex::new(UnsafeCell::new(()))))
     }
 
-    pub fn happen(&self) {
+    pub fn perform(&self) {
         self.0.lock().unwrap().with_mut(|_| ());
     }
 
-    pub fn see(&self) {
+    pub fn observe(&self) {
         self.0.lock().unwrap().with(|_| ());
     }
 }
 
-/// Completed, panicked, abandoned, rejected.
+/// Returns the counts of completed, panicked, abandoned and rejected tasks.
 pub fn counts(summary: Summary) -> [u64; 4] {
     [summary.completed, summary.panicked, summary.abandoned, summary.rejected]
 }

@@ -1,0 +1,38 @@
+//! How tasks and their IDs are serialized.
+
+use crate::{TaskId, TaskInfo};
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+/// Serializes what is known: `id`, `name` (null if there is none), `location`, `kind`, `age_seconds`, and `abort_requested` if it is true.
+impl Serialize for TaskInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = usize::from(self.id().is_some()) + usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
+        let mut fields = serializer.serialize_struct("TaskInfo", 2 + known + usize::from(self.abort_requested()))?;
+        if let Some(id) = self.id() {
+            fields.serialize_field("id", &id)?;
+        }
+        fields.serialize_field("name", &self.name())?;
+        fields.serialize_field("location", &format_args!("{}", self.location()))?;
+        if let Some(kind) = self.kind() {
+            fields.serialize_field("kind", &kind)?;
+        }
+        if let Some(age) = self.age() {
+            // To the microsecond.
+            #[expect(clippy::cast_precision_loss, reason = "the precision suffices for 285 million years")]
+            let seconds = age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
+            fields.serialize_field("age_seconds", &seconds)?;
+        }
+        if self.abort_requested() {
+            fields.serialize_field("abort_requested", &true)?;
+        }
+        fields.end()
+    }
+}
+
+/// Serializes the text of the ID, because JavaScript has no integers of 64 bits.
+impl Serialize for TaskId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

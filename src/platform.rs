@@ -1,0 +1,114 @@
+//! What differs between a program with an operating system, bare metal, and a loom model.
+//!
+//! There is one module for each of the three, and all have the same shape, so the layers above contain no `cfg`.
+
+#[cfg(not(feature = "std"))]
+mod bare;
+#[cfg(feature = "std")]
+mod clock;
+#[cfg(loom)]
+pub mod model;
+#[cfg(all(feature = "std", not(loom)))]
+mod threads;
+#[cfg(feature = "std")]
+mod unwind;
+
+#[cfg(not(feature = "std"))]
+pub(crate) use bare::*;
+#[cfg(loom)]
+pub(crate) use model::*;
+#[cfg(all(feature = "std", not(loom)))]
+pub(crate) use threads::*;
+#[cfg(feature = "std")]
+pub(crate) use {clock::*, unwind::*};
+
+use core::task::Waker;
+
+#[cfg(not(any(feature = "std", feature = "critical-section", target_os = "none")))]
+compile_error!("background-tasks needs the feature `std`, or `critical-section` in a program without the standard library");
+
+/// Declares a function `const`, except under loom, whose primitives have no `const` constructors.
+macro_rules! const_unless_loom {
+    ($(#[$meta:meta])* $vis:vis const fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$meta])* $vis const fn $($rest)*
+        #[cfg(loom)]
+        $(#[$meta])* $vis fn $($rest)*
+    };
+}
+pub(crate) use const_unless_loom;
+
+/// Declares a static. A model makes a new one for each of its runs.
+#[cfg(not(loom))]
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr) => {
+        static $name: $type = $value;
+    };
+}
+#[cfg(not(loom))]
+pub(crate) use global;
+
+/// Implements `Wake` for a type by a function that takes an `Arc` of it.
+macro_rules! wake_with {
+    ($type:ty, $wake:path) => {
+        #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
+        impl alloc::task::Wake for $type {
+            fn wake(self: Arc<Self>) {
+                $wake(self);
+            }
+        }
+
+        #[cfg(not(any(feature = "std", not(feature = "portable-atomic"))))]
+        impl portable_atomic_util::task::Wake for $type {
+            fn wake(this: Arc<Self>) {
+                $wake(this);
+            }
+        }
+    };
+}
+pub(crate) use wake_with;
+
+/// A check that only a loom model makes; see `model::LifeCheck`.
+#[cfg(not(loom))]
+pub(crate) struct LifeCheck;
+
+#[cfg(not(loom))]
+#[expect(clippy::unused_self, reason = "the shape of the model's")]
+impl LifeCheck {
+    pub(crate) const fn new() -> Self {
+        Self
+    }
+
+    pub(crate) fn begin(&self) {}
+
+    pub(crate) fn touch(&self) {}
+}
+
+/// Keeps a value on cache lines of its own: two lines, because the prefetcher loads pairs.
+///
+/// Without `std` there is one thread, and the memory would be wasted.
+#[cfg_attr(feature = "std", repr(align(128)))]
+pub(crate) struct CachePadded<T>(pub(crate) T);
+
+/// Runs user code whose panic must not reach the caller (S6).
+///
+/// The payload's destructor may panic as well. The payload of that second panic is leaked.
+pub(crate) fn ignore_panic(f: impl FnOnce()) {
+    if let Err(payload) = catch(f) {
+        if let Err(second) = catch(|| drop(payload)) {
+            core::mem::forget(second);
+        }
+    }
+}
+
+/// Drops a user's value. A panic of its destructor is ignored.
+pub(crate) fn drop_quietly<T>(value: T) {
+    ignore_panic(|| drop(value));
+}
+
+/// Calls a waker, if there is one. A panic of the waker is ignored.
+pub(crate) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        ignore_panic(|| waker.wake());
+    }
+}

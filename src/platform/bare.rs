@@ -1,0 +1,103 @@
+//! No operating system: critical sections, one shard, no clock, and nothing that catches a panic.
+
+use alloc::boxed::Box;
+use core::cell::{Cell, RefCell};
+use core::convert::Infallible;
+
+pub(crate) use AtomicUsize as UnmodelledAtomicUsize;
+#[cfg(not(feature = "portable-atomic"))]
+pub(crate) use alloc::sync::Arc;
+#[cfg(not(feature = "portable-atomic"))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+pub(crate) use event_listener::Event;
+#[cfg(feature = "portable-atomic")]
+pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
+#[cfg(feature = "portable-atomic")]
+pub(crate) use portable_atomic_util::Arc;
+
+pub(crate) struct Mutex<T>(critical_section::Mutex<RefCell<T>>);
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(critical_section::Mutex::new(RefCell::new(value)))
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        critical_section::with(|section| f(&mut self.0.borrow_ref_mut(section)))
+    }
+}
+
+pub(crate) struct Once<T: 'static>(Mutex<Option<&'static T>>);
+
+impl<T> Once<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
+        self.0.with(|made| *made.get_or_insert_with(|| Box::leak(Box::new(make()))))
+    }
+}
+
+/// What `per_thread!` declares: one cell, as if there were one thread.
+pub(crate) struct SharedCell<T>(Mutex<T>);
+
+impl<T: Copy> SharedCell<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&Cell<T>) -> R) -> R {
+        self.0.with(|value| {
+            let cell = Cell::new(*value);
+            let result = f(&cell);
+            *value = cell.get();
+            result
+        })
+    }
+}
+
+macro_rules! per_thread {
+    (static $name:ident: $type:ty = $value:expr) => {
+        static $name: crate::platform::SharedCell<$type> = crate::platform::SharedCell::new($value);
+    };
+}
+pub(crate) use per_thread;
+
+/// Few, because memory is scarce.
+pub(crate) const SLOTS_PER_CHUNK: usize = 4;
+
+pub(crate) fn shard_count() -> usize {
+    1
+}
+
+pub(crate) fn thread_number() -> usize {
+    0
+}
+
+pub(crate) const HAS_CLOCK: bool = false;
+
+pub(crate) fn now() -> u64 {
+    0
+}
+
+/// There is never one. In a box as elsewhere, so that it may have a destructor.
+pub(crate) type Payload = Box<Infallible>;
+
+pub(crate) fn panic_message(payload: &Payload) -> &str {
+    match **payload {}
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
+pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
+    Ok(f())
+}
+
+#[expect(clippy::boxed_local, clippy::needless_pass_by_value, reason = "the shape of the one that resumes")]
+pub(crate) fn resume(payload: Payload) -> ! {
+    match *payload {}
+}
+
+pub(crate) fn panicking() -> bool {
+    false
+}

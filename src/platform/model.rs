@@ -1,0 +1,130 @@
+//! A loom model: loom's primitives, and shards that the model assigns, so that each run takes the same path.
+
+use core::cell::Cell;
+use loom::cell::UnsafeCell;
+use std::sync::OnceLock;
+
+/// An atomic that orders nothing, so loom need not explore it.
+pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+pub(crate) use std::sync::Arc;
+
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap())
+    }
+}
+
+pub(crate) struct Once<T: 'static>(OnceLock<T>);
+
+impl<T> Once<T> {
+    pub(crate) const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
+        self.0.get_or_init(make)
+    }
+}
+
+macro_rules! per_thread {
+    (static $name:ident: $type:ty = $value:expr) => {
+        loom::thread_local!(static $name: core::cell::Cell<$type> = core::cell::Cell::new($value));
+    };
+}
+pub(crate) use per_thread;
+
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr) => {
+        loom::lazy_static! { static ref $name: $type = $value; }
+    };
+}
+pub(crate) use global;
+
+/// One, so that a model of two tasks grows the table.
+pub(crate) const SLOTS_PER_CHUNK: usize = 1;
+
+std::thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
+loom::thread_local!(static NUMBER: Cell<usize> = Cell::new(0));
+
+pub(crate) fn shard_count() -> usize {
+    SHARDS.get()
+}
+
+pub(crate) fn thread_number() -> usize {
+    NUMBER.with(Cell::get)
+}
+
+/// Sets how many shards the registries of this model have.
+pub fn set_shards(shards: usize) {
+    SHARDS.set(shards);
+}
+
+/// Sets the number of the calling thread, and so its shard.
+pub fn set_number(number: usize) {
+    NUMBER.with(|own| own.set(number));
+}
+
+type Inner = Arc<std::sync::Mutex<Option<Arc<event_listener::Event>>>>;
+
+/// An `Event` inside a leaked registry state.
+///
+/// It holds a loom `Arc`, which loom wants freed when a run ends. So the end of the run drops all events.
+pub(crate) struct Event(Inner);
+
+struct Events(std::sync::Mutex<Vec<Inner>>);
+
+loom::lazy_static! { static ref EVENTS: Events = Events(std::sync::Mutex::new(Vec::new())); }
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for event in self.0.get_mut().unwrap() {
+            drop(event.lock().unwrap().take());
+        }
+    }
+}
+
+impl Event {
+    pub(crate) fn new() -> Self {
+        let event = Inner::new(std::sync::Mutex::new(Some(Arc::default())));
+        EVENTS.0.lock().unwrap().push(event.clone());
+        Self(event)
+    }
+
+    fn get(&self) -> Arc<event_listener::Event> {
+        self.0.lock().unwrap().clone().expect("a run must not end before its registries are drained")
+    }
+
+    pub(crate) fn listen(&self) -> event_listener::EventListener {
+        self.get().listen()
+    }
+
+    pub(crate) fn notify(&self, listeners: usize) {
+        self.get().notify(listeners);
+    }
+}
+
+/// Stands for everything that the next life of a registry state overwrites.
+///
+/// Loom fails a run in which a use in one life did not happen before the start of the next life.
+pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
+
+impl LifeCheck {
+    pub(crate) fn new() -> Self {
+        Self(std::sync::Mutex::new(UnsafeCell::new(())))
+    }
+
+    pub(crate) fn begin(&self) {
+        self.0.lock().unwrap().with_mut(|_| ());
+    }
+
+    pub(crate) fn touch(&self) {
+        self.0.lock().unwrap().with(|_| ());
+    }
+}

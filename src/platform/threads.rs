@@ -1,0 +1,74 @@
+//! A program with an operating system: threads and the primitives of `std`.
+
+use core::cell::Cell;
+use std::sync::{OnceLock, PoisonError};
+
+pub(crate) use AtomicUsize as UnmodelledAtomicUsize;
+#[cfg(not(feature = "portable-atomic"))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+pub(crate) use event_listener::Event;
+#[cfg(feature = "portable-atomic")]
+pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
+pub(crate) use std::sync::Arc;
+
+/// A mutex under which no user code runs (S7). So nothing panics while it is locked, and poison means nothing.
+pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A value that is made at its first use.
+pub(crate) struct Once<T: 'static>(OnceLock<T>);
+
+impl<T> Once<T> {
+    pub(crate) const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    #[inline]
+    pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
+        self.0.get_or_init(make)
+    }
+}
+
+/// Declares a `Cell` that each thread has for itself.
+macro_rules! per_thread {
+    (static $name:ident: $type:ty = $value:expr) => {
+        std::thread_local!(static $name: core::cell::Cell<$type> = const { core::cell::Cell::new($value) });
+    };
+}
+pub(crate) use per_thread;
+
+/// Slots that a slot table allocates at a time.
+pub(crate) const SLOTS_PER_CHUNK: usize = 16;
+
+/// Returns the number of shards of each registry: a power of two, at most 128, and about four for each core.
+///
+/// Threads are numbered in the order of their first use and share shards by number. With several shards for each core, two threads
+/// that run at the same time seldom share one.
+pub(crate) fn shard_count() -> usize {
+    static SHARDS: OnceLock<usize> = OnceLock::new();
+    *SHARDS.get_or_init(|| {
+        let four_per_core = || 4 * std::thread::available_parallelism().map_or(1, Into::into);
+        forced_shard_count().unwrap_or_else(four_per_core).clamp(1, 128).next_power_of_two()
+    })
+}
+
+/// The tests of this crate force a number of shards. A release build does not read the variable.
+fn forced_shard_count() -> Option<usize> {
+    if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
+}
+
+pub(crate) fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    std::thread_local!(static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
+    NUMBER.get()
+}

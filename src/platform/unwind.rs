@@ -1,0 +1,21 @@
+//! Panics that unwind, as `std` catches them.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(crate) use std::panic::resume_unwind as resume;
+pub(crate) use std::thread::panicking;
+
+pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// Returns the message of a panic, if its payload is a string, as that of `panic!` is.
+pub(crate) fn panic_message(payload: &Payload) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is not a string)")
+}
+
+/// Runs `f` and catches its panic.
+#[inline]
+pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
+    catch_unwind(AssertUnwindSafe(f))
+}

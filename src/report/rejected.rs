@@ -1,0 +1,67 @@
+use core::fmt;
+
+/// Reports that a registry did not accept a task. Contains the reason, and the future or closure, which was not started.
+///
+/// `?` converts it to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync + 'static`. The
+/// [`reason`](Self::reason) can always be converted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Rejected<F> {
+    work: F,
+    reason: RejectReason,
+}
+
+/// Says why a registry did not accept a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum RejectReason {
+    /// The registry has drained: the shutdown has started and nothing is in flight.
+    Drained,
+    /// The [limit](crate::RegistryBuilder::max_in_flight) of tasks in flight is reached. On 32-bit targets also: the counters of the shards are
+    /// full, at 2²⁰ - 1 tasks in flight for each shard.
+    Full,
+    /// The shutdown started while the task [waited for a permit](crate::Registry::run_when_ready).
+    ShuttingDown,
+}
+
+impl<F> Rejected<F> {
+    pub(crate) fn new(work: F, reason: RejectReason) -> Self {
+        Self { work, reason }
+    }
+
+    /// Returns the future or closure, which was not started.
+    pub fn into_inner(self) -> F {
+        self.work
+    }
+
+    /// Returns the reason.
+    pub fn reason(&self) -> RejectReason {
+        self.reason
+    }
+}
+
+impl<F> fmt::Debug for Rejected<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejected").field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+impl<F> fmt::Display for Rejected<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "background work rejected: {}", self.reason)
+    }
+}
+
+impl<F> core::error::Error for Rejected<F> {}
+
+impl core::error::Error for RejectReason {}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RejectReason::Drained => "the registry has shut down and drained",
+            RejectReason::Full => "too many tasks are in flight",
+            RejectReason::ShuttingDown => "shutdown started before a permit was available",
+        })
+    }
+}

@@ -1,0 +1,153 @@
+use super::task_info::TaskInfo;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Counts how the tasks of a registry ended.
+///
+/// The numbers are exact once the registry has drained. The sum of all but `rejected` is then the number of accepted tasks. Before the drain
+/// has ended, `completed` may be too low, but never too high.
+///
+/// On 32-bit targets the counters of a shard wrap around: after 2³² losses of one outcome, and after 2³⁹ tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Summary {
+    /// Tasks that finished with `()` or `Ok`, tracked futures that finished, and guards that were dropped.
+    pub completed: u64,
+    /// Tasks that finished with `Err`.
+    pub failed: u64,
+    /// Tasks that panicked, or whose destructor did, and guards that were dropped by a panic.
+    pub panicked: u64,
+    /// Tasks that were dropped before they finished, by their runtime, spawner or owner.
+    pub abandoned: u64,
+    /// Tasks that [`abort`](crate::Registry::abort) or [`abort_task`](crate::Registry::abort_task) ended at an await point.
+    pub aborted: u64,
+    /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
+    pub rejected: u64,
+}
+
+impl Summary {
+    /// Returns whether there was no loss: no task failed, panicked, or was abandoned, aborted or rejected.
+    pub fn is_clean(&self) -> bool {
+        let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
+        failed + panicked + abandoned + aborted + rejected == 0
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { completed, failed, panicked, abandoned, aborted, rejected } = self;
+        write!(f, "{completed} completed, {failed} failed, {panicked} panicked, ")?;
+        write!(f, "{abandoned} abandoned, {aborted} aborted, {rejected} rejected")
+    }
+}
+
+/// Reports that tasks were still in flight at the deadline of a drain.
+///
+/// The `Display` text is one line. For an [inspected](crate::RegistryBuilder::inspect) registry it lists the tasks in groups, oldest first.
+/// With `{:#}`, each group is on a separate line:
+///
+/// ```text
+/// 4 background tasks still in flight (1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected)
+///   1 × upload at src/main.rs:31:14, for 7.2s
+///   3 × welcome-mail at src/main.rs:20:14, the oldest for 5.1s
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Stragglers {
+    len: usize,
+    summary: Summary,
+    tasks: Vec<TaskInfo>,
+}
+
+impl Stragglers {
+    pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
+        // The count can be zero while the end of the drain is being reported. The last task then still counts as a straggler.
+        Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
+    }
+
+    /// Returns the number of tasks that were still in flight. Minimum: 1.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns how the other tasks had ended by the deadline.
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// Returns the tasks that were still in flight, oldest first.
+    ///
+    /// Empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    pub fn tasks(&self) -> &[TaskInfo] {
+        &self.tasks
+    }
+
+    /// Returns similar tasks as groups: the oldest task of each group, and the number of tasks in it, the group with the oldest task first.
+    ///
+    /// Tasks are in the same group if name, call site, kind and [`abort_requested`](TaskInfo::abort_requested) are equal. There are no groups
+    /// unless the registry is [inspected](crate::RegistryBuilder::inspect). The cost is at most one comparison for each task and group.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().build();
+    /// for _ in 0..3 {
+    ///     registry.named("welcome-mail").run(std::future::pending::<()>());
+    /// }
+    /// let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
+    /// for (oldest, len) in stragglers.groups() {
+    ///     println!("{len} tasks like {oldest}");
+    /// #   assert_eq!((oldest.name(), len), (Some("welcome-mail"), 3));
+    /// }
+    /// # }
+    /// ```
+    pub fn groups(&self) -> impl Iterator<Item = (&TaskInfo, usize)> {
+        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
+        let mut groups: Vec<(&TaskInfo, usize)> = Vec::new();
+        for task in &self.tasks {
+            match groups.iter_mut().find(|(oldest, _)| key(oldest) == key(task)) {
+                Some((_, len)) => *len += 1,
+                None => groups.push((task, 1)),
+            }
+        }
+        groups.into_iter()
+    }
+}
+
+fn fmt_group(f: &mut fmt::Formatter<'_>, oldest: &TaskInfo, len: usize) -> fmt::Result {
+    write!(f, "{len} × {oldest}")?;
+    if let Some(age) = oldest.age {
+        let subject = if len == 1 { "" } else { "the oldest " };
+        write!(f, ", {subject}for {age:.1?}")?;
+    }
+    match oldest.kind {
+        Some(kind) if oldest.abort_requested && !kind.is_abortable() => write!(f, " (a {kind} cannot be aborted)"),
+        _ if oldest.abort_requested => write!(f, " (abort requested, but no await point reached yet)"),
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Display for Stragglers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { len, summary, .. } = self;
+        let plural = if *len == 1 { "" } else { "s" };
+        write!(f, "{len} background task{plural} still in flight ({summary})")?;
+        for (index, (oldest, len)) in self.groups().enumerate() {
+            f.write_str(match (f.alternate(), index) {
+                (true, _) => "\n  ",
+                (false, 0) => ": ",
+                (false, _) => "; ",
+            })?;
+            fmt_group(f, oldest, len)?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for Stragglers {}

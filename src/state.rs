@@ -1,0 +1,19 @@
+//! The state of one registry: what its handles, tasks, signals and waiters share.
+
+mod admission;
+mod drain;
+mod handle;
+mod inspection;
+mod lifetime;
+mod observers;
+mod readings;
+mod registry_state;
+mod settings;
+mod token;
+
+pub(crate) use handle::RegistryHandle;
+pub(crate) use lifetime::StateRef;
+pub use registry_state::RegistryState;
+pub(crate) use registry_state::Shard;
+pub(crate) use settings::Settings;
+pub(crate) use token::{Loss, Token};

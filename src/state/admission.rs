@@ -1,0 +1,107 @@
+//! How work is accepted or rejected.
+
+use super::registry_state::{Lost, RegistryState, Shard};
+use super::settings::{INSPECTED, LIMITED};
+use crate::platform::per_thread;
+use crate::report::{RejectReason, SpawnInfo, TaskInfo};
+use crate::sync::{gate::Refused, slot_table::TokenTarget, wait_queue::Ticket};
+use core::task::{Poll, Waker};
+
+impl From<Refused> for RejectReason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Drained => Self::Drained,
+            Refused::Full => Self::Full,
+        }
+    }
+}
+
+impl RegistryState {
+    /// Counts one more task, if it needs nothing but a count and this thread's shard accepts it (S1).
+    #[inline]
+    pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
+        if self.settings.has(INSPECTED | LIMITED) {
+            return None;
+        }
+        let (shard, target) = self.shard_and_target();
+        shard.gate().enter().ok().map(|()| target)
+    }
+
+    /// Counts one more task on this thread's shard, or on another one: tasks are accepted while any shard has tasks in flight.
+    #[inline]
+    pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
+        if let Some((target, limit)) = self.limited() {
+            self.shared.0.wait_queue.try_enter(target.owner.gate(), limit)?;
+            return Ok(target);
+        }
+        let (shard, target) = self.shard_and_target();
+        match shard.gate().enter_checked() {
+            Ok(()) => Ok(target),
+            Err(refused) => self.enter_other_shard(refused),
+        }
+    }
+
+    #[cold]
+    fn enter_other_shard(&'static self, refused: Refused) -> Result<&'static TokenTarget<Shard>, RejectReason> {
+        if self.is_drained() {
+            return Err(RejectReason::Drained);
+        }
+        let mut is_full = refused == Refused::Full;
+        for target in self.targets() {
+            match target.owner.gate().enter_checked() {
+                Ok(()) => return Ok(target),
+                Err(refused) => is_full |= refused == Refused::Full,
+            }
+        }
+        Err(if is_full { RejectReason::Full } else { RejectReason::Drained })
+    }
+
+    /// Returns the limit, and the shard whose gate counts all tasks. One counter makes the limit exact (S10).
+    #[inline]
+    fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
+        self.settings.limit().map(|limit| (&self.targets()[0], limit))
+    }
+
+    /// Counts one more task as soon as a permit is free. The caller counts a rejection.
+    pub(super) fn poll_enter(
+        &'static self,
+        ticket: &mut Option<Ticket>,
+        waker: &Waker,
+    ) -> Poll<Result<&'static TokenTarget<Shard>, RejectReason>> {
+        let Some((target, limit)) = self.limited() else {
+            return Poll::Ready(self.enter_any());
+        };
+        if ticket.is_none() {
+            match self.enter_any() {
+                Err(RejectReason::Full) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+        let is_open = || !self.is_shutting_down();
+        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_open);
+        entered.map(|entered| entered.map(|()| target).ok_or(RejectReason::ShuttingDown))
+    }
+
+    /// Gives up a position in the wait queue.
+    pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
+        if let Some((target, limit)) = self.limited() {
+            self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
+        }
+    }
+
+    /// Counts and reports a rejection. Returns its reason.
+    #[cold]
+    pub(crate) fn reject(&'static self, info: SpawnInfo, reason: RejectReason) -> RejectReason {
+        self.shard().count(Lost::Rejected);
+        // A rejection caused by reporting another one is not reported: that could go on without end.
+        if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
+            let kind = self.settings.has(INSPECTED).then_some(info.kind);
+            let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
+            self.notify_observers(|observer| observer.rejected(&task, reason));
+            IS_REPORTING.with(|is_reporting| is_reporting.set(false));
+        }
+        reason
+    }
+}
+
+per_thread!(static IS_REPORTING: bool = false);

@@ -1,0 +1,49 @@
+//! The handles of a registry.
+
+use super::lifetime::StateRef;
+use super::registry_state::RegistryState;
+use super::settings::Settings;
+use crate::platform::Ordering;
+
+/// One of the handles of a registry. When the last one is dropped, the shutdown starts.
+#[derive(Debug)]
+pub(crate) struct RegistryHandle(&'static RegistryState);
+
+impl RegistryHandle {
+    pub(crate) fn pooled(settings: Settings) -> Self {
+        Self(RegistryState::take(settings))
+    }
+
+    pub(crate) const fn in_static(state: &'static RegistryState) -> Self {
+        Self(state)
+    }
+
+    #[inline]
+    pub(crate) fn state(&self) -> &'static RegistryState {
+        self.0
+    }
+
+    pub(crate) fn state_ref(&self) -> StateRef {
+        StateRef::new(self.0)
+    }
+}
+
+impl Clone for RegistryHandle {
+    /// Relaxed: there is a handle already.
+    fn clone(&self) -> Self {
+        if self.0.is_pooled {
+            self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(self.0)
+    }
+}
+
+impl Drop for RegistryHandle {
+    /// `AcqRel`: what was done through the other handles happened before the shutdown that the last one starts.
+    fn drop(&mut self) {
+        if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.start_shutdown();
+            self.0.release();
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The list of tasks of an inspected registry, and aborts.
+
+use super::registry_state::RegistryState;
+use super::settings::INSPECTED;
+use crate::platform::now;
+use crate::report::{AbortError, AbortReport, Stragglers, TaskId, TaskInfo};
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+impl RegistryState {
+    /// Returns the inspected tasks, oldest first.
+    pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
+        let (now, mut tasks) = (now(), Vec::new());
+        self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
+        // Not a stable sort: that one needs a buffer, which a microcontroller has no stack for.
+        tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
+        tasks
+    }
+
+    pub(crate) fn stragglers(&'static self) -> Stragglers {
+        let tasks = self.tasks();
+        Stragglers::new(self.in_flight(), self.summary(), tasks)
+    }
+
+    pub(crate) fn abort(&'static self) -> AbortReport {
+        let not_inspected = if self.settings.has(INSPECTED) { 0 } else { self.in_flight() };
+        let mut report = AbortReport { aborted: 0, not_abortable: not_inspected };
+        for shard in self.shards() {
+            shard.slots().abort(None, |is_abortable| {
+                let count = if is_abortable { &mut report.aborted } else { &mut report.not_abortable };
+                *count += 1;
+            });
+        }
+        report
+    }
+
+    pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {
+        let mut result = Err(AbortError::NotInFlight);
+        for shard in self.shards() {
+            shard.slots().abort(Some(id), |is_abortable| {
+                result = if is_abortable { Ok(()) } else { Err(AbortError::NotAbortable) };
+            });
+        }
+        result
+    }
+}

@@ -1,0 +1,37 @@
+//! The observers of a registry.
+
+use crate::observer::Observer;
+use crate::platform::{Arc, Mutex, const_unless_loom, drop_quietly, ignore_panic};
+use alloc::{boxed::Box, vec::Vec};
+
+type List = Vec<Box<dyn Observer>>;
+
+pub(super) struct Observers(Mutex<Option<Arc<List>>>);
+
+impl Observers {
+    const_unless_loom! {
+        pub(super) const fn new() -> Self {
+            Self(Mutex::new(None))
+        }
+    }
+
+    pub(super) fn set(&self, observers: List) {
+        let observers = Some(Arc::new(observers));
+        self.0.with(|stored| *stored = observers);
+    }
+
+    /// Calls each observer, under no lock (S7). A panic of one does not keep the others from being called (S6).
+    pub(super) fn notify(&self, call: impl Fn(&dyn Observer)) {
+        let observers = self.0.with(|stored| stored.clone());
+        for observer in observers.iter().flat_map(|observers| observers.iter()) {
+            ignore_panic(|| call(&**observer));
+        }
+        drop_quietly(observers);
+    }
+
+    /// Drops the observers one by one, so that the panics of two destructors do not meet.
+    pub(super) fn clear(&self) {
+        let observers = self.0.with(Option::take);
+        observers.and_then(Arc::into_inner).into_iter().flatten().for_each(drop_quietly);
+    }
+}

@@ -1,0 +1,74 @@
+//! What a registry's builder asked for.
+
+use crate::observer::Observer;
+use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
+use alloc::{boxed::Box, vec::Vec};
+use core::fmt;
+
+/// What the builder collects.
+#[derive(Default)]
+pub(crate) struct Settings {
+    pub(crate) observers: Vec<Box<dyn Observer>>,
+    pub(crate) inspect: bool,
+    pub(crate) shutdown_on_panic: bool,
+    pub(crate) shutdown_on_failure: bool,
+    pub(crate) limit: Option<usize>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
+        f.debug_struct("Settings")
+            .field("observers", &observers.len())
+            .field("inspect", inspect)
+            .field("max_in_flight", limit)
+            .field("shutdown_on_panic", shutdown_on_panic)
+            .field("shutdown_on_failure", shutdown_on_failure)
+            .finish()
+    }
+}
+
+pub(super) const NONE: usize = 0;
+pub(super) const OBSERVED: usize = 1;
+pub(super) const INSPECTED: usize = 2;
+pub(super) const LIMITED: usize = 4;
+pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
+pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
+
+/// What each admission reads.
+///
+/// Relaxed throughout: it is written before the registry's first handle exists.
+pub(super) struct ActiveSettings {
+    flags: AtomicUsize,
+    /// Meaningful if `LIMITED` is set.
+    limit: AtomicUsize,
+}
+
+impl ActiveSettings {
+    const_unless_loom! {
+        pub(super) const fn new() -> Self {
+            Self { flags: AtomicUsize::new(0), limit: AtomicUsize::new(0) }
+        }
+    }
+
+    pub(super) fn set(&self, settings: &Settings) {
+        let flag = |is_on: bool, flag| if is_on { flag } else { NONE };
+        let flags = flag(!settings.observers.is_empty(), OBSERVED)
+            | flag(settings.inspect, INSPECTED)
+            | flag(settings.limit.is_some(), LIMITED)
+            | flag(settings.shutdown_on_panic, SHUTDOWN_ON_PANIC)
+            | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
+        self.flags.store(flags, Ordering::Relaxed);
+        self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Returns whether any of these settings is on.
+    #[inline]
+    pub(super) fn has(&self, flags: usize) -> bool {
+        self.flags.load(Ordering::Relaxed) & flags != 0
+    }
+
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.has(LIMITED).then(|| self.limit.load(Ordering::Relaxed))
+    }
+}

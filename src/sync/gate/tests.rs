@@ -1,0 +1,92 @@
+use super::*;
+
+const NOTHING: Departure = Departure { permit: false, idle: false, drained: false };
+
+fn leave(gate: &Gate) -> Departure {
+    gate.leave().map_or(NOTHING, |before| gate.depart(before))
+}
+
+fn gate(word: usize, wraps: usize) -> Gate {
+    Gate { word: AtomicUsize::new(word), wraps: AtomicUsize::new(wraps) }
+}
+
+#[test]
+fn a_closed_and_empty_gate_stays_drained() {
+    let gate = Gate::new();
+    assert_eq!(gate.enter(), Ok(()));
+    assert!(!gate.close(), "one task is in flight");
+    assert_eq!(gate.enter(), Ok(()), "a draining gate accepts tasks");
+    assert_eq!(leave(&gate), NOTHING);
+    assert_eq!(leave(&gate), Departure { drained: true, ..NOTHING });
+    assert_eq!(gate.enter(), Err(Refused::Drained));
+    assert!(!gate.close(), "a gate drains only once");
+}
+
+#[test]
+fn a_full_gate_refuses_and_does_not_overflow() {
+    let gate = gate(COUNT, 0);
+    assert_eq!(gate.enter_checked(), Err(Refused::Full));
+    gate.close();
+    assert_eq!(gate.enter_checked(), Err(Refused::Full));
+    gate.leave();
+    assert_eq!(gate.enter_checked(), Ok(()));
+    assert_eq!(gate.snapshot().in_flight(), COUNT / ONE);
+}
+
+#[test]
+fn a_refused_entry_is_invisible_and_leaves_no_trace() {
+    let half = 1 << (ACCEPTED_BITS - 1);
+    let gate = gate((half - 1) << ACCEPTED_SHIFT, 0);
+    assert!(gate.close());
+    let drained = gate.word.load(Ordering::Relaxed);
+    assert_eq!(gate.enter(), Err(Refused::Drained));
+    assert_eq!(gate.word.load(Ordering::Relaxed), drained);
+    // An entry that flips the top bit and has not been undone yet.
+    gate.word.fetch_add(ACCEPTED_ONE + ONE, Ordering::Relaxed);
+    let (accepted, snapshot) = gate.accepted();
+    assert_eq!((accepted, snapshot.in_flight()), (half as u64 - 1, 0));
+}
+
+#[test]
+fn accepted_is_exact_across_a_wrap() {
+    let half = 1_u64 << (ACCEPTED_BITS - 1);
+    let last = gate(usize::MAX << ACCEPTED_SHIFT, 1);
+    assert_eq!(last.accepted().0, 2 * half - 1);
+    last.enter().unwrap();
+    assert_eq!(last.accepted().0, 2 * half);
+    last.leave();
+    last.enter().unwrap();
+    assert_eq!(last.accepted().0, 2 * half + 1);
+}
+
+#[test]
+fn accepted_is_corrected_while_a_flip_is_not_counted_yet() {
+    let half = 1_u64 << (ACCEPTED_BITS - 1);
+    assert_eq!(gate(1 << TOP, 0).accepted().0, half);
+    assert_eq!(gate(0, 1).accepted().0, 2 * half);
+}
+
+#[test]
+fn a_queued_waiter_is_not_overtaken() {
+    let gate = Gate::new();
+    assert_eq!((gate.enter_below(2), gate.enter_below(2)), (Ok(()), Ok(())));
+    assert_eq!(gate.enter_below(2), Err(Refused::Full));
+    gate.request_permit();
+    assert_eq!(gate.enter_in_turn(2), Err(Refused::Full));
+    assert_eq!(leave(&gate), Departure { permit: true, ..NOTHING });
+    assert_eq!(gate.enter_below(2), Err(Refused::Full), "a permit is free, and belongs to the waiter");
+    assert_eq!(gate.enter_in_turn(2), Ok(()));
+    gate.cancel_permit_request();
+    assert_eq!(leave(&gate), NOTHING);
+    assert_eq!(gate.enter_below(2), Ok(()));
+}
+
+#[test]
+fn idleness_is_notified_once() {
+    let gate = Gate::new();
+    gate.enter().unwrap();
+    gate.request_idle();
+    assert_eq!(leave(&gate), Departure { idle: true, ..NOTHING });
+    gate.enter().unwrap();
+    assert_eq!(leave(&gate), NOTHING);
+}

@@ -1,0 +1,45 @@
+//! A pool of leaked values. Its memory is bounded by the largest number that were in use at the same time.
+
+use crate::platform::{Mutex, const_unless_loom};
+use alloc::{boxed::Box, vec::Vec};
+
+pub(crate) struct Pool<T: 'static>(Mutex<Free<T>>);
+
+struct Free<T: 'static> {
+    items: Vec<&'static T>,
+    /// How many the pool has made. Only loom models read it.
+    made: usize,
+}
+
+impl<T> Pool<T> {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self(Mutex::new(Free { items: Vec::new(), made: 0 }))
+        }
+    }
+
+    /// Returns a free item, or leaks a new one.
+    pub(crate) fn take(&self, make: impl FnOnce() -> T) -> &'static T {
+        let free = self.0.with(|free| {
+            let item = free.items.pop();
+            free.made += usize::from(item.is_none());
+            item
+        });
+        free.unwrap_or_else(|| Box::leak(Box::new(make())))
+    }
+
+    pub(crate) fn put_back(&self, item: &'static T) {
+        self.0.with(|free| free.items.push(item));
+    }
+}
+
+/// At the end of a run of a model each item must have come back exactly once.
+#[cfg(loom)]
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.0
+                .with(|free| assert_eq!(free.items.len(), free.made, "an item did not come back to its pool, or came back twice"));
+        }
+    }
+}

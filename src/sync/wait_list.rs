@@ -1,0 +1,100 @@
+//! The wakers of the shutdown signals that wait on one shard.
+//!
+//! `is_live` returns whether the signal's shutdown has not started yet. It is called under the lock that [`WaitList::wake_all`] takes
+//! after the shutdown has started. So either it returns false, or `wake_all` finds the waker (L1). A key is only used while it is live,
+//! that is, while it belongs to its signal. User code (cloning, calling and dropping wakers) runs outside the lock (S7).
+
+use crate::platform::{CachePadded, Mutex, const_unless_loom, wake};
+use alloc::vec::Vec;
+use core::array;
+use core::mem::{replace, take};
+use core::task::{Poll, Waker};
+
+/// The position of a waker in its list.
+pub(crate) type Key = usize;
+
+pub(crate) struct WaitList(Mutex<Slab>);
+
+/// A slab in chunks. Each chunk has cache lines of its own: two short lists that share a line halve each other's speed (H2).
+#[derive(Default)]
+struct Slab {
+    chunks: Vec<CachePadded<[Entry; CHUNK]>>,
+    /// The first free key. If all entries are occupied, it is the first key of the next chunk.
+    free_head: Key,
+}
+
+enum Entry {
+    Occupied(Waker),
+    Free { next: Key },
+}
+
+const CHUNK: usize = 8;
+
+impl Slab {
+    fn entry(&mut self, key: Key) -> &mut Entry {
+        &mut self.chunks[key / CHUNK].0[key % CHUNK]
+    }
+
+    fn insert(&mut self, waker: Waker) -> Key {
+        let key = self.free_head;
+        if key == self.chunks.len() * CHUNK {
+            self.chunks.push(CachePadded(array::from_fn(|i| Entry::Free { next: key + i + 1 })));
+        }
+        if let Entry::Free { next } = replace(self.entry(key), Entry::Occupied(waker)) {
+            self.free_head = next;
+        }
+        key
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Waker> {
+        let free = Entry::Free { next: replace(&mut self.free_head, key) };
+        match replace(self.entry(key), free) {
+            Entry::Occupied(waker) => Some(waker),
+            Entry::Free { .. } => None,
+        }
+    }
+}
+
+impl WaitList {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self(Mutex::new(Slab { chunks: Vec::new(), free_head: 0 }))
+        }
+    }
+
+    /// Adds a waker. Returns `None` if the shutdown has started.
+    pub(crate) fn insert(&self, waker: &Waker, is_live: impl Fn() -> bool) -> Option<Key> {
+        let waker = waker.clone();
+        self.0.with(|slab| if is_live() { Ok(slab.insert(waker)) } else { Err(waker) }).ok()
+    }
+
+    /// Replaces the waker under `key`, if it is a different one.
+    pub(crate) fn update(&self, key: Key, waker: &Waker, is_live: impl Fn() -> bool) -> Poll<()> {
+        let is_same =
+            self.0.with(|slab| is_live().then(|| matches!(slab.entry(key), Entry::Occupied(old) if old.will_wake(waker))));
+        match is_same {
+            None => return Poll::Ready(()),
+            Some(true) => return Poll::Pending,
+            Some(false) => {}
+        }
+        let waker = waker.clone();
+        let replaced =
+            self.0.with(|slab| if is_live() { Ok(replace(slab.entry(key), Entry::Occupied(waker))) } else { Err(waker) });
+        if replaced.is_ok() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    pub(crate) fn remove(&self, key: Key, is_live: impl Fn() -> bool) {
+        let removed = self.0.with(|slab| if is_live() { slab.remove(key) } else { None });
+        drop(removed);
+    }
+
+    /// Empties the list and wakes all.
+    pub(crate) fn wake_all(&self) {
+        let slab = self.0.with(take);
+        for entry in slab.chunks.into_iter().flat_map(|chunk| chunk.0) {
+            if let Entry::Occupied(waker) = entry {
+                wake(Some(waker));
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Futures and guards that hold a count, and release it after everything of theirs has been dropped.
+
+use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking, resume};
+use crate::report::TaskOutput;
+use crate::state::{Loss, Token};
+use crate::sync::slot_table::Slot;
+use core::fmt;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// A future and its token. `Dropped` costs no memory: it is a niche of the token.
+    #[project = WorkProjection]
+    enum Work<F> {
+        Live { #[pin] future: F, token: Token },
+        Dropped,
+    }
+}
+
+impl<F> Work<F> {
+    /// Drops the future in place.
+    fn drop_future(mut self: Pin<&mut Self>) {
+        self.set(Work::Dropped);
+    }
+
+    /// Uses the projection, because a shared reference to the whole enum would alias what the future borrows from itself.
+    fn token(self: Pin<&mut Self>) -> Option<Token> {
+        match self.project() {
+            WorkProjection::Live { token, .. } => Some(*token),
+            WorkProjection::Dropped => None,
+        }
+    }
+
+    /// Drops a future that has not finished, and then releases its count (S2, S5).
+    ///
+    /// If the destructor panics, `panic` receives the payload, and its result is returned.
+    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+        let token = self.as_mut().token()?;
+        let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
+        let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
+        token.lose(loss);
+        value
+    }
+}
+
+impl<F: Future> Work<F> {
+    /// Polls the future. When it has finished or panicked, drops it in place, passes what remains to `output` or `panic`, and only then
+    /// releases the count (S2).
+    fn poll<T>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
+        panic: impl FnOnce(Payload) -> T,
+    ) -> Poll<T> {
+        let token = self.as_mut().token().expect("polled after it finished");
+        let polled = catch(|| match self.as_mut().project() {
+            WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
+                self.as_mut().drop_future();
+                output(token, value)
+            }),
+            WorkProjection::Dropped => Poll::Pending,
+        });
+        let (loss, value) = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(ended)) => ended,
+            Err(payload) => {
+                ignore_panic(|| self.drop_future());
+                (Some(token.panicked(&payload)), panic(payload))
+            }
+        };
+        match loss {
+            None => token.leave(),
+            Some(loss) => token.lose(loss),
+        }
+        Poll::Ready(value)
+    }
+}
+
+pin_project! {
+    /// What a registry passes to a spawner. No panic leaves it, and every outcome is counted (S5, S6).
+    pub(crate) struct Task<F> {
+        #[pin]
+        work: Work<F>,
+    }
+
+    impl<F> PinnedDrop for Task<F> {
+        fn drop(this: Pin<&mut Self>) {
+            this.project().work.drop_unfinished(Loss::ABANDONED, drop_quietly);
+        }
+    }
+}
+
+impl<F> Task<F> {
+    pub(crate) fn new(future: F, token: Token) -> Self {
+        Self { work: Work::Live { future, token } }
+    }
+}
+
+impl<F: Future<Output: TaskOutput>> Future for Task<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut work = self.project().work;
+        let slot = work.as_mut().token().and_then(|token| token.slot());
+        if slot.is_some_and(Slot::is_aborted) {
+            work.drop_unfinished(Loss::ABORTED, drop_quietly);
+            return Poll::Ready(());
+        }
+        let output = |token: Token, output: F::Output| match output.error() {
+            None => (None, ()),
+            Some(error) => (Some(token.failed(error)), ()),
+        };
+        let polled = work.as_mut().poll(cx, output, drop_quietly);
+        if let (Poll::Pending, Some(slot)) = (polled, slot) {
+            ignore_panic(|| slot.store_waker(cx.waker()));
+            if slot.is_aborted() {
+                work.drop_unfinished(Loss::ABORTED, drop_quietly);
+                return Poll::Ready(());
+            }
+        }
+        polled
+    }
+}
+
+impl<F: Future<Output: TaskOutput>> Task<F> {
+    /// Runs a task that never waits: a blocking closure.
+    pub(crate) fn run(self) {
+        let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
+        debug_assert!(polled.is_ready());
+    }
+}
+
+pin_project! {
+    /// A future that its registry counts as in flight until it has finished or is dropped; see [`Registry::track`](crate::Registry::track).
+    ///
+    /// It returns `Ready` after the inner future has been dropped and its count released. So a waiter for the drain never meets a
+    /// destructor that is still running. Its size is that of the inner future and two words.
+    ///
+    /// # Panics
+    ///
+    /// A panic of the inner future is counted and then resumed in the caller of `poll`. Polling after `Ready` panics.
+    #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
+    pub struct Tracked<F> {
+        #[pin]
+        work: Work<F>,
+    }
+
+    impl<F> PinnedDrop for Tracked<F> {
+        fn drop(this: Pin<&mut Self>) {
+            match this.project().work.drop_unfinished(Loss::ABANDONED, |payload| payload) {
+                Some(payload) if panicking() => drop_quietly(payload),
+                Some(payload) => resume(payload),
+                None => {}
+            }
+        }
+    }
+}
+
+impl<F> Tracked<F> {
+    pub(crate) fn new(future: F, token: Token) -> Self {
+        Self { work: Work::Live { future, token } }
+    }
+}
+
+impl<F: Future> Future for Tracked<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let output = |_, output| (None, Ok(output));
+        self.project().work.poll(cx, output, Err).map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
+    }
+}
+
+impl<F> fmt::Debug for Tracked<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked").finish_non_exhaustive()
+    }
+}
+
+/// Keeps a piece of work in flight until it is dropped; see [`Registry::guard`](crate::Registry::guard).
+///
+/// The work counts as completed. It counts as panicked if a panic drops the guard, which is only known with `std`.
+#[must_use = "a guard that is dropped immediately guards nothing"]
+pub struct Guard(Token);
+
+impl Guard {
+    #[inline]
+    pub(crate) fn new(token: Token) -> Self {
+        Self(token)
+    }
+}
+
+impl Drop for Guard {
+    #[inline]
+    fn drop(&mut self) {
+        if panicking() {
+            self.0.lose(Loss::panicked("dropped by a panic"));
+        } else {
+            self.0.leave();
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("task", &format_args!("{}", self.0.info())).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,222 @@
+use crate::platform::drop_quietly;
+use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::state::{RegistryState, Token};
+use crate::sync::wait_queue::Ticket;
+use crate::task::{Guard, Task, Tracked};
+use core::task::{Context, Poll};
+use core::{fmt, panic::Location, pin::Pin};
+use futures_util::future::lazy;
+
+/// Starts a task with a name, a call site or a critical mark; see [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
+///
+/// The methods that start a task correspond to the methods of [`Registry`](crate::Registry) with the same name.
+#[must_use = "a task builder starts nothing until one of its `run` methods is called"]
+pub struct TaskBuilder<'a, S> {
+    state: &'static RegistryState,
+    spawner: &'a S,
+    name: Option<&'static str>,
+    location: Option<&'static Location<'static>>,
+    critical: bool,
+}
+
+impl<S> Clone for TaskBuilder<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for TaskBuilder<'_, S> {}
+
+impl<'a, S> TaskBuilder<'a, S> {
+    #[inline]
+    pub(crate) fn new(state: &'static RegistryState, spawner: &'a S) -> Self {
+        Self { state, spawner, name: None, location: None, critical: false }
+    }
+
+    /// Names the task; see [`Registry::named`](crate::Registry::named).
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name: Some(name), ..self }
+    }
+
+    /// Overrides the call site that is reported for the task. Default: the location of the call that starts it.
+    ///
+    /// A library that starts tasks for its caller passes the caller's location, which it obtains with `#[track_caller]`.
+    pub fn location(self, location: &'static Location<'static>) -> Self {
+        Self { location: Some(location), ..self }
+    }
+
+    /// Marks the task as critical; see [`Registry::critical`](crate::Registry::critical).
+    pub fn critical(self) -> Self {
+        Self { critical: true, ..self }
+    }
+
+    #[track_caller]
+    #[inline]
+    fn spawn_info(self, kind: TaskKind) -> SpawnInfo {
+        let Self { name, critical, .. } = self;
+        SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical }
+    }
+
+    /// Counts some work (S1). Returns it with its token, or as rejected.
+    #[track_caller]
+    #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
+    #[inline(always)]
+    fn admit<W>(self, kind: TaskKind, work: W) -> Result<(W, Token), Rejected<W>> {
+        let is_plain = self.name.is_none() && !self.critical;
+        let plain = if is_plain { Token::enter_plain(self.state, self.location.unwrap_or(Location::caller())) } else { None };
+        let entered = match plain {
+            Some(token) => Ok(token),
+            None => Token::enter(self.state, self.spawn_info(kind)),
+        };
+        match entered {
+            Ok(token) => Ok((work, token)),
+            Err(reason) => Err(Rejected::new(work, reason)),
+        }
+    }
+
+    /// Counts a future as in flight until it finishes or is dropped; see [`Registry::track`](crate::Registry::track).
+    #[track_caller]
+    #[inline]
+    pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
+        let (future, token) = self.admit(TaskKind::Tracked, future)?;
+        Ok(Tracked::new(future, token))
+    }
+
+    /// Counts work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
+    #[track_caller]
+    #[inline]
+    pub fn guard(self) -> Result<Guard, Rejected<()>> {
+        let ((), token) = self.admit(TaskKind::Guard, ())?;
+        Ok(Guard::new(token))
+    }
+
+    /// Starts the task; see [`Registry::run`](crate::Registry::run).
+    #[track_caller]
+    #[inline]
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F)
+    where
+        S: Spawner,
+    {
+        self.try_run(future).unwrap_or_else(drop_quietly);
+    }
+
+    /// Starts the task, or returns the future if it is rejected; see [`Registry::try_run`](crate::Registry::try_run).
+    #[track_caller]
+    #[inline]
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>>
+    where
+        S: Spawner,
+    {
+        let (future, token) = self.admit(TaskKind::Future, future)?;
+        self.spawner.spawn(Task::new(future, token));
+        Ok(())
+    }
+
+    /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
+    #[track_caller]
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> RunWhenReady<'a, S, F>
+    where
+        S: Spawner,
+    {
+        let Self { state, spawner, .. } = self;
+        RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), future: Some(future), ticket: None }
+    }
+
+    /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
+    #[track_caller]
+    #[inline]
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F)
+    where
+        S: LocalSpawner,
+    {
+        self.try_run_local(future).unwrap_or_else(drop_quietly);
+    }
+
+    /// Starts a task that need not be `Send`, or returns the future if it is rejected; see [`Registry::try_run_local`](crate::Registry::try_run_local).
+    #[track_caller]
+    #[inline]
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>>
+    where
+        S: LocalSpawner,
+    {
+        let (future, token) = self.admit(TaskKind::Local, future)?;
+        self.spawner.spawn_local(Task::new(future, token));
+        Ok(())
+    }
+
+    /// Starts a closure that blocks; see [`Registry::run_blocking`](crate::Registry::run_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F)
+    where
+        S: BlockingSpawner,
+    {
+        self.try_run_blocking(work).unwrap_or_else(drop_quietly);
+    }
+
+    /// Starts a closure that blocks, or returns the closure if it is rejected; see [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>>
+    where
+        S: BlockingSpawner,
+    {
+        let (work, token) = self.admit(TaskKind::Blocking, work)?;
+        let task = Task::new(lazy(|_| work()), token);
+        self.spawner.spawn_blocking(move || task.run());
+        Ok(())
+    }
+}
+
+impl<S> fmt::Debug for TaskBuilder<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskBuilder").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
+    }
+}
+
+/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
+#[must_use = "futures do nothing unless polled"]
+pub struct RunWhenReady<'a, S, F> {
+    state: &'static RegistryState,
+    spawner: &'a S,
+    info: SpawnInfo,
+    future: Option<F>,
+    ticket: Option<Ticket>,
+}
+
+impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
+
+impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
+    type Output = Result<(), Rejected<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { state, spawner, info, future, ticket } = &mut *self;
+        assert!(future.is_some(), "polled after it resolved");
+        Token::poll_enter(state, *info, ticket, cx.waker()).map(|entered| {
+            *ticket = None;
+            let future = future.take().expect("asserted above");
+            match entered {
+                Ok(token) => {
+                    spawner.spawn(Task::new(future, token));
+                    Ok(())
+                }
+                Err(reason) => Err(Rejected::new(future, state.reject(*info, reason))),
+            }
+        })
+    }
+}
+
+impl<S, F> Drop for RunWhenReady<'_, S, F> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.state.cancel_wait(ticket);
+        }
+    }
+}
+
+impl<S, F> fmt::Debug for RunWhenReady<'_, S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunWhenReady").field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
+    }
+}
