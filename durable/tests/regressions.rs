@@ -1,9 +1,9 @@
-//! What a reviewer found by thinking, on both stores.
+//! Regression tests for bugs that reviews found, on both stores.
 
 mod common;
 
-use background_tasks_durable::{Durable, Error, Job, Options, Status, sqlx};
-use common::{Mail, Place, each, each_place, mail, registry, sql, until};
+use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions, sqlx};
+use common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
 use futures_util::future::{join_all, poll_immediate};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,74 +11,79 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-/// As when the server is killed while a fetch commits: the engine is gone, and a job stands under its name. A job that it has fetched before still
-/// runs, so the name is alive.
+/// If the server is killed while a fetch commits, the engine has ended but holds a job. Another job that it fetched before still runs, so the
+/// engine's name stays alive.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_engine_left_behind_is_given_back_while_its_jobs_still_run() {
-    each(async |jobs: Durable| {
+async fn jobs_left_by_a_dropped_engine_are_released_while_others_run() {
+    on_each_store(async |jobs: Durable| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, _) = registry();
         let go = Arc::new(Semaphore::new(0));
-        let gone = go.clone();
+        let permits = go.clone();
         let handler = move |job: Job<Mail>| {
-            let gone = gone.clone();
+            let permits = permits.clone();
             async move {
                 if job.to == "long" {
-                    gone.acquire().await.unwrap().forget();
+                    permits.acquire().await.unwrap().forget();
                 }
                 Ok::<_, Infallible>(())
             }
         };
-        let options = Options::default().lease(Duration::from_secs(3));
+        let options = WorkerOptions::default().lease(Duration::from_secs(3));
         queue.serve(&registry, options, handler).await.unwrap();
         let long = queue.enqueue(mail("long")).await.unwrap();
-        until("it runs", async || (sql(&jobs, "UPDATE {jobs} SET priority = 0 WHERE status = 'Running'").await == 1).then_some(()))
-            .await;
-        // An engine that ends, and another one.
+        until("the job runs", async || {
+            (sql(&jobs, "UPDATE {jobs} SET priority = 0 WHERE status = 'Running'").await == 1).then_some(())
+        })
+        .await;
+        // Makes the engine fail, so that another one replaces it.
         sql(&jobs, "UPDATE {workers} SET worker_type = 'away'").await;
-        until("another engine", async || (sql(&jobs, "UPDATE {workers} SET last_seen = last_seen").await == 2).then_some(())).await;
+        until("another engine has started", async || {
+            (sql(&jobs, "UPDATE {workers} SET last_seen = last_seen").await == 2).then_some(())
+        })
+        .await;
         sql(&jobs, "UPDATE {workers} SET worker_type = 'mail'").await;
-        let left = queue.enqueue(mail("left")).later(Duration::from_hours(1)).await.unwrap();
-        let stands = format!(
+        let left = queue.enqueue(mail("left")).delay(Duration::from_hours(1)).await.unwrap();
+        let assign = format!(
             "UPDATE {{jobs}} SET status = 'Queued', run_at = (SELECT run_at FROM {{jobs}} WHERE id = '{long}'),
             lock_by = (SELECT lock_by FROM {{jobs}} WHERE id = '{long}') WHERE id = '{left}'"
         );
-        assert_eq!(sql(&jobs, &stands).await, 1);
+        assert_eq!(sql(&jobs, &assign).await, 1);
         let info = queue.wait(left).await.unwrap().unwrap();
-        assert_eq!(info.status(), Status::Done);
-        assert_eq!(queue.info(long).await.unwrap().unwrap().status(), Status::Running);
+        assert_eq!(info.status(), JobStatus::Done);
+        assert_eq!(queue.info(long).await.unwrap().unwrap().status(), JobStatus::Running);
         go.add_permits(1);
-        assert_eq!(queue.wait(long).await.unwrap().unwrap().status(), Status::Done);
+        assert_eq!(queue.wait(long).await.unwrap().unwrap().status(), JobStatus::Done);
         registry.shutdown().await;
     })
     .await;
 }
 
-/// The key is what keeps a tick from being enqueued by the next process that looks back.
+/// Without the key, the next process that starts would enqueue the tick again.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_of_a_tick_is_kept_for_longer_than_its_job_is_retained() {
-    each(async |jobs: Durable| {
+async fn cron_key_is_kept_beyond_the_retention() {
+    on_each_store(async |jobs: Durable| {
         let queue = jobs.queue::<Mail>("mail");
-        let tick = queue.enqueue(mail("tick")).unique("cron * * * * * * 0").await.unwrap();
-        let other = queue.enqueue(mail("other")).unique("other").await.unwrap();
+        let tick = queue.enqueue(mail("tick")).unique_key("cron * * * * * * 0").await.unwrap();
+        let other = queue.enqueue(mail("other")).unique_key("other").await.unwrap();
         let (registry, _) = registry();
-        let options = Options::default().retain(Duration::ZERO).upkeep(Duration::from_secs(1));
+        let options = WorkerOptions::default().retention(Duration::ZERO).maintenance_interval(Duration::from_secs(1));
         queue.serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
         queue.wait(tick).await.unwrap();
-        until("the other is dropped", async || queue.info(other).await.unwrap().is_none().then_some(())).await;
-        assert_eq!(queue.info(tick).await.unwrap().unwrap().status(), Status::Done);
+        until("the other job is deleted", async || queue.info(other).await.unwrap().is_none().then_some(())).await;
+        assert_eq!(queue.info(tick).await.unwrap().unwrap().status(), JobStatus::Done);
         let old = if jobs.sqlite_pool().is_some() { "done_at - 1000" } else { "done_at - interval '1000 s'" };
         sql(&jobs, &format!("UPDATE {{jobs}} SET done_at = {old}")).await;
-        until("it is dropped", async || queue.info(tick).await.unwrap().is_none().then_some(())).await;
+        until("the tick is deleted", async || queue.info(tick).await.unwrap().is_none().then_some(())).await;
         registry.shutdown().await;
     })
     .await;
 }
 
-/// What is done is most of the table, and looked for each minute.
+/// Most jobs in the table are done, and pruning runs every minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_upkeep_looks_only_at_what_it_drops() {
-    each(async |jobs: Durable| {
+async fn pruning_uses_an_index() {
+    on_each_store(async |jobs: Durable| {
         let plan = match (jobs.sqlite_pool(), jobs.postgres_pool()) {
             (Some(pool), _) => {
                 let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
@@ -105,55 +110,56 @@ async fn the_upkeep_looks_only_at_what_it_drops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_that_come_at_once_find_one_store() {
-    each_place(async |place: &Place| {
+async fn concurrent_connects_find_one_store() {
+    on_each_database(async |database: &TestDatabase| {
         let all = (0..8).map(|_| {
-            let address = place.address.clone();
+            let address = database.address.clone();
             tokio::spawn(async move {
                 Durable::connect(&address).await.unwrap().queue::<Mail>("mail").enqueue(mail("ann")).await.unwrap()
             })
         });
         join_all(all).await.into_iter().for_each(|id| assert!(id.is_ok()));
-        assert_eq!(place.open().await.queue::<Mail>("mail").counts().await.unwrap().waiting, 8);
+        assert_eq!(database.open().await.queue::<Mail>("mail").counts().await.unwrap().waiting, 8);
     })
     .await;
 }
 
-/// Two roles, or two programs, of which each has its own search path.
+/// Two roles or two programs can have different search paths.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_another_search_path_finds_the_same_store() {
-    let Some(place) = Place::postgres() else { return };
-    let jobs = place.open().await;
+async fn another_search_path_finds_the_same_store() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let jobs = database.open().await;
     sqlx::query("CREATE SCHEMA other").execute(jobs.postgres_pool().unwrap()).await.unwrap();
-    let between = if place.address.contains('?') { '&' } else { '?' };
-    let other = Durable::connect(&format!("{}{between}options=-c%20search_path%3Dother,public", place.address)).await.unwrap();
+    let separator = if database.address.contains('?') { '&' } else { '?' };
+    let other = Durable::connect(&format!("{}{separator}options=-c%20search_path%3Dother,public", database.address)).await.unwrap();
     let id = other.queue::<Mail>("mail").enqueue(mail("ann")).await.unwrap();
     assert!(jobs.queue::<Mail>("mail").info(id).await.unwrap().is_some());
 }
 
-/// SQLite does not tell upper case from lower.
+/// Table names of SQLite are not case-sensitive.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_of_the_programs_own_is_left_alone() {
-    let place = Place::sqlite();
+async fn table_of_the_program_is_rejected() {
+    let database = TestDatabase::sqlite();
     for table in ["jobs", "workers"] {
-        let path = format!("{}.{table}", place.address);
+        let path = format!("{}.{table}", database.address);
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
         let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
         sqlx::query(sqlx::AssertSqlSafe(format!("CREATE TABLE {table} (name TEXT)"))).execute(&pool).await.unwrap();
         let error = Durable::sqlite(&path).await.unwrap_err();
-        assert!(matches!(&error, Error::Schema(text) if text.contains(&format!("there is a table {table} "))), "{error}");
+        assert!(matches!(&error, Error::Schema(text) if text.contains(&format!("table {table} exists"))), "{error}");
     }
 }
 
-/// As a server's handler is dropped when its client goes. A connection that it had must not take what others write into a transaction that nobody ends.
+/// A web server drops a handler when its client disconnects. The handler's connection must not keep an open transaction, which would swallow
+/// the jobs that are enqueued on it later.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_dropped_as_it_begins_takes_nobody_else_s_jobs_along() {
-    each_place(async |place| {
-        let (jobs, others) = (place.open().await, place.open().await);
+async fn dropped_enqueue_does_not_roll_back_other_jobs() {
+    on_each_database(async |database| {
+        let (jobs, others) = (database.open().await, database.open().await);
         let queue = jobs.queue::<Mail>("mail");
         for round in 0..20 {
             for polls in 0..20 {
-                let mut keyed = Box::pin(queue.enqueue(mail("dropped")).unique(format!("{round} {polls}")).into_future());
+                let mut keyed = Box::pin(queue.enqueue(mail("dropped")).unique_key(format!("{round} {polls}")).into_future());
                 for _ in 0..polls {
                     if poll_immediate(&mut keyed).await.is_some() {
                         break;
@@ -161,10 +167,10 @@ async fn who_is_dropped_as_it_begins_takes_nobody_else_s_jobs_along() {
                     yield_now().await;
                 }
             }
-            // As many as there are connections.
+            // As many jobs as connections.
             for kept in join_all((0..10).map(|_| queue.enqueue(mail("kept")).into_future())).await {
-                let there = others.queue::<Mail>("mail").info(kept.unwrap()).await.unwrap();
-                assert!(there.is_some(), "in round {round}");
+                let info = others.queue::<Mail>("mail").info(kept.unwrap()).await.unwrap();
+                assert!(info.is_some(), "in round {round}");
             }
         }
     })
