@@ -151,7 +151,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
         self.task().track(future)
@@ -345,7 +345,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
@@ -427,7 +427,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
@@ -458,7 +458,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the closure if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///

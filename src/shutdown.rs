@@ -74,8 +74,8 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the timer and ends the wait, but not the shutdown. If the future is dropped before `grace`
-    /// resolves, no task is aborted.
+    /// Dropping the future ends the wait. The shutdown continues. If the future is dropped before `grace` resolves, no task is
+    /// aborted.
     ///
     /// # Examples
     ///
@@ -154,7 +154,7 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // The request comes before the second check. A task that ends after the second check then notifies this waiter.
+        // Requests a notification before it checks for idleness again. So a task that ends after this check notifies the waiter.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()

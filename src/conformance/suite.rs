@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Checks a [`Spawner`] from threads that do not belong to its executor.
 ///
-/// `spawner` does not check what happens when the executor is dropped. To check that too, use [`executor`].
+/// This function does not check what happens when the executor is dropped. To check that too, use [`executor`].
 ///
 /// # Panics
 ///

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The program must contain an implementation of the crate [critical-section](https://docs.rs/critical-section). Most hardware
-//! crates have a feature that provides an implementation, such as `critical-section-single-core` of `cortex-m`. To test the program
-//! on a target with an operating system, also enable the feature `critical-section` of this crate.
+//! crates have a feature that provides an implementation, such as `critical-section-single-core` of `cortex-m`. On a
+//! target without an operating system the crate always locks with critical sections. On any other target, for example to test the
+//! program on the host, the feature `critical-section` of this crate enables them.
 //!
 //! The repository contains an example in `examples/bare-metal`. The example runs on an emulated Cortex-M3 and an emulated
 //! Cortex-M0.

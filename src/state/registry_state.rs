@@ -31,7 +31,7 @@ pub struct RegistryState {
     /// Whether the state belongs to the pool. A state in a `static` does not count its handles.
     pub(super) is_pooled: bool,
     shards: Once<Box<[Shard]>>,
-    /// One target for each shard. Tasks without a slot use these targets.
+    /// What the tokens of tasks without a slot point to: one [`TokenTarget`] for each shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     pub(super) shared: CachePadded<Shared>,

@@ -40,7 +40,8 @@ pub(crate) struct Token {
 impl Token {
     /// Counts a piece of work without a name or a critical mark. In most registries this operation is a single addition.
     ///
-    /// Returns `None` if the caller must call [`Token::enter`] instead.
+    /// Returns `None` if the registry is inspected or limited, or if this thread's shard has drained. The caller then calls
+    /// [`Token::enter`].
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
         state.enter().map(|target| Self { target, location: Some(location) })

@@ -10,8 +10,8 @@
 //! departure from a closed gate sets `DRAINED` with a compare-and-swap, and so does `close` if the gate is empty. The
 //! compare-and-swap fails if another task has entered meanwhile, so exactly one thread drains the gate (S3).
 //!
-//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry makes both counts too
-//! high by one. A drained gate has no accepted task in flight, so `snapshot` subtracts all refused entries, and no reader ever sees
+//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry
+//! makes the accepted count and the in-flight count too high by one. A drained gate has no accepted task in flight, so `snapshot` subtracts all refused entries, and no reader ever sees
 //! a refused entry (S4).
 //!
 //! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its

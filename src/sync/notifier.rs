@@ -43,7 +43,8 @@ impl Notifier {
     pub(crate) fn wake_deferred(&self) {
         for deferred in self.called.with(take) {
             wake(deferred.waker.with(Option::take));
-            // If `deferred` is the last reference, its destructor drops a waker that a concurrent poll has stored.
+            // A concurrent poll may have stored another waker. If this is the last reference, dropping it drops that waker, and
+            // the destructor of a waker is user code that may panic.
             ignore_panic(|| drop(deferred));
         }
     }

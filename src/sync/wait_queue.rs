@@ -53,8 +53,7 @@ impl WaitQueue {
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
-            // This check holds the lock that `close` takes after the shutdown starts. So `close` finds every waiter that passes
-            // this check.
+            // `close` takes the same lock after the shutdown has started. So `close` finds every waiter that passes this check.
             if !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
@@ -62,7 +61,8 @@ impl WaitQueue {
             waiters.next_ticket = waiters.next_ticket.max(own + 1);
             let replaced = waiters.wakers.insert(own, waker.take()).flatten();
             let is_first = waiters.wakers.first_key_value().is_some_and(|(first, _)| *first == own);
-            // Request permits before checking for a free permit. A departure after the check then wakes the first waiter (L4).
+            // The request for permits comes before `enter_in_turn` looks for a free permit. So a task that leaves after
+            // `enter_in_turn` has failed wakes the first waiter (L4).
             gate.request_permit();
             if is_first && gate.enter_in_turn(limit).is_ok() {
                 waker = waiters.wakers.remove(&own).flatten();
