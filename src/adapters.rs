@@ -1,6 +1,6 @@
-//! Spawners for each supported runtime, spawners without a type parameter, and observers for tracing and metrics.
+//! Contains spawners for each supported runtime, spawners without a type parameter, and observers for tracing and metrics.
 //!
-//! Adapters use the crate's public API only.
+//! The adapters use only the crate's public API.
 
 #[cfg(feature = "async-executor")]
 pub(crate) mod async_executor;

@@ -8,14 +8,16 @@ use core::fmt;
 impl<S> Registry<S> {
     /// Returns a new registry that starts its tasks with `spawner`.
     ///
-    /// It has no observers, no inspection and no limit; see [`builder`](Self::builder). Its state comes from a process-wide pool. It
-    /// returns to the pool when the registry has drained and all handles are dropped. So memory is bounded by the largest number of
-    /// registries that existed at the same time.
+    /// The registry has no observers, no inspection and no limit. To configure them, use [`builder`](Self::builder).
+    ///
+    /// The registry takes its state from a process-wide pool. The state returns to the pool when the registry has drained and all
+    /// handles have been dropped. So memory is bounded by the largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
 
-    /// Returns a builder for a registry with observers, inspection, a limit, or a policy that starts the shutdown after a loss.
+    /// Returns a builder for a registry. The builder can add observers, inspection, a limit, and policies that start the shutdown
+    /// after a loss.
     ///
     /// # Examples
     ///
@@ -33,7 +35,9 @@ impl<S> Registry<S> {
     }
 }
 
-/// Configures observers, inspection, a limit and shutdown policy of a new [`Registry`]; see [`Registry::builder`].
+/// Configures the observers, the inspection, the limit and the shutdown policy of a new [`Registry`].
+///
+/// [`Registry::builder`] returns this type.
 #[must_use = "a builder makes no registry until `build` is called"]
 pub struct RegistryBuilder<S> {
     spawner: S,
@@ -45,10 +49,11 @@ impl<S> RegistryBuilder<S> {
         Self { spawner, settings: Settings::default() }
     }
 
-    /// Adds an observer, which receives every loss, and the start and the end of the shutdown; see [`Observer`]. Default: none.
+    /// Adds an [`Observer`], which receives every loss, the start of the shutdown and the end of the drain. Default: no observers.
     ///
-    /// Observers are called in the order in which they were added. A successful task costs nothing extra. A [named](Registry::named) task
-    /// needs a slot then, as an [inspected](Self::inspect) task does.
+    /// The registry calls its observers in the order in which they were added. An observer adds no cost to a task that completes
+    /// without a name. In a registry with observers, each [named](Registry::named) task occupies a slot, as an
+    /// [inspected](Self::inspect) task does.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.settings.observers.push(Box::new(observer));
         self
@@ -59,8 +64,8 @@ impl<S> RegistryBuilder<S> {
     /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) then list the tasks, and [`Registry::abort`] and
     /// [`Registry::abort_task`] can abort them.
     ///
-    /// Each task costs a slot and a timestamp. Slots are reused and never freed: memory is bounded by the most tasks that were in flight
-    /// simultaneously.
+    /// Each task occupies a slot and takes a timestamp. Slots are reused and never freed, so memory is bounded by the largest
+    /// number of tasks that were in flight simultaneously.
     pub fn inspect(mut self) -> Self {
         self.settings.inspect = true;
         self
@@ -69,31 +74,34 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1.
     ///
     /// When the limit is reached, [`run`](Registry::run) and [`try_run`](Registry::try_run) reject further tasks as
-    /// [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a permit. Tracked futures and guards
-    /// count too.
+    /// [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a permit. Tracked futures and
+    /// guards count towards the limit.
     ///
-    /// The limit is exact because all threads share one counter. Starting a task then writes a cache line that other threads write too.
+    /// The limit is exact because all threads share one counter. Threads that start or end tasks therefore contend for one cache
+    /// line.
     ///
     /// # Panics
     ///
-    /// If `limit` is 0, because no task could ever run.
+    /// Panics if `limit` is 0, because no task could ever run.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
         assert_ne!(limit, 0, "max_in_flight(0) would reject every task; the minimum is 1");
         self.settings.limit = Some(limit.min(MAX_IN_FLIGHT));
         self
     }
 
-    /// Starts the shutdown when any task panics. Default: off. The panic of a [critical](Registry::critical) task always does so.
+    /// Starts the shutdown when any task panics. Default: off.
     ///
-    /// The shutdown starts before the task's in-flight count is released.
+    /// The panic of a [critical](Registry::critical) task starts the shutdown even if this option is off. The shutdown starts while
+    /// the task is still counted as in flight.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.shutdown_on_panic = true;
         self
     }
 
-    /// Starts the shutdown when any task fails. Default: off. The failure of a [critical](Registry::critical) task always does so.
+    /// Starts the shutdown when any task fails. Default: off.
     ///
-    /// The shutdown starts before the task's in-flight count is released.
+    /// The failure of a [critical](Registry::critical) task starts the shutdown even if this option is off. The shutdown starts
+    /// while the task is still counted as in flight.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.shutdown_on_failure = true;
         self

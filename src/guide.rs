@@ -1,4 +1,4 @@
-//! Pages on special environments. They exist in the documentation only.
+//! Contains pages about special environments. The pages exist only in the documentation.
 
 pub mod bare_metal;
 pub mod browser;

@@ -1,8 +1,8 @@
-//! Background tasks on any async runtime: started with one call, drained at shutdown, and accounted for one by one.
+//! Starts background tasks on any async runtime, drains them at shutdown, and reports how each task ended.
 //!
-//! A server answers its caller and still has work to do: write the cache, send the mail, record the audit line. A detached task loses that
-//! work silently when the process exits. A [`Registry`] starts such tasks, and before the process exits it asks every task to stop, waits
-//! within a deadline, and reports how each task ended.
+//! A server often has work left after it has sent a response: write to a cache, send a mail, write an audit record. If a detached
+//! task does this work, the work is silently lost when the process exits. A [`Registry`] starts background tasks and keeps count of
+//! them. At shutdown the registry signals every task to stop, waits for the tasks until a deadline, and reports how they ended.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")] mod program {
@@ -27,12 +27,14 @@
 //! # fn main() {}
 //! ```
 //!
-//! - [`Registry::run`] counts a task and passes it to a [`Spawner`]. It catches the task's panic, and counts its error and its loss.
-//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for it.
-//! - [`Registry::shutdown`] starts the shutdown. It returns a future that resolves to a [`Summary`] when nothing is in flight.
+//! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task, and counts how
+//!   the task ended.
+//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
+//! - [`Registry::shutdown`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight.
 //!
-//! Most programs need no more. [`Registry::track`] and [`Registry::guard`] count work that something else runs. [`Registry::builder`] makes a
-//! registry with [observers](Observer), a list of its tasks, aborts, or a limit.
+//! Most programs need only these three methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
+//! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
+//! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
 //!
 //! # The life of a registry
 //!
@@ -46,63 +48,64 @@
 //!                                     signals are triggered   the summary is final
 //! ```
 //!
-//! A draining registry still accepts tasks, so that a task can finish its work with the help of another one. To make a drain end, stop the
-//! sources of new work first: close the listener, for example when its [signal](Registry::signal) resolves.
+//! A draining registry still accepts tasks, so a task can start other tasks to finish its work. A drain ends only if new work stops
+//! arriving. For example, a server can close its listening socket when the [shutdown signal](Registry::signal) resolves.
 //!
 //! # Outcomes
 //!
-//! Every accepted piece of work ends with one of the first five outcomes. All but *completed* are losses, which are reported to observers.
+//! A task that the registry rejects has the outcome *rejected*. A task that the registry accepts ends with exactly one of the other
+//! outcomes. Every outcome except *completed* is a loss. The registry reports each loss to its observers.
 //!
-//! | outcome | the work |
-//! | --- | --- |
-//! | [completed](Summary::completed) | finished with `()` or `Ok`; or it was a guard, and was dropped |
-//! | [failed](Summary::failed) | finished with an `Err` |
-//! | [panicked](Summary::panicked) | panicked, in its code or in a destructor |
-//! | [abandoned](Summary::abandoned) | was dropped before it finished, for example with its runtime |
-//! | [aborted](Summary::aborted) | was ended at an await point by [`abort`](Registry::abort) |
-//! | [rejected](Summary::rejected) | was never started, because the registry had drained or was full |
+//! | outcome | accepted? | meaning |
+//! | --- | --- | --- |
+//! | [completed](Summary::completed) | yes | The task returned `()` or `Ok`, or a guard was dropped. |
+//! | [failed](Summary::failed) | yes | The task returned `Err`. |
+//! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
+//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point. |
+//! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
 //! # Guarantees
 //!
-//! - A task is counted before it is started. Its count is released after its future, destructors, error and panic payload have been dropped. So
-//!   a drain that has resolved is final.
-//! - A panic in a task, in its destructor or in a waker affects neither the host nor other tasks. There is one exception, as everywhere in Rust: a
-//!   destructor that panics during its task's own panic aborts the process.
-//! - Work in memory is lost when the process is killed, crashes, or loses power. Work that must survive that belongs in a durable queue,
-//!   for example in the crate `background-tasks-durable`.
+//! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
+//!   payload have been dropped. So no code of any task runs after the drain has ended.
+//! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
+//!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
+//! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
+//!   that must survive a crash in a durable queue, for example with the crate `background-tasks-durable`.
 //!
 //! # Features
 //!
 //! | feature | provides |
 //! | --- | --- |
-//! | `std` (default) | caught panics, blocking waits, ages of tasks, and about four shards for each core |
+//! | `std` (default) | catching of panics, shutdown waits that block the thread, ages of tasks, and about four shards for each core |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
 //! | `futures` | `FuturesSpawner`, for executors that implement `Spawn` or `LocalSpawn` of the `futures` crate |
-//! | `wasm-bindgen-futures` | `WasmSpawner`, and ages of tasks, on `wasm32-unknown-unknown`; nothing elsewhere |
+//! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
 //! | `tracing` | `TracingObserver`, and `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver` |
 //! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
-//! | `coarse-clock` | times from the kernel's coarse clock (Linux, Android): some milliseconds old, and cheaper to read |
-//! | `portable-atomic` | atomics of portable-atomic, for targets without compare-and-swap |
-//! | `critical-section` | critical sections as the lock of programs without `std`, and for `portable-atomic` |
+//! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
+//! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
+//! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without `std` everything works but what that row names; see the page on [bare metal](guide::bare_metal). There is also a page on the
-//! [browser](guide::browser).
+//! Without the feature `std`, only the items in the table's row `std` are missing. The page [`guide::bare_metal`] describes
+//! programs without `std`. The page [`guide::browser`] describes programs in a browser.
 //!
 //! # Cost
 //!
-//! Counting a task takes two atomic operations on a cache line that no other thread writes, grows the task by two words, and allocates
-//! nothing. (A registry has about four shards for each core, at most 128, and threads share them in turn.) Waiting for the signal with
-//! [`ShutdownSignal::run_until_shutdown`] allocates nothing once the list of a shard has grown. The state of a registry comes from a pool,
-//! so memory is bounded by the largest number of registries that existed at the same time.
+//! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The operations are on a
+//! cache line that threads rarely share: a registry has about four shards for each core, at most 128, and each thread uses one
+//! shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a shard's list of wakers must grow. The state of a registry
+//! comes from a process-wide pool, so memory is bounded by the largest number of registries that existed at the same time.
 //!
-//! The options of [`RegistryBuilder`] cost only those who use them. An observer costs nothing until there is a loss. An inspected task
-//! occupies a slot and takes a timestamp. A limit makes all threads share one counter. `cargo run --release -p peers`, in the
-//! repository, measures all of this.
+//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost. An inspected
+//! task occupies a slot and takes a timestamp. A limit makes all threads share one counter. The benchmark `cargo run --release -p
+//! peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -1,26 +1,27 @@
 use crate::report::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 
-/// Receives every loss, and the start and the end of a shutdown; see [`RegistryBuilder::observer`](crate::RegistryBuilder::observer).
+/// Receives every loss of a task, the start of the shutdown, and the end of the drain.
 ///
-/// The default implementation of each method does nothing. Successful tasks are not reported, so that they cost nothing;
-/// [`Registry::summary`](crate::Registry::summary) counts them.
+/// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) adds an observer to a registry. The default implementation of
+/// each method does nothing. Completed tasks are not reported to observers, so that observers do not slow them down. To count
+/// completed tasks, use [`Registry::summary`](crate::Registry::summary).
 ///
 /// # Order
 ///
-/// - A loss is reported after it has been counted and before its task's in-flight count is released. So when a drain has resolved, every loss
-///   of an accepted task has been reported.
-/// - [`shutdown_started`](Self::shutdown_started) and [`drained`](Self::drained) are each called once, in this order. All waiters of the drain
-///   are woken after `drained` has returned.
-/// - The observers of a registry are called one after the other, in the order in which they were added.
+/// - The registry counts a loss and then reports it, while the lost task still counts as in flight. So every loss of an accepted
+///   task has been reported when the drain ends.
+/// - The registry calls [`shutdown_started`](Self::shutdown_started) once. Later it calls [`drained`](Self::drained) once. The
+///   registry wakes all futures that wait for the drain after `drained` has returned.
+/// - The registry calls its observers one after the other, in the order in which they were added.
 ///
 /// # Threads and locks
 ///
-/// A method is called on the thread where the event happens: where the task is polled or dropped, where a rejected task was to be started,
-/// where the shutdown starts, or where the drain ends. Several threads may call methods simultaneously. No lock of the registry is held.
+/// The registry calls a method on the thread where the event happens. For a lost task, this is the thread that polls, drops or
+/// rejects the task. Several threads may call methods of an observer simultaneously. The registry holds no lock during a call.
 ///
-/// Methods should return quickly, because the task and the drain wait for them. A method may use the registry in any other way, but must
-/// not wait for the drain, which would deadlock. An observer that owns a handle of the registry keeps the registry open, as a task does.
+/// Methods should return quickly, because they delay the task and the drain. A method may call the registry's methods, but must not
+/// wait for the drain: such a wait deadlocks. An observer that owns a handle of its registry keeps the registry open.
 ///
 /// # Panics
 ///
@@ -51,7 +52,8 @@ pub trait Observer: Send + Sync + 'static {
     /// Called when a task returned an `Err`. `error` is the `Display` text of the error.
     fn failed(&self, task: &TaskInfo, error: &str) {}
 
-    /// Called when a task or its destructor panicked, or a [`Guard`](crate::Guard) was dropped by a panic. `message` is the panic's message.
+    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard). `message`
+    /// is the message of the panic.
     fn panicked(&self, task: &TaskInfo, message: &str) {}
 
     /// Called when a task was dropped before it finished.
@@ -60,9 +62,10 @@ pub trait Observer: Send + Sync + 'static {
     /// Called when a task was [aborted](crate::Registry::abort).
     fn aborted(&self, task: &TaskInfo) {}
 
-    /// Called when the registry did not accept a task. Such a task has no ID and no age.
+    /// Called when the registry rejected a task. A rejected task has no ID and no age.
     ///
-    /// Rejections that an observer causes on the same thread during this call are counted but not reported.
+    /// If the observer itself starts a task during this call and the registry rejects that task, the rejection is counted but not
+    /// reported.
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {}
 
     /// Called once when the shutdown has started. `in_flight` is the number of tasks in flight at that moment.
@@ -70,10 +73,10 @@ pub trait Observer: Send + Sync + 'static {
     /// All shutdown signals have been triggered before this call.
     fn shutdown_started(&self, in_flight: usize) {}
 
-    /// Called once when the drain has ended. `summary` is final, except for later rejections.
+    /// Called once when the drain has ended. The numbers in `summary` are final, except that later rejections are still counted.
     ///
-    /// `took` is the time since the shutdown started. It is zero where no clock exists: without `std`, and in the browser without the
-    /// feature `wasm-bindgen-futures`.
+    /// `took` is the time since the shutdown started. `took` is zero if there is no clock: without `std`, and in the browser
+    /// without the feature `wasm-bindgen-futures`.
     fn drained(&self, summary: &Summary, took: Duration) {}
 }
 

@@ -1,6 +1,7 @@
-//! What differs between a program with an operating system, bare metal, and a loom model.
+//! Hides the differences between programs with an operating system, bare-metal programs, and loom models.
 //!
-//! There is one module for each of the three, and all have the same shape, so the layers above contain no `cfg`.
+//! Each of these three platforms has its own module. All platform modules export the same items, so the layers above contain no
+//! `cfg`.
 
 #[cfg(not(feature = "std"))]
 mod bare;
@@ -27,7 +28,7 @@ use core::task::Waker;
 #[cfg(not(any(feature = "std", feature = "critical-section", target_os = "none")))]
 compile_error!("background-tasks needs the feature `std`, or `critical-section` in a program without the standard library");
 
-/// Declares a function `const`, except under loom, whose primitives have no `const` constructors.
+/// Declares a `const` function. Under loom the function is not `const`, because loom's primitives have no `const` constructors.
 macro_rules! const_unless_loom {
     ($(#[$meta:meta])* $vis:vis const fn $($rest:tt)*) => {
         #[cfg(not(loom))]
@@ -38,7 +39,7 @@ macro_rules! const_unless_loom {
 }
 pub(crate) use const_unless_loom;
 
-/// Declares a static. A model makes a new one for each of its runs.
+/// Declares a static. A loom model creates a new value for each of its runs.
 #[cfg(not(loom))]
 macro_rules! global {
     (static $name:ident: $type:ty = $value:expr) => {
@@ -48,7 +49,7 @@ macro_rules! global {
 #[cfg(not(loom))]
 pub(crate) use global;
 
-/// Implements `Wake` for a type by a function that takes an `Arc` of it.
+/// Implements `Wake` for a type. The macro takes a function that receives an `Arc` of the type.
 macro_rules! wake_with {
     ($type:ty, $wake:path) => {
         #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
@@ -68,7 +69,7 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// A check that only a loom model makes; see `model::LifeCheck`.
+/// A check that only loom models perform; see `model::LifeCheck`.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 
@@ -84,15 +85,15 @@ impl LifeCheck {
     pub(crate) fn touch(&self) {}
 }
 
-/// Keeps a value on cache lines of its own: two lines, because the prefetcher loads pairs.
+/// Gives a value its own cache lines. The alignment is two cache lines, because the prefetcher loads lines in pairs.
 ///
-/// Without `std` there is one thread, and the memory would be wasted.
+/// Without `std` there is one thread, so the value is not padded.
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Runs user code whose panic must not reach the caller (S6).
+/// Runs user code and keeps its panic from reaching the caller (S6).
 ///
-/// The payload's destructor may panic as well. The payload of that second panic is leaked.
+/// The destructor of the payload may panic as well. The payload of the second panic is leaked.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
         if let Err(second) = catch(|| drop(payload)) {
@@ -101,12 +102,12 @@ pub(crate) fn ignore_panic(f: impl FnOnce()) {
     }
 }
 
-/// Drops a user's value. A panic of its destructor is ignored.
+/// Drops a user's value. Ignores a panic of the value's destructor.
 pub(crate) fn drop_quietly<T>(value: T) {
     ignore_panic(|| drop(value));
 }
 
-/// Calls a waker, if there is one. A panic of the waker is ignored.
+/// Calls a waker if there is one. Ignores a panic of the waker.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         ignore_panic(|| waker.wake());

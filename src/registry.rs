@@ -8,19 +8,19 @@ use crate::task_builder::{RunWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Starts the background tasks of one program, counts them, signals shutdown to them, and waits for them.
+/// Starts background tasks, counts them, signals the shutdown to them, and waits until they have ended.
 ///
 /// A registry has three states:
 ///
 /// - *Open*: it accepts tasks until [`shutdown`](Self::shutdown) is called or the last handle is dropped.
-/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight, so that a
-///   task, or the holder of a [`Guard`], can start follow-up work.
-/// - *Drained*: nothing is in flight. The registry never accepts a task again.
+/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight, so
+///   that a task, or the holder of a [`Guard`], can start follow-up work.
+/// - *Drained*: no task is in flight. The registry never accepts a task again.
 ///
-/// So stop external requests first, and give the drain a deadline. A listener, for example, can wait for the signal and close.
+/// New tasks prolong a drain. So stop accepting requests when the shutdown signal resolves, and wait for the drain with a deadline.
 ///
-/// A clone is another handle of the same registry. A task that owns a handle keeps its registry open: dropping all other handles then does
-/// not start the shutdown.
+/// A clone is another handle of the same registry. The shutdown starts when the last handle is dropped. A task that owns a handle
+/// therefore keeps its registry open.
 ///
 /// # Examples
 ///
@@ -47,10 +47,10 @@ impl<S> Registry<S> {
         Self { handle, spawner }
     }
 
-    /// Returns a handle of the registry whose state is `state`, for a `static` and for programs without `std`.
+    /// Returns a handle of the registry whose state is `state`. A `static` can hold this handle, also in programs without `std`.
     ///
-    /// All handles made with one `state` belong to the same registry. Dropping such a handle never starts the shutdown. See
-    /// [`RegistryState`] for an example.
+    /// All handles made from the same `state` belong to the same registry. Dropping a handle made by `in_static` never starts the
+    /// shutdown. The docs of [`RegistryState`] contain an example.
     pub const fn in_static(state: &'static RegistryState, spawner: S) -> Self {
         Self { handle: RegistryHandle::in_static(state), spawner }
     }
@@ -65,9 +65,10 @@ impl<S> Registry<S> {
         TaskBuilder::new(self.state(), &self.spawner)
     }
 
-    /// Returns another handle of this registry, which starts its tasks with another spawner.
+    /// Returns another handle of this registry. The returned handle starts its tasks with `spawner`.
     ///
-    /// One drain then covers tasks on several executors, or tasks that are [wrapped](Spawner#wrapping-each-task) differently.
+    /// Handles with different spawners let one registry drain the tasks of several executors, or tasks with different
+    /// [wrappers](Spawner#wrapping-each-task).
     ///
     /// # Examples
     ///
@@ -97,12 +98,12 @@ impl<S> Registry<S> {
         &self.spawner
     }
 
-    /// Returns a builder that starts a task with this name. A name stands for a kind of task, such as `"welcome-mail"`, not for a single
-    /// task.
+    /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
+    /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name. In a registry
-    /// with observers, a named task needs a slot, as an [inspected](crate::RegistryBuilder::inspect) task does. In a registry without observers
-    /// and inspection the name has no effect and costs almost nothing.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name.
+    /// In a registry with observers, a named task occupies a slot, as an [inspected](crate::RegistryBuilder::inspect) task does. In
+    /// a registry without observers and without inspection, the name has no effect and costs almost nothing.
     ///
     /// # Examples
     ///
@@ -119,11 +120,13 @@ impl<S> Registry<S> {
 
     /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
     ///
-    /// A critical task that is aborted, abandoned or rejected does not start the shutdown. Neither does a [tracked](Self::track) future
-    /// that returns `Err`, because its output belongs to its owner. [`shutdown_cause`](Self::shutdown_cause) returns the task that started
-    /// the shutdown.
+    /// A critical task that is aborted, abandoned or rejected does not start the shutdown. A critical [tracked](Self::track) future
+    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future.
+    /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown.
     ///
-    /// [`RegistryBuilder::shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and [`RegistryBuilder::shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply this to every task.
+    /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown after the panic or failure of any
+    /// task.
     ///
     /// # Examples
     ///
@@ -140,15 +143,15 @@ impl<S> Registry<S> {
         self.task().critical()
     }
 
-    /// Counts a future as in flight until it finishes or is dropped. Its owner polls it, for example in a `JoinSet`, a `select!` or a
-    /// server.
+    /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
+    /// `JoinSet` or a `select!`.
     ///
-    /// Any output counts as completed. A panic counts as panicked and then continues in the caller. A future that is dropped before it
-    /// finished counts as abandoned.
+    /// A future that finishes counts as completed, whatever it returns. A future that panics counts as panicked, and the panic
+    /// unwinds into the caller. A future that is dropped before it has finished counts as abandoned.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Result<Tracked<F>, Rejected<F>> {
         self.task().track(future)
@@ -187,13 +190,14 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
     ///
-    /// All shutdown signals are triggered when this method returns. The shutdown continues if the future is dropped. Calling the method
-    /// again returns another future for the same drain. [`Shutdown`] also has waits with a deadline, and waits that block the thread.
+    /// All shutdown signals of the registry are triggered when this method returns. The shutdown continues if the returned future
+    /// is dropped. A second call returns another future for the same drain. [`Shutdown`] has methods that wait until a deadline,
+    /// and methods that block the thread.
     ///
     /// # Deadlocks
     ///
-    /// A task, or the holder of a guard, that awaits the returned future waits for itself. Inside a task, call this method and drop the
-    /// future.
+    /// A task must not await the shutdown of its own registry, because the drain waits until that task has ended. The holder of a
+    /// guard must not await the shutdown either. Inside a task, call `shutdown()` and drop the returned future.
     ///
     /// # Examples
     ///
@@ -218,51 +222,61 @@ impl<S> Registry<S> {
 
     /// Returns a guard that starts the shutdown when it is dropped, for a `main` that can return early.
     ///
-    /// Dropping the guard does not wait for the drain. [`ShutdownGuard::disarm`] releases it without starting the shutdown.
+    /// Dropping the guard does not wait for the drain. [`ShutdownGuard::disarm`] drops the guard without starting the shutdown.
     pub fn shutdown_on_drop(&self) -> ShutdownGuard {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until nothing is in flight, without starting the shutdown.
+    /// Waits until no task is in flight, without starting the shutdown.
     ///
-    /// Use it in tests of code that starts background tasks: tasks that are started by tasks are waited for too. The future resolves after
-    /// a moment at which nothing was in flight; new tasks may be in flight by then.
+    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
+    /// The returned future resolves after a moment at which no task was in flight. New tasks may be in flight when the future
+    /// resolves.
     ///
     /// # Deadlocks
     ///
-    /// A task, or the holder of a guard, that awaits the returned future waits for itself.
+    /// A task must not await `wait_idle` of its own registry, because that task stays in flight while it waits. The same is true
+    /// for the holder of a guard.
     ///
     /// # Cancel safety
     ///
-    /// The future can be dropped at any time.
+    /// The returned future can be dropped at any time.
     pub fn wait_idle(&self) -> WaitIdle {
         WaitIdle::new(self.handle.state_ref())
     }
 
-    /// Returns the tasks in flight, oldest first. Empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// Returns the tasks in flight, oldest first. The list is empty unless the registry is
+    /// [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// Tasks that start or end during the call may be missing or included. The cost grows with the number of slots.
+    /// The list may or may not include tasks that start or end during the call. The method reads all slots of the registry, so the
+    /// cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
     }
 
-    /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns how many can and cannot be
-    /// aborted.
+    /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
+    /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// A waiting task is woken, dropped at its await point, and counted as aborted. A task that is being polled ends when that poll
-    /// returns, unless it finishes in that poll.
+    /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped when
+    /// the poll returns `Pending`.
     ///
-    /// These stay in flight: tasks without an await point (blocking closures, guards), tasks that never reach one, [tracked](Self::track)
-    /// futures, tasks that are started later, and all tasks of a registry that is not inspected.
+    /// The following tasks are not aborted and stay in flight:
     ///
-    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, then aborts.
+    /// - blocking closures, guards and [tracked](Self::track) futures
+    /// - tasks that never reach an await point
+    /// - tasks that are started after the call
+    /// - all tasks of a registry that is not inspected
+    ///
+    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
+    /// aborts the tasks that are still in flight.
     pub fn abort(&self) -> AbortReport {
         self.state().abort()
     }
 
-    /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as [`abort`](Self::abort) does.
+    /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as
+    /// [`abort`](Self::abort) does.
     ///
-    /// The task is searched in all slots of the registry.
+    /// The method searches all slots of the registry, so the cost grows with the number of slots.
     ///
     /// # Errors
     ///
@@ -272,14 +286,14 @@ impl<S> Registry<S> {
         self.state().abort_task(id)
     }
 
-    /// Returns the number of ended tasks by outcome. Exact once the registry has drained; see [`Summary`].
+    /// Returns the number of tasks that have ended, for each outcome. The numbers are exact once the registry has drained.
     pub fn summary(&self) -> Summary {
         self.state().summary()
     }
 
-    /// Returns the number of tasks in flight. Exact while no task starts or ends.
+    /// Returns the number of tasks in flight. The number is exact if no task starts or ends during the call.
     ///
-    /// Use it to show or record the number, and [`wait_idle`](Self::wait_idle) to wait until it is 0.
+    /// Use the number for logs and metrics. To wait until no task is in flight, use [`wait_idle`](Self::wait_idle).
     pub fn in_flight(&self) -> usize {
         self.state().in_flight()
     }
@@ -289,29 +303,36 @@ impl<S> Registry<S> {
         self.state().is_shutting_down()
     }
 
-    /// Returns the task whose loss started the shutdown: a [critical](Self::critical) task, or any task if the
-    /// [builder](crate::RegistryBuilder::shutdown_on_panic) says so.
+    /// Returns the task whose loss started the shutdown.
     ///
-    /// `None` if the shutdown has not started, or was not started by a loss. A program can choose its exit code by this value. The loss
-    /// itself is reported to [observers](crate::Observer).
+    /// The loss of a [critical](Self::critical) task can start the shutdown. With
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the loss of any task can start the shutdown. The loss
+    /// is also reported to [observers](crate::Observer).
+    ///
+    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can derive its exit code from
+    /// this value.
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.state().shutdown_cause()
     }
 
-    /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted again.
+    /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted
+    /// again.
     pub fn is_drained(&self) -> bool {
         self.state().is_drained()
     }
 
     /// Starts a task in the background and returns immediately.
     ///
-    /// The task's output decides whether it failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. If the
-    /// registry has drained or is [full](crate::RejectReason::Full), the future is dropped and counted as rejected;
-    /// [`try_run`](Self::try_run) returns it instead.
+    /// A task that returns `Err` counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted.
+    ///
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. To
+    /// get the rejected future back, use [`try_run`](Self::try_run).
     ///
     /// # Panics
     ///
-    /// If the spawner panics, as `TokioSpawner` does outside a tokio runtime. The task then counts as abandoned.
+    /// Panics if the spawner panics. `TokioSpawner`, for example, panics outside a tokio runtime. The task then counts as
+    /// abandoned.
     #[track_caller]
     pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F)
     where
@@ -320,11 +341,11 @@ impl<S> Registry<S> {
         self.task().run(future);
     }
 
-    /// Starts a task in the background, as [`run`](Self::run) does, or returns the future if it is rejected.
+    /// Starts a task in the background, as [`run`](Self::run) does. Returns the future if the registry rejects the task.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
@@ -337,30 +358,32 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as the [limit](crate::RegistryBuilder::max_in_flight) permits it: immediately, unless the registry is full.
+    /// Starts a task as soon as the number of tasks in flight is below the [limit](crate::RegistryBuilder::max_in_flight).
     ///
-    /// Waiting callers are served in the order in which they were first polled. Meanwhile the methods that do not wait, such as `run`, find
-    /// the registry full, so they cannot overtake.
+    /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in which
+    /// these futures were first polled. While a future waits, methods that do not wait, such as `run`, reject their tasks as full.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained. A caller that waits for a permit is rejected as soon as the shutdown
-    /// starts.
+    /// [`Rejected`] returns the task's future if the registry has drained, or if the shutdown starts while the caller waits for a
+    /// permit.
     ///
     /// # Panics
     ///
-    /// If the spawner panics, or if the returned future is polled after it resolved.
+    /// Panics if the spawner panics, or if the returned future is polled after it has resolved.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future leaves the wait queue and drops the task's future. The task was not started and is not counted.
+    /// Dropping the returned future also drops the task's future. The task is then neither started nor counted, and the caller
+    /// loses its position in the wait queue.
     ///
     /// # Deadlocks
     ///
-    /// A task of a full registry that awaits this future waits for tasks like itself. If all tasks do so, none of them can continue.
+    /// A task should not await `run_when_ready` of its own registry. If every task of a full registry waits for a permit, no task
+    /// can end, and no permit is ever released.
     ///
-    /// A free permit is taken when the first waiting future is polled again, so the permit is unused until then. Poll the future or drop
-    /// it; do not `mem::forget` it.
+    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
+    /// never polled again blocks all futures behind it. So do not pass a waiting future to `mem::forget`.
     ///
     /// # Examples
     ///
@@ -385,7 +408,8 @@ impl<S> Registry<S> {
         self.task().run_when_ready(future)
     }
 
-    /// Starts a task that need not be `Send` on the calling thread; otherwise like [`run`](Self::run).
+    /// Starts a task on the calling thread. The task's future need not be `Send`. Otherwise this method behaves like
+    /// [`run`](Self::run).
     ///
     /// # Panics
     ///
@@ -398,11 +422,12 @@ impl<S> Registry<S> {
         self.task().run_local(future);
     }
 
-    /// Starts a task that need not be `Send` on the calling thread, or returns the future if it is rejected.
+    /// Starts a task on the calling thread, as [`run_local`](Self::run_local) does. Returns the future if the registry rejects the
+    /// task.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the future if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
@@ -415,7 +440,7 @@ impl<S> Registry<S> {
         self.task().try_run_local(future)
     }
 
-    /// Starts a blocking closure on a thread that may block; otherwise like [`run`](Self::run).
+    /// Starts a closure on a thread that may block. Otherwise this method behaves like [`run`](Self::run).
     ///
     /// # Panics
     ///
@@ -428,11 +453,12 @@ impl<S> Registry<S> {
         self.task().run_blocking(work);
     }
 
-    /// Starts a blocking closure on a thread that may block, or returns the closure if it is rejected.
+    /// Starts a closure on a thread that may block, as [`run_blocking`](Self::run_blocking) does. Returns the closure if the
+    /// registry rejects the closure.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the closure if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Panics
     ///
@@ -448,7 +474,8 @@ impl<S> Registry<S> {
 
 #[cfg(loom)]
 impl<S> Registry<S> {
-    /// For the models: evaluates the condition that [`wait_idle`](Self::wait_idle) waits for, without asking to be notified.
+    /// Returns whether [`wait_idle`](Self::wait_idle) would resolve now. The loom models use this method, which requests no
+    /// notification.
     #[doc(hidden)]
     pub fn is_idle(&self) -> bool {
         self.state().is_idle()

@@ -1,4 +1,4 @@
-//! What a registry reports: plain data that knows no registry.
+//! Data types that a registry returns or passes to observers. They hold no reference to the registry.
 
 mod abort;
 mod output;

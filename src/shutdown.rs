@@ -5,14 +5,14 @@ use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
 
-/// Waits for the drain of a registry, and resolves to the final [`Summary`]; see [`Registry::shutdown`](crate::Registry::shutdown).
+/// Waits for the drain of a registry, and resolves to the final [`Summary`].
 ///
-/// The shutdown has already started. Any number of `Shutdown` futures can wait for one drain, on any thread. They do not keep the registry
-/// open.
+/// [`Registry::shutdown`](crate::Registry::shutdown) starts the shutdown and returns this future. Any number of `Shutdown` futures
+/// can wait for the same drain, on any thread.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future only ends this wait. Call `shutdown()` again for another one.
+/// Dropping the future ends the wait, but not the shutdown. To wait again, call `shutdown()` again.
 #[derive(Debug)]
 pub struct Shutdown {
     waiter: Waiter,
@@ -24,18 +24,18 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits for the drain or for `deadline`, whichever comes first. `deadline` can be any future, usually a timer of the runtime.
+    /// Waits until the registry has drained or `deadline` resolves. `deadline` can be any future, usually a timer of the runtime.
     ///
-    /// The registry is checked once more after the deadline. With a deadline that has already passed, this method only checks whether the
-    /// registry has drained.
+    /// The method checks the registry once more after `deadline` has resolved. If `deadline` has already passed, the method only
+    /// checks whether the registry has drained.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] if tasks are still in flight. They continue to run: wait again, or exit the program.
+    /// Returns [`Stragglers`] if tasks are still in flight when `deadline` resolves. These tasks continue to run.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future only ends this wait and drops `deadline`.
+    /// Dropping the future drops `deadline` and ends the wait, but not the shutdown.
     ///
     /// # Examples
     ///
@@ -56,20 +56,26 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
     }
 
-    /// Waits for the drain until `grace` resolves, then [aborts](crate::Registry::abort) the tasks and waits until `abort_timeout`
-    /// resolves.
+    /// Waits for the drain until `grace` resolves. Then [aborts](crate::Registry::abort) the remaining tasks, and waits for the
+    /// drain until the future returned by `abort_timeout` resolves.
     ///
-    /// `abort_timeout` is a function because most timers start when they are created: it is called after `grace` has resolved.
+    /// `abort_timeout` is called after `grace` has resolved. `abort_timeout` is a function, not a future, because most timers start
+    /// when they are created.
     ///
     /// # Errors
     ///
-    /// [`Stragglers`] if tasks are still in flight after both. They cannot be aborted (blocking closures, guards, tracked futures), have
-    /// not reached an await point, or were started after the abort. In a registry that is not [inspected](crate::RegistryBuilder::inspect)
-    /// no task can be aborted.
+    /// Returns [`Stragglers`] if tasks are still in flight after the second wait. A task can be still in flight for one of these
+    /// reasons:
+    ///
+    /// - The task is a blocking closure, a guard or a tracked future, which cannot be aborted.
+    /// - The task has not reached an await point.
+    /// - The task was started after the abort.
+    /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future only ends this wait and drops both timers. Tasks that it has not aborted by then continue to run.
+    /// Dropping the future ends the wait. The shutdown continues. If the future is dropped before `grace` resolves, no task is
+    /// aborted.
     ///
     /// # Examples
     ///
@@ -107,33 +113,6 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the thread until the registry has drained, for programs that are not async.
-    ///
-    /// # Deadlocks
-    ///
-    /// Never returns on a thread that must run the tasks, such as the thread of a current-thread runtime. Never returns inside a task
-    /// either, or while the caller holds a guard: it would wait for itself.
-    /// Blocks the thread until the registry has drained, or until `timeout` has elapsed. With a timeout of zero it only checks.
-    ///
-    /// # Errors
-    ///
-    /// [`Stragglers`] if tasks are still in flight after `timeout`. They continue to run.
-    ///
-    /// # Deadlocks
-    ///
-    /// In the cases that [`wait`](Self::wait) lists, it blocks for the whole timeout and returns the error.
-    /// Blocks the thread until the registry has drained. Aborts the tasks after `grace`, and returns at the latest after a further
-    /// `abort_timeout`.
-    ///
-    /// Otherwise it behaves like [`or_abort`](Self::or_abort).
-    ///
-    /// # Errors
-    ///
-    /// [`Stragglers`] if tasks are still in flight after both times. They continue to run.
-    ///
-    /// # Deadlocks
-    ///
-    /// In the cases that [`wait`](Self::wait) lists, it blocks for both times.
     pub(crate) fn state(&self) -> &'static RegistryState {
         self.state.state()
     }
@@ -156,7 +135,7 @@ impl Future for Shutdown {
     }
 }
 
-/// Resolves after a moment at which nothing was in flight; see [`Registry::wait_idle`](crate::Registry::wait_idle).
+/// Resolves after a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
@@ -175,7 +154,7 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // Requested before the check that decides to wait: a departure after that check notifies.
+        // Requests a notification before it checks for idleness again. So a task that ends after this check notifies the waiter.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()
@@ -184,7 +163,8 @@ impl Future for WaitIdle {
     }
 }
 
-/// Starts the shutdown when it is dropped; see [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop).
+/// Starts the shutdown when the guard is dropped. [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop) returns this
+/// guard.
 #[derive(Debug)]
 #[must_use = "a guard that is dropped immediately starts the shutdown immediately"]
 pub struct ShutdownGuard(Option<StateRef>);

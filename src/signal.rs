@@ -4,17 +4,17 @@ use core::task::{Context, Poll};
 use core::{fmt, pin::Pin};
 use pin_project_lite::pin_project;
 
-/// Resolves once the shutdown of its registry has started, and immediately whenever it is polled after that.
+/// Resolves once the shutdown of its registry has started. After the shutdown has started, every poll returns `Ready`.
 ///
-/// The shutdown starts when [`shutdown`](crate::Registry::shutdown) is called, when a loss starts it, or when the registry's last handle is
-/// dropped. A signal neither keeps the registry open nor delays its drain.
+/// The shutdown starts in three cases: a caller calls [`Registry::shutdown`](crate::Registry::shutdown), the registry's last handle
+/// is dropped, or the loss of a task triggers the shutdown. A shutdown signal neither keeps its registry open nor delays the drain.
 ///
-/// Cloning a signal writes no shared memory. The first poll registers a waker in the shard of the polling thread; dropping the signal removes
-/// it. Every clone waits separately.
+/// Cloning a signal writes no shared memory. The first poll of a signal registers a waker in the shard of the polling thread.
+/// Dropping the signal removes the waker. Each clone registers its own waker.
 ///
 /// # Cancel safety
 ///
-/// A signal can be dropped, or polled again, at any time.
+/// A signal can be dropped at any time. A signal can be polled again after it has resolved.
 ///
 /// # Examples
 ///
@@ -53,14 +53,16 @@ impl ShutdownSignal {
         self.state.phase() != self.phase
     }
 
-    /// Runs a future until it finishes or the shutdown starts. The output is `None` if the future did not finish.
+    /// Runs `future` until `future` finishes or the shutdown starts. Returns `None` if the shutdown started before `future`
+    /// finished.
     ///
-    /// The future is polled first: if it can finish in a poll, it does, even after the shutdown has started. Otherwise it is dropped
-    /// together with the returned `RunUntilShutdown`, at the end of the `.await`.
+    /// A future that is ready wins over the signal: each poll polls `future` before it checks the signal. If the shutdown has
+    /// started and `future` is not ready, the `.await` returns `None` and drops `future`.
     ///
-    /// In a loop whose future is always ready, such as a listener under load, check [`is_triggered`](Self::is_triggered) in each round.
+    /// A loop whose future is always ready, such as `accept` under load, never sees the signal here. Such a loop must also check
+    /// [`is_triggered`](Self::is_triggered) in each iteration.
     ///
-    /// With `std`, waiting allocates nothing, once the shard's list of wakers has grown.
+    /// With `std`, waiting allocates only when the shard's list of wakers must grow.
     ///
     /// # Cancel safety
     ///
@@ -100,7 +102,7 @@ impl Future for ShutdownSignal {
         if let Some((shard, key)) = waiting {
             return shard.signals().update(*key, cx.waker(), is_live);
         }
-        // On the shard of the thread that polls. The thread that cloned the signal may have been another (H2).
+        // Uses the shard of the polling thread. Another thread may have cloned the signal (H2).
         let shard = state.shard();
         *waiting = shard.signals().insert(cx.waker(), is_live).map(|key| (shard, key));
         if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
@@ -132,7 +134,7 @@ impl fmt::Debug for ShutdownSignal {
 }
 
 pin_project! {
-    /// Runs a future until it finishes or the shutdown starts; see [`ShutdownSignal::run_until_shutdown`].
+    /// Runs a future until the future finishes or the shutdown starts. [`ShutdownSignal::run_until_shutdown`] returns this type.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct RunUntilShutdown<F> {

@@ -1,4 +1,4 @@
-//! The state of one registry: what its handles, tasks, signals and waiters share.
+//! The state of one registry. All handles, tasks, signals and waiters of the registry share this state.
 
 mod admission;
 mod drain;

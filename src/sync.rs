@@ -1,4 +1,5 @@
-//! The parts that a registry's state is built from. None of them knows a registry, and a model can drive each of them.
+//! The building blocks of a registry's state. No building block depends on the registry, so a loom model can drive each building
+//! block alone.
 
 pub(crate) mod gate;
 pub(crate) mod notifier;

@@ -1,4 +1,6 @@
-//! Futures and guards that hold a count, and release it after everything of theirs has been dropped.
+//! Defines the futures and guards that count a task as in flight.
+//!
+//! Each future or guard first drops everything that belongs to the task, and then releases the task's count.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking, resume};
 use crate::report::TaskOutput;
@@ -10,7 +12,7 @@ use core::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future and its token. `Dropped` costs no memory: it is a niche of the token.
+    /// A future and its token. The variant `Dropped` uses a niche of the token, so the enum costs no extra memory.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
@@ -24,7 +26,10 @@ impl<F> Work<F> {
         self.set(Work::Dropped);
     }
 
-    /// Uses the projection, because a shared reference to the whole enum would alias what the future borrows from itself.
+    /// Returns the token, unless the future has been dropped.
+    ///
+    /// The projection is necessary because a shared reference to the whole enum would alias data that the future borrows from
+    /// itself.
     fn token(self: Pin<&mut Self>) -> Option<Token> {
         match self.project() {
             WorkProjection::Live { token, .. } => Some(*token),
@@ -32,9 +37,9 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished, and then releases its count (S2, S5).
+    /// Drops a future that has not finished, and then releases the task's count (S2, S5).
     ///
-    /// If the destructor panics, `panic` receives the payload, and its result is returned.
+    /// If the future's destructor panics, this function passes the payload to `panic` and returns the result of `panic`.
     fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
@@ -45,8 +50,8 @@ impl<F> Work<F> {
 }
 
 impl<F: Future> Work<F> {
-    /// Polls the future. When it has finished or panicked, drops it in place, passes what remains to `output` or `panic`, and only then
-    /// releases the count (S2).
+    /// Polls the future. When the future finishes or panics, this function first drops the future in place. It then passes the
+    /// value to `output` or the payload to `panic`, and releases the task's count last (S2).
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,7 +83,8 @@ impl<F: Future> Work<F> {
 }
 
 pin_project! {
-    /// What a registry passes to a spawner. No panic leaves it, and every outcome is counted (S5, S6).
+    /// The future that a registry passes to a spawner. No panic of the task reaches the spawner, and every outcome is counted (S5,
+    /// S6).
     pub(crate) struct Task<F> {
         #[pin]
         work: Work<F>,
@@ -124,7 +130,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
 }
 
 impl<F: Future<Output: TaskOutput>> Task<F> {
-    /// Runs a task that never waits: a blocking closure.
+    /// Runs the task of a blocking closure. Such a task finishes in its first poll.
     pub(crate) fn run(self) {
         let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
@@ -132,14 +138,15 @@ impl<F: Future<Output: TaskOutput>> Task<F> {
 }
 
 pin_project! {
-    /// A future that its registry counts as in flight until it has finished or is dropped; see [`Registry::track`](crate::Registry::track).
+    /// A future that its registry counts as in flight until the future finishes or is dropped; see
+    /// [`Registry::track`](crate::Registry::track).
     ///
-    /// It returns `Ready` after the inner future has been dropped and its count released. So a waiter for the drain never meets a
-    /// destructor that is still running. Its size is that of the inner future and two words.
+    /// `Tracked` drops the inner future and releases its count before it returns `Ready`. So all destructors of the inner future
+    /// have finished when a waiter for the drain resumes. A `Tracked` is two words larger than its inner future.
     ///
     /// # Panics
     ///
-    /// A panic of the inner future is counted and then resumed in the caller of `poll`. Polling after `Ready` panics.
+    /// A panic of the inner future is counted, and then `poll` resumes the panic in its caller. Polling after `Ready` panics.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -178,9 +185,9 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Keeps a piece of work in flight until it is dropped; see [`Registry::guard`](crate::Registry::guard).
+/// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// The work counts as completed. It counts as panicked if a panic drops the guard, which is only known with `std`.
+/// The work counts as completed when the guard is dropped. With `std`, the work counts as panicked if a panic drops the guard.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 

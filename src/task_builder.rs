@@ -10,7 +10,7 @@ use futures_util::future::lazy;
 
 /// Starts a task with a name, a call site or a critical mark; see [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
 ///
-/// The methods that start a task correspond to the methods of [`Registry`](crate::Registry) with the same name.
+/// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
 #[must_use = "a task builder starts nothing until one of its `run` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
@@ -41,7 +41,8 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Overrides the call site that is reported for the task. Default: the location of the call that starts it.
     ///
-    /// A library that starts tasks for its caller passes the caller's location, which it obtains with `#[track_caller]`.
+    /// A library that starts tasks for its caller passes the caller's location. The library obtains this location with
+    /// `#[track_caller]`.
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }
     }
@@ -58,7 +59,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical }
     }
 
-    /// Counts some work (S1). Returns it with its token, or as rejected.
+    /// Counts a piece of work as in flight (S1). Returns the work with its token, or returns the rejected work.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]

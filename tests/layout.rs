@@ -30,6 +30,11 @@ const MAY_NAME_ORDERINGS: [&str; 4] = ["state", "sync", "platform", "conformance
 /// The maximum number of `#[cfg(…)]` attributes in all modules outside `MAY_TEST_FOR_STD`.
 const MAX_CFG_ATTRIBUTES: usize = 12;
 
+/// Lines of code (neither blank nor comment) of the core must stay below this number.
+const MAX_LINES_OF_CODE: usize = 2900;
+/// Modules that are not the core, and the platform that only models compile.
+const NOT_COUNTED: [&str; 4] = ["adapters", "conformance", "guide", "platform/model.rs"];
+
 static SRC: LazyLock<Sources> = LazyLock::new(|| Sources::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
 
 #[test]
@@ -57,6 +62,30 @@ fn cfg_attributes_are_few() {
 #[test]
 fn orderings_are_named_in_few_modules() {
     assert_none(&stray_orderings(&SRC));
+}
+
+#[test]
+fn core_stays_small() {
+    let count = lines_of_code(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    assert!(count < MAX_LINES_OF_CODE, "the core has {count} lines of code, which must stay below {MAX_LINES_OF_CODE}");
+}
+
+/// Counts a folder's lines of code. Test modules are not counted.
+fn lines_of_code(folder: &Path) -> usize {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let counted = paths.filter(|path| {
+        !path.ends_with("tests.rs")
+            && !NOT_COUNTED.iter().any(|name| path.with_extension("").ends_with(name) || path.ends_with(name))
+    });
+    counted
+        .map(|path| {
+            if path.is_dir() {
+                return lines_of_code(&path);
+            }
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+        })
+        .sum()
 }
 
 fn assert_none(found: &[String]) {

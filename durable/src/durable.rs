@@ -1,7 +1,11 @@
-use crate::intake::lock;
+use crate::error::Error;
 use crate::runtime::Runtime;
 use crate::store::Store;
-use crate::{Error, Queue};
+#[cfg(feature = "postgres")]
+use crate::store::postgres::Postgres;
+#[cfg(feature = "sqlite")]
+use crate::store::sqlite::Sqlite;
+use crate::sync::lock;
 use event_listener::Event;
 use std::collections::HashMap;
 use std::fmt;
@@ -9,35 +13,35 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// Where jobs are kept: a SQLite file, or Postgres. All clones are one.
+/// A handle to a store of jobs: a SQLite file or a Postgres database. Clones share the store.
 ///
-/// It is made within a tokio runtime, which the database's driver needs, and keeps its handle: from there on its futures may be polled by
-/// any executor, as long as that runtime lives; the driver panics in one that is gone. Jobs run on the executor of their registry, whose
-/// ambient runtime, if its spawner goes by that, is this one.
+/// Create it within a tokio runtime, which the database driver needs. The handle keeps this runtime, so any executor may poll its
+/// futures. The runtime must outlive the handle: the driver panics after its runtime has shut down. Jobs run on the executor of their
+/// registry. If the registry's spawner uses the ambient runtime, it uses this one.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) runtime: Runtime,
-    /// Of each queue, that something was enqueued in this process.
-    bells: Arc<Mutex<HashMap<&'static str, Arc<Event>>>>,
-    /// Something has ended in this process.
-    pub(crate) settled: Arc<Event>,
+    /// Notified when this process enqueues a job, for each queue.
+    enqueue_events: Arc<Mutex<HashMap<&'static str, Arc<Event>>>>,
+    /// Notified when this process has committed the outcome of a job.
+    pub(crate) outcome_event: Arc<Event>,
 }
 
 impl Durable {
-    fn over(store: impl Store, runtime: Runtime) -> Self {
-        Self { store: Arc::new(store), runtime, bells: Arc::default(), settled: Arc::default() }
+    fn new(store: impl Store, runtime: Runtime) -> Self {
+        Self { store: Arc::new(store), runtime, enqueue_events: Arc::default(), outcome_event: Arc::default() }
     }
 
-    pub(crate) fn bell(&self, queue: &'static str) -> Arc<Event> {
-        lock(&self.bells).entry(queue).or_default().clone()
+    pub(crate) fn enqueue_event(&self, queue: &'static str) -> Arc<Event> {
+        lock(&self.enqueue_events).entry(queue).or_default().clone()
     }
 
-    /// By its address: `sqlite://PATH` or a path alone, or `postgres://…`, as far as the features go.
+    /// Opens the store at an address: `sqlite://PATH`, a path, or `postgres://…`. Each kind needs its feature.
     ///
     /// # Errors
     ///
-    /// As `sqlite` and `postgres`, and [`Error::Address`] for any other.
+    /// As `sqlite` and `postgres`. Any other address is an [`Error::Address`].
     pub async fn connect(address: &str) -> Result<Self, Error> {
         let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
         let is_postgres = matches!(scheme, "postgres" | "postgresql");
@@ -49,80 +53,83 @@ impl Durable {
         {
             let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
             let path = url.unwrap_or(address);
-            // What is part of others' addresses would become part of the name.
+            // The parameters of a URL would become part of the file name.
             if !is_postgres && !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
                 return Self::sqlite(path).await;
             }
         }
-        // Not the whole: it may have a password in it.
-        Err(Error::Address(if scheme.is_empty() { "this".to_owned() } else { format!("{scheme}:…") }))
+        // The rest of the address may contain a password.
+        Err(Error::Address(if scheme.is_empty() { "no scheme".to_owned() } else { format!("{scheme}:…") }))
     }
 
-    /// A file, which is made where it is missing; its folder must be there. Any number of processes of one machine may have it open.
-    /// It must not be on a network's file system.
+    /// Opens a SQLite file, and creates it if it is missing. Its folder must exist.
     ///
-    /// A commit survives a power cut: write-ahead log, `synchronous = FULL`.
+    /// Any number of processes on one machine may open the file. It must not be on a network file system. A commit survives a power
+    /// failure: the file has a write-ahead log and `synchronous = FULL`.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if the file cannot be opened, [`Error::Schema`] if it is something else or the tables are those of a newer
-    /// version, [`Error::Locked`] if another process has held it for 10 seconds, [`Error::Denied`], [`Error::Full`], and
-    /// [`Error::Address`] for a database in memory, which would keep nothing.
+    /// - [`Error::Unavailable`] if the file cannot be opened.
+    /// - [`Error::Schema`] if the file is not a database, or a newer version has changed its tables.
+    /// - [`Error::Locked`] if another process has locked the file for 10 seconds.
+    /// - [`Error::Address`] for a database in memory, which would not store anything permanently.
+    /// - [`Error::Denied`] and [`Error::Full`].
     #[cfg(feature = "sqlite")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
     pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         if path.as_os_str().is_empty() || path.to_string_lossy().contains(":memory:") {
             return Err(Error::Address(format!("{:?}", path.display().to_string())));
         }
         let runtime = Runtime::current()?;
-        Ok(Self::over(crate::store::sqlite::Sqlite::open(path).await?, runtime))
+        Ok(Self::new(Sqlite::open(path).await?, runtime))
     }
 
-    /// A server: `postgres://user:password@host:port/database`. Its own `PG…` variables fill in what the address leaves out. The jobs
-    /// stand in a schema of their own, `apalis`; the first to come makes it, with the extensions `hstore` and `pgcrypto` and a function in
-    /// `public`. The owner of the database may do so; another user needs `CREATE` on the database and on `public`, or the owner calls this
-    /// once, and again after an update that brings other tables or indexes. From then on `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
-    /// `DELETE` on its tables are enough. `hstore` must be in the search path of all.
+    /// Connects to a Postgres database: `postgres://user:password@host:port/database`. The `PG…` environment variables supply missing
+    /// parts.
     ///
-    /// A process opens as many connections as it needs: up to 10 for its calls and for [its own transactions](Self::postgres_pool), 10
-    /// for what its workers tell, and 1 for each worker's engine; while a deploy starts the new processes before it ends the old ones, the server
-    /// needs room for both. A worker that does not get an answer on one, as when a router has forgotten it or the server's machine is gone, asks
-    /// again on another, for a heartbeat after two fifths of its lease, for what became of a job after 15 seconds, for more jobs after 20 to 40, and tells
-    /// the registry's observer. A call of the program's waits for as long as the system does: give it an end of your own.
+    /// # Tables and privileges
     ///
-    /// The clocks of the machines must agree with the server's to well within a [lease](crate::Options::lease): the engine writes down its start
-    /// by its own clock, and a worker that was seen so long ago is dead, until its first heartbeat.
+    /// The tables are in the schema `apalis`. The first process to connect creates the schema, the extensions `hstore` and `pgcrypto`, and
+    /// a function in `public`. The owner of the database may do this. Any other user needs `CREATE` on the database and on `public`, or
+    /// the owner must connect once, and again after each update that changes tables or indexes. After that, a user needs `USAGE` on the
+    /// schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables. Every user needs `hstore` in the search path.
+    ///
+    /// # Connections
+    ///
+    /// A process opens up to 10 connections for its calls and for [transactions of the program](Self::postgres_pool), up to 10 for the
+    /// outcomes of its workers, and 1 for each worker's engine. During a deploy the server needs room for the old and the new processes.
+    ///
+    /// If a connection does not respond, a worker repeats the call on another connection and reports the outage to the registry's
+    /// observers. It waits two fifths of its lease for a heartbeat, 15 seconds for outcomes of jobs, and 20 to 40 seconds for a fetch.
+    /// Calls of the program wait as long as the operating system does, so give them a time limit.
+    ///
+    /// # Clocks
+    ///
+    /// The clocks of all machines must agree with the server's clock to well within a [lease](crate::WorkerOptions::lease). The engine
+    /// records its start by its own clock. If that is a lease behind, the worker counts as dead until its first heartbeat.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] if the server or the database is not there, [`Error::Denied`] if it does not let this user in,
-    /// [`Error::Schema`] if the tables are those of a newer version or the database's encoding is not UTF8, and [`Error::Address`].
+    /// - [`Error::Unavailable`] if the server or the database cannot be reached.
+    /// - [`Error::Denied`] if the user has no access.
+    /// - [`Error::Schema`] if a newer version has changed the tables, or the database's encoding is not UTF8.
+    /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
     pub async fn postgres(url: &str) -> Result<Self, Error> {
         let runtime = Runtime::current()?;
-        Ok(Self::over(crate::store::postgres::Postgres::connect(url).await?, runtime))
+        Ok(Self::new(Postgres::connect(url).await?, runtime))
     }
 
-    /// The queue of this name, which stands in the store for as long as jobs do: another name is another queue. The jobs of one queue
-    /// are of one type.
-    ///
-    /// Nothing is asked of the store.
-    pub fn queue<T>(&self, name: &'static str) -> Queue<T> {
-        Queue::new(self.clone(), name)
-    }
-
-    /// The file's connections, for transactions of the program's own and for the engine's board; `None` on Postgres.
+    /// Returns the connection pool of the SQLite file, for transactions of the program and for the engine's board. Returns `None` for
+    /// Postgres.
     #[cfg(feature = "sqlite")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
     pub fn sqlite_pool(&self) -> Option<&sqlx::SqlitePool> {
         self.store.sqlite()
     }
 
-    /// The server's connections, for transactions of the program's own and for the engine's board; `None` on SQLite.
+    /// Returns the connection pool of the Postgres database, for transactions of the program and for the engine's board. Returns `None`
+    /// for SQLite.
     #[cfg(feature = "postgres")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
         self.store.postgres()
     }

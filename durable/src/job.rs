@@ -1,3 +1,5 @@
+use crate::error::Error;
+use crate::options::MAX_DURATION;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -7,10 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
-use crate::Error;
-use crate::options::EVER;
-
-/// Which job it is, in whichever process: what a status page asks by, and what a handler makes its work idempotent with.
+/// Identifies a job in every process. Status pages query by it, and handlers use it as an idempotency key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub(crate) Ulid);
@@ -27,13 +26,13 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// The text is not that of a [`JobId`].
+/// The text is not a [`JobId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseJobIdError(());
 
 impl fmt::Display for ParseJobIdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this is no identifier of a job")
+        f.write_str("invalid job ID")
     }
 }
 
@@ -47,11 +46,10 @@ impl FromStr for JobId {
     }
 }
 
-/// What a handler is given: the job's payload, and which job it is.
+/// A job as its handler receives it: the payload, the [ID](Job::id) and the attempt. It dereferences to the payload.
 ///
-/// It is given *at least once*: a process can die between the work and its acknowledgement. What makes that harmless is a key, and the
-/// [identifier](Job::id) is one: write with an upsert on it, send it as the idempotency key of a payment or as the message's
-/// identifier of a mail.
+/// A handler receives a job *at least once*, because a process can die between the work and its acknowledgement. The ID makes repeated
+/// attempts harmless: use it as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
@@ -60,17 +58,17 @@ pub struct Job<T> {
 }
 
 impl<T> Job<T> {
-    /// The same at every attempt.
+    /// Returns the ID of the job, which is the same at every attempt.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// 1 at the first. An attempt that its process did not survive counts.
+    /// Returns the number of this attempt, starting at 1. Attempts that ended with a crash of their process count.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The payload alone.
+    /// Returns the payload.
     pub fn into_inner(self) -> T {
         self.payload
     }
@@ -90,10 +88,10 @@ impl<T> DerefMut for Job<T> {
     }
 }
 
-/// A handler's error that says what comes next. Any other error means: again, with the queue's backoff.
+/// An error of a handler that also says whether and when to retry the job. Any other error retries the job with the worker's backoff.
 ///
-/// `?` makes one of any [`std::error::Error`], which this is not itself, so that it can; of what else can be shown, [`Failure::retry`] does.
-/// So a handler names those that are not to be tried again, or not so soon.
+/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. For that reason `Failure` itself does not
+/// implement `Error`. For other types that implement `Display` use [`Failure::retry`].
 ///
 /// ```
 /// use background_tasks_durable::{Failure, Job};
@@ -101,12 +99,12 @@ impl<T> DerefMut for Job<T> {
 /// # struct Import { path: String }
 ///
 /// async fn import(job: Job<Import>) -> Result<usize, Failure> {
-///     let text = std::fs::read_to_string(&job.path)?; // again, after its backoff
+///     let text = std::fs::read_to_string(&job.path)?; // retries after the backoff
 ///     if text.is_empty() {
-///         return Err(Failure::retry_after("it is not written yet", Duration::from_secs(60)));
+///         return Err(Failure::retry_after("the file is still empty", Duration::from_secs(60)));
 ///     }
 ///     let first = text.lines().next().unwrap_or_default();
-///     first.parse().map_err(|_| Failure::dead(format!("{first} is no number"))) // once and for all
+///     first.parse().map_err(|_| Failure::dead(format!("invalid number {first}"))) // never retries
 /// }
 /// ```
 #[derive(Clone, Debug)]
@@ -123,25 +121,25 @@ pub(crate) enum Next {
 }
 
 impl Failure {
-    /// To try again would be in vain. The job is dead: [`Queue::dead`](crate::Queue::dead) lists it.
+    /// Creates a failure that makes the job dead, because a retry would fail too. [`Queue::dead`](crate::Queue::dead) lists dead jobs.
     pub fn dead(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Dead }
     }
 
-    /// Not before this long from now; to the next whole second on SQLite.
-    pub fn retry_after(error: impl fmt::Display, after: Duration) -> Self {
-        Self { text: format!("{error:#}"), next: Next::After(after.min(EVER)) }
+    /// Creates a failure that retries the job after this delay. SQLite rounds the delay up to whole seconds.
+    pub fn retry_after(error: impl fmt::Display, delay: Duration) -> Self {
+        Self { text: format!("{error:#}"), next: Next::After(delay.min(MAX_DURATION)) }
     }
 
-    /// Of any error of a handler.
-    pub(crate) fn of<E: fmt::Display + Any>(error: &E) -> Self {
-        let own = (error as &dyn Any).downcast_ref::<Self>();
-        own.cloned().unwrap_or_else(|| Self::retry(error))
-    }
-
-    /// Again, with the queue's backoff, as any other error.
+    /// Creates a failure that retries the job with the worker's backoff, as any other error does.
     pub fn retry(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Backoff }
+    }
+
+    /// Converts any error of a handler.
+    pub(crate) fn of<E: fmt::Display + Any>(error: &E) -> Self {
+        let failure = (error as &dyn Any).downcast_ref::<Self>();
+        failure.cloned().unwrap_or_else(|| Self::retry(error))
     }
 }
 
@@ -151,49 +149,50 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What [`Failure::retry`] makes of it.
+/// Converts an error with [`Failure::retry`].
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::retry(error)
     }
 }
 
-/// How far a job is.
+/// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Status {
-    /// It is due, or will be, and no worker has it.
+pub enum JobStatus {
+    /// The job is due now or later, and no worker holds it.
     Waiting,
-    /// A worker has it.
+    /// A worker holds the job.
     Running,
-    /// It failed, and is tried again when its backoff is over.
+    /// The job has failed and is retried when its backoff expires.
     Retrying,
-    /// It ran to its end.
+    /// The job has completed.
     Done,
-    /// It was given up, and stays until somebody retries it.
+    /// The job has failed permanently. It stays in the store until it is retried or discarded.
     Dead,
 }
 
-impl Status {
-    /// Nothing more happens by itself.
+impl JobStatus {
+    /// Returns whether the status stays the same until somebody acts on the job.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Dead)
     }
 
-    fn of(engine: &str, over: bool) -> Self {
+    /// Converts a status of the engine. `is_exhausted` says whether the job has no attempts left.
+    fn of(engine: &str, is_exhausted: bool) -> Self {
         match engine {
             "Queued" | "Running" => Self::Running,
             "Done" => Self::Done,
             "Killed" => Self::Dead,
-            "Failed" if over => Self::Dead,
+            "Failed" if is_exhausted => Self::Dead,
             "Failed" => Self::Retrying,
             _ => Self::Waiting,
         }
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for JobStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Waiting => "waiting",
@@ -205,132 +204,133 @@ impl fmt::Display for Status {
     }
 }
 
-/// What the store has of a job.
+/// What the store knows about a job.
 #[derive(Clone, Debug)]
-pub struct Info {
+pub struct JobInfo {
     id: JobId,
-    status: Status,
+    status: JobStatus,
     attempts: u32,
     version: u32,
     due: SystemTime,
-    told: Option<String>,
+    result: Option<String>,
     error: Option<String>,
     payload: Vec<u8>,
 }
 
-/// A result as the engine writes it.
+/// A result in the format of the engine.
 #[derive(Deserialize)]
-enum Told<R> {
+enum StoredResult<R> {
     Ok(R),
     Err(String),
 }
 
-impl Info {
+impl JobInfo {
     #[expect(clippy::too_many_arguments, reason = "the columns of a row")]
     pub(crate) fn new(
         id: Ulid,
         status: &str,
         attempts: i64,
-        most: i64,
+        max_attempts: i64,
         run_at: i64,
         version: Option<&str>,
         result: Option<&str>,
         payload: Vec<u8>,
     ) -> Self {
-        let error = result.and_then(|told| match serde_json::from_str(told) {
-            Ok(Told::<IgnoredAny>::Err(text)) => Some(text),
+        let error = result.and_then(|result| match serde_json::from_str(result) {
+            Ok(StoredResult::<IgnoredAny>::Err(text)) => Some(text),
             _ => None,
         });
         Self {
             id: JobId(id),
-            status: Status::of(status, attempts >= most),
+            status: JobStatus::of(status, attempts >= max_attempts),
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             version: version.and_then(|text| text.parse().ok()).unwrap_or(1),
             due: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(run_at).unwrap_or(0)),
-            told: result.map(str::to_owned),
+            result: result.map(str::to_owned),
             error,
             payload,
         }
     }
 
-    /// Which it is.
+    /// Returns the ID of the job.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// How far it is.
-    pub fn status(&self) -> Status {
+    /// Returns the status of the job.
+    pub fn status(&self) -> JobStatus {
         self.status
     }
 
-    /// How many attempts are over. One that its process did not survive counts, one that a shutdown cut does not.
+    /// Returns the number of finished attempts. Attempts that ended with a crash of their process count. Attempts that a shutdown cut
+    /// off do not count.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The version of its payload.
+    /// Returns the version of the payload.
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// When it is due, in whole seconds: after a failure, when it is tried again.
+    /// Returns when the job is due, or, after a failure, when it is retried. In whole seconds.
     pub fn due(&self) -> SystemTime {
         self.due
     }
 
-    /// What the last attempt failed with, or why it waits.
+    /// Returns the error of the last attempt, or why the job waits.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// What the handler returned, once the job is [done](Status::Done).
+    /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` otherwise.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is no `R`.
+    /// [`Error::Decode`] if the result is not an `R`.
     pub fn result<R: DeserializeOwned>(&self) -> Result<Option<R>, Error> {
-        let told = self.told.as_ref().filter(|_| self.status == Status::Done);
-        match told.map(|told| serde_json::from_str(told)).transpose().map_err(Error::Decode)? {
-            Some(Told::Ok(value)) => Ok(Some(value)),
-            Some(Told::Err(_)) | None => Ok(None),
+        let result = self.result.as_ref().filter(|_| self.status == JobStatus::Done);
+        match result.map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)? {
+            Some(StoredResult::Ok(value)) => Ok(Some(value)),
+            Some(StoredResult::Err(_)) | None => Ok(None),
         }
     }
 
-    /// What was enqueued, as JSON.
+    /// Returns the payload as it was enqueued.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is no `T`; that of another [version](Info::version) may be none.
+    /// [`Error::Decode`] if the payload is not a `T`, for example because it has another [version](JobInfo::version).
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.payload).map_err(Error::Decode)
     }
 }
 
-/// How many jobs of a queue are how far. Those that were done are dropped after a while; see
-/// [`Options::retain`](crate::Options::retain).
+/// The number of jobs of a queue in each status. Finished jobs are deleted after their
+/// [retention](crate::WorkerOptions::retention).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Counts {
-    /// Those that are due or will be.
+pub struct QueueCounts {
+    /// Jobs that are due now or later, and that no worker holds.
     pub waiting: u64,
-    /// Those that a worker has.
+    /// Jobs that a worker holds.
     pub running: u64,
-    /// Those that failed and are tried again.
+    /// Jobs that have failed and will be retried.
     pub retrying: u64,
-    /// Those that ran to their end.
+    /// Jobs that have completed.
     pub done: u64,
-    /// Those that were given up.
+    /// Jobs that have failed permanently.
     pub dead: u64,
 }
 
-impl Counts {
-    pub(crate) fn add(&mut self, engine: &str, over: bool, jobs: i64) {
-        let count = match Status::of(engine, over) {
-            Status::Waiting => &mut self.waiting,
-            Status::Running => &mut self.running,
-            Status::Retrying => &mut self.retrying,
-            Status::Done => &mut self.done,
-            Status::Dead => &mut self.dead,
+impl QueueCounts {
+    pub(crate) fn add(&mut self, engine: &str, is_exhausted: bool, jobs: i64) {
+        let count = match JobStatus::of(engine, is_exhausted) {
+            JobStatus::Waiting => &mut self.waiting,
+            JobStatus::Running => &mut self.running,
+            JobStatus::Retrying => &mut self.retrying,
+            JobStatus::Done => &mut self.done,
+            JobStatus::Dead => &mut self.dead,
         };
         *count += u64::try_from(jobs).unwrap_or(0);
     }

@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
-//! use background_tasks_durable::{Durable, Error, Job, Options};
+//! use background_tasks_durable::{Durable, Error, Job, WorkerOptions};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -17,37 +17,37 @@
 //!
 //! # async fn start() -> Result<(), Error> {
 //! let registry = Registry::new(TokioSpawner);
-//! let jobs = Durable::sqlite("jobs.db").await?;
-//! let email = jobs.queue::<Email>("email");
-//! email.serve(&registry, Options::default().concurrency(4), send).await?;
+//! let durable = Durable::sqlite("jobs.db").await?;
+//! let email = durable.queue::<Email>("email");
+//! email.serve(&registry, WorkerOptions::default().concurrency(4), send).await?;
 //! email.enqueue(Email { to: "a@example.com".into() }).await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! **A job is done at least once.** A process can die between the work and its acknowledgement, and the job is then given to another. So a
-//! handler must be idempotent: [`Job::id`] is the same at every attempt, and is what it writes with an upsert, or gives as a key to whom it asks.
-//! [`migrating`] shows how, and for which work a registry alone is the better choice.
+//! **Every job runs at least once.** A process can die between the work and its acknowledgement. The job then runs again in another
+//! process, so handlers must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the idempotency
+//! key of a request. The page on [`migrating`] shows how, and for which work a plain registry is the better choice.
 //!
 //! # Life of a job
 //!
 //! ```text
-//! enqueue ──▶ Waiting ──▶ Running ──▶ Done ──▶ dropped, after `Options::retain`
+//! enqueue ──▶ Waiting ──▶ Running ──▶ Done ──▶ deleted after `WorkerOptions::retention`
 //!                ▲           │
-//!                │           ├──▶ Retrying, for its backoff ──▶ Running
-//!                │           ├──▶ Dead: failed too often, or for good ──▶ Waiting, by `Queue::retry`
-//!                └───────────┘ a shutdown's end cut it, or its worker was not seen for its lease
+//!                │           ├──▶ Retrying, until its backoff expires ──▶ Running
+//!                │           ├──▶ Dead: failed too often or permanently ──▶ Waiting, by `Queue::retry`
+//!                └───────────┘ a shutdown cut the job off, or its worker's lease expired
 //! ```
 //!
 //! # Features
 //!
-//! | feature | gives |
+//! | feature | enables |
 //! | --- | --- |
-//! | `sqlite` (default) | `Durable::sqlite`: a file, for any number of processes of one machine |
+//! | `sqlite` (default) | `Durable::sqlite`: a file, for any number of processes on one machine |
 //! | `postgres` | `Durable::postgres`: a server, for workers on any number of machines |
 //! | `cron` | `Queue::cron`: a job at each tick of a schedule |
 //!
-//! A library that enqueues and leaves the store to its program takes neither.
+//! A library that only enqueues needs neither store feature: its program chooses the store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(any(feature = "sqlite", feature = "postgres")),
@@ -57,24 +57,30 @@
 #[cfg(feature = "cron")]
 mod cron;
 mod durable;
+mod engine;
+mod enqueue;
 mod error;
-mod intake;
 mod job;
 mod options;
+mod outage;
+mod panics;
 mod queue;
 mod runtime;
 mod store;
+mod sync;
+mod tasks;
 mod worker;
 
 #[doc = include_str!("migrating.md")]
 pub mod migrating {}
 
 pub use self::durable::Durable;
+pub use self::enqueue::{Connection, Enqueue, EnqueueAll};
 pub use self::error::Error;
-pub use self::job::{Counts, Failure, Info, Job, JobId, ParseJobIdError, Status};
-pub use self::options::Options;
-pub use self::queue::{Connection, Enqueue, EnqueueAll, Queue};
-/// The driver, for [transactions of the program's own](Durable::sqlite_pool): a program that depends on it needs this version.
+pub use self::job::{Failure, Job, JobId, JobInfo, JobStatus, ParseJobIdError, QueueCounts};
+pub use self::options::WorkerOptions;
+pub use self::queue::Queue;
+/// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this version.
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "cron", feature = "sqlite"))]

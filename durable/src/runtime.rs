@@ -1,6 +1,6 @@
-//! The driver of the database needs tokio's context, whoever polls and drops its futures.
+//! The database driver needs the context of a tokio runtime, whichever executor polls and drops its futures.
 
-use crate::Error;
+use crate::error::Error;
 use pin_project_lite::pin_project;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,37 +10,39 @@ use tokio::runtime::Handle;
 pub(crate) struct Runtime(Handle);
 
 impl Runtime {
+    /// Returns the runtime of the caller.
     pub(crate) fn current() -> Result<Self, Error> {
         Handle::try_current().map(Self).map_err(|_| Error::NoRuntime)
     }
 
-    pub(crate) fn within<F: Future>(&self, future: F) -> Within<F> {
-        Within { future: Some(future), runtime: self.0.clone() }
+    /// Polls and drops a future in the context of this runtime.
+    pub(crate) fn enter<F: Future>(&self, future: F) -> InRuntime<F> {
+        InRuntime { future: Some(future), runtime: self.0.clone() }
     }
 }
 
 pin_project! {
-    pub(crate) struct Within<F> {
+    pub(crate) struct InRuntime<F> {
         #[pin]
         future: Option<F>,
         runtime: Handle,
     }
 
-    impl<F> PinnedDrop for Within<F> {
+    impl<F> PinnedDrop for InRuntime<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let _context = this.runtime.enter();
-            this.future.set(None); // a connection that is dropped goes back to its pool in a task
+            this.future.set(None); // a dropped connection returns to its pool in a spawned task
         }
     }
 }
 
-impl<F: Future> Future for Within<F> {
+impl<F: Future> Future for InRuntime<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _context = this.runtime.enter();
-        this.future.as_pin_mut().expect("it is there until it is dropped").poll(cx)
+        this.future.as_pin_mut().expect("the future exists until it is dropped").poll(cx)
     }
 }

@@ -1,9 +1,10 @@
-//! What differs between the databases: the engine's tables are asked and told here, and nowhere else.
+//! What the worker and the queue need from a database. Only the stores access the engine's tables.
 
-use crate::intake::{Polls, Start, lock};
-use crate::{Counts, Error, Info};
+use crate::engine::{FetchConfig, PollTimer, StartJob};
+use crate::error::Error;
+use crate::job::{JobInfo, QueueCounts};
+use crate::sync::lock;
 use apalis_core::backend::TaskResult;
-use apalis_core::task::Task;
 use background_tasks::ShutdownSignal;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
@@ -17,105 +18,92 @@ pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
-pub(crate) type RawTask = Task<Vec<u8>>;
-pub(crate) type Told<T = ()> = Result<T, Error>;
+pub(crate) type StoreResult<T = ()> = Result<T, Error>;
 
-/// Where the payload's version stands; it is 1 where none does.
+/// The key of the payload's version in the metadata of a job. Without it the version is 1.
 pub(crate) const VERSION: &str = "version";
 
-/// The migrations' own list of what they did, apart from that of the program's migrations in the same database.
-#[cfg(feature = "sqlite")]
-const MIGRATED: &str = "background_tasks_migrations";
+/// How long the key of a cron tick is kept at least. It must be longer than a tick can be late, or the tick is enqueued twice.
+const CRON_KEY_RETENTION: Duration = Duration::from_mins(15);
 
-/// How long the key of a tick is kept at least: longer than the tick can be late, or it would be enqueued once more.
-const TICKS: Duration = Duration::from_mins(15);
-
-/// What the jobs of one `enqueue` have in common: all but their payloads.
+/// What the jobs of one `enqueue` have in common: everything but their payloads.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct JobSpec {
     pub(crate) queue: &'static str,
     pub(crate) version: u32,
-    /// In seconds since 1970; at once if it is `None`.
-    pub(crate) due: Option<i64>,
+    /// In seconds since 1970. `None` means now.
+    pub(crate) run_at: Option<i64>,
     pub(crate) priority: i32,
-    /// Of a job that is alone.
-    pub(crate) key: Option<String>,
+    /// For a single job only.
+    pub(crate) unique_key: Option<String>,
 }
 
-impl Order {
-    /// How often a job may be tried is the worker's to say: this is the engine's own limit, out of the way.
-    const ATTEMPTS: i32 = i32::MAX;
+impl JobSpec {
+    /// The engine's own limit of attempts is never reached: the worker decides how often a job is retried.
+    const MAX_ATTEMPTS: i32 = i32::MAX;
 
     fn metadata(&self) -> Option<(String, String)> {
         (self.version != 1).then(|| (VERSION.to_owned(), self.version.to_string()))
     }
 }
 
-/// What has become of jobs of one worker, told in one transaction.
+/// Outcomes of jobs of one engine, which are committed in one transaction.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub(crate) struct OutcomeBatch {
     pub(crate) started: Vec<String>,
     pub(crate) ended: Vec<TaskResult<Value>>,
-    /// Of those that ended, which come again, and after how long.
-    pub(crate) again: Vec<(String, Duration)>,
-    /// These go back as if nobody had taken them.
+    /// The jobs among `ended` that are retried, and after what delay.
+    pub(crate) retries: Vec<(String, Duration)>,
+    /// Jobs that return to the queue as if they had never been fetched.
     pub(crate) returned: Vec<String>,
-    /// These go back, to be looked at again later, and say why.
+    /// Jobs that return to the queue after a delay, with the reason.
     pub(crate) deferred: Vec<(String, Duration, String)>,
 }
 
-impl Batch {
-    pub(crate) fn leave_out(&mut self, ids: &HashSet<String>) {
+impl OutcomeBatch {
+    /// Removes the outcomes of these jobs.
+    pub(crate) fn remove(&mut self, ids: &HashSet<String>) {
         self.ended.retain(|ended| !ids.contains(&ended.task_id.to_string()));
-        self.again.retain(|(id, _)| !ids.contains(id));
+        self.retries.retain(|(id, _)| !ids.contains(id));
         self.returned.retain(|id| !ids.contains(id));
         self.deferred.retain(|(id, ..)| !ids.contains(id));
     }
 }
 
-/// What a worker asks of the engine.
-#[derive(Clone, Debug)]
-pub(crate) struct Terms {
-    pub(crate) queue: &'static str,
-    pub(crate) batch: usize,
-    pub(crate) beat: Duration,
-    pub(crate) beats: usize,
-}
-
-/// Object-safe, so that a `Durable` has no type parameter.
+/// A database with the engine's tables. The trait is object-safe, so that `Durable` has no type parameter.
 pub(crate) trait Store: Send + Sync + 'static {
-    /// Not deleted, as a file can be while it is open.
-    fn is_there(&self) -> Told {
+    /// Fails if the file was deleted while it was open.
+    fn check_available(&self) -> StoreResult {
         Ok(())
     }
-    /// Commits them all or none. If the key is taken, the identifier is that of the job that has it.
-    fn push(&self, order: Order, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, Told<Vec<Ulid>>>;
-    /// Runs the engine under a name, until it fails, or until the shutdown, which is no error. Then nothing that it asked for is under
-    /// way, as far as the store answers.
-    fn engine(
+    /// Commits all jobs or none. If the key exists, returns the ID of the job that has it.
+    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, StoreResult<Vec<Ulid>>>;
+    /// Runs an engine under this name until it fails, and returns the error, or until shutdown starts, and returns `None`. After that none
+    /// of its statements are in progress, as far as the store responds.
+    fn run_engine(
         &self,
         name: String,
-        terms: Terms,
-        polls: Polls,
-        start: Arc<Start>,
+        config: FetchConfig,
+        timer: PollTimer,
+        start: Arc<StartJob>,
         signal: ShutdownSignal,
     ) -> BoxFuture<'static, Option<Error>>;
-    fn settle<'a>(&'a self, worker: &'a str, batch: &'a Batch) -> BoxFuture<'a, Told>;
-    /// The workers are alive.
-    fn beat<'a>(&'a self, workers: &'a [String]) -> BoxFuture<'a, Told>;
-    /// Gives back what the worker holds, but these.
-    fn give_back<'a>(&'a self, worker: &'a str, but: &'a [String]) -> BoxFuture<'a, Told>;
-    /// Gives back all that the worker holds, and has the others take it for dead, should a last fetch of its have been under way.
-    fn sign_off<'a>(&'a self, worker: &'a str) -> BoxFuture<'a, Told>;
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<Option<Info>>>;
-    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Vec<Info>>>;
-    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
-    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, Told<bool>>;
-    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told<Counts>>;
-    /// Drops some of what was done so long ago, and tells how many.
-    fn prune<'a>(&'a self, queue: &'a str, retain: Duration) -> BoxFuture<'a, Told<u64>>;
-    /// Drops the workers that are long gone, and has the database look at its tables.
-    fn tidy<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Told>;
+    fn commit_outcomes<'a>(&'a self, engine: &'a str, batch: &'a OutcomeBatch) -> BoxFuture<'a, StoreResult>;
+    /// Records that these engines are alive.
+    fn heartbeat<'a>(&'a self, engines: &'a [String]) -> BoxFuture<'a, StoreResult>;
+    /// Returns all jobs that the engine holds to the queue, except these.
+    fn release<'a>(&'a self, engine: &'a str, except: &'a [String]) -> BoxFuture<'a, StoreResult>;
+    /// Returns all jobs that the engine holds to the queue and marks it as dead, in case its last fetch is still in progress.
+    fn deregister<'a>(&'a self, engine: &'a str) -> BoxFuture<'a, StoreResult>;
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<Option<JobInfo>>>;
+    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<Vec<JobInfo>>>;
+    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>>;
+    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>>;
+    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<QueueCounts>>;
+    /// Deletes some of the jobs whose retention has expired. Returns how many.
+    fn prune<'a>(&'a self, queue: &'a str, retention: Duration) -> BoxFuture<'a, StoreResult<u64>>;
+    /// Deletes workers that died long ago, and updates the statistics of the query planner.
+    fn clean_up<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
         None
@@ -126,32 +114,28 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
 }
 
-pub(crate) fn id(task: &RawTask) -> Ulid {
-    task.task_id().and_then(apalis_core::task::task_id::TaskId::as_ulid).expect("the tables' identifiers are ULIDs")
+fn parse_id(text: &str) -> StoreResult<Ulid> {
+    text.parse().map_err(|_| Error::Schema(format!("invalid job ID {text}")))
 }
 
-pub(crate) fn engine_failed(error: impl std::fmt::Display) -> Error {
-    Error::Engine(error.to_string())
-}
-
-fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> Told {
+fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> StoreResult {
     use sqlx::migrate::MigrateError;
     result.map_err(|error| match error {
         MigrateError::Execute(error) => error.into(),
         MigrateError::ExecuteMigration(error, _) => match error.into() {
             Error::Database(error) => Error::Schema(error.to_string()),
-            other => other, // no right to, no space for it
+            other => other, // for example no permission or no space
         },
         MigrateError::VersionMissing(version) => {
-            Error::Schema(format!("a newer version of the engine has changed them ({version})"))
+            Error::Schema(format!("a newer version of the engine has migrated the tables ({version})"))
         }
         other => Error::Schema(other.to_string()),
     })
 }
 
-/// Later ones are greater, also within a millisecond: jobs of one bulk run in their order, and are inserted in that of their index.
-fn ids(count: usize) -> Vec<Ulid> {
-    static LAST: Mutex<Generator> = Mutex::new(Generator::new());
-    let mut last = lock(&LAST);
-    (0..count).map(|_| last.generate().unwrap_or_else(Overflow::commit_overflow_random)).collect()
+/// Returns increasing IDs, even within a millisecond: jobs of one call run in order, and are inserted in index order.
+fn new_ids(count: usize) -> Vec<Ulid> {
+    static GENERATOR: Mutex<Generator> = Mutex::new(Generator::new());
+    let mut generator = lock(&GENERATOR);
+    (0..count).map(|_| generator.generate().unwrap_or_else(Overflow::commit_overflow_random)).collect()
 }

@@ -1,10 +1,10 @@
-//! A schedule's ticks, each once, whoever runs it. On both stores.
+//! Schedules: each tick is enqueued once, in any number of processes. On both stores.
 
 mod common;
 
 use background_tasks::{AbortReport, RejectReason};
 use background_tasks_durable::Error;
-use common::{each, each_place, numbers, panic_quietly, registry, sql, until};
+use common::{numbers, on_each_database, on_each_store, panic_quietly, registry, sql, until};
 use serde::{Serialize, Serializer};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,8 +15,8 @@ fn seconds(at: SystemTime) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_tick_is_enqueued_once() {
-    each_place(async |place| {
-        let (here, there) = (place.open().await, place.open().await);
+    on_each_database(async |database| {
+        let (here, there) = (database.open().await, database.open().await);
         let started = seconds(SystemTime::now());
         let registries = [&here, &there].map(|jobs| {
             let (registry, losses) = registry();
@@ -24,25 +24,25 @@ async fn each_tick_is_enqueued_once() {
             (registry, losses)
         });
         let queue = here.queue::<u64>("ticks");
-        until("four ticks", async || (queue.counts().await.unwrap().waiting >= 4).then_some(())).await;
+        until("there are four ticks", async || (queue.counts().await.unwrap().waiting >= 4).then_some(())).await;
         for (registry, losses) in &registries {
             assert_eq!(registry.tasks().iter().filter_map(background_tasks::TaskInfo::name).collect::<Vec<_>>(), ["ticks cron"]);
-            assert!(registry.shutdown().await.is_clean(), "it ends: {:?}", losses.all());
+            assert!(registry.shutdown().await.is_clean(), "the schedule stops: {:?}", losses.all());
         }
         let ended = seconds(SystemTime::now());
-        let of = if place.is_postgres { "convert_from(job, 'UTF8')::bigint" } else { "CAST(CAST(job AS TEXT) AS INTEGER)" };
+        let of = if database.is_postgres { "convert_from(job, 'UTF8')::bigint" } else { "CAST(CAST(job AS TEXT) AS INTEGER)" };
         let ticks = numbers(&here, &format!("SELECT {of} AS tick FROM {{jobs}} ORDER BY tick")).await;
         let ticks: Vec<u64> = ticks.into_iter().map(|tick| tick.try_into().unwrap()).collect();
-        assert!(ticks.windows(2).all(|pair| pair[0] + 1 == pair[1]), "each once, and none left out: {ticks:?}");
-        assert!(ticks[0] >= started - 1 && *ticks.last().unwrap() <= ended, "none too early: {started} {ticks:?} {ended}");
+        assert!(ticks.windows(2).all(|pair| pair[0] + 1 == pair[1]), "each tick once: {ticks:?}");
+        assert!(ticks[0] >= started - 1 && *ticks.last().unwrap() <= ended, "no tick early: {started} {ticks:?} {ended}");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tick_that_was_missed_is_caught_up_with_once() {
-    each(async |jobs| {
-        // A minute that began less than 5 minutes ago, and the next of which is far.
+async fn missed_tick_is_enqueued_once_after_restart() {
+    on_each_store(async |jobs| {
+        // A minute of the day that started less than 5 minutes ago, so the next one is tomorrow.
         let at = |second: u64| (second / 60 % 60, second / 3600 % 24);
         let now = seconds(SystemTime::now());
         let ((minute, hour), tick) = (at(now - 120), (now - 120) / 60 * 60);
@@ -51,22 +51,22 @@ async fn a_tick_that_was_missed_is_caught_up_with_once() {
         for _ in 0..2 {
             let (registry, _) = registry();
             queue.cron(&registry, &schedule, seconds).unwrap();
-            let there = async || (queue.counts().await.unwrap().waiting == 1).then_some(());
-            until("the tick that passed", there).await;
+            let is_enqueued = async || (queue.counts().await.unwrap().waiting == 1).then_some(());
+            until("the missed tick is enqueued", is_enqueued).await;
             registry.shutdown().await;
         }
         let key = format!("cron {schedule} {tick}");
         let count = format!("SELECT count(*) FROM {{jobs}} WHERE idempotency_key = '{key}'");
         assert_eq!(numbers(&jobs, &count).await, [1]);
 
-        // One that is further off is not.
+        // An older tick is skipped.
         let (minute, hour) = at(now - 420);
         let (registry, _) = registry();
         let others = jobs.queue::<u64>("others");
         others.cron(&registry, &format!("0 {minute} {hour} * * *"), seconds).unwrap();
-        // The other's task began later, and has had its turn.
+        // This task starts later than the one above, and enqueues a job.
         others.cron(&registry, &schedule, seconds).unwrap();
-        until("the later one", async || (others.counts().await.unwrap().waiting >= 1).then_some(())).await;
+        until("the later task has enqueued its job", async || (others.counts().await.unwrap().waiting >= 1).then_some(())).await;
         registry.shutdown().await;
         assert_eq!(others.counts().await.unwrap().waiting, 1);
     })
@@ -74,17 +74,17 @@ async fn a_tick_that_was_missed_is_caught_up_with_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_schedule_is_told() {
-    each(async |jobs| {
+async fn invalid_schedule_is_rejected() {
+    on_each_store(async |jobs| {
         let (registry, losses) = registry();
         let queue = jobs.queue::<u64>("ticks");
-        let fields = "it has six fields, from seconds on, or seven with a year";
-        for (wrong, why) in
+        let fields = "expected six fields, starting with seconds, or seven with a year";
+        for (schedule, reason) in
             [("", fields), ("0 3 * * *", fields), ("61 * * * * *", "Seconds must be less than 59. ('61' specified.)")]
         {
-            let error = queue.cron(&registry, wrong, seconds).unwrap_err();
+            let error = queue.cron(&registry, schedule, seconds).unwrap_err();
             assert!(matches!(error, Error::Schedule(_)), "{error:?}");
-            assert_eq!(error.to_string(), format!("this is no schedule: {wrong:?}: {why}"));
+            assert_eq!(error.to_string(), format!("invalid schedule: {schedule:?}: {reason}"));
         }
         assert_eq!(registry.in_flight(), 0);
         let guard = registry.guard().unwrap();
@@ -100,7 +100,7 @@ async fn what_is_no_schedule_is_told() {
     .await;
 }
 
-/// Is no JSON in an even second.
+/// Cannot be serialized in even seconds.
 struct Odd(u64);
 
 impl Serialize for Odd {
@@ -110,42 +110,42 @@ impl Serialize for Odd {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_goes_wrong_is_told_and_the_ticks_go_on() {
-    each(async |jobs| {
+async fn failures_are_reported_and_ticks_continue() {
+    on_each_store(async |jobs| {
         let (registry, losses) = registry();
         let queue = jobs.queue::<Odd>("ticks");
         queue.cron(&registry, "* * * * * *", |at| Odd(seconds(at))).unwrap();
-        until("two of them", async || (queue.counts().await.unwrap().waiting >= 2).then_some(())).await;
-        assert!(losses.all().contains(&("failed", "ticks cron", "the job cannot be written as JSON: even".to_owned())));
-        // An outage is told once, and waited for.
-        let told = || losses.all().iter().filter(|(_, _, text)| !text.ends_with("even")).count();
+        until("two ticks are enqueued", async || (queue.counts().await.unwrap().waiting >= 2).then_some(())).await;
+        assert!(losses.all().contains(&("failed", "ticks cron", "cannot serialize the job as JSON: even".to_owned())));
+        // An outage is reported once, and the schedule continues after it.
+        let reports = || losses.all().iter().filter(|(_, _, text)| !text.ends_with("even")).count();
         sql(&jobs, "ALTER TABLE {jobs} RENAME TO elsewhere").await;
-        until("it is told", async || (told() > 0).then_some(())).await;
+        until("the outage is reported", async || (reports() > 0).then_some(())).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        assert_eq!(told(), 1);
+        assert_eq!(reports(), 1);
         let (elsewhere, name) = if jobs.sqlite_pool().is_some() { ("elsewhere", "Jobs") } else { ("apalis.elsewhere", "jobs") };
         sql(&jobs, &format!("ALTER TABLE {elsewhere} RENAME TO {name}")).await;
         let before = queue.counts().await.unwrap().waiting;
-        until("it goes on", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;
+        until("the ticks continue", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;
         registry.shutdown().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_panic_nor_an_abort_ends_a_schedule() {
-    each(async |jobs| {
+async fn panic_and_abort_do_not_stop_a_schedule() {
+    on_each_store(async |jobs| {
         let (registry, losses) = registry();
         let queue = jobs.queue::<u64>("ticks");
         let panics = AtomicBool::new(true);
         let job = move |at| if panics.swap(false, Ordering::Relaxed) { panic_quietly("once") } else { seconds(at) };
         queue.cron(&registry, "* * * * * *", job).unwrap();
         let ticks = async |more_than| (queue.counts().await.unwrap().waiting > more_than).then_some(());
-        until("a tick after the panic", async || ticks(0).await).await;
+        until("a tick is enqueued after the panic", async || ticks(0).await).await;
         let AbortReport { aborted, not_abortable, .. } = registry.abort();
         assert_eq!((aborted, not_abortable), (0, 1));
         let before = queue.counts().await.unwrap().waiting;
-        until("a tick after the abort", async || ticks(before + 1).await).await;
+        until("a tick is enqueued after the abort", async || ticks(before + 1).await).await;
         registry.shutdown().await;
         assert_eq!(losses.all(), [("panicked", "ticks cron", "once".to_owned())]);
     })

@@ -1,9 +1,9 @@
-//! What becomes of a job, and what the store tells of it, on both stores.
+//! Outcomes of jobs, and what the store returns about them, on both stores.
 
 mod common;
 
-use background_tasks_durable::{Durable, Error, Failure, Info, Job, JobId, Options, Queue, Status};
-use common::{Mail, each, each_place, mail, panic_quietly, registry, until};
+use background_tasks_durable::{Durable, Error, Failure, Job, JobId, JobInfo, JobStatus, Queue, WorkerOptions};
+use common::{Mail, mail, on_each_database, on_each_store, panic_quietly, registry, until};
 use futures_util::future::join_all;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -15,33 +15,33 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::unbounded_channel;
 
-/// A job that fails comes again at once, or as soon as the store has it.
-fn hasty() -> Options {
-    Options::default().backoff(Duration::ZERO, Duration::ZERO)
+/// Retries failed jobs immediately.
+fn without_backoff() -> WorkerOptions {
+    WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO)
 }
 
-async fn ended<T>(queue: &Queue<T>, id: JobId) -> Info {
-    queue.wait(id).await.unwrap().expect("it is there")
+async fn ended<T>(queue: &Queue<T>, id: JobId) -> JobInfo {
+    queue.wait(id).await.unwrap().expect("the job exists")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_is_told_the_result() {
-    each_place(async |place| {
-        let (here, there) = (place.open().await, place.open().await);
+async fn wait_returns_the_result() {
+    on_each_database(async |database| {
+        let (here, there) = (database.open().await, database.open().await);
         let queue = here.queue::<Mail>("mail");
         let (registry, losses) = registry();
         let go = Arc::new(Semaphore::new(0));
-        let gone = go.clone();
+        let permits = go.clone();
         let handler = move |job: Job<Mail>| {
-            let gone = gone.clone();
+            let permits = permits.clone();
             async move {
-                gone.acquire().await.unwrap().forget();
+                permits.acquire().await.unwrap().forget();
                 Ok::<_, Infallible>((job.id(), job.attempt(), job.to.len()))
             }
         };
-        there.queue::<Mail>("mail").serve(&registry, Options::default(), handler).await.unwrap();
+        there.queue::<Mail>("mail").serve(&registry, WorkerOptions::default(), handler).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
-        until("it runs", async || (queue.info(id).await.unwrap()?.status() == Status::Running).then_some(())).await;
+        until("the job runs", async || (queue.info(id).await.unwrap()?.status() == JobStatus::Running).then_some(())).await;
         assert_eq!(queue.info(id).await.unwrap().unwrap().result::<(JobId, u32, usize)>().unwrap(), None);
         let waits = [&here, &there].map(|jobs| {
             let queue = jobs.queue::<Mail>("mail");
@@ -50,14 +50,14 @@ async fn who_waits_is_told_the_result() {
         go.add_permits(1);
         for info in join_all(waits).await {
             let info = info.unwrap();
-            assert_eq!((info.status(), info.attempts(), info.error()), (Status::Done, 1, None));
+            assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Done, 1, None));
             assert_eq!(info.result().unwrap(), Some((id, 1, 3)));
         }
         let info = ended(&queue, id).await;
-        assert_eq!(info.result().unwrap(), Some((id, 1, 3)), "and who comes late");
+        assert_eq!(info.result().unwrap(), Some((id, 1, 3)), "also after the job has ended");
         let error = info.result::<String>().unwrap_err();
         assert!(matches!(error, Error::Decode(_)));
-        assert!(error.to_string().starts_with("what is stored is not what was asked for: "), "{error}");
+        assert!(error.to_string().starts_with("the stored value does not have the requested type: "), "{error}");
         assert!(matches!(info.payload::<u8>(), Err(Error::Decode(_))));
 
         let none = "00000000000000000000000000".parse().unwrap();
@@ -70,40 +70,40 @@ async fn who_waits_is_told_the_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_job_is_listed_and_can_be_retried() {
-    each(async |jobs| {
+async fn dead_job_is_listed_and_can_be_retried() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
-        let (attempts, alive) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let (attempted, lives) = (attempts.clone(), alive.clone());
+        let (attempts, accepts) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (attempted, accepted) = (attempts.clone(), accepts.clone());
         let handler = move |job: Job<Mail>| {
-            assert_eq!(job.attempt(), 1, "a retried one begins again");
+            assert_eq!(job.attempt(), 1, "a retried job starts with its first attempt");
             attempted.fetch_add(1, Ordering::SeqCst);
-            let lives = lives.load(Ordering::SeqCst) > 0;
-            async move { if lives { Ok("sent") } else { Err(Failure::dead(format!("no {}", job.to))) } }
+            let is_accepted = accepted.load(Ordering::SeqCst) > 0;
+            async move { if is_accepted { Ok("sent") } else { Err(Failure::dead(format!("no {}", job.to))) } }
         };
-        queue.serve(&registry, hasty(), handler).await.unwrap();
+        queue.serve(&registry, without_backoff(), handler).await.unwrap();
         let first = queue.enqueue(mail("ann")).await.unwrap();
         let info = ended(&queue, first).await;
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 1, Some("no ann")));
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 1, Some("no ann")));
         assert_eq!(info.result::<String>().unwrap(), None);
         let second = queue.enqueue(mail("bob")).await.unwrap();
         ended(&queue, second).await;
         assert_eq!(attempts.load(Ordering::SeqCst), 2);
 
         let dead = queue.dead().await.unwrap();
-        assert_eq!(dead.iter().map(Info::error).collect::<Vec<_>>(), [Some("no ann"), Some("no bob")]);
-        assert_eq!(dead.iter().map(Info::id).collect::<Vec<_>>(), [first, second]);
+        assert_eq!(dead.iter().map(JobInfo::error).collect::<Vec<_>>(), [Some("no ann"), Some("no bob")]);
+        assert_eq!(dead.iter().map(JobInfo::id).collect::<Vec<_>>(), [first, second]);
         assert_eq!(dead[1].payload::<Mail>().unwrap(), mail("bob"));
         assert_eq!(queue.counts().await.unwrap().dead, 2);
         assert!(jobs.queue::<Mail>("post").dead().await.unwrap().is_empty());
         assert!(!jobs.queue::<Mail>("post").retry(first).await.unwrap());
 
-        alive.store(1, Ordering::SeqCst);
+        accepts.store(1, Ordering::SeqCst);
         assert!(queue.retry(first).await.unwrap());
         let info = ended(&queue, first).await;
-        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (Status::Done, 1, Some("sent".to_owned())));
-        assert!(!queue.retry(first).await.unwrap(), "it is done");
+        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (JobStatus::Done, 1, Some("sent".to_owned())));
+        assert!(!queue.retry(first).await.unwrap(), "the job is done");
         assert!(!queue.retry("00000000000000000000000000".parse().unwrap()).await.unwrap());
         let counts = queue.counts().await.unwrap();
         assert_eq!((counts.done, counts.dead, counts.waiting), (1, 1, 0));
@@ -114,36 +114,36 @@ async fn a_dead_job_is_listed_and_can_be_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_says_when_it_comes_again() {
-    each(async |jobs| {
+async fn failure_sets_the_time_of_its_retry() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, _) = registry();
-        let pause = Duration::from_millis(1500);
+        let delay = Duration::from_millis(1500);
         let (ran, mut runs) = unbounded_channel();
         let handler = move |job: Job<Mail>| {
             ran.send((job.attempt(), SystemTime::now())).unwrap();
-            async move { if job.attempt() == 1 { Err(Failure::retry_after("not yet", pause)) } else { Ok(()) } }
+            async move { if job.attempt() == 1 { Err(Failure::retry_after("not yet", delay)) } else { Ok(()) } }
         };
-        queue.serve(&registry, Options::default(), handler).await.unwrap();
+        queue.serve(&registry, WorkerOptions::default(), handler).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
         let (attempt, first) = runs.recv().await.unwrap();
         assert_eq!(attempt, 1);
-        let info = until("it failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Retrying, 1, Some("not yet")));
+        let info = until("the job has failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Retrying, 1, Some("not yet")));
         assert_eq!(queue.counts().await.unwrap().retrying, 1);
         let (attempt, second) = runs.recv().await.unwrap();
         assert_eq!(attempt, 2);
-        assert!(second.duration_since(first).unwrap() >= pause, "{first:?} {second:?}");
+        assert!(second.duration_since(first).unwrap() >= delay, "{first:?} {second:?}");
         let info = ended(&queue, id).await;
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Done, 2, None));
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Done, 2, None));
         registry.shutdown().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_attempt_is_the_last() {
-    each(async |jobs| {
+async fn job_is_dead_after_its_last_attempt() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
         let (ran, mut runs) = unbounded_channel();
@@ -157,12 +157,12 @@ async fn the_last_attempt_is_the_last() {
                 }
             }
         };
-        let options = hasty().attempts(3).timeout(Duration::from_millis(20));
+        let options = without_backoff().max_attempts(3).timeout(Duration::from_millis(20));
         queue.serve(&registry, options, handler).await.unwrap();
-        for (to, error) in [("fails", "at 3"), ("panics", "it panicked: at all"), ("hangs", "it took longer than 20ms")] {
+        for (to, error) in [("fails", "at 3"), ("panics", "panicked: at all"), ("hangs", "timed out after 20ms")] {
             let id = queue.enqueue(mail(to)).await.unwrap();
             let info = ended(&queue, id).await;
-            assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 3, Some(error)));
+            assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 3, Some(error)));
             for attempt in 1..=3 {
                 assert_eq!(runs.recv().await.unwrap(), attempt);
             }
@@ -176,8 +176,8 @@ async fn the_last_attempt_is_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_are_of_all_states() {
-    each(async |jobs| {
+async fn counts_include_every_status() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, _) = registry();
         let handler = async |job: Job<Mail>| match &*job.to {
@@ -186,12 +186,12 @@ async fn counts_are_of_all_states() {
             "retrying" => Err(Failure::retry_after("later", Duration::from_hours(1))),
             _ => pending().await,
         };
-        queue.serve(&registry, Options::default().concurrency(20), handler).await.unwrap();
+        queue.serve(&registry, WorkerOptions::default().concurrency(20), handler).await.unwrap();
         for (to, jobs) in [("done", 1), ("dead", 2), ("retrying", 3), ("running", 4)] {
             queue.enqueue_all(vec![mail(to); jobs]).await.unwrap();
         }
-        queue.enqueue_all(vec![mail("waiting"); 5]).later(Duration::from_hours(1)).await.unwrap();
-        until("all are where they go", async || {
+        queue.enqueue_all(vec![mail("waiting"); 5]).delay(Duration::from_hours(1)).await.unwrap();
+        until("every job has its status", async || {
             let counts = queue.counts().await.unwrap();
             let all = (counts.done, counts.dead, counts.retrying, counts.running, counts.waiting);
             (all == (1, 2, 3, 4, 5)).then_some(())
@@ -199,7 +199,7 @@ async fn counts_are_of_all_states() {
         .await;
         let json = serde_json::to_value(queue.counts().await.unwrap()).unwrap();
         assert_eq!(json, serde_json::json!({"done": 1, "dead": 2, "retrying": 3, "running": 4, "waiting": 5}));
-        assert_eq!(serde_json::to_value(Status::Retrying).unwrap(), Status::Retrying.to_string());
+        assert_eq!(serde_json::to_value(JobStatus::Retrying).unwrap(), JobStatus::Retrying.to_string());
         registry.shutdown().or_abort(std::future::ready(()), || tokio::time::sleep(common::HANG)).await.unwrap();
         let counts = queue.counts().await.unwrap();
         assert_eq!((counts.running, counts.waiting), (0, 9));
@@ -207,12 +207,12 @@ async fn counts_are_of_all_states() {
     .await;
 }
 
-/// Serves one job whose outcome is this, and returns what is told of it. Others are served after it.
-async fn outcome<R: Serialize + Clone + Send + Sync + 'static>(jobs: &Durable, outcome: Result<R, String>) -> Info {
+/// Runs a job with this outcome, and returns its info. Checks that the worker runs another job afterwards.
+async fn outcome<R: Serialize + Clone + Send + Sync + 'static>(jobs: &Durable, outcome: Result<R, String>) -> JobInfo {
     let queue = jobs.queue::<Mail>("mail");
     let (registry, _) = registry();
     let handler = move |job: Job<Mail>| {
-        let outcome = if job.to == "it" { Ok(outcome.clone()) } else { Err(()) };
+        let outcome = if job.to == "first" { Ok(outcome.clone()) } else { Err(()) };
         async move {
             match outcome {
                 Ok(outcome) => outcome.map(Some),
@@ -220,40 +220,40 @@ async fn outcome<R: Serialize + Clone + Send + Sync + 'static>(jobs: &Durable, o
             }
         }
     };
-    queue.serve(&registry, hasty().attempts(1), handler).await.unwrap();
-    let id = queue.enqueue(mail("it")).await.unwrap();
+    queue.serve(&registry, without_backoff().max_attempts(1), handler).await.unwrap();
+    let id = queue.enqueue(mail("first")).await.unwrap();
     let info = ended(&queue, id).await;
     let id = queue.enqueue(mail("another")).await.unwrap();
-    assert_eq!(ended(&queue, id).await.status(), Status::Done);
+    assert_eq!(ended(&queue, id).await.status(), JobStatus::Done);
     registry.shutdown().await;
     info
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outcome_may_be_what_a_database_does_not_like() {
-    each(async |jobs| {
+async fn results_with_unusual_characters_are_stored() {
+    on_each_store(async |jobs| {
         let nul = if jobs.sqlite_pool().is_some() { "\0" } else { "\u{fffd}" };
         let info = outcome(&jobs, Ok("a\0b")).await;
         assert_eq!(info.result::<String>().unwrap().unwrap(), format!("a{nul}b"));
         let map = BTreeMap::from([("a\0b", vec!["\0", "\u{10ffff}\u{fffe}\"\\"])]);
         let info = outcome(&jobs, Ok(map)).await;
-        let told = BTreeMap::from([(format!("a{nul}b"), vec![nul.to_owned(), "\u{10ffff}\u{fffe}\"\\".to_owned()])]);
-        assert_eq!(info.result().unwrap(), Some(told));
+        let stored = BTreeMap::from([(format!("a{nul}b"), vec![nul.to_owned(), "\u{10ffff}\u{fffe}\"\\".to_owned()])]);
+        assert_eq!(info.result().unwrap(), Some(stored));
         let info = outcome::<()>(&jobs, Err("a\0b '\\u0000".to_owned())).await;
-        assert_eq!((info.status(), info.error()), (Status::Dead, Some(&*format!("a{nul}b '\\u0000"))));
+        assert_eq!((info.status(), info.error()), (JobStatus::Dead, Some(&*format!("a{nul}b '\\u0000"))));
         let huge = "\u{1}x".repeat(500_000);
         let info = outcome(&jobs, Ok(huge.clone())).await;
         assert!(info.result::<String>().unwrap().unwrap() == huge);
         let info = outcome::<()>(&jobs, Err(huge.clone())).await;
         assert!(info.error().unwrap() == huge);
         let info = outcome(&jobs, Ok((u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, f64::NAN))).await;
-        let told = (u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, None::<f64>);
-        assert_eq!(info.result().unwrap(), Some(told));
+        let stored = (u64::MAX, i64::MIN, 1.5e300, 1e-300, 0.1, None::<f64>);
+        assert_eq!(info.result().unwrap(), Some(stored));
     })
     .await;
 }
 
-/// Arrays within arrays.
+/// Nested arrays.
 #[derive(Clone)]
 struct Deep(usize);
 
@@ -264,47 +264,47 @@ impl Serialize for Deep {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_too_deep_to_be_read_is_not_the_end_of_the_worker() {
-    each(async |jobs| {
+async fn too_deep_result_does_not_stop_the_worker() {
+    on_each_store(async |jobs| {
         let info = outcome(&jobs, Ok(Deep(50))).await;
         assert!(info.result::<serde_json::Value>().unwrap().is_some_and(|value| value.is_array()));
-        // What reads JSON goes to 128, SQLite's to 1,000.
+        // serde_json reads up to 128 levels, SQLite up to 1,000.
         for depth in [200, 1200] {
             let info = outcome(&jobs, Ok(Deep(depth))).await;
-            assert_eq!((info.status(), info.attempts()), (Status::Done, 1));
-            let told = info.result::<String>().unwrap().unwrap();
-            assert!(told.starts_with("its result cannot be stored: "), "{told}");
+            assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
+            let result = info.result::<String>().unwrap().unwrap();
+            assert!(result.starts_with("cannot store the result: "), "{result}");
         }
     })
     .await;
 }
 
-/// Is no JSON, in either way.
-struct Unwritable(bool);
+/// Cannot be serialized: panics or returns an error.
+struct Unserializable(bool);
 
-impl Serialize for Unwritable {
+impl Serialize for Unserializable {
     fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
         if self.0 { panic_quietly("no way") } else { Err(serde::ser::Error::custom("no way")) }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_is_no_json_does_not_undo_the_work() {
-    each(async |jobs| {
-        for (panics, told) in [(false, "no way"), (true, "it panicked: no way")] {
+async fn unserializable_result_does_not_repeat_the_job() {
+    on_each_store(async |jobs| {
+        for (panics, cause) in [(false, "no way"), (true, "panicked: no way")] {
             let queue = jobs.queue::<Mail>("mail");
             let (registry, losses) = registry();
             let runs = Arc::new(AtomicU32::new(0));
             let run = runs.clone();
             let handler = move |_| {
                 run.fetch_add(1, Ordering::SeqCst);
-                async move { Ok::<_, Infallible>(Unwritable(panics)) }
+                async move { Ok::<_, Infallible>(Unserializable(panics)) }
             };
-            queue.serve(&registry, hasty(), handler).await.unwrap();
+            queue.serve(&registry, without_backoff(), handler).await.unwrap();
             let id = queue.enqueue(mail("ann")).await.unwrap();
             let info = ended(&queue, id).await;
-            assert_eq!((info.status(), info.attempts()), (Status::Done, 1));
-            assert_eq!(info.result::<String>().unwrap().unwrap(), format!("its result cannot be written as JSON: {told}"));
+            assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
+            assert_eq!(info.result::<String>().unwrap().unwrap(), format!("cannot serialize the result as JSON: {cause}"));
             registry.shutdown().await;
             assert_eq!((runs.load(Ordering::SeqCst), losses.all()), (1, vec![]));
         }
@@ -313,10 +313,17 @@ async fn a_result_that_is_no_json_does_not_undo_the_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn durations_may_be_as_long_as_there_are() {
-    each(async |jobs| {
-        let ever = Duration::MAX;
-        let all = Options::default().poll(ever).lease(ever).backoff(ever, ever).timeout(ever).retain(ever).upkeep(ever).defer(ever);
+async fn maximum_durations_are_accepted() {
+    on_each_store(async |jobs| {
+        let longest = Duration::MAX;
+        let all = WorkerOptions::default()
+            .poll_interval(longest)
+            .lease(longest)
+            .backoff(longest, longest)
+            .timeout(longest)
+            .retention(longest)
+            .maintenance_interval(longest)
+            .unknown_version_delay(longest);
         let (registry, losses) = registry();
         let queue = jobs.queue::<Mail>("mail");
         let handler = async |job: Job<Mail>| match &*job.to {
@@ -325,47 +332,47 @@ async fn durations_may_be_as_long_as_there_are() {
             _ => Ok(()),
         };
         queue.serve(&registry, all.clone(), handler).await.unwrap();
-        jobs.queue::<Mail>("fails").serve(&registry, all, async |_| Err::<(), _>("it failed")).await.unwrap();
+        jobs.queue::<Mail>("fails").serve(&registry, all, async |_| Err::<(), _>("failed")).await.unwrap();
         let ids = queue.enqueue_all(["later", "backoff", "now"].map(mail)).await.unwrap();
-        assert_eq!(ended(&queue, ids[2]).await.status(), Status::Done);
+        assert_eq!(ended(&queue, ids[2]).await.status(), JobStatus::Done);
         let fails = jobs.queue::<Mail>("fails");
         let failed = fails.enqueue(mail("ann")).await.unwrap();
         let unknown = jobs.queue::<Mail>("fails").version(2).enqueue(mail("bob")).await.unwrap();
         let far = SystemTime::now() + Duration::from_hours(8760);
         for (queue, id) in [(&queue, ids[0]), (&queue, ids[1]), (&fails, failed), (&fails, unknown)] {
-            let info = until("it waits", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+            let info = until("the job waits", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
             assert!(info.due() > far, "{info:?}");
         }
         registry.shutdown().await;
-        let known = ["later", "backoff", "it failed", "version 2 of its payload is not known to this worker, which knows 1"];
-        for (what, name, text) in losses.all() {
-            assert!(what == "failed" && known.contains(&&*text), "{what} {name} {text}");
+        let known = ["later", "backoff", "failed", "unknown payload version 2: this worker knows 1"];
+        for (outcome, name, text) in losses.all() {
+            assert!(outcome == "failed" && known.contains(&&*text), "{outcome} {name} {text}");
         }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_worker_has_can_be_discarded() {
-    each(async |jobs: Durable| {
+async fn jobs_without_a_worker_can_be_discarded() {
+    on_each_store(async |jobs: Durable| {
         let queue = jobs.queue::<u32>("discard");
         let (waiting, done, dead) = (
-            queue.enqueue(1).later(Duration::from_hours(1)).unique("waits").await.unwrap(),
+            queue.enqueue(1).delay(Duration::from_hours(1)).unique_key("waits").await.unwrap(),
             queue.enqueue(2).await.unwrap(),
             queue.enqueue(3).await.unwrap(),
         );
         let (registry, _) = registry();
         let handler = |job: Job<u32>| async move { if *job == 3 { Err(Failure::dead("never")) } else { Ok(()) } };
-        queue.serve(&registry, Options::default(), handler).await.unwrap();
+        queue.serve(&registry, WorkerOptions::default(), handler).await.unwrap();
         queue.wait(done).await.unwrap();
         queue.wait(dead).await.unwrap();
         assert!(!jobs.queue::<u32>("another").discard(waiting).await.unwrap());
-        for (id, is_dropped) in [(waiting, true), (waiting, false), (done, false), (dead, true)] {
-            assert_eq!(queue.discard(id).await.unwrap(), is_dropped, "{id}");
+        for (id, is_deleted) in [(waiting, true), (waiting, false), (done, false), (dead, true)] {
+            assert_eq!(queue.discard(id).await.unwrap(), is_deleted, "{id}");
         }
         assert!(queue.info(waiting).await.unwrap().is_none());
         assert!(queue.dead().await.unwrap().is_empty());
-        assert_ne!(queue.enqueue(1).later(Duration::from_hours(1)).unique("waits").await.unwrap(), waiting);
+        assert_ne!(queue.enqueue(1).delay(Duration::from_hours(1)).unique_key("waits").await.unwrap(), waiting);
         registry.shutdown().await;
     })
     .await;

@@ -1,10 +1,10 @@
-//! What a shutdown, an abort and a panic do to jobs, on both stores; and on which executors they run.
+//! Shutdowns, aborts and panics of jobs, on both stores. Jobs on other executors.
 
 mod common;
 
 use background_tasks::{Registry, RejectReason, SmolSpawner, Spawner, TaskKind, ThreadsSpawner, TokioSpawner};
-use background_tasks_durable::{Durable, Error, Job, JobId, Options, Status};
-use common::{HANG, Mail, Place, each, each_place, mail, numbers, panic_quietly, registry, until};
+use background_tasks_durable::{Durable, Error, Job, JobId, JobStatus, WorkerOptions};
+use common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, panic_quietly, registry, until};
 use futures_util::future::join_all;
 use std::convert::Infallible;
 use std::future::{Future, pending, ready};
@@ -16,73 +16,74 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::sleep;
 
-/// Far longer than a test: what waits for it has failed.
-fn patient() -> Options {
-    Options::default().lease(Duration::from_hours(1)).backoff(Duration::from_hours(1), Duration::from_hours(1))
+/// A lease and a backoff that no test can wait for.
+fn patient() -> WorkerOptions {
+    WorkerOptions::default().lease(Duration::from_hours(1)).backoff(Duration::from_hours(1), Duration::from_hours(1))
 }
 
-/// A handler that tells when it begins, and ends when it is let.
+/// Returns a handler that reports its start and waits for a permit.
 fn held() -> (impl Fn(Job<Mail>) -> Held + Send + Sync + 'static, UnboundedReceiver<JobId>, Arc<Semaphore>) {
-    let ((begun, begins), go) = (unbounded_channel(), Arc::new(Semaphore::new(0)));
-    let gone = go.clone();
+    let ((started, starts), go) = (unbounded_channel(), Arc::new(Semaphore::new(0)));
+    let permits = go.clone();
     let handler = move |job: Job<Mail>| {
-        let gone = gone.clone();
-        begun.send(job.id()).unwrap();
+        let permits = permits.clone();
+        started.send(job.id()).unwrap();
         Box::pin(async move {
-            gone.acquire().await.unwrap().forget();
+            permits.acquire().await.unwrap().forget();
             Ok(())
         }) as Held
     };
-    (handler, begins, go)
+    (handler, starts, go)
 }
 
 type Held = std::pin::Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>;
 
-/// Nobody holds them: those that are not over are there for anybody.
+/// Counts the uncharged jobs that no worker holds.
 async fn free(jobs: &Durable) -> i64 {
     let free = "SELECT count(*) FROM {jobs} WHERE status = 'Pending' AND lock_by IS NULL AND lock_at IS NULL AND attempts = 0";
     numbers(jobs, free).await[0]
 }
 
-/// A worker that does everything at once.
-async fn done_by_another(place: &Place, ids: &[JobId], attempt: u32) {
-    let jobs = place.open().await;
+/// Checks that another worker runs these jobs without delay.
+async fn another_worker_runs(database: &TestDatabase, ids: &[JobId], attempt: u32) {
+    let jobs = database.open().await;
     let (registry, losses) = registry();
     let queue = jobs.queue::<Mail>("mail");
     let handler = async |job: Job<Mail>| Ok::<_, Infallible>(job.attempt());
     queue.serve(&registry, patient().concurrency(20), handler).await.unwrap();
     for id in ids {
-        let info = tokio::time::timeout(HANG / 4, queue.wait(*id)).await.expect("not after a lease").unwrap().unwrap();
+        let info =
+            tokio::time::timeout(HANG / 4, queue.wait(*id)).await.expect("the jobs run before the lease expires").unwrap().unwrap();
         assert_eq!(info.result().unwrap(), Some(attempt));
     }
     assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_in_flight_end_before_the_shutdown_does() {
-    each(async |jobs| {
+async fn shutdown_waits_for_jobs_in_flight() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
-        let (handler, mut begins, go) = held();
+        let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(3), handler).await.unwrap();
         let ids = queue.enqueue_all((0..5).map(|number| mail(&number.to_string()))).await.unwrap();
-        let mut begun = Vec::new();
+        let mut started = Vec::new();
         for _ in 0..3 {
-            begun.push(begins.recv().await.unwrap());
+            started.push(starts.recv().await.unwrap());
         }
         let shutdown = registry.shutdown();
         let shutdown = tokio::spawn(shutdown);
         let late = queue.enqueue(mail("late")).await.unwrap();
         go.add_permits(100);
         let summary = shutdown.await.unwrap();
-        // In the store, without a wait, when it is drained.
-        for id in &begun {
-            assert_eq!(queue.info(*id).await.unwrap().unwrap().status(), Status::Done);
+        // The jobs are done in the store when the registry has drained.
+        for id in &started {
+            assert_eq!(queue.info(*id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
-        // The jobs, the worker, and its upkeep.
+        // Three jobs, the worker, and its maintenance.
         assert_eq!((summary.completed, summary.is_clean()), (5, true), "{summary}");
-        assert!(begins.is_empty(), "intake is over");
-        assert_eq!(queue.info(late).await.unwrap().unwrap().status(), Status::Waiting);
+        assert!(starts.is_empty(), "no job starts after shutdown has started");
+        assert_eq!(queue.info(late).await.unwrap().unwrap().status(), JobStatus::Waiting);
         let counts = queue.counts().await.unwrap();
         assert_eq!((counts.done, counts.waiting, counts.running), (3, 3, 0));
         assert_eq!(free(&jobs).await, 3);
@@ -92,93 +93,93 @@ async fn jobs_in_flight_end_before_the_shutdown_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_fetched_and_not_started_goes_back_at_once() {
-    each_place(async |place| {
-        let jobs = place.open().await;
+async fn fetched_jobs_return_to_the_queue_when_shutdown_starts() {
+    on_each_database(async |database| {
+        let jobs = database.open().await;
         let queue = jobs.queue::<Mail>("mail");
         let (registry, _) = registry();
-        let (handler, mut begins, go) = held();
+        let (handler, mut starts, go) = held();
         let ids = queue.enqueue_all((0..10).map(|number| mail(&number.to_string()))).await.unwrap();
-        queue.serve(&registry, patient().concurrency(1).batch(10), handler).await.unwrap();
-        let begun = begins.recv().await.unwrap();
-        until("all are fetched", async || (queue.counts().await.unwrap().running == 10).then_some(())).await;
+        queue.serve(&registry, patient().concurrency(1).batch_size(10), handler).await.unwrap();
+        let started = starts.recv().await.unwrap();
+        until("all jobs are fetched", async || (queue.counts().await.unwrap().running == 10).then_some(())).await;
         let shutdown = tokio::spawn(registry.shutdown());
-        // While the one goes on.
-        until("the others are back", async || (free(&jobs).await == 9).then_some(())).await;
-        let others: Vec<_> = ids.into_iter().filter(|id| *id != begun).collect();
-        done_by_another(place, &others, 1).await;
-        assert_eq!(queue.info(begun).await.unwrap().unwrap().status(), Status::Running);
+        // While one job still runs.
+        until("the other jobs are back in the queue", async || (free(&jobs).await == 9).then_some(())).await;
+        let others: Vec<_> = ids.into_iter().filter(|id| *id != started).collect();
+        another_worker_runs(database, &others, 1).await;
+        assert_eq!(queue.info(started).await.unwrap().unwrap().status(), JobStatus::Running);
         go.add_permits(1);
         assert!(shutdown.await.unwrap().is_clean());
         assert_eq!(queue.counts().await.unwrap().done, 10);
-        assert!(begins.is_empty());
+        assert!(starts.is_empty());
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_end_of_the_grace_cuts_is_back_when_the_shutdown_ends() {
-    each_place(async |place| {
-        let jobs = place.open().await;
+async fn jobs_cut_off_by_the_grace_period_are_back_when_shutdown_ends() {
+    on_each_database(async |database| {
+        let jobs = database.open().await;
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
-        let (handler, mut begins, _go) = held();
+        let (handler, mut starts, _go) = held();
         queue.serve(&registry, patient().concurrency(3), handler).await.unwrap();
         let ids = queue.enqueue_all((0..3).map(|number| mail(&number.to_string()))).await.unwrap();
         for _ in 0..3 {
-            begins.recv().await.unwrap();
+            starts.recv().await.unwrap();
         }
-        until("all run", async || (queue.counts().await.unwrap().running == 3).then_some(())).await;
+        until("all jobs run", async || (queue.counts().await.unwrap().running == 3).then_some(())).await;
         let summary = registry.shutdown().or_abort(sleep(Duration::from_millis(50)), || sleep(HANG)).await.unwrap();
         assert_eq!((summary.aborted, summary.completed, summary.failed), (3, 2, 0), "{summary}");
         assert_eq!(free(&jobs).await, 3);
         for id in &ids {
             let info = queue.info(*id).await.unwrap().unwrap();
-            assert_eq!((info.status(), info.attempts(), info.error()), (Status::Waiting, 0, None));
+            assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Waiting, 0, None));
         }
         assert_eq!(losses.all(), vec![("aborted", "mail", String::new()); 3]);
-        done_by_another(place, &ids, 1).await;
+        another_worker_runs(database, &ids, 1).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_abort_at_any_other_time_is_a_failed_attempt() {
-    each(async |jobs| {
+async fn abort_outside_a_shutdown_is_a_failed_attempt() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
-        let (handler, mut begins, go) = held();
-        queue.serve(&registry, patient().attempts(2), handler).await.unwrap();
+        let (handler, mut starts, go) = held();
+        queue.serve(&registry, patient().max_attempts(2), handler).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
-        begins.recv().await.unwrap();
+        starts.recv().await.unwrap();
         let job = registry.tasks().into_iter().find(|task| task.name() == Some("mail")).unwrap();
         registry.abort_task(job.id().unwrap()).unwrap();
-        let info = until("it failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Retrying, 1, Some("it was aborted")));
-        assert!(info.due() > std::time::SystemTime::now() + Duration::from_secs(1000), "with its backoff");
+        let info = until("the job has failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Retrying, 1, Some("the task was aborted")));
+        assert!(info.due() > std::time::SystemTime::now() + Duration::from_secs(1000), "the job waits for its backoff");
         assert_eq!(losses.all(), [("aborted", "mail", String::new())]);
 
-        // The last attempt, and all at once; the worker goes on.
+        // Aborts all tasks at the last attempt. The worker continues.
         let set = format!("UPDATE {{jobs}} SET run_at = lock_at WHERE id = '{id}'");
         common::sql(&jobs, &set).await;
-        begins.recv().await.unwrap();
+        starts.recv().await.unwrap();
         let aborted = registry.abort();
         assert_eq!((aborted.aborted, aborted.not_abortable), (1, 2));
         let info = queue.wait(id).await.unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 2, Some("it was aborted")));
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 2, Some("the task was aborted")));
         go.add_permits(1);
         let next = queue.enqueue(mail("bob")).await.unwrap();
-        assert_eq!(queue.wait(next).await.unwrap().unwrap().status(), Status::Done);
+        assert_eq!(queue.wait(next).await.unwrap().unwrap().status(), JobStatus::Done);
         let names: Vec<_> = registry.tasks().iter().filter_map(background_tasks::TaskInfo::name).collect();
-        assert!(names.contains(&"mail worker") && names.contains(&"mail upkeep"), "{names:?}");
+        assert!(names.contains(&"mail worker") && names.contains(&"mail maintenance"), "{names:?}");
         registry.shutdown().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_is_counted_and_the_job_comes_again() {
-    each(async |jobs| {
+async fn panic_is_counted_and_the_job_is_retried() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
         let handler = |job: Job<Mail>| async move {
@@ -187,7 +188,7 @@ async fn a_panic_is_counted_and_the_job_comes_again() {
             }
             Ok::<_, Infallible>(job.attempt())
         };
-        queue.serve(&registry, Options::default().backoff(Duration::ZERO, Duration::ZERO), handler).await.unwrap();
+        queue.serve(&registry, WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO), handler).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
         let info = queue.wait(id).await.unwrap().unwrap();
         assert_eq!((info.attempts(), info.result().unwrap()), (2, Some(2)));
@@ -195,13 +196,13 @@ async fn a_panic_is_counted_and_the_job_comes_again() {
         assert_eq!((summary.panicked, summary.completed), (1, 3), "{summary}");
         assert_eq!(losses.all(), [("panicked", "mail", "oh".to_owned())]);
 
-        // So is one that ends a shutdown's wait.
+        // A panic during the drain is a failed attempt too.
         let (registry, losses) = common::registry();
-        let (begun, mut begins) = unbounded_channel();
+        let (started, mut starts) = unbounded_channel();
         let signal = registry.signal();
         let handler = move |_: Job<Mail>| {
             let signal = signal.clone();
-            begun.send(()).unwrap();
+            started.send(()).unwrap();
             async move {
                 signal.await;
                 panic_quietly("at the end") as Result<(), Infallible>
@@ -209,96 +210,96 @@ async fn a_panic_is_counted_and_the_job_comes_again() {
         };
         queue.serve(&registry, patient(), handler).await.unwrap();
         let id = queue.enqueue(mail("bob")).await.unwrap();
-        begins.recv().await.unwrap();
+        starts.recv().await.unwrap();
         assert_eq!(registry.shutdown().await.panicked, 1);
         let info = queue.info(id).await.unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Retrying, 1, Some("it panicked: at the end")));
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Retrying, 1, Some("panicked: at the end")));
         assert_eq!(losses.all(), [("panicked", "mail", "at the end".to_owned())]);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_shuts_down_takes_no_worker() {
-    each(async |jobs| {
+async fn registry_in_shutdown_rejects_a_worker() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let id = queue.enqueue(mail("ann")).await.unwrap();
         let (registry, _) = registry();
         let guard = registry.guard().unwrap();
         let shutdown = registry.shutdown();
-        let serve = || queue.serve(&registry, Options::default(), async |_| Ok::<_, Infallible>(()));
+        let serve = || queue.serve(&registry, WorkerOptions::default(), async |_| Ok::<_, Infallible>(()));
         let error = serve().await.unwrap_err();
         assert!(matches!(error, Error::Refused(RejectReason::ShuttingDown)), "{error:?}");
-        assert_eq!(error.to_string(), format!("no worker was started: {}", RejectReason::ShuttingDown));
+        assert_eq!(error.to_string(), format!("the registry rejected the task: {}", RejectReason::ShuttingDown));
         drop(guard);
         shutdown.await;
         let error = serve().await.unwrap_err();
         assert!(matches!(error, Error::Refused(RejectReason::Drained)), "{error:?}");
-        assert_eq!(error.to_string(), format!("no worker was started: {}", RejectReason::Drained));
-        assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Waiting);
+        assert_eq!(error.to_string(), format!("the registry rejected the task: {}", RejectReason::Drained));
+        assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Waiting);
 
         let full = Registry::builder(TokioSpawner).max_in_flight(1).build();
-        let error = queue.serve(&full, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap_err();
+        let error = queue.serve(&full, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap_err();
         assert!(matches!(error, Error::Refused(RejectReason::Full)), "{error:?}");
         full.shutdown().await;
-        assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Waiting);
+        assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Waiting);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_full_is_waited_for() {
-    each(async |jobs| {
+async fn jobs_wait_for_a_full_registry() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        // The worker, its upkeep, and two jobs.
+        // The worker, its maintenance, and two jobs.
         let registry = Registry::builder(TokioSpawner).max_in_flight(4).build();
-        let (handler, mut begins, go) = held();
+        let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(8), handler).await.unwrap();
         let ids = queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
         for _ in 0..2 {
-            begins.recv().await.unwrap();
+            starts.recv().await.unwrap();
         }
         assert_eq!(registry.in_flight(), 4);
         for _ in 0..4 {
             go.add_permits(1);
-            begins.recv().await.unwrap();
+            starts.recv().await.unwrap();
             assert!(registry.in_flight() <= 4);
         }
         go.add_permits(2);
         for id in ids {
-            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), Status::Done);
+            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
         let summary = registry.shutdown().await;
         assert_eq!((summary.completed, summary.rejected), (8, 0));
 
-        // And given up when the shutdown begins: what waits for a place goes back.
+        // When shutdown starts, jobs that wait for a permit return to the queue.
         let registry = Registry::builder(TokioSpawner).max_in_flight(3).build();
-        let (handler, mut begins, go) = held();
+        let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(8), handler).await.unwrap();
         queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
-        begins.recv().await.unwrap();
+        starts.recv().await.unwrap();
         let shutdown = tokio::spawn(registry.shutdown());
-        until("the others are back", async || (free(&jobs).await == 5).then_some(())).await;
+        until("the other jobs are back in the queue", async || (free(&jobs).await == 5).then_some(())).await;
         go.add_permits(1);
         let summary = shutdown.await.unwrap();
         assert_eq!((summary.completed, summary.abandoned), (3, 0), "{summary}");
-        assert!(begins.is_empty());
+        assert!(starts.is_empty());
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_of_one_registry_stand_in_it_by_name() {
-    each(async |jobs| {
+async fn tasks_of_several_queues_are_listed_by_name() {
+    on_each_store(async |jobs| {
         let (mails, posts) = (jobs.queue::<Mail>("mail"), jobs.queue::<Mail>("post"));
         let (registry, losses) = registry();
-        let ((mailer, mut sent, go), (poster, mut nailed, gone)) = (held(), held());
+        let ((mail_handler, mut mails_started, go), (post_handler, mut posts_started, post_go)) = (held(), held());
         let line = line!() + 1;
-        mails.serve(&registry, patient(), mailer).await.unwrap();
-        posts.serve(&registry, patient(), poster).await.unwrap();
+        mails.serve(&registry, patient(), mail_handler).await.unwrap();
+        posts.serve(&registry, patient(), post_handler).await.unwrap();
         let ids = [mails.enqueue(mail("ann")).await.unwrap(), posts.enqueue(mail("bob")).await.unwrap()];
-        assert_eq!(sent.recv().await.unwrap(), ids[0]);
-        assert_eq!(nailed.recv().await.unwrap(), ids[1]);
+        assert_eq!(mails_started.recv().await.unwrap(), ids[0]);
+        assert_eq!(posts_started.recv().await.unwrap(), ids[1]);
         let mut tasks: Vec<_> =
             registry.tasks().iter().map(|task| (task.name().unwrap(), task.location().line(), task.kind().unwrap())).collect();
         tasks.sort_unstable_by_key(|(name, ..)| *name);
@@ -307,58 +308,58 @@ async fn queues_of_one_registry_stand_in_it_by_name() {
             tasks,
             [
                 ("mail", here, TaskKind::Future),
-                ("mail upkeep", here, TaskKind::Tracked),
+                ("mail maintenance", here, TaskKind::Tracked),
                 ("mail worker", here, TaskKind::Tracked),
                 ("post", there, TaskKind::Future),
-                ("post upkeep", there, TaskKind::Tracked),
+                ("post maintenance", there, TaskKind::Tracked),
                 ("post worker", there, TaskKind::Tracked),
             ]
         );
         assert!(registry.tasks().iter().all(|task| task.location().file().ends_with("shutdown.rs")));
         go.add_permits(1);
-        gone.add_permits(1);
+        post_go.add_permits(1);
         let summary = registry.shutdown().await;
         assert_eq!((summary.completed, losses.all()), (6, vec![]));
-        assert!(sent.is_empty() && nailed.is_empty());
+        assert!(mails_started.is_empty() && posts_started.is_empty());
         for (queue, id) in [(&mails, ids[0]), (&posts, ids[1])] {
-            assert_eq!(queue.info(id).await.unwrap().unwrap().status(), Status::Done);
+            assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
     })
     .await;
 }
 
-/// All that a `Durable` does, on an executor that is not tokio's, with the runtime on a thread of its own.
+/// Runs jobs on an executor other than tokio, with the tokio runtime on a separate thread.
 fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) {
-    for place in [Some(Place::sqlite()), Place::postgres()].into_iter().flatten() {
-        let (told, tells) = mpsc::channel();
+    for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
+        let (opened, receiver) = mpsc::channel();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let address = place.address.clone();
+        let address = database.address.clone();
         let runtime = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                told.send(Durable::connect(&address).await.unwrap()).unwrap();
+                opened.send(Durable::connect(&address).await.unwrap()).unwrap();
                 let _ = ended.await;
             });
         });
-        let jobs = tells.recv().unwrap();
+        let jobs = receiver.recv().unwrap();
         let registry = Registry::builder(spawner.clone()).inspect().build();
-        let within = |future| {
+        let run = |future| {
             let late = async {
                 smol::Timer::after(HANG).await;
-                panic!("it hangs");
+                panic!("the test hangs");
             };
             smol::block_on(smol::future::or(future, late));
         };
-        within(Box::pin(async {
+        run(Box::pin(async {
             let queue = jobs.queue::<Mail>("mail");
-            let begun = Arc::new(AtomicBool::new(false));
-            let begins = begun.clone();
+            let is_started = Arc::new(AtomicBool::new(false));
+            let starts = is_started.clone();
             let handler = move |job: Job<Mail>| {
-                let begins = begins.clone();
+                let starts = starts.clone();
                 async move {
-                    assert!(tokio::runtime::Handle::try_current().is_err(), "it runs on the registry's executor");
+                    assert!(tokio::runtime::Handle::try_current().is_err(), "jobs run on the registry's executor");
                     if &*job.to == "hangs" {
-                        begins.store(true, Ordering::SeqCst);
+                        starts.store(true, Ordering::SeqCst);
                         pending::<()>().await;
                     }
                     Ok::<_, Infallible>(job.into_inner().to)
@@ -367,19 +368,19 @@ fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) 
             queue.serve(&registry, patient(), handler).await.unwrap();
             let ids = queue.enqueue_all(["ann", "bob"].map(mail)).await.unwrap();
             let waits = join_all(ids.iter().map(|id| queue.wait(*id))).await;
-            assert!(waits.into_iter().all(|info| info.unwrap().unwrap().status() == Status::Done));
+            assert!(waits.into_iter().all(|info| info.unwrap().unwrap().status() == JobStatus::Done));
             let hangs = queue.enqueue(mail("hangs")).await.unwrap();
-            while !begun.load(Ordering::SeqCst) {
+            while !is_started.load(Ordering::SeqCst) {
                 smol::Timer::after(Duration::from_millis(5)).await;
             }
-            // What is dropped is dropped outside the runtime.
+            // Drops futures outside the tokio runtime.
             for _ in 0..20 {
-                let dropped = queue.enqueue(mail("dropped")).later(HANG).into_future();
-                assert!(smol::future::or(async { Some(dropped.await) }, async { None }).await.is_none_or(|told| told.is_ok()));
+                let dropped = queue.enqueue(mail("dropped")).delay(HANG).into_future();
+                assert!(smol::future::or(async { Some(dropped.await) }, async { None }).await.is_none_or(|result| result.is_ok()));
             }
             let summary = registry.shutdown().or_abort(ready(()), || smol::Timer::after(HANG)).await.unwrap();
             assert_eq!((summary.aborted, summary.completed), (1, 4), "{summary}");
-            assert_eq!(queue.info(hangs).await.unwrap().unwrap().status(), Status::Waiting);
+            assert_eq!(queue.info(hangs).await.unwrap().unwrap().status(), JobStatus::Waiting);
         }));
         drop(jobs);
         drop(end);
@@ -398,37 +399,37 @@ fn jobs_run_on_threads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrency_is_a_bound() {
-    each(async |jobs| {
+async fn concurrency_is_limited() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, _) = registry();
-        let (mut begun, now, most) = (unbounded_channel(), AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
-        let (running, highest, begins) = (Arc::new(now), most.clone(), begun.0);
+        let (mut started, now, maximum) = (unbounded_channel(), AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let (running, highest, starts) = (Arc::new(now), maximum.clone(), started.0);
         let go = Arc::new(Semaphore::new(0));
-        let gone = go.clone();
+        let permits = go.clone();
         let handler = move |_: Job<Mail>| {
-            let (running, highest, gone) = (running.clone(), highest.clone(), gone.clone());
+            let (running, highest, permits) = (running.clone(), highest.clone(), permits.clone());
             highest.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            begins.send(()).unwrap();
+            starts.send(()).unwrap();
             async move {
-                gone.acquire().await.unwrap().forget();
+                permits.acquire().await.unwrap().forget();
                 running.fetch_sub(1, Ordering::SeqCst);
                 Ok::<_, Infallible>(())
             }
         };
-        queue.serve(&registry, patient().concurrency(3).batch(2), handler).await.unwrap();
+        queue.serve(&registry, patient().concurrency(3).batch_size(2), handler).await.unwrap();
         let ids = queue.enqueue_all((0..9).map(|number| mail(&number.to_string()))).await.unwrap();
         for job in 1..=9 {
-            begun.1.recv().await.unwrap();
+            started.1.recv().await.unwrap();
             if job >= 3 {
                 go.add_permits(1);
             }
         }
         go.add_permits(2);
         for id in ids {
-            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), Status::Done);
+            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
-        assert_eq!(most.load(Ordering::SeqCst), 3);
+        assert_eq!(maximum.load(Ordering::SeqCst), 3);
         registry.shutdown().await;
     })
     .await;

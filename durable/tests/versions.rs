@@ -1,14 +1,14 @@
-//! Payloads outlive a deploy: what a worker cannot read is kept, and told, and done by one that can. On both stores.
+//! Payloads outlive a deploy: a job that a worker cannot read is kept, reported, and run by another worker. On both stores.
 
 mod common;
 
-use background_tasks_durable::{Job, Options, Queue, Status};
-use common::{Mail, each, mail, numbers, panic_quietly, registry, sql, until};
+use background_tasks_durable::{Job, JobStatus, Queue, WorkerOptions};
+use common::{Mail, mail, numbers, on_each_store, panic_quietly, registry, sql, until};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
-/// As it was before somebody could write to many.
+/// The second version of the payload, with several recipients.
 #[derive(Serialize, Deserialize)]
 struct MailV2 {
     to: Vec<String>,
@@ -19,8 +19,8 @@ async fn recipients(job: Job<MailV2>) -> Result<Vec<String>, Infallible> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_is_not_known_waits_for_a_worker_that_knows_it() {
-    each(async |jobs| {
+async fn unknown_version_waits_for_a_worker_that_knows_it() {
+    on_each_store(async |jobs| {
         let new: Queue<MailV2> = jobs.queue("mail").version(2).upgrade(1, |old: Mail| MailV2 { to: vec![old.to] });
         let id = new.enqueue(MailV2 { to: vec!["ann".to_owned(), "bob".to_owned()] }).await.unwrap();
         assert_eq!(new.info(id).await.unwrap().unwrap().version(), 2);
@@ -28,15 +28,16 @@ async fn a_version_that_is_not_known_waits_for_a_worker_that_knows_it() {
         let (before, losses) = registry();
         let old = jobs.queue::<Mail>("mail");
         let handler = async |job: Job<Mail>| Ok::<_, Infallible>(job.into_inner().to);
-        // So that it comes to this worker more than once.
-        let options = Options::default().attempts(1).crashes(0).defer(Duration::from_secs(1));
+        // The short delay makes this worker fetch the job more than once.
+        let options = WorkerOptions::default().max_attempts(1).crashes(0).unknown_version_delay(Duration::from_secs(1));
         old.serve(&before, options, handler).await.unwrap();
-        until("it was looked at twice", async || (losses.all().len() >= 2).then_some(())).await;
-        let info = until("it waits", async || old.info(id).await.unwrap().filter(|info| info.status() == Status::Waiting)).await;
-        let error = "version 2 of its payload is not known to this worker, which knows 1";
+        until("the worker has met the job twice", async || (losses.all().len() >= 2).then_some(())).await;
+        let info =
+            until("the job waits", async || old.info(id).await.unwrap().filter(|info| info.status() == JobStatus::Waiting)).await;
+        let error = "unknown payload version 2: this worker knows 1";
         assert_eq!((info.error(), info.attempts(), info.version()), (Some(error), 0, 2));
         let done = old.enqueue(mail("cy")).await.unwrap();
-        assert_eq!(old.wait(done).await.unwrap().unwrap().result().unwrap(), Some("cy".to_owned()), "the others go on");
+        assert_eq!(old.wait(done).await.unwrap().unwrap().result().unwrap(), Some("cy".to_owned()), "other jobs run");
         let summary = before.shutdown().await;
         assert_eq!(summary.failed, losses.all().len() as u64);
         for loss in losses.all() {
@@ -45,13 +46,13 @@ async fn a_version_that_is_not_known_waits_for_a_worker_that_knows_it() {
         assert!(old.dead().await.unwrap().is_empty());
 
         let (after, losses) = registry();
-        new.serve(&after, Options::default(), recipients).await.unwrap();
+        new.serve(&after, WorkerOptions::default(), recipients).await.unwrap();
         let info = new.wait(id).await.unwrap().unwrap();
         assert_eq!(info.result().unwrap(), Some(vec!["ann".to_owned(), "bob".to_owned()]));
         assert_eq!((info.attempts(), info.error()), (1, None));
         let earlier = old.enqueue(mail("dan")).await.unwrap();
         let info = new.wait(earlier).await.unwrap().unwrap();
-        assert_eq!((info.version(), info.result().unwrap()), (1, Some(vec!["dan".to_owned()])), "and what is old is upgraded");
+        assert_eq!((info.version(), info.result().unwrap()), (1, Some(vec!["dan".to_owned()])), "old payloads are upgraded");
         after.shutdown().await;
         assert_eq!(losses.all(), []);
     })
@@ -59,17 +60,17 @@ async fn a_version_that_is_not_known_waits_for_a_worker_that_knows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_deferred_is_left_alone_for_so_long() {
-    each(async |jobs| {
+async fn unknown_version_is_delayed() {
+    on_each_store(async |jobs| {
         let (registry, losses) = registry();
         let queue = jobs.queue::<Mail>("mail");
-        queue.serve(&registry, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
-        let asked = SystemTime::now();
+        queue.serve(&registry, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        let enqueued = SystemTime::now();
         let id = jobs.queue::<Mail>("mail").version(7).enqueue(mail("ann")).await.unwrap();
-        let info = until("it is deferred", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
-        assert_eq!((info.status(), queue.counts().await.unwrap().waiting), (Status::Waiting, 1));
-        let defer = info.due().duration_since(asked).unwrap();
-        assert!(defer > Duration::from_secs(59) && defer < common::HANG, "{defer:?}");
+        let info = until("the job is deferred", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!((info.status(), queue.counts().await.unwrap().waiting), (JobStatus::Waiting, 1));
+        let delay = info.due().duration_since(enqueued).unwrap();
+        assert!(delay > Duration::from_secs(59) && delay < common::HANG, "{delay:?}");
         registry.shutdown().await;
         assert_eq!(losses.all().len(), 1);
     })
@@ -77,16 +78,16 @@ async fn what_is_deferred_is_left_alone_for_so_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payload_that_is_broken_is_dead_at_once_until_somebody_can_read_it() {
-    each(async |jobs| {
+async fn invalid_payload_is_dead_until_a_worker_can_read_it() {
+    on_each_store(async |jobs| {
         let numbers = jobs.queue::<u32>("mail");
         let broken = numbers.enqueue(7).await.unwrap();
         let (before, losses) = registry();
         let queue = jobs.queue::<Mail>("mail");
-        queue.serve(&before, Options::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        queue.serve(&before, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
         let info = queue.wait(broken).await.unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts()), (Status::Dead, 1));
-        let error = "its payload cannot be read: invalid type: integer `7`, expected struct Mail at line 1 column 1";
+        assert_eq!((info.status(), info.attempts()), (JobStatus::Dead, 1));
+        let error = "cannot deserialize the payload: invalid type: integer `7`, expected struct Mail at line 1 column 1";
         assert_eq!(info.error(), Some(error));
         assert_eq!(queue.dead().await.unwrap()[0].id(), broken);
         assert_eq!(info.payload::<u32>().unwrap(), 7);
@@ -95,9 +96,9 @@ async fn a_payload_that_is_broken_is_dead_at_once_until_somebody_can_read_it() {
 
         let (after, losses) = registry();
         assert!(numbers.retry(broken).await.unwrap());
-        numbers.serve(&after, Options::default(), async |job: Job<u32>| Ok::<_, Infallible>(*job)).await.unwrap();
+        numbers.serve(&after, WorkerOptions::default(), async |job: Job<u32>| Ok::<_, Infallible>(*job)).await.unwrap();
         let info = numbers.wait(broken).await.unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (Status::Done, 1, Some(7)));
+        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (JobStatus::Done, 1, Some(7)));
         after.shutdown().await;
         assert_eq!(losses.all(), []);
     })
@@ -105,11 +106,11 @@ async fn a_payload_that_is_broken_is_dead_at_once_until_somebody_can_read_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_wrote_does_not_stop_the_worker() {
-    each(async |jobs| {
+async fn invalid_rows_do_not_stop_the_worker() {
+    on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let ids = queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
-        // As text and as bytes; with a version that is no number; without one, as the engine's own have; and null.
+        // Payloads that are not JSON, a version that is not a number, and metadata that is null.
         let (bytes, text, version, none) = if jobs.sqlite_pool().is_some() {
             ("x'ff00fe'", "'not { json'", "'{\"version\":\"two\"}'", "NULL")
         } else {
@@ -125,22 +126,23 @@ async fn what_others_wrote_does_not_stop_the_worker() {
             assert_eq!(sql(&jobs, &format!("UPDATE {{jobs}} SET {set} WHERE id = '{}'", ids[id])).await, 1);
         }
         let (registry, losses) = registry();
-        queue.serve(&registry, Options::default().batch(10), async |_| Ok::<_, Infallible>(())).await.unwrap();
+        queue.serve(&registry, WorkerOptions::default().batch_size(10), async |_| Ok::<_, Infallible>(())).await.unwrap();
         let later = queue.enqueue(mail("later")).await.unwrap();
         for id in [ids[4], ids[5], later] {
-            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), Status::Done);
+            assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
         for id in &ids[..3] {
             let info = queue.wait(*id).await.unwrap().unwrap();
-            assert_eq!(info.status(), Status::Dead);
-            assert!(info.error().unwrap().starts_with("its payload cannot be read: "), "{info:?}");
+            assert_eq!(info.status(), JobStatus::Dead);
+            assert!(info.error().unwrap().starts_with("cannot deserialize the payload: "), "{info:?}");
             assert!(info.payload::<Mail>().is_err());
         }
         assert_eq!(queue.dead().await.unwrap().len(), 3);
-        let info = until("it is deferred", async || queue.info(ids[3]).await.unwrap().filter(|info| info.error().is_some())).await;
-        assert_eq!(info.status(), Status::Waiting);
+        let info =
+            until("the job is deferred", async || queue.info(ids[3]).await.unwrap().filter(|info| info.error().is_some())).await;
+        assert_eq!(info.status(), JobStatus::Waiting);
         registry.shutdown().await;
-        assert!(losses.all().iter().all(|(what, name, _)| (*what, *name) == ("failed", "mail")), "{:?}", losses.all());
+        assert!(losses.all().iter().all(|(outcome, name, _)| (*outcome, *name) == ("failed", "mail")), "{:?}", losses.all());
         assert_eq!(losses.all().len(), 4);
         assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs} WHERE lock_by IS NULL AND status = 'Pending'").await, [1]);
     })
@@ -148,15 +150,15 @@ async fn what_others_wrote_does_not_stop_the_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_that_panics_is_a_failed_attempt() {
-    each(async |jobs| {
+async fn panicking_upgrade_is_a_failed_attempt() {
+    on_each_store(async |jobs| {
         let id = jobs.queue::<Mail>("mail").enqueue(mail("ann")).await.unwrap();
         let queue: Queue<MailV2> = jobs.queue("mail").version(2).upgrade(1, |_: Mail| panic_quietly("no upgrade"));
         let (registry, losses) = registry();
-        let options = Options::default().attempts(2).backoff(Duration::ZERO, Duration::ZERO);
+        let options = WorkerOptions::default().max_attempts(2).backoff(Duration::ZERO, Duration::ZERO);
         queue.serve(&registry, options, recipients).await.unwrap();
         let info = queue.wait(id).await.unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts(), info.error()), (Status::Dead, 2, Some("it panicked: no upgrade")));
+        assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 2, Some("panicked: no upgrade")));
         registry.shutdown().await;
         assert_eq!(losses.all(), vec![("panicked", "mail", "no upgrade".to_owned()); 2]);
     })

@@ -1,4 +1,4 @@
-// Serves the page, and takes its drafts, each after a while: `node serve.mjs [port]`.
+// Serves the page and accepts drafts, each after a delay: `node serve.mjs [port]`.
 import { createServer } from "node:http";
 import { readFile } from "node:fs/promises";
 import { argv } from "node:process";
@@ -6,15 +6,15 @@ import { pathToFileURL } from "node:url";
 
 const types = { html: "text/html", js: "text/javascript", wasm: "application/wasm" };
 
-/// Listens on `port`, or any if that is 0; returns the server. `took` is told of each draft, and its answer awaits what that returns.
-export function serve(port, took) {
+/// Listens on `port`, or on a free port if it is 0, and returns the server. `onDraft` receives each draft. The response waits for its promise.
+export function serve(port, onDraft) {
   const server = createServer(async (request, response) => {
-    // A URL has no `..` left in its path.
+    // `URL` removes `..` from the path.
     const path = URL.parse(request.url, "http://page")?.pathname.replace(/\/$/, "/index.html");
     if (request.method === "POST" && path === "/drafts") {
       let text = "";
       for await (const piece of request.setEncoding("utf8")) text += piece;
-      await took(text);
+      await onDraft(text);
       return response.writeHead(204).end();
     }
     try {
@@ -30,7 +30,7 @@ export function serve(port, took) {
 if (import.meta.url === pathToFileURL(argv[1]).href) {
   const server = await serve(Number(argv[2] ?? 8080), async (text) => {
     await new Promise((resolve) => setTimeout(resolve, 3000));
-    console.log(`a draft: ${text}`);
+    console.log(`draft: ${text}`);
   });
   console.log(`http://127.0.0.1:${server.address().port}/`);
 }

@@ -1,275 +1,144 @@
-//! The end of the program, on a thread of its own, which an executor that is blocked cannot hold.
+//! The drain. It runs on a separate thread, so that a blocked executor cannot block it.
 
-use crate::host::{FAILED, Stage};
-use crate::signals::AtSecond;
-use crate::systemd;
-use crate::terminal::{Level, bar, tell};
-use crate::voice::{TELL, Voice, leave};
-use background_tasks::{Registry, Shutdown, ShutdownSignal, Stragglers, Summary};
+use crate::deadline::{ABORT_TIMEOUT, Deadline, MAIN_TIMEOUT};
+use crate::output_thread::LAST_LINES_TIMEOUT;
+use crate::phases::Phases;
+use crate::program::{FAILED, HostState};
+use crate::progress::{LINE_INTERVAL, Progress};
+use crate::terminal::Level;
+use background_tasks::ShutdownSignal;
+use futures_lite::FutureExt;
 use futures_lite::future::block_on;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long what was aborted may take to be gone.
-const SETTLE: Duration = Duration::from_millis(500);
-/// How long `main` may take to return then.
-const LEAVE: Duration = Duration::from_millis(250);
-/// How long the last line and the last flush may take at a second signal.
-const SECOND: Duration = Duration::from_secs(1);
-/// Between two lines.
-const LINES: Duration = Duration::from_secs(2);
-/// The longest that systemd is asked for at once: if nobody ends for so long, it is for systemd to decide.
-const EXTEND: Duration = Duration::from_secs(30);
-
-/// Has the second signal end the process at once.
-pub(crate) fn leave_at_second(registries: &[Registry<()>]) -> AtSecond {
-    let registries = registries.to_vec();
-    AtSecond::new(move || {
-        let left = in_flight(&registries);
-        leave(130, SECOND, move || tell(Level::Warn, format_args!("left at once, {left} in flight")));
-    })
-}
-
-/// Starts the thread that waits for the end's beginning and does it.
-pub(crate) fn start(registries: Vec<Registry<()>>, grace: Duration, asked: ShutdownSignal, stage: Arc<Stage>) -> io::Result<()> {
-    let end = move || {
-        let signals = registries.iter().map(Registry::signal).chain([asked.clone(), stage.ended()]);
-        block_on(any(signals.collect()));
-        if stage.is_awaited() {
-            End::new(registries, grace, asked, stage).run();
+/// Starts the thread that waits until shutdown starts, and then drains the registries.
+pub(crate) fn start(phases: Phases, grace: Duration, stop_requested: ShutdownSignal, state: Arc<HostState>) -> io::Result<()> {
+    let drain = move || {
+        let signals = phases.signals().chain([stop_requested.clone()]).collect();
+        block_on(any(signals).or(state.program_ended()));
+        if state.is_awaited() {
+            Drain::new(phases, grace, stop_requested, state).run();
         }
     };
-    thread::Builder::new().name("drain".into()).spawn(end).map(drop)
+    thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
 }
 
-/// Waits for the first of them.
+/// Waits for the first of the signals.
 async fn any(mut signals: Vec<ShutdownSignal>) {
     let mut poll = |cx: &mut Context<'_>| signals.iter_mut().any(|signal| Pin::new(signal).poll(cx).is_ready());
     poll_fn(|cx| if poll(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-fn in_flight(registries: &[Registry<()>]) -> usize {
-    registries.iter().map(Registry::in_flight).sum()
+struct Drain {
+    phases: Phases,
+    state: Arc<HostState>,
+    /// Triggered once the process has been asked to stop.
+    stop_requested: ShutdownSignal,
+    deadline: Deadline,
+    progress: Progress,
+    has_reported_loss: bool,
 }
 
-fn total(registries: &[Registry<()>]) -> Summary {
-    let mut total = Summary::default();
-    for Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } in registries.iter().map(Registry::summary) {
-        total.completed += completed;
-        total.failed += failed;
-        total.panicked += panicked;
-        total.abandoned += abandoned;
-        total.aborted += aborted;
-        total.rejected += rejected;
-    }
-    total
-}
-
-/// How many were in flight and are not any more.
-fn ended(summary: &Summary) -> u64 {
-    summary.completed + summary.failed + summary.panicked + summary.abandoned + summary.aborted
-}
-
-struct End {
-    registries: Vec<Registry<()>>,
-    stage: Arc<Stage>,
-    /// The process has been asked to stop.
-    asked: ShutdownSignal,
-    grace: Duration,
-    began: Instant,
-    /// `None` is never.
-    deadline: Option<Instant>,
-    /// How many had ended before.
-    before: u64,
-    /// How many had when systemd was told.
-    known: Option<u64>,
-    /// When the last line was told.
-    told: Instant,
-    /// Whether critical work that is lost has been told of.
-    lost: bool,
-    voice: Voice,
-}
-
-impl End {
-    fn new(registries: Vec<Registry<()>>, grace: Duration, asked: ShutdownSignal, stage: Arc<Stage>) -> Self {
-        let before = ended(&total(&registries));
-        let began = Instant::now();
-        let deadline = began.checked_add(grace);
-        let voice = Voice::start();
-        Self { registries, stage, asked, grace, began, deadline, before, known: None, told: began, lost: false, voice }
+impl Drain {
+    fn new(phases: Phases, grace: Duration, stop_requested: ShutdownSignal, state: Arc<HostState>) -> Self {
+        let deadline = Deadline::start(grace);
+        let progress = Progress::new(&phases);
+        Self { deadline, phases, state, stop_requested, progress, has_reported_loss: false }
     }
 
     fn run(mut self) {
-        let (drained, in_time) = channel();
-        self.enforce(in_time);
-        let own = self.stage.hold(&self.registries[0]);
-        let in_flight = in_flight(&self.registries) + usize::from(own.is_some());
-        let quiet = !self.asked.is_triggered() && in_flight == 0;
-        self.registries[0].shutdown();
-        if let Some(own) = own {
-            self.registries.insert(0, own);
+        let enforcement = self.deadline.enforce(self.state.clone(), self.stop_requested.clone(), self.progress.output());
+        let substitute = self.state.keep_in_flight(self.phases.first());
+        let in_flight = self.phases.in_flight() + usize::from(substitute.is_some());
+        // A program that has ended on its own with nothing in flight.
+        let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
+        self.phases.first().shutdown();
+        if let Some(substitute) = substitute {
+            self.phases.insert_first(substitute);
         }
-        self.inform(systemd::stopping());
-        self.blame();
-        if !quiet {
-            self.begin(in_flight);
+        self.progress.notify_stopping();
+        self.report_cause();
+        if !is_silent {
+            self.progress.start(in_flight, self.deadline.grace());
         }
-        let is_in_time = self.drain();
-        self.voice.say(bar::finish);
-        self.blame();
+        let is_in_time = self.drain_phases();
+        self.progress.finish();
+        // Later phases may have lost a critical task meanwhile.
+        self.report_cause();
         if !is_in_time {
-            self.stage.exit_with(1);
+            self.state.set_exit_code(1);
             self.abort();
-        } else if self.stage.is_awaited() && !quiet {
-            self.tell(Level::Info, format!("drained in {}: {}", self.time(), total(&self.registries)));
+        } else if self.state.is_awaited() && !is_silent {
+            self.progress.log(Level::Info, format!("drained in {}: {}", self.elapsed(), self.phases.summary()));
         }
-        self.voice.hush(self.left().clamp(LEAVE, LINES));
-        self.stage.finish();
+        self.progress.flush(self.deadline.remaining().clamp(MAIN_TIMEOUT, LINE_INTERVAL));
+        self.state.finish();
         if is_in_time {
-            let _ = drained.send(());
+            enforcement.drained_in_time();
         } else {
-            // Dropped, it would say that this thread has panicked, and the process would end before `main` has had its time.
-            std::mem::forget(drained);
+            enforcement.missed_deadline();
         }
     }
 
-    /// Tells what has ended the program, if it was not a signal.
-    fn blame(&mut self) {
-        if let Some(error) = self.stage.error() {
-            self.tell(Level::Error, format!("the program failed: {error}"));
+    /// Reports what has ended the program, if that was not a signal.
+    fn report_cause(&mut self) {
+        if let Some(error) = self.state.take_error() {
+            self.progress.log(Level::Error, format!("the program failed: {error}"));
         }
-        if let (false, Some(lost)) = (self.lost, self.registries.iter().find_map(Registry::shutdown_cause)) {
-            self.lost = true;
-            self.stage.exit_with(FAILED);
-            self.tell(Level::Error, format!("ending, as the program cannot go on without {lost}"));
-        }
-    }
-
-    fn tell(&self, level: Level, line: String) {
-        self.voice.say(move || tell(level, line));
-    }
-
-    fn inform(&self, systemd: io::Result<()>) {
-        if let Err(error) = systemd {
-            self.voice.say(move || systemd::failed(&error));
+        if let (false, Some(task)) = (self.has_reported_loss, self.phases.lost_critical_task()) {
+            self.has_reported_loss = true;
+            self.state.set_exit_code(FAILED);
+            self.progress.log(Level::Error, format!("shutting down because a critical task was lost: {task}"));
         }
     }
 
-    /// Has the process end soon after the grace, whatever holds this thread, the executor or `main`.
-    ///
-    /// If all has drained in time, that is so once it has been asked to stop, which may come later.
-    fn enforce(&self, in_time: Receiver<()>) {
-        let Some(last) = self.deadline.and_then(|deadline| deadline.checked_add(SETTLE + LEAVE)) else { return };
-        let (stage, asked) = (self.stage.clone(), self.asked.clone());
-        let left = move || last.saturating_duration_since(Instant::now());
-        let enforce = move || {
-            let is_in_time = in_time.recv_timeout(left()).is_ok();
-            if is_in_time {
-                block_on(asked);
-                thread::sleep(left());
-            } else if !stage.is_over() {
-                stage.exit_with(1);
-            }
-            if stage.is_awaited() {
-                leave(stage.finish(), TELL, move || {
-                    if is_in_time {
-                        tell(Level::Error, "the grace is over, and `main` has not returned");
-                    }
-                });
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("deadline".into()).spawn(enforce) {
-            self.tell(Level::Warn, format!("what hangs may hold the process: {error}"));
-        }
-    }
-
-    fn begin(&self, in_flight: usize) {
-        if self.voice.has_bar {
-            let grace = self.grace;
-            self.voice.say(move || bar::begin(grace));
-        } else {
-            self.tell(Level::Info, format!("draining: {in_flight} in flight"));
-        }
-    }
-
-    /// Shuts down and waits for one registry after the other; returns whether all have drained, or nobody waits for that any more.
-    fn drain(&mut self) -> bool {
-        for registry in &self.registries.clone() {
-            // At once, so that systemd knows from the beginning how many are in flight.
-            let mut tick = Duration::ZERO;
-            while let Err(stragglers) = registry.shutdown().wait_timeout(tick) {
-                if !self.stage.is_awaited() {
+    /// Shuts down and drains one registry after the other. Returns whether all have drained; also true if `run` was dropped.
+    fn drain_phases(&mut self) -> bool {
+        for registry in self.phases.clone().registries() {
+            // The first update comes immediately, so that systemd shows a status from the start.
+            let mut interval = Duration::ZERO;
+            while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
+                if !self.state.is_awaited() {
                     return true;
                 }
-                if self.left() == Duration::ZERO {
+                if self.deadline.remaining() == Duration::ZERO {
                     return false;
                 }
-                self.show(&stragglers);
-                tick = self.tick();
+                self.progress.update(&self.phases, &stragglers, &self.deadline);
+                interval = self.deadline.remaining().min(self.progress.interval());
             }
         }
         true
     }
 
-    fn left(&self) -> Duration {
-        self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-
-    fn tick(&self) -> Duration {
-        self.left().min(Duration::from_millis(if self.voice.has_bar { 100 } else { 1000 }))
-    }
-
-    /// Shows how it goes on.
-    fn show(&mut self, stragglers: &Stragglers) {
-        let in_flight = in_flight(&self.registries);
-        let ended = ended(&total(&self.registries)).saturating_sub(self.before);
-        let progress = self.known.replace(ended) != Some(ended);
-        self.inform(systemd::draining(in_flight, progress.then(|| self.left().min(EXTEND) + SETTLE + LEAVE)));
-        if self.voice.has_bar {
-            let stragglers = stragglers.clone();
-            self.voice.say(move || bar::show(ended, in_flight, &stragglers));
-        } else if self.told.elapsed() >= LINES {
-            self.told = Instant::now();
-            self.tell(Level::Info, format!("draining: {in_flight} in flight"));
-        }
-    }
-
-    /// The grace is over: names who is left, ends those who can be, and names who is left then.
+    /// Names the stragglers, aborts what can be aborted, and names the tasks that are still in flight after that.
     fn abort(&self) {
-        for stragglers in self.stragglers(Duration::ZERO) {
-            self.tell(Level::Warn, format!("the grace of {:?} is over: {stragglers:#}", self.grace));
+        for stragglers in self.phases.shutdown_within(Duration::ZERO) {
+            let grace = self.deadline.grace();
+            self.progress.log(Level::Warn, format!("the grace period of {grace:?} has expired: {stragglers:#}"));
         }
-        // So that observers tell of those whom it aborts after this.
-        self.voice.hush(TELL);
-        for registry in &self.registries {
-            registry.abort();
-        }
-        self.stage.abort();
-        let left = self.stragglers(SETTLE);
+        // Observers report the aborted tasks after this line.
+        self.progress.flush(LAST_LINES_TIMEOUT);
+        self.phases.abort();
+        self.state.abort_program();
+        let left = self.phases.shutdown_within(ABORT_TIMEOUT);
         for stragglers in &left {
-            self.tell(Level::Error, format!("gave up after {}: {stragglers:#}", self.time()));
+            self.progress.log(Level::Error, format!("gave up after {}: {stragglers:#}", self.elapsed()));
         }
         if left.is_empty() {
-            self.tell(Level::Warn, format!("aborted the last after {}: {}", self.time(), total(&self.registries)));
+            let summary = self.phases.summary();
+            self.progress.log(Level::Warn, format!("aborted all remaining tasks after {}: {summary}", self.elapsed()));
         }
     }
 
-    /// Shuts all registries down and returns who is left in each after this time.
-    fn stragglers(&self, time: Duration) -> Vec<Stragglers> {
-        let until = Instant::now() + time;
-        let shutdowns: Vec<_> = self.registries.iter().map(Registry::shutdown).collect();
-        let left = |shutdown: Shutdown| shutdown.wait_timeout(until.saturating_duration_since(Instant::now())).err();
-        shutdowns.into_iter().filter_map(left).collect()
-    }
-
-    fn time(&self) -> impl Display {
-        format!("{:.2} s", self.began.elapsed().as_secs_f64())
+    fn elapsed(&self) -> impl Display + use<> {
+        format!("{:.2} s", self.deadline.elapsed().as_secs_f64())
     }
 }

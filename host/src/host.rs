@@ -1,53 +1,50 @@
-use crate::signals::{self, AtSecond};
-use crate::terminal::{Level, tell};
-use crate::{drain, systemd};
-use background_tasks::{Guard, Registry, ShutdownSignal, TaskOutput};
+use crate::program::{FAILED, HostState, NotifyOnDrop};
+use crate::signals::{self, SecondSignalHook};
+use crate::terminal::{Level, log};
+use crate::{deadline, drain, phases::Phases, systemd};
+use background_tasks::{Registry, ShutdownSignal, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, Location};
+use std::panic::Location;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-/// What Rust gives an error that `main` returns, 1, is taken.
-pub(crate) const FAILED: u8 = 2;
-/// As Rust has it.
-const PANICKED: u8 = 101;
 
 /// Runs a program until it ends or the process is asked to stop, and then drains its registries.
 ///
-/// [`run`](Self::run) does all of it:
+/// [`run`](Self::run) takes these steps:
 ///
-/// 1. It polls the program's own future. At SIGTERM or SIGINT (see [`terminated`](crate::terminated) for Windows), when the program
-///    has ended, or when somebody else shuts one of the registries down, the end begins.
-/// 2. The registry is shut down, so its signal is on, and the program goes on until it ends by itself: a server that waits for the signal accepts nothing new
-///    and finishes the requests that it is answering. Until it has ended it counts as in flight, under the name `program` (and then as
-///    completed), so that what those requests start is accepted. It takes a place of a registry that has a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight); if there is none, that registry may have drained before the program has ended.
-/// 3. The registry drains, then those of [`then`](Self::then), one after the other. The process is gone as soon as the last task is.
-/// 4. If that takes longer than the [`grace`](Self::grace), those who hold it up are named, all registries are shut down, their tasks are
-///    [aborted](Registry::abort) where they can be and the program's future is dropped. Half a second later it is over, and whoever is still there
-///    is named again.
+/// 1. It polls the program's future. Shutdown starts when SIGTERM or SIGINT arrives (see [`shutdown_signal`](crate::shutdown_signal) for
+///    Windows), when the program has ended, or when one of the registries is shut down by other code.
+/// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
+///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
+///    so tasks that these requests start are accepted. The program takes a permit of a registry that has a
+///    [limit](background_tasks::RegistryBuilder::max_in_flight). If no permit is free, this registry may drain before the program has ended.
+/// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. The process exits as soon as the last task has ended.
+/// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
+///    [aborts](Registry::abort) the tasks that can be aborted, and drops the program's future. Half a second later it stops waiting, and reports the
+///    remaining stragglers.
 ///
-/// A process that was asked to stop, or missed the grace, is gone a second after the grace at the latest, whatever its executor and `main` do:
-/// dropping a runtime waits for its blocking work, and a blocked executor for ever. A second signal ends it at once (but not SIGHUP). What the program has
-/// printed is flushed before, if somebody reads it. All of this is the work of threads of the host's own.
+/// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
+/// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. A second
+/// signal, other than SIGHUP, ends the process immediately. Before the exit, the host flushes stdout, unless nobody reads it. The host uses
+/// separate threads for all of this.
 ///
-/// | exit code | says |
+/// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace |
-/// | 1 | the grace was over first |
-/// | 2 | the program returned an error, [critical](Registry::critical) work was lost and so began the end, or the host could not start |
+/// | 0 | all registries drained within the grace period |
+/// | 1 | the grace period expired first |
+/// | 2 | the program returned an error, the loss of a [critical](Registry::critical) task started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
-/// | 130 | a second signal came |
+/// | 130 | a second signal arrived |
 ///
-/// The drain is told on stderr: on a terminal by a bar with the oldest tasks (feature `bar`), elsewhere in a line at the beginning, one
-/// every two seconds, and one at the end. With the feature `tracing`, and a subscriber set for all threads, the lines are events. Of a
-/// program that ends by itself with nothing in flight nothing is told. The tasks are known by name if their registry is
-/// [inspected](background_tasks::RegistryBuilder::inspect), and each loss is told by its [`Observer`](background_tasks::Observer), for one
-/// [`StderrObserver`](crate::StderrObserver).
+/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
+/// at the start, a line every two seconds, and a line at the end. With the feature `tracing` and a global subscriber, the lines are events. If a
+/// program ends with nothing in flight and without a signal, the host reports nothing.
+///
+/// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
+/// [`Observer`](background_tasks::Observer) reports each loss, for example [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
 ///
@@ -60,230 +57,106 @@ const PANICKED: u8 = 101;
 ///     let workers = Registry::new(SmolSpawner);
 ///     let host = Host::new(&requests).then(&workers).grace(Duration::from_secs(25));
 ///     smol::block_on(host.run(async move {
-///         // Serve until `requests.signal()` is on. An error is told, and is the exit code after the drain.
+///         // Serve until `requests.signal()` is triggered. The host logs an error, and exits with code 2 after the drain.
 ///         Err("the port is in use")
 ///     }))
 /// }
 /// ```
-#[must_use = "it does nothing until it runs"]
+#[must_use = "a host does nothing until it runs"]
 pub struct Host {
-    registries: Vec<Registry<()>>,
+    phases: Phases,
     grace: Duration,
-    signals: io::Result<ShutdownSignal>,
-    at_second: AtSecond,
-    site: &'static Location<'static>,
+    stop_requested: io::Result<ShutdownSignal>,
+    second_signal_hook: SecondSignalHook,
+    location: &'static Location<'static>,
 }
 
 impl Host {
-    /// Makes the host of a registry. The signals are waited for from here on, so begin `main` with it, before the runtime has threads: one that
-    /// comes before [`run`](Self::run) is not lost. [`terminated`](crate::terminated) says more.
+    /// Returns the host of a registry, and installs the signal handlers.
+    ///
+    /// Create the host at the beginning of `main`, before the runtime starts threads: then no signal that arrives before [`run`](Self::run) is
+    /// lost. See [`shutdown_signal`](crate::shutdown_signal).
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
-        let registries = vec![registry.with_spawner(())];
-        // For a start-up that hangs.
-        let at_second = drain::leave_at_second(&registries);
-        Self { registries, grace: Duration::from_secs(10), signals: signals::install(false), at_second, site: Location::caller() }
+        let phases = Phases::new(registry.with_spawner(()));
+        // A second signal also ends a start-up that hangs.
+        let second_signal_hook = deadline::exit_on_second_signal(&phases);
+        Self {
+            phases,
+            grace: Duration::from_secs(10),
+            stop_requested: signals::install(false),
+            second_signal_hook,
+            location: Location::caller(),
+        }
     }
 
-    /// Has another registry drained once those before have been: the workers after the requests, say, and the pool's own tasks after the workers.
+    /// Adds a registry that is shut down after the registries before it have drained.
     ///
-    /// Until then it is open, and accepts what the others start.
+    /// Until then it stays open, and accepts the tasks that the earlier registries' tasks start. A typical order: requests, then workers, then
+    /// the tasks of the connection pool.
     pub fn then<S>(mut self, registry: &Registry<S>) -> Self {
-        self.registries.push(registry.with_spawner(()));
+        self.phases.push(registry.with_spawner(()));
         self
     }
 
-    /// Sets how long the end may take in all, from the signal on; 10 seconds unless it is set.
+    /// Sets the grace period: the longest time from the shutdown signal until the last registry has drained. Default: 10 seconds.
     ///
-    /// Whoever stops the process must wait for a second longer than that before it kills: Kubernetes waits for
-    /// `terminationGracePeriodSeconds`, 30, less what its `preStop` takes, and systemd for `TimeoutStopSec`, 90. With zero,
-    /// what can be aborted is aborted at once.
+    /// The supervisor must wait at least one second longer before it kills the process. Kubernetes waits `terminationGracePeriodSeconds` (default:
+    /// 30) less the time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be
+    /// aborted are aborted immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Has SIGHUP, which comes when the terminal is closed, ask for the end too, rather than end the process there and then.
-    pub fn hangup(mut self) -> Self {
-        self.signals = self.signals.and_then(|_| signals::install(true));
+    /// Makes SIGHUP, which a closed terminal sends, start the shutdown too. Without this call SIGHUP ends the process.
+    pub fn handle_sighup(mut self) -> Self {
+        self.stop_requested = self.stop_requested.and_then(|_| signals::install(true));
         self
     }
 
-    /// Runs the program, then ends it as the type's documentation says.
+    /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
-    /// The exit code is for `main` to return. When the host cannot start (the system refuses a thread, or what waiting for signals
-    /// takes), that is told, the program's future is dropped, and the registries drain, for as long as that takes.
+    /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal handlers, it
+    /// logs the error, drops the program's future, and drains the registries without a deadline.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it drops the program's future and nothing is shut down or waited for.
+    /// Dropping this future drops the program's future. Nothing is shut down or drained.
     ///
     /// # Deadlocks
     ///
-    /// The program must not wait for the registry to drain or to be idle (to await [`shutdown`](Registry::shutdown) or
-    /// [`wait_idle`](Registry::wait_idle)) once the end has begun: it is in flight itself. That is the host's to do.
+    /// The program must not await [`shutdown`](Registry::shutdown) or [`wait_idle`](Registry::wait_idle) once shutdown has started: the program
+    /// itself is in flight, so both wait for the program. The host drains the registries.
     pub async fn run<F>(mut self, program: F) -> ExitCode
     where
         F: Future<Output: TaskOutput>,
     {
-        let stage = Arc::new(Stage::new(self.site));
-        self.at_second = drain::leave_at_second(&self.registries);
-        let started = self.signals.and_then(|asked| drain::start(self.registries.clone(), self.grace, asked, stage.clone()));
+        let state = Arc::new(HostState::new(self.location));
+        self.second_signal_hook = deadline::exit_on_second_signal(&self.phases);
+        let started = self.stop_requested.and_then(|stop| drain::start(self.phases.clone(), self.grace, stop, state.clone()));
         if let Err(error) = started {
-            tell(Level::Error, format_args!("the program cannot be hosted: {error}"));
+            log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);
-            for registry in self.registries {
+            for registry in self.phases.registries() {
                 registry.shutdown().await;
             }
             return FAILED.into();
         }
-        let running = Running(&stage);
+        let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
-            stage.end(perform(&stage, program).await);
-            stage.over.signal().await;
+            state.run_program(program).await;
+            state.finished().await;
         };
-        ended.or(systemd::alive()).await;
-        // They are for a `run` that is dropped earlier.
-        std::mem::forget((running, self.at_second));
-        stage.code.load(Ordering::Relaxed).into()
+        ended.or(systemd::keep_watchdog_alive()).await;
+        // Both are for a `run` that is dropped before this point. The hook stays installed until the process exits.
+        std::mem::forget((notify_on_drop, self.second_signal_hook));
+        state.exit_code().into()
     }
 }
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Host").field("registries", &self.registries).field("grace", &self.grace).finish_non_exhaustive()
-    }
-}
-
-/// Polls the program until it ends or is aborted. It and its destructors are gone then.
-async fn perform<F: Future<Output: TaskOutput>>(stage: &Stage, program: F) -> Outcome {
-    let outcome = async {
-        let output = stage.aborted.signal().run_until_shutdown(program).await;
-        let error = output.as_ref().and_then(TaskOutput::error);
-        error.map(|error| format!("{error:#}"))
-    };
-    match AssertUnwindSafe(outcome).catch_unwind().await {
-        Ok(None) => Outcome { code: 0, error: None },
-        Ok(error) => Outcome { code: FAILED, error },
-        // The panic's hook has told it.
-        Err(payload) => {
-            // Its destructor may panic too.
-            std::mem::forget(payload);
-            Outcome { code: PANICKED, error: None }
-        }
-    }
-}
-
-struct Outcome {
-    code: u8,
-    error: Option<String>,
-}
-
-/// What the program's task and the drain's thread tell each other.
-pub(crate) struct Stage {
-    program: Mutex<Program>,
-    /// The program's own, which the drain tells: telling may take its time.
-    error: Mutex<Option<String>>,
-    /// Where the program is told to have started.
-    site: &'static Location<'static>,
-    /// The program has ended.
-    ended: Registry<()>,
-    /// It has to, as the grace is over.
-    aborted: Registry<()>,
-    /// The drain has ended.
-    over: Registry<()>,
-    /// The first that is not 0 stays.
-    code: AtomicU8,
-}
-
-enum Program {
-    Runs,
-    /// The end has begun; the registry accepts work for as long as the program runs.
-    Ends {
-        _in_flight: Guard,
-    },
-    Ended,
-    /// Nobody waits for its end any more.
-    Dropped,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Stage {
-    fn new(site: &'static Location<'static>) -> Self {
-        let flag = || Registry::new(());
-        let (program, error) = (Mutex::new(Program::Runs), Mutex::new(None));
-        Self { program, error, site, ended: flag(), aborted: flag(), over: flag(), code: AtomicU8::new(0) }
-    }
-
-    /// Has the program count as in flight in this registry, if it runs; returns one of its own in which it does if this one has drained, or is full.
-    pub(crate) fn hold(&self, registry: &Registry<()>) -> Option<Registry<()>> {
-        let runs = |program: &Program| matches!(program, Program::Runs);
-        if !runs(&lock(&self.program)) {
-            return None;
-        }
-        let count = |registry: &Registry<()>| registry.named("program").location(self.site).guard().ok();
-        // Not under the lock: observers may be told.
-        let held = if registry.is_drained() { None } else { count(registry) };
-        let own = held.is_none().then(|| Registry::builder(()).inspect().build());
-        let mut ends = held.or_else(|| count(own.as_ref()?)).map(|guard| Program::Ends { _in_flight: guard });
-        let mut program = lock(&self.program);
-        if let (true, Some(ends)) = (runs(&program), &mut ends) {
-            std::mem::swap(&mut *program, ends);
-        }
-        own
-    }
-
-    fn end(&self, Outcome { code, error }: Outcome) {
-        self.exit_with(code);
-        *lock(&self.error) = error;
-        let was = std::mem::replace(&mut *lock(&self.program), Program::Ended);
-        drop(was);
-        self.ended.shutdown();
-    }
-
-    /// Takes the program's error.
-    pub(crate) fn error(&self) -> Option<String> {
-        lock(&self.error).take()
-    }
-
-    pub(crate) fn ended(&self) -> ShutdownSignal {
-        self.ended.signal()
-    }
-
-    /// Ends the program where it waits.
-    pub(crate) fn abort(&self) {
-        self.aborted.shutdown();
-    }
-
-    /// Returns whether somebody waits for the end.
-    pub(crate) fn is_awaited(&self) -> bool {
-        !matches!(*lock(&self.program), Program::Dropped)
-    }
-
-    pub(crate) fn exit_with(&self, code: u8) {
-        let _ = self.code.compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.over.is_shutting_down()
-    }
-
-    pub(crate) fn finish(&self) -> u8 {
-        self.over.shutdown();
-        self.code.load(Ordering::Relaxed)
-    }
-}
-
-/// Tells the drain when `run` is dropped.
-struct Running<'a>(&'a Stage);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let was = std::mem::replace(&mut *lock(&self.0.program), Program::Dropped);
-        drop(was);
-        self.0.ended.shutdown();
+        f.debug_struct("Host").field("registries", &self.phases.registries()).field("grace", &self.grace).finish_non_exhaustive()
     }
 }

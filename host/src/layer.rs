@@ -9,29 +9,29 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that holds a [`Guard`] for each request, for whatever serves tower's services: axum, tonic, hyper.
+/// A layer that holds a [`Guard`] for each request, for every server of tower services: axum, tonic, hyper.
 ///
-/// A request is in flight from the call of its service until the body of its response has been dropped, which a server does when it has
-/// taken all of it, or when its client has gone. So the drain waits for each response that has begun, and what a request starts in the
-/// background is accepted even if it starts it late, from the last frame of its body.
+/// A request is in flight from the call of its service until the body of its response is dropped. A server drops the body once it has taken all
+/// of it, or when the client has disconnected. So the drain waits for every response that has started. A request can start background tasks until
+/// the last frame of its body, even while the registry drains.
 ///
-/// A request that comes after the drain, or [too many](background_tasks::RegistryBuilder::max_in_flight), is answered 503 with an empty body,
-/// without a call of the service. After the drain the answer also closes its connection, so that its client goes elsewhere (HTTP/1; in
-/// HTTP/2 that is said by the server, for all of a connection).
+/// A request that arrives after the drain, or [above the limit](background_tasks::RegistryBuilder::max_in_flight), is answered 503 with an empty
+/// body, without a call of the service. After the drain, the response also closes its connection, so that the client connects elsewhere. This
+/// applies to HTTP/1; in HTTP/2 the server closes connections.
 ///
-/// A panic of the service, or of a body, goes on unwinding, and the request counts as panicked. In all other cases it counts as completed:
-/// a guard does not know what its response said, nor whether its client waited for it.
+/// A panic of the service or of a body continues to unwind, and the request counts as panicked. Otherwise the request counts as completed: a
+/// guard does not depend on the status of the response or on whether the client received it.
 ///
-/// # What it does not cover
+/// # Limitations
 ///
-/// The last bytes of a response may still be in the server's buffer when its body is gone, and connections are not counted. Both are the
-/// server's: have its own graceful shutdown begin with the registry's [`signal`](Registry::signal), and wait for it, as the example does.
+/// The last bytes of a response may still be in the server's buffer when the body is dropped, and connections are not counted. Both belong to the
+/// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does.
 ///
-/// Put it around what should hold the exit up. A response that never ends by itself, such as a stream of events, has to end at the
-/// [`signal`](Registry::signal), or the drain waits for its client to leave.
+/// Apply the layer to the routes that the drain must wait for. A response that does not end on its own, such as a stream of events, must end at
+/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects.
 ///
-/// A connection that has been upgraded (a WebSocket) goes on after the response, whose guard is gone. Give it one of its own while the
-/// request is in flight: `let guard = registry.named("socket").guard();` in the handler, moved into what then has the connection.
+/// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. Give the connection its own guard: call
+/// `registry.named("socket").guard()` in the handler, and move the guard into the task that serves the connection.
 ///
 /// # Examples
 ///
@@ -60,19 +60,19 @@ use tower_service::Service;
 pub struct RequestLayer {
     registry: Registry<()>,
     name: &'static str,
-    site: &'static Location<'static>,
+    location: &'static Location<'static>,
 }
 
 impl RequestLayer {
-    /// Returns a layer that counts requests on `registry`, by the name `request`, as started at this call.
+    /// Returns a layer that counts requests in `registry`, with the name `request` and this call as their call site.
     ///
-    /// It keeps a handle of the registry, as do the services that it makes.
+    /// The layer and its services each keep a handle of the registry.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
-        Self { registry: registry.with_spawner(()), name: "request", site: Location::caller() }
+        Self { registry: registry.with_spawner(()), name: "request", location: Location::caller() }
     }
 
-    /// Gives the requests another name; see [`Registry::named`].
+    /// Sets the name of the requests; see [`Registry::named`]. Default: `request`.
     #[must_use]
     pub fn named(self, name: &'static str) -> Self {
         Self { name, ..self }
@@ -87,7 +87,7 @@ impl<I> Layer<I> for RequestLayer {
     }
 }
 
-/// A service whose requests are in flight until their responses have been sent; see [`RequestLayer`].
+/// The service of a [`RequestLayer`]. Its requests are in flight until their responses have been sent.
 #[derive(Debug, Clone)]
 pub struct RequestService<I> {
     inner: I,
@@ -107,12 +107,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> RequestFuture<I::Future> {
-        let RequestLayer { registry, name, site } = &self.layer;
-        let guard = registry.named(name).location(site).guard();
+        let RequestLayer { registry, name, location } = &self.layer;
+        let guard = registry.named(name).location(location).guard();
         let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == RejectReason::Drained);
-        let closes = drained && request.version() < Version::HTTP_2;
-        let held = guard.ok().map(|guard| Held { work: Some(self.inner.call(request)), guard: Some(guard) });
-        RequestFuture { held, closes }
+        let close_connection = drained && request.version() < Version::HTTP_2;
+        let guarded = guard.ok().map(|guard| Guarded { inner: Some(self.inner.call(request)), guard: Some(guard) });
+        RequestFuture { guarded, close_connection }
     }
 }
 
@@ -121,11 +121,10 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct RequestFuture<F> {
-        // `None`: it was refused.
+        // `None` if the request was rejected.
         #[pin]
-        held: Option<Held<F>>,
-        // A refusal closes its connection.
-        closes: bool,
+        guarded: Option<Guarded<F>>,
+        close_connection: bool,
     }
 }
 
@@ -137,37 +136,37 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Some(mut held) = this.held.as_pin_mut() else { return Poll::Ready(Ok(refusal(*this.closes))) };
-        let answer = ready!(held.as_mut().poll_with(|future| future.poll(cx)).expect("polled after it had resolved"));
-        let mut held = held.project();
-        let answer = answer.map(|response| response.map(|body| RequestBody::new(Some(body), held.guard.take())));
-        held.work.set(None);
-        *held.guard = None; // an error has no body to take it
-        Poll::Ready(answer)
+        let Some(mut guarded) = this.guarded.as_pin_mut() else { return Poll::Ready(Ok(rejection(*this.close_connection))) };
+        let result = ready!(guarded.as_mut().poll_with(|future| future.poll(cx)).expect("polled after completion"));
+        let mut guarded = guarded.project();
+        let result = result.map(|response| response.map(|body| RequestBody::new(Some(body), guarded.guard.take())));
+        guarded.inner.set(None);
+        *guarded.guard = None; // an error has no body that takes the guard
+        Poll::Ready(result)
     }
 }
 
-fn refusal<R>(closes: bool) -> Response<RequestBody<R>> {
+fn rejection<R>(close_connection: bool) -> Response<RequestBody<R>> {
     let mut response = Response::new(RequestBody::new(None, None));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    if closes {
+    if close_connection {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
 pin_project! {
-    /// The body of a response, with which its request ends to be in flight.
+    /// The body of a response. Its request is in flight until this body is dropped.
     #[derive(Debug)]
     pub struct RequestBody<B> {
         #[pin]
-        held: Held<B>,
+        guarded: Guarded<B>,
     }
 }
 
 impl<B> RequestBody<B> {
-    fn new(work: Option<B>, guard: Option<Guard>) -> Self {
-        Self { held: Held { work, guard } }
+    fn new(inner: Option<B>, guard: Option<Guard>) -> Self {
+        Self { guarded: Guarded { inner, guard } }
     }
 }
 
@@ -176,37 +175,39 @@ impl<B: Body> Body for RequestBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().held.poll_with(|body| body.poll_frame(cx)).unwrap_or(Poll::Ready(None))
+        self.project().guarded.poll_with(|body| body.poll_frame(cx)).unwrap_or(Poll::Ready(None))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.work.as_ref().is_none_or(Body::is_end_stream)
+        self.guarded.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.held.work.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.guarded.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 pin_project! {
-    // Some part of a request's work and the guard of the request, which is dropped after it.
+    // The future or the body of a request, and the request's guard, which is dropped last.
     #[derive(Debug)]
-    struct Held<T> {
+    struct Guarded<T> {
         #[pin]
-        work: Option<T>,
+        inner: Option<T>,
         guard: Option<Guard>,
     }
 }
 
-impl<T> Held<T> {
-    /// Polls the work, if it is there. When that panics the work is dropped, and then the guard, while the panic unwinds: it counts as one.
+impl<T> Guarded<T> {
+    /// Polls the inner value, unless it has been dropped.
+    ///
+    /// After a panic, drops the inner value and then the guard while the panic unwinds, so that the request counts as panicked.
     fn poll_with<P>(self: Pin<&mut Self>, poll: impl FnOnce(Pin<&mut T>) -> P) -> Option<P> {
         let mut this = self.project();
-        let work = this.work.as_mut().as_pin_mut()?;
-        let polled = catch_unwind(AssertUnwindSafe(|| poll(work)));
+        let inner = this.inner.as_mut().as_pin_mut()?;
+        let polled = catch_unwind(AssertUnwindSafe(|| poll(inner)));
         Some(polled.unwrap_or_else(|panic| {
             let _guard = this.guard.take();
-            this.work.set(None);
+            this.inner.set(None);
             resume_unwind(panic)
         }))
     }

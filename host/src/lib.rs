@@ -1,4 +1,4 @@
-//! The host of [`background_tasks`]: the process, which is asked to stop by a signal, a supervisor or an orchestrator.
+//! Runs a program whose background tasks [`background_tasks`] counts: handles termination signals, drains the registries, and returns an exit code.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
@@ -13,49 +13,53 @@
 //!
 //! async fn serve(registry: Registry<TokioSpawner>) {
 //!     let signal = registry.signal();
-//!     while let Some(caller) = signal.run_until_shutdown(async { /* accept */ }).await {
-//!         registry.run(async move { /* what is owed to the caller */ });
+//!     while let Some(request) = signal.run_until_shutdown(async { /* accept */ }).await {
+//!         registry.run(async move { /* work that outlives the response */ });
 //!     }
 //! }
 //! ```
 //!
-//! [`Host`] is the whole life of a program in one call, on any runtime. [`terminated`] is its signal alone.
+//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal.
 //!
 //! # Features
 //!
-//! | feature | gives |
+//! | feature | provides |
 //! | --- | --- |
-//! | `bar` (default) | the drain's progress bar, on a terminal |
-//! | `page` | `Page`, on which a person watches the tasks and aborts them |
-//! | `systemd` | `ready`, and a `Host` that tells systemd how it goes; on Linux |
-//! | `tower` | `RequestLayer`, which has each request in flight until its response has been sent: for axum, tonic and hyper |
-//! | `tracing` | a `Host` tells its drain as events |
+//! | `bar` (default) | a progress bar for the drain, on a terminal |
+//! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
+//! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
+//! | `tower` | `RequestLayer`, which counts a request as in flight until its response has been sent; for axum, tonic and hyper |
+//! | `tracing` | a `Host` that reports the drain as tracing events |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod bar;
+#[cfg(feature = "dashboard")]
+mod dashboard;
+mod deadline;
 mod drain;
+mod exit;
 mod host;
 #[cfg(feature = "tower")]
 mod layer;
 mod observer;
-#[cfg(feature = "page")]
-mod page;
+mod output_thread;
+mod phases;
+mod program;
+mod progress;
 mod signals;
+mod sync;
 mod systemd;
 mod terminal;
-mod voice;
 
+#[cfg(feature = "dashboard")]
+pub use self::dashboard::{Dashboard, DashboardBody};
 pub use self::host::Host;
 #[cfg(feature = "tower")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
 pub use self::observer::StderrObserver;
-#[cfg(feature = "page")]
-#[cfg_attr(docsrs, doc(cfg(feature = "page")))]
-pub use self::page::{Page, PageBody};
-pub use self::signals::terminated;
+pub use self::signals::shutdown_signal;
 #[cfg(feature = "systemd")]
-#[cfg_attr(docsrs, doc(cfg(feature = "systemd")))]
-pub use self::systemd::ready;
+pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 
 #[cfg(all(doctest, feature = "systemd", feature = "tower"))]

@@ -1,9 +1,9 @@
-use crate::stderr;
+use crate::terminal::stderr;
 use background_tasks::{Observer, RejectReason, TaskInfo};
 use std::fmt::Display;
 use std::io::Write;
 
-/// Tells each loss in a line on [`stderr`](crate::stderr()): which task, and how it was lost.
+/// An observer that writes a line to [`stderr`](crate::stderr()) for each loss: the task, and how it was lost.
 ///
 /// # Examples
 ///
@@ -17,31 +17,31 @@ use std::io::Write;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StderrObserver;
 
-fn tell(task: &TaskInfo, how: impl Display) {
-    let _ = writeln!(stderr(), "{task} {how}");
+fn write(task: &TaskInfo, loss: impl Display) {
+    let _ = writeln!(stderr(), "{task} {loss}");
 }
 
 impl Observer for StderrObserver {
     fn failed(&self, task: &TaskInfo, error: &str) {
-        tell(task, format_args!("failed: {error}"));
+        write(task, format_args!("failed: {error}"));
     }
 
     fn panicked(&self, task: &TaskInfo, message: &str) {
-        tell(task, format_args!("panicked: {message}"));
+        write(task, format_args!("panicked: {message}"));
     }
 
     fn abandoned(&self, task: &TaskInfo) {
-        tell(task, "was abandoned");
+        write(task, "was abandoned");
     }
 
     fn aborted(&self, task: &TaskInfo) {
         match task.age() {
-            Some(age) => tell(task, format_args!("was aborted after {age:.1?}")),
-            None => tell(task, "was aborted"),
+            Some(age) => write(task, format_args!("was aborted after {age:.1?}")),
+            None => write(task, "was aborted"),
         }
     }
 
     fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        tell(task, format_args!("was rejected: {reason}"));
+        write(task, format_args!("was rejected: {reason}"));
     }
 }

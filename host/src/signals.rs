@@ -1,103 +1,101 @@
-//! What asks the process to stop.
+//! The signals that ask the process to stop.
 
+use crate::sync::lock;
 use background_tasks::{Registry, RegistryState, ShutdownSignal};
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 static STATE: RegistryState = RegistryState::new();
-/// Shut down by the first signal; it has no tasks.
-static ASKED: Registry<()> = Registry::in_static(&STATE, ());
+/// A registry without tasks, which the first signal shuts down.
+static STOP_REQUEST: Registry<()> = Registry::in_static(&STATE, ());
 
-static WATCH: Mutex<Watch> = Mutex::new(Watch { handle: None, at_second: None });
+static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers { installed: None, on_second_signal: None });
 
-struct Watch {
-    handle: Option<os::Handle>,
-    at_second: Option<(usize, Leave)>,
+struct Handlers {
+    installed: Option<os::Handle>,
+    /// The hook and its key.
+    on_second_signal: Option<(usize, Box<dyn FnOnce() + Send>)>,
 }
 
-type Leave = Box<dyn FnOnce() + Send>;
-
-fn watch() -> MutexGuard<'static, Watch> {
-    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns a future that resolves once the process has been asked to stop, and for ever after.
+/// Returns a future that resolves once the process has been asked to stop, and stays resolved.
 ///
-/// On Unix that is SIGTERM or SIGINT (Ctrl-C), on Windows Ctrl-C, Ctrl-Break, and the console's closing or the system's shutdown, for
-/// which that leaves some seconds. It works on every runtime, and on none, as a thread waits for the signals. From this call on, not from the
-/// first poll, they do not end the process any more: ending is the caller's, or a [`Host`](crate::Host)'s, which has the second one do it
-/// at once. A program that is process 1 of its container must make this call or run a host to be stopped at all: for process 1 the system ignores
-/// a signal that nobody handles.
+/// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, closing the console and the shutdown of the
+/// system do so; the last two leave the process some seconds. The future works on every runtime and without one, because a separate thread
+/// waits for the signals.
 ///
-/// Make it early, before there is a runtime with threads: no signal is lost then. With other threads, one that comes in the few microseconds that the first
-/// call takes may be, as if nobody had asked.
+/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host), which
+/// also makes a second signal end the process immediately. For process 1 of a container, the kernel ignores a signal without a handler. Such a
+/// program must make this call or run a host to react to SIGTERM at all.
+///
+/// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the
+/// few microseconds of the first call may be lost.
 ///
 /// # Panics
 ///
-/// When the system refuses what it takes: a thread and, on Unix, a pair of file descriptors. [`Host::run`](crate::Host::run) returns in place of that.
+/// Panics if the system refuses a thread or, on Unix, a pair of file descriptors. [`Host::run`](crate::Host::run) reports this error instead.
 ///
 /// # Examples
 ///
 /// ```no_run
 /// # async fn example() {
-/// background_tasks_host::terminated().await;
+/// background_tasks_host::shutdown_signal().await;
 /// # }
 /// ```
-pub fn terminated() -> ShutdownSignal {
-    install(false).unwrap_or_else(|error| panic!("cannot wait for signals: {error}"))
+pub fn shutdown_signal() -> ShutdownSignal {
+    install(false).unwrap_or_else(|error| panic!("failed to install signal handlers: {error}"))
 }
 
-/// Has the signals shut `ASKED` down, SIGHUP among them if it is asked for, now or earlier.
-pub(crate) fn install(hangup: bool) -> io::Result<ShutdownSignal> {
-    let mut watch = watch();
-    if watch.handle.is_none() {
-        // The thread first: once the handlers are there, somebody has to listen to them.
-        let (give, take) = channel();
+/// Makes the signals shut `STOP_REQUEST` down. SIGHUP is one of them from the first call with `sighup` on.
+pub(crate) fn install(sighup: bool) -> io::Result<ShutdownSignal> {
+    let mut handlers = lock(&HANDLERS);
+    if handlers.installed.is_none() {
+        // The thread comes first: a signal that arrives right after the handlers are installed needs a receiver.
+        let (sender, receiver) = channel();
         thread::Builder::new()
             .name("signals".into())
-            .spawn(move || take.into_iter().for_each(|signals| os::each(signals, asked)))?;
-        let (signals, handle) = os::signals()?;
-        let _ = give.send(signals);
-        watch.handle = Some(handle);
+            .spawn(move || receiver.into_iter().for_each(|signals| os::for_each(signals, on_signal)))?;
+        let (signals, handle) = os::install()?;
+        let _ = sender.send(signals);
+        handlers.installed = Some(handle);
     }
-    if let (true, Some(handle)) = (hangup, &watch.handle) {
-        os::add_hangup(handle)?;
+    if let (true, Some(handle)) = (sighup, &handlers.installed) {
+        os::add_sighup(handle)?;
     }
-    Ok(ASKED.signal())
+    Ok(STOP_REQUEST.signal())
 }
 
-/// Has the second signal do something while this is there. What is told last counts.
-pub(crate) struct AtSecond(usize);
+/// Runs a function at the second signal, until this hook is dropped. The newest hook replaces older ones.
+pub(crate) struct SecondSignalHook(usize);
 
-impl AtSecond {
-    pub(crate) fn new(leave: impl FnOnce() + Send + 'static) -> Self {
-        static KEYS: AtomicUsize = AtomicUsize::new(0);
-        let key = KEYS.fetch_add(1, Ordering::Relaxed);
-        let old = watch().at_second.replace((key, Box::new(leave)));
-        // Not under the lock: it may own the last handle of a registry.
-        drop(old);
+impl SecondSignalHook {
+    pub(crate) fn new(on_second_signal: impl FnOnce() + Send + 'static) -> Self {
+        static NEXT_KEY: AtomicUsize = AtomicUsize::new(0);
+        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
+        let previous = lock(&HANDLERS).on_second_signal.replace((key, Box::new(on_second_signal)));
+        // Not under the lock: the hook may own the last handle of a registry.
+        drop(previous);
         Self(key)
     }
 }
 
-impl Drop for AtSecond {
+impl Drop for SecondSignalHook {
     fn drop(&mut self) {
-        let old = watch().at_second.take_if(|(key, _)| *key == self.0);
-        drop(old);
+        let hook = lock(&HANDLERS).on_second_signal.take_if(|(key, _)| *key == self.0);
+        drop(hook);
     }
 }
 
-/// A signal has come. One that asks and does not insist is none once the process has been asked: a terminal that is closed may send SIGHUP twice.
-fn asked(insists: bool) {
-    if !ASKED.is_shutting_down() {
-        ASKED.shutdown();
+/// Handles a signal. One that `insists` ends the process if it is the second one. SIGHUP does not insist: a closed terminal may send it twice.
+fn on_signal(insists: bool) {
+    if !STOP_REQUEST.is_shutting_down() {
+        STOP_REQUEST.shutdown();
     } else if insists {
-        let leave = watch().at_second.take();
-        if let Some((_, leave)) = leave {
-            leave();
+        let hook = lock(&HANDLERS).on_second_signal.take();
+        if let Some((_, on_second_signal)) = hook {
+            on_second_signal();
         }
     }
 }
@@ -110,31 +108,31 @@ mod os {
 
     pub(super) use signal_hook::iterator::Handle;
 
-    pub(super) fn signals() -> io::Result<(Signals, Handle)> {
+    pub(super) fn install() -> io::Result<(Signals, Handle)> {
         let signals = [Signal::SIGTERM, Signal::SIGINT];
-        let signals = later(&signals, || Signals::new(signals.map(|signal| signal as i32)))?;
+        let signals = with_blocked(&signals, || Signals::new(signals.map(|signal| signal as i32)))?;
         let handle = signals.handle();
         Ok((signals, handle))
     }
 
-    pub(super) fn add_hangup(handle: &Handle) -> io::Result<()> {
-        later(&[Signal::SIGHUP], || handle.add_signal(Signal::SIGHUP as i32))
+    pub(super) fn add_sighup(handle: &Handle) -> io::Result<()> {
+        with_blocked(&[Signal::SIGHUP], || handle.add_signal(Signal::SIGHUP as i32))
     }
 
-    /// Has the signals that come to this thread meanwhile come afterwards.
+    /// Blocks the signals in this thread while it registers their handlers.
     ///
-    /// signal-hook loses one that comes after the system has its handler and before that one knows what to do. So the first
-    /// thread, if it has no others yet, loses none.
-    fn later<T>(signals: &[Signal], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let before = signals.iter().copied().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    /// signal-hook loses a signal that arrives after the system has the handler and before signal-hook has its action. If this is the only thread
+    /// of the process, blocking delays the signal instead.
+    fn with_blocked<T>(signals: &[Signal], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let previous_mask = signals.iter().copied().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let registered = register();
-        before.thread_set_mask()?;
+        previous_mask.thread_set_mask()?;
         registered
     }
 
-    pub(super) fn each(mut signals: Signals, asked: impl Fn(bool)) {
+    pub(super) fn for_each(mut signals: Signals, on_signal: impl Fn(bool)) {
         for signal in signals.forever() {
-            asked(signal != Signal::SIGHUP as i32);
+            on_signal(signal != Signal::SIGHUP as i32);
         }
     }
 }
@@ -147,42 +145,31 @@ mod os {
     use std::task::Poll;
     use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown, ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 
-    /// Closing is among the signals there.
+    /// There is nothing to add later: closing the console is always among the signals.
     pub(super) struct Handle;
     pub(super) struct Signals(CtrlC, CtrlBreak, CtrlClose, CtrlShutdown);
 
-    pub(super) fn signals() -> io::Result<(Signals, Handle)> {
+    pub(super) fn install() -> io::Result<(Signals, Handle)> {
         Ok((Signals(ctrl_c()?, ctrl_break()?, ctrl_close()?, ctrl_shutdown()?), Handle))
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of the one on Unix")]
-    pub(super) fn add_hangup(_handle: &Handle) -> io::Result<()> {
+    #[expect(clippy::unnecessary_wraps, reason = "the signature on Unix")]
+    pub(super) fn add_sighup(_handle: &Handle) -> io::Result<()> {
         Ok(())
     }
 
-    pub(super) fn each(Signals(mut c, mut pause, mut close, mut shutdown): Signals, asked: impl Fn(bool)) {
+    pub(super) fn for_each(Signals(mut c, mut r#break, mut close, mut shutdown): Signals, on_signal: impl Fn(bool)) {
         let mut next = || {
             block_on(poll_fn(|cx| {
-                // Not `||`: each must know the waker.
-                let some = c.poll_recv(cx).is_ready() | pause.poll_recv(cx).is_ready();
-                let some = some | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
-                if some { Poll::Ready(()) } else { Poll::Pending }
+                // Not `||`: each of them must store the waker.
+                let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
+                let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
+                if is_ready { Poll::Ready(()) } else { Poll::Pending }
             }));
         };
         loop {
             next();
-            asked(true);
+            on_signal(true);
         }
     }
-}
-
-/// Ends the process whatever its output, its destructors and its other threads do.
-#[cfg(unix)]
-pub(crate) fn exit_now(code: u8) -> ! {
-    signal_hook::low_level::exit(code.into())
-}
-
-#[cfg(not(unix))]
-pub(crate) fn exit_now(_code: u8) -> ! {
-    std::process::abort()
 }

@@ -1,39 +1,39 @@
-//! What systemd is told: nothing unless it asks (`NOTIFY_SOCKET` in the environment), on Linux and with the feature `systemd`.
+//! Notifications to systemd, on Linux with the feature `systemd`. Without `NOTIFY_SOCKET` in the environment nothing is sent.
 
-use crate::terminal::{Level, tell};
+use crate::terminal::{Level, log};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Tells systemd that the service is ready, as one of `Type=notify` must: call it once the listener is bound.
+/// Notifies systemd that the service is ready, which a unit of `Type=notify` requires. Call it once the listener is bound.
 ///
-/// Elsewhere, and where systemd has not started the process, it does nothing. That systemd cannot be told is one line on stderr, and no error.
+/// Does nothing on other systems, and if systemd did not start the process. If the notification fails, one line on stderr reports it.
 #[cfg(feature = "systemd")]
-pub fn ready() {
-    notify::ready().unwrap_or_else(|error| failed(&error));
+pub fn notify_ready() {
+    notify::ready().unwrap_or_else(|error| log_failure(&error));
 }
 
-/// Tells that the end has begun.
-pub(crate) fn stopping() -> io::Result<()> {
+/// Notifies systemd that shutdown has started.
+pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }
 
-/// Tells how many are in flight, and asks for as much time as that if some have ended.
-pub(crate) fn draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
+/// Reports the number of tasks in flight, and requests this much more time if some have ended.
+pub(crate) fn notify_draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
     notify::draining(in_flight, extend)
 }
 
-/// Never resolves; tells systemd's watchdog, if there is one, that whoever polls this is alive.
-pub(crate) async fn alive<T>() -> T {
-    notify::alive().await.unwrap_or_else(|error| failed(&error));
+/// Notifies systemd's watchdog, if there is one, for as long as the executor polls this future. It never resolves.
+pub(crate) async fn keep_watchdog_alive<T>() -> T {
+    notify::keep_watchdog_alive().await.unwrap_or_else(|error| log_failure(&error));
     std::future::pending().await
 }
 
-/// Tells once that systemd cannot be told.
-pub(crate) fn failed(error: &io::Error) {
-    static TOLD: AtomicBool = AtomicBool::new(false);
-    if !TOLD.swap(true, Ordering::Relaxed) {
-        tell(Level::Warn, format_args!("systemd cannot be told: {error}"));
+/// Logs, once for the process, that systemd cannot be notified.
+pub(crate) fn log_failure(error: &io::Error) {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        log(Level::Warn, format_args!("failed to notify systemd: {error}"));
     }
 }
 
@@ -57,13 +57,13 @@ mod notify {
 
     pub(super) fn draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
         let status = format!("draining: {in_flight} in flight");
-        // More than it holds, some 70 minutes, is asked for again in time.
+        // A time above the maximum, about 70 minutes, is requested in several steps.
         let extend = extend.map(|time| ExtendTimeoutUsec(time.as_micros().try_into().unwrap_or(u32::MAX)));
         notify(&[&[Status(&status)], extend.as_slice()].concat())
     }
 
-    /// A thread tells the time and the task that polls this tells systemd, as the watchdog asks after the executor.
-    pub(super) async fn alive() -> io::Result<()> {
+    /// A thread measures the time, and the task that polls this future sends the notifications: the watchdog checks the executor.
+    pub(super) async fn keep_watchdog_alive() -> io::Result<()> {
         let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(()) };
         let due = Arc::new(Event::new());
         let clock = Arc::downgrade(&due);
@@ -77,14 +77,14 @@ mod notify {
         thread::Builder::new().name("watchdog".into()).spawn(tick)?;
         loop {
             let listener = due.listen();
-            notify(&[Watchdog]).unwrap_or_else(|error| super::failed(&error));
+            notify(&[Watchdog]).unwrap_or_else(|error| super::log_failure(&error));
             listener.await;
         }
     }
 }
 
 #[cfg(not(all(feature = "systemd", target_os = "linux")))]
-#[expect(clippy::unnecessary_wraps, reason = "the shape of what systemd may refuse")]
+#[expect(clippy::unnecessary_wraps, reason = "the signatures with systemd")]
 mod notify {
     use std::future;
     use std::io;
@@ -103,7 +103,7 @@ mod notify {
         Ok(())
     }
 
-    pub(super) fn alive() -> future::Ready<io::Result<()>> {
+    pub(super) fn keep_watchdog_alive() -> future::Ready<io::Result<()>> {
         future::ready(Ok(()))
     }
 }

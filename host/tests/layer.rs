@@ -1,4 +1,4 @@
-//! The layer, in the servers of axum, hyper and tonic.
+//! `RequestLayer` in the servers of axum, hyper and tonic.
 #![cfg(feature = "tower")]
 
 use axum::Router;
@@ -30,26 +30,26 @@ use tokio::time::timeout;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Longer than anything takes here; what takes longer hangs.
+/// Longer than any step of a test takes: what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn soon<F: Future>(what: F) -> F::Output {
-    timeout(PATIENCE, what).await.expect("it hangs")
+async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("timed out")
 }
 
-/// How many have completed, panicked, and were rejected.
-fn ended<S>(registry: &Registry<S>) -> [u64; 3] {
+/// Returns how many requests completed, panicked and were rejected.
+fn outcomes<S>(registry: &Registry<S>) -> [u64; 3] {
     let summary = registry.summary();
     [summary.completed, summary.panicked, summary.rejected]
 }
 
-/// A request that has come to its handler, which waits for the test to give it a body.
+/// A request that has reached its handler, which waits until the test sends it a body.
 type Call = oneshot::Sender<Channel<Bytes>>;
 
-async fn ask(calls: mpsc::UnboundedSender<Call>) -> Channel<Bytes> {
-    let (call, answered) = oneshot::channel();
+async fn receive_body(calls: mpsc::UnboundedSender<Call>) -> Channel<Bytes> {
+    let (call, body) = oneshot::channel();
     calls.send(call).unwrap();
-    answered.await.unwrap()
+    body.await.unwrap()
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -58,17 +58,17 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves by axum, with a layer, what asks the test.
+/// Serves requests with axum and a layer. The handler passes each request on to the test.
 async fn serve_axum(registry: &Registry<TokioSpawner>) -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
     let (calls, receiver) = mpsc::unbounded_channel();
-    let handler = async move || axum::body::Body::new(ask(calls).await);
+    let handler = async move || axum::body::Body::new(receive_body(calls).await);
     let app = Router::new().route("/", get(handler)).layer(RequestLayer::new(registry));
     let (listener, address) = listen().await;
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     (address, receiver)
 }
 
-/// Serves HTTP/1 and HTTP/2 by hyper alone.
+/// Serves HTTP/1 and HTTP/2 with hyper.
 async fn serve_hyper<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
@@ -87,7 +87,7 @@ where
     address
 }
 
-/// A connection by HTTP/1.
+/// A client with one HTTP/1 connection.
 struct Client {
     sender: http1::SendRequest<Empty<Bytes>>,
     connection: AbortHandle,
@@ -122,7 +122,7 @@ async fn text(response: Response<Incoming>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_in_flight_until_its_body_is_sent() {
+async fn request_is_in_flight_until_its_body_is_sent() {
     let registry = Registry::builder(TokioSpawner).inspect().build();
     let (address, mut calls) = serve_axum(&registry).await;
     let mut client = Client::connect(address).await;
@@ -143,15 +143,15 @@ async fn a_request_is_in_flight_until_its_body_is_sent() {
     drop(sender);
     assert_eq!(text(response).await, "");
     soon(registry.wait_idle()).await;
-    assert_eq!(ended(&registry), [1, 0, 0]);
+    assert_eq!(outcomes(&registry), [1, 0, 0]);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_its_request() {
+async fn disconnected_client_ends_its_request() {
     let registry = Registry::new(TokioSpawner);
     let (address, mut calls) = serve_axum(&registry).await;
 
-    // While its handler runs.
+    // While the handler runs.
     let mut client = Client::connect(address).await;
     let connection = client.connection.clone();
     let response = tokio::spawn(async move { client.get().await.map(drop) });
@@ -162,7 +162,7 @@ async fn a_client_that_leaves_ends_its_request() {
     soon(registry.wait_idle()).await;
     assert!(soon(response).await.unwrap().is_err());
 
-    // While its body is sent.
+    // While the body is sent.
     let mut client = Client::connect(address).await;
     let (_sender, body) = Channel::new(1);
     let (response, ()) =
@@ -170,13 +170,13 @@ async fn a_client_that_leaves_ends_its_request() {
     assert_eq!((response.unwrap().status(), registry.in_flight()), (StatusCode::OK, 1));
     client.connection.abort();
     soon(registry.wait_idle()).await;
-    assert_eq!(ended(&registry), [2, 0, 0]);
+    assert_eq!(outcomes(&registry), [2, 0, 0]);
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_is_counted() {
+async fn panic_of_a_handler_is_counted() {
     let registry = Registry::new(TokioSpawner);
-    let panics = async || -> &str { panic!("planted") };
+    let panics = async || -> &str { panic!("expected") };
     let app = Router::new().route("/", get(panics)).layer(RequestLayer::new(&registry));
     let (listener, address) = listen().await;
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
@@ -186,7 +186,7 @@ async fn a_handler_that_panics_is_counted() {
 }
 
 #[tokio::test]
-async fn a_request_may_start_work_until_its_end_while_the_registry_drains() {
+async fn request_starts_tasks_until_its_end_during_a_drain() {
     let registry = Registry::new(TokioSpawner);
     let (address, mut calls) = serve_axum(&registry).await;
     let mut client = Client::connect(address).await;
@@ -194,16 +194,16 @@ async fn a_request_may_start_work_until_its_end_while_the_registry_drains() {
     let call = soon(calls.recv()).await.unwrap();
     let drained = registry.shutdown();
 
-    // From its handler, and from its body.
+    // From the handler, and from the body.
     let (done, mut dones) = mpsc::unbounded_channel();
     let (first, second) = (done.clone(), done);
-    registry.try_run(async move { first.send("of the handler").unwrap() }).unwrap();
-    assert_eq!(soon(dones.recv()).await, Some("of the handler"));
+    registry.try_run(async move { first.send("from the handler").unwrap() }).unwrap();
+    assert_eq!(soon(dones.recv()).await, Some("from the handler"));
     let (mut sender, body) = Channel::new(1);
     call.send(body).unwrap();
     sender.send_data("late".into()).await.unwrap();
-    registry.try_run(async move { second.send("of the body").unwrap() }).unwrap();
-    assert_eq!(soon(dones.recv()).await, Some("of the body"));
+    registry.try_run(async move { second.send("from the body").unwrap() }).unwrap();
+    assert_eq!(soon(dones.recv()).await, Some("from the body"));
     assert!(!registry.is_drained());
 
     drop(sender);
@@ -212,11 +212,11 @@ async fn a_request_may_start_work_until_its_end_while_the_registry_drains() {
     assert_eq!((summary.completed, summary.rejected), (3, 0));
 }
 
-/// A service made of a function.
+/// A service that calls a function.
 #[derive(Clone)]
-struct Answer<F>(F);
+struct FnService<F>(F);
 
-impl<F, Q, A, B, E> Service<Request<Q>> for Answer<F>
+impl<F, Q, A, B, E> Service<Request<Q>> for FnService<F>
 where
     F: FnMut(Request<Q>) -> A,
     A: Future<Output = Result<Response<B>, E>>,
@@ -235,15 +235,15 @@ where
 }
 
 #[tokio::test]
-async fn what_comes_after_the_drain_is_refused() {
+async fn request_after_the_drain_is_rejected() {
     let registry = Registry::new(TokioSpawner);
     let called = Arc::new(AtomicUsize::new(0));
     let calls = called.clone();
-    let answers = Answer(move |_| {
+    let service = FnService(move |_| {
         calls.fetch_add(1, Ordering::Relaxed);
         std::future::ready(Ok(Response::new(Full::from("here"))))
     });
-    let address = serve_hyper(RequestLayer::new(&registry).layer(answers)).await;
+    let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
 
     let (mut client, mut client2) = (Client::connect(address).await, connect_http2(address).await);
     let accepted = client.get().await.unwrap();
@@ -252,90 +252,92 @@ async fn what_comes_after_the_drain_is_refused() {
     assert_eq!(text(soon(client2.send_request(request())).await.unwrap()).await, "here");
     soon(registry.shutdown()).await;
 
-    let refused = client.get().await.unwrap();
-    assert_eq!((refused.status(), &refused.headers()[CONNECTION]), (StatusCode::SERVICE_UNAVAILABLE, &"close".parse().unwrap()));
-    assert_eq!(text(refused).await, "");
+    let rejected = client.get().await.unwrap();
+    assert_eq!((rejected.status(), &rejected.headers()[CONNECTION]), (StatusCode::SERVICE_UNAVAILABLE, &"close".parse().unwrap()));
+    assert_eq!(text(rejected).await, "");
     assert!(client.get().await.is_err(), "the connection is still open");
-    let refused = soon(client2.send_request(request())).await.unwrap();
-    assert_eq!((refused.status(), refused.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
-    assert_eq!(text(refused).await, "");
-    assert_eq!((called.load(Ordering::Relaxed), ended(&registry)), (2, [2, 0, 2]));
+    let rejected = soon(client2.send_request(request())).await.unwrap();
+    assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
+    assert_eq!(text(rejected).await, "");
+    assert_eq!((called.load(Ordering::Relaxed), outcomes(&registry)), (2, [2, 0, 2]));
 }
 
 #[tokio::test]
-async fn what_is_too_much_is_refused_on_a_connection_that_stays() {
+async fn request_above_the_limit_is_rejected_and_keeps_its_connection() {
     let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
-    let answers = Answer(|_| std::future::ready(Ok(Response::new(Full::from("here")))));
-    let address = serve_hyper(RequestLayer::new(&registry).layer(answers)).await;
+    let service = FnService(|_| std::future::ready(Ok(Response::new(Full::from("here")))));
+    let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
     let mut client = Client::connect(address).await;
     let guard = registry.guard().unwrap();
-    let refused = client.get().await.unwrap();
-    assert_eq!((refused.status(), refused.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
-    assert_eq!(text(refused).await, "");
+    let rejected = client.get().await.unwrap();
+    assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
+    assert_eq!(text(rejected).await, "");
     drop(guard);
     assert_eq!(text(client.get().await.unwrap()).await, "here");
 }
 
-/// In the service of no method, as a real one needs a compiler of its files: what is asked is what the layer is around.
+/// The service has no methods, because methods need the protobuf compiler. The layer sees the request all the same.
 #[tokio::test]
-async fn tonic_takes_it() {
+async fn tonic_accepts_the_layer() {
     let registry = Registry::new(TokioSpawner);
     let (listener, address) = listen().await;
     let mut server = tonic::transport::Server::builder().layer(RequestLayer::new(&registry).named("call"));
     let server = server.add_routes(tonic::service::Routes::default());
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let over = tokio::spawn(server.serve_with_incoming_shutdown(incoming, registry.signal()));
+    let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, registry.signal()));
 
     let mut client = connect_http2(address).await;
     let response = soon(client.send_request(request())).await.unwrap();
     assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &"12".parse().unwrap()));
     let summary = soon(registry.shutdown()).await;
     assert_eq!(summary.completed, 1);
-    soon(over).await.unwrap().unwrap();
+    soon(server).await.unwrap().unwrap();
 }
 
-type Seen = Arc<Mutex<Vec<usize>>>;
+type Recorded = Arc<Mutex<Vec<usize>>>;
 
-/// A future and a body that notes, when it is dropped, how many are in flight.
-struct Witness {
+/// A future and a body. When it is dropped, it records how many requests are in flight.
+struct Recorder {
     registry: Registry<()>,
-    seen: Seen,
+    recorded: Recorded,
     then: Then,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Then {
-    Answer,
+    Respond,
     Fail,
     Panic,
 }
 
-impl Drop for Witness {
+impl Drop for Recorder {
     fn drop(&mut self) {
-        self.seen.lock().unwrap().push(self.registry.in_flight());
+        self.recorded.lock().unwrap().push(self.registry.in_flight());
     }
 }
 
-impl Future for Witness {
-    type Output = Result<Response<Witness>, &'static str>;
+impl Future for Recorder {
+    type Output = Result<Response<Recorder>, &'static str>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         match self.then {
-            Then::Answer => {
-                Poll::Ready(Ok(Response::new(Self { registry: self.registry.clone(), seen: self.seen.clone(), then: Then::Panic })))
-            }
-            Then::Fail => Poll::Ready(Err("planted")),
-            Then::Panic => panic!("planted"),
+            Then::Respond => Poll::Ready(Ok(Response::new(Self {
+                registry: self.registry.clone(),
+                recorded: self.recorded.clone(),
+                then: Then::Panic,
+            }))),
+            Then::Fail => Poll::Ready(Err("expected")),
+            Then::Panic => panic!("expected"),
         }
     }
 }
 
-impl Body for Witness {
+impl Body for Recorder {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        panic!("planted")
+        panic!("expected")
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -343,88 +345,91 @@ impl Body for Witness {
     }
 }
 
-fn witness(then: Then) -> (Registry<()>, Seen, RequestFuture<Witness>) {
-    let (registry, seen) = (Registry::new(()), Seen::default());
-    let answer = Answer(|_| Witness { registry: registry.clone(), seen: seen.clone(), then });
-    let future = RequestLayer::new(&registry).layer(answer).call(Request::new(()));
-    (registry, seen, future)
+fn recorder(then: Then) -> (Registry<()>, Recorded, RequestFuture<Recorder>) {
+    let (registry, recorded) = (Registry::new(()), Recorded::default());
+    let service = FnService(|_| Recorder { registry: registry.clone(), recorded: recorded.clone(), then });
+    let future = RequestLayer::new(&registry).layer(service).call(Request::new(()));
+    (registry, recorded, future)
 }
 
-/// A copy: the next witness must find it unlocked, whatever is asserted of it.
-fn noted(seen: &Seen) -> Vec<usize> {
-    seen.lock().unwrap().clone()
+/// Returns a copy, so that the lock is free again when an assertion fails and drops the next recorder.
+fn copy(recorded: &Recorded) -> Vec<usize> {
+    recorded.lock().unwrap().clone()
 }
 
-/// Returns `None` for a panic.
-fn caught<T>(what: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(|| what(&mut Context::from_waker(Waker::noop())))) {
+/// Polls once. Returns `None` after a panic.
+fn poll_once<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(|| poll(&mut Context::from_waker(Waker::noop())))) {
         Ok(Poll::Ready(value)) => Some(value),
-        Ok(Poll::Pending) => panic!("it waits"),
+        Ok(Poll::Pending) => panic!("still pending"),
         Err(_) => None,
     }
 }
 
 #[test]
-fn a_future_is_gone_before_its_request_is() {
+fn future_is_dropped_before_its_request_is_released() {
     for (then, expected) in [(Then::Fail, [1, 0, 0]), (Then::Panic, [0, 1, 0])] {
-        let (registry, seen, future) = witness(then);
+        let (registry, recorded, future) = recorder(then);
         let mut future = pin!(future);
-        assert_eq!((registry.in_flight(), ended(&registry)), (1, [0; 3]));
-        match caught(|cx| future.as_mut().poll(cx)) {
-            Some(answer) => assert_eq!(answer.map(drop), Err("planted")),
+        assert_eq!((registry.in_flight(), outcomes(&registry)), (1, [0; 3]));
+        match poll_once(|cx| future.as_mut().poll(cx)) {
+            Some(response) => assert_eq!(response.map(drop), Err("expected")),
             None => assert!(matches!(then, Then::Panic)),
         }
-        assert_eq!((noted(&seen), ended(&registry), registry.in_flight()), (vec![1], expected, 0), "{then:?}");
+        assert_eq!((copy(&recorded), outcomes(&registry), registry.in_flight()), (vec![1], expected, 0), "{then:?}");
     }
-    let (registry, seen, future) = witness(Then::Answer);
+    let (registry, recorded, future) = recorder(Then::Respond);
     drop(future);
-    assert_eq!((noted(&seen), ended(&registry)), (vec![1], [1, 0, 0]));
+    assert_eq!((copy(&recorded), outcomes(&registry)), (vec![1], [1, 0, 0]));
 }
 
 #[test]
-fn a_body_is_gone_before_its_request_is() {
+fn body_is_dropped_before_its_request_is_released() {
     for (panics, expected) in [(false, [1, 0, 0]), (true, [0, 1, 0])] {
-        let (registry, seen, future) = witness(Then::Answer);
+        let (registry, recorded, future) = recorder(Then::Respond);
         let mut future = pin!(future);
-        let response = caught(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
+        let response = poll_once(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
         let mut body = Box::pin(response.into_body());
-        assert_eq!((noted(&seen), registry.in_flight()), (vec![1], 1), "the future is there still");
+        assert_eq!((copy(&recorded), registry.in_flight()), (vec![1], 1), "the future has not been dropped yet");
         assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(7), false));
         if panics {
-            assert!(caught(|cx| body.as_mut().poll_frame(cx)).is_none());
+            assert!(poll_once(|cx| body.as_mut().poll_frame(cx)).is_none());
             assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(0), true));
-            assert!(caught(|cx| body.as_mut().poll_frame(cx)).unwrap().is_none());
+            assert!(poll_once(|cx| body.as_mut().poll_frame(cx)).unwrap().is_none());
         } else {
             drop(body);
         }
-        assert_eq!((noted(&seen), ended(&registry), registry.in_flight()), (vec![1, 1], expected, 0));
+        assert_eq!((copy(&recorded), outcomes(&registry), registry.in_flight()), (vec![1, 1], expected, 0));
     }
 }
 
-/// Where the header would be an error; hyper leaves it out by itself.
+/// HTTP/2 forbids the header. hyper removes it anyway.
 #[test]
-fn a_refusal_in_http2_has_no_header_of_a_connection() {
+fn rejection_in_http2_has_no_connection_header() {
     let registry = Registry::new(());
     assert!(registry.shutdown().wait().is_clean());
-    let mut service = RequestLayer::new(&registry).layer(Answer(|_: Request<()>| -> Witness { unreachable!() }));
-    for (version, closes) in [(Version::HTTP_11, true), (Version::HTTP_2, false)] {
+    let mut service = RequestLayer::new(&registry).layer(FnService(|_: Request<()>| -> Recorder { unreachable!() }));
+    for (version, close_connection) in [(Version::HTTP_11, true), (Version::HTTP_2, false)] {
         let mut request = Request::new(());
         *request.version_mut() = version;
         let mut future = pin!(service.call(request));
-        let response = caught(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
-        assert_eq!((response.status(), response.headers().contains_key(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, closes));
+        let response = poll_once(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
+        assert_eq!(
+            (response.status(), response.headers().contains_key(CONNECTION)),
+            (StatusCode::SERVICE_UNAVAILABLE, close_connection)
+        );
     }
 }
 
 #[test]
-fn a_call_that_panics_is_counted() {
+fn panic_of_a_call_is_counted() {
     let registry = Registry::new(());
-    let mut service = RequestLayer::new(&registry).layer(Answer(|_: Request<()>| -> Witness { panic!("planted") }));
+    let mut service = RequestLayer::new(&registry).layer(FnService(|_: Request<()>| -> Recorder { panic!("expected") }));
     assert!(catch_unwind(AssertUnwindSafe(|| drop(service.call(Request::new(()))))).is_err());
-    assert_eq!(ended(&registry), [0, 1, 0]);
+    assert_eq!(outcomes(&registry), [0, 1, 0]);
 }
 
-/// Not ready, then ready, then broken; it must not be called before it is ready.
+/// A service that is first pending, then ready, then fails. It panics if it is called before it is ready.
 struct Slow(u32);
 
 impl Service<Request<()>> for Slow {
@@ -444,14 +449,14 @@ impl Service<Request<()>> for Slow {
 }
 
 #[test]
-fn it_is_ready_when_its_service_is() {
+fn layer_is_ready_when_its_service_is() {
     let registry = Registry::new(());
     let mut service = RequestLayer::new(&registry).layer(Slow(0));
     let mut cx = Context::from_waker(Waker::noop());
     assert_eq!((service.poll_ready(&mut cx), registry.in_flight()), (Poll::Pending, 0));
     assert_eq!((service.poll_ready(&mut cx), registry.in_flight()), (Poll::Ready(Ok(())), 0));
-    let answer = service.call(Request::new(()));
+    let response = service.call(Request::new(()));
     assert_eq!((service.poll_ready(&mut cx), registry.in_flight()), (Poll::Ready(Err("broken")), 1));
-    drop(answer);
+    drop(response);
     assert_eq!(registry.in_flight(), 0);
 }

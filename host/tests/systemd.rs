@@ -1,19 +1,15 @@
-//! What systemd is told, read from a real notify socket; the service is this program once more.
+//! The notifications that a host sends, read from a real socket. The service under test is this binary, started again.
 #![cfg(all(target_os = "linux", feature = "systemd"))]
 
 use background_tasks::{Registry, SmolSpawner};
-use background_tasks_host::{Host, ready};
-use rustix::process::{Pid, Signal, kill_process};
+use background_tasks_host::{Host, notify_ready};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
-use std::{env, fs, process, thread};
-use tempfile::TempDir;
+use std::{env, process, thread};
+use testing::{NotifySocket, PATIENCE, Process};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Starts three tasks. Each byte that it reads ends one of them, and the fourth one the program.
+/// Starts three tasks. Each of the first three bytes on stdin ends a task, and the fourth ends the program.
 #[test]
 #[ignore = "the service of the other tests"]
 fn service() {
@@ -33,7 +29,7 @@ fn service() {
     let grace = Duration::from_secs(env::var("GRACE").unwrap().parse().unwrap());
     let signal = registry.signal();
     let code = smol::block_on(Host::new(&registry).grace(grace).run(async move {
-        ready();
+        notify_ready();
         signal.await;
         if env::var_os("BLOCK").is_some() {
             thread::sleep(PATIENCE);
@@ -44,85 +40,70 @@ fn service() {
 }
 
 struct Service {
-    child: Child,
-    socket: UnixDatagram,
-    dir: TempDir,
+    process: Process,
+    stdin: ChildStdin,
+    socket: NotifySocket,
 }
 
 impl Service {
-    fn start(grace: u64, more: &[(&str, &str)]) -> Self {
-        let dir = TempDir::new().unwrap();
-        let path = dir.path().join("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    fn start(grace: u64, variables: &[(&str, &str)]) -> Self {
+        let socket = NotifySocket::new();
         let mut command = Command::new(env::current_exe().unwrap());
         command
             .args(["--exact", "service", "--ignored", "--nocapture"])
-            .env("NOTIFY_SOCKET", &path)
-            .env("GRACE", grace.to_string());
-        let child =
-            command.envs(more.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        Self { child, socket, dir }
+            .env("NOTIFY_SOCKET", socket.path())
+            .env("GRACE", grace.to_string())
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command);
+        let stdin = process.stdin();
+        Self { process, stdin, socket }
     }
 
-    fn told(&self) -> String {
-        let mut message = [0; 1000];
-        let len = self.socket.recv(&mut message).expect("systemd would have waited for longer");
-        String::from_utf8(message[..len].to_vec()).unwrap()
+    #[track_caller]
+    fn notification(&self) -> String {
+        self.socket.receive()
     }
 
-    /// Waits for a message that has all of that.
-    fn told_of(&self, parts: &[&str]) -> String {
-        loop {
-            let told = self.told();
-            if parts.iter().all(|part| told.contains(part)) {
-                return told;
-            }
-        }
+    #[track_caller]
+    fn notification_with(&self, parts: &[&str]) -> String {
+        self.socket.receive_with(parts)
     }
 
     fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.process.terminate();
     }
 
     fn end_one(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(&[0]).unwrap();
+        self.stdin.write_all(&[0]).unwrap();
     }
 
-    /// Waits for its end and returns what it wrote on stderr.
-    fn wait(mut self) -> String {
-        let mut text = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{text}");
-        text
+    /// Waits until the process has ended, and returns its stderr.
+    #[track_caller]
+    fn wait(self) -> String {
+        self.process.wait().assert_code(0).output()
     }
 }
 
-impl Drop for Service {
-    fn drop(&mut self) {
-        // An error says that it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Microseconds that the message asks for.
-fn extension(told: &str) -> Option<u64> {
-    told.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).map(|time| time.parse().unwrap())
+/// Returns the microseconds that a notification requests.
+fn extension(notification: &str) -> Option<u64> {
+    notification.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).map(|time| time.parse().unwrap())
 }
 
 #[test]
-fn its_life_is_told() {
+fn host_notifies_systemd_of_each_step() {
     let mut service = Service::start(20, &[]);
-    assert_eq!(service.told(), "READY=1\n");
+    assert_eq!(service.notification(), "READY=1\n");
     service.terminate();
-    assert_eq!(service.told(), "STOPPING=1\n");
-    let first = service.told();
+    assert_eq!(service.notification(), "STOPPING=1\n");
+    let first = service.notification();
     assert!(first.starts_with("STATUS=draining: 4 in flight\n"), "{first}");
-    // What is left of the grace, and what the end takes after it.
+    // The rest of the grace period, and the time until the exit.
     assert!(matches!(extension(&first), Some(19_000_000..=20_750_000)), "{first}");
     service.end_one();
-    let second = service.told_of(&["STATUS=draining: 3 in flight\n"]);
+    let second = service.notification_with(&["STATUS=draining: 3 in flight\n"]);
     assert!(extension(&second) < extension(&first) && extension(&second).is_some(), "{second}");
     for _ in 0..3 {
         service.end_one();
@@ -131,19 +112,19 @@ fn its_life_is_told() {
 }
 
 #[test]
-fn time_is_asked_for_while_tasks_end_alone() {
+fn host_requests_time_only_while_tasks_end() {
     let mut service = Service::start(3600, &[]);
-    service.told_of(&["READY=1"]);
+    service.notification_with(&["READY=1"]);
     service.terminate();
-    // Not for the whole of a long grace.
-    let first = service.told_of(&["STATUS=draining: 4 in flight\n"]);
+    // Not the whole of a long grace period.
+    let first = service.notification_with(&["STATUS=draining: 4 in flight\n"]);
     assert!(matches!(extension(&first), Some(30_000_000..=30_750_000)), "{first}");
     for _ in 0..2 {
-        let still = service.told_of(&["STATUS=draining: 4 in flight\n"]);
-        assert_eq!(extension(&still), None, "{still}");
+        let unchanged = service.notification_with(&["STATUS=draining: 4 in flight\n"]);
+        assert_eq!(extension(&unchanged), None, "{unchanged}");
     }
     service.end_one();
-    let second = service.told_of(&["STATUS=draining: 3 in flight\n"]);
+    let second = service.notification_with(&["STATUS=draining: 3 in flight\n"]);
     assert!(extension(&second).is_some(), "{second}");
     for _ in 0..3 {
         service.end_one();
@@ -152,41 +133,41 @@ fn time_is_asked_for_while_tasks_end_alone() {
 }
 
 #[test]
-fn the_watchdog_asks_after_the_executor() {
+fn watchdog_notifications_come_from_the_executor() {
     let watchdog = [("WATCHDOG_USEC", "100000")];
     let service = Service::start(3600, &watchdog);
     for _ in 0..3 {
-        service.told_of(&["WATCHDOG=1"]);
+        service.notification_with(&["WATCHDOG=1"]);
     }
     service.terminate();
-    // While it drains, too.
-    service.told_of(&["STOPPING=1"]);
+    // During the drain too.
+    service.notification_with(&["STOPPING=1"]);
     for _ in 0..3 {
-        service.told_of(&["WATCHDOG=1"]);
+        service.notification_with(&["WATCHDOG=1"]);
     }
     drop(service);
 
     let blocked = Service::start(3600, &[watchdog[0], ("BLOCK", "")]);
-    blocked.told_of(&["WATCHDOG=1"]);
+    blocked.notification_with(&["WATCHDOG=1"]);
     blocked.terminate();
-    // The drain's thread goes on; who polls `run` does not, so no more than what it was at is told of it.
-    blocked.told_of(&["STATUS=draining: 4 in flight\n"]);
-    blocked.told_of(&["STATUS=draining: 4 in flight\n"]);
-    let mut alive = 0;
+    // The drain's thread continues, and the executor does not. A notification that was being sent may still arrive before the second status.
+    blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
+    blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
+    let mut watchdog_notifications = 0;
     for _ in 0..3 {
-        alive += u32::from(!blocked.told().contains("STATUS="));
+        watchdog_notifications += u32::from(!blocked.notification().contains("STATUS="));
     }
-    assert_eq!(alive, 0);
+    assert_eq!(watchdog_notifications, 0);
 }
 
 #[test]
-fn a_socket_that_is_not_there_is_told() {
+fn missing_socket_is_reported_once() {
     let mut service = Service::start(1, &[]);
-    service.told_of(&["READY=1"]);
-    fs::remove_dir_all(service.dir.path()).unwrap();
+    service.notification_with(&["READY=1"]);
+    service.socket.remove();
     service.terminate();
     for _ in 0..4 {
         service.end_one();
     }
-    assert_eq!(service.wait().matches("systemd cannot be told: ").count(), 1);
+    assert_eq!(service.wait().matches("failed to notify systemd: ").count(), 1);
 }

@@ -4,11 +4,11 @@ use std::ops::Deref;
 
 /// Spawns on a task pool of bevy, from any thread.
 ///
-/// A pool that is dropped waits until its threads come to look, then drops its tasks: they count as abandoned. bevy's own pools live in
-/// statics: what is in flight when `main` returns is lost without its destructors. A panic of a foreign task ends nothing. For work that
-/// blocks bevy has no place but a task that blocks, on `AsyncComputeTaskPool`.
+/// A pool that is dropped stops its threads and then drops its tasks, which count as abandoned. bevy's own pools are statics: tasks in flight when
+/// `main` returns are lost, and their destructors do not run. A panic of a task that no registry tracks does not end the pool. bevy has no threads for
+/// blocking work: run it in a task on `AsyncComputeTaskPool`.
 ///
-/// Not on wasm, where bevy's tasks are the page's.
+/// Not available on wasm, where bevy spawns on the event loop of the page.
 ///
 /// # Examples
 ///
@@ -17,7 +17,7 @@ use std::ops::Deref;
 /// use background_tasks_runtimes::BevySpawner;
 /// use bevy_tasks::{IoTaskPool, TaskPool};
 ///
-/// IoTaskPool::get_or_init(TaskPool::new); // bevy's `TaskPoolPlugin` does that
+/// IoTaskPool::get_or_init(TaskPool::new); // bevy's `TaskPoolPlugin` calls this
 /// let registry = Registry::new(BevySpawner::new(IoTaskPool::get()));
 /// registry.run(async { println!("saved") });
 /// assert_eq!(registry.shutdown().wait().completed, 1);
@@ -26,7 +26,7 @@ use std::ops::Deref;
 pub struct BevySpawner<P = &'static TaskPool>(pub P);
 
 impl BevySpawner {
-    /// Spawns on one of bevy's own pools; for others there is `BevySpawner(pool)`, with an `Arc<TaskPool>`, say.
+    /// Returns a spawner for one of bevy's own pools. For another pool, write `BevySpawner(pool)`, for example with an `Arc<TaskPool>`.
     pub fn new(pool: &'static TaskPool) -> Self {
         Self(pool)
     }

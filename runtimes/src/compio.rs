@@ -1,18 +1,19 @@
 use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
 use compio::runtime::Runtime;
 
-/// Spawns on the compio runtime that the caller is in, and blocking work on that runtime's thread pool.
+/// Spawns on the caller's compio runtime, and runs blocking work on the thread pool of that runtime.
 ///
-/// A task runs on the thread that started it, also one that is `Send`. A runtime drops its tasks when its last handle is dropped: they
-/// count as abandoned; so does blocking work that has not begun, and what has goes on. A panic of a foreign task stays in its handle.
+/// A task runs on the thread that started it, even if it is `Send`. A runtime drops its tasks when its last handle is dropped, and they count as
+/// abandoned. Blocking work that has not started is dropped too; blocking work that has started continues. A panic of a task that no registry tracks
+/// stays in the task's handle.
 ///
-/// compio keeps at most 64 wake-ups from other threads: whoever wakes more, as a shutdown does, waits until the runtime's thread comes to
-/// look, and as of compio 0.19 can then find that it sleeps and has missed the last. So tell `RuntimeBuilder::sync_queue_size` how many
-/// tasks are in flight at most, or begin the shutdown on that thread.
+/// compio's queue holds at most 64 wake-ups from other threads by default. A thread that wakes more tasks, as a shutdown does, waits until the
+/// runtime's thread has emptied the queue. In compio 0.19 the runtime can miss the last wake-up and sleep on. To avoid this, set
+/// `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the runtime's thread.
 ///
 /// # Panics
 ///
-/// Each method panics outside a compio runtime, with what to do about it.
+/// Each method panics outside a compio runtime. The message says how to fix it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompioSpawner;
 
@@ -39,10 +40,10 @@ impl BlockingSpawner for CompioSpawner {
 
 #[track_caller]
 fn current(spawn: impl FnOnce(&Runtime)) {
-    let inside = Runtime::try_with_current(spawn).is_ok();
+    let is_inside = Runtime::try_with_current(spawn).is_ok();
     assert!(
-        inside,
-        "CompioSpawner spawns on the compio runtime that its caller is in, and this thread is in none: call it from a task, inside \
-         `block_on`, or inside `runtime.enter`"
+        is_inside,
+        "CompioSpawner needs a compio runtime, and this thread is not in one: call it from a task, inside `block_on`, or inside \
+         `runtime.enter`"
     );
 }

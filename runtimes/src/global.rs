@@ -1,9 +1,9 @@
 use background_tasks::{BlockingSpawner, Spawner};
 
-/// Spawns on async-global-executor's threads, and blocking work on its thread pool; works from any thread.
+/// Spawns on the threads of async-global-executor, and runs blocking work on its thread pool, from any thread.
 ///
-/// The executor lives in a static and its threads end with the process: what is in flight when `main` returns is lost without its
-/// destructors. Shut down first. A panic of a foreign task stays in its handle.
+/// The executor is a static, and its threads end with the process. Tasks in flight when `main` returns are lost, and their destructors do not run, so
+/// shut the registry down first. A panic of a task that no registry tracks stays in the task's handle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlobalExecutorSpawner;
 

@@ -1,35 +1,35 @@
-use crate::held::{drop_all, hold, inside, knows};
+use crate::owned_tasks::{drop_all, is_known, store, with_advice};
 use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
 use glommio::{Latency, Shares, SharesManager, executor, spawn_local_into};
 use std::rc::Rc;
 
-/// Spawns on the glommio executor that the caller is in, in the caller's task queue, and blocking work on that executor's threads.
+/// Spawns on the caller's glommio executor, in the caller's task queue, and runs blocking work on the threads of that executor.
 ///
-/// A task runs on the thread that started it, also one that is `Send`. glommio leaves a task that waits to its wakers, so this keeps the
-/// tasks instead, at the price of one allocation each: an executor that is dropped drops what it has in flight, which counts as abandoned.
-/// A panic of a foreign task goes through `run`. Linux 5.8 or newer.
+/// A task runs on the thread that started it, even if it is `Send`. In glommio, a waiting task is owned by its wakers. This spawner stores the tasks
+/// instead, at the cost of one allocation each, so that an executor that is dropped drops its tasks, which count as abandoned. A panic of a task that
+/// no registry tracks unwinds through `run`. Needs Linux 5.8 or newer.
 ///
-/// Blocking work has the threads that `LocalExecutorBuilder::blocking_thread_pool_placement` gives the executor: one, unless it says more.
+/// Blocking work runs on the threads that `LocalExecutorBuilder::blocking_thread_pool_placement` configures. Default: one thread.
 ///
 /// # Panics
 ///
-/// Each method panics outside a glommio executor, with what to do about it.
+/// Each method panics outside a glommio executor. The message says how to fix it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlommioSpawner;
 
-const ADVICE: &str = "GlommioSpawner spawns on the glommio executor that its caller is in, and this thread is in none: call it from a task \
-                      or inside `LocalExecutor::run`";
+const ADVICE: &str = "GlommioSpawner needs a glommio executor, and this thread is not in one: call it from a task or inside \
+                      `LocalExecutor::run`";
 
-/// Drops an executor's tasks with the executor, which owns it in a task queue where nothing ever is.
-struct Owner(usize);
+/// Drops an executor's tasks when the executor is dropped: the executor owns this value in a task queue that stays empty.
+struct DropTasks(usize);
 
-impl SharesManager for Owner {
+impl SharesManager for DropTasks {
     fn shares(&self) -> usize {
         1
     }
 }
 
-impl Drop for Owner {
+impl Drop for DropTasks {
     fn drop(&mut self) {
         drop_all(self.0);
     }
@@ -43,16 +43,16 @@ impl Spawner for GlommioSpawner {
 }
 
 impl LocalSpawner for GlommioSpawner {
-    /// Queues the task; glommio's own `spawn_local` would poll it here.
+    /// Queues the task. glommio's own `spawn_local` would poll it in this call.
     #[track_caller]
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
-        inside(ADVICE, || {
+        with_advice(ADVICE, || {
             let id = executor().id();
-            if !knows(id) {
-                executor().create_task_queue(Shares::Dynamic(Rc::new(Owner(id))), Latency::NotImportant, "background-tasks");
+            if !is_known(id) {
+                executor().create_task_queue(Shares::Dynamic(Rc::new(DropTasks(id))), Latency::NotImportant, "background-tasks");
             }
             let queue = executor().current_task_queue();
-            spawn_local_into(hold(id, task), queue).expect("the caller's queue is there").detach();
+            spawn_local_into(store(id, task), queue).expect("the caller's queue exists").detach();
         });
     }
 }
@@ -60,7 +60,7 @@ impl LocalSpawner for GlommioSpawner {
 impl BlockingSpawner for GlommioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
-        // It is sent to a thread when it is polled first.
-        self.spawn_local(inside(ADVICE, || executor().spawn_blocking(work)));
+        // The first poll sends the work to a thread.
+        self.spawn_local(with_advice(ADVICE, || executor().spawn_blocking(work)));
     }
 }

@@ -1,4 +1,4 @@
-//! Each adapter keeps the contract, on each of its drivers.
+//! Each adapter passes the conformance suite, on each of its drivers.
 #![cfg(all(
     target_os = "linux",
     feature = "actix-rt",
@@ -20,35 +20,36 @@ use common::Make;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// A runtime on a thread of its own, which calls there what it is sent, until it is dropped.
+/// A runtime on a separate thread. It passes each value that it receives to a function, until it is dropped.
 struct Core<T>(Sender<T>, Option<JoinHandle<()>>);
 
 impl<T: Send + 'static> Core<T> {
     fn new(make: Make, call: impl Fn(T) + Send + 'static) -> Self {
         let (sender, calls) = unbounded();
         let serve = async move {
-            while let Ok(what) = calls.recv().await {
-                call(what);
+            while let Ok(value) = calls.recv().await {
+                call(value);
             }
         };
         Self(sender, Some(thread::spawn(move || make().unwrap()(Box::pin(serve)))))
     }
 
-    /// Returns what sends to it from any thread. What comes too late is dropped.
-    fn sends(&self) -> impl Fn(T) + Send + Sync + 'static {
+    /// Returns a function that sends a value to the runtime from any thread. A value that is sent too late is dropped.
+    fn sender(&self) -> impl Fn(T) + Send + Sync + 'static {
         let sender = self.0.clone();
-        move |what| drop(sender.try_send(what))
+        move |value| drop(sender.try_send(value))
     }
 }
 
 impl<T> Drop for Core<T> {
     fn drop(&mut self) {
         self.0.close();
-        self.1.take().unwrap().join().expect("the runtime's thread lives on");
+        self.1.take().unwrap().join().expect("the runtime's thread does not panic");
     }
 }
 
-/// The three traits of a spawner that serves the runtime of its thread: two of them need others to bring the work to that thread.
+/// Tests the three traits of a spawner for the runtime of its thread. `Spawner` and `BlockingSpawner` are called from other threads, so their tasks are
+/// sent to the thread of the runtime.
 fn thread_per_core<S>(spawner: S, make: Make)
 where
     S: Spawner + LocalSpawner + BlockingSpawner + Copy + Send + Sync + 'static,
@@ -59,10 +60,10 @@ where
     conformance::local_spawner(move || (spawner, make().unwrap()));
     conformance::executor(move || {
         let core = Core::new(make, move |task| spawner.spawn(task));
-        (DynSpawner::from_fn(core.sends()), core)
+        (DynSpawner::from_fn(core.sender()), core)
     });
     let core = Arc::new(Core::new(make, move |work: Box<dyn FnOnce() + Send>| spawner.spawn_blocking(work)));
-    conformance::blocking_spawner(move || DynBlockingSpawner::from_fn(core.sends()));
+    conformance::blocking_spawner(move || DynBlockingSpawner::from_fn(core.sender()));
 }
 
 #[test]
@@ -104,14 +105,14 @@ fn async_global_executor() {
     conformance::blocking_spawner(|| GlobalExecutorSpawner);
 }
 
-/// An arbiter, and the system without which there is none.
-struct Stops(Option<Arbiter>, #[expect(dead_code, reason = "it is there")] actix_rt::SystemRunner);
+/// An arbiter, and the system that it needs. Dropping it stops the arbiter.
+struct StopOnDrop(Option<Arbiter>, #[expect(dead_code, reason = "kept alive")] actix_rt::SystemRunner);
 
-impl Drop for Stops {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         let arbiter = self.0.take().unwrap();
         arbiter.stop();
-        arbiter.join().expect("the arbiter's thread lives on");
+        arbiter.join().expect("the arbiter's thread does not panic");
     }
 }
 
@@ -120,11 +121,11 @@ fn actix_arbiter() {
     conformance::executor(|| {
         let system = System::new();
         let arbiter = Arbiter::new();
-        (ArbiterSpawner(arbiter.handle()), Stops(Some(arbiter), system))
+        (ArbiterSpawner(arbiter.handle()), StopOnDrop(Some(arbiter), system))
     });
 }
 
-/// What actix needs no adapter for.
+/// actix needs no adapter inside a system.
 #[test]
 fn actix_system() {
     conformance::local_spawner(|| {

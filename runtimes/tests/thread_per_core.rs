@@ -1,11 +1,11 @@
-//! One registry, and a runtime of its own on each thread: every task of every thread is told, and drained.
+//! One registry for several threads with a runtime each: every task gets the signal, and all are drained.
 #![cfg(all(target_os = "linux", feature = "compio", feature = "monoio", feature = "glommio"))]
 
 mod common;
 
 use background_tasks::{LocalSpawner, Registry};
 use background_tasks_runtimes::{CompioSpawner, GlommioSpawner, MonoioSpawner};
-use common::{HANG, Make};
+use common::{Make, TIMEOUT};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
@@ -14,8 +14,8 @@ use std::thread;
 const CORES: usize = 3;
 const EACH: usize = 200;
 
-/// Runs `EACH` tasks on each of `CORES` threads, all of one registry, and shuts it down from a thread that has no runtime.
-fn every_task_of_every_core_is_told_and_drained<S: LocalSpawner + Copy + Send + 'static>(spawner: S, make: Make) {
+/// Runs `EACH` tasks of one registry on each of `CORES` threads. A thread without a runtime shuts the registry down.
+fn every_task_gets_the_signal_and_drains<S: LocalSpawner + Copy + Send + 'static>(spawner: S, make: Make) {
     if let Err(why) = make() {
         return println!("skipped: {why}");
     }
@@ -24,31 +24,31 @@ fn every_task_of_every_core_is_told_and_drained<S: LocalSpawner + Copy + Send + 
     let cores = (0..CORES).map(|_| {
         let (registry, started) = (registry.clone(), started.clone());
         thread::spawn(move || {
-            let told = Rc::new(Cell::new(0));
-            let counter = told.clone();
+            let signalled = Rc::new(Cell::new(0));
+            let counter = signalled.clone();
             make().unwrap()(Box::pin(async move {
                 for _ in 0..EACH {
-                    // An `Rc`: nothing but a local task could own it.
-                    let (signal, told) = (registry.signal(), counter.clone());
+                    // Only a local task can own an `Rc`.
+                    let (signal, signalled) = (registry.signal(), counter.clone());
                     registry.run_local(async move {
                         signal.await;
-                        told.set(told.get() + 1);
+                        signalled.set(signalled.get() + 1);
                     });
                 }
                 started.send(()).unwrap();
                 registry.signal().await;
-                // Not tracked itself, so it can wait for all, on every core.
+                // This future is not tracked, so it can wait for the tasks of all cores.
                 registry.shutdown().await;
             }));
-            told.get()
+            signalled.get()
         })
     });
     let cores: Vec<_> = cores.collect();
     for _ in 0..CORES {
-        all_started.recv_timeout(HANG).unwrap();
+        all_started.recv_timeout(TIMEOUT).unwrap();
     }
     assert_eq!(registry.in_flight(), CORES * EACH);
-    let summary = registry.shutdown().wait_timeout(HANG).unwrap();
+    let summary = registry.shutdown().wait_timeout(TIMEOUT).unwrap();
     assert_eq!(summary.completed, (CORES * EACH) as u64);
     assert!(summary.is_clean(), "{summary}");
     for core in cores {
@@ -58,25 +58,25 @@ fn every_task_of_every_core_is_told_and_drained<S: LocalSpawner + Copy + Send + 
 
 #[test]
 fn compio_polling() {
-    every_task_of_every_core_is_told_and_drained(CompioSpawner, common::compio_polling);
+    every_task_gets_the_signal_and_drains(CompioSpawner, common::compio_polling);
 }
 
 #[test]
 fn compio_io_uring() {
-    every_task_of_every_core_is_told_and_drained(CompioSpawner, common::compio_io_uring);
+    every_task_gets_the_signal_and_drains(CompioSpawner, common::compio_io_uring);
 }
 
 #[test]
 fn monoio_legacy() {
-    every_task_of_every_core_is_told_and_drained(MonoioSpawner, common::monoio_legacy);
+    every_task_gets_the_signal_and_drains(MonoioSpawner, common::monoio_legacy);
 }
 
 #[test]
 fn monoio_io_uring() {
-    every_task_of_every_core_is_told_and_drained(MonoioSpawner, common::monoio_io_uring);
+    every_task_gets_the_signal_and_drains(MonoioSpawner, common::monoio_io_uring);
 }
 
 #[test]
 fn glommio() {
-    every_task_of_every_core_is_told_and_drained(GlommioSpawner, common::glommio_io_uring);
+    every_task_gets_the_signal_and_drains(GlommioSpawner, common::glommio_io_uring);
 }

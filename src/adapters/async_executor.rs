@@ -31,13 +31,14 @@ impl LocalSpawner for &'static StaticLocalExecutor {
     }
 }
 
-/// Spawns tasks on its own threads, for programs without a runtime.
+/// Starts threads and spawns tasks on them. Use this spawner in programs without a runtime.
 ///
-/// All clones share one set of threads, which run an [`async_executor::Executor`] until the last clone is dropped. Tasks still in flight then
-/// are dropped and count as abandoned. A task that owns a clone, inside a registry for example, keeps the threads running.
+/// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped.
+/// If tasks are still in flight when the last clone is dropped, the executor drops these tasks, and they count as abandoned. A task
+/// that owns a clone, for example inside a registry handle, keeps the threads running.
 ///
-/// Dropping the last clone blocks until all threads have exited. A busy thread checks whether it must exit every 200 polls. If the last clone
-/// is dropped on one of the threads, that thread is not waited for and exits later.
+/// Dropping the last clone blocks until all threads have exited. A busy thread exits after at most 200 more polls. If one of the
+/// spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///
 /// # Examples
 ///
@@ -55,12 +56,13 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 pub struct ThreadsSpawner(Arc<Threads>);
 
 impl ThreadsSpawner {
-    /// Starts `threads` threads, which are named `background-0`, `background-1` and so on.
+    /// Starts `threads` threads. Their names are `background-0`, `background-1` and so on.
     ///
     /// # Errors
     ///
-    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
-    /// - The operating system's error if it cannot start a thread. The threads that were started already exit.
+    /// - Returns [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
+    /// - Returns the operating system's error if the operating system cannot start a thread. The threads that `new` has already
+    ///   started exit.
     pub fn new(threads: usize) -> io::Result<Self> {
         if threads == 0 {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
@@ -88,14 +90,15 @@ impl fmt::Debug for ThreadsSpawner {
 }
 
 struct Threads {
-    /// The threads run until its shutdown signal is triggered.
+    /// The threads exit when the shutdown signal of this registry is triggered.
     stop: Registry<()>,
     executor: Arc<Executor<'static>>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
-    /// Returns the closure that each thread runs. A task's panic does not end it, because async-executor catches that panic.
+    /// Returns the closure that each thread runs. A panic of a task does not end the thread, because async-executor catches the
+    /// panic.
     fn run(&self) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();
@@ -108,7 +111,7 @@ impl Drop for Threads {
         self.stop.shutdown();
         for handle in self.handles.drain(..) {
             if handle.thread().id() != thread::current().id() {
-                // The payload of a thread's panic is leaked, because its destructor may panic in turn.
+                // Leaks the panic payload, because the destructor of the payload may panic.
                 handle.join().unwrap_or_else(mem::forget);
             }
         }

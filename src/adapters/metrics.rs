@@ -6,18 +6,20 @@ const TASKS_TOTAL: &str = "background_tasks_total";
 const IN_FLIGHT: &str = "background_tasks_in_flight";
 const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 
-/// Records metrics through the [`metrics`](https://docs.rs/metrics) facade, for any exporter that the program has installed.
+/// Records metrics through the [`metrics`](https://docs.rs/metrics) facade. The program chooses and installs the exporter.
 ///
 /// | metric | type | labels |
 /// | --- | --- | --- |
-/// | `background_tasks_total` | counter | `registry`; `outcome`: `completed`, `failed`, `panicked`, `abandoned`, `aborted`, `rejected`; `task`: the name of the task, empty if it has no name or completed |
+/// | `background_tasks_total` | counter | `registry`; `outcome`: `completed`, `failed`, `panicked`, `abandoned`, `aborted`, `rejected`; `task`: the name of the task; empty for completed tasks and for tasks without a name |
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// Every loss is counted when it happens. Completed tasks and tasks in flight are only updated by [`record`](Self::record) and when the
-/// drain ends: a completed task is not reported to observers, and so costs nothing here. Call `record` whenever the metrics are collected.
+/// The observer counts every loss when the loss happens. The number of completed tasks and the number of tasks in flight are
+/// updated only by [`record`](Self::record) and at the end of the drain, because completed tasks are not reported to observers.
+/// Call `record` each time before the exporter collects the metrics.
 ///
-/// Each registry of a program needs a different name. Two registries with one name overwrite each other's number of completed tasks.
+/// Use a different value of the label `registry` for each registry. Registries with the same value overwrite each other's number of
+/// completed tasks.
 ///
 /// # Examples
 ///
@@ -40,7 +42,7 @@ pub struct MetricsObserver {
 impl MetricsObserver {
     /// Returns an observer whose metrics have `registry` as the value of the label `registry`.
     ///
-    /// Install the exporter first: this function registers the descriptions of the metrics with it.
+    /// Install the exporter before you call `new`, because `new` registers descriptions of the metrics with the installed exporter.
     pub fn new(registry: &'static str) -> Self {
         describe_counter!(TASKS_TOTAL, Unit::Count, "Background tasks that ended or were rejected, by outcome.");
         describe_gauge!(IN_FLIGHT, Unit::Count, "Background tasks in flight.");
@@ -48,7 +50,7 @@ impl MetricsObserver {
         Self { registry }
     }
 
-    /// Updates the number of completed tasks and of tasks in flight.
+    /// Updates the metrics for the number of completed tasks and the number of tasks in flight.
     pub fn record<S>(&self, registry: &Registry<S>) {
         self.set(registry.summary().completed, registry.in_flight());
     }

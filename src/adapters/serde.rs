@@ -1,10 +1,12 @@
-//! How tasks and their IDs are serialized.
+//! Implements `Serialize` for `TaskInfo` and `TaskId`.
 
 use crate::{TaskId, TaskInfo};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// Serializes what is known: `id`, `name` (null if there is none), `location`, `kind`, `age_seconds`, and `abort_requested` if it is true.
+/// Serializes the fields `name` and `location`, and the known fields among `id`, `kind` and `age_seconds`.
+///
+/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true.
 impl Serialize for TaskInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let known = usize::from(self.id().is_some()) + usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
@@ -18,7 +20,7 @@ impl Serialize for TaskInfo {
             fields.serialize_field("kind", &kind)?;
         }
         if let Some(age) = self.age() {
-            // To the microsecond.
+            // Rounds the age to microseconds.
             #[expect(clippy::cast_precision_loss, reason = "the precision suffices for 285 million years")]
             let seconds = age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
             fields.serialize_field("age_seconds", &seconds)?;
@@ -30,7 +32,7 @@ impl Serialize for TaskInfo {
     }
 }
 
-/// Serializes the text of the ID, because JavaScript has no integers of 64 bits.
+/// Serializes the ID as a string, because JSON numbers in JavaScript cannot represent all 64-bit integers.
 impl Serialize for TaskId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -4,25 +4,28 @@ use core::time::Duration;
 use tracing::field::{DisplayValue, display};
 use tracing::{error, info, warn};
 
-/// Emits [`tracing`](https://docs.rs/tracing) events for every loss, and for the start and the end of a shutdown.
+/// Emits a [`tracing`](https://docs.rs/tracing) event for every loss, for the start of the shutdown, and for the end of the drain.
 ///
 /// | event | level | fields |
 /// | --- | --- | --- |
-/// | a task failed | error | `error`, and those of the task |
-/// | a task panicked | error | `panic`, and those of the task |
-/// | a task was abandoned | warn | those of the task |
-/// | a task was aborted | warn | those of the task |
-/// | a task was rejected | warn | `reason`, and those of the task |
+/// | a task failed | error | `error` and the task fields |
+/// | a task panicked | error | `panic` and the task fields |
+/// | a task was abandoned | warn | the task fields |
+/// | a task was aborted | warn | the task fields |
+/// | a task was rejected | warn | `reason` and the task fields |
 /// | shutdown started | info | `in_flight` |
-/// | drained | info | `took_seconds`, and the number of tasks for each outcome |
+/// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
-/// The target is `background_tasks`. The fields of a task are `task.name` and `task.location`; for an
-/// [inspected](crate::RegistryBuilder::inspect) registry also `task.kind`, and `task.id` and `task.age_seconds` unless the task was rejected.
+/// The target of all events is `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
+/// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. Events about
+/// rejected tasks have neither `task.id` nor `task.age_seconds`.
 ///
 /// # The caller's span
 ///
-/// A task does not run in the span of its caller. To run all tasks there, wrap the spawner in [`InSpan`](crate::InSpan). To run one task there,
-/// attach the current span to its future. A span attached to the future contains the task's own events, but not the event of its loss.
+/// By default a task does not run in the span that was current when the task was started. To run all tasks in the caller's span,
+/// wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's
+/// future, as below. A span attached to a future contains the events that the future emits, but not the event about the loss of the
+/// task.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -43,7 +46,8 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
-/// Emits the event of a loss. It is a macro because `tracing` needs the level at compile time. Fields that are `None` are omitted.
+/// Emits the event for a loss. This is a macro because `tracing` needs the level at compile time. Fields that are `None` are
+/// omitted.
 macro_rules! emit_loss {
     ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;

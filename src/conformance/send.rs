@@ -1,4 +1,4 @@
-//! Checks of a `Spawner`, from the suite's threads while the executor runs on others.
+//! Checks a `Spawner`. The checks run on the suite's threads, and the executor runs on other threads.
 
 use super::{CheckResult, MANY_TASKS, catch, expect_outcomes, panic_intentionally, panic_message};
 use crate::{Registry, ShutdownSignal, Spawner};
@@ -52,9 +52,10 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
     if polled_inside.iter().any(|inside| inside) { Err("a task was polled inside `spawn`".into()) } else { Ok(()) }
 }
 
-/// Starts a task that sends whether it is polled inside `spawn`, on its caller's stack.
+/// Starts a task and reports through `polled_inside` whether `spawn` polls the task on the caller's stack.
 ///
-/// Elsewhere the task first blocks until `may_finish` has a message, so a `spawn` that waits for the task never returns.
+/// If `spawn` does not poll the task, the task blocks until `may_finish` has a message. So a `spawn` that waits for the task never
+/// returns.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
@@ -134,9 +135,10 @@ fn polls_after_wake_by_thread<S: Spawner>(registry: &Registry<S>) -> CheckResult
 
 const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 
-/// Returns a task that another thread wakes after each poll but the last, and that thread, which returns the last waker.
+/// Returns a task and the thread that wakes the task. The thread wakes the task after each poll except the last, and returns the
+/// last waker.
 ///
-/// Every other poll waits until the thread has called the waker, so that the task is woken during the poll.
+/// Every second poll waits until the thread has called the waker. So the executor must handle a wake that comes during a poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));
@@ -164,7 +166,7 @@ pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, Joi
     (task, waking_thread)
 }
 
-/// Wakes the task of [`woken_by_another_thread`] once more, after it has finished.
+/// Wakes the task of [`woken_by_another_thread`] once more after the task has finished.
 pub(super) fn wake_finished_task(waking_thread: JoinHandle<Option<Waker>>) {
     if let Ok(Some(waker)) = waking_thread.join() {
         waker.wake();
@@ -200,13 +202,16 @@ fn runs_tasks_while_one_waits<S: Spawner + Send + Sync + 'static>(registry: &Reg
     expect_outcomes(summary.recv().map_err(|_| String::from("the inner drain was not awaited"))?, 3, 0)
 }
 
-/// Wakers that outlive their executor.
+/// Holds wakers that outlive their executor.
 pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
-/// Returns tasks that are in flight when their executor is dropped: a third keeps a waker in `kept`, a third waits for `signal`, which keeps
-/// and uses a waker, and a third can never be woken.
+/// Returns tasks that are still in flight when their executor is dropped.
 ///
-/// `started` drains when each task has been polled. The tasks do not wake themselves, because some executors would run nothing else.
+/// One third of the tasks store their wakers in `kept`. One third wait for `signal`, which stores their wakers and calls them
+/// later. One third have no waker stored anywhere, so nothing can wake them.
+///
+/// The registry `started` drains when each task has been polled. No task wakes itself, because some executors would then run only
+/// that task.
 pub(super) fn waiting_tasks(
     signal: &ShutdownSignal,
     kept: &Wakers,
@@ -241,7 +246,8 @@ pub(super) fn drops_tasks<S: Spawner, E>(registry: Registry<S>, executor: E) -> 
     expect_abandoned(registry, expected, |registry| registry.run(pending::<()>()))
 }
 
-/// Starts one more task on the dropped executor, which may panic, drops the spawner, and waits until all tasks are abandoned.
+/// Starts one more task on the dropped executor, drops the spawner, and expects that all tasks are abandoned. Starting the task may
+/// panic.
 pub(super) fn expect_abandoned<S>(registry: Registry<S>, expected: usize, run_late: impl FnOnce(&Registry<S>)) -> CheckResult {
     let _ = catch(|| run_late(&registry));
     let shutdown = registry.shutdown();

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 /// Checks a [`Spawner`] from threads that do not belong to its executor.
 ///
-/// It does not check what happens when the executor is dropped; see [`executor`].
+/// This function does not check what happens when the executor is dropped. To check that too, use [`executor`].
 ///
 /// # Panics
 ///
-/// If the spawner violates its contract.
+/// Panics if the spawner violates its contract.
 #[track_caller]
 pub fn spawner<S>(make: impl Fn() -> S + Send + Sync + 'static)
 where
@@ -26,11 +26,12 @@ where
 
 /// Checks a [`Spawner`] whose executor can be dropped. `make` returns the spawner and the executor.
 ///
-/// In addition to [`spawner`], it checks that all tasks are dropped after the executor, and then the spawner, have been dropped.
+/// `executor` runs all checks of [`spawner`]. Then it drops the executor and the spawner, in this order, and checks that all tasks
+/// are dropped.
 ///
 /// # Panics
 ///
-/// If the spawner violates its contract.
+/// Panics if the spawner violates its contract.
 ///
 /// # Examples
 ///
@@ -58,14 +59,15 @@ where
 
 /// Checks a [`LocalSpawner`]. `make` returns the spawner and a closure that runs the executor.
 ///
-/// The closure receives a main future. It must run this future and all spawned tasks on the calling thread, and return when the main
-/// future has finished.
+/// The closure receives a main future. The closure must run the main future and all spawned tasks on the calling thread, and return
+/// when the main future has finished.
 ///
-/// The closure and the spawner must own the executor: once both are dropped, the executor must be dropped, and all tasks in flight with it.
+/// Only the closure and the spawner may own the executor. When both have been dropped, the executor and all tasks in flight must
+/// have been dropped too.
 ///
 /// # Panics
 ///
-/// If the spawner violates its contract.
+/// Panics if the spawner violates its contract.
 ///
 /// # Examples
 ///
@@ -88,11 +90,11 @@ where
     Suite::default().local_spawner(make);
 }
 
-/// Checks a [`BlockingSpawner`] from threads that do not belong to it.
+/// Checks a [`BlockingSpawner`] from threads that do not belong to the spawner's thread pool.
 ///
 /// # Panics
 ///
-/// If the spawner violates its contract.
+/// Panics if the spawner violates its contract.
 #[track_caller]
 pub fn blocking_spawner<S>(make: impl Fn() -> S + Send + Sync + 'static)
 where

@@ -1,4 +1,5 @@
-//! For each requirement, a spawner that violates it, which the suite must report; and a correct spawner of each kind.
+//! Tests the suite. For each requirement there is a spawner that violates the requirement, and the suite must report the violation.
+//! For each trait there is also a correct spawner.
 
 use super::catch;
 use super::suite::{Suite, TIME_LIMIT};
@@ -34,7 +35,8 @@ enum Flaw {
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-/// Records in `HAS_PANICKED` that a thread has panicked: an executor cannot see a panic that the registry catches.
+/// Records in `HAS_PANICKED` that a thread has panicked. The flawed executors need this, because they cannot see panics that the
+/// registry catches.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -46,7 +48,7 @@ fn record_panics() {
     });
 }
 
-/// An executor with one thread, which drops all its tasks when it is dropped.
+/// An executor with one thread. The executor drops all its tasks when the executor is dropped.
 struct ThreadExecutor {
     flaw: Flaw,
     creator: ThreadId,
@@ -145,7 +147,7 @@ impl Drop for ThreadExecutor {
     }
 }
 
-/// An executor on its caller's thread, which polls all tasks whenever one has been woken.
+/// An executor that runs on its caller's thread. It polls all tasks whenever one of the tasks has been woken.
 struct LocalExecutor {
     flaw: Flaw,
     tasks: RefCell<Vec<BoxLocalTask>>,
@@ -254,7 +256,8 @@ impl BlockingSpawner for BlockingThreads {
     }
 }
 
-/// Checks that the suite reports each flaw with this requirement and this observation. The cases run in parallel, because some hang.
+/// Checks that the suite reports each flaw with the expected requirement and the expected observation. The cases run in parallel,
+/// because some flawed spawners hang.
 fn expect_reports(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
     thread::scope(|scope| {
         for &(flaw, requirement, observed) in expected {

@@ -1,17 +1,19 @@
-//! Programs without the standard library.
+//! Describes how to use this crate without the standard library.
 //!
-//! The crate needs `alloc`, atomics with a compare-and-swap of one word, and a *critical section*: a way to disable interrupts, which is
-//! the lock of everything that several contexts share. Turn off the default features:
+//! The crate needs `alloc` and atomics with a compare-and-swap of one word. It also needs a *critical section*, usually a piece of
+//! code that runs with interrupts disabled. The crate uses critical sections as locks. Turn off the default features:
 //!
 //! ```toml
 //! background-tasks = { version = "0.1", default-features = false }
 //! ```
 //!
-//! The program must contain an implementation of [critical-section](https://docs.rs/critical-section). Most hardware crates have a feature
-//! for it, such as `critical-section-single-core` of `cortex-m`. On a target with an operating system, for instance to test such a program
-//! on the host, enable the feature `critical-section` of this crate as well.
+//! The program must contain an implementation of the crate [critical-section](https://docs.rs/critical-section). Most hardware
+//! crates have a feature that provides an implementation, such as `critical-section-single-core` of `cortex-m`. On a
+//! target without an operating system the crate always locks with critical sections. On any other target, for example to test the
+//! program on the host, the feature `critical-section` of this crate enables them.
 //!
-//! `examples/bare-metal`, in the repository, runs on an emulated Cortex-M3 and an emulated Cortex-M0.
+//! The repository contains an example in `examples/bare-metal`. The example runs on an emulated Cortex-M3 and an emulated
+//! Cortex-M0.
 //!
 //! # A registry in a static
 //!
@@ -35,24 +37,27 @@
 //! # assert_eq!(TASKS.summary().abandoned, 1);
 //! ```
 //!
-//! A registry with observers, a list of tasks or a limit is made at run time, by [`Registry::builder`](crate::Registry::builder).
+//! A registry in a static has no observers, no inspection and no limit. To use them, create the registry at run time with
+//! [`Registry::builder`](crate::Registry::builder).
 //!
-//! # What differs
+//! # Differences
 //!
-//! - A registry has one shard, which is allocated at its first use.
+//! - A registry has one shard, which is allocated when the registry is first used.
 //! - There is no clock. A task has no [age](crate::TaskInfo::age), and the duration that an observer's
 //!   [`drained`](crate::Observer::drained) receives is zero.
-//! - A panic is not caught. If a panic unwinds through a task, the task's count is not released.
-//! - The waits of [`Shutdown`](crate::Shutdown) that block a thread do not exist.
+//! - Panics are not caught. If a panic unwinds through a task, the task stays in flight forever.
+//! - The methods of [`Shutdown`](crate::Shutdown) that block the thread do not exist.
 //!
 //! # Interrupts
 //!
-//! An interrupt handler may call every method, if the spawner and the allocator can be used there: it may start a task, start the shutdown,
-//! and drop a guard. Wakers that the user provides are never called inside a critical section.
+//! An interrupt handler may start a task, start the shutdown, drop a guard, and call all other methods. The spawner and the
+//! allocator must then be usable in an interrupt handler. This crate never calls a waker inside a critical section.
 //!
 //! # Targets without compare-and-swap
 //!
-//! `thumbv6m-none-eabi` and `riscv32imc-unknown-none-elf`, for example, need the feature `portable-atomic`; without it event-listener does not
-//! compile. The feature `critical-section` makes portable-atomic use critical sections; its
-//! [documentation](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features) lists other ways. `DynSpawner` is not available
-//! there, because `alloc` has no `Arc`.
+//! Some targets have no compare-and-swap, for example `thumbv6m-none-eabi` and `riscv32imc-unknown-none-elf`. On these targets,
+//! enable the feature `portable-atomic`. Without this feature, the dependency event-listener does not compile.
+//!
+//! The feature `critical-section` makes portable-atomic use critical sections. The documentation of portable-atomic [lists
+//! alternatives](https://docs.rs/portable-atomic/latest/portable_atomic/#optional-features). `DynSpawner` and `DynBlockingSpawner`
+//! are not available on these targets, because `alloc` has no `Arc` there.

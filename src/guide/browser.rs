@@ -1,6 +1,6 @@
-//! Tasks in a browser, a web worker, or Node.
+//! Describes how to run tasks in a browser, a web worker or Node.
 //!
-//! On `wasm32-unknown-unknown`, `WasmSpawner` (feature `wasm-bindgen-futures`) runs tasks as microtasks of JavaScript:
+//! On `wasm32-unknown-unknown`, `WasmSpawner` (feature `wasm-bindgen-futures`) runs tasks as JavaScript microtasks:
 //!
 //! ```no_run
 //! # #[cfg(feature = "wasm-bindgen-futures")]
@@ -13,26 +13,30 @@
 //! # }
 //! ```
 //!
-//! # What differs
+//! # Differences
 //!
-//! - Nothing blocks. The waits of [`Shutdown`](crate::Shutdown) that block a thread do not exist, and `WasmSpawner` does not implement
+//! - No method blocks the thread. [`Shutdown`](crate::Shutdown) has only async methods, and `WasmSpawner` does not implement
 //!   [`BlockingSpawner`](crate::BlockingSpawner).
-//! - Ages come from JavaScript's `performance`. Without the feature there are none. In a worklet, which has no `performance`, a registry that is
-//!   inspected or observed panics.
+//! - The ages of tasks come from JavaScript's `performance` object. Without the feature `wasm-bindgen-futures`, tasks have no age.
+//! - A worklet has no `performance` object. With the feature `wasm-bindgen-futures`, a registry with inspection or observers panics
+//!   in a worklet.
 //!
 //! # When the page closes
 //!
-//! The tasks of a closed page are lost, and their destructors do not run. So start the shutdown in a listener of `pagehide`. Tasks that need
-//! only microtasks drain before the next listener is called. Tasks that wait for a timer or a response do not. `examples/browser`, in
-//! the repository, does this, and reports the lost tasks at the next visit.
+//! When a page closes, its tasks are lost, and their destructors do not run. So start the shutdown in an event listener for
+//! `pagehide`. Tasks that need only microtasks finish before the browser calls the next event listener. Tasks that wait for a timer
+//! or a response do not finish. The example `examples/browser`, in the repository, starts the shutdown in this way, and reports the
+//! lost tasks at the next visit.
 //!
 //! # Panics
 //!
-//! A panic traps, unless the program and `std` are built with `-C panic=unwind`. After a trap no destructor runs, nothing is counted or reported,
-//! and the task stays in flight forever. So give the drain a deadline. The other tasks continue; those that were queued behind the
-//! panicked task continue when any task is woken. In Node, an uncaught error ends the process.
+//! A panic traps, unless the program and `std` are built with `-C panic=unwind`. After a trap, the task's destructors do not run,
+//! and the registry neither counts nor reports the panic. The task stays in flight forever, so wait for the drain with a deadline.
+//!
+//! After a trap, other tasks can still run. Tasks that were queued behind the panicked task continue when any task is woken. In
+//! Node, an uncaught error ends the process.
 //!
 //! # Threads
 //!
-//! With threads (`+atomics`, on a nightly toolchain) tasks are woken in a later turn of the event loop. Then nothing drains between two
-//! listeners, and after a panic the other tasks may stop.
+//! With wasm threads (`+atomics`, on a nightly toolchain), a woken task runs in a later turn of the event loop. So no task finishes
+//! between two event listeners when the page closes. After a panic, the other tasks may never run again.

@@ -1,4 +1,6 @@
-//! No operating system: critical sections, one shard, no clock, and nothing that catches a panic.
+//! Implements the platform for programs without an operating system.
+//!
+//! Mutexes are critical sections. Each registry has one shard, there is no clock, and panics are not caught.
 
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
@@ -39,7 +41,8 @@ impl<T> Once<T> {
     }
 }
 
-/// What `per_thread!` declares: one cell, as if there were one thread.
+/// The type of a static that `per_thread!` declares. It contains one cell, because this platform treats the program as a single
+/// thread.
 pub(crate) struct SharedCell<T>(Mutex<T>);
 
 impl<T: Copy> SharedCell<T> {
@@ -64,7 +67,7 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// Few, because memory is scarce.
+/// Chunks are small because memory is scarce on bare metal.
 pub(crate) const SLOTS_PER_CHUNK: usize = 4;
 
 pub(crate) fn shard_count() -> usize {
@@ -81,12 +84,13 @@ pub(crate) fn now() -> u64 {
     0
 }
 
-/// There is never one.
-#[derive(Debug)]
-pub(crate) struct Payload(Infallible);
+/// The payload of a caught panic. This platform catches no panics, so no value of this type exists.
+///
+/// The payload is a box on every platform, so that the type may have a destructor.
+pub(crate) type Payload = Box<Infallible>;
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {
-    match payload.0 {}
+    match **payload {}
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
@@ -94,8 +98,9 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     Ok(f())
 }
 
+#[expect(clippy::boxed_local, clippy::needless_pass_by_value, reason = "the shape of the one that resumes")]
 pub(crate) fn resume(payload: Payload) -> ! {
-    match payload.0 {}
+    match *payload {}
 }
 
 pub(crate) fn panicking() -> bool {

@@ -1,10 +1,11 @@
-//! Timestamps in nanoseconds since a moment that is the same for the whole program.
+//! Provides timestamps in nanoseconds since a fixed moment. All threads of the program share this moment.
 
-/// In the browser `std` has no clock and panics when it is read. The feature `wasm-bindgen-futures` brings JavaScript's clock.
+/// Whether the program has a clock. In the browser, reading the clock of `std` panics. The feature `wasm-bindgen-futures` provides
+/// JavaScript's clock.
 pub(crate) const HAS_CLOCK: bool =
     cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
-/// Returns the kernel's time of the last tick: a few milliseconds old, and cheaper to read than the precise clock.
+/// Returns the time of the kernel's last tick. This time is a few milliseconds old, and is cheaper to read than the precise clock.
 #[cfg(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android")))]
 pub(crate) fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
@@ -23,7 +24,7 @@ pub(crate) fn now() -> u64 {
     if !HAS_CLOCK {
         return 0;
     }
-    // Not `elapsed`: the clocks of two web workers can differ by a rounding, and `web-time` panics on a negative difference.
+    // The clocks of two web workers can differ by a rounding error, and `elapsed` of `web-time` panics on a negative difference.
     let first = *FIRST.get_or_init(Instant::now);
     let since = Instant::now().duration_since(first);
     since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())

@@ -1,10 +1,11 @@
-//! A loom model: loom's primitives, and shards that the model assigns, so that each run takes the same path.
+//! Implements the platform for loom models, with the primitives of loom. The model assigns a shard to each thread, so that each run
+//! takes the same path.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-/// An atomic that orders nothing, so loom need not explore it.
+/// An atomic that orders no other memory access, so loom need not explore it.
 pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
@@ -47,7 +48,7 @@ macro_rules! global {
 }
 pub(crate) use global;
 
-/// One, so that a model of two tasks grows the table.
+/// Each chunk has one slot, so that a model of two tasks makes the table grow.
 pub(crate) const SLOTS_PER_CHUNK: usize = 1;
 
 std::thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
@@ -61,21 +62,21 @@ pub(crate) fn thread_number() -> usize {
     NUMBER.with(Cell::get)
 }
 
-/// Sets how many shards the registries of this model have.
+/// Sets the number of shards of each registry in this model.
 pub fn set_shards(shards: usize) {
     SHARDS.set(shards);
 }
 
-/// Sets the number of the calling thread, and so its shard.
+/// Sets the number of the calling thread. The number selects the thread's shard.
 pub fn set_number(number: usize) {
     NUMBER.with(|own| own.set(number));
 }
 
 type Inner = Arc<std::sync::Mutex<Option<Arc<event_listener::Event>>>>;
 
-/// An `Event` inside a leaked registry state.
+/// The event of a leaked registry state.
 ///
-/// It holds a loom `Arc`, which loom wants freed when a run ends. So the end of the run drops all events.
+/// An event contains a loom `Arc`, and loom requires that a run frees every `Arc`. So all events are dropped at the end of a run.
 pub(crate) struct Event(Inner);
 
 struct Events(std::sync::Mutex<Vec<Inner>>);
@@ -110,9 +111,9 @@ impl Event {
     }
 }
 
-/// Stands for everything that the next life of a registry state overwrites.
+/// Represents all data that the next life of a registry state overwrites.
 ///
-/// Loom fails a run in which a use in one life did not happen before the start of the next life.
+/// Loom fails a run if a use in one life does not happen before the start of the next life.
 pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
 
 impl LifeCheck {

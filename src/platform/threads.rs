@@ -1,4 +1,4 @@
-//! A program with an operating system: threads and the primitives of `std`.
+//! Implements the platform for programs with an operating system, with the threads and primitives of `std`.
 
 use core::cell::Cell;
 use std::sync::{OnceLock, PoisonError};
@@ -11,7 +11,7 @@ pub(crate) use event_listener::Event;
 pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
 
-/// A mutex under which no user code runs (S7). So nothing panics while it is locked, and poison means nothing.
+/// A mutex under which no user code runs (S7). A thread that holds the lock therefore never panics, and the mutex ignores poisoning.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
@@ -25,7 +25,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A value that is made at its first use.
+/// A cell whose value is created at its first use.
 pub(crate) struct Once<T: 'static>(OnceLock<T>);
 
 impl<T> Once<T> {
@@ -39,7 +39,7 @@ impl<T> Once<T> {
     }
 }
 
-/// Declares a `Cell` that each thread has for itself.
+/// Declares a thread-local `Cell`.
 macro_rules! per_thread {
     (static $name:ident: $type:ty = $value:expr) => {
         std::thread_local!(static $name: core::cell::Cell<$type> = const { core::cell::Cell::new($value) });
@@ -47,13 +47,13 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// Slots that a slot table allocates at a time.
+/// The number of slots that a slot table allocates at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
-/// Returns the number of shards of each registry: a power of two, at most 128, and about four for each core.
+/// Returns the number of shards of each registry. The number is a power of two, at most 128, and about four for each core.
 ///
-/// Threads are numbered in the order of their first use and share shards by number. With several shards for each core, two threads
-/// that run at the same time seldom share one.
+/// Threads are numbered in the order of their first use of a registry, and the number of a thread selects its shard. With several
+/// shards for each core, two threads that run simultaneously seldom share a shard.
 pub(crate) fn shard_count() -> usize {
     static SHARDS: OnceLock<usize> = OnceLock::new();
     *SHARDS.get_or_init(|| {
@@ -62,7 +62,7 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
-/// The tests of this crate force a number of shards. A release build does not read the variable.
+/// Returns the number of shards that a test of this crate sets. A release build does not read the environment variable.
 fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }

@@ -1,4 +1,4 @@
-//! Panics that unwind, as `std` catches them.
+//! Catches and resumes panics with the functions of `std`.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ pub(crate) use std::thread::panicking;
 
 pub(crate) type Payload = Box<dyn Any + Send>;
 
-/// Returns the message of a panic, if its payload is a string, as that of `panic!` is.
+/// Returns the message of a panic if the payload is a string. The macro `panic!` always creates a string.
 pub(crate) fn panic_message(payload: &Payload) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is not a string)")

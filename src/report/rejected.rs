@@ -1,24 +1,26 @@
 use core::fmt;
 
-/// Reports that a registry did not accept a task. Contains the reason, and the future or closure, which was not started.
+/// Reports that a registry rejected a task. Contains the reason and the future or closure that was not started.
 ///
-/// `?` converts it to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync + 'static`. The
-/// [`reason`](Self::reason) can always be converted.
+/// The operator `?` converts a `Rejected` to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync +
+/// 'static`. A [`RejectReason`], which [`reason`](Self::reason) returns, can always be converted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
     reason: RejectReason,
 }
 
-/// Says why a registry did not accept a task.
+/// Says why a registry rejected a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum RejectReason {
-    /// The registry has drained: the shutdown has started and nothing is in flight.
+    /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
-    /// The [limit](crate::RegistryBuilder::max_in_flight) of tasks in flight is reached. On 32-bit targets also: the counters of the shards are
-    /// full, at 2²⁰ - 1 tasks in flight for each shard.
+    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight).
+    ///
+    /// On 32-bit targets, a registry is also full when the counters of its shards are full. The counter of a shard is full at
+    /// 2²⁰ - 1 tasks in flight.
     Full,
     /// The shutdown started while the task [waited for a permit](crate::Registry::run_when_ready).
     ShuttingDown,
@@ -29,12 +31,12 @@ impl<F> Rejected<F> {
         Self { work, reason }
     }
 
-    /// Returns the future or closure, which was not started.
+    /// Returns the future or closure that was not started.
     pub fn into_inner(self) -> F {
         self.work
     }
 
-    /// Returns the reason.
+    /// Returns the reason why the registry rejected the task.
     pub fn reason(&self) -> RejectReason {
         self.reason
     }

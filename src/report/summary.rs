@@ -2,12 +2,13 @@ use super::task_info::TaskInfo;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Counts how the tasks of a registry ended.
+/// Contains the number of tasks that ended with each outcome.
 ///
-/// The numbers are exact once the registry has drained. The sum of all but `rejected` is then the number of accepted tasks. Before the drain
-/// has ended, `completed` may be too low, but never too high.
+/// The numbers are exact once the registry has drained. The sum of all numbers except `rejected` is then the number of accepted
+/// tasks. Before the drain has ended, `completed` may be too low, but it is never too high.
 ///
-/// On 32-bit targets the counters of a shard wrap around: after 2³² losses of one outcome, and after 2³⁹ tasks.
+/// On 32-bit targets the counters of a shard wrap around. The counter of a loss wraps around after 2³² losses of the same outcome.
+/// The counter of all tasks wraps around after 2³⁹ tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -16,9 +17,10 @@ pub struct Summary {
     pub completed: u64,
     /// Tasks that finished with `Err`.
     pub failed: u64,
-    /// Tasks that panicked, or whose destructor did, and guards that were dropped by a panic.
+    /// Tasks that panicked, tasks whose destructor panicked, and guards that a panic dropped.
     pub panicked: u64,
-    /// Tasks that were dropped before they finished, by their runtime, spawner or owner.
+    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
+    /// dropped.
     pub abandoned: u64,
     /// Tasks that [`abort`](crate::Registry::abort) or [`abort_task`](crate::Registry::abort_task) ended at an await point.
     pub aborted: u64,
@@ -27,7 +29,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Returns whether there was no loss: no task failed, panicked, or was abandoned, aborted or rejected.
+    /// Returns whether there was no loss. Then no task failed or panicked, and no task was abandoned, aborted or rejected.
     pub fn is_clean(&self) -> bool {
         let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
         failed + panicked + abandoned + aborted + rejected == 0
@@ -44,8 +46,8 @@ impl fmt::Display for Summary {
 
 /// Reports that tasks were still in flight at the deadline of a drain.
 ///
-/// The `Display` text is one line. For an [inspected](crate::RegistryBuilder::inspect) registry it lists the tasks in groups, oldest first.
-/// With `{:#}`, each group is on a separate line:
+/// The `Display` text is one line. If the registry is [inspected](crate::RegistryBuilder::inspect), the text lists groups of
+/// similar tasks, starting with the group that contains the oldest task. The format `{:#}` prints each group on a separate line:
 ///
 /// ```text
 /// 4 background tasks still in flight (1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected)
@@ -62,7 +64,8 @@ pub struct Stragglers {
 
 impl Stragglers {
     pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
-        // The count can be zero while the end of the drain is being reported. The last task then still counts as a straggler.
+        // The count can be zero while observers are still being notified that the drain has ended. The last task then counts as a
+        // straggler.
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
@@ -72,22 +75,25 @@ impl Stragglers {
         self.len
     }
 
-    /// Returns how the other tasks had ended by the deadline.
+    /// Returns the outcomes of the tasks that had ended by the deadline.
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
     /// Returns the tasks that were still in flight, oldest first.
     ///
-    /// Empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// The list is empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
 
-    /// Returns similar tasks as groups: the oldest task of each group, and the number of tasks in it, the group with the oldest task first.
+    /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
-    /// Tasks are in the same group if name, call site, kind and [`abort_requested`](TaskInfo::abort_requested) are equal. There are no groups
-    /// unless the registry is [inspected](crate::RegistryBuilder::inspect). The cost is at most one comparison for each task and group.
+    /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
+    /// The group that contains the oldest task of all comes first. There are no groups unless the registry is
+    /// [inspected](crate::RegistryBuilder::inspect).
+    ///
+    /// The method compares each task with each group at most once.
     ///
     /// # Examples
     ///

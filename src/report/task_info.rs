@@ -1,11 +1,14 @@
 use alloc::string::ToString;
 use core::{fmt, panic::Location, str::FromStr, time::Duration};
 
-/// Describes one task, tracked future or guard: passed to observers, and listed by an inspected registry.
+/// Describes one task, tracked future or guard. Observers receive this type, and [`Registry::tasks`](crate::Registry::tasks)
+/// returns it.
 ///
-/// Name and call site are always present. ID, kind and age are present if the registry is [inspected](crate::RegistryBuilder::inspect).
+/// The call site is always present, and the name is present if the task has a name. The ID, the kind and the age are present only
+/// if the registry is [inspected](crate::RegistryBuilder::inspect).
 ///
-/// The `Display` text is the name (or the kind) and the call site: `welcome-mail at src/main.rs:20:14`.
+/// The `Display` text consists of the name and the call site, for example `welcome-mail at src/main.rs:20:14`. If the task has no
+/// name, the text starts with the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskInfo {
     pub(crate) id: Option<TaskId>,
@@ -22,41 +25,42 @@ impl TaskInfo {
         Self { id: None, name, location, kind: None, age: None, abort_requested: false }
     }
 
-    /// Returns the name, if the task was [named](crate::Registry::named).
+    /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
     pub fn name(&self) -> Option<&'static str> {
         self.name
     }
 
-    /// Returns the call site that started the task: the call of `run`, `track`, `guard` and so on.
+    /// Returns the call site: the source location of the call of `run`, `track`, `guard` or a similar method.
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }
 
-    /// Returns the ID, which [`Registry::abort_task`](crate::Registry::abort_task) takes.
+    /// Returns the ID of the task. Pass the ID to [`Registry::abort_task`](crate::Registry::abort_task) to abort the task.
     ///
-    /// `None` if the registry is not inspected, or if the task was rejected.
+    /// Returns `None` if the registry is not inspected, or if the task was rejected.
     pub fn id(&self) -> Option<TaskId> {
         self.id
     }
 
     /// Returns the kind of the task.
     ///
-    /// `None` if the registry is not inspected.
+    /// Returns `None` if the registry is not inspected.
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
 
     /// Returns how long the task has been in flight.
     ///
-    /// `None` if the registry is not inspected, if the task was rejected, or where no clock exists: without `std`, and in the browser
-    /// without the feature `wasm-bindgen-futures`.
+    /// Returns `None` if the registry is not inspected, or if the task was rejected. Also returns `None` if there is no clock:
+    /// without `std`, and in the browser without the feature `wasm-bindgen-futures`.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }
 
-    /// Returns whether an abort was requested while the task is still in flight.
+    /// Returns whether the task is still in flight although an abort was requested.
     ///
-    /// Such a task has not reached an await point since, or its [kind](Self::kind) cannot be aborted.
+    /// An aborted task stays in flight until it reaches an await point. A task whose [kind](Self::kind) cannot be aborted stays in
+    /// flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
@@ -72,13 +76,13 @@ impl fmt::Display for TaskInfo {
     }
 }
 
-/// What is known of a task when it is spawned.
+/// Contains the properties of a task that are known when the task is spawned.
 #[derive(Clone, Copy)]
 pub(crate) struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: TaskKind,
-    /// Whether its loss starts the shutdown.
+    /// Whether a panic or failure of the task starts the shutdown.
     pub(crate) critical: bool,
 }
 
@@ -89,13 +93,13 @@ pub(crate) struct SpawnInfo {
 pub enum TaskKind {
     /// A future on the registry's spawner; see [`Registry::run`](crate::Registry::run).
     Future,
-    /// A future that stays on one thread; see [`Registry::run_local`](crate::Registry::run_local).
+    /// A future that is polled on one thread only; see [`Registry::run_local`](crate::Registry::run_local).
     Local,
     /// A closure on a thread that may block; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     Blocking,
-    /// A future that its owner polls; see [`Registry::track`](crate::Registry::track).
+    /// A future that the caller of [`Registry::track`](crate::Registry::track) polls.
     Tracked,
-    /// A guard without a future; see [`Registry::guard`](crate::Registry::guard).
+    /// A guard, which stands for work that is not a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
 }
 
@@ -118,14 +122,14 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// Identifies one task in flight among all tasks of the program's inspected registries.
+/// Identifies one task in flight. No other task of any inspected registry in the program has the same ID.
 ///
-/// The `Display` text, for example `12-7`, can be parsed again, so an ID can be part of a log line or a URL.
+/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. So an ID can be part of a log line or a URL.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
     /// The number of the task's slot.
     pub(crate) slot: u32,
-    /// Counts the tasks that have used the slot.
+    /// The number of tasks that have used the slot.
     pub(crate) generation: u32,
 }
 
@@ -141,7 +145,7 @@ impl fmt::Debug for TaskId {
     }
 }
 
-/// Reports that a text is not a [`TaskId`].
+/// Reports that a string cannot be parsed as a [`TaskId`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseTaskIdError(());
 
@@ -160,7 +164,7 @@ impl FromStr for TaskId {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
         let (slot, generation) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
         let id = Self { slot: number(slot)?, generation: number(generation)? };
-        // Each ID has one text: `u32::from_str` also accepts a sign and leading zeros.
+        // Each ID has exactly one valid text. `u32::from_str` alone would also accept a sign and leading zeros.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }
 }

@@ -1,4 +1,4 @@
-//! How work is accepted or rejected.
+//! Accepts and rejects tasks.
 
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{INSPECTED, LIMITED};
@@ -17,7 +17,8 @@ impl From<Refused> for RejectReason {
 }
 
 impl RegistryState {
-    /// Counts one more task, if it needs nothing but a count and this thread's shard accepts it (S1).
+    /// Counts one more task if this thread's shard accepts the task (S1). Returns `None` if the shard refuses the task, or if the
+    /// registry is inspected or has a limit.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
         if self.settings.has(INSPECTED | LIMITED) {
@@ -27,7 +28,10 @@ impl RegistryState {
         shard.gate().enter().ok().map(|()| target)
     }
 
-    /// Counts one more task on this thread's shard, or on another one: tasks are accepted while any shard has tasks in flight.
+    /// Counts one more task. Tries this thread's shard first, and then the other shards.
+    ///
+    /// A registry accepts tasks while any of its shards has tasks in flight. In a registry with a limit, only the first shard
+    /// counts tasks.
     #[inline]
     pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
@@ -56,13 +60,14 @@ impl RegistryState {
         Err(if is_full { RejectReason::Full } else { RejectReason::Drained })
     }
 
-    /// Returns the limit, and the shard whose gate counts all tasks. One counter makes the limit exact (S10).
+    /// Returns the limit, and the target of the first shard. The first shard's gate counts all tasks of a registry with a limit,
+    /// because a single counter makes the limit exact (S10).
     #[inline]
     fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts one more task as soon as a permit is free. The caller counts a rejection.
+    /// Counts one more task as soon as a permit is free. If the task is rejected, the caller counts the rejection.
     pub(super) fn poll_enter(
         &'static self,
         ticket: &mut Option<Ticket>,
@@ -82,18 +87,19 @@ impl RegistryState {
         entered.map(|entered| entered.map(|()| target).ok_or(RejectReason::ShuttingDown))
     }
 
-    /// Gives up a position in the wait queue.
+    /// Removes a waiter from the wait queue because the waiter gives up.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         if let Some((target, limit)) = self.limited() {
             self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
         }
     }
 
-    /// Counts and reports a rejection. Returns its reason.
+    /// Counts and reports a rejection. Returns the reason for the rejection.
     #[cold]
     pub(crate) fn reject(&'static self, info: SpawnInfo, reason: RejectReason) -> RejectReason {
         self.shard().count(Lost::Rejected);
-        // A rejection caused by reporting another one is not reported: that could go on without end.
+        // A rejection is not reported if an observer causes it while handling another rejection. The reports could otherwise
+        // recurse forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             let kind = self.settings.has(INSPECTED).then_some(info.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };

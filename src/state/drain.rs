@@ -1,4 +1,4 @@
-//! The shutdown of a registry and its drain.
+//! Implements the shutdown and the drain of a registry.
 
 use super::registry_state::RegistryState;
 use super::settings::LIMITED;
@@ -9,9 +9,10 @@ use crate::sync::gate::Departure;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown, or completes a start that another thread has begun. When it returns, every gate is closed.
+    /// Starts the shutdown, or completes a start that another thread has begun. Every gate is closed when this function returns.
     pub(crate) fn start_shutdown(&'static self) {
-        // Release: a triggered signal shows what came before the shutdown (L1).
+        // Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
+        // shutdown (L1).
         let is_first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
         let mut in_flight = 0;
         if is_first && self.is_observed() {
@@ -27,7 +28,7 @@ impl RegistryState {
             shard.signals().wake_all();
         }
         if self.settings.has(LIMITED) {
-            // The first shard's gate counts all tasks.
+            // The gate of the first shard counts all tasks of a registry with a limit.
             self.shared.0.wait_queue.close(self.shards()[0].gate());
         }
         if is_first {
@@ -36,7 +37,9 @@ impl RegistryState {
         }
     }
 
-    /// Starts the shutdown because a task was lost that the registry must not lose.
+    /// Starts the shutdown after the loss of a task, and records the task as the cause.
+    ///
+    /// Either the task is critical, or a setting of the registry makes such a loss start the shutdown.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
             self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));
@@ -44,7 +47,7 @@ impl RegistryState {
         self.start_shutdown();
     }
 
-    /// Notifies whom a departure concerns.
+    /// Wakes the waiters that the departure concerns.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         if departure.permit {
             self.shared.0.wait_queue.wake_first();
@@ -57,11 +60,14 @@ impl RegistryState {
         }
     }
 
-    /// Counts one of the events that the end of the drain waits for: each shard's gate has drained, and the shutdown's start has been
-    /// reported. The last one reports the end, publishes it, notifies the waiters, and releases the reference of the gates (S3, S8, L2).
+    /// Counts one of the events that complete the drain.
     ///
-    /// `AcqRel`: what the last departures of the other shards acquired passes on to the last of all. Then Release: from it to readers of
-    /// `drained`.
+    /// Each shard causes one event when its gate has drained. One more event is the report that the shutdown has started. The call
+    /// that counts the final event reports the end of the drain, publishes it, notifies the waiters, and releases the reference of
+    /// the gates (S3, S8, L2).
+    ///
+    /// The first `fetch_add` is `AcqRel`: each call synchronizes with the next call, so the final call sees what the tasks of all
+    /// shards did. The second `fetch_add` is Release and pairs with the Acquire in `is_drained`.
     fn shard_drained(&'static self) {
         let drained = &self.shared.0.drained;
         if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {
@@ -87,17 +93,23 @@ impl RegistryState {
         }
     }
 
-    /// Acquire: pairs with `shard_drained`. So a thread that reads *drained* sees the end of every task (S2, S3).
+    /// Returns whether the registry has drained.
+    ///
+    /// Acquire pairs with the Release in `shard_drained`: a thread that sees the end of the drain also sees the end of every task
+    /// (S2, S3).
     pub(crate) fn is_drained(&'static self) -> bool {
         self.shared.0.drained.load(Ordering::Acquire) == self.shards().len() + 2
     }
 
-    /// Returns the summary once it is final.
+    /// Returns the final summary, or `None` if the registry has not drained.
     pub(crate) fn final_summary(&'static self) -> Option<Summary> {
         self.is_drained().then(|| self.summary())
     }
 
-    /// Acquire: pairs with `start_shutdown`.
+    /// Returns the current phase.
+    ///
+    /// Acquire pairs with the Release in `start_shutdown`: a thread that sees the phase change also sees every write that preceded
+    /// the shutdown.
     #[inline]
     pub(crate) fn phase(&self) -> usize {
         self.phase.load(Ordering::Acquire)

@@ -1,11 +1,11 @@
-//! The handles of a registry.
+//! Counts the handles of a registry.
 
 use super::lifetime::StateRef;
 use super::registry_state::RegistryState;
 use super::settings::Settings;
 use crate::platform::Ordering;
 
-/// One of the handles of a registry. When the last one is dropped, the shutdown starts.
+/// A handle of a registry. The shutdown starts when the last handle is dropped.
 #[derive(Debug)]
 pub(crate) struct RegistryHandle(&'static RegistryState);
 
@@ -29,7 +29,7 @@ impl RegistryHandle {
 }
 
 impl Clone for RegistryHandle {
-    /// Relaxed: there is a handle already.
+    /// Relaxed is enough because the caller already has a handle, so the count cannot reach zero concurrently.
     fn clone(&self) -> Self {
         if self.0.is_pooled {
             self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +39,8 @@ impl Clone for RegistryHandle {
 }
 
 impl Drop for RegistryHandle {
-    /// `AcqRel`: what was done through the other handles happened before the shutdown that the last one starts.
+    /// `AcqRel` makes each drop of a handle synchronize with the next drop. So everything that was done through the other handles
+    /// happens before the shutdown that the last drop starts.
     fn drop(&mut self) {
         if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();

@@ -1,4 +1,4 @@
-//! The list of tasks of an inspected registry, and aborts.
+//! Lists and aborts the tasks of an inspected registry.
 
 use super::registry_state::RegistryState;
 use super::settings::INSPECTED;
@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 impl RegistryState {
-    /// Returns the inspected tasks, oldest first.
+    /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
         self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
-        // Not a stable sort: that one needs a buffer, which a microcontroller has no stack for.
+        // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }

@@ -1,7 +1,7 @@
-//! The lives of a pooled state: how a registry takes it, what keeps it, and when it returns to the pool.
+//! Takes pooled states from the pool, and returns unused states to the pool.
 //!
-//! States are leaked and reused, so everything points to them with `&'static`, and no task counts references. A signal keeps nothing: if
-//! its phase is not the state's phase, it is triggered.
+//! States are leaked and reused, so every reference to a state is `&'static`, and tasks do not count references. A signal does not
+//! keep its state out of the pool. The signal is triggered if its stored phase differs from the state's current phase.
 
 use super::registry_state::RegistryState;
 use super::settings::Settings;
@@ -24,10 +24,12 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// Nothing else uses it but leftovers of its previous life: signals, which are triggered because the phase has changed; and departures
-    /// that clear a bit of a gate and then notify, or that drain a gate in place of the thread that closes it next.
+    /// Two remainders of the state's previous life may still use the state: signals and late departures. The signals are triggered,
+    /// because the phase has changed. A late departure may clear a bit of a gate and then notify, or may drain a gate before the
+    /// thread that closes the gate.
     ///
-    /// Relaxed except for the phase: the pool's mutex hands the state over.
+    /// Relaxed is enough for all fields except the phase, because the mutex of the pool synchronizes the previous life with the
+    /// next life.
     fn reopen(&'static self) {
         for shard in self.shards() {
             shard.gate().reopen();
@@ -38,19 +40,23 @@ impl RegistryState {
         self.shared.0.references.store(2, Ordering::Relaxed);
         self.shared.0.drained.store(0, Ordering::Relaxed);
         self.shared.0.start.with(|start| start.cause = None);
-        // Release: a signal of the previous life may read this phase, and must see what came before that life's shutdown.
+        // Release pairs with the Acquire in `phase`: a signal of the previous life that reads the new phase also sees every write
+        // that preceded the shutdown of the previous life.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
     }
 
-    /// Relaxed: the caller has a reference, or a handle, already.
+    /// Adds a reference.
+    ///
+    /// Relaxed is enough because the caller already has a reference or a handle, so the count cannot reach zero concurrently.
     fn retain(&'static self) {
         self.shared.0.references.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Gives up a reference. The last one returns the state to the pool.
+    /// Releases a reference. The release of the last reference returns the state to the pool.
     ///
-    /// `AcqRel`: what any holder of a reference did happened before the state's next life.
+    /// `AcqRel` makes each release synchronize with the next release. So everything that a holder of a reference did happens before
+    /// the state's next life.
     pub(super) fn release(&'static self) {
         self.shared.0.life.touch();
         if self.shared.0.references.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -62,7 +68,7 @@ impl RegistryState {
     }
 }
 
-/// Keeps a state from returning to the pool.
+/// A reference that keeps a state out of the pool.
 #[derive(Debug)]
 pub(crate) struct StateRef(&'static RegistryState);
 

@@ -1,4 +1,4 @@
-//! The observers of a registry.
+//! Stores and notifies the observers of a registry.
 
 use crate::observer::Observer;
 use crate::platform::{Arc, Mutex, const_unless_loom, drop_quietly, ignore_panic};
@@ -20,7 +20,7 @@ impl Observers {
         self.0.with(|stored| *stored = observers);
     }
 
-    /// Calls each observer, under no lock (S7). A panic of one does not keep the others from being called (S6).
+    /// Calls each observer while no lock is held (S7). If an observer panics, the remaining observers are still called (S6).
     pub(super) fn notify(&self, call: impl Fn(&dyn Observer)) {
         let observers = self.0.with(|stored| stored.clone());
         for observer in observers.iter().flat_map(|observers| observers.iter()) {
@@ -29,7 +29,8 @@ impl Observers {
         drop_quietly(observers);
     }
 
-    /// Drops the observers one by one, so that the panics of two destructors do not meet.
+    /// Drops the observers one at a time. A panic in one destructor then cannot meet a panic in another destructor and abort the
+    /// process.
     pub(super) fn clear(&self) {
         let observers = self.0.with(Option::take);
         observers.and_then(Arc::into_inner).into_iter().flatten().for_each(drop_quietly);

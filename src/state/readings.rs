@@ -1,4 +1,4 @@
-//! The counts of a registry.
+//! Reads the counts of a registry.
 
 use super::registry_state::{RegistryState, Shard};
 use crate::platform::Ordering;
@@ -11,14 +11,17 @@ impl RegistryState {
         self.shards().iter().map(|shard| shard.gate().snapshot().in_flight()).sum()
     }
 
-    /// Reads the gates before the counters. So a loss that happens meanwhile can lower *completed*, and never raises it.
+    /// Returns the number of tasks with each outcome.
+    ///
+    /// The gates are read before the loss counters. A loss that happens between the two reads can make `completed` too low, but
+    /// never too high.
     pub(crate) fn summary(&'static self) -> Summary {
         let mut ended = 0;
         for shard in self.shards() {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(snapshot.in_flight() as u64);
         }
-        // Relaxed: each loss was counted before a departure that the snapshots above have acquired.
+        // Relaxed is enough because each loss is counted before its task departs, and the snapshots above acquire the departures.
         let sum = |loss: usize| -> u64 {
             self.shards().iter().map(|shard| shard.counters.0.losses[loss].load(Ordering::Relaxed) as u64).sum()
         };
@@ -34,9 +37,11 @@ impl RegistryState {
 
     /// Returns whether there was an instant with nothing in flight.
     ///
-    /// It takes two snapshots of all gates. If the first shows nothing in flight, and nothing was accepted between the two, then nothing was
-    /// in flight when the first was complete. The reads of `wraps` enclose the snapshots, so a count *accepted* that wrapped around is
-    /// noticed. An entry whose wrap is not counted yet has not left, so the second snapshot shows it in flight.
+    /// This function takes two snapshots of all gates. If the first snapshot shows nothing in flight, and no task was accepted
+    /// between the snapshots, then nothing was in flight when the first snapshot was complete.
+    ///
+    /// The function reads `wraps` before and after the snapshots, so it detects an accepted count that wrapped between them. If the
+    /// wrap of an entry is not counted yet, the entry's task has not left, and the second snapshot shows the task in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.shards().iter().map(Shard::gate);
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
@@ -54,7 +59,8 @@ impl RegistryState {
             if counts() == (0, accepted) && wraps() == wraps_before {
                 return true;
             }
-            // A task came and went. Check again now, because nothing may be left to notify the waiter.
+            // A task entered and left between the snapshots. Check again immediately, because no later departure may notify the
+            // waiter.
         }
     }
 }

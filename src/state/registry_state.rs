@@ -1,4 +1,4 @@
-//! The data of one registry, and which part of it each thread uses.
+//! Defines the data of one registry, and assigns each thread to a shard.
 
 use super::observers::Observers;
 use super::settings::{ActiveSettings, OBSERVED};
@@ -25,26 +25,29 @@ use core::{array, cell::Cell, fmt, ptr};
 /// # }
 /// ```
 pub struct RegistryState {
-    /// Even while the registry is open, odd once its shutdown has started. Each reuse from the pool adds two.
+    /// The phase is even while the registry is open, and odd once its shutdown has started. Each life of a pooled state has two
+    /// phase values of its own.
     pub(super) phase: AtomicUsize,
-    /// Whether the state belongs to the pool. The handles of a state in a `static` are not counted.
+    /// Whether the state belongs to the pool. A state in a `static` does not count its handles.
     pub(super) is_pooled: bool,
     shards: Once<Box<[Shard]>>,
-    /// One for each shard, for tasks that need no slot.
+    /// What the tokens of tasks without a slot point to: one [`TokenTarget`] for each shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     pub(super) shared: CachePadded<Shared>,
 }
 
-/// What many threads write, but seldom.
+/// The fields that many threads write, but seldom.
 pub(super) struct Shared {
-    /// The number of clones of the registry. When the last one is dropped, the shutdown starts.
+    /// The number of handles of the registry. The count starts at 1, the first handle included. The shutdown starts when the last
+    /// handle is dropped.
     pub(super) handles: AtomicUsize,
-    /// What keeps the state out of the pool: the handles together, the gates until the drain has been reported, and each waiting future.
+    /// The number of references that keep the state out of the pool. All handles together have one reference, the gates have one
+    /// reference until the drain has been reported, and each waiting future has one reference.
     pub(super) references: AtomicUsize,
-    /// How much of the drain is complete; see `shard_drained`.
+    /// The number of completed events of the drain; see `shard_drained`.
     pub(super) drained: AtomicUsize,
-    /// Notifies waiters of the drain and of idleness.
+    /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
     pub(super) wait_queue: WaitQueue,
     pub(super) observers: Observers,
@@ -53,13 +56,13 @@ pub(super) struct Shared {
 }
 
 pub(super) struct ShutdownStart {
-    /// When the shutdown started, by `platform::now`. Only an observed registry sets it.
+    /// The time at which the shutdown started, from `platform::now`. Only an observed registry sets this field.
     pub(super) at: u64,
-    /// The task whose loss started the shutdown, if one did.
+    /// The task whose loss started the shutdown, or `None` if no loss started the shutdown.
     pub(super) cause: Option<TaskInfo>,
 }
 
-/// The part of a state that a few threads use.
+/// The part of a registry's state that only a few threads use.
 pub(crate) struct Shard {
     pub(super) counters: CachePadded<Counters>,
     lists: CachePadded<Lists>,
@@ -70,17 +73,19 @@ struct Lists {
     slots: SlotTable<Shard>,
 }
 
-/// The counts of a shard. Completed tasks need no counter: they are the accepted ones less all others.
+/// The counters of one shard. There is no counter for completed tasks: their number is the accepted count minus the tasks in flight
+/// and the lost tasks.
 pub(super) struct Counters {
     pub(super) gate: Gate,
-    /// How often each loss happened, in the order of `Lost`.
+    /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
-    /// Beside the gate, because each departure writes both.
+    /// The slots that departures have freed. This field shares cache lines with the gate, because each departure writes both
+    /// fields.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
 }
 
-/// The outcomes that are counted one by one.
+/// The outcomes that have their own counters.
 #[derive(Clone, Copy)]
 pub(super) enum Lost {
     Failed,
@@ -109,12 +114,15 @@ impl Shard {
         &self.counters.0.gate
     }
 
-    /// Relaxed: the Release in `Gate::leave` publishes it. A rejection is ordered only with what its own thread reads.
+    /// Counts a loss or a rejection.
+    ///
+    /// Relaxed is enough because the Release in `Gate::leave` publishes the count of a loss. The count of a rejection is ordered
+    /// only for the rejecting thread itself.
     pub(super) fn count(&self, lost: Lost) {
         self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the shutdown signals that wait on this shard.
+    /// Returns the wait list of the shutdown signals on this shard.
     pub(crate) fn signals(&self) -> &WaitList {
         &self.lists.0.signals
     }
@@ -128,7 +136,7 @@ impl RegistryState {
     const_unless_loom! {
         /// Returns the state of a registry that lives as long as the program.
         ///
-        /// It serves one registry once: after that registry's shutdown it stays drained.
+        /// The state serves one registry once. After the shutdown of that registry, the state stays drained.
         #[expect(clippy::new_without_default, reason = "a static cannot call `default`")]
         pub const fn new() -> Self {
             Self::with_pooling(false)
@@ -166,13 +174,14 @@ impl RegistryState {
         self.targets.get_or_init(|| self.shards().iter().map(|owner| TokenTarget { owner, slot: None }).collect())
     }
 
-    /// Returns the shard of this thread.
+    /// Returns the shard of the calling thread.
     #[inline]
     pub(crate) fn shard(&'static self) -> &'static Shard {
         self.shard_and_target().0
     }
 
-    /// Returns this thread's shard and its target. The thread remembers the last ones, which saves most calls a chain of loads.
+    /// Returns the shard of the calling thread, and the shard's target. Each thread caches its last shard and target, so most calls
+    /// avoid a chain of loads.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
         match LAST_USED.with(Cell::get) {
@@ -189,7 +198,7 @@ impl RegistryState {
         (target.owner, target)
     }
 
-    /// Returns what notifies waiters of the drain and of idleness.
+    /// Returns the notifier for the tasks and threads that wait for the drain or for idleness.
     pub(crate) fn notifier(&'static self) -> &'static Notifier {
         &self.shared.0.notifier
     }
@@ -203,7 +212,7 @@ per_thread!(static LAST_USED: Option<(&'static RegistryState, &'static Shard, &'
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Its shards point back to it.
+        // The output omits the shards because each shard refers back to this state.
         f.debug_struct("RegistryState").finish_non_exhaustive()
     }
 }

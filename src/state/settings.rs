@@ -1,11 +1,11 @@
-//! What a registry's builder asked for.
+//! The settings that a registry receives from its builder.
 
 use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 
-/// What the builder collects.
+/// The settings that the builder collects.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
@@ -35,12 +35,12 @@ pub(super) const LIMITED: usize = 4;
 pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
 pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
 
-/// What each admission reads.
+/// The settings that the registry reads for each new task.
 ///
-/// Relaxed throughout: it is written before the registry's first handle exists.
+/// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists.
 pub(super) struct ActiveSettings {
     flags: AtomicUsize,
-    /// Meaningful if `LIMITED` is set.
+    /// The limit of tasks in flight. The value is valid only if `LIMITED` is set.
     limit: AtomicUsize,
 }
 
@@ -62,7 +62,7 @@ impl ActiveSettings {
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns whether any of these settings is on.
+    /// Returns whether any of the settings in `flags` is enabled.
     #[inline]
     pub(super) fn has(&self, flags: usize) -> bool {
         self.flags.load(Ordering::Relaxed) & flags != 0

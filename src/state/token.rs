@@ -1,4 +1,4 @@
-//! One piece of work in flight.
+//! A token represents one piece of work in flight.
 
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
@@ -10,7 +10,7 @@ use alloc::string::{String, ToString};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
-/// How work ended that did not complete. The message is empty if the registry has no observer.
+/// The outcome of work that did not complete. The message is empty if the registry has no observer.
 pub(crate) struct Loss {
     outcome: Lost,
     message: String,
@@ -26,24 +26,28 @@ impl Loss {
     }
 }
 
-/// Proof that one piece of work is counted as in flight (S1).
+/// A token proves that one piece of work is counted as in flight (S1).
 ///
-/// Dropping it releases nothing: its owner calls [`Token::leave`] or [`Token::lose`] exactly once.
+/// Dropping a token releases nothing. The owner of a token calls [`Token::leave`] or [`Token::lose`] exactly once.
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     target: &'static TokenTarget<Shard>,
-    /// The call site. `None` means that the work has a slot, which stores the call site. So a token without a slot never reads its target.
+    /// The call site. `None` means that the work has a slot, and that the slot's row stores the call site. So a token without a
+    /// slot need not read the `slot` field of its target.
     location: Option<&'static Location<'static>>,
 }
 
 impl Token {
-    /// Counts work that has neither name nor mark. In most registries this is one addition.
+    /// Counts a piece of work without a name or a critical mark. In most registries this operation is a single addition.
+    ///
+    /// Returns `None` if the registry is inspected or limited, or if this thread's shard has drained. The caller then calls
+    /// [`Token::enter`].
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
         state.enter().map(|target| Self { target, location: Some(location) })
     }
 
-    /// Counts one more piece of work, or one more rejection.
+    /// Counts a piece of work as in flight, or counts its rejection.
     #[inline(never)]
     pub(crate) fn enter(state: &'static RegistryState, info: SpawnInfo) -> Result<Self, RejectReason> {
         match state.enter_any() {
@@ -52,7 +56,7 @@ impl Token {
         }
     }
 
-    /// Counts one more piece of work as soon as a permit is free. The caller counts a rejection.
+    /// Counts a piece of work as soon as a permit is free. If the work is rejected, the caller counts the rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: SpawnInfo,
@@ -62,7 +66,8 @@ impl Token {
         state.poll_enter(ticket, waker).map_ok(|target| Self::new(target, info))
     }
 
-    /// Gives the work a slot if the registry is inspected, if its loss starts the shutdown, or if observers need its name.
+    /// Creates the token of a piece of work. The work gets a slot if the registry is inspected, if the work is critical, or if
+    /// observers need the name of the work.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: SpawnInfo) -> Self {
         let shard = target.owner;
@@ -91,7 +96,7 @@ impl Token {
         plain.or_else(in_slot).expect("a token has a call site or a slot")
     }
 
-    /// Returns the loss of work that returned an error, with the error's text if there are observers.
+    /// Returns the loss of work that returned an error. The loss contains the text of the error if there are observers.
     pub(crate) fn failed(&self, error: &dyn Display) -> Loss {
         let message = || {
             catch(|| error.to_string()).unwrap_or_else(|payload| {
@@ -102,12 +107,12 @@ impl Token {
         Loss { outcome: Lost::Failed, message: if self.shard().state().is_observed() { message() } else { String::new() } }
     }
 
-    /// Returns the loss of work that panicked, with the panic's message if there are observers.
+    /// Returns the loss of work that panicked. The loss contains the message of the panic if there are observers.
     pub(crate) fn panicked(&self, payload: &Payload) -> Loss {
         Loss::panicked(if self.shard().state().is_observed() { panic_message(payload) } else { "" })
     }
 
-    /// Releases the count of work that completed and was dropped (S2).
+    /// Releases the count of completed work. The caller has dropped the work already (S2).
     #[inline]
     pub(crate) fn leave(self) {
         if self.location.is_none() {
@@ -128,7 +133,8 @@ impl Token {
         self.shard().state().finish_departure(self.shard().gate().depart(before));
     }
 
-    /// Counts and reports the loss of work that was dropped, then releases its count (S2, S5, S8).
+    /// Counts and reports the loss of a piece of work, and then releases the count of the work (S2, S5, S8). The caller has dropped
+    /// the work already.
     #[cold]
     pub(crate) fn lose(self, loss: Loss) {
         let (state, Loss { outcome, message }) = (self.shard().state(), loss);

@@ -1,32 +1,37 @@
-//! The gate: one atomic word that decides between the last task to leave and the next one to enter.
+//! A gate counts the tasks in flight in one atomic word. If the last departure races with a new entry, the modification order of
+//! the word resolves the race.
 //!
 //! ```text
 //! bits   high                                                                         low
 //!        | accepted, modulo 2^ACCEPTED_BITS | in flight | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! To enter is one addition. The word that the addition finds says whether the entry counts. The thread that empties a closed gate, by
-//! `leave` or by `close`, sets `DRAINED` with a compare-and-swap, which fails if another task has entered meanwhile. So exactly one
-//! thread drains the gate (S3). A later entry finds the gate drained and undoes its addition. Until then it has raised both counts by
-//! one, and nothing else is in flight, so `snapshot` subtracts such entries: a refused entry is never visible (S4).
+//! An entry is one `fetch_add`. The previous word, which `fetch_add` returns, shows whether the gate accepts the entry. The last
+//! departure from a closed gate sets `DRAINED` with a compare-and-swap, and so does `close` if the gate is empty. The
+//! compare-and-swap fails if another task has entered meanwhile, so exactly one thread drains the gate (S3).
 //!
-//! The count *accepted* wraps. The entry that flips its top bit counts that in a second word, `wraps`, before its task leaves. So the total
-//! is exact while nothing enters, and can be corrected while something does.
+//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry
+//! makes the accepted count and the in-flight count too high by one. A drained gate has no accepted task in flight, so `snapshot` subtracts all refused entries, and no reader ever sees
+//! a refused entry (S4).
+//!
+//! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its
+//! task leaves. So the total is exact while no task enters. While tasks enter, `accepted` corrects the total.
 
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter wants to know when the count reaches zero. The departure that reaches it clears the bit.
+/// A waiter requests a notification when the in-flight count reaches zero. The departure that reaches zero clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty: each departure must wake its first waiter, and a new entry must not overtake it.
+/// The wait queue is not empty. While this bit is set, each departure wakes the first waiter, and a new entry must not overtake a
+/// waiter.
 const PERMIT: usize = 4;
-/// No entry succeeds any more.
+/// The gate has drained and refuses every entry.
 const DRAINED: usize = 8;
 const NOTIFY: usize = CLOSED | IDLE | PERMIT;
 const ONE: usize = 16;
 
-/// On 64-bit targets 44 bits remain for the count in flight. A thread that only leaks guards would need half a day to fill them.
+/// On 64-bit targets the in-flight count has 44 bits. A thread that only leaks guards would need half a day to fill 44 bits.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
@@ -36,31 +41,31 @@ const ACCEPTED_BITS: u32 = if cfg!(loom) {
 };
 const ACCEPTED_SHIFT: u32 = usize::BITS - ACCEPTED_BITS;
 const ACCEPTED_ONE: usize = 1 << ACCEPTED_SHIFT;
-/// The bits of the count in flight, which counts in units of `ONE`.
+/// This mask selects the in-flight count. `ONE` is the lowest bit of the count.
 const COUNT: usize = ACCEPTED_ONE - ONE;
 const TOP: u32 = usize::BITS - 1;
-/// The most entries that a gate can count at the same time.
+/// The largest number of tasks that a gate can count simultaneously.
 pub(crate) const MAX_IN_FLIGHT: usize = COUNT / ONE;
 
-/// Why a gate refused an entry.
+/// The reason why a gate refused an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
     Drained,
     Full,
 }
 
-/// What a departure must do.
+/// The actions that the caller must take after a departure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Departure {
-    /// Wake the first waiter of the wait queue.
+    /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
-    /// Notify the waiters for idleness: nothing was in flight for an instant.
+    /// The caller must notify the waiters for idleness, because nothing was in flight for an instant.
     pub(crate) idle: bool,
-    /// Record that this gate has drained.
+    /// The caller must record that this gate has drained.
     pub(crate) drained: bool,
 }
 
-/// The word that a departure found.
+/// The gate's word immediately before a departure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PreviousWord(usize);
 
@@ -73,13 +78,13 @@ impl Snapshot {
         (self.0 & COUNT) / ONE
     }
 
-    /// Returns the number of accepted entries, modulo 2^`ACCEPTED_BITS`.
+    /// Returns the number of accepted entries modulo 2^`ACCEPTED_BITS`.
     pub(crate) fn accepted(self) -> usize {
         self.0 >> ACCEPTED_SHIFT
     }
 }
 
-/// Returns whether an entry that finds this word flips the top bit of *accepted*.
+/// Returns whether an entry flips the top bit of the accepted count. `word` is the gate's word before the entry.
 #[inline]
 fn flips_top_bit(word: usize) -> bool {
     (word ^ word.wrapping_add(ACCEPTED_ONE)) >> TOP != 0
@@ -88,7 +93,8 @@ fn flips_top_bit(word: usize) -> bool {
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicUsize,
-    /// How often the top bit of *accepted* has flipped: twice for each time that the count wraps.
+    /// The number of times that the top bit of the accepted count has flipped. The bit flips twice each time that the accepted
+    /// count wraps.
     wraps: AtomicUsize,
 }
 
@@ -102,9 +108,9 @@ impl Gate {
         }
     }
 
-    /// Counts one more, unless the gate has drained or is full (S1, S4).
+    /// Counts one more task, unless the gate has drained or is full (S1, S4).
     ///
-    /// Relaxed: the `leave` of the same task publishes what the task did.
+    /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
@@ -114,14 +120,15 @@ impl Gate {
         if before & DRAINED == 0 && !flips_top_bit(before) { Ok(()) } else { self.finish_entry(before) }
     }
 
-    /// Counts one more, and writes nothing if it refuses.
+    /// Counts one more task. Unlike `enter`, this function writes nothing if the gate refuses the entry.
     ///
-    /// For entries that are likely to be refused, and for targets whose count is so narrow that it can be full.
+    /// Callers use this function for entries that are likely to be refused. Targets with fewer than 64 bits use it for all entries,
+    /// because their narrow in-flight count can become full.
     pub(crate) fn enter_checked(&self) -> Result<(), Refused> {
         self.enter_if(|word| word & COUNT != COUNT)
     }
 
-    /// Undoes an entry that found the gate drained, or counts the flip of the top bit.
+    /// Undoes the entry if it found the gate drained. Otherwise counts the flip of the top bit, which the entry caused.
     #[cold]
     #[inline(never)]
     fn finish_entry(&self, before: usize) -> Result<(), Refused> {
@@ -133,17 +140,20 @@ impl Gate {
         Ok(())
     }
 
-    /// Counts one more if fewer than `limit` are in flight and the wait queue is empty.
+    /// Counts one more task if fewer than `limit` tasks are in flight and the wait queue is empty.
     pub(crate) fn enter_below(&self, limit: usize) -> Result<(), Refused> {
         self.enter_if(|word| Snapshot(word).in_flight() < limit && word & PERMIT == 0)
     }
 
-    /// Counts one more if fewer than `limit` are in flight, for an entry whose turn in the wait queue has come.
+    /// Counts one more task if fewer than `limit` tasks are in flight. The caller holds the lock of the wait queue and ensures that
+    /// the entry overtakes no waiter.
     pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
         self.enter_if(|word| Snapshot(word).in_flight() < limit)
     }
 
-    /// Relaxed: as for `enter`.
+    /// Counts one more task if the gate has not drained and `has_permit` returns true for the current word.
+    ///
+    /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
     fn enter_if(&self, has_permit: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -165,15 +175,19 @@ impl Gate {
         Ok(())
     }
 
-    /// Release: a thread that sees the flip sees the entry that flipped the bit. The second snapshot of `RegistryState::is_idle` needs it.
+    /// Counts a flip of the top bit.
+    ///
+    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the entry that flipped the bit. The
+    /// second snapshot in `RegistryState::is_idle` relies on this pair.
     fn count_wrap(&self) {
         self.wraps.fetch_add(1, Ordering::Release);
     }
 
-    /// Counts one less. Returns the previous word if the caller must pass it to `depart`, because some waiter may need a notification.
+    /// Counts one task less. Returns the previous word if a waiter may need a notification. The caller must then pass the previous
+    /// word to `depart`.
     ///
-    /// Release: pairs with the Acquire in `drain` and `snapshot`. So everything that the task did, including its destructor and the count
-    /// of its outcome, happened before another thread learns that it is gone (S2, S3).
+    /// Release pairs with the Acquire in `drain` and in `snapshot`. A thread that sees the departure there also sees everything
+    /// that the task did, including its destructor and the count of its outcome (S2, S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
@@ -181,7 +195,7 @@ impl Gate {
         (before & NOTIFY != 0).then_some(PreviousWord(before))
     }
 
-    /// Returns what the caller of `leave` must do.
+    /// Returns the actions that the caller of `leave` must take.
     pub(crate) fn depart(&self, PreviousWord(before): PreviousWord) -> Departure {
         let last = before & COUNT == ONE;
         let departure = Departure {
@@ -190,23 +204,24 @@ impl Gate {
             drained: last && before & CLOSED != 0 && self.drain(),
         };
         if departure.idle {
-            // Cleared before the caller notifies: a later waiter sets the bit again, and an earlier one is notified.
+            // Clear `IDLE` before the caller notifies. A later waiter sets `IDLE` again, and the notification reaches all earlier
+            // waiters.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
         departure
     }
 
-    /// Closes the gate. Returns whether this call drained it. At most one call or departure drains it.
+    /// Closes the gate. Returns whether this call drained the gate. At most one call or departure drains the gate.
     ///
-    /// Release: a late departure of the state's previous life may drain the gate in place of this call. It must then see the gate as it
-    /// was reopened.
+    /// Release pairs with the Acquire in `drain`. A late departure of the state's previous life may drain the gate before this call
+    /// does. The thread of the late departure must then see the state as the next registry prepared it.
     pub(crate) fn close(&self) -> bool {
         self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
     }
 
-    /// Drains a closed and empty gate. Returns whether this call did it.
+    /// Drains the gate if it is closed and empty. Returns whether this call drained the gate.
     ///
-    /// Acquire: pairs with the Release of all earlier departures, and of `close`.
+    /// Acquire pairs with the Release in `leave` and in `close`: the draining thread sees everything that the departed tasks did.
     fn drain(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & (COUNT | DRAINED | CLOSED) == CLOSED {
@@ -220,38 +235,48 @@ impl Gate {
 
     /// Makes the next departure that reaches zero notify the waiters for idleness.
     ///
-    /// Relaxed: the word has one modification order, and the snapshot that follows decides whether the request came too late.
+    /// Relaxed is enough because the word has one modification order. A departure after the request finds `IDLE` set. A departure
+    /// before the request is visible in the snapshot that the waiter takes next.
     pub(crate) fn request_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
-    /// Makes each departure wake a waiter of the wait queue, and new entries queue up.
+    /// Makes each departure wake a waiter of the wait queue, and makes new entries wait in the queue.
     ///
-    /// Relaxed: as for `request_idle`, decided by the `enter_in_turn` that follows. The lock of the wait queue orders the rest.
+    /// Relaxed is enough because the word has one modification order. A departure after the request finds `PERMIT` set. A departure
+    /// before the request is visible to the `enter_in_turn` that follows. The lock of the wait queue orders all other accesses.
     pub(crate) fn request_permit(&self) {
         self.word.fetch_or(PERMIT, Ordering::Relaxed);
     }
 
-    /// Relaxed: the caller holds the lock of the wait queue, as it did in `request_permit`.
+    /// Makes departures stop waking waiters of the wait queue.
+    ///
+    /// Relaxed is enough because callers hold the lock of the wait queue both here and in `request_permit`.
     pub(crate) fn cancel_permit_request(&self) {
         self.word.fetch_and(!PERMIT, Ordering::Relaxed);
     }
 
-    /// Acquire: pairs with `leave`. So a thread that sees a task gone sees what the task did, and its loss counted.
+    /// Returns the counts of the gate.
+    ///
+    /// Acquire pairs with the Release in `leave`: a thread that sees a departure also sees everything that the task did and the
+    /// count of its loss.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let word = self.word.load(Ordering::Acquire);
         let refused = if word & DRAINED == 0 { 0 } else { Snapshot(word).in_flight() };
         Snapshot(word.wrapping_sub(refused.wrapping_mul(ACCEPTED_ONE + ONE)))
     }
 
-    /// Acquire: pairs with `count_wrap`.
+    /// Returns the number of counted flips of the top bit.
+    ///
+    /// Acquire pairs with the Release in `count_wrap`: a thread that sees a counted flip also sees the entry that flipped the bit.
     pub(crate) fn wraps(&self) -> usize {
         self.wraps.load(Ordering::Acquire)
     }
 
-    /// Returns how many entries were accepted, and the snapshot that the number comes from. The number is never too high.
+    /// Returns the number of accepted entries, and the snapshot from which the number is computed. The number is never too high.
     ///
-    /// The snapshot can show a flip of the top bit that is not counted yet. Then the parity of `wraps` is wrong, and one is added.
+    /// The snapshot can contain a flip of the top bit that `wraps` does not count yet. The lowest bit of `wraps` then differs from
+    /// the top bit of the snapshot, and this function adds the missing flip.
     pub(crate) fn accepted(&self) -> (u64, Snapshot) {
         let mut wraps = self.wraps();
         let snapshot = loop {
@@ -268,8 +293,10 @@ impl Gate {
 
     /// Opens a drained gate for the next registry of a pooled state.
     ///
-    /// Relaxed: the pool's mutex hands the state over. A swap rather than a store, because a late departure of the previous life may still
-    /// clear `IDLE`. Nothing can come between its read and its write; loom knows that of swaps but not of stores.
+    /// Relaxed is enough because the mutex of the pool synchronizes the state's previous life with its next life.
+    ///
+    /// The word is reset with a swap because a late departure of the previous life may still clear `IDLE`. No write can come
+    /// between the read and the write of the departure's `fetch_and`. Loom models this guarantee for swaps but not for stores.
     pub(crate) fn reopen(&self) {
         self.word.swap(0, Ordering::Relaxed);
         self.wraps.store(0, Ordering::Relaxed);

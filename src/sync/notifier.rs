@@ -1,8 +1,12 @@
-//! Notifies the waiters of a drain, and those for idleness.
+//! A notifier wakes the tasks and threads that wait for the drain or for idleness.
 //!
-//! An `Event` calls the wakers of its listeners under its own lock. So each waiter gives it a [`DeferredWaker`], which only queues itself.
-//! The thread that notified, or that dropped a listener (which can pass its notification on), then empties the queue and calls the
-//! users' wakers outside of all locks (S7).
+//! An `Event` calls the wakers of its listeners while it holds its own lock. Therefore each waiter registers a [`DeferredWaker`]
+//! with the event instead of the user's waker. When the event calls a deferred waker, the deferred waker only adds itself to a
+//! queue.
+//!
+//! Two operations can make the event call deferred wakers: a notification, and the drop of a listener, which can pass a
+//! notification on to another listener. After either operation the same thread empties the queue and calls the users' wakers
+//! outside of all locks (S7).
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
@@ -13,7 +17,7 @@ use event_listener::EventListener;
 
 pub(crate) struct Notifier {
     event: Event,
-    /// The deferred wakers that the event has called.
+    /// The deferred wakers that the event has called and whose users' wakers have not been called yet.
     called: Mutex<Vec<Arc<DeferredWaker>>>,
 }
 
@@ -24,13 +28,14 @@ impl Notifier {
         }
     }
 
-    /// Wakes everybody who listens now. Each checks its condition again.
+    /// Notifies all current listeners. Each notified waiter checks its condition again.
     pub(crate) fn notify(&self) {
         self.event.notify(usize::MAX);
         self.wake_deferred();
     }
 
-    /// Returns a listener that blocks a thread. Call [`wake_deferred`](Self::wake_deferred) after dropping it.
+    /// Returns a listener that can block a thread. The caller calls [`wake_deferred`](Self::wake_deferred) after it has dropped the
+    /// listener.
     pub(crate) fn listen(&self) -> EventListener {
         self.event.listen()
     }
@@ -38,13 +43,14 @@ impl Notifier {
     pub(crate) fn wake_deferred(&self) {
         for deferred in self.called.with(take) {
             wake(deferred.waker.with(Option::take));
-            // The last reference may drop a waker that was stored meanwhile.
+            // A concurrent poll may have stored another waker. If this is the last reference, dropping it drops that waker, and
+            // the destructor of a waker is user code that may panic.
             ignore_panic(|| drop(deferred));
         }
     }
 }
 
-/// Stands in for a user's waker.
+/// The waker that the event calls in place of a user's waker.
 struct DeferredWaker {
     notifier: &'static Notifier,
     waker: Mutex<Option<Waker>>,
@@ -59,7 +65,7 @@ impl DeferredWaker {
 
 wake_with!(DeferredWaker, DeferredWaker::defer);
 
-/// The registration of one future, kept from poll to poll.
+/// The registration of one future with a notifier. The future keeps its registration from poll to poll.
 pub(crate) struct Waiter {
     notifier: &'static Notifier,
     listening: Option<(EventListener, Arc<DeferredWaker>)>,
@@ -70,7 +76,9 @@ impl Waiter {
         Self { notifier, listening: None }
     }
 
-    /// Polls until `condition` returns a value. It checks the condition again after it has registered (L2).
+    /// Returns the value of `condition`, or registers the waker of the polling task if there is no value.
+    ///
+    /// After a new registration this function checks `condition` again, so the waiter misses no notification (L2).
     pub(crate) fn poll<T>(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> Option<T>) -> Poll<T> {
         loop {
             if let Some(value) = condition() {

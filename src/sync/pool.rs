@@ -1,4 +1,5 @@
-//! A pool of leaked values. Its memory is bounded by the largest number that were in use at the same time.
+//! A pool of leaked values. The pool reuses each value, so the largest number of values in simultaneous use bounds the memory of
+//! the pool.
 
 use crate::platform::{Mutex, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
@@ -7,7 +8,7 @@ pub(crate) struct Pool<T: 'static>(Mutex<Free<T>>);
 
 struct Free<T: 'static> {
     items: Vec<&'static T>,
-    /// How many the pool has made. Only loom models read it.
+    /// The number of items that the pool has created. Only loom models read this number.
     made: usize,
 }
 
@@ -18,7 +19,7 @@ impl<T> Pool<T> {
         }
     }
 
-    /// Returns a free item, or leaks a new one.
+    /// Returns a free item. If there is no free item, creates and leaks a new item.
     pub(crate) fn take(&self, make: impl FnOnce() -> T) -> &'static T {
         let free = self.0.with(|free| {
             let item = free.items.pop();
@@ -33,7 +34,7 @@ impl<T> Pool<T> {
     }
 }
 
-/// At the end of a run of a model each item must have come back exactly once.
+/// Checks at the end of each loom run that every item has returned to its pool exactly once.
 #[cfg(loom)]
 impl<T> Drop for Pool<T> {
     fn drop(&mut self) {

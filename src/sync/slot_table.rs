@@ -1,15 +1,20 @@
-//! The tasks in flight on one shard that have more than a count: a name that observers need, an entry in the list of tasks, or both.
+//! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! Each of them has a slot. Slots are reused and never freed to the allocator, so there are as many as tasks were in flight at the same time.
+//! Such a task has a name for observers, a critical mark, or an entry in the list of tasks. Each such task occupies one slot. The
+//! table reuses slots and never frees them, so the largest number of such tasks in flight simultaneously bounds the number of
+//! slots.
 //!
 //! ```text
-//! SlotTable, one mutex   rows: what each task is       free ─▶ slot ─▶ slot          taken from here first
-//! FreedSlots, one word                                 freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when that is empty
+//! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
+//! FreedSlots, one word                                freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when `free` is empty
 //! ```
 //!
-//! A task is often started on one thread and ends on another. So its end does not lock the table: it clears `is_live` in the slot and pushes
-//! the slot on [`FreedSlots`], a stack from which one operation takes everything (so no slot can come back in the middle of a pop).
-//! What the task's own polls need without the lock is in the [`Slot`] as well: whether the task was aborted, and the waker that an abort calls.
+//! A task often starts on one thread and ends on another thread. So the end of a task does not lock the table. Instead, the token
+//! clears `is_live` in the slot and pushes the slot on the stack [`FreedSlots`]. One operation takes the whole stack, so no slot
+//! can return to the stack in the middle of a pop.
+//!
+//! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort flag, and the waker that an abort
+//! calls.
 
 use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
@@ -19,40 +24,40 @@ use crate::report::{SpawnInfo, TaskId, TaskInfo};
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, mem::replace, task::Waker, time::Duration};
 
-/// `O` is what a slot belongs to, its shard.
+/// The slots of one shard. The type `O` is the owner of the slots, the shard.
 pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 
 #[expect(clippy::vec_box, reason = "growth must not move the rows while the table is locked")]
 struct Rows<O: 'static> {
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
-    /// The first free row, or `NONE`.
+    /// The index of the first free row plus one, or `NONE` if no row is free.
     free: usize,
 }
 
-/// Stands for no row. Other values are the row's index plus one.
+/// This value represents no row. Every other value is the index of a row plus one.
 const NONE: usize = 0;
 
-/// The slots that were freed since the table last took them. Only departures and the table's refill write it.
+/// The slots that were freed since the table last took them. Only departures and the refill of the table write this word.
 pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
-    /// The last task, which may have ended; see `Slot::is_live`.
+    /// The last task that occupied this row. The task may have ended; see `Slot::is_live`.
     task: Option<Occupant>,
-    /// How many tasks this row has had.
+    /// The number of tasks that have occupied this row, modulo 2³².
     generation: u32,
 }
 
-/// The task in a slot.
+/// The task that occupies a slot.
 #[derive(Clone, Copy)]
 struct Occupant {
     info: SpawnInfo,
-    /// When the task started, if it is inspected.
+    /// The time at which the task started, or `None` if the task is not inspected.
     started: Option<u64>,
     abort_requested: bool,
 }
 
-/// What a token points to: the owner that counts the task, and the task's slot if it has one.
+/// The target of a token: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
     pub(crate) slot: Option<Slot>,
@@ -60,16 +65,16 @@ pub(crate) struct TokenTarget<O: 'static> {
 
 pub(crate) struct Slot {
     row: usize,
-    /// Unique in the program.
+    /// This number is unique in the program.
     number: u32,
-    /// Whether the task is in flight. Set under the table's lock, cleared by the task's token.
+    /// Whether the task is in flight. The table sets this flag under its lock, and the task's token clears this flag.
     is_live: AtomicBool,
-    /// Whether the task can be aborted. Written before the task starts.
+    /// Whether the task can be aborted. The table writes this flag before the task starts.
     is_abortable: AtomicBool,
     is_aborted: AtomicBool,
-    /// Whether a waker was stored. Only the task itself reads and writes it.
+    /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
-    /// The next row in the list or stack that the slot is in.
+    /// The index of the next row in the free list or in the stack plus one, or `NONE`.
     next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
@@ -87,12 +92,12 @@ impl FreedSlots {
             slot.has_waker.store(false, Ordering::Relaxed);
             drop_quietly(slot.waker.with(Option::take));
         }
-        // Release: pairs with the Acquire in `Row::is_live`. So a thread that learns that a task is not in flight sees what it did (S2).
+        // Release pairs with the Acquire in `Row::is_live`: a thread that sees that a task has ended sees what the task did (S2).
         slot.is_live.store(false, Ordering::Release);
         let mut head = self.0.load(Ordering::Relaxed);
         loop {
             slot.next.store(head, Ordering::Relaxed);
-            // Release: pairs with `take_all`, so that a slot's next task comes after its last one (S9).
+            // Release pairs with the Acquire in `take_all`: a slot's previous task ends before its next task starts (S9).
             match self.0.compare_exchange_weak(head, slot.row + 1, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -100,9 +105,9 @@ impl FreedSlots {
         }
     }
 
-    /// Takes the whole stack. Returns its first row, or `NONE`.
+    /// Takes the whole stack. Returns the index of its first row plus one, or `NONE`.
     ///
-    /// Acquire: pairs with `push`.
+    /// Acquire pairs with the Release in `push`: the caller sees everything that the ended tasks did.
     fn take_all(&self) -> usize {
         self.0.swap(NONE, Ordering::Acquire)
     }
@@ -115,7 +120,7 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Gives a task a slot.
+    /// Assigns a slot to a task.
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
@@ -128,7 +133,7 @@ impl<O> SlotTable<O> {
             let row = rows.take_free(freed, owner);
             row.generation = row.generation.wrapping_add(1);
             row.task = Some(occupant);
-            // Relaxed: the table's lock orders what others read, and the spawner hands the task over.
+            // Relaxed is enough: other threads read under the table's lock, and the spawner synchronizes with the task's thread.
             let slot = row.slot();
             slot.is_abortable.store(is_inspected && info.kind.is_abortable(), Ordering::Relaxed);
             slot.is_aborted.store(false, Ordering::Relaxed);
@@ -137,7 +142,8 @@ impl<O> SlotTable<O> {
         })
     }
 
-    /// Returns what is known of the task in a slot, for the task's own token: it is in flight, so the row is its own.
+    /// Returns the description of the task in a slot. Only the token of a task in flight calls this function, so the task still
+    /// occupies the row.
     pub(crate) fn info(&self, slot: &'static Slot) -> Option<TaskInfo> {
         let now = now();
         self.0.with(|rows| rows.row(slot.row).info(now))
@@ -147,7 +153,7 @@ impl<O> SlotTable<O> {
         self.0.with(|rows| rows.row(slot.row).task.is_some_and(|task| task.info.critical))
     }
 
-    /// Appends the inspected tasks.
+    /// Appends the inspected tasks of this shard to `tasks`.
     pub(crate) fn list(&self, now: u64, tasks: &mut Vec<TaskInfo>) {
         self.0.with(|rows| {
             let live = rows.iter_mut().filter(|row| row.is_live());
@@ -155,7 +161,8 @@ impl<O> SlotTable<O> {
         });
     }
 
-    /// Aborts the inspected tasks, or only the one with that id. Calls `found` for each, with whether it can be aborted.
+    /// Aborts all inspected tasks, or only the task with the given ID. Calls `found` for each of these tasks and passes whether the
+    /// task can be aborted.
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
@@ -171,7 +178,7 @@ impl<O> SlotTable<O> {
                 found(is_abortable);
             }
         });
-        // The waker belongs to the aborted task, or to a later one in its slot. The latter is woken without need.
+        // A stored waker may belong to a later task in the same slot. An unneeded wake of the later task is harmless.
         for slot in aborted {
             wake(slot.waker.with(Option::take));
         }
@@ -187,7 +194,7 @@ impl<O> Rows<O> {
         self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut())
     }
 
-    /// Takes a row from the free list, which the freed slots refill, or else a new chunk.
+    /// Takes a row from the free list. If the free list is empty, refills it from the freed slots, or else from a new chunk.
     fn take_free(&mut self, freed: &FreedSlots, owner: &'static O) -> &mut Row<O> {
         if self.free == NONE {
             self.free = freed.take_all();
@@ -196,12 +203,12 @@ impl<O> Rows<O> {
             self.free = self.grow(owner);
         }
         let taken = self.free - 1;
-        // Relaxed: `take_all` acquired the links of freed slots.
+        // Relaxed is enough because the Acquire in `take_all` makes the links of freed slots visible.
         self.free = self.row(taken).slot().next.load(Ordering::Relaxed);
         self.row(taken)
     }
 
-    /// Adds a chunk. Returns its first row, which links to the others.
+    /// Adds a chunk of free rows, and links each row to the next row. Returns the index of the first new row plus one.
     #[cold]
     fn grow(&mut self, owner: &'static O) -> usize {
         let first = self.chunks.len() * SLOTS_PER_CHUNK;
@@ -220,7 +227,9 @@ impl<O> Row<O> {
         Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
     }
 
-    /// Acquire: pairs with `FreedSlots::push`.
+    /// Returns whether the task of this row is in flight.
+    ///
+    /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended sees what the task did (S2).
     fn is_live(&self) -> bool {
         self.slot().is_live.load(Ordering::Acquire)
     }
@@ -263,7 +272,8 @@ impl Slot {
 
     /// Returns whether the task must end at its await point (L3).
     ///
-    /// Relaxed: the lock of the waker orders the check after [`store_waker`](Self::store_waker) with an abort.
+    /// Relaxed is enough because the mutex of the waker orders accesses. An abort sets the flag and then takes the waker. If the
+    /// abort takes the waker before the task stores one, the check after [`store_waker`](Self::store_waker) sees the flag.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::Relaxed)
@@ -283,7 +293,7 @@ impl Slot {
     }
 }
 
-/// Returns a number that no other slot has, among the last 2³².
+/// Returns the number of a new slot. A number repeats only after 2³² new slots.
 #[expect(clippy::cast_possible_truncation, reason = "the number wraps at 2³²")]
 fn next_number() -> u32 {
     static NEXT: UnmodelledAtomicUsize = UnmodelledAtomicUsize::new(1);

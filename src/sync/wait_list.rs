@@ -1,8 +1,11 @@
-//! The wakers of the shutdown signals that wait on one shard.
+//! A wait list stores the wakers of the shutdown signals that wait on one shard.
 //!
-//! `is_live` returns whether the signal's shutdown has not started yet. It is called under the lock that [`WaitList::wake_all`] takes
-//! after the shutdown has started. So either it returns false, or `wake_all` finds the waker (L1). A key is only used while it is live,
-//! that is, while it belongs to its signal. User code (cloning, calling and dropping wakers) runs outside the lock (S7).
+//! Callers pass a closure `is_live`, which returns true until the shutdown of the signal's registry starts. The wait list calls
+//! `is_live` under its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. So either `is_live`
+//! returns false, or `wake_all` finds the waker (L1).
+//!
+//! A key belongs to its signal only while `is_live` returns true, so the list uses a key only then. User code runs outside the
+//! lock: the list clones, calls and drops wakers there (S7).
 
 use crate::platform::{CachePadded, Mutex, const_unless_loom, wake};
 use alloc::vec::Vec;
@@ -15,11 +18,12 @@ pub(crate) type Key = usize;
 
 pub(crate) struct WaitList(Mutex<Slab>);
 
-/// A slab in chunks. Each chunk has cache lines of its own: two short lists that share a line halve each other's speed (H2).
+/// A slab that grows in chunks. Each chunk has its own cache lines, because two short lists on the same cache line would halve each
+/// other's speed (H2).
 #[derive(Default)]
 struct Slab {
     chunks: Vec<CachePadded<[Entry; CHUNK]>>,
-    /// The first free key. If all entries are occupied, it is the first key of the next chunk.
+    /// The first free key. If all entries are occupied, `free_head` is the first key of the next chunk.
     free_head: Key,
 }
 
@@ -62,13 +66,13 @@ impl WaitList {
         }
     }
 
-    /// Adds a waker. Returns `None` if the shutdown has started.
+    /// Adds a clone of the waker. Returns `None` if the shutdown has started.
     pub(crate) fn insert(&self, waker: &Waker, is_live: impl Fn() -> bool) -> Option<Key> {
         let waker = waker.clone();
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker)) } else { Err(waker) }).ok()
     }
 
-    /// Replaces the waker under `key`, if it is a different one.
+    /// Replaces the waker under `key` if `waker` would wake a different task. Returns `Ready` if the shutdown has started.
     pub(crate) fn update(&self, key: Key, waker: &Waker, is_live: impl Fn() -> bool) -> Poll<()> {
         let is_same =
             self.0.with(|slab| is_live().then(|| matches!(slab.entry(key), Entry::Occupied(old) if old.will_wake(waker))));
@@ -88,7 +92,7 @@ impl WaitList {
         drop(removed);
     }
 
-    /// Empties the list and wakes all.
+    /// Removes and wakes all wakers.
     pub(crate) fn wake_all(&self) {
         let slab = self.0.with(take);
         for entry in slab.chunks.into_iter().flat_map(|chunk| chunk.0) {

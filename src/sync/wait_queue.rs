@@ -1,10 +1,13 @@
-//! The queue of those who wait for a permit of a gate that has a limit.
+//! A queue of tasks that wait for a permit. A permit is a free place below the registry's limit.
 //!
-//! A waiter enters when it is polled, is the first in the queue, and finds a permit. Permits are not handed over: a departure wakes the
-//! first waiter, and a waiter that enters or gives up wakes the next one if another permit is free. A new entry succeeds only if more
-//! permits are free than waiters are queued, so it overtakes nobody (S10). While the queue is not empty, the gate carries a permit
-//! request, which makes departures call [`WaitQueue::wake_first`] (L4). User code (cloning, calling and dropping wakers) runs outside the
-//! lock (S7).
+//! A waiter enters the gate when its task is polled, if the waiter is the first in the queue and a permit is free. A departure does
+//! not pass its permit to a particular waiter. Instead, the departure wakes the first waiter. A waiter that enters or gives up
+//! wakes the next waiter if another permit is free.
+//!
+//! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
+//! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
+//!
+//! User code runs outside the lock: the queue clones, calls and drops wakers there (S7).
 
 use super::gate::{Gate, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
@@ -18,7 +21,7 @@ pub(crate) type Ticket = u64;
 pub(crate) struct WaitQueue(Mutex<Waiters>);
 
 struct Waiters {
-    /// A waker is taken when it is called. The next poll stores another.
+    /// The waker of each waiter. A waker is removed when it is called, and the waiter's next poll stores a new waker.
     wakers: BTreeMap<Ticket, Option<Waker>>,
     next_ticket: Ticket,
 }
@@ -30,7 +33,7 @@ impl WaitQueue {
         }
     }
 
-    /// Enters the gate without waiting.
+    /// Enters the gate without waiting. The entry fails if it would overtake a queued waiter.
     pub(crate) fn try_enter(&self, gate: &Gate, limit: usize) -> Result<(), Refused> {
         gate.enter_below(limit).or_else(|refused| match refused {
             Refused::Drained => Err(refused),
@@ -38,7 +41,8 @@ impl WaitQueue {
         })
     }
 
-    /// Enters the gate when the waiter's turn comes. Returns `None` once the shutdown has started: then nobody waits.
+    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` once the shutdown has started, because the queue is
+    /// closed.
     pub(crate) fn poll_enter(
         &self,
         gate: &Gate,
@@ -49,7 +53,7 @@ impl WaitQueue {
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
-            // Checked under the lock that `close` takes after the shutdown has started.
+            // `close` takes the same lock after the shutdown has started. So `close` finds every waiter that passes this check.
             if !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
@@ -57,7 +61,8 @@ impl WaitQueue {
             waiters.next_ticket = waiters.next_ticket.max(own + 1);
             let replaced = waiters.wakers.insert(own, waker.take()).flatten();
             let is_first = waiters.wakers.first_key_value().is_some_and(|(first, _)| *first == own);
-            // Requested before the check that decides to wait: a departure after that check finds the request.
+            // The request for permits comes before `enter_in_turn` looks for a free permit. So a task that leaves after
+            // `enter_in_turn` has failed wakes the first waiter (L4).
             gate.request_permit();
             if is_first && gate.enter_in_turn(limit).is_ok() {
                 waker = waiters.wakers.remove(&own).flatten();
@@ -97,7 +102,7 @@ impl Waiters {
         self.wakers.first_entry()?.get_mut().take()
     }
 
-    /// Returns the waker of the new first waiter, if a permit is free. Cancels the request for permits if the queue is empty.
+    /// Returns the waker of the new first waiter if a permit is free. Cancels the gate's permit request if the queue is empty.
     fn waker_after_removal(&mut self, gate: &Gate, limit: usize) -> Option<Waker> {
         if self.wakers.is_empty() {
             gate.cancel_permit_request();

@@ -1,4 +1,4 @@
-//! The engine by itself, with the settings that durable jobs give it: no gate, no registry, no cap, no tracked tasks.
+//! The bare engine with the settings that durable jobs use: no semaphore, no registry, no limit, no tracked tasks.
 
 use crate::database::{Database, Pool};
 use crate::load::Load;
@@ -24,7 +24,7 @@ pub enum Bare {
     Postgres(PostgresStorage<u64>),
 }
 
-/// A worker that is told to stop by `stop`, and has ended once `ended` has.
+/// A worker. `stop` stops it, and `ended` resolves when it has stopped.
 pub struct Worker {
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), WorkerError>>,
@@ -64,7 +64,7 @@ impl Contender for Bare {
     }
 
     async fn work(&self, batch: usize, concurrency: usize, load: &Arc<Load>) -> Worker {
-        // A function cannot name what both storages have in common in less than a page of bounds.
+        // A generic function would need a page of trait bounds.
         macro_rules! work {
             ($storage:expr, $config:expr) => {{
                 let config = $config.queue(QUEUE).batch_size(batch).heartbeat_interval(LEASE / 3).missed_heartbeats(3);
@@ -76,7 +76,7 @@ impl Contender for Bare {
                     .build(job);
                 let (stop, stopped) = oneshot::channel();
                 let ended = tokio::spawn(worker.run_until(async {
-                    // Nobody who could tell it to is left: it stops too.
+                    // The worker also stops when the sender is dropped.
                     let _ = stopped.await;
                     Ok::<_, std::io::Error>(())
                 }));

@@ -1,4 +1,4 @@
-//! A database that nobody has used before, for each measurement. Both sides find the tables that durable jobs have made.
+//! A new database for each measurement. Both contenders use the tables that this crate creates.
 
 use crate::postgres::Postgres;
 use background_tasks_durable::Durable;
@@ -22,24 +22,24 @@ pub struct Database {
 
 impl Database {
     pub async fn sqlite() -> Self {
-        let folder = TempDir::new().expect("there is a temporary folder");
-        let durable = Durable::sqlite(folder.path().join("jobs.db")).await.expect("there is a file");
-        let theirs = durable.sqlite_pool().expect("it is SQLite");
-        // A pool of its own, with the same settings of each connection.
-        let options = theirs.connect_options().as_ref().clone();
-        let most = theirs.options().get_max_connections();
-        let pool = SqlitePoolOptions::new().max_connections(most).connect_lazy_with(options);
+        let folder = TempDir::new().expect("a temporary folder is created");
+        let durable = Durable::sqlite(folder.path().join("jobs.db")).await.expect("the file is created");
+        let durable_pool = durable.sqlite_pool().expect("the store is SQLite");
+        // A separate pool with the same connection settings.
+        let options = durable_pool.connect_options().as_ref().clone();
+        let max_connections = durable_pool.options().get_max_connections();
+        let pool = SqlitePoolOptions::new().max_connections(max_connections).connect_lazy_with(options);
         Self { durable, pool: Pool::Sqlite(pool), _folder: Some(folder) }
     }
 
     pub async fn postgres(server: &Postgres) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let url = server.database(&format!("bench{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let durable = Durable::postgres(&url).await.expect("there is a server");
-        let theirs = durable.postgres_pool().expect("it is Postgres");
-        let options = theirs.connect_options().as_ref().clone();
-        let most = theirs.options().get_max_connections();
-        let pool = PgPoolOptions::new().max_connections(most).connect_lazy_with(options);
+        let durable = Durable::postgres(&url).await.expect("the server is running");
+        let durable_pool = durable.postgres_pool().expect("the store is Postgres");
+        let options = durable_pool.connect_options().as_ref().clone();
+        let max_connections = durable_pool.options().get_max_connections();
+        let pool = PgPoolOptions::new().max_connections(max_connections).connect_lazy_with(options);
         Self { durable, pool: Pool::Postgres(pool), _folder: None }
     }
 
@@ -48,10 +48,10 @@ impl Database {
             Pool::Sqlite(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
             Pool::Postgres(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
         };
-        done.expect("it is analyzed");
+        done.expect("the tables are analyzed");
     }
 
-    /// How many jobs have an outcome.
+    /// Returns the number of finished jobs.
     pub async fn done(&self) -> usize {
         let count: i64 = match &self.pool {
             Pool::Sqlite(pool) => sqlx::query_scalar("SELECT COUNT(*) FROM Jobs WHERE status = 'Done'").fetch_one(pool).await,

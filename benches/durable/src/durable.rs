@@ -1,10 +1,10 @@
-//! Durable jobs, as a program has them.
+//! Durable jobs, as a program uses them.
 
 use crate::database::Database;
 use crate::load::Load;
 use crate::{Contender, LEASE, POLL};
 use background_tasks::{Registry, TokioSpawner};
-use background_tasks_durable::{Job, Options, Queue};
+use background_tasks_durable::{Job, Queue, WorkerOptions};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Contender for Durable {
 
     async fn work(&self, batch: usize, concurrency: usize, load: &Arc<Load>) -> Worker {
         let registry = Registry::new(TokioSpawner);
-        let options = Options::default().batch(batch).concurrency(concurrency).lease(LEASE).poll(POLL);
+        let options = WorkerOptions::default().batch_size(batch).concurrency(concurrency).lease(LEASE).poll_interval(POLL);
         let load = load.clone();
         let handler = move |_: Job<u64>| {
             let load = load.clone();
@@ -44,7 +44,7 @@ impl Contender for Durable {
                 Ok::<_, Infallible>(())
             }
         };
-        self.0.serve(&registry, options, handler).await.expect("the worker begins");
+        self.0.serve(&registry, options, handler).await.expect("the worker starts");
         Worker(registry)
     }
 }

@@ -1,19 +1,19 @@
-//! Measures durable jobs beside the bare engine underneath them, in rounds that run both in turn, and prints tables of it. Words on the
-//! command line choose the rows that have one of them in their name; `ROUNDS` says how many rounds, and `QUICK=1` that figures do not matter.
+//! Compares durable jobs with the bare engine, in rounds that run both in turn, and prints tables. Arguments select the rows whose names
+//! contain all of them. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short check whose numbers have no meaning.
 
 mod bare;
 mod database;
 mod durable;
-mod figures;
 mod load;
 #[path = "../../../durable/tests/common/postgres.rs"]
 mod postgres;
+mod samples;
 
 use database::Database;
-use figures::{Sample, Samples};
 use load::Load;
 use postgres::Postgres;
 use rustix::time::{ClockId, clock_gettime};
+use samples::{Sample, Samples};
 use std::env;
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const LEASE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 
-/// What a row of the table measures, of so many jobs.
+/// A row of the table: what it measures, with how many jobs.
 #[derive(Clone, Copy)]
 enum Work {
     Singly { jobs: usize },
@@ -70,7 +70,7 @@ const POSTGRES: &[Work] = &[
     Work::Drain { jobs: 16 },
 ];
 
-/// Who is measured: an engine, or what stands on one.
+/// A contender: the bare engine, or durable jobs.
 trait Contender: Sized {
     type Worker: Worker;
 
@@ -81,7 +81,7 @@ trait Contender: Sized {
 }
 
 trait Worker {
-    /// Has the worker end in order, and returns when it has.
+    /// Drains the worker.
     fn drain(self) -> impl Future<Output = ()>;
 }
 
@@ -100,7 +100,7 @@ async fn main() {
     match Postgres::start() {
         _ if on_postgres.is_empty() => {}
         Ok(server) => table("Postgres", &on_postgres, rounds, async || Database::postgres(&server).await).await,
-        Err(why) => println!("Postgres skipped: {why}"),
+        Err(reason) => println!("Postgres skipped: {reason}"),
     }
 }
 
@@ -108,28 +108,28 @@ async fn table(engine: &str, rows: &[Work], rounds: usize, fresh: impl AsyncFn()
     if rows.is_empty() {
         return;
     }
-    println!("\n{}", figures::head(engine));
+    println!("\n{}", samples::head(engine));
     for &work in rows {
         let mut bare = Samples::default();
-        let mut ours = Samples::default();
-        // The first round warms up, and each is the first in turn.
+        let mut durable = Samples::default();
+        // The first round warms up. The contenders take turns at being first.
         for round in 0..=rounds {
-            for place in 0..2 {
-                let sample = if (round + place) % 2 == 0 {
-                    // It waits for ever: jobs that end wait for a place among the outcomes, which nobody writes any more.
+            for turn in 0..2 {
+                let sample = if (round + turn) % 2 == 0 {
+                    // The drain of the bare engine never ends: finished jobs wait until their outcomes are written, but it has stopped writing.
                     if matches!(work, Work::Drain { .. }) {
                         continue;
                     }
                     (&mut bare, measure::<bare::Bare>(&fresh().await, work).await)
                 } else {
-                    (&mut ours, measure::<durable::Durable>(&fresh().await, work).await)
+                    (&mut durable, measure::<durable::Durable>(&fresh().await, work).await)
                 };
                 if round > 0 || rounds == 1 {
                     sample.0.push(sample.1);
                 }
             }
         }
-        for line in figures::lines(&work.name(), &bare, &ours) {
+        for line in samples::lines(&work.name(), &bare, &durable) {
             println!("{line}");
         }
     }
@@ -142,9 +142,9 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
             let mut latencies = Vec::with_capacity(jobs);
             let meter = Meter::start();
             for job in 0..jobs as u64 {
-                let began = Instant::now();
+                let start = Instant::now();
                 contender.enqueue(job).await;
-                latencies.push(began.elapsed());
+                latencies.push(start.elapsed());
             }
             Sample { latencies, ..meter.read(jobs) }
         }
@@ -156,13 +156,13 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
         }
         Work::Process { jobs, batch, concurrency } => {
             contender.enqueue_all((0..jobs as u64).collect()).await;
-            // As the upkeep does: without it the plan of the one who comes first is another.
+            // Maintenance does the same. Without it the first contender would have another query plan.
             database.analyze().await;
             let load = Arc::new(Load::open(jobs));
             let meter = Meter::start();
             let worker = contender.work(batch, concurrency, &load).await;
-            load.all_begun().await;
-            // What counts is the row: a job whose outcome is not there may run again.
+            load.all_started().await;
+            // A job is finished when its outcome is committed. Without it the job may run again.
             while database.done().await < jobs {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -174,36 +174,36 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
             contender.enqueue_all((0..jobs as u64).collect()).await;
             let load = Arc::new(Load::held(jobs));
             let worker = contender.work(1, jobs, &load).await;
-            load.all_begun().await;
-            load.let_go();
-            let began = Instant::now();
+            load.all_started().await;
+            load.release();
+            let start = Instant::now();
             worker.drain().await;
-            let took = began.elapsed();
-            assert_eq!(database.done().await, jobs, "the outcome of each is there when the worker is gone");
-            (took.as_secs_f64() * 1e3).into()
+            let duration = start.elapsed();
+            assert_eq!(database.done().await, jobs, "every outcome is committed when the worker has drained");
+            (duration.as_secs_f64() * 1e3).into()
         }
     }
 }
 
 struct Meter {
-    began: Instant,
+    start: Instant,
     cpu: Duration,
 }
 
 impl Meter {
     fn start() -> Self {
-        Self { began: Instant::now(), cpu: cpu() }
+        Self { start: Instant::now(), cpu: cpu() }
     }
 
     fn read(self, jobs: usize) -> Sample {
         let jobs = jobs as f64;
         let cpu = (cpu() - self.cpu).as_secs_f64() * 1e6 / jobs;
-        Sample { cpu, ..Sample::from(jobs / self.began.elapsed().as_secs_f64()) }
+        Sample { cpu, ..Sample::from(jobs / self.start.elapsed().as_secs_f64()) }
     }
 }
 
-/// What this process has had of its processors.
+/// Returns the CPU time of this process.
 fn cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(time).expect("it goes forward")
+    Duration::try_from(time).expect("the clock is not negative")
 }

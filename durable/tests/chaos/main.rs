@@ -1,7 +1,7 @@
-//! Jobs whose processes are killed, stopped, restarted and hung, and whose database is killed under them. This program is all the tests
-//! and, started by them with `PROGRAM` in its environment, the processes of each.
+//! Chaos tests: they kill, stop, restart and hang the processes that run jobs, and kill the database. This binary contains the tests and the
+//! programs of their child processes, which it runs if `PROGRAM` is set in its environment.
 //!
-//! `JOBS` says how many jobs there are to a test, `SEED` which of them are hit; words on the command line choose the tests.
+//! `JOBS` sets the number of jobs in each test, and `SEED` seeds the random choices. Arguments select the tests whose names contain them.
 
 #[cfg(target_os = "linux")]
 #[path = "../common/postgres.rs"]
@@ -17,7 +17,7 @@ mod site;
 #[cfg(target_os = "linux")]
 mod suite;
 
-// Elsewhere nobody ends a process whose test was killed.
+// Only Linux can end a child process whose test was killed.
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     match std::env::var("PROGRAM") {

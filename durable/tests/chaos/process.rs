@@ -1,4 +1,4 @@
-//! Processes that do not outlive their test.
+//! Child processes that do not outlive their test.
 
 use crate::record;
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,15 +10,15 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes; what takes longer hangs.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Longer than any step takes without a hang.
+const STEP_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Waits until it holds. What it looks at is what somebody has written.
+/// Polls a condition until it is true. `what` describes the condition in the panic message.
 #[track_caller]
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + STEP_TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -32,9 +32,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program of this binary, which writes into a file of this name in `records`, and complains into one in `complaints`.
-    pub(crate) fn start(program: &str, name: String, records: &Path, complaints: &Path, settings: &[(&str, String)]) -> Self {
-        let (record, stderr) = (records.join(&name), complaints.join(&name));
+    /// Starts a program of this binary. It writes its record to a file of this name in `records`, and its stderr to one in `logs`.
+    pub(crate) fn start(program: &str, name: String, records: &Path, logs: &Path, settings: &[(&str, String)]) -> Self {
+        let (record, stderr) = (records.join(&name), logs.join(&name));
         let mut command = Command::new(env::current_exe().unwrap());
         command.env("PROGRAM", program).env("RECORD", &record).env("PARENT", std::process::id().to_string());
         command.envs(settings.iter().map(|(name, value)| (name, value)));
@@ -46,15 +46,15 @@ impl Process {
         record::lines(&self.record)
     }
 
-    pub(crate) fn has_said(&self, word: &str) -> bool {
+    pub(crate) fn has_recorded(&self, word: &str) -> bool {
         self.lines().iter().any(|words| words[0] == word)
     }
 
     #[track_caller]
     pub(crate) fn ready(&mut self) {
         until("a process is ready", || {
-            assert!(self.is_alive(), "{} ends before it is ready: {}", self.name, self.complaints());
-            self.has_said("ready")
+            assert!(self.is_alive(), "{} exits before it is ready: {}", self.name, self.log());
+            self.has_recorded("ready")
         });
     }
 
@@ -62,63 +62,63 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Whether a handler of it was called and has not returned.
+    /// Returns whether one of its handlers was called and has not returned.
     pub(crate) fn is_busy(&self) -> bool {
         let lines = self.lines();
         let count = |word| lines.iter().filter(|words| words[0] == word).count();
         count("begin") > count("end")
     }
 
-    /// When it wrote its last line of a job.
-    pub(crate) fn last(&self) -> u64 {
+    /// Returns the time of its last record about a job.
+    pub(crate) fn last_record(&self) -> u64 {
         let lines = self.lines();
-        lines.iter().rev().find_map(|words| words.last()?.parse().ok()).expect("it has written one")
+        lines.iter().rev().find_map(|words| words.last()?.parse().ok()).expect("the process has recorded a job")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Returns once it is gone.
+    /// Kills the process with SIGKILL and waits until it has exited.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to end, which it does in order.
+    /// Sends SIGTERM and waits until the process has drained.
     #[track_caller]
     pub(crate) fn terminate(&mut self) {
         self.signal(Signal::TERM);
-        self.ends_in_order();
+        self.drains();
     }
 
     #[track_caller]
-    pub(crate) fn ends_in_order(&mut self) {
-        until("a process has ended", || !self.is_alive());
+    pub(crate) fn drains(&mut self) {
+        until("a process has exited", || !self.is_alive());
         let status = self.child.wait().unwrap();
-        assert!(status.success(), "{}: {status}: {}", self.name, self.complaints());
+        assert!(status.success(), "{}: {status}: {}", self.name, self.log());
     }
 
-    /// Waits until it has ended itself by SIGABRT.
+    /// Waits until the process has aborted itself.
     #[track_caller]
     pub(crate) fn aborts(&mut self) {
         until("a process has aborted", || !self.is_alive());
         let status = self.child.wait().unwrap();
-        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{}: {}", self.name, self.complaints());
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{}: {}", self.name, self.log());
     }
 
-    pub(crate) fn complaints(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the process has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("{} said: {}", self.name, self.complaints());
+            eprintln!("{} wrote: {}", self.name, self.log());
         }
     }
 }

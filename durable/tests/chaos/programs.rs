@@ -1,8 +1,8 @@
-//! The processes. What they are to do is in their environment, and what they do in their record.
+//! The programs of the child processes. They read settings from the environment, and record what they do.
 
 use crate::record::{Record, now};
 use background_tasks::{Registry, TokioSpawner};
-use background_tasks_durable::{Durable, Job, Options};
+use background_tasks_durable::{Durable, Job, WorkerOptions};
 use background_tasks_host::{Host, StderrObserver};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
@@ -17,33 +17,33 @@ use std::time::Duration;
 
 pub(crate) const QUEUE: &str = "chaos";
 
-/// What a job does.
+/// The payload of a job: what its handler does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Work {
-    /// It takes so many milliseconds.
+    /// Takes this many milliseconds.
     Takes(u64),
-    /// It ends once there is a file of this name with that of its process behind it.
+    /// Ends when a file exists whose path is this prefix followed by the name of the process.
     Held(String),
-    /// Its first attempt never ends.
+    /// Never ends at its first attempt.
     HangsOnce,
-    /// It ends its process then, each time.
+    /// Like `Held`, but then kills its process.
     Poison(String),
 }
 
 pub(crate) fn run(program: &str) -> ExitCode {
-    // It ends with the thread that has started it, which is a test's.
+    // The process is killed when the test's thread, which started it, exits.
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let parent: i32 = setting("PARENT");
-    assert_eq!(getppid().map(Pid::as_raw_pid), Some(parent), "the test is gone already");
+    assert_eq!(getppid().map(Pid::as_raw_pid), Some(parent), "the test has already exited");
     match program {
         "worker" => {
-            // Signals are for it alone: they are caught before there is another thread.
+            // The host must catch signals before there is another thread.
             let registry = Registry::builder(TokioSpawner).inspect().observer(StderrObserver).build();
             let host = Host::new(&registry).grace(Duration::from_mins(1));
             on_tokio(worker(registry, host))
         }
         "enqueuer" => on_tokio(enqueuer()),
-        other => panic!("there is no program {other}"),
+        other => panic!("unknown program {other}"),
     }
 }
 
@@ -60,12 +60,12 @@ fn setting<T: FromStr>(name: &str) -> T {
 
 async fn worker(registry: Registry<TokioSpawner>, host: Host) -> ExitCode {
     let jobs = Durable::connect(&setting::<String>("DATABASE")).await.unwrap();
-    let options = Options::default()
+    let options = WorkerOptions::default()
         .concurrency(setting("CONCURRENCY"))
         .lease(Duration::from_secs(setting("LEASE")))
-        .poll(Duration::from_millis(20))
+        .poll_interval(Duration::from_millis(20))
         .backoff(Duration::from_millis(10), Duration::from_millis(100))
-        .attempts(setting("ATTEMPTS"))
+        .max_attempts(setting("ATTEMPTS"))
         .crashes(setting("CRASHES"))
         .timeout(Duration::from_secs(setting("TIMEOUT")));
     let record = Arc::new(Record::open(setting::<String>("RECORD")));
@@ -76,19 +76,19 @@ async fn worker(registry: Registry<TokioSpawner>, host: Host) -> ExitCode {
     host.run(registry.signal()).await
 }
 
-/// Returns the name of the process.
+/// Handles a job and returns the name of the process.
 async fn work(record: Arc<Record>, job: Job<Work>) -> Result<String, Infallible> {
-    let record_of = setting::<String>("RECORD");
-    let name = Path::new(&record_of).file_name().unwrap().to_str().unwrap();
+    let path = setting::<String>("RECORD");
+    let name = Path::new(&path).file_name().unwrap().to_str().unwrap();
     let (id, attempt) = (job.id(), job.attempt());
     record.line(format_args!("begin {id} {attempt} {}", now()));
     match job.into_inner() {
         Work::Takes(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
-        Work::Held(gate) => open(&gate, name).await,
+        Work::Held(gate) => wait_for_gate(&gate, name).await,
         Work::HangsOnce if attempt == 1 => pending().await,
         Work::HangsOnce => {}
         Work::Poison(gate) => {
-            open(&gate, name).await;
+            wait_for_gate(&gate, name).await;
             std::process::abort();
         }
     }
@@ -96,22 +96,22 @@ async fn work(record: Arc<Record>, job: Job<Work>) -> Result<String, Infallible>
     Ok(name.to_owned())
 }
 
-async fn open(gate: &str, name: &str) {
+async fn wait_for_gate(gate: &str, name: &str) {
     let gate = format!("{gate}{name}");
     while !Path::new(&gate).exists() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// Enqueues the jobs from one number to another, each but once, however often it is asked to, and writes down each that it is told is in.
+/// Enqueues the jobs of a range of numbers, each with its number as key, and records each job after it is committed.
 async fn enqueuer() -> ExitCode {
     let jobs = Durable::connect(&setting::<String>("DATABASE")).await.unwrap();
     let queue = jobs.queue::<Work>(QUEUE);
     let record = Record::open(setting::<String>("RECORD"));
     for number in setting::<u64>("FROM")..setting("TO") {
-        let id = queue.enqueue(Work::Takes(number * 37 % 60)).unique(number.to_string()).await.unwrap();
+        let id = queue.enqueue(Work::Takes(number * 37 % 60)).unique_key(number.to_string()).await.unwrap();
         record.line(format_args!("ok {number} {id}"));
-        // So that jobs come in for as long as workers are killed.
+        // Spreads the jobs over the time in which workers are killed.
         tokio::time::sleep(Duration::from_millis(number % 8)).await;
     }
     ExitCode::SUCCESS

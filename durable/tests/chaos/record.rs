@@ -1,4 +1,4 @@
-//! What the processes write down, each into a file of its own, and what has to be true of it.
+//! The records of the processes, each in its own file, and the conditions that they must meet.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -7,13 +7,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-/// Nanoseconds on a clock that all processes share, and that never goes back.
+/// Returns the nanoseconds of a monotonic clock that all processes share.
 pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// The file of a process. A line is there, whole, when `line` returns, whatever becomes of the process.
+/// The record of a process. When `line` returns, the whole line is in the file, even if the process then dies.
 pub(crate) struct Record(File);
 
 impl Record {
@@ -26,28 +26,28 @@ impl Record {
     }
 }
 
-/// The words of each line that a process has written.
+/// Returns the words of each complete line in a record.
 pub(crate) fn lines(path: &Path) -> Vec<Vec<String>> {
-    // A process that has not begun to write has no file.
+    // A process that has not written anything has no file.
     let text = fs::read_to_string(path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
 }
 
-/// Once that a handler was called with a job.
+/// One call of a handler with a job.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) process: String,
     pub(crate) attempt: u32,
-    pub(crate) began: u64,
-    /// None if it was cut off.
+    pub(crate) started: u64,
+    /// `None` if the call was cut off.
     pub(crate) ended: Option<u64>,
 }
 
-/// All runs of each job, in the order of their beginnings.
+/// All runs of each job, in the order of their starts.
 pub(crate) type Runs = BTreeMap<String, Vec<Run>>;
 
-/// The runs of the workers whose files are in this folder.
+/// Returns the runs that the workers have recorded in this folder.
 pub(crate) fn runs(folder: &Path) -> Runs {
     let mut all = Runs::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -59,56 +59,56 @@ pub(crate) fn runs(folder: &Path) -> Runs {
                 ["begin", job, attempt, at] => all.entry(job.into()).or_default().push(Run {
                     process: process.clone(),
                     attempt: attempt.parse().unwrap(),
-                    began: at.parse().unwrap(),
+                    started: at.parse().unwrap(),
                     ended: None,
                 }),
                 ["end", job, attempt, at] => {
                     let attempt: u32 = attempt.parse().unwrap();
-                    let mut ours = all.get_mut(job).into_iter().flatten();
-                    let run = ours.find(|run| run.process == process && run.attempt == attempt && run.ended.is_none());
-                    run.expect("what ends has begun").ended = Some(at.parse().unwrap());
+                    let mut candidates = all.get_mut(job).into_iter().flatten();
+                    let run = candidates.find(|run| run.process == process && run.attempt == attempt && run.ended.is_none());
+                    run.expect("the run has a start").ended = Some(at.parse().unwrap());
                 }
                 _ => {}
             }
         }
     }
     for runs in all.values_mut() {
-        runs.sort_by_key(|run| run.began);
+        runs.sort_by_key(|run| run.started);
     }
     all
 }
 
-/// The end of a process by SIGKILL.
+/// The death of a process by SIGKILL.
 #[derive(Debug)]
 pub(crate) struct Death {
-    /// Not later than it.
+    /// A time at or before the death.
     pub(crate) at: u64,
-    /// The jobs that had no outcome in the database when it was dead.
+    /// The jobs without an outcome in the database after the death.
     pub(crate) open: HashSet<String>,
 }
 
-/// Every run after the first has a death to explain it: the run before was in a process that was killed while the job had no outcome, and
-/// was over by that when the next began. Returns how many there were.
+/// Checks that a death explains every repeated run: the process of the previous run was killed while the job had no outcome, and before the
+/// next run started. Returns the number of repeated runs.
 #[track_caller]
-pub(crate) fn explained(runs: &Runs, deaths: &HashMap<String, Death>) -> usize {
+pub(crate) fn check_repeated_runs(runs: &Runs, deaths: &HashMap<String, Death>) -> usize {
     for (job, runs) in runs {
         for pair in runs.windows(2) {
             let [earlier, later] = pair else { unreachable!("windows of two") };
             let Some(death) = deaths.get(&earlier.process) else {
                 panic!("{job} runs again, though {} was not killed: {runs:#?}", earlier.process)
             };
-            assert!(death.at < later.began, "{job} runs twice at once: {runs:#?}");
+            assert!(death.at < later.started, "{job} runs twice at the same time: {runs:#?}");
             assert!(death.open.contains(job), "{job} runs again, though its outcome was committed: {runs:#?}");
-            assert!(earlier.attempt < later.attempt, "{job} is not told that it runs again: {runs:#?}");
+            assert!(earlier.attempt < later.attempt, "the attempt of {job} does not increase: {runs:#?}");
         }
     }
     runs.values().map(|runs| runs.len() - 1).sum()
 }
 
-/// Each job ran once, and to its end.
+/// Checks that each job ran once and completed.
 #[track_caller]
-pub(crate) fn once(runs: &Runs) {
+pub(crate) fn check_single_runs(runs: &Runs) {
     for (job, runs) in runs {
-        assert!(matches!(runs[..], [Run { attempt: 1, ended: Some(_), .. }]), "{job} ran otherwise than once: {runs:#?}");
+        assert!(matches!(runs[..], [Run { attempt: 1, ended: Some(_), .. }]), "{job} did not run exactly once: {runs:#?}");
     }
 }

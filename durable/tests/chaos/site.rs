@@ -1,10 +1,10 @@
-//! What a test has: a folder, a database, the processes at work on it, and what became of each.
+//! The environment of a test: a folder, a database, the worker processes, and their deaths.
 
 use crate::postgres::Postgres;
 use crate::process::{Process, until};
 use crate::programs::{QUEUE, Work};
 use crate::record::{self, Death, Runs, now};
-use background_tasks_durable::{Counts, Durable, Info, JobId, Queue, Status, sqlx};
+use background_tasks_durable::{Durable, JobId, JobInfo, JobStatus, Queue, QueueCounts, sqlx};
 use sqlx::ConnectOptions as _;
 use std::collections::HashMap;
 use std::env;
@@ -16,21 +16,21 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Where the jobs of a test are.
+/// The kind of database.
 #[derive(Clone, Copy)]
 pub(crate) enum Engine<'a> {
     Sqlite,
-    /// A database of this server that nobody else has.
+    /// A new database on this server.
     Postgres(&'a Postgres),
 }
 
-/// How many jobs there are to a test.
+/// Returns the number of jobs in each test.
 pub(crate) fn jobs() -> usize {
     env::var("JOBS").map_or(300, |jobs| jobs.parse().expect("JOBS is a number"))
 }
 
 pub(crate) struct Site {
-    /// They end before their folder is gone.
+    /// Dropped before the folder.
     workers: Vec<Process>,
     settings: Vec<(&'static str, String)>,
     pub(crate) deaths: HashMap<String, Death>,
@@ -49,7 +49,7 @@ impl Site {
             Engine::Sqlite => format!("sqlite://{}", folder.path().join("jobs.db").display()),
             Engine::Postgres(server) => server.database(&format!("site{}", DATABASES.fetch_add(1, Ordering::Relaxed))),
         };
-        for name in ["workers", "enqueuers", "complaints"] {
+        for name in ["workers", "enqueuers", "logs"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -61,8 +61,8 @@ impl Site {
         Self { workers: Vec::new(), settings, deaths: HashMap::new(), started: 0, durable, queue, runtime, folder }
     }
 
-    /// For the processes that are started from now on.
-    pub(crate) fn with(&mut self, name: &'static str, value: usize) {
+    /// Sets a value for the processes that are started from now on.
+    pub(crate) fn set(&mut self, name: &'static str, value: usize) {
         self.settings.retain(|(other, _)| *other != name);
         self.settings.push((name, value.to_string()));
     }
@@ -86,14 +86,14 @@ impl Site {
     fn start(&mut self, program: &str, records: &str) -> Process {
         self.started += 1;
         let name = format!("{program}-{}", self.started);
-        Process::start(program, name, &self.path(records), &self.path("complaints"), &self.settings)
+        Process::start(program, name, &self.path(records), &self.path("logs"), &self.settings)
     }
 
     pub(crate) fn start_enqueuer(&mut self) -> Process {
         self.start("enqueuer", "enqueuers")
     }
 
-    /// Starts so many more workers, and returns when each of them may be given jobs.
+    /// Starts this many more workers, and waits until all workers can receive jobs.
     #[track_caller]
     pub(crate) fn start_workers(&mut self, count: usize) {
         for _ in 0..count {
@@ -107,7 +107,7 @@ impl Site {
         &mut self.workers[which]
     }
 
-    /// Whether a worker has a job. While it has none, there are jobs to be had, so that it will.
+    /// Returns whether a worker runs a job. If not, enqueues more jobs when few are left, so that it will.
     pub(crate) fn is_busy(&mut self, which: usize, enqueued: &mut Vec<JobId>) -> bool {
         let busy = self.workers[which].is_busy();
         if !busy && self.counts().waiting < 20 {
@@ -116,7 +116,7 @@ impl Site {
         busy
     }
 
-    /// Puts a new worker into the place of one that has ended.
+    /// Starts a new worker in place of one that has exited.
     pub(crate) fn replace(&mut self, which: usize) {
         self.workers[which] = self.start("worker", "workers");
     }
@@ -128,20 +128,20 @@ impl Site {
         self.died(which, at);
     }
 
-    /// Starts another in the place of one that has died by itself.
-    pub(crate) fn abandon(&mut self, which: usize) {
-        let last = self.workers[which].last();
-        self.died(which, last);
+    /// Starts another in place of a worker that has killed itself.
+    pub(crate) fn replace_dead(&mut self, which: usize) {
+        let at = self.workers[which].last_record();
+        self.died(which, at);
     }
 
     fn died(&mut self, which: usize, at: u64) {
-        // What its connections had sent may be committed even now: that takes from these, and adds nothing to them.
+        // The database may still commit what the process had sent. That can only remove jobs from this set.
         let open = self.open().into_iter().collect();
         self.deaths.insert(self.workers[which].name.clone(), Death { at, open });
         self.replace(which);
     }
 
-    /// The jobs that have no outcome.
+    /// Returns the jobs without an outcome.
     fn open(&self) -> Vec<String> {
         self.wait(async {
             if let Some(pool) = self.durable.sqlite_pool() {
@@ -155,14 +155,14 @@ impl Site {
         .unwrap()
     }
 
-    /// Whether no transaction of a process that is stopped keeps this job from others: with `SQLite` that is any that writes.
+    /// Returns whether no transaction of a stopped process locks this job. With `SQLite`, every writing transaction does.
     pub(crate) fn is_free(&self, job: JobId) -> bool {
         self.wait(async {
             let Some(pool) = self.durable.sqlite_pool() else {
                 let lock = "SELECT id FROM apalis.jobs WHERE id = $1 FOR UPDATE SKIP LOCKED";
                 return sqlx::query(lock).bind(job.to_string()).fetch_optional(self.postgres()).await.unwrap().is_some();
             };
-            // Long enough for the others, who are well.
+            // Long enough for transactions of running processes.
             let options = pool.connect_options().as_ref().clone().busy_timeout(Duration::from_millis(500));
             let mut connection = options.connect().await.unwrap();
             sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await.is_ok()
@@ -170,32 +170,32 @@ impl Site {
     }
 
     fn postgres(&self) -> &sqlx::PgPool {
-        self.durable.postgres_pool().expect("it is either")
+        self.durable.postgres_pool().expect("the database is SQLite or Postgres")
     }
 
     #[track_caller]
-    pub(crate) fn info(&self, job: JobId) -> Info {
-        self.wait(self.queue.info(job)).unwrap().unwrap_or_else(|| panic!("{job} is not there"))
+    pub(crate) fn info(&self, job: JobId) -> JobInfo {
+        self.wait(self.queue.info(job)).unwrap().unwrap_or_else(|| panic!("{job} does not exist"))
     }
 
     pub(crate) fn runs(&self) -> Runs {
         record::runs(&self.path("workers"))
     }
 
-    /// How often a handler was called.
-    pub(crate) fn begun(&self) -> usize {
+    /// Returns how often a handler was called.
+    pub(crate) fn starts(&self) -> usize {
         self.runs().values().map(Vec::len).sum()
     }
 
-    pub(crate) fn begun_with(&self, job: JobId) -> usize {
+    pub(crate) fn starts_of(&self, job: JobId) -> usize {
         self.runs().get(&job.to_string()).map_or(0, Vec::len)
     }
 
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> QueueCounts {
         self.wait(self.queue.counts()).unwrap()
     }
 
-    /// Waits until so many jobs are done, which are all there are.
+    /// Waits until this number of jobs is done, and checks that there are no others.
     #[track_caller]
     pub(crate) fn all_done(&self, count: usize) {
         until("all jobs are done", || {
@@ -207,21 +207,24 @@ impl Site {
         assert_eq!((counts.done, counts.waiting, counts.running, counts.retrying), (count as u64, 0, 0, 0), "{counts:?}");
     }
 
-    /// Each of these is done, and told what the last that ran it to its end has returned.
+    /// Checks that each of these jobs is done, and has the result of its last completed run.
     #[track_caller]
-    pub(crate) fn none_is_lost<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
+    pub(crate) fn check_none_lost<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
         let runs = self.runs();
         for id in ids {
             let info = self.info(*id);
-            assert_eq!(info.status(), Status::Done, "{id}: {info:?}");
-            let result: String = info.result().expect("it has one").expect("it is a name");
-            let runs = runs.get(&id.to_string()).unwrap_or_else(|| panic!("{id} is done, and never ran"));
-            let its = runs.iter().rfind(|run| run.ended.is_some()).unwrap_or_else(|| panic!("{id} is done: {runs:#?}"));
-            assert_eq!(result, its.process, "{id}: {runs:#?}");
+            assert_eq!(info.status(), JobStatus::Done, "{id}: {info:?}");
+            let result: String = info.result().expect("the result is a name").expect("the job has a result");
+            let runs = runs.get(&id.to_string()).unwrap_or_else(|| panic!("{id} is done but never ran"));
+            let last = runs
+                .iter()
+                .rfind(|run| run.ended.is_some())
+                .unwrap_or_else(|| panic!("{id} is done but no run completed: {runs:#?}"));
+            assert_eq!(result, last.process, "{id}: {runs:#?}");
         }
     }
 
-    /// Has each worker end in order.
+    /// Drains each worker.
     #[track_caller]
     pub(crate) fn terminate(&mut self) {
         for mut worker in std::mem::take(&mut self.workers) {

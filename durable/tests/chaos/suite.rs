@@ -1,11 +1,11 @@
-//! What the tests demand of the processes.
+//! The tests.
 
 use crate::postgres::Postgres;
 use crate::process::{Process, until};
 use crate::programs::Work;
-use crate::record::{explained, now, once};
+use crate::record::{check_repeated_runs, check_single_runs, now};
 use crate::site::{Engine, Site, jobs};
-use background_tasks_durable::{JobId, Status};
+use background_tasks_durable::{JobId, JobStatus};
 use fastrand::Rng;
 use rustix::process::Signal;
 use std::collections::BTreeSet;
@@ -16,35 +16,35 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Returns what it has to tell.
+/// Returns a summary.
 type Test = fn(Engine<'_>, Rng) -> String;
 
 const TESTS: &[(&str, Test)] = &[
     ("two_workers_killed", |engine, rng| workers_killed(engine, rng, 2)),
     ("four_workers_killed", |engine, rng| workers_killed(engine, rng, 4)),
     ("rolling_restarts", rolling_restarts),
-    ("a_worker_that_hangs", a_worker_that_hangs),
-    ("a_handler_that_hangs", a_handler_that_hangs),
-    ("a_poison_job", a_poison_job),
+    ("hung_worker", hung_worker),
+    ("hung_handler", hung_handler),
+    ("poison_job", poison_job),
 ];
 
-/// Runs those whose name has one of the arguments in it, those of one database at once.
+/// Runs the tests whose names contain an argument. The tests of one database run in parallel.
 pub(crate) fn run() -> ExitCode {
     let seed = env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("SEED is a number"));
     println!("SEED={seed} JOBS={}", jobs());
-    let mut failed = together("sqlite", TESTS, Engine::Sqlite, seed);
+    let mut failed = run_in_parallel("sqlite", TESTS, Engine::Sqlite, seed);
     match Postgres::start() {
         Ok(server) => {
-            let tests = [TESTS, &[("a_server_killed", a_server_killed)]].concat();
-            failed += together("postgres", &tests, Engine::Postgres(&server), seed);
+            let tests = [TESTS, &[("server_killed", server_killed)]].concat();
+            failed += run_in_parallel("postgres", &tests, Engine::Postgres(&server), seed);
         }
-        Err(why) => println!("postgres skipped: {why}"),
+        Err(reason) => println!("postgres skipped: {reason}"),
     }
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// Returns how many have failed.
-fn together(database: &str, tests: &[(&str, Test)], engine: Engine<'_>, seed: u64) -> usize {
+/// Returns the number of failed tests.
+fn run_in_parallel(database: &str, tests: &[(&str, Test)], engine: Engine<'_>, seed: u64) -> usize {
     let wanted: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     thread::scope(|scope| {
         let named = tests.iter().map(|&(name, test)| (format!("{database}::{name}"), test));
@@ -55,21 +55,21 @@ fn together(database: &str, tests: &[(&str, Test)], engine: Engine<'_>, seed: u6
         });
         let mut failed = 0;
         for (name, test) in running.collect::<Vec<_>>() {
-            let told = test.join().map_or_else(|_| "FAILED".to_owned(), |told| format!("ok ({told})"));
-            println!("test {name} ... {told}");
-            failed += usize::from(told == "FAILED");
+            let outcome = test.join().map_or_else(|_| "FAILED".to_owned(), |summary| format!("ok ({summary})"));
+            println!("test {name} ... {outcome}");
+            failed += usize::from(outcome == "FAILED");
         }
         failed
     })
 }
 
 fn timed(test: impl FnOnce() -> String) -> String {
-    let began = Instant::now();
-    let told = test();
-    format!("{told}; {:.1} s", began.elapsed().as_secs_f64())
+    let start = Instant::now();
+    let summary = test();
+    format!("{summary}; {:.1} s", start.elapsed().as_secs_f64())
 }
 
-/// Two enqueuers, each of them killed twice, and workers that are killed while they work. Each is started again.
+/// Kills each of two enqueuers twice, and workers while they run jobs. Every process is replaced.
 fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     let mut site = Site::new(engine);
     let count = jobs();
@@ -78,81 +78,81 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     let mut enqueuers = halves.map(|jobs| Enqueuer::start(&mut site, &mut rng, jobs));
     site.start_workers(workers);
 
-    // Not by the clock: on a slow machine they are hit as well.
+    // Kills depend on the progress, not on the clock, so they hit jobs on slow machines too.
     let mut instants: Vec<_> = (0..kills).map(|_| rng.usize(1..count * 9 / 10)).collect();
     instants.sort_unstable();
     let mut more = Vec::new();
     for instant in instants {
         let which = rng.usize(..workers);
-        until("there is work to be cut off", || {
+        until("a worker runs jobs", || {
             for each in &mut enqueuers {
-                each.kill_at_its_time(&mut site);
+                each.kill_when_due(&mut site);
             }
-            site.begun() >= instant && site.is_busy(which, &mut more)
+            site.starts() >= instant && site.is_busy(which, &mut more)
         });
         thread::sleep(Duration::from_micros(rng.u64(..20_000)));
         site.kill(which);
     }
-    let told: Vec<_> = enqueuers.into_iter().flat_map(|each| each.finish(&mut site)).collect();
-    // What was asked for twice is one job: there are as many as numbers.
-    let all: BTreeSet<_> = told.into_iter().chain(more).collect();
+    let enqueued: Vec<_> = enqueuers.into_iter().flat_map(|each| each.finish(&mut site)).collect();
+    // Jobs that were enqueued twice have one ID.
+    let all: BTreeSet<_> = enqueued.into_iter().chain(more).collect();
     site.all_done(all.len());
-    site.none_is_lost(&all);
+    site.check_none_lost(&all);
     site.terminate();
-    let again = explained(&site.runs(), &site.deaths);
-    assert!(again > 0, "no kill has hit anything");
-    format!("{} jobs, {kills} kills, 0 lost, {again} run again", all.len())
+    let repeated = check_repeated_runs(&site.runs(), &site.deaths);
+    assert!(repeated > 0, "no kill has hit a job");
+    format!("{} jobs, {kills} kills, 0 lost, {repeated} repeated", all.len())
 }
 
-/// An enqueuer that goes on where the last of its kind was killed.
+/// An enqueuer. When its process is killed, a new process continues.
 struct Enqueuer {
     process: Process,
     to: usize,
-    /// After how many jobs of each.
+    /// After how many jobs each process is killed.
     kills: Vec<usize>,
-    told: Vec<(usize, JobId)>,
+    enqueued: Vec<(usize, JobId)>,
 }
 
 impl Enqueuer {
     fn start(site: &mut Site, rng: &mut Rng, jobs: Range<usize>) -> Self {
-        let most = (jobs.end - jobs.start) / 4;
-        let kills = (0..2).map(|_| rng.usize(1..=most)).collect();
-        Self { process: process(site, &jobs), to: jobs.end, kills, told: Vec::new() }
+        let limit = (jobs.end - jobs.start) / 4;
+        let kills = (0..2).map(|_| rng.usize(1..=limit)).collect();
+        Self { process: process(site, &jobs), to: jobs.end, kills, enqueued: Vec::new() }
     }
 
-    /// What its process was told to be in.
-    fn news(&self) -> Vec<(usize, JobId)> {
+    /// Returns the jobs that its current process has recorded.
+    fn recorded(&self) -> Vec<(usize, JobId)> {
         let lines = self.process.lines().into_iter();
         lines.map(|words| (words[1].parse().unwrap(), words[2].parse().unwrap())).collect()
     }
 
-    fn kill_at_its_time(&mut self, site: &mut Site) {
-        if self.kills.last().is_none_or(|jobs| self.news().len() < *jobs) {
+    fn kill_when_due(&mut self, site: &mut Site) {
+        if self.kills.last().is_none_or(|jobs| self.recorded().len() < *jobs) {
             return;
         }
         self.kills.pop();
         self.process.kill();
-        self.told.extend(self.news());
-        // The last is asked for once more, and the next may be in without that it was told.
-        let from = self.told.last().expect("it has got somewhere").0;
+        self.enqueued.extend(self.recorded());
+        // Enqueues the last job again. The next one may already be committed without a record.
+        let from = self.enqueued.last().expect("the process has enqueued a job").0;
         self.process = process(site, &(from..self.to));
     }
 
-    /// All that was told to be in.
+    /// Waits for the end and returns all jobs.
     fn finish(mut self, site: &mut Site) -> Vec<JobId> {
         until("an enqueuer is done", || {
-            self.kill_at_its_time(site);
+            self.kill_when_due(site);
             !self.process.is_alive()
         });
-        self.process.ends_in_order();
-        self.told.extend(self.news());
-        self.told.into_iter().map(|(_, id)| id).collect()
+        self.process.drains();
+        self.enqueued.extend(self.recorded());
+        self.enqueued.into_iter().map(|(_, id)| id).collect()
     }
 }
 
 fn process(site: &mut Site, jobs: &Range<usize>) -> Process {
-    site.with("FROM", jobs.start);
-    site.with("TO", jobs.end);
+    site.set("FROM", jobs.start);
+    site.set("TO", jobs.end);
     site.start_enqueuer()
 }
 
@@ -162,73 +162,73 @@ fn rolling_restarts(engine: Engine<'_>, mut rng: Rng) -> String {
     let count = jobs();
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
-    let mut told = Vec::new();
+    let mut terminated = Vec::new();
     for restart in 0..RESTARTS {
         let which = restart % 2;
-        until("there is work to be waited for", || site.begun() > count * restart / RESTARTS && site.is_busy(which, &mut ids));
-        told.push((site.worker(which).name.clone(), now()));
+        until("a worker runs jobs", || site.starts() > count * restart / RESTARTS && site.is_busy(which, &mut ids));
+        terminated.push((site.worker(which).name.clone(), now()));
         site.worker(which).terminate();
         site.replace(which);
     }
     site.all_done(ids.len());
-    site.none_is_lost(&ids);
+    site.check_none_lost(&ids);
     site.terminate();
     let runs = site.runs();
-    once(&runs);
-    let at_the_time = runs.values().flatten().filter(|run| {
-        let told = told.iter().find(|(process, _)| *process == run.process);
-        told.is_some_and(|(_, at)| run.began < *at && run.ended > Some(*at))
+    check_single_runs(&runs);
+    let in_flight = runs.values().flatten().filter(|run| {
+        let terminated = terminated.iter().find(|(process, _)| *process == run.process);
+        terminated.is_some_and(|(_, at)| run.started < *at && run.ended > Some(*at))
     });
-    let at_the_time = at_the_time.count();
-    assert!(at_the_time > 0, "no restart has met any work");
-    format!("{} jobs, {RESTARTS} restarts with {at_the_time} in flight, 0 lost, 0 run again", ids.len())
+    let in_flight = in_flight.count();
+    assert!(in_flight > 0, "no restart has met a running job");
+    format!("{} jobs, {RESTARTS} restarts with {in_flight} in flight, 0 lost, 0 repeated", ids.len())
 }
 
-/// Postgres is killed, each of its processes, and started again. Nobody starts the workers again.
-fn a_server_killed(_: Engine<'_>, mut rng: Rng) -> String {
+/// Kills every process of Postgres and restarts it. The workers are not restarted.
+fn server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut server = Postgres::start().unwrap();
     let mut site = Site::new(Engine::Postgres(&server));
-    // Longer than the server is away: who lives keeps what it has.
-    site.with("LEASE", 20);
+    // Longer than the outage, so running workers keep their jobs.
+    site.set("LEASE", 20);
     let count = jobs();
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
     let instant = rng.usize(1..count / 2);
-    until("there is work to be cut off", || site.begun() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids));
+    until("both workers run jobs", || site.starts() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids));
     thread::sleep(Duration::from_micros(rng.u64(..20_000)));
     let killed = now();
     server.kill();
     server.restart();
     site.all_done(ids.len());
-    site.none_is_lost(&ids);
+    site.check_none_lost(&ids);
     site.terminate();
 
     let runs = site.runs();
-    let mut again = 0;
+    let mut repeated = 0;
     for (job, runs) in &runs {
         for pair in runs.windows(2) {
-            // A second is for what has ended and waits for its outcome to be written.
+            // One second for ended jobs whose outcome is not committed yet.
             let open = pair[0].ended.is_none_or(|ended| ended + 1_000_000_000 > killed);
-            assert!(pair[0].began < killed && open, "{job} runs again, though it was not in flight: {runs:#?}");
-            assert!(pair[0].ended.is_some_and(|ended| ended < pair[1].began), "{job} runs twice at once: {runs:#?}");
-            again += 1;
+            assert!(pair[0].started < killed && open, "{job} runs again, though it was not in flight: {runs:#?}");
+            assert!(pair[0].ended.is_some_and(|ended| ended < pair[1].started), "{job} runs twice at the same time: {runs:#?}");
+            repeated += 1;
         }
     }
-    format!("{} jobs, 0 lost, {again} run again", ids.len())
+    format!("{} jobs, 0 lost, {repeated} repeated", ids.len())
 }
 
-/// It is stopped for longer than its lease. Its job goes to another, and what it makes of it later counts for nothing.
-fn a_worker_that_hangs(engine: Engine<'_>, _: Rng) -> String {
+/// A worker is stopped for longer than its lease. Another worker runs its job, and its own late outcome is ignored.
+fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     let mut site = Site::new(engine);
-    let gate = site.path("go on, ").to_str().unwrap().to_owned();
-    let go_on = |process: &str| drop(File::create(format!("{gate}{process}")).unwrap());
+    let gate = site.path("open-").to_str().unwrap().to_owned();
+    let open_gate = |process: &str| drop(File::create(format!("{gate}{process}")).unwrap());
     site.start_workers(2);
     let held = site.enqueue(Work::Held(gate.clone()));
     let job = held.to_string();
-    until("the job has begun", || site.begun() == 1);
+    until("the job has started", || site.starts() == 1);
     let hanging = site.runs()[&job][0].process.clone();
     let (hangs, other) = if site.worker(0).name == hanging { (0, 1) } else { (1, 0) };
-    until("it is stopped with nothing locked", || {
+    until("the worker is stopped and locks nothing", || {
         site.worker(hangs).signal(Signal::STOP);
         let free = site.is_free(held);
         if !free {
@@ -238,88 +238,87 @@ fn a_worker_that_hangs(engine: Engine<'_>, _: Rng) -> String {
     });
     let stopped = now();
     let meanwhile = site.enqueue_all((0..20).map(|_| Work::Takes(5)));
-    until("another has begun with the job", || site.begun_with(held) == 2);
-    let taken = Duration::from_nanos(site.runs()[&job][1].began - stopped);
-    assert!(taken >= Duration::from_secs(3), "it was taken from a worker that may be well: {taken:?}");
+    until("another worker has started the job", || site.starts_of(held) == 2);
+    let taken = Duration::from_nanos(site.runs()[&job][1].started - stopped);
+    assert!(taken >= Duration::from_secs(3), "the job was taken from a worker that may be alive: {taken:?}");
 
-    // It goes on with what is not its own any more, and then takes other jobs.
+    // The stopped worker continues with the job that it has lost, and then takes other jobs.
     site.worker(hangs).signal(Signal::CONT);
-    go_on(&hanging);
-    until("the late one has ended", || site.runs()[&job][0].ended.is_some());
+    open_gate(&hanging);
+    until("the late run has ended", || site.runs()[&job][0].ended.is_some());
     let mut later = Vec::new();
-    until("it is given jobs again", || {
+    until("the worker receives jobs again", || {
         later.push(site.enqueue(Work::Takes(5)));
         let ids: Vec<_> = later.iter().map(ToString::to_string).collect();
         site.runs().iter().any(|(job, runs)| ids.contains(job) && runs[0].process == hanging)
     });
-    // What it had to tell it has told, when it is gone. The other has the job all the while.
+    // When the worker has drained, it has committed all its outcomes. The other worker still holds the job.
     site.worker(hangs).terminate();
-    assert_eq!(site.info(held).status(), Status::Running);
+    assert_eq!(site.info(held).status(), JobStatus::Running);
     let name = site.worker(other).name.clone();
-    go_on(&name);
+    open_gate(&name);
     site.all_done(1 + meanwhile.len() + later.len());
-    site.none_is_lost(meanwhile.iter().chain(&later).chain([&held]));
+    site.check_none_lost(meanwhile.iter().chain(&later).chain([&held]));
     assert_eq!(site.info(held).result::<String>().unwrap().unwrap(), name);
     site.worker(other).terminate();
     let mut runs = site.runs();
-    let its = runs.remove(&job).unwrap();
-    assert_eq!((its.len(), its[1].attempt), (2, 2), "{its:#?}");
-    once(&runs);
-    format!("its job went to another after {:.1} s", taken.as_secs_f64())
+    let job_runs = runs.remove(&job).unwrap();
+    assert_eq!((job_runs.len(), job_runs[1].attempt), (2, 2), "{job_runs:#?}");
+    check_single_runs(&runs);
+    format!("another worker took the job after {:.1} s", taken.as_secs_f64())
 }
 
-/// Its place is given to others when its time is over, and it is tried again.
-fn a_handler_that_hangs(engine: Engine<'_>, _: Rng) -> String {
+/// A handler hangs. Its permit is released when its timeout expires, and the job is retried.
+fn hung_handler(engine: Engine<'_>, _: Rng) -> String {
     let mut site = Site::new(engine);
-    site.with("TIMEOUT", 1);
-    site.with("CONCURRENCY", 1);
+    site.set("TIMEOUT", 1);
+    site.set("CONCURRENCY", 1);
     let hangs = site.enqueue(Work::HangsOnce);
     let others = site.enqueue_all((0..5).map(|_| Work::Takes(5)));
     site.start_workers(1);
     site.all_done(1 + others.len());
-    site.none_is_lost(others.iter().chain([&hangs]));
+    site.check_none_lost(others.iter().chain([&hangs]));
     site.terminate();
     let mut runs = site.runs();
-    let its = runs.remove(&hangs.to_string()).unwrap();
-    assert!(matches!(&its[..], [first, second] if first.ended.is_none() && second.attempt == 2), "{its:#?}");
-    let between = Duration::from_nanos(its[1].began - its[0].began);
-    assert!(between >= Duration::from_secs(1), "it had {between:?}");
-    once(&runs);
-    format!("tried again after {:.1} s", between.as_secs_f64())
+    let job_runs = runs.remove(&hangs.to_string()).unwrap();
+    assert!(matches!(&job_runs[..], [first, second] if first.ended.is_none() && second.attempt == 2), "{job_runs:#?}");
+    let between = Duration::from_nanos(job_runs[1].started - job_runs[0].started);
+    assert!(between >= Duration::from_secs(1), "the attempt had {between:?}");
+    check_single_runs(&runs);
+    format!("retried after {:.1} s", between.as_secs_f64())
 }
 
-/// It ends its process each time, until it is given up. The others of its process are charged with that too, and are done all the same.
-fn a_poison_job(engine: Engine<'_>, _: Rng) -> String {
+/// A job kills its process at each attempt until it is dead. Other jobs of the process are charged for one crash, and still complete.
+fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     const STARTS: usize = 3;
     let mut site = Site::new(engine);
-    // There is nobody to take a job from one that lives.
-    site.with("LEASE", 3);
-    site.with("ATTEMPTS", 1);
-    site.with("CRASHES", STARTS - 1);
-    site.with("CONCURRENCY", 2);
-    let gate = site.path("die, ").to_str().unwrap().to_owned();
+    // There is a single worker, so a short lease takes no job from a live worker.
+    site.set("LEASE", 3);
+    site.set("ATTEMPTS", 1);
+    site.set("CRASHES", STARTS - 1);
+    site.set("CONCURRENCY", 2);
+    let gate = site.path("die-").to_str().unwrap().to_owned();
     let poison = site.enqueue(Work::Poison(gate.clone()));
     let others = site.enqueue_all((0..40).map(|_| Work::Takes(20)));
     site.start_workers(1);
     for start in 1..=STARTS {
-        // The first time there are some beside it, which are charged with its end once: had they been there each time, they would
-        // have been given up too.
+        // At the first start other jobs run too, and are charged for the crash. At the later starts they would become dead as well.
         let done = if start == 1 { 10 } else { others.len() as u64 };
-        until("others are done beside it", || site.counts().done >= done && site.begun_with(poison) == start);
+        until("other jobs are done", || site.counts().done >= done && site.starts_of(poison) == start);
         let name = site.worker(0).name.clone();
         drop(File::create(format!("{gate}{name}")).unwrap());
         site.worker(0).aborts();
-        site.abandon(0);
+        site.replace_dead(0);
     }
-    until("it is given up", || site.info(poison).status() == Status::Dead);
-    until("the others are done", || site.counts().done == others.len() as u64);
-    site.none_is_lost(&others);
+    until("the job is dead", || site.info(poison).status() == JobStatus::Dead);
+    until("all other jobs are done", || site.counts().done == others.len() as u64);
+    site.check_none_lost(&others);
     let info = site.info(poison);
     assert!(info.error().is_some_and(|error| error.contains("3 times")), "{info:?}");
     site.terminate();
     let mut runs = site.runs();
-    let its = runs.remove(&poison.to_string()).unwrap();
-    assert_eq!(its.iter().map(|run| run.attempt).collect::<Vec<_>>(), [1, 2, 3], "{its:#?}");
-    let again = explained(&runs, &site.deaths);
-    format!("given up after {STARTS} starts, {again} of the others run again")
+    let job_runs = runs.remove(&poison.to_string()).unwrap();
+    assert_eq!(job_runs.iter().map(|run| run.attempt).collect::<Vec<_>>(), [1, 2, 3], "{job_runs:#?}");
+    let repeated = check_repeated_runs(&runs, &site.deaths);
+    format!("dead after {STARTS} starts, {repeated} other jobs repeated")
 }

@@ -1,5 +1,5 @@
-//! A store of each kind for each test, and ways to know what happened without sleeping.
-#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+//! Stores for tests, and helpers to observe events without sleeping.
+#![allow(dead_code, unused_imports, reason = "each test file uses some of the helpers")]
 
 pub(crate) mod postgres;
 
@@ -14,16 +14,16 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// Long enough that only a hang gets there.
+/// The time limit of a test, which only a hang exceeds.
 pub(crate) const HANG: Duration = Duration::from_mins(2);
 
-/// The server of this test binary, whose shell removes it when the process ends.
+/// The server of this test binary. Its guard process removes it when this process exits.
 static SERVER: LazyLock<Option<Mutex<Postgres>>> = LazyLock::new(|| {
     let settings = [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")];
     match Postgres::start_with(&settings) {
         Ok(server) => Some(Mutex::new(server)),
         Err(why) => {
-            // Past the capture of a test that passes.
+            // Bypasses the output capture of passing tests.
             let _ = writeln!(stderr(), "skipped: Postgres: {why}");
             None
         }
@@ -34,48 +34,48 @@ fn server() -> Option<MutexGuard<'static, Postgres>> {
     SERVER.as_ref().map(|server| server.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A database that no other test has.
-pub(crate) struct Place {
+/// A database of a single test.
+pub(crate) struct TestDatabase {
     pub(crate) address: String,
     pub(crate) is_postgres: bool,
     folder: Option<TempDir>,
 }
 
-impl Place {
+impl TestDatabase {
     pub(crate) fn sqlite() -> Self {
         let folder = TempDir::new().unwrap();
         let address = folder.path().join("jobs.db").to_str().unwrap().to_owned();
         Self { address, is_postgres: false, folder: Some(folder) }
     }
 
-    /// `None` where Postgres cannot be had.
+    /// Returns `None` if Postgres is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         Some(Self { address: server()?.database(&name), is_postgres: true, folder: None })
     }
 
-    /// As another process would: nothing is shared with the other handles but the database.
+    /// Opens the store as another process would: the handles share only the database.
     pub(crate) async fn open(&self) -> Durable {
         Durable::connect(&self.address).await.unwrap()
     }
 }
 
-/// Runs a test on a SQLite file, and on Postgres where it can be had; each time with a handle that is fresh.
-pub(crate) async fn each(test: impl AsyncFn(Durable)) {
-    each_place(async |place| test(place.open().await).await).await;
+/// Runs a test on SQLite and, if it is installed, on Postgres, each time with a new store.
+pub(crate) async fn on_each_store(test: impl AsyncFn(Durable)) {
+    on_each_database(async |database| test(database.open().await).await).await;
 }
 
-/// As [`each`], for tests that open it more than once.
-pub(crate) async fn each_place(test: impl AsyncFn(&Place)) {
-    for place in [Some(Place::sqlite()), Place::postgres()].into_iter().flatten() {
-        let store = if place.is_postgres { "Postgres" } else { "SQLite" };
-        eprintln!("on {store}"); // which of the two, if it fails
-        tokio::time::timeout(HANG, test(&place)).await.unwrap_or_else(|_| panic!("it hangs on {store}"));
+/// Like [`on_each_store`], for tests that open the store several times.
+pub(crate) async fn on_each_database(test: impl AsyncFn(&TestDatabase)) {
+    for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
+        let store = if database.is_postgres { "Postgres" } else { "SQLite" };
+        eprintln!("on {store}"); // shows which store a failed test ran on
+        tokio::time::timeout(HANG, test(&database)).await.unwrap_or_else(|_| panic!("the test hangs on {store}"));
     }
 }
 
-/// Does what SQL says: `{jobs}` and `{workers}` are the tables. Returns how many rows were changed.
+/// Executes SQL, in which `{jobs}` and `{workers}` are the tables. Returns the number of changed rows.
 pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
@@ -85,7 +85,7 @@ pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
     }
 }
 
-/// The first column of what SQL answers, as numbers (a boolean is one on SQLite; on Postgres it wants `::int::bigint`, so use CASE).
+/// Returns the first column of a query's rows as numbers. Use CASE for booleans: only SQLite returns them as numbers.
 pub(crate) async fn numbers(jobs: &Durable, text: &str) -> Vec<i64> {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
@@ -95,20 +95,20 @@ pub(crate) async fn numbers(jobs: &Durable, text: &str) -> Vec<i64> {
     }
 }
 
-/// Looks until it is so, which a test that fails never sees.
-pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let seen = async {
+/// Polls a condition until it returns a value. `what` describes the condition in the panic message.
+pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let value = async {
         loop {
-            if let Some(seen) = look().await {
-                return seen;
+            if let Some(value) = condition().await {
+                return value;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(HANG / 2, seen).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(HANG / 2, value).await.unwrap_or_else(|_| panic!("timed out waiting until: {what}"))
 }
 
-/// What most tests enqueue.
+/// The payload of most tests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mail {
     pub(crate) to: String,
@@ -118,10 +118,10 @@ pub(crate) fn mail(to: &str) -> Mail {
     Mail { to: to.to_owned() }
 }
 
-/// What a loss was, the task's name, and the text.
+/// The outcome, the task's name and the message.
 type Loss = (&'static str, &'static str, String);
 
-/// What the registry told of its losses.
+/// Records the losses that a registry reports.
 #[derive(Clone, Default)]
 pub(crate) struct Losses(Arc<Mutex<Vec<Loss>>>);
 
@@ -130,8 +130,8 @@ impl Losses {
         self.0.lock().unwrap().clone()
     }
 
-    fn add(&self, what: &'static str, task: &TaskInfo, text: &str) {
-        self.0.lock().unwrap().push((what, task.name().unwrap_or_default(), text.to_owned()));
+    fn add(&self, outcome: &'static str, task: &TaskInfo, message: &str) {
+        self.0.lock().unwrap().push((outcome, task.name().unwrap_or_default(), message.to_owned()));
     }
 }
 
@@ -153,13 +153,13 @@ impl Observer for Losses {
     }
 }
 
-/// An inspected registry on this runtime, and what it tells.
+/// Returns a registry with inspection on this runtime, and its losses.
 pub(crate) fn registry() -> (Registry<TokioSpawner>, Losses) {
     let losses = Losses::default();
     (Registry::builder(TokioSpawner).inspect().observer(losses.clone()).build(), losses)
 }
 
-/// Panics past the hook, which would print each.
+/// Panics without the panic hook, which would print a message.
 pub(crate) fn panic_quietly(message: &'static str) -> ! {
     std::panic::resume_unwind(Box::new(message))
 }

@@ -8,8 +8,8 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 fn main() -> ExitCode {
     let service = notes::run(AsyncStdSpawner, SmolTimer::new(), async |server| {
-        let listener = server.listens(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
-        while let Some((stream, _)) = server.next(|| listener.accept()).await {
+        let listener = server.listening(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
+        while let Some((stream, _)) = server.next_connection(|| listener.accept()).await {
             server.serve(FuturesIo::new(stream));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A service that signs people up: it answers at once, and sends the mail in the background.
+//! A service that signs people up: it answers immediately, and sends the mail in the background.
 
 mod options;
 
@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Router, serve};
 use background_tasks::{InSpan, MetricsObserver, Registry, TokioSpawner, TracingObserver};
-use background_tasks_host::{Host, Page, RequestLayer};
+use background_tasks_host::{Dashboard, Host, RequestLayer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
-/// Tasks run in the span of the request that has started them.
+/// Tasks run in the span of the request that started them.
 type Tasks = Registry<InSpan<TokioSpawner>>;
 
 struct Service {
@@ -37,20 +37,20 @@ fn main() -> ExitCode {
         Err(exit) => return exit,
     };
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
-    // Before the observer, which describes its metrics to it.
+    // Installed before the observer, which describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups");
     let tasks = Registry::builder(InSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
 
-    // Before the runtime's threads: from here on no signal is lost.
+    // Created before the runtime starts threads: then no signal is lost.
     let host = Host::new(&tasks).grace(options.grace);
     let program = run(Arc::new(Service { tasks, metrics, prometheus, options }));
-    Runtime::new().expect("threads and a poller").block_on(host.run(program))
+    Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
-/// Serves until the shutdown has begun and all connections are done.
+/// Serves until shutdown has started and all connections have closed.
 async fn run(service: Arc<Service>) -> Result<(), String> {
-    let Options { address, dir, linger, page, .. } = &service.options;
+    let Options { address, dir, linger, dashboard, .. } = &service.options;
     fs::create_dir_all(dir).map_err(|error| format!("cannot write to '{}': {error}", dir.display()))?;
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
@@ -58,19 +58,19 @@ async fn run(service: Arc<Service>) -> Result<(), String> {
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))
-        // What is above it is in flight until it has been answered; probes need not be.
+        // Counts requests to the routes above. The drain does not need to wait for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(readiness))
         .route("/metrics", get(show_metrics))
         .layer(DefaultBodyLimit::max(1024));
-    if *page {
-        app = app.nest_service("/background", Page::new(&service.tasks));
+    if *dashboard {
+        app = app.nest_service("/background", Dashboard::new(&service.tasks));
     }
     let app = app.with_state(service.clone());
 
     info!("listening on http://{bound}");
-    background_tasks_host::ready();
+    background_tasks_host::notify_ready();
     let (signal, linger) = (service.tasks.signal(), *linger);
     let end = async move {
         signal.await;
@@ -79,35 +79,35 @@ async fn run(service: Arc<Service>) -> Result<(), String> {
     serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
 }
 
-/// Accepts an address, to which a background task is going to send a mail.
+/// Accepts an address, and starts a background task that sends a mail to it.
 #[instrument(skip_all)]
 async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
     if !address.contains('@') || address.contains(char::is_control) {
-        return (StatusCode::BAD_REQUEST, "the body is no address\n");
+        return (StatusCode::BAD_REQUEST, "the body is not a mail address\n");
     }
     let tasks = service.tasks.clone();
-    // This request is in flight, so what it starts is accepted, even if the shutdown has begun.
+    // This request is in flight, so its tasks are accepted even after shutdown has started.
     tasks.named("welcome-mail").run(send(service, address));
     (StatusCode::ACCEPTED, "a mail is on its way\n")
 }
 
-/// Sends a mail, as far as an example does: it waits as for a mail server, and writes a line.
+/// Simulates sending a mail: waits as long as a mail server might take, and writes the address to a file.
 async fn send(service: Arc<Service>, address: String) {
     sleep(Duration::from_millis(20)).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    // A task may start what it owes, too. What blocks must not do so on the threads that serve.
+    // A task may start tasks too. Blocking work must not run on the threads that serve requests.
     tasks.named("outbox").run_blocking(move || write(&service.options.dir, &address));
 }
 
 fn write(dir: &Path, address: &str) -> io::Result<()> {
     let mut outbox = OpenOptions::new().append(true).create(true).open(dir.join("outbox"))?;
-    // In one piece, as others write too.
+    // In one write, because other tasks write to the file too.
     outbox.write_all(format!("{address}\n").as_bytes())
 }
 
-/// Whether it should be sent requests: not any more once the shutdown has begun.
-async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
+/// Answers 503 once shutdown has started, so that load balancers send no more requests.
+async fn readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
     if service.tasks.is_shutting_down() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
 }
 

@@ -1,27 +1,27 @@
-//! What the page asks of the browser.
+//! The functions of the browser that the page uses.
 
 use js_sys::Promise;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::{RequestInit, Response, Storage, Window};
 
-/// What JavaScript threw, as text.
+/// Converts an error of JavaScript to text.
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn told(error: JsValue) -> String {
+fn error_text(error: JsValue) -> String {
     format!("{error:?}")
 }
 
 fn window() -> Result<Window, String> {
-    web_sys::window().ok_or_else(|| "this is no page".into())
+    web_sys::window().ok_or_else(|| "no window".into())
 }
 
 fn storage() -> Result<Storage, String> {
-    window()?.local_storage().map_err(told)?.ok_or_else(|| "this page has no storage".into())
+    window()?.local_storage().map_err(error_text)?.ok_or_else(|| "the window has no local storage".into())
 }
 
-/// Writes at once: what has been written is there at the next visit.
+/// Stores a value synchronously, for later visits.
 pub(crate) fn store(key: &str, value: &str) -> Result<(), String> {
-    storage()?.set_item(key, value).map_err(told)
+    storage()?.set_item(key, value).map_err(error_text)
 }
 
 /// Reads a value and removes it.
@@ -32,14 +32,14 @@ pub(crate) fn take(key: &str) -> Option<String> {
     value
 }
 
-/// The keys of what is stored.
-pub(crate) fn stored() -> Vec<String> {
+/// Returns the keys of all stored values.
+pub(crate) fn keys() -> Vec<String> {
     let Ok(storage) = storage() else { return Vec::new() };
     let length = storage.length().unwrap_or(0);
     (0..length).filter_map(|n| storage.key(n).ok()?).collect()
 }
 
-/// Milliseconds since 1970, with fractions.
+/// Returns the milliseconds since 1970, with fractions.
 pub(crate) fn now() -> f64 {
     let performance = window().ok().and_then(|window| window.performance());
     performance.map_or(0.0, |performance| performance.time_origin() + performance.now())
@@ -47,29 +47,29 @@ pub(crate) fn now() -> f64 {
 
 pub(crate) async fn sleep(milliseconds: i32) -> Result<(), String> {
     let window = window()?;
-    let mut refused = Ok(0);
+    let mut timer = Ok(0);
     let elapsed = Promise::new(&mut |resolve, _| {
-        refused = window.set_timeout_with_callback_and_timeout_and_arguments_0(&resolve, milliseconds);
+        timer = window.set_timeout_with_callback_and_timeout_and_arguments_0(&resolve, milliseconds);
     });
-    refused.map_err(told)?;
-    JsFuture::from(elapsed).await.map(drop).map_err(told)
+    timer.map_err(error_text)?;
+    JsFuture::from(elapsed).await.map(drop).map_err(error_text)
 }
 
-/// Posts a text and waits for the answer.
+/// Posts a text, and waits for the response.
 pub(crate) async fn post(path: &str, text: &str) -> Result<(), String> {
     let request = RequestInit::new();
     request.set_method("POST");
     request.set_body(&text.into());
-    let answer = window()?.fetch_with_str_and_init(path, &request);
-    let answer: Response = JsFuture::from(answer).await.map_err(told)?.dyn_into().map_err(told)?;
-    if answer.ok() { Ok(()) } else { Err(format!("the server said {}", answer.status())) }
+    let response = window()?.fetch_with_str_and_init(path, &request);
+    let response: Response = JsFuture::from(response).await.map_err(error_text)?.dyn_into().map_err(error_text)?;
+    if response.ok() { Ok(()) } else { Err(format!("the server responded with status {}", response.status())) }
 }
 
-/// Posts a text by the browser itself, which does so when the page is gone too; nobody hears the answer.
-pub(crate) fn post_beyond_the_page(path: &str, text: &str) -> Result<(), String> {
+/// Makes the browser post a text, even after the page has been closed. The response is discarded.
+pub(crate) fn send_beacon(path: &str, text: &str) -> Result<(), String> {
     match window()?.navigator().send_beacon_with_opt_str(path, Some(text)) {
         Ok(true) => Ok(()),
-        Ok(false) => Err("the browser takes no more of it".into()),
-        Err(error) => Err(told(error)),
+        Ok(false) => Err("the browser does not accept another beacon".into()),
+        Err(error) => Err(error_text(error)),
     }
 }

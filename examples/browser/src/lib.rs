@@ -1,26 +1,26 @@
-//! Drafts that are saved and sent after the click has been answered. When the user leaves, what can be done in time is done at once, and
-//! what cannot is told at the next visit.
+//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if they can. The
+//! next visit reports the others.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 mod browser;
-mod left;
+mod reports;
 
 use background_tasks::{Observer, Registry, TaskInfo, WasmSpawner};
 use std::cell::RefCell;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-// One visit has one registry: what has been shut down stays so, and who comes back gets a new one.
-thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::begin()));
+// Each visit has its own registry, because a registry that has been shut down cannot be reopened.
+thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::start()));
 
 struct Visit {
     tasks: Registry<WasmSpawner>,
-    /// When it began, which tells it from others, of other pages too.
-    began: f64,
+    /// The time of the start, which identifies the visit among those of all pages.
+    started: f64,
 }
 
 impl Visit {
-    fn begin() -> Self {
-        Self { tasks: Registry::builder(WasmSpawner).inspect().observer(ToConsole).build(), began: browser::now() }
+    fn start() -> Self {
+        Self { tasks: Registry::builder(WasmSpawner).inspect().observer(ConsoleObserver).build(), started: browser::now() }
     }
 }
 
@@ -28,17 +28,17 @@ fn tasks() -> Registry<WasmSpawner> {
     VISIT.with_borrow(|visit| visit.tasks.clone())
 }
 
-struct ToConsole;
+struct ConsoleObserver;
 
-impl Observer for ToConsole {
+impl Observer for ConsoleObserver {
     fn failed(&self, task: &TaskInfo, error: &str) {
         web_sys::console::warn_1(&format!("{task} failed: {error}").into());
     }
 }
 
-/// A panic traps and says nothing by itself.
+/// Logs panics: without a hook, a panic traps without a message.
 #[wasm_bindgen(start)]
-fn tell_panics() {
+fn log_panics() {
     std::panic::set_hook(Box::new(|panic| web_sys::console::error_1(&panic.to_string().into())));
 }
 
@@ -49,8 +49,8 @@ pub fn save(text: String) {
     tasks.named("save").run_local(save_slowly(text, tasks.clone()));
 }
 
-/// A piece at a time, as work does that leaves the page responsive; all that is left at once when the user leaves. Has the time noted by
-/// a task of its own, which is accepted then too, as this one is still in flight.
+/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another task that stores
+/// the time. That task is accepted even during the shutdown, because this one is still in flight.
 async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), String> {
     let leaving = tasks.signal();
     for (end, _) in text.char_indices() {
@@ -64,7 +64,7 @@ async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), S
     Ok(())
 }
 
-/// Sends a draft in the background. Its server may see it twice, as leaving cuts the first request off wherever it is.
+/// Sends a draft in the background. The server may receive it twice: leaving the page aborts the first request at any point.
 #[wasm_bindgen]
 pub fn send(text: String) {
     let tasks = tasks();
@@ -72,25 +72,25 @@ pub fn send(text: String) {
     tasks.named("send").run_local(async move {
         match leaving.run_until_shutdown(browser::post("drafts", &text)).await {
             Some(answer) => answer,
-            None => browser::post_beyond_the_page("drafts", &text),
+            None => browser::send_beacon("drafts", &text),
         }
     });
 }
 
-/// Builds an index in the background, which takes its time and minds nobody.
+/// Builds an index in the background. The task is slow and ignores the shutdown signal.
 #[wasm_bindgen]
 pub fn index() {
     tasks().named("index").run_local(browser::sleep(60_000));
 }
 
-/// Runs into a bug in the background.
+/// Starts a task that panics.
 #[wasm_bindgen]
-#[expect(clippy::missing_panics_doc, reason = "its task does")]
+#[expect(clippy::missing_panics_doc, reason = "the task panics, not the caller")]
 pub fn bug() {
-    tasks().named("bug").run_local(async { panic!("a bug, as planned") });
+    tasks().named("bug").run_local(async { panic!("an intended bug") });
 }
 
-/// Lists what is in flight.
+/// Lists the tasks in flight.
 #[wasm_bindgen]
 #[must_use]
 pub fn in_flight() -> Vec<String> {
@@ -98,31 +98,30 @@ pub fn in_flight() -> Vec<String> {
     tasks().tasks().iter().map(|task| format!("{} for {:.1} s", task.name().unwrap_or("task"), age(task))).collect()
 }
 
-/// Ends what is in flight where it waits.
+/// Aborts the tasks in flight at their next await point.
 #[wasm_bindgen]
 pub fn abort() {
     tasks().abort();
 }
 
-/// Begins a visit, if the last one is over; returns what became of those before it.
+/// Starts a visit if the last one has ended. Returns the reports of earlier visits.
 #[wasm_bindgen]
 #[must_use]
 pub fn arrive() -> Vec<String> {
     if tasks().is_shutting_down() {
-        VISIT.set(Visit::begin());
+        VISIT.set(Visit::start());
     }
-    left::take_reports()
+    reports::take()
 }
 
-/// Ends the visit: tells the tasks to finish at once. They do so when this has returned, in the microtasks that come before the next
-/// listener of the same event.
+/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same event.
 #[wasm_bindgen]
 pub fn leave() {
     tasks().shutdown();
 }
 
-/// Leaves a report of the visit for the next one; to be called by a listener after that of [`leave`].
+/// Stores a report for the next visit. Call it in a listener after the one that calls [`leave`].
 #[wasm_bindgen]
 pub fn report() {
-    VISIT.with_borrow(|visit| left::report(&visit.tasks, visit.began));
+    VISIT.with_borrow(|visit| reports::store(&visit.tasks, visit.started));
 }

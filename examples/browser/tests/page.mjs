@@ -1,70 +1,39 @@
-// The page in a real Chromium: what is clicked runs, what the user leaves drains as far as it can, and the rest is told at the next visit.
+// The page in Chromium: clicks start tasks, the tasks drain as far as possible when the user leaves, and the next visit reports the others.
 // Needs `pkg/`, chromium and chromedriver.
-import { spawn } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, before, beforeEach, test } from "node:test";
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { createInterface } from "node:readline";
+import { Browser, until } from "../../../testing/webdriver.mjs";
 import { serve } from "../serve.mjs";
 
 const text = "All of it, to the last word.";
-/// Long enough that only a hang gets there.
-const HANG = 30_000;
 
-let server, url, driver, folder, session;
+let server, url, browser;
 let drafts = [];
 let answers = [];
 
-/// One command of WebDriver (https://www.w3.org/TR/webdriver2/).
-async function command(method, path, body) {
-  const response = await fetch(`${driver.url}${path}`, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(HANG) });
-  const { value } = await response.json();
-  if (!response.ok) throw new Error(`${method} ${path}: ${value.error}: ${value.message}`);
-  return value;
-}
-
-const run = (script, ...args) => command("POST", `${session}/execute/sync`, { script, args });
-const go = (to) => command("POST", `${session}/url`, { url: to });
-const back = () => command("POST", `${session}/back`, {});
+const run = (script, ...args) => browser.run(script, ...args);
+const go = (url) => browser.go(url);
+const click = (id) => browser.click(`document.getElementById(${JSON.stringify(id)})`);
 const lines = (id) => run("return [...document.getElementById(arguments[0]).children].map((line) => line.innerText)", id);
 const draft = () => run("return localStorage.getItem('draft')");
-
-async function click(id) {
-  const element = await command("POST", `${session}/element`, { using: "css selector", value: `#${id}` });
-  await command("POST", `${session}/element/${Object.values(element)[0]}/click`, {});
-}
-
-/// Looks until it finds something.
-async function until(what, look) {
-  const end = Date.now() + HANG;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    assert.ok(Date.now() < end, `never came: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
 
 async function open() {
   await go(url);
   await until("the page", () => run("return 'ready' in document.body.dataset"));
 }
 
-/// Goes away, which ends the page unless the browser keeps it.
+/// Leaves the page, which closes it unless the browser keeps it.
 const leave = () => go(`${url}serve.mjs`);
 
 const in_flight = (...names) =>
   until(`${names} in flight`, async () => names.join() === (await lines("tasks")).map((line) => line.split(" ")[0]).join());
 
-/// Has the page's timers elapse when they are told to, and not before.
-const hold_timers = () => run("window.held = []; window.original = setTimeout; window.setTimeout = (then) => held.push(then)");
-const elapse = () => run("window.setTimeout = original; held.splice(0).forEach((then) => then())");
+/// Stops the page's timers until `run_timers`.
+const stop_timers = () => run("window.timers = []; window.original = setTimeout; window.setTimeout = (callback) => timers.push(callback)");
+const run_timers = () => run("window.setTimeout = original; timers.splice(0).forEach((callback) => callback())");
 
-/// Keeps from the page that it is hidden, of which not every browser tells a page that goes away.
-const go_unseen = () => run("addEventListener('visibilitychange', (event) => event.stopImmediatePropagation(), true)");
+/// Hides `visibilitychange` from the page: not every browser sends it to a closing page.
+const block_visibility_events = () => run("addEventListener('visibilitychange', (event) => event.stopImmediatePropagation(), true)");
 
 before(async () => {
   server = await serve(0, (text) => {
@@ -72,30 +41,14 @@ before(async () => {
     return new Promise((resolve) => answers.push(resolve));
   });
   url = `http://127.0.0.1:${server.address().port}/`;
-  folder = await mkdtemp(join(tmpdir(), "drafts-"));
-  const child = spawn("chromedriver", ["--port=0"], { stdio: ["ignore", "pipe", "inherit"] });
-  driver = { child };
-  for await (const line of createInterface(child.stdout)) {
-    const port = line.match(/successfully on port (\d+)/)?.[1];
-    if (port) {
-      driver.url = `http://127.0.0.1:${port}`;
-      break;
-    }
-  }
-  const args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", `--user-data-dir=${folder}`];
-  const alwaysMatch = { browserName: "chrome", "goog:chromeOptions": { args } };
-  const { sessionId } = await command("POST", "/session", { capabilities: { alwaysMatch } });
-  session = `/session/${sessionId}`;
+  browser = await Browser.start();
 });
 
 after(async () => {
-  if (session) await command("DELETE", session);
-  driver.child.kill();
-  await once(driver.child, "exit");
+  await browser?.close();
   answers.forEach((answer) => answer());
   server.close();
   server.closeAllConnections();
-  await rm(folder, { recursive: true, force: true, maxRetries: 5 });
 });
 
 beforeEach(async () => {
@@ -107,16 +60,16 @@ beforeEach(async () => {
   answers = [];
 });
 
-test("a click is answered first; its task runs, is listed, and ends", async () => {
-  await hold_timers();
+test("a click returns before its task runs, is listed, and ends", async () => {
+  await stop_timers();
   const [answer, before] = await run(`
     document.getElementById("save").click();
     return [document.getElementById("answer").innerText, localStorage.getItem("draft")];
   `);
   assert.equal(answer, "save: in the background");
-  assert.equal(before, null, "nothing has run when the click has been answered");
+  assert.equal(before, null, "no task has run when the click handler returns");
   await in_flight("save");
-  await elapse();
+  await run_timers();
   await in_flight();
   assert.equal(await draft(), text);
 });
@@ -130,9 +83,9 @@ test("a request is sent in the background", async () => {
   assert.deepEqual(drafts, [text]);
 });
 
-test("who leaves loses nothing that can be done at once, and is told of the rest at the next visit", async () => {
-  await go_unseen();
-  await hold_timers();
+test("leaving drains the tasks that can finish, and the next visit reports the others", async () => {
+  await block_visibility_events();
+  await stop_timers();
   await click("index");
   await click("send");
   await until("the request", () => answers.length === 1);
@@ -143,87 +96,87 @@ test("who leaves loses nothing that can be done at once, and is told of the rest
   await until("the beacon", () => drafts.length === 2);
   assert.deepEqual(drafts, [text, text]);
   await open();
-  assert.equal(await draft(), text, "what was left of the draft was saved at the end");
-  assert.equal(await run("return document.getElementById('text').value"), text, "and is shown");
-  const [left, ...more] = await lines("left");
-  assert.match(left, /^1 background task still in flight \(3 completed, 0 failed, .*\n *1 × index at .*, for \d/);
+  assert.equal(await draft(), text, "the rest of the draft was saved when the user left");
+  assert.equal(await run("return document.getElementById('text').value"), text, "the page shows the draft");
+  const [report, ...more] = await lines("reports");
+  assert.match(report, /^1 background task still in flight \(3 completed, 0 failed, .*\n *1 × index at .*, for \d/);
   assert.deepEqual(more, []);
   await open();
-  assert.deepEqual(await lines("left"), [], "it is told once");
+  assert.deepEqual(await lines("reports"), [], "a report is shown once");
 });
 
-test("a visit that drained says so", async () => {
-  await hold_timers();
+test("a visit that drained is reported", async () => {
+  await stop_timers();
   await click("save");
   await leave();
   await open();
   assert.equal(await draft(), text);
-  assert.deepEqual(await lines("left"), [drained(2)]);
+  assert.deepEqual(await lines("reports"), [drained(2)]);
 });
 
-test("what is aborted is no longer in flight", async () => {
+test("aborted tasks are no longer in flight", async () => {
   await click("index");
   await in_flight("index");
   await click("abort");
   await in_flight();
   await leave();
   await open();
-  assert.deepEqual(await lines("left"), ["drained: 0 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"]);
+  assert.deepEqual(await lines("reports"), ["drained: 0 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"]);
 });
 
 const straggling = /^1 background task still in flight \(2 completed, 0 failed, .*\n *1 × index at /;
 const drained = (completed) => `drained: ${completed} completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected`;
 
-/// Leaves with a task in flight that needs a timer, by `away`; comes back, which is another visit; the timer elapses; goes and comes again.
-async function twice(away) {
-  await hold_timers();
+/// Leaves by `leave_and_return` with a task in flight that waits for a timer. In the second visit the timer fires. Then leaves and returns again.
+async function leave_twice(leave_and_return) {
+  await stop_timers();
   await click("index");
   await click("save");
-  await away();
-  const [left, ...more] = await until("what was left", async () => (await lines("left")).length && lines("left"));
-  assert.match(left, straggling);
+  await leave_and_return();
+  const [report, ...more] = await until("the report", async () => (await lines("reports")).length && lines("reports"));
+  assert.match(report, straggling);
   assert.deepEqual(more, []);
   await click("save");
   await in_flight("save");
-  await elapse();
+  await run_timers();
   await until("the report", () => run("return Object.values(localStorage).some((report) => report.startsWith('drained'))"));
-  await away();
-  await until("more of it", async () => (await lines("left")).length === 3);
-  assert.deepEqual((await lines("left")).slice(1), [drained(3), drained(2)], "the first visit drained after all");
+  await leave_and_return();
+  await until("more reports", async () => (await lines("reports")).length === 3);
+  assert.deepEqual((await lines("reports")).slice(1), [drained(3), drained(2)], "the first visit has drained");
 }
 
-test("who comes back to a page that the browser has kept begins a visit, and what was left in the air goes on", async (t) => {
+test("returning to a kept page starts a visit, and its tasks continue", async (t) => {
   await run("window.kept = true");
   await leave();
-  await back();
+  await browser.back();
   await until("the page", () => run("return 'ready' in document.body.dataset"));
-  await go_unseen();
-  if (!(await run("return window.kept"))) return t.skip("this browser keeps no page");
-  await twice(async () => {
+  await block_visibility_events();
+  if (!(await run("return window.kept"))) return t.skip("this browser does not keep pages");
+  await leave_twice(async () => {
     await leave();
-    await back();
+    await browser.back();
   });
 });
 
-test("a page that is hidden is left, and a visit begins when it is seen again", async () => {
-  const page = await command("GET", `${session}/window`);
-  await twice(async () => {
-    const { handle } = await command("POST", `${session}/window/new`, { type: "tab" });
-    await command("POST", `${session}/window`, { handle });
-    await command("DELETE", `${session}/window`);
-    await command("POST", `${session}/window`, { handle: page });
+test("hiding the page ends a visit, and showing it starts another", async () => {
+  const page = await browser.command("GET", "/window");
+  await leave_twice(async () => {
+    const { handle } = await browser.command("POST", "/window/new", { type: "tab" });
+    await browser.command("POST", "/window", { handle });
+    await browser.command("DELETE", "/window");
+    await browser.command("POST", "/window", { handle: page });
   });
 });
 
-test("a task that panics is told at the next visit, and the others go on", async () => {
-  await hold_timers();
+test("a task that panics is reported at the next visit, and the others continue", async () => {
+  await stop_timers();
   await click("bug");
   await click("save");
   await in_flight("bug", "save");
-  await elapse();
+  await run_timers();
   await in_flight("bug");
   assert.equal(await draft(), text);
   await leave();
   await open();
-  assert.match((await lines("left"))[0], /^1 background task still in flight \(2 completed, 0 failed, .*\n *1 × bug at /);
+  assert.match((await lines("reports"))[0], /^1 background task still in flight \(2 completed, 0 failed, .*\n *1 × bug at /);
 });

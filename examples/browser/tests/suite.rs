@@ -1,4 +1,4 @@
-//! The registry where JavaScript runs it: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
+//! The registry in JavaScript environments: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 use background_tasks::{AbortError, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, WasmSpawner, conformance};
@@ -32,7 +32,7 @@ async fn microtask() {
     JsFuture::from(Promise::resolve(&JsValue::UNDEFINED)).await.unwrap();
 }
 
-/// Lets the others run once.
+/// Lets the other tasks run once.
 async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
@@ -49,19 +49,19 @@ fn inspected() -> Registry<WasmSpawner> {
     Registry::builder(WasmSpawner).inspect().build()
 }
 
-/// How many of each, in the order of a summary's fields.
+/// Returns the counts in the order of the summary's fields.
 fn counts(summary: Summary) -> [u64; 6] {
     let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
     [completed, failed, panicked, abandoned, aborted, rejected]
 }
 
 #[wasm_bindgen_test]
-async fn the_spawner_keeps_its_promises() {
+async fn spawner_passes_the_conformance_suite() {
     conformance::local_tasks(WasmSpawner).await;
 }
 
 #[wasm_bindgen_test]
-async fn tasks_run_after_the_caller_was_answered() {
+async fn tasks_run_after_the_caller_has_returned() {
     let registry = Registry::new(WasmSpawner);
     let ran = Rc::new(Cell::new(0));
     for _ in 0..3 {
@@ -71,9 +71,9 @@ async fn tasks_run_after_the_caller_was_answered() {
             ran.set(ran.get() + 1);
         });
     }
-    // One that is `Send` goes to the same loop.
+    // A task that is `Send` runs on the same event loop.
     registry.run(async { yield_now().await });
-    registry.run(async { Err("as planned") });
+    registry.run(async { Err("intended") });
     assert_eq!((ran.get(), registry.in_flight()), (0, 5), "nothing has run yet");
     let summary = registry.shutdown().await;
     assert_eq!((ran.get(), counts(summary)), (3, [4, 1, 0, 0, 0, 0]));
@@ -81,24 +81,24 @@ async fn tasks_run_after_the_caller_was_answered() {
 }
 
 #[wasm_bindgen_test]
-async fn the_signal_reaches_each_task() {
+async fn signal_reaches_each_task() {
     let registry = Registry::new(WasmSpawner);
-    let told = Rc::new(Cell::new(0));
+    let signalled = Rc::new(Cell::new(0));
     for _ in 0..3 {
-        let (told, signal) = (told.clone(), registry.signal());
+        let (signalled, signal) = (signalled.clone(), registry.signal());
         registry.run_local(async move {
             assert_eq!(signal.run_until_shutdown(pending::<()>()).await, None);
-            told.set(told.get() + 1);
+            signalled.set(signalled.get() + 1);
         });
     }
     timer(0).await;
-    assert_eq!(told.get(), 0);
+    assert_eq!(signalled.get(), 0);
     assert_eq!(counts(registry.shutdown().await), [3, 0, 0, 0, 0, 0]);
-    assert_eq!(told.get(), 3);
+    assert_eq!(signalled.get(), 3);
 }
 
 #[wasm_bindgen_test]
-async fn a_drain_needs_no_more_than_microtasks() {
+async fn drain_needs_only_microtasks() {
     static TURN_IS_OVER: AtomicBool = AtomicBool::new(false);
     let registry = Registry::new(WasmSpawner);
     let signal = registry.signal();
@@ -111,11 +111,11 @@ async fn a_drain_needs_no_more_than_microtasks() {
     timer(0).await;
     set_timeout(&Closure::once_into_js(|| TURN_IS_OVER.store(true, Ordering::Relaxed)).into(), 0);
     registry.shutdown().await;
-    assert!(!TURN_IS_OVER.load(Ordering::Relaxed), "drained before the event loop's next turn");
+    assert!(!TURN_IS_OVER.load(Ordering::Relaxed), "drained in a later turn of the event loop");
 }
 
 #[wasm_bindgen_test]
-async fn what_is_late_is_refused_and_given_back() {
+async fn late_task_is_rejected_and_returned() {
     let registry = Registry::new(WasmSpawner);
     let own = registry.clone();
     let signal = registry.signal();
@@ -123,10 +123,10 @@ async fn what_is_late_is_refused_and_given_back() {
         signal.await;
         own.run_local(timer(0));
     });
-    assert_eq!(registry.shutdown().await.completed, 2, "a task may start what it owes");
-    let refused = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
-    assert_eq!(refused.reason(), RejectReason::Drained);
-    drop(refused.into_inner());
+    assert_eq!(registry.shutdown().await.completed, 2, "a task in flight may start another");
+    let rejected = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
+    assert_eq!(rejected.reason(), RejectReason::Drained);
+    drop(rejected.into_inner());
     registry.run(async { unreachable!("the registry has drained") });
     assert_eq!(counts(registry.summary()), [2, 0, 0, 0, 0, 2]);
 }
@@ -141,7 +141,7 @@ async fn inspected_tasks_are_listed_with_their_ages_and_aborted() {
     timer(0).await;
     let tasks = registry.tasks();
     let names: Vec<_> = tasks.iter().filter_map(TaskInfo::name).collect();
-    assert_eq!(names[0], "first", "the oldest first");
+    assert_eq!(names[0], "first", "the oldest task is first");
     assert_eq!(names.len(), 3);
     // Timers and the clock round differently.
     assert!(tasks[0].age().unwrap() >= Duration::from_millis(15), "{:?}", tasks[0].age());
@@ -156,7 +156,7 @@ async fn inspected_tasks_are_listed_with_their_ages_and_aborted() {
 }
 
 #[wasm_bindgen_test]
-async fn it_waits_until_it_is_idle() {
+async fn wait_idle_waits_for_all_tasks() {
     let registry = Registry::new(WasmSpawner);
     registry.wait_idle().await;
     let own = registry.clone();
@@ -165,12 +165,12 @@ async fn it_waits_until_it_is_idle() {
         own.run_local(timer(0));
     });
     registry.wait_idle().await;
-    assert_eq!(registry.summary().completed, 2, "tasks started by tasks too");
+    assert_eq!(registry.summary().completed, 2, "including tasks that tasks have started");
     assert!(!registry.is_shutting_down());
 }
 
 #[wasm_bindgen_test]
-async fn a_full_registry_has_them_wait_their_turn() {
+async fn full_registry_makes_tasks_wait_for_a_permit() {
     let registry = Registry::builder(WasmSpawner).max_in_flight(2).build();
     let most = Rc::new(Cell::new(0));
     for _ in 0..10 {
@@ -192,7 +192,7 @@ async fn ten_thousand_tasks() {
         match n % 4 {
             0 => registry.run_local(timer(0)),
             1 => registry.run(yield_now()),
-            2 => registry.run(async { Err("as planned") }),
+            2 => registry.run(async { Err("intended") }),
             _ => registry.run(signal),
         }
     }
@@ -202,7 +202,7 @@ async fn ten_thousand_tasks() {
 }
 
 #[wasm_bindgen_test]
-async fn a_registry_in_a_static() {
+async fn registry_in_a_static() {
     static STATE: RegistryState = RegistryState::new();
     static TASKS: Registry<WasmSpawner> = Registry::in_static(&STATE, WasmSpawner);
     TASKS.run(async {});
@@ -211,7 +211,7 @@ async fn a_registry_in_a_static() {
 }
 
 #[wasm_bindgen_test]
-async fn the_observer_is_told_and_the_clock_is_there() {
+async fn observer_is_notified_with_the_elapsed_time() {
     struct TookLong(&'static AtomicBool);
     impl Observer for TookLong {
         fn drained(&self, _: &Summary, took: Duration) {
@@ -226,28 +226,29 @@ async fn the_observer_is_told_and_the_clock_is_there() {
 }
 
 #[wasm_bindgen_test]
-async fn a_rejected_promise_is_a_failure() {
+async fn rejected_promise_is_a_failure() {
     let registry = Registry::new(WasmSpawner);
-    let rejected = JsFuture::from(Promise::reject(&"as planned".into()));
+    let rejected = JsFuture::from(Promise::reject(&"intended".into()));
     registry.run_local(async { rejected.await.map(drop).map_err(|error| format!("{error:?}")) });
     assert_eq!(registry.shutdown().await.failed, 1);
 }
 
-/// Resolves when JavaScript has been left with an error that nobody caught, which ends a process of Node that does not ask to be told.
+/// Resolves at the next uncaught error of JavaScript. In Node, an uncaught error without a listener ends the process.
 #[cfg(panic = "abort")]
 async fn uncaught() {
-    let listen = "globalThis.process ? process.once('uncaughtException', told) : addEventListener('error', told, { once: true })";
-    let listen = Function::new_with_args("told", listen);
-    let told = Promise::new(&mut |resolve, _| drop(listen.call1(&JsValue::UNDEFINED, &resolve).unwrap()));
-    JsFuture::from(told).await.unwrap();
+    let listen =
+        "globalThis.process ? process.once('uncaughtException', resolve) : addEventListener('error', resolve, { once: true })";
+    let listen = Function::new_with_args("resolve", listen);
+    let caught = Promise::new(&mut |resolve, _| drop(listen.call1(&JsValue::UNDEFINED, &resolve).unwrap()));
+    JsFuture::from(caught).await.unwrap();
 }
 
-/// A panic traps: no destructor runs, and nobody is told but JavaScript.
+/// A panic traps: no destructor runs, and only JavaScript gets an error.
 #[cfg(panic = "abort")]
 #[wasm_bindgen_test]
-async fn a_task_that_panics_stays_in_flight_for_ever_and_the_others_go_on() {
+async fn panicking_task_stays_in_flight_and_others_continue() {
     let registry = inspected();
-    registry.named("bug").run_local(async { panic!("as planned") });
+    registry.named("bug").run_local(async { panic!("intended") });
     registry.run_local(async {});
     registry.run_local(timer(0));
     uncaught().await;
@@ -256,12 +257,12 @@ async fn a_task_that_panics_stays_in_flight_for_ever_and_the_others_go_on() {
     assert_eq!(stragglers.tasks()[0].name(), Some("bug"));
 }
 
-/// With `-C panic=unwind`, which needs a nightly toolchain, all is as elsewhere.
+/// With `-C panic=unwind`, which needs a nightly toolchain, a panic is counted as on other targets.
 #[cfg(panic = "unwind")]
 #[wasm_bindgen_test]
-async fn a_task_that_panics_is_counted() {
+async fn panicking_task_is_counted() {
     let registry = Registry::new(WasmSpawner);
-    registry.run_local(async { panic!("as planned") });
+    registry.run_local(async { panic!("intended") });
     registry.run_local(async {});
     assert_eq!(counts(registry.shutdown().await), [1, 0, 1, 0, 0, 0]);
 }

@@ -1,8 +1,8 @@
-//! The engine's board: its queue, its jobs, its workers, read from the engine's tables.
+//! The engine's board, which shows the queue, the jobs and the workers from the engine's tables.
 //!
-//! It has an address of its own, as its pages know no other path than `/`. It has no login, and whoever reaches it sees addresses:
-//! hence a loopback address, no name that a name server could point there (which would let a page of others read it), and no request but to
-//! read: what it could push is no job that the worker knows.
+//! The board has its own socket, because its pages work only at the path `/`. It has no login and shows mail addresses. Therefore it listens
+//! on a loopback address only, and rejects other host names, which DNS rebinding could point to that address. It rejects requests that write:
+//! jobs that it pushes would not be valid for the worker.
 
 use crate::signups::QUEUE;
 use apalis_board_api::framework::{ApiBuilder, RegisterRoute};
@@ -25,11 +25,12 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 pub(crate) fn router(jobs: &Durable, signal: ShutdownSignal) -> Router {
-    // It takes a system for unhealthy that has no stream of its log. That of this process says little of the workers', so this is silent.
-    let silence = async move || {
+    // The board reports a system without a log stream as unhealthy. The log of this process says little about the workers, so the stream is
+    // empty.
+    let empty_log = async move || {
         Sse::new(stream::once(signal).filter_map(async |()| None::<Result<Event, Infallible>>)).keep_alive(KeepAlive::default())
     };
-    let api = ApiBuilder::new(Router::new().route("/events", get(silence)));
+    let api = ApiBuilder::new(Router::new().route("/events", get(empty_log)));
     let api = match (jobs.sqlite_pool(), jobs.postgres_pool()) {
         (Some(pool), _) => {
             let config = apalis_sqlite::Config::default().queue(QUEUE);
@@ -47,10 +48,10 @@ pub(crate) fn router(jobs: &Durable, signal: ShutdownSignal) -> Router {
 async fn guard(request: Request, next: Next) -> Response {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     if !host.is_some_and(is_loopback) {
-        return (StatusCode::FORBIDDEN, "the board is shown under localhost or a loopback address\n").into_response();
+        return (StatusCode::FORBIDDEN, "open the board as localhost or at a loopback address\n").into_response();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return (StatusCode::METHOD_NOT_ALLOWED, "the board shows, and does nothing\n").into_response();
+        return (StatusCode::METHOD_NOT_ALLOWED, "the board is read-only\n").into_response();
     }
     next.run(request).await
 }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hosts() {
+    fn only_loopback_hosts_are_accepted() {
         for host in ["localhost", "LOCALHOST:8081", "127.0.0.1", "127.0.0.1:8081", "[::1]", "[::1]:8081"] {
             assert!(is_loopback(host), "{host}");
         }

@@ -1,4 +1,4 @@
-//! Where mails go: a folder, or a mail server.
+//! Sends mails to a folder or to a mail server.
 
 use crate::options::Relay;
 use lettre::message::header::ContentType;
@@ -16,59 +16,59 @@ pub(crate) enum Mailer {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
 }
 
-/// Why a mail was not sent, for its addressee to read.
+/// Why a mail was not sent, as a message for its recipient.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// It may be tried again.
-    NotNow(String),
-    Never(String),
+    /// A retry may succeed.
+    Temporary(String),
+    Permanent(String),
 }
 
 impl Mailer {
     /// # Errors
     ///
-    /// When the folder cannot be made.
+    /// If the folder cannot be created.
     pub(crate) fn new(outbox: &Path, smtp: Option<&Relay>) -> Result<Self, String> {
         let Some(Relay { host, port }) = smtp else {
             fs::create_dir_all(outbox).map_err(|error| format!("cannot write to '{}': {error}", outbox.display()))?;
             return Ok(Self::Folder(outbox.to_owned()));
         };
-        // Without encryption, which is for a relay on the same machine or network.
+        // Without encryption, so use a relay on the same machine or network only.
         let relay = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(*port);
         Ok(Self::Smtp(relay.timeout(Some(Duration::from_secs(20))).build()))
     }
 
-    /// Sends a mail. Its id tells mails apart: in the folder the second one of the same id changes nothing, and a mail server, which
-    /// may be handed it twice, finds it in the `Message-ID`.
+    /// Sends a mail. The ID makes a repeated call harmless: in the folder it changes nothing, and a mail server, which may receive the mail
+    /// twice, finds the ID in the `Message-ID`.
     pub(crate) async fn send(&self, id: &str, attempt: u32, to: &str) -> Result<(), Refusal> {
-        let mail = compose(id, to).map_err(Refusal::Never)?;
+        let mail = compose(id, to).map_err(Refusal::Permanent)?;
         match self {
             Self::Folder(outbox) => {
                 let (path, temporary) = (outbox.join(format!("{id}.eml")), outbox.join(format!(".{id}-{attempt}.tmp")));
                 let folder = outbox.clone();
                 let written = spawn_blocking(move || {
-                    fs::create_dir_all(folder)?; // somebody may have tidied up
+                    fs::create_dir_all(folder)?; // it may have been deleted
                     put(&path, &temporary, &mail.formatted())
                 });
                 written.await.map_err(io::Error::other).and_then(|written| written).map_err(|error| {
                     warn!("cannot write a mail into '{}': {error}", outbox.display());
-                    Refusal::NotNow("the outbox cannot be written to".into())
+                    Refusal::Temporary("the outbox is not writable".into())
                 })
             }
             Self::Smtp(relay) => match relay.send(mail).await {
                 Ok(_) => Ok(()),
                 Err(error) if error.is_permanent() => {
-                    Err(Refusal::Never(format!("the mail server refused it ({})", cause(&error))))
+                    Err(Refusal::Permanent(format!("the mail server rejected it ({})", cause(&error))))
                 }
-                Err(error) => Err(Refusal::NotNow(format!("the mail server did not take it ({})", cause(&error)))),
+                Err(error) => Err(Refusal::Temporary(format!("the mail server did not accept it ({})", cause(&error)))),
             },
         }
     }
 }
 
 fn compose(id: &str, to: &str) -> Result<Message, String> {
-    let to: Address = to.parse().map_err(|error| format!("{to} is no address: {error}"))?;
-    let from: Address = "signups@example.com".parse().expect("it is one");
+    let to: Address = to.parse().map_err(|error| format!("invalid address {to}: {error}"))?;
+    let from: Address = "signups@example.com".parse().expect("the address is valid");
     Message::builder()
         .from(from.into())
         .to(to.into())
@@ -79,8 +79,8 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Writes a file in one piece, unless it is there. Each attempt has a temporary file of its own: one of a worker that is taken for
-/// dead may still be writing.
+/// Writes a file atomically, unless it exists. Each attempt has its own temporary file, because a worker that counts as dead may still be
+/// writing.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     if path.exists() {
         return Ok(());
@@ -89,13 +89,13 @@ fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(temporary, path)?;
-    // The name is on the disk, too, before the job is told to be done. Elsewhere a folder is no file.
+    // The name must be on the disk before the job counts as done. Only Unix can open a folder as a file.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
 }
 
-/// The innermost cause: the outer ones say that there is one.
+/// Returns the innermost cause, which is the most specific.
 fn cause(error: &dyn std::error::Error) -> impl Display {
     let mut cause = error;
     while let Some(inner) = cause.source() {
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_write_changes_nothing() {
+    fn second_write_changes_nothing() {
         let outbox = tempfile::tempdir().unwrap();
         let (path, temporary) = (outbox.path().join("1.eml"), |attempt| outbox.path().join(format!(".1-{attempt}.tmp")));
         put(&path, &temporary(1), b"the first").unwrap();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_cannot_add_a_header() {
+    fn address_cannot_add_a_header() {
         for address in ["ada", "ada@", "ada@example.com\r\nBcc: eve@example.com", "ada@example.com, eve@example.com"] {
             assert!(compose("1", address).is_err(), "{address:?}");
         }

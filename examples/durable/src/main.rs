@@ -1,4 +1,4 @@
-//! Sign-ups over HTTP whose mails are sent by a worker, a process of its own: neither loses one, however it ends.
+//! Sign-ups over HTTP. A worker in a separate process sends the mails. No crash of either process loses a mail.
 
 mod board;
 mod mail;
@@ -28,12 +28,12 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
-    // Before the runtime's threads: from here on no signal is lost.
+    // Before the runtime starts threads, so that no signal is lost.
     let host = Host::new(&tasks).grace(options.grace);
-    Runtime::new().expect("threads and a poller").block_on(host.run(run(tasks, options)))
+    Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, options)))
 }
 
-/// Runs until the shutdown has begun and what is its own is done.
+/// Runs the roles of this process until shutdown has started and they have finished.
 async fn run(tasks: Tasks, options: Options) -> Result<(), String> {
     let jobs = Durable::connect(&options.database).await.map_err(|error| error.to_string())?;
     if options.role == Role::Worker {
@@ -44,12 +44,12 @@ async fn run(tasks: Tasks, options: Options) -> Result<(), String> {
     if options.role == Role::Server {
         return server.run().await;
     }
-    // In this order: the worker may send what the last requests have committed.
-    let (tell, end) = oneshot::channel();
+    // The server stops first, because the worker may send the mails of its last requests.
+    let (stop_worker, stop) = oneshot::channel();
     let serve = async {
         server.run().await?;
-        drop(tell);
+        drop(stop_worker);
         Ok(())
     };
-    tokio::try_join!(serve, together::keep_a_worker(&options, end)).map(drop)
+    tokio::try_join!(serve, together::keep_a_worker(&options, stop)).map(drop)
 }

@@ -8,32 +8,32 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const HELP: &str = "\
-Signs people up. The mail that each of them gets is a job in a database, which a worker sends.
+Signs people up. The mail to each of them is a job in a database, which a worker sends.
 
 Usage: durable-signups [server | worker] [options]
 
-  server  answer HTTP
-  worker  send mails: any number of them, on any number of machines
-  without either: the server and, as a process of its own, a worker
+  server  serve HTTP
+  worker  send mails: any number of workers, on any number of machines
+  without either: serve HTTP, and start a worker as a child process
 
-  --listen ADDRESS  answer there [127.0.0.1:8080]
-  --board ADDRESS   show the engine's board there, on a loopback address, or nowhere: none [127.0.0.1:8081]
-  --outbox FOLDER   write each mail into a file there; it is created if missing [outbox]
-  --smtp HOST:PORT  hand the mails to this mail server instead, without encryption
-  --lease SECONDS   a worker that was not seen for so long is dead, and others get its mails; at least 3 [10]
-  --grace SECONDS   after SIGTERM or Ctrl-C, wait this long for what is in flight; a worker that this process has
-                    started has half of it, as its turn is last [20]
-  --until-eof       worker: stop at the end of the standard input, too
-  --help            say this
+  --listen ADDRESS  address of the HTTP server [127.0.0.1:8080]
+  --board ADDRESS   loopback address of the engine's board, or none to disable it [127.0.0.1:8081]
+  --outbox FOLDER   write each mail to a file in this folder, which is created if missing [outbox]
+  --smtp HOST:PORT  send the mails to this mail server instead, without encryption
+  --lease SECONDS   how long a worker counts as alive after its last heartbeat; at least 3 [10]
+  --grace SECONDS   how long to drain after SIGTERM or Ctrl-C; a child worker drains after the
+                    server, with half of this time [20]
+  --until-eof       worker: also stop at the end of the standard input
+  --help            print this help
 
-DATABASE_URL in the environment is a SQLite file, or postgres://USER:PASSWORD@HOST:PORT/NAME [signups.db]
+DATABASE_URL is the path of a SQLite file, or postgres://USER:PASSWORD@HOST:PORT/NAME [signups.db]
 
   curl -d email=ada@example.com http://127.0.0.1:8080/signups    sign up
-  curl http://127.0.0.1:8080/signups/ID                          what became of the mail
-  curl -N http://127.0.0.1:8080/signups/ID/events                the same, as it happens
+  curl http://127.0.0.1:8080/signups/ID                          show the status of the mail
+  curl -N http://127.0.0.1:8080/signups/ID/events                stream the status of the mail
 
-Exit status: 0 when drained, 1 when the grace was over first, 2 when it could not start or work, or
-its worker has not drained, 130 after a second SIGTERM or Ctrl-C.
+Exit status: 0 if drained, 1 if the grace period expired, 2 after an error or if the child worker has
+not drained, 130 after a second SIGTERM or Ctrl-C.
 ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,13 @@ pub(crate) struct Relay {
 }
 
 impl Options {
-    /// Returns the exit code if there is nothing to do, having said why.
+    /// Reads the options. Prints help or an error, and returns the exit code, if there is nothing to run.
     pub(crate) fn from_env() -> Result<Self, ExitCode> {
         let database = env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".into());
         match parse(lexopt::Parser::from_env(), database) {
             Ok(Some(options)) => Ok(options),
             Ok(None) => {
-                // Nobody may be there to read it.
+                // The reader may have closed the pipe.
                 let _ = std::io::stdout().write_all(HELP.as_bytes());
                 Err(ExitCode::SUCCESS)
             }
@@ -81,8 +81,8 @@ impl Options {
         }
     }
 
-    /// What a worker that this process starts is told: the same, and half of the grace, as its turn is last.
-    pub(crate) fn of_worker(&self) -> Vec<OsString> {
+    /// Returns the arguments of a child worker: the same options, but half of the grace period, because it drains last.
+    pub(crate) fn worker_args(&self) -> Vec<OsString> {
         let mut args = vec!["worker".into()];
         args.extend(env::args_os().skip(1));
         args.extend(["--until-eof".into(), "--grace".into(), (self.grace / 2).as_secs_f64().to_string().into()]);
@@ -90,7 +90,7 @@ impl Options {
     }
 }
 
-/// Returns `None` if help was asked for.
+/// Returns `None` if `--help` was given.
 fn parse(mut args: lexopt::Parser, database: String) -> Result<Option<Options>, lexopt::Error> {
     let mut options = Options {
         role: Role::Together,
@@ -124,20 +124,20 @@ fn role(value: &str) -> Result<Role, String> {
     match value {
         "server" => Ok(Role::Server),
         "worker" => Ok(Role::Worker),
-        _ => Err("it is either server or worker".into()),
+        _ => Err("expected server or worker".into()),
     }
 }
 
-/// It has no login, and it shows addresses.
+/// Accepts loopback addresses only, because the board has no login and shows mail addresses.
 fn board(value: &str) -> Result<Option<SocketAddr>, String> {
     if value == "none" {
         return Ok(None);
     }
-    let address: SocketAddr = value.parse().map_err(|_| "it is an address and a port, or none")?;
+    let address: SocketAddr = value.parse().map_err(|_| "expected an address with a port, or none")?;
     if address.ip().is_loopback() {
         Ok(Some(address))
     } else {
-        Err("the board has no login, so it is shown on a loopback address alone".into())
+        Err("the board has no login, so it needs a loopback address".into())
     }
 }
 
@@ -145,13 +145,13 @@ fn relay(value: &str) -> Result<Relay, String> {
     let parts = value.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     match parts {
         Some((host, port)) if !host.is_empty() => Ok(Relay { host: host.to_owned(), port }),
-        _ => Err("a mail server is HOST:PORT".into()),
+        _ => Err("expected HOST:PORT".into()),
     }
 }
 
 fn lease(value: &str) -> Result<Duration, String> {
-    let lease = Duration::from_secs(value.parse().map_err(|_| "it is a whole number of seconds")?);
-    if lease >= Duration::from_secs(3) { Ok(lease) } else { Err("less than 3 seconds would take the living for dead".into()) }
+    let lease = Duration::from_secs(value.parse().map_err(|_| "expected a whole number of seconds")?);
+    if lease >= Duration::from_secs(3) { Ok(lease) } else { Err("the minimum is 3 seconds".into()) }
 }
 
 fn seconds(value: &str) -> Result<Duration, String> {

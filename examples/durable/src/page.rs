@@ -1,4 +1,4 @@
-//! The page for the end-user: a form, and what became of a mail. It is whole without its script, which only makes it live.
+//! The page for the user: a form, and the status of a mail. It works without its script, which only adds live updates.
 
 use crate::signups::Signup;
 use axum::http::StatusCode;
@@ -7,16 +7,16 @@ use axum::response::{Html, IntoResponse, Response};
 
 const HTML: &str = include_str!("page.html");
 
-/// For a browser that runs no script: it asks again until there is nothing more to tell.
+/// Makes a browser without scripts reload the page until the status is final.
 const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></noscript>"#;
 
-/// Lets the page's own script and style run and nothing else; a browser's console says the hashes when they have changed.
+/// Allows only the script and the style of the page. After a change, the browser's console shows the new hashes.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-43NCTFzVxo/0RRcCFSXUZGjV6vRFweKv+0gZwagLVe0='; \
+    script-src 'sha256-im8vFS0N5pJpjcIBk2dVfqV7lYcdLnwJOb18gj/H2tA='; \
     style-src 'sha256-UsfFXIyzM9DT1uG9+K7uKrUTtlDFYkXWzwaEr8WUqeY='; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-/// The form.
+/// Returns the form.
 pub(crate) fn form() -> Response {
     page(StatusCode::OK, |name| match name {
         "title" => "Sign up",
@@ -26,17 +26,17 @@ pub(crate) fn form() -> Response {
     })
 }
 
-/// The form, under what was wrong with what it had sent.
-pub(crate) fn refused(status: StatusCode, why: &str) -> Response {
+/// Returns the form with an error message.
+pub(crate) fn refused(status: StatusCode, reason: &str) -> Response {
     page(status, |name| match name {
-        "title" | "refusal" => why,
+        "title" | "refusal" => reason,
         "state" => "refused",
         "label" => "Your address",
         _ => "",
     })
 }
 
-/// What became of a mail.
+/// Returns the status of a mail.
 pub(crate) fn signup(signup: &Signup) -> Response {
     let state = signup.status.to_string();
     page(StatusCode::OK, |name| match name {
@@ -53,7 +53,7 @@ fn page<'a>(status: StatusCode, value: impl Fn(&str) -> &'a str) -> Response {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        // Who has the page's address can see it.
+        // Everybody who knows the URL can see the page, so it must not leak in the Referer.
         (header::REFERRER_POLICY, "no-referrer"),
         (header::VARY, "accept"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -61,12 +61,12 @@ fn page<'a>(status: StatusCode, value: impl Fn(&str) -> &'a str) -> Response {
     (status, headers, Html(fill(value))).into_response()
 }
 
-/// Puts a value in the place of each `{{name}}`, as text but for the refresh.
+/// Replaces each `{{name}}` by its value. Escapes every value except the refresh element.
 fn fill<'a>(value: impl Fn(&str) -> &'a str) -> String {
     let mut parts = HTML.split("{{");
     let mut html = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let (name, rest) = part.split_once("}}").expect("the page closes what it opens");
+        let (name, rest) = part.split_once("}}").expect("every placeholder is closed");
         match name {
             "refresh" => html.push_str(value(name)),
             _ => escape(value(name), &mut html),
@@ -92,9 +92,9 @@ fn escape(text: &str, html: &mut String) {
 mod tests {
     use super::*;
 
-    /// Nor is what stands in a value taken for a name.
+    /// A placeholder inside a value is not replaced either.
     #[test]
-    fn what_the_user_wrote_is_text() {
+    fn user_input_is_escaped() {
         let html = fill(|name| if name == "address" { r#""<script>&{{state}}"@example.com"# } else { "" });
         assert!(html.contains("<h2 id=\"address\">&quot;&lt;script&gt;&amp;{{state}}&quot;@example.com</h2>"), "{html}");
     }

@@ -1,7 +1,7 @@
-//! HTTP: takes sign-ups, and tells what became of their mails.
+//! HTTP: accepts sign-ups and shows the status of their mails.
 
 use crate::page;
-use crate::signups::{Failed, Signup, Signups};
+use crate::signups::{Signup, Signups, StoreError};
 use crate::{Tasks, board};
 use axum::extract::rejection::{FormRejection, JsonRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
@@ -26,8 +26,8 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// How often an open page has the database asked.
-const GLANCE: Duration = Duration::from_millis(250);
+/// How often the server queries the database for each open page.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Clone)]
 struct Service {
@@ -35,7 +35,7 @@ struct Service {
     signups: Signups,
 }
 
-/// Its sockets are bound, and nobody has been answered.
+/// A server whose sockets are bound.
 pub(crate) struct Server {
     service: Service,
     listener: TcpListener,
@@ -57,7 +57,7 @@ impl Server {
         Ok(Self { service: Service { tasks, signups }, listener, board })
     }
 
-    /// Serves until the shutdown has begun and all connections are done.
+    /// Serves until shutdown has started and all connections are closed.
     pub(crate) async fn run(self) -> Result<(), String> {
         let Self { service, listener, board } = self;
         let tasks = service.tasks.clone();
@@ -73,16 +73,16 @@ impl Server {
             .with_state(service);
 
         info!("listening on http://{}", address(&listener)?);
-        let shown = async {
+        let serve_board = async {
             let Some(board) = board else { return Ok(()) };
             info!("the board is at http://{}", address(&board)?);
             serve(board, board_app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
         };
-        let served = async {
-            background_tasks_host::ready();
+        let serve_app = async {
+            background_tasks_host::notify_ready();
             serve(listener, app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
         };
-        tokio::try_join!(served, shown).map(drop)
+        tokio::try_join!(serve_app, serve_board).map(drop)
     }
 }
 
@@ -94,13 +94,13 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, String> {
     listener.local_addr().map_err(|error: io::Error| error.to_string())
 }
 
-/// Answers once the sign-up and its job are committed: whatever happens from here on, the mail is going to be sent.
+/// Responds after the sign-up and its job are committed. From then on, no crash can lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, email: Result<Email, Refusal>) -> Response {
     match accept(&service, email).await {
         Ok((signup, _)) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
-        Ok((signup, new)) => {
-            let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
-            (status, [(header::LOCATION, path(signup.id))], told(&signup)).into_response()
+        Ok((signup, is_new)) => {
+            let status = if is_new { StatusCode::ACCEPTED } else { StatusCode::OK };
+            (status, [(header::LOCATION, path(signup.id))], response(&signup)).into_response()
         }
         Err(refusal) => refusal.answer(&wants),
     }
@@ -108,45 +108,45 @@ async fn sign_up(State(service): State<Service>, wants: Wants, email: Result<Ema
 
 async fn accept(service: &Service, email: Result<Email, Refusal>) -> Result<(Signup, bool), Refusal> {
     let Email(address) = email?;
-    let (id, new) = service.signups.add(&address).await?;
-    if new {
-        return Ok((Signup::begun(id, address), true));
+    let (id, is_new) = service.signups.add(&address).await?;
+    if is_new {
+        return Ok((Signup::committed(id, address), true));
     }
-    let mut signup = service.signups.look(id).await?.ok_or(Refusal::NOT_FOUND)?;
-    signup.message.insert_str(0, "This address had signed up before. ");
+    let mut signup = service.signups.find(id).await?.ok_or(Refusal::NOT_FOUND)?;
+    signup.message.insert_str(0, "This address has already signed up. ");
     Ok((signup, false))
 }
 
 async fn show(State(service): State<Service>, wants: Wants, Path(id): Path<String>) -> Response {
     match find(&service, &id).await {
         Ok((_, signup)) if wants == Wants::Page => page::signup(&signup),
-        Ok((_, signup)) => told(&signup).into_response(),
+        Ok((_, signup)) => response(&signup).into_response(),
         Err(refusal) => refusal.answer(&wants),
     }
 }
 
 async fn find(service: &Service, id: &str) -> Result<(JobId, Signup), Refusal> {
     let id = id.parse().map_err(|_| Refusal::NOT_FOUND)?;
-    Ok((id, service.signups.look(id).await?.ok_or(Refusal::NOT_FOUND)?))
+    Ok((id, service.signups.find(id).await?.ok_or(Refusal::NOT_FOUND)?))
 }
 
 fn path(id: JobId) -> String {
     format!("/signups/{id}")
 }
 
-fn told(signup: &Signup) -> impl IntoResponse {
-    let mut told = json!(signup);
-    told["url"] = path(signup.id).into();
-    told["events"] = format!("{}/events", path(signup.id)).into();
-    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(told))
+fn response(signup: &Signup) -> impl IntoResponse {
+    let mut body = json!(signup);
+    body["url"] = path(signup.id).into();
+    body["events"] = format!("{}/events", path(signup.id)).into();
+    ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Tells each change until there is none to come, or the server is about to end: the browser then asks the next one.
+/// Streams each change until the status is final or shutdown starts. The browser then reconnects to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id).await {
         Ok((id, signup)) => {
             let changes = Changes { id, signup: Some(signup), last: None, signal: service.tasks.signal(), service };
-            let no_buffer = [("x-accel-buffering", "no")]; // nginx would collect them
+            let no_buffer = [("x-accel-buffering", "no")]; // nginx would buffer the events
             (no_buffer, Sse::new(changes.stream()).keep_alive(KeepAlive::default())).into_response()
         }
         Err(refusal) => refusal.into_response(),
@@ -156,9 +156,9 @@ async fn events(State(service): State<Service>, Path(id): Path<String>) -> Respo
 struct Changes {
     service: Service,
     id: JobId,
-    /// What was seen and has not been told.
+    /// The latest status, which has not been sent.
     signup: Option<Signup>,
-    /// What has been told.
+    /// The status that was sent last.
     last: Option<Signup>,
     signal: ShutdownSignal,
 }
@@ -174,14 +174,14 @@ impl Changes {
     async fn next(&mut self) -> Option<Event> {
         while self.last.as_ref().is_none_or(|last| !last.ended) {
             if let Some(signup) = self.signup.take().filter(|signup| self.last.as_ref() != Some(signup)) {
-                let event = Event::default().json_data(&signup).expect("JSON has all that a sign-up has");
+                let event = Event::default().json_data(&signup).expect("a sign-up can be serialized as JSON");
                 self.last = Some(signup);
                 return Some(event);
             }
-            self.signal.run_until_shutdown(sleep(GLANCE)).await?;
-            // A database that does not answer now may do so the next time.
-            self.signup = self.service.signups.look(self.id).await.unwrap_or_else(|error| {
-                warn!("cannot look after a mail: {error}");
+            self.signal.run_until_shutdown(sleep(POLL_INTERVAL)).await?;
+            // After an error the next query may succeed.
+            self.signup = self.service.signups.find(self.id).await.unwrap_or_else(|error| {
+                warn!("cannot query the status of a mail: {error}");
                 None
             });
         }
@@ -189,7 +189,7 @@ impl Changes {
     }
 }
 
-/// What the client reads.
+/// The format that the client accepts.
 #[derive(Debug, PartialEq)]
 enum Wants {
     Page,
@@ -205,7 +205,7 @@ impl<S: Sync> FromRequestParts<S> for Wants {
     }
 }
 
-/// An address that a mail can be sent to, from a form or from JSON.
+/// A valid mail address, from a form or from JSON.
 struct Email(String);
 
 #[derive(Deserialize)]
@@ -222,8 +222,8 @@ impl<S: Send + Sync> FromRequest<S> for Email {
         } else {
             Form::from_request(request, state).await?.0
         };
-        let address: Address = email.trim().parse().map_err(|_| Refusal::unprocessable("that is not an address of a mailbox"))?;
-        // What is before the @ is its server's to tell apart; what is after it is the same in any case.
+        let address: Address = email.trim().parse().map_err(|_| Refusal::unprocessable("This is not a valid mail address."))?;
+        // Domains are not case-sensitive. The part before the @ may be.
         Ok(Self(format!("{}@{}", address.user(), address.domain().to_ascii_lowercase())))
     }
 }
@@ -233,26 +233,26 @@ fn is_json(headers: &HeaderMap) -> bool {
     content.is_some_and(|content| content.starts_with("application/json"))
 }
 
-/// A sentence in place of what was asked for.
+/// An error response with a message.
 #[derive(Debug)]
 struct Refusal {
     status: StatusCode,
-    why: String,
+    reason: String,
 }
 
 impl Refusal {
-    const NOT_FOUND: Self = Self { status: StatusCode::NOT_FOUND, why: String::new() };
+    const NOT_FOUND: Self = Self { status: StatusCode::NOT_FOUND, reason: String::new() };
 
-    fn unprocessable(why: &str) -> Self {
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, why: why.into() }
+    fn unprocessable(reason: &str) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, reason: reason.into() }
     }
 
     fn answer(self, wants: &Wants) -> Response {
-        let Self { status, why } = self;
-        let why = if why.is_empty() { "There is no such sign-up.".into() } else { why };
+        let Self { status, reason } = self;
+        let reason = if reason.is_empty() { "There is no such sign-up.".into() } else { reason };
         match wants {
-            Wants::Page => page::refused(status, &why),
-            Wants::Data => (status, Json(json!({ "error": why }))).into_response(),
+            Wants::Page => page::refused(status, &reason),
+            Wants::Data => (status, Json(json!({ "error": reason }))).into_response(),
         }
     }
 }
@@ -263,26 +263,26 @@ impl IntoResponse for Refusal {
     }
 }
 
-impl From<Failed> for Refusal {
-    fn from(error: Failed) -> Self {
-        warn!("the database fails: {error}");
-        let why = if error.surely {
-            "The database cannot be reached, so nothing was done. Please try again later."
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        warn!("database error: {error}");
+        let reason = if error.is_rolled_back {
+            "The database cannot be reached, so nothing was saved. Please try again later."
         } else {
-            "The database went away before it had answered. Please sign up again: an address gets one mail, however often it signs up."
+            "The connection to the database was lost. Please sign up again: each address receives one mail, even if it signs up twice."
         };
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, why: why.into() }
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: reason.into() }
     }
 }
 
 impl From<FormRejection> for Refusal {
     fn from(rejection: FormRejection) -> Self {
-        Self { status: rejection.status(), why: rejection.body_text() }
+        Self { status: rejection.status(), reason: rejection.body_text() }
     }
 }
 
 impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
-        Self { status: rejection.status(), why: rejection.body_text() }
+        Self { status: rejection.status(), reason: rejection.body_text() }
     }
 }

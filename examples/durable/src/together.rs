@@ -1,4 +1,4 @@
-//! A worker as a process of its own, which this one starts, and starts again when it dies.
+//! Runs a worker as a child process, and restarts it when it dies.
 
 use crate::options::Options;
 use std::io::{IsTerminal, Write};
@@ -10,59 +10,59 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// Keeps a worker running until it is told to end it; then waits until the worker has drained.
+/// Keeps a worker running until `stop` resolves, then drains it.
 ///
-/// The worker lives as long as its input, which this process holds: so it drains even if this process is killed.
-pub(crate) async fn keep_a_worker(options: &Options, mut end: oneshot::Receiver<()>) -> Result<(), String> {
+/// The worker stops when its standard input ends. This process holds the other end, so the worker drains even if this process is killed.
+pub(crate) async fn keep_a_worker(options: &Options, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
     loop {
         let mut worker = start(options).map_err(|error| format!("cannot start a worker: {error}"))?;
-        // Waiting would close it.
+        // `wait` would close the pipe.
         let input = worker.stdin.take();
-        let told = tokio::spawn(tell(worker.stderr.take()));
+        let log = tokio::spawn(forward(worker.stderr.take()));
         info!("the worker is process {}", worker.id().unwrap_or_default());
         tokio::select! {
-            status = worker.wait() => gone(status.map_err(|error| error.to_string())?)?,
-            _ = &mut end => {
+            status = worker.wait() => exited(status.map_err(|error| error.to_string())?)?,
+            _ = &mut stop => {
                 drop(input);
                 let status = worker.wait().await.map_err(|error| error.to_string())?;
-                let _ = told.await;
-                return if status.success() { Ok(()) } else { Err(format!("the worker has ended with {status}")) };
+                let _ = log.await;
+                return if status.success() { Ok(()) } else { Err(format!("the worker has not drained: {status}")) };
             }
         }
-        // One that dies at once must not keep the machine busy.
+        // Limits the rate of restarts if the worker dies immediately.
         tokio::select! {
             () = sleep(Duration::from_secs(1)) => {}
-            _ = &mut end => return Ok(()),
+            _ = &mut stop => return Ok(()),
         }
     }
 }
 
-/// One that says that it cannot work would say it again.
-fn gone(status: ExitStatus) -> Result<(), String> {
+/// Checks whether to restart the worker. A restart cannot fix its own error, exit code 2.
+fn exited(status: ExitStatus) -> Result<(), String> {
     if status.code() == Some(2) {
-        return Err("the worker cannot work".into());
+        return Err("the worker failed with exit code 2".into());
     }
-    warn!("the worker is gone ({status}): another one takes its place, and gets its mails");
+    warn!("the worker died ({status}): starting another one, which takes over its mails");
     Ok(())
 }
 
 fn start(options: &Options) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(options.of_worker()).stdin(Stdio::piped());
-    // Ctrl-C goes to all processes of a terminal's group; the worker's turn is after the server's.
+    command.args(options.worker_args()).stdin(Stdio::piped());
+    // Ctrl-C signals the whole process group of a terminal. The worker must drain after the server, so it has its own group.
     #[cfg(unix)]
     command.process_group(0);
-    // A terminal has room for one drain's bar.
+    // A terminal shows one progress bar, so the log of the worker is forwarded.
     if std::io::stderr().is_terminal() {
         command.stderr(Stdio::piped());
     }
     command.spawn()
 }
 
-/// Above the bar of this process.
-async fn tell(said: Option<ChildStderr>) {
-    let Some(said) = said else { return };
-    let mut lines = BufReader::new(said).lines();
+/// Forwards the log of the worker, above the progress bar of this process.
+async fn forward(stderr: Option<ChildStderr>) {
+    let Some(stderr) = stderr else { return };
+    let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let _ = writeln!(background_tasks_host::stderr(), "{line}");
     }

@@ -1,4 +1,4 @@
-//! Sends the mails: what this process does not finish, another one does.
+//! Sends the mails. If this process dies, another worker sends the remaining ones.
 
 use crate::Tasks;
 use crate::mail::{Mailer, Refusal};
@@ -12,19 +12,19 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::info;
 
-/// Sends mails until the shutdown has begun, or the input has ended if that is to end it. Those in flight then are the registry's.
+/// Sends mails until shutdown starts or, with `--until-eof`, the standard input ends. The drain then waits for mails in flight.
 pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Result<(), String> {
     let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
-    let limits = durable::Options::default().concurrency(4).lease(options.lease);
+    let limits = durable::WorkerOptions::default().concurrency(4).lease(options.lease);
     let send = move |mail: Job<Welcome>| {
         let mailer = mailer.clone();
         async move { send(&mailer, &mail).await }
     };
     signups::queue(&jobs).serve(&tasks, limits, send).await.map_err(|error| error.to_string())?;
-    info!("the worker waits for mails");
-    background_tasks_host::ready();
+    info!("the worker is ready");
+    background_tasks_host::notify_ready();
     if options.until_eof {
-        let ended = input_ended().map_err(|error| format!("cannot wait for the end of the input: {error}"))?;
+        let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
         tasks.signal().run_until_shutdown(ended).await;
     } else {
         tasks.signal().await;
@@ -32,30 +32,30 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     Ok(())
 }
 
-/// At least once: a worker that is killed between the mail and the note that it is sent leaves it to the next one. The id of the job is
-/// what tells the two apart.
+/// Sends a mail at least once: if a worker is killed after it has sent a mail and before that is committed, the next one sends it again. The
+/// ID of the job identifies such duplicates.
 async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
-    // Two domains whose mail server need not be there to see each end.
+    // Two test domains that show a failure and a retry without a mail server.
     match mail.to.rsplit_once('@') {
-        Some((_, "bounce.example")) => return Err(Failure::dead("there is no such mailbox")),
+        Some((_, "bounce.example")) => return Err(Failure::dead("the mailbox does not exist")),
         Some((_, "flaky.example")) if mail.attempt() == 1 => {
             return Err(Failure::retry_after("the mailbox is busy", Duration::from_secs(2)));
         }
         _ => {}
     }
     mailer.send(&mail.id().to_string(), mail.attempt(), &mail.to).await.map_err(|refusal| match refusal {
-        Refusal::NotNow(why) => Failure::retry(why),
-        Refusal::Never(why) => Failure::dead(why),
+        Refusal::Temporary(reason) => Failure::retry(reason),
+        Refusal::Permanent(reason) => Failure::dead(reason),
     })
 }
 
-/// A thread's wait: a read cannot be given up.
+/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
 fn input_ended() -> io::Result<impl Future<Output = ()>> {
-    let (tell, told) = oneshot::channel::<()>();
+    let (sender, ended) = oneshot::channel::<()>();
     thread::Builder::new().name("input".into()).spawn(move || {
-        let mut some = [0; 64];
-        while io::stdin().read(&mut some).is_ok_and(|len| len > 0) {}
-        drop(tell);
+        let mut buffer = [0; 64];
+        while io::stdin().read(&mut buffer).is_ok_and(|len| len > 0) {}
+        drop(sender);
     })?;
-    Ok(async { drop(told.await) })
+    Ok(async { drop(ended.await) })
 }

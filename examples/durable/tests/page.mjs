@@ -1,5 +1,5 @@
-// The end-user's page in a real Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
-// Needs chromium and chromedriver. With SCREENSHOTS=folder it also takes pictures.
+// Tests the user's page in a real Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
+// Needs chromium and chromedriver. With SCREENSHOTS=folder it also takes screenshots.
 import { spawn } from "node:child_process";
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -10,13 +10,13 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 
-/// Long enough that only a hang gets there.
+/// The time limit of a step, which only a hang exceeds.
 const HANG = 60_000;
 
 let driver, folder, session, dir;
 let processes = [];
 
-/// One command of WebDriver (https://www.w3.org/TR/webdriver2/).
+/// Sends a WebDriver command (https://www.w3.org/TR/webdriver2/).
 async function command(method, path, body) {
   const response = await fetch(`${driver.url}${path}`, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(HANG) });
   const { value } = await response.json();
@@ -30,18 +30,18 @@ const devtools = (cmd, params = {}) => command("POST", `${session}/goog/cdp/exec
 const resize = (width, height) => devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
 const prefer = (value) => devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
 
-/// Looks until it finds something.
-async function until(what, look) {
+/// Polls a condition until it is truthy, and returns its value.
+async function until(what, condition) {
   const end = Date.now() + HANG;
   for (;;) {
-    const found = await look();
-    if (found) return found;
-    assert.ok(Date.now() < end, `never came: ${what}`);
+    const value = await condition();
+    if (value) return value;
+    assert.ok(Date.now() < end, `timed out waiting for: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
 
-const text = (id) => run("const it = document.getElementById(arguments[0]); return it?.checkVisibility() ? it.innerText : ''", id);
+const text = (id) => run("const element = document.getElementById(arguments[0]); return element?.checkVisibility() ? element.innerText : ''", id);
 const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
 const type = (keys) =>
   command("POST", `${session}/actions`, {
@@ -50,24 +50,24 @@ const type = (keys) =>
 const TAB = "\uE004";
 const ENTER = "\uE007";
 
-/// Starts the program, and waits until it says that.
-async function start(says, ...args) {
+/// Starts the program, and waits for a line that contains this text.
+async function start(text, ...args) {
   const child = spawn(resolve(env.SIGNUPS), args, { cwd: dir, env: { ...env, DATABASE_URL: "signups.db" }, stdio: ["ignore", "ignore", "pipe"] });
   const started = { child, exit: once(child, "exit"), lines: [] };
   processes.push(started);
   await new Promise((resolve, reject) => {
     createInterface(child.stderr).on("line", (line) => {
       started.lines.push(line);
-      if (line.includes(says)) resolve();
+      if (line.includes(text)) resolve();
     });
-    started.exit.then(() => reject(new Error(`it has ended: ${started.lines.join("\n")}`)));
+    started.exit.then(() => reject(new Error(`the program has exited: ${started.lines.join("\n")}`)));
   });
-  const said = (what) => started.lines.find((line) => line.includes(what))?.split(what)[1];
-  return { ...started, url: said("listening on "), board: said("the board is at ") };
+  const after = (text) => started.lines.find((line) => line.includes(text))?.split(text)[1];
+  return { ...started, url: after("listening on "), board: after("the board is at ") };
 }
 
 const serve = (port = 0) => start("the board is at", "server", "--listen", `127.0.0.1:${port}`, "--board", "127.0.0.1:0");
-const work = () => start("the worker waits for mails", "worker", "--lease", "3");
+const work = () => start("the worker is ready", "worker", "--lease", "3");
 
 async function end(...them) {
   for (const { child, exit } of them) {
@@ -76,7 +76,7 @@ async function end(...them) {
   }
 }
 
-/// Signs up as a person does, and comes to the page of the mail.
+/// Signs up as a user does, and waits for the page of the mail.
 async function sign_up(url, address) {
   await go(url);
   await type(`${TAB}${address}${ENTER}`);
@@ -115,14 +115,14 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
-  // What a page asks of a server that is gone is no complaint of the next test.
+  // Failed requests of this test's page must not appear in the console log of the next test.
   await go("about:blank");
   await command("POST", `${session}/se/log`, { type: "browser" });
   await end(...processes.splice(0));
   await rm(dir, { recursive: true, force: true });
 });
 
-test("a person signs up, and sees the mail being sent", async () => {
+test("the page shows when the mail is sent", async () => {
   const { url } = await serve();
   await sign_up(url, "ada@example.com");
   await run("window.same = true");
@@ -132,51 +132,51 @@ test("a person signs up, and sees the mail being sent", async () => {
   await shows("message", /^The mail has been sent\.$/);
   assert.equal(await run("return document.title"), "The mail has been sent.");
   assert.equal(await run("return document.querySelector('main').dataset.state"), "done");
-  assert.ok(await run("return window.same"), "it was not loaded again");
+  assert.ok(await run("return window.same"), "the page is not reloaded");
   const mails = (await readdir(join(dir, "outbox"))).filter((file) => file.endsWith(".eml"));
   assert.equal(mails.length, 1);
-  assert.ok((await run("return location.pathname")).includes(mails[0].split(".")[0]), "it is named after its job");
-  const complaints = await command("POST", `${session}/se/log`, { type: "browser" });
-  assert.deepEqual(complaints, []);
+  assert.ok((await run("return location.pathname")).includes(mails[0].split(".")[0]), "the file is named after the job");
+  const messages = await command("POST", `${session}/se/log`, { type: "browser" });
+  assert.deepEqual(messages, []);
 });
 
-test("a mail that is retried, and one that cannot be sent", async () => {
+test("the page shows a retried mail and a failed mail", async () => {
   const { url } = await serve();
   await sign_up(url, "bob@flaky.example");
-  await run("window.told = []; new MutationObserver(() => told.push(says.innerText)).observe(says, { childList: true })");
+  await run("window.messages = []; new MutationObserver(() => messages.push(says.innerText)).observe(says, { childList: true })");
   await work();
   await shows("message", /^The mail has been sent, at attempt 2\.$/);
-  const told = await run("return window.told");
-  assert.ok(told.includes("The mail could not be sent yet: the mailbox is busy. It is tried again."), told);
+  const messages = await run("return window.messages");
+  assert.ok(messages.includes("The mail could not be sent yet: the mailbox is busy. It will be retried."), messages);
   await sign_up(url, "eve@bounce.example");
-  await shows("message", /^The mail could not be sent: there is no such mailbox\.$/);
+  await shows("message", /^The mail could not be sent: the mailbox does not exist\.$/);
   assert.equal(await run("return document.querySelector('main').dataset.state"), "dead");
 });
 
-test("a server that dies and comes back is waited for", async () => {
+test("the page reconnects to a restarted server", async () => {
   const server = await serve();
   await sign_up(server.url, "ada@example.com");
   await run("window.same = true");
   await end(server);
-  await shows("lost", /^No connection, trying again\. The mail does not depend on it\.$/);
+  await shows("lost", /^No connection, reconnecting\. The mail is sent anyway\.$/);
   const { port } = new URL(server.url);
-  // One that knows nothing of it, as its file is another: the page tries again after its answer, too.
+  // Starts a server with an empty database, which responds 404: the page must reconnect after that response too.
   const files = (await readdir(dir)).filter((file) => file.startsWith("signups.db"));
   await mkdir(join(dir, "away"));
   for (const file of files) await rename(join(dir, file), join(dir, "away", file));
   await run("window.answers = []; window.original = EventSource; window.EventSource = function (to) { answers.push(to); return new original(to); }; EventSource.CLOSED = 2");
   const other = await serve(port);
-  await until("a second look", () => run("return window.answers.length"));
+  await until("a second request", () => run("return window.answers.length"));
   await end(other);
   for (const file of (await readdir(dir)).filter((file) => file.startsWith("signups.db"))) await rm(join(dir, file));
   for (const file of files) await rename(join(dir, "away", file), join(dir, file));
   await Promise.all([serve(port), work()]);
   await shows("message", /^The mail has been sent\.$/);
-  assert.ok(await run("return window.same"), "it was not loaded again");
+  assert.ok(await run("return window.same"), "the page is not reloaded");
   assert.equal(await text("lost"), "");
 });
 
-test("a worker that is killed is seen as no more than a pause", async () => {
+test("a killed worker only delays the mail", async () => {
   const { url } = await serve();
   await sign_up(url, "ada@example.com");
   await end(await work());
@@ -184,7 +184,7 @@ test("a worker that is killed is seen as no more than a pause", async () => {
   await shows("message", /^The mail has been sent(, at attempt \d)?\.$/);
 });
 
-test("without a script the page loads itself again", async (t) => {
+test("without scripts the page reloads itself", async (t) => {
   const { url } = await serve();
   const answer = await fetch(`${url}/signups`, { method: "POST", body: new URLSearchParams({ email: "ada@example.com" }) });
   assert.equal(answer.status, 202);
@@ -192,41 +192,41 @@ test("without a script the page loads itself again", async (t) => {
   t.after(() => devtools("Emulation.setScriptExecutionDisabled", { value: false }));
   await go(new URL(answer.headers.get("location"), url).href);
   await shows("message", /^The mail is about to be sent\.$/);
-  assert.ok(await run("return document.querySelector('noscript a').checkVisibility()"), "a link, for who does not want to wait");
+  assert.ok(await run("return document.querySelector('noscript a').checkVisibility()"), "there is a link to reload");
   await work();
   await shows("message", /^The mail has been sent\.$/);
 });
 
-test("what is no address is said at the form, by the browser and by the server", async () => {
+test("the browser and the server reject an invalid address", async () => {
   const { url } = await serve();
   await go(url);
   await type(`${TAB}ada${ENTER}`);
   assert.equal(await run("return document.querySelector('input').matches(':invalid') && location.pathname"), "/");
   await run("document.forms[0].noValidate = true");
   await type(ENTER);
-  await shows("refusal", /^that is not an address of a mailbox$/);
+  await shows("refusal", /^This is not a valid mail address\.$/);
   assert.equal(await text("signup"), "");
 });
 
-test("assistive technology knows what is what", async () => {
+test("the page is accessible", async () => {
   const { url } = await serve();
   await sign_up(url, "ada@example.com");
   const { nodes } = await devtools("Accessibility.getFullAXTree");
   const has = (role, name) => nodes.some((node) => node.role?.value === role && node.name?.value === name);
   assert.ok(has("textbox", "Another address") && has("button", "Sign up") && has("heading", "ada@example.com") && has("region", "ada@example.com"));
   const live = nodes.filter((node) => node.properties?.some(({ name, value }) => name === "live" && value.value === "polite"));
-  assert.ok(live.some((node) => node.role.value === "status"), "what changes is said");
+  assert.ok(live.some((node) => node.role.value === "status"), "changes are announced");
   assert.equal(await run("return document.documentElement.lang"), "en");
 });
 
-test("both colour schemes can be read, and nothing is wider than the window", async () => {
+test("both colour schemes have enough contrast, and the page fits the window", async () => {
   const { url } = await serve();
   await sign_up(url, `${"long".repeat(15)}@bounce.example`);
   const seen = [];
   for (const state of ["waiting", "dead"]) {
     if (state === "dead") {
       await work();
-      await shows("message", /no such mailbox/);
+      await shows("message", /mailbox does not exist/);
     }
     for (const scheme of ["light", "dark"]) {
       await prefer(scheme);
@@ -244,10 +244,10 @@ test("both colour schemes can be read, and nothing is wider than the window", as
       }
     }
   }
-  assert.ok(new Set(seen).size >= 4, "the schemes differ, and so do the states");
+  assert.ok(new Set(seen).size >= 4, "the colours differ between schemes and statuses");
 });
 
-/// The page's width, and of each text its contrast (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+/// Returns the page's width, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
 const CONTRASTS = `
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = (color) => {
@@ -269,7 +269,7 @@ const CONTRASTS = `
   return found;
 `;
 
-test("the engine's board draws the queue, and asks no other host", async () => {
+test("the engine's board shows the queue, and requests nothing from other hosts", async () => {
   const { url, board } = await serve();
   await sign_up(url, "ada@example.com");
   await work();
@@ -278,7 +278,7 @@ test("the engine's board draws the queue, and asks no other host", async () => {
   const id = new RegExp((await readdir(join(dir, "outbox")))[0].split(".")[0]);
   const shown = async () => await run("return document.body.innerText");
   await until("the mail's job", async () => id.test(await shown()));
-  await until("its health", async () => !/unhealthy/i.test(await shown()));
+  await until("the board is healthy", async () => !/unhealthy/i.test(await shown()));
   const hosts = await run("return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]");
   assert.deepEqual(hosts, [board]);
   if (env.SCREENSHOTS) await writeFile(join(env.SCREENSHOTS, "board.png"), await command("GET", `${session}/screenshot`), "base64");

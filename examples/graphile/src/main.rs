@@ -1,4 +1,4 @@
-//! Sign-ups whose mails survive a crash, with `graphile_worker`: for who has Postgres, and wants no other crate than that between it and the registry.
+//! Sign-ups whose mails survive a crash, with `graphile_worker` on Postgres and no further crate between the engine and the registry.
 
 mod options;
 mod signups;
@@ -7,7 +7,7 @@ mod worker;
 
 use crate::options::{Command, Options};
 use crate::signups::{migrate, sign_up};
-use crate::worker::{SETTLE, Service, work};
+use crate::worker::{RELEASE_TIMEOUT, Service, work};
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_host::Host;
 use sqlx::postgres::PgPoolOptions;
@@ -23,31 +23,34 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(exit) => return exit,
     };
-    // The engine tells each job's success, payload and all.
-    let told = Targets::new().with_default(Level::INFO).with_target("graphile_worker", Level::WARN);
+    // The engine logs each finished job with its payload.
+    let levels = Targets::new().with_default(Level::INFO).with_target("graphile_worker", Level::WARN);
     tracing_subscriber::registry()
         .with(tracing_subscriber::fmt::layer().with_writer(background_tasks_host::stderr))
-        .with(told)
+        .with(levels)
         .init();
 
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     let grace = if let Command::Work { grace, .. } = command { grace } else { Duration::ZERO };
-    // Before the runtime's threads: from here on no signal is lost.
-    let host = Host::new(&tasks).grace(grace + 2 * SETTLE);
-    Runtime::new().expect("threads and a poller").block_on(host.run(run(tasks, url, command)))
+    // Before the runtime starts threads, so that no signal is lost.
+    let host = Host::new(&tasks).grace(grace + 2 * RELEASE_TIMEOUT);
+    Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, url, command)))
 }
 
 async fn run(tasks: Registry<TokioSpawner>, url: String, command: Command) -> Result<(), String> {
-    // A lost server is told by then.
+    // After this time a lost server is an error.
     let options = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
     let pool = options.connect(&url).await.map_err(|error| format!("cannot connect to Postgres: {error}"))?;
     match command {
         Command::Migrate => migrate(&pool).await.map_err(|error| error.to_string()),
         Command::SignUp { addresses } => {
             for address in addresses {
-                let signed = sign_up(&pool, &address).await.map_err(|error| format!("{address} is not signed up: {error}"))?;
-                let told = signed.map_or("signed up already".into(), |signup| format!("sign-up {signup}, and is owed a mail"));
-                info!("{address} is {told}");
+                let signed = sign_up(&pool, &address).await.map_err(|error| format!("cannot sign up {address}: {error}"))?;
+                if let Some(signup) = signed {
+                    info!("sign-up {signup}: {address}");
+                } else {
+                    info!("{address} has already signed up");
+                }
             }
             Ok(())
         }

@@ -4,21 +4,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const HELP: &str = "\
-Signs people up, and sends them a mail that survives a crash.
+Signs people up, and sends each a mail that survives a crash.
 
-Usage: graphile-recipe migrate                    make the tables; once, before the others
+Usage: graphile-recipe migrate                    create the tables; run it once, before the others
        graphile-recipe sign-up ADDRESS...         sign people up
-       graphile-recipe work [options]             send the mails, until SIGTERM or Ctrl-C
+       graphile-recipe work [options]             send the mails until SIGTERM or Ctrl-C
 
-DATABASE_URL is the address of a Postgres: postgres://user:password@host:port/database
+DATABASE_URL is the URL of a Postgres database: postgres://user:password@host:port/database
 
-  --lease SECONDS       a worker unseen for so long is dead, and its mails are another's [30]
-  --grace SECONDS       after SIGTERM or Ctrl-C, wait so long for the mails that are being sent [25]
-  --takes MILLISECONDS  how long the mail server takes [20]
-  --help                say this
+  --lease SECONDS       how long a worker counts as alive after its last heartbeat [30]
+  --grace SECONDS       how long to wait for mails in flight after SIGTERM or Ctrl-C [25]
+  --takes MILLISECONDS  how long the simulated mail server takes [20]
+  --help                print this help
 
-Exit status: 0 when all was done, or given back when the grace was over; 1 when that took too long, too;
-2 when it could not start or the database was lost; 130 after a second SIGTERM or Ctrl-C.
+Exit status: 0 if all mails in flight were sent or returned to the queue, 1 if the grace period expired
+first, 2 after an error or if the database was lost, 130 after a second SIGTERM or Ctrl-C.
 ";
 
 pub(crate) struct Options {
@@ -33,7 +33,7 @@ pub(crate) enum Command {
 }
 
 impl Options {
-    /// Returns the exit code if there is nothing to do, having said why.
+    /// Reads the options. Prints help or an error, and returns the exit code, if there is nothing to run.
     pub(crate) fn from_args() -> Result<Self, ExitCode> {
         match parse(lexopt::Parser::from_env()) {
             Ok(Some(command)) => match std::env::var("DATABASE_URL") {
@@ -41,7 +41,7 @@ impl Options {
                 Err(_) => Err(refuse("DATABASE_URL is not set")),
             },
             Ok(None) => {
-                // Nobody may be there to read it.
+                // The reader may have closed the pipe.
                 let _ = std::io::stdout().write_all(HELP.as_bytes());
                 Err(ExitCode::SUCCESS)
             }
@@ -50,12 +50,12 @@ impl Options {
     }
 }
 
-fn refuse(why: &str) -> ExitCode {
-    let _ = writeln!(background_tasks_host::stderr(), "graphile-recipe: {why} (try --help)");
+fn refuse(error: &str) -> ExitCode {
+    let _ = writeln!(background_tasks_host::stderr(), "graphile-recipe: {error} (try --help)");
     ExitCode::from(2)
 }
 
-/// Returns `None` if help was asked for.
+/// Returns `None` if `--help` was given.
 fn parse(mut args: lexopt::Parser) -> Result<Option<Command>, lexopt::Error> {
     let mut words = Vec::new();
     let [mut lease, mut grace] = [30, 25].map(Duration::from_secs);
@@ -75,7 +75,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Option<Command>, lexopt::Error> {
         Some("migrate") if addresses.is_empty() => Ok(Some(Command::Migrate)),
         Some("sign-up") if !addresses.is_empty() => Ok(Some(Command::SignUp { addresses })),
         Some("work") if addresses.is_empty() => Ok(Some(Command::Work { lease, grace, takes })),
-        _ => Err("migrate, sign-up with addresses, or work".into()),
+        _ => Err("expected migrate, sign-up with addresses, or work".into()),
     }
 }
 
@@ -85,6 +85,6 @@ fn seconds(value: &str) -> Result<Duration, String> {
 }
 
 fn long_enough(lease: Duration) -> Result<Duration, String> {
-    // The heart beats five times in it.
-    if lease < Duration::from_secs(1) { Err("a lease is a second at least".into()) } else { Ok(lease) }
+    // A lease has five heartbeats.
+    if lease < Duration::from_secs(1) { Err("the minimum is one second".into()) } else { Ok(lease) }
 }

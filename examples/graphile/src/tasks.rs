@@ -1,33 +1,33 @@
-//! Where an engine's job becomes a task of a registry.
+//! Runs the engine's jobs as tasks of a registry.
 
 use background_tasks::{Registry, Spawner};
 use tokio::select;
 use tokio::sync::oneshot;
 
-/// Runs a job as a task: it has a name, is counted, and its failure or panic is told to the registry's observers.
+/// Runs a job as a task, which has a name, is counted, and reports its failure or panic to the registry's observers.
 ///
-/// The engine, which awaits this, settles the job by what it returns. When the engine drops it (its own grace is over, and the job goes to
-/// another worker), the task ends where it waits.
+/// The engine awaits this future and commits its result as the outcome of the job. If the engine drops this future, because its grace period
+/// has expired and the job goes to another worker, the task ends at its next await point.
 ///
 /// # Errors
 ///
-/// That of the job, or that its task was rejected, panicked or was aborted.
+/// The error of the job. Also fails if the task was rejected, panicked or was aborted.
 pub(crate) async fn as_task<S, F>(registry: &Registry<S>, name: &'static str, job: F) -> Result<(), String>
 where
     S: Spawner,
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
-    let (mut settle, settled) = oneshot::channel();
+    let (mut sender, receiver) = oneshot::channel();
     let task = async move {
         let outcome = select! {
             biased;
             outcome = job => outcome,
-            () = settle.closed() => Err("the engine took it back".to_owned()),
+            () = sender.closed() => Err("the engine returned the job to the queue".to_owned()),
         };
-        // If nobody takes it, the engine has the job.
-        let _ = settle.send(outcome.clone());
+        // Fails if the engine has dropped the receiver.
+        let _ = sender.send(outcome.clone());
         outcome
     };
     registry.named(name).try_run(task).map_err(|rejected| rejected.reason().to_string())?;
-    settled.await.unwrap_or_else(|_| Err("its task panicked, or was aborted".to_owned()))
+    receiver.await.unwrap_or_else(|_| Err("the task panicked or was aborted".to_owned()))
 }

@@ -1,4 +1,4 @@
-//! The engine, with all that is off unless it is switched on, hosted by a registry.
+//! The engine, with the options that are off by default, hosted by a registry.
 
 use crate::signups::jobs;
 use background_tasks::{Registry, TokioSpawner};
@@ -9,45 +9,46 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::info;
 
-/// Jobs at once.
+/// How many jobs run at the same time.
 const CONCURRENCY: usize = 4;
 
-/// For the engine to give back what it has cut.
-pub(crate) const SETTLE: Duration = Duration::from_secs(1);
+/// How long the engine may take to return the jobs that it has cut off to the queue.
+pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the jobs need.
+/// What the handlers need.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) tasks: Registry<TokioSpawner>,
     pub(crate) pool: PgPool,
-    /// How long the mail server takes.
+    /// How long the simulated mail server takes.
     pub(crate) takes: Duration,
 }
 
-/// Works until the registry's shutdown has begun and the jobs in flight are settled in the database.
+/// Runs until shutdown has started and the outcomes of the jobs in flight are committed.
 ///
-/// A worker that is unseen for the lease is dead, and its jobs are another's. What is not done `grace` after the shutdown's beginning is cut, and is another's too.
+/// A worker without a heartbeat for a lease counts as dead, and other workers take its jobs. Jobs that still run when the `grace` period expires
+/// are cut off and return to the queue.
 ///
 /// # Errors
 ///
-/// When the database is not there, at the start or later: then the program is to be started again, as by its supervisor.
+/// If the database is not available, at the start or later. A supervisor should then restart the program.
 pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> Result<(), String> {
     let worker = WorkerOptions::default()
         .pg_pool(service.pool.clone())
         .define_jobs(jobs())
         .concurrency(CONCURRENCY)
-        // Without it a slot takes one job at a notification or a poll, and then waits for the next of these. What is fetched here waits here, so few.
+        // Without it each slot takes one job for each notification or poll. Keep it short: fetched jobs wait in this process.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
-        // Without these, what a killed worker held is nobody's for ever. All workers must have them: one that shows no heartbeat is taken for dead.
+        // Without these, jobs of a killed worker stay locked forever. All workers need them: a worker without heartbeats counts as dead.
         .heartbeat_interval(lease / 5)
         .sweep_interval(lease / 5)
         .sweep_threshold(lease)
-        // A crash is no attempt unless it is made one, and a job that kills its process would never end.
+        // Makes a crash a failed attempt. Otherwise a job that kills its process would be retried forever.
         .on(JobRecovery, async |recovery| match recovery.reason {
             FailureReason::WorkerCrashed => JobRecoveryResult::FailWithBackoff,
             _ => JobRecoveryResult::Default,
         })
-        // The host has the signals; the registry's shutdown stops the intake.
+        // The host handles signals. The registry's shutdown signal stops the engine's fetches.
         .listen_os_shutdown_signals(false)
         .shutdown_signal(service.tasks.signal())
         .shutdown_grace_period(grace)
@@ -56,12 +57,12 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .init()
         .await
         .map_err(|error| error.to_string())?;
-    info!("working");
-    background_tasks_host::ready();
+    info!("the worker is ready");
+    background_tasks_host::notify_ready();
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| error.to_string()),
-        // It stops by itself when a job cannot be settled, and then tries for minutes to give back what it has fetched.
-        () = async { stopping.await; sleep(grace + SETTLE).await } => Err("the database does not answer".to_owned()),
+        // If the engine cannot commit an outcome, it stops, and then tries for minutes to return its fetched jobs.
+        () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }

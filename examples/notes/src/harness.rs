@@ -1,53 +1,52 @@
-//! The tests that the service must pass on every runtime, against its program: `service_tests!(path)` makes them all.
+//! The tests that the service must pass on every runtime. `service_tests!(path)` defines all of them for the program at `path`.
 
-mod client;
+mod environments;
 mod load;
 mod managers;
-mod places;
 mod service;
-mod stopping;
+mod shutdown;
 
+pub use self::environments::*;
 pub use self::load::every_accepted_note_is_written;
 pub use self::managers::{under_runit, under_systemd};
-pub use self::places::*;
-pub use self::stopping::*;
+pub use self::shutdown::*;
 
-use self::client::{Client, Response};
 use self::load::{LARGEST, assert_drained, body};
-use self::service::{Line, Service, patiently};
+use self::service::{NotesClient, Service};
 use background_tasks::TaskId;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
+use testing::{Client, Line, Response, poll_until_some};
 
-/// Makes a test of each function of this module, for one program.
+/// Defines a test for each listed function of this module, for one program.
 #[macro_export]
 macro_rules! service_tests {
     ($path:expr) => {
         $crate::service_tests! { $path;
             every_accepted_note_is_written
-            the_last_of_one_name_wins
-            a_note_can_be_read
+            newest_note_of_a_name_wins
+            accepted_note_can_be_read
             names_are_checked
-            large_bodies_are_refused
+            large_bodies_are_rejected
             paths_and_methods
-            a_request_that_is_being_answered_may_finish
-            idle_connections_do_not_hold_it
-            a_write_that_fails_is_told_and_counted
+            current_request_finishes_after_the_signal
+            idle_connections_do_not_delay_exit
+            failed_write_is_reported_and_counted
             tasks_are_listed
-            a_straggler_is_aborted
-            a_write_that_hangs_does_not_hold_it
-            a_straggler_is_gone_within_a_second
-            a_client_that_never_finishes
-            a_second_signal_leaves_at_once
-            a_signal_during_start_up
-            nobody_hears_it
-            a_full_disk
-            as_the_first_process
-            a_port_in_use
-            a_folder_that_cannot_be
+            straggler_is_aborted
+            blocked_write_does_not_delay_exit
+            service_with_straggler_exits_within_a_second_of_the_deadline
+            slow_client_does_not_affect_others
+            second_signal_exits_immediately
+            signal_during_start_up
+            unread_output_does_not_affect_the_service
+            full_disk
+            process_1_of_a_container
+            port_in_use
+            invalid_folder
             options
         }
     };
@@ -59,61 +58,57 @@ macro_rules! service_tests {
     )*};
 }
 
-/// The service of one runtime.
+/// The service on one runtime.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     pub path: &'static str,
-    /// Where the folders of the tests are: on a disk, more likely than the system's own, so that writing takes its time.
+    /// The folder for the tests' folders. It is probably on a disk, unlike the system's own, so that writes take time.
     pub tmp: &'static str,
 }
 
-pub fn the_last_of_one_name_wins(program: Program) {
+pub fn newest_note_of_a_name_wins(program: Program) {
     let service = Service::start(program, &[]);
     let mut client = service.connect();
     for name in 0..20 {
         for number in 0..5 {
-            // The first ones are the larger ones, which take the longer to write.
+            // The first notes are the largest, which take the longest to write.
             let body = vec![b'0' + number; LARGEST >> (3 * number)];
             assert_eq!(client.put(&name.to_string(), &body).unwrap().status, 202);
         }
     }
     let (ended, dir) = service.stop();
-    ended.assert(0, "drained in ");
+    ended.assert_code(0).assert_line("drained in ");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 20);
     for name in 0..20 {
         assert_eq!(fs::read(dir.path().join(name.to_string())).unwrap(), b"4444444444444444");
     }
 }
 
-pub fn a_note_can_be_read(program: Program) {
+pub fn accepted_note_can_be_read(program: Program) {
     let service = Service::start(program, &[]);
     let mut client = service.connect();
     let body = body(7);
     assert_eq!(client.put("a.b_c-7", &body).unwrap().status, 202);
     assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
-    // Once the page says so it is read from disk.
+    // From now on the note is read from disk.
     page_with(&mut client, "Written: 1");
     assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
     assert_eq!(fs::read(service.dir().join("a.b_c-7")).unwrap(), body);
-    // The last request is in flight until its connection has handed the response over, which may be after it has arrived.
+    // The last request is in flight until its connection has passed on the response, which may be after its arrival.
     let page = page_with(&mut client, "2 in flight");
     assert!(page.contains("href=\"/notes/a.b_c-7\""), "{page}");
-    service.stop().0.assert(0, "drained in ");
+    service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// Asks for the page until it has that in it.
-fn page_with(client: &mut Client, what: &str) -> String {
+/// Requests the page until it contains `text`.
+fn page_with(client: &mut Client, text: &str) -> String {
     loop {
-        let page = text(client.get("/").unwrap());
-        if page.contains(what) {
+        let page = client.get("/").unwrap().text();
+        if page.contains(text) {
             return page;
         }
         thread::yield_now();
     }
-}
-
-fn text(response: Response) -> String {
-    String::from_utf8(response.body).unwrap()
 }
 
 pub fn names_are_checked(program: Program) {
@@ -126,12 +121,12 @@ pub fn names_are_checked(program: Program) {
     }
     assert_eq!(client.put(&fits, b"yes").unwrap().status, 202);
     let (ended, dir) = service.stop();
-    ended.assert(0, "drained in ");
+    ended.assert_code(0).assert_line("drained in ");
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [fits.as_str()]);
 }
 
-pub fn large_bodies_are_refused(program: Program) {
+pub fn large_bodies_are_rejected(program: Program) {
     let service = Service::start(program, &[]);
     let mebibyte = vec![1; 1 << 20];
     let larger = [&mebibyte[..], b"!"].concat();
@@ -141,7 +136,7 @@ pub fn large_bodies_are_refused(program: Program) {
     assert_eq!(service.connect().put_in_chunks("larger", &[&mebibyte, b"!"]).unwrap().status, 413);
     assert_eq!(service.connect().get("/notes/larger").unwrap().status, 404);
     let (ended, dir) = service.stop();
-    ended.assert(0, "drained in ");
+    ended.assert_code(0).assert_line("drained in ");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     assert_eq!(fs::read(dir.path().join("chunked")).unwrap(), mebibyte);
 }
@@ -163,17 +158,17 @@ pub fn paths_and_methods(program: Program) {
     ] {
         assert_eq!(client.request(method, path, &[]).unwrap().status, status, "{method} {path}");
     }
-    service.stop().0.assert(0, "drained in ");
+    service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// Nor is what it starts then refused.
-pub fn a_request_that_is_being_answered_may_finish(program: Program) {
+/// The task that the request starts is accepted too.
+pub fn current_request_finishes_after_the_signal(program: Program) {
     let mut service = Service::start(program, &["--grace", "3600"]);
     let mut client = service.connect();
-    client.begin_put("late", 4).unwrap();
+    client.start_put("late", 4).unwrap();
     service.terminate();
     service.line("draining: ");
-    patiently(&"it listens still", || Client::connect(service.address()).err());
+    poll_until_some(&"the service still listens", || Client::connect(service.address()).err());
     client.send(b"late").unwrap();
     assert_eq!(client.response().unwrap().status, 202);
     let (ended, dir) = service.wait();
@@ -181,43 +176,43 @@ pub fn a_request_that_is_being_answered_may_finish(program: Program) {
     assert_eq!(fs::read(dir.path().join("late")).unwrap(), b"late");
 }
 
-pub fn idle_connections_do_not_hold_it(program: Program) {
+pub fn idle_connections_do_not_delay_exit(program: Program) {
     let service = Service::start(program, &["--grace", "3600"]);
     let _silent = service.connect();
     let mut idle = service.connect();
     assert_eq!(idle.get("/").unwrap().status, 200);
-    service.stop().0.assert(0, "drained in ");
+    service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The client was told 202 by then; whoever runs the service is told, and who asks for the note is.
-pub fn a_write_that_fails_is_told_and_counted(program: Program) {
+/// The client has been answered 202 by then. The loss is logged, and requests for the note fail.
+pub fn failed_write_is_reported_and_counted(program: Program) {
     let mut service = Service::start(program, &[]);
     fs::create_dir(service.dir().join("note")).unwrap();
     let mut client = service.connect();
     assert_eq!(client.put("note", b"lost").unwrap().status, 202);
-    let told = service.line(" failed: note note: ");
-    assert!(told.starts_with("write at ") && told.contains("src/answer.rs:"), "{told}");
-    // Counted after it is told.
-    while !text(client.get("/").unwrap()).contains(" 1 failed, ") {
+    let line = service.line(" failed: note note: ");
+    assert!(line.starts_with("write at ") && line.contains("src/handler.rs:"), "{line}");
+    // The loss is counted after it is reported.
+    while !client.get("/").unwrap().text().contains(" 1 failed, ") {
         thread::yield_now();
     }
     assert_eq!(client.get("/notes/note").unwrap().status, 500);
     assert!(service.line(" failed: note note: ").starts_with("read at "));
     let (ended, dir) = service.stop();
-    ended.assert(0, " completed, 2 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its temporary file was left");
+    ended.assert_code(0).assert_line(" completed, 2 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
 }
 
 pub fn tasks_are_listed(program: Program) {
     let service = Service::start(program, &[]);
-    service.hold_first_write();
+    service.block_first_write();
     let mut late = service.connect();
-    late.begin_put("late", 4).unwrap();
+    late.start_put("late", 4).unwrap();
     let mut client = service.connect();
     assert_eq!(client.put("note", b"held").unwrap().status, 202);
-    let tasks: Vec<Value> = serde_json::from_str(&text(client.get("/tasks").unwrap())).unwrap();
+    let tasks: Vec<Value> = serde_json::from_str(&client.get("/tasks").unwrap().text()).unwrap();
     let text = |task: &Value, field: &str| task[field].as_str().unwrap_or_default().to_owned();
-    // The clock may be too coarse to tell who came first of those that came together.
+    // The clock may be too coarse to order tasks that started together.
     let mut listed: Vec<_> = tasks.iter().map(|task| (text(task, "name"), text(task, "kind"))).collect();
     listed.sort();
     let expected =
@@ -229,67 +224,67 @@ pub fn tasks_are_listed(program: Program) {
     assert_eq!(ids.len(), 5);
 }
 
-/// Its client was not answered, so what it sent is nothing that was promised.
-pub fn a_straggler_is_aborted(program: Program) {
+/// The client was not answered, so the note was not accepted.
+pub fn straggler_is_aborted(program: Program) {
     let service = Service::start(program, &["--grace", "0.3"]);
     let mut client = service.connect();
-    client.begin_put("half", 8).unwrap();
+    client.start_put("half", 8).unwrap();
     client.send(b"half").unwrap();
-    let began = Instant::now();
+    let start = Instant::now();
     let (ended, dir) = service.stop();
-    let told = |line: &Line| line.text().starts_with("connection at ") && line.text().contains(" was aborted after ");
-    assert!(ended.lines.iter().any(told), "{ended:#?}");
-    ended.assert(1, " completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected");
-    assert!(began.elapsed() >= Duration::from_millis(300));
-    println!("gone {:?} after SIGTERM, with a grace of 300 ms", began.elapsed());
+    let is_abort = |line: &Line| line.text().starts_with("connection at ") && line.text().contains(" was aborted after ");
+    assert!(ended.lines.iter().any(is_abort), "{ended:#?}");
+    ended.assert_code(1).assert_line(" completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected");
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    println!("exited {:?} after SIGTERM, with a grace period of 300 ms", start.elapsed());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// It cannot be aborted either, so it is named. Nor does it hold the reader: what is not on disk is in memory.
-pub fn a_write_that_hangs_does_not_hold_it(program: Program) {
+/// The blocked write cannot be aborted, so it is reported as a straggler. It does not block readers: the note is in memory.
+pub fn blocked_write_does_not_delay_exit(program: Program) {
     let service = Service::start(program, &["--grace", "0.3"]);
-    service.hold_first_write();
+    service.block_first_write();
     let mut client = service.connect();
     assert_eq!(client.put("note", b"in memory").unwrap().status, 202);
-    assert_eq!(text(client.get("/notes/note").unwrap()), "in memory");
-    assert!(text(client.get("/").unwrap()).contains("Not on disk yet: 1"));
+    assert_eq!(client.get("/notes/note").unwrap().text(), "in memory");
+    assert!(client.get("/").unwrap().text().contains("Not on disk yet: 1"));
     let (ended, _) = service.stop();
-    ended.assert(1, " still in flight (");
-    ended.assert(1, "  1 × write at ");
-    ended.assert(1, "s (a blocking closure cannot be aborted)");
+    ended.assert_code(1).assert_line(" still in flight (");
+    ended.assert_code(1).assert_line("  1 × write at ");
+    ended.assert_code(1).assert_line("s (a blocking closure cannot be aborted)");
 }
 
-pub fn a_port_in_use(program: Program) {
+pub fn port_in_use(program: Program) {
     let service = Service::start(program, &[]);
     let dir = program.dir();
     let args = ["--port", &service.port(), "--dir", dir.path().to_str().unwrap()];
-    refuses(program, &args, &format!("the program failed: cannot listen on {}: ", service.address()));
+    fails_to_start(program, &args, &format!("the program failed: cannot listen on {}: ", service.address()));
 }
 
-pub fn a_folder_that_cannot_be(program: Program) {
+pub fn invalid_folder(program: Program) {
     let dir = program.dir();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     for folder in [file.join("below"), file] {
         let folder = folder.to_str().unwrap();
-        refuses(program, &["--port", "0", "--dir", folder], &format!("the program failed: cannot write to '{folder}': "));
+        fails_to_start(program, &["--port", "0", "--dir", folder], &format!("the program failed: cannot write to '{folder}': "));
     }
 }
 
 pub fn options(program: Program) {
-    refuses(program, &["--unknown"], "notes: invalid option '--unknown'");
-    refuses(program, &["stray"], "notes: unexpected argument \"stray\"");
-    refuses(program, &["--port"], "notes: missing argument for option '--port'");
-    refuses(program, &["--port", "65536"], "notes: cannot parse argument \"65536\"");
-    refuses(program, &["--grace", "-1"], "notes: cannot parse argument \"-1\"");
-    refuses(program, &["--grace", "soon"], "notes: cannot parse argument \"soon\"");
-    program.start(["--help"]).wait().assert(0, "Usage: ");
+    fails_to_start(program, &["--unknown"], "notes: invalid option '--unknown'");
+    fails_to_start(program, &["stray"], "notes: unexpected argument \"stray\"");
+    fails_to_start(program, &["--port"], "notes: missing argument for option '--port'");
+    fails_to_start(program, &["--port", "65536"], "notes: cannot parse argument \"65536\"");
+    fails_to_start(program, &["--grace", "-1"], "notes: cannot parse argument \"-1\"");
+    fails_to_start(program, &["--grace", "soon"], "notes: cannot parse argument \"soon\"");
+    program.start(["--help"]).wait().assert_code(0).assert_line("Usage: ");
 }
 
-/// It says why in one line, and does nothing.
+/// Asserts that the service prints one line, the reason, and exits.
 #[track_caller]
-fn refuses(program: Program, args: &[&str], why: &str) {
+fn fails_to_start(program: Program, args: &[&str], why: &str) {
     let ended = program.start(args).wait();
-    ended.assert(2, why);
-    assert!(matches!(&ended.lines[..], [Line::Err(line)] if line.starts_with(why)), "{ended:#?}");
+    ended.assert_code(2).assert_line(why);
+    assert!(matches!(&ended.lines[..], [Line::Stderr(line)] if line.starts_with(why)), "{ended:#?}");
 }

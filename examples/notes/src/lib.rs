@@ -1,12 +1,12 @@
 //! The notes service: an on-disk cache that is written after the response.
 //!
-//! A `PUT` is answered at once and its body is written by a background task. Everything but the runtime is here, for any spawner;
-//! `main.rs` of the packages beside this one is the runtime's part: start it, bind, accept, wrap the stream.
+//! A `PUT` is answered immediately, and a background task writes its body to disk. This package has everything but the runtime, for any spawner. The
+//! packages of the runtimes, such as `examples/tokio`, start the runtime, bind the listener, accept connections and wrap their streams.
 
 #[cfg(all(unix, feature = "harness"))]
 pub mod harness;
 
-mod answer;
+mod handler;
 mod options;
 mod page;
 mod server;

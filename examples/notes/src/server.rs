@@ -1,8 +1,8 @@
-use crate::answer::Notes;
-use crate::options::{Options, tell};
+use crate::handler::Notes;
+use crate::options::{Options, print};
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
-use background_tasks_host::{Host, Page, RequestLayer, StderrObserver, stderr};
+use background_tasks_host::{Dashboard, Host, RequestLayer, StderrObserver, stderr};
 use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
 use hyper_util::service::TowerToHyperService;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::Layer;
 
-/// Runs the service, as the process's arguments say, until the process is asked to stop. To bind and to accept, `serve`, is its runtime's.
+/// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.
 ///
-/// From the call on, which should come before the runtime's threads, the signals are the service's.
+/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads.
 pub fn run<S, T, F>(spawner: S, timer: T, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
@@ -41,7 +41,7 @@ where
     }
 }
 
-/// The service, less what its runtime does.
+/// The parts of the service that do not depend on the runtime.
 pub struct Server<S, T> {
     notes: Arc<Notes<S>>,
     http: http1::Builder,
@@ -49,8 +49,8 @@ pub struct Server<S, T> {
     port: u16,
 }
 
-fn because(what: impl Display) -> impl FnOnce(io::Error) -> String {
-    move |error| format!("{what}: {error}")
+fn context(message: impl Display) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{message}: {error}")
 }
 
 impl<S, T> Server<S, T>
@@ -60,42 +60,47 @@ where
 {
     fn open(registry: Registry<S>, timer: T, options: &Options) -> Result<Self, String> {
         let dir = &options.dir;
-        let store = Store::open(dir).map_err(because(format_args!("cannot write to '{}'", dir.display())))?;
+        let store = Store::open(dir).map_err(context(format_args!("cannot write to '{}'", dir.display())))?;
         let mut http = http1::Builder::new();
         http.timer(timer.clone());
-        let background = options.page.then(|| Page::new(&registry).serving(&["connection"]));
-        let notes = Arc::new(Notes { registry, store: Arc::new(store), background });
+        let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));
+        let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
         Ok(Self { notes, http, timer, port: options.port })
     }
 
-    /// Returns where to listen.
+    /// Returns the address to listen on.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// Says where the service listens, if it does.
-    pub fn listens<L>(&self, bound: io::Result<L>, address: impl FnOnce(&L) -> io::Result<SocketAddr>) -> Result<L, String> {
-        let listening = bound.and_then(|listener| Ok((address(&listener)?, listener)));
-        let (address, listener) = listening.map_err(because(format_args!("cannot listen on {}", self.address())))?;
-        tell(&format!("listening on http://{address}"));
-        background_tasks_host::ready();
+    /// Prints the address of the listener and notifies systemd.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message if `bound` is an error.
+    pub fn listening<L>(&self, bound: io::Result<L>, address: impl FnOnce(&L) -> io::Result<SocketAddr>) -> Result<L, String> {
+        let bound = bound.and_then(|listener| Ok((address(&listener)?, listener)));
+        let (address, listener) = bound.map_err(context(format_args!("cannot listen on {}", self.address())))?;
+        print(&format!("listening on http://{address}"));
+        background_tasks_host::notify_ready();
         Ok(listener)
     }
 
-    /// Returns the next connection; `None` once the shutdown has begun.
+    /// Returns the next connection, or `None` once shutdown has started.
     ///
-    /// That one cannot be accepted (no descriptor is left, the client has gone again) does not end the service.
-    pub async fn next<A, I>(&self, accept: impl Fn() -> A) -> Option<I>
+    /// Failures to accept a connection are logged and do not end the service: the process may have no file descriptor left, or the client may have
+    /// disconnected.
+    pub async fn next_connection<A, I>(&self, accept: impl Fn() -> A) -> Option<I>
     where
         A: Future<Output = io::Result<I>>,
     {
         let signal = self.notes.registry.signal();
-        // Asked first: a connection that waits to be accepted would win over the signal, and then the next one.
+        // Under load a connection is always ready, and `run_until_shutdown` polls `accept` before the signal.
         while !signal.is_triggered() {
             match signal.run_until_shutdown(accept()).await? {
                 Ok(accepted) => return Some(accepted),
                 Err(error) => {
-                    let _ = writeln!(stderr(), "no connection was accepted: {error}");
+                    let _ = writeln!(stderr(), "failed to accept a connection: {error}");
                     self.timer.sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -103,19 +108,19 @@ where
         None
     }
 
-    /// Serves a connection in the background. When the shutdown begins it ends, after the response to the request that it is at.
+    /// Serves a connection in a background task. When shutdown starts, the connection closes after its current response.
     pub fn serve<I>(&self, io: I)
     where
         I: Read + Write + Unpin + Send + 'static,
     {
         let notes = self.notes.clone();
-        let service = tower::service_fn(move |request| notes.clone().answer(request));
+        let service = tower::service_fn(move |request| notes.clone().handle(request));
         let service = RequestLayer::new(&self.notes.registry).layer(service);
         let connection = self.http.serve_connection(io, TowerToHyperService::new(service));
         let signal = self.notes.registry.signal();
         self.notes.registry.named("connection").run(async move {
             let mut connection = pin!(connection);
-            // A client that breaks off is no failure of ours.
+            // A client that disconnects is not a failure of the task.
             if signal.run_until_shutdown(connection.as_mut()).await.is_none() {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;

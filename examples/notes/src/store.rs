@@ -1,4 +1,4 @@
-//! Notes, in memory until they are on disk.
+//! Stores notes: in memory until they are on disk.
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -9,24 +9,24 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many bytes may wait for the disk.
-const MEMORY: usize = 256 << 20;
-/// How many names the page shows.
+/// The largest number of bytes that wait to be written.
+const MAX_MEMORY: usize = 256 << 20;
+/// The number of names that the page shows.
 const RECENT: usize = 20;
 
-/// A note's name, which is its file's name too: no path, and never that of a temporary file.
+/// The name of a note, which is also the name of its file. It is neither a path nor the name of a temporary file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name(String);
 
 impl Name {
     pub(crate) fn new(name: &str) -> Option<Self> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let fits = (1..=100).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain);
-        fits.then(|| Self(name.to_owned()))
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let is_valid = (1..=100).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(is_allowed);
+        is_valid.then(|| Self(name.to_owned()))
     }
 
-    /// What is told of a note that could not be written or read: which one, as its task has the name of all its kind.
-    fn lost(&self, error: &io::Error) -> String {
+    /// Returns the error of a note that could not be written or read. It names the note, because all tasks of a kind have the same name.
+    fn error(&self, error: &io::Error) -> String {
         format!("note {self}: {error}")
     }
 }
@@ -43,35 +43,39 @@ impl fmt::Display for Name {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) struct Store {
     dir: PathBuf,
     memory: Mutex<Memory>,
-    /// Held from the look at a draft's version to its rename, so that no older body comes after a newer one. Not the lock of the
-    /// memory, for which requests would then wait as long as the disk takes.
+    /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the lock of
+    /// `memory`: requests would wait for the disk.
     renames: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Memory {
-    /// The last version that was given to a draft, of any name.
+    /// The version of the newest draft of all names.
     version: u64,
     /// The latest draft of each name.
     drafts: BTreeMap<Name, (u64, Bytes)>,
-    /// In all drafts, those that a later one has superseded too.
+    /// The bytes of all drafts, including drafts that newer ones have superseded.
     bytes: usize,
     recent: VecDeque<Name>,
     written: u64,
 }
 
 impl Memory {
-    /// Returns whether no later draft of its name has been accepted.
+    /// Returns whether no newer draft of the same name has been accepted.
     fn is_latest(&self, draft: &Draft) -> bool {
         self.drafts.get(&draft.name).is_some_and(|(version, _)| *version == draft.version)
     }
 }
 
-/// What the page shows.
-pub(crate) struct Glance {
+/// The contents of the page.
+pub(crate) struct Overview {
     pub(crate) waiting: usize,
     pub(crate) next: Vec<Name>,
     pub(crate) written: u64,
@@ -79,7 +83,7 @@ pub(crate) struct Glance {
 }
 
 impl Store {
-    /// Creates the folder, and tries there what a write will do.
+    /// Creates the folder, and checks that files can be created and removed there.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let store = Self { dir: dir.to_owned(), memory: Mutex::default(), renames: Mutex::default() };
@@ -90,10 +94,10 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes a note into memory; `None` when that is full.
+    /// Stores a note in memory. Returns `None` if the memory is full.
     pub(crate) fn draft(self: &Arc<Self>, name: Name, body: Bytes) -> Option<Draft> {
         let mut memory = self.memory();
-        if memory.bytes + body.len() > MEMORY {
+        if memory.bytes + body.len() > MAX_MEMORY {
             return None;
         }
         memory.version += 1;
@@ -108,18 +112,18 @@ impl Store {
         self.memory().drafts.get(name).map(|(_, body)| body.clone())
     }
 
-    /// Returns a note that is on disk. This blocks.
+    /// Reads a note from disk. Blocks.
     pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, String> {
         match fs::read(self.dir.join(name)) {
             Ok(body) => Ok(Some(body.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(name.lost(&error)),
+            Err(error) => Err(name.error(&error)),
         }
     }
 
-    pub(crate) fn glance(&self) -> Glance {
+    pub(crate) fn overview(&self) -> Overview {
         let memory = self.memory();
-        Glance {
+        Overview {
             waiting: memory.drafts.len(),
             next: memory.drafts.keys().take(RECENT).cloned().collect(),
             written: memory.written,
@@ -128,7 +132,7 @@ impl Store {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory)
     }
 
     fn temporary(&self, version: u64) -> PathBuf {
@@ -136,7 +140,7 @@ impl Store {
     }
 }
 
-/// A note that is not on disk yet. It leaves memory when this is dropped, written or not.
+/// A note that is not on disk yet. Dropping it removes the note from memory, whether or not it was written.
 pub(crate) struct Draft {
     store: Arc<Store>,
     name: Name,
@@ -145,7 +149,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Puts the note on disk, unless a later one of its name has been accepted. This blocks.
+    /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
         if !self.is_latest() {
             return Ok(());
@@ -153,19 +157,19 @@ impl Draft {
         let temporary = self.store.temporary(self.version);
         let written = self.write_through(&temporary);
         if !matches!(written, Ok(true)) {
-            // Superseded meanwhile, or what there is of it is no use.
+            // The draft has been superseded, or the file is incomplete.
             let _ = fs::remove_file(&temporary);
         }
-        written.map(drop).map_err(|error| self.name.lost(&error))
+        written.map(drop).map_err(|error| self.name.error(&error))
     }
 
-    /// Returns whether it has come to its place, which it does whole or not at all.
+    /// Writes a temporary file and renames it, so that the note is on disk completely or not at all. Returns false if the draft was superseded.
     fn write_through(&self, temporary: &Path) -> io::Result<bool> {
         let mut file = File::create(temporary)?;
         file.write_all(&self.body)?;
         file.sync_all()?;
         {
-            let _renames = self.store.renames.lock().unwrap_or_else(PoisonError::into_inner);
+            let _renames = lock(&self.store.renames);
             if !self.is_latest() {
                 return Ok(false);
             }
@@ -194,14 +198,14 @@ impl Drop for Draft {
     }
 }
 
-/// The rename is on disk once the folder is.
+/// Syncs the folder to disk, and with it the renames in it.
 #[cfg(unix)]
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 #[cfg(not(unix))]
-#[expect(clippy::unnecessary_wraps, reason = "the shape of the one that syncs")]
+#[expect(clippy::unnecessary_wraps, reason = "the signature on Unix")]
 fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
 }

@@ -8,11 +8,11 @@ use tokio::{net::TcpListener, runtime::Runtime};
 
 fn main() -> ExitCode {
     let service = notes::run(TokioSpawner, TokioTimer::new(), async |server| {
-        let listener = server.listens(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
-        while let Some((stream, _)) = server.next(|| listener.accept()).await {
+        let listener = server.listening(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
+        while let Some((stream, _)) = server.next_connection(|| listener.accept()).await {
             server.serve(TokioIo::new(stream));
         }
         Ok(())
     });
-    Runtime::new().expect("threads and a poller").block_on(service)
+    Runtime::new().expect("the system provides threads and a poller").block_on(service)
 }

@@ -1,4 +1,4 @@
-//! On one runtime: what a service manager does is the same to all of them.
+//! The tests with service managers, which do not depend on the runtime.
 
 #![cfg(target_os = "linux")]
 

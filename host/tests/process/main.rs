@@ -1,5 +1,7 @@
-//! A `Host` in real processes, and real signals. This program is all the tests and, started by them with `PROGRAM` in its environment,
-//! the program of each: what `main` returns, and what is dropped then, is part of it.
+//! Tests of `Host` with real processes and real signals.
+//!
+//! This binary is the test suite. Started by a test with `PROGRAM` in the environment, it is also the program under test, because the exit code that
+//! `main` returns and the destructors that run in `main` are part of what is tested.
 
 #[cfg(unix)]
 mod programs;

@@ -1,7 +1,7 @@
-//! The programs. Each tells `ready` once its test may begin, and waits for a line where its test decides when it goes on.
+//! The programs under test. Each prints `ready` once its test may start, and reads a line from stdin where the test decides when it continues.
 
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
-use background_tasks_host::{Host, StderrObserver, terminated};
+use background_tasks_host::{Host, StderrObserver, shutdown_signal};
 use smol::future::{block_on, pending};
 use std::env;
 use std::future::Future;
@@ -19,24 +19,24 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "success" => ends_with(Ok(())),
         "panic" => panics(),
         "phases" => phases(),
-        "terminated" => terminated_alone(),
+        "shutdown_signal" => shutdown_signal_without_host(),
         "waits" => waits(|host| host),
-        "waits_with_hangup" => waits(Host::hangup),
-        "asked_before_run" => asked_before_run(),
-        "runtime_hangs" => runtime_hangs(),
-        "untracked_hangs" => untracked_hangs(),
+        "waits_with_sighup" => waits(Host::handle_sighup),
+        "signal_before_run" => signal_before_run(),
+        "runtime_blocked" => runtime_blocked(),
+        "untracked_blocked" => untracked_blocked(),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
         "critical" => critical(),
         "critical_worker" => critical_worker(),
         "full" => full(),
-        "drained_by_itself" => drained_by_itself(),
-        "main_hangs" => main_hangs(),
-        "hangup_with_work" => hangup_with_work(),
-        "start_up_hangs" => start_up_hangs(),
-        "run_is_dropped" => run_is_dropped(),
-        "nothing" => block_on(host(&Registry::new(())).run(async {})),
-        other => panic!("there is no program {other}"),
+        "outlives_its_registry" => outlives_its_registry(),
+        "main_blocked" => main_blocked(),
+        "sighup_with_task" => sighup_with_task(),
+        "start_up_blocked" => start_up_blocked(),
+        "run_dropped" => run_dropped(),
+        "idle" => block_on(host(&Registry::new(())).run(async {})),
+        other => panic!("unknown program {other}"),
     }
 }
 
@@ -53,12 +53,12 @@ fn ready() {
     println!("ready");
 }
 
-/// Waits for the test, on a thread that is not the executor's.
+/// Waits for a line from the test, on a thread that is not the executor's.
 async fn released() {
     smol::unblock(|| stdin().read_line(&mut String::new()).unwrap()).await;
 }
 
-fn hang() -> ! {
+fn block_forever() -> ! {
     loop {
         thread::park();
     }
@@ -69,7 +69,7 @@ fn on_tokio<F: Future<Output = ExitCode>>(program: impl FnOnce() -> F) -> ExitCo
     runtime.block_on(async { program().await })
 }
 
-/// The one thread of the executor is held by a task, for ever.
+/// A task blocks the executor's only thread forever.
 async fn blocked<S: Spawner>(spawner: S) -> ExitCode {
     let registry = registry(spawner);
     registry.named("blocker").run(async {
@@ -78,7 +78,7 @@ async fn blocked<S: Spawner>(spawner: S) -> ExitCode {
         if env::var_os("LOCKED").is_some() {
             std::mem::forget(stdout().lock());
         }
-        hang();
+        block_forever();
     });
     host(&registry).run(registry.signal()).await
 }
@@ -88,25 +88,26 @@ fn executor_blocked() -> ExitCode {
     block_on(EXECUTOR.run(blocked(&EXECUTOR)))
 }
 
-/// It does not look at the signal.
+/// The program blocks, and does not check the signal.
 fn program_blocked() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
         ready();
-        hang()
+        block_forever()
     }))
 }
 
-fn late(registry: &Registry<SmolSpawner>) {
-    registry.named("late").run(async {
+/// Starts a task that ends when the test releases it.
+fn start_task(registry: &Registry<SmolSpawner>) {
+    registry.named("task").run(async {
         released().await;
-        println!("late work is done");
+        println!("the task has ended");
     });
 }
 
 fn ends_with(result: Result<(), &'static str>) -> ExitCode {
     let registry = registry(SmolSpawner);
-    late(&registry);
+    start_task(&registry);
     block_on(host(&registry).run(async {
         ready();
         result
@@ -115,29 +116,29 @@ fn ends_with(result: Result<(), &'static str>) -> ExitCode {
 
 fn panics() -> ExitCode {
     let registry = registry(SmolSpawner);
-    late(&registry);
+    start_task(&registry);
     block_on(host(&registry).run(async {
         ready();
         panic!("broken")
     }))
 }
 
-/// A request outlives the signal and then needs a worker.
+/// A request outlives the signal and then starts a task on the workers' registry.
 fn phases() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
-    let (told, open) = (requests.signal(), workers.clone());
+    let (signal, open) = (requests.signal(), workers.clone());
     requests.named("request").run(async move {
-        told.await;
-        println!("the requests are told");
+        signal.await;
+        println!("the requests have the signal");
         released().await;
-        println!("the request ends, workers told: {}", open.is_shutting_down());
-        let accepted = open.try_run(async { println!("the request's work is done") }).is_ok();
-        println!("its work is accepted: {accepted}");
+        println!("the request ends, the workers have the signal: {}", open.is_shutting_down());
+        let accepted = open.try_run(async { println!("the request's task has ended") }).is_ok();
+        println!("its task is accepted: {accepted}");
     });
-    let told = workers.signal();
+    let signal = workers.signal();
     workers.named("worker").run(async move {
-        told.await;
-        println!("the workers are told");
+        signal.await;
+        println!("the workers have the signal");
     });
     block_on(host(&requests).then(&workers).run(async {
         ready();
@@ -145,55 +146,54 @@ fn phases() -> ExitCode {
     }))
 }
 
-/// Without a host.
-fn terminated_alone() -> ExitCode {
-    let asked = terminated();
+fn shutdown_signal_without_host() -> ExitCode {
+    let signal = shutdown_signal();
     ready();
-    block_on(asked.clone());
-    println!("asked");
+    block_on(signal.clone());
+    println!("triggered");
     block_on(async {
-        asked.await;
-        terminated().await;
+        signal.await;
+        shutdown_signal().await;
     });
     7.into()
 }
 
-fn waits(with: fn(Host) -> Host) -> ExitCode {
+fn waits(configure: fn(Host) -> Host) -> ExitCode {
     let registry = registry(SmolSpawner);
-    block_on(with(host(&registry)).run(async {
+    block_on(configure(host(&registry)).run(async {
         ready();
         registry.signal().await;
     }))
 }
 
-fn asked_before_run() -> ExitCode {
+fn signal_before_run() -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry);
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
     block_on(host.run(registry.signal()))
 }
 
-/// `main` drops a runtime that waits for its blocking work.
-fn runtime_hangs() -> ExitCode {
+/// `main` drops a runtime that waits for its blocking tasks.
+fn runtime_blocked() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
         let host = host(&registry);
-        registry.named("hangs").run_blocking(|| {
+        registry.named("blocker").run_blocking(|| {
             ready();
-            hang();
+            block_forever();
         });
         host.run(registry.signal()).await
     })
 }
 
-/// And for such as no registry knows of.
-fn untracked_hangs() -> ExitCode {
+/// `main` drops a runtime that waits for blocking work which no registry counts.
+fn untracked_blocked() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
         let host = host(&registry);
         tokio::task::spawn_blocking(|| {
             ready();
-            hang();
+            block_forever();
         });
         host.run(registry.signal()).await
     })
@@ -211,22 +211,22 @@ fn pending_task() -> ExitCode {
 fn critical() -> ExitCode {
     let registry = registry(SmolSpawner);
     registry.named("lease").critical().run(async { Err("lost") });
-    late(&registry);
+    start_task(&registry);
     block_on(host(&registry).run(registry.signal()))
 }
 
-/// A later phase's is lost while an earlier one drains.
+/// A later phase loses a critical task while an earlier phase drains.
 fn critical_worker() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
-    let told = requests.signal();
+    let signal = requests.signal();
     workers.named("lease").critical().run(async move {
-        told.await;
+        signal.await;
         Err("lost")
     });
     let lost = workers.signal();
     requests.run(async move {
         lost.await;
-        println!("the workers are told");
+        println!("the workers have the signal");
     });
     block_on(host(&requests).then(&workers).run(async {
         ready();
@@ -234,20 +234,20 @@ fn critical_worker() -> ExitCode {
     }))
 }
 
-/// At the signal there is no place for the program, which does not end.
+/// At the signal no permit is free for the program, which does not end.
 fn full() -> ExitCode {
     let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     block_on(host(&registry).run(async {
         ready();
         registry.signal().await;
-        println!("told");
+        println!("triggered");
         pending::<()>().await;
     }))
 }
 
-/// It shuts its registry down while nothing is in flight, and does not end.
-fn drained_by_itself() -> ExitCode {
+/// The program shuts its registry down while nothing is in flight, and does not end.
+fn outlives_its_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
         drop(registry.shutdown());
@@ -256,36 +256,36 @@ fn drained_by_itself() -> ExitCode {
     }))
 }
 
-fn main_hangs() -> ExitCode {
+fn main_blocked() -> ExitCode {
     block_on(host(&registry(SmolSpawner)).run(async {}));
     ready();
-    hang()
+    block_forever()
 }
 
-fn hangup_with_work() -> ExitCode {
+fn sighup_with_task() -> ExitCode {
     let registry = registry(SmolSpawner);
-    late(&registry);
-    block_on(host(&registry).hangup().run(async {
+    start_task(&registry);
+    block_on(host(&registry).handle_sighup().run(async {
         ready();
         registry.signal().await;
     }))
 }
 
-fn start_up_hangs() -> ExitCode {
+fn start_up_blocked() -> ExitCode {
     let _host = host(&registry(SmolSpawner));
-    let asked = terminated();
+    let signal = shutdown_signal();
     ready();
-    block_on(asked);
-    println!("asked");
-    hang()
+    block_on(signal);
+    println!("triggered");
+    block_forever()
 }
 
-fn run_is_dropped() -> ExitCode {
+fn run_dropped() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(smol::future::or(async { assert_eq!(host(&registry).run(pending::<()>()).await, 0.into()) }, async {}));
     ready();
-    block_on(terminated());
-    println!("asked, told: {}", registry.is_shutting_down());
+    block_on(shutdown_signal());
+    println!("triggered, the registry is shutting down: {}", registry.is_shutting_down());
     block_on(released());
     7.into()
 }

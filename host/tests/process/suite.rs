@@ -1,54 +1,53 @@
-//! What the tests demand of the programs.
+//! The tests: each starts programs and checks their output and exit.
 
-use rustix::process::{Pid, Signal, kill_process};
 use std::env;
-use std::fmt::Debug;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use testing::{Ended, Line, Process, Signal};
 
-/// Longer than anything takes here; what takes longer hangs. The grace is longer still, unless a test says otherwise.
-const PATIENCE: Duration = Duration::from_secs(30);
+macro_rules! tests {
+    ($($test:ident)*) => { &[$((stringify!($test), $test)),*] };
+}
 
-const TESTS: &[(&str, fn())] = &[
-    ("a_blocked_executor_does_not_hold_it", a_blocked_executor_does_not_hold_it),
-    ("a_second_signal_leaves_a_blocked_executor", a_second_signal_leaves_a_blocked_executor),
-    ("a_second_signal_with_stdout_locked", a_second_signal_with_stdout_locked),
-    ("an_error_drains_first", an_error_drains_first),
-    ("a_panic_drains_first", a_panic_drains_first),
-    ("the_end_of_the_program_drains", the_end_of_the_program_drains),
-    ("nothing_is_told_of_nothing", nothing_is_told_of_nothing),
-    ("one_phase_after_the_other", one_phase_after_the_other),
-    ("terminated_is_for_late_callers_too", terminated_is_for_late_callers_too),
-    ("sighup_is_not_for_the_host_unless_asked", sighup_is_not_for_the_host_unless_asked),
-    ("a_signal_before_run_is_kept", a_signal_before_run_is_kept),
-    ("a_shutdown_by_somebody_else", a_shutdown_by_somebody_else),
-    ("critical_work_that_is_lost_is_a_failure", critical_work_that_is_lost_is_a_failure),
-    ("critical_work_of_a_later_phase", critical_work_of_a_later_phase),
-    ("a_program_that_finds_no_place_is_told_at_once", a_program_that_finds_no_place_is_told_at_once),
-    ("a_program_that_finds_no_place_has_the_grace", a_program_that_finds_no_place_has_the_grace),
-    ("a_program_that_outlives_its_registry_has_the_grace", a_program_that_outlives_its_registry_has_the_grace),
-    ("a_signal_after_the_end_is_heard", a_signal_after_the_end_is_heard),
-    ("sighup_does_not_insist", sighup_does_not_insist),
-    ("a_start_up_that_hangs", a_start_up_that_hangs),
-    ("a_run_that_is_dropped_ends_nothing", a_run_that_is_dropped_ends_nothing),
-    ("a_grace_for_ever", a_grace_for_ever),
-    ("a_task_is_aborted", a_task_is_aborted),
-    ("a_runtime_that_hangs_does_not_hold_it", a_runtime_that_hangs_does_not_hold_it),
-    ("what_no_registry_knows_of_does_not_hold_it", what_no_registry_knows_of_does_not_hold_it),
-    ("nobody_reads_stderr", nobody_reads_stderr),
-];
+const TESTS: &[(&str, fn())] = tests! {
+    blocked_executor_does_not_delay_exit
+    second_signal_exits_with_blocked_executor
+    second_signal_exits_with_stdout_locked
+    program_error_exits_after_drain
+    program_panic_exits_after_drain
+    program_end_starts_drain
+    idle_program_prints_nothing
+    phases_drain_in_order
+    shutdown_signal_stays_triggered
+    sighup_is_handled_only_on_request
+    signal_before_run_is_kept
+    shutdown_by_a_task_ends_the_program
+    lost_critical_task_exits_with_failure
+    lost_critical_task_of_later_phase_exits_with_failure
+    program_without_permit_gets_the_signal_immediately
+    program_without_permit_has_the_grace_period
+    program_that_outlives_its_registry_has_the_grace_period
+    signal_after_drain_limits_main
+    repeated_sighup_does_not_exit
+    second_signal_ends_a_blocked_start_up
+    dropped_run_shuts_nothing_down
+    infinite_grace_period_is_accepted
+    straggler_is_aborted
+    blocked_runtime_destructor_does_not_delay_exit
+    untracked_blocking_work_does_not_delay_exit
+    unread_stderr_does_not_delay_exit
+};
 
-/// Runs those whose name has one of the arguments in it, all at once.
+/// Runs the tests whose name contains one of the arguments, all of them in parallel.
 pub(crate) fn run() -> ExitCode {
-    let wanted: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
-    let tests: Vec<_> = TESTS.iter().filter(|(name, _)| is_wanted(name)).collect();
+    let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_selected = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
+    let tests: Vec<_> = TESTS.iter().filter(|(name, _)| is_selected(name)).collect();
     let running = tests.into_iter().map(|(name, test)| {
         let thread = thread::Builder::new().name((*name).into());
         (*name, thread.spawn(test).unwrap())
@@ -63,285 +62,289 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
+/// A short grace period, in seconds. Without it the grace period is longer than the test's patience.
 const GRACE: &str = "0.5";
 const BOUND: Duration = Duration::from_millis(1500);
 
-/// The bound is the host's, the delays are the machine's: one of three times has to keep it.
+/// The host guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
 #[track_caller]
-fn within_a_second_of_the_grace(mut end: impl FnMut() -> Duration) {
-    let took: Vec<_> = (0..3).map(|_| end()).take_while(|took| *took > BOUND).collect();
+fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
+    let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Has the process stopped by the grace, and returns how long after the signal it was gone.
-fn held_up(program: Program, named: &str) -> Duration {
+/// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
+fn miss_deadline(program: Program, straggler: &str) -> Duration {
     let mut process = program.with("GRACE", GRACE).start();
-    process.out("ready");
-    let began = Instant::now();
+    process.stdout_line("ready");
+    let start = Instant::now();
     process.signal(Signal::TERM);
     let ended = process.wait();
-    let took = began.elapsed();
-    ended.exited(1).told("the grace of 500ms is over: ").told(named);
+    let took = start.elapsed();
+    ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr(straggler);
     assert!(took >= Duration::from_millis(500), "{took:?}");
     took
 }
 
-fn a_blocked_executor_does_not_hold_it() {
-    for (program, named) in
+fn blocked_executor_does_not_delay_exit() {
+    for (program, straggler) in
         [("tokio_blocked", "1 × blocker at "), ("executor_blocked", "1 × blocker at "), ("program_blocked", "1 × program at ")]
     {
-        within_a_second_of_the_grace(|| {
-            let took = held_up(Program::new(program), named);
-            println!("{program} was gone {took:?} after SIGTERM");
+        exits_within_a_second_of_the_deadline(|| {
+            let took = miss_deadline(Program::new(program), straggler);
+            println!("{program} exited {took:?} after SIGTERM");
             took
         });
     }
 }
 
-fn a_second_signal_leaves_a_blocked_executor() {
+fn second_signal_exits_with_blocked_executor() {
     for program in ["tokio_blocked", "executor_blocked", "program_blocked"] {
         let mut process = Program::new(program).start();
-        process.out("ready");
+        process.stdout_line("ready");
         process.signal(Signal::TERM);
-        process.err("draining: ");
+        process.stderr_line("draining: ");
         process.signal(Signal::INT);
         let ended = process.wait();
-        ended.exited(130).told("left at once, ");
-        // What was printed is flushed.
-        assert_eq!(ended.said("no newline"), program != "program_blocked", "{ended:#?}");
+        ended.assert_code(130).assert_stderr("exiting immediately, ");
+        // The output has been flushed.
+        assert_eq!(ended.has_stdout("no newline"), program != "program_blocked", "{ended:#?}");
     }
 }
 
-/// It cannot be flushed then.
-fn a_second_signal_with_stdout_locked() {
+/// Stdout cannot be flushed then.
+fn second_signal_exits_with_stdout_locked() {
     let mut process = Program::new("tokio_blocked").with("LOCKED", "1").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::INT);
-    process.err("draining: ");
+    process.stderr_line("draining: ");
     process.signal(Signal::INT);
-    process.wait().exited(130).told("left at once, ");
+    process.wait().assert_code(130).assert_stderr("exiting immediately, ");
 }
 
-fn an_error_drains_first() {
-    drains_first("error", 2).told("the program failed: broken");
+fn program_error_exits_after_drain() {
+    drains_first("error", 2).assert_stderr("the program failed: broken");
 }
 
-fn a_panic_drains_first() {
-    drains_first("panic", 101).told("broken");
+fn program_panic_exits_after_drain() {
+    drains_first("panic", 101).assert_stderr("broken");
 }
 
-fn the_end_of_the_program_drains() {
+fn program_end_starts_drain() {
     drains_first("success", 0);
 }
 
 fn drains_first(program: &str, code: i32) -> Ended {
-    let mut process = Program::new(program).start();
-    process.err("draining: 1 in flight");
-    process.release();
-    let ended = process.wait();
-    ended.exited(code).told("drained in ").told(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
-    assert!(ended.said("late work is done"), "{ended:#?}");
+    let mut program = Program::new(program).start();
+    program.stderr_line("draining: 1 in flight");
+    program.release();
+    let ended = program.wait();
+    ended
+        .assert_code(code)
+        .assert_stderr("drained in ")
+        .assert_stderr(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
+    assert!(ended.has_stdout("the task has ended"), "{ended:#?}");
     ended
 }
 
-fn nothing_is_told_of_nothing() {
-    let ended = Program::new("nothing").start().wait();
-    assert!(ended.exited(0).lines.is_empty(), "{ended:#?}");
+fn idle_program_prints_nothing() {
+    let ended = Program::new("idle").start().wait();
+    assert!(ended.assert_code(0).lines.is_empty(), "{ended:#?}");
 }
 
-fn one_phase_after_the_other() {
+fn phases_drain_in_order() {
     let mut process = Program::new("phases").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.out("the requests are told");
+    process.stdout_line("the requests have the signal");
     process.release();
     let ended = process.wait();
-    ended.exited(0).told(": 4 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
-    assert!(ended.said("the request ends, workers told: false"), "{ended:#?}");
-    assert!(ended.said("its work is accepted: true") && ended.said("the request's work is done"), "{ended:#?}");
-    let at = |text: &str| ended.lines.iter().position(|line| *line == Line::Out(text.into()));
-    assert!(at("its work is accepted: true") < at("the workers are told"), "{ended:#?}");
+    ended.assert_code(0).assert_stderr(": 4 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
+    assert!(ended.has_stdout("the request ends, the workers have the signal: false"), "{ended:#?}");
+    assert!(ended.has_stdout("its task is accepted: true") && ended.has_stdout("the request's task has ended"), "{ended:#?}");
+    let position = |text: &str| ended.lines.iter().position(|line| *line == Line::Stdout(text.into()));
+    assert!(position("its task is accepted: true") < position("the workers have the signal"), "{ended:#?}");
 }
 
-fn terminated_is_for_late_callers_too() {
-    let mut process = Program::new("terminated").start();
-    process.out("ready");
+fn shutdown_signal_stays_triggered() {
+    let mut process = Program::new("shutdown_signal").start();
+    process.stdout_line("ready");
     process.signal(Signal::INT);
-    process.out("asked");
-    process.wait().exited(7);
+    process.stdout_line("triggered");
+    process.wait().assert_code(7);
 }
 
-fn sighup_is_not_for_the_host_unless_asked() {
+fn sighup_is_handled_only_on_request() {
     let mut process = Program::new("waits").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::HUP);
     let ended = process.wait();
     assert_eq!(ended.status.signal(), Some(Signal::HUP.as_raw()), "{ended:#?}");
 
-    let mut process = Program::new("waits_with_hangup").start();
-    process.out("ready");
+    let mut process = Program::new("waits_with_sighup").start();
+    process.stdout_line("ready");
     process.signal(Signal::HUP);
-    process.wait().exited(0).told("drained in ");
+    process.wait().assert_code(0).assert_stderr("drained in ");
 }
 
-fn a_signal_before_run_is_kept() {
-    Program::new("asked_before_run").start().wait().exited(0).told("drained in ");
+fn signal_before_run_is_kept() {
+    Program::new("signal_before_run").start().wait().assert_code(0).assert_stderr("drained in ");
 }
 
-fn a_shutdown_by_somebody_else() {
+fn shutdown_by_a_task_ends_the_program() {
     let mut process = Program::new("shut_down_by_a_task").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.release();
-    process.wait().exited(0);
+    process.wait().assert_code(0);
 }
 
-fn critical_work_that_is_lost_is_a_failure() {
+fn lost_critical_task_exits_with_failure() {
     let mut process = Program::new("critical").start();
-    process.err("ending, as the program cannot go on without lease at ");
+    process.stderr_line("shutting down because a critical task was lost: lease at ");
     process.release();
     let ended = process.wait();
-    ended.exited(2).told(" failed: lost").told("drained in ");
-    assert!(ended.said("late work is done"), "{ended:#?}");
+    ended.assert_code(2).assert_stderr(" failed: lost").assert_stderr("drained in ");
+    assert!(ended.has_stdout("the task has ended"), "{ended:#?}");
 }
 
-fn critical_work_of_a_later_phase() {
+fn lost_critical_task_of_later_phase_exits_with_failure() {
     let mut process = Program::new("critical_worker").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.wait().exited(2).told("ending, as the program cannot go on without lease at ");
+    process.wait().assert_code(2).assert_stderr("shutting down because a critical task was lost: lease at ");
 }
 
-fn a_program_that_finds_no_place_is_told_at_once() {
+fn program_without_permit_gets_the_signal_immediately() {
     let mut process = Program::new("full").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.out("told");
+    process.stdout_line("triggered");
     process.signal(Signal::TERM);
-    process.wait().exited(130);
+    process.wait().assert_code(130);
 }
 
-fn a_program_that_finds_no_place_has_the_grace() {
+fn program_without_permit_has_the_grace_period() {
     let mut process = Program::new("full").with("GRACE", GRACE).start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.out("told");
+    process.stdout_line("triggered");
     process.release();
-    process.wait().exited(1).told("1 × program at ").told("aborted the last after ");
+    process.wait().assert_code(1).assert_stderr("1 × program at ").assert_stderr("aborted all remaining tasks after ");
 }
 
-fn a_program_that_outlives_its_registry_has_the_grace() {
-    let mut process = Program::new("drained_by_itself").with("GRACE", GRACE).start();
-    process.out("ready");
-    process.wait().exited(1).told("1 × program at ").told("aborted the last after ");
+fn program_that_outlives_its_registry_has_the_grace_period() {
+    let mut process = Program::new("outlives_its_registry").with("GRACE", GRACE).start();
+    process.stdout_line("ready");
+    process.wait().assert_code(1).assert_stderr("1 × program at ").assert_stderr("aborted all remaining tasks after ");
 }
 
-fn a_signal_after_the_end_is_heard() {
-    within_a_second_of_the_grace(|| {
-        let mut process = Program::new("main_hangs").with("GRACE", GRACE).start();
-        process.out("ready");
-        let began = Instant::now();
+fn signal_after_drain_limits_main() {
+    exits_within_a_second_of_the_deadline(|| {
+        let mut process = Program::new("main_blocked").with("GRACE", GRACE).start();
+        process.stdout_line("ready");
+        let start = Instant::now();
         process.signal(Signal::TERM);
-        process.wait().exited(0).told("`main` has not returned");
-        began.elapsed()
+        process.wait().assert_code(0).assert_stderr("`main` has not returned");
+        start.elapsed()
     });
 }
 
-/// A terminal that is closed may send it twice, and some managers after SIGTERM.
-fn sighup_does_not_insist() {
+/// A closed terminal may send SIGHUP twice, and some supervisors send it after SIGTERM.
+fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
-        let mut process = Program::new("hangup_with_work").start();
-        process.out("ready");
+        let mut process = Program::new("sighup_with_task").start();
+        process.stdout_line("ready");
         process.signal(first);
-        process.err("draining: ");
+        process.stderr_line("draining: ");
         process.signal(Signal::HUP);
         process.release();
         let ended = process.wait();
-        ended.exited(0).told("drained in ");
-        assert!(ended.said("late work is done"), "{ended:#?}");
+        ended.assert_code(0).assert_stderr("drained in ");
+        assert!(ended.has_stdout("the task has ended"), "{ended:#?}");
     }
 }
 
-fn a_start_up_that_hangs() {
-    let mut process = Program::new("start_up_hangs").start();
-    process.out("ready");
+fn second_signal_ends_a_blocked_start_up() {
+    let mut process = Program::new("start_up_blocked").start();
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.out("asked");
+    process.stdout_line("triggered");
     process.signal(Signal::TERM);
-    process.wait().exited(130).told("left at once, 0 in flight");
+    process.wait().assert_code(130).assert_stderr("exiting immediately, 0 in flight");
 }
 
-fn a_run_that_is_dropped_ends_nothing() {
-    let mut process = Program::new("run_is_dropped").start();
-    process.out("ready");
+fn dropped_run_shuts_nothing_down() {
+    let mut process = Program::new("run_dropped").start();
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.out("asked, told: false");
+    process.stdout_line("triggered, the registry is shutting down: false");
     process.signal(Signal::TERM);
     process.release();
-    process.wait().exited(7);
+    process.wait().assert_code(7);
 }
 
-fn a_grace_for_ever() {
+fn infinite_grace_period_is_accepted() {
     let mut process = Program::new("waits").with("GRACE", "1e19").start();
-    process.out("ready");
+    process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.wait().exited(0).told("drained in ");
+    process.wait().assert_code(0).assert_stderr("drained in ");
 }
 
-fn a_task_is_aborted() {
-    within_a_second_of_the_grace(|| {
-        let took = held_up(Program::new("pending_task"), " was aborted after ");
-        println!("an aborted task was gone {took:?} after SIGTERM");
+fn straggler_is_aborted() {
+    exits_within_a_second_of_the_deadline(|| {
+        let took = miss_deadline(Program::new("pending_task"), " was aborted after ");
+        println!("a program with an aborted task exited {took:?} after SIGTERM");
         took
     });
 }
 
-fn a_runtime_that_hangs_does_not_hold_it() {
-    within_a_second_of_the_grace(|| {
-        let took = held_up(Program::new("runtime_hangs"), "1 × hangs at ");
-        println!("a hanging runtime was gone {took:?} after SIGTERM");
+fn blocked_runtime_destructor_does_not_delay_exit() {
+    exits_within_a_second_of_the_deadline(|| {
+        let took = miss_deadline(Program::new("runtime_blocked"), "1 × blocker at ");
+        println!("a program with a blocked runtime exited {took:?} after SIGTERM");
         took
     });
 }
 
-/// All that a registry knows of has ended, so the grace is for `main`.
-fn what_no_registry_knows_of_does_not_hold_it() {
-    within_a_second_of_the_grace(|| {
-        let mut process = Program::new("untracked_hangs").with("GRACE", GRACE).start();
-        process.out("ready");
-        let began = Instant::now();
+/// All tracked tasks have ended, so the rest of the grace period is for `main`.
+fn untracked_blocking_work_does_not_delay_exit() {
+    exits_within_a_second_of_the_deadline(|| {
+        let mut process = Program::new("untracked_blocked").with("GRACE", GRACE).start();
+        process.stdout_line("ready");
+        let start = Instant::now();
         process.signal(Signal::TERM);
-        process.wait().exited(0).told("drained in ");
-        began.elapsed()
+        process.wait().assert_code(0).assert_stderr("drained in ");
+        start.elapsed()
     });
 }
 
-/// The other end is open, and full. That holds the last line until the grace is over, and no exit code.
-fn nobody_reads_stderr() {
-    for (program, code) in [("runtime_hangs", 1), ("waits", 0)] {
-        within_a_second_of_the_grace(|| {
-            let (_ours, theirs) = full();
-            let mut process = Program::new(program).with("GRACE", GRACE).start_with(theirs);
-            process.out("ready");
-            let began = Instant::now();
+/// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.
+fn unread_stderr_does_not_delay_exit() {
+    for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
+        exits_within_a_second_of_the_deadline(|| {
+            let (_reader, full) = full_pipe();
+            let mut process = Program::new(program).with("GRACE", GRACE).start_with(full);
+            process.stdout_line("ready");
+            let start = Instant::now();
             process.signal(Signal::TERM);
-            process.wait().exited(code);
-            began.elapsed()
+            process.wait().assert_code(code);
+            start.elapsed()
         });
     }
-    let (_ours, theirs) = full();
-    let mut process = Program::new("tokio_blocked").start_with(theirs);
-    process.out("ready");
+    let (_reader, full) = full_pipe();
+    let mut process = Program::new("tokio_blocked").start_with(full);
+    process.stdout_line("ready");
     process.signal(Signal::INT);
     process.signal(Signal::TERM);
-    process.wait().exited(130);
+    process.wait().assert_code(130);
 }
 
-fn full() -> (UnixStream, Stdio) {
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    theirs.set_nonblocking(true).unwrap();
-    while theirs.write(b".").is_ok() {}
-    theirs.set_nonblocking(false).unwrap();
-    (ours, OwnedFd::from(theirs).into())
+fn full_pipe() -> (UnixStream, Stdio) {
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.write(b".").is_ok() {}
+    writer.set_nonblocking(false).unwrap();
+    (reader, OwnedFd::from(writer).into())
 }
 
 struct Program(Command);
@@ -358,134 +361,47 @@ impl Program {
         self
     }
 
-    fn start(self) -> Process {
+    fn start(self) -> Running {
         self.start_with(Stdio::piped())
     }
 
-    fn start_with(mut self, stderr: Stdio) -> Process {
-        let mut child = self.0.stderr(stderr).spawn().unwrap();
-        let (sender, lines) = channel();
-        pass_on(child.stdout.take().unwrap(), sender.clone(), Line::Out);
-        if let Some(stderr) = child.stderr.take() {
-            pass_on(stderr, sender, Line::Err);
-        }
-        let stdin = child.stdin.take();
-        Process { child, stdin, lines, seen: Vec::new() }
+    fn start_with(mut self, stderr: impl Into<Stdio>) -> Running {
+        let mut process = Process::spawn(self.0.stderr(stderr));
+        let stdin = process.stdin();
+        Running { process, stdin }
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Line {
-    Out(String),
-    Err(String),
+/// A running program, with a pipe to its stdin.
+struct Running {
+    process: Process,
+    stdin: ChildStdin,
 }
 
-fn pass_on(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) -> Line) {
-    thread::spawn(move || {
-        for text in BufReader::new(from).lines().map_while(Result::ok) {
-            // Whoever does not listen any more must not block the process.
-            let _ = to.send(line(text));
-        }
-    });
-}
-
-/// A process that does not outlive its test.
-struct Process {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<Line>,
-    seen: Vec<Line>,
-}
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Has the program go on.
+impl Running {
+    /// Makes the program continue.
     fn release(&mut self) {
-        self.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        self.stdin.write_all(b"\n").unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     #[track_caller]
-    fn out(&mut self, text: &str) {
-        self.line(&|line| matches!(line, Line::Out(line) if line == text), &text);
+    fn stdout_line(&mut self, text: &str) {
+        self.process.stdout_line(text);
     }
 
     #[track_caller]
-    fn err(&mut self, text: &str) {
-        self.line(&|line| matches!(line, Line::Err(line) if line.contains(text)), &text);
+    fn stderr_line(&mut self, text: &str) {
+        self.process.stderr_line(text);
     }
 
     #[track_caller]
-    fn line(&mut self, is_it: &dyn Fn(&Line) -> bool, what: &dyn Debug) {
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(line) = self.next(deadline) {
-            if is_it(&line) {
-                return;
-            }
-        }
-        panic!("it ended without {what:?}: {:#?}", self.seen);
-    }
-
-    /// Waits for its end.
-    #[track_caller]
-    fn wait(mut self) -> Ended {
-        let deadline = Instant::now() + PATIENCE;
-        while self.next(deadline).is_some() {}
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return Ended { status, lines: std::mem::take(&mut self.seen) };
-            }
-            assert!(Instant::now() < deadline, "it hangs: {:#?}", self.seen);
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[track_caller]
-    fn next(&mut self, deadline: Instant) -> Option<Line> {
-        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                self.seen.push(line.clone());
-                Some(line)
-            }
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {:#?}", self.seen),
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // An error says that it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[derive(Debug)]
-struct Ended {
-    status: ExitStatus,
-    lines: Vec<Line>,
-}
-
-impl Ended {
-    #[track_caller]
-    fn exited(&self, code: i32) -> &Self {
-        assert_eq!(self.status.code(), Some(code), "{self:#?}");
-        self
-    }
-
-    /// There is such a line on stderr.
-    #[track_caller]
-    fn told(&self, text: &str) -> &Self {
-        let told = self.lines.iter().any(|line| matches!(line, Line::Err(line) if line.contains(text)));
-        assert!(told, "no line has {text:?}: {self:#?}");
-        self
-    }
-
-    /// There is this line on stdout.
-    fn said(&self, text: &str) -> bool {
-        self.lines.contains(&Line::Out(text.into()))
+    fn wait(self) -> Ended {
+        // Keeps stdin open until the program has ended.
+        let Self { process, stdin: _stdin } = self;
+        process.wait()
     }
 }

@@ -1,5 +1,5 @@
 //! The thread-per-core runtimes on each of their drivers.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::future::Future;
 use std::io;
@@ -7,22 +7,22 @@ use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// Long enough that only a hang gets there.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+/// Longer than any step of a test takes: what takes longer hangs.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) type Main = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A runtime of this thread: it drives a future and what that spawns, until the future is done.
+/// A runtime of this thread. It polls a future and the tasks that the future spawns, until the future has ended.
 pub(crate) type Drive = Box<dyn FnMut(Main)>;
 
-/// Makes a runtime on this thread, or says why it cannot.
+/// Creates a runtime on this thread, or returns why it cannot.
 pub(crate) type Make = fn() -> io::Result<Drive>;
 
 #[cfg(feature = "compio")]
 fn compio(driver: compio::driver::DriverType) -> io::Result<Drive> {
     let mut proactor = compio::driver::ProactorBuilder::new();
     proactor.driver_type(driver);
-    // More than a shutdown wakes at once: what waits for a place among the usual 64 does not wake a runtime that sleeps by then.
+    // More than the tasks that a shutdown wakes. With the default of 64, a wake-up that waits for space may not wake a sleeping runtime.
     let runtime = compio::runtime::RuntimeBuilder::new().with_proactor(proactor).sync_queue_size(1 << 14).build()?;
     assert_eq!(runtime.driver_type(), driver);
     Ok(Box::new(move |main| runtime.block_on(main)))
@@ -38,12 +38,12 @@ pub(crate) fn compio_io_uring() -> io::Result<Drive> {
     compio(compio::driver::DriverType::IoUring)
 }
 
-/// Drops the tasks with the runtime, which is what a thread that outlives it is told to do.
+/// Drops the tasks with the runtime, as the documentation requires of a thread that outlives its runtime.
 #[cfg(feature = "monoio")]
-struct Abandons;
+struct AbandonOnDrop;
 
 #[cfg(feature = "monoio")]
-impl Drop for Abandons {
+impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
         background_tasks_runtimes::MonoioSpawner::abandon_all();
     }
@@ -52,7 +52,7 @@ impl Drop for Abandons {
 #[cfg(feature = "monoio")]
 fn monoio<D: monoio::Driver + 'static>(runtime: io::Result<monoio::Runtime<D>>) -> io::Result<Drive> {
     let mut runtime = runtime?;
-    let tasks = Abandons;
+    let tasks = AbandonOnDrop;
     Ok(Box::new(move |main| {
         let _ = &tasks;
         runtime.block_on(main);
@@ -76,11 +76,11 @@ pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
 
 #[cfg(feature = "glommio")]
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {
-    // It panics where the kernel refuses io_uring.
+    // glommio panics if the kernel refuses io_uring.
     let made = catch_unwind(|| {
         let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
         executor.blocking_thread_pool_placement(glommio::PoolPlacement::Unbound(4)).make()
     });
-    let executor = made.map_err(|_| io::Error::other("glommio finds no io_uring that it may use"))??;
+    let executor = made.map_err(|_| io::Error::other("the kernel does not allow glommio to use io_uring"))??;
     Ok(Box::new(move |main| executor.run(main)))
 }

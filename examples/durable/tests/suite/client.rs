@@ -1,6 +1,6 @@
-//! As much of HTTP as the tests speak: a connection for each request, whose end is that of the response.
+//! A minimal HTTP client: each request has its own connection, which the server closes after the response.
 
-use crate::process::PATIENCE;
+use crate::process::STEP_TIMEOUT;
 use serde_json::Value;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,22 +22,22 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Where the sign-up is.
+    /// Returns the path of the sign-up.
     #[track_caller]
     pub(crate) fn location(&self) -> &str {
-        self.header("location").unwrap_or_else(|| panic!("it is nowhere: {self:?}"))
+        self.header("location").unwrap_or_else(|| panic!("no location: {self:?}"))
     }
 }
 
 pub(crate) fn try_request(to: SocketAddr, request: &str, headers: &[&str], body: &str) -> io::Result<Response> {
     let mut stream = TcpStream::connect(to)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
     let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
     let len = body.len();
     stream.write_all(format!("{request} HTTP/1.0\r\n{headers}content-length: {len}\r\n\r\n{body}").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(ErrorKind::InvalidData)?;
     Ok(Response { status, head: head.replace('\r', ""), body: body.to_owned() })
 }
@@ -52,7 +52,7 @@ pub(crate) fn get(from: SocketAddr, path: &str) -> Response {
     request(from, &format!("GET {path}"), &["host: localhost"], "")
 }
 
-/// As a browser asks.
+/// Requests a page as a browser does.
 #[track_caller]
 pub(crate) fn page(from: SocketAddr, path: &str) -> Response {
     request(from, &format!("GET {path}"), &["accept: text/html,*/*;q=0.8"], "")
@@ -65,7 +65,7 @@ pub(crate) fn sign_up(at: SocketAddr, address: &str) -> Response {
     request(at, "POST /signups", &[FORM], &format!("email={address}"))
 }
 
-/// All that is told of a sign-up, until there is nothing more to tell.
+/// Returns all events of a sign-up, until its status is final.
 #[track_caller]
 pub(crate) fn events(from: SocketAddr, path: &str) -> Vec<Value> {
     let stream = get(from, &format!("{path}/events"));

@@ -1,4 +1,4 @@
-//! The program as processes, none of which outlives its test.
+//! Runs the program as child processes that do not outlive their test.
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::fs;
@@ -12,17 +12,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longer than anything takes here; what takes longer hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than any step takes without a hang.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A folder, and the database of what is started in it.
-pub(crate) struct Place {
+/// A folder for the processes of a test, and their database.
+pub(crate) struct Site {
     pub(crate) folder: TempDir,
     database: String,
 }
 
-impl Place {
-    /// On a SQLite file in it.
+impl Site {
+    /// Creates a folder with a SQLite file as database.
     pub(crate) fn new() -> Self {
         Self::on("signups.db")
     }
@@ -52,7 +52,7 @@ impl Place {
         Self::serve_as(&mut self.command(args))
     }
 
-    /// As a shell does: in a group of its own, to which Ctrl-C goes.
+    /// Starts a server in its own process group, as a shell does, so that Ctrl-C can be sent to the group.
     #[track_caller]
     pub(crate) fn serve_in_a_group(&self, args: &[&str]) -> Server {
         Self::serve_as(self.command(args).process_group(0))
@@ -66,15 +66,15 @@ impl Place {
         Server { process, address, board }
     }
 
-    /// Starts a worker, which is quick to take others for dead.
+    /// Starts a worker with a short lease.
     #[track_caller]
     pub(crate) fn work(&self, args: &[&str]) -> Process {
         let mut process = self.start(&[&["worker", "--lease", "3"], args].concat());
-        process.line("the worker waits for mails");
+        process.line("the worker is ready");
         process
     }
 
-    /// To whom mails lie in the outbox, sorted.
+    /// Returns the recipients of the mails in the outbox, sorted.
     pub(crate) fn outbox(&self) -> Vec<String> {
         let files = fs::read_dir(self.path("outbox")).into_iter().flatten().map(|file| file.unwrap().path());
         let mails = files.filter(|file| file.extension().is_some_and(|extension| extension == "eml"));
@@ -112,7 +112,7 @@ impl Process {
         Self { child, lines, seen: Vec::new() }
     }
 
-    /// Returns the next line, `None` once it has ended, and the worker that it has started.
+    /// Returns the next line. Returns `None` when the process and its child worker have exited.
     #[track_caller]
     fn next(&mut self, deadline: Instant) -> Option<String> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -121,74 +121,74 @@ impl Process {
                 Some(line)
             }
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {:#?}", self.seen),
+            Err(RecvTimeoutError::Timeout) => panic!("the process hangs: {:#?}", self.seen),
         }
     }
 
-    /// Waits for a line that has `text`, and returns what follows it.
+    /// Waits for a line that contains `text`, and returns the rest of the line.
     #[track_caller]
     pub(crate) fn line(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         while let Some(line) = self.next(deadline) {
             if let Some((_, rest)) = line.split_once(text) {
                 return rest.to_owned();
             }
         }
-        panic!("ended without a line that has {text:?}: {:#?}", self.seen)
+        panic!("the process exited without a line that contains {text:?}: {:#?}", self.seen)
     }
 
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
     }
 
-    /// Ctrl-C.
-    pub(crate) fn interrupt_its_group(&self) {
+    /// Sends Ctrl-C to the process group.
+    pub(crate) fn interrupt_group(&self) {
         kill_process_group(Pid::from_child(&self.child), Signal::INT).unwrap();
     }
 
-    /// SIGKILL, and what it has said.
+    /// Kills the process and returns its output.
     #[track_caller]
     pub(crate) fn kill(mut self) -> String {
         self.child.kill().unwrap();
-        self.rest();
+        self.read_to_end();
         self.seen.join("\n")
     }
 
-    /// Waits for its end and returns all that it has said.
+    /// Waits until the process exits with this code, and returns its output.
     #[track_caller]
     pub(crate) fn wait(mut self, code: i32) -> String {
-        self.rest();
+        self.read_to_end();
         assert_eq!(self.child.wait().unwrap().code(), Some(code), "{:#?}", self.seen);
         self.seen.join("\n")
     }
 
     #[track_caller]
-    fn rest(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+    fn read_to_end(&mut self) {
+        let deadline = Instant::now() + STEP_TIMEOUT;
         while self.next(deadline).is_some() {}
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the process has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // A worker that it has started has its output, and ends as its input does.
-        let deadline = Instant::now() + PATIENCE;
+        // A child worker shares the output pipes, and stops when its input ends.
+        let deadline = Instant::now() + STEP_TIMEOUT;
         while self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 
-/// Looks until it finds something.
+/// Polls a condition until it returns a value. `what` describes the condition in the panic message.
 #[track_caller]
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + STEP_TIMEOUT;
     loop {
-        if let Some(found) = look() {
-            return found;
+        if let Some(value) = condition() {
+            return value;
         }
-        assert!(Instant::now() < deadline, "never came: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,16 +1,16 @@
-//! A mail server of a test's own.
+//! A mail server for tests.
 
-use crate::process::PATIENCE;
+use crate::process::STEP_TIMEOUT;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// What it says of the mail of a connection.
+/// How the server responds to a mail.
 #[derive(Clone, Copy)]
 pub(crate) enum Reply {
-    Says(&'static str),
-    /// It never does.
+    Line(&'static str),
+    /// Never responds.
     Nothing,
 }
 
@@ -20,26 +20,26 @@ pub(crate) struct MailServer {
 }
 
 impl MailServer {
-    /// It has these replies to the first connections, and takes the mails of the others.
+    /// Starts a server that sends these replies on the first connections, and accepts the mails of all others.
     pub(crate) fn start(replies: &'static [Reply]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (tell, mails) = channel();
+        let (sender, mails) = channel();
         thread::spawn(move || {
             for (number, connection) in listener.incoming().enumerate() {
-                let reply = replies.get(number).copied().unwrap_or(Reply::Says("250 taken"));
-                let (connection, tell) = (connection.unwrap(), tell.clone());
-                // An error is the client's end.
-                thread::spawn(move || drop(converse(&connection, reply, &tell)));
+                let reply = replies.get(number).copied().unwrap_or(Reply::Line("250 accepted"));
+                let (connection, sender) = (connection.unwrap(), sender.clone());
+                // An error means that the client has disconnected.
+                thread::spawn(move || drop(converse(&connection, reply, &sender)));
             }
         });
         Self { address, mails }
     }
 
-    /// The next mail that it was handed.
+    /// Waits for the next mail.
     #[track_caller]
     pub(crate) fn next(&self) -> String {
-        self.mails.recv_timeout(PATIENCE).expect("a mail")
+        self.mails.recv_timeout(STEP_TIMEOUT).expect("a mail")
     }
 
     pub(crate) fn has_no_more(&self) -> bool {
@@ -47,10 +47,10 @@ impl MailServer {
     }
 }
 
-fn converse(connection: &TcpStream, reply: Reply, tell: &Sender<String>) -> io::Result<()> {
+fn converse(connection: &TcpStream, reply: Reply, sender: &Sender<String>) -> io::Result<()> {
     let (mut reader, mut writer) = (BufReader::new(connection), connection);
     let mut say = |text: &str| writer.write_all(format!("{text}\r\n").as_bytes());
-    say("220 mail server of a test")?;
+    say("220 test mail server")?;
     let mut line = String::new();
     loop {
         line.clear();
@@ -59,16 +59,16 @@ fn converse(connection: &TcpStream, reply: Reply, tell: &Sender<String>) -> io::
         }
         match line.get(..4) {
             Some("DATA") => {
-                say("354 go on")?;
+                say("354 continue")?;
                 let mail: Vec<_> = reader.by_ref().lines().map_while(Result::ok).take_while(|line| line != ".").collect();
-                tell.send(mail.join("\n")).map_err(io::Error::other)?;
+                sender.send(mail.join("\n")).map_err(io::Error::other)?;
                 match reply {
-                    Reply::Says(text) => say(text)?,
+                    Reply::Line(text) => say(text)?,
                     Reply::Nothing => drop(reader.read_to_end(&mut Vec::new())?),
                 }
             }
             Some("QUIT") => return say("221 bye"),
-            _ => say("250 well")?,
+            _ => say("250 ok")?,
         }
     }
 }

@@ -1,8 +1,7 @@
-//! Many clients that send as fast as they are answered.
+//! Load: many clients that send requests without a pause.
 
 use super::Program;
-use super::client::Client;
-use super::service::{Ended, Service};
+use super::service::{NotesClient, Service};
 use fastrand::Rng;
 use std::fs;
 use std::io;
@@ -11,22 +10,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use testing::{Client, Ended};
 
 const CONNECTIONS: usize = 16;
-/// The most that are accepted before a service is asked to stop.
-const ENOUGH: usize = 400;
-/// The most that are sent. It has stopped by then, if it stops at all.
+/// The largest number of notes that are accepted before a service is asked to stop.
+const MAX_BEFORE_STOP: usize = 400;
+/// The number of notes that are sent. A service that stops has stopped before.
 const NOTES: usize = 2000;
 pub(super) const LARGEST: usize = 64 << 10;
 
-/// Sends notes over many connections and SIGTERM among them: what was answered 202 is on disk, whole, and nothing else is.
+/// Sends notes over many connections, and SIGTERM meanwhile. Every note that was answered 202 is on disk, complete, and nothing else is.
 ///
-/// The grace is longer than the test's patience: the service is gone because it has drained. `ROUNDS` in the environment says how
-/// often.
+/// The grace period is longer than the test's patience, so the service exits because it has drained. `ROUNDS` in the environment sets the number of
+/// repetitions.
 pub fn every_accepted_note_is_written(program: Program) {
     for _ in 0..rounds() {
         let service = Service::start(program, &["--grace", "3600"]);
-        let accepted = send_notes(service.address(), anytime(), || service.terminate());
+        let accepted = send_notes(service.address(), random_stop(), || service.terminate());
         let (ended, dir) = service.wait();
         assert_drained(&ended);
         println!("{} accepted; {}", accepted.len(), ended.lines.last().unwrap().text());
@@ -38,15 +38,15 @@ pub(super) fn rounds() -> usize {
     std::env::var("ROUNDS").map_or(2, |rounds| rounds.parse().unwrap())
 }
 
-/// Returns after how many notes a service is to be stopped: now and then before the first.
-pub(super) fn anytime() -> usize {
-    fastrand::usize(0..ENOUGH)
+/// Returns a random number of notes after which a service is stopped, sometimes 0.
+pub(super) fn random_stop() -> usize {
+    fastrand::usize(0..MAX_BEFORE_STOP)
 }
 
-/// Sends notes until the service is gone. It is asked to be that, by `stop`, when `enough` are accepted; returns which were.
-pub(super) fn send_notes(address: SocketAddr, enough: usize, stop: impl FnOnce()) -> Vec<usize> {
+/// Sends notes until the service has exited. Calls `stop` when `stop_after` notes have been accepted. Returns the accepted notes.
+pub(super) fn send_notes(address: SocketAddr, stop_after: usize, stop: impl FnOnce()) -> Vec<usize> {
     let (next, stopped) = (&AtomicUsize::new(0), &AtomicBool::new(false));
-    let send = |tell: Sender<usize>| {
+    let send = |accepted: Sender<usize>| {
         let mut client = Client::connect(address)?;
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -54,49 +54,52 @@ pub(super) fn send_notes(address: SocketAddr, enough: usize, stop: impl FnOnce()
                 return io::Result::Ok(());
             }
             assert_eq!(client.put(&name(number), &body(number))?.status, 202);
-            let _ = tell.send(number);
+            let _ = accepted.send(number);
         }
     };
     thread::scope(|scope| {
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         for _ in 0..CONNECTIONS {
-            let tell = tell.clone();
+            let sender = sender.clone();
             scope.spawn(move || {
-                let result = send(tell);
-                assert!(result.is_ok() || stopped.load(Ordering::SeqCst), "it was not asked to stop: {result:?}");
+                let result = send(sender);
+                assert!(
+                    result.is_ok() || stopped.load(Ordering::SeqCst),
+                    "the service failed before it was asked to stop: {result:?}"
+                );
             });
         }
-        drop(tell);
-        let mut accepted: Vec<_> = told.iter().take(enough).collect();
+        drop(sender);
+        let mut accepted: Vec<_> = receiver.iter().take(stop_after).collect();
         stopped.store(true, Ordering::SeqCst);
         stop();
-        accepted.extend(told);
-        assert!(accepted.len() >= enough, "it has stopped by itself");
+        accepted.extend(receiver);
+        assert!(accepted.len() >= stop_after, "the service stopped without being asked");
         accepted
     })
 }
 
-/// Nothing was lost.
+/// Asserts that nothing was lost.
 #[track_caller]
 pub(super) fn assert_drained(ended: &Ended) {
-    ended.assert(0, " completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
+    ended.assert_code(0).assert_line(" completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
 }
 
 #[track_caller]
 pub(super) fn check_notes(dir: &Path, accepted: &[usize]) {
     let lost: Vec<_> = accepted.iter().filter(|number| !dir.join(name(**number)).exists()).collect();
     assert!(lost.is_empty(), "{} of {} accepted notes were lost: {lost:?}", lost.len(), accepted.len());
-    check_whole(dir);
+    check_complete(dir);
 }
 
-/// What is there is a note, and whole.
+/// Asserts that every file is a complete note.
 #[track_caller]
-pub(super) fn check_whole(dir: &Path) {
+pub(super) fn check_complete(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();
         let number = name.strip_prefix("note-").and_then(|number| number.parse().ok());
-        let number = number.unwrap_or_else(|| panic!("a stray file: {name}"));
-        assert!(fs::read(entry.path()).unwrap() == body(number), "{name} is not whole");
+        let number = number.unwrap_or_else(|| panic!("unexpected file: {name}"));
+        assert!(fs::read(entry.path()).unwrap() == body(number), "{name} is incomplete");
     }
 }
 

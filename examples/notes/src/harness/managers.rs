@@ -1,10 +1,9 @@
-//! The service in the care of a service manager, real ones: what stops it is theirs.
+//! The service under real service managers, which stop it.
 
 use super::Program;
-use super::client::Client;
-use super::load::{anytime, check_notes, rounds, send_notes};
-use super::places::run;
-use super::service::{address_in, child_of, patiently};
+use super::environments::run;
+use super::load::{check_notes, random_stop, rounds, send_notes};
+use super::service::{NotesClient, address_in};
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -15,49 +14,50 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
+use testing::{Client, only_child, poll_until_some};
 
-/// Of the service `notes`.
+/// A manager of the service `notes`.
 trait Manager {
     /// Starts the service.
     fn start(&self);
-    /// Stops it, and returns once the manager says that it has ended.
+    /// Stops the service, and returns once the manager reports its end.
     fn stop(&self);
 }
 
-/// Loads the service and has it stopped: what was answered 202 is on disk, and the manager knows of a clean end.
+/// Sends notes while the manager stops the service. Every note that was answered 202 is on disk, and the manager records a success.
 ///
-/// The grace and the manager's own are longer than the test's patience.
-fn every_accepted_note_is_written(manager: &dyn Manager, place: &Place, clean: &str) {
+/// The grace period and the manager's timeout are longer than the test's patience.
+fn every_accepted_note_is_written(manager: &dyn Manager, folder: &ServiceFolder, clean: &str) {
     for _ in 0..rounds() {
         manager.start();
-        let accepted = send_notes(place.address(), anytime(), || manager.stop());
-        let log = place.read("log");
-        assert_eq!(place.read("ended"), clean, "{log}");
+        let accepted = send_notes(folder.address(), random_stop(), || manager.stop());
+        let log = folder.read("log");
+        assert_eq!(folder.read("ended"), clean, "{log}");
         println!("{} accepted; {}", accepted.len(), log.lines().last().unwrap());
-        check_notes(&place.notes(), &accepted);
-        place.clear();
+        check_notes(&folder.notes(), &accepted);
+        folder.clear();
     }
 }
 
-/// The manager knows that it has not drained.
-fn a_straggler_is_a_failure(manager: &dyn Manager, place: &Place, failed: &str) {
+/// The manager records a failure if the service has not drained.
+fn straggler_is_a_failure(manager: &dyn Manager, folder: &ServiceFolder, failed: &str) {
     manager.start();
-    let mut client = Client::connect(place.address()).unwrap();
-    client.begin_put("half", 8).unwrap();
+    let mut client = Client::connect(folder.address()).unwrap();
+    client.start_put("half", 8).unwrap();
     manager.stop();
-    let log = place.read("log");
-    assert_eq!(place.read("ended"), failed, "{log}");
+    let log = folder.read("log");
+    assert_eq!(folder.read("ended"), failed, "{log}");
     assert!(log.contains("connection at "), "{log}");
 }
 
-/// A folder with the notes, with what the service says and how it has ended, and with what its manager keeps.
-struct Place(TempDir);
+/// A folder with the notes, the service's log and exit status, and the files of its manager.
+struct ServiceFolder(TempDir);
 
-impl Place {
+impl ServiceFolder {
     fn new(program: Program) -> Self {
-        let place = Self(program.dir());
-        fs::create_dir(place.notes()).unwrap();
-        place
+        let folder = Self(program.dir());
+        fs::create_dir(folder.notes()).unwrap();
+        folder
     }
 
     fn path(&self) -> &str {
@@ -76,9 +76,9 @@ impl Place {
         fs::read_to_string(self.join(name)).unwrap_or_default()
     }
 
-    /// Waits until the service tells where it listens.
+    /// Waits until the service has printed its address.
     fn address(&self) -> SocketAddr {
-        patiently(&"no address", || self.read("log").lines().find_map(address_in))
+        poll_until_some(&"no address", || self.read("log").lines().find_map(address_in))
     }
 
     fn clear(&self) {
@@ -100,15 +100,15 @@ impl Place {
     }
 }
 
-/// Under runit's `runsv`, which needs no privilege.
+/// Runs the service under runit's `runsv`, which needs no privileges.
 pub fn under_runit(program: Program) {
-    if !are_there(&["sv", "runsv"]) {
+    if !are_installed(&["sv", "runsv"]) {
         return;
     }
-    let place = Place::new(program);
-    every_accepted_note_is_written(&Runit::new(program, &place, "3600"), &place, "0 0\n");
-    let place = Place::new(program);
-    a_straggler_is_a_failure(&Runit::new(program, &place, "0.5"), &place, "1 0\n");
+    let folder = ServiceFolder::new(program);
+    every_accepted_note_is_written(&Runit::new(program, &folder, "3600"), &folder, "0 0\n");
+    let folder = ServiceFolder::new(program);
+    straggler_is_a_failure(&Runit::new(program, &folder, "0.5"), &folder, "1 0\n");
 }
 
 struct Runit {
@@ -117,18 +117,18 @@ struct Runit {
 }
 
 impl Runit {
-    fn new(program: Program, place: &Place, grace: &str) -> Self {
-        fs::create_dir(place.join("service")).unwrap();
-        // It is not to be started before that is asked for.
-        fs::write(place.join("service/down"), "").unwrap();
-        place.script("service/run", &format!("exec {} >../log 2>&1", place.command(program, grace)));
+    fn new(program: Program, folder: &ServiceFolder, grace: &str) -> Self {
+        fs::create_dir(folder.join("service")).unwrap();
+        // Keeps `runsv` from starting the service immediately.
+        fs::write(folder.join("service/down"), "").unwrap();
+        folder.script("service/run", &format!("exec {} >../log 2>&1", folder.command(program, grace)));
         // The exit code and the signal.
-        place.script("service/finish", r#"echo "$1 $2" >../ended"#);
-        let service = format!("{}/service", place.path());
+        folder.script("service/finish", r#"echo "$1 $2" >../ended"#);
+        let service = format!("{}/service", folder.path());
         let runsv = Command::new("runsv").arg(&service).stdin(Stdio::null()).spawn().unwrap();
         let runit = Self { service, runsv };
         let answers = || Command::new("sv").args(["status", &runit.service]).output().unwrap().status.success();
-        patiently(&"no runsv", || answers().then_some(()));
+        poll_until_some(&"no runsv", || answers().then_some(()));
         runit
     }
 }
@@ -145,17 +145,17 @@ impl Manager for Runit {
 
 impl Drop for Runit {
     fn drop(&mut self) {
-        // It has runsv end after the service, which is killed when that takes long.
+        // Ends runsv and the service, which is killed after a second.
         let _ = Command::new("sv").args(["-w", "1", "force-shutdown", &self.service]).stdout(Stdio::null()).status();
         let _ = self.runsv.wait();
     }
 }
 
-/// Says which is not.
-fn are_there(programs: &[&str]) -> bool {
+/// Returns whether all programs are installed, and prints the first that is not.
+fn are_installed(programs: &[&str]) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    let is_there = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
-    let missing = programs.iter().find(|program| !is_there(program));
+    let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
+    let missing = programs.iter().find(|program| !is_installed(program));
     missing.inspect(|program| println!("skipped: {program} is not installed")).is_none()
 }
 
@@ -164,23 +164,23 @@ fn must(words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {output:#?}");
 }
 
-/// Under systemd, as the first process of namespaces of its own. It has our unit alone, and nothing to write to but our folder.
+/// Runs the service under systemd, as process 1 of new namespaces. Only the unit of the test exists, and only its folder is writable.
 pub fn under_systemd(program: Program) {
-    let place = Place::new(program);
-    if let Some(systemd) = Systemd::boot(program, &place, "3600") {
-        every_accepted_note_is_written(&systemd, &place, "success 0\n");
+    let folder = ServiceFolder::new(program);
+    if let Some(systemd) = Systemd::boot(program, &folder, "3600") {
+        every_accepted_note_is_written(&systemd, &folder, "success 0\n");
         drop(systemd);
-        let place = Place::new(program);
-        a_straggler_is_a_failure(&Systemd::boot(program, &place, "0.5").unwrap(), &place, "exit-code 1\n");
+        let folder = ServiceFolder::new(program);
+        straggler_is_a_failure(&Systemd::boot(program, &folder, "0.5").unwrap(), &folder, "exit-code 1\n");
     }
 }
 
 const NAMESPACES: [&str; 8] = ["unshare", "--mount", "--mount-proc", "--pid", "--cgroup", "--uts", "--fork", "--kill-child"];
 
 struct Systemd {
-    /// The parent of the first process.
+    /// The parent of process 1.
     unshare: Child,
-    /// Its own.
+    /// The cgroup of the namespaces.
     cgroup: PathBuf,
 }
 
@@ -190,13 +190,13 @@ DefaultDependencies=no
 [Service]
 Type=notify
 ExecStart=COMMAND
-ExecStopPost=PLACE/post
+ExecStopPost=FOLDER/post
 TimeoutStopSec=infinity
-StandardOutput=append:PLACE/log
-StandardError=append:PLACE/log
+StandardOutput=append:FOLDER/log
+StandardError=append:FOLDER/log
 ";
 
-/// The units that systemd looks for by itself, with nothing in them.
+/// Empty units that systemd always looks for.
 const TARGETS: [&str; 5] = ["default", "basic", "sysinit", "shutdown", "initrd"];
 
 const BOOT: &str = r#"
@@ -212,67 +212,67 @@ exec env -i container=test SYSTEMD_UNIT_PATH="$0" SYSTEMD_GENERATOR_PATH=/run/no
 "#;
 
 impl Systemd {
-    /// Says why not if that cannot be had here.
-    fn boot(program: Program, place: &Place, grace: &str) -> Option<Self> {
-        if !are_there(&["/lib/systemd/systemd", "systemctl", "nsenter"]) {
+    /// Starts systemd. If that fails, prints why and returns `None`.
+    fn boot(program: Program, folder: &ServiceFolder, grace: &str) -> Option<Self> {
+        if !are_installed(&["/lib/systemd/systemd", "systemctl", "nsenter"]) {
             return None;
         }
         run(&[&NAMESPACES[..], &["true"]].concat())?;
         for target in TARGETS {
-            fs::write(place.join(&format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n").unwrap();
+            fs::write(folder.join(&format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n").unwrap();
         }
-        let unit = UNIT.replace("COMMAND", &place.command(program, grace)).replace("PLACE", place.path());
-        fs::write(place.join("notes.service"), unit).unwrap();
-        place.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
-        let cgroup = cgroup2()?.join(place.0.path().file_name().unwrap());
+        let unit = UNIT.replace("COMMAND", &folder.command(program, grace)).replace("FOLDER", folder.path());
+        fs::write(folder.join("notes.service"), unit).unwrap();
+        folder.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
+        let cgroup = cgroup2()?.join(folder.0.path().file_name().unwrap());
         run(&["mkdir", cgroup.to_str().unwrap()])?;
-        let log = File::create(place.join("boot")).unwrap();
+        let log = File::create(folder.join("boot")).unwrap();
         let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
         let mut command = Command::new("sh");
-        command.args(["-c", enter]).arg(&cgroup).args(NAMESPACES).args(["sh", "-c", BOOT, place.path()]);
+        command.args(["-c", enter]).arg(&cgroup).args(NAMESPACES).args(["sh", "-c", BOOT, folder.path()]);
         let unshare = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut systemd = Self { unshare, cgroup };
-        if systemd.is_up(place) {
+        if systemd.is_up(folder) {
             return Some(systemd);
         }
-        println!("skipped: systemd does not come up: {}", place.read("boot"));
+        println!("skipped: systemd does not start: {}", folder.read("boot"));
         None
     }
 
-    /// Waits until it answers, or has given up.
-    fn is_up(&mut self, place: &Place) -> bool {
-        patiently(&"systemd neither comes up nor gives up", || {
-            let gone = self.unshare.try_wait().unwrap().is_some() || place.read("boot").contains("Freezing execution");
+    /// Waits until systemd answers or has given up.
+    fn is_up(&mut self, folder: &ServiceFolder) -> bool {
+        poll_until_some(&"systemd neither starts nor gives up", || {
+            let has_failed = self.unshare.try_wait().unwrap().is_some() || folder.read("boot").contains("Freezing execution");
             let answers = || Some(Command::new("nsenter").args(self.systemctl("show")?).output().unwrap().status.success());
-            if gone { Some(false) } else { answers().filter(|answers| *answers) }
+            if has_failed { Some(false) } else { answers().filter(|answers| *answers) }
         })
     }
 
-    /// Returns what `nsenter` is to be given, once there is somebody to ask.
-    fn systemctl(&self, what: &str) -> Option<Vec<String>> {
-        let first = child_of(self.unshare.id())?.as_raw_pid().to_string();
-        Some(["-t", &first, "-m", "-p", "-C", "systemctl", what, "notes"].map(str::to_owned).into())
+    /// Returns the arguments for `nsenter`, once process 1 exists.
+    fn systemctl(&self, verb: &str) -> Option<Vec<String>> {
+        let process_1 = only_child(self.unshare.id())?.to_string();
+        Some(["-t", &process_1, "-m", "-p", "-C", "systemctl", verb, "notes"].map(str::to_owned).into())
     }
 
-    fn tell(&self, what: &str) {
-        let output = Command::new("timeout").args(["120", "nsenter"]).args(self.systemctl(what).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{what}: {output:#?}");
+    fn run_systemctl(&self, verb: &str) {
+        let output = Command::new("timeout").args(["120", "nsenter"]).args(self.systemctl(verb).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{verb}: {output:#?}");
     }
 }
 
 impl Manager for Systemd {
     fn start(&self) {
-        self.tell("start");
+        self.run_systemctl("start");
     }
 
     fn stop(&self) {
-        self.tell("stop");
+        self.run_systemctl("stop");
     }
 }
 
 impl Drop for Systemd {
     fn drop(&mut self) {
-        // With it go the first process of the namespaces, all others in them, and their mounts.
+        // This also ends process 1 of the namespaces, all other processes in them, and their mounts.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
         for _ in 0..5000 {
@@ -284,7 +284,7 @@ impl Drop for Systemd {
     }
 }
 
-/// Removes a cgroup and those below it, if no process is left in them.
+/// Removes a cgroup and its children. Fails while they contain processes.
 fn remove(cgroup: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cgroup)? {
         let entry = entry?;
@@ -295,7 +295,7 @@ fn remove(cgroup: &Path) -> io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// Returns where the cgroups of the second version are.
+/// Returns the mount point of cgroups version 2.
 fn cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let found = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
@@ -303,7 +303,7 @@ fn cgroup2() -> Option<PathBuf> {
         _ => None,
     });
     if found.is_none() {
-        println!("skipped: there are no cgroups of the second version");
+        println!("skipped: cgroups version 2 are not mounted");
     }
     found
 }

@@ -1,0 +1,74 @@
+//! Outages of the store: time limits for its responses, one report for each outage, and retry delays that double.
+
+use crate::error::Error;
+use futures_timer::Delay;
+use futures_util::future::{Either, select};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+/// The first and the longest delay before a retry.
+pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long the store may take to respond. After that the call is repeated, and so takes another connection.
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// Reports a failure that concerns no single job to the registry's observers.
+pub(crate) type Report = Box<dyn Fn(Error) + Send + Sync>;
+
+/// Calls the store with a time limit.
+pub(crate) async fn with_timeout<T>(limit: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match select(pin!(call), Delay::new(limit)).await {
+        Either::Left((response, _)) => response,
+        Either::Right(_) => Err(Error::Unavailable(format!("the database did not respond within {limit:?}"))),
+    }
+}
+
+/// A time limit that doubles each time it expires, because the store may have much to do.
+pub(crate) struct ResponseTimeout(Duration);
+
+impl Default for ResponseTimeout {
+    fn default() -> Self {
+        Self(RESPONSE_TIMEOUT)
+    }
+}
+
+impl ResponseTimeout {
+    /// Calls the store with the current time limit.
+    pub(crate) async fn limit<T>(&mut self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let start = Instant::now();
+        let response = with_timeout(self.0, call).await;
+        if response.is_err() && start.elapsed() >= self.0 {
+            self.0 = (self.0 * 2).min(MAX_RESPONSE_TIMEOUT);
+        }
+        response
+    }
+}
+
+/// A sequence of failed calls. Only its first failure is reported.
+pub(crate) struct Outage<'a> {
+    report: &'a Report,
+    retry_delay: Duration,
+}
+
+impl<'a> Outage<'a> {
+    pub(crate) fn new(report: &'a Report) -> Self {
+        Self { report, retry_delay: RETRY_BACKOFF.0 }
+    }
+
+    /// Reports the failure if it is the first of this outage. Returns how long to wait before the next call.
+    pub(crate) fn failed(&mut self, error: Error) -> Duration {
+        let (first, longest) = RETRY_BACKOFF;
+        let delay = self.retry_delay;
+        if delay == first {
+            (self.report)(error);
+        }
+        self.retry_delay = (delay * 2).min(longest);
+        delay
+    }
+
+    /// Ends the outage: the next failure is reported.
+    pub(crate) fn ended(&mut self) {
+        self.retry_delay = RETRY_BACKOFF.0;
+    }
+}

@@ -1,0 +1,56 @@
+//! The tasks that this crate itself runs in a registry: `QUEUE worker`, `QUEUE maintenance` and `QUEUE cron`.
+
+use crate::error::Error;
+use crate::outage::Report;
+use background_tasks::{Registry, RejectReason, Spawner, Tracked};
+#[cfg(feature = "cron")]
+use std::any::Any;
+use std::panic::Location;
+
+/// Names the tasks of one worker or schedule, and the call site that started it.
+pub(crate) struct TaskNames<S> {
+    registry: Registry<S>,
+    queue: &'static str,
+    location: &'static Location<'static>,
+}
+
+impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
+    pub(crate) fn new(registry: &Registry<S>, queue: &'static str, location: &'static Location<'static>) -> Self {
+        Self { registry: registry.clone(), queue, location }
+    }
+
+    /// Returns the name of a task. Names are leaked: there are few for each worker, and a worker lives as long as its process.
+    pub(crate) fn leak(&self, role: &str) -> &'static str {
+        Box::leak(format!("{} {role}", self.queue).into_boxed_str())
+    }
+
+    /// Fails if the registry is shutting down: until it has drained, it still takes tasks.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.registry.is_shutting_down() && !self.registry.is_drained() {
+            return Err(Error::Refused(RejectReason::ShuttingDown));
+        }
+        Ok(())
+    }
+
+    /// Counts a task as in flight. A tracked task cannot be aborted: an abort outside a shutdown must not stop a worker or a schedule.
+    pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
+        let task = self.registry.named(name).location(self.location).track(task);
+        task.map_err(|rejected| Error::Refused(rejected.reason()))
+    }
+
+    /// Returns a function that reports failures of this task, each as a failed task of the same name.
+    pub(crate) fn report(&self, name: &'static str) -> Report {
+        let (registry, location) = (self.registry.clone(), self.location);
+        Box::new(move |error| registry.named(name).location(location).run(async move { Err::<(), _>(error) }))
+    }
+
+    /// Returns a function that reports panics of user code in this task, each as a panicked task of the same name.
+    #[cfg(feature = "cron")]
+    pub(crate) fn report_panic(&self, name: &'static str) -> impl Fn(Box<dyn Any + Send>) + Send + Sync + use<S> {
+        let (registry, location) = (self.registry.clone(), self.location);
+        move |payload| {
+            let unwind: fn(Box<dyn Any + Send>) = |payload| std::panic::resume_unwind(payload);
+            registry.named(name).location(location).run(async move { unwind(payload) });
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! The twelve hazards of the engine, numbered as in `README.md`. Each test fails if the workaround is removed.
+
+mod common;
+
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_durable::{Durable, Failure, Job, JobId, JobStatus, Queue, WorkerOptions, sqlx};
+use common::{on_each_store, sql};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+/// Longer than any step of these tests takes on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+fn quick() -> WorkerOptions {
+    WorkerOptions::default()
+        .poll_interval(Duration::from_millis(20))
+        .lease(Duration::from_secs(3))
+        .backoff(Duration::ZERO, Duration::ZERO)
+}
+
+fn registry() -> Registry<TokioSpawner> {
+    Registry::new(TokioSpawner)
+}
+
+async fn in_time<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("the step times out")
+}
+
+/// Counts how often each job was started. Started jobs wait until the gate is closed.
+#[derive(Clone)]
+struct Runs {
+    started: Arc<Mutex<HashMap<u32, usize>>>,
+    gate: Arc<Semaphore>,
+}
+
+impl Runs {
+    fn new() -> Self {
+        Self { started: Arc::default(), gate: Arc::new(Semaphore::new(0)) }
+    }
+
+    async fn serve(&self, queue: &Queue<u32>, registry: &Registry<TokioSpawner>, options: WorkerOptions) {
+        let runs = self.clone();
+        let handler = move |job: Job<u32>| {
+            let runs = runs.clone();
+            async move {
+                *runs.started.lock().unwrap().entry(*job).or_default() += 1;
+                let _ = runs.gate.acquire().await; // an error when it is closed
+                Ok::<_, Infallible>(())
+            }
+        };
+        queue.serve(registry, options, handler).await.unwrap();
+    }
+
+    async fn wait_for(&self, number: u32) {
+        in_time(async {
+            while !self.started.lock().unwrap().contains_key(&number) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    fn each_once(&self, numbers: usize) {
+        let started = self.started.lock().unwrap();
+        assert_eq!(started.len(), numbers, "{started:?}");
+        assert!(started.values().all(|runs| *runs == 1), "{started:?}");
+    }
+}
+
+/// Returns the last heartbeat of each engine of the queue, in seconds.
+async fn last_heartbeats(jobs: &Durable, queue: &str) -> Vec<i64> {
+    if let Some(pool) = jobs.sqlite_pool() {
+        let query = sqlx::query_scalar("SELECT last_seen FROM Workers WHERE worker_type = ?1").bind(queue);
+        return query.fetch_all(pool).await.unwrap();
+    }
+    let query = sqlx::query_scalar("SELECT extract(epoch FROM last_seen)::bigint FROM apalis.workers WHERE worker_type = $1");
+    query.bind(queue).fetch_all(jobs.postgres_pool().unwrap()).await.unwrap()
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+}
+
+/// Waits until a live engine has checked for dead ones, later than a lease after this call.
+async fn wait_for_a_check_for_dead_engines(jobs: &Durable, queue: &str, lease: i64) {
+    let late = now() + lease + 2;
+    in_time(async {
+        while last_heartbeats(jobs, queue).await.into_iter().max() <= Some(late) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_1_drain_longer_than_the_lease_runs_no_job_twice() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, runs) = (jobs.queue::<u32>("drain"), Runs::new());
+        let (leaving, staying) = (registry(), registry());
+        runs.serve(&queue, &leaving, quick()).await;
+        let long = queue.enqueue(1).await.unwrap();
+        runs.wait_for(1).await;
+        runs.serve(&queue, &staying, quick()).await;
+        let drained = leaving.shutdown();
+        wait_for_a_check_for_dead_engines(&jobs, "drain", 3).await;
+        // Other writers do not wait for the drain.
+        let other =
+            timeout(Duration::from_secs(5), queue.enqueue(2).into_future()).await.expect("the drain blocks the store").unwrap();
+        assert!(!leaving.is_drained());
+        runs.gate.close();
+        let summary = in_time(drained).await;
+        assert_eq!((summary.completed, summary.is_clean()), (3, true), "{summary}"); // the job, its worker and its maintenance
+        assert_eq!(queue.info(long).await.unwrap().unwrap().status(), JobStatus::Done);
+        in_time(queue.wait(other)).await.unwrap();
+        runs.each_once(2);
+        in_time(staying.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_2_jobs_waiting_in_a_batch_run_once() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, runs) = (jobs.queue::<u32>("batch"), Runs::new());
+        let (first, second) = (registry(), registry());
+        queue.enqueue_all(0..5).await.unwrap();
+        runs.serve(&queue, &first, quick().batch_size(10).concurrency(1)).await;
+        runs.wait_for(0).await;
+        runs.serve(&queue, &second, quick()).await;
+        wait_for_a_check_for_dead_engines(&jobs, "batch", 3).await;
+        runs.each_once(1);
+        runs.gate.close();
+        in_time(async {
+            while queue.counts().await.unwrap().done < 5 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        runs.each_once(5);
+        in_time(first.shutdown()).await;
+        in_time(second.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_3_jobs_of_other_processes_start_before_the_next_heartbeat() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry, runs) = (jobs.queue::<u32>("poll"), registry(), Runs::new());
+        runs.gate.close();
+        // The next heartbeat comes in an hour.
+        let patient = WorkerOptions::default().poll_interval(Duration::from_millis(20)).lease(Duration::from_hours(5));
+        runs.serve(&queue, &registry, patient).await;
+        for number in 0..3 {
+            // In a transaction, which does not notify the worker of this process, as if another process had enqueued the job.
+            let id = enqueue_silently(&queue, &jobs, number).await;
+            assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);
+        }
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+async fn enqueue_silently(queue: &Queue<u32>, jobs: &Durable, number: u32) -> JobId {
+    match jobs.sqlite_pool() {
+        Some(pool) => queue.enqueue(number).in_transaction(&mut *pool.acquire().await.unwrap()).await.unwrap(),
+        None => queue.enqueue(number).in_transaction(&mut *jobs.postgres_pool().unwrap().acquire().await.unwrap()).await.unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_4_commits_are_synchronous() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = Durable::sqlite(folder.path().join("jobs.db")).await.unwrap();
+    let pool = jobs.sqlite_pool().unwrap();
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(pool).await.unwrap();
+    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(pool).await.unwrap();
+    let busy: i64 = sqlx::query_scalar("PRAGMA busy_timeout").fetch_one(pool).await.unwrap();
+    assert_eq!((journal.as_str(), synchronous, busy), ("wal", 2, 10_000)); // 2 is FULL
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_5_panic_is_a_failed_attempt_and_is_retried() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry) = (jobs.queue::<u32>("panic"), registry());
+        let ids = [queue.enqueue(2).await.unwrap(), queue.enqueue(3).await.unwrap()];
+        let handler = |job: Job<u32>| async move {
+            assert!(job.attempt() >= *job, "attempt {}", job.attempt());
+            Ok::<_, Infallible>(job.attempt())
+        };
+        queue.serve(&registry, quick().max_attempts(2), handler).await.unwrap();
+        let [second, never] = ids.map(|id| queue.wait(id));
+        let (second, never) = (in_time(second).await.unwrap().unwrap(), in_time(never).await.unwrap().unwrap());
+        assert_eq!((second.status(), second.attempts(), second.result().unwrap()), (JobStatus::Done, 2, Some(2)));
+        assert_eq!((never.status(), never.error()), (JobStatus::Dead, Some("panicked: attempt 2")));
+        let summary = in_time(registry.shutdown()).await;
+        assert_eq!((summary.panicked, summary.failed), (3, 0), "{summary}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_6_retry_after_reschedules_the_job() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry) = (jobs.queue::<u32>("again"), registry());
+        let id = queue.enqueue(7).await.unwrap();
+        let handler = |job: Job<u32>| async move {
+            if job.attempt() == 1 { Err(Failure::retry_after("busy", Duration::from_secs(1))) } else { Ok(()) }
+        };
+        queue.serve(&registry, quick(), handler).await.unwrap();
+        let info = in_time(queue.wait(id)).await.unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 2));
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_7_outcome_is_committed_before_the_task_ends() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry, runs) = (jobs.queue::<u32>("ack"), registry(), Runs::new());
+        runs.gate.close();
+        let ids = queue.enqueue_all(0..20).await.unwrap();
+        runs.serve(&queue, &registry, quick()).await;
+        runs.wait_for(19).await;
+        let summary = in_time(registry.shutdown()).await;
+        // Every job that the drain has counted is done in the store.
+        let counts = queue.counts().await.unwrap();
+        assert_eq!((counts.done, counts.running), (summary.completed - 2, 0), "{counts:?} {summary}");
+        for id in ids {
+            let info = queue.info(id).await.unwrap().unwrap();
+            assert!(matches!(info.status(), JobStatus::Done | JobStatus::Waiting), "{info:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_8_failed_job_waits_for_its_backoff() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry) = (jobs.queue::<u32>("backoff"), registry());
+        let hour = Duration::from_hours(1);
+        let id = queue.enqueue(7).await.unwrap();
+        let before = SystemTime::now();
+        let handler = |_| async { Err::<(), _>("no such luck") };
+        queue.serve(&registry, quick().backoff(hour, hour), handler).await.unwrap();
+        let info = in_time(async {
+            loop {
+                let info = queue.info(id).await.unwrap().unwrap();
+                if info.status() == JobStatus::Retrying {
+                    break info;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        let due = info.due().duration_since(before).unwrap();
+        assert!((hour / 2..=hour + PATIENCE).contains(&(due + Duration::from_secs(1))), "{due:?}");
+        assert_eq!((info.attempts(), info.error()), (1, Some("no such luck")));
+        let summary = in_time(registry.shutdown()).await;
+        assert_eq!(summary.failed, 1, "{summary}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_9_job_that_kills_its_process_is_given_up() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry, runs) = (jobs.queue::<u32>("poison"), registry(), Runs::new());
+        runs.gate.close();
+        let poison = queue.enqueue(7).await.unwrap();
+        let charged = queue.enqueue(8).await.unwrap();
+        // As the engine charges jobs when it recovers them from a dead worker.
+        for (id, attempts) in [(poison, 5), (charged, 4)] {
+            sql(&jobs, &format!("UPDATE {{jobs}} SET attempts = {attempts} WHERE id = '{id}'")).await;
+        }
+        runs.serve(&queue, &registry, quick().max_attempts(2).crashes(3)).await;
+        let given_up = in_time(queue.wait(poison)).await.unwrap().unwrap();
+        assert_eq!((given_up.status(), given_up.error()), (JobStatus::Dead, Some("gave up after the process died 5 times")));
+        assert_eq!(in_time(queue.wait(charged)).await.unwrap().unwrap().status(), JobStatus::Done);
+        assert!(!runs.started.lock().unwrap().contains_key(&7));
+        let dead: Vec<_> = queue.dead().await.unwrap().iter().map(background_tasks_durable::JobInfo::id).collect();
+        assert_eq!(dead, [poison]);
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_10_engine_names_are_unique() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("name");
+        let registries = [registry(), registry(), registry()];
+        for registry in &registries {
+            queue.serve(registry, quick(), |_| async { Ok::<_, Infallible>(()) }).await.unwrap();
+        }
+        in_time(async {
+            while last_heartbeats(&jobs, "name").await.len() < 3 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        for registry in registries {
+            let summary = in_time(registry.shutdown()).await;
+            assert_eq!(summary.failed, 0, "{summary}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_11_concurrency_is_limited() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry) = (jobs.queue::<u32>("bound"), registry());
+        let (running, maximum) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        queue.enqueue_all(0..40).await.unwrap();
+        let highest = maximum.clone();
+        let handler = move |_| {
+            let (running, maximum) = (running.clone(), maximum.clone());
+            async move {
+                maximum.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                sleep(Duration::from_millis(30)).await;
+                running.fetch_sub(1, SeqCst);
+                Ok::<_, Infallible>(())
+            }
+        };
+        queue.serve(&registry, quick().concurrency(3).batch_size(10), handler).await.unwrap();
+        in_time(async {
+            while queue.counts().await.unwrap().done < 40 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        assert_eq!(highest.load(SeqCst), 3);
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_11_failed_engine_is_reported_and_replaced() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, runs, (registry, losses)) = (jobs.queue::<u32>("engine"), Runs::new(), common::registry());
+        runs.serve(&queue, &registry, quick()).await;
+        let before = queue.enqueue(0).await.unwrap();
+        runs.wait_for(0).await;
+        rename_workers(&jobs, true).await;
+        in_time(async {
+            while !losses.all().iter().any(|(_, name, text)| *name == "engine worker" && text.starts_with("the engine stopped")) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        rename_workers(&jobs, false).await;
+        runs.gate.close();
+        let after = queue.enqueue(1).await.unwrap();
+        for id in [before, after] {
+            assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);
+        }
+        runs.each_once(2);
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+/// Renames the table of workers, without which the engine fails, or renames it back.
+async fn rename_workers(jobs: &Durable, hide: bool) {
+    let schema = if jobs.sqlite_pool().is_some() { "" } else { "apalis." };
+    let (from, to) = if hide { ("workers", "hidden") } else { ("hidden", "workers") };
+    sql(jobs, &format!("ALTER TABLE {schema}{from} RENAME TO {to}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_12_finished_jobs_are_deleted_and_dead_jobs_stay() {
+    on_each_store(async |jobs: Durable| {
+        let (queue, registry) = (jobs.queue::<u32>("prune"), registry());
+        let ids = queue.enqueue_all(0..700).await.unwrap();
+        let handler = |job: Job<u32>| async move { if *job == 0 { Err(Failure::dead("never")) } else { Ok(()) } };
+        let options = quick().concurrency(16).batch_size(50).retention(Duration::ZERO).maintenance_interval(Duration::ZERO);
+        queue.serve(&registry, options, handler).await.unwrap();
+        in_time(async {
+            loop {
+                let counts = queue.counts().await.unwrap();
+                if (counts.done, counts.waiting, counts.running) == (0, 0, 0) {
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        assert_eq!(queue.info(ids[0]).await.unwrap().unwrap().status(), JobStatus::Dead);
+        assert!(queue.info(ids[699]).await.unwrap().is_none());
+        in_time(registry.shutdown()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workaround_12_sqlite_statistics_are_updated() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = Durable::sqlite(folder.path().join("jobs.db")).await.unwrap();
+    let (queue, registry) = (jobs.queue::<u32>("size"), registry());
+    queue.enqueue_all(0..3000).delay(Duration::from_hours(1)).await.unwrap();
+    queue.serve(&registry, quick().maintenance_interval(Duration::ZERO), |_| pending::<Result<(), Infallible>>()).await.unwrap();
+    in_time(async {
+        let statistics = "SELECT stat FROM sqlite_stat1 WHERE tbl = 'Jobs' AND stat LIKE '3000 %'";
+        while sqlx::query(statistics).fetch_optional(jobs.sqlite_pool().unwrap()).await.ok().flatten().is_none() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    in_time(registry.shutdown()).await;
+}

@@ -1,0 +1,154 @@
+//! Unusual environments of a service: unread output, a full disk, process 1 of a container.
+
+use super::Program;
+use super::load::{assert_drained, body, check_notes, name, random_stop, rounds, send_notes};
+use super::page_with;
+use super::service::{NotesClient, Service, prefixed};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+use testing::{Process, Signal};
+
+/// The service continues when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`, and when its output is closed.
+pub fn unread_output_does_not_affect_the_service(program: Program) {
+    if !cfg!(target_os = "linux") {
+        println!("skipped: the port of a service without output is found only in Linux's /proc");
+        return;
+    }
+    let broken = || {
+        let (_, writer) = UnixStream::pair().unwrap();
+        Stdio::from(OwnedFd::from(writer))
+    };
+    without_output(program, |mut service| Process::spawn(service.stdout(broken()).stderr(broken())));
+    let closed = ["sh", "-c", r#"exec "$0" "$@" >&- 2>&-"#];
+    without_output(program, |service| Process::spawn(&mut prefixed(&closed, &service)));
+}
+
+fn without_output(program: Program, start: impl Fn(Command) -> Process) {
+    let dir = program.dir();
+    let process = start(program.serve(dir.path(), &["--grace", "3600"]));
+    let service = Service::without_output(process, dir);
+    // A loss is reported too.
+    fs::create_dir(service.dir().join("taken")).unwrap();
+    assert_eq!(service.connect().put("taken", b"lost").unwrap().status, 202);
+    service.signal(Signal::PIPE);
+    let accepted = send_notes(service.address(), random_stop(), || service.terminate());
+    let (ended, dir) = service.wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:#?}");
+    fs::remove_dir(dir.path().join("taken")).unwrap();
+    check_notes(dir.path(), &accepted);
+}
+
+/// Notes that do not fit on the disk are reported and counted. The service continues.
+pub fn full_disk(program: Program) {
+    const NOTES: usize = 64;
+    let Some(disk) = Disk::mount(program) else { return };
+    let process = Process::start(&mut program.serve(disk.path(), &["--grace", "3600"]));
+    let service = Service::with_output(process, program.dir());
+    let mut client = service.connect();
+    let bodies: usize = (0..NOTES).map(|number| body(number).len()).sum();
+    assert!(bodies > DISK);
+    for number in 0..NOTES {
+        assert_eq!(client.put(&name(number), &body(number)).unwrap().status, 202);
+    }
+    page_with(&mut client, "Not on disk yet: 0<");
+    let written: BTreeSet<_> = (0..NOTES).filter(|number| disk.path().join(name(*number)).exists()).collect();
+    for number in &written {
+        fs::remove_file(disk.path().join(name(*number))).unwrap();
+    }
+    assert_eq!(client.put(&name(NOTES), &body(NOTES)).unwrap().status, 202);
+    let (ended, _) = service.stop();
+    check_notes(disk.path(), &[NOTES]);
+    let is_reported = |number: usize| ended.has_line(&format!(" failed: note {}: No space left on device", name(number)));
+    let failed: BTreeSet<_> = (0..=NOTES).filter(|number| is_reported(*number)).collect();
+    assert_eq!(failed, (0..NOTES).filter(|number| !written.contains(number)).collect(), "{ended:#?}");
+    ended
+        .assert_code(0)
+        .assert_line(&format!(" completed, {} failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected", failed.len()));
+}
+
+/// The size of the disk.
+const DISK: usize = 1 << 20;
+
+/// A small file system. Dropping it unmounts the file system.
+struct Disk(TempDir);
+
+impl Disk {
+    fn mount(program: Program) -> Option<Self> {
+        let disk = Self(program.dir());
+        let size = format!("size={DISK}");
+        run(&["mount", "-t", "tmpfs", "-o", &size, "tmpfs", disk.path().to_str().unwrap()]).map(|()| disk)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).stderr(Stdio::null()).status();
+    }
+}
+
+/// Runs a command. If that fails, prints why and returns `None`.
+pub(super) fn run(words: &[&str]) -> Option<()> {
+    let why = match Command::new(words[0]).args(&words[1..]).output() {
+        Ok(output) if output.status.success() => return Some(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("skipped: {}: {why}", words[0]);
+    None
+}
+
+const NAMESPACE: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
+
+/// The kernel does not deliver a signal without a handler to process 1 of a PID namespace.
+pub fn process_1_of_a_container(program: Program) {
+    if run(&[&NAMESPACE[..], &["true"]].concat()).is_none() {
+        return;
+    }
+    signal_without_handler(&mut Command::new("cat"), Some(Signal::TERM.as_raw()));
+    signal_without_handler(&mut prefixed(&NAMESPACE, &Command::new("cat")), None);
+    for _ in 0..rounds() {
+        let service = start_as_process_1(program, &["--grace", "3600"]);
+        let accepted = send_notes(service.address(), random_stop(), || service.terminate());
+        let (ended, dir) = service.wait();
+        assert_drained(&ended);
+        check_notes(dir.path(), &accepted);
+    }
+}
+
+/// Starts a service as process 1 of a PID namespace.
+fn start_as_process_1(program: Program, options: &[&str]) -> Service {
+    let dir = program.dir();
+    let process = Process::start(&mut prefixed(&NAMESPACE, &program.serve(dir.path(), options)));
+    let mut service = Service::with_output(process, dir);
+    service.process().redirect_signals_to_child();
+    service
+}
+
+/// Sends SIGTERM to a program without a handler. The program is killed by the signal, or exits at the end of its input.
+fn signal_without_handler(cat: &mut Command, killed_by: Option<i32>) {
+    let mut process = Process::spawn(cat.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut stdin = process.stdin();
+    writeln!(stdin, "before").unwrap();
+    process.line("before");
+    if killed_by.is_none() {
+        process.redirect_signals_to_child();
+    }
+    process.signal(Signal::TERM);
+    // Fails if the program has been killed.
+    let _ = writeln!(stdin, "after");
+    drop(stdin);
+    let ended = process.wait();
+    assert_eq!(ended.status.signal(), killed_by);
+    assert_eq!(ended.has_line("after"), killed_by.is_none());
+}

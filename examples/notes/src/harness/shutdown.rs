@@ -1,0 +1,153 @@
+//! Signals, and clients and tasks that delay a shutdown.
+
+use super::Program;
+use super::load::{assert_drained, check_complete, check_notes, random_stop, send_notes};
+use super::service::{NotesClient, Service};
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use testing::{Client, Ended, Process, Signal};
+
+const GRACE: Duration = Duration::from_millis(500);
+
+/// One straggler can be aborted. The other cannot, and the runtime's destructor would wait for it.
+///
+/// The service guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
+pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
+    let half_a_request = |service: &Service| send_half(service, "half");
+    let blocked_write = |service: &Service| {
+        service.block_first_write();
+        let mut client = service.connect();
+        assert_eq!(client.put("note", b"in memory").unwrap().status, 202);
+        client
+    };
+    exits_in_time(program, "connection at ", &half_a_request);
+    exits_in_time(program, "write at ", &blocked_write);
+}
+
+fn exits_in_time(program: Program, straggler: &str, start_straggler: &dyn Fn(&Service) -> Client) {
+    let took = (0..3).map(|_| {
+        let service = Service::start(program, &["--grace", "0.5"]);
+        let _client = start_straggler(&service);
+        let start = Instant::now();
+        let (ended, dir) = service.stop();
+        let took = start.elapsed();
+        ended.assert_code(1).assert_line(straggler);
+        assert!(took >= GRACE, "{took:?}: {ended:#?}");
+        assert!(!dir.path().join("half").exists() && !dir.path().join("note").exists());
+        println!("{straggler}…: exited {took:?} after SIGTERM, with a grace period of {GRACE:?}");
+        took
+    });
+    assert!({ took }.any(|took| took <= GRACE + Duration::from_secs(1)));
+}
+
+/// Sends half of a request.
+fn send_half(service: &Service, name: &str) -> Client {
+    let mut client = service.connect();
+    client.start_put(name, 8).unwrap();
+    client.send(b"half").unwrap();
+    client
+}
+
+/// The client sends a byte now and then, so a read timeout would not end its request. Other clients lose nothing.
+pub fn slow_client_does_not_affect_others(program: Program) {
+    let service = Service::start(program, &["--grace", "5"]);
+    let mut slow = service.connect();
+    slow.start_put("slow", 1 << 20).unwrap();
+    let (has_exited, address) = (AtomicBool::new(false), service.address());
+    let (accepted, ended, dir) = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_exited.load(Ordering::Relaxed) && slow.send(b".").is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let accepted = send_notes(address, random_stop() / 2, || service.terminate());
+        let (ended, dir) = service.wait();
+        has_exited.store(true, Ordering::Relaxed);
+        (accepted, ended, dir)
+    });
+    ended.assert_code(1).assert_line("connection at ");
+    ended.assert_code(1).assert_line(" 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected");
+    assert!(!dir.path().join("slow").exists());
+    check_notes(dir.path(), &accepted);
+}
+
+/// With each pair of signals, and whether or not the first one has been handled.
+pub fn second_signal_exits_immediately(program: Program) {
+    for (first, second) in
+        [(Signal::INT, Signal::INT), (Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM), (Signal::TERM, Signal::INT)]
+    {
+        for wait_for_drain in [true, false] {
+            // The kernel merges two equal signals until the first is delivered.
+            if wait_for_drain || first != second {
+                let mut service = Service::start(program, &["--grace", "3600"]);
+                let _client = send_half(&service, "half");
+                service.signal(first);
+                if wait_for_drain {
+                    service.line("draining: ");
+                }
+                service.signal(second);
+                let (ended, dir) = service.wait();
+                ended.assert_code(130).assert_line("exiting immediately, ");
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+            }
+        }
+    }
+    second_signal_under_load(program);
+}
+
+/// Each note is on disk completely or not at all. Temporary files of interrupted writes are left.
+fn second_signal_under_load(program: Program) {
+    let mut service = Service::start(program, &["--grace", "3600"]);
+    let _client = send_half(&service, "half");
+    service.block_first_write();
+    let address = service.address();
+    send_notes(address, 50, || {
+        service.signal(Signal::INT);
+        service.line("draining: ");
+        service.signal(Signal::INT);
+    });
+    let (ended, dir) = service.wait();
+    ended.assert_code(130).assert_line("exiting immediately, ");
+    for entry in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        if entry.file_name().as_encoded_bytes().ends_with(b".tmp") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    check_complete(dir.path());
+}
+
+/// At any moment, the signal either kills the process, which has no handler yet, or starts a drain.
+pub fn signal_during_start_up(program: Program) {
+    const STARTS: u32 = 60;
+    let start = Instant::now();
+    Service::start(program, &[]).stop().0.assert_code(0).assert_line("drained in ");
+    let longest = start.elapsed();
+    let (mut killed, mut drained) = (0, 0);
+    for start in 0..STARTS {
+        let dir = program.dir();
+        let process = Process::start(&mut program.serve(dir.path(), &["--grace", "3600"]));
+        thread::sleep(longest * start / STARTS);
+        process.signal(Signal::TERM);
+        let ended = process.wait();
+        if ended.status.signal() == Some(Signal::TERM.as_raw()) {
+            // A service that listens has a handler.
+            assert!(!ended.has_line(""), "{ended:#?}");
+            killed += 1;
+        } else {
+            assert_drained(&ended);
+            drained += 1;
+        }
+        check_empty(&ended, dir.path());
+    }
+    println!("within {longest:?}: {killed} killed, {drained} drained");
+}
+
+/// Asserts that the folder is empty, except for the file with which the start-up checks the folder, if the process was killed at that moment.
+fn check_empty(ended: &Ended, dir: &std::path::Path) {
+    let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let probe = |name: &std::ffi::OsString| ended.status.code().is_none() && name.as_encoded_bytes().ends_with(b"-0.tmp");
+    assert!(left.iter().all(probe), "{left:?}");
+}

@@ -1,0 +1,73 @@
+//! The progress bar of a drain, which is shown only on a terminal.
+
+#[cfg(feature = "bar")]
+mod imp {
+    use background_tasks::{Stragglers, TaskInfo};
+    use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+    use std::io::{self, Write};
+    use std::sync::LazyLock;
+    use std::time::Duration;
+
+    /// Hidden until a drain starts.
+    static BAR: LazyLock<ProgressBar> = LazyLock::new(ProgressBar::hidden);
+    const TEMPLATE: &str = "draining [{bar:30}] {pos}/{len} after {elapsed} of {prefix}\n{wide_msg}";
+
+    /// Returns whether stderr is a terminal that can show the bar.
+    pub(crate) fn is_available() -> bool {
+        !ProgressDrawTarget::stderr().is_hidden()
+    }
+
+    pub(crate) fn start(grace: Duration) {
+        let style = ProgressStyle::with_template(TEMPLATE).expect("the template is valid").progress_chars("=> ");
+        BAR.set_style(style);
+        BAR.set_prefix(format!("{grace:?}"));
+        let _ = writeln!(io::stderr()); // the terminal has just shown `^C`
+        BAR.reset();
+        BAR.set_draw_target(ProgressDrawTarget::stderr());
+    }
+
+    pub(crate) fn update(ended: u64, in_flight: usize, stragglers: &Stragglers) {
+        BAR.set_length(ended + in_flight as u64);
+        BAR.set_position(ended);
+        let groups = stragglers.groups().take(3).map(|(oldest, len)| describe(oldest, len));
+        BAR.set_message(groups.collect::<Vec<_>>().join(", "));
+    }
+
+    /// Describes a group, without the call site if the tasks have a name.
+    fn describe(oldest: &TaskInfo, len: usize) -> String {
+        let task = oldest.name().map_or_else(|| oldest.to_string(), str::to_owned);
+        let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
+        format!("{len} × {task}{age}")
+    }
+
+    pub(crate) fn finish() {
+        BAR.finish_and_clear();
+    }
+
+    /// Hides the bar while `write` runs, so that the text appears above the bar.
+    pub(crate) fn suspend(write: impl FnOnce()) {
+        BAR.suspend(write);
+    }
+}
+
+#[cfg(not(feature = "bar"))]
+mod imp {
+    use background_tasks::Stragglers;
+    use std::time::Duration;
+
+    pub(crate) fn is_available() -> bool {
+        false
+    }
+
+    pub(crate) fn start(_grace: Duration) {}
+
+    pub(crate) fn update(_ended: u64, _in_flight: usize, _stragglers: &Stragglers) {}
+
+    pub(crate) fn finish() {}
+
+    pub(crate) fn suspend(write: impl FnOnce()) {
+        write();
+    }
+}
+
+pub(crate) use imp::{finish, is_available, start, suspend, update};

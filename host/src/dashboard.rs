@@ -1,0 +1,201 @@
+//! A web page that shows the tasks of a registry.
+
+mod body;
+mod origin;
+
+pub use body::DashboardBody;
+
+use background_tasks::{AbortError, Registry, TaskId};
+use body::Events;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use std::fmt::Display;
+
+const HTML: &str = include_str!("dashboard/dashboard.html");
+
+/// Allows only the page's own script and style. If the page has changed, a test prints the new hashes.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
+    script-src 'sha256-kpyjSt4uPTY/cj6zeSYn2xLK+2pUJcMH00+jgmFRK/Y='; \
+    style-src 'sha256-BWfbYYNrleIf4zUMlvSa3FxxbIJPWNqgAF5RrBoOlb8='; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The names that `Host` and `RequestLayer` give to tasks that serve.
+const SERVING: [&str; 2] = ["program", "request"];
+
+/// A web page that shows the tasks of a registry and aborts them.
+///
+/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain. If the
+/// registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page cannot list tasks: it shows the counts and says so.
+///
+/// The dashboard serves three resources, selected by the last segment of the path: `…/events` is a stream of events for the page,
+/// `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount it at any path that does not end with `events` or `abort`,
+/// whether or not the server strips the prefix. The page loads nothing from other servers.
+///
+/// The dashboard and each open stream of events keep a handle of the registry. Over HTTP/1.1 a browser opens at most six connections to a host,
+/// and each open page uses one.
+///
+/// # Security
+///
+/// The page has no login. Everyone who can reach it can see the names of the tasks and abort them. Restrict access: listen on the loopback
+/// address, or put the page behind the authentication of your service.
+///
+/// Other web pages that a visitor has open cannot use it. An abort is accepted only from the page's own origin, and the page is served only under
+/// host names that [`allow_host`](Self::allow_host) lists, `localhost` and IP addresses. This prevents DNS rebinding.
+///
+/// # Shutdown
+///
+/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own once shutdown has
+/// started and only tasks that [serve](Self::serving) are in flight; without inspection, it ends when shutdown starts. Streams check this every
+/// tenth of a second, so they delay a drain by at most this long. A client that does not read delays its response like any other; the grace period
+/// limits that.
+///
+/// # Examples
+///
+/// With hyper, in the service function:
+///
+/// ```
+/// use background_tasks::Registry;
+/// use background_tasks_host::Dashboard;
+///
+/// let registry = Registry::builder(()).inspect().build();
+/// let dashboard = Dashboard::new(&registry);
+/// let request = http::Request::get("/background").header("host", "localhost:8080").body(()).unwrap();
+/// let response = dashboard.respond(&request);
+/// assert_eq!(response.status(), 200);
+/// ```
+///
+/// With axum and the feature `tower`: `Router::new().nest_service("/background", dashboard)`.
+#[derive(Clone, Debug)]
+pub struct Dashboard {
+    registry: Registry<()>,
+    /// In lower case.
+    allowed_hosts: Vec<String>,
+    serving: Vec<&'static str>,
+}
+
+impl Dashboard {
+    /// Returns the dashboard of a registry.
+    pub fn new<S>(registry: &Registry<S>) -> Self {
+        Self { registry: registry.with_spawner(()), allowed_hosts: Vec::new(), serving: SERVING.to_vec() }
+    }
+
+    /// Serves the page under this host name too, such as `"tasks.example.com"`, on any port. Default: only `localhost` and IP addresses.
+    ///
+    /// A request with another host name is answered 403.
+    #[must_use = "this returns the dashboard"]
+    pub fn allow_host(mut self, host: &str) -> Self {
+        self.allowed_hosts.push(host.to_ascii_lowercase());
+        self
+    }
+
+    /// Adds names of tasks that only serve requests, such as `"connection"`. A stream of events may keep such tasks in flight, so it does not wait
+    /// for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`](crate::Host) uses.
+    #[must_use = "this returns the dashboard"]
+    pub fn serving(mut self, names: &'static [&'static str]) -> Self {
+        self.serving.extend(names);
+        self
+    }
+
+    /// Returns the response to a request, without reading its body.
+    ///
+    /// The response is ready immediately. The body of a stream of events produces events while it is polled.
+    pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
+        let Some(authority) = origin::authority(request).filter(|authority| self.is_allowed(authority)) else {
+            return text(
+                StatusCode::FORBIDDEN,
+                "unknown host: use localhost, an IP address, or a name passed to `Dashboard::allow_host`",
+            );
+        };
+        let resource = request.uri().path().rsplit('/').next();
+        match (resource, request.method()) {
+            (Some("events"), &Method::GET) => self.events(),
+            (Some("events"), _) => not_allowed("GET"),
+            (Some("abort"), &Method::POST) if origin::is_same(request.headers(), authority.as_str()) => {
+                self.abort(request.uri().query())
+            }
+            (Some("abort"), &Method::POST) => {
+                text(StatusCode::FORBIDDEN, "cross-origin request rejected: only the dashboard can abort tasks")
+            }
+            (Some("abort"), _) => not_allowed("POST"),
+            (_, &Method::GET) => html(DashboardBody::whole(HTML)),
+            (_, &Method::HEAD) => html(DashboardBody::whole("")),
+            _ => not_allowed("GET, HEAD"),
+        }
+    }
+
+    fn is_allowed(&self, authority: &http::uri::Authority) -> bool {
+        let host = authority.host();
+        origin::cannot_be_rebound(host) || self.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+    }
+
+    fn events(&self) -> Response<DashboardBody> {
+        let events = Events::new(self.registry.clone(), self.serving.clone());
+        let mut response = respond(StatusCode::OK, "text/event-stream", DashboardBody::events(events));
+        // Otherwise nginx buffers the events.
+        response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+        response
+    }
+
+    fn abort(&self, query: Option<&str>) -> Response<DashboardBody> {
+        let id = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("id="));
+        let id: TaskId = match id.map(str::parse) {
+            Some(Ok(id)) => id,
+            Some(Err(error)) => return text(StatusCode::BAD_REQUEST, error),
+            None => return text(StatusCode::BAD_REQUEST, "missing task ID: use abort?id=12-7"),
+        };
+        match self.registry.abort_task(id) {
+            Ok(()) => {
+                let mut response = Response::new(DashboardBody::whole(""));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            Err(error @ AbortError::NotInFlight) => text(StatusCode::NOT_FOUND, error),
+            Err(error) => text(StatusCode::CONFLICT, error),
+        }
+    }
+}
+
+fn html(body: DashboardBody) -> Response<DashboardBody> {
+    let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
+    let headers = response.headers_mut();
+    // The response to a HEAD has no body to take the length from.
+    headers.insert(header::CONTENT_LENGTH, HTML.len().into());
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+fn text(status: StatusCode, text: impl Display) -> Response<DashboardBody> {
+    respond(status, "text/plain; charset=utf-8", DashboardBody::whole(format!("{text}\n")))
+}
+
+fn not_allowed(methods: &'static str) -> Response<DashboardBody> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format_args!("allowed: {methods}"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+fn respond(status: StatusCode, content: &'static str, body: DashboardBody) -> Response<DashboardBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(feature = "tower")]
+impl<B> tower_service::Service<Request<B>> for Dashboard {
+    type Response = Response<DashboardBody>;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        std::future::ready(Ok(self.respond(&request)))
+    }
+}

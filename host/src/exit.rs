@@ -1,0 +1,30 @@
+//! Ends the process.
+
+use crate::bar;
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+/// Exits the process after `last_output` has run and stdout has been flushed, or after this time if nobody reads the output.
+pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce() + Send + 'static) -> ! {
+    let exit = move || {
+        bar::finish();
+        last_output();
+        process::exit(code.into());
+    };
+    if thread::Builder::new().spawn(exit).is_ok() {
+        thread::sleep(timeout);
+    }
+    exit_now(code);
+}
+
+/// Exits the process without a flush, so that no output, destructor or other thread can block the exit.
+#[cfg(unix)]
+fn exit_now(code: u8) -> ! {
+    signal_hook::low_level::exit(code.into())
+}
+
+#[cfg(not(unix))]
+fn exit_now(_code: u8) -> ! {
+    process::abort()
+}

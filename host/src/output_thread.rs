@@ -1,0 +1,43 @@
+//! Output during a drain. A reader of stderr that has stopped reading must not block the drain.
+
+use crate::terminal::{Level, log};
+use std::convert::Infallible;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// How long the last lines may take once the grace period has expired.
+pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A thread that writes the output of a drain.
+pub(crate) struct OutputThread {
+    /// `None` if the system has refused the thread; the caller's thread then writes the output.
+    jobs: Option<Sender<Box<dyn FnOnce() + Send>>>,
+}
+
+impl OutputThread {
+    pub(crate) fn start() -> Self {
+        let (sender, jobs) = channel::<Box<dyn FnOnce() + Send>>();
+        let write = || jobs.into_iter().for_each(|job| job());
+        let thread = thread::Builder::new().name("output".into()).spawn(write);
+        Self { jobs: thread.is_ok().then_some(sender) }
+    }
+
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.jobs {
+            Some(jobs) => drop(jobs.send(Box::new(job))),
+            None => job(),
+        }
+    }
+
+    pub(crate) fn log(&self, level: Level, line: String) {
+        self.run(move || log(level, line));
+    }
+
+    /// Waits until everything has been written, but at most this long.
+    pub(crate) fn flush(&self, timeout: Duration) {
+        let (sender, done) = channel::<Infallible>();
+        self.run(move || drop(sender));
+        let _ = done.recv_timeout(timeout);
+    }
+}

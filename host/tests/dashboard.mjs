@@ -1,0 +1,335 @@
+// The dashboard of a notes service in Chromium: `NOTES=path/to/notes-tokio node --test host/tests/dashboard.mjs`. Needs chromium, chromedriver, mkfifo.
+// With SCREENSHOTS=folder it also takes the screenshots in docs/.
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { env } from "node:process";
+import { after, afterEach, before, test } from "node:test";
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { Browser, firstMatch, until, within } from "../../testing/webdriver.mjs";
+
+let browser, service;
+let sockets = [];
+
+const run = (script, ...args) => browser.run(script, ...args);
+const go = (url) => browser.go(url);
+const resize = (width, height) => browser.devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
+const prefer = (value) => browser.devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
+
+const text = (id) => run("const it = document.getElementById(arguments[0]); return it?.checkVisibility() ? it.innerText : ''", id);
+const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
+const ended = async (outcome) => Number(await run("return document.querySelector(`#ended-${arguments[0]} dd`)?.innerText", outcome));
+const losses = () => run("return [...document.querySelectorAll('.loss')].map((loss) => loss.id)");
+const row = (name) => `[...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === ${JSON.stringify(name)})`;
+const listed = (name) => run(`return ${row(name)}?.innerText`);
+const is_listed = (name) => until(`${name} in flight`, () => listed(name));
+const has_ended = (name) => until(`the end of ${name}`, async () => !(await listed(name)));
+
+/// Starts a service and opens its dashboard.
+async function start(...options) {
+  const dir = await mkdtemp(join(tmpdir(), "notes-"));
+  const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--dashboard", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  service = { dir, child, exit: once(child, "exit") };
+  [, service.url] = await firstMatch(child, /^listening on (http:.*)$/);
+  service.page = `${service.url}/background`;
+  await go(service.page);
+  await shows("state", /^Running$/);
+}
+
+const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
+
+/// Makes the first write block: opening its temporary file, a named pipe, waits for a reader.
+function block_first_write() {
+  service.pipe = join(service.dir, `.${service.child.pid}-1.tmp`);
+  execFileSync("mkfifo", [service.pipe]);
+}
+
+/// Unblocks the write, and returns what it wrote.
+const unblock = async () => await readFile(service.pipe, "utf8");
+
+/// Sends half of a note, so that its connection stays in flight.
+async function send_half() {
+  const socket = connect(Number(new URL(service.url).port), "127.0.0.1").on("error", () => {});
+  sockets.push(socket);
+  await once(socket, "connect");
+  socket.write("PUT /notes/half HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\nhalf");
+  return socket;
+}
+
+/// Opens a connection that stays in flight. Returns the ID of its task, and a promise of its end.
+async function straggle() {
+  const connections = () => run("return [...document.querySelectorAll('#rows tr:has(button:enabled)')].map((row) => row.dataset.id)");
+  const before = await until("the page's own connection", async () => (await connections()).length && connections());
+  const socket = await send_half();
+  const id = await until("the straggler", async () => (await connections()).find((id) => !before.includes(id)));
+  return { id, closed: within("the connection's end", once(socket, "close")) };
+}
+
+before(async () => {
+  assert.ok(env.NOTES, "NOTES is the path of a notes service");
+  browser = await Browser.start({ "goog:loggingPrefs": { browser: "ALL" } });
+});
+
+after(() => browser?.close());
+
+afterEach(async () => {
+  sockets.splice(0).forEach((socket) => socket.destroy());
+  if (!service) return;
+  service.child.kill("SIGKILL");
+  await service.exit;
+  await rm(service.dir, { recursive: true, force: true });
+  service = undefined;
+});
+
+test("a write is listed, ends, and is counted", async () => {
+  await start();
+  block_first_write();
+  await put("note", "a text");
+  assert.match(await is_listed("write"), /blocking closure\s+\S+handler\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
+  assert.deepEqual(await run(`const { disabled, title } = ${row("write")}.querySelector("button"); return [disabled, title]`), [
+    true,
+    "A blocking closure has no await point, so it cannot be aborted.",
+  ]);
+  await shows("by-name", /connection\s+\d+[^]*request\s+1[^]*write\s+1/);
+  assert.deepEqual(await losses(), [], "a count of zero is not highlighted");
+  assert.equal(await unblock(), "a text");
+  await has_ended("write");
+  // The write fails: a named pipe cannot be synced to disk.
+  await until("the counter", async () => (await ended("failed")) === 1);
+  assert.deepEqual(await losses(), ["ended-failed"]);
+  const before = await ended("completed");
+  await put("another", "note");
+  await until("a counter that has moved", async () => (await ended("completed")) > before);
+  await shows("rate", /^[\d.]+$/);
+});
+
+test("a click aborts a straggler and removes its row", async () => {
+  await start();
+  const { id, closed } = await straggle();
+  const line = `document.querySelector('#rows tr[data-id="${id}"]')`;
+  await browser.click(`${line}.querySelector("button")`);
+  await shows("announcement", /^connection: /);
+  await until("the row's end", () => run(`return !${line}`));
+  await closed;
+  await until("the counter", async () => (await ended("aborted")) === 1);
+  assert.deepEqual(await losses(), ["ended-aborted"]);
+  await shows("state", /^Running$/);
+});
+
+test("a row shows why its task could not be aborted", async () => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  await run("window.original = fetch; window.fetch = (to, how) => original(to.replace(/=.*/, '=0-0'), how)");
+  await browser.click(`${row("connection")}.querySelector("button")`);
+  await until("the answer", async () => /Not aborted: no task with this ID is in flight; it may have ended \(404\)\./.test(await listed("connection")));
+  await run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))");
+  await browser.click(`${row("connection")}.querySelector("button")`);
+  await until("the answer", async () => /Not aborted: the service did not answer\./.test(await listed("connection")));
+  assert.equal(await ended("aborted"), 0);
+});
+
+test("the keyboard aborts a straggler and keeps the focus on the page", async () => {
+  await start();
+  const { id, closed } = await straggle();
+  await run(`document.querySelector('#rows tr[data-id="${id}"] button').focus()`);
+  await browser.press("\uE007"); // Enter
+  await closed;
+  await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
+  assert.notEqual(await run("return document.activeElement.localName"), "body");
+  await until("the counter", async () => (await ended("aborted")) === 1);
+});
+
+test("a page that aborts its own connection reconnects", async () => {
+  await start();
+  await is_listed("connection");
+  await run("window.states = []; new MutationObserver(() => states.push(state.dataset.is)).observe(state, { attributes: true })");
+  await run("document.querySelectorAll('#rows button:enabled').forEach((button) => button.click())");
+  await until("the reconnection", () => run("return states.includes('lost') && states.at(-1) === 'running'"));
+  assert.ok((await ended("aborted")) >= 1);
+});
+
+test("a request from another origin aborts nothing", async (t) => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  const ids = await run("return [...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)");
+  const foreign = createServer((_, response) => response.setHeader("content-type", "text/html").end("<title>foreign</title>"));
+  foreign.listen(0, "127.0.0.1");
+  await once(foreign, "listening");
+  t.after(() => {
+    foreign.close();
+    foreign.closeAllConnections();
+  });
+  await go(`http://127.0.0.1:${foreign.address().port}/`);
+  const answers = await run(
+    `
+      const [page, ids] = arguments;
+      const abort = (id) => fetch(page + "/abort?id=" + id, { method: "POST", mode: "no-cors" });
+      return Promise.all(ids.map((id) => abort(id).then((answer) => answer.type)));
+    `,
+    service.page,
+    ids,
+  );
+  assert.deepEqual(answers, ids.map(() => "opaque"), "the requests were sent and answered");
+  const read = await run("return fetch(arguments[0] + '/events').then(() => 'read', () => 'refused')", service.page);
+  assert.equal(read, "refused", "another origin cannot read the events");
+  await go(service.page);
+  await shows("state", /^Running$/);
+  assert.equal(await ended("aborted"), 0);
+});
+
+test("the page shows the drain, and the process exits with the page open", async () => {
+  await start("--grace", "3600");
+  block_first_write();
+  await put("note", "in the end");
+  await is_listed("write");
+  service.child.kill("SIGTERM");
+  await shows("state", /^Draining$/);
+  await shows("elapsed", /^of \d+ left, after \d/);
+  await is_listed("write");
+  await unblock();
+  const unblocked = Date.now();
+  assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
+  assert.ok(Date.now() - unblocked < 5000, "the open page does not delay the exit");
+  await shows("state", /^The service has exited or is exiting$/);
+  await shows("last-update", /^Last update: .*\. Only serving tasks were left/);
+  assert.equal(await listed("write"), null);
+});
+
+test("the page continues when the service has restarted", async () => {
+  await start();
+  const { port } = new URL(service.url);
+  service.child.kill("SIGKILL");
+  await service.exit;
+  await shows("state", /^Connection lost, retrying$/);
+  const child = spawn(env.NOTES, ["--port", port, "--dir", service.dir, "--dashboard"], { stdio: ["ignore", "ignore", "inherit"] });
+  Object.assign(service, { child, exit: once(child, "exit") });
+  await shows("state", /^Running$/);
+  assert.equal(await text("last-update"), "");
+});
+
+test("the oldest two hundred tasks are listed, and the others are counted", async () => {
+  await start();
+  await Promise.all(Array.from({ length: 120 }, send_half));
+  // 120 connections and as many requests, and those of the page.
+  await shows("more", /^and 4\d more$/);
+  assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
+  await shows("by-name", /request\s+121/);
+});
+
+test("the page shows the counts of a registry that is not inspected", async (t) => {
+  const html = await readFile(new URL("../src/dashboard/dashboard.html", import.meta.url));
+  const summary = { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 };
+  const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, names: {}, tasks: [], more: 0 };
+  const streams = [];
+  const server = createServer((request, response) => {
+    if (request.url === "/") return response.setHeader("content-type", "text/html").end(html);
+    if (streams.length) return response.writeHead(503).end();
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    streams.push(response);
+    response.write(`data: ${JSON.stringify(state)}\n\n`);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  await go(`http://127.0.0.1:${server.address().port}/`);
+  await shows("state", /^Running$/);
+  await shows("in-flight", /^3$/);
+  await shows("more", /not inspected/);
+  assert.equal(await text("ended-completed"), "completed\n1,234");
+  assert.deepEqual(await losses(), ["ended-rejected"]);
+  streams[0].end(`data: ${JSON.stringify({ ...state, shutting_down: true, last: true })}\n\n`);
+  await shows("state", /^The service has exited or is exiting$/);
+  await shows("last-update", /not inspected/);
+  await shows("remaining", /^3$/);
+});
+
+test("both color schemes have enough contrast, and the page fits the window", async () => {
+  await start();
+  await send_half();
+  await is_listed("connection");
+  const contrasts = [];
+  for (const scheme of ["light", "dark"]) {
+    await prefer(scheme);
+    for (const width of [400, 1280]) {
+      await resize(width, 800);
+      const [wide, ...found] = await run(CONTRASTS);
+      assert.ok(wide <= width, `${wide} > ${width}`);
+      assert.ok(found.length > 20);
+      for (const [what, ratio] of found) assert.ok(ratio >= 4.5, `${scheme}: ${what}: ${ratio}`);
+      contrasts.push(found[0].toString());
+    }
+  }
+  assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
+});
+
+/// Returns the width of the page, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+const CONTRASTS = `
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const [r, g, b] = parts(color).map((part) => part / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    const own = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return parts(own)[3] === 0 ? ground(element.parentElement) : own;
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [document.documentElement.scrollWidth];
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, .visually-hidden")) continue;
+    const [less, more] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
+    found.push([texts.currentNode.data.trim(), (more + 0.05) / (less + 0.05)]);
+  }
+  return found;
+`;
+
+test("the browser logs no errors", async () => {
+  // The page of the last test still retries to connect to a service that has exited.
+  await go("about:blank");
+  await browser.command("POST", "/se/log", { type: "browser" });
+  await start();
+  await is_listed("request");
+  const log = await browser.command("POST", "/se/log", { type: "browser" });
+  assert.deepEqual(log, []);
+});
+
+test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
+  await start("--grace", "3600");
+  block_first_write();
+  await put("blocked", "blocked");
+  const halves = [];
+  for (let n = 0; n < 3; n += 1) halves.push(await send_half());
+  await is_listed("connection");
+  let stop = false;
+  const load = [1, 2, 3].map(async (client) => {
+    for (let n = 0; !stop; n += 1) {
+      await put(`note-${client}-${n % 50}`, "a note").catch(() => {}); // its connection may be aborted below
+      await new Promise((resolve) => setTimeout(resolve, 3 + 60 * Math.abs(Math.sin(Date.now() / 9000))));
+    }
+  });
+  await new Promise((resolve) => setTimeout(resolve, 45_000));
+  for (const half of halves.slice(0, 1)) half.destroy();
+  await browser.click(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
+  await until("an abort", () => ended("aborted"));
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
+    await prefer(scheme);
+    await resize(width, height);
+    await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
+    await run("scrollTo(0, 0)");
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await writeFile(join(env.SCREENSHOTS, `dashboard-${name}.png`), await browser.command("GET", "/screenshot"), "base64");
+  }
+  stop = true;
+  await Promise.all(load);
+});

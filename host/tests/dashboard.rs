@@ -1,0 +1,490 @@
+//! The dashboard: its responses, who may use it, and the end of its streams.
+#![cfg(feature = "dashboard")]
+
+use background_tasks::{Guard, Registry, SmolSpawner, TaskId};
+use background_tasks_host::{Dashboard, DashboardBody};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use futures_lite::future::{block_on, pending, poll_fn, zip};
+use http::{Request, Response, StatusCode, header};
+use http_body::Body;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+fn inspected() -> Registry<SmolSpawner> {
+    Registry::builder(SmolSpawner).inspect().build()
+}
+
+fn dashboard() -> Dashboard {
+    Dashboard::new(&inspected())
+}
+
+fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+    let request = Request::builder().method(method).uri(uri);
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).body(()).unwrap()
+}
+
+const HERE: (&str, &str) = ("host", "localhost:8080");
+const SAME_ORIGIN: (&str, &str) = ("sec-fetch-site", "same-origin");
+
+fn send(dashboard: &Dashboard, method: &str, uri: &str) -> Response<DashboardBody> {
+    dashboard.respond(&request(method, uri, &[HERE]))
+}
+
+fn post(dashboard: &Dashboard, uri: &str) -> StatusCode {
+    dashboard.respond(&request("POST", uri, &[HERE, SAME_ORIGIN])).status()
+}
+
+fn header<'a>(response: &'a Response<DashboardBody>, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+fn poll(body: &mut DashboardBody, waker: &Waker) -> Poll<Option<String>> {
+    let frame = Pin::new(body).poll_frame(&mut Context::from_waker(waker));
+    frame.map(|frame| frame.map(|frame| String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap()))
+}
+
+fn next(body: &mut DashboardBody) -> Option<String> {
+    block_on(poll_fn(|cx| poll(body, cx.waker())))
+}
+
+/// Returns the next event.
+fn event(body: &mut DashboardBody) -> Value {
+    let event = next(body).expect("an event");
+    let lines: Vec<_> = event.split('\n').collect();
+    let &[data, "", ""] = &lines[..] else { panic!("{event:?}") };
+    serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap()
+}
+
+fn text(response: Response<DashboardBody>) -> String {
+    let mut body = response.into_body();
+    let length = body.size_hint().exact().unwrap();
+    let text = next(&mut body).unwrap_or_default();
+    assert_eq!(text.len() as u64, length);
+    assert!(body.is_end_stream());
+    assert_eq!(next(&mut body), None);
+    text
+}
+
+#[test]
+fn page_is_served_at_any_path() {
+    for path in ["/", "/background", "/background/", "/a/b/background", "/events/"] {
+        let response = send(&dashboard(), "GET", path);
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(header(&response, "content-type"), "text/html; charset=utf-8");
+        assert_eq!(header(&response, "cache-control"), "no-store");
+        assert_eq!(header(&response, "x-content-type-options"), "nosniff");
+        assert_eq!(header(&response, "referrer-policy"), "no-referrer");
+        let length: usize = header(&response, "content-length").parse().unwrap();
+        let html = text(response);
+        assert_eq!(html.len(), length);
+        assert!(html.starts_with("<!doctype html>"));
+        assert_eq!(
+            html.matches("//www.w3.org/2000/svg").count(),
+            html.matches("://").count(),
+            "the page loads nothing from other servers"
+        );
+    }
+}
+
+#[test]
+fn head_response_has_only_headers() {
+    let (get, head) = (send(&dashboard(), "GET", "/"), send(&dashboard(), "HEAD", "/"));
+    assert_eq!(get.headers(), head.headers());
+    assert_eq!(text(head), "");
+}
+
+#[test]
+fn content_security_policy_allows_only_the_pages_own_script_and_style() {
+    let response = send(&dashboard(), "GET", "/");
+    let policy = header(&response, "content-security-policy").to_owned();
+    let directives: Vec<_> = policy.split("; ").collect();
+    for directive in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"]
+    {
+        assert!(directives.contains(&directive), "{directive} is not in {policy}");
+    }
+    // The parser of a browser normalizes line ends before it computes the hash.
+    let html = text(response).replace("\r\n", "\n");
+    for element in ["script", "style"] {
+        let (_, rest) = html.split_once(&format!("<{element}>")).unwrap();
+        let (inside, _) = rest.split_once(&format!("</{element}>")).unwrap();
+        let hash = BASE64_STANDARD.encode(Sha256::digest(inside));
+        let directive = format!("{element}-src 'sha256-{hash}'");
+        assert!(directives.contains(&&*directive), "{directive} is not in {policy}");
+    }
+}
+
+#[test]
+fn unsupported_method_is_answered_with_the_allowed_ones() {
+    for (method, path, allowed) in [
+        ("POST", "/background", "GET, HEAD"),
+        ("DELETE", "/", "GET, HEAD"),
+        ("HEAD", "/background/events", "GET"),
+        ("POST", "/events", "GET"),
+        ("GET", "/background/abort?id=1-1", "POST"),
+        ("HEAD", "/abort", "POST"),
+    ] {
+        let response = send(&dashboard(), method, path);
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        assert_eq!(header(&response, "allow"), allowed, "{method} {path}");
+    }
+}
+
+/// Returns the status of each resource.
+fn statuses(dashboard: &Dashboard, headers: &[(&str, &str)]) -> [StatusCode; 3] {
+    let headers = [headers, &[SAME_ORIGIN]].concat();
+    [("GET", "/"), ("GET", "/events"), ("POST", "/abort?id=1-1")]
+        .map(|(method, path)| dashboard.respond(&request(method, path, &headers)).status())
+}
+
+const SERVED: [StatusCode; 3] = [StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND];
+const FORBIDDEN: [StatusCode; 3] = [StatusCode::FORBIDDEN; 3];
+
+#[test]
+fn localhost_and_ip_addresses_are_served() {
+    for host in [
+        "localhost",
+        "LocalHost:80",
+        "127.0.0.1:8080",
+        "192.168.1.7",
+        "0.0.0.0:1",
+        "[::1]",
+        "[::1]:8080",
+        "[2001:db8::7]:443",
+        "[::ffff:127.0.0.1]",
+    ] {
+        assert_eq!(statuses(&dashboard(), &[("host", host)]), SERVED, "{host}");
+    }
+}
+
+#[test]
+fn other_host_names_are_forbidden() {
+    for host in [
+        "",
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "localhost.",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "localhost:8080@evil.example",
+        "evil.example@localhost",
+        "localhost@localhost",
+        "[::1].evil.example",
+        "[::1]evil.example",
+        "[::1]@evil.example",
+        "[::1]:80.evil.example",
+        "localhost:evil.example",
+        "[127.0.0.1]",
+        "[localhost]",
+        "[::1",
+        "::1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "127.0.0.1,evil.example",
+        "localhost evil.example",
+        "localhost/evil.example",
+    ] {
+        assert_eq!(statuses(&dashboard(), &[("host", host)]), FORBIDDEN, "{host}");
+    }
+    assert_eq!(statuses(&dashboard(), &[]), FORBIDDEN);
+    assert_eq!(statuses(&dashboard(), &[("host", "localhost"), ("host", "evil.example")]), FORBIDDEN);
+    assert_eq!(statuses(&dashboard(), &[("host", "evil.example"), ("host", "localhost")]), FORBIDDEN);
+}
+
+#[test]
+fn http2_authority_is_checked() {
+    let at = |uri: &str, headers: &[_]| dashboard().respond(&request("GET", uri, headers)).status();
+    assert_eq!(at("https://localhost:8080/", &[]), StatusCode::OK);
+    assert_eq!(at("https://localhost:8080/", &[HERE]), StatusCode::OK);
+    assert_eq!(at("https://evil.example/", &[]), StatusCode::FORBIDDEN);
+    assert_eq!(at("https://evil.example/", &[HERE]), StatusCode::FORBIDDEN);
+    assert_eq!(at("https://localhost@evil.example/", &[]), StatusCode::FORBIDDEN);
+    assert_eq!(at("https://localhost:8080/", &[("host", "evil.example")]), StatusCode::FORBIDDEN);
+    let abort =
+        |origin| dashboard().respond(&request("POST", "https://localhost:8080/abort?id=1-1", &[("origin", origin)])).status();
+    assert_eq!(abort("https://localhost:8080"), StatusCode::NOT_FOUND);
+    assert_eq!(abort("https://localhost:8081"), StatusCode::FORBIDDEN);
+}
+
+#[test]
+fn allowed_host_name_is_served() {
+    let dashboard = dashboard().allow_host("Tasks.example").allow_host("other.example");
+    for host in ["tasks.example", "TASKS.EXAMPLE:8443", "other.example:80", "localhost"] {
+        assert_eq!(statuses(&dashboard, &[("host", host)]), SERVED, "{host}");
+    }
+    for host in ["example", "a.tasks.example", "tasks.example.evil", "tasks.example@evil.example", "tasks.example:1@evil.example"] {
+        assert_eq!(statuses(&dashboard, &[("host", host)]), FORBIDDEN, "{host}");
+    }
+}
+
+/// Returns a registry with a task that can be aborted, and the ID of the task.
+fn with_straggler() -> (Registry<SmolSpawner>, TaskId) {
+    let registry = inspected();
+    registry.named("straggler").run(pending::<()>());
+    let id = registry.tasks()[0].id().unwrap();
+    (registry, id)
+}
+
+#[test]
+fn same_origin_request_aborts_a_task() {
+    let origin = ("origin", "http://localhost:8080");
+    for headers in
+        [&[HERE, SAME_ORIGIN][..], &[HERE, origin], &[HERE, origin, SAME_ORIGIN], &[HERE, ("origin", "https://localhost:8080")]]
+    {
+        let (registry, id) = with_straggler();
+        let response = Dashboard::new(&registry).respond(&request("POST", &format!("/background/abort?id={id}"), headers));
+        assert_eq!(response.status(), StatusCode::NO_CONTENT, "{headers:?}");
+        assert_eq!(text(response), "");
+        assert_eq!(block_on(registry.shutdown()).aborted, 1);
+    }
+}
+
+#[test]
+fn cross_origin_requests_are_forbidden() {
+    let origin = |origin: &'static str| ("origin", origin);
+    let site = |site: &'static str| ("sec-fetch-site", site);
+    let attacks: &[&[(&str, &str)]] = &[
+        &[],
+        &[site("cross-site")],
+        &[site("same-site")],
+        &[site("none")],
+        &[site("")],
+        &[site("same-origin, cross-site")],
+        &[site("cross-site"), origin("http://localhost:8080")],
+        &[site("cross-site"), SAME_ORIGIN],
+        &[SAME_ORIGIN, site("cross-site")],
+        &[origin("null")],
+        &[origin("")],
+        &[origin("localhost:8080")],
+        &[origin("http://localhost")],
+        &[origin("http://localhost:8081")],
+        &[origin("http://evil.example")],
+        &[origin("http://localhost:8080.evil.example")],
+        &[origin("http://localhost:8080@evil.example")],
+        &[origin("http://evil.example@localhost:8080")],
+        &[origin("http://evil.example/localhost:8080")],
+        &[origin("http://127.0.0.1:8080")],
+        &[origin("file://localhost:8080")],
+        &[origin("http://localhost:8080"), origin("http://evil.example")],
+        &[origin("http://evil.example"), origin("http://localhost:8080")],
+        &[("referer", "http://localhost:8080/background")],
+    ];
+    let (registry, id) = with_straggler();
+    let dashboard = Dashboard::new(&registry);
+    for attack in attacks {
+        let headers = [&[HERE], *attack].concat();
+        let response = dashboard.respond(&request("POST", &format!("/abort?id={id}"), &headers));
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{attack:?}");
+        assert!(!registry.tasks()[0].abort_requested(), "{attack:?}");
+    }
+    assert_eq!(post(&dashboard, &format!("/abort?id={id}")), StatusCode::NO_CONTENT);
+    block_on(registry.shutdown());
+}
+
+#[test]
+fn abort_request_is_answered() {
+    let (registry, id) = with_straggler();
+    let dashboard = Dashboard::new(&registry);
+    let guard = registry.named("guard").guard().unwrap();
+    let guarded = registry.tasks().into_iter().find(|task| task.name() == Some("guard")).unwrap().id().unwrap();
+    for invalid in
+        ["/abort", "/abort?", "/abort?id", "/abort?id=", "/abort?id=1", "/abort?id=+1-1", "/abort?ID=1-1", "/abort?id=1-1%20"]
+    {
+        assert_eq!(post(&dashboard, invalid), StatusCode::BAD_REQUEST, "{invalid}");
+    }
+    assert_eq!(post(&dashboard, "/abort?id=4000000000-1"), StatusCode::NOT_FOUND);
+    assert_eq!(post(&dashboard, &format!("/abort?id={guarded}")), StatusCode::CONFLICT);
+    assert_eq!(post(&dashboard, &format!("/a/b/abort?why=not&id={id}&id={guarded}")), StatusCode::NO_CONTENT);
+    drop(guard);
+    block_on(registry.wait_idle());
+    assert_eq!(post(&dashboard, &format!("/abort?id={id}")), StatusCode::NOT_FOUND);
+    assert_eq!(registry.summary().aborted, 1);
+}
+
+fn watch(dashboard: &Dashboard) -> DashboardBody {
+    send(dashboard, "GET", "/background/events").into_body()
+}
+
+#[test]
+fn first_event_is_immediate_and_others_follow() {
+    let registry = inspected();
+    let response = send(&Dashboard::new(&registry), "GET", "/events");
+    assert_eq!(header(&response, "content-type"), "text/event-stream");
+    assert_eq!(header(&response, "cache-control"), "no-store");
+    assert_eq!(header(&response, "x-accel-buffering"), "no");
+    assert_eq!(response.headers().get(header::CONTENT_LENGTH), None);
+    let mut body = response.into_body();
+    assert_eq!(body.size_hint().exact(), None);
+    let Poll::Ready(Some(first)) = poll(&mut body, Waker::noop()) else { panic!("no event is ready") };
+    assert!(first.starts_with("data: {\"in_flight\":0,"), "{first}");
+    assert_eq!(poll(&mut body, Waker::noop()), Poll::Pending);
+    let _guard = registry.named("a\n\ndata: \"</script>").guard().unwrap();
+    let other = registry.guard().unwrap();
+    let second = event(&mut body);
+    assert_eq!(second["in_flight"], 2);
+    assert_eq!(second["names"], serde_json::json!({ "": 1, "a\n\ndata: \"</script>": 1 }));
+    assert_eq!(second["tasks"].as_array().unwrap().len(), 2);
+    assert_eq!(second["tasks"][0]["kind"], "guard");
+    for flag in ["shutting_down", "drained", "last"] {
+        assert_eq!(second[flag], false);
+    }
+    drop(other);
+    assert_eq!(event(&mut body)["summary"]["completed"], 1);
+    assert!(!body.is_end_stream());
+}
+
+#[test]
+fn oldest_two_hundred_tasks_are_listed() {
+    let registry = inspected();
+    let first = registry.named("first").guard().unwrap();
+    let others: Vec<Guard> = (0..210).map(|_| registry.named("other").guard().unwrap()).collect();
+    let state = event(&mut watch(&Dashboard::new(&registry)));
+    assert_eq!(state["in_flight"], 211);
+    assert_eq!(state["names"], serde_json::json!({ "first": 1, "other": 210 }));
+    let ages: Vec<f64> = state["tasks"].as_array().unwrap().iter().map(|task| task["age_seconds"].as_f64().unwrap()).collect();
+    assert_eq!(ages.len(), 200);
+    assert!(ages.is_sorted_by(|one, next| one >= next));
+    assert_eq!(state["more"], 11);
+    drop((first, others));
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn shutdown_start_is_sent_immediately() {
+    let registry = inspected();
+    let _work = registry.named("work").guard().unwrap();
+    let mut body = watch(&Dashboard::new(&registry));
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    assert!(poll(&mut body, &waker).is_ready());
+    assert!(poll(&mut body, &waker).is_pending());
+    registry.shutdown();
+    assert!(woken.0.load(Ordering::Relaxed));
+    let Poll::Ready(Some(text)) = poll(&mut body, &waker) else { panic!("no event is ready") };
+    assert!(text.contains("\"shutting_down\":true"), "{text}");
+}
+
+/// More events than any stream here has before it ends.
+const MANY: usize = 100;
+
+/// Reads the stream to its end, and returns the last event.
+fn last_event(body: &mut DashboardBody) -> Value {
+    for _ in 0..MANY {
+        let state = event(body);
+        assert_eq!(state["last"].as_bool(), Some(body.is_end_stream()));
+        if body.is_end_stream() {
+            assert_eq!(next(body), None);
+            return state;
+        }
+    }
+    panic!("the stream does not end");
+}
+
+#[test]
+fn stream_ends_when_only_serving_tasks_are_left() {
+    let registry = inspected();
+    let dashboard = Dashboard::new(&registry).serving(&["connection"]).serving(&["stream"]);
+    let serving = ["program", "request", "connection", "stream"].map(|name| registry.named(name).guard().unwrap());
+    let work = registry.named("work").guard().unwrap();
+    let mut body = watch(&dashboard);
+    assert_eq!(event(&mut body)["last"], false, "the registry is not draining");
+    registry.shutdown();
+    for _ in 0..3 {
+        assert_eq!(event(&mut body)["last"], false, "a task is in flight");
+    }
+    drop(work);
+    let last = last_event(&mut body);
+    assert_eq!(last["shutting_down"], true);
+    assert_eq!(last["drained"], false);
+    assert_eq!(last["in_flight"], 4);
+    drop(serving);
+}
+
+#[test]
+fn tasks_without_a_serving_name_keep_the_stream_open() {
+    for name in [None, Some("connection")] {
+        let registry = inspected();
+        let work = name.map_or_else(|| registry.guard(), |name| registry.named(name).guard()).unwrap();
+        registry.shutdown();
+        let mut body = watch(&Dashboard::new(&registry));
+        assert_eq!(event(&mut body)["last"], false, "{name:?}");
+        drop(work);
+        assert_eq!(last_event(&mut body)["drained"], true);
+    }
+}
+
+#[test]
+fn stream_of_uninspected_registry_ends_when_shutdown_starts() {
+    let registry = Registry::new(SmolSpawner);
+    let _work = registry.named("work").guard().unwrap();
+    let mut body = watch(&Dashboard::new(&registry));
+    let state = event(&mut body);
+    assert_eq!((&state["in_flight"], &state["tasks"], &state["last"]), (&1.into(), &Value::Array(vec![]), &false.into()));
+    registry.shutdown();
+    assert_eq!(event(&mut body)["last"], true);
+    assert_eq!(next(&mut body), None);
+}
+
+#[test]
+fn stream_that_is_opened_during_or_after_a_drain_ends() {
+    let registry = inspected();
+    let dashboard = Dashboard::new(&registry);
+    let request = registry.named("request").guard().unwrap();
+    registry.shutdown();
+    assert_eq!(last_event(&mut watch(&dashboard))["drained"], false);
+    drop(request);
+    assert_eq!(last_event(&mut watch(&dashboard))["drained"], true);
+}
+
+/// As in a server: the guard of a response is dropped with its body.
+#[test]
+fn open_streams_do_not_delay_a_drain() {
+    let registry = inspected();
+    let dashboard = Dashboard::new(&registry);
+    let work = registry.named("work").guard().unwrap();
+    let mut open: Vec<_> = (0..3).map(|_| (watch(&dashboard), registry.named("request").guard().unwrap())).collect();
+    let (summary, ()) = block_on(zip(registry.shutdown(), async {
+        let mut work = Some(work);
+        for _ in 0..MANY {
+            for at in (0..open.len()).rev() {
+                if poll_fn(|cx| poll(&mut open[at].0, cx.waker())).await.is_none() {
+                    drop(open.swap_remove(at));
+                }
+            }
+            work.take();
+        }
+        assert!(open.is_empty(), "the streams do not end");
+    }));
+    assert_eq!(summary.completed, 4);
+}
+
+#[test]
+fn dashboard_and_its_body_are_send() {
+    fn is_send<T: Send + Unpin + 'static>() {}
+    is_send::<Dashboard>();
+    is_send::<DashboardBody>();
+    let body = format!("{:?}", watch(&dashboard()));
+    assert_eq!(body, "DashboardBody { is_end_stream: false, .. }");
+}
+
+#[cfg(feature = "tower")]
+#[test]
+fn dashboard_is_a_tower_service() {
+    use tower_service::Service;
+    let mut dashboard = dashboard();
+    assert!(Service::<Request<()>>::poll_ready(&mut dashboard, &mut Context::from_waker(Waker::noop())).is_ready());
+    let Ok(response) = block_on(dashboard.call(request("GET", "/", &[HERE])));
+    assert_eq!(response.status(), StatusCode::OK);
+}

@@ -1,0 +1,263 @@
+//! H2 with a runtime for each thread: two threads that start tasks on one registry do not write to a common cache line.
+//!
+//! A test runs itself in valgrind's `lackey`, which reports each store. The threads take turns, and stores to `MARK` separate their turns. The test
+//! compares the cache lines that the threads wrote in their turns.
+#![cfg(all(target_os = "linux", feature = "compio", feature = "monoio", feature = "glommio"))]
+
+mod common;
+
+use background_tasks::{LocalSpawner, Registry};
+use background_tasks_runtimes::{CompioSpawner, GlommioSpawner, MonoioSpawner};
+use common::Make;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::io::{BufRead, BufReader, Write, stdin};
+use std::ops::Range;
+use std::pin::Pin;
+use std::process::{Command, Stdio, exit};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+use std::{env, fs, thread};
+
+const TASKS: usize = 20;
+
+/// Two cache lines of 64 bytes, because processors fetch them in pairs.
+const LINE: usize = 128;
+
+/// The only value on its cache line.
+#[repr(align(128))]
+struct Mark(AtomicUsize);
+
+static MARK: Mark = Mark(AtomicUsize::new(0));
+
+/// The progress of the two threads: both warm up, then the first takes its turn, then the second.
+static STEP: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits without a store outside this thread's stack.
+fn wait_for(step: usize) {
+    while STEP.load(Ordering::SeqCst) < step {
+        thread::yield_now();
+    }
+}
+
+fn next_step() {
+    STEP.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Starts tasks that wait for the signal and are polled twice. Returns when all have ended.
+async fn tasks<S: LocalSpawner>(registry: &Registry<S>) {
+    let left = Rc::new(Cell::new(TASKS));
+    let main = Rc::new(RefCell::new(None::<Waker>));
+    for _ in 0..TASKS {
+        let (left, main) = (left.clone(), main.clone());
+        let mut signal = registry.signal();
+        let mut polled = false;
+        registry.run_local(poll_fn(move |cx| {
+            if Pin::new(&mut signal).poll(cx).is_pending() && !polled {
+                polled = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            left.set(left.get() - 1);
+            if let Some(main) = main.take() {
+                main.wake();
+            }
+            Poll::Ready(())
+        }));
+    }
+    let ended = |cx: &mut std::task::Context<'_>| {
+        main.replace(Some(cx.waker().clone()));
+        if left.get() == 0 { Poll::Ready(()) } else { Poll::Pending }
+    };
+    poll_fn(ended).await;
+}
+
+/// Starts tasks on two threads, one after the other and between marks. Each thread has its own runtime.
+fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], make: Make) {
+    let mut turns = 0..2;
+    let cores = registries.map(|registry| {
+        let turn = turns.next().unwrap();
+        thread::spawn(move || {
+            println!("\nstack {}", mapping_of(&raw const turn as usize));
+            let mut drive = make().unwrap_or_else(|why| {
+                println!("\nskipped: {why}");
+                exit(0);
+            });
+            drive(Box::pin(async move {
+                tasks(&registry).await;
+                tasks(&registry).await;
+                next_step();
+                wait_for(2 + turn);
+                MARK.0.store(1, Ordering::SeqCst);
+                tasks(&registry).await;
+                MARK.0.store(2, Ordering::SeqCst);
+                next_step();
+                // An earlier end of this thread would write during the turn of the other thread.
+                wait_for(4);
+            }));
+        })
+    });
+    for core in cores {
+        core.join().unwrap();
+    }
+}
+
+fn one_for_both<S: Clone>(registry: Registry<S>) -> [Registry<S>; 2] {
+    [registry.clone(), registry]
+}
+
+/// Returns the start and the end of the memory mapping that contains an address.
+fn mapping_of(address: usize) -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let holds = |line: &&str| range(line.split(' ').next().unwrap().replace('-', " ").as_str()).contains(&address);
+    maps.lines().find(holds).unwrap().split(' ').next().unwrap().replace('-', " ")
+}
+
+fn range(numbers: &str) -> Range<usize> {
+    let (start, end) = numbers.split_once(' ').unwrap();
+    usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap()
+}
+
+#[test]
+#[ignore = "the other tests run this one, in valgrind"]
+fn traced() {
+    let Ok(runtime) = env::var("LINES_OF") else { return };
+    println!("\nmark {:x} 0", &raw const MARK as usize);
+    // The reader has received the address of the mark when it answers.
+    stdin().read_line(&mut String::new()).unwrap();
+    match &*runtime {
+        "compio" => two_cores(one_for_both(Registry::new(CompioSpawner)), common::compio_polling),
+        "compio with a limit" => {
+            let registry = Registry::builder(CompioSpawner).max_in_flight(1000).build();
+            two_cores(one_for_both(registry), common::compio_polling);
+        }
+        "monoio" => two_cores(one_for_both(Registry::new(MonoioSpawner)), common::monoio_legacy),
+        "glommio" => two_cores(one_for_both(Registry::new(GlommioSpawner)), common::glommio_io_uring),
+        "glommio with two registries" => {
+            two_cores([Registry::new(GlommioSpawner), Registry::new(GlommioSpawner)], common::glommio_io_uring);
+        }
+        other => panic!("unknown run: {other}"),
+    }
+}
+
+/// The trace of a run: the cache lines that each thread wrote.
+#[derive(Default)]
+struct Trace {
+    marks: usize,
+    written: [BTreeSet<usize>; 2],
+    messages: String,
+}
+
+impl Trace {
+    fn read(&mut self, line: &str, mark: Option<usize>) {
+        if let Some(store) = line.strip_prefix(" S ").or_else(|| line.strip_prefix(" M ")) {
+            let (address, size) = store.split_once(',').unwrap();
+            let address = usize::from_str_radix(address, 16).unwrap();
+            if Some(address) == mark {
+                self.marks += 1;
+            } else if self.marks % 2 == 1 {
+                let last = address + size.parse::<usize>().unwrap() - 1;
+                self.written[self.marks / 2 % 2].extend(address / LINE..=last / LINE);
+            }
+        } else if !line.starts_with("I ") && !line.starts_with(" L ") {
+            self.messages = format!("{}{line}\n", self.messages);
+        }
+    }
+}
+
+/// Returns the addresses of the cache lines that both threads wrote, or why they cannot be determined.
+fn written_by_both(runtime: &str) -> Result<Vec<usize>, String> {
+    let mut traced = Command::new("valgrind")
+        .args(["--tool=lackey", "--trace-mem=yes", "--log-fd=2"])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "traced", "--ignored", "--nocapture"])
+        // The allocator keeps freed memory in a cache for each thread, so that threads do not share its cache lines.
+        .envs([("LINES_OF", runtime), ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=10000")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|why| format!("valgrind: {why}"))?;
+    let (mut input, output, trace) = (traced.stdin.take().unwrap(), traced.stdout.take().unwrap(), traced.stderr.take().unwrap());
+    let mark = OnceLock::new();
+    let mut stacks = Vec::new();
+    let mut skipped = Vec::new();
+    let trace = thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut result = Trace::default();
+            for line in BufReader::new(trace).split(b'\n').map_while(Result::ok) {
+                result.read(&String::from_utf8_lossy(&line), mark.get().copied());
+            }
+            result
+        });
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if let Some(numbers) = line.strip_prefix("mark ") {
+                mark.set(range(numbers).start).unwrap();
+                input.write_all(b"\n").unwrap();
+            }
+            stacks.extend(line.strip_prefix("stack ").map(range));
+            skipped.extend(line.strip_prefix("skipped: ").map(String::from));
+        }
+        reading.join().unwrap()
+    });
+    let status = traced.wait().unwrap();
+    assert_ne!(status.code(), Some(101), "the run panicked in valgrind: {}", trace.messages);
+    if let Some(why) = skipped.pop() {
+        return Err(why);
+    }
+    // Not a failure of the run: valgrind may not support an instruction, for example.
+    if !status.success() {
+        return Err(format!("valgrind exited with {status}: {}", trace.messages));
+    }
+    assert_eq!((trace.marks, stacks.len()), (4, 2), "{}", trace.messages);
+    let [first, second] = trace.written;
+    assert!(first.len() > TASKS && second.len() > TASKS, "{} and {} lines were written", first.len(), second.len());
+    let both = (&first & &second).into_iter().map(|line| line * LINE);
+    // A waiting thread also writes to its stack during the turn of the other thread.
+    Ok(both.filter(|address| !stacks.iter().any(|stack| stack.contains(address))).collect())
+}
+
+/// Prints why the lines could not be determined.
+fn or_skip(lines: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
+    lines.inspect_err(|why| println!("skipped: {why}")).ok()
+}
+
+fn no_line_is_shared(runtime: &str) {
+    if let Some(lines) = or_skip(written_by_both(runtime)) {
+        assert!(lines.is_empty(), "both threads write {lines:#x?}");
+    }
+}
+
+#[test]
+#[ignore = "needs valgrind, and is slow"]
+fn compio() {
+    no_line_is_shared("compio");
+}
+
+#[test]
+#[ignore = "needs valgrind, and is slow"]
+fn monoio() {
+    no_line_is_shared("monoio");
+}
+
+/// glommio takes a lock for each task. The lock is a static, so its address is the same in each run.
+#[test]
+#[ignore = "needs valgrind, and is slow"]
+fn glommio_shares_no_more_than_with_two_registries() {
+    if let Some((one, two)) = or_skip(written_by_both("glommio")).zip(or_skip(written_by_both("glommio with two registries"))) {
+        let more: Vec<_> = one.iter().filter(|line| !two.contains(line)).collect();
+        assert!(more.is_empty(), "both threads write {more:#x?}");
+    }
+}
+
+/// The other tests detect shared lines: a limit is a counter that all threads share.
+#[test]
+#[ignore = "needs valgrind, and is slow"]
+fn a_limit_is_a_shared_line() {
+    if let Some(lines) = or_skip(written_by_both("compio with a limit")) {
+        assert!(!lines.is_empty());
+    }
+}

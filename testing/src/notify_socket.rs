@@ -1,0 +1,51 @@
+//! The socket of systemd's notification protocol.
+
+use crate::PATIENCE;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// A socket to which a service sends its notifications, as systemd has it. Set its path as `NOTIFY_SOCKET`.
+#[derive(Debug)]
+pub struct NotifySocket {
+    socket: UnixDatagram,
+    dir: TempDir,
+}
+
+impl NotifySocket {
+    #[expect(clippy::new_without_default, reason = "it creates a file")]
+    pub fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, dir }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("notify")
+    }
+
+    /// Waits for the next notification.
+    #[track_caller]
+    pub fn receive(&self) -> String {
+        let mut message = [0; 1024];
+        let len = self.socket.recv(&mut message).expect("the service sends no notification");
+        String::from_utf8(message[..len].to_vec()).unwrap()
+    }
+
+    /// Waits for a notification that contains all of these parts.
+    #[track_caller]
+    pub fn receive_with(&self, parts: &[&str]) -> String {
+        loop {
+            let message = self.receive();
+            if parts.iter().all(|part| message.contains(part)) {
+                return message;
+            }
+        }
+    }
+
+    /// Removes the socket, so that further notifications fail.
+    pub fn remove(&self) {
+        std::fs::remove_dir_all(self.dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,221 @@
+//! Processes, their output and their exit.
+
+use rustix::process::{Pid, kill_process};
+use std::fmt::Debug;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use rustix::process::Signal;
+
+/// Longer than any step of a test takes: what takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Calls a function until it returns `Some`. Panics with `context` if that takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn poll_until_some<T>(context: &dyn Debug, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "timed out: {context:#?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A line of a process's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    Stdout(String),
+    Stderr(String),
+}
+
+impl Line {
+    pub fn text(&self) -> &str {
+        match self {
+            Line::Stdout(text) | Line::Stderr(text) => text,
+        }
+    }
+}
+
+/// A process. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    /// The receiver of signals.
+    pid: Pid,
+    lines: Receiver<Line>,
+    seen: Vec<Line>,
+}
+
+impl Process {
+    /// Starts a process with an empty stdin, and reads its output.
+    pub fn start(command: &mut Command) -> Self {
+        Self::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// Starts a process, and reads those of its outputs that are pipes.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let (sender, lines) = channel();
+        if let Some(stdout) = child.stdout.take() {
+            forward(stdout, sender.clone(), Line::Stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            forward(stderr, sender, Line::Stderr);
+        }
+        let pid = Pid::from_child(&child);
+        Self { child, pid, lines, seen: Vec::new() }
+    }
+
+    /// Returns the process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Takes the process's stdin, which must be a pipe.
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    /// Sends further signals to the process's only child, such as the first process of a namespace.
+    pub fn redirect_signals_to_child(&mut self) {
+        self.pid = only_child(self.child.id()).and_then(Pid::from_raw).expect("one child");
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for a line that contains `text`, on either output.
+    #[track_caller]
+    pub fn line(&mut self, text: &str) -> String {
+        self.wait_for(&text, |line| line.text().contains(text))
+    }
+
+    /// Waits for this line on stdout.
+    #[track_caller]
+    pub fn stdout_line(&mut self, text: &str) {
+        self.wait_for(&text, |line| matches!(line, Line::Stdout(line) if line == text));
+    }
+
+    /// Waits for a line that contains `text` on stderr.
+    #[track_caller]
+    pub fn stderr_line(&mut self, text: &str) {
+        self.wait_for(&text, |line| matches!(line, Line::Stderr(line) if line.contains(text)));
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, expected: &dyn Debug, matches: impl Fn(&Line) -> bool) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(line) = self.next(deadline) {
+            if matches(&line) {
+                return line.text().to_owned();
+            }
+        }
+        panic!("the process ended without the line {expected:?}: {:#?}", self.seen)
+    }
+
+    /// Waits until the process has ended.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        let deadline = Instant::now() + PATIENCE;
+        while self.next(deadline).is_some() {}
+        let Self { child, seen, .. } = &mut self;
+        let status = poll_until_some(seen, || child.try_wait().unwrap());
+        Ended { status, lines: std::mem::take(seen) }
+    }
+
+    /// Returns the next line, or `None` once all outputs are closed: the process has ended or is exiting.
+    #[track_caller]
+    fn next(&mut self, deadline: Instant) -> Option<Line> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Some(line)
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the process hangs: {:#?}", self.seen),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error means that the process has already ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) -> Line) {
+    thread::spawn(move || {
+        for text in BufReader::new(from).lines().map_while(Result::ok) {
+            // Continues without a receiver: a full pipe would block the process.
+            let _ = to.send(line(text));
+        }
+    });
+}
+
+/// Returns the ID of the child of a process that has exactly one, from Linux's `/proc`.
+pub fn only_child(id: u32) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok()
+}
+
+/// The exit status and the output of a process that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub lines: Vec<Line>,
+}
+
+impl Ended {
+    #[track_caller]
+    pub fn assert_code(&self, code: i32) -> &Self {
+        assert_eq!(self.status.code(), Some(code), "{self:#?}");
+        self
+    }
+
+    /// Asserts that a line on either output contains `text`.
+    #[track_caller]
+    pub fn assert_line(&self, text: &str) -> &Self {
+        assert!(self.has_line(text), "no line contains {text:?}: {self:#?}");
+        self
+    }
+
+    /// Asserts that a line on stderr contains `text`.
+    #[track_caller]
+    pub fn assert_stderr(&self, text: &str) -> &Self {
+        let found = self.lines.iter().any(|line| matches!(line, Line::Stderr(line) if line.contains(text)));
+        assert!(found, "no line on stderr contains {text:?}: {self:#?}");
+        self
+    }
+
+    /// Returns whether a line on either output contains `text`.
+    pub fn has_line(&self, text: &str) -> bool {
+        self.lines.iter().any(|line| line.text().contains(text))
+    }
+
+    /// Returns whether stdout has this line.
+    pub fn has_stdout(&self, line: &str) -> bool {
+        self.lines.contains(&Line::Stdout(line.into()))
+    }
+
+    /// Returns the lines of both outputs, in the order in which they arrived.
+    pub fn output(&self) -> String {
+        self.lines.iter().map(Line::text).collect::<Vec<_>>().join("\n")
+    }
+}
