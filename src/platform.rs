@@ -39,7 +39,7 @@ macro_rules! const_unless_loom {
 }
 pub(crate) use const_unless_loom;
 
-/// Declares a static. A loom model creates a new value for each of its runs.
+/// Declares a static. In a loom model, each run of the model starts with a new value of the static.
 #[cfg(not(loom))]
 macro_rules! global {
     (static $name:ident: $type:ty = $value:expr) => {

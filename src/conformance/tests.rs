@@ -256,8 +256,8 @@ impl BlockingSpawner for BlockingThreads {
     }
 }
 
-/// Checks that the suite reports each flaw with the expected requirement and the expected observation. The cases run in parallel,
-/// because some flawed spawners hang.
+/// Checks that the suite fails for each flawed spawner and names the expected requirement. The cases run in parallel, because some
+/// flawed spawners hang.
 fn expect_reports(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
     thread::scope(|scope| {
         for &(flaw, requirement, observed) in expected {

@@ -133,8 +133,8 @@ impl Token {
         self.shard().state().finish_departure(self.shard().gate().depart(before));
     }
 
-    /// Counts and reports the loss of a piece of work, and then releases the count of the work (S2, S5, S8). The caller has dropped
-    /// the work already.
+    /// Counts the loss, reports the loss to the observers, and then leaves the gate (S2, S5, S8). The caller has dropped the work
+    /// already.
     #[cold]
     pub(crate) fn lose(self, loss: Loss) {
         let (state, Loss { outcome, message }) = (self.shard().state(), loss);

@@ -211,7 +211,7 @@ impl Gate {
         departure
     }
 
-    /// Closes the gate. Returns whether this call drained the gate. At most one call or departure drains the gate.
+    /// Closes the gate. Returns whether this call set `DRAINED`. In one life of the state, exactly one thread sets `DRAINED`.
     ///
     /// Release pairs with the Acquire in `drain`. A late departure of the state's previous life may drain the gate before this call
     /// does. The thread of the late departure must then see the state as the next registry prepared it.

@@ -9,9 +9,9 @@
 //! FreedSlots, one word                                freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when `free` is empty
 //! ```
 //!
-//! A task often starts on one thread and ends on another thread. So the end of a task does not lock the table. Instead, the token
-//! clears `is_live` in the slot and pushes the slot on the stack [`FreedSlots`]. One operation takes the whole stack, so no slot
-//! can return to the stack in the middle of a pop.
+//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each other.
+//! So the end of a task does not lock the table: the token clears `is_live` in the slot and pushes the slot on the stack
+//! [`FreedSlots`]. The table takes the whole stack in one operation, so no slot can return to the stack in the middle of a pop.
 //!
 //! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort flag, and the waker that an abort
 //! calls.
