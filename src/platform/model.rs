@@ -1,5 +1,5 @@
-//! Implements the platform for loom models, with the primitives of loom. The model assigns a shard to each thread, so that each run
-//! takes the same path.
+//! Implements the platform for loom models, with the primitives of loom. Each test in `models/` chooses the shard of each of its
+//! threads, because loom can replay a run only if nothing but loom's scheduler varies.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
@@ -111,9 +111,9 @@ impl Event {
     }
 }
 
-/// Represents all data that the next life of a registry state overwrites.
+/// Stands in for the data that a registry state overwrites when the pool reuses the state.
 ///
-/// Loom fails a run if a use in one life does not happen before the start of the next life.
+/// Loom fails a run if a use of the state by one registry does not happen-before the reuse by the next registry.
 pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
 
 impl LifeCheck {

@@ -9,7 +9,8 @@ use crate::sync::gate::Departure;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown, or completes a start that another thread has begun. Every gate is closed when this function returns.
+    /// Starts the shutdown. If another thread is starting the shutdown already, helps that thread. Every gate is closed when this
+    /// function returns.
     pub(crate) fn start_shutdown(&'static self) {
         // Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
         // shutdown (L1).
@@ -62,11 +63,11 @@ impl RegistryState {
 
     /// Counts one of the events that complete the drain.
     ///
-    /// Each shard causes one event when its gate has drained. One more event is the report that the shutdown has started. The call
-    /// that counts the final event reports the end of the drain, publishes it, notifies the waiters, and releases the reference of
-    /// the gates (S3, S8, L2).
+    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The last event
+    /// ends the drain: its call reports the end to the observers, makes `is_drained` return true, and notifies the waiters (S3, S8,
+    /// L2). At last the call releases the reference that kept the state out of the pool while gates were in use.
     ///
-    /// The first `fetch_add` is `AcqRel`: each call synchronizes with the next call, so the final call sees what the tasks of all
+    /// The first `fetch_add` is `AcqRel`: each call synchronizes with the next call, so the last call sees what the tasks of all
     /// shards did. The second `fetch_add` is Release and pairs with the Acquire in `is_drained`.
     fn shard_drained(&'static self) {
         let drained = &self.shared.0.drained;

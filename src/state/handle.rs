@@ -39,8 +39,8 @@ impl Clone for RegistryHandle {
 }
 
 impl Drop for RegistryHandle {
-    /// `AcqRel` makes each drop of a handle synchronize with the next drop. So everything that was done through the other handles
-    /// happens before the shutdown that the last drop starts.
+    /// `AcqRel` makes each drop of a handle synchronize with the next drop. So the thread that drops the last handle, and starts the
+    /// shutdown, sees every write that preceded the drop of another handle.
     fn drop(&mut self) {
         if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();

@@ -55,8 +55,8 @@ impl RegistryState {
 
     /// Releases a reference. The release of the last reference returns the state to the pool.
     ///
-    /// `AcqRel` makes each release synchronize with the next release. So everything that a holder of a reference did happens before
-    /// the state's next life.
+    /// `AcqRel` makes each release synchronize with the next release. So the thread that returns the state to the pool sees every
+    /// write of all other holders.
     pub(super) fn release(&'static self) {
         self.shared.0.life.touch();
         if self.shared.0.references.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -116,8 +116,8 @@ impl Shard {
 
     /// Counts a loss or a rejection.
     ///
-    /// Relaxed is enough because the Release in `Gate::leave` publishes the count of a loss. The count of a rejection is ordered
-    /// only for the rejecting thread itself.
+    /// Relaxed is enough: after a loss, the same thread calls `Gate::leave`, whose Release makes the increment visible to readers of
+    /// the gate. No other thread relies on the order of rejections.
     pub(super) fn count(&self, lost: Lost) {
         self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }

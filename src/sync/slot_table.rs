@@ -272,8 +272,8 @@ impl Slot {
 
     /// Returns whether the task must end at its await point (L3).
     ///
-    /// Relaxed is enough because the mutex of the waker orders accesses. An abort sets the flag and then takes the waker. If the
-    /// abort takes the waker before the task stores one, the check after [`store_waker`](Self::store_waker) sees the flag.
+    /// Relaxed is enough because an abort sets this flag before it locks the mutex of the waker. If the abort locks that mutex before
+    /// [`store_waker`](Self::store_waker) does, then the task's check after `store_waker` sees the flag.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::Relaxed)
@@ -293,7 +293,7 @@ impl Slot {
     }
 }
 
-/// Returns the number of a new slot. A number repeats only after 2³² new slots.
+/// Returns a number that identifies a new slot. The numbers repeat only after 2³² new slots.
 #[expect(clippy::cast_possible_truncation, reason = "the number wraps at 2³²")]
 fn next_number() -> u32 {
     static NEXT: UnmodelledAtomicUsize = UnmodelledAtomicUsize::new(1);

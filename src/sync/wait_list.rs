@@ -4,8 +4,8 @@
 //! `is_live` under its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. So either `is_live`
 //! returns false, or `wake_all` finds the waker (L1).
 //!
-//! A key belongs to its signal only while `is_live` returns true, so the list uses a key only then. User code runs outside the
-//! lock: the list clones, calls and drops wakers there (S7).
+//! A key belongs to its signal only while `is_live` returns true, so the list uses a key only then. The methods of a waker are user
+//! code. So the list clones, wakes and drops wakers only while it does not hold its lock (S7).
 
 use crate::platform::{CachePadded, Mutex, const_unless_loom, wake};
 use alloc::vec::Vec;

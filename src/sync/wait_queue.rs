@@ -7,7 +7,7 @@
 //! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
 //! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
 //!
-//! User code runs outside the lock: the queue clones, calls and drops wakers there (S7).
+//! The methods of a waker are user code. So the queue clones, wakes and drops wakers only while it does not hold its lock (S7).
 
 use super::gate::{Gate, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
