@@ -39,7 +39,8 @@ impl<F> Work<F> {
 
     /// Drops a future that has not finished, and then releases the task's count (S2, S5).
     ///
-    /// If the future's destructor panics, this function passes the payload to `panic` and returns the result of `panic`.
+    /// If the future's destructor panics, the closure `panic` receives the payload of the panic, and this function returns what the
+    /// closure returns.
     fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));

@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-/// Checks a [`Spawner`] from threads that do not belong to its executor.
+/// Checks a [`Spawner`]. The checks call `spawn` on threads that do not belong to the executor.
 ///
 /// This function does not check what happens when the executor is dropped. To check that too, use [`executor`].
 ///
@@ -90,7 +90,7 @@ where
     Suite::default().local_spawner(make);
 }
 
-/// Checks a [`BlockingSpawner`] from threads that do not belong to the spawner's thread pool.
+/// Checks a [`BlockingSpawner`]. The checks call `spawn_blocking` on threads that do not belong to the spawner's thread pool.
 ///
 /// # Panics
 ///

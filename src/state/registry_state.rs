@@ -180,8 +180,8 @@ impl RegistryState {
         self.shard_and_target().0
     }
 
-    /// Returns the shard of the calling thread, and the shard's target. Each thread caches its last shard and target, so most calls
-    /// avoid a chain of loads.
+    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard. Each thread caches the result of its latest
+    /// call, so most calls read only the cache.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
         match LAST_USED.with(Cell::get) {

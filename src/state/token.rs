@@ -32,8 +32,8 @@ impl Loss {
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     target: &'static TokenTarget<Shard>,
-    /// The call site. `None` means that the work has a slot, and that the slot's row stores the call site. So a token without a
-    /// slot need not read the `slot` field of its target.
+    /// The call site, if the work has no slot. If the work has a slot, the slot's row stores the call site, and this field is
+    /// `None`.
     location: Option<&'static Location<'static>>,
 }
 

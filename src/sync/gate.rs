@@ -295,8 +295,9 @@ impl Gate {
     ///
     /// Relaxed is enough because the mutex of the pool synchronizes the state's previous life with its next life.
     ///
-    /// The word is reset with a swap because a late departure of the previous life may still clear `IDLE`. No write can come
-    /// between the read and the write of the departure's `fetch_and`. Loom models this guarantee for swaps but not for stores.
+    /// A late departure of the previous life may still clear `IDLE` with a `fetch_and`. On real hardware, a plain store could reset
+    /// the word as well. Loom, however, would let a store come between the read and the write of that `fetch_and`, so this function
+    /// uses a swap.
     pub(crate) fn reopen(&self) {
         self.word.swap(0, Ordering::Relaxed);
         self.wraps.store(0, Ordering::Relaxed);
