@@ -12,9 +12,9 @@ impl Shutdown {
     ///
     /// `wait` never returns in these cases:
     ///
-    /// - The calling thread must run the tasks, like the thread of a current-thread runtime.
+    /// - Tasks are in flight that only the calling thread can run, as on the thread of a current-thread runtime.
     /// - A task of the same registry calls `wait`, so the task waits for itself.
-    /// - The calling thread holds a guard of the same registry.
+    /// - The calling thread holds a guard of the same registry, so the thread waits for its own guard.
     pub fn wait(self) -> Summary {
         loop {
             if let Some(summary) = self.block(None) {
@@ -23,8 +23,8 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. With a timeout of zero, the method only
-    /// checks whether the registry has drained.
+    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, the method does not
+    /// block and only checks whether the registry has drained.
     ///
     /// # Errors
     ///
@@ -32,13 +32,15 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// In the cases in which [`wait`](Self::wait) never returns, `wait_timeout` blocks for the whole timeout and returns the error.
+    /// In the cases in which [`wait`](Self::wait) never returns, `wait_timeout` blocks until `timeout` has elapsed, and then
+    /// returns [`Stragglers`].
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.block(deadline_after(timeout)).ok_or_else(|| self.state().stragglers())
     }
 
-    /// Blocks the calling thread until the registry has drained or `grace` has elapsed. Then [aborts](crate::Registry::abort) the
-    /// remaining tasks, and blocks until the registry has drained or `abort_timeout` has elapsed.
+    /// Blocks the calling thread until the registry has drained or `grace` has elapsed. If `grace` elapses first, this method
+    /// [aborts](crate::Registry::abort) the remaining tasks. It then blocks until the registry has drained or `abort_timeout` has
+    /// elapsed.
     ///
     /// [`or_abort`](Self::or_abort) is the async version of this method.
     ///
@@ -58,9 +60,10 @@ impl Shutdown {
         self.wait_timeout(abort_timeout)
     }
 
-    /// Blocks until the registry has drained or the deadline has passed. Checks the registry once more after the deadline.
+    /// Blocks until the registry has drained or `deadline` has passed. If `deadline` is `None`, there is no deadline.
     ///
-    /// Returns `None` if the registry has not drained.
+    /// After the deadline, this method checks once more whether the registry has drained. It returns `None` if the registry has not
+    /// drained.
     fn block(&self, deadline: Option<Instant>) -> Option<Summary> {
         let state = self.state();
         let notifier = state.notifier();
@@ -84,8 +87,8 @@ impl Shutdown {
     }
 }
 
-/// Returns the time at which `timeout` expires. Returns `None`, which means no deadline, if an `Instant` cannot represent this
-/// time.
+/// Returns the time at which `timeout` expires. If an `Instant` cannot represent this time, returns `None`, which means that there
+/// is no deadline.
 fn deadline_after(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)
 }

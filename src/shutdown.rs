@@ -24,10 +24,11 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits until the registry has drained or `deadline` resolves. `deadline` can be any future, usually a timer of the runtime.
+    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future. It is usually a
+    /// timer of the runtime.
     ///
-    /// The method checks the registry once more after `deadline` has resolved. If `deadline` has already passed, the method only
-    /// checks whether the registry has drained.
+    /// After `deadline` has resolved, the method checks once more whether the registry has drained. If `deadline` is ready at its
+    /// first poll, the method does not wait and only checks whether the registry has drained.
     ///
     /// # Errors
     ///
@@ -35,7 +36,7 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops `deadline` and ends the wait, but not the shutdown.
+    /// Dropping the future returned by this method drops `deadline` and ends the wait, but not the shutdown.
     ///
     /// # Examples
     ///
@@ -56,16 +57,17 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
     }
 
-    /// Waits for the drain until `grace` resolves. Then [aborts](crate::Registry::abort) the remaining tasks, and waits for the
-    /// drain until the future returned by `abort_timeout` resolves.
+    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
+    /// [aborts](crate::Registry::abort) the remaining tasks. It then waits until the registry has drained or the future returned by
+    /// the closure `abort_timeout` resolves.
     ///
-    /// `abort_timeout` is called after `grace` has resolved. `abort_timeout` is a function, not a future, because most timers start
-    /// when they are created.
+    /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
+    /// most timers start when they are created.
     ///
     /// # Errors
     ///
-    /// Returns [`Stragglers`] if tasks are still in flight after the second wait. A task can be still in flight for one of these
-    /// reasons:
+    /// Returns [`Stragglers`] if tasks are still in flight when the future returned by `abort_timeout` resolves. A task can still
+    /// be in flight for one of these reasons:
     ///
     /// - The task is a blocking closure, a guard or a tracked future, which cannot be aborted.
     /// - The task has not reached an await point.
@@ -74,8 +76,8 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the wait. The shutdown continues. If the future is dropped before `grace` resolves, no task is
-    /// aborted.
+    /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
+    /// resolves, no task is aborted.
     ///
     /// # Examples
     ///
@@ -135,7 +137,8 @@ impl Future for Shutdown {
     }
 }
 
-/// Resolves after a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+/// Resolves once there has been a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle)
+/// returns this future.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
@@ -154,7 +157,8 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // Requests a notification before it checks for idleness again. So a task that ends after this check notifies the waiter.
+        // This closure requests a notification before it checks for idleness. Because of this order, a task that is still in flight
+        // at the check notifies the waiter when it ends.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()

@@ -4,13 +4,19 @@ use core::task::{Context, Poll};
 use core::{fmt, pin::Pin};
 use pin_project_lite::pin_project;
 
-/// Resolves once the shutdown of its registry has started. After the shutdown has started, every poll returns `Ready`.
+/// Resolves once the shutdown of its registry has started. After the shutdown has started, every poll of the signal returns
+/// `Ready`.
 ///
-/// The shutdown starts in three cases: a caller calls [`Registry::shutdown`](crate::Registry::shutdown), the registry's last handle
-/// is dropped, or the loss of a task triggers the shutdown. A shutdown signal neither keeps its registry open nor delays the drain.
+/// The shutdown starts in these cases:
 ///
-/// Cloning a signal writes no shared memory. The first poll of a signal registers a waker in the shard of the polling thread.
-/// Dropping the signal removes the waker. Each clone registers its own waker.
+/// - A caller starts it, for example with [`Registry::shutdown`](crate::Registry::shutdown).
+/// - The registry's last handle is dropped.
+/// - A task fails or panics, and the task or the registry is configured to start the shutdown in this case.
+///
+/// A shutdown signal does not keep its registry open, and does not delay the drain.
+///
+/// Cloning a signal writes no shared memory. The first poll of a signal registers a waker in the part of the registry that belongs
+/// to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///
@@ -37,7 +43,8 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The state's phase while this signal's registry is open.
+    /// The value that the state's phase has while this signal's registry is open. The signal is triggered if the state's phase
+    /// differs from this value.
     phase: usize,
     waiting: Option<(&'static Shard, Key)>,
 }
@@ -56,17 +63,18 @@ impl ShutdownSignal {
     /// Runs `future` until `future` finishes or the shutdown starts. Returns `None` if the shutdown started before `future`
     /// finished.
     ///
-    /// A future that is ready wins over the signal: each poll polls `future` before it checks the signal. If the shutdown has
-    /// started and `future` is not ready, the `.await` returns `None` and drops `future`.
+    /// Each poll of the returned future polls `future` before it checks the signal. If `future` is ready, its output is returned
+    /// even if the shutdown has started. If the shutdown has started and `future` is not ready, the `.await` returns `None` and
+    /// drops `future`.
     ///
-    /// A loop whose future is always ready, such as `accept` under load, never sees the signal here. Such a loop must also check
-    /// [`is_triggered`](Self::is_triggered) in each iteration.
+    /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
+    /// `None`. To notice the shutdown, the loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
     ///
-    /// With `std`, waiting allocates only when the shard's list of wakers must grow.
+    /// With the feature `std`, waiting allocates memory only when the list that stores the waker must grow.
     ///
     /// # Cancel safety
     ///
-    /// The returned future is cancel safe if `future` is.
+    /// The returned future is cancel safe if `future` is cancel safe.
     ///
     /// # Examples
     ///
@@ -102,7 +110,8 @@ impl Future for ShutdownSignal {
         if let Some((shard, key)) = waiting {
             return shard.signals().update(*key, cx.waker(), is_live);
         }
-        // Uses the shard of the polling thread. Another thread may have cloned the signal (H2).
+        // Uses the shard of the thread that polls, not of the thread that cloned the signal, so that a signal polled on its own
+        // thread writes only cache lines of that thread (H2).
         let shard = state.shard();
         *waiting = shard.signals().insert(cx.waker(), is_live).map(|key| (shard, key));
         if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
@@ -118,7 +127,7 @@ impl Clone for ShutdownSignal {
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
         if let Some((shard, key)) = self.waiting.take() {
-            // A triggered signal has no entry: the trigger empties the list.
+            // A triggered signal has no entry in the wait list, because the start of the shutdown empties the list.
             let is_live = || !self.is_triggered();
             if is_live() {
                 shard.signals().remove(key, is_live);

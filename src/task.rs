@@ -12,7 +12,8 @@ use core::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future and its token. The variant `Dropped` uses a niche of the token, so the enum costs no extra memory.
+    /// A future and its token. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
+    /// discriminant.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
@@ -26,10 +27,10 @@ impl<F> Work<F> {
         self.set(Work::Dropped);
     }
 
-    /// Returns the token, unless the future has been dropped.
+    /// Returns the token, or `None` if the future has been dropped.
     ///
-    /// The projection is necessary because a shared reference to the whole enum would alias data that the future borrows from
-    /// itself.
+    /// This function takes `Pin<&mut Self>` and uses the pin projection, because a shared reference to the whole enum would alias
+    /// data that the future borrows from itself.
     fn token(self: Pin<&mut Self>) -> Option<Token> {
         match self.project() {
             WorkProjection::Live { token, .. } => Some(*token),
@@ -37,10 +38,11 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished, and then releases the task's count (S2, S5).
+    /// Drops a future that has not finished, and then releases the task's count (S2, S5). Does nothing if the future has already
+    /// been dropped.
     ///
-    /// If the future's destructor panics, the closure `panic` receives the payload of the panic, and this function returns what the
-    /// closure returns.
+    /// If the future's destructor panics, this function passes the payload of the panic to the closure `panic`, and returns the
+    /// value that the closure returns. Otherwise, this function returns `None`.
     fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
@@ -51,8 +53,11 @@ impl<F> Work<F> {
 }
 
 impl<F: Future> Work<F> {
-    /// Polls the future. When the future finishes or panics, this function first drops the future in place. It then passes the
-    /// value to `output` or the payload to `panic`, and releases the task's count last (S2).
+    /// Polls the future. If the future finishes or panics, this function does the following in this order (S2):
+    ///
+    /// 1. It drops the future in place.
+    /// 2. It passes the future's value to the closure `output`, or the payload of the panic to the closure `panic`.
+    /// 3. It releases the task's count.
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -131,7 +136,8 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
 }
 
 impl<F: Future<Output: TaskOutput>> Task<F> {
-    /// Runs the task of a blocking closure. Such a task finishes in its first poll.
+    /// Runs the task of a blocking closure. The caller created the task from a future that calls the closure and finishes in its
+    /// first poll.
     pub(crate) fn run(self) {
         let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
@@ -142,12 +148,14 @@ pin_project! {
     /// A future that its registry counts as in flight until the future finishes or is dropped; see
     /// [`Registry::track`](crate::Registry::track).
     ///
-    /// `Tracked` drops the inner future and releases its count before it returns `Ready`. So all destructors of the inner future
-    /// have finished when a waiter for the drain resumes. A `Tracked` is two words larger than its inner future.
+    /// Before `Tracked` returns `Ready`, it drops the inner future, and then stops counting it as in flight. Because of this order,
+    /// all destructors of the inner future have finished when a waiter for the drain resumes. A `Tracked` is two words larger than
+    /// its inner future.
     ///
     /// # Panics
     ///
-    /// A panic of the inner future is counted, and then `poll` resumes the panic in its caller. Polling after `Ready` panics.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. Polling a `Tracked`
+    /// that has returned `Ready` panics.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -188,7 +196,8 @@ impl<F> fmt::Debug for Tracked<F> {
 
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// The work counts as completed when the guard is dropped. With `std`, the work counts as panicked if a panic drops the guard.
+/// The work counts as completed when the guard is dropped. With the feature `std`, the work counts as panicked instead if the guard
+/// is dropped while its thread is panicking.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 

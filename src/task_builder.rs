@@ -8,7 +8,8 @@ use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
 
-/// Starts a task with a name, a call site or a critical mark; see [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
+/// Starts a task that has a name, has a chosen call site or is critical; see
+/// [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
 ///
 /// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
 #[must_use = "a task builder starts nothing until one of its `run` methods is called"]
@@ -39,10 +40,11 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { name: Some(name), ..self }
     }
 
-    /// Overrides the call site that is reported for the task. Default: the location of the call that starts it.
+    /// Overrides the call site that is reported for the task. By default, the call site is the location of the call that starts the
+    /// task.
     ///
-    /// A library that starts tasks for its caller passes the caller's location. The library obtains this location with
-    /// `#[track_caller]`.
+    /// A library that starts tasks for its caller can pass the caller's location. To obtain this location, the library marks its
+    /// function with `#[track_caller]` and calls [`Location::caller`].
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }
     }
@@ -59,7 +61,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical }
     }
 
-    /// Counts a piece of work as in flight (S1). Returns the work with its token, or returns the rejected work.
+    /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the
+    /// work in the error.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
@@ -76,7 +79,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         }
     }
 
-    /// Counts a future as in flight until it finishes or is dropped; see [`Registry::track`](crate::Registry::track).
+    /// Counts a future as in flight until the future finishes or is dropped; see [`Registry::track`](crate::Registry::track).
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
@@ -84,7 +87,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Tracked::new(future, token))
     }
 
-    /// Counts work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
+    /// Counts a piece of work as in flight until the returned guard is dropped; see [`Registry::guard`](crate::Registry::guard).
     #[track_caller]
     #[inline]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
@@ -102,7 +105,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run(future).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts the task, or returns the future if it is rejected; see [`Registry::try_run`](crate::Registry::try_run).
+    /// Starts the task, or returns the future if the task is rejected; see [`Registry::try_run`](crate::Registry::try_run).
     #[track_caller]
     #[inline]
     pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>>
@@ -134,7 +137,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts a task that need not be `Send`, or returns the future if it is rejected; see [`Registry::try_run_local`](crate::Registry::try_run_local).
+    /// Starts a task that need not be `Send`, or returns the future if the task is rejected; see
+    /// [`Registry::try_run_local`](crate::Registry::try_run_local).
     #[track_caller]
     #[inline]
     pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>>
@@ -156,7 +160,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts a closure that blocks, or returns the closure if it is rejected; see [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
+    /// Starts a closure that blocks, or returns the closure if the closure is rejected; see
+    /// [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
     #[track_caller]
     #[inline]
     pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>>

@@ -17,8 +17,9 @@ impl From<Refused> for RejectReason {
 }
 
 impl RegistryState {
-    /// Counts one more task if this thread's shard accepts the task (S1). Returns `None` if the shard refuses the task, or if the
-    /// registry is inspected or has a limit.
+    /// Counts one more task if this thread's shard accepts the task (S1).
+    ///
+    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or the registry has a limit.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
         if self.settings.has(INSPECTED | LIMITED) {
@@ -28,10 +29,10 @@ impl RegistryState {
         shard.gate().enter().ok().map(|()| target)
     }
 
-    /// Counts one more task. Tries this thread's shard first, and then the other shards.
+    /// Counts one more task. This function tries this thread's shard first, and then the other shards.
     ///
-    /// A registry accepts tasks while any of its shards has tasks in flight. In a registry with a limit, only the first shard
-    /// counts tasks.
+    /// The other shards matter because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
+    /// limit, this function tries only the shard with index 0, because only that shard counts tasks.
     #[inline]
     pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
@@ -60,14 +61,16 @@ impl RegistryState {
         Err(if is_full { RejectReason::Full } else { RejectReason::Drained })
     }
 
-    /// Returns the limit, and the target of the first shard. The first shard's gate counts all tasks of a registry with a limit,
-    /// because a single counter makes the limit exact (S10).
+    /// Returns the limit, and the [`TokenTarget`] of the shard with index 0. Returns `None` if the registry has no limit.
+    ///
+    /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact (S10).
     #[inline]
     fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts one more task as soon as a permit is free. If the task is rejected, the caller counts the rejection.
+    /// Counts one more task as soon as the limit permits one more. This function does not count rejections. If it returns an error,
+    /// the caller counts the rejection.
     pub(super) fn poll_enter(
         &'static self,
         ticket: &mut Option<Ticket>,
@@ -87,7 +90,7 @@ impl RegistryState {
         entered.map(|entered| entered.map(|()| target).ok_or(RejectReason::ShuttingDown))
     }
 
-    /// Removes a waiter from the wait queue because the waiter gives up.
+    /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         if let Some((target, limit)) = self.limited() {
             self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
@@ -98,8 +101,8 @@ impl RegistryState {
     #[cold]
     pub(crate) fn reject(&'static self, info: SpawnInfo, reason: RejectReason) -> RejectReason {
         self.shard().count(Lost::Rejected);
-        // A rejection is not reported if an observer causes it while handling another rejection. The reports could otherwise
-        // recurse forever.
+        // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
+        // not reported, because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             let kind = self.settings.has(INSPECTED).then_some(info.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };

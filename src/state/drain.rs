@@ -9,8 +9,8 @@ use crate::sync::gate::Departure;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown. If another thread is starting the shutdown already, helps that thread. Every gate is closed when this
-    /// function returns.
+    /// Starts the shutdown. If another thread is already starting the shutdown, this call also closes the gates and wakes the
+    /// signals. Every gate is closed when this function returns.
     pub(crate) fn start_shutdown(&'static self) {
         // Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
         // shutdown (L1).
@@ -38,9 +38,10 @@ impl RegistryState {
         }
     }
 
-    /// Starts the shutdown after the loss of a task, and records the task as the cause.
+    /// Starts the shutdown after `task` has failed or panicked, and records `task` as the cause.
     ///
-    /// Either the task is critical, or a setting of the registry makes such a loss start the shutdown.
+    /// The caller has checked that this loss must start the shutdown: either the task is critical, or the registry has the setting
+    /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
             self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));
@@ -48,7 +49,7 @@ impl RegistryState {
         self.start_shutdown();
     }
 
-    /// Wakes the waiters that the departure concerns.
+    /// Performs the actions that a task's [`Departure`] from a gate requires.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         if departure.permit {
             self.shared.0.wait_queue.wake_first();
@@ -63,12 +64,17 @@ impl RegistryState {
 
     /// Counts one of the events that complete the drain.
     ///
-    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The last event
-    /// ends the drain: its call reports the end to the observers, makes `is_drained` return true, and notifies the waiters (S3, S8,
-    /// L2). At last the call releases the reference that kept the state out of the pool while gates were in use.
+    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The call of
+    /// `shard_drained` that counts the last event ends the drain (S3, S8, L2):
     ///
-    /// The first `fetch_add` is `AcqRel`: each call synchronizes with the next call, so the last call sees what the tasks of all
-    /// shards did. The second `fetch_add` is Release and pairs with the Acquire in `is_drained`.
+    /// 1. It reports the end of the drain to the observers.
+    /// 2. It makes `is_drained` return true.
+    /// 3. It notifies the waiters.
+    /// 4. It releases the reference that kept the state out of the pool while gates were in use.
+    ///
+    /// The first `fetch_add` in this function is `AcqRel`, so each call of `shard_drained` synchronizes with the next call of
+    /// `shard_drained`. The call that counts the last event therefore sees what the tasks of all shards did. The second `fetch_add`
+    /// in this function is Release and pairs with the Acquire in `is_drained`.
     fn shard_drained(&'static self) {
         let drained = &self.shared.0.drained;
         if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {

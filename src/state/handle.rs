@@ -29,7 +29,7 @@ impl RegistryHandle {
 }
 
 impl Clone for RegistryHandle {
-    /// Relaxed is enough because the caller already has a handle, so the count cannot reach zero concurrently.
+    /// Relaxed is enough because the caller holds a handle during this call, so the count of handles cannot reach zero.
     fn clone(&self) -> Self {
         if self.0.is_pooled {
             self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
@@ -39,8 +39,8 @@ impl Clone for RegistryHandle {
 }
 
 impl Drop for RegistryHandle {
-    /// `AcqRel` makes each drop of a handle synchronize with the next drop. So the thread that drops the last handle, and starts the
-    /// shutdown, sees every write that preceded the drop of another handle.
+    /// The drop of the last handle starts the shutdown. `AcqRel` makes each drop of a handle synchronize with the next drop of a
+    /// handle. The thread that drops the last handle therefore sees every write that preceded the drop of any other handle.
     fn drop(&mut self) {
         if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();

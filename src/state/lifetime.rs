@@ -1,7 +1,8 @@
 //! Takes pooled states from the pool, and returns unused states to the pool.
 //!
 //! States are leaked and reused, so every reference to a state is `&'static`, and tasks do not count references. A signal does not
-//! keep its state out of the pool. The signal is triggered if its stored phase differs from the state's current phase.
+//! keep its state out of the pool, so the next registry can reuse the state while the signal exists. The signal detects the reuse
+//! because a signal is triggered if its stored phase differs from the state's current phase.
 
 use super::registry_state::RegistryState;
 use super::settings::Settings;
@@ -24,12 +25,14 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// Two remainders of the state's previous life may still use the state: signals and late departures. The signals are triggered,
-    /// because the phase has changed. A late departure may clear a bit of a gate and then notify, or may drain a gate before the
-    /// thread that closes the gate.
+    /// The state may have served a previous registry. Two remainders of the previous registry may still use the state:
     ///
-    /// Relaxed is enough for all fields except the phase, because the mutex of the pool synchronizes the previous life with the
-    /// next life.
+    /// - Signals. They are triggered, because the phase has changed.
+    /// - Threads that are still finishing the departure of a task. Such a thread may clear a bit of a gate and then notify the
+    ///   waiters. It may also drain a gate before the thread that closes the gate can do so.
+    ///
+    /// Relaxed is enough for all fields except the phase, because the mutex of the pool makes all writes of the previous registry
+    /// visible to the next registry.
     fn reopen(&'static self) {
         for shard in self.shards() {
             shard.gate().reopen();
@@ -40,23 +43,24 @@ impl RegistryState {
         self.shared.0.references.store(2, Ordering::Relaxed);
         self.shared.0.drained.store(0, Ordering::Relaxed);
         self.shared.0.start.with(|start| start.cause = None);
-        // Release pairs with the Acquire in `phase`: a signal of the previous life that reads the new phase also sees every write
-        // that preceded the shutdown of the previous life.
+        // Release pairs with the Acquire in `phase`: a signal of the previous registry that reads the new phase also sees every
+        // write that preceded the shutdown of the previous registry.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
     }
 
     /// Adds a reference.
     ///
-    /// Relaxed is enough because the caller already has a reference or a handle, so the count cannot reach zero concurrently.
+    /// Relaxed is enough because the caller holds a reference or a handle during this call, so the count of references cannot reach
+    /// zero.
     fn retain(&'static self) {
         self.shared.0.references.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Releases a reference. The release of the last reference returns the state to the pool.
     ///
-    /// `AcqRel` makes each release synchronize with the next release. So the thread that returns the state to the pool sees every
-    /// write of all other holders.
+    /// `AcqRel` makes each release of a reference synchronize with the next release of a reference. The thread that returns the
+    /// state to the pool therefore sees every write that preceded the release of any other reference.
     pub(super) fn release(&'static self) {
         self.shared.0.life.touch();
         if self.shared.0.references.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -13,15 +13,16 @@ impl RegistryState {
 
     /// Returns the number of tasks with each outcome.
     ///
-    /// The gates are read before the loss counters. A loss that happens between the two reads can make `completed` too low, but
-    /// never too high.
+    /// This function reads the gates before the loss counters. A task that is lost after its gate was read and before the loss
+    /// counters are read can make `completed` too low. No task can make `completed` too high.
     pub(crate) fn summary(&'static self) -> Summary {
         let mut ended = 0;
         for shard in self.shards() {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(snapshot.in_flight() as u64);
         }
-        // Relaxed is enough because each loss is counted before its task departs, and the snapshots above acquire the departures.
+        // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
+        // with Acquire.
         let sum = |loss: usize| -> u64 {
             self.shards().iter().map(|shard| shard.counters.0.losses[loss].load(Ordering::Relaxed) as u64).sum()
         };
@@ -30,18 +31,20 @@ impl RegistryState {
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }
 
-    /// Makes the next departure that empties a gate notify the waiters for idleness.
+    /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight notifies
+    /// these waiters.
     pub(crate) fn request_idle(&'static self) {
         self.shards().iter().for_each(|shard| shard.gate().request_idle());
     }
 
-    /// Returns whether there was an instant with nothing in flight.
+    /// Returns whether there was an instant during this call at which no task was in flight.
     ///
-    /// This function takes two snapshots of all gates. If the first snapshot shows nothing in flight, and no task was accepted
-    /// between the snapshots, then nothing was in flight when the first snapshot was complete.
+    /// This function takes two snapshots of all gates. If the first snapshot shows no task in flight, and no task was accepted
+    /// between the snapshots, then no task was in flight when the first snapshot was complete.
     ///
-    /// The function reads `wraps` before and after the snapshots, so it detects an accepted count that wrapped between them. If the
-    /// wrap of an entry is not counted yet, the entry's task has not left, and the second snapshot shows the task in flight.
+    /// The accepted count of a gate can wrap between the two snapshots. To detect such a wrap, this function reads `Gate::wraps`
+    /// before and after the snapshots. A task whose entry wraps the accepted count increments `wraps` before the task leaves. Until
+    /// that increment, the second snapshot shows the task in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.shards().iter().map(Shard::gate);
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
@@ -59,8 +62,8 @@ impl RegistryState {
             if counts() == (0, accepted) && wraps() == wraps_before {
                 return true;
             }
-            // A task entered and left between the snapshots. Check again immediately, because no later departure may notify the
-            // waiter.
+            // A task entered between the snapshots. Check again immediately instead of waiting for a notification, because perhaps
+            // no other task will leave and notify the waiter.
         }
     }
 }

@@ -25,13 +25,13 @@ use core::{array, cell::Cell, fmt, ptr};
 /// # }
 /// ```
 pub struct RegistryState {
-    /// The phase is even while the registry is open, and odd once its shutdown has started. Each life of a pooled state has two
-    /// phase values of its own.
+    /// The phase is even while the registry is open, and odd once its shutdown has started. A pooled state serves several
+    /// registries one after another, and each of these registries has two phase values of its own.
     pub(super) phase: AtomicUsize,
     /// Whether the state belongs to the pool. A state in a `static` does not count its handles.
     pub(super) is_pooled: bool,
     shards: Once<Box<[Shard]>>,
-    /// What the tokens of tasks without a slot point to: one [`TokenTarget`] for each shard.
+    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     pub(super) shared: CachePadded<Shared>,
@@ -39,11 +39,14 @@ pub struct RegistryState {
 
 /// The fields that many threads write, but seldom.
 pub(super) struct Shared {
-    /// The number of handles of the registry. The count starts at 1, the first handle included. The shutdown starts when the last
-    /// handle is dropped.
+    /// The number of handles of the registry. The count starts at 1, because a new registry has one handle. The shutdown starts
+    /// when the last handle is dropped.
     pub(super) handles: AtomicUsize,
-    /// The number of references that keep the state out of the pool. All handles together have one reference, the gates have one
-    /// reference until the drain has been reported, and each waiting future has one reference.
+    /// The number of references that keep the state out of the pool:
+    ///
+    /// - All handles together have one reference.
+    /// - All gates together have one reference until the drain has been reported.
+    /// - Each [`StateRef`](super::StateRef) has one reference.
     pub(super) references: AtomicUsize,
     /// The number of completed events of the drain; see `shard_drained`.
     pub(super) drained: AtomicUsize,
@@ -116,8 +119,9 @@ impl Shard {
 
     /// Counts a loss or a rejection.
     ///
-    /// Relaxed is enough: after a loss, the same thread calls `Gate::leave`, whose Release makes the increment visible to readers of
-    /// the gate. No other thread relies on the order of rejections.
+    /// Relaxed is enough for a loss, because the same thread calls `Gate::leave` afterwards. The Release in `Gate::leave` makes the
+    /// increment visible to readers of the gate. Relaxed is enough for a rejection, because no thread relies on the order of
+    /// rejections.
     pub(super) fn count(&self, lost: Lost) {
         self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -180,8 +184,8 @@ impl RegistryState {
         self.shard_and_target().0
     }
 
-    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard. Each thread caches the result of its latest
-    /// call, so most calls read only the cache.
+    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard. Each thread caches the shard that it used
+    /// last, so most calls of this function read only the cache.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
         match LAST_USED.with(Cell::get) {

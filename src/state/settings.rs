@@ -40,7 +40,7 @@ pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
 /// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists.
 pub(super) struct ActiveSettings {
     flags: AtomicUsize,
-    /// The limit of tasks in flight. The value is valid only if `LIMITED` is set.
+    /// The largest number of tasks that may be in flight. This value is meaningful only if `flags` contains `LIMITED`.
     limit: AtomicUsize,
 }
 

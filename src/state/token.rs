@@ -20,7 +20,7 @@ impl Loss {
     pub(crate) const ABANDONED: Self = Self { outcome: Lost::Abandoned, message: String::new() };
     pub(crate) const ABORTED: Self = Self { outcome: Lost::Aborted, message: String::new() };
 
-    /// Returns the loss of a guard that a panic dropped.
+    /// Returns the loss of work that panicked with this message.
     pub(crate) fn panicked(message: &str) -> Self {
         Self { outcome: Lost::Panicked, message: message.into() }
     }
@@ -32,16 +32,16 @@ impl Loss {
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     target: &'static TokenTarget<Shard>,
-    /// The call site, if the work has no slot. If the work has a slot, the slot's row stores the call site, and this field is
-    /// `None`.
+    /// The call site of work without a slot. If the work has a slot, this field is `None`, because the slot's row stores the call
+    /// site.
     location: Option<&'static Location<'static>>,
 }
 
 impl Token {
-    /// Counts a piece of work without a name or a critical mark. In most registries this operation is a single addition.
+    /// Counts a piece of work that has no name and is not critical. In most registries, counting the work is a single addition.
     ///
-    /// Returns `None` if the registry is inspected or limited, or if this thread's shard has drained. The caller then calls
-    /// [`Token::enter`].
+    /// Returns `None` in three cases: the registry is inspected, the registry has a limit, or this thread's shard refuses the work.
+    /// If this function returns `None`, the caller calls [`Token::enter`].
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
         state.enter().map(|target| Self { target, location: Some(location) })
@@ -56,7 +56,8 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as a permit is free. If the work is rejected, the caller counts the rejection.
+    /// Counts a piece of work as soon as the limit permits it. This function does not count rejections. If it returns an error, the
+    /// caller counts the rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: SpawnInfo,
@@ -66,8 +67,10 @@ impl Token {
         state.poll_enter(ticket, waker).map_ok(|target| Self::new(target, info))
     }
 
-    /// Creates the token of a piece of work. The work gets a slot if the registry is inspected, if the work is critical, or if
-    /// observers need the name of the work.
+    /// Creates the token of a piece of work. The caller has counted the work already.
+    ///
+    /// The work gets a slot in three cases: the registry is inspected, the work is critical, or the work has a name that observers
+    /// can receive.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: SpawnInfo) -> Self {
         let shard = target.owner;
@@ -112,7 +115,8 @@ impl Token {
         Loss::panicked(if self.shard().state().is_observed() { panic_message(payload) } else { "" })
     }
 
-    /// Releases the count of completed work. The caller has dropped the work already (S2).
+    /// Stops counting the work as in flight. The caller has dropped the work already, so a waiter for the drain resumes after the
+    /// work's destructors have finished (S2).
     #[inline]
     pub(crate) fn leave(self) {
         if self.location.is_none() {
@@ -133,8 +137,10 @@ impl Token {
         self.shard().state().finish_departure(self.shard().gate().depart(before));
     }
 
-    /// Counts the loss, reports the loss to the observers, and then leaves the gate (S2, S5, S8). The caller has dropped the work
-    /// already.
+    /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (S2, S5, S8). The caller has
+    /// dropped the work already.
+    ///
+    /// This function also starts the shutdown if the loss requires it.
     #[cold]
     pub(crate) fn lose(self, loss: Loss) {
         let (state, Loss { outcome, message }) = (self.shard().state(), loss);
