@@ -1,4 +1,5 @@
-//! Contains spawners for each supported runtime, spawners without a type parameter, and observers for tracing and metrics.
+//! Contains spawners for each supported runtime, spawners that erase the type of another spawner, and observers for tracing and
+//! metrics.
 //!
 //! The adapters use only the crate's public API.
 

@@ -11,7 +11,8 @@ impl<S> Registry<S> {
     /// The registry has no observers, no inspection and no limit. To configure them, use [`builder`](Self::builder).
     ///
     /// The registry takes its state from a process-wide pool. The state returns to the pool when the registry has drained and all
-    /// handles have been dropped. So memory is bounded by the largest number of registries that existed at the same time.
+    /// handles have been dropped. Because states are reused, memory is bounded by the largest number of registries that existed at
+    /// the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
@@ -51,9 +52,9 @@ impl<S> RegistryBuilder<S> {
 
     /// Adds an [`Observer`], which receives every loss, the start of the shutdown and the end of the drain. Default: no observers.
     ///
-    /// The registry calls its observers in the order in which they were added. An observer adds no cost to a task that completes
-    /// without a name. In a registry with observers, each [named](Registry::named) task occupies a slot, as an
-    /// [inspected](Self::inspect) task does.
+    /// The registry calls its observers in the order in which they were added. Observers add no cost to a task that has no name and
+    /// completes. In a registry with observers, each [named](Registry::named) task occupies a slot, which holds information about
+    /// the task. [`inspect`](Self::inspect) describes the cost of slots.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.settings.observers.push(Box::new(observer));
         self
@@ -61,8 +62,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Enables inspection: the registry keeps a slot with information about each task in flight. Default: off.
     ///
-    /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) then list the tasks, and [`Registry::abort`] and
-    /// [`Registry::abort_task`] can abort them.
+    /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) list the tasks of an inspected registry. [`Registry::abort`] and
+    /// [`Registry::abort_task`] can abort these tasks.
     ///
     /// Each task occupies a slot and takes a timestamp. Slots are reused and never freed, so memory is bounded by the largest
     /// number of tasks that were in flight simultaneously.
@@ -91,8 +92,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task panics. Default: off.
     ///
-    /// The panic of a [critical](Registry::critical) task starts the shutdown even if this option is off. The shutdown starts while
-    /// the task is still counted as in flight.
+    /// The panic of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
+    /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.shutdown_on_panic = true;
         self
@@ -100,8 +101,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task fails. Default: off.
     ///
-    /// The failure of a [critical](Registry::critical) task starts the shutdown even if this option is off. The shutdown starts
-    /// while the task is still counted as in flight.
+    /// The failure of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
+    /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.shutdown_on_failure = true;
         self

@@ -1,8 +1,9 @@
 //! Starts background tasks on any async runtime, drains them at shutdown, and reports how each task ended.
 //!
 //! A server often has work left after it has sent a response: write to a cache, send a mail, write an audit record. If a detached
-//! task does this work, the work is silently lost when the process exits. A [`Registry`] starts background tasks and keeps count of
-//! them. At shutdown the registry signals every task to stop, waits for the tasks until a deadline, and reports how they ended.
+//! task does this work and the process exits before the task has finished, the work is silently lost. A [`Registry`] starts
+//! background tasks and keeps count of them. At shutdown the registry signals every task to stop, waits for the tasks until a
+//! deadline, and reports how they ended.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")] mod program {
@@ -48,8 +49,9 @@
 //!                                     signals are triggered   the summary is final
 //! ```
 //!
-//! A draining registry still accepts tasks, so a task can start other tasks to finish its work. A drain ends only if new work stops
-//! arriving. For example, a server can close its listening socket when the [shutdown signal](Registry::signal) resolves.
+//! A draining registry still accepts tasks, so a task can start other tasks to finish its work. Because each new task prolongs the
+//! drain, the drain ends only if new work stops arriving. For example, a server can close its listening socket when the [shutdown
+//! signal](Registry::signal) resolves.
 //!
 //! # Outcomes
 //!
@@ -68,7 +70,7 @@
 //! # Guarantees
 //!
 //! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
-//!   payload have been dropped. So no code of any task runs after the drain has ended.
+//!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended.
 //! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
 //!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
@@ -93,19 +95,20 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, only the items in the table's row `std` are missing. The page [`guide::bare_metal`] describes
+//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
 //! programs without `std`. The page [`guide::browser`] describes programs in a browser.
 //!
 //! # Cost
 //!
-//! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The operations are on a
-//! cache line that threads rarely share: a registry has about four shards for each core, at most 128, and each thread uses one
-//! shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a shard's list of wakers must grow. The state of a registry
-//! comes from a process-wide pool, so memory is bounded by the largest number of registries that existed at the same time.
+//! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The two atomic operations
+//! are on a cache line that threads rarely share. The reason is that the counters of a registry are split into shards: about four
+//! shards for each core, at most 128. Each thread uses one shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a
+//! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
+//! therefore bounded by the largest number of registries that existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost. An inspected
-//! task occupies a slot and takes a timestamp. A limit makes all threads share one counter. The benchmark `cargo run --release -p
-//! peers`, in the repository, measures these costs.
+//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost. Inspection
+//! makes each task take a timestamp and occupy a slot, which holds information about the task. A limit on the tasks in flight makes
+//! all threads share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

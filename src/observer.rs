@@ -1,7 +1,7 @@
 use crate::report::{RejectReason, Summary, TaskInfo};
 use core::time::Duration;
 
-/// Receives every loss of a task, the start of the shutdown, and the end of the drain.
+/// Receives a call for every task that did not complete (a loss), for the start of the shutdown, and for the end of the drain.
 ///
 /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) adds an observer to a registry. The default implementation of
 /// each method does nothing. Completed tasks are not reported to observers, so that observers do not slow them down. To count
@@ -9,19 +9,21 @@ use core::time::Duration;
 ///
 /// # Order
 ///
-/// - The registry counts a loss and then reports it, while the lost task still counts as in flight. So every loss of an accepted
-///   task has been reported when the drain ends.
+/// - The registry first counts a loss and then reports it. During the report, the lost task still counts as in flight. Therefore
+///   every loss of an accepted task has been reported when the drain ends.
 /// - The registry calls [`shutdown_started`](Self::shutdown_started) once. Later it calls [`drained`](Self::drained) once. The
 ///   registry wakes all futures that wait for the drain after `drained` has returned.
 /// - The registry calls its observers one after the other, in the order in which they were added.
 ///
 /// # Threads and locks
 ///
-/// The registry calls a method on the thread where the event happens. For a lost task, this is the thread that polls, drops or
-/// rejects the task. Several threads may call methods of an observer simultaneously. The registry holds no lock during a call.
+/// The registry calls an observer's method on the thread where the reported event happens. For a loss, this is the thread that
+/// polls, drops or rejects the task. Several threads may call methods of the same observer simultaneously. The registry holds no
+/// lock while it calls an observer.
 ///
-/// Methods should return quickly, because they delay the task and the drain. A method may call the registry's methods, but must not
-/// wait for the drain: such a wait deadlocks. An observer that owns a handle of its registry keeps the registry open.
+/// An observer's methods should return quickly, because they delay the task and the drain. An observer may call methods of the
+/// registry, but must not wait for the drain, because the drain waits for the observer. An observer that owns a handle of its
+/// registry keeps the registry open.
 ///
 /// # Panics
 ///
@@ -75,8 +77,8 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Called once when the drain has ended. The numbers in `summary` are final, except that later rejections are still counted.
     ///
-    /// `took` is the time since the shutdown started. `took` is zero if there is no clock: without `std`, and in the browser
-    /// without the feature `wasm-bindgen-futures`.
+    /// `took` is the time since the shutdown started. `took` is zero if the program has no clock. A program has no clock if the
+    /// feature `std` is off. In the browser, a program also needs the feature `wasm-bindgen-futures` to have a clock.
     fn drained(&self, summary: &Summary, took: Duration) {}
 }
 

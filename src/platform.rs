@@ -49,7 +49,7 @@ macro_rules! global {
 #[cfg(not(loom))]
 pub(crate) use global;
 
-/// Implements `Wake` for a type. The macro takes a function that receives an `Arc` of the type.
+/// Implements `Wake` for the type `$type`. To wake, the implementation calls the function `$wake` with an `Arc` of the type.
 macro_rules! wake_with {
     ($type:ty, $wake:path) => {
         #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
@@ -87,13 +87,13 @@ impl LifeCheck {
 
 /// Gives a value its own cache lines. The alignment is two cache lines, because the prefetcher loads lines in pairs.
 ///
-/// Without `std` there is one thread, so the value is not padded.
+/// Without the feature `std` the crate assumes a single thread, so the value has no padding.
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Runs user code and keeps its panic from reaching the caller (S6).
+/// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (S6).
 ///
-/// The destructor of the payload may panic as well. The payload of the second panic is leaked.
+/// The destructor of the panic's payload may panic as well. This function leaks the payload of that second panic.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
         if let Err(second) = catch(|| drop(payload)) {

@@ -17,10 +17,11 @@ use core::fmt;
 ///   that a task, or the holder of a [`Guard`], can start follow-up work.
 /// - *Drained*: no task is in flight. The registry never accepts a task again.
 ///
-/// New tasks prolong a drain. So stop accepting requests when the shutdown signal resolves, and wait for the drain with a deadline.
+/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Wait for
+/// the drain with a deadline.
 ///
 /// A clone is another handle of the same registry. The shutdown starts when the last handle is dropped. A task that owns a handle
-/// therefore keeps its registry open.
+/// of its registry therefore keeps that registry open.
 ///
 /// # Examples
 ///
@@ -47,7 +48,7 @@ impl<S> Registry<S> {
         Self { handle, spawner }
     }
 
-    /// Returns a handle of the registry whose state is `state`. A `static` can hold this handle, also in programs without `std`.
+    /// Returns a handle of the registry whose state is `state`. A `static` can hold this handle, even in a program without `std`.
     ///
     /// All handles made from the same `state` belong to the same registry. Dropping a handle made by `in_static` never starts the
     /// shutdown. The docs of [`RegistryState`] contain an example.
@@ -102,8 +103,9 @@ impl<S> Registry<S> {
     /// `"welcome-mail"`.
     ///
     /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name.
-    /// In a registry with observers, a named task occupies a slot, as an [inspected](crate::RegistryBuilder::inspect) task does. In
-    /// a registry without observers and without inspection, the name has no effect and costs almost nothing.
+    /// In a registry with observers, a named task occupies a slot, which holds information about the task.
+    /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
+    /// inspection, the name has no effect and costs almost nothing.
     ///
     /// # Examples
     ///
@@ -161,7 +163,7 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] if the registry has drained or is [full](crate::RejectReason::Full).
+    /// Returns [`Rejected`] if the registry has drained or is [full](crate::RejectReason::Full).
     ///
     /// # Examples
     ///
@@ -191,13 +193,14 @@ impl<S> Registry<S> {
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
     ///
     /// All shutdown signals of the registry are triggered when this method returns. The shutdown continues if the returned future
-    /// is dropped. A second call returns another future for the same drain. [`Shutdown`] has methods that wait until a deadline,
-    /// and methods that block the thread.
+    /// is dropped. A second call of `shutdown` returns another future that waits for the same drain. [`Shutdown`] has methods that
+    /// wait until a deadline, and methods that block the thread.
     ///
     /// # Deadlocks
     ///
     /// A task must not await the shutdown of its own registry, because the drain waits until that task has ended. The holder of a
-    /// guard must not await the shutdown either. Inside a task, call `shutdown()` and drop the returned future.
+    /// guard must not await the shutdown either. To start the shutdown inside a task, call `shutdown()` and drop the returned
+    /// future.
     ///
     /// # Examples
     ///
@@ -230,13 +233,13 @@ impl<S> Registry<S> {
     /// Waits until no task is in flight, without starting the shutdown.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
-    /// The returned future resolves after a moment at which no task was in flight. New tasks may be in flight when the future
-    /// resolves.
+    /// The returned future resolves after a moment at which no task was in flight. By the time the future resolves, new tasks may
+    /// have started.
     ///
     /// # Deadlocks
     ///
-    /// A task must not await `wait_idle` of its own registry, because that task stays in flight while it waits. The same is true
-    /// for the holder of a guard.
+    /// A task must not await `wait_idle` of its own registry, because that task stays in flight while it waits. The holder of a
+    /// guard must not await `wait_idle` either, because the guard counts as in flight.
     ///
     /// # Cancel safety
     ///
@@ -248,7 +251,7 @@ impl<S> Registry<S> {
     /// Returns the tasks in flight, oldest first. The list is empty unless the registry is
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// The list may or may not include tasks that start or end during the call. The method reads all slots of the registry, so the
+    /// The list may or may not include tasks that start or end while `tasks` runs. `tasks` reads all slots of the registry, so its
     /// cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
@@ -264,7 +267,7 @@ impl<S> Registry<S> {
     ///
     /// - blocking closures, guards and [tracked](Self::track) futures
     /// - tasks that never reach an await point
-    /// - tasks that are started after the call
+    /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
@@ -276,7 +279,7 @@ impl<S> Registry<S> {
     /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as
     /// [`abort`](Self::abort) does.
     ///
-    /// The method searches all slots of the registry, so the cost grows with the number of slots.
+    /// `abort_task` searches all slots of the registry, so its cost grows with the number of slots.
     ///
     /// # Errors
     ///
@@ -291,7 +294,7 @@ impl<S> Registry<S> {
         self.state().summary()
     }
 
-    /// Returns the number of tasks in flight. The number is exact if no task starts or ends during the call.
+    /// Returns the number of tasks in flight. The number is exact if no task starts or ends while `in_flight` runs.
     ///
     /// Use the number for logs and metrics. To wait until no task is in flight, use [`wait_idle`](Self::wait_idle).
     pub fn in_flight(&self) -> usize {
@@ -307,11 +310,11 @@ impl<S> Registry<S> {
     ///
     /// The loss of a [critical](Self::critical) task can start the shutdown. With
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the loss of any task can start the shutdown. The loss
-    /// is also reported to [observers](crate::Observer).
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the loss of any task can start the shutdown. The
+    /// registry also reports this loss to its [observers](crate::Observer).
     ///
-    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can derive its exit code from
-    /// this value.
+    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can choose its exit code by
+    /// the returned value.
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.state().shutdown_cause()
     }
@@ -331,8 +334,8 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// Panics if the spawner panics. `TokioSpawner`, for example, panics outside a tokio runtime. The task then counts as
-    /// abandoned.
+    /// Panics if the spawner panics. For example, `TokioSpawner` panics if the calling thread is not in a tokio runtime. If the
+    /// spawner panics, the task counts as abandoned.
     #[track_caller]
     pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F)
     where
@@ -349,7 +352,7 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// If the spawner panics. The task then counts as abandoned.
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
     pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
@@ -361,12 +364,13 @@ impl<S> Registry<S> {
     /// Starts a task as soon as the number of tasks in flight is below the [limit](crate::RegistryBuilder::max_in_flight).
     ///
     /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in which
-    /// these futures were first polled. While a future waits, methods that do not wait, such as `run`, reject their tasks as full.
+    /// these futures were first polled. While a future waits for a permit, methods that do not wait, such as `run`, reject their
+    /// tasks as full.
     ///
     /// # Errors
     ///
-    /// [`Rejected`] returns the task's future if the registry has drained, or if the shutdown starts while the caller waits for a
-    /// permit.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the shutdown starts while the
+    /// caller waits for a permit.
     ///
     /// # Panics
     ///
@@ -374,8 +378,8 @@ impl<S> Registry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future also drops the task's future. The task is then neither started nor counted, and the caller
-    /// loses its position in the wait queue.
+    /// Dropping the returned future also drops the task's future. In this case the registry neither starts nor counts the task, and
+    /// the caller loses its position in the wait queue.
     ///
     /// # Deadlocks
     ///
@@ -383,7 +387,7 @@ impl<S> Registry<S> {
     /// can end, and no permit is ever released.
     ///
     /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
-    /// never polled again blocks all futures behind it. So do not pass a waiting future to `mem::forget`.
+    /// never polled again blocks all futures behind it. For this reason, do not pass a waiting future to `mem::forget`.
     ///
     /// # Examples
     ///
@@ -413,7 +417,7 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// If the spawner panics. The task then counts as abandoned.
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
     pub fn run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F)
     where
@@ -431,7 +435,7 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// If the spawner panics. The task then counts as abandoned.
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
     pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F) -> Result<(), Rejected<F>>
     where
@@ -444,7 +448,7 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// If the spawner panics. The closure then counts as abandoned.
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
     pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F)
     where
@@ -462,7 +466,7 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// If the spawner panics. The closure then counts as abandoned.
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
     pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F) -> Result<(), Rejected<F>>
     where
@@ -474,8 +478,8 @@ impl<S> Registry<S> {
 
 #[cfg(loom)]
 impl<S> Registry<S> {
-    /// Returns whether [`wait_idle`](Self::wait_idle) would resolve now. The loom models use this method, which requests no
-    /// notification.
+    /// Returns whether [`wait_idle`](Self::wait_idle) would resolve now. The loom models use this method instead of `wait_idle`,
+    /// because `is_idle` requests no notification.
     #[doc(hidden)]
     pub fn is_idle(&self) -> bool {
         self.state().is_idle()

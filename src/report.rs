@@ -1,4 +1,5 @@
-//! Data types that a registry returns or passes to observers. They hold no reference to the registry.
+//! Data types that a registry returns to its callers or passes to its observers. Values of these types hold no reference to the
+//! registry.
 
 mod abort;
 mod output;

@@ -1,4 +1,4 @@
-//! The building blocks of a registry's state. No building block depends on the registry, so a loom model can drive each building
+//! The building blocks of a registry's state. No building block depends on the registry, so a loom model can test each building
 //! block alone.
 
 pub(crate) mod gate;

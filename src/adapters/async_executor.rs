@@ -35,10 +35,10 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 ///
 /// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped.
 /// If tasks are still in flight when the last clone is dropped, the executor drops these tasks, and they count as abandoned. A task
-/// that owns a clone, for example inside a registry handle, keeps the threads running.
+/// that owns a clone of the spawner, for example inside a registry handle, keeps the threads running.
 ///
-/// Dropping the last clone blocks until all threads have exited. A busy thread exits after at most 200 more polls. If one of the
-/// spawner's own threads drops the last clone, the drop waits only for the other threads.
+/// Dropping the last clone blocks until all threads have exited. A thread that is busy with tasks exits after it has polled at most
+/// 200 more times. If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///
 /// # Examples
 ///
@@ -61,8 +61,8 @@ impl ThreadsSpawner {
     /// # Errors
     ///
     /// - Returns [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
-    /// - Returns the operating system's error if the operating system cannot start a thread. The threads that `new` has already
-    ///   started exit.
+    /// - Returns the operating system's error if the operating system cannot start a thread. In this case, the threads that `new`
+    ///   has already started exit.
     pub fn new(threads: usize) -> io::Result<Self> {
         if threads == 0 {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
@@ -97,8 +97,8 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns the closure that each thread runs. A panic of a task does not end the thread, because async-executor catches the
-    /// panic.
+    /// Returns the closure that one of the threads runs. A panic of a task does not end the thread, because async-executor catches
+    /// the panic.
     fn run(&self) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();

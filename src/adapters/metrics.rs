@@ -14,12 +14,12 @@ const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// The observer counts every loss when the loss happens. The number of completed tasks and the number of tasks in flight are
-/// updated only by [`record`](Self::record) and at the end of the drain, because completed tasks are not reported to observers.
+/// The observer counts every loss when the loss happens. Completed tasks are not reported to observers. For this reason, the number
+/// of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the drain.
 /// Call `record` each time before the exporter collects the metrics.
 ///
-/// Use a different value of the label `registry` for each registry. Registries with the same value overwrite each other's number of
-/// completed tasks.
+/// Use a different value of the label `registry` for each registry. Registries with the same value of this label overwrite each
+/// other's number of completed tasks.
 ///
 /// # Examples
 ///
@@ -40,7 +40,7 @@ pub struct MetricsObserver {
 }
 
 impl MetricsObserver {
-    /// Returns an observer whose metrics have `registry` as the value of the label `registry`.
+    /// Returns an observer. The parameter `registry` is the value of the label `registry` in all metrics of this observer.
     ///
     /// Install the exporter before you call `new`, because `new` registers descriptions of the metrics with the installed exporter.
     pub fn new(registry: &'static str) -> Self {

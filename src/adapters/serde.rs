@@ -4,7 +4,8 @@ use crate::{TaskId, TaskInfo};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// Serializes the fields `name` and `location`, and the known fields among `id`, `kind` and `age_seconds`.
+/// Serializes the fields `name` and `location`. Each of the fields `id`, `kind` and `age_seconds` is present only if its value is
+/// known.
 ///
 /// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true.
 impl Serialize for TaskInfo {

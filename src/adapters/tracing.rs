@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 /// | shutdown started | info | `in_flight` |
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
-/// The target of all events is `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
+/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
 /// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. Events about
 /// rejected tasks have neither `task.id` nor `task.age_seconds`.
 ///
@@ -24,8 +24,8 @@ use tracing::{error, info, warn};
 ///
 /// By default a task does not run in the span that was current when the task was started. To run all tasks in the caller's span,
 /// wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's
-/// future, as below. A span attached to a future contains the events that the future emits, but not the event about the loss of the
-/// task.
+/// future, as in the example below. A span that is attached to a future contains the events that the future emits. It does not
+/// contain the event about the loss of the task.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -46,7 +46,7 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
-/// Emits the event for a loss. This is a macro because `tracing` needs the level at compile time. Fields that are `None` are
+/// Emits the event for a loss. `emit_loss` is a macro because `tracing` needs the level at compile time. Fields that are `None` are
 /// omitted.
 macro_rules! emit_loss {
     ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{

@@ -52,10 +52,10 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
     if polled_inside.iter().any(|inside| inside) { Err("a task was polled inside `spawn`".into()) } else { Ok(()) }
 }
 
-/// Starts a task and reports through `polled_inside` whether `spawn` polls the task on the caller's stack.
+/// Starts a task and sends to `polled_inside` whether the method [`Spawner::spawn`] polls the task on the caller's stack.
 ///
-/// If `spawn` does not poll the task, the task blocks until `may_finish` has a message. So a `spawn` that waits for the task never
-/// returns.
+/// If `spawn` does not poll the task itself, the task blocks until `may_finish` has a message. Because the task blocks, an
+/// implementation of `spawn` that waits for the end of the task never returns.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
@@ -100,7 +100,7 @@ fn spawns_from_threads_and_tasks<S: Spawner + Send + Sync + 'static>(registry: &
     expect_none_inside(&polled_inside)
 }
 
-/// Calls `spawn` on four threads simultaneously.
+/// Calls the closure `spawn` on four threads simultaneously.
 pub(super) fn on_four_threads<S: Send + Sync + 'static>(
     registry: &Registry<Arc<S>>,
     spawn: impl Fn(Registry<Arc<S>>) + Copy + Send,
@@ -112,7 +112,7 @@ pub(super) fn on_four_threads<S: Send + Sync + 'static>(
     })
 }
 
-/// Runs more panicking tasks than an executor has threads, and then further tasks.
+/// Runs more panicking tasks than an executor usually has threads. After these tasks have ended, runs further tasks.
 fn survives_panics<S: Spawner>(registry: &Registry<S>) -> CheckResult {
     for _ in 0..20 {
         registry.run(async { panic_intentionally() });
@@ -135,10 +135,11 @@ fn polls_after_wake_by_thread<S: Spawner>(registry: &Registry<S>) -> CheckResult
 
 const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 
-/// Returns a task and the thread that wakes the task. The thread wakes the task after each poll except the last, and returns the
-/// last waker.
+/// Returns a task and the thread that wakes the task. The thread wakes the task once for each poll except the task's last poll. The
+/// thread returns the waker that it called last.
 ///
-/// Every second poll waits until the thread has called the waker. So the executor must handle a wake that comes during a poll.
+/// Every second poll of the task waits until the thread has called the waker. This makes the executor handle a wake that comes
+/// during a poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));
@@ -205,13 +206,13 @@ fn runs_tasks_while_one_waits<S: Spawner + Send + Sync + 'static>(registry: &Reg
 /// Holds wakers that outlive their executor.
 pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
-/// Returns tasks that are still in flight when their executor is dropped.
+/// Returns tasks that never finish, so that they are still in flight when their executor is dropped.
 ///
-/// One third of the tasks store their wakers in `kept`. One third wait for `signal`, which stores their wakers and calls them
-/// later. One third have no waker stored anywhere, so nothing can wake them.
+/// One third of the tasks store their wakers in `kept`. Another third of the tasks wait for `signal`, which stores their wakers and
+/// calls them later. The wakers of the other tasks are stored nowhere, so nothing can wake these tasks.
 ///
-/// The registry `started` drains when each task has been polled. No task wakes itself, because some executors would then run only
-/// that task.
+/// The registry `started` drains when each task has been polled at least once. No task wakes itself, because some executors would
+/// run only the task that wakes itself.
 pub(super) fn waiting_tasks(
     signal: &ShutdownSignal,
     kept: &Wakers,
@@ -246,8 +247,8 @@ pub(super) fn drops_tasks<S: Spawner, E>(registry: Registry<S>, executor: E) -> 
     expect_abandoned(registry, expected, |registry| registry.run(pending::<()>()))
 }
 
-/// Starts one more task on the dropped executor, drops the spawner, and expects that all tasks are abandoned. Starting the task may
-/// panic.
+/// Calls `run_late`, which starts one more task on the dropped executor and may panic. After that, this function drops the spawner,
+/// and checks whether all tasks are abandoned.
 pub(super) fn expect_abandoned<S>(registry: Registry<S>, expected: usize, run_late: impl FnOnce(&Registry<S>)) -> CheckResult {
     let _ = catch(|| run_late(&registry));
     let shutdown = registry.shutdown();

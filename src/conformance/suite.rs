@@ -9,9 +9,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-/// Checks a [`Spawner`]. The checks call `spawn` on threads that do not belong to the executor.
+/// Checks a [`Spawner`]. The checks call the method `spawn` on threads that do not belong to the executor.
 ///
-/// This function does not check what happens when the executor is dropped. To check that too, use [`executor`].
+/// This function does not check what happens when the executor is dropped. To check the drop of the executor too, use [`executor`].
 ///
 /// # Panics
 ///
@@ -24,10 +24,10 @@ where
     Suite::default().spawner(move || (make(), ()));
 }
 
-/// Checks a [`Spawner`] whose executor can be dropped. `make` returns the spawner and the executor.
+/// Checks a [`Spawner`] whose executor can be dropped. The closure `make` returns the spawner and the executor.
 ///
-/// `executor` runs all checks of [`spawner`]. Then it drops the executor and the spawner, in this order, and checks that all tasks
-/// are dropped.
+/// This function runs all checks of the function [`spawner`]. After these checks, it drops the executor and then the spawner, and
+/// checks whether all tasks have been dropped.
 ///
 /// # Panics
 ///
@@ -57,13 +57,13 @@ where
     suite.executor(move || make_again());
 }
 
-/// Checks a [`LocalSpawner`]. `make` returns the spawner and a closure that runs the executor.
+/// Checks a [`LocalSpawner`]. The closure `make` returns the spawner and another closure, which runs the executor.
 ///
-/// The closure receives a main future. The closure must run the main future and all spawned tasks on the calling thread, and return
-/// when the main future has finished.
+/// The closure that runs the executor receives a main future. The closure must run the main future and all spawned tasks on the
+/// calling thread, and return when the main future has finished.
 ///
-/// Only the closure and the spawner may own the executor. When both have been dropped, the executor and all tasks in flight must
-/// have been dropped too.
+/// Only the spawner and the closure that runs the executor may own the executor. When this spawner and this closure have been
+/// dropped, the executor and all tasks in flight must have been dropped too.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! Tests the suite. For each requirement there is a spawner that violates the requirement, and the suite must report the violation.
-//! For each trait there is also a correct spawner.
+//! Tests the conformance suite. For each requirement, these tests have a spawner that violates the requirement, and the suite must
+//! report the violation. For each spawner trait, these tests also have a correct spawner.
 
 use super::catch;
 use super::suite::{Suite, TIME_LIMIT};
@@ -35,8 +35,8 @@ enum Flaw {
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-/// Records in `HAS_PANICKED` that a thread has panicked. The flawed executors need this, because they cannot see panics that the
-/// registry catches.
+/// Makes each thread that panics record its panic in `HAS_PANICKED`. The flawed executors read this variable, because they cannot
+/// see panics that the registry catches.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -48,7 +48,7 @@ fn record_panics() {
     });
 }
 
-/// An executor with one thread. The executor drops all its tasks when the executor is dropped.
+/// An executor with one thread. When the executor is dropped, it drops all its tasks.
 struct ThreadExecutor {
     flaw: Flaw,
     creator: ThreadId,
@@ -225,7 +225,7 @@ impl Drop for LocalExecutor {
     }
 }
 
-/// Calls each closure on a new thread, or all closures on one thread.
+/// Calls each blocking closure on a new thread. With some [`Flaw`]s, calls all blocking closures on one thread.
 struct BlockingThreads {
     flaw: Flaw,
     creator: ThreadId,
@@ -256,13 +256,13 @@ impl BlockingSpawner for BlockingThreads {
     }
 }
 
-/// Checks that the suite fails for each flawed spawner and names the expected requirement. The cases run in parallel, because some
-/// flawed spawners hang.
+/// Checks whether the suite fails for each flawed spawner and names the expected requirement. The suite checks all spawners in
+/// parallel, because some flawed spawners hang.
 fn expect_reports(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
     thread::scope(|scope| {
         for &(flaw, requirement, observed) in expected {
             scope.spawn(move || {
-                // A check that is expected to hang gets a short limit.
+                // A check that is expected to hang gets a short time limit.
                 let hangs = move |checked: &str| observed == HANGS && checked.contains(requirement);
                 let time_limit = move |checked: &str| if hangs(checked) { Duration::from_secs(5) } else { TIME_LIMIT };
                 let report = catch(|| check(Suite { time_limit: Box::new(time_limit) }, flaw)).err();

@@ -23,10 +23,10 @@
 //!
 //! # When the page closes
 //!
-//! When a page closes, its tasks are lost, and their destructors do not run. So start the shutdown in an event listener for
-//! `pagehide`. Tasks that need only microtasks finish before the browser calls the next event listener. Tasks that wait for a timer
-//! or a response do not finish. The example `examples/browser`, in the repository, starts the shutdown in this way, and reports the
-//! lost tasks at the next visit.
+//! When a page closes, its tasks are lost, and their destructors do not run. To reduce this loss, start the shutdown in an event
+//! listener for `pagehide`. Tasks that need only microtasks finish before the browser calls the next event listener. Tasks that
+//! wait for a timer or a response do not finish. The example `examples/browser`, in the repository, starts the shutdown in a
+//! listener for `pagehide`, and reports the lost tasks at the next visit.
 //!
 //! # Panics
 //!
@@ -38,5 +38,5 @@
 //!
 //! # Threads
 //!
-//! With wasm threads (`+atomics`, on a nightly toolchain), a woken task runs in a later turn of the event loop. So no task finishes
-//! between two event listeners when the page closes. After a panic, the other tasks may never run again.
+//! With wasm threads (`+atomics`, on a nightly toolchain), a woken task runs in a later turn of the event loop. Because of this, no
+//! task finishes between two event listeners when the page closes. After a task has panicked, the other tasks may never run again.

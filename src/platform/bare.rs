@@ -41,8 +41,8 @@ impl<T> Once<T> {
     }
 }
 
-/// The type of a static that `per_thread!` declares. It contains one cell, because this platform treats the program as a single
-/// thread.
+/// The type of a static that the macro `per_thread!` declares. The static contains one cell for the whole program, because this
+/// platform treats the program as a single thread.
 pub(crate) struct SharedCell<T>(Mutex<T>);
 
 impl<T: Copy> SharedCell<T> {
@@ -86,7 +86,7 @@ pub(crate) fn now() -> u64 {
 
 /// The payload of a caught panic. This platform catches no panics, so no value of this type exists.
 ///
-/// The payload is a box on every platform, so that the type may have a destructor.
+/// This type is a `Box` on every platform, so that callers may treat a payload as a value with a destructor.
 pub(crate) type Payload = Box<Infallible>;
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {

@@ -1,7 +1,7 @@
 //! Provides timestamps in nanoseconds since a fixed moment. All threads of the program share this moment.
 
-/// Whether the program has a clock. In the browser, reading the clock of `std` panics. The feature `wasm-bindgen-futures` provides
-/// JavaScript's clock.
+/// Whether the program has a clock. In the browser, the clock of `std` panics when it is read. With the feature
+/// `wasm-bindgen-futures`, the program uses JavaScript's clock instead.
 pub(crate) const HAS_CLOCK: bool =
     cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
@@ -24,7 +24,8 @@ pub(crate) fn now() -> u64 {
     if !HAS_CLOCK {
         return 0;
     }
-    // The clocks of two web workers can differ by a rounding error, and `elapsed` of `web-time` panics on a negative difference.
+    // This code does not call `elapsed`, because the clocks of two web workers can differ by a rounding error, and `elapsed` of the
+    // crate `web-time` panics if the difference is negative.
     let first = *FIRST.get_or_init(Instant::now);
     let since = Instant::now().duration_since(first);
     since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())

@@ -1,11 +1,11 @@
 //! Implements the platform for loom models, with the primitives of loom. Each test in `models/` chooses the shard of each of its
-//! threads, because loom can replay a run only if nothing but loom's scheduler varies.
+//! threads. Loom can replay a run only if every difference between two runs comes from loom's scheduler.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-/// An atomic that orders no other memory access, so loom need not explore it.
+/// An atomic integer that loom does not model. Loom need not explore its accesses, because they order no other memory access.
 pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
@@ -48,7 +48,7 @@ macro_rules! global {
 }
 pub(crate) use global;
 
-/// Each chunk has one slot, so that a model of two tasks makes the table grow.
+/// Each chunk has only one slot, so that the slot table grows in a model with two tasks.
 pub(crate) const SLOTS_PER_CHUNK: usize = 1;
 
 std::thread_local!(static SHARDS: Cell<usize> = const { Cell::new(2) });
@@ -67,7 +67,7 @@ pub fn set_shards(shards: usize) {
     SHARDS.set(shards);
 }
 
-/// Sets the number of the calling thread. The number selects the thread's shard.
+/// Sets the thread number of the calling thread. This number selects the shard that the thread uses.
 pub fn set_number(number: usize) {
     NUMBER.with(|own| own.set(number));
 }
@@ -76,7 +76,8 @@ type Inner = Arc<std::sync::Mutex<Option<Arc<event_listener::Event>>>>;
 
 /// The event of a leaked registry state.
 ///
-/// An event contains a loom `Arc`, and loom requires that a run frees every `Arc`. So all events are dropped at the end of a run.
+/// An event contains a loom `Arc`, and loom requires that each run frees every `Arc`. A leaked state never drops its event, so the
+/// static `EVENTS` drops all events at the end of a run.
 pub(crate) struct Event(Inner);
 
 struct Events(std::sync::Mutex<Vec<Inner>>);
@@ -113,7 +114,8 @@ impl Event {
 
 /// Stands in for the data that a registry state overwrites when the pool reuses the state.
 ///
-/// Loom fails a run if a use of the state by one registry does not happen-before the reuse by the next registry.
+/// Every use of the state by one registry must happen before the next registry reuses the state. Loom fails a run that violates
+/// this order.
 pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
 
 impl LifeCheck {

@@ -11,7 +11,8 @@ pub(crate) use event_listener::Event;
 pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
 
-/// A mutex under which no user code runs (S7). A thread that holds the lock therefore never panics, and the mutex ignores poisoning.
+/// A mutex that is never held while user code runs (S7). A thread that holds the lock therefore never panics, and the mutex ignores
+/// poisoning.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
@@ -50,7 +51,8 @@ pub(crate) use per_thread;
 /// The number of slots that a slot table allocates at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
-/// Returns the number of shards of each registry. The number is a power of two, at most 128, and about four for each core.
+/// Returns the number of shards of each registry. The number is a power of two and at most 128. There are about four shards for
+/// each core.
 ///
 /// Threads are numbered in the order of their first use of a registry, and the number of a thread selects its shard. With several
 /// shards for each core, two threads that run simultaneously seldom share a shard.
@@ -62,7 +64,8 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
-/// Returns the number of shards that a test of this crate sets. A release build does not read the environment variable.
+/// Returns the number of shards that a test of this crate has set in an environment variable. A release build does not read this
+/// variable.
 fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }

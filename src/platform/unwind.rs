@@ -8,13 +8,14 @@ pub(crate) use std::thread::panicking;
 
 pub(crate) type Payload = Box<dyn Any + Send>;
 
-/// Returns the message of a panic if the payload is a string. The macro `panic!` always creates a string.
+/// Returns the message of a panic if the payload is a string, as the payload of the macro `panic!` always is. Otherwise returns a
+/// placeholder.
 pub(crate) fn panic_message(payload: &Payload) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is not a string)")
 }
 
-/// Runs `f` and catches its panic.
+/// Calls the closure `f`. If `f` panics, catches the panic and returns its payload.
 #[inline]
 pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(f))

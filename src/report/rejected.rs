@@ -3,7 +3,7 @@ use core::fmt;
 /// Reports that a registry rejected a task. Contains the reason and the future or closure that was not started.
 ///
 /// The operator `?` converts a `Rejected` to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync +
-/// 'static`. A [`RejectReason`], which [`reason`](Self::reason) returns, can always be converted.
+/// 'static`. The method [`reason`](Self::reason) returns a [`RejectReason`], which `?` can always convert.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
@@ -19,8 +19,8 @@ pub enum RejectReason {
     Drained,
     /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight).
     ///
-    /// On 32-bit targets, a registry is also full when the counters of its shards are full. The counter of a shard is full at
-    /// 2²⁰ - 1 tasks in flight.
+    /// On 32-bit targets, a registry is also full when the counters of its shards are full. Each shard can count at most 2²⁰ - 1
+    /// tasks in flight.
     Full,
     /// The shutdown started while the task [waited for a permit](crate::Registry::run_when_ready).
     ShuttingDown,

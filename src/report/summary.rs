@@ -4,11 +4,11 @@ use core::fmt;
 
 /// Contains the number of tasks that ended with each outcome.
 ///
-/// The numbers are exact once the registry has drained. The sum of all numbers except `rejected` is then the number of accepted
-/// tasks. Before the drain has ended, `completed` may be too low, but it is never too high.
+/// The numbers are exact once the registry has drained. After the drain, the sum of all numbers except `rejected` is the number of
+/// accepted tasks. Before the drain has ended, `completed` may be too low, but it is never too high.
 ///
-/// On 32-bit targets the counters of a shard wrap around. The counter of a loss wraps around after 2³² losses of the same outcome.
-/// The counter of all tasks wraps around after 2³⁹ tasks.
+/// On 32-bit targets the counters of a shard wrap around. A shard has one counter for each outcome that is a loss, which wraps
+/// around after 2³² losses. A shard's counter of all tasks wraps around after 2³⁹ tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -29,7 +29,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Returns whether there was no loss. Then no task failed or panicked, and no task was abandoned, aborted or rejected.
+    /// Returns whether all numbers except `completed` are zero. The result `true` means that no task failed, panicked, or was
+    /// abandoned, aborted or rejected.
     pub fn is_clean(&self) -> bool {
         let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
         failed + panicked + abandoned + aborted + rejected == 0
@@ -64,8 +65,8 @@ pub struct Stragglers {
 
 impl Stragglers {
     pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
-        // The count can be zero while observers are still being notified that the drain has ended. The last task then counts as a
-        // straggler.
+        // `in_flight` can be zero while the registry still notifies its observers that the drain has ended. In this case, the task
+        // that ended last counts as a straggler.
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 

@@ -51,16 +51,17 @@ impl TaskInfo {
 
     /// Returns how long the task has been in flight.
     ///
-    /// Returns `None` if the registry is not inspected, or if the task was rejected. Also returns `None` if there is no clock:
-    /// without `std`, and in the browser without the feature `wasm-bindgen-futures`.
+    /// Returns `None` if the registry is not inspected, or if the task was rejected. Also returns `None` if the program has no
+    /// clock. A program has no clock if the feature `std` is off. In the browser, a program also needs the feature
+    /// `wasm-bindgen-futures` to have a clock.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }
 
     /// Returns whether the task is still in flight although an abort was requested.
     ///
-    /// An aborted task stays in flight until it reaches an await point. A task whose [kind](Self::kind) cannot be aborted stays in
-    /// flight until it finishes.
+    /// After an abort, a task stays in flight until it reaches an await point. A task whose [kind](Self::kind) cannot be aborted
+    /// stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
@@ -104,7 +105,7 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
-    /// Returns whether tasks of this kind can be aborted: `true` for `Future` and `Local`.
+    /// Returns whether tasks of this kind can be aborted. Only tasks of the kinds `Future` and `Local` can be aborted.
     pub fn is_abortable(self) -> bool {
         matches!(self, Self::Future | Self::Local)
     }
@@ -124,7 +125,8 @@ impl fmt::Display for TaskKind {
 
 /// Identifies one task in flight. No other task of any inspected registry in the program has the same ID.
 ///
-/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. So an ID can be part of a log line or a URL.
+/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. Therefore a program can write an ID to a log
+/// line or a URL and read it back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
     /// The number of the task's slot.

@@ -1,37 +1,41 @@
-//! A gate counts the tasks in flight in one atomic word. If the last departure races with a new entry, the modification order of
-//! the word resolves the race.
+//! A gate counts the tasks in flight in one atomic word. A departure of the last task may race with a new entry. The modification
+//! order of the word decides which of the two comes first.
 //!
 //! ```text
 //! bits   high                                                                         low
 //!        | accepted, modulo 2^ACCEPTED_BITS | in flight | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! An entry is one `fetch_add`. The previous word, which `fetch_add` returns, shows whether the gate accepts the entry. The last
-//! departure from a closed gate sets `DRAINED` with a compare-and-swap, and so does `close` if the gate is empty. The
-//! compare-and-swap fails if another task has entered meanwhile, so exactly one thread drains the gate (S3).
+//! An entry is one `fetch_add`. The previous word, which `fetch_add` returns, shows whether the gate accepts the entry. When the
+//! last task leaves a closed gate, the departure sets `DRAINED` with a compare-and-swap. If the gate is already empty when it is
+//! closed, `close` sets `DRAINED` in the same way. The compare-and-swap fails if another task has entered or another thread has set
+//! `DRAINED`. Therefore exactly one thread drains the gate (S3).
 //!
-//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry
-//! makes the accepted count and the in-flight count too high by one. A drained gate has no accepted task in flight, so `snapshot` subtracts all refused entries, and no reader ever sees
-//! a refused entry (S4).
+//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry makes the accepted
+//! count and the in-flight count too high by one. A drained gate has no accepted task in flight, so its whole in-flight count
+//! consists of refused entries. `snapshot` subtracts them, so no reader ever sees a refused entry (S4).
 //!
 //! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its
-//! task leaves. So the total is exact while no task enters. While tasks enter, `accepted` corrects the total.
+//! task leaves. The two words together give the total number of accepted entries. The total is exact while no task enters. While
+//! tasks enter, the function `accepted` corrects the total.
 
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter requests a notification when the in-flight count reaches zero. The departure that reaches zero clears this bit.
+/// A waiter has requested a notification for the moment at which the in-flight count reaches zero. The departure that makes the
+/// count zero clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty. While this bit is set, each departure wakes the first waiter, and a new entry must not overtake a
-/// waiter.
+/// The wait queue is not empty. While this bit is set, each departure wakes the first waiter in the queue, and a new entry must not
+/// overtake any waiter.
 const PERMIT: usize = 4;
 /// The gate has drained and refuses every entry.
 const DRAINED: usize = 8;
 const NOTIFY: usize = CLOSED | IDLE | PERMIT;
 const ONE: usize = 16;
 
-/// On 64-bit targets the in-flight count has 44 bits. A thread that only leaks guards would need half a day to fill 44 bits.
+/// On 64-bit targets the in-flight count has 44 bits. A thread that does nothing but leak guards would need half a day to make a
+/// count of 44 bits overflow.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
@@ -59,7 +63,7 @@ pub(crate) enum Refused {
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
-    /// The caller must notify the waiters for idleness, because nothing was in flight for an instant.
+    /// The caller must notify the tasks and threads that wait for idleness, because for an instant no task was in flight.
     pub(crate) idle: bool,
     /// The caller must record that this gate has drained.
     pub(crate) drained: bool,
@@ -128,7 +132,8 @@ impl Gate {
         self.enter_if(|word| word & COUNT != COUNT)
     }
 
-    /// Undoes the entry if it found the gate drained. Otherwise counts the flip of the top bit, which the entry caused.
+    /// Finishes an entry that found the word `before`. If the gate had drained, this function undoes the entry. Otherwise the entry
+    /// has flipped the top bit of the accepted count, and this function counts the flip.
     #[cold]
     #[inline(never)]
     fn finish_entry(&self, before: usize) -> Result<(), Refused> {
@@ -145,8 +150,8 @@ impl Gate {
         self.enter_if(|word| Snapshot(word).in_flight() < limit && word & PERMIT == 0)
     }
 
-    /// Counts one more task if fewer than `limit` tasks are in flight. The caller holds the lock of the wait queue and ensures that
-    /// the entry overtakes no waiter.
+    /// Counts one more task if fewer than `limit` tasks are in flight. The caller holds the lock of the wait queue, and has chosen
+    /// `limit` and the task so that the entry overtakes no waiter.
     pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
         self.enter_if(|word| Snapshot(word).in_flight() < limit)
     }
@@ -175,19 +180,19 @@ impl Gate {
         Ok(())
     }
 
-    /// Counts a flip of the top bit.
+    /// Counts a flip of the top bit of the accepted count.
     ///
-    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the entry that flipped the bit. The
-    /// second snapshot in `RegistryState::is_idle` relies on this pair.
+    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the entry that flipped the bit.
+    /// `RegistryState::is_idle` relies on this pair when it takes its second snapshot.
     fn count_wrap(&self) {
         self.wraps.fetch_add(1, Ordering::Release);
     }
 
-    /// Counts one task less. Returns the previous word if a waiter may need a notification. The caller must then pass the previous
-    /// word to `depart`.
+    /// Subtracts one task from the in-flight count. Returns `Some` if a waiter may need a notification or the gate is closed. The
+    /// caller must pass the returned word to `depart`.
     ///
-    /// Release pairs with the Acquire in `drain` and in `snapshot`. A thread that sees the departure there also sees everything
-    /// that the task did, including its destructor and the count of its outcome (S2, S3).
+    /// Release pairs with the Acquire in `drain` and in `snapshot`. A thread that sees the departure in one of these functions also
+    /// sees everything that the task did. This includes the task's destructor and the count of the task's outcome (S2, S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         let before = self.word.fetch_sub(ONE, Ordering::Release);
@@ -195,7 +200,8 @@ impl Gate {
         (before & NOTIFY != 0).then_some(PreviousWord(before))
     }
 
-    /// Returns the actions that the caller of `leave` must take.
+    /// Returns the actions that the caller of `leave` must take after the departure. The parameter is the word that `leave`
+    /// returned.
     pub(crate) fn depart(&self, PreviousWord(before): PreviousWord) -> Departure {
         let last = before & COUNT == ONE;
         let departure = Departure {
@@ -204,17 +210,18 @@ impl Gate {
             drained: last && before & CLOSED != 0 && self.drain(),
         };
         if departure.idle {
-            // Clear `IDLE` before the caller notifies. A later waiter sets `IDLE` again, and the notification reaches all earlier
-            // waiters.
+            // Clear `IDLE` before the caller notifies. A waiter that comes after the clearing sets `IDLE` again. The notification
+            // reaches all waiters that came before.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
         departure
     }
 
-    /// Closes the gate. Returns whether this call set `DRAINED`. In one life of the state, exactly one thread sets `DRAINED`.
+    /// Closes the gate. Returns whether this call set `DRAINED`. Between two calls of `reopen`, exactly one thread sets `DRAINED`.
     ///
-    /// Release pairs with the Acquire in `drain`. A late departure of the state's previous life may drain the gate before this call
-    /// does. The thread of the late departure must then see the state as the next registry prepared it.
+    /// Release pairs with the Acquire in `drain`. The state that contains this gate may have belonged to an earlier registry. A
+    /// task of the earlier registry may call `drain` so late that it drains the gate for the current registry, before this call
+    /// does. The thread of that task must then see the state as the current registry prepared it.
     pub(crate) fn close(&self) -> bool {
         self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
     }
@@ -233,18 +240,19 @@ impl Gate {
         false
     }
 
-    /// Makes the next departure that reaches zero notify the waiters for idleness.
+    /// Requests that the next departure that makes the in-flight count zero notifies the waiters for idleness.
     ///
-    /// Relaxed is enough because the word has one modification order. A departure after the request finds `IDLE` set. A departure
-    /// before the request is visible in the snapshot that the waiter takes next.
+    /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
+    /// `IDLE` set. A departure that comes before the request is visible in the snapshot that the waiter takes next.
     pub(crate) fn request_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
-    /// Makes each departure wake a waiter of the wait queue, and makes new entries wait in the queue.
+    /// Makes each departure wake the first waiter of the wait queue, and makes `enter_below` refuse new entries.
     ///
-    /// Relaxed is enough because the word has one modification order. A departure after the request finds `PERMIT` set. A departure
-    /// before the request is visible to the `enter_in_turn` that follows. The lock of the wait queue orders all other accesses.
+    /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
+    /// `PERMIT` set. A departure that comes before the request is visible to the call of `enter_in_turn` that follows the request.
+    /// The lock of the wait queue orders all other accesses to `PERMIT`.
     pub(crate) fn request_permit(&self) {
         self.word.fetch_or(PERMIT, Ordering::Relaxed);
     }
@@ -258,8 +266,8 @@ impl Gate {
 
     /// Returns the counts of the gate.
     ///
-    /// Acquire pairs with the Release in `leave`: a thread that sees a departure also sees everything that the task did and the
-    /// count of its loss.
+    /// Acquire pairs with the Release in `leave`: a thread that sees a task's departure also sees everything that the task did. If
+    /// the task counts as a loss, the thread also sees that count.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let word = self.word.load(Ordering::Acquire);
         let refused = if word & DRAINED == 0 { 0 } else { Snapshot(word).in_flight() };
@@ -273,10 +281,11 @@ impl Gate {
         self.wraps.load(Ordering::Acquire)
     }
 
-    /// Returns the number of accepted entries, and the snapshot from which the number is computed. The number is never too high.
+    /// Returns the number of accepted entries, and the snapshot from which this function computes the number. The number is never
+    /// too high.
     ///
-    /// The snapshot can contain a flip of the top bit that `wraps` does not count yet. The lowest bit of `wraps` then differs from
-    /// the top bit of the snapshot, and this function adds the missing flip.
+    /// The snapshot can contain a flip of the top bit that `wraps` does not count yet. In this case, the lowest bit of `wraps`
+    /// differs from the top bit of the snapshot, and this function adds the missing flip.
     pub(crate) fn accepted(&self) -> (u64, Snapshot) {
         let mut wraps = self.wraps();
         let snapshot = loop {
@@ -293,11 +302,12 @@ impl Gate {
 
     /// Opens a drained gate for the next registry of a pooled state.
     ///
-    /// Relaxed is enough because the mutex of the pool synchronizes the state's previous life with its next life.
+    /// Relaxed is enough because of the mutex of the pool: everything that the previous registry did with the state happens before
+    /// the next registry takes the state.
     ///
-    /// A late departure of the previous life may still clear `IDLE` with a `fetch_and`. On real hardware, a plain store could reset
-    /// the word as well. Loom, however, would let a store come between the read and the write of that `fetch_and`, so this function
-    /// uses a swap.
+    /// A late departure of a task of the previous registry may still clear `IDLE` with a `fetch_and`. On real hardware, a plain
+    /// store would be enough to reset the word. Loom, however, would let a store come between the read and the write of that
+    /// `fetch_and`. Therefore this function uses a swap.
     pub(crate) fn reopen(&self) {
         self.word.swap(0, Ordering::Relaxed);
         self.wraps.store(0, Ordering::Relaxed);

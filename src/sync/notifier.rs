@@ -1,12 +1,12 @@
-//! A notifier wakes the tasks and threads that wait for the drain or for idleness.
+//! A notifier wakes the tasks and threads that wait until the registry has drained or is idle.
 //!
-//! An `Event` calls the wakers of its listeners while it holds its own lock. Therefore each waiter registers a [`DeferredWaker`]
-//! with the event instead of the user's waker. When the event calls a deferred waker, the deferred waker only adds itself to a
-//! queue.
+//! An `Event` calls the wakers of its listeners while it holds its own lock. The user's wakers must not run under that lock.
+//! Therefore each waiter registers a [`DeferredWaker`] with the event instead of the user's waker. A deferred waker that the event
+//! calls only adds itself to the list `called`.
 //!
 //! Two operations can make the event call deferred wakers: a notification, and the drop of a listener, which can pass a
-//! notification on to another listener. After either operation the same thread empties the queue and calls the users' wakers
-//! outside of all locks (S7).
+//! notification on to another listener. After either operation, the thread that performed the operation empties the list and calls
+//! the users' wakers. The thread holds no lock during these calls (S7).
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
@@ -34,8 +34,8 @@ impl Notifier {
         self.wake_deferred();
     }
 
-    /// Returns a listener that can block a thread. The caller calls [`wake_deferred`](Self::wake_deferred) after it has dropped the
-    /// listener.
+    /// Returns a listener that can block a thread. The caller must call [`wake_deferred`](Self::wake_deferred) after it has dropped
+    /// the listener.
     pub(crate) fn listen(&self) -> EventListener {
         self.event.listen()
     }
@@ -43,8 +43,8 @@ impl Notifier {
     pub(crate) fn wake_deferred(&self) {
         for deferred in self.called.with(take) {
             wake(deferred.waker.with(Option::take));
-            // A concurrent poll may have stored another waker. If this is the last reference, dropping it drops that waker, and
-            // the destructor of a waker is user code that may panic.
+            // A concurrent poll may have stored another waker in `deferred`. If `deferred` is the last reference, its drop also
+            // drops the stored waker. The destructor of a waker is user code and may panic.
             ignore_panic(|| drop(deferred));
         }
     }
@@ -76,9 +76,11 @@ impl Waiter {
         Self { notifier, listening: None }
     }
 
-    /// Returns the value of `condition`, or registers the waker of the polling task if there is no value.
+    /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. Otherwise this function
+    /// registers the waker of the polling task.
     ///
-    /// After a new registration this function checks `condition` again, so the waiter misses no notification (L2).
+    /// After a new registration, this function calls `condition` again, because the event may have occurred before the
+    /// registration. Therefore the waiter misses no notification (L2).
     pub(crate) fn poll<T>(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> Option<T>) -> Poll<T> {
         loop {
             if let Some(value) = condition() {

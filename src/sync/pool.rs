@@ -1,5 +1,5 @@
-//! A pool of leaked values. The pool reuses each value, so the largest number of values in simultaneous use bounds the memory of
-//! the pool.
+//! A pool of leaked values. The pool never frees a value, but reuses it. The pool therefore never contains more values than were
+//! once in use simultaneously.
 
 use crate::platform::{Mutex, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
@@ -19,7 +19,7 @@ impl<T> Pool<T> {
         }
     }
 
-    /// Returns a free item. If there is no free item, creates and leaks a new item.
+    /// Returns a free item. If there is no free item, calls the closure `make` and leaks the new item.
     pub(crate) fn take(&self, make: impl FnOnce() -> T) -> &'static T {
         let free = self.0.with(|free| {
             let item = free.items.pop();

@@ -1,8 +1,9 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! Such a task has a name for observers, a critical mark, or an entry in the list of tasks. Each such task occupies one slot. The
-//! table reuses slots and never frees them, so the largest number of such tasks in flight simultaneously bounds the number of
-//! slots.
+//! A task needs more than a count in three cases: it has a name that observers receive, it is critical (its failure or panic starts
+//! the shutdown), or it is inspected. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
+//! of a slot, but reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in
+//! flight simultaneously.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
@@ -10,8 +11,9 @@
 //! ```
 //!
 //! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each other.
-//! So the end of a task does not lock the table: the token clears `is_live` in the slot and pushes the slot on the stack
-//! [`FreedSlots`]. The table takes the whole stack in one operation, so no slot can return to the stack in the middle of a pop.
+//! Therefore a task that ends does not lock the table. Instead, the task's token clears `is_live` in the slot and pushes the slot
+//! on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one atomic operation. This avoids
+//! the ABA problem.
 //!
 //! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort flag, and the waker that an abort
 //! calls.
@@ -24,25 +26,25 @@ use crate::report::{SpawnInfo, TaskId, TaskInfo};
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, mem::replace, task::Waker, time::Duration};
 
-/// The slots of one shard. The type `O` is the owner of the slots, the shard.
+/// The slots of one shard. The type `O` is the type of the shard, which owns the slots.
 pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 
 #[expect(clippy::vec_box, reason = "growth must not move the rows while the table is locked")]
 struct Rows<O: 'static> {
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
-    /// The index of the first free row plus one, or `NONE` if no row is free.
+    /// One more than the index of the first free row, because `NONE` is 0. If the free list is empty, this field is `NONE`.
     free: usize,
 }
 
-/// This value represents no row. Every other value is the index of a row plus one.
+/// This value represents no row. Every other value is one more than the index of a row.
 const NONE: usize = 0;
 
-/// The slots that were freed since the table last took them. Only departures and the refill of the table write this word.
+/// A stack of the slots that were freed since the last call of `take_all`. Only `push` and `take_all` write this word.
 pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
-    /// The last task that occupied this row. The task may have ended; see `Slot::is_live`.
+    /// The task that occupied this row most recently. `Slot::is_live` tells whether this task is still in flight.
     task: Option<Occupant>,
     /// The number of tasks that have occupied this row, modulo 2³².
     generation: u32,
@@ -57,7 +59,7 @@ struct Occupant {
     abort_requested: bool,
 }
 
-/// The target of a token: the owner that counts the task, and the task's slot if the task has a slot.
+/// The data to which a task's token refers: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
     pub(crate) slot: Option<Slot>,
@@ -74,7 +76,7 @@ pub(crate) struct Slot {
     is_aborted: AtomicBool,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
-    /// The index of the next row in the free list or in the stack plus one, or `NONE`.
+    /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
     next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
@@ -92,12 +94,14 @@ impl FreedSlots {
             slot.has_waker.store(false, Ordering::Relaxed);
             drop_quietly(slot.waker.with(Option::take));
         }
-        // Release pairs with the Acquire in `Row::is_live`: a thread that sees that a task has ended sees what the task did (S2).
+        // Release pairs with the Acquire in `Row::is_live`: a thread that sees that a task has ended also sees everything that the
+        // task did (S2).
         slot.is_live.store(false, Ordering::Release);
         let mut head = self.0.load(Ordering::Relaxed);
         loop {
             slot.next.store(head, Ordering::Relaxed);
-            // Release pairs with the Acquire in `take_all`: a slot's previous task ends before its next task starts (S9).
+            // Release pairs with the Acquire in `take_all`: the end of the slot's previous task happens before the start of the
+            // slot's next task (S9).
             match self.0.compare_exchange_weak(head, slot.row + 1, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -105,7 +109,7 @@ impl FreedSlots {
         }
     }
 
-    /// Takes the whole stack. Returns the index of its first row plus one, or `NONE`.
+    /// Takes the whole stack. Returns one more than the index of the stack's first row, or `NONE` if the stack is empty.
     ///
     /// Acquire pairs with the Release in `push`: the caller sees everything that the ended tasks did.
     fn take_all(&self) -> usize {
@@ -133,7 +137,8 @@ impl<O> SlotTable<O> {
             let row = rows.take_free(freed, owner);
             row.generation = row.generation.wrapping_add(1);
             row.task = Some(occupant);
-            // Relaxed is enough: other threads read under the table's lock, and the spawner synchronizes with the task's thread.
+            // Relaxed is enough: other threads read these flags under the table's lock, and the spawner makes the flags visible to
+            // the task's thread.
             let slot = row.slot();
             slot.is_abortable.store(is_inspected && info.kind.is_abortable(), Ordering::Relaxed);
             slot.is_aborted.store(false, Ordering::Relaxed);
@@ -161,8 +166,8 @@ impl<O> SlotTable<O> {
         });
     }
 
-    /// Aborts all inspected tasks, or only the task with the given ID. Calls `found` for each of these tasks and passes whether the
-    /// task can be aborted.
+    /// Aborts all inspected tasks, or only the task with the given ID. Calls the closure `found` once for each of these tasks. The
+    /// argument of `found` is whether the task can be aborted.
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
@@ -178,7 +183,8 @@ impl<O> SlotTable<O> {
                 found(is_abortable);
             }
         });
-        // A stored waker may belong to a later task in the same slot. An unneeded wake of the later task is harmless.
+        // The aborted task may have ended meanwhile, and the stored waker may belong to a later task in the same slot. An unneeded
+        // wake of the later task is harmless.
         for slot in aborted {
             wake(slot.waker.with(Option::take));
         }
@@ -194,7 +200,8 @@ impl<O> Rows<O> {
         self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut())
     }
 
-    /// Takes a row from the free list. If the free list is empty, refills it from the freed slots, or else from a new chunk.
+    /// Takes a row from the free list. If the free list is empty, this function first refills the list with the freed slots. If
+    /// there are no freed slots, this function allocates a new chunk.
     fn take_free(&mut self, freed: &FreedSlots, owner: &'static O) -> &mut Row<O> {
         if self.free == NONE {
             self.free = freed.take_all();
@@ -208,7 +215,8 @@ impl<O> Rows<O> {
         self.row(taken)
     }
 
-    /// Adds a chunk of free rows, and links each row to the next row. Returns the index of the first new row plus one.
+    /// Adds a chunk of free rows, and links each row to the next row. Returns one more than the index of the first new row, because
+    /// `NONE` is 0.
     #[cold]
     fn grow(&mut self, owner: &'static O) -> usize {
         let first = self.chunks.len() * SLOTS_PER_CHUNK;
@@ -227,9 +235,10 @@ impl<O> Row<O> {
         Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
     }
 
-    /// Returns whether the task of this row is in flight.
+    /// Returns whether the task that occupied this row most recently is still in flight.
     ///
-    /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended sees what the task did (S2).
+    /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
+    /// task did (S2).
     fn is_live(&self) -> bool {
         self.slot().is_live.load(Ordering::Acquire)
     }
@@ -272,14 +281,15 @@ impl Slot {
 
     /// Returns whether the task must end at its await point (L3).
     ///
-    /// Relaxed is enough because an abort sets this flag before it locks the mutex of the waker. If the abort locks that mutex before
-    /// [`store_waker`](Self::store_waker) does, then the task's check after `store_waker` sees the flag.
+    /// Relaxed is enough because an abort sets this flag before it locks the mutex of the waker. Suppose that the abort locks that
+    /// mutex before [`store_waker`](Self::store_waker) does. The mutex then makes the flag visible to the call of `is_aborted` that
+    /// follows `store_waker`. Otherwise the abort finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::Relaxed)
     }
 
-    /// Stores the waker that an abort calls. The caller checks [`is_aborted`](Self::is_aborted) afterwards.
+    /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
     pub(crate) fn store_waker(&self, waker: &Waker) {
         if !self.is_abortable.load(Ordering::Relaxed) {
             return;

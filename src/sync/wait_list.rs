@@ -1,11 +1,11 @@
 //! A wait list stores the wakers of the shutdown signals that wait on one shard.
 //!
 //! Callers pass a closure `is_live`, which returns true until the shutdown of the signal's registry starts. The wait list calls
-//! `is_live` under its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. So either `is_live`
-//! returns false, or `wake_all` finds the waker (L1).
+//! `is_live` while it holds its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. Therefore
+//! either `is_live` returns false, or `wake_all` finds the waker that was stored under the lock (L1).
 //!
-//! A key belongs to its signal only while `is_live` returns true, so the list uses a key only then. The methods of a waker are user
-//! code. So the list clones, wakes and drops wakers only while it does not hold its lock (S7).
+//! After the shutdown, a key may belong to a different signal. Therefore the list uses a key only if `is_live` returns true. The
+//! methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker (S7).
 
 use crate::platform::{CachePadded, Mutex, const_unless_loom, wake};
 use alloc::vec::Vec;
@@ -18,12 +18,12 @@ pub(crate) type Key = usize;
 
 pub(crate) struct WaitList(Mutex<Slab>);
 
-/// A slab that grows in chunks. Each chunk has its own cache lines, because two short lists on the same cache line would halve each
-/// other's speed (H2).
+/// A slab that grows in chunks. Each chunk has its own cache lines, because threads that use two lists on the same cache line would
+/// slow each other down (H2).
 #[derive(Default)]
 struct Slab {
     chunks: Vec<CachePadded<[Entry; CHUNK]>>,
-    /// The first free key. If all entries are occupied, `free_head` is the first key of the next chunk.
+    /// The first free key. If all entries are occupied, `free_head` is the first key of the chunk that will be allocated next.
     free_head: Key,
 }
 
@@ -66,13 +66,14 @@ impl WaitList {
         }
     }
 
-    /// Adds a clone of the waker. Returns `None` if the shutdown has started.
+    /// Adds a clone of `waker` and returns its key. If the shutdown has started, adds nothing and returns `None`.
     pub(crate) fn insert(&self, waker: &Waker, is_live: impl Fn() -> bool) -> Option<Key> {
         let waker = waker.clone();
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker)) } else { Err(waker) }).ok()
     }
 
-    /// Replaces the waker under `key` if `waker` would wake a different task. Returns `Ready` if the shutdown has started.
+    /// Replaces the waker that is stored under `key` with `waker` if the two wake different tasks. Returns `Ready` if the shutdown
+    /// has started.
     pub(crate) fn update(&self, key: Key, waker: &Waker, is_live: impl Fn() -> bool) -> Poll<()> {
         let is_same =
             self.0.with(|slab| is_live().then(|| matches!(slab.entry(key), Entry::Occupied(old) if old.will_wake(waker))));

@@ -1,13 +1,13 @@
 //! A queue of tasks that wait for a permit. A permit is a free place below the registry's limit.
 //!
-//! A waiter enters the gate when its task is polled, if the waiter is the first in the queue and a permit is free. A departure does
-//! not pass its permit to a particular waiter. Instead, the departure wakes the first waiter. A waiter that enters or gives up
-//! wakes the next waiter if another permit is free.
+//! A waiter enters the gate while its task is polled. The entry succeeds if the waiter is the first in the queue and a permit is
+//! free. A task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter.
+//! A waiter that enters or gives up wakes the next waiter if another permit is free.
 //!
 //! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
 //! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
 //!
-//! The methods of a waker are user code. So the queue clones, wakes and drops wakers only while it does not hold its lock (S7).
+//! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (S7).
 
 use super::gate::{Gate, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
@@ -21,7 +21,8 @@ pub(crate) type Ticket = u64;
 pub(crate) struct WaitQueue(Mutex<Waiters>);
 
 struct Waiters {
-    /// The waker of each waiter. A waker is removed when it is called, and the waiter's next poll stores a new waker.
+    /// The waker of each waiter. When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a
+    /// new waker.
     wakers: BTreeMap<Ticket, Option<Waker>>,
     next_ticket: Ticket,
 }
@@ -41,8 +42,8 @@ impl WaitQueue {
         })
     }
 
-    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` once the shutdown has started, because the queue is
-    /// closed.
+    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the closure `is_open` returns false, because the
+    /// queue is then closed.
     pub(crate) fn poll_enter(
         &self,
         gate: &Gate,
@@ -53,7 +54,8 @@ impl WaitQueue {
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
-            // `close` takes the same lock after the shutdown has started. So `close` finds every waiter that passes this check.
+            // `close` takes the same lock after the shutdown has started. Therefore `close` finds every waiter for which `is_open`
+            // returns true here.
             if !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
@@ -61,7 +63,7 @@ impl WaitQueue {
             waiters.next_ticket = waiters.next_ticket.max(own + 1);
             let replaced = waiters.wakers.insert(own, waker.take()).flatten();
             let is_first = waiters.wakers.first_key_value().is_some_and(|(first, _)| *first == own);
-            // The request for permits comes before `enter_in_turn` looks for a free permit. So a task that leaves after
+            // The call of `request_permit` comes before `enter_in_turn` looks for a free permit. Therefore a task that leaves after
             // `enter_in_turn` has failed wakes the first waiter (L4).
             gate.request_permit();
             if is_first && gate.enter_in_turn(limit).is_ok() {
@@ -75,7 +77,7 @@ impl WaitQueue {
         polled
     }
 
-    /// Removes a waiter that gives up.
+    /// Removes a waiter that gives up. If a permit is free, wakes the new first waiter.
     pub(crate) fn remove(&self, gate: &Gate, limit: usize, ticket: Ticket) {
         let (own, next) = self.0.with(|waiters| (waiters.wakers.remove(&ticket), waiters.waker_after_removal(gate, limit)));
         wake(next);
