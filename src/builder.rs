@@ -60,7 +60,7 @@ impl<S> RegistryBuilder<S> {
         self
     }
 
-    /// Enables inspection: the registry keeps a slot with information about each task in flight. Default: off.
+    /// Enables inspection: the registry keeps information about each task in flight. Default: off.
     ///
     /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) list the tasks of an inspected registry. [`Registry::abort`] and
     /// [`Registry::abort_task`] can abort these tasks.

@@ -159,7 +159,8 @@ impl<S> Registry<S> {
         self.task().track(future)
     }
 
-    /// Counts work that is not a future (a request, a thread, a held lock) as in flight until the guard is dropped.
+    /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
+    /// guard is dropped.
     ///
     /// # Errors
     ///
@@ -444,7 +445,7 @@ impl<S> Registry<S> {
         self.task().try_run_local(future)
     }
 
-    /// Starts a closure on a thread that may block. Otherwise this method behaves like [`run`](Self::run).
+    /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
     ///
     /// # Panics
     ///
@@ -457,7 +458,7 @@ impl<S> Registry<S> {
         self.task().run_blocking(work);
     }
 
-    /// Starts a closure on a thread that may block, as [`run_blocking`](Self::run_blocking) does. Returns the closure if the
+    /// Starts a closure as [`run_blocking`](Self::run_blocking) does. Returns the closure if the
     /// registry rejects the closure.
     ///
     /// # Errors

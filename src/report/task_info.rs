@@ -96,7 +96,7 @@ pub enum TaskKind {
     Future,
     /// A future that is polled on one thread only; see [`Registry::run_local`](crate::Registry::run_local).
     Local,
-    /// A closure on a thread that may block; see [`Registry::run_blocking`](crate::Registry::run_blocking).
+    /// A closure on a thread that is allowed to block; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     Blocking,
     /// A future that the caller of [`Registry::track`](crate::Registry::track) polls.
     Tracked,

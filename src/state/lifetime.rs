@@ -43,8 +43,8 @@ impl RegistryState {
         self.shared.0.references.store(2, Ordering::Relaxed);
         self.shared.0.drained.store(0, Ordering::Relaxed);
         self.shared.0.start.with(|start| start.cause = None);
-        // Release pairs with the Acquire in `phase`: a signal of the previous registry that reads the new phase also sees every
-        // write that preceded the shutdown of the previous registry.
+        // Release pairs with the Acquire in `phase`. A signal of the previous registry may read this new phase, which triggers the
+        // signal. The polling thread must then see every write that preceded the shutdown of that registry.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
     }

@@ -228,7 +228,8 @@ impl Gate {
 
     /// Drains the gate if it is closed and empty. Returns whether this call drained the gate.
     ///
-    /// Acquire pairs with the Release in `leave` and in `close`: the draining thread sees everything that the departed tasks did.
+    /// Acquire pairs with the Release in `leave`: the thread that drains the gate sees everything that the departed tasks did. The
+    /// Acquire also pairs with the Release in `close`; the comment on `close` explains why.
     fn drain(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & (COUNT | DRAINED | CLOSED) == CLOSED {

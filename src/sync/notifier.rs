@@ -1,8 +1,8 @@
 //! A notifier wakes the tasks and threads that wait until the registry has drained or is idle.
 //!
 //! An `Event` calls the wakers of its listeners while it holds its own lock. The user's wakers must not run under that lock.
-//! Therefore each waiter registers a [`DeferredWaker`] with the event instead of the user's waker. A deferred waker that the event
-//! calls only adds itself to the list `called`.
+//! Therefore each waiter registers a [`DeferredWaker`] with the event instead of the user's waker. When the event
+//! calls a deferred waker, the deferred waker adds itself to the list `called` and does nothing else.
 //!
 //! Two operations can make the event call deferred wakers: a notification, and the drop of a listener, which can pass a
 //! notification on to another listener. After either operation, the thread that performed the operation empties the list and calls
