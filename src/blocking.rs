@@ -12,7 +12,7 @@ impl Shutdown {
     ///
     /// `wait` never returns in these cases:
     ///
-    /// - Tasks are in flight that only the calling thread can run, as on the thread of a current-thread runtime.
+    /// - Only the calling thread can run the tasks. This is the case, for example, on the thread of a current-thread runtime.
     /// - A task of the same registry calls `wait`, so the task waits for itself.
     /// - The calling thread holds a guard of the same registry, so the thread waits for its own guard.
     pub fn wait(self) -> Summary {

@@ -241,7 +241,8 @@ impl Gate {
         false
     }
 
-    /// Requests that the next departure that makes the in-flight count zero notifies the waiters for idleness.
+    /// Requests a notification: when a departure next makes the in-flight count zero, the tasks and threads that wait for idleness
+    /// are notified.
     ///
     /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
     /// `IDLE` set. A departure that comes before the request is visible in the snapshot that the waiter takes next.
