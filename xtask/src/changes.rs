@@ -1,0 +1,86 @@
+//! The check without a job's name: formatting, lints and tests of the packages that changed.
+
+use crate::context::Context;
+use crate::workspace::{Package, packages};
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Instant;
+use xshell::cmd;
+
+/// Lists the files that differ from the point where the branch left `main`, uncommitted files included. On `main`, and where
+/// there is no `main`, that point is the previous commit.
+pub(crate) fn changed_files(context: &Context) -> Result<BTreeSet<String>> {
+    let sh = &context.sh;
+    let head = cmd!(sh, "git rev-parse HEAD").quiet().read()?;
+    let fork = cmd!(sh, "git merge-base HEAD main").quiet().ignore_stderr().read().unwrap_or_default();
+    let uncommitted = cmd!(sh, "git status --porcelain --untracked-files=all --no-renames").quiet().read()?;
+    let mut files: BTreeSet<String> = uncommitted.lines().filter_map(|line| Some(line.get(3..)?.to_owned())).collect();
+    let base = if fork.is_empty() || fork == head { "HEAD~1".to_owned() } else { fork };
+    if files.is_empty() || base != "HEAD~1" {
+        let committed =
+            cmd!(sh, "git diff --name-only --no-renames {base} HEAD").quiet().ignore_stderr().read().unwrap_or_default();
+        files.extend(committed.lines().map(str::to_owned));
+    }
+    Ok(files)
+}
+
+/// Returns the package whose folder contains a file most closely. Files of the root that build nothing belong to no package.
+fn owner<'a>(packages: &'a [Package], file: &str) -> Option<&'a Package> {
+    let of_core = ["src", "tests", "benches", "docs", "Cargo.toml", "README.md", "CHANGELOG.md"];
+    let nested = packages.iter().filter(|package| package.folder != Path::new("") && Path::new(file).starts_with(&package.folder));
+    let core = || {
+        packages
+            .iter()
+            .find(|package| package.folder == Path::new("") && of_core.iter().any(|path| Path::new(file).starts_with(path)))
+    };
+    nested.max_by_key(|package| package.folder.as_os_str().len()).or_else(core)
+}
+
+pub(crate) fn check(context: &Context) -> Result<()> {
+    let (sh, start) = (&context.sh, Instant::now());
+    let (packages, files) = (packages(sh)?, changed_files(context)?);
+    let changed: BTreeSet<&str> = files.iter().filter_map(|file| owner(&packages, file)).map(|package| &*package.name).collect();
+    let names = if changed.is_empty() { "no package".to_owned() } else { changed.iter().copied().collect::<Vec<_>>().join(", ") };
+    println!("{} files changed, in {names}", files.len());
+    cmd!(sh, "cargo fmt --all --check").run()?;
+    if !changed.is_empty() {
+        let of_changed: Vec<&str> = changed.iter().flat_map(|name| ["-p", name]).collect();
+        let of_changed = &of_changed[..];
+        cmd!(sh, "cargo clippy --quiet {of_changed...} --all-targets --all-features -- -D warnings").run()?;
+        cmd!(sh, "cargo test --quiet {of_changed...} --all-features --lib --bins --tests").run()?;
+    }
+    for (job, paths) in crate::jobs::concerned(&files) {
+        println!("these changes also concern `cargo xtask {job}` ({paths})");
+    }
+    context.print_skips()?;
+    println!("passed in {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, folder: &str) -> Package {
+        Package {
+            name: name.into(),
+            folder: folder.into(),
+            version: String::new(),
+            rust_version: String::new(),
+            features: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn file_belongs_to_the_innermost_package() {
+        let packages = [package("core", ""), package("durable", "durable"), package("example", "examples/durable")];
+        let owner_of = |file| owner(&packages, file).map(|package| &*package.name);
+        assert_eq!(owner_of("durable/src/store/sqlite.rs"), Some("durable"));
+        assert_eq!(owner_of("examples/durable/src/main.rs"), Some("example"));
+        assert_eq!(owner_of("src/sync/gate.rs"), Some("core"));
+        assert_eq!(owner_of("docs/invariants.md"), Some("core"));
+        assert_eq!(owner_of("models/tests/it/main.rs"), None);
+        assert_eq!(owner_of("CONTRIBUTING.md"), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! What every job uses: a shell in the repository's root, the job's arguments, and the skips.
+
+use anyhow::{Context as _, Result};
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use xshell::Shell;
+
+pub(crate) struct Context {
+    pub(crate) sh: Shell,
+    /// The arguments after the job's name.
+    pub(crate) arguments: Vec<String>,
+    /// `(K, N)`: long mutation tests take the K-th of every N mutants only; K counts from 0.
+    pub(crate) slice: Option<(usize, usize)>,
+    pub(crate) target: PathBuf,
+    skips: RefCell<Vec<String>>,
+}
+
+impl Context {
+    pub(crate) fn new(arguments: Vec<String>) -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+        let sh = Shell::new()?;
+        sh.change_dir(root);
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |target| root.join(target));
+        // The tests write one file for each skip here.
+        let skips = target.join("skips");
+        let _ = fs::remove_dir_all(&skips);
+        fs::create_dir_all(&skips)?;
+        sh.set_var("SKIPS", &skips);
+        sh.set_var("CARGO_TARGET_DIR", &target);
+        // The tests panic on purpose.
+        sh.set_var("RUST_BACKTRACE", "0");
+        Ok(Self { sh, arguments, slice: None, target, skips: RefCell::default() })
+    }
+
+    /// Returns a path below the target folder.
+    pub(crate) fn built(&self, path: &str) -> PathBuf {
+        self.target.join(path)
+    }
+
+    /// Notes that a part of a job cannot run on this machine.
+    pub(crate) fn skip(&self, reason: &str) {
+        println!("skipped: {reason}");
+        self.skips.borrow_mut().push(format!("skipped: {reason}"));
+    }
+
+    /// Prints what the jobs and the tests skipped, without repetitions.
+    pub(crate) fn print_skips(&self) -> Result<()> {
+        let mut skips = self.skips.borrow().clone();
+        for file in fs::read_dir(self.target.join("skips"))? {
+            skips.extend(fs::read_to_string(file?.path())?.lines().map(str::to_owned));
+        }
+        skips.sort();
+        skips.dedup();
+        for skip in skips {
+            println!("{skip}");
+        }
+        Ok(())
+    }
+}

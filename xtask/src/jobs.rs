@@ -1,0 +1,104 @@
+//! The table of the jobs.
+
+mod companions;
+mod core;
+mod everywhere;
+mod proofs;
+mod targets;
+
+use crate::context::Context;
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+pub(crate) struct Job {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) tier: Tier,
+    /// The files and folders that the job checks. Empty: all.
+    paths: &'static [&'static str],
+    /// What the job needs beyond the Rust toolchain.
+    tools: &'static str,
+    /// The duration in seconds on two cores, as measured by `cargo xtask ci` in a fresh clone, in the order of the table.
+    seconds: u32,
+    pub(crate) run: fn(&Context) -> Result<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// Runs on every change.
+    Full,
+    /// Runs in `nightly`, and in every eighth run of `ci`, at this turn.
+    Nightly(usize),
+    /// Runs completely in `nightly`, and an eighth of it in each run of `ci`.
+    Sliced,
+    /// Runs only by its name, for other systems.
+    OnRequest,
+}
+
+impl Tier {
+    /// Returns whether `ci` runs such a job, or a slice of it, at this turn.
+    pub(crate) fn has_turn(self, turn: usize) -> bool {
+        match self {
+            Tier::Full | Tier::Sliced => true,
+            Tier::Nightly(own) => own == turn,
+            Tier::OnRequest => false,
+        }
+    }
+}
+
+use Tier::{Full, Nightly, OnRequest, Sliced};
+
+#[rustfmt::skip]
+pub(crate) const JOBS: &[Job] = &[
+    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 3, run: everywhere::fmt },
+    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 500, run: everywhere::test },
+    Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 180, run: everywhere::lint },
+    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable"], tools: "", seconds: 40, run: everywhere::docs },
+    Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features", tier: Full, paths: &["src", "Cargo.toml"], tools: "", seconds: 30, run: core::features },
+    Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 45, run: core::shards },
+    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 20, run: everywhere::package },
+    Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
+    Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
+    Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Sliced, paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
+    Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Sliced, paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
+    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants; with `--in-diff FILE` those of a change", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
+    Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
+    Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
+    Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm.rs", "examples/browser"], tools: "wasm32, Node, Chromium, nightly", seconds: 300, run: targets::wasm },
+    Job { name: "bare", about: "the core without std, and its example on two emulated boards", tier: Nightly(3), paths: &["src", "tests/it/bare.rs", "examples/bare-metal"], tools: "three targets, QEMU", seconds: 150, run: targets::bare },
+    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 150, run: targets::systems },
+    Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
+    Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 250, run: companions::durable },
+    Job { name: "runtimes", about: "runtimes/ with each feature alone, on shared cache lines, and with the oldest Rust of each feature", tier: Nightly(6), paths: &["runtimes"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 250, run: companions::runtimes },
+    Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
+    Job { name: "bench", about: "the benchmarks, briefly", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 60, run: core::bench },
+    Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 200, run: everywhere::deny },
+    Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
+    Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
+];
+
+/// Prints the table of the jobs.
+pub(crate) fn print_list() {
+    println!("{:10} {:8} {:>9}  checks", "job", "tier", "seconds");
+    for job in JOBS {
+        let tier = match job.tier {
+            Full => "full",
+            Nightly(_) | Sliced => "nightly",
+            OnRequest => "-",
+        };
+        println!("{:10} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
+        let paths = if job.paths.is_empty() { "all".to_owned() } else { job.paths.join(" ") };
+        println!("{:31}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
+    }
+    println!(
+        "\nseconds: in `cargo xtask ci` of a fresh clone on two cores. `hazards` and `orderings` take eight times as long when they run alone."
+    );
+}
+
+/// Returns the jobs that check one of these files beyond formatting, lints and tests, with their paths.
+pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = (&'static str, String)> {
+    let has = |path: &str| files.iter().any(|file| Path::new(file).starts_with(path));
+    let jobs = JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)));
+    jobs.map(|job| (job.name, job.paths.join(" ")))
+}

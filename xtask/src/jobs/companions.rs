@@ -1,0 +1,108 @@
+//! Jobs that concern one companion crate and its examples, beyond the tests and lints of all packages.
+
+use super::everywhere::{core_is_light, each_feature};
+use crate::context::Context;
+use crate::workspace::package;
+use anyhow::{Result, ensure};
+use xshell::cmd;
+
+pub(super) fn host(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    cmd!(sh, "cargo test --quiet -p background-tasks-host --no-default-features").run()?;
+    each_feature(context, "background-tasks-host")?;
+
+    cmd!(sh, "cargo build --quiet -p signups -p notes-tokio").run()?;
+    if context.program("systemd-analyze", "systemd") {
+        let program = context.built("debug/signups").display().to_string();
+        let unit = sh
+            .read_file("examples/axum/signups.service")?
+            .replace("ExecStart=/usr/local/bin/signups", &format!("ExecStart={program}"));
+        ensure!(unit.contains(&format!("ExecStart={program} ")), "the unit starts another program");
+        let path = context.built("unit/signups.service");
+        sh.write_file(&path, unit)?;
+        // For an unknown directive it only warns, and exits with 0.
+        let output = cmd!(sh, "systemd-analyze verify --man=no {path}").ignore_status().output()?;
+        let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success() && !warnings.contains("signups.service"), "the unit is invalid: {warnings}");
+    }
+    let yaml = || cmd!(sh, "python3 -c 'import yaml'").quiet().ignore_stderr().run().is_ok();
+    if yaml()
+        || context.program("python3", "python3")
+            && cmd!(sh, "apt-get install -y python3-yaml").quiet().ignore_stdout().ignore_stderr().run().is_ok()
+            && yaml()
+    {
+        cmd!(sh, "python3 examples/axum/tests/manifest.py").run()?;
+    } else {
+        context.skip("python3-yaml is not available");
+    }
+    let dockerfile = sh.read_file("examples/axum/Dockerfile")?;
+    ensure!(dockerfile.lines().any(|line| line == "ENTRYPOINT [\"/signups\"]"), "the image does not run the service as process 1");
+    if context.browser() {
+        let notes = context.built("debug/notes-tokio");
+        cmd!(sh, "timeout 300 node --test host/tests/dashboard.mjs").env("NOTES", notes).run()?;
+    }
+
+    let host = package(sh, "background-tasks-host")?;
+    let oldest = host.rust_version;
+    ensure!(
+        sh.read_file("host/README.md")?.contains(&format!("The crate needs Rust {oldest}, with each of its features.")),
+        "the README has another version of Rust"
+    );
+    if context.toolchain(&oldest, "") {
+        for some in std::iter::once("").chain(host.features.iter().map(String::as_str)) {
+            cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-host --no-default-features --features {some}")
+                .run()?;
+        }
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p signups").run()?;
+    }
+    Ok(())
+}
+
+pub(super) fn durable(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    context.postgres();
+    for some in ["", "sqlite", "postgres,cron"] {
+        cmd!(
+            sh,
+            "cargo clippy --quiet -p background-tasks-durable --no-default-features --features {some} --all-targets -- -D warnings"
+        )
+        .run()?;
+    }
+    core_is_light(context, &["apalis", "sqlx", "libsqlite3"])?;
+    if context.browser() {
+        cmd!(sh, "cargo build --quiet -p durable-signups").run()?;
+        let signups = context.built("debug/durable-signups");
+        cmd!(sh, "timeout 600 node --test examples/durable/tests/page.mjs").env("SIGNUPS", signups).run()?;
+    }
+    let oldest = package(sh, "background-tasks-durable")?.rust_version;
+    ensure!(
+        sh.read_file("durable/README.md")?.contains(&format!("Rust {oldest} or later")),
+        "the README has another version of Rust"
+    );
+    if context.toolchain(&oldest, "") {
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-durable --all-features").run()?;
+    }
+    Ok(())
+}
+
+/// The versions of Rust that the README of runtimes/ names.
+const VERSIONS: &str =
+    "Rust 1.85, as do actix-rt, async-global-executor, glommio and monoio; `bevy_tasks` needs 1.89, compio 1.95,";
+
+pub(super) fn runtimes(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    each_feature(context, "background-tasks-runtimes")?;
+    if context.program("valgrind", "valgrind") {
+        cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --all-features --tests -- --ignored --skip traced cache_lines")
+            .run()?;
+    }
+    ensure!(sh.read_file("runtimes/README.md")?.contains(VERSIONS), "the README has other versions of Rust");
+    for (oldest, features) in
+        [("1.85", "actix-rt,async-global-executor,glommio,monoio"), ("1.89", "bevy_tasks"), ("1.95", "compio")]
+    {
+        if context.toolchain(oldest, "") {
+            cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-runtimes --features {features}").run()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Jobs that concern every package.
+
+use crate::context::Context;
+use crate::workspace::{self, Package, packages};
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+use std::path::Path;
+use xshell::cmd;
+
+/// The published packages.
+const PUBLISHED: [&str; 4] = ["background-tasks", "background-tasks-host", "background-tasks-runtimes", "background-tasks-durable"];
+
+pub(super) fn fmt(context: &Context) -> Result<()> {
+    cmd!(context.sh, "cargo fmt --all --check").run()?;
+    for manifest in ["models/Cargo.toml", "examples/bare-metal/Cargo.toml", "tools/mutate-orderings/Cargo.toml"] {
+        cmd!(context.sh, "cargo fmt --check --manifest-path {manifest}").run()?;
+    }
+    Ok(())
+}
+
+pub(super) fn test(context: &Context) -> Result<()> {
+    const COMMAND: &str = "cargo test --workspace --all-features";
+    ensure!(context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND), "README.md has another command");
+    // What is installed must be tested.
+    let mut required = Vec::new();
+    required.extend(context.postgres().then_some("postgres"));
+    required.extend(context.program("runsv", "runit").then_some("runit"));
+    context.program("systemctl", "systemd");
+    let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
+    let words = COMMAND.split(' ').skip(1);
+    let arguments = &context.arguments;
+    Ok(cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required).run()?)
+}
+
+/// The tests that also run on Windows and macOS.
+pub(super) fn portable(context: &Context) -> Result<()> {
+    Ok(cmd!(context.sh, "cargo test -p background-tasks -p background-tasks-host --all-features").run()?)
+}
+
+pub(super) fn lint(context: &Context) -> Result<()> {
+    Ok(cmd!(context.sh, "cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings").run()?)
+}
+
+pub(super) fn docs(context: &Context) -> Result<()> {
+    let _flags = context.sh.push_env("RUSTDOCFLAGS", "-D warnings");
+    for package in PUBLISHED {
+        cmd!(context.sh, "cargo doc --quiet -p {package} --no-deps --all-features --document-private-items").run()?;
+        cmd!(context.sh, "cargo doc --quiet -p {package} --no-deps").run()?;
+    }
+    Ok(())
+}
+
+pub(super) fn package(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    for name in PUBLISHED {
+        let package = workspace::package(sh, name)?;
+        let listed = cmd!(sh, "cargo package -p {name} --list --allow-dirty").quiet().read()?;
+        let made_by_cargo = [".cargo_vcs_info.json", "Cargo.lock", "Cargo.toml.orig"];
+        let listed: BTreeSet<&str> = listed.lines().filter(|file| !made_by_cargo.contains(file)).collect();
+        let tracked = tracked_files(context, &package)?;
+        let expected: BTreeSet<&str> = tracked.iter().map(String::as_str).collect();
+        ensure!(
+            listed == expected,
+            "the package {name} has other files than expected: {:?}",
+            listed.symmetric_difference(&expected)
+        );
+        for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
+            ensure!(
+                sh.read_file(license)? == sh.read_file(package.folder.join(license))?,
+                "{license} of {name} differs from that of the core"
+            );
+        }
+        println!("{name} {}: {} files", package.version, listed.len());
+    }
+    // The companions depend on versions that are not published yet.
+    Ok(cmd!(sh, "cargo publish --dry-run --allow-dirty --quiet -p background-tasks").run()?)
+}
+
+/// Lists the files that the package must contain: its source and the files for readers.
+fn tracked_files(context: &Context, package: &Package) -> Result<Vec<String>> {
+    let _folder = (package.folder != Path::new("")).then(|| context.sh.push_dir(&package.folder));
+    let readme = ["Cargo.toml", "README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"];
+    let docs = ["docs/architecture.md", "docs/invariants.md", "docs/performance.md"];
+    let docs = if package.folder == Path::new("") { &docs[..] } else { &[] };
+    let files = cmd!(context.sh, "git ls-files -- src {readme...} {docs...}").quiet().read()?;
+    Ok(files.lines().map(str::to_owned).collect())
+}
+
+pub(super) fn deny(context: &Context) -> Result<()> {
+    let Some(bin) = context.cargo_tool("cargo-deny", "0.18.5", &[]) else { return Ok(()) };
+    let path = context.path_with(&bin)?;
+    cmd!(context.sh, "cargo deny --all-features check bans licenses sources").env("PATH", &path).run()?;
+    // The database of advisories is a git repository elsewhere.
+    if cmd!(context.sh, "cargo deny --all-features check advisories").env("PATH", &path).run().is_err() {
+        let fetched = cmd!(context.sh, "cargo deny fetch db").env("PATH", &path).ignore_stderr().run().is_ok();
+        ensure!(!fetched, "there are advisories");
+        context.skip("the database of advisories is not available");
+    }
+    Ok(())
+}
+
+pub(super) fn semver(context: &Context) -> Result<()> {
+    for name in PUBLISHED {
+        let is_published =
+            cmd!(context.sh, "cargo info --registry crates-io {name}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+        if !is_published {
+            context.skip(&format!("{name} has no release to compare with"));
+            continue;
+        }
+        let Some(bin) = context.cargo_tool("cargo-semver-checks", "0.44.0", &[]) else { return Ok(()) };
+        let path = context.path_with(&bin)?;
+        cmd!(context.sh, "cargo semver-checks -p {name}").env("PATH", &path).run()?;
+    }
+    Ok(())
+}
+
+/// Checks with every feature alone, with none, and with all.
+pub(super) fn each_feature(context: &Context, name: &str) -> Result<()> {
+    let features = workspace::package(&context.sh, name)?.features;
+    let all = features.join(",");
+    for some in std::iter::once("").chain(features.iter().map(String::as_str)).chain([&*all]) {
+        cmd!(context.sh, "cargo clippy --quiet -p {name} --no-default-features --features {some} -- -D warnings").run()?;
+    }
+    Ok(())
+}
+
+/// Checks that no dependency of the core belongs to a companion.
+pub(super) fn core_is_light(context: &Context, forbidden: &[&str]) -> Result<()> {
+    let tree = cmd!(context.sh, "cargo tree -p background-tasks --all-features -e normal,build --target all --prefix none")
+        .quiet()
+        .read()?;
+    let found = tree.lines().find(|line| forbidden.iter().any(|name| line.starts_with(name)));
+    ensure!(found.is_none(), "the core depends on {}", found.unwrap_or_default());
+    ensure!(packages(&context.sh)?.len() > 4, "the workspace is incomplete");
+    Ok(())
+}

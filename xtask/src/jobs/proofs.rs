@@ -1,0 +1,162 @@
+//! Jobs that look for what ordinary tests do not find: models, mutations and sanitizers.
+
+use crate::context::Context;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::path::Path;
+use xshell::cmd;
+
+/// The core's tests that have threads.
+const THREADED: [&str; 12] = [
+    "stress::",
+    "shutdown_signal::",
+    "release_order::",
+    "outcomes::",
+    "drain::",
+    "spawners::",
+    "observer::",
+    "inspect::",
+    "abort::",
+    "limit::",
+    "shutdown_policy::",
+    "statics::",
+];
+
+pub(super) fn models(context: &Context) -> Result<()> {
+    let arguments = &context.arguments;
+    let models = cmd!(context.sh, "cargo test --quiet --manifest-path models/Cargo.toml {arguments...}");
+    Ok(models.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", context.built("models")).run()?)
+}
+
+pub(super) fn orderings(context: &Context) -> Result<()> {
+    let slice = context.slice.map(|(turn, of)| format!("--slice={}/{of}", turn + 1));
+    let slice: Vec<&str> =
+        slice.as_deref().and_then(|slice| slice.split_once('=')).map_or(vec![], |(name, value)| vec![name, value]);
+    let arguments = &context.arguments;
+    let tool = "tools/mutate-orderings/Cargo.toml";
+    Ok(cmd!(context.sh, "cargo run --quiet --release --manifest-path {tool} -- {slice...} {arguments...} src/sync src/state")
+        .run()?)
+}
+
+pub(super) fn mutants(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    let Some(bin) = context.cargo_tool("cargo-mutants", "27.1.0", &[]) else { return Ok(()) };
+    let path = context.path_with(&bin)?;
+    // A turn of `ci` takes one of many slices, another one after every eighth commit.
+    let shard = match context.slice {
+        Some((_, of)) => {
+            let commits: usize = cmd!(sh, "git rev-list --count HEAD").quiet().read()?.parse()?;
+            vec!["--shard".to_owned(), format!("{}/16", commits / of % 16)]
+        }
+        None => Vec::new(),
+    };
+    let arguments = &context.arguments;
+    let out = context.built("mutants-out");
+    let run = cmd!(sh, "cargo mutants -p background-tasks --all-features --no-shuffle --output {out} {shard...} {arguments...}");
+    Ok(run.env("PATH", path).env_remove("CARGO_TARGET_DIR").run()?)
+}
+
+/// Applies one patch after the other to a copy of the repository, and requires that its test fails.
+pub(super) fn hazards(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    let mut patches: Vec<_> =
+        fs::read_dir(sh.current_dir().join("xtask/hazards"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    patches.sort();
+    ensure!(!patches.is_empty(), "there is no hazard");
+    // All must apply, so that no patch rots until its turn comes.
+    for patch in &patches {
+        cmd!(sh, "git apply --check --recount {patch}")
+            .quiet()
+            .run()
+            .with_context(|| format!("{} does not apply", patch.display()))?;
+    }
+    let (turn, of) = context.slice.unwrap_or((0, 1));
+    let chosen = patches.iter().skip(turn).step_by(of);
+    let chosen: Vec<_> =
+        chosen.filter(|path| context.arguments.iter().all(|text| path.to_string_lossy().contains(&**text))).collect();
+
+    let copy = context.built("hazards");
+    sh.remove_path(&copy)?;
+    cmd!(sh, "git clone --quiet . {copy}").quiet().run()?;
+    if sh.path_exists("Cargo.lock") {
+        sh.copy_file("Cargo.lock", &copy)?;
+    }
+    let mut missed = 0;
+    for patch in &chosen {
+        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
+        let outcome = hazard(context, patch, &copy).with_context(|| format!("hazard {name}"))?;
+        println!("{name}: {}", if outcome { "caught" } else { "MISSED" });
+        missed += usize::from(!outcome);
+    }
+    println!("{} hazards apply, {} tested, {missed} missed", patches.len(), chosen.len());
+    ensure!(missed == 0, "{missed} hazards were missed");
+    Ok(())
+}
+
+/// Returns whether the test of one hazard fails.
+fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
+    let sh = &context.sh;
+    let description = fs::read_to_string(patch)?;
+    let caught_by = description.lines().find_map(|line| line.strip_prefix("Caught by: ")).context("no line `Caught by:`")?;
+    let _folder = sh.push_dir(copy);
+    cmd!(sh, "git checkout --quiet -- .").quiet().run()?;
+    cmd!(sh, "git apply --recount {patch}").quiet().run()?;
+
+    let (mut arguments, flags, target) = match caught_by.strip_prefix("models ") {
+        Some(test) => (vec!["--manifest-path", "models/Cargo.toml", test], "--cfg loom", "models"),
+        None => (caught_by.split(' ').collect(), "", "."),
+    };
+    let filter = arguments.pop().context("no test")?;
+    if flags.is_empty() {
+        arguments.extend(["--lib", "--tests"]);
+    }
+    let (arguments, target) = (&arguments[..], context.built(target));
+    let _target = sh.push_env("CARGO_TARGET_DIR", &target);
+    let _flags = (!flags.is_empty()).then(|| sh.push_env("RUSTFLAGS", flags));
+    cmd!(sh, "cargo test --quiet {arguments...} --no-run")
+        .quiet()
+        .ignore_stderr()
+        .run()
+        .context("the mutated source does not build")?;
+    // A test that hangs has noticed the bug too.
+    let test = cmd!(sh, "timeout 120 cargo test --quiet {arguments...} {filter}").quiet().ignore_stdout().ignore_stderr();
+    Ok(test.run().is_err())
+}
+
+pub(super) fn miri(context: &Context) -> Result<()> {
+    if !context.toolchain("nightly", "miri,rust-src") {
+        return Ok(());
+    }
+    // The runtimes with a reactor, which Miri cannot run, and the scenarios that use one.
+    let reactors = [
+        "tokio",
+        "smol",
+        "async_std",
+        "each_runtime",
+        "static_registry_stays_open",
+        "behind_any_pointer",
+        "task_list_shows_each_kind",
+        "work_that_cannot_be_aborted",
+        "local_task_is_aborted",
+    ];
+    let skips = reactors.iter().flat_map(|name| ["--skip", name]);
+    let miri = cmd!(
+        context.sh,
+        "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --lib --test it -- {THREADED...} bare:: {skips...}"
+    );
+    Ok(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation").run()?)
+}
+
+pub(super) fn tsan(context: &Context) -> Result<()> {
+    if !context.toolchain("nightly", "rust-src") {
+        return Ok(());
+    }
+    let version = cmd!(context.sh, "rustc -vV").quiet().read()?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let test = cmd!(
+        context.sh,
+        "rustup run nightly cargo test --quiet -Zbuild-std --target {host} -p background-tasks --all-features --test it -- {THREADED...} bare:: soak:: conformance::"
+    );
+    Ok(test.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_TARGET_DIR", context.built("thread-sanitizer")).run()?)
+}

@@ -1,0 +1,107 @@
+//! Jobs for other targets.
+
+use crate::context::Context;
+use crate::workspace::locked_version;
+use anyhow::{Result, ensure};
+use xshell::cmd;
+
+pub(super) fn systems(context: &Context) -> Result<()> {
+    for target in ["x86_64-pc-windows-gnu", "aarch64-apple-darwin"] {
+        if context.target(target) {
+            for package in ["background-tasks", "background-tasks-host", "background-tasks-runtimes"] {
+                cmd!(context.sh, "cargo check --quiet -p {package} --all-features --target {target}").run()?;
+            }
+            cmd!(context.sh, "cargo check --quiet -p background-tasks-host --no-default-features --target {target}").run()?;
+        }
+    }
+    if context.target("i686-unknown-linux-musl") {
+        cmd!(context.sh, "cargo test --quiet --lib --target i686-unknown-linux-musl").run()?;
+    }
+    Ok(())
+}
+
+pub(super) fn bare(context: &Context) -> Result<()> {
+    const BARE: &str = "critical-section,portable-atomic";
+    let sh = &context.sh;
+    for features in ["critical-section", BARE] {
+        cmd!(sh, "cargo test --quiet --no-default-features --features {features} --lib --test it").run()?;
+    }
+    // Without a lock there must be one clear error.
+    let output = cmd!(sh, "cargo check --no-default-features").ignore_status().output()?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(error.contains("needs the feature `std`, or `critical-section`"), "unclear error without a lock: {error}");
+
+    // The atomics of these targets have no 64 bits; those of the last two have no compare-and-swap.
+    let targets = [
+        ("thumbv7em-none-eabihf", ""),
+        ("thumbv7em-none-eabihf", BARE),
+        ("thumbv6m-none-eabi", BARE),
+        ("riscv32imc-unknown-none-elf", BARE),
+    ];
+    for (target, features) in targets {
+        if context.target(target) {
+            cmd!(sh, "cargo clippy --quiet --no-default-features --features {features} --target {target} -- -D warnings").run()?;
+            cmd!(sh, "cargo build --quiet --no-default-features --features {features} --target {target}").run()?;
+        }
+    }
+
+    let has_qemu = context.program("qemu-system-arm", "qemu-system-arm");
+    let _folder = sh.push_dir("examples/bare-metal");
+    let readme = sh.read_file("README.md")?;
+    let expected =
+        readme.split_once("```text\n").and_then(|(_, rest)| rest.split_once("```")).map_or("", |(text, _)| text).trim_end();
+    for target in ["thumbv7m-none-eabi", "thumbv6m-none-eabi"] {
+        if context.target(target) {
+            cmd!(sh, "cargo clippy --quiet --target {target} -- -D warnings").run()?;
+            cmd!(sh, "cargo build --quiet --target {target}").run()?;
+            if has_qemu {
+                let printed = cmd!(sh, "timeout 60 cargo run --quiet --target {target}").read()?;
+                ensure!(printed.trim_end() == expected, "on {target} the example prints:\n{printed}\nits README says:\n{expected}");
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn wasm(context: &Context) -> Result<()> {
+    const TARGET: &str = "wasm32-unknown-unknown";
+    let sh = &context.sh;
+    if !context.target(TARGET) {
+        return Ok(());
+    }
+    for features in ["", "wasm-bindgen-futures,serde,tracing,metrics"] {
+        cmd!(sh, "cargo clippy --quiet --target {TARGET} -p background-tasks --features {features} -- -D warnings").run()?;
+    }
+    cmd!(sh, "cargo clippy --quiet --target {TARGET} -p drafts --all-targets -- -D warnings").run()?;
+
+    // The programs must have the version of the library. Without TLS, which they do not need.
+    let version = locked_version(sh, "wasm-bindgen")?;
+    let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];
+    let Some(bin) = context.cargo_tool("wasm-bindgen-cli", &version, &arguments) else { return Ok(()) };
+    let _path = sh.push_env("PATH", context.path_with(&bin)?);
+    let _runner = sh.push_env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", "wasm-bindgen-test-runner");
+    if context.program("node", "nodejs") {
+        cmd!(sh, "timeout 300 cargo test --quiet -p drafts --target {TARGET}").run()?;
+    }
+    if !context.browser() {
+        return Ok(());
+    }
+    let driver = cmd!(sh, "which chromedriver").quiet().read()?;
+    let _driver = sh.push_env("CHROMEDRIVER", driver);
+    {
+        let _browser = sh.push_env("WASM_BINDGEN_USE_BROWSER", "1");
+        cmd!(sh, "timeout 300 cargo test --quiet -p drafts --target {TARGET}").run()?;
+        // A panic unwinds here.
+        if context.toolchain("nightly", "rust-src") {
+            let test = cmd!(
+                sh,
+                "timeout 600 rustup run nightly cargo test --quiet -Zbuild-std=std,panic_unwind -p drafts --target {TARGET}"
+            );
+            test.env("RUSTFLAGS", "-Cpanic=unwind").env("CARGO_TARGET_DIR", context.built("unwind")).run()?;
+        }
+    }
+    cmd!(sh, "cargo build --quiet -p drafts --target {TARGET}").run()?;
+    let built = context.built("wasm32-unknown-unknown/debug/drafts.wasm");
+    cmd!(sh, "wasm-bindgen --target web --no-typescript --out-dir examples/browser/pkg {built}").run()?;
+    Ok(cmd!(sh, "timeout 300 node --test examples/browser/tests/page.mjs").run()?)
+}

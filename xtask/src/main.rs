@@ -1,0 +1,99 @@
+//! Runs the checks of this repository. `HELP` describes the commands; `cargo xtask --list` prints the jobs.
+
+mod changes;
+mod context;
+mod jobs;
+mod tools;
+mod workspace;
+
+use crate::context::Context;
+use crate::jobs::{JOBS, Job, Tier};
+use anyhow::{Context as _, Result, bail};
+use std::process::ExitCode;
+use std::time::Instant;
+
+const HELP: &str = "\
+Runs the checks of this repository.
+
+    cargo xtask                    formatting, lints and tests of the packages that changed
+    cargo xtask JOB [ARGUMENTS]    one job
+    cargo xtask full               the jobs that every change must pass
+    cargo xtask nightly            the other jobs
+    cargo xtask ci                 `full`, and an eighth of `nightly`: another eighth after each commit
+    cargo xtask --list             the jobs, with their paths, tools and durations
+
+Changed means: different from the point where the branch left `main`, or uncommitted. On `main`: the last commit.
+
+Environment:
+    REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails
+    TURN=N                         the eighth of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
+
+A job installs what it needs (as root, on Debian) and prints `skipped: why` if that is not available.";
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut arguments: Vec<String>) -> Result<()> {
+    let command = if arguments.is_empty() { String::new() } else { arguments.remove(0) };
+    let mut context = Context::new(arguments)?;
+    match &*command {
+        "" => changes::check(&context),
+        "--help" | "-h" => {
+            println!("{HELP}");
+            Ok(())
+        }
+        "--list" => {
+            jobs::print_list();
+            Ok(())
+        }
+        "full" => run_all(&context, JOBS.iter().filter(|job| job.tier == Tier::Full)),
+        "nightly" => run_all(&context, JOBS.iter().filter(|job| matches!(job.tier, Tier::Nightly(_) | Tier::Sliced))),
+        "ci" => {
+            let turn = turn(&context)?;
+            println!("turn {turn} of 8");
+            context.slice = Some((turn, 8));
+            run_all(&context, JOBS.iter().filter(|job| job.tier.has_turn(turn)))
+        }
+        name => {
+            let job = JOBS.iter().find(|job| job.name == name);
+            let job = job.with_context(|| format!("there is no job `{name}`; `cargo xtask --list` prints them"))?;
+            run_all(&context, [job].into_iter())
+        }
+    }
+}
+
+/// Returns the eighth of the nightly jobs that this run takes.
+fn turn(context: &Context) -> Result<usize> {
+    let turn: usize = match std::env::var("TURN") {
+        Ok(turn) => turn.parse().context("TURN must be a number from 0 to 7")?,
+        Err(_) => xshell::cmd!(context.sh, "git rev-list --count HEAD").quiet().read()?.parse::<usize>()? % 8,
+    };
+    if turn > 7 {
+        bail!("TURN must be a number from 0 to 7");
+    }
+    Ok(turn)
+}
+
+/// Runs jobs one after the other until one fails. Prints how long each took, and what the tests skipped.
+fn run_all<'a>(context: &Context, jobs: impl Iterator<Item = &'a Job>) -> Result<()> {
+    let mut times = Vec::new();
+    for job in jobs {
+        println!("\n=== {}: {}", job.name, job.about);
+        let start = Instant::now();
+        (job.run)(context).with_context(|| format!("`cargo xtask {}` failed", job.name))?;
+        times.push((job.name, start.elapsed().as_secs()));
+    }
+    println!();
+    context.print_skips()?;
+    for (name, seconds) in &times {
+        println!("{name}: passed in {seconds} s");
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Installs what a job needs beyond the Rust toolchain, or notes that it is not available.
+
+use crate::context::Context;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use xshell::cmd;
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file() || folder.join(format!("{program}.exe")).is_file())
+}
+
+impl Context {
+    /// Returns whether Debian's `package` is installed, as `test` finds out. Tries to install it first if not.
+    fn debian(&self, package: &str, test: impl Fn() -> bool) -> bool {
+        if test() {
+            return true;
+        }
+        let _ = cmd!(self.sh, "apt-get update").quiet().ignore_stdout().ignore_stderr().run();
+        let _ = cmd!(self.sh, "apt-get install -y --no-install-recommends {package}").quiet().ignore_stdout().ignore_stderr().run();
+        let is_available = test();
+        if !is_available {
+            self.skip(&format!("Debian's package {package} is not available"));
+        }
+        is_available
+    }
+
+    /// Returns whether `program` of Debian's `package` is available. Tries to install it.
+    pub(crate) fn program(&self, program: &str, package: &str) -> bool {
+        self.debian(package, || is_installed(program))
+    }
+
+    /// Returns whether a Postgres server can be started. Tries to install it.
+    pub(crate) fn postgres(&self) -> bool {
+        let servers = || {
+            let versions = Path::new("/usr/lib/postgresql").read_dir().into_iter().flatten().flatten();
+            is_installed("postgres") || versions.into_iter().any(|version| version.path().join("bin/postgres").is_file())
+        };
+        self.debian("postgresql", servers)
+    }
+
+    /// Returns whether Node, Chromium and its driver are available. Tries to install them.
+    pub(crate) fn browser(&self) -> bool {
+        let programs = [("node", "nodejs"), ("chromium", "chromium"), ("chromedriver", "chromium-driver")];
+        programs.iter().all(|(program, package)| self.program(program, package))
+    }
+
+    /// Returns whether the standard library of `target` is available. Tries to install it.
+    pub(crate) fn target(&self, target: &str) -> bool {
+        let is_available = cmd!(self.sh, "rustup target add {target}").quiet().ignore_stderr().run().is_ok();
+        if !is_available {
+            self.skip(&format!("the target {target} is not available"));
+        }
+        is_available
+    }
+
+    /// Returns whether the toolchain is available, with these components. Tries to install it.
+    pub(crate) fn toolchain(&self, toolchain: &str, components: &str) -> bool {
+        let components = if components.is_empty() { vec![] } else { vec!["--component", components] };
+        let install = cmd!(self.sh, "rustup toolchain install {toolchain} --profile minimal --no-self-update {components...}");
+        let is_available = install.quiet().ignore_stderr().ignore_stdout().run().is_ok();
+        if !is_available {
+            self.skip(&format!("the toolchain {toolchain} is not available"));
+        }
+        is_available
+    }
+
+    /// Returns the folder with the programs of a crate, which is built once for each version, without optimisation.
+    pub(crate) fn cargo_tool(&self, name: &str, version: &str, arguments: &[&str]) -> Option<PathBuf> {
+        let root = self.built(&format!("tools/{name}-{version}"));
+        let bin = root.join("bin");
+        if bin.is_dir() {
+            return Some(bin);
+        }
+        let build = self.built("tools/build");
+        let install =
+            cmd!(self.sh, "cargo install --quiet --locked {name} --version {version} --root {root} --debug {arguments...}");
+        let is_installed = install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok();
+        let _ = std::fs::remove_dir_all(&build);
+        if !is_installed {
+            self.skip(&format!("{name} {version} is not available"));
+            return None;
+        }
+        Some(bin)
+    }
+
+    /// Returns `PATH` with `folder` in front.
+    #[expect(clippy::unused_self, reason = "reads like the other tools")]
+    pub(crate) fn path_with(&self, folder: &Path) -> Result<std::ffi::OsString> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Ok(std::env::join_paths([folder.to_owned()].into_iter().chain(std::env::split_paths(&path)))?)
+    }
+}
