@@ -1,0 +1,95 @@
+//! A thread aborts a task while another thread polls the task.
+
+use crate::common::{check, manual_builder, race, spawn_on_shard};
+use core::future::pending;
+use std::sync::Arc;
+
+/// S3, S5: A task that finishes in the poll is counted once, as completed or as aborted, and the registry drains.
+#[test]
+fn finishing_task_is_counted_once() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let registry = Arc::new(manual_builder().inspect().build());
+            registry.run(async {});
+            let mut task = registry.spawner().take();
+            let aborter = registry.clone();
+            let (aborted, polled) = race(swapped, move || aborter.abort().aborted, move || task.poll());
+            assert!(polled.is_ready());
+            assert!(registry.tasks().is_empty());
+            assert_eq!(registry.abort().aborted, 0);
+            let summary = registry.shutdown().wait();
+            assert!(summary.aborted <= aborted as u64);
+            assert_eq!((summary.completed + summary.aborted, summary.abandoned), (1, 0));
+        });
+    }
+}
+
+/// L3: A task that is first parked by this poll is woken.
+#[test]
+fn parking_task_is_woken() {
+    abort_races_park(false);
+}
+
+/// L3: A parked task that is polled with another waker is woken through the new waker.
+#[test]
+fn repolled_task_wakes_latest_waker() {
+    abort_races_park(true);
+}
+
+fn abort_races_park(already_parked: bool) {
+    for swapped in [false, true] {
+        check(1, move || {
+            let registry = Arc::new(manual_builder().inspect().build());
+            registry.run(pending::<()>());
+            let mut task = registry.spawner().take();
+            if already_parked {
+                assert!(task.poll().is_pending());
+            }
+            let aborter = registry.clone();
+            let abort = move || assert_eq!(aborter.abort().aborted, 1);
+            let poll = move || {
+                let polled = task.poll_with_new_waker();
+                (task, polled)
+            };
+            let ((), (task, polled)) = race(swapped, abort, poll);
+            task.finish(polled);
+            assert_eq!(registry.shutdown().wait().aborted, 1);
+        });
+    }
+}
+
+/// L3: A task that two threads abort while it parks is woken, and is counted as aborted once.
+#[test]
+fn parking_task_aborted_by_two_threads_is_woken() {
+    two_aborts_race_park(false);
+}
+
+/// L3: The same holds for a parked task that is polled with another waker.
+#[test]
+fn repolled_task_aborted_by_two_threads_wakes_latest_waker() {
+    two_aborts_race_park(true);
+}
+
+fn two_aborts_race_park(already_parked: bool) {
+    check(1, move || {
+        let registry = Arc::new(manual_builder().inspect().build());
+        registry.run(pending::<()>());
+        let mut task = registry.spawner().take();
+        if already_parked {
+            assert!(task.poll().is_pending());
+        }
+        let worker = spawn_on_shard(0, move || {
+            let polled = task.poll_with_new_waker();
+            (task, polled)
+        });
+        let other = spawn_on_shard(0, {
+            let registry = registry.clone();
+            move || registry.abort()
+        });
+        registry.abort();
+        other.join().unwrap();
+        let (task, polled) = worker.join().unwrap();
+        task.finish(polled);
+        assert_eq!(registry.shutdown().wait().aborted, 1);
+    });
+}

@@ -1,0 +1,53 @@
+//! Shutdown closes the gates of one or two shards while other threads enter them.
+
+use crate::common::{Registry, check, counts, spawn_on_shard};
+use std::sync::Arc;
+
+/// S3, S4, S5: Each entry is accepted and delays the drain, or is rejected and counted. Here each thread uses its own shard.
+#[test]
+fn entries_on_two_shards_are_accepted_or_rejected() {
+    close_races_two_entries([0, 1]);
+}
+
+/// S3, S4, S5: The same holds for two threads that share a shard.
+#[test]
+fn entries_on_one_shard_are_accepted_or_rejected() {
+    close_races_two_entries([0, 0]);
+}
+
+fn close_races_two_entries(shards: [usize; 2]) {
+    check(1 + shards[1], move || {
+        let registry = Arc::new(Registry::new(()));
+        let entrants = shards.map(|shard| {
+            let registry = registry.clone();
+            spawn_on_shard(shard, move || {
+                let guard = registry.guard();
+                assert!(guard.is_err() || !registry.is_drained());
+                u64::from(guard.is_ok())
+            })
+        });
+        registry.shutdown();
+        let accepted: u64 = entrants.into_iter().map(|entrant| entrant.join().unwrap()).sum();
+        assert!(registry.is_drained());
+        assert!(registry.guard().is_err());
+        assert_eq!(counts(registry.summary()), [accepted, 0, 0, 3 - accepted]);
+    });
+}
+
+/// S4: While a task is in flight on any shard, every entry is accepted, also by a thread whose own shard has drained.
+#[test]
+fn entry_on_drained_shard_is_accepted_while_another_shard_is_busy() {
+    check(2, || {
+        let registry = Arc::new(Registry::new(()));
+        let guard = registry.guard().unwrap();
+        let entrant = spawn_on_shard(1, {
+            let registry = registry.clone();
+            move || drop(registry.guard().unwrap())
+        });
+        registry.shutdown();
+        entrant.join().unwrap();
+        assert!(!registry.is_drained());
+        drop(guard);
+        assert_eq!(counts(registry.shutdown().wait()), [2, 0, 0, 0]);
+    });
+}

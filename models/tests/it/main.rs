@@ -1,0 +1,19 @@
+//! The loom models: one module for each race.
+
+mod common;
+
+mod abort_races_poll;
+mod accepted_count_wraps;
+mod close_races_enter;
+mod concurrent_shutdowns;
+mod concurrent_waiters;
+mod drained_shows_effects;
+mod last_handle_dropped;
+mod last_leave_races_enter;
+mod last_leave_races_listen;
+mod permit_races_waiter;
+mod reported_before_drained;
+mod slot_reuse;
+mod state_reuse;
+mod trigger_races_poll;
+mod wait_idle;

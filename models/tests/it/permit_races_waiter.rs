@@ -1,0 +1,224 @@
+//! A permit below the limit is released while other threads wait for it, try to take it, or stop waiting.
+
+use background_tasks::{Guard, RejectReason};
+use crate::common::{ManualSpawner, Polled, check, manual_builder, race, spawn_on_shard};
+use core::future::{Future, ready};
+use core::task::Poll;
+use loom::thread::JoinHandle;
+use std::sync::Arc;
+
+type Registry = background_tasks::Registry<ManualSpawner>;
+
+/// Returns a registry with a limit of one, and the guard that holds its only permit.
+fn full_registry() -> (Arc<Registry>, Guard) {
+    let (registry, [guard]) = full_registry_of();
+    (registry, guard)
+}
+
+/// Returns a registry with a limit of `N`, and guards that hold all permits.
+fn full_registry_of<const N: usize>() -> (Arc<Registry>, [Guard; N]) {
+    let registry = manual_builder().max_in_flight(N).build();
+    let guards = [(); N].map(|()| registry.guard().unwrap());
+    (Arc::new(registry), guards)
+}
+
+/// Returns a future that waits for a permit. It resolves to whether its task was started.
+fn waiter(registry: &Arc<Registry>) -> Polled<impl Future<Output = bool> + use<>> {
+    let registry = registry.clone();
+    Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
+}
+
+fn spawn_poll<F: Future + 'static>(mut future: Polled<F>) -> JoinHandle<(Polled<F>, Poll<F::Output>)> {
+    spawn_on_shard(0, move || {
+        let polled = future.poll();
+        (future, polled)
+    })
+}
+
+/// L4: A new waiter takes the permit, or is woken when the permit is released.
+#[test]
+fn new_waiter_enters_or_is_woken() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, guard) = full_registry();
+            let mut waiter = waiter(&registry);
+            let poll = move || {
+                let polled = waiter.poll();
+                (waiter, polled)
+            };
+            let ((waiter, polled), ()) = race(swapped, poll, move || drop(guard));
+            assert!(waiter.finish(polled));
+            assert_eq!(registry.in_flight(), 1);
+        });
+    }
+}
+
+/// L4: A queued waiter that is polled again with another waker is woken through the new waker.
+#[test]
+fn repolled_waiter_wakes_latest_waker() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let mut waiter = waiter(&registry);
+        assert!(waiter.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let polled = waiter.poll_with_new_waker();
+        leaver.join().unwrap();
+        assert!(waiter.finish(polled));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4: A waiter that is dropped passes its permit on to the next waiter.
+#[test]
+fn dropped_waiter_passes_permit_to_next() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let [mut dropped, mut next] = [(); 2].map(|()| waiter(&registry));
+        assert!(dropped.poll().is_pending());
+        assert!(next.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        drop(dropped);
+        leaver.join().unwrap();
+        assert!(next.finish(Poll::Pending));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4: The permit reaches a waiter that joins the queue while the waiter before it is dropped.
+#[test]
+fn new_waiter_is_woken_as_another_is_dropped() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let mut dropped = waiter(&registry);
+        assert!(dropped.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let dropper = spawn_on_shard(0, move || drop(dropped));
+        let mut next = waiter(&registry);
+        let polled = next.poll();
+        leaver.join().unwrap();
+        dropper.join().unwrap();
+        assert!(next.finish(polled));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4: A new waiter queues behind the first waiter, and is still woken after the first waiter has entered.
+#[test]
+fn new_waiter_queues_as_first_waiter_enters() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let mut first = waiter(&registry);
+        assert!(first.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let first = spawn_poll(first);
+        let mut second = waiter(&registry);
+        let polled = second.poll();
+        assert!(polled.is_pending());
+        leaver.join().unwrap();
+        let (first, polled_first) = first.join().unwrap();
+        assert!(first.finish(polled_first));
+        assert_eq!(registry.in_flight(), 1);
+        drop(registry.spawner().take());
+        assert!(second.finish(polled));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4: A released permit wakes a waiter although another task stays in flight.
+#[test]
+fn one_of_two_leaves_wakes_waiter() {
+    check(1, || {
+        let (registry, [leaves, _stays]) = full_registry_of();
+        let leaver = spawn_on_shard(0, move || drop(leaves));
+        let mut waiter = waiter(&registry);
+        let polled = waiter.poll();
+        leaver.join().unwrap();
+        assert!(waiter.finish(polled));
+        assert_eq!(registry.in_flight(), 2);
+    });
+}
+
+/// L4: Two released permits wake two waiters.
+#[test]
+fn two_leaves_wake_two_waiters() {
+    check(1, || {
+        let (registry, guards) = full_registry_of::<2>();
+        let mut waiters = [(); 2].map(|()| waiter(&registry));
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+        let [one, other] = guards;
+        let leaver = spawn_on_shard(0, move || drop(one));
+        drop(other);
+        leaver.join().unwrap();
+        assert!(waiters.into_iter().all(|waiter| waiter.finish(Poll::Pending)));
+        assert_eq!(registry.in_flight(), 2);
+    });
+}
+
+/// S10: Of two threads that try to take the released permit, at most one succeeds.
+#[test]
+fn two_tries_never_exceed_limit() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let other = spawn_on_shard(0, {
+            let registry = registry.clone();
+            move || registry.guard()
+        });
+        let guards = [registry.guard(), other.join().unwrap()];
+        assert!(guards.iter().filter(|guard| guard.is_ok()).count() <= 1);
+        leaver.join().unwrap();
+        assert!(registry.in_flight() <= 1);
+    });
+}
+
+/// S10: A thread that tries to take a permit does not overtake a queued waiter.
+#[test]
+fn try_never_overtakes_queued_waiter() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let mut waiter = waiter(&registry);
+        assert!(waiter.poll().is_pending());
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let rejected = registry.guard().unwrap_err();
+        assert_eq!(rejected.reason(), RejectReason::Full);
+        leaver.join().unwrap();
+        assert!(waiter.finish(Poll::Pending));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4, S10: A new waiter gets the permit at the latest when the thread that tries to take it has released it.
+#[test]
+fn new_waiter_is_woken_as_another_thread_tries() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let trier = spawn_on_shard(0, {
+            let registry = registry.clone();
+            move || drop(registry.guard())
+        });
+        let mut waiter = waiter(&registry);
+        let polled = waiter.poll();
+        leaver.join().unwrap();
+        trier.join().unwrap();
+        assert!(waiter.finish(polled));
+        assert_eq!(registry.in_flight(), 1);
+    });
+}
+
+/// L4, S4: Shutdown rejects the queued waiter and the new waiter, each once.
+#[test]
+fn shutdown_rejects_queued_and_new_waiter_once() {
+    check(1, || {
+        let (registry, guard) = full_registry();
+        let mut queued = waiter(&registry);
+        assert!(queued.poll().is_pending());
+        let new = spawn_poll(waiter(&registry));
+        let shutdown = registry.shutdown();
+        let (new, polled) = new.join().unwrap();
+        assert!(!new.finish(polled));
+        assert!(!queued.finish(Poll::Pending));
+        drop(guard);
+        assert_eq!(shutdown.wait().rejected, 2);
+    });
+}

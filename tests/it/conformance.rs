@@ -1,0 +1,207 @@
+//! Runs the conformance suite on each spawner that the crate provides.
+use async_executor::{Executor, LocalExecutor, StaticExecutor};
+use background_tasks::{
+    AsyncStdSpawner, BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, FuturesSpawner, InSpan, SmolSpawner,
+    Spawner, ThreadsSpawner, TokioSpawner, conformance,
+};
+use futures_executor::{LocalPool, ThreadPool};
+use futures_lite::future::block_on;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+fn multi_thread_runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).build().unwrap()
+}
+
+fn current_thread_runtime() -> Runtime {
+    Builder::new_current_thread().build().unwrap()
+}
+
+/// `TokioSpawner` for use outside a runtime: enters the runtime before each spawn.
+struct EnteringSpawner(Handle);
+
+impl Spawner for EnteringSpawner {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        let _context = self.0.enter();
+        TokioSpawner.spawn(task);
+    }
+}
+
+impl BlockingSpawner for EnteringSpawner {
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        let _context = self.0.enter();
+        TokioSpawner.spawn_blocking(work);
+    }
+}
+
+/// Drives an executor on a thread. The destructor drops the stop handle, then joins the thread.
+struct Driver<T>(Option<(T, thread::JoinHandle<()>)>);
+
+impl<T> Driver<T> {
+    fn new(stop: T, work: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some((stop, thread::spawn(work))))
+    }
+}
+
+impl<T> Drop for Driver<T> {
+    fn drop(&mut self) {
+        let (stop, thread) = self.0.take().unwrap();
+        drop(stop);
+        thread.join().expect("the executor's thread must not panic");
+    }
+}
+
+#[test]
+fn tokio_handle_conforms() {
+    conformance::executor(|| {
+        let runtime = multi_thread_runtime();
+        (runtime.handle().clone(), runtime)
+    });
+    let runtime = multi_thread_runtime();
+    let handle = runtime.handle().clone();
+    conformance::blocking_spawner(move || handle.clone());
+}
+
+#[test]
+fn current_thread_tokio_handle_conforms() {
+    conformance::executor(|| {
+        let runtime = current_thread_runtime();
+        let (stop, stopped) = oneshot::channel::<()>();
+        (runtime.handle().clone(), Driver::new(stop, move || drop(runtime.block_on(stopped))))
+    });
+}
+
+#[test]
+fn tokio_spawner_conforms() {
+    conformance::executor(|| {
+        let runtime = multi_thread_runtime();
+        (EnteringSpawner(runtime.handle().clone()), runtime)
+    });
+    let runtime = multi_thread_runtime();
+    let handle = runtime.handle().clone();
+    conformance::blocking_spawner(move || EnteringSpawner(handle.clone()));
+}
+
+#[test]
+fn tokio_spawner_in_a_local_set_conforms() {
+    conformance::local_spawner(|| {
+        let runtime = current_thread_runtime();
+        (TokioSpawner, move |main| LocalSet::new().block_on(&runtime, main))
+    });
+}
+
+#[test]
+fn tokio_local_set_conforms() {
+    conformance::local_spawner(|| {
+        let set = Rc::new(LocalSet::new());
+        (set.clone(), move |main| set.block_on(&current_thread_runtime(), main))
+    });
+}
+
+#[test]
+fn smol_spawner_conforms() {
+    conformance::spawner(|| SmolSpawner);
+    conformance::blocking_spawner(|| SmolSpawner);
+}
+
+#[test]
+fn async_std_spawner_conforms() {
+    conformance::spawner(|| AsyncStdSpawner);
+    conformance::blocking_spawner(|| AsyncStdSpawner);
+}
+
+#[test]
+fn async_executor_conforms() {
+    conformance::executor(|| {
+        let executor = Arc::new(Executor::new());
+        let background = executor.clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        (executor, Driver::new(stop, move || drop(block_on(background.run(stopped)))))
+    });
+}
+
+#[test]
+fn local_executor_conforms() {
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        (executor.clone(), move |main| block_on(executor.run(main)))
+    });
+}
+
+/// Uses `conformance::spawner`, not `conformance::executor`, because a static executor is never dropped.
+#[test]
+fn static_executor_conforms() {
+    static EXECUTOR: StaticExecutor = StaticExecutor::new();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let _driver = Driver::new(stop, || drop(block_on(EXECUTOR.run(stopped))));
+    conformance::spawner(|| &EXECUTOR);
+}
+
+#[test]
+fn static_local_executor_conforms() {
+    let executor = LocalExecutor::new().leak();
+    block_on(executor.run(conformance::local_tasks(executor)));
+}
+
+#[test]
+fn threads_spawner_conforms() {
+    conformance::executor(|| {
+        let threads = ThreadsSpawner::new(2).unwrap();
+        (threads.clone(), threads)
+    });
+}
+
+/// Uses `conformance::spawner`, not `conformance::executor`, because a dropped `ThreadPool` keeps each task whose waker is still alive.
+#[test]
+fn futures_thread_pool_conforms() {
+    conformance::spawner(|| FuturesSpawner(ThreadPool::builder().pool_size(2).create().unwrap()));
+}
+
+#[test]
+fn futures_local_pool_conforms() {
+    conformance::local_spawner(|| {
+        let mut pool = LocalPool::new();
+        (FuturesSpawner(pool.spawner()), move |main| pool.run_until(main))
+    });
+}
+
+#[test]
+fn dyn_spawners_conform() {
+    conformance::executor(|| {
+        let threads = ThreadsSpawner::new(2).unwrap();
+        (DynSpawner::new(threads.clone()), threads)
+    });
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        (DynLocalSpawner::new(executor.clone()), move |main| block_on(executor.run(main)))
+    });
+    conformance::blocking_spawner(|| DynBlockingSpawner::new(SmolSpawner));
+}
+
+#[test]
+fn dyn_spawners_from_closures_conform() {
+    conformance::spawner(|| DynSpawner::from_fn(|task| smol::spawn(task).detach()));
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        let target = executor.clone();
+        (DynLocalSpawner::from_fn(move |task| target.spawn(task).detach()), move |main| block_on(executor.run(main)))
+    });
+    conformance::blocking_spawner(|| DynBlockingSpawner::from_fn(|work| drop(thread::spawn(work))));
+}
+
+#[test]
+fn in_span_conforms() {
+    conformance::executor(|| {
+        let threads = ThreadsSpawner::new(2).unwrap();
+        (InSpan(threads.clone()), threads)
+    });
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        (InSpan(executor.clone()), move |main| block_on(executor.run(main)))
+    });
+    conformance::blocking_spawner(|| InSpan(SmolSpawner));
+}

@@ -1,0 +1,58 @@
+//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` has an allocator of its own.
+
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[macro_use]
+mod common;
+
+mod auto_traits;
+#[cfg(any(feature = "std", feature = "critical-section"))]
+mod bare;
+#[cfg(all(
+    feature = "conformance",
+    feature = "tokio",
+    feature = "smol",
+    feature = "async-std",
+    feature = "async-executor",
+    feature = "futures",
+    feature = "tracing"
+))]
+mod conformance;
+mod documentation;
+mod layout;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "metrics"))]
+mod metrics;
+mod public_api;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "serde"))]
+mod serde;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-executor", feature = "tracing"))]
+mod spawner_composition;
+mod statics;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "tracing"))]
+mod tracing;
+
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod abort;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod drain;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod inspect;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod limit;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod observer;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod outcomes;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod property;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod release_order;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod shutdown_policy;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod shutdown_signal;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod soak;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod spawners;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod stress;

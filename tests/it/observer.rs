@@ -1,0 +1,415 @@
+//! S2, S6, S7, S8: observers receive each loss once, before the in-flight count drops
+//! and under no lock. A panic of an observer harms no task.
+use crate::common::{HANG, Manual, Owns, PanicDrop, poll_once};
+use background_tasks::{BlockingSpawner, LocalSpawner, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo};
+use std::fmt;
+use std::future::{pending, ready};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// Records each event as one line of text.
+#[derive(Default)]
+struct EventLog(Mutex<Vec<String>>);
+
+impl EventLog {
+    fn write(&self, task: &TaskInfo, event: &str) {
+        self.0.lock().unwrap().push(format!("{} {event}", task.name().unwrap_or("-")));
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Observer for EventLog {
+    fn failed(&self, task: &TaskInfo, error: &str) {
+        self.write(task, &format!("failed: {error}"));
+    }
+
+    fn panicked(&self, task: &TaskInfo, message: &str) {
+        self.write(task, &format!("panicked: {message}"));
+    }
+
+    fn abandoned(&self, task: &TaskInfo) {
+        self.write(task, "abandoned");
+    }
+
+    fn aborted(&self, task: &TaskInfo) {
+        self.write(task, "aborted");
+    }
+
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
+        self.write(task, &format!("rejected: {reason:?}"));
+    }
+
+    fn shutdown_started(&self, in_flight: usize) {
+        self.0.lock().unwrap().push(format!("shutdown with {in_flight}"));
+    }
+
+    fn drained(&self, summary: &Summary, _: Duration) {
+        self.0.lock().unwrap().push(format!("drained: {summary}"));
+    }
+}
+
+fn logged<S>(spawner: S) -> (Arc<EventLog>, Registry<S>) {
+    let log = Arc::new(EventLog::default());
+    (log.clone(), Registry::builder(spawner).observer(log).build())
+}
+
+fn logged_manual() -> (Manual, Arc<EventLog>, Registry<Manual>) {
+    let spawner = Manual::default();
+    let (log, registry) = logged(spawner.clone());
+    (spawner, log, registry)
+}
+
+#[test]
+fn every_loss_is_reported_and_completion_is_not() {
+    let (spawner, log, registry) = logged_manual();
+    registry.named("good").run(async { Ok::<(), fmt::Error>(()) });
+    registry.run(async { Err("no such mailbox") });
+    registry.named("text").run(async { panic!("a text") });
+    registry.named("format").run(async { panic!("number {}", 7) });
+    registry.named("odd").run(async { panic_any(7) });
+    spawner.poll_all();
+    registry.named("left").run(pending::<()>());
+    drop(spawner.take());
+    assert_eq!(
+        log.take(),
+        [
+            "- failed: no such mailbox",
+            "text panicked: a text",
+            "format panicked: number 7",
+            "odd panicked: (a payload that is not a string)",
+            "left abandoned"
+        ]
+    );
+    let guard = registry.guard().unwrap();
+    registry.shutdown();
+    drop(guard);
+    registry.named("late").run(async {});
+    let events = log.take();
+    assert_eq!(
+        events,
+        [
+            "shutdown with 1",
+            "drained: 2 completed, 1 failed, 3 panicked, 1 abandoned, 0 aborted, 0 rejected",
+            "late rejected: Drained"
+        ]
+    );
+}
+
+#[test]
+fn destructor_panic_is_reported_once_as_panicked() {
+    let (spawner, log, registry) = logged_manual();
+    registry.named("done").run(Owns(PanicDrop, ready(())));
+    spawner.poll_all();
+    registry.named("left").run(Owns(PanicDrop, pending::<()>()));
+    drop(spawner.take());
+    let event = "panicked: intentional panic in a destructor";
+    assert_eq!(log.take(), [format!("done {event}"), format!("left {event}")]);
+    assert_eq!(registry.summary().panicked, 2);
+}
+
+#[test]
+fn losses_of_tracked_futures_and_guards_are_reported() {
+    let (_, log, registry) = logged_manual();
+    let mut tracked = Box::pin(registry.named("polled").track(async { panic!("intentional panic") }).unwrap());
+    catch_unwind(AssertUnwindSafe(|| poll_once(&mut tracked).map(|()| ()))).unwrap_err();
+    drop(registry.named("left").track(pending::<()>()).unwrap());
+    let guard = registry.named("held").guard().unwrap();
+    catch_unwind(AssertUnwindSafe(|| {
+        let _guard = guard;
+        panic!("intentional panic");
+    }))
+    .unwrap_err();
+    assert_eq!(log.take(), ["polled panicked: intentional panic", "left abandoned", "held panicked: dropped by a panic"]);
+}
+
+/// An error whose `Display` panics.
+struct PanicDisplay;
+
+impl fmt::Display for PanicDisplay {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("intentional panic in Display");
+    }
+}
+
+#[test]
+fn error_whose_display_panics_is_reported_as_failed() {
+    let (spawner, log, registry) = logged_manual();
+    registry.run(async { Err::<(), _>(PanicDisplay) });
+    spawner.poll_all();
+    assert_eq!(log.take(), ["- failed: (an error whose Display panicked)"]);
+    assert_eq!(registry.summary().failed, 1);
+}
+
+/// Records the call site of each rejection.
+struct CallSites(Mutex<Vec<&'static Location<'static>>>);
+
+impl Observer for CallSites {
+    fn rejected(&self, task: &TaskInfo, _: RejectReason) {
+        self.0.lock().unwrap().push(task.location());
+    }
+}
+
+/// A spawner that drops every task.
+#[derive(Clone)]
+struct DroppingSpawner;
+
+impl Spawner for DroppingSpawner {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, _: F) {}
+}
+
+impl LocalSpawner for DroppingSpawner {
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, _: F) {}
+}
+
+impl BlockingSpawner for DroppingSpawner {
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, _: F) {}
+}
+
+#[test]
+fn every_method_reports_the_call_site_of_its_caller() {
+    let sites = Arc::new(CallSites(Mutex::default()));
+    let registry = Registry::builder(DroppingSpawner).observer(sites.clone()).build();
+    registry.shutdown();
+    // The 19 calls must stay on consecutive lines.
+    let first = line!() + 1;
+    registry.run(async {});
+    registry.try_run(async {}).unwrap_err();
+    registry.run_local(async {});
+    registry.try_run_local(async {}).unwrap_err();
+    registry.run_blocking(|| {});
+    registry.try_run_blocking(|| {}).unwrap_err();
+    drop(registry.track(async {}).unwrap_err());
+    registry.guard().unwrap_err();
+    drop(poll_once(&mut registry.run_when_ready(async {})));
+    registry.named("n").run(async {});
+    registry.named("n").try_run(async {}).unwrap_err();
+    registry.named("n").run_local(async {});
+    registry.named("n").try_run_local(async {}).unwrap_err();
+    registry.named("n").run_blocking(|| {});
+    registry.named("n").try_run_blocking(|| {}).unwrap_err();
+    drop(registry.named("n").track(async {}).unwrap_err());
+    registry.named("n").guard().unwrap_err();
+    drop(poll_once(&mut registry.named("n").run_when_ready(async {})));
+    registry.critical().run(async {});
+    let sites = sites.0.lock().unwrap();
+    assert!(sites.iter().all(|site| site.file() == file!()));
+    assert!(sites.iter().map(|site| site.line()).eq(first..first + 19), "{sites:?}");
+}
+
+/// Blocks in each call until the test resumes it.
+struct BlockingObserver {
+    called: Sender<&'static str>,
+    resumed: Mutex<Receiver<()>>,
+}
+
+impl BlockingObserver {
+    fn block(&self, event: &'static str) {
+        self.called.send(event).unwrap();
+        self.resumed.lock().unwrap().recv_timeout(HANG).unwrap();
+    }
+}
+
+impl Observer for BlockingObserver {
+    fn failed(&self, _: &TaskInfo, _: &str) {
+        self.block("failed");
+    }
+
+    fn shutdown_started(&self, _: usize) {
+        self.block("shutdown started");
+    }
+
+    fn drained(&self, _: &Summary, _: Duration) {
+        self.block("drained");
+    }
+}
+
+#[test]
+fn count_and_drain_wait_for_observers() {
+    let ((called, calls), (resume, resumed)) = (channel(), channel());
+    let spawner = Manual::default();
+    let observer = BlockingObserver { called, resumed: Mutex::new(resumed) };
+    let registry = Registry::builder(spawner.clone()).observer(observer).build();
+    let expect_call = |event| assert_eq!(calls.recv_timeout(HANG).unwrap(), event);
+    thread::scope(|scope| {
+        registry.run(async { Err("intentional failure") });
+        let running = scope.spawn(|| spawner.poll_all());
+        expect_call("failed");
+        assert_eq!((registry.in_flight(), registry.summary().failed), (1, 1));
+        let shutdown = scope.spawn(|| registry.shutdown());
+        expect_call("shutdown started");
+        assert!(registry.is_shutting_down());
+        resume.send(()).unwrap();
+        resume.send(()).unwrap();
+        expect_call("drained");
+        assert_eq!((registry.in_flight(), registry.is_drained()), (0, false));
+        resume.send(()).unwrap();
+        running.join().unwrap();
+        assert_eq!(shutdown.join().unwrap().wait_timeout(HANG).unwrap().failed, 1);
+    });
+    assert!(registry.is_drained());
+}
+
+/// An observer whose methods and destructor panic.
+struct PanicObserver;
+
+impl Observer for PanicObserver {
+    fn failed(&self, _: &TaskInfo, _: &str) {
+        panic!("intentional panic in an observer");
+    }
+
+    fn panicked(&self, _: &TaskInfo, _: &str) {
+        panic!("intentional panic in an observer");
+    }
+
+    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
+        panic!("intentional panic in an observer");
+    }
+
+    fn shutdown_started(&self, _: usize) {
+        panic!("intentional panic in an observer");
+    }
+
+    fn drained(&self, _: &Summary, _: Duration) {
+        panic!("intentional panic in an observer");
+    }
+}
+
+#[test]
+fn observer_panic_during_unwinding_does_not_abort_the_process() {
+    let registry = Registry::builder(()).observer(PanicObserver).build();
+    let guard = registry.guard().unwrap();
+    catch_unwind(AssertUnwindSafe(|| {
+        let _guard = guard;
+        panic!("intentional panic");
+    }))
+    .unwrap_err();
+    assert_eq!((registry.in_flight(), registry.summary().panicked), (0, 1));
+}
+
+impl Drop for PanicObserver {
+    fn drop(&mut self) {
+        panic!("intentional panic in an observer's destructor");
+    }
+}
+
+fn observer_panic_affects_no_task_and_no_other_observer<S: Spawner + Clone>(registry: &Registry<S>) {
+    let log = Arc::new(EventLog::default());
+    let observed =
+        Registry::builder(registry.spawner().clone()).observer(PanicObserver).observer(PanicObserver).observer(log.clone()).build();
+    observed.run(async { Err("intentional failure") });
+    let summary = observed.shutdown().wait_timeout(HANG).unwrap();
+    assert_eq!((summary.failed, summary.panicked), (1, 0));
+    observed.run(async {});
+    drop(observed);
+    let events = log.take();
+    assert!(
+        events.contains(&"- failed: intentional failure".to_owned()),
+        "the third observer must receive the failure: {events:?}"
+    );
+    assert_eq!(events.len(), 4);
+}
+
+/// Calls a function of the test at each failure.
+struct OnFailure<F>(F);
+
+impl<F: Fn() + Send + Sync + 'static> Observer for OnFailure<F> {
+    fn failed(&self, _: &TaskInfo, _: &str) {
+        (self.0)();
+    }
+}
+
+#[test]
+fn observer_may_use_its_registry() {
+    let spawner = Manual::default();
+    let slot: Arc<Mutex<Option<Registry<Manual>>>> = Arc::default();
+    let observer_slot = slot.clone();
+    let observer = OnFailure(move || {
+        let registry = observer_slot.lock().unwrap().take().unwrap();
+        registry.named("follow-up").run(async {});
+        registry.tasks();
+        registry.abort();
+        drop(registry.shutdown());
+    });
+    let registry = Registry::builder(spawner.clone()).observer(observer).inspect().build();
+    *slot.lock().unwrap() = Some(registry.clone());
+    registry.run(async { Err("intentional failure") });
+    spawner.poll_all();
+    let shutdown = registry.shutdown();
+    drop(registry);
+    spawner.poll_all();
+    let summary = shutdown.wait_timeout(HANG).unwrap();
+    assert_eq!((summary.failed, summary.aborted), (1, 1), "the observer's abort must end the task that the observer started");
+}
+
+/// Starts a task at each rejection. The registry is full, so it rejects that task too.
+struct RunOnRejection(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
+
+impl Observer for RunOnRejection {
+    fn rejected(&self, _: &TaskInfo, reason: RejectReason) {
+        self.1.send(reason).unwrap();
+        let registry = self.0.lock().unwrap().clone().unwrap();
+        registry.run(async { unreachable!("the registry is full") });
+    }
+}
+
+#[test]
+fn rejection_caused_by_an_observer_is_counted_but_not_reported() {
+    let (reported, reports) = channel();
+    let observer = Arc::new(RunOnRejection(Mutex::default(), reported));
+    let registry = Registry::builder(Manual::default()).observer(observer.clone()).max_in_flight(1).build();
+    *observer.0.lock().unwrap() = Some(registry.clone());
+    registry.run(pending::<()>());
+    for rejected in [2, 4] {
+        registry.run(async {});
+        assert_eq!(registry.summary().rejected, rejected);
+    }
+    *observer.0.lock().unwrap() = None;
+    assert_eq!(reports.try_iter().count(), 2);
+}
+
+#[test]
+fn observers_are_dropped_with_their_registry_and_not_inherited() {
+    let (spawner, log, registry) = logged_manual();
+    drop(registry.shutdown());
+    drop(registry);
+    assert_eq!(Arc::strong_count(&log), 1);
+    log.take();
+    for _ in 0..100 {
+        let unobserved = Registry::new(spawner.clone());
+        unobserved.run(async { Err("intentional failure") });
+        spawner.poll_all();
+    }
+    assert_eq!(log.take(), [""; 0]);
+}
+
+#[test]
+fn shutdown_started_by_many_threads_is_reported_once() {
+    let (_, log, registry) = logged_manual();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| registry.shutdown().wait_timeout(HANG).unwrap());
+        }
+    });
+    let events = log.take();
+    assert_eq!(events, ["shutdown with 0", "drained: 0 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected"]);
+}
+
+fn losses_are_reported<S: Spawner + Clone>(registry: &Registry<S>) {
+    let (log, observed) = logged(registry.spawner().clone());
+    observed.named("bad").run(async { Err("intentional failure") });
+    observed.named("worse").run(async { panic!("intentional panic") });
+    observed.named("good").run(async {});
+    observed.shutdown().wait_timeout(HANG).unwrap();
+    let mut events = log.take();
+    events.retain(|line| line.starts_with(['b', 'w', 'g']));
+    events.sort();
+    assert_eq!(events, ["bad failed: intentional failure", "worse panicked: intentional panic"]);
+}
+
+on_every_runtime!(observer_panic_affects_no_task_and_no_other_observer, losses_are_reported);

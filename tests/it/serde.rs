@@ -1,0 +1,154 @@
+//! Tasks, stragglers, summaries and their parts serialize to the documented JSON.
+use crate::common::{Manual, inspected};
+use background_tasks::{Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind};
+use serde_json::{Value, json, to_value};
+use std::future::{Future, pending, ready};
+use std::panic::Location;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Starts a task and returns its call site as JSON shows it. The call site is the caller of this function.
+#[track_caller]
+fn run<F>(registry: &Registry<Manual>, name: &'static str, future: F) -> String
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    registry.named(name).run(future);
+    Location::caller().to_string()
+}
+
+/// Like [`run`], for an unnamed task that fails.
+#[track_caller]
+fn run_failing(registry: &Registry<Manual>) -> String {
+    registry.run(ready(Err("intentional failure")));
+    Location::caller().to_string()
+}
+
+/// Removes and returns the fields of a task that differ from run to run: a valid ID, and an age in seconds.
+#[track_caller]
+fn take_id_and_age(task: &mut Value) -> (TaskId, f64) {
+    let fields = task.as_object_mut().unwrap();
+    let id = fields.remove("id").expect("an inspected task has an ID");
+    let age = fields.remove("age_seconds").expect("an inspected task has an age");
+    let age = age.as_f64().expect("an age is a number");
+    assert!((0.0..60.0).contains(&age), "{age}");
+    (id.as_str().expect("an ID is a string").parse().unwrap(), age)
+}
+
+#[test]
+fn task_list_serializes_every_known_field() {
+    let (_manual, registry) = inspected();
+    let site = run(&registry, "mail", pending());
+    let line = line!() - 1;
+    assert!(site.starts_with(&format!("{}:{line}:", file!())), "a call site is file, line and column: {site}");
+    let (tracked, guard) = (registry.track(pending::<()>()).unwrap(), registry.guard().unwrap());
+
+    let mut tasks = registry.tasks();
+    // Tasks that start at the same timestamp are listed in any order.
+    tasks.sort_by_key(|task| task.kind().map(|kind| kind.to_string()));
+    let Value::Array(mut serialized) = to_value(&tasks).unwrap() else { panic!("a task list serializes to an array") };
+    for (serialized, task) in serialized.iter_mut().zip(&tasks) {
+        let (id, age) = take_id_and_age(serialized);
+        assert_eq!(Some(id), task.id());
+        assert!((age - task.age().unwrap().as_secs_f64()).abs() < 1e-5, "ages are exact to the microsecond");
+        let fields = serialized.as_object_mut().unwrap();
+        assert_eq!(fields.remove("location"), Some(task.location().to_string().into()));
+    }
+    let expected = [
+        json!({ "name": "mail", "kind": "future" }),
+        json!({ "name": null, "kind": "guard" }),
+        json!({ "name": null, "kind": "tracked" }),
+    ];
+    assert_eq!(serialized, expected);
+    assert_eq!(tasks[0].location().to_string(), site);
+    drop((tracked, guard));
+}
+
+#[test]
+fn serialized_id_parses_and_aborts_its_task() {
+    let (manual, registry) = inspected();
+    run(&registry, "mail", pending());
+    let serialized = to_value(registry.tasks()[0].id()).unwrap();
+    let text = serialized.as_str().unwrap();
+    let (slot, generation) = text.split_once('-').unwrap();
+    assert!([slot, generation].iter().all(|number| number.parse::<u32>().is_ok()), "an ID is two numbers and a hyphen: {text}");
+    registry.abort_task(text.parse().unwrap()).unwrap();
+    manual.poll_all();
+    assert_eq!(registry.summary().aborted, 1);
+}
+
+#[test]
+fn abort_requested_is_serialized_only_after_an_abort() {
+    let (_manual, registry) = inspected();
+    run(&registry, "mail", pending());
+    let abort_requested = || to_value(registry.tasks()).unwrap()[0].get("abort_requested").cloned();
+    assert_eq!(abort_requested(), None);
+    let report = registry.abort();
+    assert_eq!(abort_requested(), Some(true.into()));
+    assert_eq!(to_value(report).unwrap(), json!({ "aborted": 1, "not_abortable": 0 }));
+}
+
+/// Records failures and rejections as JSON.
+#[derive(Default)]
+struct JsonRecorder(Mutex<Vec<Value>>);
+
+impl Observer for JsonRecorder {
+    fn failed(&self, task: &TaskInfo, _: &str) {
+        self.0.lock().unwrap().push(to_value(task).unwrap());
+    }
+
+    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
+        self.0.lock().unwrap().push(json!([task, reason]));
+    }
+}
+
+#[test]
+fn unknown_fields_of_a_task_are_omitted() {
+    let (manual, recorder) = (Manual::default(), Arc::new(JsonRecorder::default()));
+    let registry = Registry::builder(manual.clone()).observer(recorder.clone()).build();
+    let failed = run_failing(&registry);
+    manual.poll_all();
+    registry.shutdown();
+    let rejected = run(&registry, "mail", pending());
+    let expected = [json!({ "name": null, "location": failed }), json!([{ "name": "mail", "location": rejected }, "drained"])];
+    assert_eq!(*recorder.0.lock().unwrap(), expected);
+}
+
+#[test]
+fn stragglers_serialize_their_number_summary_and_tasks() {
+    let (manual, registry) = inspected();
+    registry.run(async {});
+    manual.poll_all();
+    let site = run(&registry, "mail", pending());
+    let mut serialized = to_value(registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err()).unwrap();
+    take_id_and_age(&mut serialized["tasks"][0]);
+    let summary = json!({ "completed": 1, "failed": 0, "panicked": 0, "abandoned": 0, "aborted": 0, "rejected": 0 });
+    let tasks = json!([{ "name": "mail", "location": site, "kind": "future" }]);
+    assert_eq!(serialized, json!({ "len": 1, "summary": summary, "tasks": tasks }));
+}
+
+#[test]
+fn stragglers_serialize_no_tasks_without_inspection() {
+    let registry = Registry::new(());
+    let _guard = registry.guard().unwrap();
+    let serialized = to_value(registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err()).unwrap();
+    assert_eq!(serialized, json!({ "len": 1, "summary": Summary::default(), "tasks": [] }));
+}
+
+#[test]
+fn summary_serializes_every_outcome() {
+    let mut summary = Summary::default();
+    (summary.completed, summary.failed, summary.panicked) = (1, 2, 3);
+    (summary.abandoned, summary.aborted, summary.rejected) = (4, 5, u64::MAX);
+    let serialized = serde_json::to_string(&summary).unwrap();
+    let expected = r#"{"completed":1,"failed":2,"panicked":3,"abandoned":4,"aborted":5,"rejected":18446744073709551615}"#;
+    assert_eq!(serialized, expected);
+}
+
+#[test]
+fn reasons_and_kinds_serialize_in_snake_case() {
+    let reasons = [RejectReason::Drained, RejectReason::Full, RejectReason::ShuttingDown];
+    assert_eq!(to_value(reasons).unwrap(), json!(["drained", "full", "shutting_down"]));
+    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard];
+    assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard"]));
+}

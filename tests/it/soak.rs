@@ -1,0 +1,309 @@
+//! S5 with many tasks: two threads end tasks with every outcome, and the counts must be exact.
+//!
+//! `SOAK=10000000 cargo test --release --all-features --test soak` runs ten million tasks. Default: 200,000.
+use crate::common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
+use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
+use fastrand::Rng;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+const DEFAULT_TASKS: u64 = 200_000;
+const THREADS: u64 = 2;
+/// One task in this many panics. Panics are slow, so they are rare.
+const TASKS_PER_PANIC: u64 = 2_000;
+const LIMIT: usize = 16;
+
+thread_local! {
+    /// The tasks that the spawner received on this thread.
+    static SPAWNED: RefCell<Vec<BoxFuture>> = const { RefCell::new(Vec::new()) };
+    /// The outcome of the future that this thread polled last. It stays empty if the future was aborted.
+    static LAST_OUTCOME: Cell<Option<Outcome>> = const { Cell::new(None) };
+}
+
+/// A spawner that leaves each task to the thread that started it.
+#[derive(Clone)]
+struct CallerSpawner;
+
+impl Spawner for CallerSpawner {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        SPAWNED.with_borrow_mut(|spawned| spawned.push(Box::pin(task)));
+    }
+}
+
+/// A future that is pending for some polls, then ends with the given outcome and stores it in `LAST_OUTCOME`.
+struct Work {
+    pending_polls: u8,
+    outcome: Outcome,
+}
+
+impl Future for Work {
+    type Output = Result<(), &'static str>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.pending_polls > 0 {
+            self.pending_polls -= 1;
+            return Poll::Pending;
+        }
+        LAST_OUTCOME.set(Some(self.outcome));
+        match self.outcome {
+            Outcome::Failed => Poll::Ready(Err("intentional failure")),
+            Outcome::Panicked => panic_quietly("intentional panic"),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// Counts the events that the registry reports.
+#[derive(Default)]
+struct CountingObserver {
+    losses: [AtomicU64; 6],
+    shutdowns_started: AtomicU64,
+    drained: Mutex<Vec<Counts>>,
+}
+
+impl CountingObserver {
+    fn count(&self, outcome: Outcome) {
+        self.losses[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Observer for CountingObserver {
+    fn failed(&self, _: &TaskInfo, _: &str) {
+        self.count(Outcome::Failed);
+    }
+
+    fn panicked(&self, _: &TaskInfo, _: &str) {
+        self.count(Outcome::Panicked);
+    }
+
+    fn abandoned(&self, _: &TaskInfo) {
+        self.count(Outcome::Abandoned);
+    }
+
+    fn aborted(&self, _: &TaskInfo) {
+        self.count(Outcome::Aborted);
+    }
+
+    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
+        self.count(Outcome::Rejected);
+    }
+
+    fn shutdown_started(&self, _: usize) {
+        self.shutdowns_started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn drained(&self, summary: &Summary, _: Duration) {
+        self.drained.lock().unwrap().push(counts(*summary));
+    }
+}
+
+/// A task, tracked future or guard that is in flight.
+enum InFlight {
+    Task(BoxFuture),
+    Tracked(Tracked<Work>),
+    Guard(Guard),
+}
+
+impl InFlight {
+    /// Ends the work: polls it until it finishes, or drops it. Returns its outcome.
+    fn end(self, rng: &mut Rng) -> Outcome {
+        let drop_unfinished = rng.u8(..8) == 0;
+        match self {
+            Self::Guard(guard) if rng.u64(..TASKS_PER_PANIC) == 0 => {
+                let panicked = catch_unwind(AssertUnwindSafe(|| {
+                    let _guard = guard;
+                    panic_quietly("intentional panic")
+                }));
+                panicked.unwrap_err();
+                Outcome::Panicked
+            }
+            Self::Guard(guard) => {
+                drop(guard);
+                Outcome::Completed
+            }
+            Self::Task(_) | Self::Tracked(_) if drop_unfinished => Outcome::Abandoned,
+            Self::Task(mut task) => {
+                while poll_once(&mut task).is_pending() {}
+                LAST_OUTCOME.take().unwrap_or(Outcome::Aborted)
+            }
+            Self::Tracked(mut tracked) => match catch_unwind(AssertUnwindSafe(|| while poll_once(&mut tracked).is_pending() {})) {
+                Ok(()) => {
+                    LAST_OUTCOME.take().expect("a tracked future cannot be aborted");
+                    Outcome::Completed
+                }
+                Err(_) => LAST_OUTCOME.take().expect("`Work` stores its outcome before it panics"),
+            },
+        }
+    }
+}
+
+/// One registry under test. The threads share it, and any thread may end the work that another thread started.
+struct Scenario {
+    registry: Registry<CallerSpawner>,
+    observer: Option<Arc<CountingObserver>>,
+    is_inspected: bool,
+    limit: usize,
+    in_flight: Mutex<VecDeque<InFlight>>,
+}
+
+impl Scenario {
+    fn new(is_observed: bool, is_inspected: bool, limit: Option<usize>) -> Self {
+        let observer = is_observed.then(Arc::<CountingObserver>::default);
+        let mut builder = Registry::builder(CallerSpawner);
+        if is_inspected {
+            builder = builder.inspect();
+        }
+        if let Some(limit) = limit {
+            builder = builder.max_in_flight(limit);
+        }
+        if let Some(observer) = &observer {
+            builder = builder.observer(observer.clone());
+        }
+        let limit = limit.unwrap_or(usize::MAX);
+        Self { registry: builder.build(), observer, is_inspected, limit, in_flight: Mutex::default() }
+    }
+
+    /// Tries to start some work. Returns `None` if the work would have to wait for a permit.
+    fn start(&self, rng: &mut Rng) -> Option<Result<InFlight, RejectReason>> {
+        let registry = &self.registry;
+        let outcome = match rng.u64(..TASKS_PER_PANIC) {
+            0 => Outcome::Panicked,
+            n if n % 5 == 0 => Outcome::Failed,
+            _ => Outcome::Completed,
+        };
+        let work = Work { pending_polls: rng.u8(..3), outcome };
+        let started = match rng.u8(..8) {
+            0 => registry.track(work).map(InFlight::Tracked).map_err(|rejected| rejected.reason()),
+            1 => registry.guard().map(InFlight::Guard).map_err(|rejected| rejected.reason()),
+            2 => {
+                return match poll_once(&mut registry.named("patient").run_when_ready(work)) {
+                    Poll::Ready(ready) => Some(ready.map(|()| spawned_task()).map_err(|rejected| rejected.reason())),
+                    Poll::Pending => None,
+                };
+            }
+            3 | 4 => registry.named("mail").try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
+            _ => registry.try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
+        };
+        Some(started)
+    }
+
+    /// Runs one thread's part: starts work until `tasks` of it were accepted or rejected, and ends about as much. Returns the outcomes.
+    fn run_thread(&self, tasks: u64, rng: &mut Rng) -> Counts {
+        let mut outcomes = [0; 6];
+        let mut started = 0;
+        while started < tasks {
+            match self.start(rng) {
+                None => {}
+                Some(Err(_)) => {
+                    started += 1;
+                    outcomes[Outcome::Rejected as usize] += 1;
+                }
+                Some(Ok(mut work)) => {
+                    started += 1;
+                    assert!(self.registry.in_flight() <= self.limit);
+                    // Half of the tasks are polled here, so an abort meets both polled and unpolled tasks.
+                    if let (InFlight::Task(task), true) = (&mut work, rng.bool()) {
+                        if poll_once(task).is_ready() {
+                            outcomes[LAST_OUTCOME.take().unwrap_or(Outcome::Aborted) as usize] += 1;
+                            continue;
+                        }
+                    }
+                    self.in_flight.lock().unwrap().push_back(work);
+                }
+            }
+            match rng.u16(..) {
+                0..50 => drop(self.registry.abort()),
+                50..100 => {
+                    if let Some(task) = self.registry.tasks().last() {
+                        // An error is fine: the task may have ended since the listing, or cannot be aborted.
+                        let _ = self.registry.abort_task(task.id().expect("a listed task has an ID"));
+                    }
+                }
+                _ => {}
+            }
+            let oldest = {
+                let mut in_flight = self.in_flight.lock().unwrap();
+                // Keeps about as much work in flight as the limit allows, so the registry is full again and again.
+                if in_flight.len() > rng.usize(..2 * LIMIT) { in_flight.pop_front() } else { None }
+            };
+            if let Some(work) = oldest {
+                outcomes[work.end(rng) as usize] += 1;
+            }
+        }
+        outcomes
+    }
+
+    /// Ends the remaining work and drains the registry. Asserts that the registry and its observer counted what the threads counted.
+    fn drain_and_compare(self, outcomes_by_thread: &[Counts], rng: &mut Rng) -> Counts {
+        let mut total = [0; 6];
+        for outcomes in outcomes_by_thread {
+            total.iter_mut().zip(outcomes).for_each(|(total, count)| *total += count);
+        }
+        let in_flight = self.in_flight.into_inner().unwrap();
+        assert_eq!(self.registry.in_flight(), in_flight.len());
+        let listed = if self.is_inspected { in_flight.len() } else { 0 };
+        assert_eq!(self.registry.tasks().len(), listed, "an inspected registry lists each task once");
+        let shutdown = self.registry.shutdown();
+        for work in in_flight {
+            total[work.end(rng) as usize] += 1;
+        }
+        assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), total);
+        assert_eq!(self.registry.in_flight(), 0);
+        if let Some(observer) = self.observer {
+            let [_, losses @ ..] = &observer.losses;
+            assert_eq!(losses.each_ref().map(|count| count.load(Ordering::Relaxed)), total[1..]);
+            assert_eq!(observer.shutdowns_started.load(Ordering::Relaxed), 1);
+            assert_eq!(*observer.drained.lock().unwrap(), [total]);
+        }
+        let late = Work { pending_polls: 0, outcome: Outcome::Completed };
+        assert_eq!(self.registry.try_run(late).unwrap_err().reason(), RejectReason::Drained);
+        total
+    }
+}
+
+/// Takes the task that this thread started last out of the spawner.
+fn spawned_task() -> InFlight {
+    InFlight::Task(SPAWNED.with_borrow_mut(Vec::pop).expect("the spawner received the task"))
+}
+
+#[test]
+fn outcomes_of_many_tasks_on_two_threads_are_counted_exactly() {
+    let tasks = std::env::var("SOAK").map_or(DEFAULT_TASKS, |number| number.parse().expect("SOAK must be a number of tasks"));
+    let scenarios = [
+        Scenario::new(false, false, None),
+        Scenario::new(true, false, None),
+        Scenario::new(true, true, None),
+        Scenario::new(false, false, Some(LIMIT)),
+        Scenario::new(true, true, Some(LIMIT)),
+    ];
+    let per_thread = tasks / (scenarios.len() as u64 * THREADS);
+    let outcomes_by_thread: Vec<Vec<Counts>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|seed| {
+                let scenarios = &scenarios;
+                scope.spawn(move || {
+                    let mut rng = Rng::with_seed(seed);
+                    scenarios.iter().map(|scenario| scenario.run_thread(per_thread, &mut rng)).collect()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+
+    let mut total = [0; 6];
+    for (n, scenario) in scenarios.into_iter().enumerate() {
+        let of_scenario: Vec<_> = outcomes_by_thread.iter().map(|of_thread| of_thread[n]).collect();
+        let outcomes = scenario.drain_and_compare(&of_scenario, &mut Rng::with_seed(7));
+        assert_eq!(outcomes.iter().sum::<u64>(), per_thread * THREADS);
+        total.iter_mut().zip(outcomes).for_each(|(total, count)| *total += count);
+    }
+    assert!(total.iter().all(|count| *count >= tasks / TASKS_PER_PANIC / 4), "every outcome occurs often enough: {total:?}");
+}

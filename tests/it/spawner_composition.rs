@@ -1,0 +1,151 @@
+//! Combined spawners: a wrapper around each task, several executors for one registry, and type-erased spawners.
+use crate::common::{HANG, Manual};
+use background_tasks::{
+    DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, Observer, Registry, SmolSpawner, Spawner, TaskInfo, ThreadsSpawner,
+    TokioSpawner,
+};
+use futures_lite::future::{block_on, pending};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use tracing::Span;
+use tracing_subscriber::registry as subscriber;
+
+/// Returns the ID of the current span.
+fn span_id() -> Option<tracing::Id> {
+    Span::current().id()
+}
+
+/// Records the current span in each task and at each reported loss.
+#[derive(Clone, Default)]
+struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
+
+impl Observer for SpanLog {
+    fn failed(&self, _: &TaskInfo, _: &str) {
+        self.0.lock().unwrap().push(span_id());
+    }
+
+    fn abandoned(&self, _: &TaskInfo) {
+        self.0.lock().unwrap().push(span_id());
+    }
+}
+
+#[test]
+fn in_span_enters_the_span_of_the_caller_for_a_task_and_its_loss() {
+    tracing::subscriber::with_default(subscriber(), || {
+        let log = SpanLog::default();
+        let manual = Manual::default();
+        let registry = Registry::builder(InSpan(manual.clone())).observer(log.clone()).build();
+        let span = tracing::info_span!("request");
+        let task_log = log.clone();
+        span.in_scope(|| {
+            registry.run(async move {
+                task_log.0.lock().unwrap().push(span_id());
+                Err("intentional failure")
+            });
+        });
+        assert!(span_id().is_none() && span.id().is_some());
+        manual.poll_all();
+        assert_eq!(registry.shutdown().wait().failed, 1);
+        assert_eq!(*log.0.lock().unwrap(), [span.id(), span.id()]);
+    });
+}
+
+#[test]
+fn in_span_covers_local_tasks_and_blocking_work() {
+    tracing::subscriber::with_default(subscriber(), || {
+        let log = SpanLog::default();
+        let span = tracing::info_span!("request");
+        assert!(span.id().is_some());
+        let executor = Rc::new(async_executor::LocalExecutor::new());
+        let registry = Registry::new(InSpan(executor.clone()));
+        let task_log = log.clone();
+        span.in_scope(|| registry.run_local(async move { task_log.0.lock().unwrap().push(span_id()) }));
+        block_on(executor.run(registry.shutdown()));
+
+        let registry = Registry::new(InSpan(DynBlockingSpawner::from_fn(|work| work())));
+        let task_log = log.clone();
+        span.in_scope(|| registry.run_blocking(move || task_log.0.lock().unwrap().push(span_id())));
+        assert_eq!(*log.0.lock().unwrap(), [span.id(), span.id()]);
+
+        // The span must also cover the report about a closure that was dropped before it ran.
+        let stored = Arc::new(Mutex::new(None));
+        let store = stored.clone();
+        let storing_spawner = DynBlockingSpawner::from_fn(move |work| *store.lock().unwrap() = Some(work));
+        let registry = Registry::builder(InSpan(storing_spawner)).observer(log.clone()).build();
+        span.in_scope(|| registry.run_blocking(|| ()));
+        drop(stored.lock().unwrap().take());
+        assert_eq!(registry.shutdown().wait().abandoned, 1);
+        assert_eq!(log.0.lock().unwrap()[2..], [span.id()]);
+    });
+}
+
+tokio::task_local!(static TENANT: u32);
+
+/// Passes the caller's tenant to each task.
+struct WithTenant<S>(S);
+
+impl<S: Spawner> Spawner for WithTenant<S> {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.0.spawn(TENANT.scope(TENANT.get(), task));
+    }
+}
+
+#[test]
+fn spawner_wrapper_passes_a_task_local_to_the_task() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let registry = Registry::new(WithTenant(TokioSpawner));
+    let summary = runtime.block_on(TENANT.scope(7, async {
+        registry.run(async { if TENANT.get() == 7 { Ok(()) } else { Err("wrong tenant") } });
+        registry.shutdown().await
+    }));
+    assert_eq!(summary.completed, 1);
+}
+
+#[test]
+fn one_drain_covers_several_executors() {
+    let requests = Registry::new(SmolSpawner);
+    let threads = requests.with_spawner(ThreadsSpawner::new(1).unwrap());
+    requests.run(requests.signal());
+    threads.run(async { assert_eq!(thread::current().name(), Some("background-0")) });
+    let shutdown = requests.shutdown();
+    drop(requests);
+    assert_eq!(shutdown.wait_timeout(HANG).unwrap().completed, 2);
+    assert!(threads.is_drained());
+}
+
+#[test]
+fn handle_with_another_spawner_keeps_the_registry_open() {
+    let registry = Registry::new(());
+    let other = registry.with_spawner(SmolSpawner);
+    drop(registry);
+    assert!(!other.is_shutting_down());
+    let signal = other.signal();
+    drop(other);
+    assert!(signal.is_triggered());
+}
+
+/// The registry's type does not depend on the executor, so an application can store it without a type parameter.
+#[test]
+fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
+    let registry: Registry<DynSpawner> = Registry::new(DynSpawner::new(SmolSpawner));
+    registry.run(async {});
+    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err("intentional failure"));
+    let executor = Rc::new(async_executor::LocalExecutor::new());
+    let local = registry.with_spawner(DynLocalSpawner::new(executor.clone()));
+    let not_send = Rc::new(());
+    local.run_local(async move { drop(not_send) });
+    let summary = block_on(executor.run(registry.shutdown()));
+    assert_eq!((summary.completed, summary.failed), (2, 1));
+    assert_eq!(format!("{:?}", registry.spawner()), "DynSpawner { .. }");
+}
+
+#[test]
+fn task_refused_or_dropped_by_a_spawner_closure_is_abandoned() {
+    let registry = Registry::new(DynSpawner::from_fn(drop));
+    registry.run(pending::<()>());
+    let refusing = registry.with_spawner(DynSpawner::from_fn(|_| panic!("intentional panic: the queue is full")));
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| refusing.run(async {})));
+    assert!(panicked.is_err());
+    assert_eq!(registry.shutdown().wait().abandoned, 2);
+}

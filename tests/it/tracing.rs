@@ -1,0 +1,356 @@
+//! The events that `TracingObserver` emits, as a subscriber receives them.
+use crate::common::{Manual, Owns, PanicDrop, poll_once};
+use background_tasks::{Registry, RunWhenReady, TaskBuilder, TaskId, TaskOutput, TracingObserver, Tracked};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::{Future, pending, ready};
+use std::io;
+use std::panic::Location;
+use std::sync::{Arc, Mutex};
+use tracing::field::{Field, Visit};
+use tracing::subscriber::with_default;
+use tracing::{Event, Instrument, Level, Subscriber, info, info_span};
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::{LookupSpan, Scope};
+
+/// One event, as a layer receives it.
+#[derive(Debug)]
+struct RecordedEvent {
+    level: Level,
+    target: String,
+    fields: Fields,
+    /// The names of the surrounding spans, outermost first.
+    spans: Vec<&'static str>,
+}
+
+#[derive(Debug, Default)]
+struct Fields {
+    text: BTreeMap<&'static str, String>,
+    counts: BTreeMap<&'static str, u64>,
+    seconds: BTreeMap<&'static str, f64>,
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.text.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.text.insert(field.name(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.counts.insert(field.name(), value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.seconds.insert(field.name(), value);
+    }
+}
+
+/// A layer that records every event.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<RecordedEvent>>>);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let spans = context.event_scope(event).into_iter().flat_map(Scope::from_root).map(|span| span.name());
+        let (level, target) = (*event.metadata().level(), event.metadata().target().into());
+        self.0.lock().unwrap().push(RecordedEvent { level, target, fields, spans: spans.collect() });
+    }
+}
+
+impl Recorder {
+    fn take(&self) -> Vec<RecordedEvent> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    #[track_caller]
+    fn take_one(&self) -> RecordedEvent {
+        let events = self.take();
+        assert_eq!(events.len(), 1, "{events:?}");
+        events.into_iter().next().unwrap()
+    }
+}
+
+/// Runs `f` with an observed registry whose limit is two tasks, and with a recorder of all events.
+fn with_recorder<T>(inspected: bool, f: impl FnOnce(&Manual, &Registry<Manual>, &Recorder) -> T) -> T {
+    let (recorder, manual) = (Recorder::default(), Manual::default());
+    with_default(tracing_subscriber::registry().with(recorder.clone()), || {
+        let builder = Registry::builder(manual.clone()).observer(TracingObserver).max_in_flight(2);
+        let registry = if inspected { builder.inspect() } else { builder }.build();
+        f(&manual, &registry, &recorder)
+    })
+}
+
+type Site = &'static Location<'static>;
+
+/// Starts a task and returns its call site. The call site is the caller of this function.
+#[track_caller]
+fn run<F>(builder: TaskBuilder<'_, Manual>, future: F) -> Site
+where
+    F: Future<Output: TaskOutput> + Send + 'static,
+{
+    builder.run(future);
+    Location::caller()
+}
+
+/// Like [`run`], for a tracked future.
+#[track_caller]
+fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site) {
+    (registry.track(future).unwrap(), Location::caller())
+}
+
+/// Like [`run`], for a task that waits for a permit.
+#[track_caller]
+fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
+where
+    F: Future<Output: TaskOutput> + Send + 'static,
+{
+    (builder.run_when_ready(future), Location::caller())
+}
+
+impl RecordedEvent {
+    /// Asserts that the event reports a loss with exactly these fields and the call site. With a `kind` the event must also have the fields of
+    /// an inspected task.
+    #[track_caller]
+    fn assert_loss(self, level: Level, fields: &[(&'static str, &str)], site: Site, kind: Option<&str>) {
+        let Self { level: actual_level, target, fields: Fields { mut text, counts, mut seconds }, spans } = self;
+        assert_eq!((actual_level, target.as_str(), spans), (level, "background_tasks", vec![]));
+        if let Some(kind) = kind {
+            let id = text.remove("task.id").expect("an inspected task has an ID");
+            assert!(id.parse::<TaskId>().is_ok(), "{id}");
+            assert_eq!(text.remove("task.kind").as_deref(), Some(kind));
+            let age = seconds.remove("task.age_seconds").expect("an inspected task has an age");
+            assert!((0.0..60.0).contains(&age), "{age}");
+        }
+        let mut expected: BTreeMap<_, _> = fields.iter().map(|(field, value)| (*field, (*value).to_owned())).collect();
+        expected.insert("task.location", site.to_string());
+        assert_eq!((text, counts, seconds), (expected, BTreeMap::new(), BTreeMap::new()));
+    }
+
+    /// Asserts that the event reports a change of the registry itself, with this message and these counts.
+    #[track_caller]
+    fn assert_registry_event(&self, message: &str, counts: &[(&'static str, u64)]) {
+        let Self { level, target, fields, spans } = self;
+        assert_eq!((*level, target.as_str(), spans.as_slice()), (Level::INFO, "background_tasks", [].as_slice()));
+        assert_eq!(fields.text, BTreeMap::from([("message", message.to_owned())]));
+        assert_eq!(fields.counts, counts.iter().copied().collect());
+    }
+}
+
+/// Asserts that the loss of a task is reported once, with these fields. Checks a registry without inspection and one with inspection.
+fn assert_loss_is_reported(
+    level: Level,
+    fields: &[(&'static str, &str)],
+    kind: &str,
+    lose_task: impl Fn(&Manual, &Registry<Manual>) -> Site,
+) {
+    for inspected in [false, true] {
+        with_recorder(inspected, |manual, registry, recorder| {
+            let site = lose_task(manual, registry);
+            recorder.take_one().assert_loss(level, fields, site, inspected.then_some(kind));
+        });
+    }
+}
+
+#[test]
+fn failure_is_an_error_event_with_the_error_text() {
+    let fields = [("message", "background task failed"), ("task.name", "mail"), ("error", r#"no mailbox "joe""#)];
+    assert_loss_is_reported(Level::ERROR, &fields, "future", |manual, registry| {
+        let site = run(registry.named("mail"), ready(Err(r#"no mailbox "joe""#)));
+        manual.poll_all();
+        site
+    });
+}
+
+#[test]
+fn panic_is_an_error_event_with_the_panic_message() {
+    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "intentional panic: 7")];
+    assert_loss_is_reported(Level::ERROR, &fields, "future", |manual, registry| {
+        let seven = 7;
+        let site = run(registry.named("mail"), async move { panic!("intentional panic: {seven}") });
+        manual.poll_all();
+        site
+    });
+}
+
+#[test]
+fn destructor_panic_is_reported_as_a_panic() {
+    let fields = [("message", "background task panicked"), ("task.name", "mail"), ("panic", "intentional panic in a destructor")];
+    assert_loss_is_reported(Level::ERROR, &fields, "future", |manual, registry| {
+        let site = run(registry.named("mail"), Owns(PanicDrop, pending::<()>()));
+        drop(manual.take());
+        site
+    });
+}
+
+const ABANDONED: &str = "background task abandoned: it was dropped before it finished";
+
+#[test]
+fn abandoned_task_is_a_warning() {
+    assert_loss_is_reported(Level::WARN, &[("message", ABANDONED), ("task.name", "mail")], "future", |manual, registry| {
+        let site = run(registry.named("mail"), pending::<()>());
+        drop(manual.take());
+        site
+    });
+}
+
+#[test]
+fn loss_of_an_unnamed_task_has_no_name_field() {
+    assert_loss_is_reported(Level::WARN, &[("message", ABANDONED)], "tracked future", |_, registry| {
+        let (tracked, site) = track(registry, pending::<()>());
+        drop(tracked);
+        site
+    });
+}
+
+#[test]
+fn aborted_task_is_a_warning() {
+    with_recorder(true, |manual, registry, recorder| {
+        let site = run(registry.named("mail"), pending::<()>());
+        manual.poll_all();
+        assert_eq!(registry.abort().aborted, 1);
+        assert_eq!(recorder.take().len(), 0, "the task has not reached its await point");
+        manual.poll_all();
+        let fields = [("message", "background task aborted"), ("task.name", "mail")];
+        recorder.take_one().assert_loss(Level::WARN, &fields, site, Some("future"));
+    });
+}
+
+#[test]
+fn rejection_is_a_warning_with_its_reason() {
+    for inspected in [false, true] {
+        // A rejected task was never in flight, so it has no ID and no age, even with inspection.
+        let kind = inspected.then_some(("task.kind", "future"));
+        let fields = |reason| -> Vec<_> {
+            [("message", "background task rejected"), ("task.name", "mail"), ("reason", reason)].into_iter().chain(kind).collect()
+        };
+        with_recorder(inspected, |_, registry, recorder| {
+            let guards = [registry.guard().unwrap(), registry.guard().unwrap()];
+            let site = run(registry.named("mail"), pending::<()>());
+            recorder.take_one().assert_loss(Level::WARN, &fields("too many tasks are in flight"), site, None);
+
+            let (mut waiting, site) = run_when_ready(registry.named("mail"), pending::<()>());
+            assert!(poll_once(&mut waiting).is_pending());
+            registry.shutdown();
+            recorder.take();
+            assert!(poll_once(&mut waiting).is_ready());
+            let reason = "shutdown started before a permit was available";
+            recorder.take_one().assert_loss(Level::WARN, &fields(reason), site, None);
+
+            drop(guards);
+            recorder.take();
+            let site = run(registry.named("mail"), pending::<()>());
+            recorder.take_one().assert_loss(Level::WARN, &fields("the registry has shut down and drained"), site, None);
+        });
+    }
+}
+
+#[test]
+fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
+    with_recorder(false, |manual, registry, recorder| {
+        for _ in 0..2 {
+            registry.run(async {});
+            manual.poll_all();
+        }
+        registry.run(ready(Err("intentional failure")));
+        drop(registry.track(pending::<()>()).unwrap());
+        registry.run(async { panic!("intentional panic") });
+        registry.run(async {});
+        recorder.take();
+
+        let shutdown = registry.shutdown();
+        let started = recorder.take_one();
+        started.assert_registry_event("background task shutdown started", &[("in_flight", 2)]);
+        assert_eq!(started.fields.seconds, BTreeMap::new());
+        registry.shutdown();
+        assert_eq!(recorder.take().len(), 0, "the shutdown had started already");
+
+        manual.poll_all();
+        shutdown.wait();
+        let drained = recorder.take().pop().expect("the end of the drain is the last event");
+        let counts = [("completed", 2), ("failed", 1), ("panicked", 1), ("abandoned", 1), ("aborted", 0), ("rejected", 1)];
+        drained.assert_registry_event("background tasks drained", &counts);
+        assert_eq!(drained.fields.seconds.keys().collect::<Vec<_>>(), [&"took_seconds"]);
+        assert!((0.0..60.0).contains(&drained.fields.seconds["took_seconds"]));
+        registry.shutdown().wait();
+        assert_eq!(recorder.take().len(), 0, "the registry had drained already");
+    });
+}
+
+#[test]
+fn completed_work_emits_no_event() {
+    with_recorder(true, |manual, registry, recorder| {
+        registry.named("mail").run(async {});
+        registry.run(ready(Ok::<(), io::Error>(())));
+        manual.poll_all();
+        drop(registry.named("lock").guard().unwrap());
+        assert!(poll_once(&mut registry.track(ready(7)).unwrap()).is_ready());
+        assert_eq!(registry.summary().completed, 4);
+        assert_eq!(recorder.take().len(), 0);
+    });
+}
+
+#[test]
+fn instrumented_task_keeps_its_span_but_the_report_of_its_loss_has_none() {
+    with_recorder(false, |manual, registry, recorder| {
+        info_span!("request").in_scope(|| {
+            registry.run(
+                async {
+                    info!("inside");
+                    Err("intentional failure")
+                }
+                .in_current_span(),
+            );
+            registry.run(async { info!("outside") });
+        });
+        manual.poll_all();
+        let spans: Vec<_> =
+            recorder.take().into_iter().map(|mut event| (event.fields.text.remove("message"), event.spans)).collect();
+        let expected = [("inside", vec!["request"]), ("background task failed", vec![]), ("outside", vec![])];
+        assert_eq!(spans, expected.map(|(message, spans)| (Some(message.to_owned()), spans)));
+    });
+}
+
+#[test]
+fn fmt_subscriber_prints_a_loss_on_one_line() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let subscriber = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(SharedLog(log.clone())).finish();
+    with_default(subscriber, || {
+        let manual = Manual::default();
+        let registry = Registry::builder(manual.clone()).observer(TracingObserver).build();
+        let site = run(registry.named("mail"), ready(Err("no such mailbox")));
+        manual.poll_all();
+        let line = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let fields = format!(r#"task.name="mail" task.location={site} error=no such mailbox"#);
+        assert_eq!(line, format!("ERROR background_tasks: background task failed {fields}\n"));
+    });
+}
+
+/// A writer whose clones append to one buffer.
+#[derive(Clone)]
+struct SharedLog(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for SharedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for SharedLog {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
