@@ -142,32 +142,26 @@ impl Sandbox {
         self.0.join("log")
     }
 
-    /// Builds models. Returns their names and executables, or `None` if they do not compile.
-    fn build(&self, models: &[String]) -> io::Result<Option<Vec<(String, PathBuf)>>> {
+    /// Builds the models. Returns their executable, or `None` if they do not compile.
+    fn build(&self) -> io::Result<Option<PathBuf>> {
         let mut cargo = Command::new("cargo");
-        cargo.args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics"]);
-        cargo.args(models.iter().flat_map(|model| ["--test", model])).current_dir(self.0.join("models"));
+        cargo.args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics", "--test", "it"]);
+        cargo.current_dir(self.0.join("models"));
         cargo.env("CARGO_TARGET_DIR", self.0.join("target")).env("RUSTFLAGS", "--cfg loom");
         // Most of the time goes into builds, so they are incremental and little optimised.
         cargo.envs([("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")]);
         let output = cargo.stderr(File::create(self.log())?).output()?;
         let messages = String::from_utf8_lossy(&output.stdout);
-        let built: Vec<_> = messages
-            .lines()
-            .filter_map(|message| {
-                let path = PathBuf::from(message.split_once("\"executable\":\"")?.1.split_once('"')?.0);
-                let name = path.file_stem()?.to_str()?.rsplit_once('-')?.0.to_owned();
-                Some((name, path))
-            })
-            .collect();
-        Ok((output.status.success() && built.len() == models.len()).then_some(built))
+        let executable = |message: &str| Some(PathBuf::from(message.split_once("\"executable\":\"")?.1.split_once('"')?.0));
+        Ok(messages.lines().find_map(executable).filter(|_| output.status.success()))
     }
 
-    /// Runs a model until its first failed test. Returns what failed.
-    fn run(&self, executable: &Path, limit: Duration) -> io::Result<Option<String>> {
+    /// Runs the tests of a model until the first one fails. Returns what failed.
+    fn run(&self, executable: &Path, model: &str, limit: Duration) -> io::Result<Option<String>> {
         let (start, log) = (Instant::now(), File::create(self.log())?);
+        let module = format!("{model}::");
         let mut model = Command::new(executable);
-        model.env("RUST_BACKTRACE", "0").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        model.arg(module).env("RUST_BACKTRACE", "0").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut model = model.spawn()?;
         loop {
             let status = model.try_wait()?;
@@ -203,16 +197,16 @@ struct Model {
 /// Runs all models without a mutation. They must pass. Returns them with the fastest first.
 fn baseline(root: &Path, sandbox: &Sandbox) -> io::Result<Vec<Model>> {
     let mut files = Vec::new();
-    rust_files(&root.join("models/tests"), &mut files)?;
-    files.retain(|file| file.parent().is_some_and(|folder| folder.ends_with("tests")));
-    let names: Vec<String> = files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
+    rust_files(&root.join("models/tests/it"), &mut files)?;
+    files.retain(|file| file.parent().is_some_and(|folder| folder.ends_with("it")) && !file.ends_with("main.rs"));
+    let names = files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned()));
     let failed = |what: &str| io::Error::other(format!("{what} without a mutation; see {}", sandbox.log().display()));
-    let built = sandbox.build(&names)?.ok_or_else(|| failed("the models do not build"))?;
+    let executable = sandbox.build()?.ok_or_else(|| failed("the models do not build"))?;
     let mut models = Vec::new();
-    for (name, executable) in built {
+    for name in names {
         let start = Instant::now();
-        if let Some(test) = sandbox.run(&executable, Duration::from_secs(600))? {
-            return Err(failed(&format!("{name}::{test} fails")));
+        if let Some(test) = sandbox.run(&executable, &name, Duration::from_secs(600))? {
+            return Err(failed(&format!("{test} fails")));
         }
         models.push(Model { name, limit: Duration::from_secs(60) + start.elapsed() * 10 });
     }
@@ -232,17 +226,16 @@ fn test(sandbox: &Sandbox, models: &mut [Model], mutant: &Mutant) -> io::Result<
     let original = fs::read_to_string(&copy)?;
     let (before, after) = original.split_at(mutant.start);
     fs::write(&copy, format!("{before}{}{}", mutant.to, &after[mutant.from.len()..]))?;
-    let mut verdict = Verdict::Missed;
-    for index in 0..models.len() {
-        let Model { name, limit } = &models[index];
-        let Some(built) = sandbox.build(std::slice::from_ref(name))? else {
-            verdict = Verdict::NotViable;
-            break;
-        };
-        if let Some(test) = sandbox.run(&built[0].1, *limit)? {
-            verdict = Verdict::Caught(format!("{name}::{test}"));
-            models[..=index].rotate_right(1);
-            break;
+    let mut verdict = Verdict::NotViable;
+    if let Some(executable) = sandbox.build()? {
+        verdict = Verdict::Missed;
+        for index in 0..models.len() {
+            let Model { name, limit } = &models[index];
+            if let Some(test) = sandbox.run(&executable, name, *limit)? {
+                verdict = Verdict::Caught(test);
+                models[..=index].rotate_right(1);
+                break;
+            }
         }
     }
     fs::write(&copy, original)?;
