@@ -32,7 +32,7 @@ pub(crate) enum Tier {
     Nightly(usize),
     /// Runs completely in `nightly`, and an eighth of it in each run of `ci`.
     Sliced,
-    /// Runs only by its name, for other systems.
+    /// Runs only by its name.
     OnRequest,
 }
 
@@ -62,7 +62,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
     Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Sliced, paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
     Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Sliced, paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
-    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants; with `--in-diff FILE` those of a change", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
+    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants; with `--in-diff FILE` those of a change", tier: OnRequest, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
     Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm.rs", "examples/browser"], tools: "wasm32, Node, Chromium, nightly", seconds: 300, run: targets::wasm },

@@ -4,6 +4,7 @@ use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::Path;
+use std::process::Output;
 use xshell::cmd;
 
 /// The core's tests that have threads.
@@ -94,34 +95,39 @@ pub(super) fn hazards(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether the test of one hazard fails.
+/// Returns whether the test of one hazard fails. Without the hazard it must pass.
 fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     let sh = &context.sh;
     let description = fs::read_to_string(patch)?;
     let caught_by = description.lines().find_map(|line| line.strip_prefix("Caught by: ")).context("no line `Caught by:`")?;
-    let _folder = sh.push_dir(copy);
-    cmd!(sh, "git checkout --quiet -- .").quiet().run()?;
-    cmd!(sh, "git apply --recount {patch}").quiet().run()?;
-
-    let (mut arguments, flags, target) = match caught_by.strip_prefix("models ") {
-        Some(test) => (vec!["--manifest-path", "models/Cargo.toml", test], "--cfg loom", "models"),
-        None => (caught_by.split(' ').collect(), "", "."),
+    let model = caught_by.strip_prefix("models ");
+    let mut arguments: Vec<&str> = match model {
+        Some(test) => vec!["--manifest-path", "models/Cargo.toml", "--test", "it", test],
+        None => caught_by.split(' ').collect(),
     };
     let filter = arguments.pop().context("no test")?;
-    if flags.is_empty() {
+    if model.is_none() {
         arguments.extend(["--lib", "--tests"]);
     }
-    let (arguments, target) = (&arguments[..], context.built(target));
-    let _target = sh.push_env("CARGO_TARGET_DIR", &target);
-    let _flags = (!flags.is_empty()).then(|| sh.push_env("RUSTFLAGS", flags));
-    cmd!(sh, "cargo test --quiet {arguments...} --no-run")
-        .quiet()
-        .ignore_stderr()
-        .run()
-        .context("the mutated source does not build")?;
-    // A test that hangs has noticed the bug too.
-    let test = cmd!(sh, "timeout 120 cargo test --quiet {arguments...} {filter}").quiet().ignore_stdout().ignore_stderr();
-    Ok(test.run().is_err())
+    let arguments = &arguments[..];
+    let _folder = sh.push_dir(copy);
+    let _target = sh.push_env("CARGO_TARGET_DIR", context.built(if model.is_some() { "models" } else { "." }));
+    let _flags = model.map(|_| sh.push_env("RUSTFLAGS", "--cfg loom"));
+    let test = || -> Result<Output> {
+        cmd!(sh, "cargo test --quiet {arguments...} --no-run")
+            .quiet()
+            .ignore_stderr()
+            .run()
+            .context("the source does not build")?;
+        Ok(cmd!(sh, "timeout 120 cargo test --quiet {arguments...} {filter}").quiet().ignore_stderr().ignore_status().output()?)
+    };
+    cmd!(sh, "git checkout --quiet -- .").quiet().run()?;
+    ensure!(test()?.status.success(), "{filter} fails without the hazard");
+    cmd!(sh, "git apply --recount {patch}").quiet().run()?;
+    let output = test()?;
+    // A test that hangs has noticed the bug. A model must fail: loom never hangs, but may take long.
+    let is_explained = model.is_none() || String::from_utf8_lossy(&output.stdout).contains("panicked at");
+    Ok(!output.status.success() && is_explained)
 }
 
 pub(super) fn miri(context: &Context) -> Result<()> {
