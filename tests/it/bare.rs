@@ -1,6 +1,6 @@
 //! Observers, inspection, aborts, limits and the shutdown policy work with `std` and without.
 //!
-//! `cargo test --no-default-features --features critical-section --test bare` runs these tests without the feature `std`. The tests themselves
+//! `cargo test --no-default-features --features critical-section --test it bare::` runs these tests without the feature `std`. The tests themselves
 //! always use `std`, but they call nothing that needs it in the library: they block no thread and catch no panic.
 use allocation_counter::measure;
 use background_tasks::{

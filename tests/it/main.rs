@@ -4,6 +4,7 @@
 #[macro_use]
 mod common;
 
+#[cfg(feature = "std")]
 mod auto_traits;
 #[cfg(any(feature = "std", feature = "critical-section"))]
 mod bare;
@@ -17,10 +18,13 @@ mod bare;
     feature = "tracing"
 ))]
 mod conformance;
+#[cfg(feature = "std")]
 mod documentation;
+#[cfg(feature = "std")]
 mod layout;
 #[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "metrics"))]
 mod metrics;
+#[cfg(feature = "std")]
 mod public_api;
 #[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "serde"))]
 mod serde;

@@ -1,6 +1,6 @@
 //! The public API of each crate must match the snapshot in its `tests/public_api.txt`, so that reviews show every change of the API.
 //!
-//! The test reads the API from the source files. `UPDATE=1 cargo test --test public_api` writes the snapshots.
+//! The test reads the API from the source files. `UPDATE=1 cargo test --test it public_api::` writes the snapshots.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

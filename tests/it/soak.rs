@@ -1,6 +1,6 @@
 //! S5 with many tasks: two threads end tasks with every outcome, and the counts must be exact.
 //!
-//! `SOAK=10000000 cargo test --release --all-features --test soak` runs ten million tasks. Default: 200,000.
+//! `SOAK=10000000 cargo test --release --all-features --test it soak::` runs ten million tasks. Default: 200,000.
 use crate::common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
 use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
 use fastrand::Rng;

@@ -1,4 +1,4 @@
-//! Registries in statics, made by a `const fn`. Most of these tests also run without `std`; `tests/bare.rs` tests pooled registries there.
+//! Registries in statics, made by a `const fn`. Most of these tests also run without `std`; `tests/it/bare.rs` tests pooled registries there.
 
 use background_tasks::{Registry, RegistryState, RejectReason, ShutdownSignal, Spawner};
 use std::future::{Future, pending};
