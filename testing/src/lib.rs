@@ -6,7 +6,9 @@
 mod http;
 mod notify_socket;
 mod process;
+mod skip;
 
 pub use http::{Client, Response};
 pub use notify_socket::NotifySocket;
 pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until_some};
+pub use skip::skip;

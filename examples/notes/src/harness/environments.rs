@@ -18,7 +18,7 @@ use testing::{Process, Signal};
 /// The service continues when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`, and when its output is closed.
 pub fn unread_output_does_not_affect_the_service(program: Program) {
     if !cfg!(target_os = "linux") {
-        println!("skipped: the port of a service without output is found only in Linux's /proc");
+        testing::skip("linux", "the port of a service without output is found only in Linux's /proc");
         return;
     }
     let broken = || {
@@ -83,7 +83,7 @@ impl Disk {
     fn mount(program: Program) -> Option<Self> {
         let disk = Self(program.dir());
         let size = format!("size={DISK}");
-        run(&["mount", "-t", "tmpfs", "-o", &size, "tmpfs", disk.path().to_str().unwrap()]).map(|()| disk)
+        run("tmpfs", &["mount", "-t", "tmpfs", "-o", &size, "tmpfs", disk.path().to_str().unwrap()]).map(|()| disk)
     }
 
     fn path(&self) -> &Path {
@@ -97,14 +97,14 @@ impl Drop for Disk {
     }
 }
 
-/// Runs a command. If that fails, prints why and returns `None`.
-pub(super) fn run(words: &[&str]) -> Option<()> {
+/// Runs a command that needs `what`. If the command fails, reports why and returns `None`.
+pub(super) fn run(what: &str, words: &[&str]) -> Option<()> {
     let why = match Command::new(words[0]).args(&words[1..]).output() {
         Ok(output) if output.status.success() => return Some(()),
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => error.to_string(),
     };
-    println!("skipped: {}: {why}", words[0]);
+    testing::skip(what, format_args!("{}: {why}", words[0]));
     None
 }
 
@@ -112,7 +112,7 @@ const NAMESPACE: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
 
 /// The kernel does not deliver a signal without a handler to process 1 of a PID namespace.
 pub fn process_1_of_a_container(program: Program) {
-    if run(&[&NAMESPACE[..], &["true"]].concat()).is_none() {
+    if run("namespaces", &[&NAMESPACE[..], &["true"]].concat()).is_none() {
         return;
     }
     signal_without_handler(&mut Command::new("cat"), Some(Signal::TERM.as_raw()));

@@ -102,7 +102,7 @@ impl ServiceFolder {
 
 /// Runs the service under runit's `runsv`, which needs no privileges.
 pub fn under_runit(program: Program) {
-    if !are_installed(&["sv", "runsv"]) {
+    if !are_installed("runit", &["sv", "runsv"]) {
         return;
     }
     let folder = ServiceFolder::new(program);
@@ -151,12 +151,12 @@ impl Drop for Runit {
     }
 }
 
-/// Returns whether all programs are installed, and prints the first that is not.
-fn are_installed(programs: &[&str]) -> bool {
+/// Returns whether all programs of `what` are installed, and reports the first that is not.
+fn are_installed(what: &str, programs: &[&str]) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
     let missing = programs.iter().find(|program| !is_installed(program));
-    missing.inspect(|program| println!("skipped: {program} is not installed")).is_none()
+    missing.inspect(|program| testing::skip(what, format_args!("{program} is not installed"))).is_none()
 }
 
 fn must(words: &[&str]) {
@@ -212,12 +212,12 @@ exec env -i container=test SYSTEMD_UNIT_PATH="$0" SYSTEMD_GENERATOR_PATH=/run/no
 "#;
 
 impl Systemd {
-    /// Starts systemd. If that fails, prints why and returns `None`.
+    /// Starts systemd. If that fails, reports why and returns `None`.
     fn boot(program: Program, folder: &ServiceFolder, grace: &str) -> Option<Self> {
-        if !are_installed(&["/lib/systemd/systemd", "systemctl", "nsenter"]) {
+        if !are_installed("systemd", &["/lib/systemd/systemd", "systemctl", "nsenter"]) {
             return None;
         }
-        run(&[&NAMESPACES[..], &["true"]].concat())?;
+        run("systemd", &[&NAMESPACES[..], &["true"]].concat())?;
         for target in TARGETS {
             fs::write(folder.join(&format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n").unwrap();
         }
@@ -225,7 +225,7 @@ impl Systemd {
         fs::write(folder.join("notes.service"), unit).unwrap();
         folder.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
         let cgroup = cgroup2()?.join(folder.0.path().file_name().unwrap());
-        run(&["mkdir", cgroup.to_str().unwrap()])?;
+        run("systemd", &["mkdir", cgroup.to_str().unwrap()])?;
         let log = File::create(folder.join("boot")).unwrap();
         let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
         let mut command = Command::new("sh");
@@ -235,7 +235,7 @@ impl Systemd {
         if systemd.is_up(folder) {
             return Some(systemd);
         }
-        println!("skipped: systemd does not start: {}", folder.read("boot"));
+        testing::skip("systemd", format_args!("it does not start: {}", folder.read("boot")));
         None
     }
 
@@ -303,7 +303,7 @@ fn cgroup2() -> Option<PathBuf> {
         _ => None,
     });
     if found.is_none() {
-        println!("skipped: cgroups version 2 are not mounted");
+        testing::skip("systemd", "cgroups version 2 are not mounted");
     }
     found
 }
