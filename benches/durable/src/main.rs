@@ -5,7 +5,7 @@ mod bare;
 mod database;
 mod durable;
 mod load;
-#[path = "../../../durable/tests/common/postgres.rs"]
+#[path = "../../../durable/tests/it/common/postgres.rs"]
 mod postgres;
 mod samples;
 

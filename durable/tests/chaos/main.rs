@@ -4,7 +4,7 @@
 //! `JOBS` sets the number of jobs in each test, and `SEED` seeds the random choices. Arguments select the tests whose names contain them.
 
 #[cfg(target_os = "linux")]
-#[path = "../common/postgres.rs"]
+#[path = "../it/common/postgres.rs"]
 mod postgres;
 #[cfg(target_os = "linux")]
 mod process;

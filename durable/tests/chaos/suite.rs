@@ -38,7 +38,7 @@ pub(crate) fn run() -> ExitCode {
             let tests = [TESTS, &[("server_killed", server_killed)]].concat();
             failed += run_in_parallel("postgres", &tests, Engine::Postgres(&server), seed);
         }
-        Err(reason) => println!("postgres skipped: {reason}"),
+        Err(reason) => testing::skip("postgres", reason),
     }
     ExitCode::from(u8::from(failed > 0))
 }

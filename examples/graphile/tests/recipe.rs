@@ -1,13 +1,13 @@
 //! Runs the recipe as child processes, on a Postgres server for each test.
 #![cfg(unix)]
 
-#[path = "../../../durable/tests/common/postgres.rs"]
+#[path = "../../../durable/tests/it/common/postgres.rs"]
 mod postgres;
 
 use postgres::Postgres;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write, stderr};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -18,9 +18,7 @@ const STEP_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Starts a Postgres server with the recipe's tables. Returns `None` if Postgres is not installed.
 fn database() -> Option<Postgres> {
-    // Bypasses the output capture of passing tests.
-    let skipped = |reason: &String| drop(writeln!(stderr(), "skipped: Postgres: {reason}"));
-    let postgres = Postgres::start().inspect_err(skipped).ok()?;
+    let postgres = Postgres::start().inspect_err(|reason| testing::skip("postgres", reason)).ok()?;
     assert_eq!(Worker::start(&postgres, &["migrate"]).wait().0, 0);
     Some(postgres)
 }

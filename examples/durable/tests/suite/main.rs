@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 mod client;
-#[path = "../../../../durable/tests/common/postgres.rs"]
+#[path = "../../../../durable/tests/it/common/postgres.rs"]
 mod postgres;
 mod process;
 mod smtp;
@@ -438,8 +438,7 @@ fn invalid_options_and_databases_are_reported() {
 fn postgres_with_two_servers_and_two_workers() {
     let mut postgres = match Postgres::start() {
         Ok(postgres) => postgres,
-        // Bypasses the output capture of the test harness.
-        Err(reason) => return writeln!(io::stderr(), "skipped: Postgres: {reason}").unwrap(),
+        Err(reason) => return testing::skip("postgres", reason),
     };
     let site = Site::on(&postgres.url());
     let (server, other) = (site.serve(&["server"]), site.serve(&["server"]));

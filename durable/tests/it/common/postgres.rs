@@ -1,7 +1,7 @@
 //! A Postgres server for a test, on a free port, in a temporary folder. It needs only std and tempfile, so any package can include it:
 //!
 //! ```ignore
-//! #[path = "common/postgres.rs"]
+//! #[path = "…/durable/tests/it/common/postgres.rs"]
 //! mod postgres;
 //! ```
 #![allow(dead_code, reason = "each test uses some of the functions")]
@@ -42,7 +42,7 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// Why the server cannot start, for example because Postgres is not installed. The test prints it as `skipped: …`.
+    /// Why the server cannot start, for example because Postgres is not installed. The test passes it to `testing::skip`.
     pub(crate) fn start() -> Result<Self, String> {
         Self::start_with(&[])
     }

@@ -1,15 +1,12 @@
 //! Postgres connections that are in use, slow or silent.
 
-mod common;
-
+use crate::common::postgres::Postgres;
+use crate::common::{HANG, Mail, TestDatabase, mail, numbers, registry, until};
 use background_tasks_durable::{Durable, Failure, Job, JobStatus, Queue, WorkerOptions, sqlx};
-use common::postgres::Postgres;
-use common::{HANG, Mail, TestDatabase, mail, numbers, registry, until};
 use futures_util::future::{Either, join_all, select};
 use sqlx::pool::PoolConnection;
 use std::convert::Infallible;
 use std::future::{IntoFuture, pending};
-use std::io::{Write, stderr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -83,7 +80,7 @@ async fn jobs_fetched_during_shutdown_return_uncharged() {
     // The longest delay that Postgres allows: a tenth of a second.
     let server = match Postgres::start_with(&[("commit_delay", "100000"), ("commit_siblings", "0")]) {
         Ok(server) => server,
-        Err(reason) => return writeln!(stderr(), "skipped: Postgres: {reason}").unwrap(),
+        Err(reason) => return testing::skip("postgres", reason),
     };
     let jobs = Durable::postgres(&server.url()).await.unwrap();
     let queue = jobs.queue::<Mail>("mail");

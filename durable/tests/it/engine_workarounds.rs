@@ -1,10 +1,8 @@
 //! The twelve hazards of the engine, numbered as in `README.md`. Each test fails if the workaround is removed.
 
-mod common;
-
+use crate::common::{self, on_each_store, sql};
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_durable::{Durable, Failure, Job, JobId, JobStatus, Queue, WorkerOptions, sqlx};
-use common::{on_each_store, sql};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;

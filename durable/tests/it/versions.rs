@@ -1,9 +1,7 @@
 //! Payloads outlive a deploy: a job that a worker cannot read is kept, reported, and run by another worker. On both stores.
 
-mod common;
-
+use crate::common::{self, Mail, mail, numbers, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks_durable::{Job, JobStatus, Queue, WorkerOptions};
-use common::{Mail, mail, numbers, on_each_store, panic_quietly, registry, sql, until};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};

@@ -1,5 +1,4 @@
 //! The dashboard: its responses, who may use it, and the end of its streams.
-#![cfg(feature = "dashboard")]
 
 use background_tasks::{Guard, Registry, SmolSpawner, TaskId};
 use background_tasks_host::{Dashboard, DashboardBody};

@@ -1,5 +1,4 @@
 //! The notifications that a host sends, read from a real socket. The service under test is this binary, started again.
-#![cfg(all(target_os = "linux", feature = "systemd"))]
 
 use background_tasks::{Registry, SmolSpawner};
 use background_tasks_host::{Host, notify_ready};
@@ -50,7 +49,7 @@ impl Service {
         let socket = NotifySocket::new();
         let mut command = Command::new(env::current_exe().unwrap());
         command
-            .args(["--exact", "service", "--ignored", "--nocapture"])
+            .args(["--exact", "systemd::service", "--ignored", "--nocapture"])
             .env("NOTIFY_SOCKET", socket.path())
             .env("GRACE", grace.to_string())
             .envs(variables.iter().copied())

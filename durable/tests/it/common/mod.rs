@@ -1,5 +1,4 @@
 //! Stores for tests, and helpers to observe events without sleeping.
-#![allow(dead_code, unused_imports, reason = "each test file uses some of the helpers")]
 
 pub(crate) mod postgres;
 
@@ -7,7 +6,6 @@ use self::postgres::Postgres;
 use background_tasks::{Observer, Registry, TaskInfo, TokioSpawner};
 use background_tasks_durable::{Durable, sqlx};
 use serde::{Deserialize, Serialize};
-use std::io::{Write, stderr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,8 +21,7 @@ static SERVER: LazyLock<Option<Mutex<Postgres>>> = LazyLock::new(|| {
     match Postgres::start_with(&settings) {
         Ok(server) => Some(Mutex::new(server)),
         Err(why) => {
-            // Bypasses the output capture of passing tests.
-            let _ = writeln!(stderr(), "skipped: Postgres: {why}");
+            testing::skip("postgres", why);
             None
         }
     }

@@ -1,16 +1,13 @@
 //! Errors name the problem, and an error loses and damages nothing.
 
-mod common;
-
+use crate::common::postgres::Postgres;
+use crate::common::{self, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use apalis_postgres::PostgresStorage;
 use apalis_sqlite::SqliteStorage;
 use background_tasks_durable::{Durable, Error, Job, JobId, JobStatus, Queue, WorkerOptions, sqlx};
-use common::postgres::Postgres;
-use common::{Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use sqlx::{Connection, SqliteConnection};
 use std::convert::Infallible;
 use std::error::Error as _;
-use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
@@ -19,10 +16,6 @@ use std::{env, fs, thread};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-
-fn skipped(reason: impl std::fmt::Display) {
-    let _ = writeln!(stderr(), "skipped: {reason}");
-}
 
 #[test]
 fn opening_without_a_runtime_fails() {
@@ -109,8 +102,8 @@ impl Tmpfs {
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(folder.path()).output();
         match mount {
             Ok(output) if output.status.success() => return Some(Self(folder)),
-            Ok(output) => skipped(format_args!("cannot mount a tmpfs: {}", String::from_utf8_lossy(&output.stderr).trim())),
-            Err(error) => skipped(format_args!("cannot mount a tmpfs: {error}")),
+            Ok(output) => testing::skip("tmpfs", String::from_utf8_lossy(&output.stderr).trim()),
+            Err(error) => testing::skip("tmpfs", format_args!("mount: {error}")),
         }
         None
     }
@@ -345,7 +338,7 @@ fn child_of_the_concurrent_start_test() {
 async fn concurrent_processes_create_the_tables_once() {
     let database = TestDatabase::sqlite();
     let mut child = Command::new(env::current_exe().unwrap());
-    child.args(["--exact", "child_of_the_concurrent_start_test"]).env(FRESH, &database.address);
+    child.args(["--exact", "errors::child_of_the_concurrent_start_test"]).env(FRESH, &database.address);
     let all: Vec<_> = (0..8).map(|_| child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).collect();
     for process in all {
         let output = process.wait_with_output().unwrap();
@@ -467,7 +460,7 @@ async fn missing_database_and_missing_privileges_are_reported() {
 async fn restarted_server_is_used_again() {
     let mut server = match Postgres::start() {
         Ok(server) => server,
-        Err(reason) => return skipped(format_args!("Postgres: {reason}")),
+        Err(reason) => return testing::skip("postgres", reason),
     };
     let jobs = Durable::postgres(&server.url()).await.unwrap();
     let queue = jobs.queue::<Mail>("mail");

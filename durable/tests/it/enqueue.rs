@@ -1,9 +1,7 @@
 //! The promises of `enqueue`, on both stores.
 
-mod common;
-
+use crate::common::{self, Mail, mail, numbers, on_each_database, on_each_store, registry, sql};
 use background_tasks_durable::{Durable, Enqueue, Error, JobId, JobStatus, ParseJobIdError, Queue, WorkerOptions, sqlx};
-use common::{Mail, mail, numbers, on_each_database, on_each_store, registry, sql};
 use serde::{Serialize, Serializer};
 use std::collections::HashSet;
 use std::convert::Infallible;

@@ -2,13 +2,10 @@
 //!
 //! A test runs itself in valgrind's `lackey`, which reports each store. The threads take turns, and stores to `MARK` separate their turns. The test
 //! compares the cache lines that the threads wrote in their turns.
-#![cfg(all(target_os = "linux", feature = "compio", feature = "monoio", feature = "glommio"))]
 
-mod common;
-
+use crate::common::{self, Make};
 use background_tasks::{LocalSpawner, Registry};
 use background_tasks_runtimes::{CompioSpawner, GlommioSpawner, MonoioSpawner};
-use common::Make;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -83,7 +80,7 @@ fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], mak
         thread::spawn(move || {
             println!("\nstack {}", mapping_of(&raw const turn as usize));
             let mut drive = make().unwrap_or_else(|why| {
-                println!("\nskipped: {why}");
+                println!("\nrefused {why}");
                 exit(0);
             });
             drive(Box::pin(async move {
@@ -168,23 +165,26 @@ impl Trace {
     }
 }
 
+/// What is missing, and why.
+struct Skipped(&'static str, String);
+
 /// Returns the addresses of the cache lines that both threads wrote, or why they cannot be determined.
-fn written_by_both(runtime: &str) -> Result<Vec<usize>, String> {
+fn written_by_both(runtime: &str) -> Result<Vec<usize>, Skipped> {
     let mut traced = Command::new("valgrind")
         .args(["--tool=lackey", "--trace-mem=yes", "--log-fd=2"])
         .arg(env::current_exe().unwrap())
-        .args(["--exact", "traced", "--ignored", "--nocapture"])
+        .args(["--exact", "cache_lines::traced", "--ignored", "--nocapture"])
         // The allocator keeps freed memory in a cache for each thread, so that threads do not share its cache lines.
         .envs([("LINES_OF", runtime), ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=10000")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|why| format!("valgrind: {why}"))?;
+        .map_err(|why| Skipped("valgrind", why.to_string()))?;
     let (mut input, output, trace) = (traced.stdin.take().unwrap(), traced.stdout.take().unwrap(), traced.stderr.take().unwrap());
     let mark = OnceLock::new();
     let mut stacks = Vec::new();
-    let mut skipped = Vec::new();
+    let mut refused = Vec::new();
     let trace = thread::scope(|scope| {
         let reading = scope.spawn(|| {
             let mut result = Trace::default();
@@ -199,18 +199,18 @@ fn written_by_both(runtime: &str) -> Result<Vec<usize>, String> {
                 input.write_all(b"\n").unwrap();
             }
             stacks.extend(line.strip_prefix("stack ").map(range));
-            skipped.extend(line.strip_prefix("skipped: ").map(String::from));
+            refused.extend(line.strip_prefix("refused ").map(String::from));
         }
         reading.join().unwrap()
     });
     let status = traced.wait().unwrap();
     assert_ne!(status.code(), Some(101), "the run panicked in valgrind: {}", trace.messages);
-    if let Some(why) = skipped.pop() {
-        return Err(why);
+    if let Some(why) = refused.pop() {
+        return Err(Skipped("io_uring", why));
     }
     // Not a failure of the run: valgrind may not support an instruction, for example.
     if !status.success() {
-        return Err(format!("valgrind exited with {status}: {}", trace.messages));
+        return Err(Skipped("valgrind", format!("it exited with {status}: {}", trace.messages)));
     }
     assert_eq!((trace.marks, stacks.len()), (4, 2), "{}", trace.messages);
     let [first, second] = trace.written;
@@ -220,9 +220,9 @@ fn written_by_both(runtime: &str) -> Result<Vec<usize>, String> {
     Ok(both.filter(|address| !stacks.iter().any(|stack| stack.contains(address))).collect())
 }
 
-/// Prints why the lines could not be determined.
-fn or_skip(lines: Result<Vec<usize>, String>) -> Option<Vec<usize>> {
-    lines.inspect_err(|why| println!("skipped: {why}")).ok()
+/// Reports why the lines could not be determined.
+fn or_skip(lines: Result<Vec<usize>, Skipped>) -> Option<Vec<usize>> {
+    lines.inspect_err(|Skipped(what, why)| testing::skip(what, why)).ok()
 }
 
 fn no_line_is_shared(runtime: &str) {

@@ -1,10 +1,8 @@
 //! Schedules: each tick is enqueued once, in any number of processes. On both stores.
 
-mod common;
-
+use crate::common::{numbers, on_each_database, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks::{AbortReport, RejectReason};
 use background_tasks_durable::Error;
-use common::{numbers, on_each_database, on_each_store, panic_quietly, registry, sql, until};
 use serde::{Serialize, Serializer};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

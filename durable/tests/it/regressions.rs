@@ -1,9 +1,7 @@
 //! Regression tests for bugs that reviews found, on both stores.
 
-mod common;
-
+use crate::common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions, sqlx};
-use common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
 use futures_util::future::{join_all, poll_immediate};
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! `RequestLayer` in the servers of axum, hyper and tonic.
-#![cfg(feature = "tower")]
 
 use axum::Router;
 use axum::routing::get;

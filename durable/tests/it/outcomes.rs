@@ -1,9 +1,7 @@
 //! Outcomes of jobs, and what the store returns about them, on both stores.
 
-mod common;
-
+use crate::common::{self, Mail, mail, on_each_database, on_each_store, panic_quietly, registry, until};
 use background_tasks_durable::{Durable, Error, Failure, Job, JobId, JobInfo, JobStatus, Queue, WorkerOptions};
-use common::{Mail, mail, on_each_database, on_each_store, panic_quietly, registry, until};
 use futures_util::future::join_all;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! Shutdowns, aborts and panics of jobs, on both stores. Jobs on other executors.
 
-mod common;
-
+use crate::common::{
+    self, HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, panic_quietly, registry, until,
+};
 use background_tasks::{Registry, RejectReason, SmolSpawner, Spawner, TaskKind, ThreadsSpawner, TokioSpawner};
 use background_tasks_durable::{Durable, Error, Job, JobId, JobStatus, WorkerOptions};
-use common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, panic_quietly, registry, until};
 use futures_util::future::join_all;
 use std::convert::Infallible;
 use std::future::{Future, pending, ready};

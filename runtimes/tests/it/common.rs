@@ -1,5 +1,4 @@
 //! The thread-per-core runtimes on each of their drivers.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::future::Future;
 use std::io;
@@ -18,7 +17,11 @@ pub(crate) type Drive = Box<dyn FnMut(Main)>;
 /// Creates a runtime on this thread, or returns why it cannot.
 pub(crate) type Make = fn() -> io::Result<Drive>;
 
-#[cfg(feature = "compio")]
+/// Returns whether the runtime can be created on this machine. The kernel may refuse io_uring; the other drivers always work.
+pub(crate) fn is_available(make: Make) -> bool {
+    make().inspect_err(|reason| testing::skip("io_uring", reason)).is_ok()
+}
+
 fn compio(driver: compio::driver::DriverType) -> io::Result<Drive> {
     let mut proactor = compio::driver::ProactorBuilder::new();
     proactor.driver_type(driver);
@@ -28,28 +31,23 @@ fn compio(driver: compio::driver::DriverType) -> io::Result<Drive> {
     Ok(Box::new(move |main| runtime.block_on(main)))
 }
 
-#[cfg(feature = "compio")]
 pub(crate) fn compio_polling() -> io::Result<Drive> {
     compio(compio::driver::DriverType::Poll)
 }
 
-#[cfg(feature = "compio")]
 pub(crate) fn compio_io_uring() -> io::Result<Drive> {
     compio(compio::driver::DriverType::IoUring)
 }
 
 /// Drops the tasks with the runtime, as the documentation requires of a thread that outlives its runtime.
-#[cfg(feature = "monoio")]
 struct AbandonOnDrop;
 
-#[cfg(feature = "monoio")]
 impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
         background_tasks_runtimes::MonoioSpawner::abandon_all();
     }
 }
 
-#[cfg(feature = "monoio")]
 fn monoio<D: monoio::Driver + 'static>(runtime: io::Result<monoio::Runtime<D>>) -> io::Result<Drive> {
     let mut runtime = runtime?;
     let tasks = AbandonOnDrop;
@@ -59,22 +57,18 @@ fn monoio<D: monoio::Driver + 'static>(runtime: io::Result<monoio::Runtime<D>>) 
     }))
 }
 
-#[cfg(feature = "monoio")]
 fn pool() -> Box<dyn monoio::blocking::ThreadPool + Send> {
     Box::new(monoio::blocking::DefaultThreadPool::new(4))
 }
 
-#[cfg(feature = "monoio")]
 pub(crate) fn monoio_legacy() -> io::Result<Drive> {
     monoio(monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().attach_thread_pool(pool()).build())
 }
 
-#[cfg(feature = "monoio")]
 pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
     monoio(monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().attach_thread_pool(pool()).build())
 }
 
-#[cfg(feature = "glommio")]
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {
     // glommio panics if the kernel refuses io_uring.
     let made = catch_unwind(|| {

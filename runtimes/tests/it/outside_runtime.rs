@@ -1,11 +1,8 @@
 //! Outside its runtime, a spawner panics in the caller with advice, and the task counts as abandoned.
-#![cfg(all(target_os = "linux", feature = "actix-rt", feature = "compio", feature = "monoio", feature = "glommio"))]
 
-mod common;
-
+use crate::common::TIMEOUT;
 use background_tasks::{BlockingSpawner, LocalSpawner, Registry, Spawner};
 use background_tasks_runtimes::{ArbiterSpawner, CompioSpawner, GlommioSpawner, MonoioSpawner};
-use common::TIMEOUT;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::rc::Rc;
