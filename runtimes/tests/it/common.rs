@@ -17,7 +17,7 @@ pub(crate) type Drive = Box<dyn FnMut(Main)>;
 /// Creates a runtime on this thread, or returns why it cannot.
 pub(crate) type Make = fn() -> io::Result<Drive>;
 
-/// Returns whether the runtime can be created on this machine. The kernel may refuse io_uring; the other drivers always work.
+/// Returns whether the runtime can be created on this machine. The kernel may refuse `io_uring`; the other drivers always work.
 pub(crate) fn is_available(make: Make) -> bool {
     make().inspect_err(|reason| testing::skip("io_uring", reason)).is_ok()
 }
