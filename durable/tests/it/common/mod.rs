@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// The time limit of a test, which only a hang exceeds.
 pub(crate) const HANG: Duration = Duration::from_mins(2);
@@ -35,21 +34,22 @@ fn server() -> Option<MutexGuard<'static, Postgres>> {
 pub(crate) struct TestDatabase {
     pub(crate) address: String,
     pub(crate) is_postgres: bool,
-    folder: Option<TempDir>,
+    /// Deletes the file of the database when the test ends.
+    _folder: Option<TempDir>,
 }
 
 impl TestDatabase {
     pub(crate) fn sqlite() -> Self {
         let folder = TempDir::new().unwrap();
         let address = folder.path().join("jobs.db").to_str().unwrap().to_owned();
-        Self { address, is_postgres: false, folder: Some(folder) }
+        Self { address, is_postgres: false, _folder: Some(folder) }
     }
 
     /// Returns `None` if Postgres is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        Some(Self { address: server()?.database(&name), is_postgres: true, folder: None })
+        Some(Self { address: server()?.database(&name), is_postgres: true, _folder: None })
     }
 
     /// Opens the store as another process would: the handles share only the database.
