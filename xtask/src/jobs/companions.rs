@@ -93,8 +93,11 @@ pub(super) fn runtimes(context: &Context) -> Result<()> {
     let sh = &context.sh;
     each_feature(context, "background-tasks-runtimes")?;
     if context.program("valgrind", "valgrind") {
-        cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --all-features --tests -- --ignored --skip traced cache_lines")
-            .run()?;
+        cmd!(
+            sh,
+            "cargo test --quiet -p background-tasks-runtimes --all-features --test it -- --ignored --skip traced cache_lines::"
+        )
+        .run()?;
     }
     ensure!(sh.read_file("runtimes/README.md")?.contains(VERSIONS), "the README has other versions of Rust");
     for (oldest, features) in

@@ -147,9 +147,11 @@ pub(super) fn miri(context: &Context) -> Result<()> {
         "local_task_is_aborted",
     ];
     let skips = reactors.iter().flat_map(|name| ["--skip", name]);
+    let unit = cmd!(context.sh, "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --lib");
+    unit.env("MIRIFLAGS", "-Zmiri-disable-isolation").run()?;
     let miri = cmd!(
         context.sh,
-        "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --lib --test it -- {THREADED...} bare:: {skips...}"
+        "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --test it -- {THREADED...} bare:: {skips...}"
     );
     Ok(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation").run()?)
 }
