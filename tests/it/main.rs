@@ -1,4 +1,5 @@
-//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` has an allocator of its own.
+//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a binary of its own: its tests count the
+//! allocations of a process without other tests.
 
 #[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 #[macro_use]

@@ -19,7 +19,7 @@ pub(crate) struct Job {
     paths: &'static [&'static str],
     /// What the job needs beyond the Rust toolchain.
     tools: &'static str,
-    /// The duration in seconds on two cores, as measured by `cargo xtask ci` in a fresh clone, in the order of the table.
+    /// An estimate of the duration on two cores, in seconds.
     seconds: u32,
     pub(crate) run: fn(&Context) -> Result<()>,
 }
@@ -30,24 +30,22 @@ pub(crate) enum Tier {
     Full,
     /// Runs in `nightly`, and in every eighth run of `ci`, at this turn.
     Nightly(usize),
-    /// Runs completely in `nightly`, and an eighth of it in each run of `ci`.
-    Sliced,
     /// Runs only by its name.
     OnRequest,
 }
 
 impl Tier {
-    /// Returns whether `ci` runs such a job, or a slice of it, at this turn.
+    /// Returns whether `ci` runs such a job at this turn.
     pub(crate) fn has_turn(self, turn: usize) -> bool {
         match self {
-            Tier::Full | Tier::Sliced => true,
+            Tier::Full => true,
             Tier::Nightly(own) => own == turn,
             Tier::OnRequest => false,
         }
     }
 }
 
-use Tier::{Full, Nightly, OnRequest, Sliced};
+use Tier::{Full, Nightly, OnRequest};
 
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
@@ -60,8 +58,8 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 20, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
-    Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Sliced, paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
-    Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Sliced, paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
+    Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
+    Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Nightly(5), paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
     Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants; with `--in-diff FILE` those of a change", tier: OnRequest, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
@@ -84,16 +82,14 @@ pub(crate) fn print_list() {
     for job in JOBS {
         let tier = match job.tier {
             Full => "full",
-            Nightly(_) | Sliced => "nightly",
+            Nightly(_) => "nightly",
             OnRequest => "-",
         };
         println!("{:10} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
         let paths = if job.paths.is_empty() { "all".to_owned() } else { job.paths.join(" ") };
         println!("{:31}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
-    println!(
-        "\nseconds: in `cargo xtask ci` of a fresh clone on two cores. `hazards` and `orderings` take eight times as long when they run alone."
-    );
+    println!("\nseconds: an estimate for two cores. `hazards` and `orderings` take four times as long when they run alone.");
 }
 
 /// Returns the jobs that check one of these files beyond formatting, lints and tests, with their paths.

@@ -1,7 +1,7 @@
 //! The last task leaves a draining registry while another thread enters.
 
-use background_tasks::RejectReason;
 use crate::common::{Polled, Registry, check, counts, spawn_on_shard};
+use background_tasks::RejectReason;
 use std::sync::Arc;
 
 /// S3, S4, S5: The entry is accepted and delays the drain, or it is rejected and so is every later entry.

@@ -1,7 +1,7 @@
 //! A permit below the limit is released while other threads wait for it, try to take it, or stop waiting.
 
-use background_tasks::{Guard, RejectReason};
 use crate::common::{ManualSpawner, Polled, check, manual_builder, race, spawn_on_shard};
+use background_tasks::{Guard, RejectReason};
 use core::future::{Future, ready};
 use core::task::Poll;
 use loom::thread::JoinHandle;

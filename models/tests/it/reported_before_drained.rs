@@ -1,7 +1,7 @@
 //! Observers receive the start of the shutdown, the losses and the end of the drain before any thread can see the registry as drained.
 
-use background_tasks::{Guard, Observer, Summary, TaskInfo};
 use crate::common::{Effect, ManualSpawner, Polled, check, manual_builder, spawn_on_shard};
+use background_tasks::{Guard, Observer, Summary, TaskInfo};
 use core::future::pending;
 use core::time::Duration;
 use std::sync::{Arc, Mutex};

@@ -2,8 +2,8 @@
 //!
 //! Every task in flight has exactly one slot, whichever threads take and release slots concurrently.
 
-use background_tasks::{AbortError, Guard, TaskId, TaskInfo};
 use crate::common::{Effect, ManualSpawner, Task, check, manual_builder, race, spawn_on_shard};
+use background_tasks::{AbortError, Guard, TaskId, TaskInfo};
 use core::future::pending;
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A pooled registry state serves its next registry while a thread still finishes an operation on the previous registry.
 
-use background_tasks::{Observer, TaskInfo};
 use crate::common::{Effect, Polled, Registry, check, counts, manual_builder, spawn_on_shard};
+use background_tasks::{Observer, TaskInfo};
 use core::future::pending;
 use core::task::Poll;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A thread waits for an instant with nothing in flight while tasks start and end.
 
-use background_tasks::Guard;
 use crate::common::{Polled, Registry, check, check_with_bound, spawn_on_shard};
+use background_tasks::Guard;
 use loom::thread::JoinHandle;
 use std::sync::Arc;
 
