@@ -12,7 +12,7 @@ pub(crate) struct Context {
     pub(crate) arguments: Vec<String>,
     /// `(K, N)`: long mutation tests take the K-th of every N mutants only; K counts from 0.
     pub(crate) slice: Option<(usize, usize)>,
-    pub(crate) target: PathBuf,
+    target: PathBuf,
     skips: RefCell<Vec<String>>,
 }
 

@@ -8,7 +8,7 @@ mod workspace;
 
 use crate::context::Context;
 use crate::jobs::{JOBS, Job, Tier};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -56,10 +56,10 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
         "full" => run_all(&context, JOBS.iter().filter(|job| job.tier == Tier::Full)),
         "nightly" => run_all(&context, JOBS.iter().filter(|job| matches!(job.tier, Tier::Nightly(_)))),
         "ci" => {
-            let turn = turn(&context)?;
+            let commits: usize = xshell::cmd!(context.sh, "git rev-list --count HEAD").quiet().read()?.parse()?;
+            let turn = turn(commits)?;
             println!("turn {turn} of 8");
             // The next quarter of the long mutation tests, whenever their turn comes.
-            let commits: usize = xshell::cmd!(context.sh, "git rev-list --count HEAD").quiet().read()?.parse()?;
             context.slice = Some((commits / 8 % 4, 4));
             run_all(&context, JOBS.iter().filter(|job| job.tier.has_turn(turn)))
         }
@@ -71,16 +71,10 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
     }
 }
 
-/// Returns the eighth of the nightly jobs that this run takes.
-fn turn(context: &Context) -> Result<usize> {
-    let turn: usize = match std::env::var("TURN") {
-        Ok(turn) => turn.parse().context("TURN must be a number from 0 to 7")?,
-        Err(_) => xshell::cmd!(context.sh, "git rev-list --count HEAD").quiet().read()?.parse::<usize>()? % 8,
-    };
-    if turn > 7 {
-        bail!("TURN must be a number from 0 to 7");
-    }
-    Ok(turn)
+/// Returns the eighth of the nightly jobs that this run takes: `TURN`, or the one that follows from the number of commits.
+fn turn(commits: usize) -> Result<usize> {
+    let Ok(turn) = std::env::var("TURN") else { return Ok(commits % 8) };
+    turn.parse().ok().filter(|turn| *turn < 8).context("TURN must be a number from 0 to 7")
 }
 
 /// Runs jobs one after the other until one fails. Prints how long each took, and what the tests skipped.

@@ -2,7 +2,8 @@
 
 use crate::context::Context;
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 use xshell::cmd;
 
 fn is_installed(program: &str) -> bool {
@@ -65,29 +66,22 @@ impl Context {
         is_available
     }
 
-    /// Returns the folder with the programs of a crate, which is built once for each version, without optimisation.
-    pub(crate) fn cargo_tool(&self, name: &str, version: &str, arguments: &[&str]) -> Option<PathBuf> {
+    /// Returns a `PATH` with the programs of a crate, which is built once for each version, without optimisation.
+    pub(crate) fn cargo_tool(&self, name: &str, version: &str, arguments: &[&str]) -> Result<Option<OsString>> {
         let root = self.built(&format!("tools/{name}-{version}"));
         let bin = root.join("bin");
-        if bin.is_dir() {
-            return Some(bin);
+        if !bin.is_dir() {
+            let build = self.built("tools/build");
+            let install =
+                cmd!(self.sh, "cargo install --quiet --locked {name} --version {version} --root {root} --debug {arguments...}");
+            let is_installed = install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok();
+            let _ = std::fs::remove_dir_all(&build);
+            if !is_installed {
+                self.skip(&format!("{name} {version} is not available"));
+                return Ok(None);
+            }
         }
-        let build = self.built("tools/build");
-        let install =
-            cmd!(self.sh, "cargo install --quiet --locked {name} --version {version} --root {root} --debug {arguments...}");
-        let is_installed = install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok();
-        let _ = std::fs::remove_dir_all(&build);
-        if !is_installed {
-            self.skip(&format!("{name} {version} is not available"));
-            return None;
-        }
-        Some(bin)
-    }
-
-    /// Returns `PATH` with `folder` in front.
-    #[expect(clippy::unused_self, reason = "reads like the other tools")]
-    pub(crate) fn path_with(&self, folder: &Path) -> Result<std::ffi::OsString> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Ok(std::env::join_paths([folder.to_owned()].into_iter().chain(std::env::split_paths(&path)))?)
+        Ok(Some(std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?))
     }
 }

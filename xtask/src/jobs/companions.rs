@@ -92,6 +92,8 @@ const VERSIONS: &str =
 pub(super) fn runtimes(context: &Context) -> Result<()> {
     let sh = &context.sh;
     each_feature(context, "background-tasks-runtimes")?;
+    // The examples of the documentation also build without features.
+    cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --doc").run()?;
     if context.program("valgrind", "valgrind") {
         cmd!(
             sh,

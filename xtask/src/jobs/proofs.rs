@@ -30,30 +30,20 @@ pub(super) fn models(context: &Context) -> Result<()> {
 }
 
 pub(super) fn orderings(context: &Context) -> Result<()> {
-    let slice = context.slice.map(|(turn, of)| format!("--slice={}/{of}", turn + 1));
-    let slice: Vec<&str> =
-        slice.as_deref().and_then(|slice| slice.split_once('=')).map_or(vec![], |(name, value)| vec![name, value]);
+    let (turn, of) = context.slice.unwrap_or((0, 1));
+    let slice = format!("{}/{of}", turn + 1);
     let arguments = &context.arguments;
     let tool = "tools/mutate-orderings/Cargo.toml";
-    Ok(cmd!(context.sh, "cargo run --quiet --release --manifest-path {tool} -- {slice...} {arguments...} src/sync src/state")
+    Ok(cmd!(context.sh, "cargo run --quiet --release --manifest-path {tool} -- --slice {slice} {arguments...} src/sync src/state")
         .run()?)
 }
 
 pub(super) fn mutants(context: &Context) -> Result<()> {
     let sh = &context.sh;
-    let Some(bin) = context.cargo_tool("cargo-mutants", "27.1.0", &[]) else { return Ok(()) };
-    let path = context.path_with(&bin)?;
-    // A turn of `ci` takes one of many slices, another one after every eighth commit.
-    let shard = match context.slice {
-        Some((_, of)) => {
-            let commits: usize = cmd!(sh, "git rev-list --count HEAD").quiet().read()?.parse()?;
-            vec!["--shard".to_owned(), format!("{}/16", commits / of % 16)]
-        }
-        None => Vec::new(),
-    };
+    let Some(path) = context.cargo_tool("cargo-mutants", "27.1.0", &[])? else { return Ok(()) };
     let arguments = &context.arguments;
     let out = context.built("mutants-out");
-    let run = cmd!(sh, "cargo mutants -p background-tasks --all-features --no-shuffle --output {out} {shard...} {arguments...}");
+    let run = cmd!(sh, "cargo mutants -p background-tasks --all-features --no-shuffle --output {out} {arguments...}");
     Ok(run.env("PATH", path).env_remove("CARGO_TARGET_DIR").run()?)
 }
 

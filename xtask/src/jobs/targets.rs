@@ -77,8 +77,8 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     // The programs must have the version of the library. Without TLS, which they do not need.
     let version = locked_version(sh, "wasm-bindgen")?;
     let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];
-    let Some(bin) = context.cargo_tool("wasm-bindgen-cli", &version, &arguments) else { return Ok(()) };
-    let _path = sh.push_env("PATH", context.path_with(&bin)?);
+    let Some(path) = context.cargo_tool("wasm-bindgen-cli", &version, &arguments)? else { return Ok(()) };
+    let _path = sh.push_env("PATH", path);
     let _runner = sh.push_env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", "wasm-bindgen-test-runner");
     if context.program("node", "nodejs") {
         cmd!(sh, "timeout 300 cargo test --quiet -p drafts --target {TARGET}").run()?;
