@@ -101,7 +101,8 @@ fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     }
     let arguments = &arguments[..];
     let _folder = sh.push_dir(copy);
-    let _target = sh.push_env("CARGO_TARGET_DIR", context.built(if model.is_some() { "models" } else { "." }));
+    // Target folders of their own: cargo would take the copy's packages for those of the repository, and not build them again.
+    let _target = sh.push_env("CARGO_TARGET_DIR", context.built(if model.is_some() { "hazards-models" } else { "hazards-target" }));
     let _flags = model.map(|_| sh.push_env("RUSTFLAGS", "--cfg loom"));
     let test = || -> Result<Output> {
         cmd!(sh, "cargo test --quiet {arguments...} --no-run")
