@@ -1,6 +1,6 @@
 //! L3: an abort ends each task at its next await point, and reports the work that cannot be aborted.
 use crate::common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker_fn};
-use background_tasks::{AbortError, Registry, Spawner, TokioSpawner};
+use background_tasks::{AbortError, Registry, Spawner};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -150,6 +150,7 @@ fn aborted_task_dropped_before_its_next_poll_counts_as_abandoned() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn work_that_cannot_be_aborted_stays_in_flight_and_is_named() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let registry = Registry::builder(runtime.handle().clone()).inspect().build();
@@ -237,9 +238,10 @@ fn registry_without_inspection_aborts_nothing() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn local_task_is_aborted_on_its_own_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let registry = Registry::builder(TokioSpawner).inspect().build();
+    let registry = Registry::builder(background_tasks::TokioSpawner).inspect().build();
     let handle = registry.clone();
     let summary = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let local = std::rc::Rc::new(());

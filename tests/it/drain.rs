@@ -1,7 +1,7 @@
 //! S3, S4, L2: a drain waits for all tasks and is final, and every waiter of a drain is woken. `wait_idle` resolves only if nothing was in
 //! flight at one moment.
 use crate::common::{HANG, Manual, Owns, PanicDrop, poll_once, waker_fn};
-use background_tasks::{Registry, RegistryState, SmolSpawner, Spawner};
+use background_tasks::{Registry, RegistryState, Spawner};
 use futures_lite::future::{block_on, yield_now};
 use std::future::{pending, ready};
 use std::pin::Pin;
@@ -336,11 +336,12 @@ fn shutdown_guard_starts_the_shutdown_when_main_returns_early() {
 }
 
 #[test]
+#[cfg(feature = "smol")]
 fn static_registry_stays_open_when_a_handle_is_dropped() {
     static STATE: RegistryState = RegistryState::new();
-    static TASKS: Registry<SmolSpawner> = Registry::in_static(&STATE, SmolSpawner);
+    static TASKS: Registry<background_tasks::SmolSpawner> = Registry::in_static(&STATE, background_tasks::SmolSpawner);
     TASKS.run(async {});
-    drop(Registry::in_static(&STATE, SmolSpawner));
+    drop(Registry::in_static(&STATE, background_tasks::SmolSpawner));
     assert!(!TASKS.is_shutting_down(), "a dropped handle must not shut a static registry down");
     assert_eq!(TASKS.shutdown().wait_timeout(HANG).unwrap().completed, 1);
     TASKS.try_run(async {}).unwrap_err();

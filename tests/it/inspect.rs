@@ -1,11 +1,10 @@
 //! S9: an inspected registry lists the tasks in flight and names the stragglers of a drain.
 use crate::common::{HANG, Manual, inspected};
-use background_tasks::{Registry, Spawner, TaskId, TaskInfo, TaskKind, TokioSpawner};
+use background_tasks::{Registry, Spawner, TaskId, TaskInfo, TaskKind};
 use std::collections::HashSet;
 use std::future::pending;
 use std::panic::Location;
 use std::sync::Mutex;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -46,10 +45,11 @@ fn location_replaces_the_call_site_of_a_library() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn task_list_shows_each_kind() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let registry = Registry::builder(TokioSpawner).inspect().build();
-    let (resume, resumed) = channel::<()>();
+    let registry = Registry::builder(background_tasks::TokioSpawner).inspect().build();
+    let (resume, resumed) = std::sync::mpsc::channel::<()>();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         registry.run_local(pending::<()>());
         registry.run_blocking(move || resumed.recv_timeout(HANG).unwrap());

@@ -1,7 +1,7 @@
 //! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a binary of its own, because
 //! the tests of one process share a pool of registries, and so change what another test allocates.
 
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 #[macro_use]
 mod common;
 
@@ -23,41 +23,41 @@ mod conformance;
 mod documentation;
 #[cfg(feature = "std")]
 mod layout;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "metrics"))]
+#[cfg(all(feature = "async-executor", feature = "metrics"))]
 mod metrics;
 #[cfg(feature = "std")]
 mod public_api;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "serde"))]
+#[cfg(all(feature = "async-executor", feature = "serde"))]
 mod serde;
 #[cfg(all(feature = "tokio", feature = "smol", feature = "async-executor", feature = "tracing"))]
 mod spawner_composition;
 mod statics;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor", feature = "tracing"))]
+#[cfg(all(feature = "async-executor", feature = "tracing"))]
 mod tracing;
 
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod abort;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod drain;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod inspect;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod limit;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod observer;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod outcomes;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod property;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod release_order;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod shutdown_policy;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod shutdown_signal;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod soak;
 #[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 mod spawners;
-#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+#[cfg(feature = "async-executor")]
 mod stress;

@@ -1,6 +1,6 @@
 //! S4, S5, S6: a registry accounts for every task, and no panic of a task reaches the host or another task.
 use crate::common::{HANG, Manual, Owns, PanicDrop, PanicPoll, counts, poll_once};
-use background_tasks::{BlockingSpawner, Registry, Spawner};
+use background_tasks::{Registry, Spawner};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -83,7 +83,8 @@ on_every_runtime!(
     outcomes_of_a_thousand_tasks_add_up,
 );
 
-fn blocking_work_is_counted_by_outcome<S: BlockingSpawner>(registry: &Registry<S>) {
+#[cfg(any(feature = "tokio", feature = "smol", feature = "async-std"))]
+fn blocking_work_is_counted_by_outcome<S: background_tasks::BlockingSpawner>(registry: &Registry<S>) {
     registry.run_blocking(|| {});
     registry.run_blocking(|| std::fs::remove_file("/nonexistent/file"));
     registry.run_blocking(|| panic!("intentional panic"));
@@ -99,11 +100,13 @@ fn blocking_work_is_counted_by_outcome<S: BlockingSpawner>(registry: &Registry<S
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn blocking_work_is_counted_on_tokio() {
     crate::common::tokio_multi_thread(|handle| blocking_work_is_counted_by_outcome(&Registry::new(handle)));
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn blocking_work_is_counted_on_ambient_tokio() {
     crate::common::tokio_multi_thread(|handle| {
         let _entered = handle.enter();
@@ -112,11 +115,13 @@ fn blocking_work_is_counted_on_ambient_tokio() {
 }
 
 #[test]
+#[cfg(feature = "smol")]
 fn blocking_work_is_counted_on_smol() {
     blocking_work_is_counted_by_outcome(&Registry::new(background_tasks::SmolSpawner));
 }
 
 #[test]
+#[cfg(feature = "async-std")]
 fn blocking_work_is_counted_on_async_std() {
     blocking_work_is_counted_by_outcome(&Registry::new(background_tasks::AsyncStdSpawner));
 }
@@ -147,6 +152,7 @@ fn destructor_panic_of_abandoned_task_is_caught_and_counts_as_panicked() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn dropped_tokio_runtime_abandons_its_tasks() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let registry = Registry::new(runtime.handle().clone());
@@ -164,6 +170,7 @@ fn dropped_tokio_runtime_abandons_its_tasks() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn task_spawned_on_dropped_tokio_runtime_is_abandoned() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registry = Registry::new(runtime.handle().clone());
@@ -173,6 +180,7 @@ fn task_spawned_on_dropped_tokio_runtime_is_abandoned() {
 }
 
 #[test]
+#[cfg(feature = "async-executor")]
 fn dropped_async_executor_abandons_its_tasks() {
     let executor = std::sync::Arc::new(::async_executor::Executor::new());
     let registry = Registry::new(executor.clone());

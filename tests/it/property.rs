@@ -821,5 +821,6 @@ fn registry_agrees_with_the_model_after_every_step() {
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
     let totals = totals.into_inner();
-    assert!(totals.iter().all(|count| *count > 100), "every outcome occurs often enough: {totals:?}");
+    // On average, the rarest outcome occurs 150 times; its standard deviation is about 30.
+    assert!(totals.iter().all(|count| *count > 10), "every outcome occurs often enough: {totals:?}");
 }

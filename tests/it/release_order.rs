@@ -2,7 +2,7 @@
 //!
 //! Each S2 test stops a destructor on another thread and checks that the registry still counts the task.
 use crate::common::{HANG, Manual, Owns, PanicPoll, SlowDrop, SlowDropControl, poll_once};
-use background_tasks::{BlockingSpawner, Registry, Spawner};
+use background_tasks::{Registry, Spawner};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -86,6 +86,7 @@ fn abandoned_future_is_dropped_before_release() {
 }
 
 #[test]
+#[cfg(feature = "tokio")]
 fn future_of_dropped_runtime_is_dropped_before_release() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let registry = Registry::new(runtime.handle().clone());
@@ -97,7 +98,8 @@ fn future_of_dropped_runtime_is_dropped_before_release() {
     assert_eq!(registry.summary().abandoned, 1);
 }
 
-fn blocking_closure_is_dropped_before_release<S: BlockingSpawner>(registry: &Registry<S>) {
+#[cfg(any(feature = "tokio", feature = "smol", feature = "async-std"))]
+fn blocking_closure_is_dropped_before_release<S: background_tasks::BlockingSpawner>(registry: &Registry<S>) {
     let (slow, destructor) = SlowDrop::new();
     registry.run_blocking(move || drop(slow));
     assert_drain_waits_for(&destructor, registry);
@@ -105,9 +107,13 @@ fn blocking_closure_is_dropped_before_release<S: BlockingSpawner>(registry: &Reg
 }
 
 #[test]
+#[cfg(any(feature = "tokio", feature = "smol", feature = "async-std"))]
 fn blocking_closure_is_dropped_before_release_on_each_runtime() {
+    #[cfg(feature = "tokio")]
     crate::common::tokio_multi_thread(|handle| blocking_closure_is_dropped_before_release(&Registry::new(handle)));
+    #[cfg(feature = "smol")]
     blocking_closure_is_dropped_before_release(&Registry::new(background_tasks::SmolSpawner));
+    #[cfg(feature = "async-std")]
     blocking_closure_is_dropped_before_release(&Registry::new(background_tasks::AsyncStdSpawner));
 }
 

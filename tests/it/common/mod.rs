@@ -170,6 +170,7 @@ impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {
 }
 
 /// Runs `f`, outside the runtime, with the handle of a tokio runtime that has two worker threads.
+#[cfg(feature = "tokio")]
 pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     f(runtime.handle().clone());
@@ -177,6 +178,7 @@ pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
 }
 
 /// Runs `f`, outside the runtime, with the handle of a current-thread tokio runtime that another thread drives.
+#[cfg(feature = "tokio")]
 pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let handle = runtime.handle().clone();
@@ -188,11 +190,13 @@ pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
 }
 
 /// Runs `f` with smol's global executor.
+#[cfg(feature = "smol")]
 pub(crate) fn smol(f: impl FnOnce(background_tasks::SmolSpawner)) {
     f(background_tasks::SmolSpawner);
 }
 
 /// Runs `f` with async-std's global executor.
+#[cfg(feature = "async-std")]
 pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
     f(background_tasks::AsyncStdSpawner);
 }
@@ -213,28 +217,35 @@ pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
     f(background_tasks::ThreadsSpawner::new(2).unwrap());
 }
 
-/// Generates one test for each scenario on each runtime.
+/// Generates one test for each scenario on each runtime that the features select, and on those of `async-executor`, which this module needs.
 ///
 /// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
 /// from a spawner. Default: `Registry::new`.
+///
+/// The scenarios are compiled for two spawners only, `ThreadsSpawner` and `DynSpawner`, because compiling them for each runtime takes twice
+/// as long. `spawners` and `conformance` test the type of each spawner.
 #[macro_export]
 macro_rules! on_every_runtime {
     (with $make:expr; $($scenario:ident),* $(,)?) => {
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] tokio_multi_thread }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] tokio_current_thread }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] smol }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] async_std }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] async_executor }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] threads }
+        #[cfg(feature = "tokio")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_multi_thread }
+        #[cfg(feature = "tokio")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_current_thread }
+        #[cfg(feature = "smol")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] smol }
+        #[cfg(feature = "async-std")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_std }
+                $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_executor }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [std::convert::identity] threads }
     };
-    (@each [$($scenario:ident)*] [$make:expr] $runtime:ident) => {
+    (@each [$($scenario:ident)*] [$make:expr] [$wrap:expr] $runtime:ident) => {
         mod $runtime {
             use background_tasks::Registry;
 
             $(
                 #[test]
                 fn $scenario() {
-                    $crate::common::$runtime(|spawner| super::$scenario(&$make(spawner)));
+                    $crate::common::$runtime(|spawner| super::$scenario(&$make($wrap(spawner))));
                 }
             )*
         }
