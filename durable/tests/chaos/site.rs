@@ -26,7 +26,7 @@ pub(crate) enum Engine<'a> {
 
 /// Returns the number of jobs in each test.
 pub(crate) fn jobs() -> usize {
-    env::var("JOBS").map_or(300, |jobs| jobs.parse().expect("JOBS is a number"))
+    env::var("JOBS").map_or(100, |jobs| jobs.parse().expect("JOBS is a number"))
 }
 
 pub(crate) struct Site {

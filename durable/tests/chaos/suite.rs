@@ -28,28 +28,32 @@ const TESTS: &[(&str, Test)] = &[
     ("poison_job", poison_job),
 ];
 
-/// Runs the tests whose names contain an argument. The tests of one database run in parallel.
+/// Runs the tests whose names contain an argument, in parallel.
 pub(crate) fn run() -> ExitCode {
     let seed = env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("SEED is a number"));
     println!("SEED={seed} JOBS={}", jobs());
-    let mut failed = run_in_parallel("sqlite", TESTS, Engine::Sqlite, seed);
-    match Postgres::start() {
+    let mut tests = of_database("sqlite", Engine::Sqlite, TESTS);
+    let server = Postgres::start();
+    match &server {
         Ok(server) => {
-            let tests = [TESTS, &[("server_killed", server_killed)]].concat();
-            failed += run_in_parallel("postgres", &tests, Engine::Postgres(&server), seed);
+            let of_postgres = [TESTS, &[("server_killed", server_killed)]].concat();
+            tests.extend(of_database("postgres", Engine::Postgres(server), &of_postgres));
         }
         Err(reason) => testing::skip("postgres", reason),
     }
-    ExitCode::from(u8::from(failed > 0))
+    ExitCode::from(u8::from(run_in_parallel(tests, seed) > 0))
+}
+
+fn of_database<'a>(database: &str, engine: Engine<'a>, tests: &[(&str, Test)]) -> Vec<(String, Engine<'a>, Test)> {
+    tests.iter().map(|&(name, test)| (format!("{database}::{name}"), engine, test)).collect()
 }
 
 /// Returns the number of failed tests.
-fn run_in_parallel(database: &str, tests: &[(&str, Test)], engine: Engine<'_>, seed: u64) -> usize {
+fn run_in_parallel(mut tests: Vec<(String, Engine<'_>, Test)>, seed: u64) -> usize {
     let wanted: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    tests.retain(|(name, ..)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)));
     thread::scope(|scope| {
-        let named = tests.iter().map(|&(name, test)| (format!("{database}::{name}"), test));
-        let wanted = named.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)));
-        let running = wanted.map(|(name, test)| {
+        let running = tests.into_iter().map(|(name, engine, test)| {
             let thread = thread::Builder::new().name(name.clone());
             (name, thread.spawn_scoped(scope, move || timed(|| test(engine, Rng::with_seed(seed)))).unwrap())
         });
