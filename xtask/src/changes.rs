@@ -6,23 +6,30 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
-use xshell::cmd;
+use xshell::{Shell, cmd};
 
-/// Lists the files that differ from the point where the branch left `main`, uncommitted files included. On `main`, and where
-/// there is no `main`, that point is the previous commit.
-pub(crate) fn changed_files(context: &Context) -> Result<BTreeSet<String>> {
-    let sh = &context.sh;
+/// Returns the commit with which the change is compared: the point where the branch left `main`. On `main`, and where there is no
+/// `main`: `HEAD` if files are uncommitted, and the previous commit otherwise.
+fn base(sh: &Shell) -> Result<String> {
     let head = cmd!(sh, "git rev-parse HEAD").quiet().read()?;
     let fork = cmd!(sh, "git merge-base HEAD main").quiet().ignore_stderr().read().unwrap_or_default();
-    let uncommitted = cmd!(sh, "git status --porcelain --untracked-files=all --no-renames").quiet().read()?;
-    let mut files: BTreeSet<String> = uncommitted.lines().filter_map(|line| Some(line.get(3..)?.to_owned())).collect();
-    let base = if fork.is_empty() || fork == head { "HEAD~1".to_owned() } else { fork };
-    if files.is_empty() || base != "HEAD~1" {
-        let committed =
-            cmd!(sh, "git diff --name-only --no-renames {base} HEAD").quiet().ignore_stderr().read().unwrap_or_default();
-        files.extend(committed.lines().map(str::to_owned));
-    }
-    Ok(files)
+    let is_committed = cmd!(sh, "git status --porcelain").quiet().read()?.is_empty();
+    let on_main = if is_committed { "HEAD~1" } else { "HEAD" };
+    Ok(if fork.is_empty() || fork == head { on_main.to_owned() } else { fork })
+}
+
+/// Lists the files of the change, untracked files included.
+fn changed_files(context: &Context) -> Result<BTreeSet<String>> {
+    let (sh, base) = (&context.sh, base(&context.sh)?);
+    let tracked = cmd!(sh, "git diff --name-only --no-renames {base}").quiet().ignore_stderr().read().unwrap_or_default();
+    let untracked = cmd!(sh, "git ls-files --others --exclude-standard").quiet().read()?;
+    Ok(tracked.lines().chain(untracked.lines()).map(str::to_owned).collect())
+}
+
+/// Returns the change of these paths, as a patch without untracked files.
+pub(crate) fn diff(context: &Context, paths: &[&str]) -> Result<String> {
+    let (sh, base) = (&context.sh, base(&context.sh)?);
+    Ok(cmd!(sh, "git diff {base} -- {paths...}").quiet().ignore_stderr().read().unwrap_or_default())
 }
 
 /// Returns the package whose folder contains a file most closely. Files of the root that build nothing belong to no package.

@@ -10,8 +10,8 @@ pub(crate) struct Context {
     pub(crate) sh: Shell,
     /// The arguments after the job's name.
     pub(crate) arguments: Vec<String>,
-    /// `(K, N)`: long mutation tests take the K-th of every N mutants only; K counts from 0.
-    pub(crate) slice: Option<(usize, usize)>,
+    /// The number of earlier runs of `ci` that had the same turn. A long mutation test takes another slice in each round.
+    pub(crate) round: Option<usize>,
     target: PathBuf,
     skips: RefCell<Vec<String>>,
 }
@@ -30,7 +30,13 @@ impl Context {
         sh.set_var("CARGO_TARGET_DIR", &target);
         // The tests panic on purpose.
         sh.set_var("RUST_BACKTRACE", "0");
-        Ok(Self { sh, arguments, slice: None, target, skips: RefCell::default() })
+        Ok(Self { sh, arguments, round: None, target, skips: RefCell::default() })
+    }
+
+    /// Returns the slice that a long mutation test takes of its mutants, counted from 0, and the number of slices: one of `slices` in `ci`,
+    /// all mutants otherwise.
+    pub(crate) fn slice(&self, slices: usize) -> (usize, usize) {
+        self.round.map_or((0, 1), |round| (round % slices, slices))
     }
 
     /// Returns a path below the target folder.

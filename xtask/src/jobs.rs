@@ -58,9 +58,10 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 20, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
+    Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
     Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
     Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Nightly(5), paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
-    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants; with `--in-diff FILE` those of a change", tier: OnRequest, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
+    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
     Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm.rs", "examples/browser"], tools: "wasm32, Node, Chromium, nightly", seconds: 300, run: targets::wasm },
@@ -78,18 +79,20 @@ pub(crate) const JOBS: &[Job] = &[
 
 /// Prints the table of the jobs.
 pub(crate) fn print_list() {
-    println!("{:10} {:8} {:>9}  checks", "job", "tier", "seconds");
+    println!("{:15} {:8} {:>9}  checks", "job", "tier", "seconds");
     for job in JOBS {
         let tier = match job.tier {
             Full => "full",
             Nightly(_) => "nightly",
             OnRequest => "-",
         };
-        println!("{:10} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
+        println!("{:15} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
         let paths = if job.paths.is_empty() { "all".to_owned() } else { job.paths.join(" ") };
-        println!("{:31}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
+        println!("{:36}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
-    println!("\nseconds: an estimate for two cores. `hazards` and `orderings` take four times as long when they run alone.");
+    println!(
+        "\nseconds: measured on two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`."
+    );
 }
 
 /// Returns the jobs that check one of these files beyond formatting, lints and tests, with their paths.

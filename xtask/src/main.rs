@@ -59,8 +59,7 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
             let commits: usize = xshell::cmd!(context.sh, "git rev-list --count HEAD").quiet().read()?.parse()?;
             let turn = turn(commits)?;
             println!("turn {turn} of 8");
-            // The next quarter of the long mutation tests, whenever their turn comes.
-            context.slice = Some((commits / 8 % 4, 4));
+            context.round = Some(commits / 8);
             run_all(&context, JOBS.iter().filter(|job| job.tier.has_turn(turn)))
         }
         name => {

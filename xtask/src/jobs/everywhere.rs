@@ -29,9 +29,10 @@ pub(super) fn test(context: &Context) -> Result<()> {
     let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
     let words = COMMAND.split(' ').skip(1);
     let arguments = &context.arguments;
-    // Rounds of load for the services.
-    let rounds = std::env::var("ROUNDS").unwrap_or("10".to_owned());
-    Ok(cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required).env("ROUNDS", rounds).run()?)
+    // More load than by default: rounds for the services, and jobs for the workers that are killed.
+    let load = |name, default: &str| std::env::var(name).unwrap_or(default.to_owned());
+    let test = cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required);
+    Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 
 /// The tests that also run on Windows and macOS.

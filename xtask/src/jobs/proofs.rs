@@ -1,5 +1,6 @@
 //! Jobs that look for what ordinary tests do not find: models, mutations and sanitizers.
 
+use crate::changes;
 use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
@@ -30,8 +31,8 @@ pub(super) fn models(context: &Context) -> Result<()> {
 }
 
 pub(super) fn orderings(context: &Context) -> Result<()> {
-    let (turn, of) = context.slice.unwrap_or((0, 1));
-    let slice = format!("{}/{of}", turn + 1);
+    let (slice, of) = context.slice(4);
+    let slice = format!("{}/{of}", slice + 1);
     let arguments = &context.arguments;
     let tool = "tools/mutate-orderings/Cargo.toml";
     Ok(cmd!(context.sh, "cargo run --quiet --release --manifest-path {tool} -- --slice {slice} {arguments...} src/sync src/state")
@@ -39,11 +40,30 @@ pub(super) fn orderings(context: &Context) -> Result<()> {
 }
 
 pub(super) fn mutants(context: &Context) -> Result<()> {
-    let sh = &context.sh;
+    let (slice, of) = context.slice(32);
+    // Each slice has mutants of every file.
+    let shard = ["--sharding", "round-robin", "--shard", &format!("{slice}/{of}")];
+    run_mutants(context, shard.into_iter().chain(context.arguments.iter().map(String::as_str)))
+}
+
+pub(super) fn changed_mutants(context: &Context) -> Result<()> {
+    let diff = changes::diff(context, &["src/sync", "src/state"])?;
+    if diff.is_empty() {
+        println!("src/sync and src/state have not changed");
+        return Ok(());
+    }
+    let path = context.built("changed.diff");
+    context.sh.write_file(&path, diff)?;
+    run_mutants(context, ["--in-diff", &path.to_string_lossy()].into_iter())
+}
+
+fn run_mutants<'a>(context: &Context, arguments: impl Iterator<Item = &'a str>) -> Result<()> {
     let Some(path) = context.cargo_tool("cargo-mutants", "27.1.0", &[])? else { return Ok(()) };
-    let arguments = &context.arguments;
     let out = context.built("mutants-out");
-    let run = cmd!(sh, "cargo mutants -p background-tasks --all-features --no-shuffle --output {out} {arguments...}");
+    let run = cmd!(
+        context.sh,
+        "cargo mutants -p background-tasks --no-default-features --features async-executor --no-shuffle --output {out} {arguments...}"
+    );
     Ok(run.env("PATH", path).env_remove("CARGO_TARGET_DIR").run()?)
 }
 
@@ -62,8 +82,8 @@ pub(super) fn hazards(context: &Context) -> Result<()> {
             .run()
             .with_context(|| format!("{} does not apply", patch.display()))?;
     }
-    let (turn, of) = context.slice.unwrap_or((0, 1));
-    let chosen = patches.iter().skip(turn).step_by(of);
+    let (slice, of) = context.slice(4);
+    let chosen = patches.iter().skip(slice).step_by(of);
     let chosen: Vec<_> =
         chosen.filter(|path| context.arguments.iter().all(|text| path.to_string_lossy().contains(&**text))).collect();
 
@@ -138,6 +158,8 @@ pub(super) fn miri(context: &Context) -> Result<()> {
         "local_task_is_aborted",
     ];
     let skips = reactors.iter().flat_map(|name| ["--skip", name]);
+    // Miri has one processor.
+    let _threads = context.sh.push_env("RUST_TEST_THREADS", "1");
     let unit = cmd!(context.sh, "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --lib");
     unit.env("MIRIFLAGS", "-Zmiri-disable-isolation").run()?;
     let miri = cmd!(
