@@ -85,12 +85,18 @@ pub(super) fn durable(context: &Context) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn graphile(context: &Context) -> Result<()> {
+    let required = if context.postgres() { "postgres" } else { "" };
+    Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", required).run()?)
+}
+
 /// The versions of Rust that the README of runtimes/ names.
 const VERSIONS: &str =
     "Rust 1.85, as do actix-rt, async-global-executor, glommio and monoio; `bevy_tasks` needs 1.89, compio 1.95,";
 
 pub(super) fn runtimes(context: &Context) -> Result<()> {
     let sh = &context.sh;
+    cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --all-features").run()?;
     each_feature(context, "background-tasks-runtimes")?;
     // The examples of the documentation also build without features.
     cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --doc").run()?;
