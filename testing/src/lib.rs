@@ -10,5 +10,5 @@ mod skip;
 
 pub use http::{Client, Response};
 pub use notify_socket::NotifySocket;
-pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until_some};
+pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until, poll_until_ok, poll_until_some};
 pub use skip::skip;

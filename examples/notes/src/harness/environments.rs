@@ -2,7 +2,6 @@
 
 use super::Program;
 use super::load::{assert_drained, body, check_notes, name, random_stop, rounds, send_notes};
-use super::page_with;
 use super::service::{NotesClient, Service, prefixed};
 use std::collections::BTreeSet;
 use std::fs;
@@ -57,7 +56,7 @@ pub fn full_disk(program: Program) {
     for number in 0..NOTES {
         assert_eq!(client.put(&name(number), &body(number)).unwrap().status, 202);
     }
-    page_with(&mut client, "Not on disk yet: 0<");
+    client.get_until("/", "Not on disk yet: 0<");
     let written: BTreeSet<_> = (0..NOTES).filter(|number| disk.path().join(name(*number)).exists()).collect();
     for number in &written {
         fs::remove_file(disk.path().join(name(*number))).unwrap();

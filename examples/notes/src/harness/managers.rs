@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
-use testing::{Client, only_child, poll_until_some};
+use testing::{Client, only_child, poll_until, poll_until_some};
 
 /// A manager of the service `notes`.
 trait Manager {
@@ -128,7 +128,7 @@ impl Runit {
         let runsv = Command::new("runsv").arg(&service).stdin(Stdio::null()).spawn().unwrap();
         let runit = Self { service, runsv };
         let answers = || Command::new("sv").args(["status", &runit.service]).output().unwrap().status.success();
-        poll_until_some(&"no runsv", || answers().then_some(()));
+        poll_until(&"no runsv", answers);
         runit
     }
 }
