@@ -171,16 +171,21 @@ fn worker_without_a_database_fails_and_the_next_one_continues() {
     postgres.kill();
     let ended = worker.wait();
     ended.assert_code(2);
-    let sent = count_lines(&ended.lines, "sent");
+    let mut lines = ended.lines;
     postgres.restart();
 
     let worker = work(&postgres, "10", &[]);
     wait_until_all_is_sent(&postgres);
     let ended = worker.stop();
     ended.assert_code(0);
-    let mut all = count_lines(&ended.lines, "sent");
-    all.extend(sent);
-    assert_eq!(all, once(1..=PEOPLE), "committed mails are not repeated");
+    lines.extend(ended.lines);
+    let mut sent = count_lines(&lines, "sent");
+    // If the kill came between a commit and its response, only the next worker reports that the mail was sent.
+    lines.retain(|line| line.text().contains(" was already sent"));
+    for signup in count_lines(&lines, "").into_keys() {
+        sent.entry(signup).or_insert(1);
+    }
+    assert_eq!(sent, once(1..=PEOPLE), "committed mails are not repeated");
 }
 
 #[test]
