@@ -1,7 +1,7 @@
 // The dashboard of a notes service in Chromium: `NOTES=path/to/notes-tokio node --test host/tests/dashboard.mjs`. Needs chromium, chromedriver, mkfifo.
 // With SCREENSHOTS=folder it also takes the screenshots in docs/.
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
@@ -10,18 +10,15 @@ import { env } from "node:process";
 import { after, afterEach, before, test } from "node:test";
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { Browser, firstMatch, until, within } from "../../testing/webdriver.mjs";
+import { Browser, matchLines, until, within } from "../../testing/webdriver.mjs";
 
 let browser, service;
 let sockets = [];
 
 const run = (script, ...args) => browser.run(script, ...args);
 const go = (url) => browser.go(url);
-const resize = (width, height) => browser.devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
-const prefer = (value) => browser.devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
-
-const text = (id) => run("const it = document.getElementById(arguments[0]); return it?.checkVisibility() ? it.innerText : ''", id);
-const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
+const text = (id) => browser.text(id);
+const shows = (id, expected) => browser.shows(id, expected);
 const ended = async (outcome) => Number(await run("return document.querySelector(`#ended-${arguments[0]} dd`)?.innerText", outcome));
 const losses = () => run("return [...document.querySelectorAll('.loss')].map((loss) => loss.id)");
 const row = (name) => `[...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === ${JSON.stringify(name)})`;
@@ -34,7 +31,7 @@ async function start(...options) {
   const dir = await mkdtemp(join(tmpdir(), "notes-"));
   const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--dashboard", ...options], { stdio: ["ignore", "pipe", "inherit"] });
   service = { dir, child, exit: once(child, "exit") };
-  [, service.url] = await firstMatch(child, /^listening on (http:.*)$/);
+  [[, service.url]] = await matchLines(child.stdout, /^listening on (http:.*)$/);
   service.page = `${service.url}/background`;
   await go(service.page);
   await shows("state", /^Running$/);
@@ -71,7 +68,7 @@ async function straggle() {
 
 before(async () => {
   assert.ok(env.NOTES, "NOTES is the path of a notes service");
-  browser = await Browser.start({ "goog:loggingPrefs": { browser: "ALL" } });
+  browser = await Browser.start();
 });
 
 after(() => browser?.close());
@@ -258,49 +255,22 @@ test("both color schemes have enough contrast, and the page fits the window", as
   await is_listed("connection");
   const contrasts = [];
   for (const scheme of ["light", "dark"]) {
-    await prefer(scheme);
     for (const width of [400, 1280]) {
-      await resize(width, 800);
-      const [wide, ...found] = await run(CONTRASTS);
-      assert.ok(wide <= width, `${wide} > ${width}`);
+      const found = await browser.checkContrast(scheme, width);
       assert.ok(found.length > 20);
-      for (const [what, ratio] of found) assert.ok(ratio >= 4.5, `${scheme}: ${what}: ${ratio}`);
       contrasts.push(found[0].toString());
     }
   }
   assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
 });
 
-/// Returns the width of the page, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
-const CONTRASTS = `
-  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
-  const luminance = (color) => {
-    const [r, g, b] = parts(color).map((part) => part / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (element) => {
-    const own = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
-    return parts(own)[3] === 0 ? ground(element.parentElement) : own;
-  };
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const found = [document.documentElement.scrollWidth];
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, .visually-hidden")) continue;
-    const [less, more] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
-    found.push([texts.currentNode.data.trim(), (more + 0.05) / (less + 0.05)]);
-  }
-  return found;
-`;
-
 test("the browser logs no errors", async () => {
   // The page of the last test still retries to connect to a service that has exited.
   await go("about:blank");
-  await browser.command("POST", "/se/log", { type: "browser" });
+  await browser.log();
   await start();
   await is_listed("request");
-  const log = await browser.command("POST", "/se/log", { type: "browser" });
-  assert.deepEqual(log, []);
+  assert.deepEqual(await browser.log(), []);
 });
 
 test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
@@ -323,12 +293,12 @@ test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => 
   await until("an abort", () => ended("aborted"));
   await new Promise((resolve) => setTimeout(resolve, 5000));
   for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
-    await prefer(scheme);
-    await resize(width, height);
+    await browser.prefer(scheme);
+    await browser.resize(width, height);
     await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
     await run("scrollTo(0, 0)");
     await new Promise((resolve) => setTimeout(resolve, 600));
-    await writeFile(join(env.SCREENSHOTS, `dashboard-${name}.png`), await browser.command("GET", "/screenshot"), "base64");
+    await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
   }
   stop = true;
   await Promise.all(load);

@@ -1,22 +1,39 @@
 //! A blocking HTTP/1.1 client with one connection, which is kept alive. It covers only what the tests need.
 
-use crate::PATIENCE;
+use crate::{PATIENCE, poll_until_ok};
+use std::fmt::{self, Debug, Formatter};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 #[derive(Debug)]
-pub struct Client(BufReader<TcpStream>);
+pub struct Client {
+    stream: BufReader<TcpStream>,
+    /// The lines of the headers of each request.
+    headers: String,
+}
 
-#[derive(Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
+    headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
+impl Debug for Response {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {}", self.status, self.headers, String::from_utf8_lossy(&self.body))
+    }
+}
+
 impl Response {
+    /// Returns the value of the first header with this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(&**value))
+    }
+
     /// Returns the body as text.
-    pub fn text(self) -> String {
-        String::from_utf8(self.body).unwrap()
+    #[track_caller]
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
     }
 }
 
@@ -25,15 +42,31 @@ impl Client {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self(BufReader::new(stream)))
+        Ok(Self { stream: BufReader::new(stream), headers: "host: localhost\r\n".into() })
+    }
+
+    /// Replaces the headers of all further requests. Default: `host: localhost`.
+    pub fn with_headers(mut self, headers: &[&str]) -> Self {
+        self.headers = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
+        self
     }
 
     pub fn get(&mut self, path: &str) -> io::Result<Response> {
         self.request("GET", path, &[])
     }
 
+    /// Requests a path until the body of the response, which must have the status 200, contains `text`. Returns the body.
+    #[track_caller]
+    pub fn get_until(&mut self, path: &str, text: &str) -> String {
+        poll_until_ok(|| {
+            let response = self.get(path).unwrap();
+            assert_eq!(response.status, 200, "{response:?}");
+            if response.text().contains(text) { Ok(response.text().to_owned()) } else { Err((path, text, response)) }
+        })
+    }
+
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
-        self.head(method, path, &[&format!("content-length: {}", body.len())])?;
+        self.head(method, path, &format!("content-length: {}", body.len()))?;
         // A server that rejects a body may respond before it has read all of it.
         let sent = self.send(body);
         self.response().or_else(|error| sent.and(Err(error)))
@@ -41,7 +74,7 @@ impl Client {
 
     /// Sends a request with a chunked body.
     pub fn request_in_chunks(&mut self, method: &str, path: &str, chunks: &[&[u8]]) -> io::Result<Response> {
-        self.head(method, path, &["transfer-encoding: chunked"])?;
+        self.head(method, path, "transfer-encoding: chunked")?;
         let sent = chunks.iter().chain(&[&[][..]]).try_for_each(|chunk| {
             self.send(format!("{:x}\r\n", chunk.len()).as_bytes())?;
             self.send(chunk)?;
@@ -52,7 +85,7 @@ impl Client {
 
     /// Sends the head of a request, and returns once the server waits for its body of `len` bytes.
     pub fn start_request(&mut self, method: &str, path: &str, len: usize) -> io::Result<()> {
-        self.head(method, path, &[&format!("content-length: {len}"), "expect: 100-continue"])?;
+        self.head(method, path, &format!("content-length: {len}\r\nexpect: 100-continue"))?;
         assert_eq!(self.line()?, "HTTP/1.1 100 Continue");
         assert_eq!(self.line()?, "");
         Ok(())
@@ -60,34 +93,49 @@ impl Client {
 
     /// Sends a part of a body.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.get_mut().write_all(bytes)
+        self.stream.get_mut().write_all(bytes)
     }
 
     pub fn response(&mut self) -> io::Result<Response> {
         let status = self.line()?.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         let status = status.ok_or(ErrorKind::InvalidData)?;
-        let mut body = Vec::new();
+        let mut headers = Vec::new();
         loop {
             let line = self.line()?;
             if line.is_empty() {
                 break;
             }
-            if let Some(len) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-                body.resize(len.parse().map_err(|_| ErrorKind::InvalidData)?, 0);
-            }
+            let (name, value) = line.split_once(": ").ok_or(ErrorKind::InvalidData)?;
+            headers.push((name.to_owned(), value.to_owned()));
         }
-        self.0.read_exact(&mut body)?;
-        Ok(Response { status, body })
+        let mut response = Response { status, headers, body: Vec::new() };
+        if let Some(len) = response.header("content-length") {
+            response.body.resize(len.parse().map_err(|_| ErrorKind::InvalidData)?, 0);
+            self.stream.read_exact(&mut response.body)?;
+        } else if response.header("transfer-encoding") == Some("chunked") {
+            while self.chunk(&mut response.body)? > 0 {}
+        } else {
+            self.stream.read_to_end(&mut response.body)?;
+        }
+        Ok(response)
     }
 
-    fn head(&mut self, method: &str, path: &str, headers: &[&str]) -> io::Result<()> {
-        let headers = headers.join("\r\n");
-        self.send(format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n\r\n").as_bytes())
+    /// Reads the next chunk of a body, and returns its length.
+    fn chunk(&mut self, body: &mut Vec<u8>) -> io::Result<u64> {
+        let len = u64::from_str_radix(&self.line()?, 16).map_err(|_| ErrorKind::InvalidData)?;
+        self.stream.by_ref().take(len).read_to_end(body)?;
+        self.line()?;
+        Ok(len)
+    }
+
+    fn head(&mut self, method: &str, path: &str, more: &str) -> io::Result<()> {
+        let head = format!("{method} {path} HTTP/1.1\r\n{}{more}\r\n\r\n", self.headers);
+        self.send(head.as_bytes())
     }
 
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        self.0.read_line(&mut line)?;
+        self.stream.read_line(&mut line)?;
         Ok(line.strip_suffix("\r\n").ok_or(ErrorKind::UnexpectedEof)?.to_owned())
     }
 }

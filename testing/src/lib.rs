@@ -7,8 +7,10 @@ mod http;
 mod notify_socket;
 mod process;
 mod skip;
+mod tmpfs;
 
 pub use http::{Client, Response};
 pub use notify_socket::NotifySocket;
-pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until_some};
-pub use skip::skip;
+pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until, poll_until_ok, poll_until_some};
+pub use skip::{run_or_skip, skip};
+pub use tmpfs::Tmpfs;

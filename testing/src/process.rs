@@ -1,6 +1,6 @@
 //! Processes, their output and their exit.
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, kill_process, kill_process_group};
 use std::fmt::Debug;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -14,17 +14,29 @@ pub use rustix::process::Signal;
 /// Longer than any step of a test takes: what takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Calls a function until it returns `Ok`. Panics with the last error if that takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn poll_until_ok<T, E: Debug>(mut poll: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match poll() {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < deadline, "timed out: {error:#?}"),
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Calls a function until it returns `Some`. Panics with `context` if that takes longer than [`PATIENCE`].
 #[track_caller]
 pub fn poll_until_some<T>(context: &dyn Debug, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = poll() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "timed out: {context:#?}");
-        thread::sleep(Duration::from_millis(1));
-    }
+    poll_until_ok(|| poll().ok_or(context))
+}
+
+/// Calls a function until it returns `true`. Panics with `context` if that takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn poll_until(context: &dyn Debug, mut poll: impl FnMut() -> bool) {
+    poll_until_some(context, || poll().then_some(()));
 }
 
 /// A line of a process's output.
@@ -42,7 +54,7 @@ impl Line {
     }
 }
 
-/// A process. Dropping it kills the process.
+/// A process. Dropping it kills the process, and waits until its children have closed the outputs that they share with it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -96,6 +108,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Sends a signal to the process group that the process leads.
+    pub fn signal_group(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -104,6 +121,22 @@ impl Process {
     #[track_caller]
     pub fn line(&mut self, text: &str) -> String {
         self.wait_for(&text, |line| line.text().contains(text))
+    }
+
+    /// Waits for a line that contains `text`, on either output, and returns the rest of the line.
+    #[track_caller]
+    pub fn rest_of_line(&mut self, text: &str) -> String {
+        let line = self.line(text);
+        line.split_once(text).unwrap().1.to_owned()
+    }
+
+    /// Waits until `count` lines of the whole output contain `text`.
+    #[track_caller]
+    pub fn lines(&mut self, text: &str, count: usize) {
+        let seen = self.seen.iter().filter(|line| line.text().contains(text)).count();
+        for _ in seen..count {
+            self.line(text);
+        }
     }
 
     /// Waits for this line on stdout.
@@ -129,7 +162,21 @@ impl Process {
         panic!("the process ended without the line {expected:?}: {:#?}", self.seen)
     }
 
-    /// Waits until the process has ended.
+    /// Kills the process, and waits until its outputs are closed.
+    #[track_caller]
+    pub fn kill(mut self) -> Ended {
+        self.child.kill().unwrap();
+        self.wait()
+    }
+
+    /// Sends SIGTERM, and waits until the process has ended.
+    #[track_caller]
+    pub fn stop(self) -> Ended {
+        self.terminate();
+        self.wait()
+    }
+
+    /// Waits until the process has ended and its outputs are closed.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
         let deadline = Instant::now() + PATIENCE;
@@ -158,6 +205,8 @@ impl Drop for Process {
         // An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let deadline = Instant::now() + PATIENCE;
+        while self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
@@ -19,6 +20,18 @@ use std::{env, fs, process};
 pub fn skip(what: &str, reason: impl Display) {
     let (required, folder) = (env::var("REQUIRE").unwrap_or_default(), env::var_os("SKIPS"));
     report(what, &reason, &required, folder.as_deref(), &mut io::stderr());
+}
+
+/// Runs a command that needs `what`. If the command fails, reports why with [`skip`] and returns `None`.
+#[track_caller]
+pub fn run_or_skip(what: &str, words: &[&str]) -> Option<()> {
+    let why = match Command::new(words[0]).args(&words[1..]).output() {
+        Ok(output) if output.status.success() => return Some(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    skip(what, format_args!("{}: {why}", words[0]));
+    None
 }
 
 /// Does what [`skip`] does, with the values of the environment variables and with another stderr.

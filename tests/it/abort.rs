@@ -1,12 +1,11 @@
 //! L3: an abort ends each task at its next await point, and reports the work that cannot be aborted.
-use crate::common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll_once, waker_fn};
+use crate::common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll, poll_once, waker_fn};
 use background_tasks::{AbortError, Registry, Spawner};
 use std::future::{pending, poll_fn};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -204,7 +203,7 @@ fn tasks_that_end_during_an_abort_are_not_counted_as_not_abortable() {
             assert_eq!(ended, Some(Poll::Ready(())));
         });
         let mut task = task.lock().unwrap();
-        assert!(Pin::new(task.as_mut().unwrap()).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(poll(task.as_mut().unwrap(), &waker).is_pending());
     }
     let report = registry.abort();
     assert_eq!((report.aborted, report.not_abortable, registry.summary().aborted), (5, 3, 5));
@@ -217,7 +216,7 @@ fn waker_destructor_panic_does_not_leave_the_registry() {
     registry.run(pending::<()>());
     let mut task = spawner.take();
     let waker = panic_waker();
-    assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll(&mut task, &waker).is_pending());
     drop(waker); // The registry now owns the last clone.
     assert!(poll_once(&mut task).is_pending());
     registry.abort();
@@ -300,14 +299,13 @@ fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     });
     registry.run(pending::<()>());
     let mut task = spawner.take();
-    let mut poll = || Pin::new(&mut task).poll(&mut Context::from_waker(&waker));
-    assert!(poll().is_pending());
+    assert!(poll(&mut task, &waker).is_pending());
     registry.abort();
     assert_eq!(woken.load(SeqCst), 1);
-    assert!(poll().is_ready());
+    assert!(poll(&mut task, &waker).is_ready());
     registry.run(pending::<()>());
     let mut task = spawner.take();
-    assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll(&mut task, &waker).is_pending());
     drop((task, waker));
     assert_eq!(Arc::strong_count(&woken), 1, "the registry must keep no clone of the waker");
 }
@@ -333,7 +331,7 @@ fn task_waker_destructor_may_call_the_registry() {
         registry.run(pending::<()>());
         let mut task = spawner.take();
         let waker = Waker::from(Arc::new(AbortOnDrop(registry.clone())));
-        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(poll(&mut task, &waker).is_pending());
         task // The registry now owns the last clone of the waker.
     };
     let mut repolled = start_and_park();

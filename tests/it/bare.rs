@@ -2,73 +2,17 @@
 //!
 //! `cargo test --no-default-features --features critical-section --test it bare::` runs these tests without the feature `std`. The tests themselves
 //! always use `std`, but they call nothing that needs it in the library: they block no thread and catch no panic.
+use crate::common::{Manual, counting_waker, inspected, poll, poll_once};
 use allocation_counter::measure;
-use background_tasks::{
-    AbortError, AbortReport, Observer, Registry, RegistryState, RejectReason, Spawner, Summary, TaskInfo, TaskKind,
-};
-use std::future::{Future, Ready, pending, ready};
+use background_tasks::{AbortError, AbortReport, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, TaskKind};
+use std::future::{Ready, pending, ready};
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
-
-type BoxTask = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// A spawner that stores each task until the test polls or drops the task.
-#[derive(Clone, Default)]
-struct Manual(Arc<Mutex<Vec<BoxTask>>>);
-
-impl Spawner for Manual {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
-        self.0.lock().unwrap().push(Box::pin(task));
-    }
-}
-
-impl Manual {
-    /// Removes and returns the oldest task.
-    fn take(&self) -> BoxTask {
-        self.0.lock().unwrap().remove(0)
-    }
-
-    /// Polls each task once with the given waker and keeps the tasks that are pending.
-    fn poll_all(&self, waker: &Waker) {
-        let mut tasks = std::mem::take(&mut *self.0.lock().unwrap());
-        tasks.retain_mut(|task| poll(task, waker).is_pending());
-        self.0.lock().unwrap().extend(tasks);
-    }
-}
-
-fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(waker))
-}
-
-fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    poll(future, Waker::noop())
-}
-
-/// Counts the wake-ups of its waker.
-#[derive(Default)]
-struct WakeCounter(AtomicUsize);
-
-impl WakeCounter {
-    fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Wake for WakeCounter {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn counting_waker() -> (Arc<WakeCounter>, Waker) {
-    let wake_count = Arc::<WakeCounter>::default();
-    (wake_count.clone(), wake_count.into())
-}
 
 type Name = Option<&'static str>;
 
@@ -142,11 +86,6 @@ fn failure() -> Ready<Result<(), &'static str>> {
     ready(Err(FAILURE))
 }
 
-fn inspected() -> (Manual, Registry<Manual>) {
-    let manual = Manual::default();
-    (manual.clone(), Registry::builder(manual).inspect().build())
-}
-
 /// S8
 #[test]
 fn observer_is_notified_of_each_loss_and_of_the_shutdown() {
@@ -154,19 +93,19 @@ fn observer_is_notified_of_each_loss_and_of_the_shutdown() {
     let registry = Registry::builder(manual.clone()).observer(recorder.clone()).inspect().build();
     registry.named("completes").run(async {});
     registry.named("fails").run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!(recorder.take(), [Event::Failed(Some("fails"), FAILURE.into())]);
 
     registry.named("abandoned").run(pending::<()>());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     drop(manual.take());
     assert_eq!(recorder.take(), [Event::Abandoned(Some("abandoned"))]);
 
     registry.named("aborted").run(pending::<()>());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     registry.abort();
     assert_eq!(recorder.take(), [], "an aborted task ends at its next poll");
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!(recorder.take(), [Event::Aborted(Some("aborted"))]);
 
     let guard = registry.guard().unwrap();
@@ -200,7 +139,7 @@ fn loss_without_inspection_has_a_name_and_a_call_site_only() {
     let registry = Registry::builder(manual.clone()).observer(last.clone()).build();
     let line = line!() + 1;
     registry.named("mail").run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     let task = last.0.lock().unwrap().unwrap();
     assert_eq!((task.name(), task.location().file(), task.location().line()), (Some("mail"), file!(), line));
     assert_eq!((task.id(), task.kind(), task.age()), (None, None, None));
@@ -226,7 +165,7 @@ fn loss_is_reported_before_the_count_is_released() {
     let registry = Registry::builder(manual.clone()).observer(recorder.clone()).build();
     *recorder.registry.lock().unwrap() = Some(registry.clone());
     registry.run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!((&**recorder.in_flight.lock().unwrap(), registry.in_flight()), (&[1][..], 0));
     *recorder.registry.lock().unwrap() = None;
 }
@@ -237,7 +176,7 @@ fn every_observer_is_notified_and_dropped_with_the_registry() {
     let [first, second] = recorders.clone();
     let registry = Registry::builder(manual.clone()).observer(first).observer(second).build();
     registry.run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     for recorder in &recorders {
         assert_eq!(recorder.take(), [Event::Failed(None, FAILURE.into())]);
         assert_eq!(Arc::strong_count(&recorder.0), 2, "the registry owns its observer");
@@ -298,7 +237,7 @@ fn abort_task_wakes_and_ends_only_the_task_with_that_id() {
     let id = |name| registry.tasks().into_iter().find(|task| task.name() == Some(name)).unwrap().id().unwrap();
     registry.named("first").run(pending::<()>());
     let (first_wake_count, first_waker) = counting_waker();
-    manual.poll_all(&first_waker);
+    manual.poll_all_with(&first_waker);
     registry.named("second").run(pending::<()>());
     let guard = registry.named("guard").guard().unwrap();
 
@@ -306,7 +245,7 @@ fn abort_task_wakes_and_ends_only_the_task_with_that_id() {
     assert_eq!(registry.abort_task(first), Ok(()));
     assert_eq!(first_wake_count.get(), 1);
     assert!(registry.tasks().iter().all(|task| task.abort_requested() == (task.id() == Some(first))));
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!((registry.summary().aborted, registry.in_flight()), (1, 2));
     assert_eq!(registry.abort_task(first), Err(AbortError::NotInFlight));
     assert_eq!(registry.abort_task(id("guard")), Err(AbortError::NotAbortable));
@@ -322,14 +261,14 @@ fn abort_ends_tasks_and_reports_work_that_it_cannot_abort() {
     let (manual, registry) = inspected();
     registry.run(pending::<()>());
     let (wake_count, waker) = counting_waker();
-    manual.poll_all(&waker);
+    manual.poll_all_with(&waker);
     registry.run(async { unreachable!("the abort comes before the first poll") });
     let guard = registry.guard().unwrap();
     let tracked = registry.track(pending::<()>()).unwrap();
 
     let AbortReport { aborted, not_abortable, .. } = registry.abort();
     assert_eq!((aborted, not_abortable, wake_count.get()), (2, 2, 1));
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!((registry.summary().aborted, registry.in_flight()), (2, 2));
     drop((guard, tracked));
 
@@ -355,12 +294,12 @@ fn expired_grace_period_aborts_the_tasks() {
     let (manual, registry) = inspected();
     registry.run(pending::<()>());
     let (task_wake_count, task_waker) = counting_waker();
-    manual.poll_all(&task_waker);
+    manual.poll_all_with(&task_waker);
     let (drain_wake_count, drain_waker) = counting_waker();
     let mut wait = pin!(registry.shutdown().or_abort(ready(()), pending::<()>));
     assert!(poll(&mut wait, &drain_waker).is_pending());
     assert_eq!(task_wake_count.get(), 1);
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!(drain_wake_count.get(), 1);
     let Poll::Ready(Ok(summary)) = poll_once(&mut wait) else { panic!("the aborted task has ended") };
     assert_eq!(summary.aborted, 1);
@@ -425,12 +364,12 @@ fn critical_failure_starts_the_shutdown_and_is_its_cause() {
     let guard = registry.guard().unwrap();
 
     registry.critical().run(async {});
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!((registry.is_shutting_down(), registry.shutdown_cause()), (false, None));
 
     let line = line!() + 1;
     registry.named("lease").critical().run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert!(registry.is_shutting_down() && poll(&mut signal, &waker).is_ready());
     assert_eq!(wake_count.get(), 1);
     let cause = registry.shutdown_cause().unwrap();
@@ -439,7 +378,7 @@ fn critical_failure_starts_the_shutdown_and_is_its_cause() {
     assert_eq!(recorder.take(), [Event::Failed(Some("lease"), FAILURE.into()), Event::ShutdownStarted(2)]);
 
     registry.named("second").critical().run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!(registry.shutdown_cause().unwrap().name(), Some("lease"), "the cause is the first critical loss");
     drop(guard);
     assert!(registry.is_drained());
@@ -451,7 +390,7 @@ fn shutdown_on_failure_applies_to_every_task_but_a_call_leaves_no_cause() {
     let registry = Registry::builder(manual.clone()).inspect().shutdown_on_failure().build();
     let _guard = registry.guard().unwrap();
     registry.named("mail").run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     let cause = registry.shutdown_cause().unwrap();
     assert_eq!((registry.is_shutting_down(), cause.name(), cause.kind()), (true, Some("mail"), Some(TaskKind::Future)));
 
@@ -459,7 +398,7 @@ fn shutdown_on_failure_applies_to_every_task_but_a_call_leaves_no_cause() {
     let _guard = registry.guard().unwrap();
     registry.shutdown();
     registry.run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert_eq!((registry.summary().failed, registry.shutdown_cause()), (1, None));
 }
 
@@ -475,7 +414,7 @@ fn static_registry_supports_critical_tasks_but_no_inspection_and_no_limit() {
     assert_eq!((aborted, not_abortable), (0, 1));
 
     registry.named("lease").critical().run(failure());
-    manual.poll_all(Waker::noop());
+    manual.poll_all();
     assert!(registry.is_shutting_down());
     assert_eq!(registry.shutdown_cause().unwrap().name(), Some("lease"));
 }
@@ -493,10 +432,10 @@ fn registry_with_a_reused_state_starts_from_zero() {
         used.run(pending::<()>());
         let old_id = used.tasks()[0].id().unwrap();
         used.abort();
-        manual.poll_all(Waker::noop());
+        manual.poll_all();
         used.critical().run(failure());
         used.run(async { unreachable!("the limit is one task") });
-        manual.poll_all(Waker::noop());
+        manual.poll_all();
         assert!(used.is_drained() && used.shutdown_cause().is_some());
         assert_eq!((used.summary().aborted, used.summary().failed, used.summary().rejected), (1, 1, 1));
         drop(used);
@@ -511,7 +450,7 @@ fn registry_with_a_reused_state_starts_from_zero() {
         reused.run(pending::<()>());
         assert_eq!((reused.in_flight(), reused.tasks().len()), (2, 0), "neither a limit nor inspection is left");
         assert_eq!(reused.abort_task(old_id), Err(AbortError::NotInFlight));
-        manual.poll_all(Waker::noop());
+        manual.poll_all();
         assert_eq!((reused.summary().failed, reused.is_shutting_down()), (1, false), "no shutdown policy is left");
         drop(reused);
         drop(manual.take());

@@ -1,13 +1,12 @@
 //! S3, S4, L2: a drain waits for all tasks and is final, and every waiter of a drain is woken. `wait_idle` resolves only if nothing was in
 //! flight at one moment.
-use crate::common::{HANG, Manual, Owns, PanicDrop, poll_once, waker_fn};
+use crate::common::{HANG, Manual, Owns, PanicDrop, poll, poll_once, waker_fn};
 use background_tasks::{Registry, RegistryState, Spawner};
 use futures_lite::future::{block_on, yield_now};
 use std::future::{pending, ready};
-use std::pin::Pin;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -129,7 +128,7 @@ fn drain_wakes_the_task_that_polled_last() {
     assert!(poll_once(&mut shutdown).is_pending());
     let (woken, is_woken) = channel();
     let second = waker_fn(move || woken.send(()).unwrap());
-    assert!(Pin::new(&mut shutdown).poll(&mut Context::from_waker(&second)).is_pending());
+    assert!(poll(&mut shutdown, &second).is_pending());
     drop(guard);
     is_woken.recv_timeout(HANG).unwrap();
     assert!(poll_once(&mut shutdown).is_ready());
@@ -141,7 +140,7 @@ fn drain_wakers_may_call_the_registry_or_panic() {
     let guard = registry.guard().unwrap();
     let poll_shutdown_with = |waker| {
         let mut shutdown = Box::new(registry.shutdown());
-        assert!(Pin::new(&mut *shutdown).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(poll(&mut *shutdown, &waker).is_pending());
         shutdown
     };
     let (woken, is_woken) = channel();
@@ -251,7 +250,7 @@ fn wait_idle_is_pending_until_nothing_is_in_flight_and_wakes_once() {
     let (woken, is_woken) = channel();
     let waker = waker_fn(move || woken.send(()).unwrap());
     let mut idle = registry.wait_idle();
-    assert!(Pin::new(&mut idle).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll(&mut idle, &waker).is_pending());
     drop(guard);
     is_woken.recv_timeout(HANG).unwrap();
     assert!(poll_once(&mut idle).is_ready());

@@ -1,12 +1,11 @@
 //! S10, L4: a limited registry never exceeds its limit, serves waiters in order, and wakes a waiter for each released permit.
-use crate::common::{HANG, Manual, panic_waker, poll_once, waker_fn};
+use crate::common::{HANG, Manual, WakeCounter, counting_waker, panic_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, RejectReason, RunWhenReady, Spawner};
 use std::future::pending;
 use std::panic::catch_unwind;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::thread;
 
 /// Returns a registry that accepts at most `limit` tasks, and the spawner that drives them.
@@ -15,27 +14,18 @@ fn limited(limit: usize) -> (Manual, Registry<Manual>) {
     (spawner.clone(), Registry::builder(spawner).max_in_flight(limit).build())
 }
 
-/// Polls a future with a waker that counts its wake-ups.
-fn poll_counted<F: Future + Unpin>(future: &mut F, woken: &Arc<AtomicUsize>) -> Poll<F::Output> {
-    let woken = woken.clone();
-    let waker = waker_fn(move || {
-        woken.fetch_add(1, SeqCst);
-    });
-    Pin::new(future).poll(&mut Context::from_waker(&waker))
-}
-
 type Waiting<'a> = RunWhenReady<'a, Manual, std::future::Pending<()>>;
 
 /// Returns a future that waits for a permit, and the count of its wake-ups.
-fn queued(registry: &Registry<Manual>) -> (Waiting<'_>, Arc<AtomicUsize>) {
+fn queued(registry: &Registry<Manual>) -> (Waiting<'_>, Arc<WakeCounter>) {
     let mut waiting = registry.run_when_ready(pending());
-    let woken = Arc::default();
-    assert!(poll_counted(&mut waiting, &woken).is_pending());
-    (waiting, woken)
+    let (wake_count, waker) = counting_waker();
+    assert!(poll(&mut waiting, &waker).is_pending());
+    (waiting, wake_count)
 }
 
-fn count(woken: &AtomicUsize) -> usize {
-    woken.load(SeqCst)
+fn count(counter: &AtomicUsize) -> usize {
+    counter.load(SeqCst)
 }
 
 #[test]
@@ -76,7 +66,7 @@ fn waiters_enter_in_order_and_are_not_overtaken() {
     let (mut first, first_woken) = queued(&registry);
     let (mut second, second_woken) = queued(&registry);
     drop(spawner.take());
-    assert_eq!((count(&first_woken), count(&second_woken)), (1, 0));
+    assert_eq!((first_woken.get(), second_woken.get()), (1, 0));
     assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full, "the permit is reserved for the first waiter");
     assert!(poll_once(&mut second).is_pending());
     assert!(matches!(poll_once(&mut first), Poll::Ready(Ok(()))));
@@ -106,9 +96,9 @@ fn dropped_waiter_that_was_woken_wakes_the_next() {
     let (first, first_woken) = queued(&registry);
     let (mut second, second_woken) = queued(&registry);
     drop(spawner.take());
-    assert_eq!((count(&first_woken), count(&second_woken)), (1, 0));
+    assert_eq!((first_woken.get(), second_woken.get()), (1, 0));
     drop(first);
-    assert_eq!(count(&second_woken), 1);
+    assert_eq!(second_woken.get(), 1);
     assert!(poll_once(&mut second).is_ready());
 }
 
@@ -119,9 +109,9 @@ fn dropped_waiter_that_was_not_woken_wakes_no_waiter_and_is_not_counted() {
     let (first, _) = queued(&registry);
     let (mut second, second_woken) = queued(&registry);
     drop(first);
-    assert_eq!(count(&second_woken), 0);
+    assert_eq!(second_woken.get(), 0);
     drop(spawner.take());
-    assert_eq!(count(&second_woken), 1);
+    assert_eq!(second_woken.get(), 1);
     assert!(poll_once(&mut second).is_ready());
     assert_eq!((registry.summary().rejected, registry.summary().abandoned), (0, 1));
 }
@@ -140,10 +130,10 @@ fn permit_wakes_the_waker_of_the_last_poll() {
     let (spawner, registry) = limited(1);
     registry.run(pending::<()>());
     let (mut waiting, first_woken) = queued(&registry);
-    let last_woken = Arc::default();
-    assert!(poll_counted(&mut waiting, &last_woken).is_pending());
+    let (last_woken, waker) = counting_waker();
+    assert!(poll(&mut waiting, &waker).is_pending());
     drop(spawner.take());
-    assert_eq!((count(&first_woken), count(&last_woken)), (0, 1));
+    assert_eq!((first_woken.get(), last_woken.get()), (0, 1));
 }
 
 #[test]
@@ -153,7 +143,7 @@ fn shutdown_rejects_every_waiter() {
     let waiting: Vec<_> = (0..3).map(|_| queued(&registry)).collect();
     registry.shutdown();
     for (mut waiting, woken) in waiting {
-        assert_eq!(count(&woken), 1);
+        assert_eq!(woken.get(), 1);
         let Poll::Ready(Err(rejected)) = poll_once(&mut waiting) else { panic!("the shutdown must reject the waiter") };
         assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
     }
@@ -191,7 +181,7 @@ fn waiter_waker_may_call_the_registry() {
         counter.fetch_add(usize::from(handle.try_run(async {}).is_err()), SeqCst);
         handle.signal();
     });
-    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll(&mut waiting, &waker).is_pending());
     drop(spawner.take());
     assert_eq!(count(&rejections), 1);
     drop((waiting, waker));
@@ -204,7 +194,7 @@ fn waker_destructor_panic_leaks_no_permit() {
     registry.run(pending::<()>());
     let mut waiting = registry.run_when_ready(async {});
     let waker = panic_waker();
-    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(poll(&mut waiting, &waker).is_pending());
     drop(waker); // The registry now owns the last clone.
     assert!(poll_once(&mut waiting).is_pending());
     drop(spawner.take());
@@ -220,7 +210,7 @@ fn permits_released_together_are_all_used() {
     let mut waiting: Vec<_> = (0..3).map(|_| queued(&registry)).collect();
     drop((spawner.take(), spawner.take(), spawner.take()));
     for (future, woken) in &mut waiting {
-        assert_eq!(count(woken), 1, "the previous waiter must wake the next one exactly once");
+        assert_eq!(woken.get(), 1, "the previous waiter must wake the next one exactly once");
         assert!(poll_once(future).is_ready());
     }
     assert_eq!(registry.in_flight(), 3);

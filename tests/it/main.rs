@@ -1,7 +1,6 @@
 //! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a binary of its own, because
 //! the tests of one process share a pool of registries, and so change what another test allocates.
 
-#[cfg(feature = "async-executor")]
 #[macro_use]
 mod common;
 

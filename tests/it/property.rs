@@ -1,7 +1,7 @@
 //! S5 as a property: after each step of a random sequence, a registry must agree with a simple model of it.
 //!
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 256.
-use crate::common::{BoxFuture, Counts, Manual, Outcome, counts, panic_quietly, poll_once, waker_fn};
+use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
     AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
 };
@@ -15,7 +15,6 @@ use std::future::Future;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -216,7 +215,7 @@ impl Drop for Work {
 /// A waker with the number of its wake-ups, and the number that the model expects.
 struct CountingWaker {
     waker: Waker,
-    wake_count: Arc<AtomicUsize>,
+    wake_count: Arc<WakeCounter>,
     expected: usize,
     /// The registry stores the waker and must wake it at the next event.
     registered: bool,
@@ -224,11 +223,7 @@ struct CountingWaker {
 
 impl CountingWaker {
     fn new() -> Self {
-        let wake_count = Arc::new(AtomicUsize::new(0));
-        let counter = wake_count.clone();
-        let waker = waker_fn(move || {
-            counter.fetch_add(1, Ordering::Relaxed);
-        });
+        let (wake_count, waker) = counting_waker();
         Self { waker, wake_count, expected: 0, registered: false }
     }
 
@@ -238,7 +233,7 @@ impl CountingWaker {
     }
 
     fn check(&self) {
-        assert_eq!(self.wake_count.load(Ordering::Relaxed), self.expected, "the registry wakes only for an event, and once");
+        assert_eq!(self.wake_count.get(), self.expected, "the registry wakes only for an event, and once");
     }
 }
 

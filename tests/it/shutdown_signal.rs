@@ -1,12 +1,11 @@
 //! L1: the start of the shutdown wakes every waiting `ShutdownSignal`, on any thread and in any task.
-use crate::common::{HANG, Manual, poll_once, waker_fn};
+use crate::common::{HANG, Manual, counting_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, ShutdownSignal, Spawner};
 use futures_lite::future::block_on;
 use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
-use std::task::{Context, Poll, Waker};
 use std::thread;
 
 fn shutdown_wakes_every_waiting_task<S: Spawner>(registry: &Registry<S>) {
@@ -59,16 +58,6 @@ fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &R
 
 on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
 
-/// Returns a waker and a function that returns the number of wake-ups since its last call.
-fn counting_waker() -> (Waker, impl Fn() -> usize) {
-    let (wake, wake_count) = channel();
-    (waker_fn(move || wake.send(()).unwrap()), move || wake_count.try_iter().count())
-}
-
-fn poll(signal: &mut ShutdownSignal, waker: &Waker) -> Poll<()> {
-    Pin::new(signal).poll(&mut Context::from_waker(waker))
-}
-
 #[test]
 fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
     let registry = Registry::new(());
@@ -87,26 +76,26 @@ fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
 fn signal_wakes_only_its_last_waker_and_only_once() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
-    let ((first, first_wake_count), (second, second_wake_count)) = (counting_waker(), counting_waker());
+    let ((first_wake_count, first), (second_wake_count, second)) = (counting_waker(), counting_waker());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &second).is_pending());
     registry.shutdown();
     registry.shutdown();
-    assert_eq!((first_wake_count(), second_wake_count()), (0, 1));
+    assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
 #[test]
 fn clone_waits_independently_of_its_original() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
-    let ((first, first_wake_count), (second, second_wake_count)) = (counting_waker(), counting_waker());
+    let ((first_wake_count, first), (second_wake_count, second)) = (counting_waker(), counting_waker());
     assert!(poll(&mut signal, &first).is_pending());
     let mut clone = signal.clone();
     assert!(poll(&mut clone, &second).is_pending());
     drop(signal);
     registry.shutdown();
-    assert_eq!((first_wake_count(), second_wake_count()), (0, 1));
+    assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
 #[test]
@@ -114,29 +103,29 @@ fn dropped_signals_leave_other_signals_registered() {
     let registry = Registry::new(());
     let wakers: Vec<_> = (0..10).map(|_| counting_waker()).collect();
     let mut signals: Vec<_> = (0..10).map(|_| registry.signal()).collect();
-    for (signal, (waker, _)) in signals.iter_mut().zip(&wakers) {
+    for (signal, (_, waker)) in signals.iter_mut().zip(&wakers) {
         assert!(poll(signal, waker).is_pending());
     }
     for n in [7, 3, 0] {
         drop(signals.remove(n));
     }
-    let (late_waker, late_wake_count) = counting_waker();
+    let (late_wake_count, late_waker) = counting_waker();
     let mut late = registry.signal();
     assert!(poll(&mut late, &late_waker).is_pending());
     registry.shutdown();
-    let wake_count: Vec<_> = wakers.iter().map(|(_, wake_count)| wake_count()).collect();
-    assert_eq!((wake_count, late_wake_count()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
+    let wake_count: Vec<_> = wakers.iter().map(|(wake_count, _)| wake_count.get()).collect();
+    assert_eq!((wake_count, late_wake_count.get()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
 }
 
 #[test]
 fn signal_dropped_on_another_thread_removes_its_waker() {
     let registry = Registry::new(());
-    let (waker, wake_count) = counting_waker();
+    let (wake_count, waker) = counting_waker();
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     thread::spawn(move || drop(signal)).join().unwrap();
     registry.shutdown();
-    assert_eq!(wake_count(), 0);
+    assert_eq!(wake_count.get(), 0);
 }
 
 /// S6, S7: each call of the waker below would deadlock if the registry woke it under the lock of its wait list.
@@ -154,7 +143,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
         drop(handle.signal());
         called.send(()).unwrap();
     });
-    let ((before, before_wake_count), (after, after_wake_count)) = (counting_waker(), counting_waker());
+    let ((before_wake_count, before), (after_wake_count, after)) = (counting_waker(), counting_waker());
     let panicking = waker_fn(|| panic!("intentional panic in a waker"));
     let mut signals: Vec<_> = (0..5).map(|_| registry.signal()).collect();
     for (signal, waker) in signals.iter_mut().zip([&before, &panicking, &calling, &panicking, &after]) {
@@ -162,14 +151,14 @@ fn wakers_may_call_the_registry_and_may_panic() {
     }
     let _in_flight = registry.guard();
     registry.shutdown();
-    assert_eq!((before_wake_count(), calls.try_iter().count(), after_wake_count()), (1, 1, 1));
+    assert_eq!((before_wake_count.get(), calls.try_iter().count(), after_wake_count.get()), (1, 1, 1));
 }
 
 #[test]
 fn dropping_the_last_handle_starts_the_shutdown() {
     let manual = Manual::default();
     let registry = Registry::new(manual.clone());
-    let (waker, wake_count) = counting_waker();
+    let (wake_count, waker) = counting_waker();
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     let task_signal = registry.signal();
@@ -180,7 +169,7 @@ fn dropping_the_last_handle_starts_the_shutdown() {
     assert!(!signal.is_triggered(), "one handle is left");
     drop(second);
     assert!(signal.is_triggered());
-    assert_eq!(wake_count(), 1);
+    assert_eq!(wake_count.get(), 1);
     manual.poll_all();
     assert_eq!(manual.0.lock().unwrap().len(), 0, "the task has finished");
 }
@@ -213,14 +202,14 @@ fn signal_of_an_earlier_registry_stays_triggered_when_its_state_is_reused() {
     let registries: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
     let wakers: Vec<_> = registries.iter().map(|_| counting_waker()).collect();
     let mut signals: Vec<_> = registries.iter().map(Registry::signal).collect();
-    for (signal, (waker, _)) in signals.iter_mut().zip(&wakers) {
+    for (signal, (_, waker)) in signals.iter_mut().zip(&wakers) {
         assert!(poll(signal, waker).is_pending());
     }
     assert!(poll_once(&mut old_signals[0]).is_ready() && old_signals[1].is_triggered());
     drop(old_signals);
     assert!(signals.iter().all(|signal| !signal.is_triggered()));
     drop(registries);
-    assert!(wakers.iter().all(|(_, wake_count)| wake_count() == 1));
+    assert!(wakers.iter().all(|(wake_count, _)| wake_count.get() == 1));
 }
 
 #[test]

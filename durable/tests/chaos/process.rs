@@ -1,31 +1,17 @@
 //! Child processes that do not outlive their test.
 
 use crate::record;
-use rustix::process::{Pid, Signal, kill_process};
 use std::env;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// Longer than any step takes without a hang.
-const STEP_TIMEOUT: Duration = Duration::from_mins(2);
-
-/// Polls a condition until it is true. `what` describes the condition in the panic message.
-#[track_caller]
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + STEP_TIMEOUT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "timed out waiting until {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
+use testing::{Signal, poll_until, poll_until_some};
 
 #[derive(Debug)]
 pub(crate) struct Process {
-    child: Child,
+    child: testing::Process,
     pub(crate) name: String,
     record: PathBuf,
     stderr: PathBuf,
@@ -39,7 +25,7 @@ impl Process {
         command.env("PROGRAM", program).env("RECORD", &record).env("PARENT", std::process::id().to_string());
         command.envs(settings.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
-        Self { child: command.spawn().unwrap(), name, record, stderr }
+        Self { child: testing::Process::spawn(&mut command), name, record, stderr }
     }
 
     pub(crate) fn lines(&self) -> Vec<Vec<String>> {
@@ -52,14 +38,14 @@ impl Process {
 
     #[track_caller]
     pub(crate) fn ready(&mut self) {
-        until("a process is ready", || {
+        poll_until(&"a process is not ready", || {
             assert!(self.is_alive(), "{} exits before it is ready: {}", self.name, self.log());
             self.has_recorded("ready")
         });
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.child.try_wait().is_none()
     }
 
     /// Returns whether one of its handlers was called and has not returned.
@@ -76,13 +62,13 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.child.signal(signal);
     }
 
     /// Kills the process with SIGKILL and waits until it has exited.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.signal(Signal::KILL);
+        self.exited();
     }
 
     /// Sends SIGTERM and waits until the process has drained.
@@ -94,17 +80,20 @@ impl Process {
 
     #[track_caller]
     pub(crate) fn drains(&mut self) {
-        until("a process has exited", || !self.is_alive());
-        let status = self.child.wait().unwrap();
+        let status = self.exited();
         assert!(status.success(), "{}: {status}: {}", self.name, self.log());
     }
 
     /// Waits until the process has aborted itself.
     #[track_caller]
     pub(crate) fn aborts(&mut self) {
-        until("a process has aborted", || !self.is_alive());
-        let status = self.child.wait().unwrap();
+        let status = self.exited();
         assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{}: {}", self.name, self.log());
+    }
+
+    #[track_caller]
+    fn exited(&mut self) -> ExitStatus {
+        poll_until_some(&"a process does not exit", || self.child.try_wait())
     }
 
     pub(crate) fn log(&self) -> String {
@@ -114,9 +103,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that the process has exited.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("{} wrote: {}", self.name, self.log());
         }

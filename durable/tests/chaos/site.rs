@@ -1,7 +1,7 @@
 //! The environment of a test: a folder, a database, the worker processes, and their deaths.
 
 use crate::postgres::Postgres;
-use crate::process::{Process, until};
+use crate::process::Process;
 use crate::programs::{QUEUE, Work};
 use crate::record::{self, Death, Runs, now};
 use background_tasks_durable::{Durable, JobId, JobInfo, JobStatus, Queue, QueueCounts, sqlx};
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
+use testing::poll_until;
 use tokio::runtime::Runtime;
 
 /// The kind of database.
@@ -198,7 +199,7 @@ impl Site {
     /// Waits until this number of jobs is done, and checks that there are no others.
     #[track_caller]
     pub(crate) fn all_done(&self, count: usize) {
-        until("all jobs are done", || {
+        poll_until(&"jobs are missing", || {
             let counts = self.counts();
             assert_eq!(counts.dead, 0, "{counts:?}");
             counts.done >= count as u64

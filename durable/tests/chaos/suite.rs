@@ -1,13 +1,12 @@
 //! The tests.
 
 use crate::postgres::Postgres;
-use crate::process::{Process, until};
+use crate::process::Process;
 use crate::programs::Work;
 use crate::record::{check_repeated_runs, check_single_runs, now};
 use crate::site::{Engine, Site, jobs};
 use background_tasks_durable::{JobId, JobStatus};
 use fastrand::Rng;
-use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::File;
@@ -15,6 +14,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
+use testing::{Signal, poll_until};
 
 /// Returns a summary.
 type Test = fn(Engine<'_>, Rng) -> String;
@@ -88,7 +88,7 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     let mut more = Vec::new();
     for instant in instants {
         let which = rng.usize(..workers);
-        until("a worker runs jobs", || {
+        poll_until(&"no worker runs jobs", || {
             for each in &mut enqueuers {
                 each.kill_when_due(&mut site);
             }
@@ -144,7 +144,7 @@ impl Enqueuer {
 
     /// Waits for the end and returns all jobs.
     fn finish(mut self, site: &mut Site) -> Vec<JobId> {
-        until("an enqueuer is done", || {
+        poll_until(&"an enqueuer is not done", || {
             self.kill_when_due(site);
             !self.process.is_alive()
         });
@@ -169,7 +169,7 @@ fn rolling_restarts(engine: Engine<'_>, mut rng: Rng) -> String {
     let mut terminated = Vec::new();
     for restart in 0..RESTARTS {
         let which = restart % 2;
-        until("a worker runs jobs", || site.starts() > count * restart / RESTARTS && site.is_busy(which, &mut ids));
+        poll_until(&"no worker runs jobs", || site.starts() > count * restart / RESTARTS && site.is_busy(which, &mut ids));
         terminated.push((site.worker(which).name.clone(), now()));
         site.worker(which).terminate();
         site.replace(which);
@@ -198,7 +198,7 @@ fn server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
     site.start_workers(2);
     let instant = rng.usize(1..count / 2);
-    until("both workers run jobs", || site.starts() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids));
+    poll_until(&"not both workers run jobs", || site.starts() >= instant && site.is_busy(0, &mut ids) && site.is_busy(1, &mut ids));
     thread::sleep(Duration::from_micros(rng.u64(..20_000)));
     let killed = now();
     server.kill();
@@ -229,10 +229,10 @@ fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     site.start_workers(2);
     let held = site.enqueue(Work::Held(gate.clone()));
     let job = held.to_string();
-    until("the job has started", || site.starts() == 1);
+    poll_until(&"the job has not started", || site.starts() == 1);
     let hanging = site.runs()[&job][0].process.clone();
     let (hangs, other) = if site.worker(0).name == hanging { (0, 1) } else { (1, 0) };
-    until("the worker is stopped and locks nothing", || {
+    poll_until(&"the stopped worker locks something", || {
         site.worker(hangs).signal(Signal::STOP);
         let free = site.is_free(held);
         if !free {
@@ -242,16 +242,16 @@ fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     });
     let stopped = now();
     let meanwhile = site.enqueue_all((0..20).map(|_| Work::Takes(5)));
-    until("another worker has started the job", || site.starts_of(held) == 2);
+    poll_until(&"no other worker has started the job", || site.starts_of(held) == 2);
     let taken = Duration::from_nanos(site.runs()[&job][1].started - stopped);
     assert!(taken >= Duration::from_secs(3), "the job was taken from a worker that may be alive: {taken:?}");
 
     // The stopped worker continues with the job that it has lost, and then takes other jobs.
     site.worker(hangs).signal(Signal::CONT);
     open_gate(&hanging);
-    until("the late run has ended", || site.runs()[&job][0].ended.is_some());
+    poll_until(&"the late run has not ended", || site.runs()[&job][0].ended.is_some());
     let mut later = Vec::new();
-    until("the worker receives jobs again", || {
+    poll_until(&"the worker receives no jobs", || {
         later.push(site.enqueue(Work::Takes(5)));
         let ids: Vec<_> = later.iter().map(ToString::to_string).collect();
         site.runs().iter().any(|(job, runs)| ids.contains(job) && runs[0].process == hanging)
@@ -308,14 +308,14 @@ fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     for start in 1..=STARTS {
         // At the first start other jobs run too, and are charged for the crash. At the later starts they would become dead as well.
         let done = if start == 1 { 10 } else { others.len() as u64 };
-        until("other jobs are done", || site.counts().done >= done && site.starts_of(poison) == start);
+        poll_until(&"other jobs are not done", || site.counts().done >= done && site.starts_of(poison) == start);
         let name = site.worker(0).name.clone();
         drop(File::create(format!("{gate}{name}")).unwrap());
         site.worker(0).aborts();
         site.replace_dead(0);
     }
-    until("the job is dead", || site.info(poison).status() == JobStatus::Dead);
-    until("all other jobs are done", || site.counts().done == others.len() as u64);
+    poll_until(&"the job is not dead", || site.info(poison).status() == JobStatus::Dead);
+    poll_until(&"not all other jobs are done", || site.counts().done == others.len() as u64);
     site.check_none_lost(&others);
     let info = site.info(poison);
     assert!(info.error().is_some_and(|error| error.contains("3 times")), "{info:?}");

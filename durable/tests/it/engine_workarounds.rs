@@ -1,6 +1,6 @@
 //! The twelve hazards of the engine, numbered as in `README.md`. Each test fails if the workaround is removed.
 
-use crate::common::{self, on_each_store, sql};
+use crate::common::{self, on_each_store, sql, until};
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_durable::{Durable, Failure, Job, JobId, JobStatus, Queue, WorkerOptions, sqlx};
 use std::collections::HashMap;
@@ -56,12 +56,7 @@ impl Runs {
     }
 
     async fn wait_for(&self, number: u32) {
-        in_time(async {
-            while !self.started.lock().unwrap().contains_key(&number) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        until("the job has started", async || self.started.lock().unwrap().contains_key(&number).then_some(())).await;
     }
 
     fn each_once(&self, numbers: usize) {
@@ -88,12 +83,7 @@ fn now() -> i64 {
 /// Waits until a live engine has checked for dead ones, later than a lease after this call.
 async fn wait_for_a_check_for_dead_engines(jobs: &Durable, queue: &str, lease: i64) {
     let late = now() + lease + 2;
-    in_time(async {
-        while last_heartbeats(jobs, queue).await.into_iter().max() <= Some(late) {
-            sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
+    until("an engine has checked", async || last_heartbeats(jobs, queue).await.into_iter().find(|seen| *seen > late)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,12 +124,7 @@ async fn workaround_2_jobs_waiting_in_a_batch_run_once() {
         wait_for_a_check_for_dead_engines(&jobs, "batch", 3).await;
         runs.each_once(1);
         runs.gate.close();
-        in_time(async {
-            while queue.counts().await.unwrap().done < 5 {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        until("all jobs are done", async || (queue.counts().await.unwrap().done >= 5).then_some(())).await;
         runs.each_once(5);
         in_time(first.shutdown()).await;
         in_time(second.shutdown()).await;
@@ -248,14 +233,9 @@ async fn workaround_8_failed_job_waits_for_its_backoff() {
         let before = SystemTime::now();
         let handler = |_| async { Err::<(), _>("no such luck") };
         queue.serve(&registry, quick().backoff(hour, hour), handler).await.unwrap();
-        let info = in_time(async {
-            loop {
-                let info = queue.info(id).await.unwrap().unwrap();
-                if info.status() == JobStatus::Retrying {
-                    break info;
-                }
-                sleep(Duration::from_millis(5)).await;
-            }
+        let info = until("the job is retried", async || {
+            let info = queue.info(id).await.unwrap().unwrap();
+            (info.status() == JobStatus::Retrying).then_some(info)
         })
         .await;
         let due = info.due().duration_since(before).unwrap();
@@ -298,12 +278,7 @@ async fn workaround_10_engine_names_are_unique() {
         for registry in &registries {
             queue.serve(registry, quick(), |_| async { Ok::<_, Infallible>(()) }).await.unwrap();
         }
-        in_time(async {
-            while last_heartbeats(&jobs, "name").await.len() < 3 {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        until("every engine has started", async || (last_heartbeats(&jobs, "name").await.len() >= 3).then_some(())).await;
         for registry in registries {
             let summary = in_time(registry.shutdown()).await;
             assert_eq!(summary.failed, 0, "{summary}");
@@ -329,12 +304,7 @@ async fn workaround_11_concurrency_is_limited() {
             }
         };
         queue.serve(&registry, quick().concurrency(3).batch_size(10), handler).await.unwrap();
-        in_time(async {
-            while queue.counts().await.unwrap().done < 40 {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        until("all jobs are done", async || (queue.counts().await.unwrap().done >= 40).then_some(())).await;
         assert_eq!(highest.load(SeqCst), 3);
         in_time(registry.shutdown()).await;
     })
@@ -349,10 +319,9 @@ async fn workaround_11_failed_engine_is_reported_and_replaced() {
         let before = queue.enqueue(0).await.unwrap();
         runs.wait_for(0).await;
         rename_workers(&jobs, true).await;
-        in_time(async {
-            while !losses.all().iter().any(|(_, name, text)| *name == "engine worker" && text.starts_with("the engine stopped")) {
-                sleep(Duration::from_millis(5)).await;
-            }
+        until("the failed engine is reported", async || {
+            let mut losses = losses.all().into_iter();
+            losses.find(|(_, name, text)| *name == "engine worker" && text.starts_with("the engine stopped"))
         })
         .await;
         rename_workers(&jobs, false).await;
@@ -382,14 +351,9 @@ async fn workaround_12_finished_jobs_are_deleted_and_dead_jobs_stay() {
         let handler = |job: Job<u32>| async move { if *job == 0 { Err(Failure::dead("never")) } else { Ok(()) } };
         let options = quick().concurrency(16).batch_size(50).retention(Duration::ZERO).maintenance_interval(Duration::ZERO);
         queue.serve(&registry, options, handler).await.unwrap();
-        in_time(async {
-            loop {
-                let counts = queue.counts().await.unwrap();
-                if (counts.done, counts.waiting, counts.running) == (0, 0, 0) {
-                    break;
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
+        until("all finished jobs are deleted", async || {
+            let counts = queue.counts().await.unwrap();
+            ((counts.done, counts.waiting, counts.running) == (0, 0, 0)).then_some(())
         })
         .await;
         assert_eq!(queue.info(ids[0]).await.unwrap().unwrap().status(), JobStatus::Dead);
@@ -406,12 +370,8 @@ async fn workaround_12_sqlite_statistics_are_updated() {
     let (queue, registry) = (jobs.queue::<u32>("size"), registry());
     queue.enqueue_all(0..3000).delay(Duration::from_hours(1)).await.unwrap();
     queue.serve(&registry, quick().maintenance_interval(Duration::ZERO), |_| pending::<Result<(), Infallible>>()).await.unwrap();
-    in_time(async {
-        let statistics = "SELECT stat FROM sqlite_stat1 WHERE tbl = 'Jobs' AND stat LIKE '3000 %'";
-        while sqlx::query(statistics).fetch_optional(jobs.sqlite_pool().unwrap()).await.ok().flatten().is_none() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    let statistics = "SELECT stat FROM sqlite_stat1 WHERE tbl = 'Jobs' AND stat LIKE '3000 %'";
+    let updated = async || sqlx::query(statistics).fetch_optional(jobs.sqlite_pool().unwrap()).await.ok()?;
+    until("the statistics are updated", updated).await;
     in_time(registry.shutdown()).await;
 }

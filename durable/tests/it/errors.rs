@@ -14,6 +14,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
+use testing::Tmpfs;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -93,39 +94,11 @@ async fn file_of_another_format_is_rejected_unchanged() {
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 
-/// A small file system in memory.
-struct Tmpfs(TempDir);
-
-impl Tmpfs {
-    fn new() -> Option<Self> {
-        let folder = TempDir::new().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(folder.path()).output();
-        match mount {
-            Ok(output) if output.status.success() => return Some(Self(folder)),
-            Ok(output) => testing::skip("tmpfs", String::from_utf8_lossy(&output.stderr).trim()),
-            Err(error) => testing::skip("tmpfs", format_args!("mount: {error}")),
-        }
-        None
-    }
-
-    fn remount(&self, mode: &str) {
-        let options = format!("remount,{mode}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(self.0.path()).status().unwrap().success());
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // Detaches immediately, even if files are open.
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 /// Root may write read-only files, so the test makes the file system read-only.
 #[tokio::test(flavor = "multi_thread")]
 async fn read_only_file_is_denied() {
-    let Some(disk) = Tmpfs::new() else { return };
-    let path = disk.0.path().join("jobs.db");
+    let Some(disk) = Tmpfs::mount(2 << 20) else { return };
+    let path = disk.path().join("jobs.db");
     let jobs = Durable::sqlite(&path).await.unwrap();
     jobs.queue("mail").enqueue(mail("ann")).await.unwrap();
     jobs.sqlite_pool().unwrap().close().await;
@@ -145,8 +118,8 @@ async fn read_only_file_is_denied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_is_reported_and_retried() {
-    let Some(disk) = Tmpfs::new() else { return };
-    let jobs = Durable::sqlite(disk.0.path().join("jobs.db")).await.unwrap();
+    let Some(disk) = Tmpfs::mount(2 << 20) else { return };
+    let jobs = Durable::sqlite(disk.path().join("jobs.db")).await.unwrap();
     let queue = jobs.queue::<Mail>("mail");
     let (registry, losses) = registry();
     let (go, started) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -163,7 +136,7 @@ async fn full_disk_is_reported_and_retried() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     started.acquire().await.unwrap().forget();
 
-    let ballast = disk.0.path().join("ballast");
+    let ballast = disk.path().join("ballast");
     let full = fs::write(&ballast, vec![1; 4 << 20]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     let other = jobs.queue::<Mail>("other");

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, PATIENCE, Process, poll_until_some};
+use testing::{Client, Process, poll_until_some};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -34,9 +34,8 @@ impl Service {
     fn start_as(command: &mut Command) -> Self {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut process = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path()));
-        let line = process.line("listening on http://");
-        let (_, address) = line.split_once("http://").unwrap();
-        Self { process, address: address.parse().unwrap(), dir }
+        let address = process.rest_of_line("listening on http://").parse().unwrap();
+        Self { process, address, dir }
     }
 
     fn connect(&self) -> Client {
@@ -64,7 +63,7 @@ fn start_sign_up(client: &mut Client, len: usize) {
 #[track_caller]
 fn get(client: &mut Client, path: &str) -> (u16, String) {
     let response = client.get(path).unwrap();
-    (response.status, response.text())
+    (response.status, response.text().to_owned())
 }
 
 const SIGN_UPS: usize = 2000;
@@ -180,33 +179,18 @@ fn metrics_count_the_tasks() {
     assert_eq!(sign_up(&mut client, "ada@example.com").unwrap(), 202);
     // The request, the mail, and the write to the outbox.
     let completed = "background_tasks_total{registry=\"signups\",outcome=\"completed\",task=\"\"} 3\n";
-    let metrics = metrics_with(&mut client, completed);
+    let metrics = client.get_until("/metrics", completed);
     assert!(metrics.contains("background_tasks_in_flight{registry=\"signups\"} 0\n"), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
     fs::create_dir(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
-    metrics_with(&mut client, "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"outbox\"} 1\n");
+    client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"outbox\"} 1\n");
     service.process.terminate();
     let (output, _) = service.wait(0);
     let is_reported = |line: &str| line.contains("ERROR sign_up: background_tasks: background task failed task.name=\"outbox\"");
     assert!(output.lines().any(is_reported), "not reported in the span of its request: {output}");
-}
-
-/// Requests the metrics until they contain `text`.
-#[track_caller]
-fn metrics_with(client: &mut Client, text: &str) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (status, metrics) = get(client, "/metrics");
-        assert_eq!(status, 200);
-        if metrics.contains(text) {
-            return metrics;
-        }
-        assert!(Instant::now() < deadline, "{metrics}");
-        thread::yield_now();
-    }
 }
 
 #[test]
@@ -217,8 +201,7 @@ fn straggler_is_reported() {
     assert_eq!(sign_up(&mut service.connect(), "ada@example.com").unwrap(), 202);
     service.process.line("the mail is sent");
     let start = Instant::now();
-    service.process.terminate();
-    let output = service.process.wait().assert_code(1).output();
+    let output = service.process.stop().assert_code(1).output();
     let took = start.elapsed();
     assert!(output.contains("1 × outbox at examples/axum/src/main.rs:"), "{output}");
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");

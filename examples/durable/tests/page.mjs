@@ -1,73 +1,41 @@
 // Tests the user's page in a real Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
 // Needs chromium and chromedriver. With SCREENSHOTS=folder it also takes screenshots.
 import { spawn } from "node:child_process";
-import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { env } from "node:process";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { createInterface } from "node:readline";
+import { Browser, matchLines, until } from "../../../testing/webdriver.mjs";
 
-/// The time limit of a step, which only a hang exceeds.
-const HANG = 60_000;
-
-let driver, folder, session, dir;
+let browser, dir;
 let processes = [];
 
-/// Sends a WebDriver command (https://www.w3.org/TR/webdriver2/).
-async function command(method, path, body) {
-  const response = await fetch(`${driver.url}${path}`, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(HANG) });
-  const { value } = await response.json();
-  if (!response.ok) throw new Error(`${method} ${path}: ${value.error}: ${value.message}`);
-  return value;
-}
-
-const run = (script, ...args) => command("POST", `${session}/execute/sync`, { script, args });
-const go = (to) => command("POST", `${session}/url`, { url: to });
-const devtools = (cmd, params = {}) => command("POST", `${session}/goog/cdp/execute`, { cmd, params });
-const resize = (width, height) => devtools("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
-const prefer = (value) => devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
-
-/// Polls a condition until it is truthy, and returns its value.
-async function until(what, condition) {
-  const end = Date.now() + HANG;
-  for (;;) {
-    const value = await condition();
-    if (value) return value;
-    assert.ok(Date.now() < end, `timed out waiting for: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
-
-const text = (id) => run("const element = document.getElementById(arguments[0]); return element?.checkVisibility() ? element.innerText : ''", id);
-const shows = (id, expected) => until(`${expected} in #${id}`, async () => (await text(id)).match(expected));
-const type = (keys) =>
-  command("POST", `${session}/actions`, {
-    actions: [{ type: "key", id: "keys", actions: [...keys].flatMap((value) => [{ type: "keyDown", value }, { type: "keyUp", value }]) }],
-  });
+const run = (script, ...args) => browser.run(script, ...args);
+const go = (url) => browser.go(url);
+const text = (id) => browser.text(id);
+const shows = (id, expected) => browser.shows(id, expected);
 const TAB = "\uE004";
 const ENTER = "\uE007";
 
-/// Starts the program, and waits for a line that contains this text.
-async function start(text, ...args) {
+/// Starts the program, and waits for lines that match these patterns. Returns the matches too.
+async function start(patterns, ...args) {
   const child = spawn(resolve(env.SIGNUPS), args, { cwd: dir, env: { ...env, DATABASE_URL: "signups.db" }, stdio: ["ignore", "ignore", "pipe"] });
-  const started = { child, exit: once(child, "exit"), lines: [] };
+  const started = { child, exit: once(child, "exit") };
   processes.push(started);
-  await new Promise((resolve, reject) => {
-    createInterface(child.stderr).on("line", (line) => {
-      started.lines.push(line);
-      if (line.includes(text)) resolve();
-    });
-    started.exit.then(() => reject(new Error(`the program has exited: ${started.lines.join("\n")}`)));
-  });
-  const after = (text) => started.lines.find((line) => line.includes(text))?.split(text)[1];
-  return { ...started, url: after("listening on "), board: after("the board is at ") };
+  return { ...started, matches: await matchLines(child.stderr, ...patterns) };
 }
 
-const serve = (port = 0) => start("the board is at", "server", "--listen", `127.0.0.1:${port}`, "--board", "127.0.0.1:0");
-const work = () => start("the worker is ready", "worker", "--lease", "3");
+async function serve(port = 0) {
+  const patterns = [/listening on (.*)/, /the board is at (.*)/];
+  const server = await start(patterns, "server", "--listen", `127.0.0.1:${port}`, "--board", "127.0.0.1:0");
+  const [[, url], [, board]] = server.matches;
+  return { ...server, url, board };
+}
+
+const work = () => start([/the worker is ready/], "worker", "--lease", "3");
 
 async function end(...them) {
   for (const { child, exit } of them) {
@@ -79,36 +47,17 @@ async function end(...them) {
 /// Signs up as a user does, and waits for the page of the mail.
 async function sign_up(url, address) {
   await go(url);
-  await type(`${TAB}${address}${ENTER}`);
+  await browser.press(`${TAB}${address}${ENTER}`);
   await until("the page of the mail", async () => (await run("return location.pathname")).startsWith("/signups/"));
   await shows("address", address);
 }
 
 before(async () => {
   assert.ok(env.SIGNUPS, "SIGNUPS is the path of durable-signups");
-  folder = await mkdtemp(join(tmpdir(), "chromium-"));
-  const child = spawn("chromedriver", ["--port=0"], { stdio: ["ignore", "pipe", "inherit"] });
-  driver = { child };
-  for await (const line of createInterface(child.stdout)) {
-    const port = line.match(/successfully on port (\d+)/)?.[1];
-    if (port) {
-      driver.url = `http://127.0.0.1:${port}`;
-      break;
-    }
-  }
-  assert.ok(driver.url, "chromedriver does not start: is it installed?");
-  const args = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", `--user-data-dir=${folder}`];
-  const alwaysMatch = { browserName: "chrome", "goog:chromeOptions": { args }, "goog:loggingPrefs": { browser: "ALL" } };
-  const { sessionId } = await command("POST", "/session", { capabilities: { alwaysMatch } });
-  session = `/session/${sessionId}`;
+  browser = await Browser.start();
 });
 
-after(async () => {
-  if (session) await command("DELETE", session);
-  driver.child.kill();
-  await once(driver.child, "exit");
-  await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-});
+after(() => browser?.close());
 
 beforeEach(async () => {
   dir = await mkdtemp(join(tmpdir(), "signups-"));
@@ -117,7 +66,7 @@ beforeEach(async () => {
 afterEach(async () => {
   // Failed requests of this test's page must not appear in the console log of the next test.
   await go("about:blank");
-  await command("POST", `${session}/se/log`, { type: "browser" });
+  await browser.log();
   await end(...processes.splice(0));
   await rm(dir, { recursive: true, force: true });
 });
@@ -136,8 +85,7 @@ test("the page shows when the mail is sent", async () => {
   const mails = (await readdir(join(dir, "outbox"))).filter((file) => file.endsWith(".eml"));
   assert.equal(mails.length, 1);
   assert.ok((await run("return location.pathname")).includes(mails[0].split(".")[0]), "the file is named after the job");
-  const messages = await command("POST", `${session}/se/log`, { type: "browser" });
-  assert.deepEqual(messages, []);
+  assert.deepEqual(await browser.log(), []);
 });
 
 test("the page shows a retried mail and a failed mail", async () => {
@@ -188,8 +136,8 @@ test("without scripts the page reloads itself", async (t) => {
   const { url } = await serve();
   const answer = await fetch(`${url}/signups`, { method: "POST", body: new URLSearchParams({ email: "ada@example.com" }) });
   assert.equal(answer.status, 202);
-  await devtools("Emulation.setScriptExecutionDisabled", { value: true });
-  t.after(() => devtools("Emulation.setScriptExecutionDisabled", { value: false }));
+  await browser.devtools("Emulation.setScriptExecutionDisabled", { value: true });
+  t.after(() => browser.devtools("Emulation.setScriptExecutionDisabled", { value: false }));
   await go(new URL(answer.headers.get("location"), url).href);
   await shows("message", /^The mail is about to be sent\.$/);
   assert.ok(await run("return document.querySelector('noscript a').checkVisibility()"), "there is a link to reload");
@@ -200,10 +148,10 @@ test("without scripts the page reloads itself", async (t) => {
 test("the browser and the server reject an invalid address", async () => {
   const { url } = await serve();
   await go(url);
-  await type(`${TAB}ada${ENTER}`);
+  await browser.press(`${TAB}ada${ENTER}`);
   assert.equal(await run("return document.querySelector('input').matches(':invalid') && location.pathname"), "/");
   await run("document.forms[0].noValidate = true");
-  await type(ENTER);
+  await browser.press(ENTER);
   await shows("refusal", /^This is not a valid mail address\.$/);
   assert.equal(await text("signup"), "");
 });
@@ -211,7 +159,7 @@ test("the browser and the server reject an invalid address", async () => {
 test("the page is accessible", async () => {
   const { url } = await serve();
   await sign_up(url, "ada@example.com");
-  const { nodes } = await devtools("Accessibility.getFullAXTree");
+  const { nodes } = await browser.devtools("Accessibility.getFullAXTree");
   const has = (role, name) => nodes.some((node) => node.role?.value === role && node.name?.value === name);
   assert.ok(has("textbox", "Another address") && has("button", "Sign up") && has("heading", "ada@example.com") && has("region", "ada@example.com"));
   const live = nodes.filter((node) => node.properties?.some(({ name, value }) => name === "live" && value.value === "polite"));
@@ -229,45 +177,16 @@ test("both colour schemes have enough contrast, and the page fits the window", a
       await shows("message", /mailbox does not exist/);
     }
     for (const scheme of ["light", "dark"]) {
-      await prefer(scheme);
       for (const width of [320, 1280]) {
-        await resize(width, 800);
-        const [wide, ...found] = await run(CONTRASTS);
-        assert.ok(wide <= width, `${wide} > ${width}`);
+        const found = await browser.checkContrast(scheme, width);
         assert.ok(found.length >= 6);
-        for (const [what, ratio] of found) assert.ok(ratio >= 4.5, `${scheme}: ${what}: ${ratio}`);
         seen.push(found.toString());
-        if (env.SCREENSHOTS) {
-          const picture = await command("GET", `${session}/screenshot`);
-          await writeFile(join(env.SCREENSHOTS, `signups-${state}-${scheme}-${width}.png`), picture, "base64");
-        }
+        if (env.SCREENSHOTS) await browser.screenshot(join(env.SCREENSHOTS, `signups-${state}-${scheme}-${width}.png`));
       }
     }
   }
   assert.ok(new Set(seen).size >= 4, "the colours differ between schemes and statuses");
 });
-
-/// Returns the page's width, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
-const CONTRASTS = `
-  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
-  const luminance = (color) => {
-    const [r, g, b] = parts(color).map((part) => part / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (element) => {
-    const own = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
-    return parts(own)[3] === 0 ? ground(element.parentElement) : own;
-  };
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const found = [document.documentElement.scrollWidth];
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest("script")) continue;
-    const [less, more] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
-    found.push([texts.currentNode.data.trim(), (more + 0.05) / (less + 0.05)]);
-  }
-  return found;
-`;
 
 test("the engine's board shows the queue, and requests nothing from other hosts", async () => {
   const { url, board } = await serve();
@@ -281,5 +200,5 @@ test("the engine's board shows the queue, and requests nothing from other hosts"
   await until("the board is healthy", async () => !/unhealthy/i.test(await shown()));
   const hosts = await run("return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]");
   assert.deepEqual(hosts, [board]);
-  if (env.SCREENSHOTS) await writeFile(join(env.SCREENSHOTS, "board.png"), await command("GET", `${session}/screenshot`), "base64");
+  if (env.SCREENSHOTS) await browser.screenshot(join(env.SCREENSHOTS, "board.png"));
 });

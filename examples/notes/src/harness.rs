@@ -17,9 +17,8 @@ use background_tasks::TaskId;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use std::thread;
 use std::time::{Duration, Instant};
-use testing::{Client, Line, Response, poll_until_some};
+use testing::{Client, Line, poll_until_some};
 
 /// Defines a test for each listed function of this module, for one program.
 #[macro_export]
@@ -89,26 +88,16 @@ pub fn accepted_note_can_be_read(program: Program) {
     let mut client = service.connect();
     let body = body(7);
     assert_eq!(client.put("a.b_c-7", &body).unwrap().status, 202);
-    assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
+    let read = |client: &mut Client| client.get("/notes/a.b_c-7").map(|note| (note.status, note.body)).unwrap();
+    assert_eq!(read(&mut client), (200, body.clone()));
     // From now on the note is read from disk.
-    page_with(&mut client, "Written: 1");
-    assert_eq!(client.get("/notes/a.b_c-7").unwrap(), Response { status: 200, body: body.clone() });
+    client.get_until("/", "Written: 1");
+    assert_eq!(read(&mut client), (200, body.clone()));
     assert_eq!(fs::read(service.dir().join("a.b_c-7")).unwrap(), body);
     // The last request is in flight until its connection has passed on the response, which may be after its arrival.
-    let page = page_with(&mut client, "2 in flight");
+    let page = client.get_until("/", "2 in flight");
     assert!(page.contains("href=\"/notes/a.b_c-7\""), "{page}");
     service.stop().0.assert_code(0).assert_line("drained in ");
-}
-
-/// Requests the page until it contains `text`.
-fn page_with(client: &mut Client, text: &str) -> String {
-    loop {
-        let page = client.get("/").unwrap().text();
-        if page.contains(text) {
-            return page;
-        }
-        thread::yield_now();
-    }
 }
 
 pub fn names_are_checked(program: Program) {
@@ -193,9 +182,7 @@ pub fn failed_write_is_reported_and_counted(program: Program) {
     let line = service.line(" failed: note note: ");
     assert!(line.starts_with("write at ") && line.contains("src/handler.rs:"), "{line}");
     // The loss is counted after it is reported.
-    while !client.get("/").unwrap().text().contains(" 1 failed, ") {
-        thread::yield_now();
-    }
+    client.get_until("/", " 1 failed, ");
     assert_eq!(client.get("/notes/note").unwrap().status, 500);
     assert!(service.line(" failed: note note: ").starts_with("read at "));
     let (ended, dir) = service.stop();
@@ -210,7 +197,7 @@ pub fn tasks_are_listed(program: Program) {
     late.start_put("late", 4).unwrap();
     let mut client = service.connect();
     assert_eq!(client.put("note", b"held").unwrap().status, 202);
-    let tasks: Vec<Value> = serde_json::from_str(&client.get("/tasks").unwrap().text()).unwrap();
+    let tasks: Vec<Value> = serde_json::from_str(client.get("/tasks").unwrap().text()).unwrap();
     let text = |task: &Value, field: &str| task[field].as_str().unwrap_or_default().to_owned();
     // The clock may be too coarse to order tasks that started together.
     let mut listed: Vec<_> = tasks.iter().map(|task| (text(task, "name"), text(task, "kind"))).collect();

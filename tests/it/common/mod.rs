@@ -1,14 +1,22 @@
-//! Shared test helpers: a spawner that the test drives, every supported runtime, and ways to wait for an event without sleeping.
-#![allow(dead_code, reason = "each test file uses only some of the helpers")]
+//! Shared test helpers: a spawner that the test drives, wakers, futures and values, and every supported runtime. All but the runtimes
+//! also compile without the feature `std`.
+#![allow(dead_code, unused_imports, reason = "each test file uses only some of the helpers")]
+
+#[cfg(feature = "async-executor")]
+#[macro_use]
+mod runtimes;
+
+#[cfg(feature = "async-executor")]
+pub(crate) use runtimes::*;
 
 use background_tasks::{Registry, Spawner, Summary};
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread;
 use std::time::Duration;
 
 /// The timeout of each blocking wait. Only a hang reaches it.
@@ -43,10 +51,13 @@ pub(crate) fn panic_quietly(message: &'static str) -> ! {
 }
 
 /// A spawner that stores each task until the test polls or drops the task.
-#[derive(Clone, Default)]
-pub(crate) struct Manual(pub(crate) Arc<Mutex<Vec<BoxFuture>>>);
+#[derive(Default)]
+pub(crate) struct TaskQueue(pub(crate) Mutex<Vec<BoxFuture>>);
 
-impl Spawner for Manual {
+/// A shared [`TaskQueue`].
+pub(crate) type Manual = Arc<TaskQueue>;
+
+impl Spawner for TaskQueue {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         self.0.lock().unwrap().push(Box::pin(task));
     }
@@ -58,7 +69,11 @@ pub(crate) fn inspected() -> (Manual, Registry<Manual>) {
     (spawner.clone(), Registry::builder(spawner).inspect().build())
 }
 
-impl Manual {
+impl TaskQueue {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
     /// Removes and returns the oldest task.
     pub(crate) fn take(&self) -> BoxFuture {
         self.0.lock().unwrap().remove(0)
@@ -66,16 +81,46 @@ impl Manual {
 
     /// Polls each task once and keeps the tasks that are pending.
     pub(crate) fn poll_all(&self) {
-        let tasks = std::mem::take(&mut *self.0.lock().unwrap());
-        let pending = tasks.into_iter().filter_map(|mut task| poll_once(&mut task).is_pending().then_some(task));
-        let pending: Vec<_> = pending.collect();
-        self.0.lock().unwrap().extend(pending);
+        self.poll_all_with(Waker::noop());
     }
+
+    /// Does what [`poll_all`](Self::poll_all) does, with the given waker.
+    pub(crate) fn poll_all_with(&self, waker: &Waker) {
+        let mut tasks = std::mem::take(&mut *self.0.lock().unwrap());
+        tasks.retain_mut(|task| poll(task, waker).is_pending());
+        self.0.lock().unwrap().extend(tasks);
+    }
+}
+
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 
 /// Polls a future once, with a waker that does nothing.
 pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+    poll(future, Waker::noop())
+}
+
+/// Counts the wake-ups of its waker.
+#[derive(Default)]
+pub(crate) struct WakeCounter(AtomicUsize);
+
+impl WakeCounter {
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for WakeCounter {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns a waker, and the counter of its wake-ups.
+pub(crate) fn counting_waker() -> (Arc<WakeCounter>, Waker) {
+    let wake_count = Arc::<WakeCounter>::default();
+    (wake_count.clone(), wake_count.into())
 }
 
 /// Calls its function at each wake-up; see [`waker_fn`].
@@ -167,90 +212,4 @@ impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         Pin::new(&mut self.1).poll(cx)
     }
-}
-
-/// Runs `f`, outside the runtime, with the handle of a tokio runtime that has two worker threads.
-#[cfg(feature = "tokio")]
-pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-    f(runtime.handle().clone());
-    runtime.shutdown_background();
-}
-
-/// Runs `f`, outside the runtime, with the handle of a current-thread tokio runtime that another thread drives.
-#[cfg(feature = "tokio")]
-pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let handle = runtime.handle().clone();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let driver = thread::spawn(move || runtime.block_on(stopped).unwrap());
-    f(handle);
-    stop.send(()).unwrap();
-    driver.join().expect("the executor's thread must not panic");
-}
-
-/// Runs `f` with smol's global executor.
-#[cfg(feature = "smol")]
-pub(crate) fn smol(f: impl FnOnce(background_tasks::SmolSpawner)) {
-    f(background_tasks::SmolSpawner);
-}
-
-/// Runs `f` with async-std's global executor.
-#[cfg(feature = "async-std")]
-pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
-    f(background_tasks::AsyncStdSpawner);
-}
-
-/// Runs `f` with an async-executor on one thread. A panic that leaves a task ends that thread, and the join reports it.
-pub(crate) fn async_executor(f: impl FnOnce(Arc<async_executor::Executor<'static>>)) {
-    let executor = Arc::new(async_executor::Executor::new());
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let background = executor.clone();
-    let driver = thread::spawn(move || futures_lite::future::block_on(background.run(stopped)).unwrap());
-    f(executor);
-    stop.send(()).unwrap();
-    driver.join().expect("the executor's thread must not panic");
-}
-
-/// Runs `f` with a `ThreadsSpawner` of two threads.
-pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
-    f(background_tasks::ThreadsSpawner::new(2).unwrap());
-}
-
-/// Generates one test for each scenario on each runtime that the features select, and on those of `async-executor`, which this module needs.
-///
-/// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
-/// from a spawner. Default: `Registry::new`.
-///
-/// The scenarios are compiled for two spawners only, `ThreadsSpawner` and `DynSpawner`, because compiling them for each runtime takes twice
-/// as long. `spawners` and `conformance` test the type of each spawner.
-#[macro_export]
-macro_rules! on_every_runtime {
-    (with $make:expr; $($scenario:ident),* $(,)?) => {
-        #[cfg(feature = "tokio")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_multi_thread }
-        #[cfg(feature = "tokio")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_current_thread }
-        #[cfg(feature = "smol")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] smol }
-        #[cfg(feature = "async-std")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_std }
-                $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_executor }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [std::convert::identity] threads }
-    };
-    (@each [$($scenario:ident)*] [$make:expr] [$wrap:expr] $runtime:ident) => {
-        mod $runtime {
-            use background_tasks::Registry;
-
-            $(
-                #[test]
-                fn $scenario() {
-                    $crate::common::$runtime(|spawner| super::$scenario(&$make($wrap(spawner))));
-                }
-            )*
-        }
-    };
-    ($($scenario:ident),* $(,)?) => {
-        $crate::on_every_runtime! { with Registry::new; $($scenario),* }
-    };
 }

@@ -1,68 +1,62 @@
-//! A minimal HTTP client: each request has its own connection, which the server closes after the response.
+//! Requests to the program. Each has its own connection.
 
-use crate::process::STEP_TIMEOUT;
 use serde_json::Value;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
+use testing::{Client, Response};
 
-#[derive(Debug)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    head: String,
-    pub(crate) body: String,
-}
+pub(crate) const FORM: &str = "content-type: application/x-www-form-urlencoded";
 
-impl Response {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().filter_map(|line| line.split_once(": ")).find_map(|(other, value)| (other == name).then_some(value))
-    }
-
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
+/// What the program responds.
+pub(crate) trait SignupResponse {
+    fn json(&self) -> Value;
 
     /// Returns the path of the sign-up.
+    fn location(&self) -> &str;
+}
+
+impl SignupResponse for Response {
     #[track_caller]
-    pub(crate) fn location(&self) -> &str {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    #[track_caller]
+    fn location(&self) -> &str {
         self.header("location").unwrap_or_else(|| panic!("no location: {self:?}"))
     }
 }
 
-pub(crate) fn try_request(to: SocketAddr, request: &str, headers: &[&str], body: &str) -> io::Result<Response> {
-    let mut stream = TcpStream::connect(to)?;
-    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
-    let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
-    let len = body.len();
-    stream.write_all(format!("{request} HTTP/1.0\r\n{headers}content-length: {len}\r\n\r\n{body}").as_bytes())?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    let (head, body) = response.split_once("\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(ErrorKind::InvalidData)?;
-    Ok(Response { status, head: head.replace('\r', ""), body: body.to_owned() })
-}
-
 #[track_caller]
-pub(crate) fn request(to: SocketAddr, request: &str, headers: &[&str], body: &str) -> Response {
-    try_request(to, request, headers, body).unwrap_or_else(|error| panic!("{request}: {error}"))
+pub(crate) fn request(to: SocketAddr, method: &str, path: &str, headers: &[&str], body: &str) -> Response {
+    let response = Client::connect(to).and_then(|client| client.with_headers(headers).request(method, path, body.as_bytes()));
+    response.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
 #[track_caller]
 pub(crate) fn get(from: SocketAddr, path: &str) -> Response {
-    request(from, &format!("GET {path}"), &["host: localhost"], "")
+    request(from, "GET", path, &["host: localhost"], "")
 }
 
 /// Requests a page as a browser does.
 #[track_caller]
 pub(crate) fn page(from: SocketAddr, path: &str) -> Response {
-    request(from, &format!("GET {path}"), &["accept: text/html,*/*;q=0.8"], "")
+    request(from, "GET", path, &["accept: text/html,*/*;q=0.8"], "")
 }
 
-pub(crate) const FORM: &str = "content-type: application/x-www-form-urlencoded";
+/// Posts to the path of the sign-ups.
+#[track_caller]
+pub(crate) fn post(to: SocketAddr, headers: &[&str], body: &str) -> Response {
+    request(to, "POST", "/signups", headers, body)
+}
+
+pub(crate) fn try_sign_up(at: SocketAddr, address: &str) -> io::Result<Response> {
+    Client::connect(at)?.with_headers(&[FORM]).request("POST", "/signups", format!("email={address}").as_bytes())
+}
 
 #[track_caller]
 pub(crate) fn sign_up(at: SocketAddr, address: &str) -> Response {
-    request(at, "POST /signups", &[FORM], &format!("email={address}"))
+    try_sign_up(at, address).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
 /// Returns all events of a sign-up, until its status is final.
@@ -70,6 +64,6 @@ pub(crate) fn sign_up(at: SocketAddr, address: &str) -> Response {
 pub(crate) fn events(from: SocketAddr, path: &str) -> Vec<Value> {
     let stream = get(from, &format!("{path}/events"));
     assert_eq!((stream.status, stream.header("content-type")), (200, Some("text/event-stream")), "{stream:?}");
-    let data = stream.body.lines().filter_map(|line| line.strip_prefix("data: "));
+    let data = stream.text().lines().filter_map(|line| line.strip_prefix("data: "));
     data.map(|data| serde_json::from_str(data).unwrap()).collect()
 }

@@ -4,25 +4,25 @@
 mod client;
 #[path = "../../../../durable/tests/it/common/postgres.rs"]
 mod postgres;
-mod process;
+mod site;
 mod smtp;
 
 use background_tasks_durable::sqlx::sqlite::SqliteConnectOptions;
 use background_tasks_durable::sqlx::{self, Connection, SqliteConnection};
-use client::{FORM, Response, events, get, page, request, sign_up, try_request};
+use client::{FORM, SignupResponse, events, get, page, post, request, sign_up, try_sign_up};
 use postgres::Postgres;
-use process::{Site, until};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
+use site::Site;
 use smtp::{MailServer, Reply};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Instant;
+use testing::{Client, Response, Signal, poll_until, poll_until_some};
 
 /// Waits until the status of a sign-up is final, and returns the sign-up as JSON.
 #[track_caller]
@@ -54,22 +54,21 @@ fn one_command_sends_a_mail() {
     assert_eq!(signup["address"], "Ada@example.com");
     let shown = page(server.address, path);
     assert_eq!((shown.status, shown.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    assert!(shown.body.contains("<main data-state=\"done\">") && shown.body.contains("The mail has been sent."), "{shown:?}");
-    assert!(!shown.body.contains("http-equiv"), "a page with a final status does not reload: {shown:?}");
+    assert!(shown.text().contains("<main data-state=\"done\">") && shown.text().contains("The mail has been sent."), "{shown:?}");
+    assert!(!shown.text().contains("http-equiv"), "a page with a final status does not reload: {shown:?}");
     assert_eq!(site.outbox(), ["Ada@example.com"]);
 
     // Domains are not case-sensitive. The part before the @ may be.
-    let again = request(server.address, "POST /signups", &["content-type: application/json"], r#"{"email": "Ada@EXAMPLE.com"}"#);
+    let again = post(server.address, &["content-type: application/json"], r#"{"email": "Ada@EXAMPLE.com"}"#);
     assert_eq!((again.status, again.location()), (200, path), "{again:?}");
     assert_eq!(again.json()["message"], "This address has already signed up. The mail has been sent.");
-    let another = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=ada@example.com");
+    let another = post(server.address, &[FORM, "accept: text/html"], "email=ada@example.com");
     assert_eq!(another.status, 303, "{another:?}");
     assert_eq!(wait_for_end(server.address, another.location())["status"], "done");
     assert_eq!(site.outbox(), ["Ada@example.com", "ada@example.com"]);
 
     server.process.line("the worker is ready");
-    server.process.terminate();
-    let output = server.process.wait(0);
+    let output = server.process.stop().assert_code(0).output();
     // The worker, and then the server that started it.
     let drained: Vec<_> = output.lines().filter(|line| line.contains(": drained in")).collect();
     assert!(
@@ -90,7 +89,10 @@ fn every_outcome_is_shown() {
     assert_eq!((&signup["status"], &signup["attempts"]), (&json!("dead"), &json!(1)));
     assert_eq!(signup["message"], "The mail could not be sent: the mailbox does not exist.");
     let shown = page(server.address, bounce.location());
-    assert!(shown.body.contains("<main data-state=\"dead\">") && shown.body.contains("the mailbox does not exist"), "{shown:?}");
+    assert!(
+        shown.text().contains("<main data-state=\"dead\">") && shown.text().contains("the mailbox does not exist"),
+        "{shown:?}"
+    );
 
     let events = events(server.address, flaky.location());
     let retried = events.iter().find(|event| event["status"] == "retrying").expect("the mail was retried");
@@ -105,20 +107,19 @@ fn every_outcome_is_shown() {
 fn page_without_a_worker_reloads() {
     let site = Site::new();
     let server = site.serve(&["server"]);
-    let answer = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=%22a%26b%3Ci%3E%22%40example.com");
+    let answer = post(server.address, &[FORM, "accept: text/html"], "email=%22a%26b%3Ci%3E%22%40example.com");
     assert_eq!(answer.status, 303, "{answer:?}");
     let shown = page(server.address, answer.location());
-    assert!(shown.body.contains("<noscript><meta http-equiv=\"refresh\""), "{shown:?}");
-    assert!(shown.body.contains("<main data-state=\"waiting\">"), "{shown:?}");
-    assert!(shown.body.contains("&quot;a&amp;b&lt;i&gt;&quot;@example.com") && !shown.body.contains("<i>"), "{shown:?}");
+    assert!(shown.text().contains("<noscript><meta http-equiv=\"refresh\""), "{shown:?}");
+    assert!(shown.text().contains("<main data-state=\"waiting\">"), "{shown:?}");
+    assert!(shown.text().contains("&quot;a&amp;b&lt;i&gt;&quot;@example.com") && !shown.text().contains("<i>"), "{shown:?}");
     // An open event stream does not delay the shutdown.
     let stream = thread::spawn({
         let (address, path) = (server.address, answer.location().to_owned());
         move || events(address, &path)
     });
     let start = Instant::now();
-    server.process.terminate();
-    server.process.wait(0);
+    server.process.stop().assert_code(0);
     assert!(start.elapsed().as_secs() < 10);
     let _ = stream.join();
 }
@@ -126,7 +127,7 @@ fn page_without_a_worker_reloads() {
 /// Waits until a worker sends the mail.
 #[track_caller]
 fn wait_until_running(server: SocketAddr, path: &str) {
-    until("a worker that sends the mail", || (get(server, path).json()["status"] == "running").then_some(()));
+    poll_until(&"no worker sends the mail", || get(server, path).json()["status"] == "running");
 }
 
 #[test]
@@ -147,8 +148,7 @@ fn mail_of_a_killed_worker_is_sent_by_another() {
     let signup = wait_for_end(server.address, answer.location());
     assert_eq!((&signup["status"], &signup["message"]), (&json!("done"), &json!("The mail has been sent, at attempt 2.")));
     assert_eq!(site.outbox(), ["ada@example.com"]);
-    worker.terminate();
-    worker.wait(0);
+    worker.stop().assert_code(0);
 }
 
 /// If a worker dies before the mail server responds, the server receives the mail again, with the same `Message-ID`.
@@ -157,21 +157,20 @@ fn repeated_mail_has_the_same_message_id() {
     let mails = MailServer::start(&[Reply::Nothing]);
     let (site, relay) = (Site::new(), mails.address.to_string());
     let mut server = site.serve(&["--smtp", &relay, "--lease", "3"]);
-    let worker: i32 = server.process.line("the worker is process ").parse().unwrap();
+    let worker: i32 = server.process.rest_of_line("the worker is process ").parse().unwrap();
     let answer = sign_up(server.address, "ada@example.com");
     let first = mails.next();
     assert!(first.contains("\nTo: ada@example.com\n"), "{first}");
     wait_until_running(server.address, answer.location());
     let worker = rustix::process::Pid::from_raw(worker).unwrap();
-    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(worker, Signal::KILL).unwrap();
     server.process.line("the worker died (signal: 9 (SIGKILL)): starting another one");
 
     assert_eq!(wait_for_end(server.address, answer.location())["status"], "done");
     let message_id = |mail: &str| mail.lines().find_map(|line| line.strip_prefix("Message-ID: ")).unwrap().to_owned();
     assert_eq!(message_id(&mails.next()), message_id(&first));
     assert!(mails.has_no_more());
-    server.process.terminate();
-    server.process.wait(0);
+    server.process.stop().assert_code(0);
 }
 
 #[test]
@@ -200,7 +199,7 @@ fn sign_up_many(server: SocketAddr, enough: usize, then: impl FnOnce()) -> BTree
         while next.load(Ordering::Relaxed) < 10 * enough {
             let reader = format!("reader-{}@example.com", next.fetch_add(1, Ordering::Relaxed));
             // An error means that the server has stopped.
-            let Ok(answer) = try_request(server, "POST /signups", &[FORM], &format!("email={reader}")) else { return };
+            let Ok(answer) = try_sign_up(server, &reader) else { return };
             assert_eq!(answer.status, 202, "{answer:?}");
             let _ = accepted.send(reader);
         }
@@ -229,14 +228,13 @@ fn sigterm_loses_and_repeats_no_mail() {
         worker.terminate();
     });
     for process in [server.process, worker] {
-        let output = process.wait(0);
+        let output = process.wait().assert_code(0).output();
         assert!(output.contains(" 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected"), "{output}");
     }
     let worker = site.work(&[]);
-    let sent = until("the last mail", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
+    let sent = poll_until_some(&"mails are missing", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
     assert_eq!(sent, Vec::from_iter(accepted));
-    worker.terminate();
-    worker.wait(0);
+    worker.stop().assert_code(0);
     let repeated = on_sqlite(&site, "SELECT count(*) FROM Jobs WHERE attempts <> 1 OR status <> 'Done'");
     assert_eq!(repeated, 0);
 }
@@ -247,20 +245,14 @@ fn ctrl_c_drains_the_server_before_the_worker() {
     let site = Site::new();
     let server = site.serve_in_a_group(&["--grace", "60"]);
     let flaky = sign_up(server.address, "bob@flaky.example");
-    until("the first attempt", || (get(server.address, flaky.location()).json()["attempts"] == 1).then_some(()));
-    let mut late = BufReader::new(TcpStream::connect(server.address).unwrap());
-    let head = format!("POST /signups HTTP/1.1\r\nhost: localhost\r\n{FORM}\r\nexpect: 100-continue\r\ncontent-length: 21\r\n\r\n");
-    late.get_mut().write_all(head.as_bytes()).unwrap();
-    let mut line = String::new();
-    late.read_line(&mut line).unwrap();
-    assert_eq!(line, "HTTP/1.1 100 Continue\r\n");
-    server.process.interrupt_group();
-    until("the second attempt", || (site.outbox() == ["bob@flaky.example"]).then_some(()));
-    late.get_mut().write_all(b"email=ada@example.com").unwrap();
-    let mut answer = String::new();
-    late.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("\r\nHTTP/1.1 202 Accepted\r\n"), "{answer}");
-    let output = server.process.wait(0);
+    poll_until(&"no first attempt", || get(server.address, flaky.location()).json()["attempts"] == 1);
+    let mut late = Client::connect(server.address).unwrap().with_headers(&["host: localhost", FORM]);
+    late.start_request("POST", "/signups", 21).unwrap();
+    server.process.signal_group(Signal::INT);
+    poll_until(&"no second attempt", || site.outbox() == ["bob@flaky.example"]);
+    late.send(b"email=ada@example.com").unwrap();
+    assert_eq!(late.response().unwrap().status, 202);
+    let output = server.process.wait().assert_code(0).output();
     assert!(!output.contains("the worker died"), "the first worker sends the mail: {output}");
 }
 
@@ -270,7 +262,7 @@ fn worker_drains_when_its_parent_is_killed() {
     let site = Site::new();
     let mut server = site.serve(&[]);
     server.process.line("the worker is ready");
-    let output = server.process.kill();
+    let output = server.process.kill().output();
     assert!(output.lines().last().unwrap().contains(": drained in "), "{output}");
 }
 
@@ -307,8 +299,8 @@ fn locked_and_deleted_databases_are_unavailable() {
         for answer in many {
             is_unavailable(&answer.join().unwrap());
         }
-        let shown = request(server.address, "POST /signups", &[FORM, "accept: text/html"], "email=grace@example.com");
-        assert!(shown.status == 503 && shown.body.contains("The database cannot be reached, so nothing was saved."), "{shown:?}");
+        let shown = post(server.address, &[FORM, "accept: text/html"], "email=grace@example.com");
+        assert!(shown.status == 503 && shown.text().contains("The database cannot be reached, so nothing was saved."), "{shown:?}");
         assert_eq!(get(server.address, before.location()).status, 200, "readers do not wait");
     });
     let both = "SELECT (SELECT count(*) FROM signups) * 1000 + (SELECT count(*) FROM Jobs)";
@@ -322,8 +314,7 @@ fn locked_and_deleted_databases_are_unavailable() {
     }
     is_unavailable(&sign_up(server.address, "lin@example.com"));
     is_unavailable(&get(server.address, after.location()));
-    server.process.terminate();
-    let output = server.process.wait(0);
+    let output = server.process.stop().assert_code(0).output();
     assert!(output.contains("was deleted or replaced while it was open"), "{output}");
 }
 
@@ -344,17 +335,17 @@ fn invalid_requests_are_rejected() {
         (&["content-type: text/plain"], "ada@example.com", 415),
         (&[FORM], &format!("email={}@example.com", "a".repeat(1024)), 413),
     ] {
-        let answer = request(server.address, "POST /signups", headers, body);
+        let answer = post(server.address, headers, body);
         assert!(answer.status == status && !answer.json()["error"].as_str().unwrap().is_empty(), "{body}: {answer:?}");
-        let shown = request(server.address, "POST /signups", &[headers, &["accept: text/html"]].concat(), body);
-        assert!(shown.status == status && shown.body.contains("<main data-state=\"refused\">"), "{body}: {shown:?}");
+        let shown = post(server.address, &[headers, &["accept: text/html"]].concat(), body);
+        assert!(shown.status == status && shown.text().contains("<main data-state=\"refused\">"), "{body}: {shown:?}");
     }
     for path in ["/signups/1", "/signups/01ARZ3NDEKTSV4RRFFQ69G5FAV", "/signups/01ARZ3NDEKTSV4RRFFQ69G5FAV/events", "/elsewhere"] {
         let answer = get(server.address, path);
         assert_eq!((answer.status, answer.json()), (404, json!({ "error": "There is no such sign-up." })), "{path}");
     }
     assert_eq!(page(server.address, "/signups/1").status, 404);
-    assert_eq!(request(server.address, "DELETE /signups", &[], "").status, 405);
+    assert_eq!(request(server.address, "DELETE", "/signups", &[], "").status, 405);
     assert_eq!(on_sqlite(&site, "SELECT (SELECT count(*) FROM signups) + (SELECT count(*) FROM Jobs)"), 0);
 }
 
@@ -369,11 +360,11 @@ fn check_board(board: SocketAddr, address: &str) {
     let workers = get(board, "/api/v1/workers").json();
     assert!(workers.as_array().unwrap().iter().any(|worker| worker["queue"] == "mail"), "{workers}");
     let shown = get(board, "/queues/mail");
-    assert!(shown.status == 200 && shown.body.contains("<title>Apalis Board</title>"), "{shown:?}");
-    let push = request(board, "PUT /api/v1/queues/mail/tasks", &["host: localhost", "content-type: application/json"], "{}");
+    assert!(shown.status == 200 && shown.text().contains("<title>Apalis Board</title>"), "{shown:?}");
+    let push = request(board, "PUT", "/api/v1/queues/mail/tasks", &["host: localhost", "content-type: application/json"], "{}");
     assert_eq!(push.status, 405, "{push:?}");
     for host in ["host: board.example", "host: 192.0.2.1", "accept: */*"] {
-        assert_eq!(request(board, "GET /api/v1/tasks", &[host], "").status, 403, "{host}");
+        assert_eq!(request(board, "GET", "/api/v1/tasks", &[host], "").status, 403, "{host}");
     }
 }
 
@@ -389,8 +380,7 @@ fn board_shows_the_queue() {
         let board = server.board;
         move || get(board, "/api/v1/events")
     });
-    server.process.terminate();
-    server.process.wait(0);
+    server.process.stop().assert_code(0);
     drop(stream.join());
 }
 
@@ -414,7 +404,7 @@ fn invalid_options_and_databases_are_reported() {
         (&["--smtp", "localhost"], "expected HOST:PORT".into()),
         (&["--grace", "-1"], "cannot parse argument \"-1\"".into()),
     ] {
-        let output = site.start(args).wait(2);
+        let output = site.start(args).wait().assert_code(2).output();
         assert!(output.contains(&error), "{args:?}: {output}");
     }
     for (database, error) in [
@@ -426,11 +416,11 @@ fn invalid_options_and_databases_are_reported() {
         let site = Site::on(database);
         fs::write(site.path("file"), "This text is not a database, but is long enough for SQLite to read it.").unwrap();
         for role in ["server", "worker"] {
-            let output = site.start(&[role, "--listen", "127.0.0.1:0", "--board", "none"]).wait(2);
+            let output = site.start(&[role, "--listen", "127.0.0.1:0", "--board", "none"]).wait().assert_code(2).output();
             assert!(output.contains(error), "{database}: {output}");
         }
     }
-    assert!(site.start(&["--help"]).wait(0).starts_with("Signs people up."));
+    assert!(site.start(&["--help"]).wait().assert_code(0).output().starts_with("Signs people up."));
 }
 
 /// Runs two servers and two workers on Postgres, kills a worker, and then kills Postgres.
@@ -444,7 +434,7 @@ fn postgres_with_two_servers_and_two_workers() {
     let (server, other) = (site.serve(&["server"]), site.serve(&["server"]));
     let (killed, left) = (site.work(&[]), site.work(&[]));
     let accepted = sign_up_many(server.address, 30, || drop(killed.kill()));
-    let sent = until("the last mail", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
+    let sent = poll_until_some(&"mails are missing", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
     assert_eq!(sent, Vec::from_iter(accepted));
 
     // Both servers show the sign-up.
@@ -460,11 +450,12 @@ fn postgres_with_two_servers_and_two_workers() {
     is_unavailable(&get(server.address, answer.location()));
     postgres.restart();
     assert_eq!(postgres.sql("SELECT count(*) FROM signups WHERE address = 'grace@example.com'"), "0");
-    let late = until("a sign-up", || Some(sign_up(server.address, "grace@example.com")).filter(|answer| answer.status == 202));
+    let late = poll_until_some(&"no sign-up is accepted", || {
+        Some(sign_up(server.address, "grace@example.com")).filter(|answer| answer.status == 202)
+    });
     assert_eq!(wait_for_end(server.address, late.location())["status"], "done");
     for process in [server.process, other.process, left] {
-        process.terminate();
-        process.wait(0);
+        process.stop().assert_code(0);
     }
     let undone = "SELECT count(*) FROM apalis.jobs WHERE status <> 'Done'";
     assert_eq!(postgres.sql(undone), "0");

@@ -1,10 +1,10 @@
 //! A mail server for tests.
 
-use crate::process::STEP_TIMEOUT;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use testing::PATIENCE;
 
 /// How the server responds to a mail.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ impl MailServer {
     /// Waits for the next mail.
     #[track_caller]
     pub(crate) fn next(&self) -> String {
-        self.mails.recv_timeout(STEP_TIMEOUT).expect("a mail")
+        self.mails.recv_timeout(PATIENCE).expect("a mail")
     }
 
     pub(crate) fn has_no_more(&self) -> bool {

@@ -2,7 +2,6 @@
 
 use super::Program;
 use super::load::{assert_drained, body, check_notes, name, random_stop, rounds, send_notes};
-use super::page_with;
 use super::service::{NotesClient, Service, prefixed};
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +9,8 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
-use testing::{Process, Signal};
+use testing::{Process, Signal, Tmpfs, run_or_skip};
 
 /// The service continues when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`, and when its output is closed.
 pub fn unread_output_does_not_affect_the_service(program: Program) {
@@ -48,7 +45,7 @@ fn without_output(program: Program, start: impl Fn(Command) -> Process) {
 /// Notes that do not fit on the disk are reported and counted. The service continues.
 pub fn full_disk(program: Program) {
     const NOTES: usize = 64;
-    let Some(disk) = Disk::mount(program) else { return };
+    let Some(disk) = Tmpfs::mount(DISK) else { return };
     let process = Process::start(&mut program.serve(disk.path(), &["--grace", "3600"]));
     let service = Service::with_output(process, program.dir());
     let mut client = service.connect();
@@ -57,7 +54,7 @@ pub fn full_disk(program: Program) {
     for number in 0..NOTES {
         assert_eq!(client.put(&name(number), &body(number)).unwrap().status, 202);
     }
-    page_with(&mut client, "Not on disk yet: 0<");
+    client.get_until("/", "Not on disk yet: 0<");
     let written: BTreeSet<_> = (0..NOTES).filter(|number| disk.path().join(name(*number)).exists()).collect();
     for number in &written {
         fs::remove_file(disk.path().join(name(*number))).unwrap();
@@ -76,43 +73,11 @@ pub fn full_disk(program: Program) {
 /// The size of the disk.
 const DISK: usize = 1 << 20;
 
-/// A small file system. Dropping it unmounts the file system.
-struct Disk(TempDir);
-
-impl Disk {
-    fn mount(program: Program) -> Option<Self> {
-        let disk = Self(program.dir());
-        let size = format!("size={DISK}");
-        run("tmpfs", &["mount", "-t", "tmpfs", "-o", &size, "tmpfs", disk.path().to_str().unwrap()]).map(|()| disk)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.path()).stderr(Stdio::null()).status();
-    }
-}
-
-/// Runs a command that needs `what`. If the command fails, reports why and returns `None`.
-pub(super) fn run(what: &str, words: &[&str]) -> Option<()> {
-    let why = match Command::new(words[0]).args(&words[1..]).output() {
-        Ok(output) if output.status.success() => return Some(()),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    testing::skip(what, format_args!("{}: {why}", words[0]));
-    None
-}
-
 const NAMESPACE: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
 
 /// The kernel does not deliver a signal without a handler to process 1 of a PID namespace.
 pub fn process_1_of_a_container(program: Program) {
-    if run("namespaces", &[&NAMESPACE[..], &["true"]].concat()).is_none() {
+    if run_or_skip("namespaces", &[&NAMESPACE[..], &["true"]].concat()).is_none() {
         return;
     }
     signal_without_handler(&mut Command::new("cat"), Some(Signal::TERM.as_raw()));

@@ -1,7 +1,6 @@
 //! The service under real service managers, which stop it.
 
 use super::Program;
-use super::environments::run;
 use super::load::{check_notes, random_stop, rounds, send_notes};
 use super::service::{NotesClient, address_in};
 use std::env;
@@ -14,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
-use testing::{Client, only_child, poll_until_some};
+use testing::{Client, only_child, poll_until, poll_until_some, run_or_skip};
 
 /// A manager of the service `notes`.
 trait Manager {
@@ -128,7 +127,7 @@ impl Runit {
         let runsv = Command::new("runsv").arg(&service).stdin(Stdio::null()).spawn().unwrap();
         let runit = Self { service, runsv };
         let answers = || Command::new("sv").args(["status", &runit.service]).output().unwrap().status.success();
-        poll_until_some(&"no runsv", || answers().then_some(()));
+        poll_until(&"no runsv", answers);
         runit
     }
 }
@@ -217,7 +216,7 @@ impl Systemd {
         if !are_installed("systemd", &["/lib/systemd/systemd", "systemctl", "nsenter"]) {
             return None;
         }
-        run("systemd", &[&NAMESPACES[..], &["true"]].concat())?;
+        run_or_skip("systemd", &[&NAMESPACES[..], &["true"]].concat())?;
         for target in TARGETS {
             fs::write(folder.join(&format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n").unwrap();
         }
@@ -225,7 +224,7 @@ impl Systemd {
         fs::write(folder.join("notes.service"), unit).unwrap();
         folder.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
         let cgroup = cgroup2()?.join(folder.0.path().file_name().unwrap());
-        run("systemd", &["mkdir", cgroup.to_str().unwrap()])?;
+        run_or_skip("systemd", &["mkdir", cgroup.to_str().unwrap()])?;
         let log = File::create(folder.join("boot")).unwrap();
         let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
         let mut command = Command::new("sh");

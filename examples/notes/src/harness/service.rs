@@ -141,8 +141,7 @@ impl Service {
 
     #[track_caller]
     pub(crate) fn stop(self) -> (Ended, TempDir) {
-        self.terminate();
-        self.wait()
+        (self.process.stop(), self.dir)
     }
 }
 

@@ -1,0 +1,37 @@
+//! A file system in memory.
+
+use crate::run_or_skip;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A small file system in memory. Dropping it unmounts the file system.
+#[derive(Debug)]
+pub struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    /// Mounts a file system of this size, in bytes. If that fails, reports why and returns `None`.
+    pub fn mount(size: usize) -> Option<Self> {
+        let tmpfs = Self(TempDir::new().unwrap());
+        let size = format!("size={size}");
+        run_or_skip("tmpfs", &["mount", "-t", "tmpfs", "-o", &size, "tmpfs", tmpfs.path().to_str().unwrap()])?;
+        Some(tmpfs)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Makes the file system read-only (`ro`) or writable (`rw`).
+    pub fn remount(&self, mode: &str) {
+        let options = format!("remount,{mode}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap().success());
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Detaches immediately, even if files are open.
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).stderr(Stdio::null()).status();
+    }
+}

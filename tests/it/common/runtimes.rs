@@ -1,0 +1,90 @@
+//! The supported runtimes that the features select.
+
+use std::sync::Arc;
+use std::thread;
+
+/// Runs `f`, outside the runtime, with the handle of a tokio runtime that has two worker threads.
+#[cfg(feature = "tokio")]
+pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    f(runtime.handle().clone());
+    runtime.shutdown_background();
+}
+
+/// Runs `f`, outside the runtime, with the handle of a current-thread tokio runtime that another thread drives.
+#[cfg(feature = "tokio")]
+pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let driver = thread::spawn(move || runtime.block_on(stopped).unwrap());
+    f(handle);
+    stop.send(()).unwrap();
+    driver.join().expect("the executor's thread must not panic");
+}
+
+/// Runs `f` with smol's global executor.
+#[cfg(feature = "smol")]
+pub(crate) fn smol(f: impl FnOnce(background_tasks::SmolSpawner)) {
+    f(background_tasks::SmolSpawner);
+}
+
+/// Runs `f` with async-std's global executor.
+#[cfg(feature = "async-std")]
+pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
+    f(background_tasks::AsyncStdSpawner);
+}
+
+/// Runs `f` with an async-executor on one thread. A panic that leaves a task ends that thread, and the join reports it.
+pub(crate) fn async_executor(f: impl FnOnce(Arc<async_executor::Executor<'static>>)) {
+    let executor = Arc::new(async_executor::Executor::new());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let background = executor.clone();
+    let driver = thread::spawn(move || futures_lite::future::block_on(background.run(stopped)).unwrap());
+    f(executor);
+    stop.send(()).unwrap();
+    driver.join().expect("the executor's thread must not panic");
+}
+
+/// Runs `f` with a `ThreadsSpawner` of two threads.
+pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
+    f(background_tasks::ThreadsSpawner::new(2).unwrap());
+}
+
+/// Generates one test for each scenario on each runtime that the features select, and on those of `async-executor`, which this module needs.
+///
+/// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
+/// from a spawner. Default: `Registry::new`.
+///
+/// The scenarios are compiled for two spawners only, `ThreadsSpawner` and `DynSpawner`, because compiling them for each runtime takes twice
+/// as long. `spawners` and `conformance` test the type of each spawner.
+#[macro_export]
+macro_rules! on_every_runtime {
+    (with $make:expr; $($scenario:ident),* $(,)?) => {
+        #[cfg(feature = "tokio")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_multi_thread }
+        #[cfg(feature = "tokio")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_current_thread }
+        #[cfg(feature = "smol")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] smol }
+        #[cfg(feature = "async-std")]
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_std }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_executor }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [std::convert::identity] threads }
+    };
+    (@each [$($scenario:ident)*] [$make:expr] [$wrap:expr] $runtime:ident) => {
+        mod $runtime {
+            use background_tasks::Registry;
+
+            $(
+                #[test]
+                fn $scenario() {
+                    $crate::common::$runtime(|spawner| super::$scenario(&$make($wrap(spawner))));
+                }
+            )*
+        }
+    };
+    ($($scenario:ident),* $(,)?) => {
+        $crate::on_every_runtime! { with Registry::new; $($scenario),* }
+    };
+}
