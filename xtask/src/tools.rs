@@ -72,9 +72,15 @@ impl Context {
         let bin = root.join("bin");
         if !bin.is_dir() {
             let build = self.built("tools/build");
-            let install =
-                cmd!(self.sh, "cargo install --quiet --locked {name} --version {version} --root {root} --debug {arguments...}");
-            let is_installed = install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok();
+            let install = |locked: &[&str]| {
+                let install = cmd!(
+                    self.sh,
+                    "cargo install --quiet {locked...} {name} --version {version} --root {root} --debug {arguments...}"
+                );
+                install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok()
+            };
+            // A registry may lack a version that the tool's lock file names.
+            let is_installed = install(&["--locked"]) || install(&[]);
             let _ = std::fs::remove_dir_all(&build);
             if !is_installed {
                 self.skip(&format!("{name} {version} is not available"));
