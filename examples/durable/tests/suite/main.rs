@@ -415,8 +415,10 @@ fn invalid_options_and_databases_are_reported() {
     ] {
         let site = Site::on(database);
         fs::write(site.path("file"), "This text is not a database, but is long enough for SQLite to read it.").unwrap();
-        for role in ["server", "worker"] {
-            let output = site.start(&[role, "--listen", "127.0.0.1:0", "--board", "none"]).wait().assert_code(2).output();
+        // At the same time, because a connection is refused for ten seconds before the program gives up.
+        let processes = ["server", "worker"].map(|role| site.start(&[role, "--listen", "127.0.0.1:0", "--board", "none"]));
+        for process in processes {
+            let output = process.wait().assert_code(2).output();
             assert!(output.contains(error), "{database}: {output}");
         }
     }
