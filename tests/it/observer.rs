@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Records each event as one line of text.
 #[derive(Default)]
@@ -386,6 +386,32 @@ fn observers_are_dropped_with_their_registry_and_not_inherited() {
         spawner.poll_all();
     }
     assert_eq!(log.take(), [""; 0]);
+}
+
+#[test]
+fn drain_duration_starts_with_the_first_shutdown() {
+    struct DrainTime(Mutex<Option<Duration>>);
+    impl Observer for DrainTime {
+        fn drained(&self, _: &Summary, took: Duration) {
+            *self.0.lock().unwrap() = Some(took);
+        }
+    }
+    let time = Arc::new(DrainTime(Mutex::default()));
+    let registry = Registry::builder(()).observer(time.clone()).build();
+    let guard = registry.guard().unwrap();
+    drop(registry.shutdown());
+    let first = Instant::now();
+    let before_second = loop {
+        let elapsed = first.elapsed();
+        if elapsed > Duration::from_millis(100) {
+            break elapsed;
+        }
+    };
+    drop(registry.shutdown());
+    drop(guard);
+    let took = time.0.lock().unwrap().expect("the drain is reported");
+    // The clock of the feature `coarse-clock` has ticks of up to ten milliseconds.
+    assert!(took >= before_second / 2, "{took:?} < {before_second:?}");
 }
 
 #[test]
