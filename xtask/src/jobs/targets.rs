@@ -80,8 +80,9 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     let Some(path) = context.cargo_tool("wasm-bindgen-cli", &version, &arguments)? else { return Ok(()) };
     let _path = sh.push_env("PATH", path);
     let _runner = sh.push_env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", "wasm-bindgen-test-runner");
+    // The runner rejects the harness's option `--quiet`.
     if context.program("node", "nodejs") {
-        cmd!(sh, "timeout 300 cargo test --quiet -p drafts --target {TARGET}").run()?;
+        cmd!(sh, "timeout 300 cargo test -p drafts --target {TARGET}").run()?;
     }
     if !context.browser() {
         return Ok(());
@@ -90,13 +91,11 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     let _driver = sh.push_env("CHROMEDRIVER", driver);
     {
         let _browser = sh.push_env("WASM_BINDGEN_USE_BROWSER", "1");
-        cmd!(sh, "timeout 300 cargo test --quiet -p drafts --target {TARGET}").run()?;
+        cmd!(sh, "timeout 300 cargo test -p drafts --target {TARGET}").run()?;
         // A panic unwinds here.
         if context.toolchain("nightly", "rust-src") {
-            let test = cmd!(
-                sh,
-                "timeout 600 rustup run nightly cargo test --quiet -Zbuild-std=std,panic_unwind -p drafts --target {TARGET}"
-            );
+            let test =
+                cmd!(sh, "timeout 600 rustup run nightly cargo test -Zbuild-std=std,panic_unwind -p drafts --target {TARGET}");
             test.env("RUSTFLAGS", "-Cpanic=unwind").env("CARGO_TARGET_DIR", context.built("unwind")).run()?;
         }
     }
