@@ -309,3 +309,6 @@ fn next_number() -> u32 {
     static NEXT: UnmodelledAtomicUsize = UnmodelledAtomicUsize::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed) as u32
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -5,6 +5,7 @@ use background_tasks::{BlockingSpawner, LocalSpawner, Observer, Registry, Reject
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -144,6 +145,24 @@ fn error_whose_display_panics_is_reported_as_failed() {
     spawner.poll_all();
     assert_eq!(log.take(), ["- failed: (an error whose Display panicked)"]);
     assert_eq!(registry.summary().failed, 1);
+}
+
+#[test]
+fn error_is_not_formatted_without_observers() {
+    struct Formatted(Arc<AtomicBool>);
+    impl fmt::Display for Formatted {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.store(true, SeqCst);
+            Ok(())
+        }
+    }
+    let formatted = Arc::new(AtomicBool::new(false));
+    let manual = Manual::default();
+    let registry = Registry::builder(manual.clone()).inspect().build();
+    let error = Formatted(formatted.clone());
+    registry.run(async { Err::<(), _>(error) });
+    manual.poll_all();
+    assert_eq!((registry.summary().failed, formatted.load(SeqCst)), (1, false));
 }
 
 /// Records the call site of each rejection.
