@@ -50,7 +50,7 @@ use Tier::{Full, Nightly, OnRequest};
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
     Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 3, run: everywhere::fmt },
-    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 500, run: everywhere::test },
+    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 400, run: everywhere::test },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 180, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable"], tools: "", seconds: 40, run: everywhere::docs },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features", tier: Full, paths: &["src", "Cargo.toml"], tools: "", seconds: 30, run: core::features },
@@ -61,19 +61,19 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
     Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
     Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Nightly(5), paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
-    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 600, run: proofs::mutants },
+    Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 400, run: proofs::mutants },
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
-    Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/browser", "testing/webdriver.mjs"], tools: "wasm32, Node, Chromium, nightly", seconds: 300, run: targets::wasm },
+    Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/browser", "testing/webdriver.mjs"], tools: "wasm32, Node, Chromium, nightly", seconds: 230, run: targets::wasm },
     Job { name: "bare", about: "the core without std, and its example on two emulated boards", tier: Nightly(3), paths: &["src", "tests/it/bare.rs", "tests/it/common", "examples/bare-metal"], tools: "three targets, QEMU", seconds: 150, run: targets::bare },
-    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 150, run: targets::systems },
+    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 200, run: targets::systems },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
-    Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 250, run: companions::durable },
-    Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature", tier: Nightly(6), paths: &["runtimes"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 250, run: companions::runtimes },
+    Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
+    Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature", tier: Nightly(6), paths: &["runtimes"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 200, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
     Job { name: "bench", about: "the benchmarks, briefly", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 60, run: core::bench },
-    Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 200, run: everywhere::deny },
+    Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
     Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
 ];
@@ -92,7 +92,7 @@ pub(crate) fn print_list() {
         println!("{:36}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
     println!(
-        "\nseconds: measured on two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`."
+        "\nseconds: an estimate for two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`."
     );
 }
 
