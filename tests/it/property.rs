@@ -1,6 +1,6 @@
 //! S5 as a property: after each step of a random sequence, a registry must agree with a simple model of it.
 //!
-//! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 256.
+//! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
     AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
@@ -800,7 +800,7 @@ fn check_panic(payload: &(dyn Any + Send), expected: Option<&'static str>) -> &'
 #[test]
 fn registry_agrees_with_the_model_after_every_step() {
     let mut config = Config { failure_persistence: None, ..Config::default() };
-    config.cases = config.cases.max(256);
+    config.cases = config.cases.max(512);
     let totals = RefCell::new([0; 6]);
     let sequences = (setups(), prop::collection::vec(steps(), 0..80), any::<bool>());
     let result = TestRunner::new(config).run(&sequences, |(setup, steps, drop_handles)| {
@@ -816,6 +816,6 @@ fn registry_agrees_with_the_model_after_every_step() {
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
     let totals = totals.into_inner();
-    // On average, the rarest outcome occurs 150 times; its standard deviation is about 30.
-    assert!(totals.iter().all(|count| *count > 10), "every outcome occurs often enough: {totals:?}");
+    // In 256 sequences, the rarest outcome occurs 160 to 180 times on average, with a standard deviation of 37: too few for this check.
+    assert!(totals.iter().all(|count| *count > 100), "every outcome occurs often enough: {totals:?}");
 }
