@@ -1,7 +1,8 @@
 //! Chaos tests: they kill, stop, restart and hang the processes that run jobs, and kill the database. This binary contains the tests and the
 //! programs of their child processes, which it runs if `PROGRAM` is set in its environment.
 //!
-//! `JOBS` sets the number of jobs in each test (default: 100), and `SEED` seeds the random choices. Arguments select the tests whose names contain them.
+//! `JOBS` sets the number of jobs in each test (default: 100), and `SEED` seeds the random choices. Arguments select the tests whose names
+//! contain them.
 
 #[cfg(target_os = "linux")]
 #[path = "../it/common/postgres.rs"]

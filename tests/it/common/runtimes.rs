@@ -51,7 +51,7 @@ pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
     f(background_tasks::ThreadsSpawner::new(2).unwrap());
 }
 
-/// Generates one test for each scenario on each runtime that the features select, and on those of `async-executor`, which this module needs.
+/// Generates one test for each scenario on each runtime. The features select the runtimes; this module needs `async-executor`.
 ///
 /// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
 /// from a spawner. Default: `Registry::new`.
