@@ -59,7 +59,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
     Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
-    Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards"], tools: "", seconds: 180, run: proofs::hazards },
+    Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards", "src", "host/src", "durable/src"], tools: "", seconds: 180, run: proofs::hazards },
     Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Nightly(5), paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
     Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 400, run: proofs::mutants },
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
