@@ -32,7 +32,8 @@ pub(crate) fn diff(context: &Context, paths: &[&str]) -> Result<String> {
     Ok(cmd!(sh, "git diff {base} -- {paths...}").quiet().ignore_stderr().read().unwrap_or_default())
 }
 
-/// Returns the package whose folder contains a file most closely. Files of the root that build nothing belong to no package.
+/// Returns the package in the innermost folder that contains the file. The core owns only the paths in `of_core`. All other files
+/// have no owner.
 fn owner<'a>(packages: &'a [Package], file: &str) -> Option<&'a Package> {
     let of_core = ["src", "tests", "benches", "docs", "Cargo.toml", "README.md", "CHANGELOG.md"];
     let nested = packages.iter().filter(|package| package.folder != Path::new("") && Path::new(file).starts_with(&package.folder));

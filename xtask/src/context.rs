@@ -10,7 +10,7 @@ pub(crate) struct Context {
     pub(crate) sh: Shell,
     /// The arguments after the job's name.
     pub(crate) arguments: Vec<String>,
-    /// The number of earlier runs of `ci` that had the same turn. A long mutation test takes another slice in each round.
+    /// The number of commits divided by 8, in `ci`; otherwise `None`. Mutation jobs use this number to select a slice of their mutants.
     pub(crate) round: Option<usize>,
     target: PathBuf,
     skips: RefCell<Vec<String>>,
@@ -33,8 +33,8 @@ impl Context {
         Ok(Self { sh, arguments, round: None, target, skips: RefCell::default() })
     }
 
-    /// Returns the slice that a long mutation test takes of its mutants, counted from 0, and the number of slices: one of `slices` in `ci`,
-    /// all mutants otherwise.
+    /// Returns the index of the slice that a mutation job tests, from 0, and the number of slices. This number is `slices` in `ci`.
+    /// Otherwise it is 1, and the slice contains all mutants.
     pub(crate) fn slice(&self, slices: usize) -> (usize, usize) {
         self.round.map_or((0, 1), |round| (round % slices, slices))
     }

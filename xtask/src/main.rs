@@ -22,7 +22,8 @@ Runs the checks of this repository.
     cargo xtask ci                 `full`, and an eighth of `nightly`: another eighth after each commit
     cargo xtask --list             the jobs, with their paths, tools and durations
 
-Changed means: different from the point where the branch left `main`, or uncommitted. On `main`: the last commit.
+A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or those of the last
+commit if there are none.
 
 Environment:
     REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails

@@ -66,12 +66,14 @@ fn run_mutants<'a>(context: &Context, arguments: impl Iterator<Item = &'a str>) 
     );
     println!("$ {run}");
     let status = Command::from(run.env("PATH", path).env_remove("CARGO_TARGET_DIR")).status()?;
-    // 3: no mutant was missed, and some hung. A test that hangs has noticed the bug.
+    // 3: no mutant was missed, and tests of some exceeded the time limit, which catches the mutant.
     ensure!(matches!(status.code(), Some(0 | 3)), "cargo-mutants: {status}");
     Ok(())
 }
 
-/// Applies one patch after the other to a copy of the repository, and requires that its test fails.
+/// Clones the last commit, and applies each patch to the clone separately. The test that the patch names must fail.
+///
+/// All patches must apply to the working tree.
 pub(super) fn hazards(context: &Context) -> Result<()> {
     let sh = &context.sh;
     let mut patches: Vec<_> =
@@ -140,7 +142,7 @@ fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     ensure!(test()?.status.success(), "{filter} fails without the hazard");
     cmd!(sh, "git apply --recount {patch}").quiet().run()?;
     let output = test()?;
-    // A test that hangs has noticed the bug. A model must fail: loom never hangs, but may take long.
+    // A test that exceeds the time limit catches the bug. A model must panic, because a correct model may exceed the limit too.
     let is_explained = model.is_none() || String::from_utf8_lossy(&output.stdout).contains("panicked at");
     Ok(!output.status.success() && is_explained)
 }
