@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use rustix::process::Signal;
 
-/// Longer than any step of a test takes: what takes longer hangs.
+/// The time limit of each step of a test. A step that exceeds this limit hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Calls a function until it returns `Ok`. Panics with the last error if that takes longer than [`PATIENCE`].
@@ -58,7 +58,7 @@ impl Line {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// The receiver of signals.
+    /// The process to which `signal` sends signals: this process or, after `redirect_signals_to_child`, its child.
     pid: Pid,
     lines: Receiver<Line>,
     seen: Vec<Line>,
@@ -94,7 +94,7 @@ impl Process {
         self.child.stdin.take().unwrap()
     }
 
-    /// Sends further signals to the process's only child, such as the first process of a namespace.
+    /// Makes `signal`, `terminate` and `stop` signal the process's only child, such as the first process of a namespace.
     pub fn redirect_signals_to_child(&mut self) {
         self.pid = only_child(self.child.id()).and_then(Pid::from_raw).expect("one child");
     }
@@ -186,7 +186,7 @@ impl Process {
         Ended { status, lines: std::mem::take(seen) }
     }
 
-    /// Returns the next line, or `None` once all outputs are closed: the process has ended or is exiting.
+    /// Returns the next line, or `None` after the process and its children have closed all outputs.
     #[track_caller]
     fn next(&mut self, deadline: Instant) -> Option<Line> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

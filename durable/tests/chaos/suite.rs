@@ -292,7 +292,7 @@ fn hung_handler(engine: Engine<'_>, _: Rng) -> String {
     format!("retried after {:.1} s", between.as_secs_f64())
 }
 
-/// A job kills its process at each attempt until it is dead. Other jobs of the process are charged for one crash, and still complete.
+/// A job kills its process at each attempt until it is dead. One crash also counts against other jobs of the process, which still complete.
 fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     const STARTS: usize = 3;
     let mut site = Site::new(engine);
@@ -306,7 +306,7 @@ fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     let others = site.enqueue_all((0..40).map(|_| Work::Takes(20)));
     site.start_workers(1);
     for start in 1..=STARTS {
-        // At the first start other jobs run too, and are charged for the crash. At the later starts they would become dead as well.
+        // The first crash also counts against other jobs that run. A second crash could make these jobs dead, so they must be done before it.
         let done = if start == 1 { 10 } else { others.len() as u64 };
         poll_until(&"other jobs are not done", || site.counts().done >= done && site.starts_of(poison) == start);
         let name = site.worker(0).name.clone();

@@ -1,5 +1,5 @@
-//! Shared test helpers: a spawner that the test drives, wakers, futures and values, and every supported runtime. All but the runtimes
-//! also compile without the feature `std`.
+//! Shared test helpers: a spawner that the test drives, wakers, futures and values, and every supported runtime. The module `runtimes`
+//! needs the feature `async-executor`. The other helpers also compile if the feature `std` of the crate is off.
 #![allow(dead_code, unused_imports, reason = "each test file uses only some of the helpers")]
 
 #[cfg(feature = "async-executor")]
