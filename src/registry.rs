@@ -234,8 +234,9 @@ impl<S> Registry<S> {
     /// Waits until no task is in flight, without starting the shutdown.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
-    /// The returned future resolves after a moment at which no task was in flight. By the time the future resolves, new tasks may
-    /// have started.
+    /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have
+    /// started. If a new task starts after the last task has ended and before the future is polled, the future also waits for the
+    /// new task. If tasks start continually, the future may therefore never resolve.
     ///
     /// # Deadlocks
     ///

@@ -8,7 +8,7 @@ use futures_util::future::{Either, select};
 /// Waits for the drain of a registry, and resolves to the final [`Summary`].
 ///
 /// [`Registry::shutdown`](crate::Registry::shutdown) starts the shutdown and returns this future. Any number of `Shutdown` futures
-/// can wait for the same drain, on any thread.
+/// can wait for the same drain, on any thread. After the registry has drained, every poll returns `Ready`.
 ///
 /// # Cancel safety
 ///
@@ -137,8 +137,9 @@ impl Future for Shutdown {
     }
 }
 
-/// Resolves once there has been a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle)
-/// returns this future.
+/// Resolves when a poll finds that no task is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+///
+/// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
