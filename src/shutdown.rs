@@ -14,6 +14,7 @@ use futures_util::future::{Either, select};
 ///
 /// Dropping the future ends the wait, but not the shutdown. To wait again, call `shutdown()` again.
 #[derive(Debug)]
+#[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
     waiter: Waiter,
     state: StateRef,

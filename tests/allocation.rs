@@ -112,7 +112,7 @@ fn run_until_shutdown_does_not_allocate_per_task() {
                 assert_eq!(registry.in_flight() as u64, TASKS);
             }
         });
-        registry.shutdown();
+        registry.start_shutdown();
         while EXECUTOR.try_tick() {}
         info.count_total
     };

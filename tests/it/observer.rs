@@ -88,7 +88,7 @@ fn every_loss_is_reported_and_completion_is_not() {
         ]
     );
     let guard = registry.guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     drop(guard);
     registry.named("late").run(async {});
     let events = log.take();
@@ -194,7 +194,7 @@ impl BlockingSpawner for DroppingSpawner {
 fn every_method_reports_the_call_site_of_its_caller() {
     let sites = Arc::new(CallSites(Mutex::default()));
     let registry = Registry::builder(DroppingSpawner).observer(sites.clone()).build();
-    registry.shutdown();
+    registry.start_shutdown();
     // The 19 calls must stay on consecutive lines.
     let first = line!() + 1;
     registry.run(async {});

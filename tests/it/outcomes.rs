@@ -222,7 +222,7 @@ fn task_dropped_by_spawner_is_abandoned() {
 #[test]
 fn rejected_work_is_returned_and_every_rejection_is_counted() {
     let (_manual, registry) = manual_registry();
-    registry.shutdown();
+    registry.start_shutdown();
     let rejected = registry.try_run(ready(())).unwrap_err();
     assert_eq!(rejected.reason(), background_tasks::RejectReason::Drained);
     assert_eq!(rejected.to_string(), "background work rejected: the registry has shut down and drained");
@@ -236,7 +236,7 @@ fn rejected_work_is_returned_and_every_rejection_is_counted() {
 #[test]
 fn destructor_panic_of_rejected_task_is_caught() {
     let (_manual, registry) = manual_registry();
-    registry.shutdown();
+    registry.start_shutdown();
     registry.run(Owns(PanicDrop, ready(())));
     assert_eq!(registry.summary().rejected, 1);
 }

@@ -64,7 +64,7 @@ fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
     let mut signal = registry.signal();
     assert!(!signal.is_triggered());
     assert!(poll_once(&mut signal).is_pending());
-    registry.shutdown();
+    registry.start_shutdown();
     for _ in 0..3 {
         assert!(poll_once(&mut signal).is_ready());
     }
@@ -80,8 +80,8 @@ fn signal_wakes_only_its_last_waker_and_only_once() {
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &second).is_pending());
-    registry.shutdown();
-    registry.shutdown();
+    registry.start_shutdown();
+    registry.start_shutdown();
     assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
@@ -94,7 +94,7 @@ fn clone_waits_independently_of_its_original() {
     let mut clone = signal.clone();
     assert!(poll(&mut clone, &second).is_pending());
     drop(signal);
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
@@ -112,7 +112,7 @@ fn dropped_signals_leave_other_signals_registered() {
     let (late_wake_count, late_waker) = counting_waker();
     let mut late = registry.signal();
     assert!(poll(&mut late, &late_waker).is_pending());
-    registry.shutdown();
+    registry.start_shutdown();
     let wake_count: Vec<_> = wakers.iter().map(|(wake_count, _)| wake_count.get()).collect();
     assert_eq!((wake_count, late_wake_count.get()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
 }
@@ -124,7 +124,7 @@ fn signal_dropped_on_another_thread_removes_its_waker() {
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     thread::spawn(move || drop(signal)).join().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(wake_count.get(), 0);
 }
 
@@ -138,7 +138,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
     let calling = waker_fn(move || {
         let mut signal = signal.lock().unwrap();
         assert!(poll_once(&mut *signal).is_ready());
-        handle.shutdown();
+        handle.start_shutdown();
         drop(handle.guard());
         drop(handle.signal());
         called.send(()).unwrap();
@@ -150,7 +150,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
         assert!(poll(signal, waker).is_pending());
     }
     let _in_flight = registry.guard();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!((before_wake_count.get(), calls.try_iter().count(), after_wake_count.get()), (1, 1, 1));
 }
 
@@ -215,7 +215,7 @@ fn signal_of_an_earlier_registry_stays_triggered_when_its_state_is_reused() {
 #[test]
 fn finished_future_wins_over_the_shutdown() {
     let registry = Registry::new(());
-    registry.shutdown();
+    registry.start_shutdown();
     let signal = registry.signal();
     assert_eq!(block_on(signal.run_until_shutdown(ready(7))), Some(7));
     assert_eq!(block_on(signal.run_until_shutdown(pending::<u8>())), None);
@@ -235,7 +235,7 @@ fn run_until_shutdown_borrows_nothing_and_drops_its_future_at_shutdown() {
     });
     manual.poll_all();
     assert!(matches!(receiver.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty)));
-    registry.shutdown();
+    registry.start_shutdown();
     manual.poll_all();
     assert!(matches!(receiver.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)));
     assert_eq!(registry.summary().completed, 1);

@@ -51,7 +51,7 @@ fn shutdown_wakes_the_last_waker_of_each_signal_once() {
         assert!(poll(signal, &last).is_pending());
     }
     signals.truncate(15);
-    TASKS.shutdown();
+    TASKS.start_shutdown();
     assert_eq!((first_wake_count.get(), last_wake_count.get()), (0, 15));
     assert!(signals.iter_mut().all(|signal| poll_once(signal).is_ready()));
     assert!(poll_once(&mut TASKS.signal()).is_ready());

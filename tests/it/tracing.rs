@@ -237,7 +237,7 @@ fn rejection_is_a_warning_with_its_reason() {
 
             let (mut waiting, site) = run_when_ready(registry.named("mail"), pending::<()>());
             assert!(poll_once(&mut waiting).is_pending());
-            registry.shutdown();
+            registry.start_shutdown();
             recorder.take();
             assert!(poll_once(&mut waiting).is_ready());
             let reason = "shutdown started before a permit was available";
@@ -268,7 +268,7 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
         let started = recorder.take_one();
         started.assert_registry_event("background task shutdown started", &[("in_flight", 2)]);
         assert_eq!(started.fields.seconds, BTreeMap::new());
-        registry.shutdown();
+        registry.start_shutdown();
         assert_eq!(recorder.take().len(), 0, "the shutdown had started already");
 
         manual.poll_all();

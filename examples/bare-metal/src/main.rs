@@ -119,7 +119,7 @@ fn SysTick() {
             *STARTED += 1;
         }
     } else if !TASKS.is_shutting_down() {
-        TASKS.shutdown();
+        TASKS.start_shutdown();
     } else {
         drop(critical_section::with(|cs| TRANSFER.borrow(cs).take()));
     }
