@@ -137,7 +137,7 @@ impl<S> Registry<S> {
     /// # smol::block_on(async {
     /// # use background_tasks::{Registry, SmolSpawner};
     /// # let registry = Registry::new(SmolSpawner);
-    /// registry.critical().run(async { Err("the leader's lease is lost") });
+    /// registry.critical().run(async { Err::<(), _>("the leader's lease is lost") });
     /// registry.signal().await; // resolves: the shutdown has started
     /// # });
     /// ```

@@ -310,7 +310,7 @@ fn registry_with_reused_state_starts_at_zero() {
         let registry = Registry::new(manual.clone());
         assert_eq!(registry.summary(), background_tasks::Summary::default());
         assert!(!registry.is_shutting_down() && !registry.is_drained() && !registry.signal().is_triggered());
-        registry.run(async { Err("intentional failure") });
+        registry.run(async { Err::<(), _>("intentional failure") });
         registry.run(async { panic!("intentional panic") });
         registry.run(Owns(PanicDrop, pending::<()>()));
         registry.run(pending::<()>());

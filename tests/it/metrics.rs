@@ -32,7 +32,7 @@ fn rendered(registry: &str) -> Vec<String> {
 fn run_every_outcome(manual: &Manual, registry: &Registry<Manual>) {
     registry.run(async {});
     registry.named("mail").run(async {});
-    registry.named("mail").run(ready(Err("intentional failure")));
+    registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
     registry.run(async { panic!("intentional panic") });
     registry.named("sweep").run(async { unreachable!("the registry is full") });
     manual.poll_all();

@@ -1,6 +1,7 @@
 //! S4, S5, S6: a registry accounts for every task, and no panic of a task reaches the host or another task.
 use crate::common::{HANG, Manual, Owns, PanicDrop, PanicPoll, counts, poll_once};
 use background_tasks::{Registry, Spawner};
+use std::convert::Infallible;
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -124,6 +125,41 @@ fn blocking_work_is_counted_on_smol() {
 #[cfg(feature = "async-std")]
 fn blocking_work_is_counted_on_async_std() {
     blocking_work_is_counted_by_outcome(&Registry::new(background_tasks::AsyncStdSpawner));
+}
+
+#[test]
+fn error_inside_an_option_or_a_result_counts_as_failed() {
+    type Loops = Result<Infallible, &'static str>;
+    let (manual, registry) = manual_registry();
+    let signal = registry.signal();
+    registry.run(signal.run_until_shutdown(ready(Err::<(), _>("failed before the shutdown"))));
+    registry.run(signal.run_until_shutdown(ready(Ok::<(), &str>(()))));
+    registry.run(signal.run_until_shutdown(pending::<Loops>()));
+    registry.run(signal.run_until_shutdown(ready(Loops::Err("failed loop"))));
+    registry.run(async { Loops::Err("failed loop") });
+    registry.run(async { Ok::<_, &str>(Loops::Err("inner failure")) });
+    registry.run(async { Err::<Loops, _>("outer failure") });
+    registry.run(async { Ok::<_, &str>(Some(())) });
+    registry.run(pending::<Infallible>());
+    manual.poll_all();
+    assert_eq!(counts(registry.summary()), [2, 5, 0, 0, 0, 0]);
+    registry.start_shutdown();
+    manual.poll_all();
+    assert_eq!(counts(registry.summary()), [3, 5, 0, 0, 0, 0], "`None` counts as completed");
+    drop(manual.take());
+    assert_eq!(counts(registry.shutdown().wait()), [3, 5, 0, 1, 0, 0]);
+}
+
+#[test]
+fn result_of_a_task_that_never_succeeds_counts_as_failed() {
+    fn never(_: &str) -> ! {
+        unreachable!("only called for an `Ok`")
+    }
+    let (manual, registry) = manual_registry();
+    // The type of the output is `Result<!, &str>`, which stable Rust cannot name.
+    registry.run(async { Err("failed loop").map(never) });
+    manual.poll_all();
+    assert_eq!(counts(registry.shutdown().wait()), [0, 1, 0, 0, 0, 0]);
 }
 
 #[test]

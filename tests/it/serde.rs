@@ -20,7 +20,7 @@ where
 /// Like [`run`], for an unnamed task that fails.
 #[track_caller]
 fn run_failing(registry: &Registry<Manual>) -> String {
-    registry.run(ready(Err("intentional failure")));
+    registry.run(ready(Err::<(), _>("intentional failure")));
     Location::caller().to_string()
 }
 
