@@ -51,7 +51,8 @@ use core::time::Duration;
 /// ```
 #[expect(unused_variables, reason = "the names document the parameters")]
 pub trait Observer: Send + Sync + 'static {
-    /// Called when a task returned an `Err`. `error` is the `Display` text of the error.
+    /// Called when a task returned an `Err`. `error` is the `Display` text of the error in its alternate form, `{:#}`. An error of
+    /// `anyhow` prints its whole chain of causes in this form.
     fn failed(&self, task: &TaskInfo, error: &str) {}
 
     /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard). `message`

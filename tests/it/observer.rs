@@ -102,6 +102,24 @@ fn every_loss_is_reported_and_completion_is_not() {
     );
 }
 
+/// An error that prints its cause in the alternate form, as `anyhow::Error` does.
+struct Chain;
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot send the mail")?;
+        if f.alternate() { f.write_str(": connection refused") } else { Ok(()) }
+    }
+}
+
+#[test]
+fn error_is_reported_with_its_causes() {
+    let (spawner, log, registry) = logged_manual();
+    registry.run(async { Err::<(), _>(Chain) });
+    spawner.poll_all();
+    assert_eq!(log.take(), ["- failed: cannot send the mail: connection refused"]);
+}
+
 #[test]
 fn destructor_panic_is_reported_once_as_panicked() {
     let (spawner, log, registry) = logged_manual();
