@@ -3,7 +3,7 @@ use crate::state::{RegistryState, StateRef};
 use crate::sync::notifier::Waiter;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, FusedFuture, select};
 
 /// Waits for the drain of a registry, and resolves to the final [`Summary`].
 ///
@@ -138,6 +138,13 @@ impl Future for Shutdown {
     }
 }
 
+impl FusedFuture for Shutdown {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
+    }
+}
+
 /// Resolves once there has been a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle)
 /// returns this future.
 #[derive(Debug)]
@@ -165,6 +172,13 @@ impl Future for WaitIdle {
             state.is_idle()
         };
         self.waiter.poll(cx, || (state.is_idle() || is_idle_after_request()).then_some(()))
+    }
+}
+
+impl FusedFuture for WaitIdle {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
     }
 }
 

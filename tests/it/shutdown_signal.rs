@@ -2,8 +2,10 @@
 use crate::common::{HANG, Manual, counting_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, ShutdownSignal, Spawner};
 use futures_lite::future::block_on;
+use futures_util::future::{FusedFuture, FutureExt};
+use futures_util::{select, select_biased};
 use std::future::{pending, poll_fn, ready};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -57,6 +59,58 @@ fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &R
 }
 
 on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
+
+/// In the loop, `select!` skips a future that has resolved, and ends at `complete` when each of them has.
+#[test]
+fn futures_select_loops_over_a_signal_a_drain_and_idleness() {
+    let registry = Registry::new(());
+    let mut guard = registry.guard().ok();
+    let (mut signal, mut idle) = (registry.signal(), registry.wait_idle());
+    let mut task = pin!(registry.signal().fuse());
+    let mut events = Vec::new();
+    block_on(async {
+        loop {
+            select_biased! {
+                () = idle => events.push("idle"),
+                () = signal => events.push("signal"),
+                () = task => events.push("task"),
+                default => {
+                    assert!(events.is_empty(), "{events:?}");
+                    registry.start_shutdown();
+                    guard = None;
+                }
+                complete => break,
+            }
+        }
+    });
+    assert_eq!(events, ["idle", "signal", "task"]);
+    assert!(signal.is_triggered() && signal.is_terminated() && guard.is_none());
+    assert!(poll_once(&mut signal).is_ready() && signal.is_terminated(), "a signal can be polled again");
+    let mut clone = signal.clone();
+    assert!(clone.is_triggered() && !clone.is_terminated(), "a clone has not resolved");
+    assert!(poll_once(&mut clone).is_ready() && clone.is_terminated());
+
+    let mut shutdown = registry.shutdown();
+    assert!(!shutdown.is_terminated());
+    block_on(async {
+        loop {
+            select! {
+                summary = shutdown => assert_eq!(summary.completed, 1),
+                complete => break,
+            }
+        }
+    });
+    assert!(shutdown.is_terminated());
+}
+
+#[test]
+fn triggered_signal_that_was_not_polled_is_not_terminated() {
+    let registry = Registry::new(());
+    let mut signal = registry.signal();
+    registry.start_shutdown();
+    assert!(!signal.is_terminated(), "`select!` would skip it");
+    assert!(poll_once(&mut signal).is_ready() && signal.is_terminated());
+}
 
 #[test]
 fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
