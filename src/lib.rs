@@ -60,10 +60,10 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()` or `Ok`, or a guard was dropped. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, or a guard was dropped. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
-//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. |
+//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped, and `complete` was not called. |
 //! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
@@ -145,7 +145,7 @@ pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
 pub use state::RegistryState;
-pub use task::{Guard, Tracked};
+pub use task::{CompletionGuard, Guard, Tracked};
 pub use task_builder::{RunWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]

@@ -55,11 +55,12 @@ pub trait Observer: Send + Sync + 'static {
     /// `anyhow` prints its whole chain of causes in this form.
     fn failed(&self, task: &TaskInfo, error: &str) {}
 
-    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard). `message`
-    /// is the message of the panic.
+    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard) or
+    /// a [`CompletionGuard`](crate::CompletionGuard). `message` is the message of the panic.
     fn panicked(&self, task: &TaskInfo, message: &str) {}
 
-    /// Called when a task was dropped before it finished.
+    /// Called when a task was dropped before it finished, or when a [`CompletionGuard`](crate::CompletionGuard) was dropped without
+    /// a call of `complete`.
     fn abandoned(&self, task: &TaskInfo) {}
 
     /// Called when a task was [aborted](crate::Registry::abort).

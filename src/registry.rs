@@ -162,6 +162,9 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
     /// guard is dropped.
     ///
+    /// The work counts as completed when the guard is dropped, whether or not the work was done.
+    /// [`Guard::require_completion`] returns a guard whose work counts as abandoned unless the caller reports its completion.
+    ///
     /// # Errors
     ///
     /// Returns [`Rejected`] if the registry has drained or is [full](crate::RejectReason::Full).

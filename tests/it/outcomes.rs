@@ -333,6 +333,108 @@ fn guard_counts_as_panicked_if_a_panic_drops_it() {
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 0, 0, 0]);
 }
 
+/// Calls the closure in a destructor while a panic unwinds.
+fn while_a_panic_unwinds(f: impl Fn()) {
+    struct CallOnDrop<F: Fn()>(F);
+
+    impl<F: Fn()> Drop for CallOnDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _call = CallOnDrop(f);
+        panic!("intentional panic before the work starts");
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"intentional panic before the work starts"));
+}
+
+#[test]
+fn work_started_while_a_panic_unwinds_does_not_count_as_panicked() {
+    let manual = Manual::default();
+    let registry = Registry::builder(manual.clone()).shutdown_on_panic().build();
+    while_a_panic_unwinds(|| {
+        drop(registry.guard().unwrap());
+        registry.guard().unwrap().require_completion().complete();
+        assert!(poll_once(&mut registry.track(ready(())).unwrap()).is_ready());
+        registry.run(async {});
+        manual.poll_all();
+        drop(registry.track(pending::<()>()).unwrap());
+        drop(registry.guard().unwrap().require_completion());
+        registry.run(pending::<()>());
+        drop(manual.take());
+    });
+    assert!(!registry.is_shutting_down());
+    assert_eq!(counts(registry.shutdown().wait()), [4, 0, 0, 3, 0, 0]);
+}
+
+#[test]
+fn guard_taken_while_a_panic_unwinds_counts_as_panicked_if_another_thread_panics() {
+    let (_manual, registry) = manual_registry();
+    while_a_panic_unwinds(|| {
+        let guard = registry.guard().unwrap();
+        let thread = std::thread::spawn(move || {
+            let _guard = guard;
+            panic!("intentional panic on another thread");
+        });
+        assert!(thread.join().is_err());
+    });
+    assert_eq!(counts(registry.shutdown().wait()), [0, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn guard_that_requires_completion_counts_as_abandoned_unless_completed() {
+    let (_manual, registry) = manual_registry();
+    let guard = registry.guard().unwrap().require_completion();
+    assert_eq!(registry.in_flight(), 1);
+    guard.complete();
+    assert_eq!((registry.in_flight(), counts(registry.summary())), (0, [1, 0, 0, 0, 0, 0]));
+    drop(registry.guard().unwrap().require_completion());
+    assert_eq!(counts(registry.summary()), [1, 0, 0, 1, 0, 0]);
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _guard = registry.guard().unwrap().require_completion();
+        panic!("intentional panic while a guard is held");
+    }));
+    assert!(panic.is_err());
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 1, 0, 0]);
+}
+
+/// The owner of the guard is a task. The abort drops the task, and with it the guard.
+#[test]
+fn guard_that_requires_completion_counts_as_abandoned_if_its_owner_is_aborted() {
+    let manual = Manual::default();
+    let owners = Registry::builder(manual.clone()).inspect().build();
+    let registry = Registry::new(());
+    for requires_completion in [true, false] {
+        let guard = registry.guard().unwrap();
+        owners.run(async move {
+            if requires_completion {
+                let guard = guard.require_completion();
+                pending::<()>().await;
+                guard.complete();
+            } else {
+                let _guard = guard;
+                pending::<()>().await;
+            }
+        });
+    }
+    manual.poll_all();
+    owners.abort();
+    manual.poll_all();
+    assert_eq!(counts(owners.shutdown().wait()), [0, 0, 0, 0, 2, 0]);
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 1, 0, 0]);
+}
+
+/// A guard that a panic drops counts as panicked unless its work is known to be complete.
+#[test]
+fn completion_while_a_panic_unwinds_counts_as_completed() {
+    let (_manual, registry) = manual_registry();
+    let guard = std::cell::Cell::new(Some(registry.guard().unwrap().require_completion()));
+    while_a_panic_unwinds(|| guard.take().unwrap().complete());
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 0, 0, 0]);
+}
+
 #[test]
 fn accepted_tasks_equal_outcomes_plus_in_flight_after_every_step() {
     let (manual, registry) = manual_registry();
