@@ -320,6 +320,11 @@ impl<S> Registry<S> {
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
+    /// Work that an aborted task has given to others continues, and the registry does not count this work. Examples are a closure
+    /// in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, a task that was started without the registry, and a [child
+    /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
+    /// [`run`](Self::run), or move a [guard](Self::guard) into it.
+    ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
     /// aborts the tasks that are still in flight.
     pub fn abort(&self) -> AbortReport {

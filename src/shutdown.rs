@@ -75,6 +75,12 @@ impl Shutdown {
     /// - The task was started after the abort.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
     ///
+    /// # Work that continues
+    ///
+    /// Work that an aborted task has given to others continues after the drain, for example a closure in
+    /// `tokio::task::spawn_blocking` or an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
+    /// count such work.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
