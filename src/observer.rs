@@ -45,20 +45,22 @@ use core::time::Duration;
 /// }
 ///
 /// let registry = Registry::builder(SmolSpawner).observer(ToStderr).build();
-/// registry.named("welcome-mail").run(async { Err("no such mailbox") });
+/// registry.named("welcome-mail").run(async { Err::<(), _>("no such mailbox") });
 /// assert_eq!(registry.shutdown().await.failed, 1);
 /// # });
 /// ```
 #[expect(unused_variables, reason = "the names document the parameters")]
 pub trait Observer: Send + Sync + 'static {
-    /// Called when a task returned an `Err`. `error` is the `Display` text of the error.
+    /// Called when a task returned an `Err`. `error` is the `Display` text of the error in its alternate form, `{:#}`. An error of
+    /// `anyhow` prints its whole chain of causes in this form.
     fn failed(&self, task: &TaskInfo, error: &str) {}
 
-    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard). `message`
-    /// is the message of the panic.
+    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard) or
+    /// a [`CompletionGuard`](crate::CompletionGuard). `message` is the message of the panic.
     fn panicked(&self, task: &TaskInfo, message: &str) {}
 
-    /// Called when a task was dropped before it finished.
+    /// Called when a task was dropped before it finished, or when a [`CompletionGuard`](crate::CompletionGuard) was dropped without
+    /// a call of `complete`.
     fn abandoned(&self, task: &TaskInfo) {}
 
     /// Called when a task was [aborted](crate::Registry::abort).

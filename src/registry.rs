@@ -137,7 +137,7 @@ impl<S> Registry<S> {
     /// # smol::block_on(async {
     /// # use background_tasks::{Registry, SmolSpawner};
     /// # let registry = Registry::new(SmolSpawner);
-    /// registry.critical().run(async { Err("the leader's lease is lost") });
+    /// registry.critical().run(async { Err::<(), _>("the leader's lease is lost") });
     /// registry.signal().await; // resolves: the shutdown has started
     /// # });
     /// ```
@@ -161,6 +161,9 @@ impl<S> Registry<S> {
 
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
     /// guard is dropped.
+    ///
+    /// The work counts as completed when the guard is dropped, whether or not the work was done.
+    /// [`Guard::require_completion`] returns a guard whose work counts as abandoned unless the caller reports its completion.
     ///
     /// # Errors
     ///
@@ -193,15 +196,28 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
     ///
-    /// All shutdown signals of the registry are triggered when this method returns. The shutdown continues if the returned future
-    /// is dropped. A second call of `shutdown` returns another future that waits for the same drain. [`Shutdown`] has methods that
-    /// wait until a deadline, and methods that block the thread.
+    /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
+    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
+    /// returns another future that waits for the same drain. [`Shutdown`] has methods that wait until a deadline, and methods that
+    /// block the thread.
+    ///
+    /// If nothing waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
+    /// [`start_shutdown`](Self::start_shutdown) instead.
+    ///
+    /// # In `select!`
+    ///
+    /// A `select!` evaluates the expression of each branch before it waits for any branch. Therefore a branch with the expression
+    /// `registry.shutdown()` starts the shutdown even if another branch is ready first. In `tokio::select!`, the branch starts the
+    /// shutdown even if its precondition (`, if …`) is false.
+    ///
+    /// To react to a shutdown that other code starts, select on [`signal`](Self::signal). To start the shutdown when the branch is
+    /// first polled, select on `async { registry.shutdown().await }`.
     ///
     /// # Deadlocks
     ///
     /// A task must not await the shutdown of its own registry, because the drain waits until that task has ended. The holder of a
-    /// guard must not await the shutdown either. To start the shutdown inside a task, call `shutdown()` and drop the returned
-    /// future.
+    /// guard must not await the shutdown either. To start the shutdown inside a task, call
+    /// [`start_shutdown`](Self::start_shutdown).
     ///
     /// # Examples
     ///
@@ -213,15 +229,48 @@ impl<S> Registry<S> {
     /// let registry = Registry::new(SmolSpawner);
     /// let own = registry.clone();
     /// registry.run(async move {
-    ///     own.shutdown(); // not awaited: this task is in flight itself
+    ///     own.start_shutdown(); // a task cannot wait for its own end
     /// });
     /// registry.signal().await;
     /// assert_eq!(registry.shutdown().await.completed, 1);
     /// # });
     /// ```
     pub fn shutdown(&self) -> Shutdown {
-        self.state().start_shutdown();
+        self.start_shutdown();
         Shutdown::new(self.handle.state_ref())
+    }
+
+    /// Starts the shutdown and returns immediately. To wait for the drain as well, call [`shutdown`](Self::shutdown) instead.
+    ///
+    /// All shutdown signals of the registry are triggered when this method returns. If the shutdown has already started, the method
+    /// does nothing.
+    ///
+    /// Call `start_shutdown` in a task, a signal handler or an endpoint for administrators. Elsewhere, usually at the end of
+    /// `main`, call [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in flight are lost when the process
+    /// exits.
+    ///
+    /// # Examples
+    ///
+    /// A call of `shutdown` whose future is neither awaited nor stored causes a warning of the compiler. A call of
+    /// `start_shutdown` does not.
+    ///
+    /// ```compile_fail
+    /// #![deny(unused_must_use)]
+    /// # use background_tasks::Registry;
+    /// fn end<S>(registry: &Registry<S>) {
+    ///     registry.shutdown(); // error: unused `Shutdown` that must be used
+    /// }
+    /// ```
+    ///
+    /// ```
+    /// #![deny(unused_must_use)]
+    /// # use background_tasks::Registry;
+    /// fn end<S>(registry: &Registry<S>) {
+    ///     registry.start_shutdown();
+    /// }
+    /// ```
+    pub fn start_shutdown(&self) {
+        self.state().start_shutdown();
     }
 
     /// Returns a guard that starts the shutdown when it is dropped, for a `main` that can return early.
@@ -271,6 +320,11 @@ impl<S> Registry<S> {
     /// - tasks that never reach an await point
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
+    ///
+    /// Work that an aborted task has given to others continues, and the registry does not count this work. Examples are a closure
+    /// in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, a task that was started without the registry, and a [child
+    /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
+    /// [`run`](Self::run), or move a [guard](Self::guard) into it.
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
     /// aborts the tasks that are still in flight.

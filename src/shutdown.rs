@@ -3,7 +3,7 @@ use crate::state::{RegistryState, StateRef};
 use crate::sync::notifier::Waiter;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, FusedFuture, select};
 
 /// Waits for the drain of a registry, and resolves to the final [`Summary`].
 ///
@@ -14,6 +14,7 @@ use futures_util::future::{Either, select};
 ///
 /// Dropping the future ends the wait, but not the shutdown. To wait again, call `shutdown()` again.
 #[derive(Debug)]
+#[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
     waiter: Waiter,
     state: StateRef,
@@ -73,6 +74,12 @@ impl Shutdown {
     /// - The task has not reached an await point.
     /// - The task was started after the abort.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
+    ///
+    /// # Work that continues
+    ///
+    /// Work that an aborted task has given to others continues after the drain, for example a closure in
+    /// `tokio::task::spawn_blocking` or an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
+    /// count such work.
     ///
     /// # Cancel safety
     ///
@@ -137,6 +144,13 @@ impl Future for Shutdown {
     }
 }
 
+impl FusedFuture for Shutdown {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
+    }
+}
+
 /// Resolves when a poll finds that no task is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
 /// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
@@ -165,6 +179,13 @@ impl Future for WaitIdle {
             state.is_idle()
         };
         self.waiter.poll(cx, || (state.is_idle() || is_idle_after_request()).then_some(()))
+    }
+}
+
+impl FusedFuture for WaitIdle {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
     }
 }
 

@@ -59,7 +59,7 @@ impl Drain {
         let in_flight = self.phases.in_flight() + usize::from(substitute.is_some());
         // A program that has ended on its own with nothing in flight.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
-        self.phases.first().shutdown();
+        self.phases.first().start_shutdown();
         if let Some(substitute) = substitute {
             self.phases.insert_first(substitute);
         }

@@ -91,7 +91,7 @@ impl Drop for SecondSignalHook {
 /// Handles a signal. One that `insists` ends the process if it is the second one. SIGHUP does not insist: a closed terminal may send it twice.
 fn on_signal(insists: bool) {
     if !STOP_REQUEST.is_shutting_down() {
-        STOP_REQUEST.shutdown();
+        STOP_REQUEST.start_shutdown();
     } else if insists {
         let hook = lock(&HANDLERS).on_second_signal.take();
         if let Some((_, on_second_signal)) = hook {

@@ -108,7 +108,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.stop.shutdown();
+        self.stop.start_shutdown();
         for handle in self.handles.drain(..) {
             if handle.thread().id() != thread::current().id() {
                 // Leaks the panic payload, because the destructor of the payload may panic.

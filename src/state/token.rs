@@ -6,7 +6,7 @@ use crate::platform::{Payload, catch, drop_quietly, panic_message};
 use crate::report::{RejectReason, SpawnInfo, TaskInfo};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
-use alloc::string::{String, ToString};
+use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
@@ -99,10 +99,11 @@ impl Token {
         plain.or_else(in_slot).expect("a token has a call site or a slot")
     }
 
-    /// Returns the loss of work that returned an error. The loss contains the text of the error if there are observers.
+    /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its
+    /// causes if the alternate form of `Display` prints them.
     pub(crate) fn failed(&self, error: &dyn Display) -> Loss {
         let message = || {
-            catch(|| error.to_string()).unwrap_or_else(|payload| {
+            catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
                 drop_quietly(payload);
                 "(an error whose Display panicked)".into()
             })

@@ -1,9 +1,9 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder, RegistryState,
-    RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers, Summary,
-    TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder,
+    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers,
+    Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -52,6 +52,7 @@ fn types_without_user_types_have_all_auto_traits() {
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
+        CompletionGuard => ALL,
         TaskKind => ALL,
         RejectReason => ALL,
         Registry<()> => ALL,

@@ -330,7 +330,7 @@ fn full_registry_rejects_and_passes_a_released_permit_to_the_first_waiter() {
     assert_eq!((registry.in_flight(), second_wake_count.get()), (1, 0));
 
     recorder.take();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(second_wake_count.get(), 1, "the shutdown wakes the remaining waiter");
     let Poll::Ready(Err(rejected)) = poll(&mut second, &second_waker) else { panic!("the shutdown rejects waiters") };
     assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
@@ -396,7 +396,7 @@ fn shutdown_on_failure_applies_to_every_task_but_a_call_leaves_no_cause() {
 
     let registry = Registry::builder(manual.clone()).shutdown_on_failure().build();
     let _guard = registry.guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     registry.run(failure());
     manual.poll_all();
     assert_eq!((registry.summary().failed, registry.shutdown_cause()), (1, None));

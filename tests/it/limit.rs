@@ -141,7 +141,7 @@ fn shutdown_rejects_every_waiter() {
     let (spawner, registry) = limited(1);
     registry.run(pending::<()>());
     let waiting: Vec<_> = (0..3).map(|_| queued(&registry)).collect();
-    registry.shutdown();
+    registry.start_shutdown();
     for (mut waiting, woken) in waiting {
         assert_eq!(woken.get(), 1);
         let Poll::Ready(Err(rejected)) = poll_once(&mut waiting) else { panic!("the shutdown must reject the waiter") };

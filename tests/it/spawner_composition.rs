@@ -41,7 +41,7 @@ fn in_span_enters_the_span_of_the_caller_for_a_task_and_its_loss() {
         span.in_scope(|| {
             registry.run(async move {
                 task_log.0.lock().unwrap().push(span_id());
-                Err("intentional failure")
+                Err::<(), _>("intentional failure")
             });
         });
         assert!(span_id().is_none() && span.id().is_some());
@@ -130,7 +130,7 @@ fn handle_with_another_spawner_keeps_the_registry_open() {
 fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
     let registry: Registry<DynSpawner> = Registry::new(DynSpawner::new(SmolSpawner));
     registry.run(async {});
-    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err("intentional failure"));
+    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err::<(), _>("intentional failure"));
     let executor = Rc::new(async_executor::LocalExecutor::new());
     let local = registry.with_spawner(DynLocalSpawner::new(executor.clone()));
     let not_send = Rc::new(());

@@ -210,7 +210,7 @@ fn pending_task() -> ExitCode {
 
 fn critical() -> ExitCode {
     let registry = registry(SmolSpawner);
-    registry.named("lease").critical().run(async { Err("lost") });
+    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     start_task(&registry);
     block_on(host(&registry).run(registry.signal()))
 }
@@ -221,7 +221,7 @@ fn critical_worker() -> ExitCode {
     let signal = requests.signal();
     workers.named("lease").critical().run(async move {
         signal.await;
-        Err("lost")
+        Err::<(), _>("lost")
     });
     let lost = workers.signal();
     requests.run(async move {
