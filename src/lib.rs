@@ -64,13 +64,14 @@
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
 //! # Guarantees
 //!
 //! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
-//!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended.
+//!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended. Work that
+//!   a task passes to its executor directly, such as `tokio::task::spawn_blocking`, is not part of the task.
 //! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
 //!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work

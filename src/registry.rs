@@ -262,14 +262,20 @@ impl<S> Registry<S> {
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
     /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped when
-    /// the poll returns `Pending`.
+    /// the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure stays
+    /// in flight until its executor would start it or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
-    /// - blocking closures, guards and [tracked](Self::track) futures
+    /// - blocking closures that have started, guards and [tracked](Self::track) futures
     /// - tasks that never reach an await point
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
+    ///
+    /// An abort drops the task's future, and nothing else. Work that the task has passed to its executor directly is not part of
+    /// the task, so the registry neither aborts nor awaits this work. For example, an aborted task drops the `JoinHandle` of a
+    /// `tokio::task::spawn_blocking` closure, or of an operation of `tokio::fs`, and the closure continues to run. To make the
+    /// registry wait for such work, start it with [`run_blocking`](Self::run_blocking) or let it own a [`Guard`].
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
     /// aborts the tasks that are still in flight.
@@ -285,7 +291,7 @@ impl<S> Registry<S> {
     /// # Errors
     ///
     /// - [`AbortError::NotInFlight`] if no task with this ID is in flight.
-    /// - [`AbortError::NotAbortable`] if the task is a blocking closure, a guard or a tracked future.
+    /// - [`AbortError::NotAbortable`] if the task is a guard, a tracked future or a blocking closure that has started.
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
         self.state().abort_task(id)
     }
@@ -446,6 +452,8 @@ impl<S> Registry<S> {
     }
 
     /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
+    ///
+    /// An [abort](Self::abort) ends the closure only if the closure has not started.
     ///
     /// # Panics
     ///

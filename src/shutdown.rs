@@ -69,7 +69,8 @@ impl Shutdown {
     /// Returns [`Stragglers`] if tasks are still in flight when the future returned by `abort_timeout` resolves. A task can still
     /// be in flight for one of these reasons:
     ///
-    /// - The task is a blocking closure, a guard or a tracked future, which cannot be aborted.
+    /// - The task is a guard, a tracked future or a blocking closure that has started. These tasks cannot be aborted.
+    /// - The task is a blocking closure that was aborted before it started, and its executor has not dropped it yet.
     /// - The task has not reached an await point.
     /// - The task was started after the abort.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.

@@ -3,7 +3,7 @@
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, catch, drop_quietly, panic_message};
-use crate::report::{RejectReason, SpawnInfo, TaskInfo};
+use crate::report::{RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
 use alloc::string::{String, ToString};
@@ -97,6 +97,16 @@ impl Token {
         let in_slot = || self.slot().and_then(|slot| self.shard().slots().info(slot));
         let plain = self.location.map(|location| TaskInfo::new(location, None));
         plain.or_else(in_slot).expect("a token has a call site or a slot")
+    }
+
+    /// Returns the loss of work that was dropped before it finished.
+    ///
+    /// A future counts as abandoned, even if it was also aborted, because its owner ended it. A blocking closure that was aborted
+    /// counts as aborted, because its abort has already ended it (L3).
+    #[cold]
+    pub(crate) fn dropped(&self) -> Loss {
+        let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
+        if self.slot().filter(is_closure).is_some_and(Slot::disable_abort) { Loss::ABORTED } else { Loss::ABANDONED }
     }
 
     /// Returns the loss of work that returned an error. The loss contains the text of the error if there are observers.
