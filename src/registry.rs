@@ -277,8 +277,8 @@ impl<S> Registry<S> {
     /// `tokio::task::spawn_blocking` closure, or of an operation of `tokio::fs`, and the closure continues to run. To make the
     /// registry wait for such work, start it with [`run_blocking`](Self::run_blocking) or let it own a [`Guard`].
     ///
-    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
-    /// aborts the tasks that are still in flight.
+    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
+    /// aborts the tasks that are still in flight and all tasks that start later.
     pub fn abort(&self) -> AbortReport {
         self.state().abort()
     }

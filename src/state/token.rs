@@ -1,7 +1,7 @@
 //! A token represents one piece of work in flight.
 
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{ABORTING, INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, catch, drop_quietly, panic_message};
 use crate::report::{RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
@@ -77,7 +77,8 @@ impl Token {
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
         if is_inspected || info.critical || (info.name.is_some() && settings.has(OBSERVED)) {
-            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected);
+            let is_aborting = || settings.has(ABORTING);
+            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }

@@ -130,23 +130,31 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Assigns a slot to a task.
+    /// Assigns a slot to a task. An inspected task starts as aborted if the closure `is_aborting` returns true. This function calls
+    /// the closure under the lock of the table, so each task either sees that aborts have started or is found by the first abort
+    /// that follows (L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
         owner: &'static O,
         info: SpawnInfo,
         is_inspected: bool,
+        is_aborting: impl FnOnce() -> bool,
     ) -> &'static TokenTarget<O> {
-        let occupant = Occupant { info, started: is_inspected.then(now), abort_requested: false };
+        let started = is_inspected.then(now);
         self.0.with(|rows| {
             let row = rows.take_free(freed, owner);
+            let abort_requested = is_inspected && is_aborting();
             row.generation = row.generation.wrapping_add(1);
-            row.task = Some(occupant);
+            row.task = Some(Occupant { info, started, abort_requested });
             // Relaxed is enough: other threads read these words under the table's lock, and the spawner makes the words visible to
             // the task's thread.
             let slot = row.slot();
-            let abort_state = if is_inspected && info.kind.is_abortable() { ABORTABLE } else { NOT_ABORTABLE };
+            let abort_state = match abort_requested {
+                _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,
+                true => ABORTED,
+                false => ABORTABLE,
+            };
             slot.abort_state.store(abort_state, Ordering::Relaxed);
             slot.is_live.store(true, Ordering::Relaxed);
             row.target

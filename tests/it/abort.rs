@@ -376,6 +376,44 @@ fn abort_timeout_is_made_when_the_grace_period_expires() {
     drop(spawner.take());
 }
 
+/// Starts a task in its destructor.
+struct StartOnDrop(Registry<Manual>);
+
+impl Drop for StartOnDrop {
+    fn drop(&mut self) {
+        self.0.run(async { unreachable!("the grace period expired before the task started") });
+    }
+}
+
+#[test]
+fn tasks_started_after_the_grace_period_are_aborted_before_their_first_poll() {
+    let (spawner, registry) = inspected();
+    let held = registry.guard().unwrap();
+    registry.run(Owns(StartOnDrop(registry.clone()), pending::<()>()));
+    let mut wait = Box::pin(registry.shutdown().or_abort(async {}, pending::<()>));
+    assert!(poll_once(&mut wait).is_pending());
+    spawner.poll_all();
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (2, 1), "the aborted task has started another one");
+    let (late, _) = never_finishes();
+    registry.run(late);
+    assert!(registry.tasks().iter().all(|task| task.abort_requested()));
+    spawner.poll_all();
+    drop((held, registry.guard().unwrap()));
+    let Poll::Ready(Ok(summary)) = poll_once(&mut wait) else { panic!("the registry must have drained") };
+    assert_eq!((summary.completed, summary.aborted), (2, 3));
+}
+
+#[test]
+fn tasks_started_after_a_blocking_wait_has_aborted_are_aborted() {
+    let (spawner, registry) = inspected();
+    let held = registry.guard().unwrap();
+    registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO).unwrap_err();
+    registry.run(pending::<()>());
+    spawner.poll_all();
+    drop(held);
+    assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().aborted, 1);
+}
+
 #[test]
 fn drain_within_the_grace_period_aborts_nothing() {
     let (spawner, registry) = inspected();
