@@ -145,8 +145,9 @@ impl<F: Future<Output: TaskOutput>> Task<F> {
     pub(crate) fn run(self) {
         let mut task = pin!(self);
         // From here on, an abort reports that the closure cannot be aborted (L3). If an abort came first, `poll` drops the closure.
-        let token = task.as_mut().project().work.token();
-        _ = token.and_then(|token| token.slot()).is_some_and(Slot::disable_abort);
+        if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
+            slot.disable_abort();
+        }
         let polled = task.poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
     }
