@@ -64,7 +64,7 @@
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped, and `complete` was not called. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
 //! # Guarantees

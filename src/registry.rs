@@ -312,11 +312,12 @@ impl<S> Registry<S> {
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
     /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped when
-    /// the poll returns `Pending`.
+    /// the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure stays
+    /// in flight until its executor would start it or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
-    /// - blocking closures, guards and [tracked](Self::track) futures
+    /// - blocking closures that have started, guards and [tracked](Self::track) futures
     /// - tasks that never reach an await point
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
@@ -326,8 +327,8 @@ impl<S> Registry<S> {
     /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
     /// [`run`](Self::run), or move a [guard](Self::guard) into it.
     ///
-    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
-    /// aborts the tasks that are still in flight.
+    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
+    /// aborts the tasks that are still in flight and all tasks that start later.
     pub fn abort(&self) -> AbortReport {
         self.state().abort()
     }
@@ -340,7 +341,7 @@ impl<S> Registry<S> {
     /// # Errors
     ///
     /// - [`AbortError::NotInFlight`] if no task with this ID is in flight.
-    /// - [`AbortError::NotAbortable`] if the task is a blocking closure, a guard or a tracked future.
+    /// - [`AbortError::NotAbortable`] if the task is a guard, a tracked future or a blocking closure that has started.
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
         self.state().abort_task(id)
     }
@@ -501,6 +502,8 @@ impl<S> Registry<S> {
     }
 
     /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
+    ///
+    /// An [abort](Self::abort) ends the closure only if the closure has not started.
     ///
     /// # Panics
     ///

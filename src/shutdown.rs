@@ -62,6 +62,10 @@ impl Shutdown {
     /// [aborts](crate::Registry::abort) the remaining tasks. It then waits until the registry has drained or the future returned by
     /// the closure `abort_timeout` resolves.
     ///
+    /// After `grace` has resolved, the registry also aborts every task that starts later, for example in the destructor of an
+    /// aborted task. Such a task counts as aborted and is dropped before its first poll. In this point `or_abort` differs from
+    /// `Registry::abort`, which aborts only the tasks that are in flight.
+    ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
     /// most timers start when they are created.
     ///
@@ -70,9 +74,9 @@ impl Shutdown {
     /// Returns [`Stragglers`] if tasks are still in flight when the future returned by `abort_timeout` resolves. A task can still
     /// be in flight for one of these reasons:
     ///
-    /// - The task is a blocking closure, a guard or a tracked future, which cannot be aborted.
+    /// - The task is a guard, a tracked future or a blocking closure that has started. These tasks cannot be aborted.
+    /// - The task is a blocking closure that was aborted before it started, and its executor has not dropped it yet.
     /// - The task has not reached an await point.
-    /// - The task was started after the abort.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
     ///
     /// # Work that continues
@@ -84,7 +88,7 @@ impl Shutdown {
     /// # Cancel safety
     ///
     /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
-    /// resolves, no task is aborted.
+    /// resolves, no task is aborted. If this future is dropped later, the registry continues to abort tasks until it has drained.
     ///
     /// # Examples
     ///
@@ -111,7 +115,7 @@ impl Shutdown {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }
-        self.state().abort();
+        self.state().start_aborting();
         self.until(abort_timeout()).await
     }
 

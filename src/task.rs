@@ -43,10 +43,14 @@ impl<F> Work<F> {
     ///
     /// If the future's destructor panics, this function passes the payload of the panic to the closure `panic`, and returns the
     /// value that the closure returns. Otherwise, this function returns `None`.
-    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+    fn drop_unfinished<T>(
+        mut self: Pin<&mut Self>,
+        loss: impl FnOnce(&Token) -> Loss,
+        panic: impl FnOnce(Payload) -> T,
+    ) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
-        let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
+        let (loss, value) = panicked.map_or_else(|| (loss(&token), None), |(loss, value)| (loss, Some(value)));
         token.lose(loss);
         value
     }
@@ -98,7 +102,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.drop_unfinished(Loss::ABANDONED, drop_quietly);
+            this.project().work.drop_unfinished(Token::dropped, drop_quietly);
         }
     }
 }
@@ -116,7 +120,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         let mut work = self.project().work;
         let slot = work.as_mut().token().and_then(|token| token.slot());
         if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(Loss::ABORTED, drop_quietly);
+            work.drop_unfinished(|_| Loss::ABORTED, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
@@ -127,7 +131,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             ignore_panic(|| slot.store_waker(cx.waker()));
             if slot.is_aborted() {
-                work.drop_unfinished(Loss::ABORTED, drop_quietly);
+                work.drop_unfinished(|_| Loss::ABORTED, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -136,10 +140,15 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
 }
 
 impl<F: Future<Output: TaskOutput>> Task<F> {
-    /// Runs the task of a blocking closure. The caller created the task from a future that calls the closure and finishes in its
-    /// first poll.
+    /// Runs the task of a blocking closure, unless it was aborted. The caller created the task from a future that calls the closure
+    /// and finishes in its first poll.
     pub(crate) fn run(self) {
-        let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
+        let mut task = pin!(self);
+        // From here on, an abort reports that the closure cannot be aborted (L3). If an abort came first, `poll` drops the closure.
+        if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
+            slot.disable_abort();
+        }
+        let polled = task.poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
     }
 }
@@ -164,7 +173,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.drop_unfinished(Loss::ABANDONED, |payload| payload) {
+            match this.project().work.drop_unfinished(Token::dropped, |payload| payload) {
                 Some(payload) if panicking_thread().is_some() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}

@@ -61,7 +61,7 @@ fn async_executor_task_needs_no_extra_allocation() {
     let registered = run_all(&EXECUTOR, || registry.run(async {}));
     // The executor's queue grows by blocks of many tasks. The division ignores the allocations of a few blocks.
     assert_eq!((direct.count_total / TASKS, registered.count_total / TASKS), (1, 1));
-    let dyn_registry = registry.with_spawner(DynSpawner::new(&EXECUTOR));
+    let dyn_registry = registry.with_spawner(DynSpawner::without_blocking(&EXECUTOR));
     let erased = run_all(&EXECUTOR, || dyn_registry.run(async {}));
     assert_eq!(erased.count_total / TASKS, 2, "`DynSpawner` boxes each task");
     let extra_bytes = registered.bytes_total - direct.bytes_total;

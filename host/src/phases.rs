@@ -62,9 +62,10 @@ impl Phases {
         self.0.iter().find_map(Registry::shutdown_cause)
     }
 
+    /// Aborts all tasks, and each task that starts later.
     pub(crate) fn abort(&self) {
         for registry in &self.0 {
-            registry.abort();
+            _ = registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO);
         }
     }
 

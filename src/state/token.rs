@@ -1,9 +1,9 @@
 //! A token represents one piece of work in flight.
 
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{ABORTING, INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, catch, drop_quietly, panic_message};
-use crate::report::{RejectReason, SpawnInfo, TaskInfo};
+use crate::report::{RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
 use alloc::{format, string::String};
@@ -77,7 +77,8 @@ impl Token {
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
         if is_inspected || info.critical || (info.name.is_some() && settings.has(OBSERVED)) {
-            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected);
+            let is_aborting = || settings.has(ABORTING);
+            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
@@ -97,6 +98,16 @@ impl Token {
         let in_slot = || self.slot().and_then(|slot| self.shard().slots().info(slot));
         let plain = self.location.map(|location| TaskInfo::new(location, None));
         plain.or_else(in_slot).expect("a token has a call site or a slot")
+    }
+
+    /// Returns the loss of work that was dropped before it finished.
+    ///
+    /// A future counts as abandoned, even if it was also aborted, because its owner ended it. A blocking closure that was aborted
+    /// counts as aborted, because its abort has already ended it (L3).
+    #[cold]
+    pub(crate) fn dropped(&self) -> Loss {
+        let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
+        if self.slot().filter(is_closure).is_some_and(Slot::disable_abort) { Loss::ABORTED } else { Loss::ABANDONED }
     }
 
     /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its

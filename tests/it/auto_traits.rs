@@ -49,6 +49,7 @@ fn types_without_user_types_have_all_auto_traits() {
         RegistryState => ALL,
         // A dynamic spawner may own any spawner, and spawners need not be unwind safe.
         DynSpawner => [true, true, true, false, false],
+        DynSpawner<()> => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,

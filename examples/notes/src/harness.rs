@@ -238,7 +238,7 @@ pub fn blocked_write_does_not_delay_exit(program: Program) {
     let (ended, _) = service.stop();
     ended.assert_code(1).assert_line(" still in flight (");
     ended.assert_code(1).assert_line("  1 × write at ");
-    ended.assert_code(1).assert_line("s (a blocking closure cannot be aborted)");
+    ended.assert_code(1).assert_line("s (a blocking closure that has started cannot be aborted)");
 }
 
 pub fn port_in_use(program: Program) {

@@ -3,6 +3,7 @@
 mod common;
 
 mod abort_races_poll;
+mod abort_races_start;
 mod accepted_count_wraps;
 mod close_races_enter;
 mod concurrent_shutdowns;
