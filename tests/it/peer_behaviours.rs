@@ -384,7 +384,7 @@ fn observer_may_drop_the_last_handle_in_each_event() {
         let spawner = Manual::default();
         let observer = Arc::new(DropsHandle { on, handle: Mutex::default(), log: EventLog::default() });
         let registry = Registry::builder(spawner.clone()).observer(observer.clone()).shutdown_on_failure().build();
-        registry.run(ready(Err("intentional failure")));
+        registry.run(ready(Err::<(), _>("intentional failure")));
         *observer.handle.lock().unwrap() = Some(registry);
         spawner.poll_all();
         assert_eq!(observer.log.take(), ["failed", "started", "drained"], "{on}");
