@@ -23,8 +23,8 @@ use std::time::Duration;
 ///    [limit](background_tasks::RegistryBuilder::max_in_flight). If no permit is free, this registry may drain before the program has ended.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. The process exits as soon as the last task has ended.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
-///    [aborts](Registry::abort) the tasks that can be aborted, and drops the program's future. Half a second later it stops waiting, and reports the
-///    remaining stragglers.
+///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second later
+///    it stops waiting, and reports the remaining stragglers.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. A second

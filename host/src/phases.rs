@@ -79,3 +79,21 @@ impl Phases {
         shutdowns.into_iter().filter_map(wait).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use background_tasks::SmolSpawner;
+    use std::future::pending;
+
+    #[test]
+    fn task_that_starts_after_the_last_abort_is_aborted() {
+        let registry = Registry::builder(SmolSpawner).inspect().build();
+        let held = registry.guard().unwrap();
+        Phases::new(registry.with_spawner(())).abort();
+        registry.run(pending::<()>());
+        drop(held);
+        let summary = registry.shutdown().wait_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((summary.completed, summary.aborted), (1, 1));
+    }
+}

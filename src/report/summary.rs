@@ -22,7 +22,7 @@ pub struct Summary {
     /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
     /// dropped.
     pub abandoned: u64,
-    /// Tasks that [`abort`](crate::Registry::abort) or [`abort_task`](crate::Registry::abort_task) ended at an await point.
+    /// Tasks that an [abort](crate::Registry::abort) ended: futures at an await point, and blocking closures that never started.
     pub aborted: u64,
     /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,

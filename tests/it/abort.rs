@@ -396,7 +396,7 @@ fn tasks_started_after_the_grace_period_are_aborted_before_their_first_poll() {
     assert_eq!((registry.in_flight(), registry.summary().aborted), (2, 1), "the aborted task has started another one");
     let (late, _) = never_finishes();
     registry.run(late);
-    assert!(registry.tasks().iter().all(|task| task.abort_requested()));
+    assert!(registry.tasks().iter().all(background_tasks::TaskInfo::abort_requested));
     spawner.poll_all();
     drop((held, registry.guard().unwrap()));
     let Poll::Ready(Ok(summary)) = poll_once(&mut wait) else { panic!("the registry must have drained") };
