@@ -493,7 +493,12 @@ fn follow_ups_of_a_draining_registry_are_all_started<S: Spawner + Clone + Send +
     registry.run(async move {
         tasks.signal().await;
         for _ in 0..20 {
-            tasks.follow_up().run_when_ready(futures_lite::future::yield_now()).await.map_err(|rejected| rejected.reason()).unwrap();
+            tasks
+                .follow_up()
+                .run_when_ready(futures_lite::future::yield_now())
+                .await
+                .map_err(|rejected| rejected.reason())
+                .unwrap();
         }
         drop(request);
     });

@@ -261,56 +261,58 @@ fn follow_up_enters_or_is_rejected_by_the_drain() {
 /// L4: The last departure wakes every queued follow-up, or the shutdown does.
 #[test]
 fn every_queued_follow_up_is_woken_by_the_drain() {
-    check(1, || {
-        let (registry, guard) = full_registry();
-        let mut waiters = [(); 2].map(|()| follow_up(&registry));
-        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
-        let leaver = spawn_on_shard(0, move || drop(guard));
-        drop(registry.shutdown());
-        leaver.join().unwrap();
-        assert!(registry.is_drained());
-        // The second follow-up must not depend on a poll of the first.
-        let [first, second] = waiters;
-        assert!(!second.finish(Poll::Pending));
-        assert!(!first.finish(Poll::Pending));
-        assert_eq!(registry.summary().rejected, 2);
-    });
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, guard) = full_registry();
+            let mut waiters = [(); 2].map(|()| follow_up(&registry));
+            assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+            let handle = registry.clone();
+            race(swapped, move || drop(guard), move || drop(handle.shutdown()));
+            assert!(registry.is_drained());
+            // The second follow-up must not depend on a poll of the first.
+            let [first, second] = waiters;
+            assert!(!second.finish(Poll::Pending));
+            assert!(!first.finish(Poll::Pending));
+            assert_eq!(registry.summary().rejected, 2);
+        });
+    }
 }
 
 /// L4: The permit for which a waiter was woken reaches the next follow-up when the shutdown removes that waiter.
 #[test]
 fn shutdown_passes_permit_to_follow_up() {
-    check(1, || {
-        let (registry, [leaves, _stays]) = full_registry_of();
-        let mut removed = waiter(&registry);
-        assert!(removed.poll().is_pending());
-        let mut kept = follow_up(&registry);
-        assert!(kept.poll().is_pending());
-        let leaver = spawn_on_shard(0, move || drop(leaves));
-        drop(registry.shutdown());
-        leaver.join().unwrap();
-        assert!(kept.finish(Poll::Pending));
-        assert!(!removed.finish(Poll::Pending));
-        assert_eq!(registry.in_flight(), 2);
-    });
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, [leaves, _stays]) = full_registry_of();
+            let mut removed = waiter(&registry);
+            assert!(removed.poll().is_pending());
+            let mut kept = follow_up(&registry);
+            assert!(kept.poll().is_pending());
+            let handle = registry.clone();
+            race(swapped, move || drop(leaves), move || drop(handle.shutdown()));
+            assert!(kept.finish(Poll::Pending));
+            assert!(!removed.finish(Poll::Pending));
+            assert_eq!(registry.in_flight(), 2);
+        });
+    }
 }
 
 /// S10: While the registry drains, a thread that tries to take a permit does not overtake a queued follow-up.
 #[test]
 fn try_never_overtakes_follow_up_of_draining_registry() {
-    check(1, || {
-        let (registry, [leaves, _stays]) = full_registry_of();
-        let mut waiter = follow_up(&registry);
-        assert!(waiter.poll().is_pending());
-        let leaver = spawn_on_shard(0, move || drop(leaves));
-        let trier = spawn_on_shard(0, {
-            let registry = registry.clone();
-            move || registry.guard().unwrap_err().reason()
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, [leaves, _stays]) = full_registry_of();
+            let mut waiter = follow_up(&registry);
+            assert!(waiter.poll().is_pending());
+            let handle = registry.clone();
+            let closer = spawn_on_shard(0, move || drop(handle.shutdown()));
+            let handle = registry.clone();
+            let (rejected, ()) = race(swapped, move || handle.guard().unwrap_err(), move || drop(leaves));
+            closer.join().unwrap();
+            assert_eq!(rejected.reason(), RejectReason::Full);
+            assert!(waiter.finish(Poll::Pending));
+            assert_eq!(registry.in_flight(), 2);
         });
-        drop(registry.shutdown());
-        assert_eq!(trier.join().unwrap(), RejectReason::Full);
-        leaver.join().unwrap();
-        assert!(waiter.finish(Poll::Pending));
-        assert_eq!(registry.in_flight(), 2);
-    });
+    }
 }

@@ -33,50 +33,50 @@ fn request_without_permit_keeps_registry_open() {
 /// S3, S4: The last departure of a request without a permit races a new entry that takes a permit, and the shutdown.
 #[test]
 fn last_request_leaves_as_task_enters() {
-    check(1, || {
-        let (registry, effect) = (limited(), Effect::new());
-        let request = registry.without_permit().guard().unwrap();
-        let leaver = spawn_on_shard(0, {
-            let effect = effect.clone();
-            move || {
-                effect.perform();
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, effect) = (limited(), Effect::new());
+            let request = registry.without_permit().guard().unwrap();
+            let (handle, performed) = (registry.clone(), effect.clone());
+            let closer = spawn_on_shard(0, move || drop(handle.shutdown()));
+            let leave = move || {
+                performed.perform();
                 drop(request);
-            }
+            };
+            let handle = registry.clone();
+            let start_task = move || {
+                let started = handle.guard().map_err(|rejected| assert_eq!(rejected.reason(), RejectReason::Drained));
+                if handle.is_drained() {
+                    effect.observe();
+                }
+                started.is_ok()
+            };
+            let ((), accepted) = race(swapped, leave, start_task);
+            closer.join().unwrap();
+            assert!(registry.is_drained());
+            assert_eq!(counts(registry.summary()), if accepted { [2, 0, 0, 0] } else { [1, 0, 0, 1] });
         });
-        let task = spawn_on_shard(0, {
-            let registry = registry.clone();
-            move || registry.guard().map_err(|rejected| assert_eq!(rejected.reason(), RejectReason::Drained)).is_ok()
-        });
-        let shutdown = registry.shutdown();
-        let accepted = task.join().unwrap();
-        if registry.is_drained() {
-            effect.observe();
-        }
-        leaver.join().unwrap();
-        let expected = if accepted { [2, 0, 0, 0] } else { [1, 0, 0, 1] };
-        assert_eq!(counts(shutdown.wait()), expected);
-    });
+    }
 }
 
 /// S10: Entries and departures without a permit neither exceed the limit nor make a free permit unavailable.
 #[test]
 fn permits_are_exact_as_requests_come_and_go() {
-    check(1, || {
-        let registry = limited();
-        let request = registry.without_permit().guard().unwrap();
-        let leaver = spawn_on_shard(0, move || drop(request));
-        let other = spawn_on_shard(0, {
-            let registry = registry.clone();
-            move || (registry.without_permit().guard().unwrap(), registry.guard())
+    for swapped in [false, true] {
+        check(1, move || {
+            let registry = limited();
+            let request = registry.without_permit().guard().unwrap();
+            let leaver = spawn_on_shard(0, move || drop(request));
+            let (one, other) = (registry.clone(), registry.clone());
+            let enter = move || (one.without_permit().guard().unwrap(), one.guard());
+            let ((request, other), guard) = race(swapped, enter, move || other.guard());
+            leaver.join().unwrap();
+            assert_eq!([&guard, &other].iter().filter(|guard| guard.is_ok()).count(), 1, "one permit is taken once");
+            assert_eq!(registry.in_flight(), 2);
+            drop((guard, other, request));
+            assert_eq!(registry.in_flight(), 0);
         });
-        let guard = registry.guard();
-        let (request, other) = other.join().unwrap();
-        leaver.join().unwrap();
-        assert_eq!([&guard, &other].iter().filter(|guard| guard.is_ok()).count(), 1, "one permit is taken once");
-        assert_eq!(registry.in_flight(), 2);
-        drop((guard, other, request));
-        assert_eq!(registry.in_flight(), 0);
-    });
+    }
 }
 
 /// L2: The last departure of a request without a permit wakes a waiter for idleness.
@@ -116,18 +116,21 @@ fn slot_of_request_is_reused_by_task_with_permit() {
 /// S3, L4: A follow-up whose request leaves is started before the drain, or is rejected by it.
 #[test]
 fn last_request_leaves_as_follow_up_waits() {
-    check_with_bound(2, 1, || {
-        let registry = Arc::new(crate::common::manual_builder().max_in_flight(1).build());
-        let (request, task) = (registry.without_permit().guard().unwrap(), registry.guard().unwrap());
-        let mut waiter = Polled::new({
-            let registry = registry.clone();
-            async move { registry.follow_up().run_when_ready(core::future::ready(())).await.is_ok() }
+    for swapped in [false, true] {
+        check_with_bound(2, 1, move || {
+            let registry = Arc::new(crate::common::manual_builder().max_in_flight(1).build());
+            let (request, task) = (registry.without_permit().guard().unwrap(), registry.guard().unwrap());
+            let mut waiter = Polled::new({
+                let registry = registry.clone();
+                async move { registry.follow_up().run_when_ready(core::future::ready(())).await.is_ok() }
+            });
+            assert!(waiter.poll().is_pending());
+            let handle = registry.clone();
+            let closer = spawn_on_shard(0, move || drop(handle.shutdown()));
+            race(swapped, move || drop(request), move || drop(task));
+            closer.join().unwrap();
+            assert!(registry.is_drained());
+            assert!(!waiter.finish(Poll::Pending));
         });
-        assert!(waiter.poll().is_pending());
-        let leavers = [spawn_on_shard(0, move || drop(request)), spawn_on_shard(0, move || drop(task))];
-        drop(registry.shutdown());
-        leavers.into_iter().for_each(|leaver| leaver.join().unwrap());
-        assert!(registry.is_drained());
-        assert!(!waiter.finish(Poll::Pending));
-    });
+    }
 }
