@@ -237,7 +237,7 @@ fn critical_worker() -> ExitCode {
 
 /// At the signal the registry is full. The program does not end.
 fn full() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     block_on(host(&registry).run(async {
         ready();
@@ -249,7 +249,7 @@ fn full() -> ExitCode {
 
 /// At the signal the registry is full. The program waits for a permit, and starts its last task.
 fn full_with_last_task() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     block_on(host(&registry).run(async {
         ready();
