@@ -273,7 +273,6 @@ fn work_without_a_permit_enters_a_full_registry() {
 
     drop((guard, tracked, spawner.take(), spawner.take()));
     assert_eq!((registry.in_flight(), woken.get()), (1, 0), "no permit was released");
-    assert!(poll_once(&mut waiting).is_pending());
     drop(limited_task);
     assert_eq!(woken.get(), 1);
     assert!(poll_once(&mut waiting).is_ready());
@@ -493,12 +492,8 @@ fn follow_ups_of_a_draining_registry_are_all_started<S: Spawner + Clone + Send +
     registry.run(async move {
         tasks.signal().await;
         for _ in 0..20 {
-            tasks
-                .follow_up()
-                .run_when_ready(futures_lite::future::yield_now())
-                .await
-                .map_err(|rejected| rejected.reason())
-                .unwrap();
+            let item = futures_lite::future::yield_now();
+            tasks.follow_up().run_when_ready(item).await.unwrap();
         }
         drop(request);
     });
