@@ -113,7 +113,9 @@ impl WaitQueue {
             (removed, waiters.waker_after_removal(gate, limit))
         });
         let removed: BTreeMap<Ticket, Waiter> = removed;
-        removed.into_values().for_each(|waiter| wake(waiter.waker));
+        for waiter in removed.into_values() {
+            wake(waiter.waker);
+        }
         wake(next);
     }
 }
