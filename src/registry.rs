@@ -145,6 +145,77 @@ impl<S> Registry<S> {
         self.task().critical()
     }
 
+    /// Returns a builder that starts a task without a permit: the task is in flight, but does not count towards the
+    /// [limit](crate::RegistryBuilder::max_in_flight).
+    ///
+    /// The registry accepts the task even when it is full. The shutdown waits for the task, and the registry counts, lists, reports
+    /// and aborts it like any other task. All methods of the builder that start work accept this setting:
+    /// [`guard`](TaskBuilder::guard), [`run`](TaskBuilder::run), [`run_when_ready`](TaskBuilder::run_when_ready), which then does
+    /// not wait, and the others.
+    ///
+    /// Use it for work that must not compete with the tasks that it starts: a request, a connection, or a task that starts a
+    /// [follow-up](Self::follow_up) for each item of a list.
+    ///
+    /// In a registry without a limit, this setting has no effect. In a registry with a limit, the task occupies a slot;
+    /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit can be in
+    /// flight simultaneously (1,023 on 32-bit targets). The registry rejects further ones as [full](crate::RejectReason::Full).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(1).build();
+    /// let request = registry.without_permit().guard().unwrap();
+    /// assert!(registry.try_run(async { /* takes the only permit */ }).is_ok());
+    /// drop(request);
+    /// assert_eq!(registry.shutdown().wait().completed, 2);
+    /// # }
+    /// ```
+    pub fn without_permit(&self) -> TaskBuilder<'_, S> {
+        self.task().without_permit()
+    }
+
+    /// Returns a builder that starts a follow-up: a task that a task in flight must still start, for example for the next item of
+    /// its list.
+    ///
+    /// A follow-up may wait for a permit while the registry drains: [`run_when_ready`](TaskBuilder::run_when_ready) resolves to an
+    /// error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown starts, so that
+    /// the registry turns new work away. Use `follow_up` in tasks and in code that holds a [`Guard`], and do not use it in code that
+    /// accepts new work, such as a server's loop.
+    ///
+    /// The registry cannot drain while the task that starts the follow-up is in flight, so it rejects no follow-up of such a task.
+    /// The other methods that start work do not wait. They accept work while the registry drains, and `follow_up` does not change
+    /// them.
+    ///
+    /// # Deadlocks
+    ///
+    /// A task that waits for a permit keeps its own permit. If every permit is held by such a task, all of them wait forever. Start
+    /// the waiting tasks [without a permit](Self::without_permit), or with fewer tasks of this kind than the limit permits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(2).build();
+    /// let tasks = registry.clone();
+    /// registry.without_permit().run(async move {
+    ///     for page in 0..20 {
+    ///         // At most two pages are in flight simultaneously. None is rejected, although the registry drains.
+    ///         tasks.follow_up().run_when_ready(async move { drop(page) }).await.unwrap();
+    ///     }
+    /// });
+    /// assert_eq!(registry.shutdown().await.completed, 21);
+    /// # });
+    /// ```
+    pub fn follow_up(&self) -> TaskBuilder<'_, S> {
+        self.task().follow_up()
+    }
+
     /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
     /// `JoinSet` or a `select!`.
     ///
@@ -418,7 +489,7 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as the number of tasks in flight is below the [limit](crate::RegistryBuilder::max_in_flight).
+    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free.
     ///
     /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in which
     /// these futures were first polled. While a future waits for a permit, methods that do not wait, such as `run`, reject their
@@ -426,8 +497,9 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the shutdown starts while the
-    /// caller waits for a permit.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the caller needs to wait for a
+    /// permit and the shutdown has started. A task in flight that must still start work uses [`follow_up`](Self::follow_up): then
+    /// the returned future also waits during the drain.
     ///
     /// # Panics
     ///
@@ -440,8 +512,9 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// A task should not await `run_when_ready` of its own registry. If every task of a full registry waits for a permit, no task
-    /// can end, and no permit is ever released.
+    /// A task should not await `run_when_ready` of its own registry, unless the task was started
+    /// [without a permit](Self::without_permit). If every permit is held by a task that waits for a permit, no permit is ever
+    /// released.
     ///
     /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
     /// never polled again blocks all futures behind it. For this reason, do not pass a waiting future to `mem::forget`.

@@ -62,7 +62,7 @@ impl<T> Queue<T> {
     ///
     /// The worker is two tasks, `QUEUE worker` and `QUEUE maintenance`, which are in flight until shutdown.
     /// [`wait_idle`](Registry::wait_idle) waits for them. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight),
-    /// it must allow these two tasks and at least one job. Jobs wait for a permit.
+    /// these two tasks take [no permits](Registry::without_permit). Jobs wait for a permit.
     ///
     /// # Errors
     ///

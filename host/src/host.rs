@@ -19,8 +19,9 @@ use std::time::Duration;
 ///    Windows), when the program has ended, or when one of the registries is shut down by other code.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
 ///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
-///    so tasks that these requests start are accepted. The program takes a permit of a registry that has a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight). If no permit is free, this registry may drain before the program has ended.
+///    so tasks that these requests start are accepted. The program takes [no permit](Registry::without_permit) of a registry that has a
+///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
+///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. The process exits as soon as the last task has ended.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
 ///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second later

@@ -16,9 +16,13 @@ use tower_service::Service;
 /// of it, or when the client has disconnected. So the drain waits for every response that has started. A request can start background tasks until
 /// the last frame of its body, even while the registry drains.
 ///
-/// A request that arrives after the drain, or [above the limit](background_tasks::RegistryBuilder::max_in_flight), is answered 503 with an empty
-/// body, without a call of the service. After the drain, the response also closes its connection, so that the client connects elsewhere. This
-/// applies to HTTP/1; in HTTP/2 the server closes connections.
+/// A request that arrives after the drain is answered 503 with an empty body, without a call of the service. The response also closes its
+/// connection, so that the client connects elsewhere. This applies to HTTP/1; in HTTP/2 the server closes connections.
+///
+/// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight). The
+/// limit covers the tasks that requests start, and a request is accepted even when the registry is full. To limit requests, add a layer for that
+/// purpose, such as `ConcurrencyLimitLayer` of the crate `tower`. A handler that must start its task in a full registry awaits
+/// `registry.follow_up().run_when_ready(task)`, which waits for a permit also while the registry drains.
 ///
 /// # Outcomes
 ///
@@ -47,7 +51,7 @@ use tower_service::Service;
 /// abandons its request.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. Give the connection its own guard: call
-/// `registry.named("socket").guard()` in the handler, and move the guard into the task that serves the connection.
+/// `registry.named("socket").without_permit().guard()` in the handler, and move the guard into the task that serves the connection.
 ///
 /// # Examples
 ///
@@ -125,7 +129,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> RequestFuture<I::Future> {
         let RequestLayer { registry, name, location } = &self.layer;
-        let guard = registry.named(name).location(location).guard();
+        let guard = registry.named(name).location(location).without_permit().guard();
         let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == RejectReason::Drained);
         let close_connection = drained && request.version() < Version::HTTP_2;
         let (method, guard) = (request.method().clone(), guard.ok().map(Guard::require_completion));

@@ -92,14 +92,15 @@ impl HostState {
 
     /// Counts a running program as in flight in this registry.
     ///
-    /// If the registry has drained or is full, the program counts as in flight in a new registry, which is returned.
+    /// The program takes no permit, so the registry may be full. If the registry has drained, the program counts as in flight in a new registry,
+    /// which is returned.
     pub(crate) fn keep_in_flight(&self, registry: &Registry<()>) -> Option<Registry<()>> {
         let is_running = |program: &ProgramState| matches!(program, ProgramState::Running);
         if !is_running(&lock(&self.program)) {
             return None;
         }
         // Not under the lock: observers may be called.
-        let guard = |registry: &Registry<()>| registry.named("program").location(self.location).guard().ok();
+        let guard = |registry: &Registry<()>| registry.named("program").location(self.location).without_permit().guard().ok();
         let held = if registry.is_drained() { None } else { guard(registry) };
         let substitute = held.is_none().then(|| Registry::builder(()).inspect().build());
         // Declared before the lock guard, so that it is dropped after it: it may hold the last guard of a registry.

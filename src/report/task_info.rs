@@ -95,6 +95,8 @@ pub(crate) struct SpawnInfo {
     pub(crate) kind: TaskKind,
     /// Whether a panic or failure of the task starts the shutdown.
     pub(crate) critical: bool,
+    /// Whether the task takes no permit of a registry with a limit.
+    pub(crate) without_permit: bool,
 }
 
 /// Says how a task runs.

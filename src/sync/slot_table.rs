@@ -1,7 +1,7 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in three cases: it has a name that observers receive, it is critical (its failure or panic starts
-//! the shutdown), or it is inspected. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
+//! A task needs more than a count in four cases: it has a name that observers receive, it is critical (its failure or panic starts
+//! the shutdown), it is inspected, or it holds no permit in a registry with a limit. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
 //! of a slot, but reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in
 //! flight simultaneously.
 //!
@@ -74,6 +74,8 @@ pub(crate) struct Slot {
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
     /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
     abort_state: AtomicUsize,
+    /// Whether the task entered the gate without a permit. The table writes this flag before the task starts.
+    is_without_permit: AtomicBool,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
     /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
@@ -156,6 +158,7 @@ impl<O> SlotTable<O> {
                 false => ABORTABLE,
             };
             slot.abort_state.store(abort_state, Ordering::Relaxed);
+            slot.is_without_permit.store(info.without_permit, Ordering::Relaxed);
             slot.is_live.store(true, Ordering::Relaxed);
             row.target
         })
@@ -286,6 +289,7 @@ impl Slot {
             number: next_number(),
             is_live: AtomicBool::new(false),
             abort_state: AtomicUsize::new(NOT_ABORTABLE),
+            is_without_permit: AtomicBool::new(false),
             has_waker: AtomicBool::new(false),
             next: AtomicUsize::new(next),
             waker: Mutex::new(None),
@@ -323,6 +327,13 @@ impl Slot {
     pub(crate) fn disable_abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, NOT_ABORTABLE, Ordering::Relaxed, Ordering::Relaxed);
         previous == Err(ABORTED)
+    }
+
+    /// Returns whether the task entered the gate without a permit.
+    ///
+    /// Relaxed is enough because the table writes this flag before the task starts, and only the task's token reads it.
+    pub(crate) fn is_without_permit(&self) -> bool {
+        self.is_without_permit.load(Ordering::Relaxed)
     }
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::routing::get;
-use background_tasks::{Registry, TaskKind, TokioSpawner};
+use background_tasks::{Registry, RejectReason, TaskKind, TokioSpawner};
 use background_tasks_host::{RequestFuture, RequestLayer};
 use bytes::Bytes;
 use futures_lite::stream::{self, StreamExt};
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Barrier, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tower::{ServiceBuilder, ServiceExt};
@@ -272,17 +272,41 @@ async fn request_after_the_drain_is_rejected() {
 }
 
 #[tokio::test]
-async fn request_above_the_limit_is_rejected_and_keeps_its_connection() {
+async fn requests_take_no_permits_of_their_tasks() {
+    const LIMIT: usize = 4;
+    let registry = Registry::builder(TokioSpawner).max_in_flight(LIMIT).build();
+    // The handlers start their tasks when all requests are in flight. The tasks run until the shutdown.
+    let all_in_flight = Arc::new(Barrier::new(LIMIT));
+    let tasks = registry.clone();
+    let service = FnService(move |_| {
+        let (all_in_flight, tasks) = (all_in_flight.clone(), tasks.clone());
+        async move {
+            all_in_flight.wait().await;
+            let started = tasks.try_run(tasks.signal()).map_err(|rejected| rejected.reason());
+            Ok(Response::new(Full::from(format!("{started:?}"))))
+        }
+    });
+    let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
+    let responses: Vec<_> =
+        (0..LIMIT).map(|_| tokio::spawn(async move { text(Client::connect(address).await.get().await.unwrap()).await })).collect();
+    for response in responses {
+        assert_eq!(soon(response).await.unwrap(), "Ok(())");
+    }
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
+    let summary = soon(registry.shutdown()).await;
+    assert_eq!((summary.completed, summary.rejected), (2 * LIMIT as u64, 1));
+}
+
+#[tokio::test]
+async fn request_enters_a_full_registry() {
     let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
     let service = FnService(|_| std::future::ready(Ok(Response::new(Full::from("here")))));
     let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
     let mut client = Client::connect(address).await;
-    let guard = registry.guard().unwrap();
-    let rejected = client.get().await.unwrap();
-    assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
-    assert_eq!(text(rejected).await, "");
-    drop(guard);
-    assert_eq!(text(client.get().await.unwrap()).await, "here");
+    let _guard = registry.guard().unwrap();
+    let accepted = client.get().await.unwrap();
+    assert_eq!((accepted.status(), accepted.headers().get(CONNECTION)), (StatusCode::OK, None));
+    assert_eq!(text(accepted).await, "here");
 }
 
 /// Responds by the path of the request.

@@ -30,6 +30,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "critical" => critical(),
         "critical_worker" => critical_worker(),
         "full" => full(),
+        "full_with_last_task" => full_with_last_task(),
         "outlives_its_registry" => outlives_its_registry(),
         "main_blocked" => main_blocked(),
         "sighup_with_task" => sighup_with_task(),
@@ -234,15 +235,28 @@ fn critical_worker() -> ExitCode {
     }))
 }
 
-/// At the signal no permit is free for the program, which does not end.
+/// At the signal the registry is full. The program does not end.
 fn full() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     block_on(host(&registry).run(async {
         ready();
         registry.signal().await;
         println!("triggered");
         pending::<()>().await;
+    }))
+}
+
+/// At the signal the registry is full. The program waits for a permit, and starts its last task.
+fn full_with_last_task() -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
+    registry.run(released());
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        println!("triggered");
+        let last = async { println!("the last task") };
+        registry.follow_up().run_when_ready(last).await.map_err(|rejected| rejected.reason())
     }))
 }
 

@@ -29,8 +29,9 @@ const TESTS: &[(&str, fn())] = tests! {
     shutdown_by_a_task_ends_the_program
     lost_critical_task_exits_with_failure
     lost_critical_task_of_later_phase_exits_with_failure
-    program_without_permit_gets_the_signal_immediately
-    program_without_permit_has_the_grace_period
+    program_of_full_registry_gets_the_signal_immediately
+    program_of_full_registry_has_the_grace_period
+    program_of_full_registry_starts_its_last_task
     program_that_outlives_its_registry_has_the_grace_period
     signal_after_drain_limits_main
     repeated_sighup_does_not_exit
@@ -214,7 +215,7 @@ fn lost_critical_task_of_later_phase_exits_with_failure() {
     process.wait().assert_code(2).assert_stderr("shutting down because a critical task was lost: lease at ");
 }
 
-fn program_without_permit_gets_the_signal_immediately() {
+fn program_of_full_registry_gets_the_signal_immediately() {
     let mut process = Program::new("full").start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
@@ -223,13 +224,23 @@ fn program_without_permit_gets_the_signal_immediately() {
     process.wait().assert_code(130);
 }
 
-fn program_without_permit_has_the_grace_period() {
+fn program_of_full_registry_has_the_grace_period() {
     let mut process = Program::new("full").with("GRACE", GRACE).start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.release();
     process.wait().assert_code(1).assert_stderr("1 × program at ").assert_stderr("aborted all remaining tasks after ");
+}
+
+fn program_of_full_registry_starts_its_last_task() {
+    let mut process = Program::new("full_with_last_task").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stdout_line("triggered");
+    process.release();
+    process.stdout_line("the last task");
+    process.wait().assert_code(0).assert_stderr("3 completed, 0 failed");
 }
 
 fn program_that_outlives_its_registry_has_the_grace_period() {

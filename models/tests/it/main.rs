@@ -18,3 +18,4 @@ mod slot_reuse;
 mod state_reuse;
 mod trigger_races_poll;
 mod wait_idle;
+mod without_permit_races_permit;
