@@ -209,7 +209,7 @@ fn shutdown_passes_the_permit_of_a_rejected_waiter_to_the_next_follow_up() {
     let (mut follow_up, woken_follow_up) = queued_follow_up(&registry);
     drop(spawner.take());
     assert_eq!((woken.get(), woken_follow_up.get()), (1, 0));
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(woken_follow_up.get(), 1);
     assert!(matches!(poll_once(&mut follow_up), Poll::Ready(Ok(()))));
     assert_eq!(reason(poll_once(&mut rejected)), RejectReason::ShuttingDown);
@@ -222,11 +222,11 @@ fn drained_registry_wakes_and_rejects_every_follow_up() {
         let guard = registry.guard().unwrap();
         let waiting: Vec<_> = (0..3).map(|_| queued_follow_up(&registry)).collect();
         if shutdown_first {
-            registry.shutdown();
+            registry.start_shutdown();
             drop(guard);
         } else {
             drop(guard); // This wakes the first follow-up, which is not polled.
-            registry.shutdown();
+            registry.start_shutdown();
         }
         assert!(registry.is_drained());
         for (mut follow_up, woken) in waiting.into_iter().rev() {
@@ -252,7 +252,7 @@ fn follow_up_changes_nothing_but_the_wait_during_the_drain() {
 
     let unlimited = Registry::new(spawner.clone());
     let guard = unlimited.guard().unwrap();
-    unlimited.shutdown();
+    unlimited.start_shutdown();
     assert!(poll_once(&mut unlimited.follow_up().run_when_ready(async {})).is_ready());
     drop((spawner.take(), guard));
     assert_eq!(reason(poll_once(&mut unlimited.follow_up().run_when_ready(async {}))), RejectReason::Drained);
@@ -444,7 +444,7 @@ fn limit_holds_among_guards_without_a_permit() {
                     }
                     entered.fetch_add(1, SeqCst);
                     if count(&entered) > stop_after {
-                        registry.shutdown();
+                        registry.start_shutdown();
                     }
                 }
             });
