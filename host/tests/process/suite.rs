@@ -406,11 +406,11 @@ fn signal_after_the_repeat_window_exits_immediately() {
 }
 
 fn second_signal_ends_a_blocked_start_up() {
-    let mut process = Program::new("start_up_blocked").with("REPEAT_WINDOW", "0").start();
+    let mut process = Program::new("start_up_blocked").start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
-    process.signal(Signal::TERM);
+    process.process.signal_until_exit(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 0 in flight");
 }
 
