@@ -42,13 +42,13 @@ use std::time::Duration;
 /// same request. SIGHUP never ends the process during the drain, with or without [`handle_sighup`](Self::handle_sighup): the terminal has
 /// closed, and the work has not ended.
 ///
-/// [`shutdown_signal`](crate::shutdown_signal) describes the signals that are handled, and those that were ignored or blocked when the program
-/// started.
+/// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
+/// blocked.
 ///
 /// # Fork
 ///
-/// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including those
-/// that arrived between the fork and `run`. Fork before the process has other threads, and before `run`.
+/// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
+/// signals that arrived between the fork and `run`. Fork before the process has other threads, and before `run`.
 ///
 /// # Several hosts
 ///
