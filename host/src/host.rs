@@ -39,8 +39,8 @@ use std::time::Duration;
 /// # Signals
 ///
 /// A second signal ends the process immediately, with two exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. SIGHUP never ends the process during the drain, with or without [`handle_sighup`](Self::handle_sighup): the terminal has
-/// closed, and the work has not ended.
+/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup): the terminal has
+/// closed, and the work has not ended. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
 ///
 /// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
 /// blocked.
@@ -232,8 +232,9 @@ impl Host {
             state.finished().await;
         };
         ended.or(systemd::keep_watchdog_alive()).await;
-        // Both are for a `run` that is dropped before this point. The hook stays installed until the process exits.
-        std::mem::forget((notify_on_drop, self.second_signal_hook));
+        // Both are for a `run` that is dropped before this point.
+        std::mem::forget(notify_on_drop);
+        self.second_signal_hook.keep();
         state.exit_code().into()
     }
 }

@@ -11,6 +11,7 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     stop_request: None,
     requested_at: None,
     hooks: Vec::new(),
+    kept: None,
     next_key: 0,
     is_signal_used: false,
     handles_sighup: false,
@@ -27,6 +28,8 @@ struct Handlers {
     requested_at: Option<Instant>,
     /// The hooks of the hosts. The last one is the newest.
     hooks: Vec<Hook>,
+    /// The hook of the last host whose `run` has returned.
+    kept: Option<HookKey>,
     next_key: usize,
     /// Other code waits for the signal: a caller of `shutdown_signal`.
     is_signal_used: bool,
@@ -139,6 +142,10 @@ impl Handlers {
         self.stop_request.get_or_insert_with(|| Registry::new(()))
     }
 
+    fn remove(&mut self, key: HookKey) -> Option<Hook> {
+        self.hooks.iter().position(|hook| hook.key == key).map(|index| self.hooks.remove(index))
+    }
+
     /// Returns whether a host or a caller of `shutdown_signal` still handles signals.
     fn has_users(&self) -> bool {
         self.is_signal_used || !self.hooks.is_empty()
@@ -163,6 +170,16 @@ impl SecondSignalHook {
     pub(crate) fn key(&self) -> HookKey {
         self.0
     }
+
+    /// Keeps the hook until the process exits or another one is kept.
+    pub(crate) fn keep(self) {
+        let mut handlers = lock(&HANDLERS);
+        let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
+        drop(handlers);
+        // Not under the lock: the hook may own the last handle of a registry.
+        drop(previous);
+        std::mem::forget(self);
+    }
 }
 
 impl HookKey {
@@ -175,7 +192,7 @@ impl HookKey {
 impl Drop for SecondSignalHook {
     fn drop(&mut self) {
         let mut handlers = lock(&HANDLERS);
-        let hook = handlers.hooks.iter().position(|hook| hook.key == self.0).map(|index| handlers.hooks.remove(index));
+        let hook = handlers.remove(self.0);
         if !handlers.has_users() {
             (handlers.handles_sighup, handlers.handles_ignored) = (false, false);
         }

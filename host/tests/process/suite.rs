@@ -335,7 +335,6 @@ fn end_of_program_does_not_limit_main() {
     process.stdout_line("ready");
     let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
     ended.assert_code(1).assert_stderr("`main` has not returned");
-    assert!(!ended.has_stdout("ready"), "{ended:#?}");
 }
 
 /// The grace period is longer than the test's patience.
