@@ -23,8 +23,8 @@ use std::time::Duration;
 ///    so tasks that these requests start are accepted. The program takes a permit of a registry that has a
 ///    [limit](background_tasks::RegistryBuilder::max_in_flight). If no permit is free, this registry may drain before the program has ended.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
-///    exit code, and `main` returns. If the process was asked to stop, `main` must return within the [`main_timeout`](Self::main_timeout).
-///    Otherwise the host ends the process: a runtime's destructor, for example, waits for a blocking read of stdin.
+///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout), or the host ends
+///    the process. For example, a runtime's destructor may wait for a blocking read of stdin.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
 ///    [aborts](Registry::abort) the tasks that can be aborted, and drops the program's future. Half a second later it stops waiting, and reports the
 ///    remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and otherwise as abandoned.
@@ -48,7 +48,7 @@ use std::time::Duration;
 /// # Fork
 ///
 /// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
-/// signals that arrived between the fork and `run`. Fork before the process has other threads, and before `run`.
+/// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads.
 ///
 /// # Several hosts
 ///
