@@ -86,7 +86,7 @@ use std::time::Duration;
 ///     let host = Host::new(&requests).then(&workers).grace(Duration::from_secs(25));
 ///     smol::block_on(host.run(async move {
 ///         // Serve until `requests.signal()` is triggered. The host logs an error, and exits with code 2 after the drain.
-///         Err("the port is in use")
+///         Err::<(), _>("the port is in use")
 ///     }))
 /// }
 /// ```
