@@ -139,7 +139,7 @@ mod task_builder;
 pub use builder::RegistryBuilder;
 pub use observer::Observer;
 pub use registry::Registry;
-pub use report::{AbortError, AbortReport, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
 pub use report::{TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};

@@ -2,12 +2,14 @@
 //! registry.
 
 mod abort;
+mod loss;
 mod output;
 mod rejected;
 mod summary;
 mod task_info;
 
 pub use abort::{AbortError, AbortReport};
+pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};
 pub use summary::{Stragglers, Summary};

@@ -4,7 +4,7 @@
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking, resume};
 use crate::report::TaskOutput;
-use crate::state::{Loss, Token};
+use crate::state::{Token, UnreportedLoss};
 use crate::sync::slot_table::Slot;
 use core::fmt;
 use core::pin::{Pin, pin};
@@ -43,7 +43,7 @@ impl<F> Work<F> {
     ///
     /// If the future's destructor panics, this function passes the payload of the panic to the closure `panic`, and returns the
     /// value that the closure returns. Otherwise, this function returns `None`.
-    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: Loss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: UnreportedLoss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
         let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
@@ -61,7 +61,7 @@ impl<F: Future> Work<F> {
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
+        output: impl FnOnce(Token, F::Output) -> (Option<UnreportedLoss>, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
         let token = self.as_mut().token().expect("polled after it finished");
@@ -98,7 +98,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.drop_unfinished(Loss::ABANDONED, drop_quietly);
+            this.project().work.drop_unfinished(UnreportedLoss::Abandoned, drop_quietly);
         }
     }
 }
@@ -116,7 +116,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         let mut work = self.project().work;
         let slot = work.as_mut().token().and_then(|token| token.slot());
         if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(Loss::ABORTED, drop_quietly);
+            work.drop_unfinished(UnreportedLoss::Aborted, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
@@ -127,7 +127,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             ignore_panic(|| slot.store_waker(cx.waker()));
             if slot.is_aborted() {
-                work.drop_unfinished(Loss::ABORTED, drop_quietly);
+                work.drop_unfinished(UnreportedLoss::Aborted, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -164,7 +164,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.drop_unfinished(Loss::ABANDONED, |payload| payload) {
+            match this.project().work.drop_unfinished(UnreportedLoss::Abandoned, |payload| payload) {
                 Some(payload) if panicking() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -212,7 +212,7 @@ impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
         if panicking() {
-            self.0.lose(Loss::panicked("dropped by a panic"));
+            self.0.lose(UnreportedLoss::Panicked("dropped by a panic".into()));
         } else {
             self.0.leave();
         }

@@ -1,4 +1,4 @@
-use crate::{Observer, RejectReason, Summary, TaskInfo};
+use crate::{Loss, Observer, Summary, TaskInfo};
 use core::fmt::Display;
 use core::time::Duration;
 use tracing::field::{DisplayValue, display};
@@ -71,24 +71,14 @@ fn display_option<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
 }
 
 impl Observer for TracingObserver {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        emit_loss!(error, task, "background task failed", error = error);
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        emit_loss!(error, task, "background task panicked", panic = message);
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        emit_loss!(warn, task, "background task abandoned: it was dropped before it finished");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        emit_loss!(warn, task, "background task aborted");
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        emit_loss!(warn, task, "background task rejected", reason = reason);
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        match loss {
+            Loss::Failed(error) => emit_loss!(error, task, "background task failed", error = error),
+            Loss::Panicked(message) => emit_loss!(error, task, "background task panicked", panic = message),
+            Loss::Abandoned => emit_loss!(warn, task, "background task abandoned: it was dropped before it finished"),
+            Loss::Aborted => emit_loss!(warn, task, "background task aborted"),
+            Loss::Rejected(reason) => emit_loss!(warn, task, "background task rejected", reason = reason),
+        }
     }
 
     fn shutdown_started(&self, in_flight: usize) {

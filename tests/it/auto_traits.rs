@@ -1,9 +1,9 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder, RegistryState,
-    RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers, Summary,
-    TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry, RegistryBuilder,
+    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers,
+    Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -52,6 +52,7 @@ fn types_without_user_types_have_all_auto_traits() {
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
+        Loss<'static> => ALL,
         TaskKind => ALL,
         RejectReason => ALL,
         Registry<()> => ALL,
@@ -92,6 +93,7 @@ fn generic_types_inherit_auto_traits_of_user_types() {
 fn public_types_are_copy_or_clone() {
     fn copy<T: Copy>() {}
     fn clone<T: Clone>() {}
+    copy::<Loss<'static>>();
     copy::<Summary>();
     copy::<RejectReason>();
     copy::<TaskKind>();

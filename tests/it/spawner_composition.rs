@@ -1,8 +1,8 @@
 //! Combined spawners: a wrapper around each task, several executors for one registry, and type-erased spawners.
 use crate::common::{HANG, Manual};
 use background_tasks::{
-    DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, Observer, Registry, SmolSpawner, Spawner, TaskInfo, ThreadsSpawner,
-    TokioSpawner,
+    DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, Loss, Observer, Registry, SmolSpawner, Spawner, TaskInfo,
+    ThreadsSpawner, TokioSpawner,
 };
 use futures_lite::future::{block_on, pending};
 use std::rc::Rc;
@@ -21,11 +21,7 @@ fn span_id() -> Option<tracing::Id> {
 struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
 
 impl Observer for SpanLog {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.0.lock().unwrap().push(span_id());
-    }
-
-    fn abandoned(&self, _: &TaskInfo) {
+    fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
         self.0.lock().unwrap().push(span_id());
     }
 }
