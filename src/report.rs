@@ -13,5 +13,4 @@ pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};
 pub use summary::{Stragglers, Summary};
-pub(crate) use task_info::SpawnInfo;
-pub use task_info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
+pub use task_info::{ParseTaskIdError, SpawnInfo, TaskId, TaskInfo, TaskKind};

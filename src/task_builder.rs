@@ -112,8 +112,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
+        let info = self.spawn_info(TaskKind::Future);
         let (future, token) = self.admit(TaskKind::Future, future)?;
-        self.spawner.spawn(Task::new(future, token));
+        self.spawner.spawn_with_info(Task::new(future, token), &info);
         Ok(())
     }
 
@@ -145,8 +146,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: LocalSpawner,
     {
+        let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(TaskKind::Local, future)?;
-        self.spawner.spawn_local(Task::new(future, token));
+        self.spawner.spawn_local_with_info(Task::new(future, token), &info);
         Ok(())
     }
 
@@ -168,9 +170,10 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: BlockingSpawner,
     {
+        let info = self.spawn_info(TaskKind::Blocking);
         let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
-        self.spawner.spawn_blocking(move || task.run());
+        self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(())
     }
 }
@@ -204,7 +207,7 @@ impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunW
             let future = future.take().expect("asserted above");
             match entered {
                 Ok(token) => {
-                    spawner.spawn(Task::new(future, token));
+                    spawner.spawn_with_info(Task::new(future, token), info);
                     Ok(())
                 }
                 Err(reason) => Err(Rejected::new(future, state.reject(*info, reason))),

@@ -2,8 +2,8 @@
 
 use background_tasks::{
     AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry, RegistryBuilder,
-    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers,
-    Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo,
+    Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -62,6 +62,7 @@ fn types_without_user_types_have_all_auto_traits() {
         ShutdownSignal => ALL,
         Stragglers => ALL,
         TaskBuilder<'static, ()> => ALL,
+        SpawnInfo => ALL,
         Summary => ALL,
         TaskId => ALL,
         TaskInfo => ALL,
@@ -94,6 +95,7 @@ fn public_types_are_copy_or_clone() {
     fn copy<T: Copy>() {}
     fn clone<T: Clone>() {}
     copy::<Loss<'static>>();
+    copy::<SpawnInfo>();
     copy::<Summary>();
     copy::<RejectReason>();
     copy::<TaskKind>();
