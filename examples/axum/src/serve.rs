@@ -18,7 +18,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Serves until `end` resolves and all connections have closed.
 pub(crate) async fn serve(mut listener: TcpListener, app: Router, end: impl Future<Output = ()>) {
     let mut http = http1::Builder::new();
-    // Without a timer there is no timeout.
+    // The timeout needs a timer.
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let connections = GracefulShutdown::new();
     let mut end = pin!(end);
