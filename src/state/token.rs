@@ -134,6 +134,7 @@ impl Token {
     ///
     /// This function also starts the shutdown if the loss requires it.
     #[cold]
+    #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once, so this function consumes it")]
     pub(crate) fn lose(self, loss: UnreportedLoss) {
         let state = self.shard().state();
         let (outcome, loss, policy) = match &loss {
