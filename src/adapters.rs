@@ -18,6 +18,8 @@ pub(crate) mod metrics;
 mod serde;
 #[cfg(feature = "smol")]
 pub(crate) mod smol;
+#[cfg(feature = "tracing")]
+pub(crate) mod task_span;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
 #[cfg(feature = "tracing")]

@@ -90,7 +90,7 @@
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
 //! | `futures` | `FuturesSpawner`, for executors that implement `Spawn` or `LocalSpawn` of the `futures` crate |
 //! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
-//! | `tracing` | `TracingObserver`, and `InSpan`, which runs tasks in the span of their caller |
+//! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver` |
 //! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
@@ -143,8 +143,8 @@ mod task_builder;
 pub use builder::RegistryBuilder;
 pub use observer::Observer;
 pub use registry::Registry;
-pub use report::{AbortError, AbortReport, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
-pub use report::{TaskId, TaskInfo, TaskKind, TaskOutput};
+pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
@@ -167,6 +167,8 @@ pub use adapters::in_span::InSpan;
 pub use adapters::metrics::MetricsObserver;
 #[cfg(feature = "smol")]
 pub use adapters::smol::SmolSpawner;
+#[cfg(feature = "tracing")]
+pub use adapters::task_span::TaskSpan;
 #[cfg(feature = "tokio")]
 pub use adapters::tokio::TokioSpawner;
 #[cfg(feature = "tracing")]

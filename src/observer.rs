@@ -1,4 +1,4 @@
-use crate::report::{RejectReason, Summary, TaskInfo};
+use crate::report::{Loss, Summary, TaskInfo};
 use core::time::Duration;
 
 /// Receives a call for every task that did not complete (a loss), for the start of the shutdown, and for the end of the drain.
@@ -34,13 +34,13 @@ use core::time::Duration;
 /// ```
 /// # #[cfg(feature = "smol")]
 /// # smol::block_on(async {
-/// use background_tasks::{Observer, Registry, SmolSpawner, TaskInfo};
+/// use background_tasks::{Loss, Observer, Registry, SmolSpawner, TaskInfo};
 ///
 /// struct ToStderr;
 ///
 /// impl Observer for ToStderr {
-///     fn failed(&self, task: &TaskInfo, error: &str) {
-///         eprintln!("{task} failed: {error}");
+///     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+///         eprintln!("{task} {loss}"); // welcome-mail at src/main.rs:12:33 failed: no such mailbox
 ///     }
 /// }
 ///
@@ -51,26 +51,11 @@ use core::time::Duration;
 /// ```
 #[expect(unused_variables, reason = "the names document the parameters")]
 pub trait Observer: Send + Sync + 'static {
-    /// Called when a task returned an `Err`. `error` is the `Display` text of the error in its alternate form, `{:#}`. An error of
-    /// `anyhow` prints its whole chain of causes in this form.
-    fn failed(&self, task: &TaskInfo, error: &str) {}
-
-    /// Called when a task panicked, when a task's destructor panicked, or when a panic dropped a [`Guard`](crate::Guard) or
-    /// a [`CompletionGuard`](crate::CompletionGuard). `message` is the message of the panic.
-    fn panicked(&self, task: &TaskInfo, message: &str) {}
-
-    /// Called when a task was dropped before it finished, or when a [`CompletionGuard`](crate::CompletionGuard) was dropped without
-    /// a call of `complete`.
-    fn abandoned(&self, task: &TaskInfo) {}
-
-    /// Called when a task was [aborted](crate::Registry::abort).
-    fn aborted(&self, task: &TaskInfo) {}
-
-    /// Called when the registry rejected a task. A rejected task has no ID and no age.
+    /// Called when a task was lost: it failed, panicked, or was abandoned, aborted or rejected.
     ///
-    /// If the observer itself starts a task during this call and the registry rejects that task, the rejection is counted but not
-    /// reported.
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {}
+    /// If the observer itself starts a task while it handles a rejection and the registry rejects that task, the second rejection
+    /// is counted but not reported.
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {}
 
     /// Called once when the shutdown has started. `in_flight` is the number of tasks in flight at that moment.
     ///
@@ -88,24 +73,8 @@ pub trait Observer: Send + Sync + 'static {
 macro_rules! forward {
     ($($holder:ty),*) => {$(
         impl<O: Observer + ?Sized> Observer for $holder {
-            fn failed(&self, task: &TaskInfo, error: &str) {
-                (**self).failed(task, error);
-            }
-
-            fn panicked(&self, task: &TaskInfo, message: &str) {
-                (**self).panicked(task, message);
-            }
-
-            fn abandoned(&self, task: &TaskInfo) {
-                (**self).abandoned(task);
-            }
-
-            fn aborted(&self, task: &TaskInfo) {
-                (**self).aborted(task);
-            }
-
-            fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-                (**self).rejected(task, reason);
+            fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+                (**self).lost(task, loss);
             }
 
             fn shutdown_started(&self, in_flight: usize) {

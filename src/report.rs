@@ -2,14 +2,15 @@
 //! registry.
 
 mod abort;
+mod loss;
 mod output;
 mod rejected;
 mod summary;
 mod task_info;
 
 pub use abort::{AbortError, AbortReport};
+pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};
 pub use summary::{Stragglers, Summary};
-pub(crate) use task_info::SpawnInfo;
-pub use task_info::{ParseTaskIdError, TaskId, TaskInfo, TaskKind};
+pub use task_info::{ParseTaskIdError, SpawnInfo, TaskId, TaskInfo, TaskKind};

@@ -16,4 +16,4 @@ pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
 pub(crate) use registry_state::Shard;
 pub(crate) use settings::Settings;
-pub(crate) use token::{Loss, Token};
+pub(crate) use token::{Token, UnreportedLoss};

@@ -4,7 +4,7 @@
 
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
-use crate::state::{Loss, Token};
+use crate::state::{Token, UnreportedLoss};
 use crate::sync::slot_table::Slot;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
@@ -45,7 +45,7 @@ impl<F> Work<F> {
     /// value that the closure returns. Otherwise, this function returns `None`.
     fn drop_unfinished<T>(
         mut self: Pin<&mut Self>,
-        loss: impl FnOnce(&Token) -> Loss,
+        loss: impl FnOnce(&Token) -> UnreportedLoss,
         panic: impl FnOnce(Payload) -> T,
     ) -> Option<T> {
         let token = self.as_mut().token()?;
@@ -65,7 +65,7 @@ impl<F: Future> Work<F> {
     fn poll<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        output: impl FnOnce(Token, F::Output) -> (Option<Loss>, T),
+        output: impl FnOnce(Token, F::Output) -> (Option<UnreportedLoss>, T),
         panic: impl FnOnce(Payload) -> T,
     ) -> Poll<T> {
         let token = self.as_mut().token().expect("polled after it finished");
@@ -120,7 +120,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         let mut work = self.project().work;
         let slot = work.as_mut().token().and_then(|token| token.slot());
         if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(|_| Loss::ABORTED, drop_quietly);
+            work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
@@ -131,7 +131,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             ignore_panic(|| slot.store_waker(cx.waker()));
             if slot.is_aborted() {
-                work.drop_unfinished(|_| Loss::ABORTED, drop_quietly);
+                work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -215,10 +215,10 @@ impl Held {
     /// Releases the count of the work. The work counts as panicked if a panic unwinds the current thread and started after the work
     /// was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
     #[inline]
-    fn end(self, loss: Option<Loss>) {
+    fn end(self, loss: Option<UnreportedLoss>) {
         let panicking = panicking_thread();
         let is_panicked = panicking.is_some() && panicking != self.already_panicking;
-        match if is_panicked { Some(Loss::panicked("dropped by a panic")) } else { loss } {
+        match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
             None => self.token.leave(),
             Some(loss) => self.token.lose(loss),
         }
@@ -308,7 +308,7 @@ impl CompletionGuard {
 
 impl Drop for CompletionGuard {
     fn drop(&mut self) {
-        self.0.end(Some(Loss::ABANDONED));
+        self.0.end(Some(UnreportedLoss::Abandoned));
     }
 }
 

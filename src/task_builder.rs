@@ -126,8 +126,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
+        let info = self.spawn_info(TaskKind::Future);
         let (future, token) = self.admit(TaskKind::Future, future)?;
-        self.spawner.spawn(Task::new(future, token));
+        self.spawner.spawn_with_info(Task::new(future, token), &info);
         Ok(())
     }
 
@@ -159,8 +160,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: LocalSpawner,
     {
+        let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(TaskKind::Local, future)?;
-        self.spawner.spawn_local(Task::new(future, token));
+        self.spawner.spawn_local_with_info(Task::new(future, token), &info);
         Ok(())
     }
 
@@ -182,9 +184,10 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: BlockingSpawner,
     {
+        let info = self.spawn_info(TaskKind::Blocking);
         let (work, token) = self.admit(TaskKind::Blocking, work)?;
         let task = Task::new(lazy(|_| work()), token);
-        self.spawner.spawn_blocking(move || task.run());
+        self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(())
     }
 }
@@ -224,7 +227,7 @@ impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunW
             let future = future.take().expect("asserted above");
             match entered {
                 Ok(token) => {
-                    spawner.spawn(Task::new(future, token));
+                    spawner.spawn_with_info(Task::new(future, token), info);
                     Ok(())
                 }
                 Err(reason) => Err(Rejected::new(future, state.reject(*info, reason))),

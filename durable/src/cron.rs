@@ -95,7 +95,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
             signal.run_until_shutdown(run).await;
         };
         let task = names.track(name, task)?;
-        registry.spawner().spawn(task);
+        names.start(name, task);
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::outage::Report;
-use background_tasks::{Registry, RejectReason, Spawner, Tracked};
+use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
 #[cfg(feature = "cron")]
 use std::any::Any;
 use std::panic::Location;
@@ -37,6 +37,11 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
     pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
         let task = self.registry.named(name).location(self.location).without_permit().track(task);
         task.map_err(|rejected| Error::Refused(rejected.reason()))
+    }
+
+    /// Starts a tracked task.
+    pub(crate) fn start<F: Future<Output = ()> + Send + 'static>(&self, name: &'static str, task: Tracked<F>) {
+        self.registry.spawner().spawn_with_info(task, &SpawnInfo::new(Some(name), self.location));
     }
 
     /// Returns a function that reports failures of this task, each as a failed task of the same name.

@@ -104,8 +104,8 @@ impl<T> Queue<T> {
             names.check_open()?;
             let worker = names.track(worker_name, worker)?;
             let maintenance = names.track(maintenance_name, maintenance)?;
-            registry.spawner().spawn(worker);
-            registry.spawner().spawn(maintenance);
+            names.start(worker_name, worker);
+            names.start(maintenance_name, maintenance);
             Ok(())
         }
     }

@@ -1,4 +1,4 @@
-use crate::{Observer, Registry, RejectReason, Summary, TaskInfo};
+use crate::{Loss, Observer, Registry, Summary, TaskInfo};
 use core::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
@@ -60,32 +60,12 @@ impl MetricsObserver {
         counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => "completed", "task" => "").absolute(completed);
         gauge!(IN_FLIGHT, "registry" => self.registry).set(in_flight as f64);
     }
-
-    fn count(&self, task: &TaskInfo, outcome: &'static str) {
-        let name = task.name().unwrap_or_default();
-        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => outcome, "task" => name).increment(1);
-    }
 }
 
 impl Observer for MetricsObserver {
-    fn failed(&self, task: &TaskInfo, _: &str) {
-        self.count(task, "failed");
-    }
-
-    fn panicked(&self, task: &TaskInfo, _: &str) {
-        self.count(task, "panicked");
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.count(task, "abandoned");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.count(task, "aborted");
-    }
-
-    fn rejected(&self, task: &TaskInfo, _: RejectReason) {
-        self.count(task, "rejected");
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        let name = task.name().unwrap_or_default();
+        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => loss.outcome(), "task" => name).increment(1);
     }
 
     fn drained(&self, summary: &Summary, took: Duration) {

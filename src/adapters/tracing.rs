@@ -1,4 +1,4 @@
-use crate::{Observer, RejectReason, Summary, TaskInfo};
+use crate::{Loss, Observer, Summary, TaskInfo};
 use core::fmt::Display;
 use core::time::Duration;
 use tracing::field::{DisplayValue, display};
@@ -20,12 +20,13 @@ use tracing::{error, info, warn};
 /// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. Events about
 /// rejected tasks have neither `task.id` nor `task.age_seconds`.
 ///
-/// # The caller's span
+/// # Spans
 ///
-/// By default a task does not run in the span that was current when the task was started. To run all tasks in the caller's span,
-/// wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's
-/// future, as in the example below. A span that is attached to a future contains the events that the future emits. It does not
-/// contain the event about the loss of the task.
+/// By default a task does not run in a span, and has no relation to the span that was current when the task was started. To give
+/// each task a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To run all tasks in
+/// the caller's span, wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span
+/// to the task's future, as in the example below. A span that is attached to a future contains the events that the future emits.
+/// It does not contain the event about the loss of the task.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -71,24 +72,14 @@ fn display_option<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
 }
 
 impl Observer for TracingObserver {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        emit_loss!(error, task, "background task failed", error = error);
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        emit_loss!(error, task, "background task panicked", panic = message);
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        emit_loss!(warn, task, "background task abandoned: it was dropped before it finished");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        emit_loss!(warn, task, "background task aborted");
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        emit_loss!(warn, task, "background task rejected", reason = reason);
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        match loss {
+            Loss::Failed(error) => emit_loss!(error, task, "background task failed", error = error),
+            Loss::Panicked(message) => emit_loss!(error, task, "background task panicked", panic = message),
+            Loss::Abandoned => emit_loss!(warn, task, "background task abandoned: it was dropped before it finished"),
+            Loss::Aborted => emit_loss!(warn, task, "background task aborted"),
+            Loss::Rejected(reason) => emit_loss!(warn, task, "background task rejected", reason = reason),
+        }
     }
 
     fn shutdown_started(&self, in_flight: usize) {

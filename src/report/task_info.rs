@@ -87,9 +87,9 @@ impl fmt::Display for TaskInfo {
     }
 }
 
-/// Contains the properties of a task that are known when the task is spawned.
-#[derive(Clone, Copy)]
-pub(crate) struct SpawnInfo {
+/// Describes a task that a spawner starts. [`Spawner::spawn_with_info`](crate::Spawner::spawn_with_info) receives this type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: TaskKind,
@@ -97,6 +97,23 @@ pub(crate) struct SpawnInfo {
     pub(crate) critical: bool,
     /// Whether the task takes no permit of a registry with a limit.
     pub(crate) without_permit: bool,
+}
+
+impl SpawnInfo {
+    /// Describes a future that the caller passes to a spawner itself, for example a [tracked](crate::Registry::track) future.
+    pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
+        Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false }
+    }
+
+    /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
+    pub fn name(&self) -> Option<&'static str> {
+        self.name
+    }
+
+    /// Returns the call site: the source location of the call that started the task.
+    pub fn location(&self) -> &'static Location<'static> {
+        self.location
+    }
 }
 
 /// Says how a task runs.

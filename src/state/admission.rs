@@ -3,7 +3,7 @@
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{INSPECTED, LIMITED};
 use crate::platform::per_thread;
-use crate::report::{RejectReason, SpawnInfo, TaskInfo};
+use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
 use crate::sync::{gate::Refused, slot_table::TokenTarget, wait_queue::Ticket};
 use core::task::{Poll, Waker};
 
@@ -119,7 +119,7 @@ impl RegistryState {
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             let kind = self.settings.has(INSPECTED).then_some(info.kind);
             let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
-            self.notify_observers(|observer| observer.rejected(&task, reason));
+            self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));
         }
         reason

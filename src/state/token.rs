@@ -3,27 +3,19 @@
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, catch, drop_quietly, panic_message};
-use crate::report::{RejectReason, SpawnInfo, TaskInfo, TaskKind};
+use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
 use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
-/// The outcome of work that did not complete. The message is empty if the registry has no observer.
-pub(crate) struct Loss {
-    outcome: Lost,
-    message: String,
-}
-
-impl Loss {
-    pub(crate) const ABANDONED: Self = Self { outcome: Lost::Abandoned, message: String::new() };
-    pub(crate) const ABORTED: Self = Self { outcome: Lost::Aborted, message: String::new() };
-
-    /// Returns the loss of work that panicked with this message.
-    pub(crate) fn panicked(message: &str) -> Self {
-        Self { outcome: Lost::Panicked, message: message.into() }
-    }
+/// The loss of work that has not been counted and reported yet. The texts are empty if the registry has no observer.
+pub(crate) enum UnreportedLoss {
+    Failed(String),
+    Panicked(String),
+    Abandoned,
+    Aborted,
 }
 
 /// A token proves that one piece of work is counted as in flight (S1).
@@ -107,26 +99,27 @@ impl Token {
     /// A future counts as abandoned, even if it was also aborted, because its owner ended it. A blocking closure that was aborted
     /// counts as aborted, because its abort has already ended it (L3).
     #[cold]
-    pub(crate) fn dropped(&self) -> Loss {
+    pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
-        if self.slot().filter(is_closure).is_some_and(Slot::disable_abort) { Loss::ABORTED } else { Loss::ABANDONED }
+        let is_aborted = self.slot().filter(is_closure).is_some_and(Slot::disable_abort);
+        if is_aborted { UnreportedLoss::Aborted } else { UnreportedLoss::Abandoned }
     }
 
     /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its
     /// causes if the alternate form of `Display` prints them.
-    pub(crate) fn failed(&self, error: &dyn Display) -> Loss {
+    pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
         let message = || {
             catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
                 drop_quietly(payload);
                 "(an error whose Display panicked)".into()
             })
         };
-        Loss { outcome: Lost::Failed, message: if self.shard().state().is_observed() { message() } else { String::new() } }
+        UnreportedLoss::Failed(if self.shard().state().is_observed() { message() } else { String::new() })
     }
 
     /// Returns the loss of work that panicked. The loss contains the message of the panic if there are observers.
-    pub(crate) fn panicked(&self, payload: &Payload) -> Loss {
-        Loss::panicked(if self.shard().state().is_observed() { panic_message(payload) } else { "" })
+    pub(crate) fn panicked(&self, payload: &Payload) -> UnreportedLoss {
+        UnreportedLoss::Panicked(if self.shard().state().is_observed() { panic_message(payload).into() } else { String::new() })
     }
 
     /// Stops counting the work as in flight. The caller has dropped the work already, so a waiter for the drain resumes after the
@@ -165,24 +158,20 @@ impl Token {
     ///
     /// This function also starts the shutdown if the loss requires it.
     #[cold]
-    pub(crate) fn lose(self, loss: Loss) {
-        let (state, Loss { outcome, message }) = (self.shard().state(), loss);
+    #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once, so this function consumes it")]
+    pub(crate) fn lose(self, loss: UnreportedLoss) {
+        let state = self.shard().state();
+        let (outcome, loss, policy) = match &loss {
+            UnreportedLoss::Failed(error) => (Lost::Failed, Loss::Failed(error), SHUTDOWN_ON_FAILURE),
+            UnreportedLoss::Panicked(message) => (Lost::Panicked, Loss::Panicked(message), SHUTDOWN_ON_PANIC),
+            UnreportedLoss::Abandoned => (Lost::Abandoned, Loss::Abandoned, NONE),
+            UnreportedLoss::Aborted => (Lost::Aborted, Loss::Aborted, NONE),
+        };
         self.shard().count(outcome);
         if state.is_observed() {
             let task = self.info();
-            state.notify_observers(|observer| match outcome {
-                Lost::Failed => observer.failed(&task, &message),
-                Lost::Panicked => observer.panicked(&task, &message),
-                Lost::Abandoned => observer.abandoned(&task),
-                Lost::Aborted => observer.aborted(&task),
-                Lost::Rejected => {}
-            });
+            state.notify_observers(|observer| observer.lost(&task, &loss));
         }
-        let policy = match outcome {
-            Lost::Failed => SHUTDOWN_ON_FAILURE,
-            Lost::Panicked => SHUTDOWN_ON_PANIC,
-            _ => NONE,
-        };
         if state.settings.has(policy) || (policy != NONE && self.is_critical()) {
             state.start_shutdown_after_loss(self.info());
         }

@@ -1,9 +1,9 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Registry, RegistryBuilder,
-    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, Stragglers,
-    Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry,
+    RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
+    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -54,6 +54,7 @@ fn types_without_user_types_have_all_auto_traits() {
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
         CompletionGuard => ALL,
+        Loss<'static> => ALL,
         TaskKind => ALL,
         RejectReason => ALL,
         Registry<()> => ALL,
@@ -63,6 +64,7 @@ fn types_without_user_types_have_all_auto_traits() {
         ShutdownSignal => ALL,
         Stragglers => ALL,
         TaskBuilder<'static, ()> => ALL,
+        SpawnInfo => ALL,
         Summary => ALL,
         TaskId => ALL,
         TaskInfo => ALL,
@@ -94,6 +96,8 @@ fn generic_types_inherit_auto_traits_of_user_types() {
 fn public_types_are_copy_or_clone() {
     fn copy<T: Copy>() {}
     fn clone<T: Clone>() {}
+    copy::<Loss<'static>>();
+    copy::<SpawnInfo>();
     copy::<Summary>();
     copy::<RejectReason>();
     copy::<TaskKind>();

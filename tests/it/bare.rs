@@ -4,7 +4,9 @@
 //! always use `std`, but they call nothing that needs it in the library: they block no thread and catch no panic.
 use crate::common::{Manual, counting_waker, inspected, poll, poll_once};
 use allocation_counter::measure;
-use background_tasks::{AbortError, AbortReport, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, TaskKind};
+use background_tasks::{
+    AbortError, AbortReport, Loss, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, TaskKind,
+};
 use std::future::{Ready, pending, ready};
 use std::panic::Location;
 use std::pin::pin;
@@ -50,24 +52,15 @@ fn name(task: &TaskInfo) -> Name {
 }
 
 impl Observer for Recorder {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        self.push(Event::Failed(name(task), error.into()));
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.push(Event::Panicked(name(task), message.into()));
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.push(Event::Abandoned(name(task)));
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.push(Event::Aborted(name(task)));
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.push(Event::Rejected(name(task), reason));
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        self.push(match *loss {
+            Loss::Failed(error) => Event::Failed(name(task), error.into()),
+            Loss::Panicked(message) => Event::Panicked(name(task), message.into()),
+            Loss::Abandoned => Event::Abandoned(name(task)),
+            Loss::Aborted => Event::Aborted(name(task)),
+            Loss::Rejected(reason) => Event::Rejected(name(task), reason),
+            _ => panic!("unknown loss: {loss}"),
+        });
     }
 
     fn shutdown_started(&self, in_flight: usize) {
@@ -130,7 +123,7 @@ fn loss_without_inspection_has_a_name_and_a_call_site_only() {
     struct LastFailure(Arc<Mutex<Option<TaskInfo>>>);
 
     impl Observer for LastFailure {
-        fn failed(&self, task: &TaskInfo, _: &str) {
+        fn lost(&self, task: &TaskInfo, _: &Loss<'_>) {
             *self.0.lock().unwrap() = Some(*task);
         }
     }
@@ -155,7 +148,7 @@ fn loss_is_reported_before_the_count_is_released() {
     }
 
     impl Observer for InFlightRecorder {
-        fn failed(&self, _: &TaskInfo, _: &str) {
+        fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
             let registry = self.registry.lock().unwrap().clone().unwrap();
             self.in_flight.lock().unwrap().push(registry.in_flight());
         }

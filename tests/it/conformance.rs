@@ -2,7 +2,7 @@
 use async_executor::{Executor, LocalExecutor, StaticExecutor};
 use background_tasks::{
     AsyncStdSpawner, BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, FuturesSpawner, InSpan, SmolSpawner,
-    Spawner, ThreadsSpawner, TokioSpawner, conformance,
+    Spawner, TaskSpan, ThreadsSpawner, TokioSpawner, conformance,
 };
 use futures_executor::{LocalPool, ThreadPool};
 use futures_lite::future::block_on;
@@ -218,4 +218,17 @@ fn in_span_conforms() {
         (InSpan(executor.clone()), move |main| block_on(executor.run(main)))
     });
     conformance::blocking_spawner(|| InSpan(SmolSpawner));
+}
+
+#[test]
+fn task_span_conforms() {
+    conformance::executor(|| {
+        let threads = ThreadsSpawner::new(2).unwrap();
+        (TaskSpan(threads.clone()), threads)
+    });
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        (TaskSpan(executor.clone()), move |main| block_on(executor.run(main)))
+    });
+    conformance::blocking_spawner(|| TaskSpan(SmolSpawner));
 }

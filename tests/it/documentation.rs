@@ -12,7 +12,7 @@ const PACKAGES: [(&str, &str, &str); 2] =
     [("background-tasks", "src/lib.rs", "src/adapters"), ("background-tasks-runtimes", "runtimes/src/lib.rs", "runtimes/src")];
 
 /// These spawners wrap other spawners, so the table of runtimes does not list them.
-const WRAPPERS: [&str; 4] = ["DynSpawner", "DynLocalSpawner", "DynBlockingSpawner", "InSpan"];
+const WRAPPERS: [&str; 5] = ["DynSpawner", "DynLocalSpawner", "DynBlockingSpawner", "InSpan", "TaskSpan"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()

@@ -1,7 +1,7 @@
 //! S2, S6, S7, S8: observers receive each loss once, before the in-flight count drops
 //! and under no lock. A panic of an observer harms no task.
 use crate::common::{HANG, Manual, Owns, PanicDrop, poll_once};
-use background_tasks::{BlockingSpawner, LocalSpawner, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo};
+use background_tasks::{BlockingSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
@@ -16,34 +16,14 @@ use std::time::{Duration, Instant};
 struct EventLog(Mutex<Vec<String>>);
 
 impl EventLog {
-    fn write(&self, task: &TaskInfo, event: &str) {
-        self.0.lock().unwrap().push(format!("{} {event}", task.name().unwrap_or("-")));
-    }
-
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
 impl Observer for EventLog {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        self.write(task, &format!("failed: {error}"));
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.write(task, &format!("panicked: {message}"));
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.write(task, "abandoned");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.write(task, "aborted");
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.write(task, &format!("rejected: {reason:?}"));
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        self.0.lock().unwrap().push(format!("{} {loss}", task.name().unwrap_or("-")));
     }
 
     fn shutdown_started(&self, in_flight: usize) {
@@ -84,7 +64,7 @@ fn every_loss_is_reported_and_completion_is_not() {
             "text panicked: a text",
             "format panicked: number 7",
             "odd panicked: (a payload that is not a string)",
-            "left abandoned"
+            "left was abandoned"
         ]
     );
     let guard = registry.guard().unwrap();
@@ -97,7 +77,7 @@ fn every_loss_is_reported_and_completion_is_not() {
         [
             "shutdown with 1",
             "drained: 2 completed, 1 failed, 3 panicked, 1 abandoned, 0 aborted, 0 rejected",
-            "late rejected: Drained"
+            "late was rejected: the registry has shut down and drained"
         ]
     );
 }
@@ -118,6 +98,19 @@ fn error_is_reported_with_its_causes() {
     registry.run(async { Err::<(), _>(Chain) });
     spawner.poll_all();
     assert_eq!(log.take(), ["- failed: cannot send the mail: connection refused"]);
+}
+
+#[test]
+fn loss_text_continues_a_sentence_about_the_task() {
+    for (loss, outcome, text) in [
+        (Loss::Failed("no such mailbox"), "failed", "failed: no such mailbox"),
+        (Loss::Panicked("a text"), "panicked", "panicked: a text"),
+        (Loss::Abandoned, "abandoned", "was abandoned"),
+        (Loss::Aborted, "aborted", "was aborted"),
+        (Loss::Rejected(RejectReason::Full), "rejected", "was rejected: too many tasks are in flight"),
+    ] {
+        assert_eq!((loss.outcome(), loss.to_string().as_str()), (outcome, text));
+    }
 }
 
 #[test]
@@ -144,7 +137,7 @@ fn losses_of_tracked_futures_and_guards_are_reported() {
         panic!("intentional panic");
     }))
     .unwrap_err();
-    assert_eq!(log.take(), ["polled panicked: intentional panic", "left abandoned", "held panicked: dropped by a panic"]);
+    assert_eq!(log.take(), ["polled panicked: intentional panic", "left was abandoned", "held panicked: dropped by a panic"]);
 }
 
 /// An error whose `Display` panics.
@@ -187,7 +180,7 @@ fn error_is_not_formatted_without_observers() {
 struct CallSites(Mutex<Vec<&'static Location<'static>>>);
 
 impl Observer for CallSites {
-    fn rejected(&self, task: &TaskInfo, _: RejectReason) {
+    fn lost(&self, task: &TaskInfo, _: &Loss<'_>) {
         self.0.lock().unwrap().push(task.location());
     }
 }
@@ -253,8 +246,8 @@ impl BlockingObserver {
 }
 
 impl Observer for BlockingObserver {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.block("failed");
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        self.block(loss.outcome());
     }
 
     fn shutdown_started(&self, _: usize) {
@@ -296,15 +289,7 @@ fn count_and_drain_wait_for_observers() {
 struct PanicObserver;
 
 impl Observer for PanicObserver {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        panic!("intentional panic in an observer");
-    }
-
-    fn panicked(&self, _: &TaskInfo, _: &str) {
-        panic!("intentional panic in an observer");
-    }
-
-    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
+    fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
         panic!("intentional panic in an observer");
     }
 
@@ -356,8 +341,10 @@ fn observer_panic_affects_no_task_and_no_other_observer<S: Spawner + Clone>(regi
 struct OnFailure<F>(F);
 
 impl<F: Fn() + Send + Sync + 'static> Observer for OnFailure<F> {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        (self.0)();
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        if let Loss::Failed(_) = loss {
+            (self.0)();
+        }
     }
 }
 
@@ -388,7 +375,8 @@ fn observer_may_use_its_registry() {
 struct RunOnRejection(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
 
 impl Observer for RunOnRejection {
-    fn rejected(&self, _: &TaskInfo, reason: RejectReason) {
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        let Loss::Rejected(reason) = *loss else { return };
         self.1.send(reason).unwrap();
         let registry = self.0.lock().unwrap().clone().unwrap();
         registry.run(async { unreachable!("the registry is full") });

@@ -1,7 +1,7 @@
 //! Behaviours that the tests of similar crates check. User code calls the registry during a wake-up, the start of a task, a destructor or a
 //! report. Futures and guards outlive their registry.
 use crate::common::{BoxFuture, HANG, Manual, Owns, counting_waker, inspected, poll, poll_once, waker_fn};
-use background_tasks::{Guard, Observer, Registry, RejectReason, ShutdownGuard, Spawner, Summary, TaskInfo};
+use background_tasks::{Guard, Loss, Observer, Registry, ShutdownGuard, Spawner, Summary, TaskInfo};
 use std::future::{pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -25,24 +25,8 @@ impl EventLog {
 }
 
 impl Observer for EventLog {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.push("failed");
-    }
-
-    fn panicked(&self, _: &TaskInfo, _: &str) {
-        self.push("panicked");
-    }
-
-    fn abandoned(&self, _: &TaskInfo) {
-        self.push("abandoned");
-    }
-
-    fn aborted(&self, _: &TaskInfo) {
-        self.push("aborted");
-    }
-
-    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        self.push("rejected");
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        self.push(loss.outcome());
     }
 
     fn shutdown_started(&self, in_flight: usize) {
@@ -365,8 +349,8 @@ impl DropsHandle {
 }
 
 impl Observer for DropsHandle {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.receive("failed");
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        self.receive(loss.outcome());
     }
 
     fn shutdown_started(&self, _: usize) {

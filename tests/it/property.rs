@@ -3,7 +3,8 @@
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
-    AbortError, AbortReport, Guard, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked,
+    AbortError, AbortReport, Guard, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
+    Tracked,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -141,32 +142,18 @@ fn identity(task: &TaskInfo) -> Identity {
 #[derive(Default)]
 struct Recorder(Mutex<Vec<Event>>);
 
-impl Recorder {
-    fn lost(&self, outcome: Outcome, task: &TaskInfo, text: &str) {
-        assert_eq!(task.location().file(), file!());
-        self.0.lock().unwrap().push(Event::Lost(outcome, identity(task), text.into()));
-    }
-}
-
 impl Observer for Recorder {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        self.lost(Outcome::Failed, task, error);
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.lost(Outcome::Panicked, task, message);
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.lost(Outcome::Abandoned, task, "");
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.lost(Outcome::Aborted, task, "");
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.lost(Outcome::Rejected, task, &reason.to_string());
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        assert_eq!(task.location().file(), file!());
+        let (outcome, text) = match *loss {
+            Loss::Failed(error) => (Outcome::Failed, error.into()),
+            Loss::Panicked(message) => (Outcome::Panicked, message.into()),
+            Loss::Abandoned => (Outcome::Abandoned, String::new()),
+            Loss::Aborted => (Outcome::Aborted, String::new()),
+            Loss::Rejected(reason) => (Outcome::Rejected, reason.to_string()),
+            _ => panic!("unknown loss: {loss}"),
+        };
+        self.0.lock().unwrap().push(Event::Lost(outcome, identity(task), text));
     }
 
     fn shutdown_started(&self, in_flight: usize) {

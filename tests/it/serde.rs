@@ -1,6 +1,6 @@
 //! Tasks, stragglers, summaries and their parts serialize to the documented JSON.
 use crate::common::{Manual, inspected};
-use background_tasks::{Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind};
+use background_tasks::{Loss, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind};
 use serde_json::{Value, json, to_value};
 use std::future::{Future, pending, ready};
 use std::panic::Location;
@@ -93,12 +93,11 @@ fn abort_requested_is_serialized_only_after_an_abort() {
 struct JsonRecorder(Mutex<Vec<Value>>);
 
 impl Observer for JsonRecorder {
-    fn failed(&self, task: &TaskInfo, _: &str) {
-        self.0.lock().unwrap().push(to_value(task).unwrap());
-    }
-
-    fn rejected(&self, task: &TaskInfo, reason: RejectReason) {
-        self.0.lock().unwrap().push(json!([task, reason]));
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        self.0.lock().unwrap().push(match loss {
+            Loss::Rejected(reason) => json!([task, reason]),
+            _ => to_value(task).unwrap(),
+        });
     }
 }
 

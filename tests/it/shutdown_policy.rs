@@ -1,6 +1,6 @@
 //! A critical task, `shutdown_on_panic` or `shutdown_on_failure` starts the shutdown when a task is lost.
 use crate::common::{HANG, Manual, poll_once};
-use background_tasks::{Observer, Registry, RegistryBuilder, Spawner, Summary, TaskInfo};
+use background_tasks::{Loss, Observer, Registry, RegistryBuilder, Spawner, Summary, TaskInfo};
 use std::future::{Ready, pending, ready};
 use std::sync::{Arc, Mutex};
 
@@ -117,8 +117,8 @@ fn reused_state_has_no_shutdown_cause() {
 struct Recorder(Mutex<Vec<String>>);
 
 impl Observer for Recorder {
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.0.lock().unwrap().push(format!("{} panicked: {message}", task.name().unwrap()));
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        self.0.lock().unwrap().push(format!("{} {loss}", task.name().unwrap()));
     }
 
     fn shutdown_started(&self, in_flight: usize) {

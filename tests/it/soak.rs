@@ -2,7 +2,7 @@
 //!
 //! `SOAK=10000000 cargo test --release --all-features --test it soak::` runs ten million tasks. Default: 200,000.
 use crate::common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
-use background_tasks::{Guard, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
+use background_tasks::{Guard, Loss, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -69,31 +69,17 @@ struct CountingObserver {
     drained: Mutex<Vec<Counts>>,
 }
 
-impl CountingObserver {
-    fn count(&self, outcome: Outcome) {
-        self.losses[outcome as usize].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 impl Observer for CountingObserver {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.count(Outcome::Failed);
-    }
-
-    fn panicked(&self, _: &TaskInfo, _: &str) {
-        self.count(Outcome::Panicked);
-    }
-
-    fn abandoned(&self, _: &TaskInfo) {
-        self.count(Outcome::Abandoned);
-    }
-
-    fn aborted(&self, _: &TaskInfo) {
-        self.count(Outcome::Aborted);
-    }
-
-    fn rejected(&self, _: &TaskInfo, _: RejectReason) {
-        self.count(Outcome::Rejected);
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        let outcome = match loss {
+            Loss::Failed(_) => Outcome::Failed,
+            Loss::Panicked(_) => Outcome::Panicked,
+            Loss::Abandoned => Outcome::Abandoned,
+            Loss::Aborted => Outcome::Aborted,
+            Loss::Rejected(_) => Outcome::Rejected,
+            _ => panic!("unknown loss: {loss}"),
+        };
+        self.losses[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     fn shutdown_started(&self, _: usize) {

@@ -1,8 +1,8 @@
 //! Combined spawners: a wrapper around each task, several executors for one registry, and type-erased spawners.
 use crate::common::{HANG, Manual};
 use background_tasks::{
-    DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, Observer, Registry, SmolSpawner, Spawner, TaskInfo, ThreadsSpawner,
-    TokioSpawner,
+    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, LocalSpawner, Loss, Observer, Registry, SmolSpawner,
+    SpawnInfo, Spawner, TaskInfo, TaskSpan, ThreadsSpawner, TokioSpawner,
 };
 use futures_lite::future::{block_on, pending};
 use std::rc::Rc;
@@ -21,11 +21,7 @@ fn span_id() -> Option<tracing::Id> {
 struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
 
 impl Observer for SpanLog {
-    fn failed(&self, _: &TaskInfo, _: &str) {
-        self.0.lock().unwrap().push(span_id());
-    }
-
-    fn abandoned(&self, _: &TaskInfo) {
+    fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
         self.0.lock().unwrap().push(span_id());
     }
 }
@@ -78,6 +74,73 @@ fn in_span_covers_local_tasks_and_blocking_work() {
         assert_eq!(registry.shutdown().wait().abandoned, 1);
         assert_eq!(log.0.lock().unwrap()[2..], [span.id()]);
     });
+}
+
+/// Records the names and call sites that it receives, and drops the tasks.
+#[derive(Clone, Default)]
+struct InfoRecorder(Arc<Mutex<Vec<SpawnInfo>>>);
+
+impl InfoRecorder {
+    /// Asserts that a spawner that wraps this recorder passes on the info of each kind of task.
+    #[track_caller]
+    fn assert_receives<S: Spawner + LocalSpawner + BlockingSpawner>(&self, wrapper: S) {
+        self.assert_receives_from(wrapper, |registry| {
+            registry.named("mail").run(async {});
+            registry.named("mail").run_local(async {});
+            registry.named("mail").run_blocking(|| ());
+            drop(block_on(registry.named("mail").run_when_ready(async {})));
+        });
+    }
+
+    #[track_caller]
+    fn assert_receives_from<S>(&self, wrapper: S, run: impl FnOnce(&Registry<S>)) {
+        let registry = Registry::new(wrapper);
+        run(&registry);
+        let received = std::mem::take(&mut *self.0.lock().unwrap());
+        assert_eq!((received.len() as u64, registry.in_flight()), (registry.summary().abandoned, 0));
+        assert!(!received.is_empty());
+        assert!(received.iter().all(|info| info.name() == Some("mail") && info.location().file() == file!()), "{received:?}");
+        assert!(received.windows(2).all(|pair| pair[0].location().line() < pair[1].location().line()), "{received:?}");
+    }
+}
+
+impl Spawner for InfoRecorder {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, _: F) {}
+
+    fn spawn_with_info<F: Future<Output = ()> + Send + 'static>(&self, _: F, info: &SpawnInfo) {
+        self.0.lock().unwrap().push(*info);
+    }
+}
+
+impl LocalSpawner for InfoRecorder {
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, _: F) {}
+
+    fn spawn_local_with_info<F: Future<Output = ()> + 'static>(&self, _: F, info: &SpawnInfo) {
+        self.0.lock().unwrap().push(*info);
+    }
+}
+
+impl BlockingSpawner for InfoRecorder {
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, _: F) {}
+
+    fn spawn_blocking_with_info<F: FnOnce() + Send + 'static>(&self, _: F, info: &SpawnInfo) {
+        self.0.lock().unwrap().push(*info);
+    }
+}
+
+#[test]
+fn every_wrapper_passes_on_the_name_and_the_call_site() {
+    let recorder = InfoRecorder::default();
+    recorder.assert_receives(recorder.clone());
+    recorder.assert_receives(&recorder);
+    recorder.assert_receives(Box::new(recorder.clone()));
+    recorder.assert_receives(Rc::new(recorder.clone()));
+    recorder.assert_receives(Arc::new(recorder.clone()));
+    recorder.assert_receives(InSpan(recorder.clone()));
+    recorder.assert_receives(TaskSpan(recorder.clone()));
+    recorder.assert_receives_from(DynSpawner::new(recorder.clone()), |registry| registry.named("mail").run(async {}));
+    recorder.assert_receives_from(DynLocalSpawner::new(recorder.clone()), |registry| registry.named("mail").run_local(async {}));
+    recorder.assert_receives_from(DynBlockingSpawner::new(recorder.clone()), |registry| registry.named("mail").run_blocking(|| ()));
 }
 
 tokio::task_local!(static TENANT: u32);

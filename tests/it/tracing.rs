@@ -1,6 +1,9 @@
 //! The events that `TracingObserver` emits, as a subscriber receives them.
 use crate::common::{Manual, Owns, PanicDrop, poll_once};
-use background_tasks::{Registry, RunWhenReady, TaskBuilder, TaskId, TaskOutput, TracingObserver, Tracked};
+use background_tasks::{
+    DynBlockingSpawner, DynLocalSpawner, Registry, RunWhenReady, Spawner, TaskBuilder, TaskId, TaskOutput, TaskSpan,
+    TracingObserver, Tracked,
+};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::{Future, pending, ready};
@@ -8,6 +11,7 @@ use std::io;
 use std::panic::Location;
 use std::sync::{Arc, Mutex};
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
 use tracing::subscriber::with_default;
 use tracing::{Event, Instrument, Level, Subscriber, info, info_span};
 use tracing_subscriber::Layer;
@@ -77,6 +81,38 @@ impl Recorder {
     }
 }
 
+/// A layer that records what happens to each span, as one line of text.
+#[derive(Clone, Default)]
+struct SpanRecorder(Arc<Mutex<Vec<String>>>);
+
+impl SpanRecorder {
+    fn write(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanRecorder {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let (span, metadata) = (context.span(id).unwrap(), attributes.metadata());
+        let (parent, level, target) = (span.parent().map(|parent| parent.name()), metadata.level(), metadata.target());
+        self.write(format!("{level} {target} {}: parent {parent:?}, {:?}", span.name(), fields.text));
+    }
+
+    fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, S>) {
+        self.write(format!("{} follows from {}", context.span(id).unwrap().name(), context.span(follows).unwrap().name()));
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        self.write(format!("{} closed", context.span(&id).unwrap().name()));
+    }
+}
+
 /// Runs `f` with an observed registry whose limit is two tasks, and with a recorder of all events.
 fn with_recorder<T>(inspected: bool, f: impl FnOnce(&Manual, &Registry<Manual>, &Recorder) -> T) -> T {
     let (recorder, manual) = (Recorder::default(), Manual::default());
@@ -91,8 +127,9 @@ type Site = &'static Location<'static>;
 
 /// Starts a task and returns its call site. The call site is the caller of this function.
 #[track_caller]
-fn run<F>(builder: TaskBuilder<'_, Manual>, future: F) -> Site
+fn run<S, F>(builder: TaskBuilder<'_, S>, future: F) -> Site
 where
+    S: Spawner,
     F: Future<Output: TaskOutput> + Send + 'static,
 {
     builder.run(future);
@@ -314,6 +351,57 @@ fn instrumented_task_keeps_its_span_but_the_report_of_its_loss_has_none() {
             recorder.take().into_iter().map(|mut event| (event.fields.text.remove("message"), event.spans)).collect();
         let expected = [("inside", vec!["request"]), ("background task failed", vec![]), ("outside", vec![])];
         assert_eq!(spans, expected.map(|(message, spans)| (Some(message.to_owned()), spans)));
+    });
+}
+
+/// Returns the message of each event, and the names of its spans.
+fn messages(events: Vec<RecordedEvent>) -> Vec<(String, Vec<&'static str>)> {
+    events.into_iter().map(|mut event| (event.fields.text.remove("message").unwrap(), event.spans)).collect()
+}
+
+/// An exporter receives a span when the span closes, so a task must not delay the span of its request.
+#[test]
+fn task_span_follows_from_the_span_of_the_request_and_does_not_keep_it_open() {
+    let (spans, events, manual) = (SpanRecorder::default(), Recorder::default(), Manual::default());
+    with_default(tracing_subscriber::registry().with(spans.clone()).with(events.clone()), || {
+        let registry = Registry::builder(TaskSpan(manual.clone())).observer(TracingObserver).build();
+        let task = async {
+            futures_lite::future::yield_now().await;
+            info!("inside");
+            Err::<(), _>("intentional failure")
+        };
+        let site = info_span!(target: "test", "request").in_scope(|| run(registry.named("mail"), task));
+        let opened = format!(r#"INFO background_tasks task: parent None, {{"task.location": "{site}", "task.name": "mail"}}"#);
+        let expected = ["INFO test request: parent None, {}", opened.as_str(), "task follows from request", "request closed"];
+        assert_eq!((spans.take(), registry.in_flight()), (expected.map(str::to_owned).to_vec(), 1));
+
+        manual.poll_all();
+        assert_eq!((spans.take().len(), registry.in_flight()), (0, 1));
+        manual.poll_all();
+        assert_eq!((spans.take(), registry.in_flight()), (vec!["task closed".to_owned()], 0));
+        let expected = ["inside", "background task failed"].map(|message| (message.to_owned(), vec!["task"]));
+        assert_eq!(messages(events.take()), expected);
+    });
+}
+
+#[test]
+fn task_span_covers_local_tasks_and_blocking_work_from_start_to_drop() {
+    let events = Recorder::default();
+    with_default(tracing_subscriber::registry().with(events.clone()), || {
+        let local = |spawner| Registry::builder(TaskSpan(spawner)).observer(TracingObserver).build();
+        let blocking = |spawner| Registry::builder(TaskSpan(spawner)).observer(TracingObserver).build();
+        info_span!("request").in_scope(|| {
+            local(DynLocalSpawner::from_fn(|mut task| assert!(poll_once(&mut task).is_ready())))
+                .run_local(async { info!("inside") });
+            local(DynLocalSpawner::from_fn(drop)).run_local(async {});
+            blocking(DynBlockingSpawner::from_fn(|work| work())).run_blocking(|| info!("inside"));
+            blocking(DynBlockingSpawner::from_fn(drop)).run_blocking(|| ());
+        });
+        let mut recorded = messages(events.take());
+        // Each of the registries reports its shutdown when it is dropped.
+        recorded.retain(|(message, _)| message == "inside" || message == ABANDONED);
+        let expected = ["inside", ABANDONED, "inside", ABANDONED].map(|message| (message.to_owned(), vec!["task"]));
+        assert_eq!(recorded, expected);
     });
 }
 

@@ -1,13 +1,15 @@
 //! A service that signs people up: it answers immediately, and sends the mail in the background.
 
 mod options;
+mod serve;
 
 use crate::options::Options;
+use crate::serve::serve;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use axum::{Router, serve};
-use background_tasks::{InSpan, MetricsObserver, Registry, TokioSpawner, TracingObserver};
+use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
 use background_tasks_host::{Dashboard, Host, RequestLayer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::fs::{self, OpenOptions};
@@ -21,8 +23,8 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
-/// Tasks run in the span of the request that started them.
-type Tasks = Registry<InSpan<TokioSpawner>>;
+/// Each task has a span, which follows from the span of the request that started the task.
+type Tasks = Registry<TaskSpan<TokioSpawner>>;
 
 struct Service {
     tasks: Tasks,
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
     // Installed before the observer, which describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups");
-    let tasks = Registry::builder(InSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
+    let tasks = Registry::builder(TaskSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
 
     // Created before the runtime starts threads: then no signal is lost.
     let host = Host::new(&tasks).grace(options.grace);
@@ -76,7 +78,8 @@ async fn run(service: Arc<Service>) -> Result<(), String> {
         signal.await;
         sleep(linger).await;
     };
-    serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
+    serve(listener, app, end).await;
+    Ok(())
 }
 
 /// Accepts an address, and starts a background task that sends a mail to it.

@@ -189,8 +189,25 @@ fn metrics_count_the_tasks() {
     client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"outbox\"} 1\n");
     service.process.terminate();
     let (output, _) = service.wait(0);
-    let is_reported = |line: &str| line.contains("ERROR sign_up: background_tasks: background task failed task.name=\"outbox\"");
-    assert!(output.lines().any(is_reported), "not reported in the span of its request: {output}");
+    let is_reported = |line: &str| {
+        line.contains("ERROR task{task.name=\"outbox\" task.location=examples/axum/src/main.rs:")
+            && line.contains("}: background_tasks: background task failed task.name=\"outbox\"")
+    };
+    assert!(output.lines().any(is_reported), "not reported in the span of its task: {output}");
+}
+
+/// Without a timeout for the head of a request, the client holds its connection until the grace period has expired.
+#[test]
+fn half_a_request_head_does_not_delay_exit() {
+    let service = Service::start(&["--grace", "30"]);
+    let mut half = service.connect();
+    half.send(b"POST /signups HTTP/1.1\r\nhost: local").unwrap();
+    // The service has probably read the half when it has answered another client.
+    assert_eq!(get(&mut service.connect(), "/healthz").0, 200);
+    service.process.terminate();
+    let (output, _) = service.wait(0);
+    assert!(output.contains("background tasks drained"), "{output}");
+    half.response().unwrap_err();
 }
 
 #[test]

@@ -9,7 +9,7 @@ extern crate alloc;
 mod executor;
 
 use alloc::string::ToString;
-use background_tasks::{Guard, Observer, Registry, RegistryState, Spawner, TaskInfo};
+use background_tasks::{Guard, Loss, Observer, Registry, RegistryState, Spawner, TaskInfo};
 use core::cell::Cell;
 use core::future::{pending, poll_fn};
 use core::task::Poll;
@@ -70,12 +70,8 @@ async fn program() {
 struct Console;
 
 impl Observer for Console {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        println!("{} failed: {error}", task.name().unwrap_or_default());
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        println!("{} aborted", task.name().unwrap_or_default());
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        println!("{} {loss}", task.name().unwrap_or_default());
     }
 }
 

@@ -5,7 +5,7 @@
 mod browser;
 mod reports;
 
-use background_tasks::{Observer, Registry, TaskInfo, WasmSpawner};
+use background_tasks::{Loss, Observer, Registry, TaskInfo, WasmSpawner};
 use std::cell::RefCell;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -31,8 +31,8 @@ fn tasks() -> Registry<WasmSpawner> {
 struct ConsoleObserver;
 
 impl Observer for ConsoleObserver {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        web_sys::console::warn_1(&format!("{task} failed: {error}").into());
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        web_sys::console::warn_1(&format!("{task} {loss}").into());
     }
 }
 

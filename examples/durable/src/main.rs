@@ -4,6 +4,9 @@ mod board;
 mod mail;
 mod options;
 mod page;
+// The accept loop of examples/axum, with its timeout for slow clients.
+#[path = "../../axum/src/serve.rs"]
+mod serve;
 mod server;
 mod signups;
 mod together;

@@ -1,6 +1,7 @@
 //! HTTP: accepts sign-ups and shows the status of their mails.
 
 use crate::page;
+use crate::serve::serve;
 use crate::signups::{Signup, Signups, StoreError};
 use crate::{Tasks, board};
 use axum::extract::rejection::{FormRejection, JsonRejection};
@@ -10,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use axum::{Form, Json, Router, serve};
+use axum::{Form, Json, Router};
 use background_tasks::ShutdownSignal;
 use background_tasks_durable::JobId;
 use background_tasks_host::RequestLayer;
@@ -76,11 +77,13 @@ impl Server {
         let serve_board = async {
             let Some(board) = board else { return Ok(()) };
             info!("the board is at http://{}", address(&board)?);
-            serve(board, board_app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
+            serve(board, board_app, tasks.signal()).await;
+            Ok(())
         };
         let serve_app = async {
             background_tasks_host::notify_ready();
-            serve(listener, app).with_graceful_shutdown(tasks.signal()).await.map_err(|error| error.to_string())
+            serve(listener, app, tasks.signal()).await;
+            Ok(())
         };
         tokio::try_join!(serve_app, serve_board).map(drop)
     }

@@ -1,16 +1,17 @@
 //! Sign-ups whose mails survive a crash, with `graphile_worker` on Postgres and no further crate between the engine and the registry.
 
+mod database;
 mod options;
 mod signups;
 mod tasks;
 mod worker;
 
+use crate::database::{chain, connect};
 use crate::options::{Command, Options};
 use crate::signups::{migrate, sign_up};
 use crate::worker::{RELEASE_TIMEOUT, Service, work};
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_host::Host;
-use sqlx::postgres::PgPoolOptions;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -38,14 +39,13 @@ fn main() -> ExitCode {
 }
 
 async fn run(tasks: Registry<TokioSpawner>, url: String, command: Command) -> Result<(), String> {
-    // After this time a lost server is an error.
-    let options = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
-    let pool = options.connect(&url).await.map_err(|error| format!("cannot connect to Postgres: {error}"))?;
+    let pool = connect(&url).await?;
     match command {
-        Command::Migrate => migrate(&pool).await.map_err(|error| error.to_string()),
+        Command::Migrate => migrate(&pool).await.map_err(|error| format!("cannot create the tables: {}", chain(&*error))),
         Command::SignUp { addresses } => {
             for address in addresses {
-                let signed = sign_up(&pool, &address).await.map_err(|error| format!("cannot sign up {address}: {error}"))?;
+                let signed =
+                    sign_up(&pool, &address).await.map_err(|error| format!("cannot sign up {address}: {}", chain(&*error)))?;
                 if let Some(signup) = signed {
                     info!("sign-up {signup}: {address}");
                 } else {

@@ -1,5 +1,6 @@
 //! Sign-ups and their mails: the purpose of the program.
 
+use crate::database::chain;
 use crate::tasks::as_task;
 use crate::worker::Service;
 use graphile_worker::{IntoTaskHandlerResult, JobSpecBuilder, TaskHandler, WorkerContext, WorkerUtils};
@@ -53,12 +54,8 @@ impl TaskHandler for WelcomeMail {
         let service = context.get_ext::<Service>().expect("the worker has the extension").clone();
         let tasks = service.tasks.clone();
         let attempt = *context.job().attempts();
-        as_task(
-            &tasks,
-            Self::IDENTIFIER,
-            async move { service.send(self.signup, attempt).await.map_err(|error| error.to_string()) },
-        )
-        .await
+        as_task(&tasks, Self::IDENTIFIER, async move { service.send(self.signup, attempt).await.map_err(|error| chain(&*error)) })
+            .await
     }
 }
 

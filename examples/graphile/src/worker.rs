@@ -1,5 +1,6 @@
 //! The engine, with the options that are off by default, hosted by a registry.
 
+use crate::database::chain;
 use crate::signups::jobs;
 use background_tasks::{Registry, TokioSpawner};
 use graphile_worker::{FailureReason, JobRecovery, JobRecoveryResult, LocalQueueConfig, WorkerOptions};
@@ -56,12 +57,12 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .add_extension(service)
         .init()
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| chain(&error))?;
     info!("the worker is ready");
     background_tasks_host::notify_ready();
     let stopping = worker.shutdown_signal().clone();
     select! {
-        ended = worker.run() => ended.map_err(|error| error.to_string()),
+        ended = worker.run() => ended.map_err(|error| chain(&error)),
         // If the engine cannot commit an outcome, it stops, and then tries for minutes to return its fetched jobs.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }

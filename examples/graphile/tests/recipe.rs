@@ -6,6 +6,7 @@ mod postgres;
 
 use postgres::Postgres;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
 use std::process::Command;
 use testing::{Line, Process, poll_until_ok};
 
@@ -203,6 +204,25 @@ fn failure_is_reported_and_retried_later() {
     let job =
         "SELECT attempts, last_error LIKE '%no mail server for ada@example.invalid%', run_at > now() FROM graphile_worker.jobs";
     assert_eq!(postgres.sql(job), "2|t|t");
+}
+
+#[test]
+fn missing_server_is_reported_with_its_address_and_the_cause() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Closes the port. No other process is likely to use it during the test.
+    drop(listener);
+    let run = |url: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_graphile-recipe"));
+        Process::start(command.args(["sign-up", "ada@example.com"]).env("DATABASE_URL", url)).wait()
+    };
+    let ended = run(&format!("postgres://ada:secret@{address}/signups"));
+    ended.assert_code(2).assert_line(&format!("cannot connect to Postgres at {address}: "));
+    ended
+        .assert_line("Connection refused")
+        .assert_line("; start the server, or set DATABASE_URL to postgres://user:password@host:port/database");
+    assert!(!ended.has_line("secret"), "{ended:#?}");
+    run("localhost").assert_code(2).assert_line("invalid DATABASE_URL: ");
 }
 
 #[test]

@@ -33,6 +33,7 @@ macro_rules! service_tests {
             paths_and_methods
             current_request_finishes_after_the_signal
             idle_connections_do_not_delay_exit
+            half_a_request_head_does_not_delay_exit
             failed_write_is_reported_and_counted
             tasks_are_listed
             straggler_is_aborted
@@ -171,6 +172,17 @@ pub fn idle_connections_do_not_delay_exit(program: Program) {
     let mut idle = service.connect();
     assert_eq!(idle.get("/").unwrap().status, 200);
     service.stop().0.assert_code(0).assert_line("drained in ");
+}
+
+/// The default timeout of hyper for the head of a request is 30 s, which is longer than the grace period.
+pub fn half_a_request_head_does_not_delay_exit(program: Program) {
+    let service = Service::start(program, &["--grace", "25"]);
+    let mut half = service.connect();
+    half.send(b"PUT /notes/half HTTP/1.1\r\nhost: local").unwrap();
+    // The service has probably read the half when it has answered another client.
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    service.stop().0.assert_code(0).assert_line("drained in ");
+    half.response().unwrap_err();
 }
 
 /// The client has been answered 202 by then. The loss is logged, and requests for the note fail.

@@ -15,6 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::Layer;
 
+/// A connection closes if its client needs longer to send the head of a request, or is idle for longer between two requests.
+///
+/// A connection with half a head delays the exit, so this time must be shorter than the grace period.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.
 ///
 /// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads.
@@ -62,7 +67,7 @@ where
         let dir = &options.dir;
         let store = Store::open(dir).map_err(context(format_args!("cannot write to '{}'", dir.display())))?;
         let mut http = http1::Builder::new();
-        http.timer(timer.clone());
+        http.timer(timer.clone()).header_read_timeout(HEAD_TIMEOUT);
         let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
         Ok(Self { notes, http, timer, port: options.port })

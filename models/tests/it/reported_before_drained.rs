@@ -1,7 +1,7 @@
 //! Observers receive the start of the shutdown, the losses and the end of the drain before any thread can see the registry as drained.
 
 use crate::common::{Effect, ManualSpawner, Polled, check, manual_builder, spawn_on_shard};
-use background_tasks::{Guard, Observer, Summary, TaskInfo};
+use background_tasks::{Guard, Loss, Observer, Summary, TaskInfo};
 use core::future::pending;
 use core::time::Duration;
 use std::sync::{Arc, Mutex};
@@ -42,14 +42,12 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
-    fn failed(&self, _: &TaskInfo, error: &str) {
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
         self.lost.perform();
-        self.record(error);
-    }
-
-    fn abandoned(&self, _: &TaskInfo) {
-        self.lost.perform();
-        self.record("abandoned");
+        self.record(match *loss {
+            Loss::Failed(error) => error,
+            _ => loss.outcome(),
+        });
     }
 
     fn shutdown_started(&self, _: usize) {

@@ -1,7 +1,7 @@
 //! A pooled registry state serves its next registry while a thread still finishes an operation on the previous registry.
 
 use crate::common::{Effect, Polled, Registry, check, counts, manual_builder, spawn_on_shard};
-use background_tasks::{Observer, TaskInfo};
+use background_tasks::{Loss, Observer, TaskInfo};
 use core::future::pending;
 use core::task::Poll;
 use std::sync::Arc;
@@ -199,7 +199,7 @@ fn next_registry_has_default_settings() {
     struct Losses(Arc<AtomicUsize>);
 
     impl Observer for Losses {
-        fn abandoned(&self, _: &TaskInfo) {
+        fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -3,7 +3,7 @@
 pub(crate) mod postgres;
 
 use self::postgres::Postgres;
-use background_tasks::{Observer, Registry, TaskInfo, TokioSpawner};
+use background_tasks::{Loss, Observer, Registry, TaskInfo, TokioSpawner};
 use background_tasks_durable::{Durable, sqlx};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -116,37 +116,25 @@ pub(crate) fn mail(to: &str) -> Mail {
 }
 
 /// The outcome, the task's name and the message.
-type Loss = (&'static str, &'static str, String);
+type RecordedLoss = (&'static str, &'static str, String);
 
 /// Records the losses that a registry reports.
 #[derive(Clone, Default)]
-pub(crate) struct Losses(Arc<Mutex<Vec<Loss>>>);
+pub(crate) struct Losses(Arc<Mutex<Vec<RecordedLoss>>>);
 
 impl Losses {
-    pub(crate) fn all(&self) -> Vec<Loss> {
+    pub(crate) fn all(&self) -> Vec<RecordedLoss> {
         self.0.lock().unwrap().clone()
-    }
-
-    fn add(&self, outcome: &'static str, task: &TaskInfo, message: &str) {
-        self.0.lock().unwrap().push((outcome, task.name().unwrap_or_default(), message.to_owned()));
     }
 }
 
 impl Observer for Losses {
-    fn failed(&self, task: &TaskInfo, error: &str) {
-        self.add("failed", task, error);
-    }
-
-    fn panicked(&self, task: &TaskInfo, message: &str) {
-        self.add("panicked", task, message);
-    }
-
-    fn aborted(&self, task: &TaskInfo) {
-        self.add("aborted", task, "");
-    }
-
-    fn abandoned(&self, task: &TaskInfo) {
-        self.add("abandoned", task, "");
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        let message = match *loss {
+            Loss::Failed(message) | Loss::Panicked(message) => message,
+            _ => "",
+        };
+        self.0.lock().unwrap().push((loss.outcome(), task.name().unwrap_or_default(), message.to_owned()));
     }
 }
 

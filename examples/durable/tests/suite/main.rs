@@ -124,6 +124,18 @@ fn page_without_a_worker_reloads() {
     let _ = stream.join();
 }
 
+/// Without a timeout for the head of a request, the client holds its connection until the grace period has expired.
+#[test]
+fn half_a_request_head_does_not_delay_exit() {
+    let server = Site::new().serve(&["server", "--grace", "30"]);
+    let mut half = Client::connect(server.address).unwrap();
+    half.send(b"POST /signups HTTP/1.1\r\nhost: local").unwrap();
+    // The server has probably read the half when it has answered another client.
+    assert_eq!(page(server.address, "/").status, 200);
+    server.process.stop().assert_code(0).assert_line("drained in ");
+    half.response().unwrap_err();
+}
+
 /// Waits until a worker sends the mail.
 #[track_caller]
 fn wait_until_running(server: SocketAddr, path: &str) {

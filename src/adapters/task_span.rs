@@ -1,0 +1,86 @@
+use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner};
+use tracing::{Instrument, Span, info_span};
+
+/// Wraps a spawner and runs each task in a new tracing span, which *follows from* the span of the caller.
+///
+/// Use `TaskSpan` for tasks that outlive the request that starts them. The span of the request closes when the request ends, so an
+/// exporter sends it immediately. The follows-from relation links the task to the request. To run tasks in the span of the request
+/// itself, use [`InSpan`](crate::InSpan).
+///
+/// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. Its fields are `task.name`,
+/// if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. A task that another
+/// task starts has a span that follows from the span of the other task.
+///
+/// All events of a task belong to its span. The event that [`TracingObserver`](crate::TracingObserver) emits when the task is lost
+/// also belongs to this span. The span closes when the executor drops the task, which may be shortly after the drain has ended.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use background_tasks::{Registry, SmolSpawner, TaskSpan, TracingObserver};
+///
+/// let registry = Registry::builder(TaskSpan(SmolSpawner)).observer(TracingObserver).build();
+/// tracing::info_span!("request", id = 7).in_scope(|| {
+///     registry.named("welcome-mail").run(async {
+///         tracing::info!("sending"); // in the span task{task.name="welcome-mail" task.location=src/main.rs:4:36}
+///     });
+/// }); // The span of the request closes here.
+/// assert_eq!(registry.shutdown().await.completed, 1);
+/// # });
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TaskSpan<S>(pub S);
+
+/// Returns the span of a new task. Without `info` the span has no fields.
+fn task_span(info: Option<&SpawnInfo>) -> Span {
+    let (name, location) = (info.and_then(SpawnInfo::name), info.map(|info| tracing::field::display(info.location())));
+    let span = info_span!(target: "background_tasks", parent: None, "task", task.name = name, task.location = location);
+    span.follows_from(Span::current());
+    span
+}
+
+impl<S: Spawner> Spawner for TaskSpan<S> {
+    #[track_caller]
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.0.spawn(task.instrument(task_span(None)));
+    }
+
+    fn spawn_with_info<F: Future<Output = ()> + Send + 'static>(&self, task: F, info: &SpawnInfo) {
+        self.0.spawn_with_info(task.instrument(task_span(Some(info))), info);
+    }
+}
+
+impl<S: LocalSpawner> LocalSpawner for TaskSpan<S> {
+    #[track_caller]
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        self.0.spawn_local(task.instrument(task_span(None)));
+    }
+
+    fn spawn_local_with_info<F: Future<Output = ()> + 'static>(&self, task: F, info: &SpawnInfo) {
+        self.0.spawn_local_with_info(task.instrument(task_span(Some(info))), info);
+    }
+}
+
+impl<S: BlockingSpawner> BlockingSpawner for TaskSpan<S> {
+    #[track_caller]
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        self.0.spawn_blocking(in_span(work, task_span(None)));
+    }
+
+    fn spawn_blocking_with_info<F: FnOnce() + Send + 'static>(&self, work: F, info: &SpawnInfo) {
+        self.0.spawn_blocking_with_info(in_span(work, task_span(Some(info))), info);
+    }
+}
+
+/// Returns a closure that calls `work` in a span. If the executor never calls the closure, the closure drops `work` in the span.
+pub(super) fn in_span<F: FnOnce()>(work: F, span: Span) -> impl FnOnce() {
+    let mut work = Some(work).instrument(span);
+    move || {
+        let span = work.span().clone();
+        if let Some(work) = work.inner_mut().take() {
+            span.in_scope(work);
+        }
+    }
+}
