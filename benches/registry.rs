@@ -57,7 +57,7 @@ fn tokens(criterion: &mut Criterion) {
     let limited = Registry::builder(()).max_in_flight(1).build();
     group.bench_function("with a limit", |bencher| bencher.iter(|| limited.guard()));
     let drained = Registry::new(());
-    drained.shutdown();
+    drained.start_shutdown();
     group.bench_function("refused", |bencher| bencher.iter(|| drained.guard()));
 }
 

@@ -42,7 +42,8 @@ impl Shutdown {
     /// [aborts](crate::Registry::abort) the remaining tasks. It then blocks until the registry has drained or `abort_timeout` has
     /// elapsed.
     ///
-    /// [`or_abort`](Self::or_abort) is the async version of this method.
+    /// [`or_abort`](Self::or_abort) is the async version of this method. After `grace` has elapsed, the registry also aborts every
+    /// task that starts later, as `or_abort` describes.
     ///
     /// # Errors
     ///
@@ -56,7 +57,7 @@ impl Shutdown {
         if let Some(summary) = self.block(deadline_after(grace)) {
             return Ok(summary);
         }
-        self.state().abort();
+        self.state().start_aborting();
         self.wait_timeout(abort_timeout)
     }
 

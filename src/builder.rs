@@ -1,7 +1,7 @@
 use crate::observer::Observer;
 use crate::registry::Registry;
 use crate::state::{RegistryHandle, Settings};
-use crate::sync::gate::MAX_IN_FLIGHT;
+use crate::sync::gate::MAX_PERMITS;
 use alloc::boxed::Box;
 use core::fmt;
 
@@ -72,11 +72,19 @@ impl<S> RegistryBuilder<S> {
         self
     }
 
-    /// Limits the number of tasks in flight. Default: no limit. Minimum: 1.
+    /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets); a larger
+    /// limit has the effect of the maximum.
     ///
     /// When the limit is reached, [`run`](Registry::run) and [`try_run`](Registry::try_run) reject further tasks as
     /// [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a permit. Tracked futures and
     /// guards count towards the limit.
+    ///
+    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use it for requests and
+    /// for other work that starts tasks: if requests took permits too, they could take all permits and have their own tasks
+    /// rejected. The requests of the layer `RequestLayer` and the program of a `Host`, in the crate `background-tasks-host`, take no
+    /// permits.
+    ///
+    /// When the shutdown starts, `run_when_ready` stops waiting, except for [follow-ups](Registry::follow_up).
     ///
     /// The limit is exact because all threads share one counter. Threads that start or end tasks therefore contend for one cache
     /// line.
@@ -86,7 +94,7 @@ impl<S> RegistryBuilder<S> {
     /// Panics if `limit` is 0, because no task could ever run.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
         assert_ne!(limit, 0, "max_in_flight(0) would reject every task; the minimum is 1");
-        self.settings.limit = Some(limit.min(MAX_IN_FLIGHT));
+        self.settings.limit = Some(limit.min(MAX_PERMITS));
         self
     }
 

@@ -1,4 +1,5 @@
-//! Contains pages about special environments. The pages exist only in the documentation.
+//! Contains pages about special environments and about child processes. The pages exist only in the documentation.
 
 pub mod bare_metal;
 pub mod browser;
+pub mod child_processes;

@@ -60,17 +60,20 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()` or `Ok`, or a guard was dropped. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, or a guard was dropped. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
-//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point. |
+//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped, and `complete` was not called. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
 //! # Guarantees
 //!
 //! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
 //!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended.
+//! - These promises cover the task itself, but not the work that a task gives to others. For example, a closure that a task passes
+//!   to `tokio::task::spawn_blocking`, or an operation of `tokio::fs`, continues if the task is aborted or dropped. To count such
+//!   work, start it with [`Registry::run_blocking`], or move a [`Guard`] into it.
 //! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
 //!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
@@ -96,7 +99,8 @@
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
 //! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
-//! programs without `std`. The page [`guide::browser`] describes programs in a browser.
+//! programs without `std`. The page [`guide::browser`] describes programs in a browser. The page [`guide::child_processes`]
+//! describes tasks that wait for child processes.
 //!
 //! # Cost
 //!
@@ -145,7 +149,7 @@ pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
 pub use state::RegistryState;
-pub use task::{Guard, Tracked};
+pub use task::{CompletionGuard, Guard, Tracked};
 pub use task_builder::{RunWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]

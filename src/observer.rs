@@ -45,7 +45,7 @@ use core::time::Duration;
 /// }
 ///
 /// let registry = Registry::builder(SmolSpawner).observer(ToStderr).build();
-/// registry.named("welcome-mail").run(async { Err("no such mailbox") });
+/// registry.named("welcome-mail").run(async { Err::<(), _>("no such mailbox") });
 /// assert_eq!(registry.shutdown().await.failed, 1);
 /// # });
 /// ```

@@ -137,12 +137,83 @@ impl<S> Registry<S> {
     /// # smol::block_on(async {
     /// # use background_tasks::{Registry, SmolSpawner};
     /// # let registry = Registry::new(SmolSpawner);
-    /// registry.critical().run(async { Err("the leader's lease is lost") });
+    /// registry.critical().run(async { Err::<(), _>("the leader's lease is lost") });
     /// registry.signal().await; // resolves: the shutdown has started
     /// # });
     /// ```
     pub fn critical(&self) -> TaskBuilder<'_, S> {
         self.task().critical()
+    }
+
+    /// Returns a builder that starts a task without a permit: the task is in flight, but does not count towards the
+    /// [limit](crate::RegistryBuilder::max_in_flight).
+    ///
+    /// The registry accepts the task even when it is full. The shutdown waits for the task, and the registry counts, lists, reports
+    /// and aborts it like any other task. All methods of the builder that start work accept this setting:
+    /// [`guard`](TaskBuilder::guard), [`run`](TaskBuilder::run), [`run_when_ready`](TaskBuilder::run_when_ready), which then does
+    /// not wait, and the others.
+    ///
+    /// Use it for work that must not compete with the tasks that it starts: a request, a connection, or a task that starts a
+    /// [follow-up](Self::follow_up) for each item of a list.
+    ///
+    /// In a registry without a limit, this setting has no effect. In a registry with a limit, the task occupies a slot;
+    /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit can be in
+    /// flight simultaneously (1,023 on 32-bit targets). The registry rejects further ones as [full](crate::RejectReason::Full).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(1).build();
+    /// let request = registry.without_permit().guard().unwrap();
+    /// assert!(registry.try_run(async { /* takes the only permit */ }).is_ok());
+    /// drop(request);
+    /// assert_eq!(registry.shutdown().wait().completed, 2);
+    /// # }
+    /// ```
+    pub fn without_permit(&self) -> TaskBuilder<'_, S> {
+        self.task().without_permit()
+    }
+
+    /// Returns a builder that starts a follow-up: a task that a task in flight must still start, for example for the next item of
+    /// its list.
+    ///
+    /// A follow-up may wait for a permit while the registry drains: [`run_when_ready`](TaskBuilder::run_when_ready) resolves to an
+    /// error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown starts, so that
+    /// the registry turns new work away. Use `follow_up` in tasks and in code that holds a [`Guard`], and do not use it in code that
+    /// accepts new work, such as a server's loop.
+    ///
+    /// The registry cannot drain while the task that starts the follow-up is in flight, so it rejects no follow-up of such a task.
+    /// The other methods that start work do not wait. They accept work while the registry drains, and `follow_up` does not change
+    /// them.
+    ///
+    /// # Deadlocks
+    ///
+    /// A task that waits for a permit keeps its own permit. If every permit is held by such a task, all of them wait forever. Start
+    /// the waiting tasks [without a permit](Self::without_permit), or with fewer tasks of this kind than the limit permits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(2).build();
+    /// let tasks = registry.clone();
+    /// registry.without_permit().run(async move {
+    ///     for page in 0..20 {
+    ///         // At most two pages are in flight simultaneously. None is rejected, although the registry drains.
+    ///         tasks.follow_up().run_when_ready(async move { drop(page) }).await.unwrap();
+    ///     }
+    /// });
+    /// assert_eq!(registry.shutdown().await.completed, 21);
+    /// # });
+    /// ```
+    pub fn follow_up(&self) -> TaskBuilder<'_, S> {
+        self.task().follow_up()
     }
 
     /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
@@ -161,6 +232,9 @@ impl<S> Registry<S> {
 
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
     /// guard is dropped.
+    ///
+    /// The work counts as completed when the guard is dropped, whether or not the work was done.
+    /// [`Guard::require_completion`] returns a guard whose work counts as abandoned unless the caller reports its completion.
     ///
     /// # Errors
     ///
@@ -193,15 +267,28 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
     ///
-    /// All shutdown signals of the registry are triggered when this method returns. The shutdown continues if the returned future
-    /// is dropped. A second call of `shutdown` returns another future that waits for the same drain. [`Shutdown`] has methods that
-    /// wait until a deadline, and methods that block the thread.
+    /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
+    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
+    /// returns another future that waits for the same drain. [`Shutdown`] has methods that wait until a deadline, and methods that
+    /// block the thread.
+    ///
+    /// If nothing waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
+    /// [`start_shutdown`](Self::start_shutdown) instead.
+    ///
+    /// # In `select!`
+    ///
+    /// A `select!` evaluates the expression of each branch before it waits for any branch. Therefore a branch with the expression
+    /// `registry.shutdown()` starts the shutdown even if another branch is ready first. In `tokio::select!`, the branch starts the
+    /// shutdown even if its precondition (`, if …`) is false.
+    ///
+    /// To react to a shutdown that other code starts, select on [`signal`](Self::signal). To start the shutdown when the branch is
+    /// first polled, select on `async { registry.shutdown().await }`.
     ///
     /// # Deadlocks
     ///
     /// A task must not await the shutdown of its own registry, because the drain waits until that task has ended. The holder of a
-    /// guard must not await the shutdown either. To start the shutdown inside a task, call `shutdown()` and drop the returned
-    /// future.
+    /// guard must not await the shutdown either. To start the shutdown inside a task, call
+    /// [`start_shutdown`](Self::start_shutdown).
     ///
     /// # Examples
     ///
@@ -213,15 +300,48 @@ impl<S> Registry<S> {
     /// let registry = Registry::new(SmolSpawner);
     /// let own = registry.clone();
     /// registry.run(async move {
-    ///     own.shutdown(); // not awaited: this task is in flight itself
+    ///     own.start_shutdown(); // a task cannot wait for its own end
     /// });
     /// registry.signal().await;
     /// assert_eq!(registry.shutdown().await.completed, 1);
     /// # });
     /// ```
     pub fn shutdown(&self) -> Shutdown {
-        self.state().start_shutdown();
+        self.start_shutdown();
         Shutdown::new(self.handle.state_ref())
+    }
+
+    /// Starts the shutdown and returns immediately. To wait for the drain as well, call [`shutdown`](Self::shutdown) instead.
+    ///
+    /// All shutdown signals of the registry are triggered when this method returns. If the shutdown has already started, the method
+    /// does nothing.
+    ///
+    /// Call `start_shutdown` in a task, a signal handler or an endpoint for administrators. Elsewhere, usually at the end of
+    /// `main`, call [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in flight are lost when the process
+    /// exits.
+    ///
+    /// # Examples
+    ///
+    /// A call of `shutdown` whose future is neither awaited nor stored causes a warning of the compiler. A call of
+    /// `start_shutdown` does not.
+    ///
+    /// ```compile_fail
+    /// #![deny(unused_must_use)]
+    /// # use background_tasks::Registry;
+    /// fn end<S>(registry: &Registry<S>) {
+    ///     registry.shutdown(); // error: unused `Shutdown` that must be used
+    /// }
+    /// ```
+    ///
+    /// ```
+    /// #![deny(unused_must_use)]
+    /// # use background_tasks::Registry;
+    /// fn end<S>(registry: &Registry<S>) {
+    ///     registry.start_shutdown();
+    /// }
+    /// ```
+    pub fn start_shutdown(&self) {
+        self.state().start_shutdown();
     }
 
     /// Returns a guard that starts the shutdown when it is dropped, for a `main` that can return early.
@@ -234,8 +354,9 @@ impl<S> Registry<S> {
     /// Waits until no task is in flight, without starting the shutdown.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
-    /// The returned future resolves after a moment at which no task was in flight. By the time the future resolves, new tasks may
-    /// have started.
+    /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have
+    /// started. If a new task starts after the last task has ended and before the future is polled, the future also waits for the
+    /// new task. If tasks start continually, the future may therefore never resolve.
     ///
     /// # Deadlocks
     ///
@@ -262,17 +383,23 @@ impl<S> Registry<S> {
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
     /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped when
-    /// the poll returns `Pending`.
+    /// the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure stays
+    /// in flight until its executor would start it or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
-    /// - blocking closures, guards and [tracked](Self::track) futures
+    /// - blocking closures that have started, guards and [tracked](Self::track) futures
     /// - tasks that never reach an await point
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
-    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period and then
-    /// aborts the tasks that are still in flight.
+    /// Work that an aborted task has given to others continues, and the registry does not count this work. Examples are a closure
+    /// in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, a task that was started without the registry, and a [child
+    /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
+    /// [`run`](Self::run), or move a [guard](Self::guard) into it.
+    ///
+    /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
+    /// aborts the tasks that are still in flight and all tasks that start later.
     pub fn abort(&self) -> AbortReport {
         self.state().abort()
     }
@@ -285,7 +412,7 @@ impl<S> Registry<S> {
     /// # Errors
     ///
     /// - [`AbortError::NotInFlight`] if no task with this ID is in flight.
-    /// - [`AbortError::NotAbortable`] if the task is a blocking closure, a guard or a tracked future.
+    /// - [`AbortError::NotAbortable`] if the task is a guard, a tracked future or a blocking closure that has started.
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
         self.state().abort_task(id)
     }
@@ -362,7 +489,7 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as the number of tasks in flight is below the [limit](crate::RegistryBuilder::max_in_flight).
+    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free.
     ///
     /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in which
     /// these futures were first polled. While a future waits for a permit, methods that do not wait, such as `run`, reject their
@@ -370,8 +497,9 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the shutdown starts while the
-    /// caller waits for a permit.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the caller needs to wait for a
+    /// permit and the shutdown has started. A task in flight that must still start work uses [`follow_up`](Self::follow_up): then
+    /// the returned future also waits during the drain.
     ///
     /// # Panics
     ///
@@ -384,8 +512,9 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// A task should not await `run_when_ready` of its own registry. If every task of a full registry waits for a permit, no task
-    /// can end, and no permit is ever released.
+    /// A task should not await `run_when_ready` of its own registry, unless the task was started
+    /// [without a permit](Self::without_permit). If every permit is held by a task that waits for a permit, no permit is ever
+    /// released.
     ///
     /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
     /// never polled again blocks all futures behind it. For this reason, do not pass a waiting future to `mem::forget`.
@@ -446,6 +575,8 @@ impl<S> Registry<S> {
     }
 
     /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
+    ///
+    /// An [abort](Self::abort) ends the closure only if the closure has not started.
     ///
     /// # Panics
     ///

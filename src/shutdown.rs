@@ -3,17 +3,18 @@ use crate::state::{RegistryState, StateRef};
 use crate::sync::notifier::Waiter;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, FusedFuture, select};
 
 /// Waits for the drain of a registry, and resolves to the final [`Summary`].
 ///
 /// [`Registry::shutdown`](crate::Registry::shutdown) starts the shutdown and returns this future. Any number of `Shutdown` futures
-/// can wait for the same drain, on any thread.
+/// can wait for the same drain, on any thread. After the registry has drained, every poll returns `Ready`.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future ends the wait, but not the shutdown. To wait again, call `shutdown()` again.
 #[derive(Debug)]
+#[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
     waiter: Waiter,
     state: StateRef,
@@ -61,6 +62,10 @@ impl Shutdown {
     /// [aborts](crate::Registry::abort) the remaining tasks. It then waits until the registry has drained or the future returned by
     /// the closure `abort_timeout` resolves.
     ///
+    /// After `grace` has resolved, the registry also aborts every task that starts later, for example in the destructor of an
+    /// aborted task. Such a task counts as aborted and is dropped before its first poll. In this point `or_abort` differs from
+    /// `Registry::abort`, which aborts only the tasks that are in flight.
+    ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
     /// most timers start when they are created.
     ///
@@ -69,15 +74,21 @@ impl Shutdown {
     /// Returns [`Stragglers`] if tasks are still in flight when the future returned by `abort_timeout` resolves. A task can still
     /// be in flight for one of these reasons:
     ///
-    /// - The task is a blocking closure, a guard or a tracked future, which cannot be aborted.
+    /// - The task is a guard, a tracked future or a blocking closure that has started. These tasks cannot be aborted.
+    /// - The task is a blocking closure that was aborted before it started, and its executor has not dropped it yet.
     /// - The task has not reached an await point.
-    /// - The task was started after the abort.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
+    ///
+    /// # Work that continues
+    ///
+    /// Work that an aborted task has given to others continues after the drain, for example a closure in
+    /// `tokio::task::spawn_blocking` or an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
+    /// count such work.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
-    /// resolves, no task is aborted.
+    /// resolves, no task is aborted. If this future is dropped later, the registry continues to abort tasks until it has drained.
     ///
     /// # Examples
     ///
@@ -104,7 +115,7 @@ impl Shutdown {
         if let Some(summary) = self.drained_before(grace).await {
             return Ok(summary);
         }
-        self.state().abort();
+        self.state().start_aborting();
         self.until(abort_timeout()).await
     }
 
@@ -137,8 +148,16 @@ impl Future for Shutdown {
     }
 }
 
-/// Resolves once there has been a moment at which no task was in flight. [`Registry::wait_idle`](crate::Registry::wait_idle)
-/// returns this future.
+impl FusedFuture for Shutdown {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
+    }
+}
+
+/// Resolves when a poll finds that no task is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+///
+/// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {
@@ -164,6 +183,13 @@ impl Future for WaitIdle {
             state.is_idle()
         };
         self.waiter.poll(cx, || (state.is_idle() || is_idle_after_request()).then_some(()))
+    }
+}
+
+impl FusedFuture for WaitIdle {
+    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    fn is_terminated(&self) -> bool {
+        self.waiter.has_resolved()
     }
 }
 

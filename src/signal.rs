@@ -2,6 +2,7 @@ use crate::state::{RegistryState, Shard};
 use crate::sync::wait_list::Key;
 use core::task::{Context, Poll};
 use core::{fmt, pin::Pin};
+use futures_util::future::FusedFuture;
 use pin_project_lite::pin_project;
 
 /// Resolves once the shutdown of its registry has started. After the shutdown has started, every poll of the signal returns
@@ -14,6 +15,10 @@ use pin_project_lite::pin_project;
 /// - A task fails or panics, and the task or the registry is configured to start the shutdown in this case.
 ///
 /// A shutdown signal does not keep its registry open, and does not delay the drain.
+///
+/// `futures::select!` accepts a signal in a loop, because the signal implements [`FusedFuture`]. Once the signal has resolved, the
+/// next iterations of the loop skip its branch. In `tokio::select!`, the branch needs a precondition, because a signal that is
+/// polled again is ready again.
 ///
 /// Cloning a signal writes no shared memory. The first poll of a signal registers a waker in the part of the registry that belongs
 /// to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
@@ -43,8 +48,11 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The value that the state's phase has while this signal's registry is open. The signal is triggered if the state's phase
-    /// differs from this value.
+    /// The value that the state's phase has while this signal's registry is open, which is even. The signal is triggered if the
+    /// state's phase differs from this value.
+    ///
+    /// Once this signal has resolved, the field is one less than that value. This is a phase of the state's previous life, so it
+    /// differs from all later phases and the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static Shard, Key)>,
 }
@@ -66,6 +74,11 @@ impl ShutdownSignal {
     /// Each poll of the returned future polls `future` before it checks the signal. If `future` is ready, its output is returned
     /// even if the shutdown has started. If the shutdown has started and `future` is not ready, the `.await` returns `None` and
     /// drops `future`.
+    ///
+    /// The method differs from `run_until_cancelled` of tokio-util's `CancellationToken` if the shutdown has started before the
+    /// call. In this case `run_until_cancelled` returns `None` without a poll of its future. `run_until_shutdown` polls `future`
+    /// once, so a task that starts during the drain can still do work that does not wait. To skip the work, check
+    /// [`is_triggered`](Self::is_triggered) first.
     ///
     /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
     /// `None`. To notice the shutdown, the loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
@@ -96,13 +109,10 @@ impl ShutdownSignal {
     pub fn run_until_shutdown<F: Future>(&self, future: F) -> RunUntilShutdown<F> {
         RunUntilShutdown { future, signal: self.clone() }
     }
-}
 
-impl Future for ShutdownSignal {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { state, phase, waiting } = &mut *self;
+    #[inline]
+    fn poll_phase(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { state, phase, waiting } = self;
         let is_live = || state.phase() == *phase;
         if !is_live() {
             return Poll::Ready(());
@@ -118,9 +128,29 @@ impl Future for ShutdownSignal {
     }
 }
 
+impl Future for ShutdownSignal {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = self.poll_phase(cx);
+        if polled.is_ready() {
+            self.phase = self.phase.wrapping_sub(1) | 1;
+        }
+        polled
+    }
+}
+
+impl FusedFuture for ShutdownSignal {
+    /// Returns whether this signal has resolved. A triggered signal is not terminated until it has been polled. A clone of a
+    /// terminated signal is not terminated.
+    fn is_terminated(&self) -> bool {
+        self.phase & 1 == 1
+    }
+}
+
 impl Clone for ShutdownSignal {
     fn clone(&self) -> Self {
-        Self { waiting: None, ..*self }
+        Self { phase: self.phase.wrapping_add(self.phase & 1), waiting: None, ..*self }
     }
 }
 

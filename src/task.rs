@@ -2,13 +2,13 @@
 //!
 //! Each future or guard first drops everything that belongs to the task, and then releases the task's count.
 
-use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking, resume};
+use crate::platform::{Payload, ThreadId, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
 use crate::state::{Token, UnreportedLoss};
 use crate::sync::slot_table::Slot;
-use core::fmt;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
+use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
@@ -43,10 +43,14 @@ impl<F> Work<F> {
     ///
     /// If the future's destructor panics, this function passes the payload of the panic to the closure `panic`, and returns the
     /// value that the closure returns. Otherwise, this function returns `None`.
-    fn drop_unfinished<T>(mut self: Pin<&mut Self>, loss: UnreportedLoss, panic: impl FnOnce(Payload) -> T) -> Option<T> {
+    fn drop_unfinished<T>(
+        mut self: Pin<&mut Self>,
+        loss: impl FnOnce(&Token) -> UnreportedLoss,
+        panic: impl FnOnce(Payload) -> T,
+    ) -> Option<T> {
         let token = self.as_mut().token()?;
         let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
-        let (loss, value) = panicked.map_or((loss, None), |(loss, value)| (loss, Some(value)));
+        let (loss, value) = panicked.map_or_else(|| (loss(&token), None), |(loss, value)| (loss, Some(value)));
         token.lose(loss);
         value
     }
@@ -98,7 +102,7 @@ pin_project! {
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.drop_unfinished(UnreportedLoss::Abandoned, drop_quietly);
+            this.project().work.drop_unfinished(Token::dropped, drop_quietly);
         }
     }
 }
@@ -116,7 +120,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         let mut work = self.project().work;
         let slot = work.as_mut().token().and_then(|token| token.slot());
         if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(UnreportedLoss::Aborted, drop_quietly);
+            work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
             return Poll::Ready(());
         }
         let output = |token: Token, output: F::Output| match output.error() {
@@ -127,7 +131,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
         if let (Poll::Pending, Some(slot)) = (polled, slot) {
             ignore_panic(|| slot.store_waker(cx.waker()));
             if slot.is_aborted() {
-                work.drop_unfinished(UnreportedLoss::Aborted, drop_quietly);
+                work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
                 return Poll::Ready(());
             }
         }
@@ -136,10 +140,15 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
 }
 
 impl<F: Future<Output: TaskOutput>> Task<F> {
-    /// Runs the task of a blocking closure. The caller created the task from a future that calls the closure and finishes in its
-    /// first poll.
+    /// Runs the task of a blocking closure, unless it was aborted. The caller created the task from a future that calls the closure
+    /// and finishes in its first poll.
     pub(crate) fn run(self) {
-        let polled = pin!(self).poll(&mut Context::from_waker(Waker::noop()));
+        let mut task = pin!(self);
+        // From here on, an abort reports that the closure cannot be aborted (L3). If an abort came first, `poll` drops the closure.
+        if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
+            slot.disable_abort();
+        }
+        let polled = task.poll(&mut Context::from_waker(Waker::noop()));
         debug_assert!(polled.is_ready());
     }
 }
@@ -164,8 +173,8 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.drop_unfinished(UnreportedLoss::Abandoned, |payload| payload) {
-                Some(payload) if panicking() => drop_quietly(payload),
+            match this.project().work.drop_unfinished(Token::dropped, |payload| payload) {
+                Some(payload) if panicking_thread().is_some() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
             }
@@ -194,33 +203,117 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
+/// The token of work that is not a future.
+#[derive(Clone, Copy)]
+struct Held {
+    token: Token,
+    /// The thread that took the work, if a panic was unwinding this thread.
+    already_panicking: Option<ThreadId>,
+}
+
+impl Held {
+    /// Releases the count of the work. The work counts as panicked if a panic unwinds the current thread and started after the work
+    /// was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+    #[inline]
+    fn end(self, loss: Option<UnreportedLoss>) {
+        let panicking = panicking_thread();
+        let is_panicked = panicking.is_some() && panicking != self.already_panicking;
+        match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
+            None => self.token.leave(),
+            Some(loss) => self.token.lose(loss),
+        }
+    }
+
+    fn fmt(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        f.debug_struct(name).field("task", &format_args!("{}", self.token.info())).finish_non_exhaustive()
+    }
+}
+
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// The work counts as completed when the guard is dropped. With the feature `std`, the work counts as panicked instead if the guard
-/// is dropped while its thread is panicking.
+/// The work counts as completed when the guard is dropped, even if the guard is dropped because its owner was dropped or aborted.
+/// If this case must count as a loss, call [`require_completion`](Self::require_completion).
+///
+/// With the feature `std`, the work counts as panicked instead if the guard is dropped while its thread is panicking. A panic that
+/// was already unwinding the thread when the guard was taken does not count, as with the mutexes of `std`. Therefore a destructor
+/// can take a guard and drop it while a panic unwinds, and the work counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
-pub struct Guard(Token);
+pub struct Guard(Held);
 
 impl Guard {
     #[inline]
     pub(crate) fn new(token: Token) -> Self {
-        Self(token)
+        Self(Held { token, already_panicking: panicking_thread() })
+    }
+
+    /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
+    ///
+    /// Call it if the owner of the guard can be dropped before the work is done. An example is a future that a `select!` or an abort
+    /// can drop.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// # use background_tasks::{Registry, SmolSpawner};
+    /// # async fn write_report() {}
+    /// let registry = Registry::new(SmolSpawner);
+    /// let guard = registry.named("report").guard().unwrap().require_completion();
+    /// let task = smol::spawn(async move {
+    ///     write_report().await;
+    ///     guard.complete();
+    /// });
+    /// task.cancel().await; // drops the future, perhaps before it has called `complete`
+    /// let summary = registry.shutdown().await;
+    /// assert_eq!(summary.completed + summary.abandoned, 1);
+    /// # });
+    /// ```
+    pub fn require_completion(self) -> CompletionGuard {
+        let held = self.0;
+        mem::forget(self);
+        CompletionGuard(held)
     }
 }
 
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
-        if panicking() {
-            self.0.lose(UnreportedLoss::Panicked("dropped by a panic".into()));
-        } else {
-            self.0.leave();
-        }
+        self.0.end(None);
     }
 }
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("task", &format_args!("{}", self.0.info())).finish_non_exhaustive()
+        self.0.fmt(f, "Guard")
+    }
+}
+
+/// Counts a piece of work as in flight until [`complete`](Self::complete) is called or the guard is dropped.
+/// [`Guard::require_completion`] returns this guard.
+///
+/// If the guard is dropped, the work counts as abandoned, or as panicked if a panic drops the guard. The rule for panics is that of
+/// [`Guard`].
+#[must_use = "work whose guard is dropped counts as abandoned"]
+pub struct CompletionGuard(Held);
+
+impl CompletionGuard {
+    /// Counts the work as completed, even while the thread is panicking.
+    pub fn complete(self) {
+        let token = self.0.token;
+        mem::forget(self);
+        token.leave();
+    }
+}
+
+impl Drop for CompletionGuard {
+    fn drop(&mut self) {
+        self.0.end(Some(UnreportedLoss::Abandoned));
+    }
+}
+
+impl fmt::Debug for CompletionGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f, "CompletionGuard")
     }
 }

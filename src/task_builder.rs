@@ -8,8 +8,9 @@ use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
 
-/// Starts a task that has a name, has a chosen call site or is critical; see
-/// [`Registry::named`](crate::Registry::named) and [`Registry::critical`](crate::Registry::critical).
+/// Starts a task that has a name, has a chosen call site, is critical, takes no permit, or is a follow-up; see
+/// [`Registry::named`](crate::Registry::named), [`Registry::critical`](crate::Registry::critical),
+/// [`Registry::without_permit`](crate::Registry::without_permit) and [`Registry::follow_up`](crate::Registry::follow_up).
 ///
 /// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
 #[must_use = "a task builder starts nothing until one of its `run` methods is called"]
@@ -19,6 +20,8 @@ pub struct TaskBuilder<'a, S> {
     name: Option<&'static str>,
     location: Option<&'static Location<'static>>,
     critical: bool,
+    without_permit: bool,
+    follow_up: bool,
 }
 
 impl<S> Clone for TaskBuilder<'_, S> {
@@ -32,7 +35,7 @@ impl<S> Copy for TaskBuilder<'_, S> {}
 impl<'a, S> TaskBuilder<'a, S> {
     #[inline]
     pub(crate) fn new(state: &'static RegistryState, spawner: &'a S) -> Self {
-        Self { state, spawner, name: None, location: None, critical: false }
+        Self { state, spawner, name: None, location: None, critical: false, without_permit: false, follow_up: false }
     }
 
     /// Names the task; see [`Registry::named`](crate::Registry::named).
@@ -54,11 +57,22 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { critical: true, ..self }
     }
 
+    /// Starts the task without a permit; see [`Registry::without_permit`](crate::Registry::without_permit).
+    pub fn without_permit(self) -> Self {
+        Self { without_permit: true, ..self }
+    }
+
+    /// Marks the task as a follow-up, which may wait for a permit while the registry drains; see
+    /// [`Registry::follow_up`](crate::Registry::follow_up).
+    pub fn follow_up(self) -> Self {
+        Self { follow_up: true, ..self }
+    }
+
     #[track_caller]
     #[inline]
     fn spawn_info(self, kind: TaskKind) -> SpawnInfo {
-        let Self { name, critical, .. } = self;
-        SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical }
+        let Self { name, critical, without_permit, .. } = self;
+        SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical, without_permit }
     }
 
     /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the
@@ -124,8 +138,8 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
-        let Self { state, spawner, .. } = self;
-        RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), future: Some(future), ticket: None }
+        let Self { state, spawner, follow_up, .. } = self;
+        RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), follow_up, future: Some(future), ticket: None }
     }
 
     /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
@@ -180,7 +194,12 @@ impl<'a, S> TaskBuilder<'a, S> {
 
 impl<S> fmt::Debug for TaskBuilder<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskBuilder").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
+        f.debug_struct("TaskBuilder")
+            .field("name", &self.name)
+            .field("critical", &self.critical)
+            .field("without_permit", &self.without_permit)
+            .field("follow_up", &self.follow_up)
+            .finish_non_exhaustive()
     }
 }
 
@@ -190,6 +209,7 @@ pub struct RunWhenReady<'a, S, F> {
     state: &'static RegistryState,
     spawner: &'a S,
     info: SpawnInfo,
+    follow_up: bool,
     future: Option<F>,
     ticket: Option<Ticket>,
 }
@@ -200,9 +220,9 @@ impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunW
     type Output = Result<(), Rejected<F>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { state, spawner, info, future, ticket } = &mut *self;
+        let Self { state, spawner, info, follow_up, future, ticket } = &mut *self;
         assert!(future.is_some(), "polled after it resolved");
-        Token::poll_enter(state, *info, ticket, cx.waker()).map(|entered| {
+        Token::poll_enter(state, *info, *follow_up, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");
             match entered {

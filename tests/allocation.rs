@@ -6,7 +6,7 @@ mod common;
 
 use allocation_counter::{AllocationInfo, measure};
 use async_executor::Executor;
-use background_tasks::{DynSpawner, Guard, Registry, ShutdownSignal, Tracked};
+use background_tasks::{CompletionGuard, DynSpawner, Guard, Registry, ShutdownSignal, Tracked};
 use common::poll_once;
 use std::future::{Ready, pending};
 use std::mem::size_of;
@@ -61,7 +61,7 @@ fn async_executor_task_needs_no_extra_allocation() {
     let registered = run_all(&EXECUTOR, || registry.run(async {}));
     // The executor's queue grows by blocks of many tasks. The division ignores the allocations of a few blocks.
     assert_eq!((direct.count_total / TASKS, registered.count_total / TASKS), (1, 1));
-    let dyn_registry = registry.with_spawner(DynSpawner::new(&EXECUTOR));
+    let dyn_registry = registry.with_spawner(DynSpawner::without_blocking(&EXECUTOR));
     let erased = run_all(&EXECUTOR, || dyn_registry.run(async {}));
     assert_eq!(erased.count_total / TASKS, 2, "`DynSpawner` boxes each task");
     let extra_bytes = registered.bytes_total - direct.bytes_total;
@@ -112,7 +112,7 @@ fn run_until_shutdown_does_not_allocate_per_task() {
                 assert_eq!(registry.in_flight() as u64, TASKS);
             }
         });
-        registry.shutdown();
+        registry.start_shutdown();
         while EXECUTOR.try_tick() {}
         info.count_total
     };
@@ -141,6 +141,8 @@ fn tracked_future_is_two_words_larger() {
     assert_eq!(size_of::<Tracked<[u8; 1]>>(), WORD + WORDS);
     assert_eq!(size_of::<Tracked<[u8; 24]>>(), 24 + WORDS);
     assert_eq!(size_of::<Tracked<Box<()>>>(), WORD + WORDS);
-    assert_eq!(size_of::<Guard>(), WORDS);
+    // A guard also stores whether a panic was unwinding its thread when the guard was taken.
+    assert_eq!(size_of::<Guard>(), WORDS + WORD);
+    assert_eq!(size_of::<CompletionGuard>(), WORDS + WORD);
     assert_eq!(size_of::<ShutdownSignal>(), 2 * WORDS);
 }

@@ -100,7 +100,8 @@ impl Durable {
     /// outcomes of its workers, and 1 for each worker's engine. During a deploy the server needs room for the old and the new processes.
     ///
     /// If a connection does not respond, a worker repeats the call on another connection and reports the outage to the registry's
-    /// observers. It waits two fifths of its lease for a heartbeat, 15 seconds for outcomes of jobs, and 20 to 40 seconds for a fetch.
+    /// observers. It waits two fifths of its lease for a heartbeat, the
+    /// [response timeout](crate::WorkerOptions::response_timeout) for outcomes of jobs, and up to 8/3 of that timeout for a fetch.
     /// Calls of the program wait as long as the operating system does, so give them a time limit.
     ///
     /// # Clocks

@@ -47,6 +47,7 @@ pub(crate) struct FetchConfig {
     pub(crate) batch_size: usize,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) missed_heartbeats: usize,
+    pub(crate) response_timeout: Duration,
 }
 
 impl FetchConfig {
@@ -61,6 +62,7 @@ impl FetchConfig {
             batch_size: options.batch_size,
             heartbeat_interval: Duration::from_secs(heartbeat_interval),
             missed_heartbeats,
+            response_timeout: options.response_timeout,
         }
     }
 }

@@ -1,3 +1,4 @@
+use crate::outage::RESPONSE_TIMEOUT;
 use std::time::Duration;
 
 /// Configures how a worker serves a queue. The defaults are safe for jobs of any length.
@@ -14,6 +15,7 @@ pub struct WorkerOptions {
     pub(crate) crashes: u32,
     pub(crate) backoff: (Duration, Duration),
     pub(crate) timeout: Option<Duration>,
+    pub(crate) response_timeout: Duration,
     pub(crate) retention: Duration,
     pub(crate) maintenance_interval: Duration,
     pub(crate) unknown_version_delay: Duration,
@@ -33,6 +35,7 @@ impl Default for WorkerOptions {
             crashes: 20,
             backoff: (Duration::from_secs(1), Duration::from_mins(10)),
             timeout: None,
+            response_timeout: RESPONSE_TIMEOUT,
             retention: Duration::from_hours(168),
             maintenance_interval: Duration::from_mins(1),
             unknown_version_delay: Duration::from_mins(1),
@@ -102,6 +105,15 @@ impl WorkerOptions {
     /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
+        self
+    }
+
+    /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
+    ///
+    /// When it expires, the worker repeats the call on another connection. The time limit doubles with each repetition, because the store
+    /// may have much to do. A fetch without a response is repeated after 4/3 to 8/3 of this time.
+    pub fn response_timeout(mut self, limit: Duration) -> Self {
+        self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// The first and the longest delay before a retry.
 pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long the store may take to respond. After that the call is repeated, and so takes another connection.
+/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout).
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 
@@ -25,13 +25,7 @@ pub(crate) async fn with_timeout<T>(limit: Duration, call: impl Future<Output = 
 }
 
 /// A time limit that doubles each time it expires, because the store may have much to do.
-pub(crate) struct ResponseTimeout(Duration);
-
-impl Default for ResponseTimeout {
-    fn default() -> Self {
-        Self(RESPONSE_TIMEOUT)
-    }
-}
+pub(crate) struct ResponseTimeout(pub(crate) Duration);
 
 impl ResponseTimeout {
     /// Calls the store with the current time limit.
@@ -39,7 +33,7 @@ impl ResponseTimeout {
         let start = Instant::now();
         let response = with_timeout(self.0, call).await;
         if response.is_err() && start.elapsed() >= self.0 {
-            self.0 = (self.0 * 2).min(MAX_RESPONSE_TIMEOUT);
+            self.0 = (self.0 * 2).min(MAX_RESPONSE_TIMEOUT.max(self.0));
         }
         response
     }

@@ -1,4 +1,5 @@
-//! The tasks that this crate itself runs in a registry: `QUEUE worker`, `QUEUE maintenance` and `QUEUE cron`.
+//! The tasks that this crate itself runs in a registry: `QUEUE worker`, `QUEUE maintenance` and `QUEUE cron`. They take no permits, so a limit of the
+//! registry covers the jobs, and a full registry still gets reports.
 
 use crate::error::Error;
 use crate::outage::Report;
@@ -34,7 +35,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
 
     /// Counts a task as in flight. A tracked task cannot be aborted: an abort outside a shutdown must not stop a worker or a schedule.
     pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
-        let task = self.registry.named(name).location(self.location).track(task);
+        let task = self.registry.named(name).location(self.location).without_permit().track(task);
         task.map_err(|rejected| Error::Refused(rejected.reason()))
     }
 
@@ -46,7 +47,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
     /// Returns a function that reports failures of this task, each as a failed task of the same name.
     pub(crate) fn report(&self, name: &'static str) -> Report {
         let (registry, location) = (self.registry.clone(), self.location);
-        Box::new(move |error| registry.named(name).location(location).run(async move { Err::<(), _>(error) }))
+        Box::new(move |error| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(error) }))
     }
 
     /// Returns a function that reports panics of user code in this task, each as a panicked task of the same name.
@@ -55,7 +56,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         let (registry, location) = (self.registry.clone(), self.location);
         move |payload| {
             let unwind: fn(Box<dyn Any + Send>) = |payload| std::panic::resume_unwind(payload);
-            registry.named(name).location(location).run(async move { unwind(payload) });
+            registry.named(name).location(location).without_permit().run(async move { unwind(payload) });
         }
     }
 }

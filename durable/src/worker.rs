@@ -20,7 +20,7 @@ use crate::engine::{EngineName, FetchConfig, Semaphore, StartJob};
 use crate::error::Error;
 use crate::job::{Job, JobId};
 use crate::options::WorkerOptions;
-use crate::outage::{RESPONSE_TIMEOUT, Report, with_timeout};
+use crate::outage::{Report, with_timeout};
 use crate::queue::Queue;
 use crate::tasks::TaskNames;
 use background_tasks::{Registry, Spawner};
@@ -62,7 +62,7 @@ impl<T> Queue<T> {
     ///
     /// The worker is two tasks, `QUEUE worker` and `QUEUE maintenance`, which are in flight until shutdown.
     /// [`wait_idle`](Registry::wait_idle) waits for them. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight),
-    /// it must allow these two tasks and at least one job. Jobs wait for a permit.
+    /// these two tasks take [no permits](Registry::without_permit). Jobs wait for a permit.
     ///
     /// # Errors
     ///
@@ -138,7 +138,13 @@ impl WorkerLoop {
             report: report.clone(),
         };
         let outcome_event = queue.durable.outcome_event.clone();
-        let completer = Completer { store: store.clone(), in_flight: in_flight.clone(), outcome_event, report: report.clone() };
+        let completer = Completer {
+            store: store.clone(),
+            in_flight: in_flight.clone(),
+            outcome_event,
+            report: report.clone(),
+            response_timeout: options.response_timeout,
+        };
         let producer = Producer {
             store,
             config,
@@ -162,6 +168,6 @@ impl WorkerLoop {
         };
         select(pin!(join(produce, completer.run(updates))), pin!(heartbeat.run())).await;
         let engine = producer.engine_name.current();
-        let _ = with_timeout(RESPONSE_TIMEOUT, producer.store.deregister(&engine)).await;
+        let _ = with_timeout(producer.config.response_timeout, producer.store.deregister(&engine)).await;
     }
 }

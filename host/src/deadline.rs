@@ -4,12 +4,10 @@ use crate::exit::exit_within;
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
 use crate::phases::Phases;
 use crate::program::HostState;
-use crate::signals::SecondSignalHook;
+use crate::signals::{self, HookKey, SecondSignalHook};
 use crate::terminal::{Level, log};
-use background_tasks::ShutdownSignal;
-use futures_lite::future::block_on;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,15 +17,19 @@ pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long the process may live after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
+/// How long `main` may take to return after the drain of a process that was asked to stop, by default.
+const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last line and the flush of stdout may take after a second signal.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The exit code after a second signal: 128 + SIGINT, as shells have it.
-const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
+pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
+/// The exit code of a missed deadline, and of a `main` that did not return in time.
+pub(crate) const TOO_LATE: u8 = 1;
 
-/// Makes a second signal end the process immediately, until the hook is dropped.
-pub(crate) fn exit_on_second_signal(phases: &Phases) -> SecondSignalHook {
+/// Makes a second signal end the process immediately, except in the window after the first signal, until the hook is dropped.
+pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) -> SecondSignalHook {
     let phases = phases.clone();
-    SecondSignalHook::new(move || {
+    SecondSignalHook::new(repeat_window, move || {
         let in_flight = phases.in_flight();
         exit_within(SECOND_SIGNAL_TIMEOUT, SECOND_SIGNAL_EXIT_CODE, move || {
             log(Level::Warn, format_args!("second signal: exiting immediately, {in_flight} in flight"));
@@ -35,9 +37,17 @@ pub(crate) fn exit_on_second_signal(phases: &Phases) -> SecondSignalHook {
     })
 }
 
+/// The settings of a host that limit how long the process lives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) grace: Duration,
+    /// How long `main` may take to return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
+    pub(crate) main_timeout: Option<Duration>,
+}
+
 /// The end of the grace period.
 pub(crate) struct Deadline {
-    grace: Duration,
+    limits: Limits,
     started: Instant,
     /// `None` if the clock cannot represent the deadline: it never comes.
     at: Option<Instant>,
@@ -45,13 +55,13 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     /// Starts a grace period.
-    pub(crate) fn start(grace: Duration) -> Self {
+    pub(crate) fn start(limits: Limits) -> Self {
         let started = Instant::now();
-        Self { grace, started, at: started.checked_add(grace) }
+        Self { limits, started, at: started.checked_add(limits.grace) }
     }
 
     pub(crate) fn grace(&self) -> Duration {
-        self.grace
+        self.limits.grace
     }
 
     /// Returns the time since the grace period started.
@@ -66,23 +76,30 @@ impl Deadline {
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// Once the registries have drained in time, the process exits only if it has been asked to stop, which may happen later.
-    pub(crate) fn enforce(&self, state: Arc<HostState>, stop_requested: ShutdownSignal, output: &OutputThread) -> Enforcement {
+    /// Once the registries have drained in time, limits how long `main` may take to return, unless a newer host has taken over.
+    pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
-        let Some(last_moment) = self.at.and_then(|at| at.checked_add(EXIT_MARGIN)) else { return Enforcement(drained) };
-        let remaining = move || last_moment.saturating_duration_since(Instant::now());
+        let (last_moment, limits, started) = (with_margin(self.at), self.limits, self.started);
         let enforce = move || {
-            let is_in_time = drained_in_time.recv_timeout(remaining()).is_ok();
+            let drained = match last_moment {
+                Some(last_moment) => drained_in_time.recv_timeout(last_moment.saturating_duration_since(Instant::now())),
+                None => drained_in_time.recv().map_err(RecvTimeoutError::from),
+            };
+            let is_in_time = drained.is_ok();
             if is_in_time {
-                block_on(stop_requested);
-                thread::sleep(remaining());
-            } else if !state.is_finished() {
-                state.set_exit_code(1);
+                limits.wait_for_main(started);
+                if !hook.is_newest() {
+                    return;
+                }
+            }
+            // If `run` has returned after a missed deadline, `main` has its exit code.
+            if is_in_time || !state.is_finished() {
+                state.set_exit_code(TOO_LATE);
             }
             if state.is_awaited() {
                 exit_within(LAST_LINES_TIMEOUT, state.finish(), move || {
                     if is_in_time {
-                        log(Level::Error, "the grace period has expired and `main` has not returned");
+                        log(Level::Error, MAIN_IS_LATE);
                     }
                 });
             }
@@ -92,6 +109,28 @@ impl Deadline {
         }
         Enforcement(drained)
     }
+}
+
+const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exiting: \
+    its clean-up, or blocking work that the runtime's destructor waits for, is still running";
+
+impl Limits {
+    /// Waits for as long as `main` may take to return. The registries have just drained.
+    fn wait_for_main(self, drain_started: Instant) {
+        let drained = Instant::now();
+        let was_requested = signals::requested_at().is_some();
+        let timeout = self.main_timeout.or_else(|| was_requested.then_some(DEFAULT_MAIN_TIMEOUT));
+        let main_deadline = timeout.and_then(|timeout| drained.checked_add(timeout));
+        let requested_at = signals::wait_for_request(main_deadline);
+        // For `main`, the grace period starts with the request, even if the drain started earlier.
+        let grace_end = requested_at.and_then(|requested_at| requested_at.max(drain_started).checked_add(self.grace));
+        let last_moment = [main_deadline, with_margin(grace_end)].into_iter().flatten().min();
+        thread::sleep(last_moment.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now())));
+    }
+}
+
+fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
+    deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
 /// The thread that enforces the deadline waits for one of the methods. Dropped without a call, by a panic of the drain, it makes the process exit.

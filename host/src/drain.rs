@@ -1,10 +1,12 @@
 //! The drain. It runs on a separate thread, so that a blocked executor cannot block it.
 
-use crate::deadline::{ABORT_TIMEOUT, Deadline, MAIN_TIMEOUT};
+use crate::deadline::{ABORT_TIMEOUT, Deadline, Limits, MAIN_TIMEOUT, TOO_LATE};
+use crate::exit::exit_within;
 use crate::output_thread::LAST_LINES_TIMEOUT;
 use crate::phases::Phases;
 use crate::program::{FAILED, HostState};
 use crate::progress::{LINE_INTERVAL, Progress};
+use crate::signals::{self, HookKey};
 use crate::terminal::Level;
 use background_tasks::ShutdownSignal;
 use futures_lite::FutureExt;
@@ -19,12 +21,18 @@ use std::thread;
 use std::time::Duration;
 
 /// Starts the thread that waits until shutdown starts, and then drains the registries.
-pub(crate) fn start(phases: Phases, grace: Duration, stop_requested: ShutdownSignal, state: Arc<HostState>) -> io::Result<()> {
+pub(crate) fn start(
+    phases: Phases,
+    limits: Limits,
+    stop_requested: ShutdownSignal,
+    hook: HookKey,
+    state: Arc<HostState>,
+) -> io::Result<()> {
     let drain = move || {
         let signals = phases.signals().chain([stop_requested.clone()]).collect();
         block_on(any(signals).or(state.program_ended()));
         if state.is_awaited() {
-            Drain::new(phases, grace, stop_requested, state).run();
+            Drain::new(phases, limits, stop_requested, hook, state).run();
         }
     };
     thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
@@ -41,25 +49,31 @@ struct Drain {
     state: Arc<HostState>,
     /// Triggered once the process has been asked to stop.
     stop_requested: ShutdownSignal,
+    limits: Limits,
+    hook: HookKey,
     deadline: Deadline,
     progress: Progress,
     has_reported_loss: bool,
 }
 
 impl Drain {
-    fn new(phases: Phases, grace: Duration, stop_requested: ShutdownSignal, state: Arc<HostState>) -> Self {
-        let deadline = Deadline::start(grace);
+    fn new(phases: Phases, limits: Limits, stop_requested: ShutdownSignal, hook: HookKey, state: Arc<HostState>) -> Self {
+        let deadline = Deadline::start(limits);
         let progress = Progress::new(&phases);
-        Self { deadline, phases, state, stop_requested, progress, has_reported_loss: false }
+        Self { deadline, phases, state, stop_requested, limits, hook, progress, has_reported_loss: false }
     }
 
     fn run(mut self) {
-        let enforcement = self.deadline.enforce(self.state.clone(), self.stop_requested.clone(), self.progress.output());
+        let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
+        // A terminal that is closed during the drain must not end it.
+        if let Err(error) = signals::handle_sighup() {
+            self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
+        }
         let substitute = self.state.keep_in_flight(self.phases.first());
         let in_flight = self.phases.in_flight() + usize::from(substitute.is_some());
         // A program that has ended on its own with nothing in flight.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
-        self.phases.first().shutdown();
+        self.phases.first().start_shutdown();
         if let Some(substitute) = substitute {
             self.phases.insert_first(substitute);
         }
@@ -73,12 +87,15 @@ impl Drain {
         // Later phases may have lost a critical task meanwhile.
         self.report_cause();
         if !is_in_time {
-            self.state.set_exit_code(1);
+            self.state.set_exit_code(TOO_LATE);
             self.abort();
         } else if self.state.is_awaited() && !is_silent {
             self.progress.log(Level::Info, format!("drained in {}: {}", self.elapsed(), self.phases.summary()));
         }
         self.progress.flush(self.deadline.remaining().clamp(MAIN_TIMEOUT, LINE_INTERVAL));
+        if is_in_time && self.limits.main_timeout == Some(Duration::ZERO) && self.state.is_awaited() {
+            exit_within(LAST_LINES_TIMEOUT, self.state.exit_code(), || ());
+        }
         self.state.finish();
         if is_in_time {
             enforcement.drained_in_time();

@@ -1,7 +1,8 @@
+use crate::deadline::{self, Limits};
 use crate::program::{FAILED, HostState, NotifyOnDrop};
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
-use crate::{deadline, drain, phases::Phases, systemd};
+use crate::{drain, phases::Phases, systemd};
 use background_tasks::{Registry, ShutdownSignal, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
@@ -19,25 +20,52 @@ use std::time::Duration;
 ///    Windows), when the program has ended, or when one of the registries is shut down by other code.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
 ///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
-///    so tasks that these requests start are accepted. The program takes a permit of a registry that has a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight). If no permit is free, this registry may drain before the program has ended.
-/// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. The process exits as soon as the last task has ended.
+///    so tasks that these requests start are accepted. The program takes [no permit](Registry::without_permit) of a registry that has a
+///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
+///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
+/// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
+///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout), or the host ends
+///    the process. For example, a runtime's destructor may wait for a blocking read of stdin.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
-///    [aborts](Registry::abort) the tasks that can be aborted, and drops the program's future. Half a second later it stops waiting, and reports the
-///    remaining stragglers.
+///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second later
+///    it stops waiting, and reports the remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and
+///    otherwise as abandoned.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
-/// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. A second
-/// signal, other than SIGHUP, ends the process immediately. Before the exit, the host flushes stdout, unless nobody reads it. The host uses
-/// separate threads for all of this.
+/// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
+/// exit, the host flushes stdout, unless nobody reads it. The host uses separate threads for all of this.
+///
+/// If the program ends on its own, `main` may work as long as it needs, for example to write a report. If the process is asked to stop
+/// meanwhile, `main` has the grace period from that signal.
+///
+/// # Signals
+///
+/// A second signal ends the process immediately, with two exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
+/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup): the terminal has
+/// closed, and the work has not ended. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
+///
+/// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
+/// blocked.
+///
+/// # Fork
+///
+/// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
+/// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads.
+///
+/// # Several hosts
+///
+/// A request to stop concerns the whole process. A host that is created later in the same process stops immediately, unless it
+/// [forgets](Self::forget_stop_request) the request. While several hosts exist, the newest one reacts to a second signal, and limits `main`.
+///
+/// # Exit codes
 ///
 /// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace period |
-/// | 1 | the grace period expired first |
+/// | 0 | all registries drained within the grace period, and `main` returned in time |
+/// | 1 | the grace period expired first, or `main` did not return in time |
 /// | 2 | the program returned an error, the loss of a [critical](Registry::critical) task started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
-/// | 130 | a second signal arrived |
+/// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
 /// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
 /// at the start, a line every two seconds, and a line at the end. With the feature `tracing` and a global subscriber, the lines are events. If a
@@ -58,14 +86,15 @@ use std::time::Duration;
 ///     let host = Host::new(&requests).then(&workers).grace(Duration::from_secs(25));
 ///     smol::block_on(host.run(async move {
 ///         // Serve until `requests.signal()` is triggered. The host logs an error, and exits with code 2 after the drain.
-///         Err("the port is in use")
+///         Err::<(), _>("the port is in use")
 ///     }))
 /// }
 /// ```
 #[must_use = "a host does nothing until it runs"]
 pub struct Host {
     phases: Phases,
-    grace: Duration,
+    limits: Limits,
+    repeat_window: Duration,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -76,15 +105,19 @@ impl Host {
     ///
     /// Create the host at the beginning of `main`, before the runtime starts threads: then no signal that arrives before [`run`](Self::run) is
     /// lost. See [`shutdown_signal`](crate::shutdown_signal).
+    ///
+    /// If the host is dropped, signals have their default actions again, unless other hosts or callers of `shutdown_signal` use them.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let phases = Phases::new(registry.with_spawner(()));
         // A second signal also ends a start-up that hangs.
-        let second_signal_hook = deadline::exit_on_second_signal(&phases);
+        let repeat_window = Duration::from_secs(1);
+        let second_signal_hook = deadline::exit_on_second_signal(&phases, repeat_window);
         Self {
             phases,
-            grace: Duration::from_secs(10),
-            stop_requested: signals::install(false),
+            limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
+            repeat_window,
+            stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
         }
@@ -101,17 +134,65 @@ impl Host {
 
     /// Sets the grace period: the longest time from the shutdown signal until the last registry has drained. Default: 10 seconds.
     ///
+    /// If the process is asked to stop only after the drain, the grace period limits how long `main` may still take, from this signal on.
+    ///
     /// The supervisor must wait at least one second longer before it kills the process. Kubernetes waits `terminationGracePeriodSeconds` (default:
     /// 30) less the time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be
     /// aborted are aborted immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.limits.grace = grace;
         self
     }
 
-    /// Makes SIGHUP, which a closed terminal sends, start the shutdown too. Without this call SIGHUP ends the process.
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise unlimited.
+    ///
+    /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
+    /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
+    /// the grace period is over, the host reports an error and ends the process with the exit code 1. An explicit time also applies to a program
+    /// that ends on its own.
+    ///
+    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return. The process exits as soon as the last task has ended,
+    /// with the exit code that `run` would have returned. This suits a program that reads stdin on a runtime, and whose `main` only returns the
+    /// exit code.
+    pub fn main_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.main_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long after the first signal further signals count as the same request to stop. Default: 1 second.
+    ///
+    /// One request may arrive several times within milliseconds. A launcher such as `npm` forwards the Ctrl-C that the terminal has already
+    /// sent to the whole process group, and a supervisor may signal a process and then its group. A signal after this time ends the process
+    /// immediately. With zero, any second signal does so.
+    pub fn repeat_window(mut self, window: Duration) -> Self {
+        self.repeat_window = window;
+        self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
+        self
+    }
+
+    /// Makes SIGHUP, which a closed terminal sends, start the shutdown too. Without this call SIGHUP ends the process, until the drain starts.
+    ///
+    /// `nohup` makes programs ignore SIGHUP. It stays ignored then, unless [`handle_ignored`](Self::handle_ignored) is called too.
     pub fn handle_sighup(mut self) -> Self {
-        self.stop_requested = self.stop_requested.and_then(|_| signals::install(true));
+        self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
+        self
+    }
+
+    /// Handles signals that were ignored when the program started. Without this call they stay ignored, except SIGTERM.
+    ///
+    /// SIGHUP is ignored under `nohup`, and SIGINT in a background job of a shell script; see [`shutdown_signal`](crate::shutdown_signal).
+    pub fn handle_ignored(mut self) -> Self {
+        self.stop_requested = self.stop_requested.and_then(|_| signals::handle_ignored());
+        self
+    }
+
+    /// Forgets an earlier request to stop the process, so that this host runs until the next one.
+    ///
+    /// Use it in a process that runs several hosts one after the other, such as a test or a supervisor. The earlier hosts no longer limit how long
+    /// `main` may take, if they drained in time. Signals that [`shutdown_signal`](crate::shutdown_signal) returned before stay resolved.
+    pub fn forget_stop_request(mut self) -> Self {
+        signals::forget_stop_request();
+        self.stop_requested = self.stop_requested.and_then(|_| signals::install());
         self
     }
 
@@ -122,7 +203,8 @@ impl Host {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the program's future. Nothing is shut down or drained.
+    /// Dropping this future drops the program's future. Nothing is shut down or drained. From then on, signals have their default actions: the
+    /// next SIGTERM or SIGINT ends the process. To continue without the host, call [`shutdown_signal`](crate::shutdown_signal) before.
     ///
     /// # Deadlocks
     ///
@@ -133,8 +215,11 @@ impl Host {
         F: Future<Output: TaskOutput>,
     {
         let state = Arc::new(HostState::new(self.location));
-        self.second_signal_hook = deadline::exit_on_second_signal(&self.phases);
-        let started = self.stop_requested.and_then(|stop| drain::start(self.phases.clone(), self.grace, stop, state.clone()));
+        self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, self.repeat_window);
+        let hook = self.second_signal_hook.key();
+        // This process may be a forked child of the process that created the host.
+        let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
+        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), self.limits, stop, hook, state.clone()));
         if let Err(error) = started {
             log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);
@@ -149,14 +234,18 @@ impl Host {
             state.finished().await;
         };
         ended.or(systemd::keep_watchdog_alive()).await;
-        // Both are for a `run` that is dropped before this point. The hook stays installed until the process exits.
-        std::mem::forget((notify_on_drop, self.second_signal_hook));
+        // Both are for a `run` that is dropped before this point.
+        std::mem::forget(notify_on_drop);
+        self.second_signal_hook.keep();
         state.exit_code().into()
     }
 }
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Host").field("registries", &self.phases.registries()).field("grace", &self.grace).finish_non_exhaustive()
+        f.debug_struct("Host")
+            .field("registries", &self.phases.registries())
+            .field("grace", &self.limits.grace)
+            .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
-use background_tasks::{Guard, Registry, RejectReason};
-use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use background_tasks::{CompletionGuard, Guard, Registry, RejectReason};
+use bytes::Buf;
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
@@ -9,18 +10,36 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that holds a [`Guard`] for each request, for every server of tower services: axum, tonic, hyper.
+/// A layer that holds a [`CompletionGuard`] for each request, for every server of tower services: axum, tonic, hyper.
 ///
 /// A request is in flight from the call of its service until the body of its response is dropped. A server drops the body once it has taken all
 /// of it, or when the client has disconnected. So the drain waits for every response that has started. A request can start background tasks until
 /// the last frame of its body, even while the registry drains.
 ///
-/// A request that arrives after the drain, or [above the limit](background_tasks::RegistryBuilder::max_in_flight), is answered 503 with an empty
-/// body, without a call of the service. After the drain, the response also closes its connection, so that the client connects elsewhere. This
-/// applies to HTTP/1; in HTTP/2 the server closes connections.
+/// A request that arrives after the drain is answered 503 with an empty body, without a call of the service. The response also closes its
+/// connection, so that the client connects elsewhere. This applies to HTTP/1; in HTTP/2 the server closes connections.
 ///
-/// A panic of the service or of a body continues to unwind, and the request counts as panicked. Otherwise the request counts as completed: a
-/// guard does not depend on the status of the response or on whether the client received it.
+/// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight). The
+/// limit covers the tasks that requests start, and a request is accepted even when the registry is full. To limit requests, add a layer for that
+/// purpose, such as `ConcurrencyLimitLayer` of the crate `tower`. A handler that must start its task in a full registry awaits
+/// `registry.follow_up().run_when_ready(task)`, which waits for a permit also while the registry drains.
+///
+/// # Outcomes
+///
+/// | outcome | meaning |
+/// | --- | --- |
+/// | completed | The server has taken the body of the response to its end, or the service returned an error. The status of the response does not matter. |
+/// | panicked | The service or the body panicked. The panic continues to unwind. |
+/// | abandoned | The future of the service or the body of the response was dropped before its end: the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
+/// | rejected | The request was answered 503, as described above. |
+///
+/// Some responses have no body to send: responses to HEAD, and responses with a status such as 101, 204 or 304. Such a request is completed when
+/// the body is dropped. A body is also at its end if as many bytes were taken as the header `Content-Length` or the body announced.
+///
+/// # Other layers
+///
+/// The layer can be anywhere in a stack. A request that an outer layer answers, such as a CORS preflight, does not count. If an outer layer drops
+/// the body and sends another one, the request counts as abandoned.
 ///
 /// # Limitations
 ///
@@ -28,10 +47,11 @@ use tower_service::Service;
 /// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does.
 ///
 /// Apply the layer to the routes that the drain must wait for. A response that does not end on its own, such as a stream of events, must end at
-/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects.
+/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. Each client that disconnects from such a response
+/// abandons its request.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. Give the connection its own guard: call
-/// `registry.named("socket").guard()` in the handler, and move the guard into the task that serves the connection.
+/// `registry.named("socket").without_permit().guard()` in the handler, and move the guard into the task that serves the connection.
 ///
 /// # Examples
 ///
@@ -97,6 +117,7 @@ pub struct RequestService<I> {
 impl<I, B, R> Service<Request<B>> for RequestService<I>
 where
     I: Service<Request<B>, Response = Response<R>>,
+    R: Body,
 {
     type Response = Response<RequestBody<R>>;
     type Error = I::Error;
@@ -108,11 +129,12 @@ where
 
     fn call(&mut self, request: Request<B>) -> RequestFuture<I::Future> {
         let RequestLayer { registry, name, location } = &self.layer;
-        let guard = registry.named(name).location(location).guard();
+        let guard = registry.named(name).location(location).without_permit().guard();
         let drained = guard.as_ref().is_err_and(|rejected| rejected.reason() == RejectReason::Drained);
         let close_connection = drained && request.version() < Version::HTTP_2;
-        let guarded = guard.ok().map(|guard| Guarded { inner: Some(self.inner.call(request)), guard: Some(guard) });
-        RequestFuture { guarded, close_connection }
+        let (method, guard) = (request.method().clone(), guard.ok().map(Guard::require_completion));
+        let guarded = guard.map(|guard| Guarded { inner: Some(self.inner.call(request)), guard: Some(guard) });
+        RequestFuture { guarded, method, close_connection }
     }
 }
 
@@ -124,6 +146,7 @@ pin_project! {
         // `None` if the request was rejected.
         #[pin]
         guarded: Option<Guarded<F>>,
+        method: Method,
         close_connection: bool,
     }
 }
@@ -131,6 +154,7 @@ pin_project! {
 impl<F, R, E> Future for RequestFuture<F>
 where
     F: Future<Output = Result<Response<R>, E>>,
+    R: Body,
 {
     type Output = Result<Response<RequestBody<R>>, E>;
 
@@ -138,16 +162,28 @@ where
         let this = self.project();
         let Some(mut guarded) = this.guarded.as_pin_mut() else { return Poll::Ready(Ok(rejection(*this.close_connection))) };
         let result = ready!(guarded.as_mut().poll_with(|future| future.poll(cx)).expect("polled after completion"));
-        let mut guarded = guarded.project();
-        let result = result.map(|response| response.map(|body| RequestBody::new(Some(body), guarded.guard.take())));
-        guarded.inner.set(None);
-        *guarded.guard = None; // an error has no body that takes the guard
+        let result = result.map(|response| {
+            let unsent = unsent_bytes(this.method, &response);
+            response.map(|body| RequestBody::new(Some(body), guarded.as_mut().project().guard.take(), unsent))
+        });
+        guarded.complete(); // an error has no body that takes the guard
         Poll::Ready(result)
     }
 }
 
-fn rejection<R>(close_connection: bool) -> Response<RequestBody<R>> {
-    let mut response = Response::new(RequestBody::new(None, None));
+/// Returns how many bytes of the body a server sends, or `None` if only the end of the body shows it.
+fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64> {
+    let status = response.status();
+    let has_no_body = status.is_informational()
+        || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
+        || method == Method::HEAD
+        || (method == Method::CONNECT && status.is_success());
+    let content_length = || response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    if has_no_body { Some(0) } else { content_length().or_else(|| response.body().size_hint().exact()) }
+}
+
+fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody<R>> {
+    let mut response = Response::new(RequestBody::new(None, None, None));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     if close_connection {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -157,16 +193,42 @@ fn rejection<R>(close_connection: bool) -> Response<RequestBody<R>> {
 
 pin_project! {
     /// The body of a response. Its request is in flight until this body is dropped.
+    ///
+    /// The default value has no request. Layers that answer in place of the service use it.
     #[derive(Debug)]
-    pub struct RequestBody<B> {
+    pub struct RequestBody<B>
+    where
+        B: Body,
+    {
         #[pin]
         guarded: Guarded<B>,
+        // The bytes that the server has not taken yet, if their number is known.
+        unsent: Option<u64>,
+        // The body has returned an error.
+        has_failed: bool,
+    }
+
+    impl<B> PinnedDrop for RequestBody<B>
+    where
+        B: Body,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            if !this.has_failed && (this.unsent == Some(0) || this.is_end_stream()) {
+                this.project().guarded.complete();
+            }
+        }
     }
 }
 
-impl<B> RequestBody<B> {
-    fn new(inner: Option<B>, guard: Option<Guard>) -> Self {
-        Self { guarded: Guarded { inner, guard } }
+impl<B: Body> RequestBody<B> {
+    fn new(inner: Option<B>, guard: Option<CompletionGuard>, unsent: Option<u64>) -> Self {
+        Self { guarded: Guarded { inner, guard }, unsent, has_failed: false }
+    }
+}
+
+impl<B: Body + Default> Default for RequestBody<B> {
+    fn default() -> Self {
+        Self::new(Some(B::default()), None, None)
     }
 }
 
@@ -175,7 +237,18 @@ impl<B: Body> Body for RequestBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().guarded.poll_with(|body| body.poll_frame(cx)).unwrap_or(Poll::Ready(None))
+        let this = self.project();
+        let polled = this.guarded.poll_with(|body| body.poll_frame(cx)).unwrap_or(Poll::Ready(None));
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let taken = frame.data_ref().map_or(0, Buf::remaining) as u64;
+                *this.unsent = this.unsent.map(|unsent| unsent.saturating_sub(taken));
+            }
+            Poll::Ready(None) => *this.unsent = Some(0),
+            Poll::Ready(Some(Err(_))) => *this.has_failed = true,
+            Poll::Pending => {}
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -193,11 +266,20 @@ pin_project! {
     struct Guarded<T> {
         #[pin]
         inner: Option<T>,
-        guard: Option<Guard>,
+        guard: Option<CompletionGuard>,
     }
 }
 
 impl<T> Guarded<T> {
+    /// Drops the inner value, and then counts the request as completed, unless its guard was taken.
+    fn complete(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        this.inner.set(None);
+        if let Some(guard) = this.guard.take() {
+            guard.complete();
+        }
+    }
+
     /// Polls the inner value, unless it has been dropped.
     ///
     /// After a panic, drops the inner value and then the guard while the panic unwinds, so that the request counts as panicked.

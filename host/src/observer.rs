@@ -11,7 +11,7 @@ use std::io::Write;
 /// use background_tasks_host::StderrObserver;
 ///
 /// let registry = Registry::builder(SmolSpawner).observer(StderrObserver).inspect().build();
-/// registry.named("mail").run(async { Err("no such mailbox") }); // mail at src/main.rs:5:24 failed: no such mailbox
+/// registry.named("mail").run(async { Err::<(), _>("no such mailbox") }); // mail at src/main.rs:5:24 failed: no such mailbox
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StderrObserver;

@@ -62,9 +62,10 @@ impl Phases {
         self.0.iter().find_map(Registry::shutdown_cause)
     }
 
+    /// Aborts all tasks, and each task that starts later.
     pub(crate) fn abort(&self) {
         for registry in &self.0 {
-            registry.abort();
+            _ = registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO);
         }
     }
 
@@ -76,5 +77,23 @@ impl Phases {
         let wait =
             |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
         shutdowns.into_iter().filter_map(wait).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use background_tasks::SmolSpawner;
+    use std::future::pending;
+
+    #[test]
+    fn task_that_starts_after_the_last_abort_is_aborted() {
+        let registry = Registry::builder(SmolSpawner).inspect().build();
+        let held = registry.guard().unwrap();
+        Phases::new(registry.with_spawner(())).abort();
+        registry.run(pending::<()>());
+        drop(held);
+        let summary = registry.shutdown().wait_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((summary.completed, summary.aborted), (1, 1));
     }
 }

@@ -1,11 +1,15 @@
 //! The program of a host: its state and its outcome.
 
 use crate::sync::{Flag, lock};
-use background_tasks::{Guard, Registry, TaskOutput};
+use background_tasks::{Registry, Spawner, TaskOutput};
 use futures_lite::FutureExt;
-use std::panic::{AssertUnwindSafe, Location};
-use std::sync::Mutex;
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, Location, resume_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// The exit code of a failure. Not 1, which Rust gives to a `main` that returns an error, and which here reports a missed deadline.
 pub(crate) const FAILED: u8 = 2;
@@ -31,19 +35,64 @@ pub(crate) struct HostState {
 
 enum ProgramState {
     Running,
-    /// Shutdown has started. The guard keeps a registry open for as long as the program runs.
-    Draining {
-        _in_flight: Guard,
-    },
+    /// Shutdown has started. The task keeps a registry open for as long as the program runs.
+    Draining(ProgramTask),
     Ended,
     /// `run` was dropped.
     Dropped,
 }
 
 /// How the program ended.
-struct Outcome {
-    exit_code: u8,
-    error: Option<String>,
+enum Outcome {
+    Completed,
+    Failed(String),
+    Panicked(Box<dyn Any + Send>),
+    Aborted,
+}
+
+/// The program as a task of a registry. It counts as in flight until [`end`](Self::end), and then with the program's outcome.
+///
+/// The program's future belongs to the caller of `run`, and not to a spawner. So the future of this task only returns the outcome.
+struct ProgramTask {
+    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+}
+
+impl ProgramTask {
+    /// Counts the program as in flight, unless the registry rejects it. An abort of the task calls the waker.
+    fn start(registry: &Registry<()>, location: &'static Location<'static>, on_abort: &Waker) -> Option<Self> {
+        let outcome = Arc::new(Mutex::new(None));
+        let program_outcome = outcome.clone();
+        let ended = poll_fn(move |_| match lock(&program_outcome).take() {
+            None | Some(Outcome::Aborted) => Poll::Pending,
+            Some(Outcome::Completed) => Poll::Ready(Ok(())),
+            Some(Outcome::Failed(error)) => Poll::Ready(Err(error)),
+            // The panic hook has reported the panic, and `resume_unwind` does not call it again.
+            Some(Outcome::Panicked(payload)) => resume_unwind(payload),
+        });
+        let keeper = TaskKeeper::default();
+        registry.with_spawner(&keeper).named("program").location(location).without_permit().try_run(ended).ok()?;
+        let mut task = lock(&keeper.0).take()?;
+        // Stores the waker.
+        let _ = task.as_mut().poll(&mut Context::from_waker(on_abort));
+        Some(Self { task, outcome })
+    }
+
+    /// Releases the count. The task of an aborted program ends as aborted if the registry is inspected, and otherwise as abandoned.
+    fn end(mut self, outcome: Outcome) {
+        *lock(&self.outcome) = Some(outcome);
+        let _ = self.task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// A spawner that keeps its task for the caller to poll.
+#[derive(Default)]
+struct TaskKeeper(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+
+impl Spawner for TaskKeeper {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        *lock(&self.0) = Some(Box::pin(task));
+    }
 }
 
 impl HostState {
@@ -61,60 +110,67 @@ impl HostState {
 
     /// Runs the program until it ends or is aborted, and records its outcome. The program has been dropped when this returns.
     pub(crate) async fn run_program<F: Future<Output: TaskOutput>>(&self, program: F) {
-        let Outcome { exit_code, error } = self.outcome_of(program).await;
-        self.set_exit_code(exit_code);
-        *lock(&self.error) = error;
-        self.replace(ProgramState::Ended);
+        let outcome = self.outcome_of(program).await;
+        match &outcome {
+            Outcome::Completed | Outcome::Aborted => {}
+            Outcome::Failed(error) => {
+                self.set_exit_code(FAILED);
+                *lock(&self.error) = Some(error.clone());
+            }
+            Outcome::Panicked(_) => self.set_exit_code(PANICKED),
+        }
+        match (self.replace(ProgramState::Ended), outcome) {
+            (ProgramState::Draining(task), outcome) => task.end(outcome),
+            // The destructor of the payload may panic too.
+            (_, Outcome::Panicked(payload)) => std::mem::forget(payload),
+            _ => {}
+        }
         self.program_ended.set();
     }
 
     async fn outcome_of<F: Future<Output: TaskOutput>>(&self, program: F) -> Outcome {
-        let error = async {
+        let outcome = async {
             let completed = async { Some(program.await) };
             let aborted = async {
                 self.program_aborted.wait().await;
                 None
             };
-            let output = completed.or(aborted).await;
-            output.as_ref().and_then(TaskOutput::error).map(|error| format!("{error:#}"))
+            let Some(output) = completed.or(aborted).await else { return Outcome::Aborted };
+            output.error().map_or(Outcome::Completed, |error| Outcome::Failed(format!("{error:#}")))
         };
-        match AssertUnwindSafe(error).catch_unwind().await {
-            Ok(None) => Outcome { exit_code: 0, error: None },
-            Ok(error) => Outcome { exit_code: FAILED, error },
-            // The panic hook has reported the panic.
-            Err(payload) => {
-                // The destructor of the payload may panic too.
-                std::mem::forget(payload);
-                Outcome { exit_code: PANICKED, error: None }
-            }
-        }
+        AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(Outcome::Panicked)
     }
 
     /// Counts a running program as in flight in this registry.
     ///
-    /// If the registry has drained or is full, the program counts as in flight in a new registry, which is returned.
-    pub(crate) fn keep_in_flight(&self, registry: &Registry<()>) -> Option<Registry<()>> {
+    /// The program takes no permit, so the registry may be full. If the registry has drained, the program counts as in flight in a new registry,
+    /// which is returned.
+    pub(crate) fn keep_in_flight(self: &Arc<Self>, registry: &Registry<()>) -> Option<Registry<()>> {
         let is_running = |program: &ProgramState| matches!(program, ProgramState::Running);
         if !is_running(&lock(&self.program)) {
             return None;
         }
         // Not under the lock: observers may be called.
-        let guard = |registry: &Registry<()>| registry.named("program").location(self.location).guard().ok();
-        let held = if registry.is_drained() { None } else { guard(registry) };
+        let on_abort = Waker::from(Arc::new(AbortProgram(Arc::downgrade(self))));
+        let start = |registry: &Registry<()>| ProgramTask::start(registry, self.location, &on_abort);
+        let held = if registry.is_drained() { None } else { start(registry) };
         let substitute = held.is_none().then(|| Registry::builder(()).inspect().build());
-        // Declared before the lock guard, so that it is dropped after it: it may hold the last guard of a registry.
-        let mut draining = held.or_else(|| guard(substitute.as_ref()?)).map(|guard| ProgramState::Draining { _in_flight: guard });
-        let mut program = lock(&self.program);
-        if let (true, Some(draining)) = (is_running(&program), &mut draining) {
-            std::mem::swap(&mut *program, draining);
+        if let Some(task) = held.or_else(|| start(substitute.as_ref()?)) {
+            let mut program = lock(&self.program);
+            if is_running(&program) {
+                *program = ProgramState::Draining(task);
+            } else {
+                // The program has ended meanwhile. Not under the lock: this may release the last task of a registry.
+                drop(program);
+                task.end(Outcome::Completed);
+            }
         }
         substitute
     }
 
-    fn replace(&self, state: ProgramState) {
-        let previous = std::mem::replace(&mut *lock(&self.program), state);
-        // Not under the lock: this may drop the last guard of a registry.
-        drop(previous);
+    /// Replaces the state and returns the previous state. Drop it without a lock: it may release the last task of a registry.
+    fn replace(&self, state: ProgramState) -> ProgramState {
+        std::mem::replace(&mut *lock(&self.program), state)
     }
 
     pub(crate) fn take_error(&self) -> Option<String> {
@@ -161,12 +217,23 @@ impl HostState {
     }
 }
 
+/// Aborts the program when its task is aborted.
+struct AbortProgram(Weak<HostState>);
+
+impl Wake for AbortProgram {
+    fn wake(self: Arc<Self>) {
+        if let Some(state) = self.0.upgrade() {
+            state.abort_program();
+        }
+    }
+}
+
 /// Notifies the drain if `run` is dropped.
 pub(crate) struct NotifyOnDrop<'a>(pub(crate) &'a HostState);
 
 impl Drop for NotifyOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.replace(ProgramState::Dropped);
+        drop(self.0.replace(ProgramState::Dropped));
         self.0.program_ended.set();
     }
 }

@@ -1,11 +1,14 @@
 use crate::{LocalSpawner, Registry, Spawner};
 use async_executor::{Executor, LocalExecutor, StaticExecutor, StaticLocalExecutor};
 use futures_lite::future::block_on;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
 impl Spawner for Executor<'static> {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
@@ -37,8 +40,12 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// If tasks are still in flight when the last clone is dropped, the executor drops these tasks, and they count as abandoned. A task
 /// that owns a clone of the spawner, for example inside a registry handle, keeps the threads running.
 ///
-/// Dropping the last clone blocks until all threads have exited. A thread that is busy with tasks exits after it has polled at most
-/// 200 more times. If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
+/// Dropping the last clone blocks until all threads have exited, but at most for one second. A thread that is busy with tasks exits
+/// after it has polled at most 200 more times. A thread whose task blocks may not exit within the second. The drop then detaches
+/// this thread, so a task that hangs does not delay the exit of the program. The detached thread exits when its task returns. The
+/// other tasks that are still in flight are dropped at that time. [`join_timeout`](Self::join_timeout) changes the second.
+///
+/// If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///
 /// # Examples
 ///
@@ -68,14 +75,54 @@ impl ThreadsSpawner {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut pool = Threads { stop: Registry::new(()), executor: Arc::default(), handles: Vec::new() };
+        let (exit, exits) = channel();
+        let mut pool = Threads {
+            stop: Registry::new(()),
+            executor: Arc::default(),
+            handles: HashMap::new(),
+            exits: exits.into(),
+            join_timeout: JOIN_TIMEOUT.into(),
+        };
         for number in 0..threads {
-            let run = pool.run();
-            pool.handles.push(thread::Builder::new().name(format!("background-{number}")).spawn(run)?);
+            let run = pool.run(exit.clone());
+            let handle = thread::Builder::new().name(format!("background-{number}")).spawn(run)?;
+            pool.handles.insert(handle.thread().id(), handle);
         }
         Ok(Self(Arc::new(pool)))
     }
+
+    /// Sets how long the drop of the last clone waits for the threads to exit. The setting applies to all clones. Default: one
+    /// second.
+    ///
+    /// After this time, the drop detaches the threads that have not exited. If `timeout` is zero, the drop detaches all threads
+    /// immediately. If `timeout` is [`Duration::MAX`], a task that hangs blocks the drop forever.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use background_tasks::{Registry, ThreadsSpawner};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let (hang_up, hung_up) = std::sync::mpsc::channel::<()>();
+    /// let registry = Registry::new(ThreadsSpawner::new(1)?.join_timeout(Duration::ZERO));
+    /// registry.run(async move { drop(hung_up.recv()) }); // blocks its thread
+    /// let stragglers = registry.shutdown().wait_timeout(Duration::from_millis(10)).unwrap_err();
+    /// assert_eq!(stragglers.len(), 1);
+    /// drop(registry); // returns immediately
+    /// # drop(hang_up);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "the method returns the spawner, which a registry needs"]
+    pub fn join_timeout(self, timeout: Duration) -> Self {
+        *self.0.join_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+        self
+    }
 }
+
+/// How long the drop of the last clone waits for the threads by default.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Spawner for ThreadsSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
@@ -93,24 +140,39 @@ struct Threads {
     /// The threads exit when the shutdown signal of this registry is triggered.
     stop: Registry<()>,
     executor: Arc<Executor<'static>>,
-    handles: Vec<JoinHandle<()>>,
+    handles: HashMap<ThreadId, JoinHandle<()>>,
+    /// Receives the ID of each thread that is about to exit.
+    exits: Mutex<Receiver<ThreadId>>,
+    join_timeout: Mutex<Duration>,
 }
 
 impl Threads {
     /// Returns the closure that one of the threads runs. A panic of a task does not end the thread, because async-executor catches
     /// the panic.
-    fn run(&self) -> impl FnOnce() + Send + use<> {
+    fn run(&self, exit: Sender<ThreadId>) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();
-        move || block_on(executor.run(stopped))
+        move || {
+            block_on(executor.run(stopped));
+            drop(executor);
+            // The send fails if the spawner has been dropped and has detached this thread.
+            _ = exit.send(thread::current().id());
+        }
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.stop.shutdown();
-        for handle in self.handles.drain(..) {
-            if handle.thread().id() != thread::current().id() {
+        self.stop.start_shutdown();
+        self.handles.remove(&thread::current().id());
+        let timeout = *self.join_timeout.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let exits = self.exits.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut started = None;
+        while !self.handles.is_empty() {
+            let waited = started.get_or_insert_with(Instant::now).elapsed();
+            // A timeout leaves the remaining handles in the map, whose destructor detaches their threads.
+            let Ok(id) = exits.recv_timeout(timeout.saturating_sub(waited)) else { return };
+            if let Some(handle) = self.handles.remove(&id) {
                 // Leaks the panic payload, because the destructor of the payload may panic.
                 handle.join().unwrap_or_else(mem::forget);
             }

@@ -180,7 +180,7 @@ fn runs_many_tasks<S: Spawner>(registry: &Registry<S>) -> CheckResult {
         registry.run(finish.signal());
     }
     let in_flight = registry.in_flight();
-    finish.shutdown();
+    finish.start_shutdown();
     if in_flight != MANY_TASKS {
         return Err(format!("{in_flight} of {MANY_TASKS} waiting tasks are in flight"));
     }

@@ -103,6 +103,8 @@ pub(crate) fn resume(payload: Payload) -> ! {
     match *payload {}
 }
 
-pub(crate) fn panicking() -> bool {
-    false
+pub(crate) type ThreadId = Infallible;
+
+pub(crate) fn panicking_thread() -> Option<ThreadId> {
+    None
 }

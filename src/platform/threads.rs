@@ -1,6 +1,6 @@
 //! Implements the platform for programs with an operating system, with the threads and primitives of `std`.
 
-use core::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::{OnceLock, PoisonError};
 
 pub(crate) use AtomicUsize as UnmodelledAtomicUsize;
@@ -54,8 +54,8 @@ pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 /// Returns the number of shards of each registry. The number is a power of two and at most 128. There are about four shards for
 /// each core.
 ///
-/// Threads are numbered in the order of their first use of a registry, and the number of a thread selects its shard. With several
-/// shards for each core, two threads that run simultaneously seldom share a shard.
+/// The number of a thread selects its shard; see [`thread_number`]. With several shards for each core, two threads that run
+/// simultaneously seldom share a shard.
 pub(crate) fn shard_count() -> usize {
     static SHARDS: OnceLock<usize> = OnceLock::new();
     *SHARDS.get_or_init(|| {
@@ -70,8 +70,41 @@ fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }
 
+/// Returns the number of the calling thread. The first call on a thread takes the smallest number that no live thread has.
+///
+/// A thread returns its number when it exits, so the numbers stay below the largest number of threads that used registries at the
+/// same time. If there are never more threads than shards, no two threads share a shard, whichever threads come and go.
+///
+/// A destructor of another thread-local may run after the thread has returned its number. The destructor then uses the number 0.
 pub(crate) fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    std::thread_local!(static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed)));
-    NUMBER.get()
+    std::thread_local!(static NUMBER: ThreadNumber = ThreadNumber(NUMBERS.with(Numbers::take)));
+    NUMBER.try_with(|number| number.0).unwrap_or(0)
 }
+
+struct ThreadNumber(usize);
+
+impl Drop for ThreadNumber {
+    fn drop(&mut self) {
+        NUMBERS.with(|numbers| numbers.returned.insert(self.0));
+    }
+}
+
+static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { returned: BTreeSet::new(), next: 0 });
+
+/// The numbers that no live thread has: the returned numbers, and all numbers from `next` on.
+struct Numbers {
+    returned: BTreeSet<usize>,
+    next: usize,
+}
+
+impl Numbers {
+    fn take(&mut self) -> usize {
+        self.returned.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,11 +2,18 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::{current, panicking};
 
 pub(crate) use std::panic::resume_unwind as resume;
-pub(crate) use std::thread::panicking;
+pub(crate) use std::thread::ThreadId;
 
 pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// Returns the ID of the current thread if a panic unwinds this thread.
+#[inline]
+pub(crate) fn panicking_thread() -> Option<ThreadId> {
+    if panicking() { Some(current().id()) } else { None }
+}
 
 /// Returns the message of a panic if the payload is a string, as the payload of the macro `panic!` always is. Otherwise returns a
 /// placeholder.

@@ -8,12 +8,14 @@ use core::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss<'a> {
-    /// The task returned an `Err`. Contains the `Display` text of the error.
+    /// The task returned an `Err`. Contains the `Display` text of the error in its alternate form, `{:#}`. An error of `anyhow`
+    /// prints its whole chain of causes in this form.
     Failed(&'a str),
-    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard). Contains the message of
-    /// the panic.
+    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or
+    /// a [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic.
     Panicked(&'a str),
-    /// The task was dropped before it finished.
+    /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call of
+    /// `complete`.
     Abandoned,
     /// The task was [aborted](crate::Registry::abort).
     Aborted,

@@ -17,12 +17,14 @@ pub struct Rejected<F> {
 pub enum RejectReason {
     /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
-    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight).
+    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight). Work that is started
+    /// [without a permit](crate::Registry::without_permit) is not rejected for this reason.
     ///
     /// On 32-bit targets, a registry is also full when the counters of its shards are full. Each shard can count at most 2²⁰ - 1
     /// tasks in flight.
     Full,
-    /// The shutdown started while the task [waited for a permit](crate::Registry::run_when_ready).
+    /// The task needed to [wait for a permit](crate::Registry::run_when_ready), the shutdown had started, and the task was not a
+    /// [follow-up](crate::Registry::follow_up).
     ShuttingDown,
 }
 

@@ -1,4 +1,4 @@
-use super::task_info::TaskInfo;
+use super::task_info::{TaskInfo, TaskKind};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -22,7 +22,7 @@ pub struct Summary {
     /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
     /// dropped.
     pub abandoned: u64,
-    /// Tasks that [`abort`](crate::Registry::abort) or [`abort_task`](crate::Registry::abort_task) ended at an await point.
+    /// Tasks that an [abort](crate::Registry::abort) ended: futures at an await point, and blocking closures that never started.
     pub aborted: u64,
     /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
@@ -91,7 +91,8 @@ impl Stragglers {
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
     /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
-    /// The group that contains the oldest task of all comes first. There are no groups unless the registry is
+    /// After an abort, blocking closures that have started are in another group than closures that never start. The group that
+    /// contains the oldest task of all comes first. There are no groups unless the registry is
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
     /// The method compares each task with each group at most once.
@@ -115,7 +116,7 @@ impl Stragglers {
     /// # }
     /// ```
     pub fn groups(&self) -> impl Iterator<Item = (&TaskInfo, usize)> {
-        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested);
+        let key = |task: &TaskInfo| (task.name, task.location, task.kind, task.abort_requested.then_some(task.is_abortable));
         let mut groups: Vec<(&TaskInfo, usize)> = Vec::new();
         for task in &self.tasks {
             match groups.iter_mut().find(|(oldest, _)| key(oldest) == key(task)) {
@@ -134,9 +135,13 @@ fn fmt_group(f: &mut fmt::Formatter<'_>, oldest: &TaskInfo, len: usize) -> fmt::
         write!(f, ", {subject}for {age:.1?}")?;
     }
     match oldest.kind {
-        Some(kind) if oldest.abort_requested && !kind.is_abortable() => write!(f, " (a {kind} cannot be aborted)"),
-        _ if oldest.abort_requested => write!(f, " (abort requested, but no await point reached yet)"),
-        _ => Ok(()),
+        _ if !oldest.abort_requested => Ok(()),
+        Some(TaskKind::Blocking) if oldest.is_abortable => {
+            f.write_str(" (aborted before it started, but not dropped by its executor yet)")
+        }
+        Some(TaskKind::Blocking) => f.write_str(" (a blocking closure that has started cannot be aborted)"),
+        Some(kind) if !oldest.is_abortable => write!(f, " (a {kind} cannot be aborted)"),
+        _ => f.write_str(" (abort requested, but no await point reached yet)"),
     }
 }
 

@@ -17,12 +17,13 @@ pub struct TaskInfo {
     pub(crate) kind: Option<TaskKind>,
     pub(crate) age: Option<Duration>,
     pub(crate) abort_requested: bool,
+    pub(crate) is_abortable: bool,
 }
 
 impl TaskInfo {
     /// Describes a task of a registry that is not inspected.
     pub(crate) fn new(location: &'static Location<'static>, name: Option<&'static str>) -> Self {
-        Self { id: None, name, location, kind: None, age: None, abort_requested: false }
+        Self { id: None, name, location, kind: None, age: None, abort_requested: false, is_abortable: false }
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
@@ -60,10 +61,19 @@ impl TaskInfo {
 
     /// Returns whether the task is still in flight although an abort was requested.
     ///
-    /// After an abort, a task stays in flight until it reaches an await point. A task whose [kind](Self::kind) cannot be aborted
-    /// stays in flight until it finishes.
+    /// After an abort, a task stays in flight until it reaches an await point. A blocking closure that had not started stays in
+    /// flight until its executor drops it, and never starts. A task that [cannot be aborted](Self::is_abortable) stays in flight
+    /// until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
+    }
+
+    /// Returns whether an abort can end the task, or has ended it already.
+    ///
+    /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
+    /// method returns false for guards, for tracked futures, and for all tasks of a registry that is not inspected.
+    pub fn is_abortable(&self) -> bool {
+        self.is_abortable
     }
 }
 
@@ -85,12 +95,14 @@ pub struct SpawnInfo {
     pub(crate) kind: TaskKind,
     /// Whether a panic or failure of the task starts the shutdown.
     pub(crate) critical: bool,
+    /// Whether the task takes no permit of a registry with a limit.
+    pub(crate) without_permit: bool,
 }
 
 impl SpawnInfo {
     /// Describes a future that the caller passes to a spawner itself, for example a [tracked](crate::Registry::track) future.
     pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
-        Self { location, name, kind: TaskKind::Future, critical: false }
+        Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false }
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
@@ -122,9 +134,11 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
-    /// Returns whether tasks of this kind can be aborted. Only tasks of the kinds `Future` and `Local` can be aborted.
+    /// Returns whether tasks of this kind can be aborted. Tasks of the kinds `Future`, `Local` and `Blocking` can be aborted.
+    ///
+    /// A blocking closure can be aborted only until it starts; see [`TaskInfo::is_abortable`].
     pub fn is_abortable(self) -> bool {
-        matches!(self, Self::Future | Self::Local)
+        matches!(self, Self::Future | Self::Local | Self::Blocking)
     }
 }
 

@@ -33,10 +33,17 @@ impl RegistryState {
     ///
     /// The other shards matter because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
     /// limit, this function tries only the shard with index 0, because only that shard counts tasks.
+    ///
+    /// If `without_permit` is true and the registry has a limit, the task must leave by `Gate::leave_without_permit`.
     #[inline]
-    pub(super) fn enter_any(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
+    pub(super) fn enter_any(&'static self, without_permit: bool) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
-            self.shared.0.wait_queue.try_enter(target.owner.gate(), limit)?;
+            let gate = target.owner.gate();
+            if without_permit {
+                gate.enter_without_permit()?;
+            } else {
+                self.shared.0.wait_queue.try_enter(gate, limit)?;
+            }
             return Ok(target);
         }
         let (shard, target) = self.shard_and_target();
@@ -64,30 +71,36 @@ impl RegistryState {
     /// Returns the limit, and the [`TokenTarget`] of the shard with index 0. Returns `None` if the registry has no limit.
     ///
     /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact (S10).
+    /// The gate counts tasks without a permit too, so the registry accepts tasks while any task is in flight.
     #[inline]
-    fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
+    pub(super) fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
     /// Counts one more task as soon as the limit permits one more. This function does not count rejections. If it returns an error,
     /// the caller counts the rejection.
+    ///
+    /// If the shutdown has started, only a follow-up waits. It waits until a permit is free or the gate has drained.
     pub(super) fn poll_enter(
         &'static self,
         ticket: &mut Option<Ticket>,
         waker: &Waker,
+        without_permit: bool,
+        is_follow_up: bool,
     ) -> Poll<Result<&'static TokenTarget<Shard>, RejectReason>> {
-        let Some((target, limit)) = self.limited() else {
-            return Poll::Ready(self.enter_any());
+        let Some((target, limit)) = self.limited().filter(|_| !without_permit) else {
+            return Poll::Ready(self.enter_any(without_permit));
         };
         if ticket.is_none() {
-            match self.enter_any() {
+            match self.enter_any(false) {
                 Err(RejectReason::Full) => {}
                 done => return Poll::Ready(done),
             }
         }
         let is_open = || !self.is_shutting_down();
-        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_open);
-        entered.map(|entered| entered.map(|()| target).ok_or(RejectReason::ShuttingDown))
+        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_follow_up, is_open);
+        let reason = if is_follow_up { RejectReason::Drained } else { RejectReason::ShuttingDown };
+        entered.map(|entered| entered.map(|()| target).ok_or(reason))
     }
 
     /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.

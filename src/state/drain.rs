@@ -1,7 +1,6 @@
 //! Implements the shutdown and the drain of a registry.
 
 use super::registry_state::RegistryState;
-use super::settings::LIMITED;
 use crate::observer::Observer;
 use crate::platform::{HAS_CLOCK, Ordering, now};
 use crate::report::{Summary, TaskInfo};
@@ -28,10 +27,7 @@ impl RegistryState {
         for shard in self.shards() {
             shard.signals().wake_all();
         }
-        if self.settings.has(LIMITED) {
-            // The gate of the first shard counts all tasks of a registry with a limit.
-            self.shared.0.wait_queue.close(self.shards()[0].gate());
-        }
+        self.close_wait_queue();
         if is_first {
             self.notify_observers(|observer| observer.shutdown_started(in_flight));
             self.shard_drained();
@@ -58,7 +54,17 @@ impl RegistryState {
             self.notifier().notify();
         }
         if departure.drained {
+            // The waiters that are still queued are rejected. This call comes first because `shard_drained` may return the state to
+            // the pool.
+            self.close_wait_queue();
             self.shard_drained();
+        }
+    }
+
+    /// Removes and wakes the waiters that can no longer get a permit (L4).
+    fn close_wait_queue(&'static self) {
+        if let Some((target, limit)) = self.limited() {
+            self.shared.0.wait_queue.close(target.owner.gate(), limit);
         }
     }
 

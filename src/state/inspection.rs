@@ -34,6 +34,15 @@ impl RegistryState {
         report
     }
 
+    /// Aborts all tasks, as [`abort`](Self::abort) does, and each task that starts later (L3).
+    ///
+    /// `abort` locks each slot table after this function has set the flag. A task that takes its slot before that lock is found by
+    /// `abort`. A task that takes its slot after that lock sees the flag.
+    pub(crate) fn start_aborting(&'static self) {
+        self.settings.start_aborting();
+        self.abort();
+    }
+
     pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {
         let mut result = Err(AbortError::NotInFlight);
         for shard in self.shards() {

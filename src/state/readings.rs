@@ -1,14 +1,20 @@
 //! Reads the counts of a registry.
 
 use super::registry_state::{RegistryState, Shard};
+use super::settings::LIMITED;
 use crate::platform::Ordering;
 use crate::report::Summary;
-use crate::sync::gate::Gate;
+use crate::sync::gate::{Gate, Snapshot};
 use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
-        self.shards().iter().map(|shard| shard.gate().snapshot().in_flight()).sum()
+        self.shards().iter().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum()
+    }
+
+    /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
+    fn in_flight_of(&self, snapshot: Snapshot) -> usize {
+        if self.settings.has(LIMITED) { snapshot.in_flight_with_limit() } else { snapshot.in_flight() }
     }
 
     /// Returns the number of tasks with each outcome.
@@ -19,7 +25,7 @@ impl RegistryState {
         let mut ended = 0;
         for shard in self.shards() {
             let (accepted, snapshot) = shard.gate().accepted();
-            ended += accepted.saturating_sub(snapshot.in_flight() as u64);
+            ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
         }
         // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
         // with Acquire.

@@ -34,10 +34,13 @@ pub(super) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
 pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
 pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
+/// Each inspected task is aborted when it starts. This flag is not a setting; see [`ActiveSettings::start_aborting`].
+pub(super) const ABORTING: usize = 32;
 
 /// The settings that the registry reads for each new task.
 ///
-/// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists.
+/// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists. The only flag that
+/// is written later is `ABORTING`.
 pub(super) struct ActiveSettings {
     flags: AtomicUsize,
     /// The largest number of tasks that may be in flight. This value is meaningful only if `flags` contains `LIMITED`.
@@ -60,6 +63,13 @@ impl ActiveSettings {
             | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
         self.flags.store(flags, Ordering::Relaxed);
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Enables the flag `ABORTING`, until the state serves its next registry.
+    ///
+    /// Relaxed is enough because the lock of each slot table orders this write; see `RegistryState::start_aborting`.
+    pub(super) fn start_aborting(&self) {
+        self.flags.fetch_or(ABORTING, Ordering::Relaxed);
     }
 
     /// Returns whether any of the settings in `flags` is enabled.

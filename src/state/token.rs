@@ -1,12 +1,12 @@
 //! A token represents one piece of work in flight.
 
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{INSPECTED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, catch, drop_quietly, panic_message};
-use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
+use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
-use alloc::string::{String, ToString};
+use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
@@ -42,7 +42,7 @@ impl Token {
     /// Counts a piece of work as in flight, or counts its rejection.
     #[inline(never)]
     pub(crate) fn enter(state: &'static RegistryState, info: SpawnInfo) -> Result<Self, RejectReason> {
-        match state.enter_any() {
+        match state.enter_any(info.without_permit) {
             Ok(target) => Ok(Self::new(target, info)),
             Err(reason) => Err(state.reject(info, reason)),
         }
@@ -53,23 +53,26 @@ impl Token {
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: SpawnInfo,
+        is_follow_up: bool,
         ticket: &mut Option<Ticket>,
         waker: &Waker,
     ) -> Poll<Result<Self, RejectReason>> {
-        state.poll_enter(ticket, waker).map_ok(|target| Self::new(target, info))
+        state.poll_enter(ticket, waker, info.without_permit, is_follow_up).map_ok(|target| Self::new(target, info))
     }
 
     /// Creates the token of a piece of work. The caller has counted the work already.
     ///
-    /// The work gets a slot in three cases: the registry is inspected, the work is critical, or the work has a name that observers
-    /// can receive.
+    /// The work gets a slot in four cases: the registry is inspected, the work is critical, the work has a name that observers can
+    /// receive, or the work has no permit in a registry with a limit. In the last case, the slot records how the work must leave.
     #[inline]
-    fn new(target: &'static TokenTarget<Shard>, info: SpawnInfo) -> Self {
+    fn new(target: &'static TokenTarget<Shard>, mut info: SpawnInfo) -> Self {
         let shard = target.owner;
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
-        if is_inspected || info.critical || (info.name.is_some() && settings.has(OBSERVED)) {
-            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected);
+        info.without_permit &= settings.has(LIMITED);
+        if is_inspected || info.critical || info.without_permit || (info.name.is_some() && settings.has(OBSERVED)) {
+            let is_aborting = || settings.has(ABORTING);
+            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
@@ -91,10 +94,22 @@ impl Token {
         plain.or_else(in_slot).expect("a token has a call site or a slot")
     }
 
-    /// Returns the loss of work that returned an error. The loss contains the text of the error if there are observers.
+    /// Returns the loss of work that was dropped before it finished.
+    ///
+    /// A future counts as abandoned, even if it was also aborted, because its owner ended it. A blocking closure that was aborted
+    /// counts as aborted, because its abort has already ended it (L3).
+    #[cold]
+    pub(crate) fn dropped(&self) -> UnreportedLoss {
+        let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
+        let is_aborted = self.slot().filter(is_closure).is_some_and(Slot::disable_abort);
+        if is_aborted { UnreportedLoss::Aborted } else { UnreportedLoss::Abandoned }
+    }
+
+    /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its
+    /// causes if the alternate form of `Display` prints them.
     pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
         let message = || {
-            catch(|| error.to_string()).unwrap_or_else(|payload| {
+            catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
                 drop_quietly(payload);
                 "(an error whose Display panicked)".into()
             })
@@ -112,16 +127,25 @@ impl Token {
     #[inline]
     pub(crate) fn leave(self) {
         if self.location.is_none() {
-            self.free_slot();
+            return self.leave_slot();
         }
         if let Some(before) = self.shard().gate().leave() {
             self.finish_departure(before);
         }
     }
 
+    /// Frees the slot, and then leaves the gate.
     #[inline(never)]
-    fn free_slot(self) {
-        self.slot().into_iter().for_each(|slot| self.shard().counters.0.freed.push(slot));
+    fn leave_slot(self) {
+        let Some(slot) = self.slot() else { return };
+        // Another task may occupy the slot after `push`.
+        let is_without_permit = slot.is_without_permit();
+        self.shard().counters.0.freed.push(slot);
+        let gate = self.shard().gate();
+        let before = if is_without_permit { gate.leave_without_permit() } else { gate.leave() };
+        if let Some(before) = before {
+            self.finish_departure(before);
+        }
     }
 
     #[cold]

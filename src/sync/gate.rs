@@ -15,6 +15,16 @@
 //! count and the in-flight count too high by one. A drained gate has no accepted task in flight, so its whole in-flight count
 //! consists of refused entries. `snapshot` subtracts them, so no reader ever sees a refused entry (S4).
 //!
+//! In a registry with a limit, the in-flight count has two halves. A task that holds a permit adds one to the low half. A task
+//! without a permit adds one to the high half:
+//!
+//! ```text
+//!        | accepted, modulo 2^ACCEPTED_BITS | without permit | permits | DRAINED | PERMIT | IDLE | CLOSED |
+//! ```
+//!
+//! An entry that takes a permit compares only the low half with the limit, so the limit is exact (S10). The gate drains when both
+//! halves are zero, so a task without a permit keeps the gate open for all tasks (S3, S4). One word decides both.
+//!
 //! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its
 //! task leaves. The two words together give the total number of accepted entries. The total is exact while no task enters. While
 //! tasks enter, the function `accepted` corrects the total.
@@ -26,8 +36,8 @@ const CLOSED: usize = 1;
 /// A waiter has requested a notification for the moment at which the in-flight count reaches zero. The departure that makes the
 /// count zero clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty. While this bit is set, each departure wakes the first waiter in the queue, and a new entry must not
-/// overtake any waiter.
+/// The wait queue is not empty. While this bit is set, each departure that releases a permit wakes the first waiter in the queue,
+/// and a new entry that takes a permit must not overtake any waiter.
 const PERMIT: usize = 4;
 /// The gate has drained and refuses every entry.
 const DRAINED: usize = 8;
@@ -48,8 +58,15 @@ const ACCEPTED_ONE: usize = 1 << ACCEPTED_SHIFT;
 /// This mask selects the in-flight count. `ONE` is the lowest bit of the count.
 const COUNT: usize = ACCEPTED_ONE - ONE;
 const TOP: u32 = usize::BITS - 1;
-/// The largest number of tasks that a gate can count simultaneously.
-pub(crate) const MAX_IN_FLIGHT: usize = COUNT / ONE;
+/// In a registry with a limit, each half of the in-flight count has this many bits.
+const HALF_BITS: u32 = (ACCEPTED_SHIFT - ONE.trailing_zeros()) / 2;
+const WITHOUT_PERMIT_ONE: usize = ONE << HALF_BITS;
+/// This mask selects the low half of the in-flight count.
+const PERMITS: usize = WITHOUT_PERMIT_ONE - ONE;
+/// This mask selects the high half of the in-flight count.
+const WITHOUT_PERMIT: usize = COUNT - PERMITS;
+/// The largest limit that a gate can count to.
+pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
 
 /// The reason why a gate refused an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,17 +86,36 @@ pub(crate) struct Departure {
     pub(crate) drained: bool,
 }
 
-/// The gate's word immediately before a departure.
+/// The gate's word immediately before a departure, and what the departure subtracts from the word.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PreviousWord(usize);
+pub(crate) struct PreviousWord {
+    word: usize,
+    one: usize,
+}
 
 /// The counts of a gate at one instant.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot(usize);
 
 impl Snapshot {
+    /// Returns the number of tasks in flight in a registry without a limit. In a registry with a limit, the result is zero if and
+    /// only if no task is in flight.
     pub(crate) fn in_flight(self) -> usize {
         (self.0 & COUNT) / ONE
+    }
+
+    /// Returns the number of tasks in flight in a registry with a limit.
+    pub(crate) fn in_flight_with_limit(self) -> usize {
+        self.permits() + (self.0 & WITHOUT_PERMIT) / WITHOUT_PERMIT_ONE
+    }
+
+    /// Returns the number of tasks that hold a permit.
+    pub(crate) fn permits(self) -> usize {
+        (self.0 & PERMITS) / ONE
+    }
+
+    pub(crate) fn is_drained(self) -> bool {
+        self.0 & DRAINED != 0
     }
 
     /// Returns the number of accepted entries modulo 2^`ACCEPTED_BITS`.
@@ -129,7 +165,7 @@ impl Gate {
     /// Callers use this function for entries that are likely to be refused. Targets with fewer than 64 bits use it for all entries,
     /// because their narrow in-flight count can become full.
     pub(crate) fn enter_checked(&self) -> Result<(), Refused> {
-        self.enter_if(|word| word & COUNT != COUNT)
+        self.enter_if(ONE, |word| word & COUNT != COUNT)
     }
 
     /// Finishes an entry that found the word `before`. If the gate had drained, this function undoes the entry. Otherwise the entry
@@ -145,30 +181,35 @@ impl Gate {
         Ok(())
     }
 
-    /// Counts one more task if fewer than `limit` tasks are in flight and the wait queue is empty.
+    /// Counts one more task if fewer than `limit` tasks hold permits and the wait queue is empty. The task holds a permit.
     pub(crate) fn enter_below(&self, limit: usize) -> Result<(), Refused> {
-        self.enter_if(|word| Snapshot(word).in_flight() < limit && word & PERMIT == 0)
+        self.enter_if(ONE, |word| Snapshot(word).permits() < limit && word & PERMIT == 0)
     }
 
-    /// Counts one more task if fewer than `limit` tasks are in flight. The caller holds the lock of the wait queue, and has chosen
+    /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the wait queue, and has chosen
     /// `limit` and the task so that the entry overtakes no waiter.
     pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
-        self.enter_if(|word| Snapshot(word).in_flight() < limit)
+        self.enter_if(ONE, |word| Snapshot(word).permits() < limit)
     }
 
-    /// Counts one more task if the gate has not drained and `has_permit` returns true for the current word.
+    /// Counts one more task of a registry with a limit. The task holds no permit, and must leave by `leave_without_permit`.
+    pub(crate) fn enter_without_permit(&self) -> Result<(), Refused> {
+        self.enter_if(WITHOUT_PERMIT_ONE, |word| word & WITHOUT_PERMIT != WITHOUT_PERMIT)
+    }
+
+    /// Counts one more task by adding `one` if the gate has not drained and `has_space` returns true for the current word.
     ///
     /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
-    fn enter_if(&self, has_permit: impl Fn(usize) -> bool) -> Result<(), Refused> {
+    fn enter_if(&self, one: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & DRAINED != 0 {
                 return Err(Refused::Drained);
             }
-            if !has_permit(word) {
+            if !has_space(word) {
                 return Err(Refused::Full);
             }
-            let next = word.wrapping_add(ACCEPTED_ONE + ONE);
+            let next = word.wrapping_add(ACCEPTED_ONE + one);
             match self.word.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => word = now,
@@ -195,17 +236,27 @@ impl Gate {
     /// sees everything that the task did. This includes the task's destructor and the count of the task's outcome (S2, S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
-        let before = self.word.fetch_sub(ONE, Ordering::Release);
-        debug_assert_ne!(before & COUNT, 0, "more departures than entries");
-        (before & NOTIFY != 0).then_some(PreviousWord(before))
+        self.leave_by(ONE)
+    }
+
+    /// Subtracts a task that entered by `enter_without_permit`. Otherwise this function does what `leave` does.
+    pub(crate) fn leave_without_permit(&self) -> Option<PreviousWord> {
+        self.leave_by(WITHOUT_PERMIT_ONE)
+    }
+
+    #[inline]
+    fn leave_by(&self, one: usize) -> Option<PreviousWord> {
+        let word = self.word.fetch_sub(one, Ordering::Release);
+        debug_assert!(word & COUNT >= one, "more departures than entries");
+        (word & NOTIFY != 0).then_some(PreviousWord { word, one })
     }
 
     /// Returns the actions that the caller of `leave` must take after the departure. The parameter is the word that `leave`
     /// returned.
-    pub(crate) fn depart(&self, PreviousWord(before): PreviousWord) -> Departure {
-        let last = before & COUNT == ONE;
+    pub(crate) fn depart(&self, PreviousWord { word: before, one }: PreviousWord) -> Departure {
+        let last = before & COUNT == one;
         let departure = Departure {
-            permit: before & PERMIT != 0,
+            permit: one == ONE && before & PERMIT != 0,
             idle: last && before & IDLE != 0,
             drained: last && before & CLOSED != 0 && self.drain(),
         };
@@ -250,7 +301,7 @@ impl Gate {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
-    /// Makes each departure wake the first waiter of the wait queue, and makes `enter_below` refuse new entries.
+    /// Makes each departure that releases a permit wake the first waiter of the wait queue, and makes `enter_below` refuse new entries.
     ///
     /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
     /// `PERMIT` set. A departure that comes before the request is visible to the call of `enter_in_turn` that follows the request.

@@ -69,11 +69,12 @@ wake_with!(DeferredWaker, DeferredWaker::defer);
 pub(crate) struct Waiter {
     notifier: &'static Notifier,
     listening: Option<(EventListener, Arc<DeferredWaker>)>,
+    has_resolved: bool,
 }
 
 impl Waiter {
     pub(crate) fn new(notifier: &'static Notifier) -> Self {
-        Self { notifier, listening: None }
+        Self { notifier, listening: None, has_resolved: false }
     }
 
     /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. Otherwise this function
@@ -85,6 +86,7 @@ impl Waiter {
         loop {
             if let Some(value) = condition() {
                 self.stop();
+                self.has_resolved = true;
                 return Poll::Ready(value);
             }
             let Some((listener, deferred)) = &mut self.listening else {
@@ -100,6 +102,11 @@ impl Waiter {
             }
             self.listening = None;
         }
+    }
+
+    /// Returns whether [`poll`](Self::poll) has returned `Ready`.
+    pub(crate) fn has_resolved(&self) -> bool {
+        self.has_resolved
     }
 
     fn stop(&mut self) {

@@ -1,7 +1,7 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in three cases: it has a name that observers receive, it is critical (its failure or panic starts
-//! the shutdown), or it is inspected. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
+//! A task needs more than a count in four cases: it has a name that observers receive, it is critical (its failure or panic starts
+//! the shutdown), it is inspected, or it holds no permit in a registry with a limit. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
 //! of a slot, but reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in
 //! flight simultaneously.
 //!
@@ -15,7 +15,7 @@
 //! on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one atomic operation. This avoids
 //! the ABA problem.
 //!
-//! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort flag, and the waker that an abort
+//! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort state, and the waker that an abort
 //! calls.
 
 use crate::platform::{
@@ -71,15 +71,23 @@ pub(crate) struct Slot {
     number: u32,
     /// Whether the task is in flight. The table sets this flag under its lock, and the task's token clears this flag.
     is_live: AtomicBool,
-    /// Whether the task can be aborted. The table writes this flag before the task starts.
-    is_abortable: AtomicBool,
-    is_aborted: AtomicBool,
+    /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
+    /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
+    abort_state: AtomicUsize,
+    /// Whether the task entered the gate without a permit. The table writes this flag before the task starts.
+    is_without_permit: AtomicBool,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
     /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
     next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
+
+/// An abort does not end the task: the task is not inspected, it is a guard or a tracked future, or it is a blocking closure that
+/// has started.
+const NOT_ABORTABLE: usize = 0;
+const ABORTABLE: usize = 1;
+const ABORTED: usize = 2;
 
 impl FreedSlots {
     const_unless_loom! {
@@ -124,24 +132,33 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Assigns a slot to a task.
+    /// Assigns a slot to a task. An inspected task starts as aborted if the closure `is_aborting` returns true. This function calls
+    /// the closure under the lock of the table, so each task either sees that aborts have started or is found by the first abort
+    /// that follows (L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
         owner: &'static O,
         info: SpawnInfo,
         is_inspected: bool,
+        is_aborting: impl FnOnce() -> bool,
     ) -> &'static TokenTarget<O> {
-        let occupant = Occupant { info, started: is_inspected.then(now), abort_requested: false };
+        let started = is_inspected.then(now);
         self.0.with(|rows| {
             let row = rows.take_free(freed, owner);
+            let abort_requested = is_inspected && is_aborting();
             row.generation = row.generation.wrapping_add(1);
-            row.task = Some(occupant);
-            // Relaxed is enough: other threads read these flags under the table's lock, and the spawner makes the flags visible to
+            row.task = Some(Occupant { info, started, abort_requested });
+            // Relaxed is enough: other threads read these words under the table's lock, and the spawner makes the words visible to
             // the task's thread.
             let slot = row.slot();
-            slot.is_abortable.store(is_inspected && info.kind.is_abortable(), Ordering::Relaxed);
-            slot.is_aborted.store(false, Ordering::Relaxed);
+            let abort_state = match abort_requested {
+                _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,
+                true => ABORTED,
+                false => ABORTABLE,
+            };
+            slot.abort_state.store(abort_state, Ordering::Relaxed);
+            slot.is_without_permit.store(info.without_permit, Ordering::Relaxed);
             slot.is_live.store(true, Ordering::Relaxed);
             row.target
         })
@@ -167,7 +184,7 @@ impl<O> SlotTable<O> {
     }
 
     /// Aborts all inspected tasks, or only the task with the given ID. Calls the closure `found` once for each of these tasks. The
-    /// argument of `found` is whether the task can be aborted.
+    /// argument of `found` is whether the abort ends the task.
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
@@ -175,12 +192,11 @@ impl<O> SlotTable<O> {
                 let slot = row.slot();
                 let Some(task) = row.task.as_mut().filter(|task| task.started.is_some()) else { continue };
                 task.abort_requested = true;
-                let is_abortable = task.info.kind.is_abortable();
-                if is_abortable {
-                    slot.is_aborted.store(true, Ordering::Relaxed);
+                let is_aborted = slot.abort();
+                if is_aborted {
                     aborted.push(slot);
                 }
-                found(is_abortable);
+                found(is_aborted);
             }
         });
         // The aborted task may have ended meanwhile, and the stored waker may belong to a later task in the same slot. An unneeded
@@ -261,6 +277,7 @@ impl<O> Row<O> {
             kind: started.map(|_| info.kind),
             age,
             abort_requested,
+            is_abortable: self.slot().is_abortable(),
         })
     }
 }
@@ -271,27 +288,57 @@ impl Slot {
             row,
             number: next_number(),
             is_live: AtomicBool::new(false),
-            is_abortable: AtomicBool::new(false),
-            is_aborted: AtomicBool::new(false),
+            abort_state: AtomicUsize::new(NOT_ABORTABLE),
+            is_without_permit: AtomicBool::new(false),
             has_waker: AtomicBool::new(false),
             next: AtomicUsize::new(next),
             waker: Mutex::new(None),
         }
     }
 
-    /// Returns whether the task must end at its await point (L3).
+    /// Returns whether the task must end: a future at its await point, and a blocking closure before it starts (L3).
     ///
-    /// Relaxed is enough because an abort sets this flag before it locks the mutex of the waker. Suppose that the abort locks that
-    /// mutex before [`store_waker`](Self::store_waker) does. The mutex then makes the flag visible to the call of `is_aborted` that
+    /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. Suppose that the abort locks that
+    /// mutex before [`store_waker`](Self::store_waker) does. The mutex then makes the word visible to the call of `is_aborted` that
     /// follows `store_waker`. Otherwise the abort finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
-        self.is_aborted.load(Ordering::Relaxed)
+        self.abort_state.load(Ordering::Relaxed) == ABORTED
+    }
+
+    /// Returns whether an abort ends the task, or has ended it.
+    fn is_abortable(&self) -> bool {
+        self.abort_state.load(Ordering::Relaxed) != NOT_ABORTABLE
+    }
+
+    /// Aborts the task. Returns whether this abort or an earlier abort ends the task.
+    ///
+    /// Relaxed is enough because only the modification order of this word decides between an abort and the start of a blocking
+    /// closure; see [`disable_abort`](Self::disable_abort).
+    fn abort(&self) -> bool {
+        let previous = self.abort_state.compare_exchange(ABORTABLE, ABORTED, Ordering::Relaxed, Ordering::Relaxed);
+        previous != Err(NOT_ABORTABLE)
+    }
+
+    /// Ensures that no later abort ends the task. Returns whether an earlier abort does.
+    ///
+    /// A blocking closure calls this function before it starts. Either the abort or the start changes this word first, so a closure
+    /// that is reported as aborted never starts (L3).
+    pub(crate) fn disable_abort(&self) -> bool {
+        let previous = self.abort_state.compare_exchange(ABORTABLE, NOT_ABORTABLE, Ordering::Relaxed, Ordering::Relaxed);
+        previous == Err(ABORTED)
+    }
+
+    /// Returns whether the task entered the gate without a permit.
+    ///
+    /// Relaxed is enough because the table writes this flag before the task starts, and only the task's token reads it.
+    pub(crate) fn is_without_permit(&self) -> bool {
+        self.is_without_permit.load(Ordering::Relaxed)
     }
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
     pub(crate) fn store_waker(&self, waker: &Waker) {
-        if !self.is_abortable.load(Ordering::Relaxed) {
+        if !self.is_abortable() {
             return;
         }
         if !self.waker.with(|stored| stored.as_ref().is_some_and(|stored| stored.will_wake(waker))) {

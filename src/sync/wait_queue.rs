@@ -1,4 +1,4 @@
-//! A queue of tasks that wait for a permit. A permit is a free place below the registry's limit.
+//! A queue of tasks that wait for a permit. A permit lets one task run below the registry's limit.
 //!
 //! A waiter enters the gate while its task is polled. The entry succeeds if the waiter is the first in the queue and a permit is
 //! free. A task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter.
@@ -6,6 +6,9 @@
 //!
 //! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
 //! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
+//!
+//! When the shutdown starts, [`WaitQueue::close`] removes the waiters for new work. The waiters for follow-ups stay in the queue, so
+//! no later entry overtakes them. They are removed when the gate has drained, because only then no permit can become free for them.
 //!
 //! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (S7).
 
@@ -21,16 +24,21 @@ pub(crate) type Ticket = u64;
 pub(crate) struct WaitQueue(Mutex<Waiters>);
 
 struct Waiters {
-    /// The waker of each waiter. When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a
-    /// new waker.
-    wakers: BTreeMap<Ticket, Option<Waker>>,
+    queue: BTreeMap<Ticket, Waiter>,
     next_ticket: Ticket,
+}
+
+struct Waiter {
+    /// When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a new waker.
+    waker: Option<Waker>,
+    /// Whether the waiter stays in the queue after the shutdown has started.
+    is_follow_up: bool,
 }
 
 impl WaitQueue {
     const_unless_loom! {
         pub(crate) const fn new() -> Self {
-            Self(Mutex::new(Waiters { wakers: BTreeMap::new(), next_ticket: 0 }))
+            Self(Mutex::new(Waiters { queue: BTreeMap::new(), next_ticket: 0 }))
         }
     }
 
@@ -38,39 +46,42 @@ impl WaitQueue {
     pub(crate) fn try_enter(&self, gate: &Gate, limit: usize) -> Result<(), Refused> {
         gate.enter_below(limit).or_else(|refused| match refused {
             Refused::Drained => Err(refused),
-            Refused::Full => self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.wakers.len()))),
+            Refused::Full => self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()))),
         })
     }
 
-    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the closure `is_open` returns false, because the
-    /// queue is then closed.
+    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the gate has drained. For a waiter that is not a
+    /// follow-up, also returns `Ready(None)` if the closure `is_open` returns false, because `close` then removes the waiter.
     pub(crate) fn poll_enter(
         &self,
         gate: &Gate,
         limit: usize,
         ticket: &mut Option<Ticket>,
         waker: &Waker,
+        is_follow_up: bool,
         is_open: impl Fn() -> bool,
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
             // `close` takes the same lock after the shutdown has started. Therefore `close` finds every waiter for which `is_open`
-            // returns true here.
-            if !is_open() {
+            // returns true here. `close` also takes this lock after the gate has drained. Therefore `close` finds every follow-up
+            // that `enter_in_turn` refuses as full here.
+            if !is_follow_up && !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
             let own = *ticket.get_or_insert(waiters.next_ticket);
             waiters.next_ticket = waiters.next_ticket.max(own + 1);
-            let replaced = waiters.wakers.insert(own, waker.take()).flatten();
-            let is_first = waiters.wakers.first_key_value().is_some_and(|(first, _)| *first == own);
+            let replaced = waiters.queue.insert(own, Waiter { waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
+            let is_first = waiters.queue.first_key_value().is_some_and(|(first, _)| *first == own);
             // The call of `request_permit` comes before `enter_in_turn` looks for a free permit. Therefore a task that leaves after
             // `enter_in_turn` has failed wakes the first waiter (L4).
             gate.request_permit();
-            if is_first && gate.enter_in_turn(limit).is_ok() {
-                waker = waiters.wakers.remove(&own).flatten();
-                return (Poll::Ready(Some(())), replaced, waiters.waker_after_removal(gate, limit));
+            let entered = if is_first { gate.enter_in_turn(limit) } else { Err(Refused::Full) };
+            if entered == Err(Refused::Full) {
+                return (Poll::Pending, replaced, None);
             }
-            (Poll::Pending, replaced, None)
+            waker = waiters.remove(own);
+            (Poll::Ready(entered.ok()), replaced, waiters.waker_after_removal(gate, limit))
         });
         wake(next);
         drop_quietly((waker, dropped));
@@ -79,7 +90,7 @@ impl WaitQueue {
 
     /// Removes a waiter that gives up. If a permit is free, wakes the new first waiter.
     pub(crate) fn remove(&self, gate: &Gate, limit: usize, ticket: Ticket) {
-        let (own, next) = self.0.with(|waiters| (waiters.wakers.remove(&ticket), waiters.waker_after_removal(gate, limit)));
+        let (own, next) = self.0.with(|waiters| (waiters.remove(ticket), waiters.waker_after_removal(gate, limit)));
         wake(next);
         drop_quietly(own);
     }
@@ -89,27 +100,41 @@ impl WaitQueue {
         wake(self.0.with(Waiters::take_first));
     }
 
-    /// Removes and wakes all waiters, because the shutdown has started.
-    pub(crate) fn close(&self, gate: &Gate) {
-        let wakers = self.0.with(|waiters| {
-            gate.cancel_permit_request();
-            take(&mut waiters.wakers)
+    /// Removes and wakes the waiters that are not follow-ups, because the shutdown has started. If the gate has drained, removes
+    /// and wakes all waiters.
+    ///
+    /// The removed waiters may include a waiter that was woken for a free permit. In this case, the permit belongs to the first
+    /// follow-up, which is woken (L4).
+    pub(crate) fn close(&self, gate: &Gate, limit: usize) {
+        let (removed, next) = self.0.with(|waiters| {
+            let is_drained = gate.snapshot().is_drained();
+            let (kept, removed) = take(&mut waiters.queue).into_iter().partition(|(_, waiter)| waiter.is_follow_up && !is_drained);
+            waiters.queue = kept;
+            (removed, waiters.waker_after_removal(gate, limit))
         });
-        wakers.into_values().for_each(wake);
+        let removed: BTreeMap<Ticket, Waiter> = removed;
+        for waiter in removed.into_values() {
+            wake(waiter.waker);
+        }
+        wake(next);
     }
 }
 
 impl Waiters {
     fn take_first(&mut self) -> Option<Waker> {
-        self.wakers.first_entry()?.get_mut().take()
+        self.queue.first_entry()?.get_mut().waker.take()
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Waker> {
+        self.queue.remove(&ticket)?.waker
     }
 
     /// Returns the waker of the new first waiter if a permit is free. Cancels the gate's permit request if the queue is empty.
     fn waker_after_removal(&mut self, gate: &Gate, limit: usize) -> Option<Waker> {
-        if self.wakers.is_empty() {
+        if self.queue.is_empty() {
             gate.cancel_permit_request();
             return None;
         }
-        if gate.snapshot().in_flight() < limit { self.take_first() } else { None }
+        if gate.snapshot().permits() < limit { self.take_first() } else { None }
     }
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,7 +72,10 @@ impl Process {
     }
 
     /// Starts a process, and reads those of its outputs that are pipes.
+    ///
+    /// The process ignores no termination signals, even if the test runs under `nohup` or in the background of a shell.
     pub fn spawn(command: &mut Command) -> Self {
+        stop_ignoring_signals();
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -101,6 +105,15 @@ impl Process {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Sends a signal again and again until the process has ended.
+    #[track_caller]
+    pub fn signal_until_exit(&mut self, signal: Signal) {
+        poll_until(&"the process continues", || {
+            self.signal(signal);
+            self.try_wait().is_some()
+        });
     }
 
     /// Sends SIGTERM.
@@ -208,6 +221,23 @@ impl Drop for Process {
         let deadline = Instant::now() + PATIENCE;
         while self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
     }
+}
+
+/// Replaces the ignored termination signals of this process by handlers that do nothing.
+///
+/// A child inherits ignored signals. It inherits no handlers: their signals have default actions in the child.
+fn stop_ignoring_signals() {
+    static STOPPED: Once = Once::new();
+    STOPPED.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+        for signal in [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw) {
+            if ignored >> (signal - 1) & 1 == 1 {
+                signal_hook::flag::register(signal, Arc::default()).unwrap();
+            }
+        }
+    });
 }
 
 fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) -> Line) {

@@ -1,6 +1,6 @@
 //! L3: an abort ends each task at its next await point, and reports the work that cannot be aborted.
 use crate::common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll, poll_once, waker_fn};
-use background_tasks::{AbortError, Registry, Spawner};
+use background_tasks::{AbortError, BoxWork, DynBlockingSpawner, Registry, Spawner};
 use std::future::{pending, poll_fn};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
@@ -160,7 +160,12 @@ fn work_that_cannot_be_aborted_stays_in_flight_and_is_named() {
         task_resumed.recv_timeout(HANG).unwrap();
     });
     started.recv_timeout(HANG).unwrap();
-    registry.named("blocks").run_blocking(move || closure_resumed.recv_timeout(HANG).unwrap());
+    let (start_closure, closure_started) = channel();
+    registry.named("blocks").run_blocking(move || {
+        start_closure.send(()).unwrap();
+        closure_resumed.recv_timeout(HANG).unwrap();
+    });
+    closure_started.recv_timeout(HANG).unwrap();
     let guard = registry.named("held").guard().unwrap();
     let mut tracked = Box::pin(registry.named("tracked").track(async { 7 }).unwrap());
 
@@ -170,7 +175,7 @@ fn work_that_cannot_be_aborted_stays_in_flight_and_is_named() {
     let text = format!("{stragglers:#}");
     for (name, reason) in [
         ("never-yields", "(abort requested, but no await point reached yet)"),
-        ("blocks", "(a blocking closure cannot be aborted)"),
+        ("blocks", "(a blocking closure that has started cannot be aborted)"),
         ("held", "(a guard cannot be aborted)"),
         ("tracked", "(a tracked future cannot be aborted)"),
     ] {
@@ -187,6 +192,101 @@ fn work_that_cannot_be_aborted_stays_in_flight_and_is_named() {
     resume_closure.send(()).unwrap();
     let summary = registry.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!((summary.completed, summary.aborted), (4, 0), "all four completed despite the abort");
+}
+
+/// Starts 20 closures on a runtime that runs one closure at a time. Only the first closure starts before the abort.
+#[cfg(feature = "tokio")]
+fn abort_leaves_only_the_first_closure(abort: impl FnOnce(&Registry<tokio::runtime::Handle>)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let registry = Registry::builder(runtime.handle().clone()).inspect().build();
+    let ((start, started), (resume, resumed)) = (channel(), channel::<()>());
+    let calls = Arc::new(AtomicUsize::new(0));
+    registry.named("first").run_blocking(move || {
+        start.send(()).unwrap();
+        resumed.recv_timeout(HANG).unwrap();
+    });
+    started.recv_timeout(HANG).unwrap();
+    for _ in 1..20 {
+        let calls = calls.clone();
+        registry.run_blocking(move || _ = calls.fetch_add(1, SeqCst));
+    }
+    abort(&registry);
+    assert_eq!(registry.in_flight(), 20, "the runtime still owns the aborted closures");
+    resume.send(()).unwrap();
+    let summary = registry.shutdown().wait_timeout(HANG).unwrap();
+    assert_eq!((summary.completed, summary.aborted, calls.load(SeqCst)), (1, 19, 0));
+    assert_eq!(Arc::strong_count(&calls), 1, "each aborted closure was dropped before its count was released");
+}
+
+#[test]
+#[cfg(feature = "tokio")]
+fn closures_aborted_before_they_start_never_run() {
+    abort_leaves_only_the_first_closure(|registry| {
+        let report = registry.abort();
+        assert_eq!((report.aborted, report.not_abortable), (19, 1));
+    });
+}
+
+#[test]
+#[cfg(feature = "tokio")]
+fn closures_that_have_not_started_when_the_grace_period_expires_never_run() {
+    abort_leaves_only_the_first_closure(|registry| {
+        let expired = registry.shutdown().or_abort(async {}, || async {});
+        let stragglers = futures_lite::future::block_on(expired).unwrap_err();
+        let mut groups: Vec<_> = stragglers.groups().map(|(oldest, len)| (oldest.name(), oldest.is_abortable(), len)).collect();
+        // Tasks that start at the same timestamp are listed in any order.
+        groups.sort_unstable();
+        assert_eq!(groups, [(None, true, 19), (Some("first"), false, 1)]);
+        let text = stragglers.to_string();
+        for reason in [
+            "(a blocking closure that has started cannot be aborted)",
+            "(aborted before it started, but not dropped by its executor yet)",
+        ] {
+            assert!(text.contains(reason), "{text}");
+        }
+    });
+}
+
+/// Returns a channel that receives the closures of the registry.
+fn queued_closures() -> (std::sync::mpsc::Receiver<BoxWork>, Registry<DynBlockingSpawner>) {
+    let (queue, closures) = channel();
+    (closures, Registry::builder(DynBlockingSpawner::from_fn(move |work| queue.send(work).unwrap())).inspect().build())
+}
+
+#[test]
+fn abort_task_ends_a_closure_only_before_it_starts() {
+    let (closures, registry) = queued_closures();
+    let only_task = |registry: &Registry<_>| registry.tasks()[0];
+    let handle = registry.clone();
+    registry.run_blocking(move || {
+        let task = only_task(&handle);
+        assert!(!task.is_abortable());
+        assert_eq!(handle.abort_task(task.id().unwrap()), Err(AbortError::NotAbortable));
+    });
+    assert!(only_task(&registry).is_abortable());
+    closures.recv().unwrap()();
+    assert_eq!((registry.in_flight(), registry.summary().completed), (0, 1));
+
+    registry.run_blocking(|| unreachable!("the closure was aborted before it started"));
+    let id = only_task(&registry).id().unwrap();
+    assert_eq!((registry.abort_task(id), registry.abort_task(id)), (Ok(()), Ok(())));
+    let task = only_task(&registry);
+    assert!(task.is_abortable() && task.abort_requested());
+    closures.recv().unwrap()();
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (0, 1));
+    assert_eq!(registry.abort_task(id), Err(AbortError::NotInFlight));
+}
+
+#[test]
+fn aborted_closure_that_its_executor_drops_counts_as_aborted() {
+    let (closures, registry) = queued_closures();
+    registry.run_blocking(|| ());
+    drop(closures.recv().unwrap());
+    assert_eq!((registry.summary().abandoned, registry.summary().aborted), (1, 0));
+    registry.run_blocking(|| ());
+    registry.abort();
+    drop(closures.recv().unwrap());
+    assert_eq!((registry.summary().abandoned, registry.summary().aborted), (1, 1));
 }
 
 #[test]
@@ -274,6 +374,44 @@ fn abort_timeout_is_made_when_the_grace_period_expires() {
     let Poll::Ready(Err(stragglers)) = poll_once(&mut wait) else { panic!("the wait must fail when the abort timeout expires") };
     assert_eq!((made.load(SeqCst), stragglers.len()), (1, 1));
     drop(spawner.take());
+}
+
+/// Starts a task in its destructor.
+struct StartOnDrop(Registry<Manual>);
+
+impl Drop for StartOnDrop {
+    fn drop(&mut self) {
+        self.0.run(async { unreachable!("the grace period expired before the task started") });
+    }
+}
+
+#[test]
+fn tasks_started_after_the_grace_period_are_aborted_before_their_first_poll() {
+    let (spawner, registry) = inspected();
+    let held = registry.guard().unwrap();
+    registry.run(Owns(StartOnDrop(registry.clone()), pending::<()>()));
+    let mut wait = Box::pin(registry.shutdown().or_abort(async {}, pending::<()>));
+    assert!(poll_once(&mut wait).is_pending());
+    spawner.poll_all();
+    assert_eq!((registry.in_flight(), registry.summary().aborted), (2, 1), "the aborted task has started another one");
+    let (late, _) = never_finishes();
+    registry.run(late);
+    assert!(registry.tasks().iter().all(background_tasks::TaskInfo::abort_requested));
+    spawner.poll_all();
+    drop((held, registry.guard().unwrap()));
+    let Poll::Ready(Ok(summary)) = poll_once(&mut wait) else { panic!("the registry must have drained") };
+    assert_eq!((summary.completed, summary.aborted), (2, 3));
+}
+
+#[test]
+fn tasks_started_after_a_blocking_wait_has_aborted_are_aborted() {
+    let (spawner, registry) = inspected();
+    let held = registry.guard().unwrap();
+    registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO).unwrap_err();
+    registry.run(pending::<()>());
+    spawner.poll_all();
+    drop(held);
+    assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().aborted, 1);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry, RegistryBuilder,
-    RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo,
-    Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry,
+    RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
+    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -49,9 +49,11 @@ fn types_without_user_types_have_all_auto_traits() {
         RegistryState => ALL,
         // A dynamic spawner may own any spawner, and spawners need not be unwind safe.
         DynSpawner => [true, true, true, false, false],
+        DynSpawner<()> => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
+        CompletionGuard => ALL,
         Loss<'static> => ALL,
         TaskKind => ALL,
         RejectReason => ALL,

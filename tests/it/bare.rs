@@ -323,7 +323,7 @@ fn full_registry_rejects_and_passes_a_released_permit_to_the_first_waiter() {
     assert_eq!((registry.in_flight(), second_wake_count.get()), (1, 0));
 
     recorder.take();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(second_wake_count.get(), 1, "the shutdown wakes the remaining waiter");
     let Poll::Ready(Err(rejected)) = poll(&mut second, &second_waker) else { panic!("the shutdown rejects waiters") };
     assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
@@ -345,6 +345,30 @@ fn dropped_waiter_passes_its_permit_to_the_next_waiter() {
     assert_eq!(second_wake_count.get(), 1);
     assert!(poll_once(&mut second).is_ready());
     assert_eq!((registry.in_flight(), registry.summary().rejected), (1, 0));
+}
+
+/// S3, S10, L4, on one shard too.
+#[test]
+fn request_without_a_permit_starts_its_follow_up_in_a_full_registry_that_drains() {
+    let manual = Manual::default();
+    let registry = Registry::builder(manual.clone()).max_in_flight(1).build();
+    registry.run(pending::<()>());
+    let request = registry.named("request").without_permit().guard().unwrap();
+    assert_eq!(registry.in_flight(), 2);
+    registry.shutdown();
+    let (wake_count, waker) = counting_waker();
+    let mut follow_up = registry.follow_up().run_when_ready(pending::<()>());
+    assert!(poll(&mut follow_up, &waker).is_pending());
+    drop(manual.take());
+    assert_eq!((wake_count.get(), registry.is_drained()), (1, false));
+    assert!(poll_once(&mut follow_up).is_ready());
+    let mut late = registry.follow_up().run_when_ready(pending::<()>());
+    assert!(poll(&mut late, &waker).is_pending());
+    drop((manual.take(), request));
+    assert_eq!((wake_count.get(), registry.is_drained()), (2, true));
+    let Poll::Ready(Err(rejected)) = poll_once(&mut late) else { panic!("the registry has drained") };
+    assert_eq!(rejected.reason(), RejectReason::Drained);
+    assert_eq!((registry.summary().completed, registry.summary().abandoned), (1, 2));
 }
 
 #[test]
@@ -389,7 +413,7 @@ fn shutdown_on_failure_applies_to_every_task_but_a_call_leaves_no_cause() {
 
     let registry = Registry::builder(manual.clone()).shutdown_on_failure().build();
     let _guard = registry.guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     registry.run(failure());
     manual.poll_all();
     assert_eq!((registry.summary().failed, registry.shutdown_cause()), (1, None));

@@ -173,8 +173,19 @@ fn futures_local_pool_conforms() {
 fn dyn_spawners_conform() {
     conformance::executor(|| {
         let threads = ThreadsSpawner::new(2).unwrap();
-        (DynSpawner::new(threads.clone()), threads)
+        (DynSpawner::without_blocking(threads.clone()), threads)
     });
+    conformance::executor(|| {
+        let runtime = multi_thread_runtime();
+        (DynSpawner::new(runtime.handle().clone()), runtime)
+    });
+    let runtime = multi_thread_runtime();
+    let handle = runtime.handle().clone();
+    conformance::blocking_spawner(move || DynSpawner::new(handle.clone()));
+    conformance::spawner(|| DynSpawner::new(SmolSpawner));
+    conformance::blocking_spawner(|| DynSpawner::new(SmolSpawner));
+    conformance::spawner(|| DynSpawner::new(AsyncStdSpawner));
+    conformance::blocking_spawner(|| DynSpawner::new(AsyncStdSpawner));
     conformance::local_spawner(|| {
         let executor = Rc::new(LocalExecutor::new());
         (DynLocalSpawner::new(executor.clone()), move |main| block_on(executor.run(main)))
@@ -184,7 +195,10 @@ fn dyn_spawners_conform() {
 
 #[test]
 fn dyn_spawners_from_closures_conform() {
-    conformance::spawner(|| DynSpawner::from_fn(|task| smol::spawn(task).detach()));
+    let spawn = |task| smol::spawn(task).detach();
+    conformance::spawner(move || DynSpawner::from_fn(spawn));
+    conformance::spawner(move || DynSpawner::from_fn(spawn).with_blocking(AsyncStdSpawner));
+    conformance::blocking_spawner(move || DynSpawner::from_fn(spawn).with_blocking(AsyncStdSpawner));
     conformance::local_spawner(|| {
         let executor = Rc::new(LocalExecutor::new());
         let target = executor.clone();

@@ -28,7 +28,7 @@ fn drain_waits_for_tasks_started_while_draining<S: Spawner + Clone + Send + Sync
 fn task_can_start_the_shutdown<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
     let handle = registry.clone();
     registry.run(async move {
-        handle.shutdown();
+        handle.start_shutdown();
         handle.run(async {});
     });
     block_on(registry.signal());
@@ -206,7 +206,7 @@ fn last_leave_races_enter() {
     for _ in 0..if cfg!(miri) { 10 } else { 5_000 } {
         let registry = Registry::new(());
         let last = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let barrier = Arc::new(Barrier::new(2));
         let entering = thread::spawn({
             let (registry, barrier) = (registry.clone(), barrier.clone());
@@ -232,7 +232,7 @@ fn task_enters_another_shard_when_its_own_has_drained() {
     let registry = Registry::new(());
     // The guard keeps only this thread's shard open. If there are several shards, those of most other threads have drained.
     let guard = registry.guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     for _ in 0..8 {
         let registry = registry.clone();
         thread::spawn(move || drop(registry.guard().unwrap())).join().unwrap();
@@ -261,7 +261,7 @@ fn wait_idle_is_pending_until_nothing_is_in_flight_and_wakes_once() {
 #[test]
 fn wait_idle_is_ready_after_the_drain() {
     let registry = Registry::new(());
-    registry.shutdown();
+    registry.start_shutdown();
     assert!(poll_once(&mut registry.wait_idle()).is_ready());
 }
 
@@ -310,13 +310,13 @@ fn registry_with_reused_state_starts_at_zero() {
         let registry = Registry::new(manual.clone());
         assert_eq!(registry.summary(), background_tasks::Summary::default());
         assert!(!registry.is_shutting_down() && !registry.is_drained() && !registry.signal().is_triggered());
-        registry.run(async { Err("intentional failure") });
+        registry.run(async { Err::<(), _>("intentional failure") });
         registry.run(async { panic!("intentional panic") });
         registry.run(Owns(PanicDrop, pending::<()>()));
         registry.run(pending::<()>());
         manual.poll_all();
         manual.0.lock().unwrap().clear();
-        registry.shutdown();
+        registry.start_shutdown();
         registry.run(async {});
     }
 }

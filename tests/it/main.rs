@@ -47,6 +47,8 @@ mod observer;
 #[cfg(feature = "async-executor")]
 mod outcomes;
 #[cfg(feature = "async-executor")]
+mod peer_behaviours;
+#[cfg(feature = "async-executor")]
 mod property;
 #[cfg(feature = "async-executor")]
 mod release_order;

@@ -32,7 +32,7 @@ fn rendered(registry: &str) -> Vec<String> {
 fn run_every_outcome(manual: &Manual, registry: &Registry<Manual>) {
     registry.run(async {});
     registry.named("mail").run(async {});
-    registry.named("mail").run(ready(Err("intentional failure")));
+    registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
     registry.run(async { panic!("intentional panic") });
     registry.named("sweep").run(async { unreachable!("the registry is full") });
     manual.poll_all();
@@ -71,7 +71,7 @@ fn every_outcome_is_rendered_exactly() {
     }
 
     drop(registry.guard().unwrap());
-    registry.shutdown();
+    registry.start_shutdown();
     let (drain, others): (Vec<_>, Vec<_>) = rendered("exact").into_iter().partition(|line| line.starts_with("drain"));
     assert_eq!(
         others,
@@ -122,7 +122,7 @@ fn outcome_counters_add_up_to_the_summary() {
     for _ in 0..3 {
         run_every_outcome(&manual, &registry);
     }
-    registry.shutdown();
+    registry.start_shutdown();
     registry.run(pending::<()>());
     registry.named("late").run(pending::<()>());
     // A record after the end of the drain changes nothing.

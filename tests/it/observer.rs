@@ -50,7 +50,7 @@ fn logged_manual() -> (Manual, Arc<EventLog>, Registry<Manual>) {
 fn every_loss_is_reported_and_completion_is_not() {
     let (spawner, log, registry) = logged_manual();
     registry.named("good").run(async { Ok::<(), fmt::Error>(()) });
-    registry.run(async { Err("no such mailbox") });
+    registry.run(async { Err::<(), _>("no such mailbox") });
     registry.named("text").run(async { panic!("a text") });
     registry.named("format").run(async { panic!("number {}", 7) });
     registry.named("odd").run(async { panic_any(7) });
@@ -68,7 +68,7 @@ fn every_loss_is_reported_and_completion_is_not() {
         ]
     );
     let guard = registry.guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     drop(guard);
     registry.named("late").run(async {});
     let events = log.take();
@@ -80,6 +80,24 @@ fn every_loss_is_reported_and_completion_is_not() {
             "late was rejected: the registry has shut down and drained"
         ]
     );
+}
+
+/// An error that prints its cause in the alternate form, as `anyhow::Error` does.
+struct Chain;
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot send the mail")?;
+        if f.alternate() { f.write_str(": connection refused") } else { Ok(()) }
+    }
+}
+
+#[test]
+fn error_is_reported_with_its_causes() {
+    let (spawner, log, registry) = logged_manual();
+    registry.run(async { Err::<(), _>(Chain) });
+    spawner.poll_all();
+    assert_eq!(log.take(), ["- failed: cannot send the mail: connection refused"]);
 }
 
 #[test]
@@ -187,7 +205,7 @@ impl BlockingSpawner for DroppingSpawner {
 fn every_method_reports_the_call_site_of_its_caller() {
     let sites = Arc::new(CallSites(Mutex::default()));
     let registry = Registry::builder(DroppingSpawner).observer(sites.clone()).build();
-    registry.shutdown();
+    registry.start_shutdown();
     // The 19 calls must stay on consecutive lines.
     let first = line!() + 1;
     registry.run(async {});
@@ -249,7 +267,7 @@ fn count_and_drain_wait_for_observers() {
     let registry = Registry::builder(spawner.clone()).observer(observer).build();
     let expect_call = |event| assert_eq!(calls.recv_timeout(HANG).unwrap(), event);
     thread::scope(|scope| {
-        registry.run(async { Err("intentional failure") });
+        registry.run(async { Err::<(), _>("intentional failure") });
         let running = scope.spawn(|| spawner.poll_all());
         expect_call("failed");
         assert_eq!((registry.in_flight(), registry.summary().failed), (1, 1));
@@ -306,7 +324,7 @@ fn observer_panic_affects_no_task_and_no_other_observer<S: Spawner + Clone>(regi
     let log = Arc::new(EventLog::default());
     let observed =
         Registry::builder(registry.spawner().clone()).observer(PanicObserver).observer(PanicObserver).observer(log.clone()).build();
-    observed.run(async { Err("intentional failure") });
+    observed.run(async { Err::<(), _>("intentional failure") });
     let summary = observed.shutdown().wait_timeout(HANG).unwrap();
     assert_eq!((summary.failed, summary.panicked), (1, 0));
     observed.run(async {});
@@ -344,7 +362,7 @@ fn observer_may_use_its_registry() {
     });
     let registry = Registry::builder(spawner.clone()).observer(observer).inspect().build();
     *slot.lock().unwrap() = Some(registry.clone());
-    registry.run(async { Err("intentional failure") });
+    registry.run(async { Err::<(), _>("intentional failure") });
     spawner.poll_all();
     let shutdown = registry.shutdown();
     drop(registry);
@@ -389,7 +407,7 @@ fn observers_are_dropped_with_their_registry_and_not_inherited() {
     log.take();
     for _ in 0..100 {
         let unobserved = Registry::new(spawner.clone());
-        unobserved.run(async { Err("intentional failure") });
+        unobserved.run(async { Err::<(), _>("intentional failure") });
         spawner.poll_all();
     }
     assert_eq!(log.take(), [""; 0]);
@@ -435,7 +453,7 @@ fn shutdown_started_by_many_threads_is_reported_once() {
 
 fn losses_are_reported<S: Spawner + Clone>(registry: &Registry<S>) {
     let (log, observed) = logged(registry.spawner().clone());
-    observed.named("bad").run(async { Err("intentional failure") });
+    observed.named("bad").run(async { Err::<(), _>("intentional failure") });
     observed.named("worse").run(async { panic!("intentional panic") });
     observed.named("good").run(async {});
     observed.shutdown().wait_timeout(HANG).unwrap();

@@ -1,6 +1,7 @@
 //! S4, S5, S6: a registry accounts for every task, and no panic of a task reaches the host or another task.
 use crate::common::{HANG, Manual, Owns, PanicDrop, PanicPoll, counts, poll_once};
 use background_tasks::{Registry, Spawner};
+use std::convert::Infallible;
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -127,6 +128,41 @@ fn blocking_work_is_counted_on_async_std() {
 }
 
 #[test]
+fn error_inside_an_option_or_a_result_counts_as_failed() {
+    type Loops = Result<Infallible, &'static str>;
+    let (manual, registry) = manual_registry();
+    let signal = registry.signal();
+    registry.run(signal.run_until_shutdown(ready(Err::<(), _>("failed before the shutdown"))));
+    registry.run(signal.run_until_shutdown(ready(Ok::<(), &str>(()))));
+    registry.run(signal.run_until_shutdown(pending::<Loops>()));
+    registry.run(signal.run_until_shutdown(ready(Loops::Err("failed loop"))));
+    registry.run(async { Loops::Err("failed loop") });
+    registry.run(async { Ok::<_, &str>(Loops::Err("inner failure")) });
+    registry.run(async { Err::<Loops, _>("outer failure") });
+    registry.run(async { Ok::<_, &str>(Some(())) });
+    registry.run(pending::<Infallible>());
+    manual.poll_all();
+    assert_eq!(counts(registry.summary()), [2, 5, 0, 0, 0, 0]);
+    registry.start_shutdown();
+    manual.poll_all();
+    assert_eq!(counts(registry.summary()), [3, 5, 0, 0, 0, 0], "`None` counts as completed");
+    drop(manual.take());
+    assert_eq!(counts(registry.shutdown().wait()), [3, 5, 0, 1, 0, 0]);
+}
+
+#[test]
+fn result_of_a_task_that_never_succeeds_counts_as_failed() {
+    fn never(_: &str) -> ! {
+        unreachable!("only called for an `Ok`")
+    }
+    let (manual, registry) = manual_registry();
+    // The type of the output is `Result<!, &str>`, which stable Rust cannot name.
+    registry.run(async { Err("failed loop").map(never) });
+    manual.poll_all();
+    assert_eq!(counts(registry.shutdown().wait()), [0, 1, 0, 0, 0, 0]);
+}
+
+#[test]
 fn task_dropped_before_first_poll_is_abandoned() {
     let (manual, registry) = manual_registry();
     registry.run(async {});
@@ -222,7 +258,7 @@ fn task_dropped_by_spawner_is_abandoned() {
 #[test]
 fn rejected_work_is_returned_and_every_rejection_is_counted() {
     let (_manual, registry) = manual_registry();
-    registry.shutdown();
+    registry.start_shutdown();
     let rejected = registry.try_run(ready(())).unwrap_err();
     assert_eq!(rejected.reason(), background_tasks::RejectReason::Drained);
     assert_eq!(rejected.to_string(), "background work rejected: the registry has shut down and drained");
@@ -236,7 +272,7 @@ fn rejected_work_is_returned_and_every_rejection_is_counted() {
 #[test]
 fn destructor_panic_of_rejected_task_is_caught() {
     let (_manual, registry) = manual_registry();
-    registry.shutdown();
+    registry.start_shutdown();
     registry.run(Owns(PanicDrop, ready(())));
     assert_eq!(registry.summary().rejected, 1);
 }
@@ -295,6 +331,108 @@ fn guard_counts_as_panicked_if_a_panic_drops_it() {
     }));
     assert!(panic.is_err());
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 0, 0, 0]);
+}
+
+/// Calls the closure in a destructor while a panic unwinds.
+fn while_a_panic_unwinds(f: impl Fn()) {
+    struct CallOnDrop<F: Fn()>(F);
+
+    impl<F: Fn()> Drop for CallOnDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _call = CallOnDrop(f);
+        panic!("intentional panic before the work starts");
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"intentional panic before the work starts"));
+}
+
+#[test]
+fn work_started_while_a_panic_unwinds_does_not_count_as_panicked() {
+    let manual = Manual::default();
+    let registry = Registry::builder(manual.clone()).shutdown_on_panic().build();
+    while_a_panic_unwinds(|| {
+        drop(registry.guard().unwrap());
+        registry.guard().unwrap().require_completion().complete();
+        assert!(poll_once(&mut registry.track(ready(())).unwrap()).is_ready());
+        registry.run(async {});
+        manual.poll_all();
+        drop(registry.track(pending::<()>()).unwrap());
+        drop(registry.guard().unwrap().require_completion());
+        registry.run(pending::<()>());
+        drop(manual.take());
+    });
+    assert!(!registry.is_shutting_down());
+    assert_eq!(counts(registry.shutdown().wait()), [4, 0, 0, 3, 0, 0]);
+}
+
+#[test]
+fn guard_taken_while_a_panic_unwinds_counts_as_panicked_if_another_thread_panics() {
+    let (_manual, registry) = manual_registry();
+    while_a_panic_unwinds(|| {
+        let guard = registry.guard().unwrap();
+        let thread = std::thread::spawn(move || {
+            let _guard = guard;
+            panic!("intentional panic on another thread");
+        });
+        assert!(thread.join().is_err());
+    });
+    assert_eq!(counts(registry.shutdown().wait()), [0, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn guard_that_requires_completion_counts_as_abandoned_unless_completed() {
+    let (_manual, registry) = manual_registry();
+    let guard = registry.guard().unwrap().require_completion();
+    assert_eq!(registry.in_flight(), 1);
+    guard.complete();
+    assert_eq!((registry.in_flight(), counts(registry.summary())), (0, [1, 0, 0, 0, 0, 0]));
+    drop(registry.guard().unwrap().require_completion());
+    assert_eq!(counts(registry.summary()), [1, 0, 0, 1, 0, 0]);
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _guard = registry.guard().unwrap().require_completion();
+        panic!("intentional panic while a guard is held");
+    }));
+    assert!(panic.is_err());
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 1, 0, 0]);
+}
+
+/// The owner of the guard is a task. The abort drops the task, and with it the guard.
+#[test]
+fn guard_that_requires_completion_counts_as_abandoned_if_its_owner_is_aborted() {
+    let manual = Manual::default();
+    let owners = Registry::builder(manual.clone()).inspect().build();
+    let registry = Registry::new(());
+    for requires_completion in [true, false] {
+        let guard = registry.guard().unwrap();
+        owners.run(async move {
+            if requires_completion {
+                let guard = guard.require_completion();
+                pending::<()>().await;
+                guard.complete();
+            } else {
+                let _guard = guard;
+                pending::<()>().await;
+            }
+        });
+    }
+    manual.poll_all();
+    owners.abort();
+    manual.poll_all();
+    assert_eq!(counts(owners.shutdown().wait()), [0, 0, 0, 0, 2, 0]);
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 1, 0, 0]);
+}
+
+/// A guard that a panic drops counts as panicked unless its work is known to be complete.
+#[test]
+fn completion_while_a_panic_unwinds_counts_as_completed() {
+    let (_manual, registry) = manual_registry();
+    let guard = std::cell::Cell::new(Some(registry.guard().unwrap().require_completion()));
+    while_a_panic_unwinds(|| guard.take().unwrap().complete());
+    assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 0, 0, 0]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
-    AbortError, AbortReport, Guard, Loss, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind, Tracked,
+    AbortError, AbortReport, Guard, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
+    Tracked,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -35,6 +36,8 @@ struct Setup {
 struct TaskOptions {
     name: Option<&'static str>,
     critical: bool,
+    without_permit: bool,
+    follow_up: bool,
 }
 
 /// One step of a sequence. An index is taken modulo the number of candidates. A step without candidates does nothing.
@@ -87,8 +90,9 @@ fn setups() -> impl Strategy<Value = Setup> {
 
 fn steps() -> impl Strategy<Value = Step> {
     let options = || {
-        (prop::option::of(select(&NAMES[..])), prop::bool::weighted(0.02))
-            .prop_map(|(name, critical)| TaskOptions { name, critical })
+        let name = prop::option::of(select(&NAMES[..]));
+        (name, prop::bool::weighted(0.02), prop::bool::weighted(0.2), prop::bool::weighted(0.3))
+            .prop_map(|(name, critical, without_permit, follow_up)| TaskOptions { name, critical, without_permit, follow_up })
     };
     let behavior = select(vec![
         Behavior::Pending,
@@ -257,6 +261,8 @@ struct Waiter {
     options: TaskOptions,
     script: Script,
     waker: CountingWaker,
+    /// The registry has not removed the waiter from the wait queue.
+    queued: bool,
     future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
 
@@ -268,7 +274,7 @@ struct Model {
     handles: Vec<Registry<Manual>>,
     /// In the order of their acceptance.
     in_flight: Vec<InFlight>,
-    /// In the order of the wait queue. After the start of the shutdown: the waiters whose next poll returns the rejection.
+    /// In the order of the wait queue. After the start of the shutdown, they include waiters whose next poll returns the rejection.
     waiters: Vec<Waiter>,
     ended: Vec<TaskId>,
     accepted: u64,
@@ -287,13 +293,30 @@ struct Cause {
 /// Calls a method of a registry, or of a `TaskBuilder` if the options need one.
 macro_rules! call {
     ($registry:expr, $options:expr, $method:ident($($work:expr)?)) => {
-        match ($options.name, $options.critical) {
-            (None, false) => $registry.$method($($work)?),
-            (None, true) => $registry.critical().$method($($work)?),
-            (Some(name), false) => $registry.named(name).$method($($work)?),
-            (Some(name), true) => $registry.critical().named(name).$method($($work)?),
+        match builder($registry, $options) {
+            None => $registry.$method($($work)?),
+            Some(builder) => builder.$method($($work)?),
         }
     };
+}
+
+/// Returns a builder with the options. Returns `None` if no option is set.
+fn builder(registry: &Registry<Manual>, options: TaskOptions) -> Option<TaskBuilder<'_, Manual>> {
+    let TaskOptions { name, critical, without_permit, follow_up } = options;
+    let first = name.map(|name| registry.named(name));
+    let first = first.or_else(|| critical.then(|| registry.critical()));
+    let first = first.or_else(|| without_permit.then(|| registry.without_permit()));
+    let mut builder = first.or_else(|| follow_up.then(|| registry.follow_up()))?;
+    if critical {
+        builder = builder.critical();
+    }
+    if without_permit {
+        builder = builder.without_permit();
+    }
+    if follow_up {
+        builder = builder.follow_up();
+    }
+    Some(builder)
 }
 
 impl Model {
@@ -340,15 +363,17 @@ impl Model {
     }
 
     fn has_permits(&self, needed: usize) -> bool {
-        self.setup.limit.is_none_or(|limit| self.in_flight.len() + needed <= limit)
+        let held = self.in_flight.iter().filter(|work| !work.options.without_permit).count();
+        self.setup.limit.is_none_or(|limit| held + needed <= limit)
     }
 
-    /// Returns whether the registry should accept new work. Each waiter reserves one permit, so new work never overtakes a waiter.
-    fn expected_admission(&self) -> Result<(), RejectReason> {
-        let reserved = if self.shutting_down { 0 } else { self.waiters.len() };
+    /// Returns whether the registry should accept new work. Each waiter reserves one permit, so new work that needs a permit never
+    /// overtakes a waiter.
+    fn expected_admission(&self, options: TaskOptions) -> Result<(), RejectReason> {
+        let reserved = self.waiters.iter().filter(|waiter| waiter.queued).count();
         if self.is_drained() {
             Err(RejectReason::Drained)
-        } else if self.has_permits(reserved + 1) {
+        } else if options.without_permit || self.has_permits(reserved + 1) {
             Ok(())
         } else {
             Err(RejectReason::Full)
@@ -383,11 +408,19 @@ impl Model {
             return;
         }
         self.cause = cause;
-        for waiter in &mut self.waiters {
-            waiter.waker.expect_wake();
-        }
+        self.close_queue();
+        self.pass_on_free_permit();
         self.expect_event(Event::ShutdownStarted(self.in_flight.len()));
         self.expect_drained_event();
+    }
+
+    /// Expects that the registry removes and wakes the waiters that cannot get a permit any more.
+    fn close_queue(&mut self) {
+        let is_drained = self.is_drained();
+        for waiter in self.waiters.iter_mut().filter(|waiter| is_drained || !waiter.options.follow_up) {
+            waiter.queued = false;
+            waiter.waker.expect_wake();
+        }
     }
 
     fn expect_drained_event(&mut self) {
@@ -417,12 +450,16 @@ impl Model {
         work.waker.check();
         self.ended.extend(work.id);
         self.expect_drained_event();
-        self.wake_first_waiter();
+        if self.is_drained() {
+            self.close_queue();
+        } else if !work.options.without_permit {
+            self.wake_first_waiter();
+        }
     }
 
     /// Expects that a released permit wakes the first waiter, unless that waiter was woken before.
     fn wake_first_waiter(&mut self) {
-        if let Some(first) = self.waiters.first_mut().filter(|_| !self.shutting_down) {
+        if let Some(first) = self.waiters.iter_mut().find(|waiter| waiter.queued) {
             first.waker.expect_wake();
         }
     }
@@ -492,7 +529,7 @@ impl Model {
     /// Starts a task. `run` returns whether the registry accepted the task, if the method under test returns that.
     fn run(&mut self, options: TaskOptions, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), RejectReason>>) {
         let script = new_script();
-        let expected = self.expected_admission();
+        let expected = self.expected_admission(options);
         let returned = run(self.registry(), Work(script.clone()));
         assert!(
             returned.is_none_or(|admission| admission == expected),
@@ -509,7 +546,7 @@ impl Model {
 
     fn track(&mut self, options: TaskOptions) {
         let script = new_script();
-        let expected = self.expected_admission();
+        let expected = self.expected_admission(options);
         match call!(self.registry(), options, track(Work(script.clone()))) {
             Ok(tracked) => {
                 assert_eq!(expected, Ok(()));
@@ -523,7 +560,7 @@ impl Model {
     }
 
     fn guard(&mut self, options: TaskOptions) {
-        let expected = self.expected_admission();
+        let expected = self.expected_admission(options);
         match call!(self.registry(), options, guard()) {
             Ok(guard) => {
                 assert_eq!(expected, Ok(()));
@@ -539,22 +576,27 @@ impl Model {
     fn run_when_ready(&mut self, options: TaskOptions) {
         let script = new_script();
         let (registry, work) = (self.registry().clone(), Work(script.clone()));
-        let future =
-            Box::pin(async move { call!(registry, options, run_when_ready(work)).await.map_err(|rejected| rejected.reason()) });
-        let expected = match self.expected_admission() {
-            Err(RejectReason::Full) if self.shutting_down => Some(Err(RejectReason::ShuttingDown)),
+        let future = Box::pin(async move {
+            let registry = &registry;
+            call!(registry, options, run_when_ready(work)).await.map_err(|rejected| rejected.reason())
+        });
+        let expected = match self.expected_admission(options) {
+            Err(RejectReason::Full) if self.shutting_down && !options.follow_up => Some(Err(RejectReason::ShuttingDown)),
             Err(RejectReason::Full) => None,
             admission => Some(admission),
         };
-        let waiter = Waiter { options, script, waker: CountingWaker::new(), future };
+        let waiter = Waiter { options, script, waker: CountingWaker::new(), queued: true, future };
         self.poll_for_permit(waiter, self.waiters.len(), expected);
     }
 
     fn poll_waiter(&mut self, index: usize) {
-        let expected = if self.shutting_down {
+        let is_first = self.waiters.iter().position(|waiter| waiter.queued) == Some(index);
+        let expected = if self.shutting_down && !self.waiters[index].options.follow_up {
             Some(Err(RejectReason::ShuttingDown))
+        } else if self.is_drained() {
+            Some(Err(RejectReason::Drained))
         } else {
-            (index == 0 && self.has_permits(1)).then_some(Ok(()))
+            (is_first && self.has_permits(1)).then_some(Ok(()))
         };
         let waiter = self.waiters.remove(index);
         self.poll_for_permit(waiter, index, expected);
@@ -766,7 +808,7 @@ impl Model {
             }
         }
         if !drop_handles {
-            self.step(Step::TryRun(TaskOptions { name: Some("late"), critical: false }));
+            self.step(Step::TryRun(TaskOptions { name: Some("late"), critical: false, without_permit: true, follow_up: true }));
             self.check();
             assert_eq!(self.registry().shutdown().wait().rejected, self.counts[Outcome::Rejected as usize]);
         }

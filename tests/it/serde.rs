@@ -20,7 +20,7 @@ where
 /// Like [`run`], for an unnamed task that fails.
 #[track_caller]
 fn run_failing(registry: &Registry<Manual>) -> String {
-    registry.run(ready(Err("intentional failure")));
+    registry.run(ready(Err::<(), _>("intentional failure")));
     Location::caller().to_string()
 }
 
@@ -107,7 +107,7 @@ fn unknown_fields_of_a_task_are_omitted() {
     let registry = Registry::builder(manual.clone()).observer(recorder.clone()).build();
     let failed = run_failing(&registry);
     manual.poll_all();
-    registry.shutdown();
+    registry.start_shutdown();
     let rejected = run(&registry, "mail", pending());
     let expected = [json!({ "name": null, "location": failed }), json!([{ "name": "mail", "location": rejected }, "drained"])];
     assert_eq!(*recorder.0.lock().unwrap(), expected);

@@ -93,7 +93,7 @@ fn shutdown_cause_is_the_first_critical_loss_or_none() {
     assert_eq!(cause(two_losses), Some(Some("first")));
 
     let loss_after_call = |registry: &Registry<Manual>| {
-        registry.shutdown();
+        registry.start_shutdown();
         registry.named("late").critical().run(failure());
     };
     assert_eq!(cause(loss_after_call), None);

@@ -2,8 +2,10 @@
 use crate::common::{HANG, Manual, counting_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, ShutdownSignal, Spawner};
 use futures_lite::future::block_on;
+use futures_util::future::{FusedFuture, FutureExt};
+use futures_util::{select, select_biased};
 use std::future::{pending, poll_fn, ready};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -58,13 +60,65 @@ fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &R
 
 on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
 
+/// In the loop, `select!` skips a future that has resolved, and ends at `complete` when each of them has.
+#[test]
+fn futures_select_loops_over_a_signal_a_drain_and_idleness() {
+    let registry = Registry::new(());
+    let mut guard = registry.guard().ok();
+    let (mut signal, mut idle) = (registry.signal(), registry.wait_idle());
+    let mut task = pin!(registry.signal().fuse());
+    let mut events = Vec::new();
+    block_on(async {
+        loop {
+            select_biased! {
+                () = idle => events.push("idle"),
+                () = signal => events.push("signal"),
+                () = task => events.push("task"),
+                default => {
+                    assert!(events.is_empty(), "{events:?}");
+                    registry.start_shutdown();
+                    guard = None;
+                }
+                complete => break,
+            }
+        }
+    });
+    assert_eq!(events, ["idle", "signal", "task"]);
+    assert!(signal.is_triggered() && signal.is_terminated() && guard.is_none());
+    assert!(poll_once(&mut signal).is_ready() && signal.is_terminated(), "a signal can be polled again");
+    let mut clone = signal.clone();
+    assert!(clone.is_triggered() && !clone.is_terminated(), "a clone has not resolved");
+    assert!(poll_once(&mut clone).is_ready() && clone.is_terminated());
+
+    let mut shutdown = registry.shutdown();
+    assert!(!shutdown.is_terminated());
+    block_on(async {
+        loop {
+            select! {
+                summary = shutdown => assert_eq!(summary.completed, 1),
+                complete => break,
+            }
+        }
+    });
+    assert!(shutdown.is_terminated());
+}
+
+#[test]
+fn triggered_signal_that_was_not_polled_is_not_terminated() {
+    let registry = Registry::new(());
+    let mut signal = registry.signal();
+    registry.start_shutdown();
+    assert!(!signal.is_terminated(), "`select!` would skip it");
+    assert!(poll_once(&mut signal).is_ready() && signal.is_terminated());
+}
+
 #[test]
 fn signal_resolves_when_shutdown_starts_and_stays_resolved() {
     let registry = Registry::new(());
     let mut signal = registry.signal();
     assert!(!signal.is_triggered());
     assert!(poll_once(&mut signal).is_pending());
-    registry.shutdown();
+    registry.start_shutdown();
     for _ in 0..3 {
         assert!(poll_once(&mut signal).is_ready());
     }
@@ -80,8 +134,8 @@ fn signal_wakes_only_its_last_waker_and_only_once() {
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &first).is_pending());
     assert!(poll(&mut signal, &second).is_pending());
-    registry.shutdown();
-    registry.shutdown();
+    registry.start_shutdown();
+    registry.start_shutdown();
     assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
@@ -94,7 +148,7 @@ fn clone_waits_independently_of_its_original() {
     let mut clone = signal.clone();
     assert!(poll(&mut clone, &second).is_pending());
     drop(signal);
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!((first_wake_count.get(), second_wake_count.get()), (0, 1));
 }
 
@@ -112,7 +166,7 @@ fn dropped_signals_leave_other_signals_registered() {
     let (late_wake_count, late_waker) = counting_waker();
     let mut late = registry.signal();
     assert!(poll(&mut late, &late_waker).is_pending());
-    registry.shutdown();
+    registry.start_shutdown();
     let wake_count: Vec<_> = wakers.iter().map(|(wake_count, _)| wake_count.get()).collect();
     assert_eq!((wake_count, late_wake_count.get()), (vec![0, 1, 1, 0, 1, 1, 1, 0, 1, 1], 1));
 }
@@ -124,7 +178,7 @@ fn signal_dropped_on_another_thread_removes_its_waker() {
     let mut signal = registry.signal();
     assert!(poll(&mut signal, &waker).is_pending());
     thread::spawn(move || drop(signal)).join().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(wake_count.get(), 0);
 }
 
@@ -138,7 +192,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
     let calling = waker_fn(move || {
         let mut signal = signal.lock().unwrap();
         assert!(poll_once(&mut *signal).is_ready());
-        handle.shutdown();
+        handle.start_shutdown();
         drop(handle.guard());
         drop(handle.signal());
         called.send(()).unwrap();
@@ -150,7 +204,7 @@ fn wakers_may_call_the_registry_and_may_panic() {
         assert!(poll(signal, waker).is_pending());
     }
     let _in_flight = registry.guard();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!((before_wake_count.get(), calls.try_iter().count(), after_wake_count.get()), (1, 1, 1));
 }
 
@@ -215,7 +269,7 @@ fn signal_of_an_earlier_registry_stays_triggered_when_its_state_is_reused() {
 #[test]
 fn finished_future_wins_over_the_shutdown() {
     let registry = Registry::new(());
-    registry.shutdown();
+    registry.start_shutdown();
     let signal = registry.signal();
     assert_eq!(block_on(signal.run_until_shutdown(ready(7))), Some(7));
     assert_eq!(block_on(signal.run_until_shutdown(pending::<u8>())), None);
@@ -235,7 +289,7 @@ fn run_until_shutdown_borrows_nothing_and_drops_its_future_at_shutdown() {
     });
     manual.poll_all();
     assert!(matches!(receiver.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty)));
-    registry.shutdown();
+    registry.start_shutdown();
     manual.poll_all();
     assert!(matches!(receiver.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)));
     assert_eq!(registry.summary().completed, 1);

@@ -37,7 +37,7 @@ fn in_span_enters_the_span_of_the_caller_for_a_task_and_its_loss() {
         span.in_scope(|| {
             registry.run(async move {
                 task_log.0.lock().unwrap().push(span_id());
-                Err("intentional failure")
+                Err::<(), _>("intentional failure")
             });
         });
         assert!(span_id().is_none() && span.id().is_some());
@@ -193,14 +193,43 @@ fn handle_with_another_spawner_keeps_the_registry_open() {
 fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
     let registry: Registry<DynSpawner> = Registry::new(DynSpawner::new(SmolSpawner));
     registry.run(async {});
-    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err("intentional failure"));
+    registry.run_blocking(|| Err::<(), _>("intentional failure"));
+    registry.with_spawner(DynBlockingSpawner::new(SmolSpawner)).run_blocking(|| Err::<(), _>("intentional failure"));
     let executor = Rc::new(async_executor::LocalExecutor::new());
     let local = registry.with_spawner(DynLocalSpawner::new(executor.clone()));
     let not_send = Rc::new(());
     local.run_local(async move { drop(not_send) });
     let summary = block_on(executor.run(registry.shutdown()));
-    assert_eq!((summary.completed, summary.failed), (2, 1));
+    assert_eq!((summary.completed, summary.failed), (2, 2));
     assert_eq!(format!("{:?}", registry.spawner()), "DynSpawner { .. }");
+}
+
+/// A state without a type parameter, as a web framework's handlers share it.
+#[derive(Clone)]
+struct State {
+    tasks: Registry<DynSpawner>,
+}
+
+/// Each runtime runs both tasks and blocking closures of the same type of registry.
+#[test]
+fn state_without_type_parameter_runs_tasks_and_closures_on_each_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let threads = DynSpawner::without_blocking(ThreadsSpawner::new(1).unwrap());
+    let spawners = [
+        DynSpawner::new(TokioSpawner),
+        DynSpawner::new(runtime.handle().clone()),
+        DynSpawner::new(SmolSpawner),
+        #[cfg(feature = "async-std")]
+        DynSpawner::new(background_tasks::AsyncStdSpawner),
+        threads.with_blocking(SmolSpawner),
+    ];
+    let _context = runtime.enter();
+    for spawner in spawners {
+        let state = State { tasks: Registry::new(spawner) };
+        let handler = state.clone();
+        state.tasks.run(async move { handler.tasks.run_blocking(|| ()) });
+        assert_eq!(state.tasks.shutdown().wait_timeout(HANG).unwrap().completed, 2);
+    }
 }
 
 #[test]

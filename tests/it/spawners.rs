@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
 #[test]
 fn tokio_spawner_uses_the_ambient_runtime() {
@@ -147,7 +148,7 @@ fn watch_thread_exits(registry: &Registry<ThreadsSpawner>) -> Receiver<()> {
 
 #[test]
 fn dropping_the_last_clone_joins_the_threads_and_abandons_their_tasks() {
-    let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
+    let registry = Registry::new(ThreadsSpawner::new(2).unwrap().join_timeout(HANG));
     let exits = watch_thread_exits(&registry);
     registry.run(pending::<()>());
     let second = registry.clone();
@@ -177,6 +178,41 @@ fn last_clone_dropped_on_a_worker_thread_ends_all_threads() {
     for _ in 0..2 {
         exits.recv_timeout(HANG).unwrap();
     }
+}
+
+/// A task that blocks its thread does not block the drop. The task that waits is dropped when the blocked thread exits.
+fn task_that_hangs_does_not_block_the_drop(spawner: ThreadsSpawner) {
+    let registry = Registry::new(spawner);
+    let ((start, started), (resume, resumed), (finish, finished)) = (channel(), channel::<()>(), channel());
+    registry.run(async move {
+        start.send(()).unwrap();
+        resumed.recv().unwrap();
+    });
+    started.recv_timeout(HANG).unwrap();
+    registry.run(pending::<()>());
+    let shutdown = registry.shutdown();
+    assert_eq!(registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err().len(), 2);
+    thread::spawn(move || {
+        drop(registry);
+        finish.send(()).unwrap();
+    });
+    finished.recv_timeout(HANG).expect("the drop must not wait for the task that hangs");
+    resume.send(()).unwrap();
+    let summary = shutdown.wait_timeout(HANG).unwrap();
+    assert_eq!((summary.completed, summary.abandoned), (1, 1));
+}
+
+#[test]
+fn hanging_task_does_not_block_the_drop_forever() {
+    task_that_hangs_does_not_block_the_drop(ThreadsSpawner::new(1).unwrap());
+    task_that_hangs_does_not_block_the_drop(ThreadsSpawner::new(2).unwrap());
+}
+
+#[test]
+fn drop_without_a_join_timeout_detaches_all_threads() {
+    let spawner = ThreadsSpawner::new(2).unwrap().join_timeout(Duration::MAX);
+    drop(spawner.clone().join_timeout(Duration::ZERO));
+    task_that_hangs_does_not_block_the_drop(spawner);
 }
 
 /// The spawner also runs futures that belong to no registry, and no registry catches their panics.

@@ -13,7 +13,7 @@ fn static_registry_signals_drains_and_counts_its_tasks() {
     let (wake_count, waker) = counting_waker();
 
     TASKS.run(async {});
-    TASKS.run(async { Err("intentional failure") });
+    TASKS.run(async { Err::<(), _>("intentional failure") });
     TASKS.run(async {
         TASKS.signal().await;
         TASKS.run(async {}); // The registry drains, but still accepts work.
@@ -51,7 +51,7 @@ fn shutdown_wakes_the_last_waker_of_each_signal_once() {
         assert!(poll(signal, &last).is_pending());
     }
     signals.truncate(15);
-    TASKS.shutdown();
+    TASKS.start_shutdown();
     assert_eq!((first_wake_count.get(), last_wake_count.get()), (0, 15));
     assert!(signals.iter_mut().all(|signal| poll_once(signal).is_ready()));
     assert!(poll_once(&mut TASKS.signal()).is_ready());
@@ -113,7 +113,7 @@ fn tokio_spawner_works_in_a_static_registry() {
                 TASKS.run(async { tokio::task::yield_now().await });
             });
         }
-        TASKS.run(async { Err("intentional failure") });
+        TASKS.run(async { Err::<(), _>("intentional failure") });
         TASKS.run(async { panic!("intentional panic") });
         TASKS.shutdown().await
     });

@@ -151,7 +151,7 @@ fn outcomes_on_two_threads_add_up() {
         registry.run(async move {
             yield_now().await;
             match n % 5 {
-                0 => handle.run(async { Err("intentional failure") }),
+                0 => handle.run(async { Err::<(), _>("intentional failure") }),
                 1 => drop(handle.track(pending::<()>())),
                 2 => drop(handle.guard()),
                 _ => handle.signal().run_until_shutdown(yield_now()).await.map_or((), drop),

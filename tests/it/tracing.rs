@@ -199,7 +199,7 @@ fn assert_loss_is_reported(
 fn failure_is_an_error_event_with_the_error_text() {
     let fields = [("message", "background task failed"), ("task.name", "mail"), ("error", r#"no mailbox "joe""#)];
     assert_loss_is_reported(Level::ERROR, &fields, "future", |manual, registry| {
-        let site = run(registry.named("mail"), ready(Err(r#"no mailbox "joe""#)));
+        let site = run(registry.named("mail"), ready(Err::<(), _>(r#"no mailbox "joe""#)));
         manual.poll_all();
         site
     });
@@ -274,7 +274,7 @@ fn rejection_is_a_warning_with_its_reason() {
 
             let (mut waiting, site) = run_when_ready(registry.named("mail"), pending::<()>());
             assert!(poll_once(&mut waiting).is_pending());
-            registry.shutdown();
+            registry.start_shutdown();
             recorder.take();
             assert!(poll_once(&mut waiting).is_ready());
             let reason = "shutdown started before a permit was available";
@@ -295,7 +295,7 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
             registry.run(async {});
             manual.poll_all();
         }
-        registry.run(ready(Err("intentional failure")));
+        registry.run(ready(Err::<(), _>("intentional failure")));
         drop(registry.track(pending::<()>()).unwrap());
         registry.run(async { panic!("intentional panic") });
         registry.run(async {});
@@ -305,7 +305,7 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
         let started = recorder.take_one();
         started.assert_registry_event("background task shutdown started", &[("in_flight", 2)]);
         assert_eq!(started.fields.seconds, BTreeMap::new());
-        registry.shutdown();
+        registry.start_shutdown();
         assert_eq!(recorder.take().len(), 0, "the shutdown had started already");
 
         manual.poll_all();
@@ -340,7 +340,7 @@ fn instrumented_task_keeps_its_span_but_the_report_of_its_loss_has_none() {
             registry.run(
                 async {
                     info!("inside");
-                    Err("intentional failure")
+                    Err::<(), _>("intentional failure")
                 }
                 .in_current_span(),
             );
@@ -368,7 +368,7 @@ fn task_span_follows_from_the_span_of_the_request_and_does_not_keep_it_open() {
         let task = async {
             futures_lite::future::yield_now().await;
             info!("inside");
-            Err("intentional failure")
+            Err::<(), _>("intentional failure")
         };
         let site = info_span!(target: "test", "request").in_scope(|| run(registry.named("mail"), task));
         let opened = format!(r#"INFO background_tasks task: parent None, {{"task.location": "{site}", "task.name": "mail"}}"#);
@@ -412,7 +412,7 @@ fn fmt_subscriber_prints_a_loss_on_one_line() {
     with_default(subscriber, || {
         let manual = Manual::default();
         let registry = Registry::builder(manual.clone()).observer(TracingObserver).build();
-        let site = run(registry.named("mail"), ready(Err("no such mailbox")));
+        let site = run(registry.named("mail"), ready(Err::<(), _>("no such mailbox")));
         manual.poll_all();
         let line = String::from_utf8(log.lock().unwrap().clone()).unwrap();
         let fields = format!(r#"task.name="mail" task.location={site} error=no such mailbox"#);

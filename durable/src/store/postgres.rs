@@ -124,10 +124,12 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
 
 /// Resolves when the engine's connection does not respond. The server may be unreachable while the kernel still waits, for a quarter of an
 /// hour or forever. The engine acquires the connection for each statement, so an unchanged count of a used connection shows the stall.
-async fn unresponsive(pool: &PgPool, acquired: &AtomicUsize) {
+///
+/// The count must be unchanged twice, so this takes two to three intervals.
+async fn unresponsive(pool: &PgPool, acquired: &AtomicUsize, interval: Duration) {
     let (mut previous, mut unchanged) = (0, 0);
     while unchanged < 2 {
-        Delay::new(CONNECT_TIMEOUT).await;
+        Delay::new(interval).await;
         let count = acquired.load(Relaxed);
         unchanged = if count == previous && is_used(pool) { unchanged + 1 } else { 0 };
         previous = count;
@@ -251,6 +253,7 @@ impl Store for Postgres {
         start: Arc<StartJob>,
         signal: ShutdownSignal,
     ) -> BoxFuture<'static, Option<Error>> {
+        let fetch_timeout = config.response_timeout * 2 / 3;
         let config = Config::default()
             .queue(config.queue)
             .batch_size(config.batch_size)
@@ -276,7 +279,7 @@ impl Store for Postgres {
         let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
         async move {
             let engine = run_engine(PostgresStorage::<Vec<u8>>::new(&pool).with_config(config), name, timer, start);
-            let unresponsive = unresponsive(&pool, &acquired);
+            let unresponsive = unresponsive(&pool, &acquired, fetch_timeout);
             let unresponsive = unresponsive.map(|()| Error::Unavailable("the database server does not respond".to_owned()));
             // This statement drops the engine at its end, which returns the connection.
             let failure =
@@ -287,7 +290,7 @@ impl Store for Postgres {
                 }
                 pool.close().await;
             };
-            select(pin!(idle), Delay::new(CONNECT_TIMEOUT)).await;
+            select(pin!(idle), Delay::new(fetch_timeout)).await;
             failure
         }
         .boxed()

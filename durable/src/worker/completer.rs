@@ -30,6 +30,7 @@ pub(super) struct Completer {
     pub(super) in_flight: Arc<InFlightJobs>,
     pub(super) outcome_event: Arc<Event>,
     pub(super) report: Arc<Report>,
+    pub(super) response_timeout: Duration,
 }
 
 impl Completer {
@@ -60,7 +61,7 @@ impl Completer {
     }
 
     async fn commit(&self, batches: HashMap<Arc<str>, OutcomeBatch>, ended: &[(Ulid, u64)]) {
-        let (mut outage, mut timeout) = (Outage::new(&self.report), ResponseTimeout::default());
+        let (mut outage, mut timeout) = (Outage::new(&self.report), ResponseTimeout(self.response_timeout));
         for (engine, mut batch) in batches {
             while let Err(error) = timeout.limit(self.store.commit_outcomes(&engine, &batch)).await {
                 Delay::new(outage.failed(error)).await;

@@ -12,7 +12,7 @@ const FIRST_DELAY: Duration = Duration::from_secs(5);
 
 /// Runs until it is dropped.
 pub(super) async fn run(store: Arc<dyn Store>, queue: &'static str, options: WorkerOptions, report: Report) {
-    let (mut outage, mut timeout, mut delay) = (Outage::new(&report), ResponseTimeout::default(), FIRST_DELAY);
+    let (mut outage, mut timeout, mut delay) = (Outage::new(&report), ResponseTimeout(options.response_timeout), FIRST_DELAY);
     loop {
         let maintain = async {
             while timeout.limit(store.prune(queue, options.retention)).await? > 0 {}
@@ -21,7 +21,7 @@ pub(super) async fn run(store: Arc<dyn Store>, queue: &'static str, options: Wor
         match maintain.await {
             Ok(()) => {
                 outage.ended();
-                timeout = ResponseTimeout::default();
+                timeout = ResponseTimeout(options.response_timeout);
             }
             Err(error) => _ = outage.failed(error),
         }

@@ -2,7 +2,7 @@
 
 use super::in_flight::InFlightJobs;
 use crate::engine::{EngineName, FetchConfig, PollTimer, Semaphore, StartJob};
-use crate::outage::{Outage, RESPONSE_TIMEOUT, Report, with_timeout};
+use crate::outage::{Outage, Report, with_timeout};
 use crate::store::Store;
 use background_tasks::ShutdownSignal;
 use event_listener::Event;
@@ -43,7 +43,7 @@ impl Producer {
                     self.signal.run_until_shutdown(Delay::new(outage.failed(error))).await;
                 }
                 // Returns jobs that the engine has fetched but not started. Its running jobs continue under its name.
-                match with_timeout(RESPONSE_TIMEOUT, self.store.release(&name, &self.in_flight.ids())).await {
+                match with_timeout(self.config.response_timeout, self.store.release(&name, &self.in_flight.ids())).await {
                     Err(error) if !self.signal.is_triggered() => failure = Some(error),
                     // If this failed during a shutdown, the next heartbeat repeats it.
                     _ => break,

@@ -244,19 +244,24 @@ impl Proxy {
     }
 }
 
+/// Returns the options of a worker that waits briefly for responses.
+fn impatient() -> WorkerOptions {
+    WorkerOptions::default().response_timeout(Duration::from_secs(5))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn outcome_without_response_is_committed_again() {
     let Some(store) = ProxiedStore::on(&["WITH j AS"]).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
-    queue.serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     store.arm();
     let id = queue.enqueue(mail("ann")).await.unwrap();
     store.wait_until_silent().await;
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the outcome is committed").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 15s".to_owned())]);
+    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
 }
 
 /// The server holds the outcomes and locks their rows in a transaction that never receives its commit.
@@ -265,7 +270,7 @@ async fn uncommitted_outcome_does_not_block_its_retry() {
     let Some(store) = ProxiedStore::on(&["WITH j AS", "COMMIT"]).await else { return };
     let (registry, _) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
-    queue.serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     store.arm();
     let ids = queue.enqueue_all(["ann", "ben", "eve"].map(mail)).await.unwrap();
     store.wait_until_silent().await;
@@ -296,7 +301,7 @@ async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
         }
     };
     // One job at a time: with more permits, the engine fetches the running job again and drops it.
-    queue.serve(&registry, WorkerOptions::default().concurrency(1), handler).await.unwrap();
+    queue.serve(&registry, impatient().concurrency(1), handler).await.unwrap();
     store.arm();
     let id = queue.enqueue(mail("ann")).await.unwrap();
     store.wait_until_silent().await;
@@ -317,7 +322,7 @@ async fn engine_without_response_is_replaced() {
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     store.arm();
-    queue.serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     let id = queue.enqueue(mail("ann")).await.unwrap();
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the job runs").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
@@ -368,13 +373,13 @@ async fn maintenance_continues_after_a_call_without_response() {
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     store.arm();
-    let options = WorkerOptions::default().retention(Duration::ZERO).maintenance_interval(Duration::ZERO);
+    let options = impatient().retention(Duration::ZERO).maintenance_interval(Duration::ZERO);
     queue.serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     store.wait_until_silent().await;
     let id = queue.enqueue(mail("ann")).await.unwrap();
     until("the finished job is deleted", async || queue.info(id).await.unwrap().is_none().then_some(())).await;
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 15s".to_owned())]);
+    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
 }
 
 /// As by a `VACUUM FULL`. The connection is not silent.

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, Process, poll_until_some};
+use testing::{Client, Process, Signal, poll_until_some};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -155,7 +155,7 @@ fn service_is_not_ready_after_the_signal() {
     late.send(b"ada@example.com").unwrap();
     assert_eq!(late.response().unwrap().status, 202);
     // A second signal does not wait for the linger time.
-    service.process.terminate();
+    service.process.signal_until_exit(Signal::TERM);
     service.wait(130);
 }
 

@@ -47,7 +47,7 @@ async fn program() {
     inspect_and_abort().await;
 
     TASKS.run(keep_log());
-    TASKS.run(async { Err("the radio does not answer") });
+    TASKS.run(async { Err::<(), _>("the radio does not answer") });
     let transfer = TASKS.guard().expect("the registry is open");
     critical_section::with(|cs| TRANSFER.borrow(cs).set(Some(transfer)));
     start_timer();
@@ -79,7 +79,7 @@ impl Observer for Console {
 async fn inspect_and_abort() {
     let jobs = Registry::builder(Executor).inspect().observer(Console).build();
     jobs.named("calibration").run(pending::<()>());
-    jobs.named("self-test").run(async { Err("no reference voltage") });
+    jobs.named("self-test").run(async { Err::<(), _>("no reference voltage") });
     for task in jobs.tasks() {
         println!("{} in flight", task.name().unwrap_or_default());
     }
@@ -115,7 +115,7 @@ fn SysTick() {
             *STARTED += 1;
         }
     } else if !TASKS.is_shutting_down() {
-        TASKS.shutdown();
+        TASKS.start_shutdown();
     } else {
         drop(critical_section::with(|cs| TRANSFER.borrow(cs).take()));
     }

@@ -117,7 +117,7 @@ pub fn arrive() -> Vec<String> {
 /// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same event.
 #[wasm_bindgen]
 pub fn leave() {
-    tasks().shutdown();
+    tasks().start_shutdown();
 }
 
 /// Stores a report for the next visit. Call it in a listener after the one that calls [`leave`].

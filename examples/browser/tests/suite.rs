@@ -73,7 +73,7 @@ async fn tasks_run_after_the_caller_has_returned() {
     }
     // A task that is `Send` runs on the same event loop.
     registry.run(async { yield_now().await });
-    registry.run(async { Err("intended") });
+    registry.run(async { Err::<(), _>("intended") });
     assert_eq!((ran.get(), registry.in_flight()), (0, 5), "nothing has run yet");
     let summary = registry.shutdown().await;
     assert_eq!((ran.get(), counts(summary)), (3, [4, 1, 0, 0, 0, 0]));
@@ -192,7 +192,7 @@ async fn ten_thousand_tasks() {
         match n % 4 {
             0 => registry.run_local(timer(0)),
             1 => registry.run(yield_now()),
-            2 => registry.run(async { Err("intended") }),
+            2 => registry.run(async { Err::<(), _>("intended") }),
             _ => registry.run(signal),
         }
     }

@@ -369,7 +369,7 @@ fn shutdown_start_is_sent_immediately() {
     let waker = Waker::from(woken.clone());
     assert!(poll(&mut body, &waker).is_ready());
     assert!(poll(&mut body, &waker).is_pending());
-    registry.shutdown();
+    registry.start_shutdown();
     assert!(woken.0.load(Ordering::Relaxed));
     let Poll::Ready(Some(text)) = poll(&mut body, &waker) else { panic!("no event is ready") };
     assert!(text.contains("\"shutting_down\":true"), "{text}");
@@ -399,7 +399,7 @@ fn stream_ends_when_only_serving_tasks_are_left() {
     let work = registry.named("work").guard().unwrap();
     let mut body = watch(&dashboard);
     assert_eq!(event(&mut body)["last"], false, "the registry is not draining");
-    registry.shutdown();
+    registry.start_shutdown();
     for _ in 0..3 {
         assert_eq!(event(&mut body)["last"], false, "a task is in flight");
     }
@@ -416,7 +416,7 @@ fn tasks_without_a_serving_name_keep_the_stream_open() {
     for name in [None, Some("connection")] {
         let registry = inspected();
         let work = name.map_or_else(|| registry.guard(), |name| registry.named(name).guard()).unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let mut body = watch(&Dashboard::new(&registry));
         assert_eq!(event(&mut body)["last"], false, "{name:?}");
         drop(work);
@@ -431,7 +431,7 @@ fn stream_of_uninspected_registry_ends_when_shutdown_starts() {
     let mut body = watch(&Dashboard::new(&registry));
     let state = event(&mut body);
     assert_eq!((&state["in_flight"], &state["tasks"], &state["last"]), (&1.into(), &Value::Array(vec![]), &false.into()));
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(event(&mut body)["last"], true);
     assert_eq!(next(&mut body), None);
 }
@@ -441,7 +441,7 @@ fn stream_that_is_opened_during_or_after_a_drain_ends() {
     let registry = inspected();
     let dashboard = Dashboard::new(&registry);
     let request = registry.named("request").guard().unwrap();
-    registry.shutdown();
+    registry.start_shutdown();
     assert_eq!(last_event(&mut watch(&dashboard))["drained"], false);
     drop(request);
     assert_eq!(last_event(&mut watch(&dashboard))["drained"], true);

@@ -2,14 +2,19 @@
 
 use axum::Router;
 use axum::routing::get;
-use background_tasks::{Registry, TaskKind, TokioSpawner};
+use background_tasks::{Registry, RejectReason, TaskKind, TokioSpawner};
 use background_tasks_host::{RequestFuture, RequestLayer};
 use bytes::Bytes;
+use futures_lite::stream::{self, StreamExt};
 use http_body_util::channel::Channel;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{http1, http2};
-use hyper::header::CONNECTION;
+use hyper::header::{
+    ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, CONNECTION,
+    CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, ORIGIN,
+};
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -23,9 +28,14 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Barrier, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tower::{ServiceBuilder, ServiceExt};
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::TraceLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -36,10 +46,10 @@ async fn soon<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("timed out")
 }
 
-/// Returns how many requests completed, panicked and were rejected.
-fn outcomes<S>(registry: &Registry<S>) -> [u64; 3] {
+/// Returns how many requests completed, panicked, were abandoned and were rejected.
+fn outcomes<S>(registry: &Registry<S>) -> [u64; 4] {
     let summary = registry.summary();
-    [summary.completed, summary.panicked, summary.rejected]
+    [summary.completed, summary.panicked, summary.abandoned, summary.rejected]
 }
 
 /// A request that has reached its handler, which waits until the test sends it a body.
@@ -142,11 +152,11 @@ async fn request_is_in_flight_until_its_body_is_sent() {
     drop(sender);
     assert_eq!(text(response).await, "");
     soon(registry.wait_idle()).await;
-    assert_eq!(outcomes(&registry), [1, 0, 0]);
+    assert_eq!(outcomes(&registry), [1, 0, 0, 0]);
 }
 
 #[tokio::test]
-async fn disconnected_client_ends_its_request() {
+async fn disconnected_client_abandons_its_request() {
     let registry = Registry::new(TokioSpawner);
     let (address, mut calls) = serve_axum(&registry).await;
 
@@ -169,7 +179,7 @@ async fn disconnected_client_ends_its_request() {
     assert_eq!((response.unwrap().status(), registry.in_flight()), (StatusCode::OK, 1));
     client.connection.abort();
     soon(registry.wait_idle()).await;
-    assert_eq!(outcomes(&registry), [2, 0, 0]);
+    assert_eq!(outcomes(&registry), [0, 0, 2, 0]);
 }
 
 #[tokio::test]
@@ -258,21 +268,178 @@ async fn request_after_the_drain_is_rejected() {
     let rejected = soon(client2.send_request(request())).await.unwrap();
     assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
     assert_eq!(text(rejected).await, "");
-    assert_eq!((called.load(Ordering::Relaxed), outcomes(&registry)), (2, [2, 0, 2]));
+    assert_eq!((called.load(Ordering::Relaxed), outcomes(&registry)), (2, [2, 0, 0, 2]));
 }
 
 #[tokio::test]
-async fn request_above_the_limit_is_rejected_and_keeps_its_connection() {
+async fn requests_take_no_permits_of_their_tasks() {
+    const LIMIT: usize = 4;
+    let registry = Registry::builder(TokioSpawner).max_in_flight(LIMIT).build();
+    // The handlers start their tasks when all requests are in flight. The tasks run until the shutdown.
+    let all_in_flight = Arc::new(Barrier::new(LIMIT));
+    let tasks = registry.clone();
+    let service = FnService(move |_| {
+        let (all_in_flight, tasks) = (all_in_flight.clone(), tasks.clone());
+        async move {
+            all_in_flight.wait().await;
+            let started = tasks.try_run(tasks.signal()).map_err(|rejected| rejected.reason());
+            Ok(Response::new(Full::from(format!("{started:?}"))))
+        }
+    });
+    let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
+    let responses: Vec<_> =
+        (0..LIMIT).map(|_| tokio::spawn(async move { text(Client::connect(address).await.get().await.unwrap()).await })).collect();
+    for response in responses {
+        assert_eq!(soon(response).await.unwrap(), "Ok(())");
+    }
+    assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
+    let summary = soon(registry.shutdown()).await;
+    assert_eq!((summary.completed, summary.rejected), (2 * LIMIT as u64, 1));
+}
+
+#[tokio::test]
+async fn request_enters_a_full_registry() {
     let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
     let service = FnService(|_| std::future::ready(Ok(Response::new(Full::from("here")))));
     let address = serve_hyper(RequestLayer::new(&registry).layer(service)).await;
     let mut client = Client::connect(address).await;
-    let guard = registry.guard().unwrap();
-    let rejected = client.get().await.unwrap();
-    assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
-    assert_eq!(text(rejected).await, "");
-    drop(guard);
-    assert_eq!(text(client.get().await.unwrap()).await, "here");
+    let _guard = registry.guard().unwrap();
+    let accepted = client.get().await.unwrap();
+    assert_eq!((accepted.status(), accepted.headers().get(CONNECTION)), (StatusCode::OK, None));
+    assert_eq!(text(accepted).await, "here");
+}
+
+/// Responds by the path of the request.
+async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    let response = Response::builder();
+    let endless = StreamBody::new(stream::once(Ok(Frame::data(Bytes::from("four")))).chain(stream::pending()));
+    let response = match request.uri().path() {
+        "/full" => response.body(Full::from("four").boxed()),
+        "/empty" => response.body(Empty::new().boxed()),
+        "/trailers" => {
+            let trailers = async { Some(Ok(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]))) };
+            response.body(Full::from("four").with_trailers(trailers).boxed())
+        }
+        // Its end is never reached, because all announced bytes have been sent.
+        "/length" => response.header(CONTENT_LENGTH, 4).body(BodyExt::boxed(endless)),
+        status => response.status(&status[1..]).body(BodyExt::boxed(endless)),
+    };
+    Ok(response.unwrap())
+}
+
+#[tokio::test]
+async fn request_whose_body_is_sent_to_its_end_is_completed() {
+    let registry = Registry::new(TokioSpawner);
+    let address = serve_hyper(RequestLayer::new(&registry).layer(tower::service_fn(respond_by_path))).await;
+    let (mut client, mut client2) = (Client::connect(address).await, connect_http2(address).await);
+    let mut expected = 0;
+    for (method, path, body) in [
+        ("GET", "/full", "four"),
+        ("GET", "/empty", ""),
+        ("GET", "/trailers", "four"),
+        ("GET", "/length", "four"),
+        ("GET", "/204", ""),
+        ("GET", "/304", ""),
+        ("HEAD", "/full", ""),
+        ("HEAD", "/200", ""),
+    ] {
+        let request = || Request::builder().method(method).uri(format!("http://localhost{path}")).body(Empty::new()).unwrap();
+        soon(client.sender.ready()).await.unwrap();
+        let response = soon(client.sender.send_request(request())).await.unwrap();
+        assert_eq!(text(response).await, body, "{method} {path}");
+        expected += 1;
+        // In HTTP/2, hyper sends each body to its end.
+        if method == "GET" && ["/full", "/empty", "/trailers"].contains(&path) {
+            let response = soon(client2.send_request(request())).await.unwrap();
+            assert_eq!(text(response).await, body, "{method} {path}, HTTP/2");
+            expected += 1;
+        }
+        soon(registry.wait_idle()).await;
+        assert_eq!(outcomes(&registry), [expected, 0, 0, 0], "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn request_whose_body_fails_is_abandoned() {
+    let registry = Registry::new(TokioSpawner);
+    let fails = async || {
+        let frames = [Ok("a part"), Err(std::io::Error::other("expected"))];
+        axum::body::Body::from_stream(stream::iter(frames))
+    };
+    let app = Router::new().route("/", get(fails)).layer(RequestLayer::new(&registry));
+    let (listener, address) = listen().await;
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let response = Client::connect(address).await.get().await;
+    // The server may close the connection before it has sent the head of the response.
+    if let Ok(response) = response {
+        assert!(soon(response.into_body().collect()).await.is_err());
+    }
+    soon(registry.wait_idle()).await;
+    assert_eq!(outcomes(&registry), [0, 0, 1, 0]);
+}
+
+/// axum's router drops the body of a response to HEAD, outside of the layer.
+#[tokio::test]
+async fn head_request_to_axum_is_completed() {
+    let registry = Registry::new(TokioSpawner);
+    let app = Router::new().route("/", get(async || "here")).layer(RequestLayer::new(&registry));
+    let response = app.oneshot(Request::head("/").body(axum::body::Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "");
+    assert_eq!(outcomes(&registry), [1, 0, 0, 0]);
+}
+
+const TEXT: &str = "A text that is long enough for the compression layer to compress.";
+
+async fn respond_unless_slow(request: Request<Empty<Bytes>>) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.uri().path() == "/slow" { std::future::pending().await } else { Ok(Response::new(Full::from(TEXT))) }
+}
+
+/// Sends a request that is answered, one that times out, and a CORS preflight. Returns the outcomes of these requests.
+async fn outcomes_in_stack<S, B>(registry: &Registry<()>, stack: S) -> [u64; 4]
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body<Data: std::fmt::Debug, Error: std::fmt::Debug>,
+{
+    let before = outcomes(registry);
+    let request = |path| Request::get(path).header(ORIGIN, "http://localhost").header(ACCEPT_ENCODING, "gzip");
+    let send = async |request: hyper::http::request::Builder| {
+        let (head, body) = stack.clone().oneshot(request.body(Empty::new()).unwrap()).await.unwrap().into_parts();
+        (head, body.collect().await.unwrap().to_bytes())
+    };
+    let (head, body) = send(request("/")).await;
+    assert_eq!((head.status, &head.headers[CONTENT_ENCODING]), (StatusCode::OK, &"gzip".parse().unwrap()));
+    assert_eq!((&head.headers[ACCESS_CONTROL_ALLOW_ORIGIN], &body[..2]), (&"*".parse().unwrap(), &[0x1f, 0x8b][..]));
+    assert_eq!(send(request("/slow")).await.0.status, StatusCode::REQUEST_TIMEOUT);
+    let preflight = request("/").method("OPTIONS").header(ACCESS_CONTROL_REQUEST_METHOD, "GET");
+    assert_eq!(send(preflight).await.0.headers[ACCESS_CONTROL_ALLOW_METHODS], "*");
+    assert_eq!(registry.in_flight(), 0);
+    let after = outcomes(registry);
+    std::array::from_fn(|outcome| after[outcome] - before[outcome])
+}
+
+#[tokio::test]
+async fn layer_has_any_position_in_a_stack() {
+    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(20));
+    let (trace, cors, gzip) = (TraceLayer::new_for_http(), CorsLayer::permissive(), CompressionLayer::new());
+    let cors = cors.allow_methods(tower_http::cors::Any);
+    let registry = Registry::new(());
+    let requests = RequestLayer::new(&registry);
+    // Inside the timeout, the slow request is abandoned. Inside CORS, the preflight does not count.
+    macro_rules! assert_outcomes {
+        ($($expected:expr => [$($layer:ident)*]),* $(,)?) => {$({
+            let stack = ServiceBuilder::new()$(.layer($layer.clone()))*.service(tower::service_fn(respond_unless_slow));
+            assert_eq!(outcomes_in_stack(&registry, stack).await, $expected, "{}", stringify!($($layer)*));
+        })*};
+    }
+    assert_outcomes! {
+        [3, 0, 0, 0] => [requests trace timeout cors gzip],
+        [3, 0, 0, 0] => [trace requests timeout cors gzip],
+        [2, 0, 1, 0] => [trace timeout requests cors gzip],
+        [1, 0, 1, 0] => [trace timeout cors requests gzip],
+        [1, 0, 1, 0] => [trace timeout cors gzip requests],
+        [2, 0, 0, 0] => [trace cors requests gzip timeout],
+        [1, 0, 1, 0] => [trace gzip cors timeout requests],
+    }
 }
 
 /// The service has no methods, because methods need the protobuf compiler. The layer sees the request all the same.
@@ -367,10 +534,10 @@ fn poll_once<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Option<T> {
 
 #[test]
 fn future_is_dropped_before_its_request_is_released() {
-    for (then, expected) in [(Then::Fail, [1, 0, 0]), (Then::Panic, [0, 1, 0])] {
+    for (then, expected) in [(Then::Fail, [1, 0, 0, 0]), (Then::Panic, [0, 1, 0, 0])] {
         let (registry, recorded, future) = recorder(then);
         let mut future = pin!(future);
-        assert_eq!((registry.in_flight(), outcomes(&registry)), (1, [0; 3]));
+        assert_eq!((registry.in_flight(), outcomes(&registry)), (1, [0; 4]));
         match poll_once(|cx| future.as_mut().poll(cx)) {
             Some(response) => assert_eq!(response.map(drop), Err("expected")),
             None => assert!(matches!(then, Then::Panic)),
@@ -379,12 +546,12 @@ fn future_is_dropped_before_its_request_is_released() {
     }
     let (registry, recorded, future) = recorder(Then::Respond);
     drop(future);
-    assert_eq!((copy(&recorded), outcomes(&registry)), (vec![1], [1, 0, 0]));
+    assert_eq!((copy(&recorded), outcomes(&registry)), (vec![1], [0, 0, 1, 0]));
 }
 
 #[test]
 fn body_is_dropped_before_its_request_is_released() {
-    for (panics, expected) in [(false, [1, 0, 0]), (true, [0, 1, 0])] {
+    for (panics, expected) in [(false, [0, 0, 1, 0]), (true, [0, 1, 0, 0])] {
         let (registry, recorded, future) = recorder(Then::Respond);
         let mut future = pin!(future);
         let response = poll_once(|cx| future.as_mut().poll(cx)).unwrap().unwrap();
@@ -400,6 +567,35 @@ fn body_is_dropped_before_its_request_is_released() {
         }
         assert_eq!((copy(&recorded), outcomes(&registry), registry.in_flight()), (vec![1, 1], expected, 0));
     }
+}
+
+/// A body that fails, and then reports its end, as bodies do that drop their source after an error.
+#[derive(Default)]
+struct FailingBody {
+    has_failed: bool,
+}
+
+impl Body for FailingBody {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+        self.has_failed = true;
+        Poll::Ready(Some(Err("expected")))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_failed
+    }
+}
+
+#[tokio::test]
+async fn request_whose_body_ends_with_an_error_is_abandoned() {
+    let registry = Registry::new(());
+    let service = FnService(|_| std::future::ready(Ok::<_, Infallible>(Response::new(FailingBody::default()))));
+    let response = RequestLayer::new(&registry).layer(service).oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap_err(), "expected");
+    assert_eq!(outcomes(&registry), [0, 0, 1, 0]);
 }
 
 /// HTTP/2 forbids the header. hyper removes it anyway.
@@ -425,7 +621,7 @@ fn panic_of_a_call_is_counted() {
     let registry = Registry::new(());
     let mut service = RequestLayer::new(&registry).layer(FnService(|_: Request<()>| -> Recorder { panic!("expected") }));
     assert!(catch_unwind(AssertUnwindSafe(|| drop(service.call(Request::new(()))))).is_err());
-    assert_eq!(outcomes(&registry), [0, 1, 0]);
+    assert_eq!(outcomes(&registry), [0, 1, 0, 0]);
 }
 
 /// A service that is first pending, then ready, then fails. It panics if it is called before it is ready.

@@ -2,11 +2,14 @@
 
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, StderrObserver, shutdown_signal};
+use fork::Fork;
+use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
 use std::env;
 use std::future::Future;
 use std::io::{Write, stdin, stdout};
-use std::process::ExitCode;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitCode, ExitStatus, exit, id};
 use std::thread;
 use std::time::Duration;
 
@@ -30,11 +33,26 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "critical" => critical(),
         "critical_worker" => critical_worker(),
         "full" => full(),
+        "full_with_last_task" => full_with_last_task(),
         "outlives_its_registry" => outlives_its_registry(),
         "main_blocked" => main_blocked(),
-        "sighup_with_task" => sighup_with_task(),
+        "task" => waits_with_task(|host| host),
+        "task_with_sighup" => waits_with_task(Host::handle_sighup),
+        "task_with_ignored" => waits_with_task(|host| host.handle_ignored().handle_sighup()),
+        "blocked_signals" => blocked_signals(),
+        "forked" => forked(|| ()),
+        "signal_between_fork_and_run" => forked(signal_self),
+        "host_dropped" => host_dropped(),
+        "run_dropped_in_drain" => run_dropped_in_drain(),
+        "second_host" => second_host(),
+        "blocking_read" => blocking_read(),
+        "program_pending" => ends_in_drain(pending()),
+        "program_fails_in_drain" => ends_in_drain(async { Err("broken") }),
+        "program_panics_in_drain" => ends_in_drain(async { panic!("broken") }),
+        "program_aborted_by_other_code" => program_aborted_by_other_code(),
         "start_up_blocked" => start_up_blocked(),
         "run_dropped" => run_dropped(),
+        "run_dropped_without_signal" => run_dropped_without_signal(),
         "idle" => block_on(host(&Registry::new(())).run(async {})),
         other => panic!("unknown program {other}"),
     }
@@ -45,8 +63,15 @@ fn registry<S>(spawner: S) -> Registry<S> {
 }
 
 fn host<S>(registry: &Registry<S>) -> Host {
-    let grace = env::var("GRACE").map_or(Duration::from_secs(3600), |grace| Duration::from_secs_f64(grace.parse().unwrap()));
-    Host::new(registry).grace(grace)
+    let seconds = |name| env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()));
+    let mut host = Host::new(registry).grace(seconds("GRACE").unwrap_or(Duration::from_secs(3600)));
+    if let Some(timeout) = seconds("MAIN_TIMEOUT") {
+        host = host.main_timeout(timeout);
+    }
+    if let Some(window) = seconds("REPEAT_WINDOW") {
+        host = host.repeat_window(window);
+    }
+    host
 }
 
 fn ready() {
@@ -166,11 +191,42 @@ fn waits(configure: fn(Host) -> Host) -> ExitCode {
     }))
 }
 
+fn signal_self() {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+}
+
 fn signal_before_run() -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry);
-    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+    signal_self();
     block_on(host.run(registry.signal()))
+}
+
+/// Becomes another program, which inherits blocked signals.
+fn blocked_signals() -> ExitCode {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).thread_block().unwrap();
+    let error = Command::new(env::current_exe().unwrap()).env("PROGRAM", "task_with_sighup").exec();
+    panic!("{error}")
+}
+
+/// The host is created before a fork, as by a daemon, and runs in the child. The parent exits with the child's exit code.
+fn forked(before_run: fn()) -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let host = host(&registry);
+    if let Fork::Parent(child) = fork::fork().unwrap() {
+        let status = ExitStatus::from_raw(fork::waitpid(child).unwrap());
+        return u8::try_from(status.code().unwrap()).unwrap().into();
+    }
+    before_run();
+    // If the test fails, this process must not outlive it.
+    thread::spawn(|| {
+        let _ = stdin().read_line(&mut String::new());
+        exit(3)
+    });
+    block_on(host.run(async {
+        println!("process {}", id());
+        registry.signal().await;
+    }))
 }
 
 /// `main` drops a runtime that waits for its blocking tasks.
@@ -210,7 +266,7 @@ fn pending_task() -> ExitCode {
 
 fn critical() -> ExitCode {
     let registry = registry(SmolSpawner);
-    registry.named("lease").critical().run(async { Err("lost") });
+    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     start_task(&registry);
     block_on(host(&registry).run(registry.signal()))
 }
@@ -221,7 +277,7 @@ fn critical_worker() -> ExitCode {
     let signal = requests.signal();
     workers.named("lease").critical().run(async move {
         signal.await;
-        Err("lost")
+        Err::<(), _>("lost")
     });
     let lost = workers.signal();
     requests.run(async move {
@@ -234,15 +290,28 @@ fn critical_worker() -> ExitCode {
     }))
 }
 
-/// At the signal no permit is free for the program, which does not end.
+/// At the signal the registry is full. The program does not end.
 fn full() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).max_in_flight(1).observer(StderrObserver).build();
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     block_on(host(&registry).run(async {
         ready();
         registry.signal().await;
         println!("triggered");
         pending::<()>().await;
+    }))
+}
+
+/// At the signal the registry is full. The program waits for a permit, and starts its last task.
+fn full_with_last_task() -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
+    registry.run(released());
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        println!("triggered");
+        let last = async { println!("the last task") };
+        registry.follow_up().run_when_ready(last).await.map_err(|rejected| rejected.reason())
     }))
 }
 
@@ -256,16 +325,22 @@ fn outlives_its_registry() -> ExitCode {
     }))
 }
 
+/// `main` works for longer than the grace period before it is ready.
 fn main_blocked() -> ExitCode {
     block_on(host(&registry(SmolSpawner)).run(async {}));
+    thread::sleep(Duration::from_millis(1500));
     ready();
     block_forever()
 }
 
-fn sighup_with_task() -> ExitCode {
+fn waits_with_task(configure: fn(Host) -> Host) -> ExitCode {
     let registry = registry(SmolSpawner);
-    start_task(&registry);
-    block_on(host(&registry).handle_sighup().run(async {
+    let handle = registry.clone();
+    registry.named("task").run(async move {
+        released().await;
+        println!("the task ends, the registry is shutting down: {}", handle.is_shutting_down());
+    });
+    block_on(configure(host(&registry)).run(async {
         ready();
         registry.signal().await;
     }))
@@ -282,12 +357,91 @@ fn start_up_blocked() -> ExitCode {
 
 fn run_dropped() -> ExitCode {
     let registry = registry(SmolSpawner);
+    let signal = shutdown_signal();
     block_on(smol::future::or(async { assert_eq!(host(&registry).run(pending::<()>()).await, 0.into()) }, async {}));
     ready();
-    block_on(shutdown_signal());
+    block_on(signal);
     println!("triggered, the registry is shutting down: {}", registry.is_shutting_down());
     block_on(released());
     7.into()
+}
+
+fn run_dropped_without_signal() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(smol::future::or(async { assert_eq!(host(&registry).run(pending::<()>()).await, 0.into()) }, async {}));
+    ready();
+    block_forever()
+}
+
+fn host_dropped() -> ExitCode {
+    drop(host(&registry(SmolSpawner)));
+    ready();
+    block_forever()
+}
+
+fn run_dropped_in_drain() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    registry.named("endless").run(pending::<()>());
+    let run = async { assert_eq!(host(&registry).run(async {}).await, 0.into()) };
+    block_on(smol::future::or(run, released()));
+    println!("dropped");
+    block_forever()
+}
+
+/// A process that was asked to stop runs another host, for longer than `main` of the first host may take.
+fn second_host() -> ExitCode {
+    let first = registry(SmolSpawner);
+    block_on(host(&first).main_timeout(Duration::from_millis(100)).run(async {
+        ready();
+        first.signal().await;
+    }));
+    let second = registry(SmolSpawner);
+    let mut host = host(&second);
+    if env::var_os("FORGET").is_some() {
+        host = host.forget_stop_request();
+    }
+    block_on(host.run(async {
+        smol::Timer::after(Duration::from_secs(1)).await;
+        println!("the second registry is shutting down: {}", second.is_shutting_down());
+        second.signal().await;
+    }))
+}
+
+/// `main` drops a runtime that waits for a read of stdin.
+fn blocking_read() -> ExitCode {
+    on_tokio(async || {
+        let registry = registry(TokioSpawner);
+        let host = host(&registry);
+        tokio::task::spawn_blocking(|| stdin().read_line(&mut String::new()));
+        host.run(async {
+            ready();
+            registry.signal().await;
+        })
+        .await
+    })
+}
+
+fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        end.await
+    }))
+}
+
+/// For example by a person at the dashboard.
+fn program_aborted_by_other_code() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let aborts = registry.clone();
+    thread::spawn(move || {
+        block_on(aborts.signal());
+        assert_eq!(aborts.abort().aborted, 1);
+    });
+    block_on(host(&registry).run(async {
+        ready();
+        pending::<()>().await;
+    }))
 }
 
 fn shut_down_by_a_task() -> ExitCode {

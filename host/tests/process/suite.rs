@@ -26,16 +26,32 @@ const TESTS: &[(&str, fn())] = tests! {
     shutdown_signal_stays_triggered
     sighup_is_handled_only_on_request
     signal_before_run_is_kept
+    signal_after_fork_is_handled
+    signal_between_fork_and_run_is_kept
+    inherited_blocked_signals_are_handled
+    ignored_signals_stay_ignored
+    ignored_signals_are_handled_on_request
+    ignored_sigterm_is_handled
+    suite_passes_under_nohup
     shutdown_by_a_task_ends_the_program
     lost_critical_task_exits_with_failure
     lost_critical_task_of_later_phase_exits_with_failure
-    program_without_permit_gets_the_signal_immediately
-    program_without_permit_has_the_grace_period
+    program_of_full_registry_gets_the_signal_immediately
+    program_of_full_registry_has_the_grace_period
+    program_of_full_registry_starts_its_last_task
     program_that_outlives_its_registry_has_the_grace_period
     signal_after_drain_limits_main
+    end_of_program_does_not_limit_main
+    blocking_read_does_not_delay_exit
     repeated_sighup_does_not_exit
+    sighup_does_not_end_the_drain
+    repeated_signals_are_one_request
+    signal_after_the_repeat_window_exits_immediately
     second_signal_ends_a_blocked_start_up
     dropped_run_shuts_nothing_down
+    dropped_host_restores_default_actions
+    second_host_stops_unless_it_forgets_the_request
+    program_counts_with_its_outcome
     infinite_grace_period_is_accepted
     straggler_is_aborted
     blocked_runtime_destructor_does_not_delay_exit
@@ -100,7 +116,7 @@ fn blocked_executor_does_not_delay_exit() {
 
 fn second_signal_exits_with_blocked_executor() {
     for program in ["tokio_blocked", "executor_blocked", "program_blocked"] {
-        let mut process = Program::new(program).start();
+        let mut process = Program::new(program).with("REPEAT_WINDOW", "0").start();
         process.stdout_line("ready");
         process.signal(Signal::TERM);
         process.stderr_line("draining: ");
@@ -114,7 +130,7 @@ fn second_signal_exits_with_blocked_executor() {
 
 /// Stdout cannot be flushed then.
 fn second_signal_exits_with_stdout_locked() {
-    let mut process = Program::new("tokio_blocked").with("LOCKED", "1").start();
+    let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start();
     process.stdout_line("ready");
     process.signal(Signal::INT);
     process.stderr_line("draining: ");
@@ -191,6 +207,69 @@ fn signal_before_run_is_kept() {
     Program::new("signal_before_run").start().wait().assert_code(0).assert_stderr("drained in ");
 }
 
+fn signal_after_fork_is_handled() {
+    let mut process = Program::new("forked").start();
+    let child = process.process.rest_of_line("process ").parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), Signal::TERM).unwrap();
+    process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+fn signal_between_fork_and_run_is_kept() {
+    Program::new("signal_between_fork_and_run").start().wait().assert_code(0).assert_stderr("drained in ");
+}
+
+fn inherited_blocked_signals_are_handled() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut process = Program::new("blocked_signals").start();
+        process.stdout_line("ready");
+        process.signal(signal);
+        process.stderr_line("draining: ");
+        drains(process);
+    }
+}
+
+/// As under `nohup`, or in a background job of a shell. The crate reads ignored signals on Linux only.
+fn ignored_signals_stay_ignored() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    for program in ["task", "task_with_sighup"] {
+        let mut process = Program::ignoring("HUP INT", program).start();
+        process.stdout_line("ready");
+        process.signal(Signal::HUP);
+        process.signal(Signal::INT);
+        process.release();
+        process.stdout_line("the task ends, the registry is shutting down: false");
+        process.signal(Signal::TERM);
+        process.wait().assert_code(0).assert_stderr("drained in ");
+    }
+}
+
+fn ignored_signals_are_handled_on_request() {
+    for signal in [Signal::HUP, Signal::INT] {
+        let mut process = Program::ignoring("HUP INT", "task_with_ignored").start();
+        process.stdout_line("ready");
+        process.signal(signal);
+        process.stderr_line("draining: ");
+        drains(process);
+    }
+}
+
+fn ignored_sigterm_is_handled() {
+    let mut process = Program::ignoring("TERM", "task").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stderr_line("draining: ");
+    drains(process);
+}
+
+fn suite_passes_under_nohup() {
+    let mut suite = Program::ignoring("HUP INT", "");
+    suite.0.env_remove("PROGRAM").arg("sighup_is_handled_only_on_request");
+    let ended = suite.start().wait();
+    assert!(ended.assert_code(0).has_stdout("test sighup_is_handled_only_on_request ... ok"), "{ended:#?}");
+}
+
 fn shutdown_by_a_task_ends_the_program() {
     let mut process = Program::new("shut_down_by_a_task").start();
     process.stdout_line("ready");
@@ -214,8 +293,8 @@ fn lost_critical_task_of_later_phase_exits_with_failure() {
     process.wait().assert_code(2).assert_stderr("shutting down because a critical task was lost: lease at ");
 }
 
-fn program_without_permit_gets_the_signal_immediately() {
-    let mut process = Program::new("full").start();
+fn program_of_full_registry_gets_the_signal_immediately() {
+    let mut process = Program::new("full").with("REPEAT_WINDOW", "0").start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
@@ -223,13 +302,23 @@ fn program_without_permit_gets_the_signal_immediately() {
     process.wait().assert_code(130);
 }
 
-fn program_without_permit_has_the_grace_period() {
+fn program_of_full_registry_has_the_grace_period() {
     let mut process = Program::new("full").with("GRACE", GRACE).start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.release();
     process.wait().assert_code(1).assert_stderr("1 × program at ").assert_stderr("aborted all remaining tasks after ");
+}
+
+fn program_of_full_registry_starts_its_last_task() {
+    let mut process = Program::new("full_with_last_task").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stdout_line("triggered");
+    process.release();
+    process.stdout_line("the last task");
+    process.wait().assert_code(0).assert_stderr("3 completed, 0 failed");
 }
 
 fn program_that_outlives_its_registry_has_the_grace_period() {
@@ -244,24 +333,86 @@ fn signal_after_drain_limits_main() {
         process.stdout_line("ready");
         let start = Instant::now();
         process.signal(Signal::TERM);
-        process.wait().assert_code(0).assert_stderr("`main` has not returned");
-        start.elapsed()
+        process.wait().assert_code(1).assert_stderr("`main` has not returned");
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(500), "{took:?}");
+        took
     });
+}
+
+/// A program that ends on its own may write a report in `main`, unless `main_timeout` limits the time.
+fn end_of_program_does_not_limit_main() {
+    let mut process = Program::new("main_blocked").with("GRACE", "0").start();
+    process.stdout_line("ready");
+    let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
+    ended.assert_code(1).assert_stderr("`main` has not returned");
+}
+
+/// The grace period is longer than the test's patience.
+fn blocking_read_does_not_delay_exit() {
+    for (timeout, code) in [(None, 1), (Some("0.1"), 1), (Some("0"), 0)] {
+        let mut program = Program::new("blocking_read");
+        if let Some(timeout) = timeout {
+            program = program.with("MAIN_TIMEOUT", timeout);
+        }
+        let mut process = program.start();
+        process.stdout_line("ready");
+        process.signal(Signal::TERM);
+        let ended = process.wait();
+        ended.assert_code(code).assert_stderr("drained in ");
+        assert_eq!(ended.has_line("`main` has not returned"), code == 1, "{ended:#?}");
+    }
 }
 
 /// A closed terminal may send SIGHUP twice, and some supervisors send it after SIGTERM.
 fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
-        let mut process = Program::new("sighup_with_task").start();
+        let mut process = Program::new("task_with_sighup").with("REPEAT_WINDOW", "0").start();
         process.stdout_line("ready");
         process.signal(first);
         process.stderr_line("draining: ");
         process.signal(Signal::HUP);
-        process.release();
-        let ended = process.wait();
-        ended.assert_code(0).assert_stderr("drained in ");
-        assert!(ended.has_stdout("the task has ended"), "{ended:#?}");
+        drains(process);
     }
+}
+
+/// Releases the task of the program, which is draining.
+fn drains(mut process: Running) {
+    process.release();
+    let ended = process.wait();
+    ended.assert_code(0).assert_stderr("drained in ");
+    assert!(ended.has_stdout("the task ends, the registry is shutting down: true"), "{ended:#?}");
+}
+
+fn sighup_does_not_end_the_drain() {
+    let mut process = Program::new("task").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stderr_line("draining: ");
+    process.signal(Signal::HUP);
+    drains(process);
+}
+
+/// As from a launcher that forwards the Ctrl-C of its terminal.
+fn repeated_signals_are_one_request() {
+    let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start();
+    process.stdout_line("ready");
+    process.signal(Signal::INT);
+    process.stderr_line("draining: ");
+    for signal in [Signal::INT, Signal::TERM].into_iter().cycle().take(100) {
+        process.signal(signal);
+    }
+    drains(process);
+}
+
+fn signal_after_the_repeat_window_exits_immediately() {
+    let mut process = Program::new("task").start();
+    process.stdout_line("ready");
+    let start = Instant::now();
+    process.process.signal_until_exit(Signal::INT);
+    let took = start.elapsed();
+    process.wait().assert_code(130).assert_stderr("exiting immediately, ");
+    assert!(took >= Duration::from_secs(1), "{took:?}");
 }
 
 fn second_signal_ends_a_blocked_start_up() {
@@ -269,7 +420,7 @@ fn second_signal_ends_a_blocked_start_up() {
     process.stdout_line("ready");
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
-    process.signal(Signal::TERM);
+    process.process.signal_until_exit(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 0 in flight");
 }
 
@@ -281,6 +432,64 @@ fn dropped_run_shuts_nothing_down() {
     process.signal(Signal::TERM);
     process.release();
     process.wait().assert_code(7);
+}
+
+fn dropped_host_restores_default_actions() {
+    for program in ["run_dropped_without_signal", "host_dropped"] {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            let mut process = Program::new(program).start();
+            process.stdout_line("ready");
+            process.signal(signal);
+            ends_by(process, signal);
+        }
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut process = Program::new("run_dropped_in_drain").start();
+        process.stderr_line("draining: ");
+        process.release();
+        process.stdout_line("dropped");
+        process.signal(signal);
+        ends_by(process, signal);
+    }
+}
+
+#[track_caller]
+fn ends_by(process: Running, signal: Signal) {
+    let ended = process.wait();
+    assert_eq!(ended.status.signal(), Some(signal.as_raw()), "{ended:#?}");
+}
+
+fn second_host_stops_unless_it_forgets_the_request() {
+    let mut process = Program::new("second_host").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stdout_line("the second registry is shutting down: true");
+    process.wait().assert_code(0);
+
+    let mut process = Program::new("second_host").with("FORGET", "1").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stdout_line("the second registry is shutting down: false");
+    process.signal(Signal::TERM);
+    process.wait().assert_code(0);
+}
+
+fn program_counts_with_its_outcome() {
+    let outcomes = [
+        ("program_pending", 1, "0 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted"),
+        ("outlives_its_registry", 1, "0 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted"),
+        ("program_aborted_by_other_code", 0, "0 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted"),
+        ("program_fails_in_drain", 2, "0 completed, 1 failed, 0 panicked, 0 abandoned, 0 aborted"),
+        ("program_panics_in_drain", 101, "0 completed, 0 failed, 1 panicked, 0 abandoned, 0 aborted"),
+        ("waits", 0, "1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted"),
+    ];
+    for (program, code, summary) in outcomes {
+        let grace = if code == 1 { GRACE } else { "3600" };
+        let mut process = Program::new(program).with("GRACE", grace).start();
+        process.stdout_line("ready");
+        process.signal(Signal::TERM);
+        process.wait().assert_code(code).assert_stderr(summary);
+    }
 }
 
 fn infinite_grace_period_is_accepted() {
@@ -313,7 +522,7 @@ fn untracked_blocking_work_does_not_delay_exit() {
         process.stdout_line("ready");
         let start = Instant::now();
         process.signal(Signal::TERM);
-        process.wait().assert_code(0).assert_stderr("drained in ");
+        process.wait().assert_code(1).assert_stderr("drained in ");
         start.elapsed()
     });
 }
@@ -332,10 +541,10 @@ fn unread_stderr_does_not_delay_exit() {
         });
     }
     let (_reader, full) = full_pipe();
-    let mut process = Program::new("tokio_blocked").start_with(full);
+    let mut process = Program::new("tokio_blocked").with("REPEAT_WINDOW", "0").start_with(full);
     process.stdout_line("ready");
     process.signal(Signal::INT);
-    process.signal(Signal::TERM);
+    process.process.signal_until_exit(Signal::TERM);
     process.wait().assert_code(130);
 }
 
@@ -356,6 +565,14 @@ impl Program {
         Self(command)
     }
 
+    /// Returns a program that is started with ignored signals.
+    fn ignoring(signals: &str, name: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("trap '' {signals}; exec \"$0\" \"$@\"")).arg(env::current_exe().unwrap());
+        command.env("PROGRAM", name).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command)
+    }
+
     fn with(mut self, name: &str, value: &str) -> Self {
         self.0.env(name, value);
         self
@@ -368,14 +585,15 @@ impl Program {
     fn start_with(mut self, stderr: impl Into<Stdio>) -> Running {
         let mut process = Process::spawn(self.0.stderr(stderr));
         let stdin = process.stdin();
-        Running { process, stdin }
+        Running { stdin, process }
     }
 }
 
 /// A running program, with a pipe to its stdin.
 struct Running {
-    process: Process,
+    /// Closed before the process is killed: its child may wait for that.
     stdin: ChildStdin,
+    process: Process,
 }
 
 impl Running {
@@ -401,7 +619,8 @@ impl Running {
     #[track_caller]
     fn wait(self) -> Ended {
         // Keeps stdin open until the program has ended.
-        let Self { process, stdin: _stdin } = self;
+        let Self { stdin, process } = self;
+        let _stdin = stdin;
         process.wait()
     }
 }

@@ -26,7 +26,7 @@ fn close_races_two_entries(shards: [usize; 2]) {
                 u64::from(guard.is_ok())
             })
         });
-        registry.shutdown();
+        registry.start_shutdown();
         let accepted: u64 = entrants.into_iter().map(|entrant| entrant.join().unwrap()).sum();
         assert!(registry.is_drained());
         assert!(registry.guard().is_err());
@@ -44,7 +44,7 @@ fn entry_on_drained_shard_is_accepted_while_another_shard_is_busy() {
             let registry = registry.clone();
             move || drop(registry.guard().unwrap())
         });
-        registry.shutdown();
+        registry.start_shutdown();
         entrant.join().unwrap();
         assert!(!registry.is_drained());
         drop(guard);

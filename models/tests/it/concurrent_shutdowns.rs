@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[test]
 fn each_shutdown_closes_every_gate() {
     fn close(registry: &Registry) {
-        registry.shutdown();
+        registry.start_shutdown();
         assert!(registry.is_shutting_down());
         assert!(registry.guard().is_err());
     }

@@ -28,7 +28,7 @@ fn two_leaves(shards: [usize; 2]) {
             });
             (shard, effect, guard.join().unwrap())
         });
-        registry.shutdown();
+        registry.start_shutdown();
         let workers = workers.map(|(shard, effect, guard)| {
             let worker = spawn_on_shard(shard, {
                 let effect = effect.clone();
@@ -69,7 +69,7 @@ fn drained_shows_effects_of_task_and_closer() {
             let (registry, of_closer) = (registry.clone(), of_closer.clone());
             move || {
                 of_closer.perform();
-                registry.shutdown();
+                registry.start_shutdown();
             }
         });
         if registry.is_drained() {
@@ -89,7 +89,7 @@ fn summary_once_drained_is_exact() {
         let registry = Registry::new(());
         let task = registry.track(core::future::pending::<()>()).unwrap();
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let worker = spawn_on_shard(0, move || drop(task));
         drop(guard);
         if registry.is_drained() {

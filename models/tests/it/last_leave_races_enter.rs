@@ -10,7 +10,7 @@ fn entry_is_accepted_or_rejected() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let leaver = spawn_on_shard(0, move || drop(guard));
         let accepted = match registry.guard() {
             Ok(guard) => {
@@ -38,7 +38,7 @@ fn drained_is_final() {
     check(2, || {
         let registry = Arc::new(Registry::new(()));
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let leaver = spawn_on_shard(0, move || drop(guard));
         let entrant = spawn_on_shard(1, {
             let registry = registry.clone();
@@ -64,7 +64,7 @@ fn rejected_entry_is_never_visible() {
     check(1, || {
         let registry = Arc::new(Registry::new(()));
         drop(registry.guard().unwrap());
-        registry.shutdown();
+        registry.start_shutdown();
         let entrant = spawn_on_shard(0, {
             let registry = registry.clone();
             move || assert!(registry.guard().is_err())

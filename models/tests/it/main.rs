@@ -3,6 +3,7 @@
 mod common;
 
 mod abort_races_poll;
+mod abort_races_start;
 mod accepted_count_wraps;
 mod close_races_enter;
 mod concurrent_shutdowns;
@@ -17,3 +18,4 @@ mod slot_reuse;
 mod state_reuse;
 mod trigger_races_poll;
 mod wait_idle;
+mod without_permit_races_permit;

@@ -28,6 +28,15 @@ fn waiter(registry: &Arc<Registry>) -> Polled<impl Future<Output = bool> + use<>
     Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
 }
 
+/// Returns a follow-up that waits for a permit. It resolves to whether its task was started.
+fn follow_up(registry: &Arc<Registry>) -> Polled<impl Future<Output = bool> + use<>> {
+    let registry = registry.clone();
+    Polled::new(async move {
+        let started = registry.follow_up().run_when_ready(ready(())).await;
+        started.inspect_err(|rejected| assert_eq!(rejected.reason(), RejectReason::Drained)).is_ok()
+    })
+}
+
 fn spawn_poll<F: Future + 'static>(mut future: Polled<F>) -> JoinHandle<(Polled<F>, Poll<F::Output>)> {
     spawn_on_shard(0, move || {
         let polled = future.poll();
@@ -221,4 +230,89 @@ fn shutdown_rejects_queued_and_new_waiter_once() {
         drop(guard);
         assert_eq!(shutdown.wait().rejected, 2);
     });
+}
+
+/// L4, S3: A new follow-up enters, or is woken and rejected when the registry has drained.
+#[test]
+fn follow_up_enters_or_is_rejected_by_the_drain() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, guard) = full_registry();
+            let mut waiter = follow_up(&registry);
+            let handle = registry.clone();
+            let poll = move || {
+                let polled = waiter.poll();
+                (waiter, polled)
+            };
+            let leaver = spawn_on_shard(0, move || drop(guard));
+            let ((waiter, polled), ()) = race(swapped, poll, move || drop(handle.shutdown()));
+            leaver.join().unwrap();
+            let started = waiter.finish(polled);
+            assert_eq!(started, !registry.is_drained());
+            if started {
+                drop(registry.spawner().take());
+            }
+            assert!(registry.is_drained());
+            assert_eq!(registry.summary().rejected, u64::from(!started));
+        });
+    }
+}
+
+/// L4: The last departure wakes every queued follow-up, or the shutdown does.
+#[test]
+fn every_queued_follow_up_is_woken_by_the_drain() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, guard) = full_registry();
+            let mut waiters = [(); 2].map(|()| follow_up(&registry));
+            assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+            let handle = registry.clone();
+            race(swapped, move || drop(guard), move || drop(handle.shutdown()));
+            assert!(registry.is_drained());
+            // The second follow-up must not depend on a poll of the first.
+            let [first, second] = waiters;
+            assert!(!second.finish(Poll::Pending));
+            assert!(!first.finish(Poll::Pending));
+            assert_eq!(registry.summary().rejected, 2);
+        });
+    }
+}
+
+/// L4: The permit for which a waiter was woken reaches the next follow-up when the shutdown removes that waiter.
+#[test]
+fn shutdown_passes_permit_to_follow_up() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, [leaves, _stays]) = full_registry_of();
+            let mut removed = waiter(&registry);
+            assert!(removed.poll().is_pending());
+            let mut kept = follow_up(&registry);
+            assert!(kept.poll().is_pending());
+            let handle = registry.clone();
+            race(swapped, move || drop(leaves), move || drop(handle.shutdown()));
+            assert!(kept.finish(Poll::Pending));
+            assert!(!removed.finish(Poll::Pending));
+            assert_eq!(registry.in_flight(), 2);
+        });
+    }
+}
+
+/// S10: While the registry drains, a thread that tries to take a permit does not overtake a queued follow-up.
+#[test]
+fn try_never_overtakes_follow_up_of_draining_registry() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, [leaves, _stays]) = full_registry_of();
+            let mut waiter = follow_up(&registry);
+            assert!(waiter.poll().is_pending());
+            let handle = registry.clone();
+            let closer = spawn_on_shard(0, move || drop(handle.shutdown()));
+            let handle = registry.clone();
+            let (rejected, ()) = race(swapped, move || handle.guard().unwrap_err(), move || drop(leaves));
+            closer.join().unwrap();
+            assert_eq!(rejected.reason(), RejectReason::Full);
+            assert!(waiter.finish(Poll::Pending));
+            assert_eq!(registry.in_flight(), 2);
+        });
+    }
 }

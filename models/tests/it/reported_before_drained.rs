@@ -80,13 +80,13 @@ fn start_by_two_threads_is_reported_once() {
         let other = spawn_on_shard(1, {
             let (registry, recorder) = (registry.clone(), recorder.clone());
             move || {
-                registry.shutdown();
+                registry.start_shutdown();
                 if registry.is_drained() {
                     recorder.assert_all_reported(&[]);
                 }
             }
         });
-        registry.shutdown();
+        registry.start_shutdown();
         if registry.is_drained() {
             recorder.assert_all_reported(&[]);
         }
@@ -140,7 +140,7 @@ fn loss_is_reported_before_end() {
         let (registry, recorder) = observed();
         let task = registry.track(pending::<()>()).unwrap();
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let dropper = spawn_on_shard(0, move || drop(task));
         drop(guard);
         if registry.is_drained() {
@@ -165,7 +165,7 @@ fn loss_is_reported_before_end_on_another_shard() {
             let guard = guard.join().unwrap();
             move || drop(guard)
         });
-        registry.shutdown();
+        registry.start_shutdown();
         drop(task);
         if registry.is_drained() {
             recorder.assert_all_reported(&["abandoned"]);
@@ -184,7 +184,7 @@ fn failure_that_starts_shutdown_is_reported_before_end() {
         registry.run(async { Err::<(), _>("an error") });
         let mut task = registry.spawner().take();
         let worker = spawn_on_shard(0, move || assert!(task.poll().is_ready()));
-        registry.shutdown();
+        registry.start_shutdown();
         if registry.is_drained() {
             recorder.assert_all_reported(&["an error"]);
         }

@@ -305,7 +305,7 @@ fn drained_registry_lists_and_aborts_no_task() {
     check(1, || {
         let registry = inspected();
         let guard = enter(&registry);
-        registry.shutdown();
+        registry.start_shutdown();
         let leaver = spawn_on_shard(0, move || drop(guard));
         if registry.is_drained() {
             assert!(registry.tasks().is_empty());

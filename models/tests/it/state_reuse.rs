@@ -36,7 +36,7 @@ fn late_leaver_drains_next_registry_once() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let late = spawn_on_shard(0, move || drop(guard));
         drop(registry.guard());
         drop(registry);
@@ -61,7 +61,7 @@ fn stale_signal_drop_removes_no_waker() {
         let registry = Registry::new(());
         let mut signal = Polled::new(registry.signal());
         assert!(signal.poll().is_pending());
-        registry.shutdown();
+        registry.start_shutdown();
         dropper.join().unwrap();
         signal.finish(Poll::Pending);
     });
@@ -84,7 +84,7 @@ fn stale_signal_poll_replaces_no_waker() {
         assert!(signal.poll().is_pending());
         let (stale, polled) = poller.join().unwrap();
         stale.finish(polled);
-        registry.shutdown();
+        registry.start_shutdown();
         signal.finish(Poll::Pending);
     });
 }
@@ -181,7 +181,7 @@ fn last_handle_drop_happens_before_reuse() {
     check(1, || {
         let registry = Registry::new(());
         let guard = registry.guard().unwrap();
-        registry.shutdown();
+        registry.start_shutdown();
         let leaver = spawn_on_shard(0, move || {
             drop(guard);
             let next = Registry::new(());

@@ -12,7 +12,7 @@ fn first_poll_is_ready_or_woken() {
             let polled = signal.poll();
             (signal, polled)
         });
-        registry.shutdown();
+        registry.start_shutdown();
         let (signal, polled) = waiter.join().unwrap();
         signal.finish(polled);
     });
@@ -29,7 +29,7 @@ fn repoll_is_ready_or_wakes_latest_waker() {
             let polled = signal.poll_with_new_waker();
             (signal, polled)
         });
-        registry.shutdown();
+        registry.start_shutdown();
         let (signal, polled) = waiter.join().unwrap();
         signal.finish(polled);
     });
@@ -48,7 +48,7 @@ fn dropped_signal_leaves_other_wakers() {
             let polled = new.poll();
             (new, polled)
         });
-        registry.shutdown();
+        registry.start_shutdown();
         let (new, polled) = waiter.join().unwrap();
         new.finish(polled);
         assert!(stays.is_woken());
@@ -71,7 +71,7 @@ fn triggered_shows_earlier_effects() {
             }
         });
         effect.perform();
-        registry.shutdown();
+        registry.start_shutdown();
         reader.join().unwrap();
     });
 }

@@ -90,3 +90,36 @@ fn idleness_is_notified_once() {
     gate.enter().unwrap();
     assert_eq!(leave(&gate), NOTHING);
 }
+
+#[test]
+fn a_task_without_a_permit_is_counted_apart() {
+    let gate = Gate::new();
+    assert_eq!((gate.enter_without_permit(), gate.enter_below(1)), (Ok(()), Ok(())));
+    assert_eq!(gate.enter_below(1), Err(Refused::Full));
+    assert_eq!((gate.snapshot().permits(), gate.snapshot().in_flight_with_limit()), (1, 2));
+    gate.request_permit();
+    assert_eq!(gate.enter_without_permit(), Ok(()), "an entry without a permit overtakes no waiter");
+    assert_eq!(gate.leave_without_permit().map(|before| gate.depart(before)), Some(NOTHING), "no permit is released");
+    assert_eq!(leave(&gate), Departure { permit: true, ..NOTHING });
+    gate.cancel_permit_request();
+    assert!(!gate.close(), "a task without a permit is in flight");
+    assert_eq!(gate.enter_below(1), Ok(()));
+    assert_eq!(leave(&gate), NOTHING);
+    gate.request_idle();
+    let departure = gate.leave_without_permit().map(|before| gate.depart(before));
+    assert_eq!(departure, Some(Departure { idle: true, drained: true, ..NOTHING }));
+    assert_eq!(gate.enter_without_permit(), Err(Refused::Drained));
+    assert_eq!(gate.accepted().0, 4);
+}
+
+#[test]
+fn a_full_half_of_the_count_does_not_overflow() {
+    let full = gate(WITHOUT_PERMIT, 0);
+    assert_eq!(full.enter_without_permit(), Err(Refused::Full));
+    assert_eq!(full.enter_below(MAX_PERMITS), Ok(()));
+    assert_eq!(full.snapshot().in_flight_with_limit(), MAX_PERMITS + 1);
+    let full = gate(PERMITS, 0);
+    assert_eq!(full.enter_below(MAX_PERMITS), Err(Refused::Full));
+    assert_eq!(full.enter_without_permit(), Ok(()));
+    assert_eq!(full.snapshot().in_flight_with_limit(), MAX_PERMITS + 1);
+}

@@ -62,14 +62,14 @@ pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
 macro_rules! on_every_runtime {
     (with $make:expr; $($scenario:ident),* $(,)?) => {
         #[cfg(feature = "tokio")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_multi_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::without_blocking] tokio_multi_thread }
         #[cfg(feature = "tokio")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] tokio_current_thread }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::without_blocking] tokio_current_thread }
         #[cfg(feature = "smol")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] smol }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::without_blocking] smol }
         #[cfg(feature = "async-std")]
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_std }
-        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::new] async_executor }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::without_blocking] async_std }
+        $crate::on_every_runtime! { @each [$($scenario)*] [$make] [background_tasks::DynSpawner::without_blocking] async_executor }
         $crate::on_every_runtime! { @each [$($scenario)*] [$make] [std::convert::identity] threads }
     };
     (@each [$($scenario:ident)*] [$make:expr] [$wrap:expr] $runtime:ident) => {

@@ -2,7 +2,7 @@
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
 
-use background_tasks::{RegistryBuilder, Spawner, Summary, model};
+use background_tasks::{BlockingSpawner, RegistryBuilder, Spawner, Summary, model};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -115,11 +115,12 @@ impl<F: Future> Polled<F> {
     }
 }
 
-/// A spawner that stores tasks until the model takes and polls them.
+/// A spawner that stores tasks and closures until the model takes them.
 #[derive(Clone, Default)]
-pub struct ManualSpawner(Arc<Mutex<Vec<Task>>>);
+pub struct ManualSpawner(Arc<Mutex<Vec<Task>>>, Arc<Mutex<Vec<Closure>>>);
 
 pub type Task = Polled<Pin<Box<dyn Future<Output = ()> + Send>>>;
+pub type Closure = Box<dyn FnOnce() + Send>;
 
 impl Spawner for ManualSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
@@ -127,10 +128,21 @@ impl Spawner for ManualSpawner {
     }
 }
 
+impl BlockingSpawner for ManualSpawner {
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        self.1.lock().unwrap().push(Box::new(work));
+    }
+}
+
 impl ManualSpawner {
     /// Removes the task that was spawned last.
     pub fn take(&self) -> Task {
         self.0.lock().unwrap().pop().expect("a task was spawned")
+    }
+
+    /// Removes the closure that was spawned last.
+    pub fn take_closure(&self) -> Closure {
+        self.1.lock().unwrap().pop().expect("a closure was spawned")
     }
 }
 

@@ -1,0 +1,1 @@
+//! This library is empty; see `Cargo.toml`.
