@@ -355,7 +355,7 @@ fn request_without_a_permit_starts_its_follow_up_in_a_full_registry_that_drains(
     registry.run(pending::<()>());
     let request = registry.named("request").without_permit().guard().unwrap();
     assert_eq!(registry.in_flight(), 2);
-    registry.shutdown();
+    registry.start_shutdown();
     let (wake_count, waker) = counting_waker();
     let mut follow_up = registry.follow_up().run_when_ready(pending::<()>());
     assert!(poll(&mut follow_up, &waker).is_pending());
