@@ -138,7 +138,10 @@ fn every_wrapper_passes_on_the_name_and_the_call_site() {
     recorder.assert_receives(Arc::new(recorder.clone()));
     recorder.assert_receives(InSpan(recorder.clone()));
     recorder.assert_receives(TaskSpan(recorder.clone()));
-    recorder.assert_receives_from(DynSpawner::new(recorder.clone()), |registry| registry.named("mail").run(async {}));
+    recorder.assert_receives_from(DynSpawner::new(recorder.clone()), |registry| {
+        registry.named("mail").run(async {});
+        registry.named("mail").run_blocking(|| ());
+    });
     recorder.assert_receives_from(DynLocalSpawner::new(recorder.clone()), |registry| registry.named("mail").run_local(async {}));
     recorder.assert_receives_from(DynBlockingSpawner::new(recorder.clone()), |registry| registry.named("mail").run_blocking(|| ()));
 }

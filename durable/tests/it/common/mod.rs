@@ -118,7 +118,7 @@ pub(crate) fn mail(to: &str) -> Mail {
 /// The outcome, the task's name and the message.
 type RecordedLoss = (&'static str, &'static str, String);
 
-/// Records the losses that a registry reports.
+/// Records the losses of accepted tasks that a registry reports.
 #[derive(Clone, Default)]
 pub(crate) struct Losses(Arc<Mutex<Vec<RecordedLoss>>>);
 
@@ -132,6 +132,7 @@ impl Observer for Losses {
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
         let message = match *loss {
             Loss::Failed(message) | Loss::Panicked(message) => message,
+            Loss::Rejected(_) => return,
             _ => "",
         };
         self.0.lock().unwrap().push((loss.outcome(), task.name().unwrap_or_default(), message.to_owned()));
