@@ -15,7 +15,7 @@ const HTML: &str = include_str!("dashboard/dashboard.html");
 
 /// Allows only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-kpyjSt4uPTY/cj6zeSYn2xLK+2pUJcMH00+jgmFRK/Y='; \
+    script-src 'sha256-mtuJS4yd8xPTvnBCDwzBupNZaYdNnf6NrYDmVwKsoOo='; \
     style-src 'sha256-BWfbYYNrleIf4zUMlvSa3FxxbIJPWNqgAF5RrBoOlb8='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -229,7 +229,7 @@ fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     let stop_request = handlers.stop_request().clone();
     // Not under the lock: this wakes the waiters.
     drop(handlers);
-    drop(stop_request.shutdown());
+    stop_request.start_shutdown();
     REQUESTED.notify_all();
 }
 

@@ -5,12 +5,12 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 /// Serializes the fields `name` and `location`. Each of the fields `id`, `kind` and `age_seconds` is present only if its value is
-/// known.
+/// known. The field `is_abortable` is present if the field `kind` is.
 ///
 /// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true.
 impl Serialize for TaskInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let known = usize::from(self.id().is_some()) + usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
+        let known = usize::from(self.id().is_some()) + 2 * usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
         let mut fields = serializer.serialize_struct("TaskInfo", 2 + known + usize::from(self.abort_requested()))?;
         if let Some(id) = self.id() {
             fields.serialize_field("id", &id)?;
@@ -19,6 +19,7 @@ impl Serialize for TaskInfo {
         fields.serialize_field("location", &format_args!("{}", self.location()))?;
         if let Some(kind) = self.kind() {
             fields.serialize_field("kind", &kind)?;
+            fields.serialize_field("is_abortable", &self.is_abortable())?;
         }
         if let Some(age) = self.age() {
             // Rounds the age to microseconds.

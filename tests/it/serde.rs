@@ -55,9 +55,9 @@ fn task_list_serializes_every_known_field() {
         assert_eq!(fields.remove("location"), Some(task.location().to_string().into()));
     }
     let expected = [
-        json!({ "name": "mail", "kind": "future" }),
-        json!({ "name": null, "kind": "guard" }),
-        json!({ "name": null, "kind": "tracked" }),
+        json!({ "name": "mail", "kind": "future", "is_abortable": true }),
+        json!({ "name": null, "kind": "guard", "is_abortable": false }),
+        json!({ "name": null, "kind": "tracked", "is_abortable": false }),
     ];
     assert_eq!(serialized, expected);
     assert_eq!(tasks[0].location().to_string(), site);
@@ -122,7 +122,7 @@ fn stragglers_serialize_their_number_summary_and_tasks() {
     let mut serialized = to_value(registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err()).unwrap();
     take_id_and_age(&mut serialized["tasks"][0]);
     let summary = json!({ "completed": 1, "failed": 0, "panicked": 0, "abandoned": 0, "aborted": 0, "rejected": 0 });
-    let tasks = json!([{ "name": "mail", "location": site, "kind": "future" }]);
+    let tasks = json!([{ "name": "mail", "location": site, "kind": "future", "is_abortable": true }]);
     assert_eq!(serialized, json!({ "len": 1, "summary": summary, "tasks": tasks }));
 }
 
