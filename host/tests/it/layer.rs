@@ -320,7 +320,7 @@ async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<
             let trailers = async { Some(Ok(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]))) };
             response.body(Full::from("four").with_trailers(trailers).boxed())
         }
-        // Its end is never reached, because all announced bytes have been sent.
+        // The server does not reach the end of this body, because it has sent all announced bytes before.
         "/length" => response.header(CONTENT_LENGTH, 4).body(BodyExt::boxed(endless)),
         status => response.status(&status[1..]).body(BodyExt::boxed(endless)),
     };

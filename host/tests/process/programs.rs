@@ -430,7 +430,7 @@ fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCod
     }))
 }
 
-/// For example by a person at the dashboard.
+/// Other code, for example the dashboard, aborts the task of the program.
 fn program_aborted_by_other_code() -> ExitCode {
     let registry = registry(SmolSpawner);
     let aborts = registry.clone();
