@@ -424,7 +424,7 @@ async fn layer_has_any_position_in_a_stack() {
     let cors = cors.allow_methods(tower_http::cors::Any);
     let registry = Registry::new(());
     let requests = RequestLayer::new(&registry);
-    // Inside the timeout, the slow request is abandoned. Inside CORS, the preflight does not count.
+    // If the layer is inside the timeout layer, the slow request is abandoned. If it is inside the CORS layer, the preflight does not count.
     macro_rules! assert_outcomes {
         ($($expected:expr => [$($layer:ident)*]),* $(,)?) => {$({
             let stack = ServiceBuilder::new()$(.layer($layer.clone()))*.service(tower::service_fn(respond_unless_slow));
