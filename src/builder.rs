@@ -90,7 +90,7 @@ impl<S> RegistryBuilder<S> {
     ///
     /// # Panics
     ///
-    /// Panics if `limit` is 0, because no task could ever run.
+    /// Panics if `limit` is 0, because no task could ever get a permit.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
         assert_ne!(limit, 0, "max_in_flight(0) would reject every task; the minimum is 1");
         self.settings.limit = Some(limit.min(MAX_PERMITS));
