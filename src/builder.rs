@@ -72,17 +72,16 @@ impl<S> RegistryBuilder<S> {
         self
     }
 
-    /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets); a larger
-    /// limit has the effect of the maximum.
+    /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
+    /// limits are reduced to the maximum.
     ///
     /// When the limit is reached, [`run`](Registry::run) and [`try_run`](Registry::try_run) reject further tasks as
     /// [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a permit. Tracked futures and
     /// guards count towards the limit.
     ///
-    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use it for requests and
-    /// for other work that starts tasks: if requests took permits too, they could take all permits and have their own tasks
-    /// rejected. The requests of the layer `RequestLayer` and the program of a `Host`, in the crate `background-tasks-host`, take no
-    /// permits.
+    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use this setting for
+    /// requests and for other work that starts tasks. If requests took all permits, the registry would reject their tasks. In the
+    /// crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer` take no permits.
     ///
     /// When the shutdown starts, `run_when_ready` stops waiting, except for [follow-ups](Registry::follow_up).
     ///
@@ -91,7 +90,7 @@ impl<S> RegistryBuilder<S> {
     ///
     /// # Panics
     ///
-    /// Panics if `limit` is 0, because no task could ever run.
+    /// Panics if `limit` is 0, because no task could ever get a permit.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
         assert_ne!(limit, 0, "max_in_flight(0) would reject every task; the minimum is 1");
         self.settings.limit = Some(limit.min(MAX_PERMITS));

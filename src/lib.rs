@@ -63,7 +63,7 @@
 //! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, or a guard was dropped. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
-//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped, and `complete` was not called. |
+//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call of `complete`. |
 //! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
@@ -71,8 +71,8 @@
 //!
 //! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
 //!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended.
-//! - These promises cover the task itself, but not the work that a task gives to others. For example, a closure that a task passes
-//!   to `tokio::task::spawn_blocking`, or an operation of `tokio::fs`, continues if the task is aborted or dropped. To count such
+//! - These promises cover the task itself, but not the work that the task starts outside the registry. For example, a closure in
+//!   `tokio::task::spawn_blocking`, or an operation of `tokio::fs`, continues if the task is aborted or dropped. To count such
 //!   work, start it with [`Registry::run_blocking`], or move a [`Guard`] into it.
 //! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
 //!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.

@@ -40,7 +40,7 @@ use core::time::Duration;
 ///
 /// impl Observer for ToStderr {
 ///     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
-///         eprintln!("{task} {loss}"); // welcome-mail at src/main.rs:12:33 failed: no such mailbox
+///         eprintln!("{task} {loss}"); // welcome-mail at src/main.rs:12:32 failed: no such mailbox
 ///     }
 /// }
 ///
@@ -51,7 +51,7 @@ use core::time::Duration;
 /// ```
 #[expect(unused_variables, reason = "the names document the parameters")]
 pub trait Observer: Send + Sync + 'static {
-    /// Called when a task was lost: it failed, panicked, or was abandoned, aborted or rejected.
+    /// Called when a task was lost: the task failed or panicked, or was abandoned, aborted or rejected.
     ///
     /// If the observer itself starts a task while it handles a rejection and the registry rejects that task, the second rejection
     /// is counted but not reported.

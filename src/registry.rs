@@ -153,8 +153,8 @@ impl<S> Registry<S> {
     /// [`guard`](TaskBuilder::guard), [`run`](TaskBuilder::run), [`run_when_ready`](TaskBuilder::run_when_ready), which then does
     /// not wait, and the others.
     ///
-    /// Use it for work that must not compete with the tasks that it starts: a request, a connection, or a task that starts a
-    /// [follow-up](Self::follow_up) for each item of a list.
+    /// Use this setting for work that must not compete for permits with the tasks that it starts: a request, a connection, or a
+    /// task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
     /// In a registry without a limit, this setting has no effect. In a registry with a limit, the task occupies a slot;
     /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit can be in
@@ -177,13 +177,13 @@ impl<S> Registry<S> {
         self.task().without_permit()
     }
 
-    /// Returns a builder that starts a follow-up: a task that a task in flight must still start, for example for the next item of
-    /// its list.
+    /// Returns a builder that starts a follow-up: a task that belongs to the work of a task in flight. For example, a task starts
+    /// a follow-up for each item of a list.
     ///
-    /// A follow-up may wait for a permit while the registry drains: [`run_when_ready`](TaskBuilder::run_when_ready) resolves to an
-    /// error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown starts, so that
-    /// the registry turns new work away. Use `follow_up` in tasks and in code that holds a [`Guard`], and do not use it in code that
-    /// accepts new work, such as a server's loop.
+    /// A follow-up may wait for a permit while the registry drains: [`run_when_ready`](TaskBuilder::run_when_ready) resolves to
+    /// an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown starts,
+    /// so that the registry rejects new work. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do not use `follow_up`
+    /// in code that accepts new work, such as a server's loop.
     ///
     /// The registry cannot drain while the task that starts the follow-up is in flight, so it rejects no follow-up of such a task.
     /// The other methods that start work do not wait. They accept work while the registry drains, and `follow_up` does not change
@@ -191,8 +191,8 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// A task that waits for a permit keeps its own permit. If every permit is held by such a task, all of them wait forever. Start
-    /// the waiting tasks [without a permit](Self::without_permit), or with fewer tasks of this kind than the limit permits.
+    /// A task that waits for a permit keeps its own permit. If such tasks hold all permits, they wait forever. To avoid this,
+    /// start these tasks [without a permit](Self::without_permit), or start fewer of these tasks than the limit allows.
     ///
     /// # Examples
     ///
@@ -205,7 +205,7 @@ impl<S> Registry<S> {
     /// let tasks = registry.clone();
     /// registry.without_permit().run(async move {
     ///     for page in 0..20 {
-    ///         // At most two pages are in flight simultaneously. None is rejected, although the registry drains.
+    ///         // At most two pages are in flight simultaneously. No page is rejected, although the registry drains.
     ///         tasks.follow_up().run_when_ready(async move { drop(page) }).await.unwrap();
     ///     }
     /// });
@@ -233,7 +233,7 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
     /// guard is dropped.
     ///
-    /// The work counts as completed when the guard is dropped, whether or not the work was done.
+    /// The work counts as completed when the guard is dropped, even if the work was not finished.
     /// [`Guard::require_completion`] returns a guard whose work counts as abandoned unless the caller reports its completion.
     ///
     /// # Errors
@@ -272,7 +272,7 @@ impl<S> Registry<S> {
     /// returns another future that waits for the same drain. [`Shutdown`] has methods that wait until a deadline, and methods that
     /// block the thread.
     ///
-    /// If nothing waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
+    /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
     /// [`start_shutdown`](Self::start_shutdown) instead.
     ///
     /// # In `select!`
@@ -300,7 +300,7 @@ impl<S> Registry<S> {
     /// let registry = Registry::new(SmolSpawner);
     /// let own = registry.clone();
     /// registry.run(async move {
-    ///     own.start_shutdown(); // a task cannot wait for its own end
+    ///     own.start_shutdown(); // A task cannot wait for its own end.
     /// });
     /// registry.signal().await;
     /// assert_eq!(registry.shutdown().await.completed, 1);
@@ -322,8 +322,8 @@ impl<S> Registry<S> {
     ///
     /// # Examples
     ///
-    /// A call of `shutdown` whose future is neither awaited nor stored causes a warning of the compiler. A call of
-    /// `start_shutdown` does not.
+    /// If the future of a call of `shutdown` is neither awaited nor stored, the compiler warns. A call of `start_shutdown` causes
+    /// no warning.
     ///
     /// ```compile_fail
     /// #![deny(unused_must_use)]
@@ -382,9 +382,9 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped when
-    /// the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure stays
-    /// in flight until its executor would start it or drops it.
+    /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped
+    /// when the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure
+    /// stays in flight until its executor tries to start the closure or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
@@ -393,9 +393,9 @@ impl<S> Registry<S> {
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
-    /// Work that an aborted task has given to others continues, and the registry does not count this work. Examples are a closure
-    /// in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, a task that was started without the registry, and a [child
-    /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
+    /// Work that an aborted task has started outside the registry continues, and the registry does not count this work. Examples
+    /// are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a
+    /// [child process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
     /// [`run`](Self::run), or move a [guard](Self::guard) into it.
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
@@ -497,9 +497,9 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     ///
-    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained, or if the caller needs to wait for a
-    /// permit and the shutdown has started. A task in flight that must still start work uses [`follow_up`](Self::follow_up): then
-    /// the returned future also waits during the drain.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`] if
+    /// no permit is available and the shutdown has started. A task in flight that must still start work uses
+    /// [`follow_up`](Self::follow_up). The returned future then also waits during the drain.
     ///
     /// # Panics
     ///
@@ -513,7 +513,7 @@ impl<S> Registry<S> {
     /// # Deadlocks
     ///
     /// A task should not await `run_when_ready` of its own registry, unless the task was started
-    /// [without a permit](Self::without_permit). If every permit is held by a task that waits for a permit, no permit is ever
+    /// [without a permit](Self::without_permit). If tasks that wait for a permit hold all permits, no permit is ever
     /// released.
     ///
     /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is

@@ -63,8 +63,9 @@ impl Shutdown {
     /// the closure `abort_timeout` resolves.
     ///
     /// After `grace` has resolved, the registry also aborts every task that starts later, for example in the destructor of an
-    /// aborted task. Such a task counts as aborted and is dropped before its first poll. In this point `or_abort` differs from
-    /// `Registry::abort`, which aborts only the tasks that are in flight.
+    /// aborted task. Such a task counts as aborted and is dropped before its first poll. In contrast, `Registry::abort` aborts
+    /// only the tasks that are in flight. In both cases, only the tasks of an [inspected](crate::RegistryBuilder::inspect)
+    /// registry can be aborted.
     ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
     /// most timers start when they are created.
@@ -81,9 +82,9 @@ impl Shutdown {
     ///
     /// # Work that continues
     ///
-    /// Work that an aborted task has given to others continues after the drain, for example a closure in
-    /// `tokio::task::spawn_blocking` or an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
-    /// count such work.
+    /// Work that an aborted task has started outside the registry may continue after the drain. Examples are a closure in
+    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how
+    /// to count such work.
     ///
     /// # Cancel safety
     ///

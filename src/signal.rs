@@ -51,8 +51,8 @@ pub struct ShutdownSignal {
     /// The value that the state's phase has while this signal's registry is open, which is even. The signal is triggered if the
     /// state's phase differs from this value.
     ///
-    /// Once this signal has resolved, the field is one less than that value. This is a phase of the state's previous life, so it
-    /// differs from all later phases and the signal stays triggered.
+    /// Once this signal has resolved, the field is one less than that value. The field is then a phase of the state's previous
+    /// life. It differs from all later phases, so the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static Shard, Key)>,
 }

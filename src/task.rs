@@ -207,13 +207,13 @@ impl<F> fmt::Debug for Tracked<F> {
 #[derive(Clone, Copy)]
 struct Held {
     token: Token,
-    /// The thread that took the work, if a panic was unwinding this thread.
+    /// The thread that took the guard, if a panic was unwinding this thread.
     already_panicking: Option<ThreadId>,
 }
 
 impl Held {
-    /// Releases the count of the work. The work counts as panicked if a panic unwinds the current thread and started after the work
-    /// was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+    /// Releases the count of the work. The work counts as panicked if a panic unwinds the current thread and started after the
+    /// guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
     #[inline]
     fn end(self, loss: Option<UnreportedLoss>) {
         let panicking = panicking_thread();
@@ -231,8 +231,8 @@ impl Held {
 
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// The work counts as completed when the guard is dropped, even if the guard is dropped because its owner was dropped or aborted.
-/// If this case must count as a loss, call [`require_completion`](Self::require_completion).
+/// The work counts as completed when the guard is dropped, even if the owner of the guard was dropped or aborted. If this case
+/// must count as a loss, call [`require_completion`](Self::require_completion).
 ///
 /// With the feature `std`, the work counts as panicked instead if the guard is dropped while its thread is panicking. A panic that
 /// was already unwinding the thread when the guard was taken does not count, as with the mutexes of `std`. Therefore a destructor
@@ -248,8 +248,8 @@ impl Guard {
 
     /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
     ///
-    /// Call it if the owner of the guard can be dropped before the work is done. An example is a future that a `select!` or an abort
-    /// can drop.
+    /// Call this method if the owner of the guard can be dropped before the work is done. An example of such an owner is a future
+    /// that a `select!` or an abort can drop.
     ///
     /// # Examples
     ///
@@ -292,8 +292,8 @@ impl fmt::Debug for Guard {
 /// Counts a piece of work as in flight until [`complete`](Self::complete) is called or the guard is dropped.
 /// [`Guard::require_completion`] returns this guard.
 ///
-/// If the guard is dropped, the work counts as abandoned, or as panicked if a panic drops the guard. The rule for panics is that of
-/// [`Guard`].
+/// If the guard is dropped, the work counts as abandoned, or as panicked if a panic drops the guard. A panic counts under the
+/// same conditions as for a [`Guard`].
 #[must_use = "work whose guard is dropped counts as abandoned"]
 pub struct CompletionGuard(Held);
 

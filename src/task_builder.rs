@@ -8,7 +8,7 @@ use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
 
-/// Starts a task that has a name, has a chosen call site, is critical, takes no permit, or is a follow-up; see
+/// Starts a task that has a name or a chosen call site, is critical, takes no permit, or is a follow-up. See
 /// [`Registry::named`](crate::Registry::named), [`Registry::critical`](crate::Registry::critical),
 /// [`Registry::without_permit`](crate::Registry::without_permit) and [`Registry::follow_up`](crate::Registry::follow_up).
 ///

@@ -110,8 +110,8 @@ impl WorkerOptions {
 
     /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When it expires, the worker repeats the call on another connection. The time limit doubles with each repetition, because the store
-    /// may have much to do. A fetch without a response is repeated after 4/3 to 8/3 of this time.
+    /// When this time expires, the worker repeats the call on another connection. The time limit doubles with each repetition, because the
+    /// store may be overloaded. A fetch without a response is repeated after 4/3 to 8/3 of this time.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self

@@ -1,5 +1,5 @@
 //! The tasks that this crate itself runs in a registry: `QUEUE worker`, `QUEUE maintenance` and `QUEUE cron`. They take no permits, so a limit of the
-//! registry covers the jobs, and a full registry still gets reports.
+//! registry covers only the jobs, and this crate can report an outage even if the registry is full.
 
 use crate::error::Error;
 use crate::outage::Report;

@@ -21,7 +21,7 @@ pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEO
 const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last line and the flush of stdout may take after a second signal.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The exit code after a second signal: 128 + SIGINT, as shells have it.
+/// The exit code after a second signal: 128 + SIGINT, as shells report it.
 pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
 /// The exit code of a missed deadline, and of a `main` that did not return in time.
 pub(crate) const TOO_LATE: u8 = 1;
@@ -133,7 +133,8 @@ fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
     deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
-/// The thread that enforces the deadline waits for one of the methods. Dropped without a call, by a panic of the drain, it makes the process exit.
+/// The thread that enforces the deadline waits for a call of one of the methods. If the drain panics and drops this value without a call, the thread
+/// makes the process exit.
 pub(crate) struct Enforcement(Sender<()>);
 
 impl Enforcement {

@@ -65,7 +65,7 @@ impl Drain {
 
     fn run(mut self) {
         let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
-        // A terminal that is closed during the drain must not end it.
+        // If the terminal is closed during the drain, SIGHUP must not end the drain.
         if let Err(error) = signals::handle_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }

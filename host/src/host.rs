@@ -24,11 +24,11 @@ use std::time::Duration;
 ///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
 ///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
-///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout), or the host ends
-///    the process. For example, a runtime's destructor may wait for a blocking read of stdin.
-/// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name, shuts all registries down,
-///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second later
-///    it stops waiting, and reports the remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and
+///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). Otherwise the host ends
+///    the process, for example if a runtime's destructor waits for a blocking read of stdin.
+/// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name and shuts all registries down. It
+///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second
+///    later it stops waiting, and reports the remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and
 ///    otherwise as abandoned.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
@@ -36,13 +36,13 @@ use std::time::Duration;
 /// exit, the host flushes stdout, unless nobody reads it. The host uses separate threads for all of this.
 ///
 /// If the program ends on its own, `main` may work as long as it needs, for example to write a report. If the process is asked to stop
-/// meanwhile, `main` has the grace period from that signal.
+/// meanwhile, `main` must return within the grace period, which then starts with the signal.
 ///
 /// # Signals
 ///
 /// A second signal ends the process immediately, with two exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup): the terminal has
-/// closed, and the work has not ended. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
+/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
+/// even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
 ///
 /// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
 /// blocked.
@@ -134,7 +134,7 @@ impl Host {
 
     /// Sets the grace period: the longest time from the shutdown signal until the last registry has drained. Default: 10 seconds.
     ///
-    /// If the process is asked to stop only after the drain, the grace period limits how long `main` may still take, from this signal on.
+    /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
     /// The supervisor must wait at least one second longer before it kills the process. Kubernetes waits `terminationGracePeriodSeconds` (default:
     /// 30) less the time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be
@@ -148,12 +148,12 @@ impl Host {
     ///
     /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
     /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
-    /// the grace period is over, the host reports an error and ends the process with the exit code 1. An explicit time also applies to a program
-    /// that ends on its own.
+    /// the grace period has expired, the host reports an error and ends the process with the exit code 1. A time that is set with this method also
+    /// applies to a program that ends on its own.
     ///
     /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return. The process exits as soon as the last task has ended,
-    /// with the exit code that `run` would have returned. This suits a program that reads stdin on a runtime, and whose `main` only returns the
-    /// exit code.
+    /// with the exit code that `run` would have returned. Use zero if a program reads stdin on a runtime, and its `main` only returns the exit
+    /// code.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
@@ -161,18 +161,18 @@ impl Host {
 
     /// Sets how long after the first signal further signals count as the same request to stop. Default: 1 second.
     ///
-    /// One request may arrive several times within milliseconds. A launcher such as `npm` forwards the Ctrl-C that the terminal has already
-    /// sent to the whole process group, and a supervisor may signal a process and then its group. A signal after this time ends the process
-    /// immediately. With zero, any second signal does so.
+    /// One request may arrive several times within milliseconds. For example, a launcher such as `npm` forwards the Ctrl-C that the terminal has
+    /// already sent to the whole process group. A supervisor may signal a process and then its group. A signal after this time ends the process
+    /// immediately. With zero, every second signal ends the process immediately.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
         self
     }
 
-    /// Makes SIGHUP, which a closed terminal sends, start the shutdown too. Without this call SIGHUP ends the process, until the drain starts.
+    /// Makes SIGHUP start the shutdown too. A closed terminal sends SIGHUP. Without this call, SIGHUP ends the process if the drain has not started.
     ///
-    /// `nohup` makes programs ignore SIGHUP. It stays ignored then, unless [`handle_ignored`](Self::handle_ignored) is called too.
+    /// `nohup` makes programs ignore SIGHUP. SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called too.
     pub fn handle_sighup(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
         self
@@ -203,8 +203,9 @@ impl Host {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the program's future. Nothing is shut down or drained. From then on, signals have their default actions: the
-    /// next SIGTERM or SIGINT ends the process. To continue without the host, call [`shutdown_signal`](crate::shutdown_signal) before.
+    /// Dropping this future drops the program's future. The host neither shuts down nor drains the registries. From then on, signals have their
+    /// default actions, unless other hosts or callers of `shutdown_signal` use them: the next SIGTERM or SIGINT ends the process. To continue
+    /// without the host, call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
     ///
     /// # Deadlocks
     ///
@@ -234,7 +235,7 @@ impl Host {
             state.finished().await;
         };
         ended.or(systemd::keep_watchdog_alive()).await;
-        // Both are for a `run` that is dropped before this point.
+        // `notify_on_drop` and the drop of the hook only serve a `run` that is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();
         state.exit_code().into()

@@ -22,7 +22,7 @@ use tower_service::Service;
 /// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight). The
 /// limit covers the tasks that requests start, and a request is accepted even when the registry is full. To limit requests, add a layer for that
 /// purpose, such as `ConcurrencyLimitLayer` of the crate `tower`. A handler that must start its task in a full registry awaits
-/// `registry.follow_up().run_when_ready(task)`, which waits for a permit also while the registry drains.
+/// `registry.follow_up().run_when_ready(task)`, which waits for a permit even while the registry drains.
 ///
 /// # Outcomes
 ///
@@ -33,8 +33,8 @@ use tower_service::Service;
 /// | abandoned | The future of the service or the body of the response was dropped before its end: the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
 /// | rejected | The request was answered 503, as described above. |
 ///
-/// Some responses have no body to send: responses to HEAD, and responses with a status such as 101, 204 or 304. Such a request is completed when
-/// the body is dropped. A body is also at its end if as many bytes were taken as the header `Content-Length` or the body announced.
+/// Some responses have no body to send: responses to HEAD, and responses with a status such as 101, 204 or 304. Such a request counts as completed
+/// when the body is dropped. A body is also at its end once the server has taken as many bytes as the header `Content-Length` or the body announced.
 ///
 /// # Other layers
 ///
@@ -47,8 +47,8 @@ use tower_service::Service;
 /// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does.
 ///
 /// Apply the layer to the routes that the drain must wait for. A response that does not end on its own, such as a stream of events, must end at
-/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. Each client that disconnects from such a response
-/// abandons its request.
+/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. If the client disconnects before the end of such a
+/// response, the request counts as abandoned.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. Give the connection its own guard: call
 /// `registry.named("socket").without_permit().guard()` in the handler, and move the guard into the task that serves the connection.
@@ -171,7 +171,7 @@ where
     }
 }
 
-/// Returns how many bytes of the body a server sends, or `None` if only the end of the body shows it.
+/// Returns how many bytes of the body a server sends. Returns `None` if the number is unknown before the end of the body.
 fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64> {
     let status = response.status();
     let has_no_body = status.is_informational()

@@ -50,7 +50,7 @@ enum Outcome {
     Aborted,
 }
 
-/// The program as a task of a registry. It counts as in flight until [`end`](Self::end), and then with the program's outcome.
+/// The program as a task of a registry. The task is in flight until [`end`](Self::end), and then counts with the program's outcome.
 ///
 /// The program's future belongs to the caller of `run`, and not to a spawner. So the future of this task only returns the outcome.
 struct ProgramTask {
@@ -78,7 +78,7 @@ impl ProgramTask {
         Some(Self { task, outcome })
     }
 
-    /// Releases the count. The task of an aborted program ends as aborted if the registry is inspected, and otherwise as abandoned.
+    /// Releases the count. The task of an aborted program counts as aborted if the registry is inspected, and otherwise as abandoned.
     fn end(mut self, outcome: Outcome) {
         *lock(&self.outcome) = Some(outcome);
         let _ = self.task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -160,7 +160,7 @@ impl HostState {
             if is_running(&program) {
                 *program = ProgramState::Draining(task);
             } else {
-                // The program has ended meanwhile. Not under the lock: this may release the last task of a registry.
+                // The program has ended meanwhile. The lock is released first, because `end` may release the last task of a registry.
                 drop(program);
                 task.end(Outcome::Completed);
             }
@@ -168,7 +168,7 @@ impl HostState {
         substitute
     }
 
-    /// Replaces the state and returns the previous state. Drop it without a lock: it may release the last task of a registry.
+    /// Replaces the state and returns the previous state. Drop the previous state without a lock: it may release the last task of a registry.
     fn replace(&self, state: ProgramState) -> ProgramState {
         std::mem::replace(&mut *lock(&self.program), state)
     }

@@ -53,9 +53,9 @@ pub(crate) struct HookKey(usize);
 /// system do so; the last two leave the process some seconds. The future works on every runtime and without one, because a separate thread
 /// waits for the signals.
 ///
-/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host), which
-/// also makes a later signal end the process immediately. For process 1 of a container, the kernel ignores a signal without a handler. Such a
-/// program must make this call or run a host to react to SIGTERM at all.
+/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host), which also
+/// makes a signal after the [repeat window](crate::Host::repeat_window) end the process immediately. For process 1 of a container, the kernel ignores
+/// a signal without a handler. Such a program must make this call or run a host to react to SIGTERM at all.
 ///
 /// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the
 /// few microseconds of the first call may be lost.
@@ -66,14 +66,14 @@ pub(crate) struct HookKey(usize);
 ///
 /// - **Ignored signals.** A SIGINT that was ignored when the program started stays ignored. A shell without job control ignores SIGINT in its
 ///   background jobs. SIGTERM is handled even then, because supervisors have no other way to ask a process to stop.
-///   [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads them from `/proc/self/status`. Systems
-///   without this file, such as macOS, handle ignored signals.
-/// - **Blocked signals.** They are handled: the thread that waits for the signals unblocks them.
+///   [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads the ignored signals from
+///   `/proc/self/status`. On systems without this file, such as macOS, ignored signals are handled.
+/// - **Blocked signals.** The crate handles blocked signals: the thread that waits for the signals unblocks them.
 ///
 /// # Fork
 ///
 /// A child that was forked after this call has no thread that waits for signals. The child must call this function, [`Host::new`](crate::Host::new)
-/// or [`Host::run`](crate::Host::run), which start the thread again. They also handle the signals that the child has received before this call.
+/// or [`Host::run`](crate::Host::run), which start the thread again. These calls also handle the signals that the child has received before.
 ///
 /// # Panics
 ///
@@ -171,7 +171,7 @@ impl SecondSignalHook {
         self.0
     }
 
-    /// Keeps the hook until the process exits or another one is kept.
+    /// Keeps the hook until the process exits or another hook is kept.
     pub(crate) fn keep(self) {
         let mut handlers = lock(&HANDLERS);
         let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
@@ -204,8 +204,8 @@ impl Drop for SecondSignalHook {
 
 /// Handles a signal.
 ///
-/// SIGHUP does not insist: a closed terminal may send it twice. Nor does a signal shortly after the first one: a terminal signals the whole
-/// process group, so a launcher that forwards Ctrl-C to its child delivers one request twice.
+/// A second SIGHUP does not end the process, because a closed terminal may send SIGHUP twice. A signal within the repeat window does not end the
+/// process either: a terminal signals the whole process group, so a launcher that forwards Ctrl-C to its child delivers one request twice.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
@@ -248,9 +248,9 @@ mod os {
 
     pub(super) use nix::sys::signal::Signal;
 
-    /// What the handler of a signal and the thread that waits for signals share.
+    /// Contains the data that the handler of a signal shares with the thread that waits for signals.
     ///
-    /// It needs no lock. A lock that this thread holds during a fork stays locked in the child.
+    /// The data needs no lock. A lock that this thread holds during a fork would stay locked in the child.
     struct SignalState {
         signal: Signal,
         has_handler: AtomicBool,
@@ -268,7 +268,7 @@ mod os {
 
     /// The handlers of this process. Each sets its flag in `SIGNALS`, and then writes to the pipe of the thread that waits for signals.
     pub(super) struct Installed {
-        /// A child that this process forks inherits the handlers, and not the thread.
+        /// The process whose thread waits for signals. A child that this process forks inherits the handlers, but not the thread.
         process_id: u32,
         wake: UnixStream,
         writes_to_pipe: Vec<(Signal, SigId)>,
@@ -326,7 +326,7 @@ mod os {
         }
     }
 
-    /// Returns the signals that this process ignores, or none if the system does not have this file.
+    /// Returns the signals that this process ignores. Returns 0 if the system has no `/proc/self/status`.
     fn ignored_signals() -> u64 {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -376,7 +376,7 @@ mod os {
         }
     }
 
-    /// Does what the system does with a signal that has no handler.
+    /// Does what the system does at a signal that has no handler.
     pub(super) fn run_default_action(signal: Signal) {
         if lock(&HANDLERS).installed.as_ref().is_some_and(|installed| installed.was_ignored(signal)) {
             return;

@@ -40,10 +40,10 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// If tasks are still in flight when the last clone is dropped, the executor drops these tasks, and they count as abandoned. A task
 /// that owns a clone of the spawner, for example inside a registry handle, keeps the threads running.
 ///
-/// Dropping the last clone blocks until all threads have exited, but at most for one second. A thread that is busy with tasks exits
-/// after it has polled at most 200 more times. A thread whose task blocks may not exit within the second. The drop then detaches
-/// this thread, so a task that hangs does not delay the exit of the program. The detached thread exits when its task returns. The
-/// other tasks that are still in flight are dropped at that time. [`join_timeout`](Self::join_timeout) changes the second.
+/// Dropping the last clone blocks until all threads have exited, but at most for one second. [`join_timeout`](Self::join_timeout)
+/// changes this limit. A thread that is busy with tasks exits after it has polled at most 200 more times. If a task blocks its
+/// thread for longer than the limit, the drop detaches this thread. So a task that hangs does not delay the exit of the program.
+/// The detached thread exits when its task returns. The other tasks that are still in flight are dropped at that time.
 ///
 /// If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///

@@ -5,7 +5,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 /// Serializes the fields `name` and `location`. Each of the fields `id`, `kind` and `age_seconds` is present only if its value is
-/// known. The field `is_abortable` is present if the field `kind` is.
+/// known. The field `is_abortable` is present if and only if the field `kind` is present.
 ///
 /// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true.
 impl Serialize for TaskInfo {

@@ -7,9 +7,9 @@ use tracing::{Instrument, Span, info_span};
 /// exporter sends it immediately. The follows-from relation links the task to the request. To run tasks in the span of the request
 /// itself, use [`InSpan`](crate::InSpan).
 ///
-/// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. Its fields are `task.name`,
-/// if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. A task that another
-/// task starts has a span that follows from the span of the other task.
+/// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. Its fields are
+/// `task.name`, if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. If a
+/// task starts another task, the span of the new task follows from the span of the first task.
 ///
 /// All events of a task belong to its span. The event that [`TracingObserver`](crate::TracingObserver) emits when the task is lost
 /// also belongs to this span. The span closes when the executor drops the task, which may be shortly after the drain has ended.
@@ -24,7 +24,7 @@ use tracing::{Instrument, Span, info_span};
 /// let registry = Registry::builder(TaskSpan(SmolSpawner)).observer(TracingObserver).build();
 /// tracing::info_span!("request", id = 7).in_scope(|| {
 ///     registry.named("welcome-mail").run(async {
-///         tracing::info!("sending"); // in the span task{task.name="welcome-mail" task.location=src/main.rs:4:36}
+///         tracing::info!("sending"); // in the span task{task.name="welcome-mail" task.location=src/main.rs:5:36}
 ///     });
 /// }); // The span of the request closes here.
 /// assert_eq!(registry.shutdown().await.completed, 1);

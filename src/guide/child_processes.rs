@@ -21,25 +21,25 @@
 //! # }
 //! ```
 //!
-//! `process_group(0)` creates a process group whose ID is the process ID of the child. The `Command` of tokio has the same method,
-//! and can also be made from a `Command` of `std`.
+//! `process_group(0)` creates a process group whose ID is the process ID of the child. The `Command` of tokio has the same
+//! method, and can also be made from a `Command` of `std`. On Windows, set the creation flag `CREATE_NEW_PROCESS_GROUP` instead:
+//! the child then does not receive Ctrl-C.
 //!
 //! # What the program must do instead
 //!
 //! The terminal no longer ends the child, so the program must end it:
 //!
-//! - End the child if its task is aborted. With `kill_on_drop(true)`, the runtime kills the child when the task's future is dropped.
-//!   A blocking closure cannot be aborted. Therefore a closure that waits for a child should check the
+//! - End the child if its task is aborted. With `kill_on_drop(true)`, the runtime kills the child when the task's future is
+//!   dropped. A blocking closure that has started cannot be aborted. Therefore a closure that waits for a child should check the
 //!   [signal](crate::ShutdownSignal::is_triggered) and kill the child.
 //! - End the child if the deadline expires. If the process exits while its child runs, the child continues. Wait for the drain with
 //!   [`or_abort`](crate::Shutdown::or_abort), so that the abort drops the task before the process exits.
-//! - Give the child its input. The kernel stops a child that reads from the terminal while another process group is in the
+//! - Do not let the child read from the terminal. The kernel stops a child that does so while another process group is in the
 //!   foreground.
 //!
 //! # Other senders of signals
 //!
-//! A supervisor can also signal the child. Its setting decides, not the process group:
+//! A supervisor can also signal the child. The process group makes no difference:
 //!
 //! - systemd sends SIGTERM to all processes of a service. `KillMode=mixed` sends SIGTERM only to the main process.
 //! - Docker and Kubernetes send SIGTERM only to process 1 of a container.
-//! - On Windows, the creation flag `CREATE_NEW_PROCESS_GROUP` keeps Ctrl-C from the child.

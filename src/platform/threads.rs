@@ -73,7 +73,7 @@ fn forced_shard_count() -> Option<usize> {
 /// Returns the number of the calling thread. The first call on a thread takes the smallest number that no live thread has.
 ///
 /// A thread returns its number when it exits, so the numbers stay below the largest number of threads that used registries at the
-/// same time. If there are never more threads than shards, no two threads share a shard, whichever threads come and go.
+/// same time. If there are never more live threads than shards, no two live threads share a shard.
 ///
 /// A destructor of another thread-local may run after the thread has returned its number. The destructor then uses the number 0.
 pub(crate) fn thread_number() -> usize {

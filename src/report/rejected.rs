@@ -17,8 +17,9 @@ pub struct Rejected<F> {
 pub enum RejectReason {
     /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
-    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight). Work that is started
-    /// [without a permit](crate::Registry::without_permit) is not rejected for this reason.
+    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight). This limit does not
+    /// apply to work that is started [without a permit](crate::Registry::without_permit). The registry rejects such work only if
+    /// 4,194,303 tasks without a permit are in flight (1,023 on 32-bit targets).
     ///
     /// On 32-bit targets, a registry is also full when the counters of its shards are full. Each shard can count at most 2²⁰ - 1
     /// tasks in flight.

@@ -90,10 +90,10 @@ impl Stragglers {
 
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
-    /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
-    /// After an abort, blocking closures that have started are in another group than closures that never start. The group that
-    /// contains the oldest task of all comes first. There are no groups unless the registry is
-    /// [inspected](crate::RegistryBuilder::inspect).
+    /// Tasks are in the same group if they have the same name, call site, kind and
+    /// [`abort_requested`](TaskInfo::abort_requested). After an abort, blocking closures that have started and closures that
+    /// never start are in different groups. The group that contains the oldest task of all comes first. There are no groups
+    /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
     /// The method compares each task with each group at most once.
     ///

@@ -68,7 +68,7 @@ impl TaskInfo {
         self.abort_requested
     }
 
-    /// Returns whether an abort can end the task, or has ended it already.
+    /// Returns whether an abort can end the task, or an earlier abort has ended the task.
     ///
     /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
     /// method returns false for guards, for tracked futures, and for all tasks of a registry that is not inspected.
@@ -100,7 +100,8 @@ pub struct SpawnInfo {
 }
 
 impl SpawnInfo {
-    /// Describes a future that the caller passes to a spawner itself, for example a [tracked](crate::Registry::track) future.
+    /// Describes a future that the caller, and not a registry, passes to a spawner. An example is a
+    /// [tracked](crate::Registry::track) future.
     pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
         Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false }
     }

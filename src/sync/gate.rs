@@ -23,7 +23,7 @@
 //! ```
 //!
 //! An entry that takes a permit compares only the low half with the limit, so the limit is exact (S10). The gate drains when both
-//! halves are zero, so a task without a permit keeps the gate open for all tasks (S3, S4). One word decides both.
+//! halves are zero, so a task without a permit keeps the gate open for all tasks (S3, S4).
 //!
 //! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its
 //! task leaves. The two words together give the total number of accepted entries. The total is exact while no task enters. While
@@ -36,8 +36,8 @@ const CLOSED: usize = 1;
 /// A waiter has requested a notification for the moment at which the in-flight count reaches zero. The departure that makes the
 /// count zero clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty. While this bit is set, each departure that releases a permit wakes the first waiter in the queue,
-/// and a new entry that takes a permit must not overtake any waiter.
+/// The wait queue is not empty. While this bit is set, each departure that releases a permit wakes the first waiter in the queue. A
+/// new entry that takes a permit must not overtake any waiter.
 const PERMIT: usize = 4;
 /// The gate has drained and refuses every entry.
 const DRAINED: usize = 8;
@@ -186,8 +186,8 @@ impl Gate {
         self.enter_if(ONE, |word| Snapshot(word).permits() < limit && word & PERMIT == 0)
     }
 
-    /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the wait queue, and has chosen
-    /// `limit` and the task so that the entry overtakes no waiter.
+    /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the
+    /// wait queue, and has chosen `limit` and the task so that the entry overtakes no waiter.
     pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
         self.enter_if(ONE, |word| Snapshot(word).permits() < limit)
     }
@@ -301,7 +301,8 @@ impl Gate {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
-    /// Makes each departure that releases a permit wake the first waiter of the wait queue, and makes `enter_below` refuse new entries.
+    /// Makes each departure that releases a permit wake the first waiter of the wait queue, and makes `enter_below` refuse new
+    /// entries.
     ///
     /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
     /// `PERMIT` set. A departure that comes before the request is visible to the call of `enter_in_turn` that follows the request.

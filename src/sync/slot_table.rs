@@ -1,9 +1,9 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in four cases: it has a name that observers receive, it is critical (its failure or panic starts
-//! the shutdown), it is inspected, or it holds no permit in a registry with a limit. Each of these tasks occupies one slot while it is in flight. The table never frees the memory
-//! of a slot, but reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in
-//! flight simultaneously.
+//! A task needs more than a count in four cases: it has a name that observers receive, it is critical (its failure or panic
+//! starts the shutdown), it is inspected, or it holds no permit in a registry with a limit. Each of these tasks occupies one slot
+//! while it is in flight. The table never frees the memory of a slot, but reuses the slot for a later task. The table therefore
+//! never has many more slots than tasks that were once in flight simultaneously.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
@@ -132,9 +132,10 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Assigns a slot to a task. An inspected task starts as aborted if the closure `is_aborting` returns true. This function calls
-    /// the closure under the lock of the table, so each task either sees that aborts have started or is found by the first abort
-    /// that follows (L3).
+    /// Assigns a slot to a task. An inspected task starts as aborted if the closure `is_aborting` returns true.
+    ///
+    /// This function calls the closure under the lock of the table. Therefore each task either finds that `or_abort` has aborted,
+    /// or is found by the abort of `or_abort` (L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
@@ -320,7 +321,7 @@ impl Slot {
         previous != Err(NOT_ABORTABLE)
     }
 
-    /// Ensures that no later abort ends the task. Returns whether an earlier abort does.
+    /// Ensures that no later abort ends the task. Returns whether an earlier abort ends the task.
     ///
     /// A blocking closure calls this function before it starts. Either the abort or the start changes this word first, so a closure
     /// that is reported as aborted never starts (L3).

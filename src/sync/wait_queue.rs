@@ -1,4 +1,4 @@
-//! A queue of tasks that wait for a permit. A permit lets one task run below the registry's limit.
+//! A queue of tasks that wait for a permit. A permit allows one task to be in flight below the registry's limit.
 //!
 //! A waiter enters the gate while its task is polled. The entry succeeds if the waiter is the first in the queue and a permit is
 //! free. A task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter.
@@ -7,8 +7,9 @@
 //! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
 //! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
 //!
-//! When the shutdown starts, [`WaitQueue::close`] removes the waiters for new work. The waiters for follow-ups stay in the queue, so
-//! no later entry overtakes them. They are removed when the gate has drained, because only then no permit can become free for them.
+//! When the shutdown starts, [`WaitQueue::close`] removes the waiters for new work. The waiters for follow-ups stay in the queue,
+//! so no later entry overtakes them. When the gate has drained, `close` removes them too, because no permit can be taken any
+//! more.
 //!
 //! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (S7).
 

@@ -223,9 +223,9 @@ impl Drop for Process {
     }
 }
 
-/// Replaces the ignored termination signals of this process by handlers that do nothing.
+/// Installs handlers that do nothing for the termination signals that this process ignores.
 ///
-/// A child inherits ignored signals. It inherits no handlers: their signals have default actions in the child.
+/// A child inherits ignored signals, but no handlers. In the child, signals that had handlers have their default actions.
 fn stop_ignoring_signals() {
     static STOPPED: Once = Once::new();
     STOPPED.call_once(|| {

@@ -261,7 +261,7 @@ struct Waiter {
     options: TaskOptions,
     script: Script,
     waker: CountingWaker,
-    /// The registry has not removed the waiter from the wait queue.
+    /// Whether the waiter is still in the wait queue.
     queued: bool,
     future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
@@ -274,7 +274,7 @@ struct Model {
     handles: Vec<Registry<Manual>>,
     /// In the order of their acceptance.
     in_flight: Vec<InFlight>,
-    /// In the order of the wait queue. After the start of the shutdown, they include waiters whose next poll returns the rejection.
+    /// The waiters in the order of the wait queue. After the start of the shutdown, some of them are rejected at their next poll.
     waiters: Vec<Waiter>,
     ended: Vec<TaskId>,
     accepted: u64,

@@ -60,7 +60,7 @@ fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &R
 
 on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
 
-/// In the loop, `select!` skips a future that has resolved, and ends at `complete` when each of them has.
+/// In the loop, `select!` skips a future that has resolved, and ends at `complete` when all futures have resolved.
 #[test]
 fn futures_select_loops_over_a_signal_a_drain_and_idleness() {
     let registry = Registry::new(());

@@ -125,7 +125,7 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
 /// Resolves when the engine's connection does not respond. The server may be unreachable while the kernel still waits, for a quarter of an
 /// hour or forever. The engine acquires the connection for each statement, so an unchanged count of a used connection shows the stall.
 ///
-/// The count must be unchanged twice, so this takes two to three intervals.
+/// The count must be unchanged twice in a row, so this function returns after two to three intervals without an acquisition.
 async fn unresponsive(pool: &PgPool, acquired: &AtomicUsize, interval: Duration) {
     let (mut previous, mut unchanged) = (0, 0);
     while unchanged < 2 {

@@ -454,7 +454,7 @@ async fn restarted_server_is_used_again() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     started.acquire().await.unwrap().forget();
     server.kill();
-    // Simultaneous, because each call waits ten seconds for a connection.
+    // The calls run simultaneously, because each call waits ten seconds for a connection.
     let (enqueued, info) = join(queue.enqueue(mail("lost")).into_future(), queue.info(id)).await;
     for error in [enqueued.unwrap_err(), info.unwrap_err()] {
         assert!(matches!(error, Error::Unavailable(_)), "{error:?}");

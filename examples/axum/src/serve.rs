@@ -10,9 +10,9 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// A connection closes if its client needs longer to send the head of a request, or is idle for longer between two requests.
+/// The time in which a client must send the head of a request. The connection also closes if it is idle for longer between two requests.
 ///
-/// A server that stops waits for a client that has sent half a head, so this time must be shorter than the grace period.
+/// While it stops, a server waits for each client that has sent half a head, so this time must be shorter than the grace period.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until `end` resolves and all connections have closed.
@@ -24,7 +24,7 @@ pub(crate) async fn serve(mut listener: TcpListener, app: Router, end: impl Futu
     let mut end = pin!(end);
     loop {
         tokio::select! {
-            // axum's method: it retries after an error, such as too many open files.
+            // This method of axum retries after an error, such as too many open files.
             (stream, _) = Listener::accept(&mut listener) => {
                 let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
                 // An error means that the client has disconnected or was too slow.

@@ -1,4 +1,4 @@
-//! The connection to Postgres, and errors that say why there is none.
+//! The connection to Postgres, and errors that name the cause if there is no connection.
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error as DatabaseError};
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 /// After this time without a connection, a lost server is an error.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to the database of a URL. An error says which server did not accept the connection, why, and what to do.
+/// Connects to the database of a URL. An error names the server that did not accept the connection, the cause, and what to do.
 pub(crate) async fn connect(url: &str) -> Result<PgPool, String> {
     let expected = "set DATABASE_URL to postgres://user:password@host:port/database";
     let options: PgConnectOptions =
@@ -32,7 +32,7 @@ async fn cause_of_timeout(options: &PgConnectOptions) -> DatabaseError {
     }
 }
 
-/// Returns the message of an error and the messages of its sources. Many messages contain the message of the source; it is not repeated.
+/// Returns the message of an error and the messages of its sources. Many messages contain the message of their source, which is not repeated.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::Layer;
 
-/// A connection closes if its client needs longer to send the head of a request, or is idle for longer between two requests.
+/// The time in which a client must send the head of a request. The connection also closes if it is idle for longer between two requests.
 ///
-/// A connection with half a head delays the exit, so this time must be shorter than the grace period.
+/// A client that has sent half a head delays the exit, so this time must be shorter than the grace period.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.

@@ -320,7 +320,7 @@ async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<
             let trailers = async { Some(Ok(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]))) };
             response.body(Full::from("four").with_trailers(trailers).boxed())
         }
-        // Its end is never reached, because all announced bytes have been sent.
+        // The server does not reach the end of this body, because it has sent all announced bytes before.
         "/length" => response.header(CONTENT_LENGTH, 4).body(BodyExt::boxed(endless)),
         status => response.status(&status[1..]).body(BodyExt::boxed(endless)),
     };
@@ -424,7 +424,7 @@ async fn layer_has_any_position_in_a_stack() {
     let cors = cors.allow_methods(tower_http::cors::Any);
     let registry = Registry::new(());
     let requests = RequestLayer::new(&registry);
-    // Inside the timeout, the slow request is abandoned. Inside CORS, the preflight does not count.
+    // If the layer is inside the timeout layer, the slow request is abandoned. If it is inside the CORS layer, the preflight does not count.
     macro_rules! assert_outcomes {
         ($($expected:expr => [$($layer:ident)*]),* $(,)?) => {$({
             let stack = ServiceBuilder::new()$(.layer($layer.clone()))*.service(tower::service_fn(respond_unless_slow));

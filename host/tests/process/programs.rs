@@ -209,7 +209,7 @@ fn blocked_signals() -> ExitCode {
     panic!("{error}")
 }
 
-/// The host is created before a fork, as by a daemon, and runs in the child. The parent exits with the child's exit code.
+/// The program creates a host and then forks, as a daemon does. The host runs in the child. The parent exits with the child's exit code.
 fn forked(before_run: fn()) -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry);
@@ -218,7 +218,7 @@ fn forked(before_run: fn()) -> ExitCode {
         return u8::try_from(status.code().unwrap()).unwrap().into();
     }
     before_run();
-    // If the test fails, this process must not outlive it.
+    // If the test fails, this process must not outlive the test.
     thread::spawn(|| {
         let _ = stdin().read_line(&mut String::new());
         exit(3)
@@ -430,7 +430,7 @@ fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCod
     }))
 }
 
-/// For example by a person at the dashboard.
+/// Other code, for example the dashboard, aborts the task of the program.
 fn program_aborted_by_other_code() -> ExitCode {
     let registry = registry(SmolSpawner);
     let aborts = registry.clone();

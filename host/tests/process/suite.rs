@@ -78,7 +78,7 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// A short grace period, in seconds. Without it the grace period is longer than the test's patience.
+/// A short grace period, in seconds. Without it, the grace period is longer than the timeouts of the tests.
 const GRACE: &str = "0.5";
 const BOUND: Duration = Duration::from_millis(1500);
 
@@ -228,7 +228,7 @@ fn inherited_blocked_signals_are_handled() {
     }
 }
 
-/// As under `nohup`, or in a background job of a shell. The crate reads ignored signals on Linux only.
+/// `nohup` and a background job of a shell start programs with ignored signals. The crate reads ignored signals on Linux only.
 fn ignored_signals_stay_ignored() {
     if !cfg!(target_os = "linux") {
         return;
@@ -348,7 +348,7 @@ fn end_of_program_does_not_limit_main() {
     ended.assert_code(1).assert_stderr("`main` has not returned");
 }
 
-/// The grace period is longer than the test's patience.
+/// The grace period is longer than the timeouts of the test.
 fn blocking_read_does_not_delay_exit() {
     for (timeout, code) in [(None, 1), (Some("0.1"), 1), (Some("0"), 0)] {
         let mut program = Program::new("blocking_read");
@@ -393,7 +393,7 @@ fn sighup_does_not_end_the_drain() {
     drains(process);
 }
 
-/// As from a launcher that forwards the Ctrl-C of its terminal.
+/// A launcher that forwards the Ctrl-C of its terminal repeats a signal in this way.
 fn repeated_signals_are_one_request() {
     let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start();
     process.stdout_line("ready");
@@ -591,7 +591,7 @@ impl Program {
 
 /// A running program, with a pipe to its stdin.
 struct Running {
-    /// Closed before the process is killed: its child may wait for that.
+    /// This pipe is closed before the process is killed, because a child of the process may wait for the end of the pipe.
     stdin: ChildStdin,
     process: Process,
 }

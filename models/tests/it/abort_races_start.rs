@@ -49,7 +49,8 @@ fn dropped_closure_counts_as_reported() {
     }
 }
 
-/// L3, S5: Two aborts of one closure report the same: either the closure was aborted, or it had started or ended.
+/// L3, S5: Two aborts of one closure return the same report. Either both report that the closure was aborted, or both report that it
+/// had started or ended.
 #[test]
 fn two_aborts_report_the_same_closure_alike() {
     check(1, || {
@@ -63,7 +64,7 @@ fn two_aborts_report_the_same_closure_alike() {
     });
 }
 
-/// L3: A task that starts while `or_abort` aborts is aborted, whichever comes first.
+/// L3: A task that starts while `or_abort` aborts is aborted, in each order of the two events.
 #[test]
 fn task_that_starts_during_or_abort_is_aborted() {
     for swapped in [false, true] {

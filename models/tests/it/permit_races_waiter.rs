@@ -258,7 +258,7 @@ fn follow_up_enters_or_is_rejected_by_the_drain() {
     }
 }
 
-/// L4: The last departure wakes every queued follow-up, or the shutdown does.
+/// L4: Either the last departure or the shutdown wakes every queued follow-up.
 #[test]
 fn every_queued_follow_up_is_woken_by_the_drain() {
     for swapped in [false, true] {

@@ -113,7 +113,7 @@ fn slot_of_request_is_reused_by_task_with_permit() {
     }
 }
 
-/// S3, L4: A follow-up whose request leaves is started before the drain, or is rejected by it.
+/// S3, L4: If its request leaves, a follow-up is either started before the drain or rejected by the drain.
 #[test]
 fn last_request_leaves_as_follow_up_waits() {
     for swapped in [false, true] {
