@@ -66,7 +66,7 @@ impl Drain {
     fn run(mut self) {
         let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
         // If the terminal is closed during the drain, SIGHUP must not end the drain.
-        if let Err(error) = signals::handle_sighup() {
+        if let Err(error) = signals::survive_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
         let substitute = self.state.keep_in_flight(self.phases.first());

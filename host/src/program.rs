@@ -54,7 +54,8 @@ enum Outcome {
 ///
 /// The program's future belongs to the caller of `run`, and not to a spawner. So the future of this task only returns the outcome.
 struct ProgramTask {
-    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// `None` if the task was aborted before its first poll.
+    task: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     outcome: Arc<Mutex<Option<Outcome>>>,
 }
 
@@ -73,15 +74,20 @@ impl ProgramTask {
         let keeper = TaskKeeper::default();
         registry.with_spawner(&keeper).named("program").location(location).without_permit().try_run(ended).ok()?;
         let mut task = lock(&keeper.0).take()?;
-        // Stores the waker.
-        let _ = task.as_mut().poll(&mut Context::from_waker(on_abort));
-        Some(Self { task, outcome })
+        // The first poll stores the waker, unless the registry has already aborted the task.
+        let is_aborted = task.as_mut().poll(&mut Context::from_waker(on_abort)).is_ready();
+        if is_aborted {
+            on_abort.wake_by_ref();
+        }
+        Some(Self { task: (!is_aborted).then_some(task), outcome })
     }
 
     /// Releases the count. The task of an aborted program counts as aborted if the registry is inspected, and otherwise as abandoned.
     fn end(mut self, outcome: Outcome) {
         *lock(&self.outcome) = Some(outcome);
-        let _ = self.task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if let Some(task) = &mut self.task {
+            let _ = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 

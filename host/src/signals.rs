@@ -15,12 +15,14 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     next_key: 0,
     is_signal_used: false,
     handles_sighup: false,
+    survives_sighup: false,
     handles_ignored: false,
 });
 
 /// Notified when the process is asked to stop.
 static REQUESTED: Condvar = Condvar::new();
 
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
     installed: Option<os::Installed>,
     /// A registry without tasks, which the first signal shuts down.
@@ -34,6 +36,8 @@ struct Handlers {
     /// Other code waits for the signal: a caller of `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
+    /// A drain has started, which SIGHUP must not end.
+    survives_sighup: bool,
     handles_ignored: bool,
 }
 
@@ -103,6 +107,13 @@ pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
+/// Keeps SIGHUP from ending the process, until the request to stop is forgotten.
+pub(crate) fn survive_sighup() -> io::Result<()> {
+    let mut handlers = lock(&HANDLERS);
+    handlers.survives_sighup = true;
+    handlers.install().map(drop)
+}
+
 /// Handles the signals that were ignored when the program started, too.
 pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
@@ -113,6 +124,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
 /// Forgets that the process was asked to stop. The next signal is the first one of a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
+    handlers.survives_sighup = false;
     // Without a request, the registry stays: the signals of its other users must remain connected.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
@@ -133,8 +145,8 @@ pub(crate) fn wait_for_request(deadline: Option<Instant>) -> Option<Instant> {
 
 impl Handlers {
     fn install(&mut self) -> io::Result<ShutdownSignal> {
-        let Self { installed, handles_sighup, handles_ignored, .. } = self;
-        os::install(installed, *handles_sighup, *handles_ignored)?;
+        let has_sighup = self.has_sighup();
+        os::install(&mut self.installed, has_sighup, self.handles_ignored)?;
         Ok(self.stop_request().signal())
     }
 
@@ -144,6 +156,10 @@ impl Handlers {
 
     fn remove(&mut self, key: HookKey) -> Option<Hook> {
         self.hooks.iter().position(|hook| hook.key == key).map(|index| self.hooks.remove(index))
+    }
+
+    fn has_sighup(&self) -> bool {
+        self.handles_sighup || self.survives_sighup
     }
 
     /// Returns whether a host or a caller of `shutdown_signal` still handles signals.
@@ -194,7 +210,7 @@ impl Drop for SecondSignalHook {
         let mut handlers = lock(&HANDLERS);
         let hook = handlers.remove(self.0);
         if !handlers.has_users() {
-            (handlers.handles_sighup, handlers.handles_ignored) = (false, false);
+            (handlers.handles_sighup, handlers.survives_sighup, handlers.handles_ignored) = (false, false, false);
         }
         drop(handlers);
         // Not under the lock: the hook may own the last handle of a registry.
@@ -209,7 +225,7 @@ impl Drop for SecondSignalHook {
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
-    if !handlers.has_users() || (is_sighup && !handlers.handles_sighup) {
+    if !handlers.has_users() || (is_sighup && !handlers.has_sighup()) {
         drop(handlers);
         os::run_default_action(signal);
     } else if let Some(requested_at) = handlers.requested_at {

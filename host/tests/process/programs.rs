@@ -50,6 +50,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "program_fails_in_drain" => ends_in_drain(async { Err("broken") }),
         "program_panics_in_drain" => ends_in_drain(async { panic!("broken") }),
         "program_aborted_by_other_code" => program_aborted_by_other_code(),
+        "program_of_aborting_registry" => program_of_aborting_registry(),
         "start_up_blocked" => start_up_blocked(),
         "run_dropped" => run_dropped(),
         "run_dropped_without_signal" => run_dropped_without_signal(),
@@ -441,6 +442,17 @@ fn program_aborted_by_other_code() -> ExitCode {
     block_on(host(&registry).run(async {
         ready();
         pending::<()>().await;
+    }))
+}
+
+/// The registry aborts every task that starts, before the host counts the program as in flight. The program's guard keeps the registry open.
+fn program_of_aborting_registry() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let guard = registry.guard().unwrap();
+    drop(block_on(registry.shutdown().or_abort(async {}, async || {})));
+    block_on(host(&registry).run(async move {
+        pending::<()>().await;
+        drop(guard);
     }))
 }
 

@@ -52,6 +52,7 @@ const TESTS: &[(&str, fn())] = tests! {
     dropped_host_restores_default_actions
     second_host_stops_unless_it_forgets_the_request
     program_counts_with_its_outcome
+    program_of_aborting_registry_is_aborted
     infinite_grace_period_is_accepted
     straggler_is_aborted
     blocked_runtime_destructor_does_not_delay_exit
@@ -472,6 +473,14 @@ fn second_host_stops_unless_it_forgets_the_request() {
     process.stdout_line("the second registry is shutting down: false");
     process.signal(Signal::TERM);
     process.wait().assert_code(0);
+
+    // The first host has handled SIGHUP during its drain.
+    let mut process = Program::new("second_host").with("FORGET", "1").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stdout_line("the second registry is shutting down: false");
+    process.signal(Signal::HUP);
+    ends_by(process, Signal::HUP);
 }
 
 fn program_counts_with_its_outcome() {
@@ -490,6 +499,11 @@ fn program_counts_with_its_outcome() {
         process.signal(Signal::TERM);
         process.wait().assert_code(code).assert_stderr(summary);
     }
+}
+
+fn program_of_aborting_registry_is_aborted() {
+    let process = Program::new("program_of_aborting_registry").start();
+    process.wait().assert_code(0).assert_stderr("drained in ").assert_stderr("1 aborted");
 }
 
 fn infinite_grace_period_is_accepted() {
