@@ -49,13 +49,13 @@ use Tier::{Full, Nightly, OnRequest};
 
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
-    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 3, run: everywhere::fmt },
-    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 400, run: everywhere::test },
-    Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 180, run: everywhere::lint },
-    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable"], tools: "", seconds: 40, run: everywhere::docs },
+    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: everywhere::fmt },
+    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 460, run: everywhere::test },
+    Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
+    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable"], tools: "", seconds: 120, run: everywhere::docs },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features", tier: Full, paths: &["src", "Cargo.toml"], tools: "", seconds: 30, run: core::features },
-    Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 45, run: core::shards },
-    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 20, run: everywhere::package },
+    Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
+    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 6, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
     Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
@@ -66,7 +66,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
     Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/browser", "testing/webdriver.mjs"], tools: "wasm32, Node, Chromium, nightly", seconds: 230, run: targets::wasm },
     Job { name: "bare", about: "the core without std, and its example on two emulated boards", tier: Nightly(3), paths: &["src", "tests/it/bare.rs", "tests/it/common", "examples/bare-metal"], tools: "three targets, QEMU", seconds: 150, run: targets::bare },
-    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 200, run: targets::systems },
+    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 250, run: targets::systems },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
     Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
     Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature", tier: Nightly(6), paths: &["runtimes"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 200, run: companions::runtimes },
