@@ -50,7 +50,9 @@ use std::time::Duration;
 /// # Fork
 ///
 /// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
-/// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads.
+/// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads. A signal that arrives in
+/// the microsecond of the fork itself can block the child, because the thread that waits for signals may hold a lock. Block the signals during the
+/// fork, or fork before you create the host, to exclude this.
 ///
 /// # Several hosts
 ///

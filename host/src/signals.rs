@@ -78,6 +78,7 @@ pub(crate) struct HookKey(usize);
 ///
 /// A child that was forked after this call has no thread that waits for signals. The child must call this function, [`Host::new`](crate::Host::new)
 /// or [`Host::run`](crate::Host::run), which start the thread again. These calls also handle the signals that the child has received before.
+/// A signal that arrives in the microsecond of the fork itself can block the child: block the signals during the fork, or fork before this call.
 ///
 /// # Panics
 ///
@@ -225,6 +226,10 @@ impl Drop for SecondSignalHook {
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
+    // An earlier host may have installed the handler.
+    if !handlers.handles_ignored && handlers.installed.as_ref().is_some_and(|installed| installed.stays_ignored(signal)) {
+        return;
+    }
     if !handlers.has_users() || (is_sighup && !handlers.has_sighup()) {
         drop(handlers);
         os::run_default_action(signal);
@@ -307,7 +312,8 @@ mod os {
                 ignored: ignored_signals(),
             }),
         };
-        if installed.process_id != process_id {
+        let is_forked = installed.process_id != process_id;
+        if is_forked {
             installed.wake = start_thread()?;
             for (signal, write_to_pipe) in &mut installed.writes_to_pipe {
                 // A signal of the child must not wake its parent.
@@ -324,11 +330,17 @@ mod os {
         };
         let missing: Vec<_> = SIGNALS.iter().filter(is_missing).collect();
         with_blocked(&missing, || missing.iter().try_for_each(|state| installed.handle(state)))?;
-        // The thread unblocks the signals.
-        if missing.is_empty() { Ok(()) } else { installed.wake.write_all(&[0]) }
+        // The thread unblocks the signals. In a child, a signal may have arrived after the thread has looked and before the handlers write to its
+        // pipe.
+        if missing.is_empty() && !is_forked { Ok(()) } else { installed.wake.write_all(&[0]) }
     }
 
     impl Installed {
+        /// Returns whether the signal is ignored unless a host handles ignored signals.
+        pub(super) fn stays_ignored(&self, signal: Signal) -> bool {
+            signal != Signal::SIGTERM && self.was_ignored(signal)
+        }
+
         fn was_ignored(&self, signal: Signal) -> bool {
             self.ignored >> (signal as i32 - 1) & 1 == 1
         }
@@ -420,6 +432,11 @@ mod os {
 
     /// There is nothing to add later: closing the console is always among the signals.
     pub(super) struct Installed;
+    impl Installed {
+        pub(super) fn stays_ignored(&self, _signal: Signal) -> bool {
+            false
+        }
+    }
     #[derive(Clone, Copy)]
     pub(super) struct Signal;
     struct Signals(CtrlC, CtrlBreak, CtrlClose, CtrlShutdown);

@@ -10,7 +10,7 @@ use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
-/// The loss of work that has not been counted and reported yet. The texts are empty if the registry has no observer.
+/// The loss of work that has not been counted and reported yet. If the registry has no observer, the texts of tasks are empty.
 pub(crate) enum UnreportedLoss {
     Failed(String),
     Panicked(String),

@@ -85,7 +85,9 @@ impl WaitQueue {
             (Poll::Ready(entered.ok()), replaced, waiters.waker_after_removal(gate, limit))
         });
         wake(next);
-        drop_quietly((waker, dropped));
+        // Two calls: if both destructors panicked in one call, the process would abort (S6).
+        drop_quietly(waker);
+        drop_quietly(dropped);
         polled
     }
 

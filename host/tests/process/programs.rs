@@ -38,6 +38,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "main_blocked" => main_blocked(),
         "task" => waits_with_task(|host| host),
         "task_with_sighup" => waits_with_task(Host::handle_sighup),
+        "task_after_ignored" => {
+            drop(host(&registry(SmolSpawner)).handle_ignored());
+            waits_with_task(|host| host)
+        }
         "task_with_ignored" => waits_with_task(|host| host.handle_ignored().handle_sighup()),
         "blocked_signals" => blocked_signals(),
         "forked" => forked(|| ()),

@@ -234,7 +234,7 @@ fn ignored_signals_stay_ignored() {
     if !cfg!(target_os = "linux") {
         return;
     }
-    for program in ["task", "task_with_sighup"] {
+    for program in ["task", "task_with_sighup", "task_after_ignored"] {
         let mut process = Program::ignoring("HUP INT", program).start();
         process.stdout_line("ready");
         process.signal(Signal::HUP);
