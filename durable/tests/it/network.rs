@@ -54,7 +54,7 @@ async fn outcomes_commit_while_handlers_use_all_connections() {
 async fn silent_connections_are_replaced_in_the_pool() {
     let Some(store) = ProxiedStore::on(&[]).await else { return };
     let all = store.all_connections().await;
-    store.silence_all();
+    store.silence_all().await;
     for mut connection in all {
         let query = sqlx::query("SELECT 1").execute(&mut *connection);
         timeout(Duration::from_millis(1), query).await.expect_err("the server does not respond");
@@ -70,7 +70,7 @@ async fn silent_idle_connections_are_replaced() {
     let count = all.len();
     drop(all);
     until("the connections are idle", async || (pool.num_idle() == count).then_some(())).await;
-    store.silence_all();
+    store.silence_all().await;
     store.works().await;
 }
 
@@ -159,9 +159,10 @@ impl ProxiedStore {
                 tokio::spawn(async move {
                     // A silenced connection stays open.
                     let mut forwarding = pin!(proxy.forward(client));
-                    let mut silenced = proxy.silenced.subscribe();
-                    let silenced = async { drop(silenced.wait_for(|silenced| *silenced > number).await) };
-                    if let Either::Right(_) = select(&mut forwarding, pin!(silenced)).await {
+                    let mut receiver = proxy.silenced.subscribe();
+                    // Drops the receiver, for which `silence_all` waits.
+                    let silenced = Box::pin(async move { drop(receiver.wait_for(|silenced| *silenced > number).await) });
+                    if let Either::Right(_) = select(&mut forwarding, silenced).await {
                         pending::<()>().await;
                     }
                 });
@@ -194,8 +195,10 @@ impl ProxiedStore {
         assert_eq!(losses.all(), []);
     }
 
-    fn silence_all(&self) {
+    /// Silences all connections. Without the wait, a connection could still answer the pool's ping, and then be silent.
+    async fn silence_all(&self) {
         self.proxy.silenced.send_replace(self.proxy.accepted.load(Ordering::SeqCst));
+        timeout(HANG, self.proxy.silenced.closed()).await.expect("all connections are silent");
     }
 
     async fn wait_until_silent(&self) {
