@@ -80,12 +80,12 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
-    fn admit<W>(self, kind: TaskKind, work: W) -> Result<(W, Token), Rejected<W>> {
-        let is_plain = self.name.is_none() && !self.critical;
-        let plain = if is_plain { Token::enter_plain(self.state, self.location.unwrap_or(Location::caller())) } else { None };
+    fn admit<W>(self, info: SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
+        let is_plain = info.name.is_none() && !info.critical;
+        let plain = if is_plain { Token::enter_plain(self.state, info.location) } else { None };
         let entered = match plain {
             Some(token) => Ok(token),
-            None => Token::enter(self.state, self.spawn_info(kind)),
+            None => Token::enter(self.state, info),
         };
         match entered {
             Ok(token) => Ok((work, token)),
@@ -97,7 +97,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        let (future, token) = self.admit(TaskKind::Tracked, future)?;
+        let (future, token) = self.admit(self.spawn_info(TaskKind::Tracked), future)?;
         Ok(Tracked::new(future, token))
     }
 
@@ -105,7 +105,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[track_caller]
     #[inline]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
-        let ((), token) = self.admit(TaskKind::Guard, ())?;
+        let ((), token) = self.admit(self.spawn_info(TaskKind::Guard), ())?;
         Ok(Guard::new(token))
     }
 
@@ -127,7 +127,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Spawner,
     {
         let info = self.spawn_info(TaskKind::Future);
-        let (future, token) = self.admit(TaskKind::Future, future)?;
+        let (future, token) = self.admit(info, future)?;
         self.spawner.spawn_with_info(Task::new(future, token), &info);
         Ok(())
     }
@@ -161,7 +161,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: LocalSpawner,
     {
         let info = self.spawn_info(TaskKind::Local);
-        let (future, token) = self.admit(TaskKind::Local, future)?;
+        let (future, token) = self.admit(info, future)?;
         self.spawner.spawn_local_with_info(Task::new(future, token), &info);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: BlockingSpawner,
     {
         let info = self.spawn_info(TaskKind::Blocking);
-        let (work, token) = self.admit(TaskKind::Blocking, work)?;
+        let (work, token) = self.admit(info, work)?;
         let task = Task::new(lazy(|_| work()), token);
         self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(())
