@@ -115,7 +115,6 @@ impl WaitQueue {
             waiters.queue = kept;
             (removed, waiters.waker_after_removal(gate, limit))
         });
-        let removed: BTreeMap<Ticket, Waiter> = removed;
         for waiter in removed.into_values() {
             wake(waiter.waker);
         }
