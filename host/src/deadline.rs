@@ -64,6 +64,10 @@ impl Deadline {
         self.limits.grace
     }
 
+    pub(crate) fn main_timeout(&self) -> Option<Duration> {
+        self.limits.main_timeout
+    }
+
     /// Returns the time since the grace period started.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()

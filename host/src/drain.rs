@@ -49,7 +49,6 @@ struct Drain {
     state: Arc<HostState>,
     /// Triggered once the process has been asked to stop.
     stop_requested: ShutdownSignal,
-    limits: Limits,
     hook: HookKey,
     deadline: Deadline,
     progress: Progress,
@@ -60,7 +59,7 @@ impl Drain {
     fn new(phases: Phases, limits: Limits, stop_requested: ShutdownSignal, hook: HookKey, state: Arc<HostState>) -> Self {
         let deadline = Deadline::start(limits);
         let progress = Progress::new(&phases);
-        Self { deadline, phases, state, stop_requested, limits, hook, progress, has_reported_loss: false }
+        Self { deadline, phases, state, stop_requested, hook, progress, has_reported_loss: false }
     }
 
     fn run(mut self) {
@@ -93,7 +92,7 @@ impl Drain {
             self.progress.log(Level::Info, format!("drained in {}: {}", self.elapsed(), self.phases.summary()));
         }
         self.progress.flush(self.deadline.remaining().clamp(MAIN_TIMEOUT, LINE_INTERVAL));
-        if is_in_time && self.limits.main_timeout == Some(Duration::ZERO) && self.state.is_awaited() {
+        if is_in_time && self.deadline.main_timeout() == Some(Duration::ZERO) && self.state.is_awaited() {
             exit_within(LAST_LINES_TIMEOUT, self.state.exit_code(), || ());
         }
         self.state.finish();

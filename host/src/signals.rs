@@ -324,9 +324,8 @@ mod os {
         }
         let is_missing = |state: &&SignalState| match state.signal {
             _ if state.has_handler.load(Ordering::SeqCst) => false,
-            Signal::SIGTERM => true,
             Signal::SIGHUP if !sighup => false,
-            signal => even_ignored || !installed.was_ignored(signal),
+            signal => even_ignored || !installed.stays_ignored(signal),
         };
         let missing: Vec<_> = SIGNALS.iter().filter(is_missing).collect();
         with_blocked(&missing, || missing.iter().try_for_each(|state| installed.handle(state)))?;
