@@ -67,6 +67,13 @@ fn registry<S>(spawner: S) -> Registry<S> {
     Registry::builder(spawner).inspect().observer(StderrObserver).build()
 }
 
+/// Returns a registry whose only permit is taken until the test releases it.
+fn full_registry() -> Registry<SmolSpawner> {
+    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
+    registry.run(released());
+    registry
+}
+
 fn host<S>(registry: &Registry<S>) -> Host {
     let seconds = |name| env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()));
     let mut host = Host::new(registry).grace(seconds("GRACE").unwrap_or(Duration::from_secs(3600)));
@@ -297,8 +304,7 @@ fn critical_worker() -> ExitCode {
 
 /// At the signal the registry is full. The program does not end.
 fn full() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
-    registry.run(released());
+    let registry = full_registry();
     block_on(host(&registry).run(async {
         ready();
         registry.signal().await;
@@ -309,8 +315,7 @@ fn full() -> ExitCode {
 
 /// At the signal the registry is full. The program waits for a permit, and starts its last task.
 fn full_with_last_task() -> ExitCode {
-    let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
-    registry.run(released());
+    let registry = full_registry();
     block_on(host(&registry).run(async {
         ready();
         registry.signal().await;

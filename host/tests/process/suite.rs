@@ -461,24 +461,21 @@ fn ends_by(process: Running, signal: Signal) {
 }
 
 fn second_host_stops_unless_it_forgets_the_request() {
-    let mut process = Program::new("second_host").start();
-    process.stdout_line("ready");
-    process.signal(Signal::TERM);
-    process.stdout_line("the second registry is shutting down: true");
-    process.wait().assert_code(0);
+    let start = |program: Program, is_shutting_down: bool| {
+        let mut process = program.start();
+        process.stdout_line("ready");
+        process.signal(Signal::TERM);
+        process.stdout_line(&format!("the second registry is shutting down: {is_shutting_down}"));
+        process
+    };
+    start(Program::new("second_host"), true).wait().assert_code(0);
 
-    let mut process = Program::new("second_host").with("FORGET", "1").start();
-    process.stdout_line("ready");
-    process.signal(Signal::TERM);
-    process.stdout_line("the second registry is shutting down: false");
+    let process = start(Program::new("second_host").with("FORGET", "1"), false);
     process.signal(Signal::TERM);
     process.wait().assert_code(0);
 
     // The first host has handled SIGHUP during its drain.
-    let mut process = Program::new("second_host").with("FORGET", "1").start();
-    process.stdout_line("ready");
-    process.signal(Signal::TERM);
-    process.stdout_line("the second registry is shutting down: false");
+    let process = start(Program::new("second_host").with("FORGET", "1"), false);
     process.signal(Signal::HUP);
     ends_by(process, Signal::HUP);
 }
