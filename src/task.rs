@@ -2,7 +2,7 @@
 //!
 //! Each future or guard first drops everything that belongs to the task, and then releases the task's count.
 
-use crate::platform::{Payload, ThreadId, catch, drop_quietly, ignore_panic, panicking_thread, resume};
+use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
 use crate::state::{Token, UnreportedLoss};
 use crate::sync::slot_table::Slot;
@@ -203,30 +203,19 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// The token of work that is not a future.
-#[derive(Clone, Copy)]
-struct Held {
-    token: Token,
-    /// The thread that took the guard, if a panic was unwinding this thread.
-    already_panicking: Option<ThreadId>,
+/// Releases the count of a guard's work. The work counts as panicked if a panic unwinds the current thread and started after the
+/// guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+#[cold]
+fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
+    let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
+    match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
+        None => token.leave(),
+        Some(loss) => token.lose(loss),
+    }
 }
 
-impl Held {
-    /// Releases the count of the work. The work counts as panicked if a panic unwinds the current thread and started after the
-    /// guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
-    #[inline]
-    fn end(self, loss: Option<UnreportedLoss>) {
-        let panicking = panicking_thread();
-        let is_panicked = panicking.is_some() && panicking != self.already_panicking;
-        match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
-            None => self.token.leave(),
-            Some(loss) => self.token.lose(loss),
-        }
-    }
-
-    fn fmt(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
-        f.debug_struct(name).field("task", &format_args!("{}", self.token.info())).finish_non_exhaustive()
-    }
+fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    f.debug_struct(name).field("task", &format_args!("{}", token.info())).finish_non_exhaustive()
 }
 
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
@@ -238,12 +227,12 @@ impl Held {
 /// was already unwinding the thread when the guard was taken does not count, as with the mutexes of `std`. Therefore a destructor
 /// can take a guard and drop it while a panic unwinds, and the work counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
-pub struct Guard(Held);
+pub struct Guard(Token);
 
 impl Guard {
     #[inline]
     pub(crate) fn new(token: Token) -> Self {
-        Self(Held { token, already_panicking: panicking_thread() })
+        Self(token)
     }
 
     /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
@@ -270,22 +259,26 @@ impl Guard {
     /// # });
     /// ```
     pub fn require_completion(self) -> CompletionGuard {
-        let held = self.0;
+        let token = self.0;
         mem::forget(self);
-        CompletionGuard(held)
+        CompletionGuard(token)
     }
 }
 
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
-        self.0.end(None);
+        if panicking_thread().is_none() {
+            self.0.leave();
+        } else {
+            end_guard(self.0, None);
+        }
     }
 }
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f, "Guard")
+        fmt_guard(self.0, f, "Guard")
     }
 }
 
@@ -295,12 +288,12 @@ impl fmt::Debug for Guard {
 /// If the guard is dropped, the work counts as abandoned, or as panicked if a panic drops the guard. A panic counts under the
 /// same conditions as for a [`Guard`].
 #[must_use = "work whose guard is dropped counts as abandoned"]
-pub struct CompletionGuard(Held);
+pub struct CompletionGuard(Token);
 
 impl CompletionGuard {
     /// Counts the work as completed, even while the thread is panicking.
     pub fn complete(self) {
-        let token = self.0.token;
+        let token = self.0;
         mem::forget(self);
         token.leave();
     }
@@ -308,12 +301,12 @@ impl CompletionGuard {
 
 impl Drop for CompletionGuard {
     fn drop(&mut self) {
-        self.0.end(Some(UnreportedLoss::Abandoned));
+        end_guard(self.0, Some(UnreportedLoss::Abandoned));
     }
 }
 
 impl fmt::Debug for CompletionGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f, "CompletionGuard")
+        fmt_guard(self.0, f, "CompletionGuard")
     }
 }

@@ -1,4 +1,4 @@
-use crate::platform::drop_quietly;
+use crate::platform::{drop_quietly, panicking_thread};
 use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryState, Token};
@@ -72,7 +72,9 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[inline]
     fn spawn_info(self, kind: TaskKind) -> SpawnInfo {
         let Self { name, critical, without_permit, .. } = self;
-        SpawnInfo { location: self.location.unwrap_or(Location::caller()), name, kind, critical, without_permit }
+        let location = self.location.unwrap_or(Location::caller());
+        let panicking_at_start = if kind == TaskKind::Guard { panicking_thread() } else { None };
+        SpawnInfo { location, name, kind, critical, without_permit, panicking_at_start }
     }
 
     /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the
@@ -80,8 +82,8 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[track_caller]
     #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
     #[inline(always)]
-    fn admit<W>(self, info: SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
-        let is_plain = info.name.is_none() && !info.critical;
+    fn admit<W>(self, info: &SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
+        let is_plain = info.name.is_none() && !info.critical && info.panicking_at_start.is_none();
         let plain = if is_plain { Token::enter_plain(self.state, info.location) } else { None };
         let entered = match plain {
             Some(token) => Ok(token),
@@ -97,15 +99,16 @@ impl<'a, S> TaskBuilder<'a, S> {
     #[track_caller]
     #[inline]
     pub fn track<F: Future>(self, future: F) -> Result<Tracked<F>, Rejected<F>> {
-        let (future, token) = self.admit(self.spawn_info(TaskKind::Tracked), future)?;
+        let (future, token) = self.admit(&self.spawn_info(TaskKind::Tracked), future)?;
         Ok(Tracked::new(future, token))
     }
 
     /// Counts a piece of work as in flight until the returned guard is dropped; see [`Registry::guard`](crate::Registry::guard).
     #[track_caller]
-    #[inline]
+    #[expect(clippy::inline_always, reason = "measured: a guard with a limit takes 12 ns instead of 31")]
+    #[inline(always)]
     pub fn guard(self) -> Result<Guard, Rejected<()>> {
-        let ((), token) = self.admit(self.spawn_info(TaskKind::Guard), ())?;
+        let ((), token) = self.admit(&self.spawn_info(TaskKind::Guard), ())?;
         Ok(Guard::new(token))
     }
 
@@ -127,7 +130,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Spawner,
     {
         let info = self.spawn_info(TaskKind::Future);
-        let (future, token) = self.admit(info, future)?;
+        let (future, token) = self.admit(&info, future)?;
         self.spawner.spawn_with_info(Task::new(future, token), &info);
         Ok(())
     }
@@ -161,7 +164,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: LocalSpawner,
     {
         let info = self.spawn_info(TaskKind::Local);
-        let (future, token) = self.admit(info, future)?;
+        let (future, token) = self.admit(&info, future)?;
         self.spawner.spawn_local_with_info(Task::new(future, token), &info);
         Ok(())
     }
@@ -185,7 +188,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: BlockingSpawner,
     {
         let info = self.spawn_info(TaskKind::Blocking);
-        let (work, token) = self.admit(info, work)?;
+        let (work, token) = self.admit(&info, work)?;
         let task = Task::new(lazy(|_| work()), token);
         self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(())
@@ -222,7 +225,7 @@ impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunW
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { state, spawner, info, follow_up, future, ticket } = &mut *self;
         assert!(future.is_some(), "polled after it resolved");
-        Token::poll_enter(state, *info, *follow_up, ticket, cx.waker()).map(|entered| {
+        Token::poll_enter(state, info, *follow_up, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");
             match entered {
@@ -230,7 +233,7 @@ impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunW
                     spawner.spawn_with_info(Task::new(future, token), info);
                     Ok(())
                 }
-                Err(reason) => Err(Rejected::new(future, state.reject(*info, reason))),
+                Err(reason) => Err(Rejected::new(future, state.reject(info, reason))),
             }
         })
     }

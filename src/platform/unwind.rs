@@ -12,7 +12,13 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 /// Returns the ID of the current thread if a panic unwinds this thread.
 #[inline]
 pub(crate) fn panicking_thread() -> Option<ThreadId> {
-    if panicking() { Some(current().id()) } else { None }
+    if panicking() { Some(current_id()) } else { None }
+}
+
+#[cold]
+#[inline(never)]
+fn current_id() -> ThreadId {
+    current().id()
 }
 
 /// Returns the message of a panic if the payload is a string, as the payload of the macro `panic!` always is. Otherwise returns a

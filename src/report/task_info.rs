@@ -1,3 +1,4 @@
+use crate::platform::ThreadId;
 use alloc::string::ToString;
 use core::{fmt, panic::Location, str::FromStr, time::Duration};
 
@@ -97,13 +98,15 @@ pub struct SpawnInfo {
     pub(crate) critical: bool,
     /// Whether the task takes no permit of a registry with a limit.
     pub(crate) without_permit: bool,
+    /// The thread that takes a guard, if a panic is unwinding this thread.
+    pub(crate) panicking_at_start: Option<ThreadId>,
 }
 
 impl SpawnInfo {
     /// Describes a future that the caller, and not a registry, passes to a spawner. An example is a
     /// [tracked](crate::Registry::track) future.
     pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
-        Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false }
+        Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false, panicking_at_start: None }
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).

@@ -112,7 +112,7 @@ impl RegistryState {
 
     /// Counts and reports a rejection. Returns the reason for the rejection.
     #[cold]
-    pub(crate) fn reject(&'static self, info: SpawnInfo, reason: RejectReason) -> RejectReason {
+    pub(crate) fn reject(&'static self, info: &SpawnInfo, reason: RejectReason) -> RejectReason {
         self.shard().count(Lost::Rejected);
         // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
         // not reported, because its report could cause a third rejection, and so on forever.

@@ -2,7 +2,7 @@
 
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
-use crate::platform::{Payload, catch, drop_quietly, panic_message};
+use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
 use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
@@ -30,7 +30,8 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Counts a piece of work that has no name and is not critical. In most registries, counting the work is a single addition.
+    /// Counts a piece of work that has no name, is not critical, and is not a guard that was taken during a panic. In most
+    /// registries, counting the work is a single addition.
     ///
     /// Returns `None` in three cases: the registry is inspected, the registry has a limit, or this thread's shard refuses the work.
     /// If this function returns `None`, the caller calls [`Token::enter`].
@@ -41,7 +42,7 @@ impl Token {
 
     /// Counts a piece of work as in flight, or counts its rejection.
     #[inline(never)]
-    pub(crate) fn enter(state: &'static RegistryState, info: SpawnInfo) -> Result<Self, RejectReason> {
+    pub(crate) fn enter(state: &'static RegistryState, info: &SpawnInfo) -> Result<Self, RejectReason> {
         match state.enter_any(info.without_permit) {
             Ok(target) => Ok(Self::new(target, info)),
             Err(reason) => Err(state.reject(info, reason)),
@@ -52,7 +53,7 @@ impl Token {
     /// caller counts the rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
-        info: SpawnInfo,
+        info: &SpawnInfo,
         is_follow_up: bool,
         ticket: &mut Option<Ticket>,
         waker: &Waker,
@@ -62,16 +63,19 @@ impl Token {
 
     /// Creates the token of a piece of work. The caller has counted the work already.
     ///
-    /// The work gets a slot in four cases: the registry is inspected, the work is critical, the work has a name that observers can
-    /// receive, or the work has no permit in a registry with a limit. In the last case, the slot records how the work must leave.
+    /// The work gets a slot in five cases: the registry is inspected, the work is critical, the work has a name that observers can
+    /// receive, the work has no permit in a registry with a limit, or the work is a guard that was taken during a panic. In the last
+    /// two cases, the slot records how the work must leave.
     #[inline]
-    fn new(target: &'static TokenTarget<Shard>, mut info: SpawnInfo) -> Self {
+    fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
-        info.without_permit &= settings.has(LIMITED);
-        if is_inspected || info.critical || info.without_permit || (info.name.is_some() && settings.has(OBSERVED)) {
+        let without_permit = info.without_permit && settings.has(LIMITED);
+        let is_observed_name = info.name.is_some() && settings.has(OBSERVED);
+        if is_inspected || info.critical || without_permit || is_observed_name || info.panicking_at_start.is_some() {
             let is_aborting = || settings.has(ABORTING);
+            let info = SpawnInfo { without_permit, ..*info };
             let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
             return Self { target, location: None };
         }
@@ -179,6 +183,16 @@ impl Token {
     }
 
     fn is_critical(&self) -> bool {
-        self.slot().is_some_and(|slot| self.shard().slots().is_critical(slot))
+        self.spawn_info().is_some_and(|info| info.critical)
+    }
+
+    /// Returns the thread that took the guard, if a panic was unwinding this thread.
+    #[cold]
+    pub(crate) fn panicking_at_start(&self) -> Option<ThreadId> {
+        self.spawn_info()?.panicking_at_start
+    }
+
+    fn spawn_info(&self) -> Option<SpawnInfo> {
+        self.slot().and_then(|slot| self.shard().slots().spawn_info(slot))
     }
 }

@@ -1,9 +1,9 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in four cases: it has a name that observers receive, it is critical (its failure or panic
-//! starts the shutdown), it is inspected, or it holds no permit in a registry with a limit. Each of these tasks occupies one slot
-//! while it is in flight. The table never frees the memory of a slot, but reuses the slot for a later task. The table therefore
-//! never has many more slots than tasks that were once in flight simultaneously.
+//! A task needs more than a count in five cases: it has a name that observers receive, it is critical (its failure or panic
+//! starts the shutdown), it is inspected, it holds no permit in a registry with a limit, or it is a guard that was taken during a
+//! panic. Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the
+//! slot for a later task. The table therefore never has many more slots than tasks that were once in flight simultaneously.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
@@ -172,8 +172,10 @@ impl<O> SlotTable<O> {
         self.0.with(|rows| rows.row(slot.row).info(now))
     }
 
-    pub(crate) fn is_critical(&self, slot: &'static Slot) -> bool {
-        self.0.with(|rows| rows.row(slot.row).task.is_some_and(|task| task.info.critical))
+    /// Returns what the caller of [`insert`](Self::insert) said about the task in a slot. Only the token of a task in flight calls
+    /// this function.
+    pub(crate) fn spawn_info(&self, slot: &'static Slot) -> Option<SpawnInfo> {
+        self.0.with(|rows| rows.row(slot.row).task.map(|task| task.info))
     }
 
     /// Appends the inspected tasks of this shard to `tasks`.

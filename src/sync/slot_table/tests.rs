@@ -1,12 +1,10 @@
 use super::*;
-use crate::report::TaskKind;
 use core::panic::Location;
 
 #[test]
 fn a_chunk_is_used_whole_before_the_table_grows() {
     let (table, freed) = (SlotTable::new(), FreedSlots::new());
-    let info =
-        SpawnInfo { location: Location::caller(), name: None, kind: TaskKind::Future, critical: false, without_permit: false };
+    let info = SpawnInfo::new(None, Location::caller());
     let chunks = || table.0.with(|rows| rows.chunks.len());
     for _ in 0..SLOTS_PER_CHUNK {
         table.insert(&freed, &(), info, true, || false);
