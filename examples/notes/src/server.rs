@@ -3,6 +3,7 @@ use crate::options::{Options, print};
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
 use background_tasks_host::{Dashboard, Host, RequestLayer, StderrObserver, stderr};
+use clap::Parser;
 use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
 use hyper_util::service::TowerToHyperService;
@@ -29,14 +30,11 @@ where
     T: Timer + Clone + Send + Sync + 'static,
     F: AsyncFnOnce(&Server<S, T>) -> Result<(), String>,
 {
-    let options = Options::from_args();
+    // Prints the help or an error, and exits.
+    let options = Options::parse();
     let registry = Registry::builder(spawner).observer(StderrObserver).inspect().build();
     let host = Host::new(&registry);
     async {
-        let options = match options {
-            Ok(options) => options,
-            Err(code) => return code,
-        };
         let host = host.grace(options.grace);
         let program = async move {
             let server = Server::open(registry, timer, &options)?;
@@ -64,8 +62,7 @@ where
     T: Timer + Clone + Send + Sync + 'static,
 {
     fn open(registry: Registry<S>, timer: T, options: &Options) -> Result<Self, String> {
-        let dir = &options.dir;
-        let store = Store::open(dir).map_err(context(format_args!("cannot write to '{}'", dir.display())))?;
+        let store = Store::open(options).map_err(context(format_args!("cannot write to '{}'", options.dir.display())))?;
         let mut http = http1::Builder::new();
         http.timer(timer.clone()).header_read_timeout(HEAD_TIMEOUT);
         let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));

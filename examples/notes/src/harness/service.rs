@@ -5,9 +5,10 @@ use rustix::fs::{CWD, Mode, mkfifoat};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use tempfile::TempDir;
 use testing::{Client, Ended, Process, Response, Signal, poll_until_some};
 
@@ -64,6 +65,23 @@ pub(crate) fn prefixed(words: &[&str], command: &Command) -> Command {
     longer
 }
 
+/// Stalls the writes of some notes.
+pub(crate) struct Stall(TempDir);
+
+impl Stall {
+    /// Stalls the writes of this note.
+    pub(crate) fn new(program: Program, name: &str) -> Self {
+        let dir = program.dir();
+        mkfifoat(CWD, dir.path().join(name), Mode::RWXU).unwrap();
+        Self(dir)
+    }
+
+    pub(crate) fn start(&self, program: Program, options: &[&str]) -> Service {
+        let stall = ["--stall", self.0.path().to_str().unwrap()];
+        Service::start(program, &[&stall, options].concat())
+    }
+}
+
 /// A running service and its folder.
 pub(crate) struct Service {
     process: Process,
@@ -75,6 +93,14 @@ impl Service {
     pub(crate) fn start(program: Program, options: &[&str]) -> Self {
         let dir = program.dir();
         let process = Process::start(&mut program.serve(dir.path(), options));
+        Self::with_output(process, dir)
+    }
+
+    /// Starts a service that can open this number of files.
+    pub(crate) fn start_with_descriptors(program: Program, limit: u32) -> Self {
+        let dir = program.dir();
+        let limited = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        let process = Process::start(&mut prefixed(&["sh", "-c", &limited], &program.serve(dir.path(), &[])));
         Self::with_output(process, dir)
     }
 
@@ -106,14 +132,18 @@ impl Service {
         self.address
     }
 
-    /// Makes the write of the first note block: its temporary file is a named pipe without a reader.
-    pub(crate) fn block_first_write(&self) {
-        let temporary = format!(".{}-1.tmp", self.process.id());
-        mkfifoat(CWD, self.dir().join(temporary), Mode::RWXU).unwrap();
+    /// Returns the path of a temporary file.
+    pub(crate) fn temporary(&self, number: usize) -> PathBuf {
+        self.dir().join(format!(".{}-{number}.tmp", self.process.id()))
     }
 
     pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address).unwrap()
+    }
+
+    /// Connects, unless the queue of the service's connections is full.
+    pub(crate) fn try_connect(&self) -> io::Result<TcpStream> {
+        TcpStream::connect_timeout(&self.address, Duration::from_millis(100))
     }
 
     pub(crate) fn process(&mut self) -> &mut Process {

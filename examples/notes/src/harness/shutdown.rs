@@ -1,8 +1,8 @@
 //! Signals, and clients and tasks that delay a shutdown.
 
 use super::Program;
-use super::load::{assert_drained, check_complete, check_notes, random_stop, send_notes};
-use super::service::{NotesClient, Service};
+use super::load::{assert_drained, check_complete, check_notes, name, random_stop, send_notes};
+use super::service::{NotesClient, Service, Stall};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,20 +16,18 @@ const GRACE: Duration = Duration::from_millis(500);
 ///
 /// The service guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
 pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
-    let half_a_request = |service: &Service| send_half(service, "half");
-    let blocked_write = |service: &Service| {
-        service.block_first_write();
+    exits_in_time(program, "connection at ", &|service| send_half(service, "half"));
+    exits_in_time(program, "write at ", &|service| {
         let mut client = service.connect();
         assert_eq!(client.put("note", b"in memory").unwrap().status, 202);
         client
-    };
-    exits_in_time(program, "connection at ", &half_a_request);
-    exits_in_time(program, "write at ", &blocked_write);
+    });
 }
 
 fn exits_in_time(program: Program, straggler: &str, start_straggler: &dyn Fn(&Service) -> Client) {
     let took = (0..3).map(|_| {
-        let service = Service::start(program, &["--grace", "0.5"]);
+        let stall = Stall::new(program, "note");
+        let service = stall.start(program, &["--grace", "0.5"]);
         let _client = start_straggler(&service);
         let start = Instant::now();
         let (ended, dir) = service.stop();
@@ -101,9 +99,8 @@ pub fn second_signal_exits_immediately(program: Program) {
 
 /// Each note is on disk completely or not at all. Temporary files of interrupted writes are left.
 fn second_signal_under_load(program: Program) {
-    let mut service = Service::start(program, &["--grace", "3600"]);
-    let _client = send_half(&service, "half");
-    service.block_first_write();
+    let stall = Stall::new(program, &name(0));
+    let mut service = stall.start(program, &["--grace", "3600"]);
     let address = service.address();
     send_notes(address, 50, || {
         service.signal(Signal::INT);

@@ -1,0 +1,139 @@
+//! Files and clients that attack the service.
+
+use super::load::{assert_drained, check_complete, name, send_notes};
+use super::service::{NotesClient, Service};
+use super::{Program, fails_to_start};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use testing::{Client, Process, Signal, poll_until};
+
+const MIB: usize = 1 << 20;
+
+/// The links are at a note and at the names of the next temporary files.
+pub fn links_are_not_followed(program: Program) {
+    let mut service = Service::start(program, &[]);
+    let outside = program.dir();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    symlink(&secret, service.dir().join("note")).unwrap();
+    let mut client = service.connect();
+    assert_eq!(client.get("/notes/note").unwrap().status, 500);
+    assert!(service.line(" failed: note note: ").starts_with("read at "));
+    for number in 0..10 {
+        symlink(&secret, service.temporary(number)).unwrap();
+    }
+    assert_eq!(client.put("note", b"public").unwrap().status, 202);
+    client.get_until("/", "Written: 1<");
+    assert_eq!(client.get("/notes/note").unwrap().text(), "public");
+    let (ended, dir) = service.stop();
+    ended.assert_code(0).assert_line(" completed, 1 failed, ");
+    assert_eq!(fs::read_to_string(secret).unwrap(), "secret");
+    assert!(fs::symlink_metadata(dir.path().join("note")).unwrap().is_file());
+}
+
+pub fn only_regular_files_up_to_a_mebibyte_are_read(program: Program) {
+    let mut service = Service::start(program, &[]);
+    let file = |name: &str, len| File::create_new(service.dir().join(name)).unwrap().set_len(len).unwrap();
+    file("fits", MIB as u64);
+    file("larger", MIB as u64 + 1);
+    file("huge", 1 << 40);
+    mkfifoat(CWD, service.dir().join("pipe"), Mode::RWXU).unwrap();
+    let mut client = service.connect();
+    assert_eq!(client.get("/notes/fits").unwrap().body.len(), MIB);
+    for (name, reason) in [("larger", "larger than 1 MiB"), ("huge", "larger than 1 MiB"), ("pipe", "not a regular file")] {
+        assert_eq!(client.get(&format!("/notes/{name}")).unwrap().status, 500, "{name}");
+        service.line(&format!(" failed: note {name}: {reason}"));
+    }
+    service.stop().0.assert_code(0).assert_line(" completed, 3 failed, ");
+}
+
+pub fn temporary_files_of_a_killed_process_are_removed(program: Program) {
+    let service = Service::start(program, &[]);
+    send_notes(service.address(), 50, || service.signal(Signal::KILL));
+    let (_, dir) = service.wait();
+    let path = |name: &str| dir.path().join(name);
+    let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    println!("{} temporary files were left", files.filter(|file| file.as_encoded_bytes().starts_with(b".")).count());
+    // The process may have been killed between two writes.
+    fs::write(path(".4000000-12.tmp"), "half").unwrap();
+    let others = [".4000000-12.tmp.swp", ".4000000.tmp", ".-12.tmp", ".a-12.tmp", "4000000-12.tmp"];
+    for other in others {
+        fs::write(path(other), "").unwrap();
+    }
+    let process = Process::start(&mut program.serve(dir.path(), &[]));
+    let (ended, dir) = Service::with_output(process, dir).stop();
+    assert_drained(&ended);
+    for other in others {
+        fs::remove_file(dir.path().join(other)).unwrap();
+    }
+    check_complete(dir.path());
+}
+
+/// Otherwise the second process would remove the temporary files of the first one, and an older note could replace a newer one.
+pub fn folder_is_locked(program: Program) {
+    let service = Service::start(program, &[]);
+    let folder = service.dir().to_str().unwrap();
+    let why = format!("the program failed: cannot write to '{folder}': another process uses this folder");
+    fails_to_start(program, &["--port", "0", "--dir", folder], &why);
+    assert_eq!(service.connect().put("note", b"note").unwrap().status, 202);
+    assert_drained(&service.stop().0);
+}
+
+/// A body needs its memory from the head of its request until it is on disk.
+pub fn memory_for_bodies_is_limited(program: Program) {
+    let service = Service::start(program, &["--memory", "3"]);
+    let body = vec![b'a'; MIB];
+    let mut half = service.connect();
+    half.start_put("half", MIB).unwrap();
+    let mut other = service.connect();
+    other.start_put("other", MIB).unwrap();
+    assert_eq!(service.connect().put("more", &body).unwrap().status, 503);
+    // A body without a length may become as long.
+    assert_eq!(service.connect().put_in_chunks("more", &[b"a"]).unwrap().status, 503);
+    assert_eq!(service.connect().put("small", b"a").unwrap().status, 202);
+    half.send(&body).unwrap();
+    assert_eq!(half.response().unwrap().status, 202);
+    drop(other);
+    poll_until(&"memory is lost", || service.connect().put("more", &body).unwrap().status == 202);
+    let (ended, dir) = service.stop();
+    ended.assert_code(0).assert_line("drained in ");
+    assert!(fs::read(dir.path().join("half")).unwrap() == body);
+}
+
+/// Two clients request a note again and again, and do not read the responses.
+pub fn memory_for_responses_is_limited(program: Program) {
+    let service = Service::start(program, &["--memory", "3"]);
+    let mut client = service.connect();
+    assert_eq!(client.put("note", &vec![b'a'; MIB]).unwrap().status, 202);
+    client.get_until("/", "Written: 1<");
+    let status = |client: &mut Client| client.get("/notes/note").unwrap().status;
+    let mut unread = [service.connect(), service.connect()];
+    let mut rejected = 0;
+    // The first responses fit into the buffers of the system, and several may be in memory by chance.
+    poll_until(&"memory is not limited", || {
+        for unread in &mut unread {
+            unread.send(b"GET /notes/note HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        }
+        rejected = if status(&mut client) == 503 { rejected + 1 } else { 0 };
+        rejected == 10
+    });
+    drop(unread);
+    poll_until(&"memory is lost", || status(&mut client) == 200);
+    service.stop().0.assert_code(0).assert_line("drained in ");
+}
+
+/// The client's connection is older than those that use up the file descriptors.
+pub fn idle_connections_do_not_lose_accepted_notes(program: Program) {
+    const NOTES: usize = 100;
+    let service = Service::start_with_descriptors(program, 256);
+    let mut client = service.connect();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    let _idle: Vec<_> = (0..400).map_while(|_| service.try_connect().ok()).collect();
+    let accepted: Vec<_> = (0..NOTES).filter(|number| client.put(&name(*number), &super::load::body(*number)).unwrap().status == 202).collect();
+    println!("{} accepted", accepted.len());
+    assert_eq!(accepted.len(), NOTES);
+    let (ended, dir) = service.stop();
+    assert_drained(&ended);
+    super::load::check_notes(dir.path(), &accepted);
+}
