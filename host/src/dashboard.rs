@@ -5,6 +5,7 @@ mod origin;
 
 pub use body::DashboardBody;
 
+use crate::authority::{authority, is_trusted};
 use background_tasks::{AbortError, Registry, TaskId};
 use body::Events;
 use http::header::{self, HeaderName, HeaderValue};
@@ -68,7 +69,6 @@ const SERVING: [&str; 2] = ["program", "request"];
 #[derive(Clone, Debug)]
 pub struct Dashboard {
     registry: Registry<()>,
-    /// In lower case.
     allowed_hosts: Vec<String>,
     serving: Vec<&'static str>,
 }
@@ -84,7 +84,7 @@ impl Dashboard {
     /// A request with another host name is answered 403.
     #[must_use = "this returns the dashboard"]
     pub fn allow_host(mut self, host: &str) -> Self {
-        self.allowed_hosts.push(host.to_ascii_lowercase());
+        self.allowed_hosts.push(host.to_owned());
         self
     }
 
@@ -100,7 +100,7 @@ impl Dashboard {
     ///
     /// The response is ready immediately. The body of a stream of events produces events while it is polled.
     pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
-        let Some(authority) = origin::authority(request).filter(|authority| self.is_allowed(authority)) else {
+        let Some(authority) = authority(request).filter(|authority| is_trusted(authority, &self.allowed_hosts)) else {
             return text(
                 StatusCode::FORBIDDEN,
                 "unknown host: use localhost, an IP address, or a name passed to `Dashboard::allow_host`",
@@ -121,11 +121,6 @@ impl Dashboard {
             (_, &Method::HEAD) => html(DashboardBody::whole("")),
             _ => not_allowed("GET, HEAD"),
         }
-    }
-
-    fn is_allowed(&self, authority: &http::uri::Authority) -> bool {
-        let host = authority.host();
-        origin::cannot_be_rebound(host) || self.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
     }
 
     fn events(&self) -> Response<DashboardBody> {

@@ -27,11 +27,14 @@
 //! | --- | --- |
 //! | `bar` (default) | a progress bar for the drain, on a terminal |
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
+//! | `http` | `HttpServer`, an HTTP/1 server for every runtime that limits the connections, memory and time of its clients |
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
 //! | `tower` | `RequestLayer`, which counts a request as in flight until its response has been sent; for axum, tonic and hyper |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(feature = "dashboard", feature = "http"))]
+mod authority;
 mod bar;
 #[cfg(feature = "dashboard")]
 mod dashboard;
@@ -39,6 +42,8 @@ mod deadline;
 mod drain;
 mod exit;
 mod host;
+#[cfg(feature = "http")]
+mod http;
 #[cfg(feature = "tower")]
 mod layer;
 mod observer;
@@ -54,6 +59,8 @@ mod terminal;
 #[cfg(feature = "dashboard")]
 pub use self::dashboard::{Dashboard, DashboardBody};
 pub use self::host::Host;
+#[cfg(feature = "http")]
+pub use self::http::{HttpServer, TimedBody};
 #[cfg(feature = "tower")]
 pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
 pub use self::observer::StderrObserver;

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "dashboard")]
 mod dashboard;
+#[cfg(feature = "http")]
+mod http;
 #[cfg(feature = "tower")]
 mod layer;
 #[cfg(all(target_os = "linux", feature = "systemd"))]

@@ -1,0 +1,411 @@
+//! An HTTP/1 server that limits what its clients can hold: connections, memory and time.
+
+mod answer;
+mod timed;
+
+pub use timed::TimedBody;
+
+use crate::terminal::{Level, log};
+use answer::{Answer, BODY_TIMED_OUT, HostNames, check_host, close_connection};
+use background_tasks::{Guard, Registry, ShutdownSignal, Spawner};
+use bytes::Bytes;
+use event_listener::Event;
+use futures_lite::future::{or, yield_now};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::rt::{Read, Timer, Write};
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use std::error::Error;
+use std::panic::Location;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fmt, io};
+use timed::{SharedTimer, TimeLimit, TimedIo};
+
+/// The size of a connection's input buffer, and of its output buffer.
+const BUFFER: usize = 32 * 1024;
+/// The largest default of `max_connections`.
+const MAX_CONNECTIONS: usize = 4096;
+/// The time between a failure to accept a connection and the next attempt.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// After the end, the time in which the reactor reports what a client has already sent. One turn of the reactor is enough.
+const LAST_READ: Duration = Duration::from_millis(10);
+/// Replaces longer times, which could overflow an `Instant`.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// An HTTP/1 server on any runtime, whose connections are tasks of a registry.
+///
+/// The server is hyper's, with limits on what a client can hold, and a graceful shutdown. TLS and HTTP/2 belong to a proxy in front of it.
+///
+/// | a client that … | is limited by |
+/// | --- | --- |
+/// | opens many connections | [`max_connections`](Self::max_connections) |
+/// | sends half the head of a request, or keeps an idle connection | [`head_timeout`](Self::head_timeout) |
+/// | sends half the body of a request | [`body_timeout`](Self::body_timeout) |
+/// | does not read a response | [`write_timeout`](Self::write_timeout) |
+/// | sends a large head | status 431 if the head is larger than 32 KiB |
+/// | reaches the server under a foreign host name | [`host_name`](Self::host_name) |
+///
+/// A connection buffers at most 32 KiB of input. It buffers 32 KiB of output and one frame of a response body, so a service that sends large responses
+/// in small frames needs less memory. What the service itself keeps, such as a body that it collects, needs a limit of its own.
+///
+/// # Shutdown
+///
+/// [`serve`](Self::serve) stops accepting connections once shutdown has started, and returns when all connections have closed:
+///
+/// - A connection without a request, or with half the head of a request, closes immediately.
+/// - A request whose head has arrived is answered, and its connection closes afterwards.
+/// - A body that is still arriving, and a response that the client does not read, have the [`drain_timeout`](Self::drain_timeout).
+///
+/// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
+/// connections, and they are listed among the stragglers. If the task of a handler panics, its connection closes, and the registry counts a
+/// panicked task. Add a `RequestLayer` (feature `tower`) if requests must have outcomes of their own.
+///
+/// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
+/// [`signal`](Registry::signal).
+///
+/// # Examples
+///
+/// With axum, on tokio:
+///
+/// ```no_run
+/// use axum::{Router, routing::get};
+/// use background_tasks::{Registry, TokioSpawner};
+/// use background_tasks_host::{Host, HttpServer};
+/// use hyper_util::{rt::{TokioIo, TokioTimer}, service::TowerToHyperService};
+/// use std::{io, process::ExitCode};
+/// use tokio::net::TcpListener;
+///
+/// #[tokio::main]
+/// async fn main() -> ExitCode {
+///     let registry = Registry::new(TokioSpawner);
+///     Host::new(&registry).run(serve(registry)).await
+/// }
+///
+/// async fn serve(registry: Registry<TokioSpawner>) -> io::Result<()> {
+///     let app = Router::new().route("/", get(async || "hello"));
+///     let listener = TcpListener::bind("0.0.0.0:3000").await?;
+///     let server = HttpServer::new(&registry, TokioTimer::new()).host_name("signups.example.com");
+///     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
+///     server.serve(accept, TowerToHyperService::new(app)).await;
+///     Ok(())
+/// }
+/// ```
+///
+/// With smol, `accept` is `async move || Ok(FuturesIo::new(listener.accept().await?.0))`, and the timer is `SmolTimer`, both of the crate
+/// `smol-hyper`.
+#[derive(Clone)]
+pub struct HttpServer<S> {
+    registry: Registry<S>,
+    location: &'static Location<'static>,
+    max_connections: usize,
+    settings: Settings,
+}
+
+/// The settings of a connection.
+#[derive(Clone)]
+struct Settings {
+    http: http1::Builder,
+    timer: SharedTimer,
+    body_timeout: Duration,
+    write_timeout: Duration,
+    drain_timeout: Duration,
+    host_names: HostNames,
+}
+
+impl<S> HttpServer<S> {
+    /// Returns a server whose connections are tasks of `registry`, with this call as their call site. The timer is that of the runtime.
+    ///
+    /// The server keeps a handle of the registry.
+    #[track_caller]
+    pub fn new(registry: &Registry<S>, timer: impl Timer + Clone + Send + Sync + 'static) -> Self
+    where
+        S: Clone,
+    {
+        let mut http = http1::Builder::new();
+        http.timer(timer.clone()).max_buf_size(BUFFER);
+        http.header_read_timeout(Duration::from_secs(5));
+        let settings = Settings {
+            http,
+            timer: Arc::new(timer),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(5),
+            host_names: Some(Vec::new()),
+        };
+        let max_connections = default_max_connections();
+        Self { registry: registry.clone(), location: Location::caller(), max_connections, settings }
+    }
+
+    /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
+    ///
+    /// The other descriptors are for the work of the service, such as files and connections to databases. At the limit, the server does not accept
+    /// connections until one closes. New clients wait in the listener's backlog.
+    ///
+    /// On Windows, the default is 4096.
+    #[must_use = "this returns the server"]
+    pub fn max_connections(self, connections: usize) -> Self {
+        Self { max_connections: connections.max(1), ..self }
+    }
+
+    /// Sets how long the head of a request may take to arrive. Default: 5 seconds.
+    ///
+    /// The time starts when the connection opens, and after each response. So a connection also closes if it is idle for this long between two
+    /// requests. If a load balancer keeps connections to the server open, its idle timeout must be shorter: otherwise it may send a request on
+    /// a connection that the server is closing.
+    #[must_use = "this returns the server"]
+    pub fn head_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.http.header_read_timeout(timeout.min(FOREVER));
+        self
+    }
+
+    /// Sets how long the body of a request may take to arrive, from the moment when the service first reads it. Default: 30 seconds.
+    ///
+    /// When the time is over, the service receives an error from the [`TimedBody`]. If the service then returns an error or a response with an
+    /// error status, the server sends 408 in its place. Afterwards the connection closes.
+    #[must_use = "this returns the server"]
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.body_timeout = timeout.min(FOREVER);
+        self
+    }
+
+    /// Sets how long the client may take to read the next part of a response. Default: 30 seconds.
+    ///
+    /// If no byte can be written for this long, the connection closes. A system reports progress only after a client has read a large part of the
+    /// socket's buffer, so a short time also closes connections of slow clients.
+    #[must_use = "this returns the server"]
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.write_timeout = timeout.min(FOREVER);
+        self
+    }
+
+    /// Sets the largest body timeout and write timeout that remains once shutdown has started. Default: 5 seconds.
+    ///
+    /// The time must be shorter than the grace period. Otherwise a client that sends half a body holds the drain until the grace period expires.
+    #[must_use = "this returns the server"]
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.drain_timeout = timeout.min(FOREVER);
+        self
+    }
+
+    /// Accepts requests to this host name too, such as `"signups.example.com"`, on any port. Default: only `localhost` and IP addresses.
+    ///
+    /// A request to another host name is answered 421. This prevents DNS rebinding: the web page of another site could give its own host name the
+    /// address of this server, and then send requests as a page of the same origin. Servers on the local machine or in a private network that rely on
+    /// their address for protection are at risk. Call [`any_host_name`](Self::any_host_name) for a public service whose requests are
+    /// authenticated, or if a proxy in front of the service checks the name.
+    #[must_use = "this returns the server"]
+    pub fn host_name(mut self, name: &str) -> Self {
+        self.settings.host_names.get_or_insert_default().push(name.to_owned());
+        self
+    }
+
+    /// Accepts requests to any host name. See [`host_name`](Self::host_name) for the risk.
+    ///
+    /// A request without `Host`, with two, or with an invalid one is still answered 400, as HTTP/1.1 requires.
+    #[must_use = "this returns the server"]
+    pub fn any_host_name(mut self) -> Self {
+        self.settings.host_names = None;
+        self
+    }
+
+    /// Changes other settings of hyper's server, such as the size of its buffers (`max_buf_size`).
+    #[must_use = "this returns the server"]
+    pub fn configure(mut self, configure: impl FnOnce(&mut http1::Builder)) -> Self {
+        configure(&mut self.settings.http);
+        self
+    }
+}
+
+impl<S: Spawner> HttpServer<S> {
+    /// Serves until shutdown has started and all connections have closed.
+    ///
+    /// `accept` returns the next connection. It is dropped when the server stops accepting connections: if it owns the listener, new clients are refused
+    /// from then on. If it fails because a client has disconnected, the server calls it again. After any other error, such as too many open
+    /// files, the server logs the first error and tries again every tenth of a second.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the server stops accepting connections. Its connections close as they do at the end.
+    pub async fn serve<I, H, B>(&self, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
+    where
+        I: Read + Write + Unpin + Send + 'static,
+        H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.serve_until(self.registry.signal(), accept, service).await;
+    }
+
+    /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve).
+    ///
+    /// For a load balancer that must see the service become unready before the listener closes, `end` waits for a while after the registry's
+    /// [`signal`](Registry::signal). This time is part of the grace period.
+    pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
+    where
+        I: Read + Write + Unpin + Send + 'static,
+        H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        // Counts and limits the connections, and signals the end to them.
+        let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
+        let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
+        let accept_connections = async {
+            // The future owns `accept`, so it is dropped before the drain.
+            let mut accept = accept;
+            let mut is_failing = false;
+            loop {
+                let permit = Permit::acquire(&connections, &closed).await;
+                match accept().await {
+                    Ok(io) => {
+                        is_failing = false;
+                        let connection = self.settings.connection(io, service.clone(), permit, signal.clone());
+                        self.registry.named("connection").location(self.location).without_permit().run(connection);
+                        // Under load a connection is always ready. `end` and other tasks must run.
+                        yield_now().await;
+                    }
+                    Err(error) if is_of_the_client(&error) => yield_now().await,
+                    Err(error) => {
+                        if !is_failing {
+                            log(Level::Error, format_args!("failed to accept a connection: {error}; trying again"));
+                        }
+                        is_failing = true;
+                        self.settings.timer.sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        };
+        or(end, accept_connections).await;
+        connections.shutdown().await;
+    }
+}
+
+impl Settings {
+    /// Serves a connection until it closes.
+    fn connection<I, H, B>(
+        &self,
+        io: I,
+        service: H,
+        permit: Permit,
+        signal: ShutdownSignal,
+    ) -> impl Future<Output = ()> + Send + use<I, H, B>
+    where
+        I: Read + Write + Unpin + Send + 'static,
+        H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (timer, body_timeout, drain_timeout) = (self.timer.clone(), self.body_timeout, self.drain_timeout);
+        let limit = {
+            let (timer, signal) = (timer.clone(), signal.clone());
+            move |timeout| TimeLimit::new(timer.clone(), timeout, drain_timeout, signal.clone())
+        };
+        let io = TimedIo::new(io, limit(self.write_timeout), permit);
+        let has_request = Arc::new(AtomicBool::new(false));
+        let (requested, names) = (has_request.clone(), self.host_names.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            requested.store(true, Ordering::Relaxed);
+            let timed_out = Arc::new(AtomicBool::new(false));
+            let called = check_host(&request, &names)
+                .map(|()| service.call(request.map(|body| TimedBody::new(body, limit(body_timeout), timed_out.clone()))));
+            async move {
+                let result = match called {
+                    Ok(response) => response.await,
+                    Err(refusal) => return Ok(Answer::refusal(refusal)),
+                };
+                let timed_out = timed_out.load(Ordering::Relaxed);
+                match result {
+                    Ok(response) if timed_out && is_error(&response) => Ok(Answer::refusal(BODY_TIMED_OUT)),
+                    Err(_) if timed_out => Ok(Answer::refusal(BODY_TIMED_OUT)),
+                    Ok(mut response) => {
+                        if timed_out {
+                            close_connection(&mut response);
+                        }
+                        Ok(response.map(|body| Answer::Service { body }))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        });
+        let connection = self.http.serve_connection(io, service).with_upgrades();
+        async move {
+            let mut connection = pin!(connection);
+            // A client that disconnects is not a failure of the task.
+            if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
+                return;
+            }
+            // A request that arrived before the end is answered.
+            let serve = async {
+                let _ = connection.as_mut().await;
+                true
+            };
+            let has_closed = or(serve, async {
+                timer.sleep(LAST_READ).await;
+                false
+            });
+            // hyper closes idle connections, but it waits for the rest of a connection's first head.
+            if !has_closed.await && has_request.load(Ordering::Relaxed) {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+    }
+}
+
+impl<S> fmt::Debug for HttpServer<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServer")
+            .field("registry", &self.registry)
+            .field("max_connections", &self.max_connections)
+            .field("host_names", &self.settings.host_names)
+            .finish_non_exhaustive()
+    }
+}
+
+fn default_max_connections() -> usize {
+    #[cfg(unix)]
+    if let Ok((soft, _)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
+        return usize::try_from(soft / 2).unwrap_or(usize::MAX).clamp(1, MAX_CONNECTIONS);
+    }
+    MAX_CONNECTIONS
+}
+
+/// Returns whether this connection failed, and not the listener.
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn is_error<B>(response: &Response<B>) -> bool {
+    response.status().is_client_error() || response.status().is_server_error()
+}
+
+/// The place of one open connection below the limit.
+struct Permit {
+    guard: Option<Guard>,
+    closed: Arc<Event>,
+}
+
+impl Permit {
+    /// Waits until fewer connections are open than the limit allows.
+    async fn acquire(connections: &Registry<()>, closed: &Arc<Event>) -> Self {
+        loop {
+            let listener = closed.listen();
+            if let Ok(guard) = connections.guard() {
+                return Self { guard: Some(guard), closed: closed.clone() };
+            }
+            listener.await;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.guard = None;
+        self.closed.notify(1);
+    }
+}

@@ -1,0 +1,85 @@
+//! The responses that the server gives in place of its service.
+
+use crate::authority::{authority, is_trusted};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// The host names that requests may have, in addition to `localhost` and IP addresses. `None`: all.
+pub(super) type HostNames = Option<Vec<String>>;
+
+/// A status and a text for the person who reads the response.
+pub(super) type Refusal = (StatusCode, &'static str);
+
+pub(super) const BODY_TIMED_OUT: Refusal = (StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time\n");
+const INVALID_HOST: Refusal = (StatusCode::BAD_REQUEST, "the request needs exactly one valid `Host` header\n");
+const UNKNOWN_HOST: Refusal =
+    (StatusCode::MISDIRECTED_REQUEST, "unknown host: use localhost, an IP address, or a name passed to `HttpServer::host_name`\n");
+
+/// Checks the host that a request was sent to.
+pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(), Refusal> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    // HTTP/1.0 has no `Host`. Browsers do not use it, so DNS rebinding does not either.
+    if hosts == 0 && request.version() == Version::HTTP_10 {
+        return Ok(());
+    }
+    let authority = authority(request).filter(|_| hosts == 1).ok_or(INVALID_HOST)?;
+    let trusted = names.as_ref().is_none_or(|names| is_trusted(&authority, names));
+    if trusted { Ok(()) } else { Err(UNKNOWN_HOST) }
+}
+
+pin_project! {
+    /// The body of a response of the service, or the text of a refusal.
+    #[project = AnswerProjection]
+    pub(super) enum Answer<B> {
+        Service { #[pin] body: B },
+        Refusal { text: Bytes },
+    }
+}
+
+impl<B> Answer<B> {
+    /// Returns a response that closes the connection.
+    pub(super) fn refusal((status, text): Refusal) -> Response<Self> {
+        let mut response = Response::new(Self::Refusal { text: Bytes::from_static(text.as_bytes()) });
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        close_connection(&mut response);
+        response
+    }
+}
+
+/// Makes the server close the connection after this response.
+pub(super) fn close_connection<B>(response: &mut Response<B>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+impl<B: Body<Data = Bytes>> Body for Answer<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project() {
+            AnswerProjection::Service { body } => body.poll_frame(cx),
+            AnswerProjection::Refusal { text } if text.is_empty() => Poll::Ready(None),
+            AnswerProjection::Refusal { text } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Service { body } => body.is_end_stream(),
+            Self::Refusal { text } => text.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Service { body } => body.size_hint(),
+            Self::Refusal { text } => SizeHint::with_exact(text.len() as u64),
+        }
+    }
+}

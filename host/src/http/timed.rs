@@ -1,0 +1,170 @@
+//! Time limits for the transfer of a request's body and of a response.
+
+use background_tasks::ShutdownSignal;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+pub(super) type SharedTimer = Arc<dyn Timer + Send + Sync>;
+
+/// A time limit that becomes shorter when the server stops.
+pub(super) struct TimeLimit {
+    timer: SharedTimer,
+    timeout: Duration,
+    drain_timeout: Duration,
+    /// `None` once the drain timeout applies.
+    signal: Option<ShutdownSignal>,
+    deadline: Option<Instant>,
+    sleep: Option<Pin<Box<dyn Sleep>>>,
+}
+
+impl TimeLimit {
+    pub(super) fn new(timer: SharedTimer, timeout: Duration, drain_timeout: Duration, signal: ShutdownSignal) -> Self {
+        Self { timer, timeout, drain_timeout, signal: Some(signal), deadline: None, sleep: None }
+    }
+
+    fn stop(&mut self) {
+        self.deadline = None;
+        self.sleep = None;
+    }
+
+    /// Returns the end of the limit. The first call starts the limit.
+    fn deadline(&mut self) -> Instant {
+        if self.signal.as_ref().is_some_and(ShutdownSignal::is_triggered) {
+            self.signal = None;
+            self.timeout = self.timeout.min(self.drain_timeout);
+            self.deadline = self.deadline.map(|deadline| deadline.min(self.timer.now() + self.timeout));
+            self.sleep = None;
+        }
+        *self.deadline.get_or_insert_with(|| self.timer.now() + self.timeout)
+    }
+
+    fn has_expired(&mut self) -> bool {
+        self.deadline() <= self.timer.now()
+    }
+
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Wakes this task when the server stops.
+        let _ = self.signal.as_mut().map(|signal| Pin::new(signal).poll(cx));
+        let deadline = self.deadline();
+        self.sleep.get_or_insert_with(|| self.timer.sleep_until(deadline)).as_mut().poll(cx)
+    }
+}
+
+/// The body of a request to an [`HttpServer`](crate::HttpServer). It must arrive in time.
+///
+/// If the body does not arrive within the server's [`body_timeout`](crate::HttpServer::body_timeout), it returns an error of the kind
+/// [`TimedOut`](io::ErrorKind::TimedOut). All other errors come from hyper, for example because the client has disconnected.
+pub struct TimedBody {
+    body: Incoming,
+    limit: TimeLimit,
+    timed_out: Arc<AtomicBool>,
+}
+
+impl TimedBody {
+    /// Returns a body that sets `timed_out` when the time is over.
+    pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>) -> Self {
+        Self { body, limit, timed_out }
+    }
+}
+
+impl Body for TimedBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        if this.timed_out.load(Ordering::Relaxed) {
+            return Poll::Ready(None);
+        }
+        // The next frame may always be ready, so that the timer is never polled.
+        if !this.limit.has_expired() {
+            if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+                return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+            }
+            ready!(this.limit.poll_expired(cx));
+        }
+        this.timed_out.store(true, Ordering::Relaxed);
+        let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request did not arrive in time");
+        Poll::Ready(Some(Err(error)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl fmt::Debug for TimedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimedBody").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
+/// A connection that fails if a write makes no progress for too long.
+pub(super) struct TimedIo<I, P> {
+    io: I,
+    limit: TimeLimit,
+    /// Released after the connection has been closed.
+    _permit: P,
+}
+
+impl<I: Unpin, P: Unpin> TimedIo<I, P> {
+    /// Returns a connection that drops `permit` after it has closed.
+    pub(super) fn new(io: I, limit: TimeLimit, permit: P) -> Self {
+        Self { io, limit, _permit: permit }
+    }
+
+    fn poll_write_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let polled = poll(Pin::new(&mut self.io), cx);
+        if polled.is_ready() {
+            self.limit.stop();
+            return polled;
+        }
+        ready!(self.limit.poll_expired(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read the response")))
+    }
+}
+
+impl<I: Read + Unpin, P: Unpin> Read for TimedIo<I, P> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<I: Write + Unpin, P: Unpin> Write for TimedIo<I, P> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |io, cx| io.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |io, cx| io.poll_write_vectored(cx, bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_with(cx, Write::poll_flush)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_with(cx, Write::poll_shutdown)
+    }
+}
