@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 pub(crate) const MAX_NOTE: usize = 1 << 20;
 /// The number of files that are open simultaneously. The server's reserve of file descriptors must be larger, because a note whose file cannot be
 /// opened is lost after its client was answered 202.
-const MAX_FILES: usize = 32;
+const MAX_FILES: usize = 16;
 
 /// A folder that no other process uses.
 pub(crate) struct Folder {

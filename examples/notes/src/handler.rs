@@ -4,12 +4,12 @@ use crate::folder::{MAX_NOTE, ReadError};
 use crate::page::page;
 use crate::store::{Name, Store};
 use background_tasks::{BlockingSpawner, Registry};
-use background_tasks_host::Dashboard;
+use background_tasks_host::{Dashboard, TimedBody};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ pub(crate) struct Notes<S> {
 pub(crate) type Reply = UnsyncBoxBody<Bytes, Infallible>;
 
 impl<S: BlockingSpawner> Notes<S> {
-    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<TimedBody>) -> Result<Response<Reply>, Infallible> {
         let has_body = !request.body().is_end_stream();
         let mut response = self.route(request).await.unwrap_or_else(plain);
         if has_body && !response.status().is_success() {
@@ -37,7 +37,7 @@ impl<S: BlockingSpawner> Notes<S> {
         Ok(response)
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Reply>, StatusCode> {
+    async fn route(&self, request: Request<TimedBody>) -> Result<Response<Reply>, StatusCode> {
         let path = request.uri().path();
         if let Some(dashboard) = self.dashboard.as_ref().filter(|_| path == "/background" || path.starts_with("/background/")) {
             return Ok(dashboard.respond(&request).map(BodyExt::boxed_unsync));
@@ -61,7 +61,7 @@ impl<S: BlockingSpawner> Notes<S> {
     }
 
     /// Stores a note in memory and starts a background task that writes it to disk.
-    async fn put(&self, name: Name, body: Incoming) -> Result<StatusCode, StatusCode> {
+    async fn put(&self, name: Name, body: TimedBody) -> Result<StatusCode, StatusCode> {
         let body = self.receive(body).await?;
         let draft = self.store.draft(name, body);
         let started = self.registry.named("write").try_run_blocking(move || draft.write());
@@ -69,7 +69,7 @@ impl<S: BlockingSpawner> Notes<S> {
     }
 
     /// Receives a body for which there is memory. Does not read a body whose announced length is above the limit.
-    async fn receive(&self, mut body: Incoming) -> Result<Bytes, StatusCode> {
+    async fn receive(&self, mut body: TimedBody) -> Result<Bytes, StatusCode> {
         // A chunked body announces no length.
         let announced = body.size_hint().upper().map_or(Ok(MAX_NOTE), usize::try_from);
         let max = announced.ok().filter(|len| *len <= MAX_NOTE).ok_or(StatusCode::PAYLOAD_TOO_LARGE)?;

@@ -36,6 +36,7 @@ macro_rules! service_tests {
             current_request_finishes_after_the_signal
             idle_connections_do_not_delay_exit
             half_a_request_head_does_not_delay_exit
+            half_a_request_body_does_not_use_up_the_grace_period
             failed_write_is_reported_and_counted
             tasks_are_listed
             straggler_is_aborted
@@ -57,6 +58,7 @@ macro_rules! service_tests {
             memory_for_bodies_is_limited
             memory_for_responses_is_limited
             idle_connections_do_not_lose_accepted_notes
+            foreign_hosts_are_refused
         }
     };
     ($path:expr; $($test:ident)*) => {$(
@@ -183,15 +185,27 @@ pub fn idle_connections_do_not_delay_exit(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The default timeout of hyper for the head of a request is 30 s, which is longer than the grace period.
+/// The grace period is shorter than the time in which a head must arrive.
 pub fn half_a_request_head_does_not_delay_exit(program: Program) {
-    let service = Service::start(program, &["--grace", "25"]);
+    let service = Service::start(program, &["--grace", "3"]);
     let mut half = service.connect();
     half.send(b"PUT /notes/half HTTP/1.1\r\nhost: local").unwrap();
     // The service has probably read the half when it has answered another client.
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     service.stop().0.assert_code(0).assert_line("drained in ");
     half.response().unwrap_err();
+}
+
+/// The body may delay the exit for half of the grace period.
+pub fn half_a_request_body_does_not_use_up_the_grace_period(program: Program) {
+    let service = Service::start(program, &["--grace", "3"]);
+    let mut half = service.connect();
+    half.start_put("half", 8).unwrap();
+    half.send(b"half").unwrap();
+    let (ended, dir) = service.stop();
+    ended.assert_code(0).assert_line(" completed, 0 failed, 0 panicked, 1 abandoned, 0 aborted, 0 rejected");
+    assert_eq!(half.response().unwrap().status, 408);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 /// The client has been answered 202 by then. The loss is logged, and requests for the note fail.
@@ -232,20 +246,20 @@ pub fn tasks_are_listed(program: Program) {
     assert_eq!(ids.len(), 5);
 }
 
-/// The client was not answered, so the note was not accepted.
+/// The read cannot be aborted. The connection that waits for it can, and the program that waits for its connections.
 pub fn straggler_is_aborted(program: Program) {
-    let service = Service::start(program, &["--grace", "0.3"]);
+    let stall = Stall::new(program, "note");
+    let service = stall.start(program, &["--grace", "0.3"]);
     let mut client = service.connect();
-    client.start_put("half", 8).unwrap();
-    client.send(b"half").unwrap();
+    client.start_get("note").unwrap();
+    service.await_stalled_task();
     let start = Instant::now();
-    let (ended, dir) = service.stop();
+    let (ended, _) = service.stop();
     let is_abort = |line: &Line| line.text().starts_with("connection at ") && line.text().contains(" was aborted after ");
     assert!(ended.lines.iter().any(is_abort), "{ended:#?}");
-    ended.assert_code(1).assert_line(" completed, 0 failed, 0 panicked, 1 abandoned, 1 aborted, 0 rejected");
+    ended.assert_code(1).assert_line(" completed, 0 failed, 0 panicked, 1 abandoned, 2 aborted, 0 rejected");
     assert!(start.elapsed() >= Duration::from_millis(300));
     println!("exited {:?} after SIGTERM, with a grace period of 300 ms", start.elapsed());
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 /// The blocked write cannot be aborted, so it is reported as a straggler. It does not block readers: the note is in memory.

@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Serve a dashboard at /background; everyone who can reach the port can abort tasks there
     #[arg(long)]
     pub(crate) dashboard: bool,
-    /// Stall the write of a note until the named pipe with its name in this folder is opened for writing, to try a slow disk
+    /// To try a disk that hangs: a named pipe in this folder stalls the note of this name, until another program writes to the pipe
     #[arg(long, value_name = "FOLDER")]
     pub(crate) stall: Option<PathBuf>,
 }

@@ -54,7 +54,7 @@ pub(crate) struct Store {
     /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the lock of
     /// `drafts`: requests would wait for the disk.
     renames: Mutex<()>,
-    /// A named pipe in this folder stalls the write of the note with the same name.
+    /// A named pipe in this folder stalls the note with the same name.
     stall: Option<PathBuf>,
 }
 
@@ -111,6 +111,7 @@ impl Store {
 
     /// Reads a note from disk. Blocks.
     pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, ReadError> {
+        self.wait_while_stalled(name);
         self.folder.read(name, &self.memory)
     }
 
@@ -121,6 +122,13 @@ impl Store {
             next: drafts.latest.keys().take(RECENT).cloned().collect(),
             written: drafts.written,
             recent: drafts.recent.iter().cloned().collect(),
+        }
+    }
+
+    fn wait_while_stalled(&self, name: &Name) {
+        if let Some(folder) = &self.stall {
+            // Fails if nothing stalls this note.
+            let _ = File::open(folder.join(name));
         }
     }
 
@@ -140,10 +148,7 @@ pub(crate) struct Draft {
 impl Draft {
     /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
-        if let Some(folder) = &self.store.stall {
-            // Fails if nothing stalls this write.
-            let _ = File::open(folder.join(&self.name));
-        }
+        self.store.wait_while_stalled(&self.name);
         if !self.is_latest() {
             return Ok(());
         }

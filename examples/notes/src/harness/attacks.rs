@@ -103,23 +103,24 @@ pub fn memory_for_bodies_is_limited(program: Program) {
 
 /// Two clients request a note again and again, and do not read the responses.
 pub fn memory_for_responses_is_limited(program: Program) {
-    let service = Service::start(program, &["--memory", "3"]);
+    let service = Service::start(program, &["--memory", "3", "--grace", "3"]);
     let mut client = service.connect();
     assert_eq!(client.put("note", &vec![b'a'; MIB]).unwrap().status, 202);
     client.get_until("/", "Written: 1<");
     let status = |client: &mut Client| client.get("/notes/note").unwrap().status;
-    let mut unread = [service.connect(), service.connect()];
+    let mut unread = vec![service.connect(), service.connect()];
     let mut rejected = 0;
     // The first responses fit into the buffers of the system, and several may be in memory by chance.
     poll_until(&"memory is not limited", || {
         for unread in &mut unread {
-            unread.send(b"GET /notes/note HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+            unread.start_get("note").unwrap();
         }
         rejected = if status(&mut client) == 503 { rejected + 1 } else { 0 };
         rejected == 10
     });
-    drop(unread);
+    unread.pop();
     poll_until(&"memory is lost", || status(&mut client) == 200);
+    // The other client does not hold the drain until the grace period expires.
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
@@ -136,4 +137,26 @@ pub fn idle_connections_do_not_lose_accepted_notes(program: Program) {
     let (ended, dir) = service.stop();
     assert_drained(&ended);
     super::load::check_notes(dir.path(), &accepted);
+}
+
+/// With DNS rebinding, the page of another site sends requests to this service under its own host name.
+pub fn foreign_hosts_are_refused(program: Program) {
+    let service = Service::start(program, &[]);
+    let status = |headers: &[&str], method: &str, path: &str| {
+        service.connect().with_headers(headers).request(method, path, b"").unwrap().status
+    };
+    for (method, path) in [("PUT", "/notes/note"), ("GET", "/notes/note"), ("GET", "/tasks"), ("GET", "/")] {
+        for host in ["host: attacker.example", "host: localhost.attacker.example:80", "host: 127.0.0.1.attacker.example"] {
+            assert_eq!(status(&[host], method, path), 421, "{host} {method} {path}");
+        }
+        assert_eq!(status(&[], method, path), 400, "{method} {path}");
+        assert_eq!(status(&["host: localhost", "host: localhost"], method, path), 400, "{method} {path}");
+        assert_eq!(status(&["host: a b"], method, path), 400, "{method} {path}");
+    }
+    for host in ["host: LOCALHOST:80", "host: 127.0.0.1", "host: [::1]:80"] {
+        assert_eq!(status(&[host], "GET", "/tasks"), 200, "{host}");
+    }
+    let (ended, dir) = service.stop();
+    assert_drained(&ended);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -20,6 +20,9 @@ pub(crate) trait NotesClient {
 
     /// Starts a `PUT`, and returns once the service waits for its body of `len` bytes.
     fn start_put(&mut self, name: &str, len: usize) -> io::Result<()>;
+
+    /// Sends a `GET`, and does not wait for its response.
+    fn start_get(&mut self, name: &str) -> io::Result<()>;
 }
 
 impl NotesClient for Client {
@@ -33,6 +36,10 @@ impl NotesClient for Client {
 
     fn start_put(&mut self, name: &str, len: usize) -> io::Result<()> {
         self.start_request("PUT", &format!("/notes/{name}"), len)
+    }
+
+    fn start_get(&mut self, name: &str) -> io::Result<()> {
+        self.send(format!("GET /notes/{name} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
     }
 }
 
@@ -65,14 +72,13 @@ pub(crate) fn prefixed(words: &[&str], command: &Command) -> Command {
     longer
 }
 
-/// Stalls the writes of some notes.
+/// Makes the reads and writes of a note block, as a disk that hangs.
 pub(crate) struct Stall(TempDir);
 
 impl Stall {
-    /// Stalls the writes of this note.
     pub(crate) fn new(program: Program, name: &str) -> Self {
         let dir = program.dir();
-        mkfifoat(CWD, dir.path().join(name), Mode::RWXU).unwrap();
+        stall(dir.path(), name);
         Self(dir)
     }
 
@@ -80,6 +86,11 @@ impl Stall {
         let stall = ["--stall", self.0.path().to_str().unwrap()];
         Service::start(program, &[&stall, options].concat())
     }
+}
+
+/// Stalls a note of a service that runs with `--stall dir`.
+pub(crate) fn stall(dir: &Path, name: &str) {
+    mkfifoat(CWD, dir.join(name), Mode::RWXU).unwrap();
 }
 
 /// A running service and its folder.
@@ -139,6 +150,11 @@ impl Service {
 
     pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address).unwrap()
+    }
+
+    /// Waits until a read or a write is in flight.
+    pub(crate) fn await_stalled_task(&self) {
+        self.connect().get_until("/tasks", "\"kind\":\"blocking\"");
     }
 
     /// Connects, unless the queue of the service's connections is full.
