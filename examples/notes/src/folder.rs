@@ -24,6 +24,8 @@ pub(crate) struct Folder {
     /// The number of the next temporary file.
     next: AtomicU64,
     permits: Permits,
+    /// A named pipe in this folder stalls the note of the same name.
+    stall: Option<PathBuf>,
 }
 
 /// Why a note cannot be read.
@@ -41,19 +43,22 @@ impl From<io::Error> for ReadError {
 
 impl Folder {
     /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and removed.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, stall: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         let lock = lock(path)?;
         remove_temporaries(path)?;
-        let folder = Self { path: path.to_owned(), lock, next: AtomicU64::new(0), permits: Permits::new(MAX_FILES) };
-        drop(folder.create()?);
+        let folder = Self { path: path.to_owned(), lock, next: AtomicU64::new(0), permits: Permits::new(MAX_FILES), stall };
+        drop(folder.create_as(folder.permits.acquire())?);
         folder.sync()?;
         Ok(folder)
     }
 
-    /// Creates a temporary file. Blocks until few enough files are open.
-    pub(crate) fn create(&self) -> io::Result<Temporary<'_>> {
-        let permit = self.permits.acquire();
+    /// Creates a temporary file for a note. Blocks until few enough files are open.
+    pub(crate) fn create(&self, name: &Name) -> io::Result<Temporary<'_>> {
+        self.create_as(self.permit(name))
+    }
+
+    fn create_as<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.path.join(format!(".{}-{number}.tmp", process::id()));
@@ -67,7 +72,7 @@ impl Folder {
 
     /// Reads a note. Returns `None` if there is none. Blocks until few enough files are open.
     pub(crate) fn read(&self, name: &Name, memory: &Arc<Memory>) -> Result<Option<Bytes>, ReadError> {
-        let _permit = self.permits.acquire();
+        let _permit = self.permit(name);
         let file = match open_without_links(&self.path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             result => result?,
@@ -80,6 +85,16 @@ impl Folder {
         let len = len.ok_or_else(|| io::Error::other("larger than 1 MiB"))?;
         let reservation = memory.reserve(len).ok_or(ReadError::Memory)?;
         Ok(Some(read_up_to(&file, len, reservation)?))
+    }
+
+    /// Blocks until few enough files are open, and until the note is not stalled.
+    fn permit(&self, name: &Name) -> Permit<'_> {
+        let permit = self.permits.acquire();
+        if let Some(stall) = &self.stall {
+            // Fails if nothing stalls this note.
+            let _ = File::open(stall.join(name));
+        }
+        permit
     }
 
     /// Syncs the folder to disk, and with it the renames in it.

@@ -57,7 +57,7 @@ macro_rules! service_tests {
             folder_is_locked
             memory_for_bodies_is_limited
             memory_for_responses_is_limited
-            idle_connections_do_not_lose_accepted_notes
+            idle_connections_and_a_slow_disk_do_not_lose_accepted_notes
             foreign_hosts_are_refused
         }
     };

@@ -6,9 +6,8 @@ use crate::options::Options;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of names that the page shows.
@@ -54,8 +53,6 @@ pub(crate) struct Store {
     /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the lock of
     /// `drafts`: requests would wait for the disk.
     renames: Mutex<()>,
-    /// A named pipe in this folder stalls the note with the same name.
-    stall: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -87,11 +84,10 @@ impl Store {
     /// Opens the folder, see [`Folder::open`].
     pub(crate) fn open(options: &Options) -> io::Result<Self> {
         Ok(Self {
-            folder: Folder::open(&options.dir)?,
+            folder: Folder::open(&options.dir, options.stall.clone())?,
             memory: Memory::new(options.memory),
             drafts: Mutex::default(),
             renames: Mutex::default(),
-            stall: options.stall.clone(),
         })
     }
 
@@ -111,7 +107,6 @@ impl Store {
 
     /// Reads a note from disk. Blocks.
     pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, ReadError> {
-        self.wait_while_stalled(name);
         self.folder.read(name, &self.memory)
     }
 
@@ -122,13 +117,6 @@ impl Store {
             next: drafts.latest.keys().take(RECENT).cloned().collect(),
             written: drafts.written,
             recent: drafts.recent.iter().cloned().collect(),
-        }
-    }
-
-    fn wait_while_stalled(&self, name: &Name) {
-        if let Some(folder) = &self.stall {
-            // Fails if nothing stalls this note.
-            let _ = File::open(folder.join(name));
         }
     }
 
@@ -148,7 +136,6 @@ pub(crate) struct Draft {
 impl Draft {
     /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
-        self.store.wait_while_stalled(&self.name);
         if !self.is_latest() {
             return Ok(());
         }
@@ -157,7 +144,7 @@ impl Draft {
 
     /// Writes a temporary file and renames it, so that the note is on disk completely or not at all.
     fn write_through(&self) -> io::Result<()> {
-        let mut temporary = self.store.folder.create()?;
+        let mut temporary = self.store.folder.create(&self.name)?;
         temporary.file.write_all(&self.body)?;
         temporary.file.sync_all()?;
         {

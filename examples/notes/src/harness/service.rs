@@ -3,7 +3,7 @@
 use super::Program;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -86,6 +86,20 @@ impl Stall {
         let stall = ["--stall", self.0.path().to_str().unwrap()];
         Service::start(program, &[&stall, options].concat())
     }
+
+    /// Starts a service that can open this number of files.
+    pub(crate) fn start_with_descriptors(&self, program: Program, limit: u32) -> Service {
+        let dir = program.dir();
+        let limited = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        let serve = program.serve(dir.path(), &["--stall", self.0.path().to_str().unwrap()]);
+        let process = Process::start(&mut prefixed(&["sh", "-c", &limited], &serve));
+        Service::with_output(process, dir)
+    }
+
+    /// Makes the note available until the returned file is closed.
+    pub(crate) fn end(&self, name: &str) -> File {
+        File::options().read(true).write(true).open(self.0.path().join(name)).unwrap()
+    }
 }
 
 /// Stalls a note of a service that runs with `--stall dir`.
@@ -104,14 +118,6 @@ impl Service {
     pub(crate) fn start(program: Program, options: &[&str]) -> Self {
         let dir = program.dir();
         let process = Process::start(&mut program.serve(dir.path(), options));
-        Self::with_output(process, dir)
-    }
-
-    /// Starts a service that can open this number of files.
-    pub(crate) fn start_with_descriptors(program: Program, limit: u32) -> Self {
-        let dir = program.dir();
-        let limited = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
-        let process = Process::start(&mut prefixed(&["sh", "-c", &limited], &program.serve(dir.path(), &[])));
         Self::with_output(process, dir)
     }
 
