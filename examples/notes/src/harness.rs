@@ -302,7 +302,11 @@ pub fn options(program: Program) {
     is_refused(program, &["--grace", "soon"], "error: invalid value 'soon' for '--grace <SECONDS>': invalid float literal");
     is_refused(program, &["--memory", "1"], "error: invalid value '1' for '--memory <MIB>': the minimum is 2");
     let help = program.start(["--help"]).wait();
-    help.assert_code(0).assert_line("Usage: ").assert_line("--grace <SECONDS>").assert_line("[default: 10]").assert_line("Exit status: 0 ");
+    help.assert_code(0)
+        .assert_line("Usage: ")
+        .assert_line("--grace <SECONDS>")
+        .assert_line("[default: 10]")
+        .assert_line("Exit status: 0 ");
 }
 
 /// Asserts that the service exits, and prints only to stderr. Its first line is the reason.

@@ -15,13 +15,13 @@ use tower::Layer;
 
 /// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.
 ///
-/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads.
+/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads. If the options are invalid or ask for the
+/// help, it exits the process.
 pub fn run<S, F>(spawner: S, timer: impl Timer + Clone + Send + Sync + 'static, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
     F: AsyncFnOnce(&Server<S>) -> Result<(), String>,
 {
-    // Prints the help or an error, and exits.
     let options = Options::parse();
     let registry = Registry::builder(spawner).observer(StderrObserver).inspect().build();
     let host = Host::new(&registry);

@@ -4,6 +4,7 @@ use super::load::{assert_drained, body, check_complete, send_notes};
 use super::service::{NotesClient, Service, Stall};
 use super::{Program, fails_to_start};
 use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use testing::{Client, Process, Signal, poll_until};
@@ -124,9 +125,10 @@ pub fn memory_for_responses_is_limited(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The client's connection is older than those that use up the file descriptors. The disk hangs meanwhile, so writes wait for it.
+/// Other connections use up the file descriptors after the client has connected. The disk hangs, so many writes are in flight.
 pub fn idle_connections_and_a_slow_disk_do_not_lose_accepted_notes(program: Program) {
     const NOTES: usize = 200;
+    allow_open_files(1024);
     let stall = Stall::new(program, "note");
     let service = stall.start_with_descriptors(program, 256);
     let mut client = service.connect();
@@ -141,6 +143,14 @@ pub fn idle_connections_and_a_slow_disk_do_not_lose_accepted_notes(program: Prog
     let (ended, dir) = service.stop();
     assert_drained(&ended);
     assert!(fs::read(dir.path().join("note")).unwrap() == body(NOTES - 1));
+}
+
+/// Raises the limit of this process, which is 256 on some systems.
+fn allow_open_files(count: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(count), ..limit }).unwrap();
+    }
 }
 
 /// With DNS rebinding, the page of another site sends requests to this service under its own host name.
