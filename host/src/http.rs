@@ -6,7 +6,7 @@ mod timed;
 pub use timed::TimedBody;
 
 use crate::terminal::{Level, log};
-use answer::{Answer, BODY_TIMED_OUT, HostNames, check_host, close_connection};
+use answer::{HostNames, answer, check_host};
 use background_tasks::{Guard, Registry, ShutdownSignal, Spawner};
 use bytes::Bytes;
 use event_listener::Event;
@@ -167,8 +167,8 @@ impl<S> HttpServer<S> {
 
     /// Sets how long the body of a request may take to arrive, from the moment when the service first reads it. Default: 30 seconds.
     ///
-    /// When the time is over, the service receives an error from the [`TimedBody`]. If the service then returns an error or a response with an
-    /// error status, the server sends 408 in its place. Afterwards the connection closes.
+    /// When the time is over, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server responds 408.
+    /// If the service returns a response with an error status, the server sets the status to 408. Afterwards the connection closes.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);
@@ -256,8 +256,8 @@ impl<S: Spawner> HttpServer<S> {
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
         let accept_connections = async {
-            // The future owns `accept`, so it is dropped before the drain.
-            let mut accept = accept;
+            // Dropped before the drain.
+            let (mut accept, service) = (accept, service);
             let mut is_failing = false;
             loop {
                 let permit = Permit::acquire(&connections, &closed).await;
@@ -306,30 +306,15 @@ impl Settings {
         };
         let io = TimedIo::new(io, limit(self.write_timeout), permit);
         let has_request = Arc::new(AtomicBool::new(false));
-        let (requested, names) = (has_request.clone(), self.host_names.clone());
+        let (requested, names, stopping) = (has_request.clone(), self.host_names.clone(), signal.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             requested.store(true, Ordering::Relaxed);
             let timed_out = Arc::new(AtomicBool::new(false));
-            let called = check_host(&request, &names)
-                .map(|()| service.call(request.map(|body| TimedBody::new(body, limit(body_timeout), timed_out.clone()))));
-            async move {
-                let result = match called {
-                    Ok(response) => response.await,
-                    Err(refusal) => return Ok(Answer::refusal(refusal)),
-                };
-                let timed_out = timed_out.load(Ordering::Relaxed);
-                match result {
-                    Ok(response) if timed_out && is_error(&response) => Ok(Answer::refusal(BODY_TIMED_OUT)),
-                    Err(_) if timed_out => Ok(Answer::refusal(BODY_TIMED_OUT)),
-                    Ok(mut response) => {
-                        if timed_out {
-                            close_connection(&mut response);
-                        }
-                        Ok(response.map(|body| Answer::Service { body }))
-                    }
-                    Err(error) => Err(error),
-                }
-            }
+            let called = check_host(&request, &names).map(|()| {
+                let body = |body| TimedBody::new(body, limit(body_timeout), timed_out.clone());
+                service.call(request.map(body))
+            });
+            answer(called, timed_out, stopping.clone())
         });
         let connection = self.http.serve_connection(io, service).with_upgrades();
         async move {
@@ -378,10 +363,6 @@ fn default_max_connections() -> usize {
 fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-fn is_error<B>(response: &Response<B>) -> bool {
-    response.status().is_client_error() || response.status().is_server_error()
 }
 
 /// The place of one open connection below the limit.

@@ -1,12 +1,15 @@
 //! The responses that the server gives in place of its service.
 
 use crate::authority::{authority, is_trusted};
+use background_tasks::ShutdownSignal;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 /// The host names that requests may have, in addition to `localhost` and IP addresses. `None`: all.
@@ -15,7 +18,8 @@ pub(super) type HostNames = Option<Vec<String>>;
 /// A status and a text for the person who reads the response.
 pub(super) type Refusal = (StatusCode, &'static str);
 
-pub(super) const BODY_TIMED_OUT: Refusal = (StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time\n");
+const BODY_TIMED_OUT: Refusal = (StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time\n");
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const INVALID_HOST: Refusal = (StatusCode::BAD_REQUEST, "the request needs exactly one valid `Host` header\n");
 const UNKNOWN_HOST: Refusal =
     (StatusCode::MISDIRECTED_REQUEST, "unknown host: use localhost, an IP address, or a name passed to `HttpServer::host_name`\n");
@@ -32,6 +36,45 @@ pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(
     if trusted { Ok(()) } else { Err(UNKNOWN_HOST) }
 }
 
+/// Returns the response of the service, or that of the server in its place. `timed_out` is whether the body of the request was too slow.
+pub(super) async fn answer<F, B, E>(
+    called: Result<F, Refusal>,
+    timed_out: Arc<AtomicBool>,
+    signal: ShutdownSignal,
+) -> Result<Response<Answer<B>>, E>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    let result = match called {
+        Ok(response) => response.await,
+        Err(refusal) => return Ok(refuse(refusal)),
+    };
+    let timed_out = timed_out.load(Ordering::Relaxed);
+    match result {
+        Ok(mut response) => {
+            let status = response.status();
+            if timed_out && (status.is_client_error() || status.is_server_error()) {
+                *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+            }
+            if timed_out || signal.is_triggered() {
+                response.headers_mut().entry(CONNECTION).or_insert(CLOSE);
+            }
+            Ok(response.map(|body| Answer::Service { body }))
+        }
+        Err(_) if timed_out => Ok(refuse(BODY_TIMED_OUT)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns a response that closes the connection.
+fn refuse<B>((status, text): Refusal) -> Response<Answer<B>> {
+    let mut response = Response::new(Answer::Refusal { text: Bytes::from_static(text.as_bytes()) });
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(CONNECTION, CLOSE);
+    response
+}
+
 pin_project! {
     /// The body of a response of the service, or the text of a refusal.
     #[project = AnswerProjection]
@@ -39,22 +82,6 @@ pin_project! {
         Service { #[pin] body: B },
         Refusal { text: Bytes },
     }
-}
-
-impl<B> Answer<B> {
-    /// Returns a response that closes the connection.
-    pub(super) fn refusal((status, text): Refusal) -> Response<Self> {
-        let mut response = Response::new(Self::Refusal { text: Bytes::from_static(text.as_bytes()) });
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        close_connection(&mut response);
-        response
-    }
-}
-
-/// Makes the server close the connection after this response.
-pub(super) fn close_connection<B>(response: &mut Response<B>) {
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 impl<B: Body<Data = Bytes>> Body for Answer<B> {
