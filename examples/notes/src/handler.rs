@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -76,7 +77,10 @@ impl<S: BlockingSpawner> Notes<S> {
         let reservation = self.store.memory.reserve(max).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         let mut received = Vec::with_capacity(max);
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
+            let frame = frame.map_err(|error| match error.kind() {
+                ErrorKind::TimedOut => StatusCode::REQUEST_TIMEOUT,
+                _ => StatusCode::BAD_REQUEST,
+            })?;
             let data = frame.into_data().unwrap_or_default();
             if data.len() > max - received.len() {
                 return Err(StatusCode::PAYLOAD_TOO_LARGE);
