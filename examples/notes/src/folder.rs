@@ -48,17 +48,13 @@ impl Folder {
         let lock = lock(path)?;
         remove_temporaries(path)?;
         let folder = Self { path: path.to_owned(), lock, next: AtomicU64::new(0), permits: Permits::new(MAX_FILES), stall };
-        drop(folder.create_as(folder.permits.acquire())?);
+        drop(folder.create(folder.permits.acquire())?);
         folder.sync()?;
         Ok(folder)
     }
 
-    /// Creates a temporary file for a note. Blocks until few enough files are open.
-    pub(crate) fn create(&self, name: &Name) -> io::Result<Temporary<'_>> {
-        self.create_as(self.permit(name))
-    }
-
-    fn create_as<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
+    /// Creates a temporary file.
+    pub(crate) fn create<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.path.join(format!(".{}-{number}.tmp", process::id()));
@@ -88,7 +84,7 @@ impl Folder {
     }
 
     /// Blocks until few enough files are open, and until the note is not stalled.
-    fn permit(&self, name: &Name) -> Permit<'_> {
+    pub(crate) fn permit(&self, name: &Name) -> Permit<'_> {
         let permit = self.permits.acquire();
         if let Some(stall) = &self.stall {
             // Fails if nothing stalls this note.
@@ -208,7 +204,8 @@ impl Permits {
     }
 }
 
-struct Permit<'a>(&'a Permits);
+/// Allows one file to be open.
+pub(crate) struct Permit<'a>(&'a Permits);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {

@@ -136,15 +136,16 @@ pub(crate) struct Draft {
 impl Draft {
     /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
-        if !self.is_latest() {
-            return Ok(());
-        }
         self.write_through().map_err(|error| self.name.error(&error))
     }
 
     /// Writes a temporary file and renames it, so that the note is on disk completely or not at all.
     fn write_through(&self) -> io::Result<()> {
-        let mut temporary = self.store.folder.create(&self.name)?;
+        let permit = self.store.folder.permit(&self.name);
+        if !self.is_latest() {
+            return Ok(());
+        }
+        let mut temporary = self.store.folder.create(permit)?;
         temporary.file.write_all(&self.body)?;
         temporary.file.sync_all()?;
         {

@@ -102,6 +102,17 @@ pub fn memory_for_bodies_is_limited(program: Program) {
     assert!(fs::read(dir.path().join("half")).unwrap() == body);
 }
 
+/// Each empty note needs memory for its task.
+pub fn number_of_empty_bodies_is_limited(program: Program) {
+    let stall = Stall::new(program, "note");
+    let service = stall.start(program, &["--memory", "2"]);
+    let mut client = service.connect();
+    let accepted = (0..10_000).take_while(|_| client.put("note", b"").unwrap().status == 202).count();
+    assert!((1000..10_000).contains(&accepted), "{accepted}");
+    let _pipe = stall.end("note");
+    assert_drained(&service.stop().0);
+}
+
 /// Two clients request a note again and again, and do not read the responses.
 pub fn memory_for_responses_is_limited(program: Program) {
     let service = Service::start(program, &["--memory", "3", "--grace", "3"]);
