@@ -52,8 +52,9 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
 /// | reaches the server under a foreign host name | [`host_name`](Self::host_name) |
 ///
-/// A connection buffers at most 32 KiB of input. It buffers 32 KiB of output and one frame of a response body, so a service that sends large responses
-/// in small frames needs less memory. What the service itself keeps, such as a body that it collects, needs a limit of its own.
+/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. A service that sends a large
+/// response in small frames therefore needs less memory. One thousand connections with half a head of 31 KiB need about 45 MB. The service itself
+/// must limit what it keeps, such as a collected body.
 ///
 /// # Shutdown
 ///
@@ -64,8 +65,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// - A body that is still arriving, and a response that the client does not read, have the [`drain_timeout`](Self::drain_timeout).
 ///
 /// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
-/// connections, and they are listed among the stragglers. If the task of a handler panics, its connection closes, and the registry counts a
-/// panicked task. Add a `RequestLayer` (feature `tower`) if requests must have outcomes of their own.
+/// connections, and they are listed among the stragglers. If the service panics, the connection closes, and the registry counts a panicked
+/// task. Add a `RequestLayer` (feature `tower`) if requests must have outcomes of their own.
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
 /// [`signal`](Registry::signal).
@@ -165,7 +166,7 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets how long the body of a request may take to arrive, from the moment when the service first reads it. Default: 30 seconds.
+    /// Sets how long the body of a request may take to arrive, from the moment when the service first waits for it. Default: 30 seconds.
     ///
     /// When the time is over, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server responds 408.
     /// If the service returns a response with an error status, the server sets the status to 408. Afterwards the connection closes.

@@ -69,6 +69,6 @@ pub use self::signals::shutdown_signal;
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 
-#[cfg(all(doctest, feature = "systemd", feature = "tower"))]
+#[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

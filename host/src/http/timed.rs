@@ -36,25 +36,15 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Returns the end of the limit. The first call starts the limit.
-    fn deadline(&mut self) -> Instant {
-        if self.signal.as_ref().is_some_and(ShutdownSignal::is_triggered) {
+    /// Resolves when the time is over. The first call starts the limit, also after `stop`.
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
             self.timeout = self.timeout.min(self.drain_timeout);
             self.deadline = self.deadline.map(|deadline| deadline.min(self.timer.now() + self.timeout));
             self.sleep = None;
         }
-        *self.deadline.get_or_insert_with(|| self.timer.now() + self.timeout)
-    }
-
-    fn has_expired(&mut self) -> bool {
-        self.deadline() <= self.timer.now()
-    }
-
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Wakes this task when the server stops.
-        let _ = self.signal.as_mut().map(|signal| Pin::new(signal).poll(cx));
-        let deadline = self.deadline();
+        let deadline = *self.deadline.get_or_insert_with(|| self.timer.now() + self.timeout);
         self.sleep.get_or_insert_with(|| self.timer.sleep_until(deadline)).as_mut().poll(cx)
     }
 }
@@ -85,13 +75,11 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // The next frame may always be ready, so that the timer is never polled.
-        if !this.limit.has_expired() {
-            if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-                return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
-            }
-            ready!(this.limit.poll_expired(cx));
+        // A body that has arrived needs no timer. hyper gives one frame at a time, so the body is pending between two frames.
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
+        ready!(this.limit.poll_expired(cx));
         this.timed_out.store(true, Ordering::Relaxed);
         let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request did not arrive in time");
         Poll::Ready(Some(Err(error)))

@@ -201,7 +201,7 @@ async fn slow_heads_and_idle_connections_are_closed() {
 async fn large_heads_are_refused() {
     let server = Server::start(|server| server, service_fn(echo)).await;
     let mut client = server.connect().await;
-    client.send(&[b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ".as_slice(), &[b'x'; 32 * 1024]].concat()).await;
+    client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(32 * 1024)).as_bytes()).await;
     assert_eq!(client.receive().await.0, 431);
     server.stop().await;
 }
@@ -399,10 +399,10 @@ async fn endless_body_is_ended() {
         }
         io::Result::Ok(Reply::default())
     });
-    let (closed, mut closes) = mpsc::channel(1);
+    let (closed, mut ends) = mpsc::channel(1);
     let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n";
     let accept = async || Ok(Endless { head, closed: closed.clone() });
-    soon(or(server.serve(accept, discard), async { closes.recv().await.unwrap() })).await;
+    soon(or(server.serve(accept, discard), async { ends.recv().await.unwrap() })).await;
 }
 
 #[tokio::test]
@@ -569,14 +569,14 @@ async fn panic_of_a_handler_closes_its_connection_only() {
 
 #[tokio::test]
 async fn upgraded_connection_counts_until_it_closes() {
-    let (upgrades, mut upgraded) = mpsc::unbounded_channel();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     let service = service_fn(move |mut request: Request<TimedBody>| {
-        let upgrades = upgrades.clone();
+        let sender = sender.clone();
         async move {
             if request.uri().path() == "/" {
                 return echo(request).await;
             }
-            tokio::spawn(async move { upgrades.send(hyper::upgrade::on(&mut request).await.unwrap()) });
+            tokio::spawn(async move { sender.send(hyper::upgrade::on(&mut request).await.unwrap()) });
             let response = Response::builder().status(101).header("upgrade", "x").header("connection", "upgrade");
             Ok(response.body(Full::default()).unwrap())
         }
@@ -585,7 +585,7 @@ async fn upgraded_connection_counts_until_it_closes() {
     let mut client = server.connect().await;
     client.send(b"GET /up HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n").await;
     assert_eq!(client.receive().await.0, 101);
-    let upgraded = soon(upgraded.recv()).await.unwrap();
+    let upgraded = soon(receiver.recv()).await.unwrap();
     server.wait_for_connections(0).await;
     let mut other = server.connect().await;
     other.send(GET).await;
