@@ -199,7 +199,7 @@ pub fn half_a_request_head_does_not_delay_exit(program: Program) {
 
 /// The body may delay the exit for half of the grace period.
 pub fn half_a_request_body_does_not_use_up_the_grace_period(program: Program) {
-    let service = Service::start(program, &["--grace", "3"]);
+    let service = Service::start(program, &["--grace", "6"]);
     let mut half = service.connect();
     half.start_put("half", 8).unwrap();
     half.send(b"half").unwrap();
