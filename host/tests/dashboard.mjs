@@ -1,7 +1,7 @@
 // The dashboard of a notes service in Chromium: `NOTES=path/to/notes-tokio node --test host/tests/dashboard.mjs`. Needs chromium, chromedriver, mkfifo.
 // With SCREENSHOTS=folder it also takes the screenshots in docs/.
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
@@ -28,9 +28,12 @@ const has_ended = (name) => until(`the end of ${name}`, async () => !(await list
 
 /// Starts a service and opens its dashboard.
 async function start(...options) {
-  const dir = await mkdtemp(join(tmpdir(), "notes-"));
-  const child = spawn(env.NOTES, ["--port", "0", "--dir", dir, "--dashboard", ...options], { stdio: ["ignore", "pipe", "inherit"] });
-  service = { dir, child, exit: once(child, "exit") };
+  const folder = await mkdtemp(join(tmpdir(), "notes-"));
+  const [dir, stalls] = [join(folder, "notes"), join(folder, "stalls")];
+  await mkdir(stalls);
+  const args = ["--port", "0", "--dir", dir, "--stall", stalls, "--dashboard", ...options];
+  const child = spawn(env.NOTES, args, { stdio: ["ignore", "pipe", "inherit"] });
+  service = { folder, dir, stalls, child, exit: once(child, "exit") };
   [[, service.url]] = await matchLines(child.stdout, /^listening on (http:.*)$/);
   service.page = `${service.url}/background`;
   await go(service.page);
@@ -39,14 +42,9 @@ async function start(...options) {
 
 const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
 
-/// Makes the first write block: opening its temporary file, a named pipe, waits for a reader.
-function block_first_write() {
-  service.pipe = join(service.dir, `.${service.child.pid}-1.tmp`);
-  execFileSync("mkfifo", [service.pipe]);
-}
-
-/// Unblocks the write, and returns what it wrote.
-const unblock = async () => await readFile(service.pipe, "utf8");
+/// Makes the write of a note block, until `unblock` opens the named pipe for writing.
+const block = (name) => execFileSync("mkfifo", [join(service.stalls, name)]);
+const unblock = (name) => writeFile(join(service.stalls, name), "");
 
 /// Sends half of a note, so that its connection stays in flight.
 async function send_half() {
@@ -78,13 +76,13 @@ afterEach(async () => {
   if (!service) return;
   service.child.kill("SIGKILL");
   await service.exit;
-  await rm(service.dir, { recursive: true, force: true });
+  await rm(service.folder, { recursive: true, force: true });
   service = undefined;
 });
 
 test("a write is listed, ends, and is counted", async () => {
   await start();
-  block_first_write();
+  block("note");
   await put("note", "a text");
   assert.match(await is_listed("write"), /blocking closure\s+\S+handler\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
   // An event may list the closure before it has started.
@@ -92,9 +90,10 @@ test("a write is listed, ends, and is counted", async () => {
   assert.equal(await until("a disabled button", button), "A blocking closure that has started cannot be aborted.");
   await shows("by-name", /connection\s+\d+[^]*request\s+1[^]*write\s+1/);
   assert.deepEqual(await losses(), [], "a count of zero is not highlighted");
-  assert.equal(await unblock(), "a text");
+  // Makes the write fail.
+  await mkdir(join(service.dir, "note"));
+  await unblock("note");
   await has_ended("write");
-  // The write fails: a named pipe cannot be synced to disk.
   await until("the counter", async () => (await ended("failed")) === 1);
   assert.deepEqual(await losses(), ["ended-failed"]);
   const before = await ended("completed");
@@ -181,14 +180,14 @@ test("a request from another origin aborts nothing", async (t) => {
 
 test("the page shows the drain, and the process exits with the page open", async () => {
   await start("--grace", "3600");
-  block_first_write();
+  block("note");
   await put("note", "in the end");
   await is_listed("write");
   service.child.kill("SIGTERM");
   await shows("state", /^Draining$/);
   await shows("elapsed", /^of \d+ left, after \d/);
   await is_listed("write");
-  await unblock();
+  await unblock("note");
   const unblocked = Date.now();
   assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
   assert.ok(Date.now() - unblocked < 5000, "the open page does not delay the exit");
@@ -274,7 +273,7 @@ test("the browser logs no errors", async () => {
 
 test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
   await start("--grace", "3600");
-  block_first_write();
+  block("blocked");
   await put("blocked", "blocked");
   const halves = [];
   for (let n = 0; n < 3; n += 1) halves.push(await send_half());

@@ -9,9 +9,7 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 fn main() -> ExitCode {
     let service = notes::run(AsyncStdSpawner, SmolTimer::new(), async |server| {
         let listener = server.listening(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
-        while let Some((stream, _)) = server.next_connection(|| listener.accept()).await {
-            server.serve(FuturesIo::new(stream));
-        }
+        server.serve(async move || Ok(FuturesIo::new(listener.accept().await?.0))).await;
         Ok(())
     });
     task::block_on(service)

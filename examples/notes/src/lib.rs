@@ -6,7 +6,9 @@
 #[cfg(all(unix, feature = "harness"))]
 pub mod harness;
 
+mod folder;
 mod handler;
+mod memory;
 mod options;
 mod page;
 mod server;

@@ -2,41 +2,30 @@ use crate::handler::Notes;
 use crate::options::{Options, print};
 use crate::store::Store;
 use background_tasks::{BlockingSpawner, Registry, Spawner};
-use background_tasks_host::{Dashboard, Host, RequestLayer, StderrObserver, stderr};
+use background_tasks_host::{Dashboard, Host, HttpServer, RequestLayer, StderrObserver};
+use clap::Parser;
 use hyper::rt::{Read, Timer, Write};
-use hyper::server::conn::http1;
 use hyper_util::service::TowerToHyperService;
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use tower::Layer;
-
-/// The time in which a client must send the head of a request. The connection also closes if it is idle for longer between two requests.
-///
-/// A client that has sent half a head delays the exit, so this time must be shorter than the grace period.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.
 ///
-/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads.
-pub fn run<S, T, F>(spawner: S, timer: T, serve: F) -> impl Future<Output = ExitCode>
+/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads. If the options are invalid or ask for the
+/// help, it exits the process.
+pub fn run<S, F>(spawner: S, timer: impl Timer + Clone + Send + Sync + 'static, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
-    T: Timer + Clone + Send + Sync + 'static,
-    F: AsyncFnOnce(&Server<S, T>) -> Result<(), String>,
+    F: AsyncFnOnce(&Server<S>) -> Result<(), String>,
 {
-    let options = Options::from_args();
+    let options = Options::parse();
     let registry = Registry::builder(spawner).observer(StderrObserver).inspect().build();
     let host = Host::new(&registry);
     async {
-        let options = match options {
-            Ok(options) => options,
-            Err(code) => return code,
-        };
         let host = host.grace(options.grace);
         let program = async move {
             let server = Server::open(registry, timer, &options)?;
@@ -47,10 +36,9 @@ where
 }
 
 /// The parts of the service that do not depend on the runtime.
-pub struct Server<S, T> {
+pub struct Server<S> {
     notes: Arc<Notes<S>>,
-    http: http1::Builder,
-    timer: T,
+    http: HttpServer<S>,
     port: u16,
 }
 
@@ -58,19 +46,14 @@ fn context(message: impl Display) -> impl FnOnce(io::Error) -> String {
     move |error| format!("{message}: {error}")
 }
 
-impl<S, T> Server<S, T>
-where
-    S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
-    T: Timer + Clone + Send + Sync + 'static,
-{
-    fn open(registry: Registry<S>, timer: T, options: &Options) -> Result<Self, String> {
-        let dir = &options.dir;
-        let store = Store::open(dir).map_err(context(format_args!("cannot write to '{}'", dir.display())))?;
-        let mut http = http1::Builder::new();
-        http.timer(timer.clone()).header_read_timeout(HEAD_TIMEOUT);
+impl<S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static> Server<S> {
+    fn open(registry: Registry<S>, timer: impl Timer + Clone + Send + Sync + 'static, options: &Options) -> Result<Self, String> {
+        let store = Store::open(options).map_err(context(format_args!("cannot write to '{}'", options.dir.display())))?;
+        // A client that sends half a body must not hold the drain until the grace period expires.
+        let http = HttpServer::new(&registry, timer).drain_timeout(options.grace / 2);
         let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
-        Ok(Self { notes, http, timer, port: options.port })
+        Ok(Self { notes, http, port: options.port })
     }
 
     /// Returns the address to listen on.
@@ -91,45 +74,14 @@ where
         Ok(listener)
     }
 
-    /// Returns the next connection, or `None` once shutdown has started.
-    ///
-    /// Failures to accept a connection are logged and do not end the service: the process may have no file descriptor left, or the client may have
-    /// disconnected.
-    pub async fn next_connection<A, I>(&self, accept: impl Fn() -> A) -> Option<I>
-    where
-        A: Future<Output = io::Result<I>>,
-    {
-        let signal = self.notes.registry.signal();
-        // Under load a connection is always ready, and `run_until_shutdown` polls `accept` before the signal.
-        while !signal.is_triggered() {
-            match signal.run_until_shutdown(accept()).await? {
-                Ok(accepted) => return Some(accepted),
-                Err(error) => {
-                    let _ = writeln!(stderr(), "failed to accept a connection: {error}");
-                    self.timer.sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-        None
-    }
-
-    /// Serves a connection in a background task. When shutdown starts, the connection closes after its current response.
-    pub fn serve<I>(&self, io: I)
+    /// Serves the connections that `accept` returns, until shutdown has started and all connections have closed.
+    pub async fn serve<I>(&self, accept: impl AsyncFnMut() -> io::Result<I>)
     where
         I: Read + Write + Unpin + Send + 'static,
     {
         let notes = self.notes.clone();
         let service = tower::service_fn(move |request| notes.clone().handle(request));
         let service = RequestLayer::new(&self.notes.registry).layer(service);
-        let connection = self.http.serve_connection(io, TowerToHyperService::new(service));
-        let signal = self.notes.registry.signal();
-        self.notes.registry.named("connection").run(async move {
-            let mut connection = pin!(connection);
-            // A client that disconnects is not a failure of the task.
-            if signal.run_until_shutdown(connection.as_mut()).await.is_none() {
-                connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
-            }
-        });
+        self.http.serve(accept, TowerToHyperService::new(service)).await;
     }
 }

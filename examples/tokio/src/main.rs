@@ -9,9 +9,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 fn main() -> ExitCode {
     let service = notes::run(TokioSpawner, TokioTimer::new(), async |server| {
         let listener = server.listening(TcpListener::bind(server.address()).await, TcpListener::local_addr)?;
-        while let Some((stream, _)) = server.next_connection(|| listener.accept()).await {
-            server.serve(TokioIo::new(stream));
-        }
+        server.serve(async move || Ok(TokioIo::new(listener.accept().await?.0))).await;
         Ok(())
     });
     Runtime::new().expect("the system provides threads and a poller").block_on(service)

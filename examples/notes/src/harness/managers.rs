@@ -2,7 +2,7 @@
 
 use super::Program;
 use super::load::{check_notes, random_stop, rounds, send_notes};
-use super::service::{NotesClient, address_in};
+use super::service::{NotesClient, address_in, stall};
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -42,11 +42,12 @@ fn every_accepted_note_is_written(manager: &dyn Manager, folder: &ServiceFolder,
 fn straggler_is_a_failure(manager: &dyn Manager, folder: &ServiceFolder, failed: &str) {
     manager.start();
     let mut client = Client::connect(folder.address()).unwrap();
-    client.start_put("half", 8).unwrap();
+    stall(&folder.stalls(), "note");
+    assert_eq!(client.put("note", b"lost").unwrap().status, 202);
     manager.stop();
     let log = folder.read("log");
     assert_eq!(folder.read("ended"), failed, "{log}");
-    assert!(log.contains("connection at "), "{log}");
+    assert!(log.contains("write at "), "{log}");
 }
 
 /// A folder with the notes, the service's log and exit status, and the files of its manager.
@@ -56,6 +57,7 @@ impl ServiceFolder {
     fn new(program: Program) -> Self {
         let folder = Self(program.dir());
         fs::create_dir(folder.notes()).unwrap();
+        fs::create_dir(folder.stalls()).unwrap();
         folder
     }
 
@@ -69,6 +71,10 @@ impl ServiceFolder {
 
     fn notes(&self) -> PathBuf {
         self.join("notes")
+    }
+
+    fn stalls(&self) -> PathBuf {
+        self.join("stalls")
     }
 
     fn read(&self, name: &str) -> String {
@@ -95,7 +101,8 @@ impl ServiceFolder {
     }
 
     fn command(&self, program: Program, grace: &str) -> String {
-        format!("{} --port 0 --dir {} --grace {grace}", program.path, self.notes().display())
+        let (notes, stalls) = (self.notes(), self.stalls());
+        format!("{} --port 0 --dir {} --stall {} --grace {grace}", program.path, notes.display(), stalls.display())
     }
 }
 

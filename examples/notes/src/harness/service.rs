@@ -3,11 +3,12 @@
 use super::Program;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use tempfile::TempDir;
 use testing::{Client, Ended, Process, Response, Signal, poll_until_some};
 
@@ -19,6 +20,9 @@ pub(crate) trait NotesClient {
 
     /// Starts a `PUT`, and returns once the service waits for its body of `len` bytes.
     fn start_put(&mut self, name: &str, len: usize) -> io::Result<()>;
+
+    /// Sends a `GET`, and does not wait for its response.
+    fn start_get(&mut self, name: &str) -> io::Result<()>;
 }
 
 impl NotesClient for Client {
@@ -32,6 +36,10 @@ impl NotesClient for Client {
 
     fn start_put(&mut self, name: &str, len: usize) -> io::Result<()> {
         self.start_request("PUT", &format!("/notes/{name}"), len)
+    }
+
+    fn start_get(&mut self, name: &str) -> io::Result<()> {
+        self.send(format!("GET /notes/{name} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
     }
 }
 
@@ -62,6 +70,41 @@ pub(crate) fn prefixed(words: &[&str], command: &Command) -> Command {
     let mut longer = Command::new(words[0]);
     longer.args(&words[1..]).arg(command.get_program()).args(command.get_args());
     longer
+}
+
+/// Makes the reads and writes of a note block, as a disk that hangs.
+pub(crate) struct Stall(TempDir);
+
+impl Stall {
+    pub(crate) fn new(program: Program, name: &str) -> Self {
+        let dir = program.dir();
+        stall(dir.path(), name);
+        Self(dir)
+    }
+
+    pub(crate) fn start(&self, program: Program, options: &[&str]) -> Service {
+        let stall = ["--stall", self.0.path().to_str().unwrap()];
+        Service::start(program, &[&stall, options].concat())
+    }
+
+    /// Starts a service that can open this number of files.
+    pub(crate) fn start_with_descriptors(&self, program: Program, limit: u32) -> Service {
+        let dir = program.dir();
+        let limited = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        let serve = program.serve(dir.path(), &["--stall", self.0.path().to_str().unwrap()]);
+        let process = Process::start(&mut prefixed(&["sh", "-c", &limited], &serve));
+        Service::with_output(process, dir)
+    }
+
+    /// Makes the note available until the returned file is closed.
+    pub(crate) fn end(&self, name: &str) -> File {
+        File::options().read(true).write(true).open(self.0.path().join(name)).unwrap()
+    }
+}
+
+/// Stalls a note of a service that runs with `--stall dir`.
+pub(crate) fn stall(dir: &Path, name: &str) {
+    mkfifoat(CWD, dir.join(name), Mode::RWXU).unwrap();
 }
 
 /// A running service and its folder.
@@ -106,14 +149,23 @@ impl Service {
         self.address
     }
 
-    /// Makes the write of the first note block: its temporary file is a named pipe without a reader.
-    pub(crate) fn block_first_write(&self) {
-        let temporary = format!(".{}-1.tmp", self.process.id());
-        mkfifoat(CWD, self.dir().join(temporary), Mode::RWXU).unwrap();
+    /// Returns the path of a temporary file.
+    pub(crate) fn temporary(&self, number: usize) -> PathBuf {
+        self.dir().join(format!(".{}-{number}.tmp", self.process.id()))
     }
 
     pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address).unwrap()
+    }
+
+    /// Waits until a read or a write is in flight.
+    pub(crate) fn await_stalled_task(&self) {
+        self.connect().get_until("/tasks", "\"kind\":\"blocking\"");
+    }
+
+    /// Connects, unless the queue of the service's connections is full.
+    pub(crate) fn try_connect(&self) -> io::Result<TcpStream> {
+        TcpStream::connect_timeout(&self.address, Duration::from_millis(100))
     }
 
     pub(crate) fn process(&mut self) -> &mut Process {

@@ -1,0 +1,66 @@
+//! Limits the memory for bodies: of requests while they are received and until they are on disk, and of responses until they are sent.
+
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts with each body, for its task, its name and its headers. Otherwise any number of empty bodies would fit.
+const OVERHEAD: usize = 1 << 10;
+
+/// The memory that bodies may use.
+pub(crate) struct Memory {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Memory {
+    /// Returns memory with a limit in bytes.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+    }
+
+    /// Reserves memory for a body of this length. Returns `None` above the limit.
+    pub(crate) fn reserve(self: &Arc<Self>, len: usize) -> Option<Reservation> {
+        let bytes = len + OVERHEAD;
+        let add = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Reservation { memory: self.clone(), bytes })
+    }
+}
+
+/// Memory for one body. Dropping it releases the memory.
+pub(crate) struct Reservation {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// Returns a body that keeps its memory reserved until its last clone or part is dropped. The body is at most as long as announced.
+    pub(crate) fn hold(mut self, body: Vec<u8>) -> Bytes {
+        let unused = self.bytes - OVERHEAD - body.len();
+        self.release(unused);
+        Bytes::from_owner(Held { body: body.into_boxed_slice(), _reservation: self })
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.release(self.bytes);
+    }
+}
+
+struct Held {
+    body: Box<[u8]>,
+    _reservation: Reservation,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
