@@ -447,6 +447,12 @@ impl<S> Registry<S> {
         self.state().shutdown_cause()
     }
 
+    /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
+    /// of the drain. If so, other code need not log them.
+    pub fn is_shutdown_logged(&self) -> bool {
+        self.state().is_shutdown_logged()
+    }
+
     /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted
     /// again.
     pub fn is_drained(&self) -> bool {
