@@ -3,7 +3,7 @@ use crate::program::{FAILED, HostState, NotifyOnDrop};
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
 use crate::{drain, phases::Phases, systemd};
-use background_tasks::{Registry, ShutdownSignal, TaskOutput};
+use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
 use std::io;
@@ -64,14 +64,26 @@ use std::time::Duration;
 /// | exit code | meaning |
 /// | --- | --- |
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
-/// | 1 | the grace period expired first, or `main` did not return in time |
-/// | 2 | the program returned an error, the loss of a [critical](Registry::critical) task started the shutdown, or the host failed to start |
+/// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
+/// | 2 | the program returned an error, the loss of a task started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
+/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
+/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). The first of the codes 1, 2 and 101 stays: if a program that
+/// failed also misses the deadline, the process exits with code 2.
+///
+/// # Output
+///
 /// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
-/// at the start, a line every two seconds, and a line at the end. With the feature `tracing` and a global subscriber, the lines are events. If a
-/// program ends with nothing in flight and without a signal, the host reports nothing.
+/// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. If a program ends without a signal, with
+/// nothing in flight and without a loss, the host reports nothing.
+///
+/// With the feature `tracing` and a global subscriber, the lines are events without a parent span, each straggler is an event with the fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) (at most the 100 oldest), and there
+/// is no [progress bar](Self::progress_bar) by default. If all registries have a `TracingObserver`, or another observer that
+/// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
 /// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
 /// [`Observer`](background_tasks::Observer) reports each loss, for example [`StderrObserver`](crate::StderrObserver).
@@ -97,6 +109,8 @@ pub struct Host {
     phases: Phases,
     limits: Limits,
     repeat_window: Duration,
+    fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
+    progress_bar: Option<bool>,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -119,6 +133,8 @@ impl Host {
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
             repeat_window,
+            fail_if: Box::new(|_| false),
+            progress_bar: None,
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -198,6 +214,42 @@ impl Host {
         self
     }
 
+    /// Makes the process exit with code 1 if `is_failure` returns true. Default: losses do not change the exit code.
+    ///
+    /// The host calls `is_failure` once, after all registries have drained within the grace period, on a thread of the host. The summary counts
+    /// the tasks of all registries. If `is_failure` returns true, the last line of the host says so, at the level of an error. An exit code
+    /// other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1 too.
+    ///
+    /// A second call replaces the function of the first call.
+    ///
+    /// # Examples
+    ///
+    /// A service that answers before its work is done should at least fail visibly if it had to reject work:
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # let registry = Registry::new(());
+    /// let host = Host::new(&registry).fail_if(|summary| summary.rejected > 0);
+    /// ```
+    ///
+    /// A batch program fails after any loss: `fail_if(|summary| !summary.is_clean())`.
+    pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {
+        self.fail_if = Box::new(is_failure);
+        self
+    }
+
+    /// Shows or hides the progress bar of the drain on a terminal. Default: shown, unless the host reports the drain as tracing events.
+    ///
+    /// A subscriber that writes to the same terminal overwrites the bar. Before you show the bar in a program with a subscriber, make the
+    /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Lines above
+    /// the bar are then complete.
+    #[cfg(feature = "bar")]
+    pub fn progress_bar(mut self, is_shown: bool) -> Self {
+        self.progress_bar = Some(is_shown);
+        self
+    }
+
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
     /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal handlers, it
@@ -222,7 +274,8 @@ impl Host {
         let hook = self.second_signal_hook.key();
         // This process may be a forked child of the process that created the host.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
-        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), self.limits, stop, hook, state.clone()));
+        let settings = drain::Settings { limits: self.limits, progress_bar: self.progress_bar, fail_if: self.fail_if };
+        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), settings, stop, hook, state.clone()));
         if let Err(error) = started {
             log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);
