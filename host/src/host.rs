@@ -26,10 +26,12 @@ use std::time::Duration;
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
 ///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). Otherwise the host ends
 ///    the process, for example if a runtime's destructor waits for a blocking read of stdin.
-/// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name and shuts all registries down. It
-///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second
-///    later it stops waiting, and reports the remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and
-///    otherwise as abandoned.
+/// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
+///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
+///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
+///    these reports, and only these tasks are aborted. An aborted program counts as aborted if the first registry is inspected, and otherwise
+///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
+///    client that has sent half of a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
@@ -119,8 +121,9 @@ pub struct Host {
 impl Host {
     /// Returns the host of a registry, and installs the signal handlers.
     ///
-    /// Create the host at the beginning of `main`, before the runtime starts threads: then no signal that arrives before [`run`](Self::run) is
-    /// lost. See [`shutdown_signal`](crate::shutdown_signal).
+    /// Signals that arrive between this call and [`run`](Self::run) are kept. In an async `main`, such as one with `#[tokio::main]`, the runtime
+    /// has already started threads. A signal that arrives in the few microseconds of this call may then be lost. To exclude this, create the host
+    /// in a synchronous `main`, before the runtime. See [`shutdown_signal`](crate::shutdown_signal).
     ///
     /// If the host is dropped, signals have their default actions again, unless other hosts or callers of `shutdown_signal` use them.
     #[track_caller]
@@ -154,24 +157,26 @@ impl Host {
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
-    /// The supervisor must wait at least one second longer before it kills the process. Kubernetes waits `terminationGracePeriodSeconds` (default:
-    /// 30) less the time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be
-    /// aborted are aborted immediately.
+    /// The supervisor must wait at least two seconds longer before it kills the process: after the deadline, the host needs up to one second, and
+    /// the other second is a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the time of the
+    /// `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are aborted
+    /// immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise unlimited.
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if a signal has asked the process to stop, and otherwise
+    /// unlimited. A shutdown that the program or a task starts is not such a request.
     ///
     /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
     /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
     /// the grace period has expired, the host reports an error and ends the process with the exit code 1. A time that is set with this method also
     /// applies to a program that ends on its own.
     ///
-    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return. The process exits as soon as the last task has ended,
-    /// with the exit code that `run` would have returned. Use zero if a program reads stdin on a runtime, and its `main` only returns the exit
-    /// code.
+    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits as soon as the
+    /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a program reads
+    /// stdin on a runtime, and its `main` only returns the exit code.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
@@ -257,14 +262,17 @@ impl Host {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the program's future. The host neither shuts down nor drains the registries. From then on, signals have their
-    /// default actions, unless other hosts or callers of `shutdown_signal` use them: the next SIGTERM or SIGINT ends the process. To continue
-    /// without the host, call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
+    /// Dropping this future drops the program's future. A host whose drain has not started then neither shuts down nor drains the registries. If
+    /// the drain has started, the registries that the host has shut down stay shut down: their tasks continue, and the host no longer waits for
+    /// them, aborts them or shuts down later registries. From then on, signals have their default actions, unless other hosts or callers of
+    /// `shutdown_signal` use them: the next SIGTERM or SIGINT ends the process. To continue without the host, call
+    /// [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
     ///
     /// # Deadlocks
     ///
-    /// The program must not await [`shutdown`](Registry::shutdown) or [`wait_idle`](Registry::wait_idle) once shutdown has started: the program
-    /// itself is in flight, so both wait for the program. The host drains the registries.
+    /// The program must not await [`shutdown`](Registry::shutdown). This call starts the shutdown, and the host then counts the program as in
+    /// flight, so the program would wait for itself. The same applies to [`wait_idle`](Registry::wait_idle) once shutdown has started. To end,
+    /// the program returns, or calls [`start_shutdown`](Registry::start_shutdown). The host drains the registries.
     pub async fn run<F>(mut self, program: F) -> ExitCode
     where
         F: Future<Output: TaskOutput>,
