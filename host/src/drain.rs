@@ -102,11 +102,12 @@ impl Drain {
             self.abort();
         } else if self.state.is_awaited() {
             let summary = self.phases.summary();
+            let needs_no_line = is_logged || (is_silent && summary.is_clean());
             if fail_if(&summary) {
                 self.state.set_exit_code(TOO_LATE);
                 let line = format!("drained in {}, with losses that fail the program: {summary}", self.elapsed());
                 self.progress.log(Level::Error, line);
-            } else if !is_logged && !(is_silent && summary.is_clean()) {
+            } else if !needs_no_line {
                 self.progress.log(Level::Info, format!("drained in {}: {summary}", self.elapsed()));
             }
         }

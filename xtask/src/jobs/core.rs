@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::workspace::package;
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use xshell::cmd;
 
 pub(super) fn features(context: &Context) -> Result<()> {
@@ -38,7 +39,7 @@ fn compiler_names_missing_features(context: &Context, package: &str, folder: &st
         let (Some((_, cfg)), Some(path)) = (cfg.split_once("feature = \""), export.strip_prefix("pub use ")) else { continue };
         let feature = cfg.split_once('"').map_or(cfg, |(feature, _)| feature);
         let items = path.rsplit_once("::").map_or(path, |(_, items)| items).trim_end_matches(';');
-        program += &format!("pub use {}::{items};\n", package.replace('-', "_"));
+        writeln!(program, "pub use {}::{items};", package.replace('-', "_"))?;
         features.insert(feature);
     }
     ensure!(!features.is_empty(), "no `pub use` of {package} is behind a feature");
