@@ -65,8 +65,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "rejects_and_fails" => rejects(|host| host.fail_if(|summary| summary.rejected > 0)),
         "rejects_before_its_end" => rejects_before_its_end(|host| host),
         "rejects_before_its_end_and_fails" => rejects_before_its_end(|host| host.fail_if(|summary| summary.rejected > 0)),
-        "server" => server(registry(TokioSpawner)),
-        "server_without_inspection" => server(Registry::new(TokioSpawner)),
+        "server" => server(&registry(TokioSpawner)),
+        "server_without_inspection" => server(&Registry::new(TokioSpawner)),
         "rejects_and_panics" => rejects(|host| host.fail_if(|_| panic!("broken"))),
         "many_tasks" => many_tasks(),
         "task_without_inspection" => task_without_inspection(),
@@ -520,9 +520,9 @@ fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
 }
 
 /// A server, which waits for each of its connections.
-fn server(registry: Registry<TokioSpawner>) -> ExitCode {
+fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(host(&registry).run(async {
+    runtime.block_on(host(registry).run(async {
         let tasks = registry.clone();
         let run = async move || tasks.named("mail").run(async {});
         let app = axum::Router::new().route("/", axum::routing::get(run));

@@ -730,7 +730,12 @@ fn bar_is_hidden_if_the_host_emits_events() {
         let terminal = Arc::new(Mutex::new(Vec::new()));
         let output = terminal.clone();
         // The read fails once the process has exited.
-        thread::spawn(move || File::from(master).bytes().map_while(Result::ok).for_each(|byte| output.lock().unwrap().push(byte)));
+        thread::spawn(move || {
+            let (mut master, mut bytes) = (File::from(master), [0; 1024]);
+            while let Ok(len @ 1..) = master.read(&mut bytes) {
+                output.lock().unwrap().extend_from_slice(&bytes[..len]);
+            }
+        });
         // The output up to the bar, or up to the second line that replaces it.
         let shown = poll_until_some(&program, || {
             let shown = String::from_utf8_lossy(&terminal.lock().unwrap()).into_owned();
