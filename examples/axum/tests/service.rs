@@ -220,7 +220,7 @@ fn straggler_is_reported() {
     let start = Instant::now();
     let output = service.process.stop().assert_code(1).output();
     let took = start.elapsed();
-    assert!(output.contains("1 × outbox at examples/axum/src/main.rs:"), "{output}");
+    assert!(output.contains("still in flight task.name=\"outbox\" task.location=examples/axum/src/main.rs:"), "{output}");
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 
