@@ -42,8 +42,9 @@ impl Shutdown {
     /// [aborts](crate::Registry::abort) the remaining tasks. It then blocks until the registry has drained or `abort_timeout` has
     /// elapsed.
     ///
-    /// [`or_abort`](Self::or_abort) is the async version of this method. After `grace` has elapsed, the registry also aborts every
-    /// task that starts later, as `or_abort` describes.
+    /// [`or_abort`](Self::or_abort) is the async version of this method. Only the tasks of an
+    /// [inspected](crate::RegistryBuilder::inspect) registry are aborted. After `grace` has elapsed, such a registry also aborts
+    /// each task that starts later, as `or_abort` describes.
     ///
     /// # Errors
     ///

@@ -67,6 +67,14 @@ pub trait Observer: Send + Sync + 'static {
     /// `took` is the time since the shutdown started. `took` is zero if the program has no clock. A program has no clock if the
     /// feature `std` is off. In the browser, a program also needs the feature `wasm-bindgen-futures` to have a clock.
     fn drained(&self, summary: &Summary, took: Duration) {}
+
+    /// Returns whether this observer logs the start of the shutdown and the end of the drain. Default: false.
+    ///
+    /// A host of the crate `background-tasks-host` that reports the drain as tracing events does not report the start and the end
+    /// a second time; see [`Registry::is_shutdown_logged`](crate::Registry::is_shutdown_logged).
+    fn logs_shutdown(&self) -> bool {
+        false
+    }
 }
 
 /// Implements the trait for smart pointers to an observer.
@@ -83,6 +91,10 @@ macro_rules! forward {
 
             fn drained(&self, summary: &Summary, took: Duration) {
                 (**self).drained(summary, took);
+            }
+
+            fn logs_shutdown(&self) -> bool {
+                (**self).logs_shutdown()
             }
         }
     )*};

@@ -148,8 +148,8 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task without a permit: the task is in flight, but does not count towards the
     /// [limit](crate::RegistryBuilder::max_in_flight).
     ///
-    /// The registry accepts the task even when it is full. The shutdown waits for the task, and the registry counts, lists, reports
-    /// and aborts it like any other task. All methods of the builder that start work accept this setting:
+    /// The registry accepts the task even when tasks hold all permits. The shutdown waits for the task, and the registry counts,
+    /// lists, reports and aborts it like any other task. All methods of the builder that start work accept this setting:
     /// [`guard`](TaskBuilder::guard), [`run`](TaskBuilder::run), [`run_when_ready`](TaskBuilder::run_when_ready), which then does
     /// not wait, and the others.
     ///
@@ -185,9 +185,9 @@ impl<S> Registry<S> {
     /// so that the registry rejects new work. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do not use `follow_up`
     /// in code that accepts new work, such as a server's loop.
     ///
-    /// The registry cannot drain while the task that starts the follow-up is in flight, so it rejects no follow-up of such a task.
-    /// The other methods that start work do not wait. They accept work while the registry drains, and `follow_up` does not change
-    /// them.
+    /// The registry cannot drain while the task that starts the follow-up is in flight. Therefore it rejects no follow-up that such
+    /// a task starts with `run_when_ready`. The other methods that start work, such as `run` and `try_run`, do not wait, and
+    /// `follow_up` does not change them: they start work while the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///
@@ -233,8 +233,9 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
     /// guard is dropped.
     ///
-    /// The work counts as completed when the guard is dropped, even if the work was not finished.
-    /// [`Guard::require_completion`] returns a guard whose work counts as abandoned unless the caller reports its completion.
+    /// The work counts as completed when the guard is dropped, even if the work was not finished. If a panic drops the guard, the
+    /// work counts as panicked; [`Guard`] describes this rule. [`Guard::require_completion`] returns a guard whose work counts as
+    /// abandoned unless the caller reports its completion.
     ///
     /// # Errors
     ///
@@ -382,8 +383,9 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// A task that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped
-    /// when the poll returns `Pending`. A blocking closure that has not started never starts, and counts as aborted. The closure
+    /// An await point, in this documentation, is an `.await` that waits: the poll of the task returns `Pending` there. A task that
+    /// waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at the await
+    /// point that it reaches, unless it finishes first. A blocking closure that has not started never starts, and counts as aborted. The closure
     /// stays in flight until its executor tries to start the closure or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
@@ -445,6 +447,12 @@ impl<S> Registry<S> {
     /// the returned value.
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.state().shutdown_cause()
+    }
+
+    /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
+    /// of the drain. If so, other code need not log them.
+    pub fn is_shutdown_logged(&self) -> bool {
+        self.state().is_shutdown_logged()
     }
 
     /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted

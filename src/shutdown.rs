@@ -59,13 +59,12 @@ impl Shutdown {
     }
 
     /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
-    /// [aborts](crate::Registry::abort) the remaining tasks. It then waits until the registry has drained or the future returned by
-    /// the closure `abort_timeout` resolves.
+    /// [aborts](crate::Registry::abort) the remaining tasks, if the registry is [inspected](crate::RegistryBuilder::inspect). It
+    /// then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
-    /// After `grace` has resolved, the registry also aborts every task that starts later, for example in the destructor of an
-    /// aborted task. Such a task counts as aborted and is dropped before its first poll. In contrast, `Registry::abort` aborts
-    /// only the tasks that are in flight. In both cases, only the tasks of an [inspected](crate::RegistryBuilder::inspect)
-    /// registry can be aborted.
+    /// After `grace` has resolved, an inspected registry also aborts each task that starts later and can be aborted, for example a
+    /// task that the destructor of an aborted task starts. Such a task counts as aborted and is dropped before its first poll. In
+    /// contrast, `Registry::abort` aborts only the tasks that are in flight. A registry that is not inspected aborts no task.
     ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
     /// most timers start when they are created.
@@ -89,7 +88,8 @@ impl Shutdown {
     /// # Cancel safety
     ///
     /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
-    /// resolves, no task is aborted. If this future is dropped later, the registry continues to abort tasks until it has drained.
+    /// resolves, no task is aborted. If this future is dropped later, an inspected registry continues to abort tasks until it has
+    /// drained.
     ///
     /// # Examples
     ///

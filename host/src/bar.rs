@@ -2,7 +2,6 @@
 
 #[cfg(feature = "bar")]
 mod imp {
-    use background_tasks::{Stragglers, TaskInfo};
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
     use std::io::{self, Write};
     use std::sync::LazyLock;
@@ -26,18 +25,10 @@ mod imp {
         BAR.set_draw_target(ProgressDrawTarget::stderr());
     }
 
-    pub(crate) fn update(ended: u64, in_flight: usize, stragglers: &Stragglers) {
+    pub(crate) fn update(ended: u64, in_flight: usize, oldest: String) {
         BAR.set_length(ended + in_flight as u64);
         BAR.set_position(ended);
-        let groups = stragglers.groups().take(3).map(|(oldest, len)| describe(oldest, len));
-        BAR.set_message(groups.collect::<Vec<_>>().join(", "));
-    }
-
-    /// Describes a group, without the call site if the tasks have a name.
-    fn describe(oldest: &TaskInfo, len: usize) -> String {
-        let task = oldest.name().map_or_else(|| oldest.to_string(), str::to_owned);
-        let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
-        format!("{len} × {task}{age}")
+        BAR.set_message(oldest);
     }
 
     pub(crate) fn finish() {
@@ -52,7 +43,6 @@ mod imp {
 
 #[cfg(not(feature = "bar"))]
 mod imp {
-    use background_tasks::Stragglers;
     use std::time::Duration;
 
     pub(crate) fn is_available() -> bool {
@@ -61,7 +51,7 @@ mod imp {
 
     pub(crate) fn start(_grace: Duration) {}
 
-    pub(crate) fn update(_ended: u64, _in_flight: usize, _stragglers: &Stragglers) {}
+    pub(crate) fn update(_ended: u64, _in_flight: usize, _oldest: String) {}
 
     pub(crate) fn finish() {}
 

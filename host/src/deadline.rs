@@ -2,7 +2,7 @@
 
 use crate::exit::exit_within;
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
-use crate::phases::Phases;
+use crate::phases::{Phases, describe_in_flight};
 use crate::program::HostState;
 use crate::signals::{self, HookKey, SecondSignalHook};
 use crate::terminal::{Level, log};
@@ -32,7 +32,8 @@ pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) ->
     SecondSignalHook::new(repeat_window, move || {
         let in_flight = phases.in_flight();
         exit_within(SECOND_SIGNAL_TIMEOUT, SECOND_SIGNAL_EXIT_CODE, move || {
-            log(Level::Warn, format_args!("second signal: exiting immediately, {in_flight} in flight"));
+            let in_flight = describe_in_flight(in_flight, &phases.oldest());
+            log(Level::Warn, format_args!("second signal: exiting immediately, {in_flight}"));
         });
     })
 }

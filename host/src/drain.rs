@@ -7,8 +7,8 @@ use crate::phases::Phases;
 use crate::program::{FAILED, HostState};
 use crate::progress::{LINE_INTERVAL, Progress};
 use crate::signals::{self, HookKey};
-use crate::terminal::Level;
-use background_tasks::ShutdownSignal;
+use crate::terminal::{Level, emits_events};
+use background_tasks::{ShutdownSignal, Stragglers, Summary};
 use futures_lite::FutureExt;
 use futures_lite::future::block_on;
 use std::fmt::Display;
@@ -20,10 +20,19 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
+/// The settings of a host that concern its drain.
+pub(crate) struct Settings {
+    pub(crate) limits: Limits,
+    /// Shows or hides the bar; see [`Host::progress_bar`](crate::Host::progress_bar).
+    pub(crate) progress_bar: Option<bool>,
+    /// Decides whether outcomes fail the program; see [`Host::fail_if`](crate::Host::fail_if).
+    pub(crate) fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
+}
+
 /// Starts the thread that waits until shutdown starts, and then drains the registries.
 pub(crate) fn start(
     phases: Phases,
-    limits: Limits,
+    settings: Settings,
     stop_requested: ShutdownSignal,
     hook: HookKey,
     state: Arc<HostState>,
@@ -32,7 +41,7 @@ pub(crate) fn start(
         let signals = phases.signals().chain([stop_requested.clone()]).collect();
         block_on(any(signals).or(state.program_ended()));
         if state.is_awaited() {
-            Drain::new(phases, limits, stop_requested, hook, state).run();
+            Drain::new(phases, &settings, stop_requested, hook, state).run(settings.fail_if);
         }
     };
     thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
@@ -56,30 +65,33 @@ struct Drain {
 }
 
 impl Drain {
-    fn new(phases: Phases, limits: Limits, stop_requested: ShutdownSignal, hook: HookKey, state: Arc<HostState>) -> Self {
-        let deadline = Deadline::start(limits);
-        let progress = Progress::new(&phases);
+    fn new(phases: Phases, settings: &Settings, stop_requested: ShutdownSignal, hook: HookKey, state: Arc<HostState>) -> Self {
+        let deadline = Deadline::start(settings.limits);
+        let progress = Progress::new(&phases, settings.progress_bar);
         Self { deadline, phases, state, stop_requested, hook, progress, has_reported_loss: false }
     }
 
-    fn run(mut self) {
+    fn run(mut self, fail_if: impl FnOnce(&Summary) -> bool) {
         let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
         // If the terminal is closed during the drain, SIGHUP must not end the drain.
         if let Err(error) = signals::survive_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
-        let substitute = self.state.keep_in_flight(self.phases.first());
-        let in_flight = self.phases.in_flight() + usize::from(substitute.is_some());
-        // A program that has ended on its own with nothing in flight.
-        let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
-        self.phases.first().start_shutdown();
-        if let Some(substitute) = substitute {
+        self.state.set_output(self.progress.output().clone());
+        let first = self.phases.first().clone();
+        if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
-        self.progress.notify_stopping();
+        let in_flight = self.phases.in_flight();
+        // A program that has ended on its own with nothing in flight.
+        let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
+        let is_logged = emits_events() && self.phases.are_shutdowns_logged();
+        // Before the shutdown, whose start and end observers may log.
         self.report_cause();
+        first.start_shutdown();
+        self.progress.notify_stopping();
         if !is_silent {
-            self.progress.start(in_flight, self.deadline.grace());
+            self.progress.start(in_flight, self.deadline.grace(), is_logged);
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
@@ -88,8 +100,16 @@ impl Drain {
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
             self.abort();
-        } else if self.state.is_awaited() && !is_silent {
-            self.progress.log(Level::Info, format!("drained in {}: {}", self.elapsed(), self.phases.summary()));
+        } else if self.state.is_awaited() {
+            let summary = self.phases.summary();
+            let needs_no_line = is_logged || (is_silent && summary.is_clean());
+            if fail_if(&summary) {
+                self.state.set_exit_code(TOO_LATE);
+                let line = format!("drained in {}, with losses that fail the program: {summary}", self.elapsed());
+                self.progress.log(Level::Error, line);
+            } else if !needs_no_line {
+                self.progress.log(Level::Info, format!("drained in {}: {summary}", self.elapsed()));
+            }
         }
         self.progress.flush(self.deadline.remaining().clamp(MAIN_TIMEOUT, LINE_INTERVAL));
         if is_in_time && self.deadline.main_timeout() == Some(Duration::ZERO) && self.state.is_awaited() {
@@ -105,13 +125,11 @@ impl Drain {
 
     /// Reports what has ended the program, if that was not a signal.
     fn report_cause(&mut self) {
-        if let Some(error) = self.state.take_error() {
-            self.progress.log(Level::Error, format!("the program failed: {error}"));
-        }
+        self.state.report_error();
         if let (false, Some(task)) = (self.has_reported_loss, self.phases.lost_critical_task()) {
             self.has_reported_loss = true;
             self.state.set_exit_code(FAILED);
-            self.progress.log(Level::Error, format!("shutting down because a critical task was lost: {task}"));
+            self.progress.log(Level::Error, format!("shutting down because a task was lost: {task}"));
         }
     }
 
@@ -120,14 +138,15 @@ impl Drain {
         for registry in self.phases.clone().registries() {
             // The first update comes immediately, so that systemd shows a status from the start.
             let mut interval = Duration::ZERO;
-            while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
+            while let Err(_stragglers) = registry.shutdown().wait_timeout(interval) {
                 if !self.state.is_awaited() {
                     return true;
                 }
                 if self.deadline.remaining() == Duration::ZERO {
                     return false;
                 }
-                self.progress.update(&self.phases, &stragglers, &self.deadline);
+                let (phases, state) = (&self.phases, &self.state);
+                self.progress.update(phases, || oldest(phases, state), &self.deadline);
                 interval = self.deadline.remaining().min(self.progress.interval());
             }
         }
@@ -136,25 +155,54 @@ impl Drain {
 
     /// Names the stragglers, aborts what can be aborted, and names the tasks that are still in flight after that.
     fn abort(&self) {
-        for stragglers in self.phases.shutdown_within(Duration::ZERO) {
+        let late = self.phases.shutdown_within(Duration::ZERO);
+        let program = self.describe_program(&late);
+        for stragglers in late {
             let grace = self.deadline.grace();
-            self.progress.log(Level::Warn, format!("the grace period of {grace:?} has expired: {stragglers:#}"));
+            self.progress.log_stragglers(Level::Warn, format!("the grace period of {grace:?} has expired"), stragglers);
+        }
+        if let Some(line) = program {
+            self.progress.log(Level::Warn, line);
         }
         // Observers report the aborted tasks after this line.
         self.progress.flush(LAST_LINES_TIMEOUT);
         self.phases.abort();
         self.state.abort_program();
         let left = self.phases.shutdown_within(ABORT_TIMEOUT);
-        for stragglers in &left {
-            self.progress.log(Level::Error, format!("gave up after {}: {stragglers:#}", self.elapsed()));
-        }
         if left.is_empty() {
             let summary = self.phases.summary();
             self.progress.log(Level::Warn, format!("aborted all remaining tasks after {}: {summary}", self.elapsed()));
+        }
+        for stragglers in left {
+            self.progress.log_stragglers(Level::Error, format!("gave up after {}", self.elapsed()), stragglers);
+        }
+    }
+
+    /// Says what the program waits for, if only the program is late. Names a program that the list of stragglers does not name.
+    fn describe_program(&self, late: &[Stragglers]) -> Option<String> {
+        let location = self.state.program_in_flight()?;
+        match late.iter().map(Stragglers::len).sum() {
+            1 => Some(format!(
+                "all tasks have ended, but the program at {location} has not: a server waits until its connections are closed, so limit \
+                 the time in which a client sends a request, and end streams at the shutdown signal"
+            )),
+            _ if late.iter().all(|stragglers| stragglers.tasks().is_empty()) => {
+                Some(format!("the program at {location} is still in flight too"))
+            }
+            _ => None,
         }
     }
 
     fn elapsed(&self) -> impl Display + use<> {
         format!("{:.2} s", self.deadline.elapsed().as_secs_f64())
+    }
+}
+
+/// Describes the oldest tasks in flight. Without inspection, only the program has a name.
+fn oldest(phases: &Phases, state: &HostState) -> String {
+    let tasks = phases.oldest();
+    match state.program_in_flight() {
+        Some(location) if tasks.is_empty() => format!("the program at {location}"),
+        _ => tasks,
     }
 }

@@ -3,7 +3,7 @@ use crate::program::{FAILED, HostState, NotifyOnDrop};
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
 use crate::{drain, phases::Phases, systemd};
-use background_tasks::{Registry, ShutdownSignal, TaskOutput};
+use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
 use std::io;
@@ -26,10 +26,12 @@ use std::time::Duration;
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
 ///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). Otherwise the host ends
 ///    the process, for example if a runtime's destructor waits for a blocking read of stdin.
-/// 4. If the drain takes longer than the [grace period](Self::grace), it reports the stragglers by name and shuts all registries down. It
-///    [aborts](Registry::abort) the tasks that can be aborted and each task that starts later, and drops the program's future. Half a second
-///    later it stops waiting, and reports the remaining stragglers. An aborted program counts as aborted if the first registry is inspected, and
-///    otherwise as abandoned.
+/// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
+///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
+///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
+///    these reports, and only these tasks are aborted. An aborted program counts as aborted if the first registry is inspected, and otherwise
+///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
+///    client that has sent half of a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
@@ -64,14 +66,26 @@ use std::time::Duration;
 /// | exit code | meaning |
 /// | --- | --- |
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
-/// | 1 | the grace period expired first, or `main` did not return in time |
-/// | 2 | the program returned an error, the loss of a [critical](Registry::critical) task started the shutdown, or the host failed to start |
+/// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
+/// | 2 | the program returned an error, the loss of a task started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
+/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
+/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). The first of the codes 1, 2 and 101 stays: if a program that
+/// failed also misses the deadline, the process exits with code 2.
+///
+/// # Output
+///
 /// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
-/// at the start, a line every two seconds, and a line at the end. With the feature `tracing` and a global subscriber, the lines are events. If a
-/// program ends with nothing in flight and without a signal, the host reports nothing.
+/// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. If a program ends without a signal, with
+/// nothing in flight and without a loss, the host reports nothing.
+///
+/// With the feature `tracing` and a global subscriber, the lines are events without a parent span, each straggler is an event with the fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) (at most the 100 oldest), and there
+/// is no progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
+/// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
 /// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
 /// [`Observer`](background_tasks::Observer) reports each loss, for example [`StderrObserver`](crate::StderrObserver).
@@ -97,6 +111,8 @@ pub struct Host {
     phases: Phases,
     limits: Limits,
     repeat_window: Duration,
+    fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
+    progress_bar: Option<bool>,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -105,8 +121,9 @@ pub struct Host {
 impl Host {
     /// Returns the host of a registry, and installs the signal handlers.
     ///
-    /// Create the host at the beginning of `main`, before the runtime starts threads: then no signal that arrives before [`run`](Self::run) is
-    /// lost. See [`shutdown_signal`](crate::shutdown_signal).
+    /// Signals that arrive between this call and [`run`](Self::run) are kept. In an async `main`, such as one with `#[tokio::main]`, the runtime
+    /// has already started threads. A signal that arrives in the few microseconds of this call may then be lost. To exclude this, create the host
+    /// in a synchronous `main`, before the runtime. See [`shutdown_signal`](crate::shutdown_signal).
     ///
     /// If the host is dropped, signals have their default actions again, unless other hosts or callers of `shutdown_signal` use them.
     #[track_caller]
@@ -119,6 +136,8 @@ impl Host {
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
             repeat_window,
+            fail_if: Box::new(|_| false),
+            progress_bar: None,
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -138,24 +157,26 @@ impl Host {
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
-    /// The supervisor must wait at least one second longer before it kills the process. Kubernetes waits `terminationGracePeriodSeconds` (default:
-    /// 30) less the time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be
-    /// aborted are aborted immediately.
+    /// The supervisor must wait at least two seconds longer before it kills the process: after the deadline, the host needs up to one second, and
+    /// the other second is a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the time of the
+    /// `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are aborted
+    /// immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise unlimited.
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if a signal has asked the process to stop, and otherwise
+    /// unlimited. A shutdown that the program or a task starts is not such a request.
     ///
     /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
     /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
     /// the grace period has expired, the host reports an error and ends the process with the exit code 1. A time that is set with this method also
     /// applies to a program that ends on its own.
     ///
-    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return. The process exits as soon as the last task has ended,
-    /// with the exit code that `run` would have returned. Use zero if a program reads stdin on a runtime, and its `main` only returns the exit
-    /// code.
+    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits as soon as the
+    /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a program reads
+    /// stdin on a runtime, and its `main` only returns the exit code.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
@@ -198,6 +219,42 @@ impl Host {
         self
     }
 
+    /// Makes the process exit with code 1 if `is_failure` returns true. Default: losses do not change the exit code.
+    ///
+    /// The host calls `is_failure` once, after all registries have drained within the grace period, on a thread of the host. The summary counts
+    /// the tasks of all registries. If `is_failure` returns true, the last line of the host says so, at the level of an error. An exit code
+    /// other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1 too.
+    ///
+    /// A second call replaces the function of the first call.
+    ///
+    /// # Examples
+    ///
+    /// A service that answers before its work is done should at least fail visibly if it had to reject work:
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # let registry = Registry::new(());
+    /// let host = Host::new(&registry).fail_if(|summary| summary.rejected > 0);
+    /// ```
+    ///
+    /// A batch program fails after any loss: `fail_if(|summary| !summary.is_clean())`.
+    pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {
+        self.fail_if = Box::new(is_failure);
+        self
+    }
+
+    /// Shows or hides the progress bar of the drain on a terminal. Default: shown, unless the host reports the drain as tracing events.
+    ///
+    /// A subscriber that writes to the same terminal overwrites the bar. Before you show the bar in a program with a subscriber, make the
+    /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Lines above
+    /// the bar are then complete.
+    #[cfg(feature = "bar")]
+    pub fn progress_bar(mut self, is_shown: bool) -> Self {
+        self.progress_bar = Some(is_shown);
+        self
+    }
+
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
     /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal handlers, it
@@ -205,14 +262,17 @@ impl Host {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the program's future. The host neither shuts down nor drains the registries. From then on, signals have their
-    /// default actions, unless other hosts or callers of `shutdown_signal` use them: the next SIGTERM or SIGINT ends the process. To continue
-    /// without the host, call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
+    /// Dropping this future drops the program's future. A host whose drain has not started then neither shuts down nor drains the registries. If
+    /// the drain has started, the registries that the host has shut down stay shut down: their tasks continue, and the host no longer waits for
+    /// them, aborts them or shuts down later registries. From then on, signals have their default actions, unless other hosts or callers of
+    /// `shutdown_signal` use them: the next SIGTERM or SIGINT ends the process. To continue without the host, call
+    /// [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
     ///
     /// # Deadlocks
     ///
-    /// The program must not await [`shutdown`](Registry::shutdown) or [`wait_idle`](Registry::wait_idle) once shutdown has started: the program
-    /// itself is in flight, so both wait for the program. The host drains the registries.
+    /// The program must not await [`shutdown`](Registry::shutdown). This call starts the shutdown, and the host then counts the program as in
+    /// flight, so the program would wait for itself. The same applies to [`wait_idle`](Registry::wait_idle) once shutdown has started. To end,
+    /// the program returns, or calls [`start_shutdown`](Registry::start_shutdown). The host drains the registries.
     pub async fn run<F>(mut self, program: F) -> ExitCode
     where
         F: Future<Output: TaskOutput>,
@@ -222,7 +282,8 @@ impl Host {
         let hook = self.second_signal_hook.key();
         // This process may be a forked child of the process that created the host.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
-        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), self.limits, stop, hook, state.clone()));
+        let settings = drain::Settings { limits: self.limits, progress_bar: self.progress_bar, fail_if: self.fail_if };
+        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), settings, stop, hook, state.clone()));
         if let Err(error) = started {
             log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);

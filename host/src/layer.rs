@@ -19,10 +19,17 @@ use tower_service::Service;
 /// A request that arrives after the drain is answered 503 with an empty body, without a call of the service. The response also closes its
 /// connection, so that the client connects elsewhere. This applies to HTTP/1; in HTTP/2 the server closes connections.
 ///
+/// # Limits
+///
 /// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight). The
-/// limit covers the tasks that requests start, and a request is accepted even when the registry is full. To limit requests, add a layer for that
-/// purpose, such as `ConcurrencyLimitLayer` of the crate `tower`. A handler that must start its task in a full registry awaits
+/// limit covers the tasks that requests start, and a request is accepted even when tasks hold all permits. (The registry rejects a request only
+/// if 4,194,303 requests are in flight, or 1,023 on 32-bit targets. It is answered 503 too.) To limit requests, add a layer for that purpose, such as
+/// `ConcurrencyLimitLayer` of the crate `tower`.
+///
+/// If the registry is full, `run` drops the task, and only the registry's observers and summary report it. A handler that answers 202 must
+/// not lose work in this way. It calls [`try_run`](Registry::try_run) and answers 503 after a rejection, as in the example. Or it awaits
 /// `registry.follow_up().run_when_ready(task)`, which waits for a permit even while the registry drains.
+/// [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
 ///
 /// # Outcomes
 ///
@@ -59,22 +66,24 @@ use tower_service::Service;
 /// ```no_run
 /// use axum::{Router, http::StatusCode, routing::post};
 /// use background_tasks::{Registry, TokioSpawner};
-/// use background_tasks_host::RequestLayer;
+/// use background_tasks_host::{Host, RequestLayer};
+/// use std::process::ExitCode;
 ///
 /// #[tokio::main]
-/// async fn main() -> std::io::Result<()> {
-///     let registry = Registry::new(TokioSpawner);
-///     let tasks = registry.clone();
-///     let sign_up = async move || {
-///         tasks.named("welcome-mail").run(async { /* send it */ });
-///         StatusCode::ACCEPTED
+/// async fn main() -> ExitCode {
+///     let registry = Registry::builder(TokioSpawner).inspect().max_in_flight(1000).build();
+///     Host::new(&registry).fail_if(|summary| summary.rejected > 0).run(serve(registry)).await
+/// }
+///
+/// async fn serve(registry: Registry<TokioSpawner>) -> std::io::Result<()> {
+///     let (signal, tasks) = (registry.signal(), registry.clone());
+///     let sign_up = async move || match tasks.named("welcome-mail").try_run(async { /* send it */ }) {
+///         Ok(()) => StatusCode::ACCEPTED,
+///         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
 ///     };
 ///     let app = Router::new().route("/signups", post(sign_up)).layer(RequestLayer::new(&registry));
-///
 ///     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-///     axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await?;
-///     println!("drained: {}", registry.shutdown().await);
-///     Ok(())
+///     axum::serve(listener, app).with_graceful_shutdown(signal).await
 /// }
 /// ```
 #[derive(Debug, Clone)]
@@ -108,7 +117,7 @@ impl<I> Layer<I> for RequestLayer {
     }
 }
 
-/// The service of a [`RequestLayer`]. Its requests are in flight until their responses have been sent.
+/// The service of a [`RequestLayer`]. Its requests are in flight until the server drops the bodies of their responses.
 #[derive(Debug, Clone)]
 pub struct RequestService<I> {
     inner: I,

@@ -29,7 +29,7 @@
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
 //! | `http` | `HttpServer`, an HTTP/1 server for every runtime that limits the connections, memory and time of its clients |
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
-//! | `tower` | `RequestLayer`, which counts a request as in flight until its response has been sent; for axum, tonic and hyper |
+//! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A thread that writes the output of a drain.
+#[derive(Clone)]
 pub(crate) struct OutputThread {
     /// `None` if the system has refused the thread; the caller's thread then writes the output.
     jobs: Option<Sender<Box<dyn FnOnce() + Send>>>,

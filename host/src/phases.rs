@@ -1,7 +1,11 @@
 //! The registries of a host.
 
 use background_tasks::{Registry, ShutdownSignal, Stragglers, Summary, TaskInfo};
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
+
+/// How many groups of similar tasks a line describes.
+const MAX_GROUPS: usize = 3;
 
 /// The registries of a host, in the order in which they drain.
 #[derive(Clone)]
@@ -35,6 +39,26 @@ impl Phases {
     /// Returns the number of tasks in flight in all registries.
     pub(crate) fn in_flight(&self) -> usize {
         self.0.iter().map(Registry::in_flight).sum()
+    }
+
+    /// Describes the oldest tasks in flight, as groups of similar tasks. Returns an empty text if no registry is inspected.
+    pub(crate) fn oldest(&self) -> String {
+        let mut tasks: Vec<_> = self.0.iter().flat_map(Registry::tasks).collect();
+        tasks.sort_by_key(|task| Reverse(task.age()));
+        let mut groups: Vec<(TaskInfo, usize)> = Vec::new();
+        for task in tasks {
+            let is_similar = |oldest: &TaskInfo| (oldest.name(), oldest.location()) == (task.name(), task.location());
+            match groups.iter_mut().find(|(oldest, _)| is_similar(oldest)) {
+                Some((_, len)) => *len += 1,
+                None => groups.push((task, 1)),
+            }
+        }
+        groups.iter().take(MAX_GROUPS).map(|(oldest, len)| describe(oldest, *len)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns whether the observers of each registry log the start of its shutdown and the end of its drain.
+    pub(crate) fn are_shutdowns_logged(&self) -> bool {
+        self.0.iter().all(Registry::is_shutdown_logged)
     }
 
     /// Returns the outcomes of all registries together.
@@ -78,6 +102,19 @@ impl Phases {
             |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
         shutdowns.into_iter().filter_map(wait).collect()
     }
+}
+
+/// Describes how many tasks are in flight, and the oldest ones if they are known.
+pub(crate) fn describe_in_flight(in_flight: usize, oldest: &str) -> String {
+    let separator = if oldest.is_empty() { "" } else { ": " };
+    format!("{in_flight} in flight{separator}{oldest}")
+}
+
+/// Describes a group of similar tasks, without the call site if the tasks have a name.
+fn describe(oldest: &TaskInfo, len: usize) -> String {
+    let task = oldest.name().map_or_else(|| oldest.to_string(), str::to_owned);
+    let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
+    format!("{len} × {task}{age}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The program of a host: its state and its outcome.
 
+use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
 use crate::sync::{Flag, lock};
+use crate::terminal::Level;
 use background_tasks::{Registry, Spawner, TaskOutput};
 use futures_lite::FutureExt;
 use std::any::Any;
@@ -19,8 +21,10 @@ const PANICKED: u8 = 101;
 /// The state that [`Host::run`](crate::Host::run) shares with the threads of the drain.
 pub(crate) struct HostState {
     program: Mutex<ProgramState>,
-    /// The program's error, which the drain reports: that may block.
+    /// The program's error, until it is reported.
     error: Mutex<Option<String>>,
+    /// The output of the drain, once the drain has started.
+    output: Mutex<Option<OutputThread>>,
     /// The reported call site of the program.
     location: &'static Location<'static>,
     /// The program has ended, or `run` was dropped.
@@ -106,6 +110,7 @@ impl HostState {
         Self {
             program: Mutex::new(ProgramState::Running),
             error: Mutex::new(None),
+            output: Mutex::new(None),
             location,
             program_ended: Flag::default(),
             program_aborted: Flag::default(),
@@ -122,6 +127,8 @@ impl HostState {
             Outcome::Failed(error) => {
                 self.set_exit_code(FAILED);
                 *lock(&self.error) = Some(error.clone());
+                // Before `end`, because the program may be the last task in flight: no line follows the end of the drain.
+                self.report_error();
             }
             Outcome::Panicked(_) => self.set_exit_code(PANICKED),
         }
@@ -179,8 +186,22 @@ impl HostState {
         std::mem::replace(&mut *lock(&self.program), state)
     }
 
-    pub(crate) fn take_error(&self) -> Option<String> {
-        lock(&self.error).take()
+    /// Sets the output of the drain, which has started.
+    pub(crate) fn set_output(&self, output: OutputThread) {
+        *lock(&self.output) = Some(output);
+    }
+
+    /// Reports the program's error once, if there is one and the drain has started. Waits until it has been written, but not long.
+    pub(crate) fn report_error(&self) {
+        let Some(output) = lock(&self.output).clone() else { return };
+        let Some(error) = lock(&self.error).take() else { return };
+        output.log(Level::Error, format!("the program failed: {error}"));
+        output.flush(LAST_LINES_TIMEOUT);
+    }
+
+    /// Returns the call site of the program if the program is in flight.
+    pub(crate) fn program_in_flight(&self) -> Option<&'static Location<'static>> {
+        matches!(*lock(&self.program), ProgramState::Draining(_)).then_some(self.location)
     }
 
     /// Waits until the program has ended or `run` was dropped.

@@ -3,9 +3,9 @@
 use crate::bar;
 use crate::deadline::{Deadline, EXIT_MARGIN};
 use crate::output_thread::OutputThread;
-use crate::phases::Phases;
+use crate::phases::{Phases, describe_in_flight};
 use crate::systemd;
-use crate::terminal::Level;
+use crate::terminal::{Level, emits_events, log_stragglers};
 use background_tasks::Stragglers;
 use std::io;
 use std::time::{Duration, Instant};
@@ -26,13 +26,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(phases: &Phases) -> Self {
+    /// Without a choice, the bar is shown unless the output consists of events: a subscriber may write them to the same terminal.
+    pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>) -> Self {
         Self {
             ended_before: phases.ended(),
             ended_at_last_status: None,
             last_line: Instant::now(),
             output: OutputThread::start(),
-            has_bar: bar::is_available(),
+            has_bar: progress_bar.unwrap_or_else(|| !emits_events()) && bar::is_available(),
         }
     }
 
@@ -44,17 +45,21 @@ impl Progress {
         self.output.log(level, line);
     }
 
+    pub(crate) fn log_stragglers(&self, level: Level, headline: String, stragglers: Stragglers) {
+        self.output.run(move || log_stragglers(level, &headline, &stragglers));
+    }
+
     /// Returns the time between two updates.
     pub(crate) fn interval(&self) -> Duration {
         Duration::from_millis(if self.has_bar { 100 } else { 1000 })
     }
 
-    /// Shows that the drain has started.
-    pub(crate) fn start(&self, in_flight: usize, grace: Duration) {
+    /// Shows that the drain has started, unless observers log it.
+    pub(crate) fn start(&self, in_flight: usize, grace: Duration, is_logged: bool) {
         if self.has_bar {
             self.output.run(move || bar::start(grace));
-        } else {
-            self.log_in_flight(in_flight);
+        } else if !is_logged {
+            self.log(Level::Info, format!("draining: {in_flight} in flight"));
         }
     }
 
@@ -63,19 +68,19 @@ impl Progress {
         self.check(systemd::notify_stopping());
     }
 
-    /// Reports the tasks in flight.
-    pub(crate) fn update(&mut self, phases: &Phases, stragglers: &Stragglers, deadline: &Deadline) {
+    /// Reports the tasks in flight. The function `oldest` describes the oldest ones.
+    pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce() -> String, deadline: &Deadline) {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);
         let has_progressed = self.ended_at_last_status.replace(ended) != Some(ended);
         let extension = has_progressed.then(|| deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN);
         self.check(systemd::notify_draining(in_flight, extension));
         if self.has_bar {
-            let stragglers = stragglers.clone();
-            self.output.run(move || bar::update(ended, in_flight, &stragglers));
+            let oldest = oldest();
+            self.output.run(move || bar::update(ended, in_flight, oldest));
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
-            self.log_in_flight(in_flight);
+            self.log(Level::Info, format!("draining: {}", describe_in_flight(in_flight, &oldest())));
         }
     }
 
@@ -87,10 +92,6 @@ impl Progress {
     /// Waits until all output has been written, but at most this long.
     pub(crate) fn flush(&self, timeout: Duration) {
         self.output.flush(timeout);
-    }
-
-    fn log_in_flight(&self, in_flight: usize) {
-        self.log(Level::Info, format!("draining: {in_flight} in flight"));
     }
 
     fn check(&self, notified: io::Result<()>) {

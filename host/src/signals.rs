@@ -57,8 +57,9 @@ pub(crate) struct HookKey(usize);
 /// system do so; the last two leave the process some seconds. The future works on every runtime and without one, because a separate thread
 /// waits for the signals.
 ///
-/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host), which also
-/// makes a signal after the [repeat window](crate::Host::repeat_window) end the process immediately. For process 1 of a container, the kernel ignores
+/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host). Without a
+/// host, a second signal has no effect. With a host, a signal after the [repeat window](crate::Host::repeat_window) ends the process immediately.
+/// For process 1 of a container, the kernel ignores
 /// a signal without a handler. Such a program must make this call or run a host to react to SIGTERM at all.
 ///
 /// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the

@@ -1,6 +1,7 @@
 //! Output for people: lines on stderr, above the progress bar while it is shown.
 
 use crate::bar;
+use background_tasks::Stragglers;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,15 +61,75 @@ pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
+/// Logs which tasks are still in flight: as one text, or as an event for the whole and one for each task.
+pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
+    #[cfg(feature = "tracing")]
+    if emits_events() {
+        let _ = catch_unwind(AssertUnwindSafe(|| events::stragglers(level, headline, stragglers)));
+        return;
+    }
+    log(level, format_args!("{headline}: {stragglers:#}"));
+}
+
+/// Returns whether the output consists of tracing events: this thread has a subscriber, which is then set for all threads.
+pub(crate) fn emits_events() -> bool {
+    #[cfg(feature = "tracing")]
+    return tracing::dispatcher::get_default(|dispatch| !dispatch.is::<tracing::subscriber::NoSubscriber>());
+    #[cfg(not(feature = "tracing"))]
+    false
+}
+
 fn write_line(level: Level, line: impl Display) {
     #[cfg(feature = "tracing")]
-    if tracing::dispatcher::get_default(|dispatch| !dispatch.is::<tracing::subscriber::NoSubscriber>()) {
-        return match level {
-            Level::Info => tracing::info!(target: "background_tasks_host", "{line}"),
-            Level::Warn => tracing::warn!(target: "background_tasks_host", "{line}"),
-            Level::Error => tracing::error!(target: "background_tasks_host", "{line}"),
-        };
+    if emits_events() {
+        return events::line(level, line);
     }
     let _ = level;
     let _ = writeln!(stderr(), "{line}");
+}
+
+/// Events have no parent: they concern the process, and not the span in which a thread happens to be.
+#[cfg(feature = "tracing")]
+mod events {
+    use super::Level;
+    use background_tasks::{Stragglers, Summary};
+    use std::fmt::Display;
+
+    /// The number of stragglers that get an event. With more events, the last lines would not be written before the exit.
+    const MAX_STRAGGLERS: usize = 100;
+
+    /// Emits an event. This is a macro because `tracing` needs the level at compile time.
+    macro_rules! emit {
+        ($level:expr, $fields:tt, $($message:tt)*) => {
+            match $level {
+                Level::Info => tracing::info!(target: "background_tasks_host", parent: None, $fields, $($message)*),
+                Level::Warn => tracing::warn!(target: "background_tasks_host", parent: None, $fields, $($message)*),
+                Level::Error => tracing::error!(target: "background_tasks_host", parent: None, $fields, $($message)*),
+            }
+        };
+    }
+
+    pub(super) fn line(level: Level, line: impl Display) {
+        emit!(level, {}, "{line}");
+    }
+
+    pub(super) fn stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
+        let in_flight = stragglers.len();
+        let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = stragglers.summary();
+        emit!(level, { in_flight, completed, failed, panicked, abandoned, aborted, rejected }, "{headline}");
+        for task in stragglers.tasks().iter().take(MAX_STRAGGLERS) {
+            emit!(
+                level,
+                {
+                    task.name = task.name(),
+                    task.location = %task.location(),
+                    task.id = task.id().map(tracing::field::display),
+                    task.kind = task.kind().map(tracing::field::display),
+                    task.age_seconds = task.age().map(|age| age.as_secs_f64()),
+                    task.is_abortable = task.is_abortable(),
+                },
+                "background task still in flight"
+            );
+        }
+    }
 }

@@ -41,9 +41,10 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// that owns a clone of the spawner, for example inside a registry handle, keeps the threads running.
 ///
 /// Dropping the last clone blocks until all threads have exited, but at most for one second. [`join_timeout`](Self::join_timeout)
-/// changes this limit. A thread that is busy with tasks exits after it has polled at most 200 more times. If a task blocks its
-/// thread for longer than the limit, the drop detaches this thread. So a task that hangs does not delay the exit of the program.
-/// The detached thread exits when its task returns. The other tasks that are still in flight are dropped at that time.
+/// changes this limit. A thread that always has ready tasks polls tasks at most 200 more times before it exits. If a task blocks its
+/// thread for longer than the limit, the drop detaches this thread. So a task that hangs delays the drop by the limit, and not
+/// longer. The detached thread exits when the poll of its task returns. The other tasks that are still in flight are dropped at that
+/// time.
 ///
 /// If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///

@@ -12,7 +12,12 @@ use tracing::{Instrument, Span, info_span};
 /// task starts another task, the span of the new task follows from the span of the first task.
 ///
 /// All events of a task belong to its span. The event that [`TracingObserver`](crate::TracingObserver) emits when the task is lost
-/// also belongs to this span. The span closes when the executor drops the task, which may be shortly after the drain has ended.
+/// also belongs to this span. A rejected task has no span: the event for its rejection belongs to the span of the caller.
+///
+/// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting it, so the
+/// span may close shortly after the drain has ended. If a program flushes a span exporter right after the drain, the exporter may
+/// therefore miss the spans of the last tasks. To make sure that a span closes before the drain ends, attach it to the future
+/// itself: `registry.run(work.instrument(span))`.
 ///
 /// # Examples
 ///

@@ -20,6 +20,9 @@ use tracing::{error, info, warn};
 /// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. Events about
 /// rejected tasks have neither `task.id` nor `task.age_seconds`.
 ///
+/// The events for the start of the shutdown and for the end of the drain have no span, because they concern no single request. The
+/// event for a loss belongs to the span in which the loss happens.
+///
 /// # Spans
 ///
 /// By default, a task does not run in a span. It has no relation to the span that was current when the task was started. To give
@@ -83,7 +86,7 @@ impl Observer for TracingObserver {
     }
 
     fn shutdown_started(&self, in_flight: usize) {
-        info!(target: "background_tasks", in_flight, "background task shutdown started");
+        info!(target: "background_tasks", parent: None, in_flight, "background task shutdown started");
     }
 
     fn drained(&self, summary: &Summary, took: Duration) {
@@ -91,6 +94,7 @@ impl Observer for TracingObserver {
         let took_seconds = took.as_secs_f64();
         info!(
             target: "background_tasks",
+            parent: None,
             took_seconds,
             completed,
             failed,
@@ -100,5 +104,9 @@ impl Observer for TracingObserver {
             rejected,
             "background tasks drained"
         );
+    }
+
+    fn logs_shutdown(&self) -> bool {
+        true
     }
 }

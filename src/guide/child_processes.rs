@@ -32,14 +32,17 @@
 //! - End the child if its task is aborted. With `kill_on_drop(true)`, the runtime kills the child when the task's future is
 //!   dropped. A blocking closure that has started cannot be aborted. Therefore a closure that waits for a child should check the
 //!   [signal](crate::ShutdownSignal::is_triggered) and kill the child.
-//! - End the child if the deadline expires. If the process exits while its child runs, the child continues. Wait for the drain with
-//!   [`or_abort`](crate::Shutdown::or_abort), so that the abort drops the task before the process exits.
+//! - End the child if the deadline expires. If the process exits while its child runs, the child continues. Wait for the drain of an
+//!   [inspected](crate::RegistryBuilder::inspect) registry with [`or_abort`](crate::Shutdown::or_abort), so that the abort drops the
+//!   task before the process exits. Without inspection, `or_abort` aborts no task.
 //! - Do not let the child read from the terminal. The kernel stops a child that does so while another process group is in the
 //!   foreground.
 //!
 //! # Other senders of signals
 //!
-//! A supervisor can also signal the child. The process group makes no difference:
+//! The process group protects the child only from signals of the terminal:
 //!
-//! - systemd sends SIGTERM to all processes of a service. `KillMode=mixed` sends SIGTERM only to the main process.
-//! - Docker and Kubernetes send SIGTERM only to process 1 of a container.
+//! - systemd sends SIGTERM to all processes of a service, and so to the child. `KillMode=mixed` sends SIGTERM only to the main
+//!   process.
+//! - Docker and Kubernetes send SIGTERM only to process 1 of a container, and so not to the child. When process 1 exits, the kernel
+//!   kills all other processes of the container.

@@ -12,7 +12,8 @@ pub enum Loss<'a> {
     /// prints its whole chain of causes in this form.
     Failed(&'a str),
     /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or
-    /// a [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic.
+    /// a [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic. For guards, which do not receive the panic,
+    /// the text is always `dropped by a panic`.
     Panicked(&'a str),
     /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call of
     /// `complete`.

@@ -5,6 +5,7 @@ use crate::observer::Observer;
 use crate::platform::{HAS_CLOCK, Ordering, now};
 use crate::report::{Summary, TaskInfo};
 use crate::sync::gate::Departure;
+use core::cell::Cell;
 use core::time::Duration;
 
 impl RegistryState {
@@ -104,6 +105,12 @@ impl RegistryState {
         if self.is_observed() {
             self.shared.0.observers.notify(call);
         }
+    }
+
+    pub(crate) fn is_shutdown_logged(&'static self) -> bool {
+        let is_logged = Cell::new(false);
+        self.notify_observers(|observer| is_logged.set(is_logged.get() || observer.logs_shutdown()));
+        is_logged.get()
     }
 
     /// Returns whether the registry has drained.

@@ -47,6 +47,22 @@ fn logged_manual() -> (Manual, Arc<EventLog>, Registry<Manual>) {
 }
 
 #[test]
+fn observer_logs_no_shutdown_unless_it_says_so() {
+    struct Logs(bool);
+    impl Observer for Logs {
+        fn logs_shutdown(&self) -> bool {
+            self.0
+        }
+    }
+    assert!(!Registry::new(()).is_shutdown_logged());
+    assert!(!logged(()).1.is_shutdown_logged());
+    let registry = |observers: [bool; 2]| Registry::builder(()).observer(Logs(observers[0])).observer(Box::new(Logs(observers[1])));
+    for (observers, expected) in [([false, false], false), ([true, false], true), ([false, true], true)] {
+        assert_eq!(registry(observers).build().is_shutdown_logged(), expected, "{observers:?}");
+    }
+}
+
+#[test]
 fn every_loss_is_reported_and_completion_is_not() {
     let (spawner, log, registry) = logged_manual();
     registry.named("good").run(async { Ok::<(), fmt::Error>(()) });

@@ -320,6 +320,26 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
     });
 }
 
+/// The thread that starts the shutdown or ends the drain may be in the span of any request.
+#[test]
+fn events_of_the_registry_have_no_span() {
+    with_recorder(false, |manual, registry, recorder| {
+        registry.run(async {});
+        info_span!("request").in_scope(|| {
+            registry.start_shutdown();
+            manual.poll_all();
+        });
+        let expected = ["background task shutdown started", "background tasks drained"];
+        assert_eq!(messages(recorder.take()), expected.map(|message| (message.to_owned(), vec![])));
+    });
+}
+
+#[test]
+fn observer_logs_the_shutdown_of_its_registry() {
+    with_recorder(false, |_, registry, _| assert!(registry.is_shutdown_logged()));
+    assert!(Registry::builder(()).observer(Arc::new(TracingObserver)).build().is_shutdown_logged());
+}
+
 #[test]
 fn completed_work_emits_no_event() {
     with_recorder(true, |manual, registry, recorder| {

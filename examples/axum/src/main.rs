@@ -45,7 +45,8 @@ fn main() -> ExitCode {
     let tasks = Registry::builder(TaskSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
 
     // Created before the runtime starts threads: then no signal is lost.
-    let host = Host::new(&tasks).grace(options.grace);
+    // The subscriber writes above the progress bar.
+    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     let program = run(Arc::new(Service { tasks, metrics, prometheus, options }));
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }

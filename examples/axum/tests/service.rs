@@ -125,7 +125,7 @@ fn current_request_finishes_after_the_signal() {
     let mut client = service.connect();
     start_sign_up(&mut client, 15);
     service.process.terminate();
-    service.process.line("draining: 2 in flight");
+    service.process.line("background task shutdown started in_flight=2");
     poll_until_some(&"the service still listens", || Client::connect(service.address).err());
     client.send(b"ada@example.com").unwrap();
     assert_eq!(client.response().unwrap().status, 202);
@@ -162,7 +162,7 @@ fn service_is_not_ready_after_the_signal() {
 #[test]
 fn linger_time_is_part_of_the_grace_period() {
     for (grace, linger, code, expected) in
-        [("60", "0.3", 0, "background tasks drained took_seconds="), ("0.3", "3600", 1, "1 × program at ")]
+        [("60", "0.3", 0, "background tasks drained took_seconds="), ("0.3", "3600", 1, "still in flight task.name=\"program\" ")]
     {
         let service = Service::start(&["--grace", grace, "--linger", linger]);
         let start = Instant::now();
@@ -220,7 +220,7 @@ fn straggler_is_reported() {
     let start = Instant::now();
     let output = service.process.stop().assert_code(1).output();
     let took = start.elapsed();
-    assert!(output.contains("1 × outbox at examples/axum/src/main.rs:"), "{output}");
+    assert!(output.contains("still in flight task.name=\"outbox\" task.location=examples/axum/src/main.rs:"), "{output}");
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     // Before the runtime starts threads, so that no signal is lost.
-    let host = Host::new(&tasks).grace(options.grace);
+    // The subscriber writes above the progress bar.
+    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, options)))
 }
 

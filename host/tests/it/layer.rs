@@ -297,6 +297,30 @@ async fn requests_take_no_permits_of_their_tasks() {
     assert_eq!((summary.completed, summary.rejected), (2 * LIMIT as u64, 1));
 }
 
+/// The handler of the README accepts no work that a full registry rejects.
+#[tokio::test]
+async fn handler_of_a_full_registry_answers_503() {
+    let registry = Registry::builder(TokioSpawner).max_in_flight(4).build();
+    let tasks = registry.clone();
+    let sign_up = async move || match tasks.named("welcome-mail").try_run(tasks.signal()) {
+        Ok(()) => StatusCode::ACCEPTED,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let app = Router::new().route("/", get(sign_up)).layer(RequestLayer::new(&registry));
+    let (listener, address) = listen().await;
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let mut client = Client::connect(address).await;
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let response = client.get().await.unwrap();
+        statuses.push(response.status().as_u16());
+        text(response).await;
+    }
+    assert_eq!(statuses, [202, 202, 202, 202, 503, 503]);
+    let summary = soon(registry.shutdown()).await;
+    assert_eq!((summary.completed, summary.rejected), (10, 2));
+}
+
 #[tokio::test]
 async fn request_enters_a_full_registry() {
     let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();

@@ -1,5 +1,7 @@
 //! The programs under test. Each prints `ready` once its test may start, and reads a line from stdin where the test decides when it continues.
 
+#[cfg(feature = "tracing")]
+use background_tasks::{Observer, TracingObserver};
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, StderrObserver, shutdown_signal};
 use fork::Fork;
@@ -59,6 +61,27 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "run_dropped" => run_dropped(),
         "run_dropped_without_signal" => run_dropped_without_signal(),
         "idle" => block_on(host(&Registry::new(())).run(async {})),
+        "rejects" => rejects(|host| host),
+        "rejects_and_fails" => rejects(|host| host.fail_if(|summary| summary.rejected > 0)),
+        "rejects_before_its_end" => rejects_before_its_end(|host| host),
+        "rejects_before_its_end_and_fails" => rejects_before_its_end(|host| host.fail_if(|summary| summary.rejected > 0)),
+        "server" => server(&registry(TokioSpawner)),
+        "server_without_inspection" => server(&Registry::new(TokioSpawner)),
+        "rejects_and_panics" => rejects(|host| host.fail_if(|_| panic!("broken"))),
+        "many_tasks" => many_tasks(),
+        "task_without_inspection" => task_without_inspection(),
+        #[cfg(feature = "tracing")]
+        "traced_many_tasks" => traced(many_tasks),
+        #[cfg(feature = "tracing")]
+        "traced_failure" => traced(|| fails_at_start(TracingObserver)),
+        #[cfg(feature = "tracing")]
+        "traced_failure_in_drain" => traced(|| fails_in_drain(TracingObserver)),
+        #[cfg(feature = "tracing")]
+        "traced_failure_without_observer" => traced(|| fails_at_start(StderrObserver)),
+        #[cfg(feature = "tracing")]
+        "traced_bar" => traced(|| waits_with_task(|host| host)),
+        #[cfg(all(feature = "bar", feature = "tracing"))]
+        "traced_bar_on_request" => traced(|| waits_with_task(|host| host.progress_bar(true))),
         other => panic!("unknown program {other}"),
     }
 }
@@ -475,4 +498,128 @@ fn shut_down_by_a_task() -> ExitCode {
         stdout().flush().unwrap();
     });
     block_on(host(&registry).run(registry.signal()))
+}
+
+/// The registry is full, so it rejects the second task.
+fn rejects(configure: fn(Host) -> Host) -> ExitCode {
+    let registry = full_registry();
+    registry.named("mail").run(async {});
+    block_on(configure(host(&registry)).run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
+/// As [`rejects`], but nothing is in flight when the program ends without a signal.
+fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).max_in_flight(1).build();
+    let guard = registry.guard().unwrap();
+    registry.named("mail").run(async {});
+    drop(guard);
+    block_on(configure(host(&registry)).run(async {}))
+}
+
+/// A server, which waits for each of its connections.
+fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(host(registry).run(async {
+        let tasks = registry.clone();
+        let run = async move || tasks.named("mail").run(async {});
+        let app = axum::Router::new().route("/", axum::routing::get(run));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("listening on {}", listener.local_addr()?);
+        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
+    }))
+}
+
+fn many_tasks() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    for name in ["mail", "mail", "upload"] {
+        registry.named(name).run(pending::<()>());
+    }
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
+/// The program ends before its task.
+fn task_without_inspection() -> ExitCode {
+    let registry = Registry::new(SmolSpawner);
+    registry.named("mail").run(pending::<()>());
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        released().await;
+    }))
+}
+
+/// Runs a program that has a global subscriber.
+#[cfg(feature = "tracing")]
+fn traced(program: impl FnOnce() -> ExitCode) -> ExitCode {
+    tracing::subscriber::set_global_default(events::ToStderr).unwrap();
+    program()
+}
+
+/// The program fails while a task waits for the signal.
+#[cfg(feature = "tracing")]
+fn fails_at_start(observer: impl Observer) -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).observer(observer).build();
+    registry.run(registry.signal());
+    block_on(host(&registry).run(async { Err::<(), _>("broken") }))
+}
+
+/// The program fails after the signal, when it alone is in flight.
+#[cfg(feature = "tracing")]
+fn fails_in_drain(observer: impl Observer) -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).observer(observer).build();
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+        released().await;
+        Err::<(), _>("broken")
+    }))
+}
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::fmt::{Debug, Write};
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    /// Writes each event as one line to stderr: its level, its target and its fields.
+    pub(super) struct ToStderr;
+
+    struct Line(String);
+
+    impl Visit for Line {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            let _ = write!(self.0, " {}={value:?}", field.name());
+        }
+    }
+
+    impl Subscriber for ToStderr {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            let mut line = Line(format!("{} {}:", event.metadata().level(), event.metadata().target()));
+            event.record(&mut line);
+            eprintln!("{}", line.0);
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
 }

@@ -1,14 +1,18 @@
 //! The tests: each starts programs and checks their output and exit.
 
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use std::env;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use testing::{Ended, Line, Process, Signal};
+use testing::{Client, Ended, Line, Process, Signal, poll_until_some};
 
 macro_rules! tests {
     ($($test:ident)*) => { &[$((stringify!($test), $test)),*] };
@@ -58,6 +62,14 @@ const TESTS: &[(&str, fn())] = tests! {
     blocked_runtime_destructor_does_not_delay_exit
     untracked_blocking_work_does_not_delay_exit
     unread_stderr_does_not_delay_exit
+    rejection_is_in_the_last_line_and_fails_on_request
+    server_that_waits_for_a_connection_is_aborted
+    lines_name_the_oldest_tasks
+    error_at_start_is_the_first_event
+    error_in_drain_precedes_its_end
+    start_and_end_are_reported_once
+    stragglers_are_one_event_each
+    bar_is_hidden_if_the_host_emits_events
 };
 
 /// Runs the tests whose name contains one of the arguments, all of them in parallel.
@@ -280,7 +292,7 @@ fn shutdown_by_a_task_ends_the_program() {
 
 fn lost_critical_task_exits_with_failure() {
     let mut process = Program::new("critical").start();
-    process.stderr_line("shutting down because a critical task was lost: lease at ");
+    process.stderr_line("shutting down because a task was lost: lease at ");
     process.release();
     let ended = process.wait();
     ended.assert_code(2).assert_stderr(" failed: lost").assert_stderr("drained in ");
@@ -291,7 +303,7 @@ fn lost_critical_task_of_later_phase_exits_with_failure() {
     let mut process = Program::new("critical_worker").start();
     process.stdout_line("ready");
     process.signal(Signal::TERM);
-    process.wait().assert_code(2).assert_stderr("shutting down because a critical task was lost: lease at ");
+    process.wait().assert_code(2).assert_stderr("shutting down because a task was lost: lease at ");
 }
 
 fn program_of_full_registry_gets_the_signal_immediately() {
@@ -565,6 +577,174 @@ fn full_pipe() -> (UnixStream, Stdio) {
     while writer.write(b".").is_ok() {}
     writer.set_nonblocking(false).unwrap();
     (reader, OwnedFd::from(writer).into())
+}
+
+fn rejection_is_in_the_last_line_and_fails_on_request() {
+    for (program, code) in [("rejects", 0), ("rejects_and_fails", 1)] {
+        let mut process = Program::new(program).start();
+        process.stdout_line("ready");
+        process.signal(Signal::TERM);
+        process.release();
+        let ended = process.wait();
+        ended.assert_code(code).assert_stderr("2 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 1 rejected");
+        assert_eq!(ended.has_line("with losses that fail the program"), code == 1, "{ended:#?}");
+    }
+    let mut process = Program::new("rejects_and_panics").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.release();
+    process.wait().assert_code(1).assert_stderr("broken");
+    for (program, code) in [("rejects_before_its_end", 0), ("rejects_before_its_end_and_fails", 1)] {
+        let ended = Program::new(program).start().wait();
+        ended.assert_code(code).assert_stderr("1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 1 rejected");
+    }
+}
+
+/// The client has sent half of the head of a request.
+fn server_that_waits_for_a_connection_is_aborted() {
+    for (program, summary) in [
+        ("server", "4 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"),
+        ("server_without_inspection", "4 completed, 0 failed, 0 panicked, 1 abandoned, 0 aborted, 0 rejected"),
+    ] {
+        let mut process = Program::new(program).with("GRACE", GRACE).start();
+        let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+        // The server's thread has polled the slow connection when it has answered several later requests.
+        let mut client = Client::connect(address).unwrap();
+        for _ in 0..4 {
+            assert_eq!(client.get("/").unwrap().status, 200);
+        }
+        process.signal(Signal::TERM);
+        let ended = process.wait();
+        ended
+            .assert_code(1)
+            .assert_stderr("the grace period of 500ms has expired: ")
+            .assert_stderr("all tasks have ended, but the program at ")
+            .assert_stderr("waits until its connections are closed")
+            .assert_stderr("aborted all remaining tasks after ")
+            .assert_stderr(summary);
+        assert!(!ended.has_line("gave up") && !ended.has_line("drained in"), "{ended:#?}");
+    }
+}
+
+fn lines_name_the_oldest_tasks() {
+    let mut process = Program::new("many_tasks").with("REPEAT_WINDOW", "0").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stderr_line("draining: 3 in flight: 2 × mail for ");
+    process.signal(Signal::TERM);
+    process.wait().assert_code(130).assert_stderr("exiting immediately, 3 in flight: 2 × mail for ");
+
+    // Without inspection, only the program has a name.
+    let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stderr_line("draining: 2 in flight: the program at ");
+    process.release();
+    process.stderr_line("draining: 1 in flight");
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended.assert_code(130).assert_stderr("exiting immediately, 1 in flight");
+    assert!(!ended.has_line("1 in flight:"), "{ended:#?}");
+}
+
+/// A server whose port is in use ends in this way.
+fn error_at_start_is_the_first_event() {
+    if !cfg!(feature = "tracing") {
+        return;
+    }
+    for program in ["traced_failure", "traced_failure_without_observer"] {
+        let ended = Program::new(program).start().wait();
+        let output = ended.assert_code(2).output();
+        let lines: Vec<_> = output.lines().collect();
+        assert!(lines[0].contains("ERROR background_tasks_host: message=the program failed: broken"), "{output}");
+        assert_eq!(output.matches("broken").count(), 1, "{output}");
+        assert!(lines[lines.len() - 1].contains("drained"), "{output}");
+    }
+}
+
+/// The error of the program, from the host and from the observer of the registry, comes before the end of the drain.
+fn error_in_drain_precedes_its_end() {
+    if !cfg!(feature = "tracing") {
+        return;
+    }
+    let mut process = Program::new("traced_failure_in_drain").start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    process.stderr_line("shutdown started");
+    process.release();
+    let output = process.wait().assert_code(2).output();
+    assert!(output.contains("the program failed: broken"), "{output}");
+    assert!(output.rfind("broken") < output.find("drained"), "{output}");
+}
+
+/// A `TracingObserver` reports both, with the counts as fields.
+fn start_and_end_are_reported_once() {
+    if !cfg!(feature = "tracing") {
+        return;
+    }
+    for (program, start, end) in [
+        ("traced_failure", "background task shutdown started", "background tasks drained"),
+        ("traced_failure_without_observer", "draining: 1 in flight", "drained in "),
+    ] {
+        let output = Program::new(program).start().wait().assert_code(2).output();
+        let count = |texts: &[&str]| texts.iter().map(|text| output.matches(text).count()).sum::<usize>();
+        assert_eq!((count(&[start]), count(&["shutdown started", "draining: "])), (1, 1), "{output}");
+        assert_eq!((count(&[end]), count(&["drained"])), (1, 1), "{output}");
+    }
+}
+
+fn stragglers_are_one_event_each() {
+    if !cfg!(feature = "tracing") {
+        return;
+    }
+    let mut process = Program::new("traced_many_tasks").with("GRACE", GRACE).start();
+    process.stdout_line("ready");
+    process.signal(Signal::TERM);
+    let output = process.wait().assert_code(1).output();
+    let expired = "WARN background_tasks_host: message=the grace period of 500ms has expired in_flight=3 completed=1 ";
+    assert!(output.contains(expired), "{output}");
+    for (name, count) in [("mail", 2), ("upload", 1)] {
+        let straggler = format!("WARN background_tasks_host: message=background task still in flight task.name=\"{name}\" ");
+        let events = output.lines().filter(|line| line.starts_with(&straggler));
+        let is_complete = |line: &&str| {
+            ["task.location=", "task.kind=", "task.id=", "task.age_seconds="].iter().all(|field| line.contains(field))
+        };
+        assert_eq!(events.filter(is_complete).count(), count, "{output}");
+    }
+}
+
+/// The subscriber writes to the terminal, where it would overwrite the bar.
+fn bar_is_hidden_if_the_host_emits_events() {
+    const BAR: &str = "draining [";
+    if !cfg!(all(feature = "bar", feature = "tracing")) {
+        return;
+    }
+    for (program, has_bar) in [("task", true), ("traced_bar", false), ("traced_bar_on_request", true)] {
+        let OpenptyResult { master, slave } =
+            openpty(&Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }, None).unwrap();
+        let mut process = Program::new(program).with("TERM", "xterm").start_with(slave);
+        process.stdout_line("ready");
+        process.signal(Signal::TERM);
+        let terminal = Arc::new(Mutex::new(Vec::new()));
+        let output = terminal.clone();
+        // The read fails once the process has exited.
+        thread::spawn(move || {
+            let (mut master, mut bytes) = (File::from(master), [0; 1024]);
+            while let Ok(len @ 1..) = master.read(&mut bytes) {
+                output.lock().unwrap().extend_from_slice(&bytes[..len]);
+            }
+        });
+        // The output up to the bar, or up to the second line that replaces it.
+        let shown = poll_until_some(&program, || {
+            let shown = String::from_utf8_lossy(&terminal.lock().unwrap()).into_owned();
+            (shown.contains(BAR) || shown.contains("draining: 1 in flight: 1 × task for ")).then_some(shown)
+        });
+        assert_eq!(shown.contains(BAR), has_bar, "{program}: {shown}");
+        process.release();
+        process.wait().assert_code(0);
+    }
 }
 
 struct Program(Command);

@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::workspace::package;
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use xshell::cmd;
 
 pub(super) fn features(context: &Context) -> Result<()> {
@@ -18,6 +19,50 @@ pub(super) fn features(context: &Context) -> Result<()> {
     let expected =
         ["background_tasks", "event_listener", "futures_core", "futures_task", "futures_util", "parking", "pin_project_lite"];
     ensure!(found == BTreeSet::from(expected), "without features the core depends on {found:?}");
+    for (package, folder) in
+        [("background-tasks", ""), ("background-tasks-host", "host"), ("background-tasks-runtimes", "runtimes")]
+    {
+        compiler_names_missing_features(context, package, folder)?;
+    }
+    Ok(())
+}
+
+/// Checks that the compiler names the feature of each item that a program imports without this feature.
+///
+/// The compiler can do so for an explicit `pub use` behind a `cfg`, and not for a glob.
+fn compiler_names_missing_features(context: &Context, package: &str, folder: &str) -> Result<()> {
+    let (sh, root) = (&context.sh, context.sh.current_dir());
+    let source = sh.read_file(root.join(folder).join("src/lib.rs"))?;
+    let mut program = String::new();
+    let mut features = BTreeSet::new();
+    for (cfg, export) in source.lines().zip(source.lines().skip(1)) {
+        let (Some((_, cfg)), Some(path)) = (cfg.split_once("feature = \""), export.strip_prefix("pub use ")) else { continue };
+        let feature = cfg.split_once('"').map_or(cfg, |(feature, _)| feature);
+        let items = path.rsplit_once("::").map_or(path, |(_, items)| items).trim_end_matches(';');
+        writeln!(program, "pub use {}::{items};", package.replace('-', "_"))?;
+        features.insert(feature);
+    }
+    ensure!(!features.is_empty(), "no `pub use` of {package} is behind a feature");
+    let path = context.built("missing-features").join(package);
+    let dependency = root.join(folder).display().to_string();
+    sh.write_file(
+        path.join("Cargo.toml"),
+        format!(
+            "[workspace]\n[package]\nname = \"missing-features\"\nedition = \"2024\"\n[dependencies]\n{package} = {{ path = '{dependency}' }}\n"
+        ),
+    )?;
+    sh.write_file(path.join("src/lib.rs"), program)?;
+    // The locked versions have been downloaded.
+    sh.copy_file(root.join("Cargo.lock"), path.join("Cargo.lock"))?;
+    let manifest = path.join("Cargo.toml");
+    let output = cmd!(sh, "cargo check --offline --quiet --manifest-path {manifest}").quiet().ignore_status().output()?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    for feature in features {
+        ensure!(
+            message.contains(&format!("the item is gated behind the `{feature}` feature")),
+            "{package}: the compiler does not name the feature `{feature}`:\n{message}"
+        );
+    }
     Ok(())
 }
 

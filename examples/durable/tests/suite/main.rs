@@ -70,10 +70,9 @@ fn one_command_sends_a_mail() {
     server.process.line("the worker is ready");
     let output = server.process.stop().assert_code(0).output();
     // The worker, and then the server that started it.
-    let drained: Vec<_> = output.lines().filter(|line| line.contains(": drained in")).collect();
+    let drained: Vec<_> = output.lines().filter(|line| line.contains("background tasks drained ")).collect();
     assert!(
-        drained.len() == 2
-            && drained.iter().all(|line| line.ends_with(" 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected")),
+        drained.len() == 2 && drained.iter().all(|line| line.ends_with(" failed=0 panicked=0 abandoned=0 aborted=0 rejected=0")),
         "{output}"
     );
 }
@@ -132,7 +131,7 @@ fn half_a_request_head_does_not_delay_exit() {
     half.send(b"POST /signups HTTP/1.1\r\nhost: local").unwrap();
     // The server has probably read the half when it has answered another client.
     assert_eq!(page(server.address, "/").status, 200);
-    server.process.stop().assert_code(0).assert_line("drained in ");
+    server.process.stop().assert_code(0).assert_line("background tasks drained ");
     half.response().unwrap_err();
 }
 
@@ -275,7 +274,7 @@ fn worker_drains_when_its_parent_is_killed() {
     let mut server = site.serve(&[]);
     server.process.line("the worker is ready");
     let output = server.process.kill().output();
-    assert!(output.lines().last().unwrap().contains(": drained in "), "{output}");
+    assert!(output.lines().last().unwrap().contains("background tasks drained "), "{output}");
 }
 
 /// Queries a number from the database.
