@@ -3,7 +3,7 @@
 use crate::page;
 use crate::serve::serve;
 use crate::signups::{Signup, Signups, StoreError};
-use crate::{Tasks, board};
+use crate::{Tasks, board, mail};
 use axum::extract::rejection::{FormRejection, JsonRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
@@ -225,9 +225,12 @@ impl<S: Send + Sync> FromRequest<S> for Email {
         } else {
             Form::from_request(request, state).await?.0
         };
-        let address: Address = email.trim().parse().map_err(|_| Refusal::unprocessable("This is not a valid mail address."))?;
+        let address = email.trim().parse().ok();
         // Domains are not case-sensitive. The part before the @ may be.
-        Ok(Self(format!("{}@{}", address.user(), address.domain().to_ascii_lowercase())))
+        let address = address.map(|address: Address| format!("{}@{}", address.user(), address.domain().to_ascii_lowercase()));
+        // The worker could not send a mail that it cannot compose, such as one to an address in quotes.
+        let address = address.filter(|address| mail::is_valid(address));
+        address.map(Self).ok_or_else(|| Refusal::unprocessable("This is not a valid mail address."))
     }
 }
 
