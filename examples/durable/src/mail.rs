@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 /// After this time, a temporary file is what a killed worker has left. A worker writes a mail within seconds.
-const STALE: Duration = Duration::from_secs(60 * 60);
+const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
     Folder(PathBuf),

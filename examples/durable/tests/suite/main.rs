@@ -248,7 +248,7 @@ fn stale_temporary_files_are_removed() {
     fs::create_dir(site.path("outbox")).unwrap();
     let [stale, young, other] = ["outbox/.1-1.tmp", "outbox/.2-1.tmp", "outbox/0.eml"].map(|name| site.path(name));
     for (path, hours) in [(&stale, 2), (&young, 0), (&other, 2)] {
-        let modified = SystemTime::now() - Duration::from_secs(hours * 60 * 60);
+        let modified = SystemTime::now() - Duration::from_hours(hours);
         fs::File::create_new(path).unwrap().set_modified(modified).unwrap();
     }
     site.work(&[]).stop().assert_code(0);
