@@ -1,25 +1,26 @@
 //! A service that signs people up: it answers immediately, and sends the mail in the background.
 
 mod options;
-mod serve;
+mod outbox;
 
 use crate::options::Options;
-use crate::serve::serve;
+use crate::outbox::Outbox;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
-use background_tasks_host::{Dashboard, Host, RequestLayer};
+use background_tasks_host::{Dashboard, Host, HttpServer, RequestLayer};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
@@ -30,31 +31,36 @@ struct Service {
     tasks: Tasks,
     metrics: MetricsObserver,
     prometheus: PrometheusHandle,
-    options: Options,
+    outbox: Outbox,
+    /// How long the simulated mail server takes.
+    takes: Duration,
 }
 
 fn main() -> ExitCode {
-    let options = match Options::from_args() {
-        Ok(options) => options,
-        Err(exit) => return exit,
-    };
+    let options = Options::from_args();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     // Installed before the observer, which describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups");
-    let tasks = Registry::builder(TaskSpan(TokioSpawner)).observer(TracingObserver).observer(metrics).inspect().build();
+    let tasks = Registry::builder(TaskSpan(TokioSpawner))
+        .observer(TracingObserver)
+        .observer(metrics)
+        .inspect()
+        .max_in_flight(options.max_in_flight.into())
+        .build();
 
     // Created before the runtime starts threads: then no signal is lost.
     // The subscriber writes above the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
-    let program = run(Arc::new(Service { tasks, metrics, prometheus, options }));
+    let program = run(options, tasks, metrics, prometheus);
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until shutdown has started and all connections have closed.
-async fn run(service: Arc<Service>) -> Result<(), String> {
-    let Options { address, dir, linger, dashboard, .. } = &service.options;
-    fs::create_dir_all(dir).map_err(|error| format!("cannot write to '{}': {error}", dir.display()))?;
+async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheus: PrometheusHandle) -> Result<(), String> {
+    let Options { address, hosts, dir, takes, grace, linger, .. } = options;
+    let outbox = Outbox::open(&dir)?;
+    let service = Arc::new(Service { tasks, metrics, prometheus, outbox, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
@@ -67,47 +73,62 @@ async fn run(service: Arc<Service>) -> Result<(), String> {
         .route("/readyz", get(readiness))
         .route("/metrics", get(show_metrics))
         .layer(DefaultBodyLimit::max(1024));
-    if *dashboard {
-        app = app.nest_service("/background", Dashboard::new(&service.tasks));
+    if options.dashboard {
+        let dashboard = hosts.iter().fold(Dashboard::new(&service.tasks), |dashboard, host| dashboard.allow_host(host));
+        app = app.nest_service("/background", dashboard);
     }
     let app = app.with_state(service.clone());
 
+    let server = HttpServer::new(&service.tasks, TokioTimer::new())
+        // Half a body holds the drain for at most this long, so this is shorter than the grace period.
+        .drain_timeout(Duration::from_secs(5).min(grace / 2))
+        // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
+        .configure(|http| {
+            http.max_buf_size(16 * 1024);
+        });
+    let server = hosts.iter().fold(server, |server, host| server.host_name(host));
     info!("listening on http://{bound}");
     background_tasks_host::notify_ready();
-    let (signal, linger) = (service.tasks.signal(), *linger);
+    let signal = service.tasks.signal();
     let end = async move {
         signal.await;
         sleep(linger).await;
     };
-    serve(listener, app, end).await;
+    let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
+    server.serve_until(end, accept, TowerToHyperService::new(app)).await;
     Ok(())
 }
 
 /// Accepts an address, and starts a background task that sends a mail to it.
 #[instrument(skip_all)]
 async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
-    if !address.contains('@') || address.contains(char::is_control) {
+    // A line separator, such as U+2028, could forge a line of the outbox for some readers. No address without quotes has white space.
+    if !address.contains('@') || address.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return (StatusCode::BAD_REQUEST, "the body is not a mail address\n");
     }
     let tasks = service.tasks.clone();
-    // This request is in flight, so its tasks are accepted even after shutdown has started.
-    tasks.named("welcome-mail").run(send(service, address));
-    (StatusCode::ACCEPTED, "a mail is on its way\n")
+    // This request is in flight, so its task is accepted even after shutdown has started. A full registry rejects the task here, before the
+    // response promises a mail.
+    match tasks.named("welcome-mail").try_run(send(service, address)) {
+        Ok(()) => (StatusCode::ACCEPTED, "a mail is on its way\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many mails are being sent: try again later\n"),
+    }
 }
 
 /// Simulates sending a mail: waits as long as a mail server might take, and writes the address to a file.
 async fn send(service: Arc<Service>, address: String) {
-    sleep(Duration::from_millis(20)).await;
+    sleep(service.takes).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    // A task may start tasks too. Blocking work must not run on the threads that serve requests.
-    tasks.named("outbox").run_blocking(move || write(&service.options.dir, &address));
-}
-
-fn write(dir: &Path, address: &str) -> io::Result<()> {
-    let mut outbox = OpenOptions::new().append(true).create(true).open(dir.join("outbox"))?;
-    // In one write, because other tasks write to the file too.
-    outbox.write_all(format!("{address}\n").as_bytes())
+    let (end, written) = oneshot::channel::<()>();
+    // A task may start tasks too. Blocking work must not run on the threads that serve requests. A full registry accepts this task, because the
+    // mail keeps its own permit until the address is written.
+    tasks.named("outbox").without_permit().run_blocking(move || {
+        let _end = end;
+        service.outbox.append(&address)
+    });
+    // The outbox task reports its errors itself.
+    let _ = written.await;
 }
 
 /// Answers 503 once shutdown has started, so that load balancers send no more requests.

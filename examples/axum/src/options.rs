@@ -1,78 +1,68 @@
-use lexopt::prelude::*;
-use std::io::Write;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, value_parser};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-const HELP: &str = "\
-Signs people up, and sends each of them a mail after the response.
-
-Usage: signups [options]
-
-  --address ADDRESS  listen on this address [default: 127.0.0.1:3000]
-  --dir FOLDER       write the mails to the file `outbox` in this folder, and create it if it is missing [default: signups]
-  --grace SECONDS    after SIGTERM or Ctrl-C, wait this long for tasks and requests [default: 25]
-  --linger SECONDS   accept connections for this part of the grace period, so that load balancers see /readyz fail [default: 0]
-  --dashboard        serve a dashboard at /background, where tasks can be aborted
-  --help             print this help
-
+const MORE_HELP: &str = "\
+Try:
   curl -d ada@example.com http://127.0.0.1:3000/signups    sign up
   curl http://127.0.0.1:3000/healthz                       liveness
   curl http://127.0.0.1:3000/readyz                        readiness: 503 once shutdown has started
   curl http://127.0.0.1:3000/metrics                       metrics for Prometheus
 
 Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the service failed to start
-or to serve, 130 after a second SIGTERM or Ctrl-C.
-";
+or to serve, 130 after a second SIGTERM or Ctrl-C.";
 
+/// Signs people up, and sends each of them a mail after the response
+#[derive(Debug, Parser)]
+#[command(name = "signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
+    /// Listen on this address
+    #[arg(long, default_value = "127.0.0.1:3000")]
     pub(crate) address: SocketAddr,
+    /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
+    #[arg(long = "host", value_name = "NAME")]
+    pub(crate) hosts: Vec<String>,
+    /// Write the mails to the file `outbox` in this folder, and create it if it is missing
+    #[arg(long, value_name = "FOLDER", default_value = "signups")]
     pub(crate) dir: PathBuf,
+    /// Answer 503 to a sign-up while this many mails are being sent
+    #[arg(long, value_name = "MAILS", default_value = "4096", value_parser = value_parser!(u16).range(1..))]
+    pub(crate) max_in_flight: u16,
+    /// How long the simulated mail server takes
+    #[arg(long, value_name = "MILLISECONDS", default_value = "20", value_parser = milliseconds)]
+    pub(crate) takes: Duration,
+    /// After SIGTERM or Ctrl-C, wait this long for tasks and requests
+    #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
+    /// Accept connections for this part of the grace period, so that load balancers see /readyz fail
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) linger: Duration,
+    /// Serve a dashboard at /background, where everyone who can connect can abort tasks; needs a loopback address
+    #[arg(long)]
     pub(crate) dashboard: bool,
+    /// Serve the dashboard on any address: add this option only if other programs reject strangers
+    #[arg(long)]
+    pub(crate) public_dashboard: bool,
 }
 
 impl Options {
-    /// Returns an exit code if the process must exit, after printing the help or the error.
-    pub(crate) fn from_args() -> Result<Self, ExitCode> {
-        match parse(lexopt::Parser::from_env()) {
-            Ok(Some(options)) => Ok(options),
-            Ok(None) => {
-                // Fails if stdout is closed.
-                let _ = std::io::stdout().write_all(HELP.as_bytes());
-                Err(ExitCode::SUCCESS)
-            }
-            Err(error) => {
-                let _ = writeln!(background_tasks_host::stderr(), "signups: {error} (try --help)");
-                Err(ExitCode::from(2))
-            }
+    /// Reads the arguments. Exits after printing the help or an error.
+    pub(crate) fn from_args() -> Self {
+        let mut options = Self::parse();
+        options.dashboard |= options.public_dashboard;
+        if options.dashboard && !options.public_dashboard && !options.address.ip().is_loopback() {
+            let why =
+                "the dashboard has no login: use a loopback address, or --public-dashboard if other programs reject strangers";
+            Self::command().error(ErrorKind::ArgumentConflict, why).exit();
         }
+        options
     }
 }
 
-/// Returns `None` if the arguments ask for the help.
-fn parse(mut args: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
-    let mut options = Options {
-        address: ([127, 0, 0, 1], 3000).into(),
-        dir: "signups".into(),
-        grace: Duration::from_secs(25),
-        linger: Duration::ZERO,
-        dashboard: false,
-    };
-    while let Some(arg) = args.next()? {
-        match arg {
-            Long("address") => options.address = args.value()?.parse()?,
-            Long("dir") => options.dir = args.value()?.into(),
-            Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
-            Long("linger") => options.linger = args.value()?.parse_with(seconds)?,
-            Long("dashboard") => options.dashboard = true,
-            Long("help") | Short('h') => return Ok(None),
-            other => return Err(other.unexpected()),
-        }
-    }
-    Ok(Some(options))
+fn milliseconds(value: &str) -> Result<Duration, String> {
+    value.parse().map(Duration::from_millis).map_err(|_| "expected a whole number of milliseconds".into())
 }
 
 fn seconds(value: &str) -> Result<Duration, String> {

@@ -13,6 +13,7 @@ pod = deployment["spec"]["template"]["spec"]
 [port] = container["ports"]
 assert container["args"][container["args"].index("--address") + 1] == f"0.0.0.0:{port['containerPort']}"
 assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+assert container["args"][container["args"].index("--host") + 1] == service["metadata"]["name"], "the service rejects its own name"
 for probe, path in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]:
     assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}, probe
 mounted = [mount["name"] for mount in container["volumeMounts"]]

@@ -5,13 +5,14 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, Process, Signal, poll_until_some};
+use testing::{Client, Process, Signal, poll_until, poll_until_some};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -27,13 +28,13 @@ struct Service {
 impl Service {
     #[track_caller]
     fn start(options: &[&str]) -> Self {
-        Self::start_as(program().args(options))
+        Self::start_as(&mut program(), options)
     }
 
     #[track_caller]
-    fn start_as(command: &mut Command) -> Self {
+    fn start_as(command: &mut Command, options: &[&str]) -> Self {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut process = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path()));
+        let mut process = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path()).args(options));
         let address = process.rest_of_line("listening on http://").parse().unwrap();
         Self { process, address, dir }
     }
@@ -125,13 +126,13 @@ fn current_request_finishes_after_the_signal() {
     let mut client = service.connect();
     start_sign_up(&mut client, 15);
     service.process.terminate();
-    service.process.line("background task shutdown started in_flight=2");
+    // The program, the connection, and the request.
+    service.process.line("background task shutdown started in_flight=3");
     poll_until_some(&"the service still listens", || Client::connect(service.address).err());
     client.send(b"ada@example.com").unwrap();
     assert_eq!(client.response().unwrap().status, 202);
     let (output, sent) = service.wait(0);
-    // The request, the mail, the write to the outbox, and the program.
-    assert!(output.contains(" completed=4 failed=0 panicked=0 abandoned=0 aborted=0 rejected=0"), "{output}");
+    assert!(output.contains(" failed=0 panicked=0 abandoned=0 aborted=0 rejected=0"), "{output}");
     assert_eq!(sent, ["ada@example.com"]);
 }
 
@@ -146,7 +147,7 @@ fn service_is_not_ready_after_the_signal() {
     start_sign_up(&mut late, 15);
     service.process.terminate();
     // Logged once the registry is shutting down.
-    service.process.line("background task shutdown started in_flight=2");
+    service.process.line("background task shutdown started in_flight=4");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(get(client, "/readyz"), (503, "draining\n".into()));
         assert_eq!(get(client, "/healthz"), (200, "alive\n".into()));
@@ -180,11 +181,12 @@ fn metrics_count_the_tasks() {
     // The request, the mail, and the write to the outbox.
     let completed = "background_tasks_total{registry=\"signups\",outcome=\"completed\",task=\"\"} 3\n";
     let metrics = client.get_until("/metrics", completed);
-    assert!(metrics.contains("background_tasks_in_flight{registry=\"signups\"} 0\n"), "{metrics}");
+    // The connection.
+    assert!(metrics.contains("background_tasks_in_flight{registry=\"signups\"} 1\n"), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
+    // A write to the deleted file would succeed, but nobody could read it.
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
-    fs::create_dir(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
     client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"outbox\"} 1\n");
     service.process.terminate();
@@ -196,38 +198,176 @@ fn metrics_count_the_tasks() {
     assert!(output.lines().any(is_reported), "not reported in the span of its task: {output}");
 }
 
-/// Without a timeout for the head of a request, the client holds its connection until the grace period has expired.
+/// The service closes a connection without a whole head at the signal. It does not wait for the timeout of the head, which is 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let service = Service::start(&["--grace", "30"]);
     let mut half = service.connect();
     half.send(b"POST /signups HTTP/1.1\r\nhost: local").unwrap();
-    // The service has probably read the half when it has answered another client.
-    assert_eq!(get(&mut service.connect(), "/healthz").0, 200);
+    let mut idle = service.connect();
+    assert_eq!(get(&mut idle, "/healthz").0, 200);
+    let start = Instant::now();
     service.process.terminate();
     let (output, _) = service.wait(0);
+    assert!(start.elapsed() < Duration::from_secs(3), "{output}");
     assert!(output.contains("background tasks drained"), "{output}");
-    half.response().unwrap_err();
+    for client in [&mut half, &mut idle] {
+        client.response().unwrap_err();
+    }
+}
+
+/// During the drain, a body has half of the grace period to arrive.
+#[test]
+fn half_a_request_body_does_not_exceed_the_grace_period() {
+    let service = Service::start(&["--grace", "2"]);
+    let mut half = service.connect();
+    start_sign_up(&mut half, 15);
+    half.send(b"ada").unwrap();
+    service.process.terminate();
+    assert_eq!(half.response().unwrap().status, 408);
+    let (output, sent) = service.wait(0);
+    assert!(output.contains("background tasks drained") && sent.is_empty(), "{output}");
+}
+
+/// Up to 4096 connections must fit into the memory limit of kubernetes.yaml, 256 MiB.
+#[cfg(target_os = "linux")]
+#[test]
+fn half_request_heads_hold_little_memory() {
+    let service = Service::start(&[]);
+    let head = format!("GET /healthz HTTP/1.1\r\nx: {}", "x".repeat(300 * 1024));
+    let clients: Vec<_> = (0..400)
+        .map(|_| {
+            let mut client = service.connect();
+            // An error means that the service has rejected the head.
+            let _ = client.send(head.as_bytes());
+            client
+        })
+        .collect();
+    assert_eq!(get(&mut service.connect(), "/healthz").0, 200);
+    let status = fs::read_to_string(format!("/proc/{}/status", service.process.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB")?.trim().parse::<u32>().ok());
+    assert!(peak.unwrap() < 40 * 1024, "{status}");
+    drop(clients);
+}
+
+/// Idle connections leave file descriptors for the work.
+#[cfg(target_os = "linux")]
+#[test]
+fn idle_connections_lose_no_mail() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -n 128 && exec "$0" "$@""#]).arg(program().get_program());
+    let service = Service::start_as(&mut limited, &[]);
+    let mut client = service.connect();
+    assert_eq!(get(&mut client, "/healthz").0, 200);
+    let idle: Vec<_> = (0..150).map(|_| service.connect()).collect();
+    let addresses: Vec<_> = (0..50).map(|number| format!("{number}@example.com")).collect();
+    for address in &addresses {
+        assert_eq!(sign_up(&mut client, address).unwrap(), 202);
+    }
+    service.process.terminate();
+    let (output, mut sent) = service.wait(0);
+    sent.sort_by_key(|address| addresses.iter().position(|other| other == address));
+    assert_eq!(sent, addresses, "{output}");
+    drop(idle);
+}
+
+/// A web page of another site may give its own host name the address of the service (DNS rebinding).
+#[test]
+fn unknown_hosts_are_rejected() {
+    let service = Service::start(&["--host", "signups.example.com", "--host", "signups", "--dashboard"]);
+    for (headers, expected) in [
+        (&["host: localhost"][..], 202),
+        (&["host: 127.0.0.1:3000"], 202),
+        (&["host: [::1]"], 202),
+        (&["host: signups"], 202),
+        (&["host: SIGNUPS.example.com:80"], 202),
+        (&["host: example.com"], 421),
+        (&["host: localhost.example.com"], 421),
+        (&["host: "], 400),
+        (&[], 400),
+        (&["host: localhost", "host: signups"], 400),
+    ] {
+        let mut client = service.connect().with_headers(headers);
+        assert_eq!(sign_up(&mut client, "ada@example.com").unwrap(), expected, "{headers:?}");
+        let expected = if expected == 202 { 200 } else { expected };
+        for path in ["/healthz", "/background"] {
+            assert_eq!(get(&mut service.connect().with_headers(headers), path).0, expected, "{path} {headers:?}");
+        }
+    }
+    service.process.terminate();
+    assert_eq!(service.wait(0).1.len(), 5);
 }
 
 #[test]
 fn straggler_is_reported() {
-    let mut service = Service::start(&["--grace", "0.5"]);
-    // The outbox is a named pipe without a reader, so opening it blocks.
-    mknodat(CWD, service.dir.path().join("outbox"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let service = Service::start(&["--grace", "0.5", "--takes", "3600000"]);
     assert_eq!(sign_up(&mut service.connect(), "ada@example.com").unwrap(), 202);
-    service.process.line("the mail is sent");
     let start = Instant::now();
     let output = service.process.stop().assert_code(1).output();
     let took = start.elapsed();
-    assert!(output.contains("still in flight task.name=\"outbox\" task.location=examples/axum/src/main.rs:"), "{output}");
+    assert!(output.contains("still in flight task.name=\"welcome-mail\" task.location=examples/axum/src/main.rs:"), "{output}");
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
+}
+
+/// A sign-up is answered 202 only if the registry has accepted its mail.
+#[test]
+fn sign_up_beyond_the_limit_is_answered_503() {
+    let service = Service::start(&["--max-in-flight", "4", "--takes", "3600000", "--grace", "0.1"]);
+    let statuses = ["1@b", "2@b", "3@b", "4@b", "5@b", "6@b"].map(|address| sign_up(&mut service.connect(), address).unwrap());
+    assert_eq!(statuses, [202, 202, 202, 202, 503, 503]);
+    service.process.terminate();
+    let (output, _) = service.wait(1);
+    assert!(output.contains("4 × welcome-mail at "), "{output}");
+}
+
+/// The limit covers a mail until its address is written: no accepted mail is rejected later.
+#[test]
+fn mails_within_the_limit_are_sent() {
+    let service = Service::start(&["--max-in-flight", "1"]);
+    let mut accepted = Vec::new();
+    let mut client = service.connect();
+    for number in 0..20 {
+        let address = format!("{number}@example.com");
+        poll_until(&"the mail before is not sent", || sign_up(&mut client, &address).unwrap() == 202);
+        accepted.push(address);
+    }
+    service.process.terminate();
+    assert_eq!(service.wait(0).1, accepted);
+}
+
+/// Opening a named pipe without a reader would block, and a symbolic link could name a file of another service.
+#[test]
+fn outbox_must_be_a_regular_file() {
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [other, outbox] = ["other", "outbox"].map(|name| dir.path().join(name));
+    fs::write(&other, "the file of another service\n").unwrap();
+    let is_refused = || {
+        let mut command = program();
+        let ended = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path())).wait();
+        ended.assert_code(2).assert_line(&format!("cannot append to '{}', which must be a regular file: ", outbox.display()));
+    };
+    symlink(&other, &outbox).unwrap();
+    is_refused();
+    fs::remove_file(&outbox).unwrap();
+    symlink(dir.path().join("missing"), &outbox).unwrap();
+    is_refused();
+    fs::remove_file(&outbox).unwrap();
+    mknodat(CWD, &outbox, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    is_refused();
+    // With a reader, a named pipe can be opened.
+    let reader = fs::OpenOptions::new().read(true).write(true).open(&outbox).unwrap();
+    is_refused();
+    drop(reader);
+    assert_eq!(fs::read_to_string(&other).unwrap(), "the file of another service\n");
+    assert!(!dir.path().join("missing").exists());
 }
 
 #[test]
 fn invalid_address_is_rejected() {
     let service = Service::start(&[]);
-    for address in ["", "ada", "ada@example.com\neve@example.com", "ada@example.com\r"] {
+    let separators = ["\n", "\r", "\t", " ", "\u{b}", "\u{85}", "\u{2028}", "\u{2029}"];
+    let two_lines = separators.map(|separator| format!("ada@example.com{separator}eve@example.com"));
+    for address in ["", "ada"].into_iter().chain(two_lines.iter().map(String::as_str)) {
         assert_eq!(sign_up(&mut service.connect(), address).unwrap(), 400, "{address:?}");
     }
     assert_eq!(sign_up(&mut service.connect(), &"@".repeat(1025)).unwrap(), 413);
@@ -237,7 +377,7 @@ fn invalid_address_is_rejected() {
 
 #[test]
 fn dashboard_is_optional() {
-    for (options, expected) in [(&[][..], 404), (&["--dashboard"][..], 200)] {
+    for (options, expected) in [(&[][..], 404), (&["--dashboard"], 200), (&["--public-dashboard", "--address", "0.0.0.0:0"], 200)] {
         let service = Service::start(options);
         assert_eq!(get(&mut service.connect(), "/background").0, expected);
         service.process.terminate();
@@ -249,7 +389,7 @@ fn dashboard_is_optional() {
 #[test]
 fn service_notifies_systemd() {
     let socket = testing::NotifySocket::new();
-    let service = Service::start_as(program().env("NOTIFY_SOCKET", socket.path()));
+    let service = Service::start_as(program().env("NOTIFY_SOCKET", socket.path()), &[]);
     assert_eq!(socket.receive(), "READY=1\n");
     service.process.terminate();
     socket.receive_with(&["STOPPING=1"]);
@@ -267,12 +407,18 @@ fn invalid_options_are_reported() {
     for (args, why) in [
         (&["--address", &taken, "--dir", dir.path().to_str().unwrap()][..], format!("cannot listen on {taken}: ")),
         (&["--address", "127.0.0.1:0", "--dir", file], format!("cannot write to '{file}': ")),
-        (&["--unknown"], "invalid option '--unknown'".into()),
-        (&["--address", "localhost"], "cannot parse argument \"localhost\"".into()),
-        (&["--grace", "-1"], "cannot parse argument \"-1\"".into()),
+        (&["--unknown"], "unexpected argument '--unknown'".into()),
+        (&["--address", "localhost"], "invalid value 'localhost' for '--address <ADDRESS>'".into()),
+        (&["--grace", "-1"], "invalid value '-1' for '--grace <SECONDS>'".into()),
+        (&["--max-in-flight", "0"], "invalid value '0' for '--max-in-flight <MAILS>'".into()),
+        (&["--address", "0.0.0.0:0", "--dashboard"], "the dashboard has no login".into()),
     ] {
         let output = Process::start(program().args(args)).wait().assert_code(2).output();
         assert!(output.contains(&why), "{args:?}: {output}");
     }
+    // The last of several equal options counts.
+    let service = Service::start(&["--grace", "1", "--grace", "2"]);
+    service.process.terminate();
+    service.wait(0);
     assert!(Process::start(program().arg("--help")).wait().assert_code(0).output().starts_with("Signs people up"));
 }

@@ -7,9 +7,12 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::task::spawn_blocking;
 use tracing::warn;
+
+/// After this time, a temporary file is what a killed worker has left. A worker writes a mail within seconds.
+const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
     Folder(PathBuf),
@@ -30,7 +33,9 @@ impl Mailer {
     /// If the folder cannot be created.
     pub(crate) fn new(outbox: &Path, smtp: Option<&Relay>) -> Result<Self, String> {
         let Some(Relay { host, port }) = smtp else {
-            fs::create_dir_all(outbox).map_err(|error| format!("cannot write to '{}': {error}", outbox.display()))?;
+            fs::create_dir_all(outbox)
+                .and_then(|()| remove_stale(outbox))
+                .map_err(|error| format!("cannot write to '{}': {error}", outbox.display()))?;
             return Ok(Self::Folder(outbox.to_owned()));
         };
         // Without encryption, so use a relay on the same machine or network only.
@@ -66,7 +71,16 @@ impl Mailer {
     }
 }
 
+/// Returns whether a mail to this address can be composed.
+pub(crate) fn is_valid(to: &str) -> bool {
+    compose("valid", to).is_ok()
+}
+
 fn compose(id: &str, to: &str) -> Result<Message, String> {
+    // A mail server or a reader of the mail could take U+0085 or U+2028 for the end of the header.
+    if to.contains(|letter: char| letter.is_control() || letter.is_whitespace()) {
+        return Err("the address contains white space or control characters".into());
+    }
     let to: Address = to.parse().map_err(|error| format!("invalid address {to}: {error}"))?;
     let from: Address = "signups@example.com".parse().expect("the address is valid");
     Message::builder()
@@ -80,18 +94,40 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
 }
 
 /// Writes a file atomically, unless it exists. Each attempt has its own temporary file, because a worker that counts as dead may still be
-/// writing.
+/// writing. A link or a named pipe at `path` is replaced.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
-    if path.exists() {
+    if is_file(path) {
         return Ok(());
     }
-    let mut file = File::create(temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(temporary, path)?;
+    // Fails if the name exists, even as a link, whose target must not be overwritten.
+    let mut file = File::create_new(temporary)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written?;
     // The name must be on the disk before the job counts as done. Only Unix can open a folder as a file.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(())
+}
+
+/// Returns whether the path is a regular file, and not a link to one.
+fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// Removes the temporary files that killed workers have left. Other workers may be writing theirs, so young ones stay.
+fn remove_stale(outbox: &Path) -> io::Result<()> {
+    for file in fs::read_dir(outbox)? {
+        let path = file?.path();
+        let is_temporary = path.extension().is_some_and(|extension| extension == "tmp") && is_file(&path);
+        // Another worker may remove the file first.
+        let modified = if is_temporary { fs::metadata(&path).and_then(|found| found.modified()).ok() } else { None };
+        if modified.is_some_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > STALE)) {
+            let _ = fs::remove_file(&path);
+        }
+    }
     Ok(())
 }
 

@@ -4,20 +4,18 @@ mod board;
 mod mail;
 mod options;
 mod page;
-// The accept loop of examples/axum, with its timeout for slow clients.
-#[path = "../../axum/src/serve.rs"]
-mod serve;
 mod server;
 mod signups;
 mod together;
 mod worker;
 
-use crate::options::{Options, Role};
+use crate::options::{Options, Role, database};
 use crate::server::Server;
 use crate::signups::Signups;
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_durable::Durable;
 use background_tasks_host::Host;
+use clap::Parser;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -25,10 +23,8 @@ use tokio::sync::oneshot;
 type Tasks = Registry<TokioSpawner>;
 
 fn main() -> ExitCode {
-    let options = match Options::from_env() {
-        Ok(options) => options,
-        Err(exit) => return exit,
-    };
+    // Exits after printing the help or an error.
+    let options = Options::parse();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     // Before the runtime starts threads, so that no signal is lost.
@@ -39,13 +35,13 @@ fn main() -> ExitCode {
 
 /// Runs the roles of this process until shutdown has started and they have finished.
 async fn run(tasks: Tasks, options: Options) -> Result<(), String> {
-    let jobs = Durable::connect(&options.database).await.map_err(|error| error.to_string())?;
-    if options.role == Role::Worker {
+    let jobs = Durable::connect(&database()).await.map_err(|error| error.to_string())?;
+    if options.role == Some(Role::Worker) {
         return worker::run(tasks, jobs, &options).await;
     }
-    let server =
-        Server::bind(tasks, Signups::new(jobs).await.map_err(|error| error.to_string())?, options.listen, options.board).await?;
-    if options.role == Role::Server {
+    let signups = Signups::new(jobs).await.map_err(|error| error.to_string())?;
+    let server = Server::bind(tasks, signups, &options).await?;
+    if options.role == Some(Role::Server) {
         return server.run().await;
     }
     // The server stops first, because the worker may send the mails of its last requests.

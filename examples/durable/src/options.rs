@@ -1,86 +1,72 @@
-use lexopt::prelude::*;
+use clap::{Parser, ValueEnum};
 use std::env;
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-const HELP: &str = "\
-Signs people up. The mail to each of them is a job in a database, which a worker sends.
+const MORE_HELP: &str = "\
+DATABASE_URL is the path of a SQLite file, or postgres://USER:PASSWORD@HOST:PORT/NAME [default: signups.db]
 
-Usage: durable-signups [server | worker] [options]
-
-  server  serve HTTP
-  worker  send mails: any number of workers, on any number of machines
-  without either: serve HTTP, and start a worker as a child process
-
-  --listen ADDRESS  address of the HTTP server [127.0.0.1:8080]
-  --board ADDRESS   loopback address of the engine's board, or none to disable it [127.0.0.1:8081]
-  --outbox FOLDER   write each mail to a file in this folder, which is created if missing [outbox]
-  --smtp HOST:PORT  send the mails to this mail server instead, without encryption
-  --lease SECONDS   how long a worker counts as alive after its last heartbeat; at least 3 [10]
-  --grace SECONDS   how long to drain after SIGTERM or Ctrl-C; a child worker drains after the
-                    server, with half of this time [20]
-  --until-eof       worker: also stop at the end of the standard input
-  --help            print this help
-
-DATABASE_URL is the path of a SQLite file, or postgres://USER:PASSWORD@HOST:PORT/NAME [signups.db]
-
+Try:
   curl -d email=ada@example.com http://127.0.0.1:8080/signups    sign up
   curl http://127.0.0.1:8080/signups/ID                          show the status of the mail
   curl -N http://127.0.0.1:8080/signups/ID/events                stream the status of the mail
 
 Exit status: 0 if drained, 1 if the grace period expired, 2 after an error or if the child worker has
-not drained, 130 after a second SIGTERM or Ctrl-C.
-";
+not drained, 130 after a second SIGTERM or Ctrl-C.";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Signs people up. The mail to each of them is a job in a database, which a worker sends
+#[derive(Debug, Parser)]
+#[command(name = "durable-signups", args_override_self = true, after_help = MORE_HELP)]
+pub(crate) struct Options {
+    /// What this process does: serve HTTP, or send mails; any number of workers, on any number of machines [default: serve HTTP, and start a
+    /// worker as a child process]
+    pub(crate) role: Option<Role>,
+    /// Address of the HTTP server
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
+    #[arg(long = "host", value_name = "NAME")]
+    pub(crate) hosts: Vec<String>,
+    /// Loopback address of the engine's board, or `none` to disable the board
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = board)]
+    pub(crate) board: Board,
+    /// Write each mail to a file in this folder, and create the folder if it is missing
+    #[arg(long, value_name = "FOLDER", default_value = "outbox")]
+    pub(crate) outbox: PathBuf,
+    /// Send the mails to this mail server instead, without encryption
+    #[arg(long, value_name = "HOST:PORT", value_parser = relay)]
+    pub(crate) smtp: Option<Relay>,
+    /// How long a worker counts as alive after its last heartbeat; at least 3
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = lease)]
+    pub(crate) lease: Duration,
+    /// How long to drain after SIGTERM or Ctrl-C; a child worker drains after the server, with half of this time
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) grace: Duration,
+    /// Worker: also stop at the end of the standard input
+    #[arg(long)]
+    pub(crate) until_eof: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Role {
-    Together,
     Server,
     Worker,
 }
 
-#[derive(Debug)]
-pub(crate) struct Options {
-    pub(crate) role: Role,
-    pub(crate) database: String,
-    pub(crate) listen: SocketAddr,
-    pub(crate) board: Option<SocketAddr>,
-    pub(crate) outbox: PathBuf,
-    pub(crate) smtp: Option<Relay>,
-    pub(crate) lease: Duration,
-    pub(crate) grace: Duration,
-    pub(crate) until_eof: bool,
-}
+/// The address of the engine's board, if the board is not disabled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Board(pub(crate) Option<SocketAddr>);
 
 /// A mail server.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Relay {
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
 impl Options {
-    /// Reads the options. Prints help or an error, and returns the exit code, if there is nothing to run.
-    pub(crate) fn from_env() -> Result<Self, ExitCode> {
-        let database = env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".into());
-        match parse(lexopt::Parser::from_env(), database) {
-            Ok(Some(options)) => Ok(options),
-            Ok(None) => {
-                // The reader may have closed the pipe.
-                let _ = std::io::stdout().write_all(HELP.as_bytes());
-                Err(ExitCode::SUCCESS)
-            }
-            Err(error) => {
-                let _ = writeln!(background_tasks_host::stderr(), "durable-signups: {error} (try --help)");
-                Err(ExitCode::from(2))
-            }
-        }
-    }
-
     /// Returns the arguments of a child worker: the same options, but half of the grace period, because it drains last.
     pub(crate) fn worker_args(&self) -> Vec<OsString> {
         let mut args = vec!["worker".into()];
@@ -90,52 +76,19 @@ impl Options {
     }
 }
 
-/// Returns `None` if `--help` was given.
-fn parse(mut args: lexopt::Parser, database: String) -> Result<Option<Options>, lexopt::Error> {
-    let mut options = Options {
-        role: Role::Together,
-        database,
-        listen: ([127, 0, 0, 1], 8080).into(),
-        board: Some(([127, 0, 0, 1], 8081).into()),
-        outbox: "outbox".into(),
-        smtp: None,
-        lease: Duration::from_secs(10),
-        grace: Duration::from_secs(20),
-        until_eof: false,
-    };
-    while let Some(arg) = args.next()? {
-        match arg {
-            Value(role) if options.role == Role::Together => options.role = role.parse_with(self::role)?,
-            Long("listen") => options.listen = args.value()?.parse()?,
-            Long("board") => options.board = args.value()?.parse_with(board)?,
-            Long("outbox") => options.outbox = args.value()?.into(),
-            Long("smtp") => options.smtp = Some(args.value()?.parse_with(relay)?),
-            Long("lease") => options.lease = args.value()?.parse_with(lease)?,
-            Long("grace") => options.grace = args.value()?.parse_with(seconds)?,
-            Long("until-eof") => options.until_eof = true,
-            Long("help") | Short('h') => return Ok(None),
-            other => return Err(other.unexpected()),
-        }
-    }
-    Ok(Some(options))
-}
-
-fn role(value: &str) -> Result<Role, String> {
-    match value {
-        "server" => Ok(Role::Server),
-        "worker" => Ok(Role::Worker),
-        _ => Err("expected server or worker".into()),
-    }
+/// Returns `DATABASE_URL` or its default.
+pub(crate) fn database() -> String {
+    env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".into())
 }
 
 /// Accepts loopback addresses only, because the board has no login and shows mail addresses.
-fn board(value: &str) -> Result<Option<SocketAddr>, String> {
+fn board(value: &str) -> Result<Board, String> {
     if value == "none" {
-        return Ok(None);
+        return Ok(Board(None));
     }
     let address: SocketAddr = value.parse().map_err(|_| "expected an address with a port, or none")?;
     if address.ip().is_loopback() {
-        Ok(Some(address))
+        Ok(Board(Some(address)))
     } else {
         Err("the board has no login, so it needs a loopback address".into())
     }

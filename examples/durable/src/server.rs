@@ -1,9 +1,9 @@
 //! HTTP: accepts sign-ups and shows the status of their mails.
 
+use crate::options::Options;
 use crate::page;
-use crate::serve::serve;
 use crate::signups::{Signup, Signups, StoreError};
-use crate::{Tasks, board};
+use crate::{Tasks, board, mail};
 use axum::extract::rejection::{FormRejection, JsonRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
@@ -12,10 +12,12 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Form, Json, Router};
-use background_tasks::ShutdownSignal;
+use background_tasks::{ShutdownSignal, TokioSpawner};
 use background_tasks_durable::JobId;
-use background_tasks_host::RequestLayer;
+use background_tasks_host::{HttpServer, RequestLayer};
 use futures_util::stream::{self, Stream};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use lettre::Address;
 use serde::Deserialize;
 use serde_json::json;
@@ -23,7 +25,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -36,31 +38,33 @@ struct Service {
     signups: Signups,
 }
 
+/// How many connections to the board may be open. The server needs the other file descriptors.
+const BOARD_CONNECTIONS: usize = 16;
+
 /// A server whose sockets are bound.
 pub(crate) struct Server {
     service: Service,
+    http: HttpServer<TokioSpawner>,
+    hosts: Vec<String>,
     listener: TcpListener,
     board: Option<TcpListener>,
 }
 
 impl Server {
-    pub(crate) async fn bind(
-        tasks: Tasks,
-        signups: Signups,
-        listen: SocketAddr,
-        board: Option<SocketAddr>,
-    ) -> Result<Self, String> {
-        let listener = self::bind(listen).await?;
-        let board = match board {
+    pub(crate) async fn bind(tasks: Tasks, signups: Signups, options: &Options) -> Result<Self, String> {
+        let listener = self::bind(options.listen).await?;
+        let board = match options.board.0 {
             Some(address) => Some(self::bind(address).await?),
             None => None,
         };
-        Ok(Self { service: Service { tasks, signups }, listener, board })
+        // Half a body holds the drain for at most this long, so this is shorter than the grace period.
+        let http = HttpServer::new(&tasks, TokioTimer::new()).drain_timeout(Duration::from_secs(5).min(options.grace / 2));
+        Ok(Self { service: Service { tasks, signups }, http, hosts: options.hosts.clone(), listener, board })
     }
 
     /// Serves until shutdown has started and all connections are closed.
     pub(crate) async fn run(self) -> Result<(), String> {
-        let Self { service, listener, board } = self;
+        let Self { service, http, hosts, listener, board } = self;
         let tasks = service.tasks.clone();
         let board_app = board::router(&service.signups.jobs, tasks.signal());
         let app = Router::new()
@@ -73,16 +77,18 @@ impl Server {
             .layer(RequestLayer::new(&tasks))
             .with_state(service);
 
+        let server = hosts.iter().fold(http.clone(), |server, host| server.host_name(host));
         info!("listening on http://{}", address(&listener)?);
         let serve_board = async {
             let Some(board) = board else { return Ok(()) };
             info!("the board is at http://{}", address(&board)?);
-            serve(board, board_app, tasks.signal()).await;
+            // Only as `localhost` or an IP address, which DNS rebinding cannot point to this server.
+            http.max_connections(BOARD_CONNECTIONS).serve(connections(board), TowerToHyperService::new(board_app)).await;
             Ok(())
         };
         let serve_app = async {
             background_tasks_host::notify_ready();
-            serve(listener, app, tasks.signal()).await;
+            server.serve(connections(listener), TowerToHyperService::new(app)).await;
             Ok(())
         };
         tokio::try_join!(serve_app, serve_board).map(drop)
@@ -91,6 +97,10 @@ impl Server {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+fn connections(listener: TcpListener) -> impl AsyncFnMut() -> io::Result<TokioIo<TcpStream>> {
+    async move || Ok(TokioIo::new(listener.accept().await?.0))
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, String> {
@@ -225,9 +235,12 @@ impl<S: Send + Sync> FromRequest<S> for Email {
         } else {
             Form::from_request(request, state).await?.0
         };
-        let address: Address = email.trim().parse().map_err(|_| Refusal::unprocessable("This is not a valid mail address."))?;
+        let address = email.trim().parse().ok();
         // Domains are not case-sensitive. The part before the @ may be.
-        Ok(Self(format!("{}@{}", address.user(), address.domain().to_ascii_lowercase())))
+        let address = address.map(|address: Address| format!("{}@{}", address.user(), address.domain().to_ascii_lowercase()));
+        // The worker could not send a mail that it cannot compose, such as one to an address in quotes.
+        let address = address.filter(|address| mail::is_valid(address));
+        address.map(Self).ok_or_else(|| Refusal::unprocessable("This is not a valid mail address."))
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 /// The name of the queue. Never change it: jobs wait in the database under this name while a new version is deployed.
 pub(crate) const QUEUE: &str = "mail";
 
-/// How long a sign-up waits to start its transaction.
-const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for the start of its transaction, or for its queries.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The payload of the job: the mail to a new user.
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,10 +128,13 @@ impl Signups {
 
     /// Returns the status of a mail. Returns `None` if the sign-up does not exist.
     pub(crate) async fn find(&self, id: JobId) -> Result<Option<Signup>, StoreError> {
-        let address = self.one("SELECT address FROM signups WHERE job = $1", &id.to_string()).await?;
-        let Some(address) = address else { return Ok(None) };
-        let info = self.mails.info(id).await.map_err(StoreError::of)?;
-        Ok(Some(Signup::new(id, address, info.as_ref())))
+        in_time(async {
+            let address = self.one("SELECT address FROM signups WHERE job = $1", &id.to_string()).await?;
+            let Some(address) = address else { return Ok(None) };
+            let info = self.mails.info(id).await.map_err(StoreError::of)?;
+            Ok::<_, StoreError>(Some(Signup::new(id, address, info.as_ref())))
+        })
+        .await
     }
 
     async fn one(&self, query: &'static str, value: &str) -> Result<Option<String>, StoreError> {
@@ -179,9 +182,9 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Limits the wait for the start of a transaction. Commits have no limit: a commit must not be abandoned half-way.
-async fn in_time<T>(begin: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match timeout(BEGIN_TIMEOUT, begin).await {
+/// Limits the wait for the database. Commits have no limit: a commit must not be abandoned half-way.
+async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
+    match timeout(DATABASE_TIMEOUT, work).await {
         Ok(result) => result.map_err(StoreError::of),
         Err(_) => Err(StoreError::of("the database did not respond in time")),
     }

@@ -20,10 +20,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
-    let Options { url, command } = match Options::from_args() {
-        Ok(options) => options,
-        Err(exit) => return exit,
-    };
+    let Options { url, command } = Options::from_args();
     // The engine logs each finished job with its payload.
     let levels = Targets::new().with_default(Level::INFO).with_target("graphile_worker", Level::WARN);
     tracing_subscriber::registry()

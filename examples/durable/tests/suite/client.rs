@@ -27,15 +27,18 @@ impl SignupResponse for Response {
     }
 }
 
+/// Sends a request, with the header `host: localhost` unless there is another host.
 #[track_caller]
 pub(crate) fn request(to: SocketAddr, method: &str, path: &str, headers: &[&str], body: &str) -> Response {
-    let response = Client::connect(to).and_then(|client| client.with_headers(headers).request(method, path, body.as_bytes()));
+    let host = if headers.iter().any(|header| header.starts_with("host: ")) { &[][..] } else { &["host: localhost"] };
+    let headers = [host, headers].concat();
+    let response = Client::connect(to).and_then(|client| client.with_headers(&headers).request(method, path, body.as_bytes()));
     response.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
 #[track_caller]
 pub(crate) fn get(from: SocketAddr, path: &str) -> Response {
-    request(from, "GET", path, &["host: localhost"], "")
+    request(from, "GET", path, &[], "")
 }
 
 /// Requests a page as a browser does.
@@ -51,7 +54,7 @@ pub(crate) fn post(to: SocketAddr, headers: &[&str], body: &str) -> Response {
 }
 
 pub(crate) fn try_sign_up(at: SocketAddr, address: &str) -> io::Result<Response> {
-    Client::connect(at)?.with_headers(&[FORM]).request("POST", "/signups", format!("email={address}").as_bytes())
+    Client::connect(at)?.with_headers(&["host: localhost", FORM]).request("POST", "/signups", format!("email={address}").as_bytes())
 }
 
 #[track_caller]

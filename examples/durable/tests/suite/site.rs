@@ -51,6 +51,17 @@ impl Site {
         Self::serve_as(self.command(args).process_group(0))
     }
 
+    /// Starts a server with this limit of file descriptors.
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub(crate) fn serve_with_descriptors(&self, limit: u32, args: &[&str]) -> Server {
+        let program = self.command(&[]);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)]).arg(program.get_program()).args(args);
+        limited.current_dir(self.folder.path()).env("DATABASE_URL", &self.database);
+        Self::serve_as(&mut limited)
+    }
+
     #[track_caller]
     fn serve_as(command: &mut Command) -> Server {
         let mut process = Process::start(command.args(["--listen", "127.0.0.1:0", "--board", "127.0.0.1:0"]));
