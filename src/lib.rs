@@ -128,6 +128,7 @@ mod builder;
 pub mod conformance;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+mod join;
 mod observer;
 mod platform;
 mod registry;
@@ -141,16 +142,17 @@ mod task;
 mod task_builder;
 
 pub use builder::RegistryBuilder;
+pub use join::{AbortHandle, JoinHandle};
 pub use observer::Observer;
 pub use registry::Registry;
-pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{AbortError, AbortReport, JoinError, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
 pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
-pub use task_builder::{RunWhenReady, TaskBuilder};
+pub use task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;

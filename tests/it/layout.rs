@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 9] = [
     &["adapters", "conformance"],
     &["registry", "builder", "blocking"],
     &["task_builder"],
-    &["shutdown", "signal", "task"],
+    &["shutdown", "signal", "task", "join"],
     &["state"],
     &["sync"],
     &["observer", "spawner", "report"],
