@@ -91,7 +91,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// counts as completed, and the handle resolves to `Ok(Err(_))`: the error belongs to the owner of the handle. If no code reads the
 /// error, start the task with [`run`](crate::Registry::run), so that it counts as failed.
 ///
-/// When the handle resolves, the task's future has been dropped, and the task is no longer in flight. In a registry with a
+/// When the handle resolves, the future of the task has been dropped, and the count of the task released. In a registry with a
 /// [limit](crate::RegistryBuilder::max_in_flight), the task's permit is free. When the registry has drained, all handles are ready.
 ///
 /// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output of
@@ -226,7 +226,7 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns whether the task has ended and is no longer in flight. The next poll of the handle then returns `Ready`.
+    /// Returns whether the task has ended and its count has been released. The next poll of the handle then returns `Ready`.
     pub fn is_finished(&self) -> bool {
         self.cell().is_none_or(|cell| cell.is_finished())
     }

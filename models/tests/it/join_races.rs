@@ -48,8 +48,9 @@ fn end_races_joiner() {
             let join = move || {
                 let polled = handle.poll();
                 if polled.is_ready() {
-                    assert_eq!(owner.in_flight(), 0, "the output came before the release");
+                    // `in_flight` would order the effect too, by the Acquire with which it reads the gate.
                     effect.observe();
+                    assert_eq!(owner.in_flight(), 0, "the output came before the release");
                 }
                 (handle, polled)
             };
