@@ -1,7 +1,7 @@
 //! Defines the handles of a task: `JoinHandle`, which resolves to the task's output, and `AbortHandle`.
 
 use crate::platform::{Arc, Payload, drop_quietly, wake};
-use crate::report::{JoinError, JoinLoss, RejectReason, SpawnInfo, TaskId, TaskInfo, TaskKind};
+use crate::report::{JoinError, JoinLoss, RejectReason, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
 use crate::state::{InspectedTask, Token, UnreportedLoss};
 use crate::sync::join_cell::JoinCell;
 use crate::task::OutputReceiver;
@@ -155,8 +155,11 @@ impl<T> JoinHandle<T> {
         (Self::with_state(info, HandleState::Live(cell), token.inspected()), sender)
     }
 
+    /// Drops rejected work, and returns a handle that resolves to the reason.
     #[cold]
-    pub(crate) fn rejected(info: &SpawnInfo, reason: RejectReason) -> Self {
+    pub(crate) fn rejected<W>(info: &SpawnInfo, rejected: Rejected<W>) -> Self {
+        let reason = rejected.reason();
+        drop_quietly(rejected);
         Self::with_state(info, HandleState::Rejected(reason), None)
     }
 

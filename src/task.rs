@@ -180,7 +180,7 @@ pin_project! {
         R: OutputReceiver<F::Output>,
     {
         fn drop(this: Pin<&mut Self>) {
-            this.drop_unfinished(|receiver, token| receiver.dropped(token));
+            this.drop_unfinished(R::dropped);
         }
     }
 }

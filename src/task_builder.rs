@@ -1,4 +1,4 @@
-use crate::join::{JoinHandle, JoinSender};
+use crate::join::JoinHandle;
 use crate::platform::{drop_quietly, panicking_thread};
 use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
@@ -194,15 +194,6 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(())
     }
 
-    /// Counts a task that has a handle. Returns the work, its token, the handle, and the sender of the output.
-    #[track_caller]
-    #[inline]
-    fn admit_joined<W, T>(self, info: &SpawnInfo, work: W) -> Result<(W, Token, JoinHandle<T>, JoinSender<T>), Rejected<W>> {
-        let (work, token) = self.admit(info, work)?;
-        let (handle, sender) = JoinHandle::new(info, token);
-        Ok((work, token, handle, sender))
-    }
-
     /// Starts the task and returns its handle; see [`Registry::spawn`](crate::Registry::spawn).
     #[track_caller]
     #[inline]
@@ -210,7 +201,8 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
-        self.try_spawn(future).unwrap_or_else(|rejected| self.rejected_handle(TaskKind::Future, rejected))
+        let info = self.spawn_info(TaskKind::Future);
+        self.start(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
     }
 
     /// Starts the task and returns its handle, or returns the future if the task is rejected; see
@@ -221,9 +213,22 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
-        let info = self.spawn_info(TaskKind::Future);
-        let (future, token, handle, sender) = self.admit_joined(&info, future)?;
-        self.spawner.spawn_with_info(Task::new(future, token, sender), &info);
+        self.start(&self.spawn_info(TaskKind::Future), future)
+    }
+
+    #[track_caller]
+    #[inline]
+    fn start<F: Future<Output: Send> + Send + 'static>(
+        self,
+        info: &SpawnInfo,
+        future: F,
+    ) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: Spawner,
+    {
+        let (future, token) = self.admit(info, future)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        self.spawner.spawn_with_info(Task::new(future, token, sender), info);
         Ok(handle)
     }
 
@@ -244,7 +249,8 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: LocalSpawner,
     {
-        self.try_spawn_local(future).unwrap_or_else(|rejected| self.rejected_handle(TaskKind::Local, rejected))
+        let info = self.spawn_info(TaskKind::Local);
+        self.start_local(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
     }
 
     /// Starts a task that need not be `Send`, and returns its handle, or returns the future if the task is rejected; see
@@ -255,9 +261,18 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: LocalSpawner,
     {
-        let info = self.spawn_info(TaskKind::Local);
-        let (future, token, handle, sender) = self.admit_joined(&info, future)?;
-        self.spawner.spawn_local_with_info(Task::new(future, token, sender), &info);
+        self.start_local(&self.spawn_info(TaskKind::Local), future)
+    }
+
+    #[track_caller]
+    #[inline]
+    fn start_local<F: Future + 'static>(self, info: &SpawnInfo, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: LocalSpawner,
+    {
+        let (future, token) = self.admit(info, future)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        self.spawner.spawn_local_with_info(Task::new(future, token, sender), info);
         Ok(handle)
     }
 
@@ -268,7 +283,8 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: BlockingSpawner,
     {
-        self.try_spawn_blocking(work).unwrap_or_else(|rejected| self.rejected_handle(TaskKind::Blocking, rejected))
+        let info = self.spawn_info(TaskKind::Blocking);
+        self.start_blocking(&info, work).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
     }
 
     /// Starts a closure that blocks, and returns its handle, or returns the closure if the closure is rejected; see
@@ -282,20 +298,24 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: BlockingSpawner,
     {
-        let info = self.spawn_info(TaskKind::Blocking);
-        let (work, token, handle, sender) = self.admit_joined(&info, work)?;
-        let task = Task::new(lazy(|_| work()), token, sender);
-        self.spawner.spawn_blocking_with_info(move || task.run(), &info);
-        Ok(handle)
+        self.start_blocking(&self.spawn_info(TaskKind::Blocking), work)
     }
 
-    /// Drops rejected work, and returns a handle that resolves to the reason.
     #[track_caller]
-    #[cold]
-    fn rejected_handle<W, T>(self, kind: TaskKind, rejected: Rejected<W>) -> JoinHandle<T> {
-        let reason = rejected.reason();
-        drop_quietly(rejected);
-        JoinHandle::rejected(&self.spawn_info(kind), reason)
+    #[inline]
+    fn start_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        self,
+        info: &SpawnInfo,
+        work: F,
+    ) -> Result<JoinHandle<T>, Rejected<F>>
+    where
+        S: BlockingSpawner,
+    {
+        let (work, token) = self.admit(info, work)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        let task = Task::new(lazy(|_| work()), token, sender);
+        self.spawner.spawn_blocking_with_info(move || task.run(), info);
+        Ok(handle)
     }
 }
 

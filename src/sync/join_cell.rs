@@ -138,6 +138,7 @@ impl<T> JoinCell<T> {
         self.shared.with(|shared| replace(&mut shared.stage, Stage::Closed))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "the signature of `Wake::wake`")]
     fn wake_to_abort(this: Arc<Self>) {
         this.abort();
     }

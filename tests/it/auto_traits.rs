@@ -1,9 +1,10 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, JoinError, JoinHandle, Loss, Registry,
-    RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
-    ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, JoinError,
+    JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown,
+    ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
+    Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;

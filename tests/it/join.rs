@@ -1,6 +1,7 @@
 //! S11, and S2, S8, S9 and L3 for tasks that have a handle.
 use crate::common::{
-    HANG, Manual, Owns, PanicDrop, SlowDrop, counting_waker, counts, inspected, panic_quietly, panic_waker, poll, poll_once, waker_fn,
+    HANG, Manual, Owns, PanicDrop, SlowDrop, counting_waker, counts, inspected, panic_quietly, panic_waker, poll, poll_once,
+    waker_fn,
 };
 use background_tasks::{
     AbortError, BoxWork, DynBlockingSpawner, JoinError, JoinHandle, Loss, Observer, Registry, RejectReason, Spawner, TaskInfo,
@@ -60,7 +61,10 @@ fn panic_is_an_error_with_its_payload<S: Spawner>(registry: &Registry<S>) {
     let line = line!() + 1;
     let error = block_on(registry.named("risky").spawn(async { panic_quietly("oh") })).map(|()| ()).unwrap_err();
     let text = error.to_string();
-    assert!(text.starts_with("risky at ") && text.contains(&format!("join.rs:{line}:")) && text.ends_with(" panicked: oh"), "{text}");
+    assert!(
+        text.starts_with("risky at ") && text.contains(&format!("join.rs:{line}:")) && text.ends_with(" panicked: oh"),
+        "{text}"
+    );
     assert_eq!((error.loss(), error.is_panic(), error.task().name()), (Loss::Panicked("oh"), true, Some("risky")));
     assert_eq!(error.into_panic().downcast_ref(), Some(&"oh"));
     assert_eq!(counts(registry.summary()), [0, 0, 1, 0, 0, 0]);
@@ -134,6 +138,7 @@ fn rejected_task_has_a_handle_with_the_reason<S: Spawner>(registry: &Registry<S>
     handle.abort_handle().abort();
     let error = block_on(handle).unwrap_err();
     assert_eq!((error.loss(), error.task().name()), (Loss::Rejected(RejectReason::Drained), Some("late")));
+    assert_eq!(error.task().location().file(), file!());
     assert!(error.try_into_panic().unwrap_err().to_string().starts_with("late at "));
     let rejected = registry.try_spawn(ready(7)).unwrap_err();
     assert_eq!(rejected.reason(), RejectReason::Drained);

@@ -3,8 +3,8 @@
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
-    AbortError, AbortReport, Guard, JoinHandle, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
-    Tracked,
+    AbortError, AbortReport, Guard, JoinHandle, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo,
+    TaskKind, Tracked,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
