@@ -124,7 +124,8 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
     ///
     /// A critical task that is aborted, abandoned or rejected does not start the shutdown. A critical [tracked](Self::track) future
-    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future.
+    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future. The same
+    /// holds for a task that has a [handle](Self::spawn).
     /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown.
     ///
     /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and

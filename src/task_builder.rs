@@ -14,7 +14,7 @@ use futures_util::future::lazy;
 /// [`Registry::without_permit`](crate::Registry::without_permit) and [`Registry::follow_up`](crate::Registry::follow_up).
 ///
 /// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
-#[must_use = "a task builder starts nothing until one of its `run` methods is called"]
+#[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
     spawner: &'a S,
