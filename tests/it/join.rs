@@ -59,7 +59,7 @@ fn handle_can_be_awaited_in_another_task<S: Spawner>(registry: &Registry<S>) {
 
 fn panic_is_an_error_with_its_payload<S: Spawner>(registry: &Registry<S>) {
     let line = line!() + 1;
-    let error = block_on(registry.named("risky").spawn(async { panic_quietly("oh") })).map(|()| ()).unwrap_err();
+    let error = block_on(registry.named("risky").spawn(async { panic_quietly("oh") })).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("risky at ") && text.contains(&format!("join.rs:{line}:")) && text.ends_with(" panicked: oh"),
@@ -86,7 +86,7 @@ fn waiting_task<S: Spawner, T: Send + 'static>(registry: &Registry<S>, value: T)
     let handle = registry.spawn(async move {
         let _value = value;
         polled.send(()).unwrap();
-        pending().await
+        pending::<()>().await;
     });
     is_polled.recv_timeout(HANG).unwrap();
     handle
@@ -543,7 +543,7 @@ fn join_error_converts_to_dynamic_errors() {
     let (manual, registry) = manual();
     let handle = registry.named("n").spawn(async { panic_any(Mutex::new(1)) });
     manual.poll_all();
-    let error: JoinError = block_on(handle).map(|()| ()).unwrap_err();
+    let error: JoinError = block_on(handle).unwrap_err();
     assert!(format!("{error:?}").contains("Panicked"));
     let error = convert(error);
     assert!(error.to_string().ends_with("panicked: (a payload that is not a string)"), "{error}");
