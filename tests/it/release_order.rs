@@ -72,14 +72,25 @@ fn error_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
 
 fn output_of_detached_task_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
     let (slow, destructor) = SlowDrop::new();
-    drop(registry.spawn(async move { slow }));
+    // The handle is dropped first. Otherwise its drop would drop the output.
+    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    drop(registry.spawn(async move {
+        detached.await.unwrap();
+        slow
+    }));
+    detach.send(()).unwrap();
     assert_drain_waits_for(&destructor, registry);
 }
 
 fn panic_payload_of_detached_task_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
     let (slow, destructor) = SlowDrop::new();
     let slow = Mutex::new(slow);
-    drop(registry.spawn(async move { panic_any(slow) }));
+    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    drop(registry.spawn(async move {
+        detached.await.unwrap();
+        panic_any(slow)
+    }));
+    detach.send(()).unwrap();
     assert_drain_waits_for(&destructor, registry);
 }
 
