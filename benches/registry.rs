@@ -9,6 +9,7 @@
 use async_executor::Executor;
 use background_tasks::{Observer, Registry};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use futures_lite::future::block_on;
 use std::future::{Future, pending};
 use std::hint::black_box;
 use std::pin::pin;
@@ -94,6 +95,9 @@ fn tasks(criterion: &mut Criterion) {
             EXECUTOR.try_tick()
         });
     });
+    // The executor's own handle, and a registry's.
+    group.bench_function("bare, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(EXECUTOR.spawn(async { 1 })))));
+    group.bench_function("spawn, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(registry.spawn(async { 1 })))));
     group.bench_function("run, inspected", |bencher| {
         bencher.iter(|| {
             inspected.run(async {});

@@ -33,7 +33,8 @@
 //! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
 //! - [`Registry::shutdown`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight.
 //!
-//! Most programs need only these three methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
+//! Most programs need only these three methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`], which resolves to the
+//! task's output and can abort the task. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
 //! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
 //!
@@ -60,11 +61,11 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, or a guard was dropped. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, a task with a handle returned any output, or a guard was dropped. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call of `complete`. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] ended the task at an await point, or a blocking closure before it started. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
 //!
 //! # Guarantees
@@ -105,7 +106,7 @@
 //! # Cost
 //!
 //! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The two atomic operations
-//! are on a cache line that threads rarely share. The reason is that the counters of a registry are split into shards: about four
+//! are on a cache line that threads rarely share. A task that [`Registry::spawn`] starts allocates memory once, for its handle. The reason is that the counters of a registry are split into shards: about four
 //! shards for each core, at most 128. Each thread uses one shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a
 //! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
 //! therefore bounded by the largest number of registries that existed at the same time.
@@ -128,6 +129,7 @@ mod builder;
 pub mod conformance;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+mod join;
 mod observer;
 mod platform;
 mod registry;
@@ -141,16 +143,17 @@ mod task;
 mod task_builder;
 
 pub use builder::RegistryBuilder;
+pub use join::{AbortHandle, JoinHandle};
 pub use observer::Observer;
 pub use registry::Registry;
-pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
+pub use report::{AbortError, AbortReport, JoinError, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
 pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
-pub use task_builder::{RunWhenReady, TaskBuilder};
+pub use task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;

@@ -49,22 +49,26 @@ macro_rules! global {
 #[cfg(not(loom))]
 pub(crate) use global;
 
-/// Implements `Wake` for the type `$type`. To wake, the implementation calls the function `$wake` with an `Arc` of the type.
+/// Implements `Wake` for the type `$type`. To wake, the implementation calls the function `$wake` with an `Arc` of the type. The
+/// generic parameters of the type precede the type, in brackets.
 macro_rules! wake_with {
-    ($type:ty, $wake:path) => {
+    ([$($generics:tt)*] $type:ty, $wake:path) => {
         #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
-        impl alloc::task::Wake for $type {
+        impl<$($generics)*> alloc::task::Wake for $type {
             fn wake(self: Arc<Self>) {
                 $wake(self);
             }
         }
 
         #[cfg(not(any(feature = "std", not(feature = "portable-atomic"))))]
-        impl portable_atomic_util::task::Wake for $type {
+        impl<$($generics)*> portable_atomic_util::task::Wake for $type {
             fn wake(this: Arc<Self>) {
                 $wake(this);
             }
         }
+    };
+    ($type:ty, $wake:path) => {
+        crate::platform::wake_with!([] $type, $wake);
     };
 }
 pub(crate) use wake_with;

@@ -1,10 +1,11 @@
+use crate::join::JoinHandle;
 use crate::report::{AbortError, AbortReport, Rejected, Summary, TaskId, TaskInfo, TaskOutput};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryHandle, RegistryState};
 use crate::task::{Guard, Tracked};
-use crate::task_builder::{RunWhenReady, TaskBuilder};
+use crate::task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -123,7 +124,8 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
     ///
     /// A critical task that is aborted, abandoned or rejected does not start the shutdown. A critical [tracked](Self::track) future
-    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future.
+    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future. The same
+    /// holds for a task that has a [handle](Self::spawn).
     /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown.
     ///
     /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
@@ -613,6 +615,164 @@ impl<S> Registry<S> {
         S: BlockingSpawner,
     {
         self.task().try_run_blocking(work)
+    }
+
+    /// Starts a task and returns a [`JoinHandle`], which resolves to the task's output and can abort the task.
+    ///
+    /// The output can be of any type. A task that returns `Err` counts as completed, because the owner of the handle receives the
+    /// error. If no code awaits the handle, start the task with [`run`](Self::run): the task then counts as failed. A panic of the
+    /// task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that contains the panic's payload.
+    ///
+    /// Dropping the handle detaches the task. In contrast to `run`, `spawn` allocates memory once, in addition to the executor's
+    /// allocation.
+    ///
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task,
+    /// and the handle resolves to an error that contains the reason. To get the rejected future back, use
+    /// [`try_spawn`](Self::try_spawn).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// let answer = registry.spawn(async { 6 * 7 });
+    /// assert_eq!(answer.await.unwrap(), 42);
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        S: Spawner,
+    {
+        self.task().spawn(future)
+    }
+
+    /// Starts a task and returns its handle, as [`spawn`](Self::spawn) does. Returns the future if the registry rejects the task.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    #[track_caller]
+    pub fn try_spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: Spawner,
+    {
+        self.task().try_spawn(future)
+    }
+
+    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free. The returned future
+    /// resolves to the task's handle.
+    ///
+    /// Otherwise this method behaves like [`run_when_ready`](Self::run_when_ready), whose docs describe errors, panics, cancel
+    /// safety and deadlocks.
+    ///
+    /// # Errors
+    ///
+    /// Resolves to [`Rejected`] in the same cases as [`run_when_ready`](Self::run_when_ready).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(2).build();
+    /// let mut handles = Vec::new();
+    /// for page in 0..10 {
+    ///     handles.push(registry.spawn_when_ready(async move { page * 2 }).await.unwrap());
+    /// }
+    /// for (page, handle) in handles.into_iter().enumerate() {
+    ///     assert_eq!(handle.await.unwrap(), page * 2);
+    /// }
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn spawn_when_ready<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> SpawnWhenReady<'_, S, F>
+    where
+        S: Spawner,
+    {
+        self.task().spawn_when_ready(future)
+    }
+
+    /// Starts a task on the calling thread and returns its handle. The task's future and output need not be `Send`. Otherwise this
+    /// method behaves like [`spawn`](Self::spawn).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    #[track_caller]
+    pub fn spawn_local<F: Future + 'static>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        S: LocalSpawner,
+    {
+        self.task().spawn_local(future)
+    }
+
+    /// Starts a task and returns its handle, as [`spawn_local`](Self::spawn_local) does. Returns the future if the registry rejects
+    /// the task.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    #[track_caller]
+    pub fn try_spawn_local<F: Future + 'static>(&self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: LocalSpawner,
+    {
+        self.task().try_spawn_local(future)
+    }
+
+    /// Starts a closure on a thread that is allowed to block, and returns its handle. Otherwise this method behaves like
+    /// [`spawn`](Self::spawn).
+    ///
+    /// An [abort](JoinHandle::abort) ends the closure only if the closure has not started.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
+    #[track_caller]
+    pub fn spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(&self, work: F) -> JoinHandle<T>
+    where
+        S: BlockingSpawner,
+    {
+        self.task().spawn_blocking(work)
+    }
+
+    /// Starts a closure and returns its handle, as [`spawn_blocking`](Self::spawn_blocking) does. Returns the closure if the
+    /// registry rejects the closure.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
+    #[track_caller]
+    pub fn try_spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        work: F,
+    ) -> Result<JoinHandle<T>, Rejected<F>>
+    where
+        S: BlockingSpawner,
+    {
+        self.task().try_spawn_blocking(work)
     }
 }
 

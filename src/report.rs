@@ -2,6 +2,7 @@
 //! registry.
 
 mod abort;
+mod join_error;
 mod loss;
 mod output;
 mod rejected;
@@ -9,6 +10,8 @@ mod summary;
 mod task_info;
 
 pub use abort::{AbortError, AbortReport};
+pub use join_error::JoinError;
+pub(crate) use join_error::JoinLoss;
 pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};

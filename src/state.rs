@@ -12,6 +12,7 @@ mod settings;
 mod token;
 
 pub(crate) use handle::RegistryHandle;
+pub(crate) use inspection::InspectedTask;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
 pub(crate) use registry_state::Shard;

@@ -2,6 +2,7 @@
 //! block alone.
 
 pub(crate) mod gate;
+pub(crate) mod join_cell;
 pub(crate) mod notifier;
 pub(crate) mod pool;
 pub(crate) mod slot_table;

@@ -38,21 +38,19 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished, and then releases the task's count (S2, S5). Does nothing if the future has already
-    /// been dropped.
+    /// Drops a future that has not finished, and then calls the closure `release`, which releases the task's count (S2, S5).
+    /// Returns the value of the closure, or `None` if the future has already been dropped.
     ///
-    /// If the future's destructor panics, this function passes the payload of the panic to the closure `panic`, and returns the
-    /// value that the closure returns. Otherwise, this function returns `None`.
+    /// The closure receives the payload of the panic if the future's destructor panics.
     fn drop_unfinished<T>(
         mut self: Pin<&mut Self>,
         loss: impl FnOnce(&Token) -> UnreportedLoss,
-        panic: impl FnOnce(Payload) -> T,
+        release: impl FnOnce(Token, UnreportedLoss, Option<Payload>) -> T,
     ) -> Option<T> {
         let token = self.as_mut().token()?;
-        let panicked = catch(|| self.drop_future()).err().map(|payload| (token.panicked(&payload), panic(payload)));
-        let (loss, value) = panicked.map_or_else(|| (loss(&token), None), |(loss, value)| (loss, Some(value)));
-        token.lose(loss);
-        value
+        let payload = catch(|| self.drop_future()).err();
+        let loss = payload.as_ref().map_or_else(|| loss(&token), |payload| token.panicked(payload));
+        Some(release(token, loss, payload))
     }
 }
 
@@ -61,13 +59,15 @@ impl<F: Future> Work<F> {
     ///
     /// 1. It drops the future in place.
     /// 2. It passes the future's value to the closure `output`, or the payload of the panic to the closure `panic`.
-    /// 3. It releases the task's count.
-    fn poll<T>(
+    /// 3. It passes the result of step 2 to the closure `release`, which releases the task's count.
+    #[inline]
+    fn poll<T, R>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         output: impl FnOnce(Token, F::Output) -> (Option<UnreportedLoss>, T),
-        panic: impl FnOnce(Payload) -> T,
-    ) -> Poll<T> {
+        panic: impl FnOnce(&UnreportedLoss, Payload) -> T,
+        release: impl FnOnce(Token, Option<UnreportedLoss>, T) -> R,
+    ) -> Poll<R> {
         let token = self.as_mut().token().expect("polled after it finished");
         let polled = catch(|| match self.as_mut().project() {
             WorkProjection::Live { future, .. } => future.poll(cx).map(|value| {
@@ -81,57 +81,154 @@ impl<F: Future> Work<F> {
             Ok(Poll::Ready(ended)) => ended,
             Err(payload) => {
                 ignore_panic(|| self.drop_future());
-                (Some(token.panicked(&payload)), panic(payload))
+                let loss = token.panicked(&payload);
+                let value = panic(&loss, payload);
+                (Some(loss), value)
             }
         };
-        match loss {
-            None => token.leave(),
-            Some(loss) => token.lose(loss),
+        Poll::Ready(release(token, loss, value))
+    }
+}
+
+/// Releases the count of a task that ended with the given loss, or completed.
+#[inline]
+fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
+    match loss {
+        None => token.leave(),
+        Some(loss) => token.lose(loss),
+    }
+    value
+}
+
+/// Receives the output of a task, and can abort the task.
+pub(crate) trait OutputReceiver<T> {
+    /// What remains of the task when the task ends.
+    type End;
+
+    /// Converts the output of the task. The loss is `None` if the task completed.
+    fn completed(token: Token, output: T) -> (Option<UnreportedLoss>, Self::End);
+
+    /// Converts the loss of a task that has no output. The payload is that of the task's panic, if there was a panic.
+    fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
+
+    /// Releases the task's count, and passes the end of the task on.
+    fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End);
+
+    /// Returns whether the receiver has aborted the task.
+    fn is_aborted(&self) -> bool;
+
+    /// Stores the waker that an abort of the receiver calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
+    fn store_waker(&mut self, waker: &Waker);
+
+    /// Returns the loss of a task that was dropped before it finished.
+    fn dropped(&self, token: &Token) -> UnreportedLoss;
+}
+
+/// The receiver of a task without a handle: it drops the output, after it has read the output's error.
+pub(crate) struct NoReceiver;
+
+impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
+    type End = ();
+
+    #[inline]
+    fn completed(token: Token, output: T) -> (Option<UnreportedLoss>, ()) {
+        (output.error().map(|error| token.failed(error)), ())
+    }
+
+    #[inline]
+    fn lost(_: &UnreportedLoss, payload: Option<Payload>) {
+        if let Some(payload) = payload {
+            drop_quietly(payload);
         }
-        Poll::Ready(value)
+    }
+
+    #[inline]
+    fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, (): ()) {
+        release(token, loss, ());
+    }
+
+    #[inline]
+    fn is_aborted(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn store_waker(&mut self, _: &Waker) {}
+
+    #[inline]
+    fn dropped(&self, token: &Token) -> UnreportedLoss {
+        token.dropped()
     }
 }
 
 pin_project! {
     /// The future that a registry passes to a spawner. No panic of the task reaches the spawner, and every outcome is counted (S5,
     /// S6).
-    pub(crate) struct Task<F> {
+    pub(crate) struct Task<F, R>
+    where
+        F: Future,
+        R: OutputReceiver<F::Output>,
+    {
         #[pin]
         work: Work<F>,
+        receiver: R,
     }
 
-    impl<F> PinnedDrop for Task<F> {
+    impl<F, R> PinnedDrop for Task<F, R>
+    where
+        F: Future,
+        R: OutputReceiver<F::Output>,
+    {
         fn drop(this: Pin<&mut Self>) {
-            this.project().work.drop_unfinished(Token::dropped, drop_quietly);
+            this.drop_unfinished(R::dropped);
         }
     }
 }
 
-impl<F> Task<F> {
-    pub(crate) fn new(future: F, token: Token) -> Self {
-        Self { work: Work::Live { future, token } }
+impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
+    pub(crate) fn new(future: F, token: Token, receiver: R) -> Self {
+        Self { work: Work::Live { future, token }, receiver }
+    }
+
+    /// Drops a future that has not finished, and then releases the task's count (S2, S5).
+    fn drop_unfinished(self: Pin<&mut Self>, loss: impl FnOnce(&R, &Token) -> UnreportedLoss) {
+        let this = self.project();
+        let receiver = this.receiver;
+        let dropped = this.work.drop_unfinished(
+            |token| loss(receiver, token),
+            |token, loss, payload| {
+                let end = R::lost(&loss, payload);
+                (token, loss, end)
+            },
+        );
+        if let Some((token, loss, end)) = dropped {
+            receiver.release(token, Some(loss), end);
+        }
     }
 }
 
-impl<F: Future<Output: TaskOutput>> Future for Task<F> {
+impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut work = self.project().work;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.as_mut().project();
+        let (mut work, receiver) = (this.work, this.receiver);
         let slot = work.as_mut().token().and_then(|token| token.slot());
-        if slot.is_some_and(Slot::is_aborted) {
-            work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
+        if receiver.is_aborted() || slot.is_some_and(Slot::is_aborted) {
+            self.drop_unfinished(|_, _| UnreportedLoss::Aborted);
             return Poll::Ready(());
         }
-        let output = |token: Token, output: F::Output| match output.error() {
-            None => (None, ()),
-            Some(error) => (Some(token.failed(error)), ()),
-        };
-        let polled = work.as_mut().poll(cx, output, drop_quietly);
-        if let (Poll::Pending, Some(slot)) = (polled, slot) {
-            ignore_panic(|| slot.store_waker(cx.waker()));
-            if slot.is_aborted() {
-                work.drop_unfinished(|_| UnreportedLoss::Aborted, drop_quietly);
+        let panic = |loss: &UnreportedLoss, payload| R::lost(loss, Some(payload));
+        let release = |token, loss, end| receiver.release(token, loss, end);
+        let polled = work.as_mut().poll(cx, R::completed, panic, release);
+        if polled.is_pending() {
+            // An inspected task stores its waker in its slot, because the handle of an inspected task aborts it there.
+            match slot {
+                Some(slot) if slot.is_abortable() => ignore_panic(|| slot.store_waker(cx.waker())),
+                _ => ignore_panic(|| receiver.store_waker(cx.waker())),
+            }
+            if receiver.is_aborted() || slot.is_some_and(Slot::is_aborted) {
+                self.drop_unfinished(|_, _| UnreportedLoss::Aborted);
                 return Poll::Ready(());
             }
         }
@@ -139,7 +236,7 @@ impl<F: Future<Output: TaskOutput>> Future for Task<F> {
     }
 }
 
-impl<F: Future<Output: TaskOutput>> Task<F> {
+impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
     /// Runs the task of a blocking closure, unless it was aborted. The caller created the task from a future that calls the closure
     /// and finishes in its first poll.
     pub(crate) fn run(self) {
@@ -173,7 +270,8 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            match this.project().work.drop_unfinished(Token::dropped, |payload| payload) {
+            let release = |token, loss, payload| release(token, Some(loss), payload);
+            match this.project().work.drop_unfinished(Token::dropped, release).flatten() {
                 Some(payload) if panicking_thread().is_some() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -193,7 +291,8 @@ impl<F: Future> Future for Tracked<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let output = |_, output| (None, Ok(output));
-        self.project().work.poll(cx, output, Err).map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
+        let polled = self.project().work.poll(cx, output, |_, payload| Err(payload), release);
+        polled.map(|ended| ended.unwrap_or_else(|payload| resume(payload)))
     }
 }
 

@@ -1,9 +1,10 @@
+use crate::join::JoinHandle;
 use crate::platform::{drop_quietly, panicking_thread};
 use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
 use crate::state::{RegistryState, Token};
 use crate::sync::wait_queue::Ticket;
-use crate::task::{Guard, Task, Tracked};
+use crate::task::{Guard, NoReceiver, Task, Tracked};
 use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin};
 use futures_util::future::lazy;
@@ -13,7 +14,7 @@ use futures_util::future::lazy;
 /// [`Registry::without_permit`](crate::Registry::without_permit) and [`Registry::follow_up`](crate::Registry::follow_up).
 ///
 /// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
-#[must_use = "a task builder starts nothing until one of its `run` methods is called"]
+#[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
     spawner: &'a S,
@@ -131,7 +132,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     {
         let info = self.spawn_info(TaskKind::Future);
         let (future, token) = self.admit(&info, future)?;
-        self.spawner.spawn_with_info(Task::new(future, token), &info);
+        self.spawner.spawn_with_info(Task::new(future, token, NoReceiver), &info);
         Ok(())
     }
 
@@ -141,8 +142,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     where
         S: Spawner,
     {
-        let Self { state, spawner, follow_up, .. } = self;
-        RunWhenReady { state, spawner, info: self.spawn_info(TaskKind::Future), follow_up, future: Some(future), ticket: None }
+        RunWhenReady(PermitWait::new(self, self.spawn_info(TaskKind::Future), future))
     }
 
     /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
@@ -165,7 +165,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     {
         let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(&info, future)?;
-        self.spawner.spawn_local_with_info(Task::new(future, token), &info);
+        self.spawner.spawn_local_with_info(Task::new(future, token, NoReceiver), &info);
         Ok(())
     }
 
@@ -189,9 +189,133 @@ impl<'a, S> TaskBuilder<'a, S> {
     {
         let info = self.spawn_info(TaskKind::Blocking);
         let (work, token) = self.admit(&info, work)?;
-        let task = Task::new(lazy(|_| work()), token);
+        let task = Task::new(lazy(|_| work()), token, NoReceiver);
         self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(())
+    }
+
+    /// Starts the task and returns its handle; see [`Registry::spawn`](crate::Registry::spawn).
+    #[track_caller]
+    #[inline]
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> JoinHandle<F::Output>
+    where
+        S: Spawner,
+    {
+        let info = self.spawn_info(TaskKind::Future);
+        self.start(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts the task and returns its handle, or returns the future if the task is rejected; see
+    /// [`Registry::try_spawn`](crate::Registry::try_spawn).
+    #[track_caller]
+    #[inline]
+    pub fn try_spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: Spawner,
+    {
+        self.start(&self.spawn_info(TaskKind::Future), future)
+    }
+
+    #[track_caller]
+    #[inline]
+    fn start<F: Future<Output: Send> + Send + 'static>(
+        self,
+        info: &SpawnInfo,
+        future: F,
+    ) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: Spawner,
+    {
+        let (future, token) = self.admit(info, future)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        self.spawner.spawn_with_info(Task::new(future, token, sender), info);
+        Ok(handle)
+    }
+
+    /// Starts the task as soon as the limit permits it, and returns its handle; see
+    /// [`Registry::spawn_when_ready`](crate::Registry::spawn_when_ready).
+    #[track_caller]
+    pub fn spawn_when_ready<F: Future<Output: Send> + Send + 'static>(self, future: F) -> SpawnWhenReady<'a, S, F>
+    where
+        S: Spawner,
+    {
+        SpawnWhenReady(PermitWait::new(self, self.spawn_info(TaskKind::Future), future))
+    }
+
+    /// Starts a task that need not be `Send`, and returns its handle; see [`Registry::spawn_local`](crate::Registry::spawn_local).
+    #[track_caller]
+    #[inline]
+    pub fn spawn_local<F: Future + 'static>(self, future: F) -> JoinHandle<F::Output>
+    where
+        S: LocalSpawner,
+    {
+        let info = self.spawn_info(TaskKind::Local);
+        self.start_local(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts a task that need not be `Send`, and returns its handle, or returns the future if the task is rejected; see
+    /// [`Registry::try_spawn_local`](crate::Registry::try_spawn_local).
+    #[track_caller]
+    #[inline]
+    pub fn try_spawn_local<F: Future + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: LocalSpawner,
+    {
+        self.start_local(&self.spawn_info(TaskKind::Local), future)
+    }
+
+    #[track_caller]
+    #[inline]
+    fn start_local<F: Future + 'static>(self, info: &SpawnInfo, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    where
+        S: LocalSpawner,
+    {
+        let (future, token) = self.admit(info, future)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        self.spawner.spawn_local_with_info(Task::new(future, token, sender), info);
+        Ok(handle)
+    }
+
+    /// Starts a closure that blocks, and returns its handle; see [`Registry::spawn_blocking`](crate::Registry::spawn_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(self, work: F) -> JoinHandle<T>
+    where
+        S: BlockingSpawner,
+    {
+        let info = self.spawn_info(TaskKind::Blocking);
+        self.start_blocking(&info, work).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts a closure that blocks, and returns its handle, or returns the closure if the closure is rejected; see
+    /// [`Registry::try_spawn_blocking`](crate::Registry::try_spawn_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn try_spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        self,
+        work: F,
+    ) -> Result<JoinHandle<T>, Rejected<F>>
+    where
+        S: BlockingSpawner,
+    {
+        self.start_blocking(&self.spawn_info(TaskKind::Blocking), work)
+    }
+
+    #[track_caller]
+    #[inline]
+    fn start_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        self,
+        info: &SpawnInfo,
+        work: F,
+    ) -> Result<JoinHandle<T>, Rejected<F>>
+    where
+        S: BlockingSpawner,
+    {
+        let (work, token) = self.admit(info, work)?;
+        let (handle, sender) = JoinHandle::new(info, token);
+        let task = Task::new(lazy(|_| work()), token, sender);
+        self.spawner.spawn_blocking_with_info(move || task.run(), info);
+        Ok(handle)
     }
 }
 
@@ -206,9 +330,8 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
     }
 }
 
-/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
-#[must_use = "futures do nothing unless polled"]
-pub struct RunWhenReady<'a, S, F> {
+/// Waits for a permit to start a future.
+struct PermitWait<'a, S, F> {
     state: &'static RegistryState,
     spawner: &'a S,
     info: SpawnInfo,
@@ -217,29 +340,34 @@ pub struct RunWhenReady<'a, S, F> {
     ticket: Option<Ticket>,
 }
 
-impl<S, F> Unpin for RunWhenReady<'_, S, F> {}
+impl<S, F> Unpin for PermitWait<'_, S, F> {}
 
-impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
-    type Output = Result<(), Rejected<F>>;
+impl<'a, S, F> PermitWait<'a, S, F> {
+    fn new(task: TaskBuilder<'a, S>, info: SpawnInfo, future: F) -> Self {
+        let TaskBuilder { state, spawner, follow_up, .. } = task;
+        Self { state, spawner, info, follow_up, future: Some(future), ticket: None }
+    }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { state, spawner, info, follow_up, future, ticket } = &mut *self;
+    /// Returns the future and its token as soon as the limit permits one more task.
+    fn poll_enter(&mut self, cx: &mut Context<'_>) -> Poll<Result<(F, Token), Rejected<F>>> {
+        let Self { state, info, follow_up, future, ticket, .. } = self;
         assert!(future.is_some(), "polled after it resolved");
         Token::poll_enter(state, info, *follow_up, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");
             match entered {
-                Ok(token) => {
-                    spawner.spawn_with_info(Task::new(future, token), info);
-                    Ok(())
-                }
+                Ok(token) => Ok((future, token)),
                 Err(reason) => Err(Rejected::new(future, state.reject(info, reason))),
             }
         })
     }
+
+    fn fmt(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name).field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
+    }
 }
 
-impl<S, F> Drop for RunWhenReady<'_, S, F> {
+impl<S, F> Drop for PermitWait<'_, S, F> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
             self.state.cancel_wait(ticket);
@@ -247,8 +375,47 @@ impl<S, F> Drop for RunWhenReady<'_, S, F> {
     }
 }
 
+/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
+#[must_use = "futures do nothing unless polled"]
+pub struct RunWhenReady<'a, S, F>(PermitWait<'a, S, F>);
+
+impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
+    type Output = Result<(), Rejected<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let wait = &mut self.0;
+        wait.poll_enter(cx).map_ok(|(future, token)| {
+            wait.spawner.spawn_with_info(Task::new(future, token, NoReceiver), &wait.info);
+        })
+    }
+}
+
 impl<S, F> fmt::Debug for RunWhenReady<'_, S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunWhenReady").field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
+        self.0.fmt("RunWhenReady", f)
+    }
+}
+
+/// Starts a task as soon as the limit permits it, and resolves to the task's handle; see
+/// [`Registry::spawn_when_ready`](crate::Registry::spawn_when_ready).
+#[must_use = "futures do nothing unless polled"]
+pub struct SpawnWhenReady<'a, S, F>(PermitWait<'a, S, F>);
+
+impl<S: Spawner, F: Future<Output: Send> + Send + 'static> Future for SpawnWhenReady<'_, S, F> {
+    type Output = Result<JoinHandle<F::Output>, Rejected<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let wait = &mut self.0;
+        wait.poll_enter(cx).map_ok(|(future, token)| {
+            let (handle, sender) = JoinHandle::new(&wait.info, token);
+            wait.spawner.spawn_with_info(Task::new(future, token, sender), &wait.info);
+            handle
+        })
+    }
+}
+
+impl<S, F> fmt::Debug for SpawnWhenReady<'_, S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt("SpawnWhenReady", f)
     }
 }

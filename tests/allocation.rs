@@ -92,6 +92,34 @@ fn tokio_task_needs_no_extra_allocation() {
     assert_eq!(registered.count_total, direct.count_total);
 }
 
+/// H1: the memory that the task and its handle share.
+#[test]
+fn spawn_allocates_once_more_than_run() {
+    static EXECUTOR: Executor<'static> = Executor::new();
+    let count = |registry: &Registry<&'static Executor<'static>>, wait: bool| {
+        measure_warm(|| {
+            for _ in 0..TASKS {
+                let mut handle = registry.spawn(async move {
+                    if wait {
+                        futures_lite::future::yield_now().await;
+                    }
+                });
+                assert!(poll_once(&mut handle).is_pending());
+                while EXECUTOR.try_tick() {}
+                assert!(poll_once(&mut handle).is_ready());
+            }
+        })
+        .count_total
+    };
+    for wait in [false, true] {
+        assert_eq!(count(&Registry::new(&EXECUTOR), wait) / TASKS, 2, "the executor's and one more");
+        assert_eq!(count(&Registry::builder(&EXECUTOR).inspect().build(), wait) / TASKS, 2);
+    }
+    let drained = Registry::new(&EXECUTOR);
+    drained.start_shutdown();
+    assert_eq!(measure_warm(|| drop(drained.spawn(async {}))).count_total, 0, "a rejected task allocates nothing");
+}
+
 #[test]
 fn run_until_shutdown_does_not_allocate_per_task() {
     static EXECUTOR: Executor<'static> = Executor::new();

@@ -27,6 +27,10 @@ impl<T> Mutex<T> {
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         critical_section::with(|section| f(&mut self.0.borrow_ref_mut(section)))
     }
+
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner().into_inner()
+    }
 }
 
 pub(crate) struct Once<T: 'static>(Mutex<Option<&'static T>>);

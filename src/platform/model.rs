@@ -20,6 +20,10 @@ impl<T> Mutex<T> {
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         f(&mut self.0.lock().unwrap())
     }
+
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner().unwrap()
+    }
 }
 
 pub(crate) struct Once<T: 'static>(OnceLock<T>);

@@ -1,11 +1,28 @@
 //! Lists and aborts the tasks of an inspected registry.
 
-use super::registry_state::RegistryState;
+use super::registry_state::{RegistryState, Shard};
 use super::settings::INSPECTED;
 use crate::platform::now;
 use crate::report::{AbortError, AbortReport, Stragglers, TaskId, TaskInfo};
+use crate::sync::slot_table::TokenTarget;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
+
+/// Identifies an inspected task and the slot that the task occupies or has occupied.
+#[derive(Clone, Copy)]
+pub(crate) struct InspectedTask {
+    pub(super) target: &'static TokenTarget<Shard>,
+    pub(crate) id: TaskId,
+}
+
+impl InspectedTask {
+    /// Aborts the task if it is still in flight, as [`RegistryState::abort_task`] does.
+    pub(crate) fn abort(self) {
+        if let Some(slot) = &self.target.slot {
+            self.target.owner.slots().abort_in_slot(slot, self.id);
+        }
+    }
+}
 
 impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.

@@ -1,5 +1,6 @@
 //! A token represents one piece of work in flight.
 
+use super::inspection::InspectedTask;
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
@@ -141,19 +142,35 @@ impl Token {
     /// Frees the slot, and then leaves the gate.
     #[inline(never)]
     fn leave_slot(self) {
-        let Some(slot) = self.slot() else { return };
-        // Another task may occupy the slot after `push`.
-        let is_without_permit = slot.is_without_permit();
-        self.shard().counters.0.freed.push(slot);
-        let gate = self.shard().gate();
-        let before = if is_without_permit { gate.leave_without_permit() } else { gate.leave() };
-        if let Some(before) = before {
+        if let Some(before) = self.depart() {
             self.finish_departure(before);
         }
     }
 
+    /// Frees the slot if there is one, and then leaves the gate. If this function returns a word, the caller must call
+    /// [`finish_departure`](Self::finish_departure).
+    ///
+    /// If the caller has called [`drop_waker`](Self::drop_waker), this function runs no user code, so it may be called under a lock.
+    #[inline]
+    pub(crate) fn depart(self) -> Option<PreviousWord> {
+        let gate = self.shard().gate();
+        let Some(slot) = self.slot() else { return gate.leave() };
+        // Another task may occupy the slot after `push`.
+        let is_without_permit = slot.is_without_permit();
+        self.shard().counters.0.freed.push(slot);
+        if is_without_permit { gate.leave_without_permit() } else { gate.leave() }
+    }
+
+    /// Drops the waker that an abort of the registry calls.
+    #[inline]
+    pub(crate) fn drop_waker(self) {
+        if let Some(slot) = self.slot() {
+            slot.drop_waker();
+        }
+    }
+
     #[cold]
-    fn finish_departure(self, before: PreviousWord) {
+    pub(crate) fn finish_departure(self, before: PreviousWord) {
         self.shard().state().finish_departure(self.shard().gate().depart(before));
     }
 
@@ -164,8 +181,15 @@ impl Token {
     #[cold]
     #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once, so this function consumes it")]
     pub(crate) fn lose(self, loss: UnreportedLoss) {
+        self.report(&loss);
+        self.leave();
+    }
+
+    /// Does what [`lose`](Self::lose) does, but does not stop counting the work as in flight.
+    #[cold]
+    pub(crate) fn report(self, loss: &UnreportedLoss) {
         let state = self.shard().state();
-        let (outcome, loss, policy) = match &loss {
+        let (outcome, loss, policy) = match loss {
             UnreportedLoss::Failed(error) => (Lost::Failed, Loss::Failed(error), SHUTDOWN_ON_FAILURE),
             UnreportedLoss::Panicked(message) => (Lost::Panicked, Loss::Panicked(message), SHUTDOWN_ON_PANIC),
             UnreportedLoss::Abandoned => (Lost::Abandoned, Loss::Abandoned, NONE),
@@ -179,7 +203,12 @@ impl Token {
         if state.settings.has(policy) || (policy != NONE && self.is_critical()) {
             state.start_shutdown_after_loss(self.info());
         }
-        self.leave();
+    }
+
+    /// Returns the identity of inspected work, or `None` if the work is not inspected.
+    pub(crate) fn inspected(self) -> Option<InspectedTask> {
+        let id = self.slot().and_then(|slot| self.shard().slots().id(slot))?;
+        Some(InspectedTask { target: self.target, id })
     }
 
     fn is_critical(&self) -> bool {

@@ -98,10 +98,7 @@ impl FreedSlots {
 
     /// Frees the slot of a task that has ended.
     pub(crate) fn push(&self, slot: &'static Slot) {
-        if slot.has_waker.load(Ordering::Relaxed) {
-            slot.has_waker.store(false, Ordering::Relaxed);
-            drop_quietly(slot.waker.with(Option::take));
-        }
+        slot.drop_waker();
         // Release pairs with the Acquire in `Row::is_live`: a thread that sees that a task has ended also sees everything that the
         // task did (S2).
         slot.is_live.store(false, Ordering::Release);
@@ -192,12 +189,9 @@ impl<O> SlotTable<O> {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
             for row in rows.iter_mut().filter(|row| row.is_live() && id.is_none_or(|id| id == row.id())) {
-                let slot = row.slot();
-                let Some(task) = row.task.as_mut().filter(|task| task.started.is_some()) else { continue };
-                task.abort_requested = true;
-                let is_aborted = slot.abort();
+                let Some(is_aborted) = row.abort() else { continue };
                 if is_aborted {
-                    aborted.push(slot);
+                    aborted.push(row.slot());
                 }
                 found(is_aborted);
             }
@@ -205,6 +199,27 @@ impl<O> SlotTable<O> {
         // The aborted task may have ended meanwhile, and the stored waker may belong to a later task in the same slot. An unneeded
         // wake of the later task is harmless.
         for slot in aborted {
+            wake(slot.waker.with(Option::take));
+        }
+    }
+
+    /// Returns the ID of the task in a slot, or `None` if the task is not inspected. Only the token of a task in flight calls this
+    /// function.
+    pub(crate) fn id(&self, slot: &'static Slot) -> Option<TaskId> {
+        self.0.with(|rows| {
+            let row = rows.row(slot.row);
+            row.task.filter(|task| task.started.is_some()).map(|_| row.id())
+        })
+    }
+
+    /// Aborts the task with the given ID if it still occupies the slot. This function does what [`abort`](Self::abort) does with
+    /// the ID, but reads only the row of the slot.
+    pub(crate) fn abort_in_slot(&self, slot: &'static Slot, id: TaskId) {
+        let is_aborted = self.0.with(|rows| {
+            let row = rows.row(slot.row);
+            row.is_live() && row.id() == id && row.abort() == Some(true)
+        });
+        if is_aborted {
             wake(slot.waker.with(Option::take));
         }
     }
@@ -266,6 +281,13 @@ impl<O> Row<O> {
         self.target.slot.as_ref().expect("each row has a slot")
     }
 
+    /// Aborts the task. Returns whether the abort ends the task, or `None` if the task is not inspected.
+    fn abort(&mut self) -> Option<bool> {
+        let task = self.task.as_mut().filter(|task| task.started.is_some())?;
+        task.abort_requested = true;
+        Some(self.slot().abort())
+    }
+
     fn id(&self) -> TaskId {
         TaskId { slot: self.slot().number, generation: self.generation }
     }
@@ -310,7 +332,7 @@ impl Slot {
     }
 
     /// Returns whether an abort ends the task, or has ended it.
-    fn is_abortable(&self) -> bool {
+    pub(crate) fn is_abortable(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) != NOT_ABORTABLE
     }
 
@@ -337,6 +359,14 @@ impl Slot {
     /// Relaxed is enough because the table writes this flag before the task starts, and only the task's token reads it.
     pub(crate) fn is_without_permit(&self) -> bool {
         self.is_without_permit.load(Ordering::Relaxed)
+    }
+
+    /// Drops the waker that an abort calls. Only the token of a task that has ended calls this function.
+    pub(crate) fn drop_waker(&self) {
+        if self.has_waker.load(Ordering::Relaxed) {
+            self.has_waker.store(false, Ordering::Relaxed);
+            drop_quietly(self.waker.with(Option::take));
+        }
     }
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.

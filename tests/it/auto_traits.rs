@@ -1,9 +1,10 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry,
-    RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
-    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, JoinError,
+    JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown,
+    ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
+    Tracked, WaitIdle,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -43,6 +44,7 @@ const ALL: [bool; 5] = [true; 5];
 fn types_without_user_types_have_all_auto_traits() {
     assert_auto_traits! {
         AbortError => ALL,
+        AbortHandle => ALL,
         AbortReport => ALL,
         // A builder owns observers, and observers need not be unwind safe.
         RegistryBuilder<()> => [true, true, true, false, false],
@@ -54,6 +56,8 @@ fn types_without_user_types_have_all_auto_traits() {
         DynBlockingSpawner => [true, true, true, false, false],
         Guard => ALL,
         CompletionGuard => ALL,
+        // The payload of a panic is behind a mutex, so the error is `Sync`.
+        JoinError => ALL,
         Loss<'static> => ALL,
         TaskKind => ALL,
         RejectReason => ALL,
@@ -86,6 +90,13 @@ fn generic_types_inherit_auto_traits_of_user_types() {
         RunWhenReady<'static, (), ()> => ALL,
         RunWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
         RunWhenReady<'static, (), PhantomPinned> => ALL,
+        SpawnWhenReady<'static, (), ()> => ALL,
+        SpawnWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
+        // The traits of the output alone decide, as with the handle of tokio: the future may be of any type.
+        JoinHandle<()> => ALL,
+        JoinHandle<Rc<()>> => [false, false, true, true, true],
+        JoinHandle<Cell<()>> => ALL,
+        JoinHandle<PhantomPinned> => ALL,
         RunUntilShutdown<()> => ALL,
         RunUntilShutdown<Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<PhantomPinned> => [true, true, false, true, true],
@@ -104,6 +115,7 @@ fn public_types_are_copy_or_clone() {
     copy::<TaskId>();
     copy::<TaskInfo>();
     copy::<TaskBuilder<'static, Rc<()>>>();
+    clone::<AbortHandle>();
     clone::<ShutdownSignal>();
     clone::<Registry<()>>();
     clone::<Stragglers>();

@@ -41,6 +41,8 @@ mod drain;
 #[cfg(feature = "async-executor")]
 mod inspect;
 #[cfg(feature = "async-executor")]
+mod join;
+#[cfg(feature = "async-executor")]
 mod limit;
 #[cfg(feature = "async-executor")]
 mod observer;

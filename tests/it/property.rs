@@ -3,8 +3,8 @@
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
-    AbortError, AbortReport, Guard, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
-    Tracked,
+    AbortError, AbortReport, Guard, JoinHandle, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo,
+    TaskKind, Tracked,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -45,6 +45,7 @@ struct TaskOptions {
 enum Step {
     Run(TaskOptions),
     TryRun(TaskOptions),
+    Spawn(TaskOptions),
     Track(TaskOptions),
     Guard(TaskOptions),
     RunWhenReady(TaskOptions),
@@ -56,6 +57,10 @@ enum Step {
     Abort,
     AbortOne(usize),
     AbortEnded(usize),
+    /// Aborts a task through its own handle.
+    AbortJoined(usize),
+    /// Drops the handle of a task.
+    Detach(usize),
     CloneHandle,
     DropHandle,
     Shutdown,
@@ -106,6 +111,7 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => options().prop_map(Step::Run),
         4 => options().prop_map(Step::TryRun),
+        6 => options().prop_map(Step::Spawn),
         3 => options().prop_map(Step::Track),
         3 => options().prop_map(Step::Guard),
         8 => options().prop_map(Step::RunWhenReady),
@@ -116,6 +122,8 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::Abort),
         2 => any::<usize>().prop_map(Step::AbortOne),
         1 => any::<usize>().prop_map(Step::AbortEnded),
+        2 => any::<usize>().prop_map(Step::AbortJoined),
+        1 => any::<usize>().prop_map(Step::Detach),
         1 => Just(Step::CloneHandle),
         1 => Just(Step::DropHandle),
         1 => Just(Step::Shutdown),
@@ -236,6 +244,10 @@ struct InFlight {
     script: Script,
     waker: CountingWaker,
     body: Body,
+    /// Whether the task was started by `spawn`.
+    spawned: bool,
+    /// The handle of the task, until the model drops it.
+    handle: Option<JoinHandle<Result<(), &'static str>>>,
 }
 
 enum Body {
@@ -400,7 +412,8 @@ impl Model {
         let id = new_ids.first().copied();
         assert!(id.is_none_or(|id| !self.ended.contains(&id)), "an ID never names two tasks");
         let waker = CountingWaker::new();
-        self.in_flight.push(InFlight { options, kind, id, abort_requested: false, script, waker, body });
+        let (spawned, handle) = (false, None);
+        self.in_flight.push(InFlight { options, kind, id, abort_requested: false, script, waker, body, spawned, handle });
     }
 
     fn start_shutdown(&mut self, cause: Option<Cause>) {
@@ -448,6 +461,14 @@ impl Model {
         }
         let work = self.in_flight.remove(index);
         work.waker.check();
+        if let Some(mut handle) = work.handle {
+            let failed = *work.script.lock().unwrap() == Behavior::Fail;
+            match poll_once(&mut handle) {
+                Poll::Pending => panic!("the handle of a task that has ended is ready"),
+                Poll::Ready(Ok(output)) => assert_eq!((outcome, output.is_err()), (Outcome::Completed, failed)),
+                Poll::Ready(Err(error)) => assert_eq!(error.loss(), loss(outcome, text)),
+            }
+        }
         self.ended.extend(work.id);
         self.expect_drained_event();
         if self.is_drained() {
@@ -479,6 +500,7 @@ impl Model {
             }),
             Step::TryRun(options) => self
                 .run(options, |registry, work| Some(call!(registry, options, try_run(work)).map_err(|rejected| rejected.reason()))),
+            Step::Spawn(options) => self.spawn(options),
             Step::Track(options) => self.track(options),
             Step::Guard(options) => self.guard(options),
             Step::RunWhenReady(options) => self.run_when_ready(options),
@@ -513,6 +535,17 @@ impl Model {
                     assert_eq!(self.registry().abort_task(self.ended[index]), Err(AbortError::NotInFlight));
                 }
             }
+            Step::AbortJoined(index) => {
+                if let Some(work) = self.joined(index) {
+                    work.handle.as_ref().unwrap().abort();
+                    work.request_abort();
+                }
+            }
+            Step::Detach(index) => {
+                if let Some(work) = self.joined(index) {
+                    work.handle = None;
+                }
+            }
             Step::CloneHandle => self.handles.push(self.registry().clone()),
             Step::DropHandle => {
                 if self.handles.len() > 1 {
@@ -542,6 +575,33 @@ impl Model {
             }
             Err(reason) => self.reject(options, TaskKind::Future, reason),
         }
+    }
+
+    fn spawn(&mut self, options: TaskOptions) {
+        let script = new_script();
+        let expected = self.expected_admission(options);
+        let mut handle = call!(self.registry(), options, spawn(Work(script.clone())));
+        match expected {
+            Ok(()) => {
+                let task = self.manual.take();
+                self.accept(options, TaskKind::Future, script, Body::Task(task));
+                let work = self.in_flight.last_mut().unwrap();
+                assert_eq!(handle.id(), work.id);
+                (work.spawned, work.handle) = (true, Some(handle));
+            }
+            Err(reason) => {
+                let Poll::Ready(Err(error)) = poll_once(&mut handle) else { panic!("a rejected task has no output") };
+                assert_eq!(error.loss(), Loss::Rejected(reason));
+                self.reject(options, TaskKind::Future, reason);
+            }
+        }
+    }
+
+    /// Returns one of the tasks whose handle exists.
+    fn joined(&mut self, index: usize) -> Option<&mut InFlight> {
+        let mut joined: Vec<_> = self.in_flight.iter_mut().filter(|work| work.handle.is_some()).collect();
+        let index = index.checked_rem(joined.len())?;
+        Some(joined.swap_remove(index))
     }
 
     fn track(&mut self, options: TaskOptions) {
@@ -630,7 +690,7 @@ impl Model {
     }
 
     fn poll(&mut self, index: usize, behavior: Behavior) {
-        let InFlight { script, waker, body, abort_requested, .. } = &mut self.in_flight[index];
+        let InFlight { script, waker, body, abort_requested, spawned, .. } = &mut self.in_flight[index];
         let expected_panic = match behavior {
             Behavior::Panic => Some(PANIC),
             Behavior::PanicInDrop => Some(DROP_PANIC),
@@ -644,7 +704,7 @@ impl Model {
                 let polled = task.as_mut().poll(&mut cx);
                 if behavior == Behavior::Pending && !*abort_requested {
                     assert_eq!(polled, Poll::Pending);
-                    waker.registered = self.setup.inspected;
+                    waker.registered = self.setup.inspected || *spawned;
                     return;
                 }
                 assert_eq!(polled, Poll::Ready(()));
@@ -652,7 +712,7 @@ impl Model {
                     Behavior::PanicInDrop => (Outcome::Panicked, DROP_PANIC),
                     _ if *abort_requested => (Outcome::Aborted, ""),
                     Behavior::Panic => (Outcome::Panicked, PANIC),
-                    Behavior::Fail => (Outcome::Failed, FAILURE),
+                    Behavior::Fail if !*spawned => (Outcome::Failed, FAILURE),
                     _ => (Outcome::Completed, ""),
                 }
             }
@@ -743,6 +803,9 @@ impl Model {
         self.check_events();
         self.waiters.iter().for_each(|waiter| waiter.waker.check());
         self.in_flight.iter().for_each(|work| work.waker.check());
+        for handle in self.in_flight.iter_mut().filter_map(|work| work.handle.as_mut()) {
+            assert!(!handle.is_finished() && poll_once(handle).is_pending());
+        }
         let registry = self.registry();
         let in_flight = self.in_flight.len();
         assert_eq!(counts(registry.summary()), self.counts);
@@ -815,6 +878,16 @@ impl Model {
         let registry_events = self.events.iter().filter(|event| matches!(event, Event::ShutdownStarted(_) | Event::Drained(_)));
         assert_eq!(registry_events.count(), if self.setup.observed { 2 } else { 0 });
         self.counts
+    }
+}
+
+/// Returns the loss that the handle of a task resolves to.
+fn loss(outcome: Outcome, text: &str) -> Loss<'_> {
+    match outcome {
+        Outcome::Panicked => Loss::Panicked(text),
+        Outcome::Abandoned => Loss::Abandoned,
+        Outcome::Aborted => Loss::Aborted,
+        outcome => panic!("a task with a handle cannot be {outcome:?}"),
     }
 }
 

@@ -7,12 +7,18 @@ use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 /// Asserts that the registry does not drain while the destructor runs, and that the destructor has finished when the registry has drained.
 fn assert_drain_waits_for<S>(destructor: &SlowDropControl, registry: &Registry<S>) {
     destructor.started.recv_timeout(HANG).unwrap();
+    assert_drain_waits_for_started(destructor, registry);
+}
+
+/// Asserts the same of a destructor that has started.
+fn assert_drain_waits_for_started<S>(destructor: &SlowDropControl, registry: &Registry<S>) {
     let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((stragglers.len(), registry.in_flight(), registry.is_drained()), (1, 1, false));
     assert_eq!(stragglers.summary(), registry.summary(), "no task has ended since the deadline");
@@ -64,12 +70,48 @@ fn error_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
     assert_drain_waits_for(&destructor, registry);
 }
 
+fn output_of_detached_task_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
+    let (slow, destructor) = SlowDrop::new();
+    // The handle is dropped first. Otherwise its drop would drop the output.
+    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    drop(registry.spawn(async move {
+        detached.await.unwrap();
+        slow
+    }));
+    detach.send(()).unwrap();
+    assert_drain_waits_for(&destructor, registry);
+}
+
+fn panic_payload_of_detached_task_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
+    let (slow, destructor) = SlowDrop::new();
+    let slow = Mutex::new(slow);
+    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    drop(registry.spawn(async move {
+        detached.await.unwrap();
+        panic_any(slow)
+    }));
+    detach.send(()).unwrap();
+    assert_drain_waits_for(&destructor, registry);
+}
+
+fn future_of_task_with_handle_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
+    let (slow, destructor) = SlowDrop::new();
+    let mut handle = registry.spawn(Owns(slow, ready(7)));
+    destructor.started.recv_timeout(HANG).unwrap();
+    assert!(poll_once(&mut handle).is_pending());
+    assert_drain_waits_for_started(&destructor, registry);
+    assert!(matches!(poll_once(&mut handle), Poll::Ready(Ok(7))));
+}
+
 on_every_runtime!(
     completed_future_is_dropped_before_release,
     panicked_future_is_dropped_before_release,
     locals_of_panicking_task_are_dropped_before_release,
     panic_payload_is_dropped_before_release,
     error_is_dropped_before_release,
+    output_of_detached_task_is_dropped_before_release,
+    panic_payload_of_detached_task_is_dropped_before_release,
+    future_of_task_with_handle_is_dropped_before_release,
 );
 
 #[test]
@@ -126,7 +168,7 @@ fn completed_tracked_future_is_dropped_in_place_before_release() {
     let owner = thread::spawn(move || (poll_once(&mut tracked), tracked));
     assert_drain_waits_for(&destructor, &registry);
     let (output, _tracked) = owner.join().unwrap();
-    assert_eq!(output, std::task::Poll::Ready("output"));
+    assert_eq!(output, Poll::Ready("output"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod close_races_enter;
 mod concurrent_shutdowns;
 mod concurrent_waiters;
 mod drained_shows_effects;
+mod join_races;
 mod last_handle_dropped;
 mod last_leave_races_enter;
 mod last_leave_races_listen;

@@ -9,8 +9,9 @@ use std::process::{Command, Output};
 use xshell::cmd;
 
 /// The core's tests that have threads.
-const THREADED: [&str; 12] = [
+const THREADED: [&str; 13] = [
     "stress::",
+    "join::",
     "shutdown_signal::",
     "release_order::",
     "outcomes::",
@@ -162,6 +163,7 @@ pub(super) fn miri(context: &Context) -> Result<()> {
         "task_list_shows_each_kind",
         "work_that_cannot_be_aborted",
         "local_task_is_aborted",
+        "local_task_may_return",
     ];
     let skips = reactors.iter().flat_map(|name| ["--skip", name]);
     // Miri has one processor.

@@ -17,7 +17,7 @@ pub const GROUP: &str = "task";
 const TASKS: u32 = 100_000;
 const BATCH: u32 = 100;
 
-static EXECUTOR: Executor<'static> = Executor::new();
+pub static EXECUTOR: Executor<'static> = Executor::new();
 
 #[derive(Clone, Copy)]
 pub enum Runtime {
