@@ -18,8 +18,7 @@
 //!     registry.run(mail::send()); // returns immediately
 //!
 //!     tokio::signal::ctrl_c().await.expect("Ctrl-C can be awaited");
-//!     let grace = tokio::time::sleep(Duration::from_secs(10));
-//!     match registry.shutdown().until(grace).await {
+//!     match registry.shutdown_within(Duration::from_secs(10)).await {
 //!         Ok(summary) => println!("drained: {summary}"),
 //!         Err(stragglers) => eprintln!("{stragglers}"),
 //!     }
@@ -31,9 +30,10 @@
 //! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task, and counts how
 //!   the task ended.
 //! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
-//! - [`Registry::shutdown`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight.
+//! - [`Registry::shutdown_within`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight, or
+//!   to [`Stragglers`] if tasks are still in flight after the grace period. [`Registry::shutdown`] waits without a deadline.
 //!
-//! Most programs need only these three methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
+//! Most programs need only these methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
 //! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
 //!
@@ -92,7 +92,7 @@
 //! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
 //! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver` |
-//! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits |
+//! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits and of [`Timer`] |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
 //! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
@@ -147,7 +147,7 @@ pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, 
 pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
-pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
+pub use spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
 pub use task_builder::{RunWhenReady, TaskBuilder};
@@ -158,7 +158,7 @@ pub use adapters::async_executor::ThreadsSpawner;
 pub use adapters::async_std::AsyncStdSpawner;
 pub use adapters::erased::{BoxLocalTask, BoxTask, BoxWork, DynLocalSpawner};
 #[cfg(target_has_atomic = "ptr")]
-pub use adapters::erased::{DynBlockingSpawner, DynSpawner};
+pub use adapters::erased::{DynBlockingSpawner, DynSpawner, DynTimer};
 #[cfg(feature = "futures")]
 pub use adapters::futures::FuturesSpawner;
 #[cfg(feature = "tracing")]
@@ -175,6 +175,7 @@ pub use adapters::tokio::TokioSpawner;
 pub use adapters::tracing::TracingObserver;
 #[cfg(feature = "wasm-bindgen-futures")]
 pub use adapters::wasm_bindgen_futures::WasmSpawner;
+pub use adapters::with_timer::WithTimer;
 
 #[cfg(loom)]
 #[doc(hidden)]

@@ -1,12 +1,14 @@
-use crate::report::{AbortError, AbortReport, Rejected, Summary, TaskId, TaskInfo, TaskOutput};
+use crate::report::{AbortError, AbortReport, Rejected, Stragglers, Summary, TaskId, TaskInfo, TaskOutput};
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 use crate::state::{RegistryHandle, RegistryState};
 use crate::task::{Guard, Tracked};
 use crate::task_builder::{RunWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
+use futures_util::future::OptionFuture;
 
 /// Starts background tasks, counts them, signals the shutdown to them, and waits until they have ended.
 ///
@@ -269,7 +271,8 @@ impl<S> Registry<S> {
     ///
     /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
     /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
-    /// returns another future that waits for the same drain. [`Shutdown`] has methods that wait until a deadline, and methods that
+    /// returns another future that waits for the same drain. To wait at most for a duration, call
+    /// [`shutdown_within`](Self::shutdown_within). [`Shutdown`] has methods that wait until any future resolves, and methods that
     /// block the thread.
     ///
     /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
@@ -309,6 +312,114 @@ impl<S> Registry<S> {
     pub fn shutdown(&self) -> Shutdown {
         self.start_shutdown();
         Shutdown::new(self.handle.state_ref())
+    }
+
+    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
+    ///
+    /// The method is a short form of [`shutdown`](Self::shutdown) with [`until`](Shutdown::until), with the [`Timer`] of this handle's
+    /// spawner. The grace period starts at the call, not at the first poll. The shutdown continues if the returned future is
+    /// dropped. To abort the tasks that are left after the grace period, call [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
+    ///
+    /// If `grace` is [`Duration::ZERO`], the future does not wait and only checks whether the registry has drained. If `grace` is
+    /// [`Duration::MAX`], the future waits until the registry has drained.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Stragglers`] if tasks are still in flight after `grace`. These tasks continue to run.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future ends the wait, but not the shutdown.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// registry.run(std::future::pending::<()>());
+    /// let stragglers = registry.shutdown_within(Duration::from_millis(10)).await.unwrap_err();
+    /// assert_eq!(stragglers.len(), 1);
+    /// # });
+    /// ```
+    #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
+    #[track_caller]
+    pub fn shutdown_within(&self, grace: Duration) -> impl Future<Output = Result<Summary, Stragglers>> + use<S>
+    where
+        S: Timer,
+    {
+        let deadline = self.sleep(grace);
+        self.shutdown().until(deadline)
+    }
+
+    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`. After
+    /// `grace`, the future aborts the remaining tasks, and waits again, at most for `abort_timeout`.
+    ///
+    /// The method is a short form of [`shutdown`](Self::shutdown) with [`or_abort`](Shutdown::or_abort), with the [`Timer`] of this
+    /// handle's spawner. `or_abort` describes which tasks are aborted: only tasks of an
+    /// [inspected](crate::RegistryBuilder::inspect) registry. The grace period starts at the call, and `abort_timeout` starts when
+    /// the tasks have been aborted.
+    ///
+    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`], the
+    /// future does not wait for the aborted tasks. If either is [`Duration::MAX`], the wait has no limit.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Stragglers`] if tasks are still in flight after `abort_timeout`. These tasks continue to run.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, it aborts
+    /// no task. If the future is dropped later, the registry continues to abort tasks until it has drained.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().build();
+    /// registry.run(std::future::pending::<()>());
+    /// let summary = registry.shutdown_or_abort(Duration::from_millis(10), Duration::from_secs(5)).await.unwrap();
+    /// assert_eq!(summary.aborted, 1);
+    /// # });
+    /// ```
+    #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
+    #[track_caller]
+    pub fn shutdown_or_abort(
+        &self,
+        grace: Duration,
+        abort_timeout: Duration,
+    ) -> impl Future<Output = Result<Summary, Stragglers>> + use<'_, S>
+    where
+        S: Timer,
+    {
+        let grace = self.sleep(grace);
+        self.shutdown().or_abort(grace, move || self.sleep(abort_timeout))
+    }
+
+    /// Returns a future that resolves after `duration`. With a duration of zero, the future is ready at its first poll, which a future
+    /// of the timer need not be.
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> OptionFuture<S::Sleep>
+    where
+        S: Timer,
+    {
+        let sleep = if duration.is_zero() { None } else { Some(self.spawner.sleep(duration)) };
+        sleep.into()
     }
 
     /// Starts the shutdown and returns immediately. To wait for the drain as well, call [`shutdown`](Self::shutdown) instead.

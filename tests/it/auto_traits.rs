@@ -1,9 +1,9 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, Loss, Registry,
+    AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard, Loss, Registry,
     RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
-    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -52,6 +52,8 @@ fn types_without_user_types_have_all_auto_traits() {
         DynSpawner<()> => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
+        DynTimer => [true, true, true, false, false],
+        DynSpawner<DynBlockingSpawner, DynTimer> => [true, true, true, false, false],
         Guard => ALL,
         CompletionGuard => ALL,
         Loss<'static> => ALL,
@@ -87,6 +89,8 @@ fn generic_types_inherit_auto_traits_of_user_types() {
         RunWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
         RunWhenReady<'static, (), PhantomPinned> => ALL,
         RunUntilShutdown<()> => ALL,
+        WithTimer<(), ()> => ALL,
+        WithTimer<(), Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<PhantomPinned> => [true, true, false, true, true],
     }

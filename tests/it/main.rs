@@ -62,3 +62,5 @@ mod soak;
 mod spawners;
 #[cfg(feature = "async-executor")]
 mod stress;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod timers;
