@@ -34,7 +34,8 @@
 //!   to [`Stragglers`] if tasks are still in flight after the grace period. [`Registry::shutdown`] waits without a deadline.
 //!
 //! Most programs need only these methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
-//! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
+//! counts work that is not a future, such as a thread. [`Registry::service`] runs work again after it has failed, and
+//! [`Registry::every`] runs work periodically. [`Registry::builder`] configures a registry that has [observers](Observer),
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
 //!
 //! # The life of a registry
@@ -132,6 +133,7 @@ mod observer;
 mod platform;
 mod registry;
 mod report;
+mod service;
 mod shutdown;
 mod signal;
 mod spawner;
@@ -144,7 +146,8 @@ pub use builder::RegistryBuilder;
 pub use observer::Observer;
 pub use registry::Registry;
 pub use report::{AbortError, AbortReport, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
-pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
+pub use report::{ServiceInfo, SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
+pub use service::Restart;
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};

@@ -1,4 +1,5 @@
-use crate::report::{AbortError, AbortReport, Rejected, Stragglers, Summary, TaskId, TaskInfo, TaskOutput};
+use crate::report::{AbortError, AbortReport, Rejected, ServiceInfo, Stragglers, Summary, TaskId, TaskInfo, TaskOutput};
+use crate::service::Restart;
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
@@ -122,11 +123,13 @@ impl<S> Registry<S> {
         self.task().named(name)
     }
 
-    /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
+    /// Returns a builder that starts a critical task: if the task is lost, the shutdown starts.
     ///
-    /// A critical task that is aborted, abandoned or rejected does not start the shutdown. A critical [tracked](Self::track) future
-    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future.
-    /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown.
+    /// Every outcome except *completed* is a loss: the task fails, panics, is abandoned, aborted or rejected. A critical
+    /// [tracked](Self::track) future that returns `Err` counts as completed, because the registry does not inspect the output of a
+    /// tracked future. For work that must not even complete before the shutdown, start a [service](Self::service) with
+    /// [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the
+    /// shutdown.
     ///
     /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown after the panic or failure of any
@@ -260,6 +263,124 @@ impl<S> Registry<S> {
     #[inline]
     pub fn guard(&self) -> Result<Guard, Rejected<()>> {
         self.task().guard()
+    }
+
+    /// Starts a service: a task that runs its work again after the work has ended, as `restart` decides.
+    ///
+    /// The closure `make` creates the future of each run. One task in flight supervises all runs of a service, and the drain waits for
+    /// this task. The service ends in one of these cases:
+    ///
+    /// - The work ends, and `restart` does not start it again. With [`Restart::on_failure`], a run that completes ends the service.
+    ///   If the last run is a loss, this loss is the loss of the service.
+    /// - The shutdown starts. A service that waits ends immediately. A run in progress is not interrupted: its future should end when
+    ///   the [signal](Self::signal) resolves. After the shutdown has started, no run starts.
+    /// - The service is [aborted](Self::abort), or its executor drops it.
+    ///
+    /// # Accounting
+    ///
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic of `make`, of a
+    /// future or of its destructor ends only the run. The settings [`critical`](Self::critical),
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply to the loss of the service, and not to a lost run that
+    /// is followed by another one. A service that ends while it waits after a lost run counts as completed once more, or as aborted or
+    /// abandoned.
+    ///
+    /// [`services`](Self::services) lists the services with their restarts. [`wait_idle`](Self::wait_idle) does not wait for services.
+    /// In a registry with a limit, a service holds one permit, unless it is started [without a permit](Self::without_permit). If the
+    /// registry rejects the service, it drops `make`, and counts and reports the rejection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, Restart, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// # async fn next_message() -> Result<(), std::io::Error> { std::future::pending().await }
+    /// let registry = Registry::new(SmolSpawner);
+    /// let signal = registry.signal();
+    /// registry.named("outbox").critical().service(Restart::on_failure(), move || {
+    ///     let signal = signal.clone();
+    ///     async move {
+    ///         while let Some(message) = signal.run_until_shutdown(next_message()).await {
+    ///             message?; // An error ends the run, and the next run starts after a delay.
+    ///         }
+    ///         Ok::<(), std::io::Error>(())
+    ///     }
+    /// });
+    /// assert!(registry.shutdown_within(Duration::from_secs(10)).await.unwrap().is_clean());
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn service<M, F>(&self, restart: Restart, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.task().service(restart, make);
+    }
+
+    /// Starts a [service](Self::service) on the calling thread. Its futures need not be `Send`.
+    #[track_caller]
+    pub fn service_local<M, F>(&self, restart: Restart, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.task().service_local(restart, make);
+    }
+
+    /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
+    ///
+    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the run.
+    /// A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
+    /// [services](Self::service) applies. Minimum of `period`: 1 millisecond.
+    ///
+    /// The schedule exists only in memory and starts again with the process. Work that must be done although the process was not
+    /// running when it was due, or only once for several processes, is a durable job. The crate `background-tasks-durable` runs such
+    /// jobs, also on a cron schedule.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// registry.named("sweep").every(Duration::from_secs(60), || async { /* remove expired sessions */ });
+    /// assert!(registry.shutdown_within(Duration::from_secs(10)).await.unwrap().is_clean());
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn every<M, F>(&self, period: Duration, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.task().every(period, make);
+    }
+
+    /// Starts a service that runs its work [periodically](Self::every), on the calling thread. Its futures need not be `Send`.
+    #[track_caller]
+    pub fn every_local<M, F>(&self, period: Duration, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.task().every_local(period, make);
+    }
+
+    /// Returns the [services](Self::service) in flight, in the order of their starts, with their restarts, their state and their last
+    /// loss. The registry need not be inspected.
+    pub fn services(&self) -> Vec<ServiceInfo> {
+        self.state().services()
     }
 
     /// Returns the shutdown signal: a future that resolves once the shutdown has started.
@@ -462,7 +583,7 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until no task is in flight, without starting the shutdown.
+    /// Waits until no task is in flight, without starting the shutdown. [Services](Self::service) do not count, even while they run.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have

@@ -5,6 +5,7 @@ mod abort;
 mod loss;
 mod output;
 mod rejected;
+mod service_info;
 mod summary;
 mod task_info;
 
@@ -12,5 +13,6 @@ pub use abort::{AbortError, AbortReport};
 pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};
+pub use service_info::ServiceInfo;
 pub use summary::{Stragglers, Summary};
 pub use task_info::{ParseTaskIdError, SpawnInfo, TaskId, TaskInfo, TaskKind};

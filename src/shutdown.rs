@@ -157,7 +157,7 @@ impl FusedFuture for Shutdown {
     }
 }
 
-/// Resolves when a poll finds that no task is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+/// Resolves when a poll finds that no task but [services](crate::Registry::service) is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
 /// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
 #[derive(Debug)]

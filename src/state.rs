@@ -8,6 +8,7 @@ mod lifetime;
 mod observers;
 mod readings;
 mod registry_state;
+mod services;
 mod settings;
 mod token;
 
@@ -15,5 +16,6 @@ pub(crate) use handle::RegistryHandle;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
 pub(crate) use registry_state::Shard;
+pub(crate) use services::ListedService;
 pub(crate) use settings::Settings;
 pub(crate) use token::{Token, UnreportedLoss};

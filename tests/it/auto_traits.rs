@@ -2,8 +2,9 @@
 
 use background_tasks::{
     AbortError, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard, Loss, Registry,
-    RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown, ShutdownGuard,
-    ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
+    RegistryBuilder, RegistryState, RejectReason, Rejected, Restart, RunUntilShutdown, RunWhenReady, ServiceInfo, Shutdown,
+    ShutdownGuard, ShutdownSignal, SpawnInfo, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle,
+    WithTimer,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -61,6 +62,8 @@ fn types_without_user_types_have_all_auto_traits() {
         RejectReason => ALL,
         Registry<()> => ALL,
         Rejected<()> => ALL,
+        Restart => ALL,
+        ServiceInfo => ALL,
         Shutdown => ALL,
         ShutdownGuard => ALL,
         ShutdownSignal => ALL,

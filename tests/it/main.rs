@@ -52,6 +52,8 @@ mod peer_behaviours;
 mod property;
 #[cfg(feature = "async-executor")]
 mod release_order;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod services;
 #[cfg(feature = "async-executor")]
 mod shutdown_policy;
 #[cfg(feature = "async-executor")]

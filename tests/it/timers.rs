@@ -1,6 +1,6 @@
 //! Timers of spawners, and shutdowns with a time limit.
 
-use crate::common::{FakeTimer, Manual, poll_once};
+use crate::common::{Fake, FakeTimer, Manual, poll_once};
 use background_tasks::{
     AsyncStdSpawner, DynSpawner, DynTimer, InSpan, Registry, SmolSpawner, Spawner, Summary, TaskSpan, ThreadsSpawner, Timer,
     TokioSpawner, WithTimer,
@@ -74,12 +74,10 @@ fn limits_apply_through_wrappers() {
     block_on(limits_apply(Arc::new(TaskSpan(InSpan(&SmolSpawner)))));
 }
 
-/// A registry whose time and tasks the test controls.
-fn manual() -> (FakeTimer, Manual, Registry<WithTimer<Manual, impl Fn(Duration) -> <FakeTimer as Timer>::Sleep>>) {
-    let (timer, tasks) = (FakeTimer::default(), Manual::default());
-    let clock = timer.clone();
-    let spawner = WithTimer(tasks.clone(), move |duration| clock.sleep(duration));
-    (timer, tasks, Registry::builder(spawner).inspect().build())
+/// Returns the time, the tasks and the registry, all of which the test controls.
+fn manual() -> (FakeTimer, Manual, Registry<Fake>) {
+    let fake = Fake::default();
+    (fake.timer.clone(), fake.tasks.clone(), fake.builder().inspect().build())
 }
 
 #[test]

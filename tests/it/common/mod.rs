@@ -9,7 +9,7 @@ mod runtimes;
 #[cfg(feature = "async-executor")]
 pub(crate) use runtimes::*;
 
-use background_tasks::{Registry, Spawner, Summary, Timer};
+use background_tasks::{Registry, RegistryBuilder, Spawner, Summary, Timer};
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::pin::Pin;
@@ -146,6 +146,43 @@ impl Future for FakeSleep {
         }
         time.wakers.push(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+/// A spawner whose tasks and time the test controls.
+#[derive(Clone, Default)]
+pub(crate) struct Fake {
+    pub(crate) tasks: Manual,
+    pub(crate) timer: FakeTimer,
+}
+
+impl Spawner for Fake {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.tasks.spawn(task);
+    }
+}
+
+impl Timer for Fake {
+    type Sleep = <FakeTimer as Timer>::Sleep;
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.timer.sleep(duration)
+    }
+}
+
+impl Fake {
+    pub(crate) fn registry(&self) -> Registry<Self> {
+        Registry::new(self.clone())
+    }
+
+    pub(crate) fn builder(&self) -> RegistryBuilder<Self> {
+        Registry::builder(self.clone())
+    }
+
+    /// Lets time pass, and then polls all tasks.
+    pub(crate) fn advance(&self, duration: Duration) {
+        self.timer.advance(duration);
+        self.tasks.poll_all();
     }
 }
 
