@@ -1,4 +1,4 @@
-//! Contains spawners for each supported runtime, spawners that erase the type of another spawner, and observers for tracing and
+//! Contains spawners for each supported runtime, spawners that erase the type of another spawner or wrap it, and observers for tracing and
 //! metrics.
 //!
 //! The adapters use only the crate's public API.
@@ -26,3 +26,4 @@ pub(crate) mod tokio;
 pub(crate) mod tracing;
 #[cfg(feature = "wasm-bindgen-futures")]
 pub(crate) mod wasm_bindgen_futures;
+pub(crate) mod with_timer;

@@ -99,7 +99,7 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task panics. Default: off.
     ///
-    /// The panic of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
+    /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.shutdown_on_panic = true;
@@ -108,7 +108,7 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task fails. Default: off.
     ///
-    /// The failure of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
+    /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.shutdown_on_failure = true;

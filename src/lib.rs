@@ -18,8 +18,7 @@
 //!     registry.run(mail::send()); // returns immediately
 //!
 //!     tokio::signal::ctrl_c().await.expect("Ctrl-C can be awaited");
-//!     let grace = tokio::time::sleep(Duration::from_secs(10));
-//!     match registry.shutdown().until(grace).await {
+//!     match registry.shutdown_within(Duration::from_secs(10)).await {
 //!         Ok(summary) => println!("drained: {summary}"),
 //!         Err(stragglers) => eprintln!("{stragglers}"),
 //!     }
@@ -31,11 +30,13 @@
 //! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task, and counts how
 //!   the task ended.
 //! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
-//! - [`Registry::shutdown`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight.
+//! - [`Registry::shutdown_within`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight, or
+//!   to [`Stragglers`] if tasks are still in flight after the grace period. [`Registry::shutdown`] waits without a deadline.
 //!
-//! Most programs need only these three methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`], which resolves to the
+//! Most programs need only these methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`], which resolves to the
 //! task's output and can abort the task. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
-//! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
+//! counts work that is not a future, such as a thread. [`Registry::service`] runs work again after it has failed, and
+//! [`Registry::every`] runs work periodically. [`Registry::builder`] configures a registry that has [observers](Observer),
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
 //!
 //! # The life of a registry
@@ -93,7 +94,7 @@
 //! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
 //! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver` |
-//! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits |
+//! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits and of [`Timer`] |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
 //! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
@@ -134,6 +135,7 @@ mod observer;
 mod platform;
 mod registry;
 mod report;
+mod service;
 mod shutdown;
 mod signal;
 mod spawner;
@@ -147,10 +149,11 @@ pub use join::{AbortHandle, JoinHandle};
 pub use observer::Observer;
 pub use registry::Registry;
 pub use report::{AbortError, AbortReport, JoinError, Loss, ParseTaskIdError, RejectReason, Rejected, Stragglers, Summary};
-pub use report::{SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
+pub use report::{ServiceInfo, SpawnInfo, TaskId, TaskInfo, TaskKind, TaskOutput};
+pub use service::Restart;
 pub use shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 pub use signal::{RunUntilShutdown, ShutdownSignal};
-pub use spawner::{BlockingSpawner, LocalSpawner, Spawner};
+pub use spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
 pub use task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
@@ -161,7 +164,7 @@ pub use adapters::async_executor::ThreadsSpawner;
 pub use adapters::async_std::AsyncStdSpawner;
 pub use adapters::erased::{BoxLocalTask, BoxTask, BoxWork, DynLocalSpawner};
 #[cfg(target_has_atomic = "ptr")]
-pub use adapters::erased::{DynBlockingSpawner, DynSpawner};
+pub use adapters::erased::{DynBlockingSpawner, DynSpawner, DynTimer};
 #[cfg(feature = "futures")]
 pub use adapters::futures::FuturesSpawner;
 #[cfg(feature = "tracing")]
@@ -178,6 +181,7 @@ pub use adapters::tokio::TokioSpawner;
 pub use adapters::tracing::TracingObserver;
 #[cfg(feature = "wasm-bindgen-futures")]
 pub use adapters::wasm_bindgen_futures::WasmSpawner;
+pub use adapters::with_timer::WithTimer;
 
 #[cfg(loom)]
 #[doc(hidden)]

@@ -1,13 +1,16 @@
 use crate::join::JoinHandle;
-use crate::report::{AbortError, AbortReport, Rejected, Summary, TaskId, TaskInfo, TaskOutput};
+use crate::report::{AbortError, AbortReport, Rejected, ServiceInfo, Stragglers, Summary, TaskId, TaskInfo, TaskOutput};
+use crate::service::Restart;
 use crate::shutdown::{Shutdown, ShutdownGuard, WaitIdle};
 use crate::signal::ShutdownSignal;
-use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 use crate::state::{RegistryHandle, RegistryState};
 use crate::task::{Guard, Tracked};
 use crate::task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
+use futures_util::future::OptionFuture;
 
 /// Starts background tasks, counts them, signals the shutdown to them, and waits until they have ended.
 ///
@@ -121,12 +124,13 @@ impl<S> Registry<S> {
         self.task().named(name)
     }
 
-    /// Returns a builder that starts a critical task: if the task panics or fails, the shutdown starts.
+    /// Returns a builder that starts a critical task: if the task is lost, the shutdown starts.
     ///
-    /// A critical task that is aborted, abandoned or rejected does not start the shutdown. A critical [tracked](Self::track) future
-    /// that returns `Err` does not start the shutdown, because the registry does not inspect the output of a tracked future. The same
-    /// holds for a task that has a [handle](Self::spawn).
-    /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown.
+    /// Every outcome except *completed* is a loss: the task fails, panics, is abandoned, aborted or rejected. If a critical
+    /// [tracked](Self::track) future or a critical task with a [handle](Self::spawn) returns `Err`, it counts as completed, because the
+    /// error belongs to the caller. For work that must not even complete before the shutdown, start a [service](Self::service) with
+    /// [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the
+    /// shutdown.
     ///
     /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown after the panic or failure of any
@@ -263,6 +267,124 @@ impl<S> Registry<S> {
         self.task().guard()
     }
 
+    /// Starts a service: a task that runs its work again after the work has ended, as `restart` decides.
+    ///
+    /// The closure `make` creates the future of each run. One task in flight supervises all runs of a service, and the drain waits for
+    /// this task. The service ends in one of these cases:
+    ///
+    /// - The work ends, and `restart` does not start it again. With [`Restart::on_failure`], a run that completes ends the service.
+    ///   If the last run is a loss, this loss is the loss of the service.
+    /// - The shutdown starts. A service that waits ends immediately. A run in progress is not interrupted: its future should end when
+    ///   the [signal](Self::signal) resolves. After the shutdown has started, no run starts.
+    /// - The service is [aborted](Self::abort), or its executor drops it.
+    ///
+    /// # Accounting
+    ///
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic of `make`, of a
+    /// future or of its destructor ends only the run. The settings [`critical`](Self::critical),
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply to the loss of the service, and not to a lost run that
+    /// is followed by another one. A service that ends while it waits after a lost run counts as completed once more, or as aborted or
+    /// abandoned.
+    ///
+    /// [`services`](Self::services) lists the services with their restarts. [`wait_idle`](Self::wait_idle) does not wait for services.
+    /// In a registry with a limit, a service holds one permit, unless it is started [without a permit](Self::without_permit). If the
+    /// registry rejects the service, it drops `make`, and counts and reports the rejection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, Restart, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// # async fn next_message() -> Result<(), std::io::Error> { std::future::pending().await }
+    /// let registry = Registry::new(SmolSpawner);
+    /// let signal = registry.signal();
+    /// registry.named("outbox").critical().service(Restart::on_failure(), move || {
+    ///     let signal = signal.clone();
+    ///     async move {
+    ///         while let Some(message) = signal.run_until_shutdown(next_message()).await {
+    ///             message?; // An error ends the run, and the next run starts after a delay.
+    ///         }
+    ///         Ok::<(), std::io::Error>(())
+    ///     }
+    /// });
+    /// assert!(registry.shutdown_within(Duration::from_secs(10)).await.unwrap().is_clean());
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn service<M, F>(&self, restart: Restart, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.task().service(restart, make);
+    }
+
+    /// Starts a [service](Self::service) on the calling thread. Its futures need not be `Send`.
+    #[track_caller]
+    pub fn service_local<M, F>(&self, restart: Restart, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.task().service_local(restart, make);
+    }
+
+    /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
+    ///
+    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the run.
+    /// A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
+    /// [services](Self::service) applies. Minimum of `period`: 1 millisecond.
+    ///
+    /// The schedule exists only in memory and starts again with the process. Work that must be done although the process was not
+    /// running when it was due, or only once for several processes, is a durable job. The crate `background-tasks-durable` runs such
+    /// jobs, also on a cron schedule.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// registry.named("sweep").every(Duration::from_secs(60), || async { /* remove expired sessions */ });
+    /// assert!(registry.shutdown_within(Duration::from_secs(10)).await.unwrap().is_clean());
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn every<M, F>(&self, period: Duration, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.task().every(period, make);
+    }
+
+    /// Starts a service that runs its work [periodically](Self::every), on the calling thread. Its futures need not be `Send`.
+    #[track_caller]
+    pub fn every_local<M, F>(&self, period: Duration, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.task().every_local(period, make);
+    }
+
+    /// Returns the [services](Self::service) in flight, in the order of their starts, with their restarts, their state and their last
+    /// loss. The registry need not be inspected.
+    pub fn services(&self) -> Vec<ServiceInfo> {
+        self.state().services()
+    }
+
     /// Returns the shutdown signal: a future that resolves once the shutdown has started.
     pub fn signal(&self) -> ShutdownSignal {
         ShutdownSignal::new(self.state())
@@ -272,7 +394,8 @@ impl<S> Registry<S> {
     ///
     /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
     /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
-    /// returns another future that waits for the same drain. [`Shutdown`] has methods that wait until a deadline, and methods that
+    /// returns another future that waits for the same drain. To wait at most for a duration, call
+    /// [`shutdown_within`](Self::shutdown_within). [`Shutdown`] has methods that wait until any future resolves, and methods that
     /// block the thread.
     ///
     /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
@@ -312,6 +435,114 @@ impl<S> Registry<S> {
     pub fn shutdown(&self) -> Shutdown {
         self.start_shutdown();
         Shutdown::new(self.handle.state_ref())
+    }
+
+    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
+    ///
+    /// The method is a short form of [`shutdown`](Self::shutdown) with [`until`](Shutdown::until), with the [`Timer`] of this handle's
+    /// spawner. The grace period starts at the call, not at the first poll. The shutdown continues if the returned future is
+    /// dropped. To abort the tasks that are left after the grace period, call [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
+    ///
+    /// If `grace` is [`Duration::ZERO`], the future does not wait and only checks whether the registry has drained. If `grace` is
+    /// [`Duration::MAX`], the future waits until the registry has drained.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Stragglers`] if tasks are still in flight after `grace`. These tasks continue to run.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future ends the wait, but not the shutdown.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// registry.run(std::future::pending::<()>());
+    /// let stragglers = registry.shutdown_within(Duration::from_millis(10)).await.unwrap_err();
+    /// assert_eq!(stragglers.len(), 1);
+    /// # });
+    /// ```
+    #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
+    #[track_caller]
+    pub fn shutdown_within(&self, grace: Duration) -> impl Future<Output = Result<Summary, Stragglers>> + use<S>
+    where
+        S: Timer,
+    {
+        let deadline = self.sleep(grace);
+        self.shutdown().until(deadline)
+    }
+
+    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`. After
+    /// `grace`, the future aborts the remaining tasks, and waits again, at most for `abort_timeout`.
+    ///
+    /// The method is a short form of [`shutdown`](Self::shutdown) with [`or_abort`](Shutdown::or_abort), with the [`Timer`] of this
+    /// handle's spawner. `or_abort` describes which tasks are aborted: only tasks of an
+    /// [inspected](crate::RegistryBuilder::inspect) registry. The grace period starts at the call, and `abort_timeout` starts when
+    /// the tasks have been aborted.
+    ///
+    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`], the
+    /// future does not wait for the aborted tasks. If either is [`Duration::MAX`], the wait has no limit.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Stragglers`] if tasks are still in flight after `abort_timeout`. These tasks continue to run.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, it aborts
+    /// no task. If the future is dropped later, the registry continues to abort tasks until it has drained.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    /// use std::time::Duration;
+    ///
+    /// let registry = Registry::builder(SmolSpawner).inspect().build();
+    /// registry.run(std::future::pending::<()>());
+    /// let summary = registry.shutdown_or_abort(Duration::from_millis(10), Duration::from_secs(5)).await.unwrap();
+    /// assert_eq!(summary.aborted, 1);
+    /// # });
+    /// ```
+    #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
+    #[track_caller]
+    pub fn shutdown_or_abort(
+        &self,
+        grace: Duration,
+        abort_timeout: Duration,
+    ) -> impl Future<Output = Result<Summary, Stragglers>> + use<'_, S>
+    where
+        S: Timer,
+    {
+        let grace = self.sleep(grace);
+        self.shutdown().or_abort(grace, move || self.sleep(abort_timeout))
+    }
+
+    /// Returns a future that resolves after `duration`. With a duration of zero, the future is ready at its first poll, which a future
+    /// of the timer need not be.
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> OptionFuture<S::Sleep>
+    where
+        S: Timer,
+    {
+        let sleep = if duration.is_zero() { None } else { Some(self.spawner.sleep(duration)) };
+        sleep.into()
     }
 
     /// Starts the shutdown and returns immediately. To wait for the drain as well, call [`shutdown`](Self::shutdown) instead.
@@ -354,7 +585,7 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until no task is in flight, without starting the shutdown.
+    /// Waits until no task is in flight, without starting the shutdown. [Services](Self::service) do not count, even while they run.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have

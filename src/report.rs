@@ -6,6 +6,7 @@ mod join_error;
 mod loss;
 mod output;
 mod rejected;
+mod service_info;
 mod summary;
 mod task_info;
 
@@ -15,5 +16,6 @@ pub(crate) use join_error::JoinLoss;
 pub use loss::Loss;
 pub use output::TaskOutput;
 pub use rejected::{RejectReason, Rejected};
+pub use service_info::ServiceInfo;
 pub use summary::{Stragglers, Summary};
 pub use task_info::{ParseTaskIdError, SpawnInfo, TaskId, TaskInfo, TaskKind};

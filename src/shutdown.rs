@@ -25,8 +25,9 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future. It is usually a
-    /// timer of the runtime.
+    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer of the
+    /// runtime or a second signal. If the spawner implements [`Timer`](crate::Timer),
+    /// [`Registry::shutdown_within`](crate::Registry::shutdown_within) is shorter.
     ///
     /// After `deadline` has resolved, the method checks once more whether the registry has drained. If `deadline` is ready at its
     /// first poll, the method does not wait and only checks whether the registry has drained.
@@ -156,7 +157,7 @@ impl FusedFuture for Shutdown {
     }
 }
 
-/// Resolves when a poll finds that no task is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+/// Resolves when a poll finds that no task but [services](crate::Registry::service) is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
 /// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
 #[derive(Debug)]

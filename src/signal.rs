@@ -12,7 +12,8 @@ use pin_project_lite::pin_project;
 ///
 /// - A caller starts it, for example with [`Registry::shutdown`](crate::Registry::shutdown).
 /// - The registry's last handle is dropped.
-/// - A task fails or panics, and the task or the registry is configured to start the shutdown in this case.
+/// - A [critical](crate::Registry::critical) task is lost.
+/// - A task fails or panics, and the registry is configured to start the shutdown in this case.
 ///
 /// A shutdown signal does not keep its registry open, and does not delay the drain.
 ///

@@ -8,6 +8,7 @@ mod lifetime;
 mod observers;
 mod readings;
 mod registry_state;
+mod services;
 mod settings;
 mod token;
 
@@ -16,5 +17,6 @@ pub(crate) use inspection::InspectedTask;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
 pub(crate) use registry_state::Shard;
+pub(crate) use services::ListedService;
 pub(crate) use settings::Settings;
 pub(crate) use token::{Token, UnreportedLoss};

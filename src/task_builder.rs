@@ -1,12 +1,13 @@
 use crate::join::JoinHandle;
 use crate::platform::{drop_quietly, panicking_thread};
 use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
-use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::service::{Restart, Service};
+use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 use crate::state::{RegistryState, Token};
 use crate::sync::wait_queue::Ticket;
 use crate::task::{Guard, NoReceiver, Task, Tracked};
 use core::task::{Context, Poll};
-use core::{fmt, panic::Location, pin::Pin};
+use core::{fmt, panic::Location, pin::Pin, time::Duration};
 use futures_util::future::lazy;
 
 /// Starts a task that has a name or a chosen call site, is critical, takes no permit, or is a follow-up. See
@@ -316,6 +317,74 @@ impl<'a, S> TaskBuilder<'a, S> {
         let task = Task::new(lazy(|_| work()), token, sender);
         self.spawner.spawn_blocking_with_info(move || task.run(), info);
         Ok(handle)
+    }
+
+    /// Starts a service; see [`Registry::service`](crate::Registry::service).
+    #[track_caller]
+    pub fn service<M, F>(self, restart: Restart, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.supervise(make, |service| service.restart(restart), |task, info| self.spawner.spawn_with_info(task, info));
+    }
+
+    /// Starts a service whose futures need not be `Send`; see [`Registry::service_local`](crate::Registry::service_local).
+    #[track_caller]
+    pub fn service_local<M, F>(self, restart: Restart, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.supervise(make, |service| service.restart(restart), |task, info| self.spawner.spawn_local_with_info(task, info));
+    }
+
+    /// Starts a service that runs its work periodically; see [`Registry::every`](crate::Registry::every).
+    #[track_caller]
+    pub fn every<M, F>(self, period: Duration, make: M)
+    where
+        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.supervise(make, |service| service.every(period), |task, info| self.spawner.spawn_with_info(task, info));
+    }
+
+    /// Starts a service that runs its work periodically, and whose futures need not be `Send`; see
+    /// [`Registry::every_local`](crate::Registry::every_local).
+    #[track_caller]
+    pub fn every_local<M, F>(self, period: Duration, make: M)
+    where
+        S: LocalSpawner + Timer + Clone + 'static,
+        M: FnMut() -> F + 'static,
+        F: Future<Output: TaskOutput> + 'static,
+    {
+        self.supervise(make, |service| service.every(period), |task, info| self.spawner.spawn_local_with_info(task, info));
+    }
+
+    /// Starts the supervising task of a service: the future that `supervise` returns, on the executor that `spawn` chooses.
+    #[track_caller]
+    fn supervise<M, F, U>(
+        self,
+        make: M,
+        supervise: impl FnOnce(Service<M, S>) -> U,
+        spawn: impl FnOnce(Task<U, NoReceiver>, &SpawnInfo),
+    ) where
+        S: Timer + Clone,
+        M: FnMut() -> F,
+        F: Future<Output: TaskOutput>,
+        U: Future<Output: TaskOutput>,
+    {
+        let info = self.spawn_info(TaskKind::Service);
+        match self.admit(&info, make) {
+            Ok((make, token)) => {
+                let service = Service::new(token, self.name, make, self.spawner.clone());
+                spawn(Task::new(supervise(service), token, NoReceiver), &info);
+            }
+            Err(rejected) => drop_quietly(rejected),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
+use crate::advice::with_advice;
 use actix_rt::ArbiterHandle;
-use background_tasks::Spawner;
+use actix_rt::time::Sleep;
+use background_tasks::{Spawner, Timer};
+use std::time::Duration;
 
 /// Spawns on one arbiter of an actix system, from any thread.
 ///
@@ -10,7 +13,7 @@ use background_tasks::Spawner;
 ///
 /// # Panics
 ///
-/// Spawning panics if the arbiter has stopped.
+/// Spawning panics if the arbiter has stopped. `sleep` panics if the calling thread is not in an actix system.
 #[derive(Debug, Clone)]
 pub struct ArbiterSpawner(pub ArbiterHandle);
 
@@ -22,5 +25,17 @@ impl Spawner for ArbiterSpawner {
             accepted,
             "the arbiter of this ArbiterSpawner has stopped: shut the registry down before the arbiter stops, or spawn on another arbiter"
         );
+    }
+}
+
+/// Uses the timer of the calling thread's arbiter or system, not the timer of the arbiter that runs the tasks.
+impl Timer for ArbiterSpawner {
+    type Sleep = Sleep;
+
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> Sleep {
+        const ADVICE: &str = "the timer of ArbiterSpawner needs an actix system, and this thread is not in one: call it from a task or inside \
+                              `SystemRunner::block_on`";
+        with_advice(ADVICE, || actix_rt::time::sleep(duration))
     }
 }

@@ -1,5 +1,8 @@
-use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::LONGEST_SLEEP;
+use background_tasks::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner, Timer};
 use compio::runtime::Runtime;
+use compio::time::sleep_until;
+use std::time::{Duration, Instant};
 
 /// Spawns on the caller's compio runtime, and runs blocking work on the thread pool of that runtime.
 ///
@@ -35,6 +38,17 @@ impl BlockingSpawner for CompioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
         current(|runtime| runtime.spawn_blocking(work).detach());
+    }
+}
+
+impl Timer for CompioSpawner {
+    type Sleep = BoxLocalTask;
+
+    /// Boxes the future, because the type of compio's own future has no name.
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> BoxLocalTask {
+        current(|_| ());
+        Box::pin(sleep_until(Instant::now() + duration.min(LONGEST_SLEEP)))
     }
 }
 

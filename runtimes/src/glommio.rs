@@ -1,7 +1,10 @@
-use crate::owned_tasks::{drop_all, is_known, store, with_advice};
-use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
-use glommio::{Latency, Shares, SharesManager, executor, spawn_local_into};
+use crate::LONGEST_SLEEP;
+use crate::advice::with_advice;
+use crate::owned_tasks::{drop_all, is_known, store};
+use background_tasks::{BlockingSpawner, LocalSpawner, Spawner, Timer};
+use glommio::{Latency, Shares, SharesManager, executor, spawn_local_into, timer};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Spawns on the caller's glommio executor, in the caller's task queue, and runs blocking work on the threads of that executor.
 ///
@@ -62,5 +65,15 @@ impl BlockingSpawner for GlommioSpawner {
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
         // The first poll sends the work to a thread.
         self.spawn_local(with_advice(ADVICE, || executor().spawn_blocking(work)));
+    }
+}
+
+impl Timer for GlommioSpawner {
+    type Sleep = timer::Timer;
+
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> timer::Timer {
+        // glommio adds the duration to the current time without a check for overflow.
+        with_advice(ADVICE, || timer::Timer::new(duration.min(LONGEST_SLEEP)))
     }
 }

@@ -16,6 +16,8 @@
 
 #[cfg(feature = "actix-rt")]
 mod actix;
+#[cfg(any(feature = "actix-rt", all(feature = "glommio", target_os = "linux"), all(feature = "monoio", any(unix, windows))))]
+mod advice;
 #[cfg(all(feature = "bevy_tasks", not(target_family = "wasm")))]
 mod bevy;
 #[cfg(feature = "compio")]
@@ -41,3 +43,7 @@ pub use self::global::GlobalExecutorSpawner;
 pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
+
+/// A duration that no program waits for, and that every clock can add to its current time: 30 years.
+#[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
+const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

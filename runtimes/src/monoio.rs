@@ -1,5 +1,10 @@
-use crate::owned_tasks::{drop_all, store, with_advice};
-use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
+use crate::advice::with_advice;
+use crate::owned_tasks::{drop_all, store};
+use background_tasks::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner, Timer};
+use monoio::time::sleep_until;
+use std::future::poll_fn;
+use std::task::Waker;
+use std::time::Duration;
 
 /// Spawns on the caller's monoio runtime, and runs blocking work on the thread pool that is attached to it.
 ///
@@ -8,11 +13,13 @@ use background_tasks::{BlockingSpawner, LocalSpawner, Spawner};
 /// [`abandon_all`](Self::abandon_all). monoio immediately drops a task that has no wakers left. A panic of a task that no registry tracks unwinds
 /// through `block_on`.
 ///
-/// Blocking work needs `RuntimeBuilder::attach_thread_pool`. With `BlockingStrategy::ExecuteLocal` it blocks the caller.
+/// Blocking work needs `RuntimeBuilder::attach_thread_pool`. With `BlockingStrategy::ExecuteLocal` it blocks the caller. The timer needs
+/// `RuntimeBuilder::enable_timer`.
 ///
 /// # Panics
 ///
-/// Each method panics outside a monoio runtime. The message says how to fix it. `run_blocking` also panics if the runtime has no thread pool.
+/// Each method panics outside a monoio runtime. The message says how to fix it. `run_blocking` also panics if the runtime has no thread pool,
+/// and `sleep` if the runtime has no timer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MonoioSpawner;
 
@@ -20,7 +27,7 @@ pub struct MonoioSpawner;
 const RUNTIME: usize = 0;
 
 const ADVICE: &str = "MonoioSpawner needs a monoio runtime, and this thread is not in one: call it from a task or inside `block_on`; for \
-                      blocking work, call `attach_thread_pool` on the runtime's builder";
+                      blocking work, call `attach_thread_pool` on the runtime's builder; for its timer, call `enable_timer` on the builder";
 
 impl MonoioSpawner {
     /// Drops all tasks of this thread, which then count as abandoned. Call it on a thread that outlives its runtime.
@@ -47,5 +54,24 @@ impl BlockingSpawner for MonoioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
         with_advice(ADVICE, || monoio::spawn_blocking(work));
+    }
+}
+
+impl Timer for MonoioSpawner {
+    type Sleep = BoxLocalTask;
+
+    /// A future of monoio 0.2.4 wakes the task that polled it first, even if another task has polled it since. So this future replaces it when the
+    /// waker changes.
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> BoxLocalTask {
+        let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));
+        let mut registered: Option<Waker> = None;
+        Box::pin(poll_fn(move |cx| {
+            if registered.as_ref().is_some_and(|waker| !waker.will_wake(cx.waker())) {
+                sleep = Box::pin(sleep_until(sleep.deadline()));
+            }
+            registered.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            sleep.as_mut().poll(cx)
+        }))
     }
 }

@@ -7,7 +7,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread::{self, ThreadId};
@@ -85,12 +84,4 @@ impl Drop for TaskRef {
             drop(self.take());
         }
     }
-}
-
-/// Calls a function of a runtime that panics outside the runtime without an explanation. Panics with `advice` instead.
-#[track_caller]
-pub(crate) fn with_advice<T>(advice: &str, call: impl FnOnce() -> T) -> T {
-    // Not `unwrap_or_else`: the panic's location would be its closure, not the caller.
-    let Ok(value) = catch_unwind(AssertUnwindSafe(call)) else { panic!("{advice}") };
-    value
 }

@@ -48,6 +48,8 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 ///
 /// If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
 ///
+/// The threads have no timer. [`WithTimer`](crate::WithTimer) adds one.
+///
 /// # Examples
 ///
 /// ```

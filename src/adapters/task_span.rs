@@ -1,4 +1,5 @@
-use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner};
+use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner, Timer};
+use core::time::Duration;
 use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span, which *follows from* the span of the caller.
@@ -76,6 +77,16 @@ impl<S: BlockingSpawner> BlockingSpawner for TaskSpan<S> {
 
     fn spawn_blocking_with_info<F: FnOnce() + Send + 'static>(&self, work: F, info: &SpawnInfo) {
         self.0.spawn_blocking_with_info(in_span(work, task_span(Some(info))), info);
+    }
+}
+
+/// Uses the timer of the wrapped spawner.
+impl<S: Timer> Timer for TaskSpan<S> {
+    type Sleep = S::Sleep;
+
+    #[track_caller]
+    fn sleep(&self, duration: Duration) -> S::Sleep {
+        self.0.sleep(duration)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs each check on a new thread, with a time limit.
 
-use super::{CheckResult, blocking, catch, local, send, violation};
-use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Registry, Spawner};
+use super::{CheckResult, blocking, catch, local, send, sleep, violation};
+use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Registry, Spawner, Timer};
 use std::boxed::Box;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,6 +103,36 @@ where
     Suite::default().blocking_spawner(make);
 }
 
+/// Checks a [`Timer`]. The closure `make` returns the timer and another closure, which runs a future on a thread that can use the
+/// timer.
+///
+/// The closure that runs a future must return when the future has finished. The suite uses the timer only inside this future.
+///
+/// # Panics
+///
+/// Panics if the timer violates its contract.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(all(feature = "async-executor", feature = "smol"))] {
+/// use background_tasks::{ThreadsSpawner, WithTimer, conformance};
+///
+/// conformance::timer(|| {
+///     let timer = WithTimer(ThreadsSpawner::new(1).unwrap(), smol::Timer::after);
+///     (timer, |main| smol::block_on(main))
+/// });
+/// # }
+/// ```
+#[track_caller]
+pub fn timer<T, D>(make: impl Fn() -> (T, D) + Send + Sync + 'static)
+where
+    T: Timer + 'static,
+    D: FnOnce(BoxLocalTask),
+{
+    Suite::default().timer(make);
+}
+
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Suite {
@@ -168,6 +198,22 @@ impl Suite {
         for (requirement, check) in blocking::checks() {
             let make = make.clone();
             self.run::<S>(requirement, move || check(&Registry::new(Arc::new(make()))));
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn timer<T, D>(&self, make: impl Fn() -> (T, D) + Send + Sync + 'static)
+    where
+        T: Timer + 'static,
+        D: FnOnce(BoxLocalTask),
+    {
+        let make = Arc::new(make);
+        for (requirement, check) in sleep::checks() {
+            let make = make.clone();
+            self.run::<T>(requirement, move || {
+                let (timer, run) = make();
+                local::run_check(run, check(Rc::new(timer)))
+            });
         }
     }
 

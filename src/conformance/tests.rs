@@ -3,18 +3,19 @@
 
 use super::catch;
 use super::suite::{Suite, TIME_LIMIT};
-use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner};
+use crate::{BlockingSpawner, BoxLocalTask, LocalSpawner, Spawner, Timer};
 use futures_lite::future::block_on;
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::mem::{forget, take};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, Once};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Flaw {
@@ -256,9 +257,122 @@ impl BlockingSpawner for BlockingThreads {
     }
 }
 
-/// Checks whether the suite fails for each flawed spawner and names the expected requirement. The suite checks all spawners in
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum TimerFlaw {
+    None,
+    BlocksInSleep,
+    BlocksInPoll,
+    NeverWakes,
+    ResolvesEarly,
+    ResolvesOneAfterTheOther,
+    IgnoresZero,
+    OverflowsAndPanics,
+    OverflowsAndResolves,
+    StartsAtFirstPoll,
+    KeepsFirstWaker,
+    WakesInsidePoll,
+    WakesTwice,
+    WakesAfterDrop,
+}
+
+/// A timer that waits on a new thread for each future.
+struct ThreadTimer {
+    flaw: TimerFlaw,
+    /// With [`TimerFlaw::ResolvesOneAfterTheOther`], only the thread that holds this lock waits.
+    queue: Arc<Mutex<()>>,
+}
+
+struct ThreadSleep {
+    flaw: TimerFlaw,
+    queue: Arc<Mutex<()>>,
+    duration: Duration,
+    /// `None` if no `Instant` can represent the deadline.
+    deadline: Option<Instant>,
+    /// `None` before the first poll.
+    waker: Option<Arc<Mutex<Waker>>>,
+}
+
+impl ThreadTimer {
+    fn new(flaw: TimerFlaw) -> Self {
+        Self { flaw, queue: Arc::default() }
+    }
+}
+
+impl Timer for ThreadTimer {
+    type Sleep = ThreadSleep;
+
+    fn sleep(&self, duration: Duration) -> ThreadSleep {
+        let (flaw, queue) = (self.flaw, self.queue.clone());
+        let deadline = match flaw {
+            TimerFlaw::BlocksInSleep => {
+                thread::sleep(duration);
+                Some(Instant::now())
+            }
+            TimerFlaw::OverflowsAndPanics => Some(Instant::now() + duration),
+            TimerFlaw::OverflowsAndResolves => Instant::now().checked_add(duration).or(Some(Instant::now())),
+            TimerFlaw::ResolvesEarly => Instant::now().checked_add(duration / 2),
+            _ => Instant::now().checked_add(duration),
+        };
+        ThreadSleep { flaw, queue, duration, deadline, waker: None }
+    }
+}
+
+impl Future for ThreadSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.flaw == TimerFlaw::StartsAtFirstPoll && self.waker.is_none() {
+            self.deadline = Instant::now().checked_add(self.duration);
+        }
+        if self.flaw == TimerFlaw::BlocksInPoll {
+            thread::sleep(self.duration);
+        }
+        let may_resolve = self.flaw != TimerFlaw::IgnoresZero || !self.duration.is_zero();
+        if may_resolve && self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Poll::Ready(());
+        }
+        if self.flaw == TimerFlaw::WakesInsidePoll {
+            cx.waker().wake_by_ref();
+        }
+        if let Some(waker) = &self.waker {
+            if self.flaw != TimerFlaw::KeepsFirstWaker {
+                waker.lock().unwrap().clone_from(cx.waker());
+            }
+            return Poll::Pending;
+        }
+        let waker = Arc::new(Mutex::new(cx.waker().clone()));
+        self.waker = Some(waker.clone());
+        if let Some(deadline) = self.deadline.filter(|_| may_resolve && self.flaw != TimerFlaw::NeverWakes) {
+            let (flaw, queue) = (self.flaw, self.queue.clone());
+            thread::spawn(move || {
+                let turn = (flaw == TimerFlaw::ResolvesOneAfterTheOther).then(|| queue.lock().unwrap());
+                thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                drop(turn);
+                let waker = waker.lock().unwrap().clone();
+                waker.wake_by_ref();
+                if flaw == TimerFlaw::WakesTwice {
+                    waker.wake();
+                }
+            });
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for ThreadSleep {
+    fn drop(&mut self) {
+        if let Some(waker) = self.waker.take().filter(|_| self.flaw != TimerFlaw::WakesAfterDrop) {
+            waker.lock().unwrap().clone_from(Waker::noop());
+        }
+    }
+}
+
+/// Checks whether the suite fails for each flawed spawner or timer and names the expected requirement. The suite checks all spawners in
 /// parallel, because some flawed spawners hang.
-fn expect_reports(check: impl Fn(Suite, Flaw) + Send + Copy, expected: &[(Flaw, &'static str, &'static str)]) {
+fn expect_reports<F: fmt::Debug + Copy + Send + Sync>(
+    check: impl Fn(Suite, F) + Send + Copy,
+    expected: &[(F, &'static str, &'static str)],
+) {
     thread::scope(|scope| {
         for &(flaw, requirement, observed) in expected {
             scope.spawn(move || {
@@ -336,6 +450,32 @@ fn broken_blocking_spawner_is_reported_with_violated_requirement() {
             (Flaw::AcceptsOneThread, "`spawn_blocking` can be called from any thread", ""),
             (Flaw::StopsAfterPanic, "a panicking closure affects no other closure", ""),
             (Flaw::RunsOneAfterTheOther, "four closures can block simultaneously", HANGS),
+        ],
+    );
+}
+
+#[test]
+fn broken_timer_is_reported_with_violated_requirement() {
+    let in_time = "a future resolves when its duration has elapsed, and not earlier";
+    let long = "with a duration up to `Duration::MAX`";
+    let wakes_once = "a future wakes its task once";
+    expect_reports(
+        |suite, flaw| suite.timer(move || (ThreadTimer::new(flaw), |main| block_on(main))),
+        &[
+            (TimerFlaw::None, "no report", ""),
+            (TimerFlaw::BlocksInSleep, "`sleep` and each poll of its future return immediately", HANGS),
+            (TimerFlaw::BlocksInPoll, "`sleep` and each poll of its future return immediately", HANGS),
+            (TimerFlaw::NeverWakes, in_time, HANGS),
+            (TimerFlaw::ResolvesEarly, in_time, "ThreadTimer violates its contract. Required: "),
+            (TimerFlaw::ResolvesOneAfterTheOther, "futures of the same timer do not delay each other", HANGS),
+            (TimerFlaw::IgnoresZero, "with `Duration::ZERO`, the future resolves", HANGS),
+            (TimerFlaw::OverflowsAndPanics, long, "Observed: the check panicked: overflow"),
+            (TimerFlaw::OverflowsAndResolves, long, "resolved within"),
+            (TimerFlaw::StartsAtFirstPoll, "the duration starts at the call of `sleep`", "waited for its duration again"),
+            (TimerFlaw::KeepsFirstWaker, "a future wakes the task that polled it last", HANGS),
+            (TimerFlaw::WakesInsidePoll, wakes_once, "woke its task within a few milliseconds"),
+            (TimerFlaw::WakesTwice, wakes_once, "a future woke its task 2 times"),
+            (TimerFlaw::WakesAfterDrop, wakes_once, "a dropped future woke a task"),
         ],
     );
 }

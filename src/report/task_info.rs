@@ -94,7 +94,7 @@ pub struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: TaskKind,
-    /// Whether a panic or failure of the task starts the shutdown.
+    /// Whether a loss of the task starts the shutdown.
     pub(crate) critical: bool,
     /// Whether the task takes no permit of a registry with a limit.
     pub(crate) without_permit: bool,
@@ -135,14 +135,17 @@ pub enum TaskKind {
     Tracked,
     /// A guard, which stands for work that is not a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
+    /// A task that starts its work again; see [`Registry::service`](crate::Registry::service) and
+    /// [`Registry::every`](crate::Registry::every).
+    Service,
 }
 
 impl TaskKind {
-    /// Returns whether tasks of this kind can be aborted. Tasks of the kinds `Future`, `Local` and `Blocking` can be aborted.
+    /// Returns whether tasks of this kind can be aborted. Guards and tracked futures cannot be aborted.
     ///
     /// A blocking closure can be aborted only until it starts; see [`TaskInfo::is_abortable`].
     pub fn is_abortable(self) -> bool {
-        matches!(self, Self::Future | Self::Local | Self::Blocking)
+        matches!(self, Self::Future | Self::Local | Self::Blocking | Self::Service)
     }
 }
 
@@ -154,6 +157,7 @@ impl fmt::Display for TaskKind {
             Self::Blocking => "blocking closure",
             Self::Tracked => "tracked future",
             Self::Guard => "guard",
+            Self::Service => "service",
         })
     }
 }

@@ -110,17 +110,20 @@ impl RegistryState {
         }
     }
 
-    /// Counts and reports a rejection. Returns the reason for the rejection.
+    /// Counts and reports a rejection. If the task is critical, starts the shutdown. Returns the reason for the rejection.
     #[cold]
     pub(crate) fn reject(&'static self, info: &SpawnInfo, reason: RejectReason) -> RejectReason {
         self.shard().count(Lost::Rejected);
+        let kind = self.settings.has(INSPECTED).then_some(info.kind);
+        let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
         // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
         // not reported, because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
-            let kind = self.settings.has(INSPECTED).then_some(info.kind);
-            let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
             self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));
+        }
+        if info.critical {
+            self.start_shutdown_after_loss(task);
         }
         reason
     }

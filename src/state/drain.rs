@@ -35,10 +35,10 @@ impl RegistryState {
         }
     }
 
-    /// Starts the shutdown after `task` has failed or panicked, and records `task` as the cause.
+    /// Starts the shutdown after `task` was lost, and records `task` as the cause.
     ///
-    /// The caller has checked that this loss must start the shutdown: either the task is critical, or the registry has the setting
-    /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
+    /// The caller has checked that this loss must start the shutdown: either the task is critical, or the task has failed or panicked
+    /// and the registry has the setting `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
             self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));

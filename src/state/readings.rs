@@ -43,10 +43,12 @@ impl RegistryState {
         self.shards().iter().for_each(|shard| shard.gate().request_idle());
     }
 
-    /// Returns whether there was an instant during this call at which no task was in flight.
+    /// Returns whether there was an instant during this call at which no task but services was in flight.
     ///
-    /// This function takes two snapshots of all gates. If the first snapshot shows no task in flight, and no task was accepted
-    /// between the snapshots, then no task was in flight when the first snapshot was complete.
+    /// This function takes two snapshots of all gates. If the first snapshot shows only services in flight, and no task was accepted
+    /// between the snapshots, then no other task was in flight when the first snapshot was complete. The function reads the number of
+    /// services before and after the snapshots. A service is counted after its entry and until its departure, so the number is never
+    /// too high.
     ///
     /// The accepted count of a gate can wrap between the two snapshots. To detect such a wrap, this function reads `Gate::wraps`
     /// before and after the snapshots. A task whose entry wraps the accepted count increments `wraps` before the task leaves. Until
@@ -56,20 +58,33 @@ impl RegistryState {
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
         let counts = || {
             gates().map(Gate::snapshot).fold((0, 0_usize), |(in_flight, accepted), snapshot| {
-                (in_flight + snapshot.in_flight(), accepted.wrapping_add(snapshot.accepted()))
+                (in_flight + self.in_flight_of(snapshot), accepted.wrapping_add(snapshot.accepted()))
             })
         };
+        let services = || {
+            gates()
+                .map(Gate::services)
+                .fold((0, 0_usize), |(count, changes), (services, word)| (count + services, changes.wrapping_add(word)))
+        };
         loop {
-            let wraps_before = wraps();
-            let (in_flight, accepted) = counts();
+            let (wraps_before, mut services_before) = (wraps(), (0, 0));
+            let (mut in_flight, mut accepted) = counts();
             if in_flight != 0 {
-                return false;
+                services_before = services();
+                if services_before.0 == 0 {
+                    return false;
+                }
+                (in_flight, accepted) = counts();
+                if in_flight > services_before.0 {
+                    return false;
+                }
             }
-            if counts() == (0, accepted) && wraps() == wraps_before {
-                return true;
+            let has_same_services = || services_before.0 == 0 || services() == services_before;
+            if counts() == (in_flight, accepted) && has_same_services() && wraps() == wraps_before {
+                return in_flight == services_before.0;
             }
-            // A task entered between the snapshots. Check again immediately instead of waiting for a notification, because perhaps
-            // no other task will leave and notify the waiter.
+            // A task entered between the snapshots, or a service started or ended. Check again immediately instead of waiting for a
+            // notification, because perhaps no other task will leave and notify the waiter.
         }
     }
 }

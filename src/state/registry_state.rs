@@ -5,10 +5,10 @@ use super::settings::{ActiveSettings, OBSERVED};
 use crate::platform::{
     AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
-use crate::report::TaskInfo;
+use crate::report::{ServiceInfo, TaskInfo};
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
 use crate::sync::{gate::Gate, notifier::Notifier, wait_list::WaitList, wait_queue::WaitQueue};
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 use core::{array, cell::Cell, fmt, ptr};
 
 /// The shared state of one registry, for [`Registry::in_static`](crate::Registry::in_static).
@@ -54,6 +54,7 @@ pub(super) struct Shared {
     pub(super) notifier: Notifier,
     pub(super) wait_queue: WaitQueue,
     pub(super) observers: Observers,
+    pub(super) services: Mutex<Services>,
     pub(super) start: Mutex<ShutdownStart>,
     pub(super) life: LifeCheck,
 }
@@ -63,6 +64,19 @@ pub(super) struct ShutdownStart {
     pub(super) at: u64,
     /// The task whose loss started the shutdown, or `None` if no loss started the shutdown.
     pub(super) cause: Option<TaskInfo>,
+}
+
+/// The services in flight, in the order of their starts.
+pub(super) struct Services {
+    /// The number of the service that starts next.
+    pub(super) next: u64,
+    pub(super) services: Vec<Service>,
+}
+
+pub(super) struct Service {
+    pub(super) number: u64,
+    pub(super) target: &'static TokenTarget<Shard>,
+    pub(super) info: ServiceInfo,
 }
 
 /// The part of a registry's state that only a few threads use.
@@ -162,6 +176,7 @@ impl RegistryState {
                     notifier: Notifier::new(),
                     wait_queue: WaitQueue::new(),
                     observers: Observers::new(),
+                    services: Mutex::new(Services { next: 0, services: Vec::new() }),
                     start: Mutex::new(ShutdownStart { at: 0, cause: None }),
                     life: LifeCheck::new(),
                 }),

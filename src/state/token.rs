@@ -5,8 +5,9 @@ use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
+use crate::sync::gate::{Gate, PreviousWord};
 use crate::sync::slot_table::{Slot, TokenTarget};
-use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
+use crate::sync::wait_queue::Ticket;
 use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
@@ -17,6 +18,17 @@ pub(crate) enum UnreportedLoss {
     Panicked(String),
     Abandoned,
     Aborted,
+}
+
+impl UnreportedLoss {
+    pub(crate) fn as_loss(&self) -> Loss<'_> {
+        match self {
+            Self::Failed(error) => Loss::Failed(error),
+            Self::Panicked(message) => Loss::Panicked(message),
+            Self::Abandoned => Loss::Abandoned,
+            Self::Aborted => Loss::Aborted,
+        }
+    }
 }
 
 /// A token proves that one piece of work is counted as in flight (S1).
@@ -93,6 +105,18 @@ impl Token {
         self.target.owner
     }
 
+    pub(crate) fn state(&self) -> &'static RegistryState {
+        self.shard().state()
+    }
+
+    pub(super) fn target(&self) -> &'static TokenTarget<Shard> {
+        self.target
+    }
+
+    pub(super) fn gate(&self) -> &'static Gate {
+        self.shard().gate()
+    }
+
     pub(crate) fn info(&self) -> TaskInfo {
         let in_slot = || self.slot().and_then(|slot| self.shard().slots().info(slot));
         let plain = self.location.map(|location| TaskInfo::new(location, None));
@@ -113,13 +137,15 @@ impl Token {
     /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its
     /// causes if the alternate form of `Display` prints them.
     pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
-        let message = || {
-            catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
-                drop_quietly(payload);
-                "(an error whose Display panicked)".into()
-            })
-        };
-        UnreportedLoss::Failed(if self.shard().state().is_observed() { message() } else { String::new() })
+        if self.state().is_observed() { Self::failed_with_text(error) } else { UnreportedLoss::Failed(String::new()) }
+    }
+
+    /// Returns the loss of work that returned an error. The loss contains the text even if there are no observers.
+    pub(crate) fn failed_with_text(error: &dyn Display) -> UnreportedLoss {
+        UnreportedLoss::Failed(catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
+            drop_quietly(payload);
+            "(an error whose Display panicked)".into()
+        }))
     }
 
     /// Returns the loss of work that panicked. The loss contains the message of the panic if there are observers.
@@ -188,19 +214,14 @@ impl Token {
     /// Does what [`lose`](Self::lose) does, but does not stop counting the work as in flight.
     #[cold]
     pub(crate) fn report(self, loss: &UnreportedLoss) {
-        let state = self.shard().state();
-        let (outcome, loss, policy) = match loss {
-            UnreportedLoss::Failed(error) => (Lost::Failed, Loss::Failed(error), SHUTDOWN_ON_FAILURE),
-            UnreportedLoss::Panicked(message) => (Lost::Panicked, Loss::Panicked(message), SHUTDOWN_ON_PANIC),
-            UnreportedLoss::Abandoned => (Lost::Abandoned, Loss::Abandoned, NONE),
-            UnreportedLoss::Aborted => (Lost::Aborted, Loss::Aborted, NONE),
+        self.count_and_report(loss);
+        let policy = match loss {
+            UnreportedLoss::Failed(_) => SHUTDOWN_ON_FAILURE,
+            UnreportedLoss::Panicked(_) => SHUTDOWN_ON_PANIC,
+            UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
-        self.shard().count(outcome);
-        if state.is_observed() {
-            let task = self.info();
-            state.notify_observers(|observer| observer.lost(&task, &loss));
-        }
-        if state.settings.has(policy) || (policy != NONE && self.is_critical()) {
+        let state = self.state();
+        if state.settings.has(policy) || self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
     }
@@ -209,6 +230,32 @@ impl Token {
     pub(crate) fn inspected(self) -> Option<InspectedTask> {
         let id = self.slot().and_then(|slot| self.shard().slots().id(slot))?;
         Some(InspectedTask { target: self.target, id })
+    }
+
+    /// Counts and reports the loss of one run of a service, and counts the next run in its place (S5, S8). The caller has dropped the
+    /// run already.
+    pub(crate) fn lose_run(self, loss: &UnreportedLoss) {
+        self.count_and_report(loss);
+        self.enter_again();
+    }
+
+    /// Counts the current run of a service as ended, and the next run in its place.
+    pub(crate) fn enter_again(self) {
+        self.gate().enter_again();
+    }
+
+    fn count_and_report(self, loss: &UnreportedLoss) {
+        self.shard().count(match loss {
+            UnreportedLoss::Failed(_) => Lost::Failed,
+            UnreportedLoss::Panicked(_) => Lost::Panicked,
+            UnreportedLoss::Abandoned => Lost::Abandoned,
+            UnreportedLoss::Aborted => Lost::Aborted,
+        });
+        let state = self.state();
+        if state.is_observed() {
+            let task = self.info();
+            state.notify_observers(|observer| observer.lost(&task, &loss.as_loss()));
+        }
     }
 
     fn is_critical(&self) -> bool {

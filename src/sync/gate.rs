@@ -65,6 +65,8 @@ const WITHOUT_PERMIT_ONE: usize = ONE << HALF_BITS;
 const PERMITS: usize = WITHOUT_PERMIT_ONE - ONE;
 /// This mask selects the high half of the in-flight count.
 const WITHOUT_PERMIT: usize = COUNT - PERMITS;
+/// One change of the number of services, in the high half of the word that counts services.
+const SERVICE_CHANGE: usize = 1 << (usize::BITS / 2);
 /// The largest limit that a gate can count to.
 pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
 
@@ -136,6 +138,9 @@ pub(crate) struct Gate {
     /// The number of times that the top bit of the accepted count has flipped. The bit flips twice each time that the accepted
     /// count wraps.
     wraps: AtomicUsize,
+    /// The number of services in flight, which also count in `word`. The high half counts the changes of the low half, so that
+    /// `RegistryState::is_idle` notices every change.
+    services: AtomicUsize,
 }
 
 impl Gate {
@@ -144,6 +149,7 @@ impl Gate {
             Self {
                 word: AtomicUsize::new(0),
                 wraps: AtomicUsize::new(0),
+                services: AtomicUsize::new(0),
             }
         }
     }
@@ -229,6 +235,40 @@ impl Gate {
         self.wraps.fetch_add(1, Ordering::Release);
     }
 
+    /// Counts one task as ended, and another task as entered in its place. The in-flight count does not change.
+    ///
+    /// Release, as in `leave`: a thread that sees the new task also sees everything that the ended task did, and the count of its
+    /// outcome.
+    pub(crate) fn enter_again(&self) {
+        if flips_top_bit(self.word.fetch_add(ACCEPTED_ONE, Ordering::Release)) {
+            self.count_wrap();
+        }
+    }
+
+    /// Counts a task in flight as a service, which waiters for idleness ignore. Returns whether the caller must notify these waiters.
+    ///
+    /// The first Release pairs with the Acquire in `services`. The second operation on `word` decides between this call and a waiter
+    /// that requests a notification. If this call comes first, its Release pairs with the Acquire in `request_idle`, so the waiter
+    /// sees the service. Otherwise this call finds `IDLE` set.
+    pub(crate) fn begin_service(&self) -> bool {
+        self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
+        self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
+    }
+
+    /// Stops counting a task as a service. The task is still in flight, and its departure notifies the waiters for idleness.
+    pub(crate) fn end_service(&self) {
+        self.services.fetch_add(SERVICE_CHANGE - 1, Ordering::Release);
+    }
+
+    /// Returns the number of services in flight, and the word that differs after each change of this number.
+    ///
+    /// Acquire pairs with the Release in `begin_service` and `end_service`: the snapshots that the caller takes next contain the
+    /// entry of each counted service.
+    pub(crate) fn services(&self) -> (usize, usize) {
+        let word = self.services.load(Ordering::Acquire);
+        (word % SERVICE_CHANGE, word)
+    }
+
     /// Subtracts one task from the in-flight count. Returns `Some` if a waiter may need a notification or the gate is closed. The
     /// caller must pass the returned word to `depart`.
     ///
@@ -255,9 +295,17 @@ impl Gate {
     /// returned.
     pub(crate) fn depart(&self, PreviousWord { word: before, one }: PreviousWord) -> Departure {
         let last = before & COUNT == one;
+        // While services are in flight, each departure notifies, and the waiters compare the counts. The Acquire pairs with the
+        // Release in `begin_service`: this thread sees each service that started before the request for the notification.
+        let may_be_idle = || {
+            last || {
+                self.word.load(Ordering::Acquire);
+                self.services().0 != 0
+            }
+        };
         let departure = Departure {
             permit: one == ONE && before & PERMIT != 0,
-            idle: last && before & IDLE != 0,
+            idle: before & IDLE != 0 && may_be_idle(),
             drained: last && before & CLOSED != 0 && self.drain(),
         };
         if departure.idle {
@@ -295,10 +343,11 @@ impl Gate {
     /// Requests a notification: when a departure next makes the in-flight count zero, the tasks and threads that wait for idleness
     /// are notified.
     ///
-    /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
-    /// `IDLE` set. A departure that comes before the request is visible in the snapshot that the waiter takes next.
+    /// The word has one modification order. A departure that comes after the request in this order finds `IDLE` set. A departure that
+    /// comes before the request is visible in the snapshot that the waiter takes next. Acquire pairs with the Release in
+    /// `begin_service`.
     pub(crate) fn request_idle(&self) {
-        self.word.fetch_or(IDLE, Ordering::Relaxed);
+        self.word.fetch_or(IDLE, Ordering::Acquire);
     }
 
     /// Makes each departure that releases a permit wake the first waiter of the wait queue, and makes `enter_below` refuse new

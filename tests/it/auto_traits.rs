@@ -1,10 +1,10 @@
 //! Auto traits are part of the API, so the tests assert both their presence and their absence.
 
 use background_tasks::{
-    AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, Guard, JoinError,
-    JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, RunUntilShutdown, RunWhenReady, Shutdown,
-    ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder, TaskId, TaskInfo, TaskKind,
-    Tracked, WaitIdle,
+    AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard,
+    JoinError, JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, Restart, RunUntilShutdown,
+    RunWhenReady, ServiceInfo, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder,
+    TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -54,6 +54,8 @@ fn types_without_user_types_have_all_auto_traits() {
         DynSpawner<()> => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
         DynBlockingSpawner => [true, true, true, false, false],
+        DynTimer => [true, true, true, false, false],
+        DynSpawner<DynBlockingSpawner, DynTimer> => [true, true, true, false, false],
         Guard => ALL,
         CompletionGuard => ALL,
         // The payload of a panic is behind a mutex, so the error is `Sync`.
@@ -63,6 +65,8 @@ fn types_without_user_types_have_all_auto_traits() {
         RejectReason => ALL,
         Registry<()> => ALL,
         Rejected<()> => ALL,
+        Restart => ALL,
+        ServiceInfo => ALL,
         Shutdown => ALL,
         ShutdownGuard => ALL,
         ShutdownSignal => ALL,
@@ -98,6 +102,8 @@ fn generic_types_inherit_auto_traits_of_user_types() {
         JoinHandle<Cell<()>> => ALL,
         JoinHandle<PhantomPinned> => ALL,
         RunUntilShutdown<()> => ALL,
+        WithTimer<(), ()> => ALL,
+        WithTimer<(), Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<Rc<()>> => [false, false, true, true, true],
         RunUntilShutdown<PhantomPinned> => [true, true, false, true, true],
     }

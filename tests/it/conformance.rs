@@ -1,8 +1,8 @@
 //! Runs the conformance suite on each spawner that the crate provides.
 use async_executor::{Executor, LocalExecutor, StaticExecutor};
 use background_tasks::{
-    AsyncStdSpawner, BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, FuturesSpawner, InSpan, SmolSpawner,
-    Spawner, TaskSpan, ThreadsSpawner, TokioSpawner, conformance,
+    AsyncStdSpawner, BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, FuturesSpawner, InSpan,
+    SmolSpawner, Spawner, TaskSpan, ThreadsSpawner, TokioSpawner, WithTimer, conformance,
 };
 use futures_executor::{LocalPool, ThreadPool};
 use futures_lite::future::block_on;
@@ -231,4 +231,68 @@ fn task_span_conforms() {
         (TaskSpan(executor.clone()), move |main| block_on(executor.run(main)))
     });
     conformance::blocking_spawner(|| TaskSpan(SmolSpawner));
+}
+
+fn runtime_with_timer() -> Runtime {
+    Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+#[test]
+fn tokio_timers_conform() {
+    conformance::timer(|| {
+        let runtime = runtime_with_timer();
+        (TokioSpawner, move |main| runtime.block_on(main))
+    });
+    conformance::timer(|| {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        (TokioSpawner, move |main| runtime.block_on(main))
+    });
+    conformance::timer(|| {
+        let set = Rc::new(LocalSet::new());
+        (set.clone(), move |main| set.block_on(&runtime_with_timer(), main))
+    });
+}
+
+/// Uses the timer of a handle outside the runtime, which another thread drives.
+#[test]
+fn timer_of_tokio_handle_conforms_outside_the_runtime() {
+    conformance::timer(|| {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        (runtime.handle().clone(), move |main| {
+            block_on(main);
+            drop(runtime);
+        })
+    });
+}
+
+#[test]
+fn smol_timer_conforms() {
+    conformance::timer(|| (SmolSpawner, |main| smol::block_on(main)));
+}
+
+#[test]
+fn async_std_timer_conforms() {
+    conformance::timer(|| (AsyncStdSpawner, |main| block_on(main)));
+}
+
+#[test]
+fn wrapped_timers_conform() {
+    conformance::timer(|| (WithTimer((), smol::Timer::after), |main| smol::block_on(main)));
+    conformance::timer(|| (DynTimer::new(SmolSpawner), |main| smol::block_on(main)));
+    conformance::timer(|| (DynSpawner::new(SmolSpawner).with_timer(SmolSpawner), |main| smol::block_on(main)));
+    conformance::timer(|| (TaskSpan(Arc::new(InSpan(SmolSpawner))), |main| smol::block_on(main)));
+}
+
+#[test]
+fn spawners_with_a_timer_conform() {
+    conformance::executor(|| {
+        let threads = ThreadsSpawner::new(2).unwrap();
+        (WithTimer(threads.clone(), smol::Timer::after), threads)
+    });
+    conformance::local_spawner(|| {
+        let executor = Rc::new(LocalExecutor::new());
+        (WithTimer(executor.clone(), smol::Timer::after), move |main| block_on(executor.run(main)))
+    });
+    conformance::blocking_spawner(|| WithTimer(SmolSpawner, smol::Timer::after));
+    conformance::blocking_spawner(|| DynSpawner::new(SmolSpawner).with_timer(SmolSpawner));
 }

@@ -12,7 +12,7 @@ const PACKAGES: [(&str, &str, &str); 2] =
     [("background-tasks", "src/lib.rs", "src/adapters"), ("background-tasks-runtimes", "runtimes/src/lib.rs", "runtimes/src")];
 
 /// These spawners wrap other spawners, so the table of runtimes does not list them.
-const WRAPPERS: [&str; 5] = ["DynSpawner", "DynLocalSpawner", "DynBlockingSpawner", "InSpan", "TaskSpan"];
+const WRAPPERS: [&str; 7] = ["DynSpawner", "DynLocalSpawner", "DynBlockingSpawner", "DynTimer", "InSpan", "TaskSpan", "WithTimer"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -58,7 +58,7 @@ fn implemented_traits(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
                 other => other,
             };
             let Type::Path(self_type) = self_type else { continue };
-            if trait_name.ends_with("Spawner") {
+            if trait_name.ends_with("Spawner") || trait_name == "Timer" {
                 let type_name = self_type.path.segments.last().unwrap().ident.to_string();
                 traits_of.entry(type_name).or_default().insert(trait_name);
             }
@@ -79,7 +79,7 @@ fn feature_table_of_each_crate_lists_every_feature() {
     }
 }
 
-/// A row has the cells | runtime | feature | version | spawner | tasks | local tasks | blocking work | … |. An empty feature cell means the
+/// A row has the cells | runtime | feature | version | spawner | tasks | local tasks | blocking work | timer | … |. An empty feature cell means the
 /// feature of the row above.
 #[test]
 fn runtime_table_matches_manifests_and_sources() {
@@ -107,7 +107,7 @@ fn runtime_table_matches_manifests_and_sources() {
         let identifiers = |text: &str| text.split(|c: char| !c.is_alphanumeric()).map(str::to_owned).collect::<Vec<_>>();
         for spawner in quoted(spawner_cell).into_iter().flat_map(identifiers) {
             let Some(traits) = packages.iter().find_map(|(_, traits_of)| traits_of.get(&spawner)) else { continue };
-            for (trait_name, cell) in ["Spawner", "LocalSpawner", "BlockingSpawner"].iter().zip(trait_cells) {
+            for (trait_name, cell) in ["Spawner", "LocalSpawner", "BlockingSpawner", "Timer"].iter().zip(trait_cells) {
                 if !cell.is_empty() {
                     assert!(traits.contains(*trait_name), "{spawner} (feature `{feature}`) does not implement {trait_name}");
                     undocumented.remove(&(spawner.clone(), (*trait_name).to_owned()));

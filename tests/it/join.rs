@@ -382,19 +382,37 @@ fn registry_without_inspection_does_not_abort_tasks_with_handles() {
 }
 
 #[test]
-fn critical_task_with_a_handle_starts_the_shutdown_if_it_panics() {
+fn critical_task_with_a_handle_starts_the_shutdown_if_it_is_lost() {
     let (manual, registry) = manual();
     let failed = registry.critical().spawn(async { Err::<(), _>("its owner's") });
-    let aborted = registry.critical().spawn(async {});
-    aborted.abort();
     manual.poll_all();
     assert!(block_on(failed).unwrap().is_err());
-    assert_eq!(loss(aborted), "was aborted");
-    assert!(!registry.is_shutting_down());
+    assert!(!registry.is_shutting_down(), "an error belongs to the owner of the handle");
     let panicked = registry.named("vital").critical().spawn(async { panic_quietly("oh") });
     manual.poll_all();
     assert_eq!(loss::<()>(panicked), "panicked: oh");
     assert_eq!(registry.shutdown_cause().unwrap().name(), Some("vital"));
+}
+
+#[test]
+fn critical_task_that_its_handle_aborts_starts_the_shutdown() {
+    let (manual, registry) = manual();
+    let aborted = registry.named("vital").critical().spawn(async {});
+    aborted.abort();
+    manual.poll_all();
+    assert_eq!(loss(aborted), "was aborted");
+    assert_eq!(registry.shutdown_cause().unwrap().name(), Some("vital"));
+}
+
+#[test]
+fn rejected_critical_task_with_a_handle_starts_the_shutdown() {
+    let manual = Manual::default();
+    let registry = Registry::builder(manual.clone()).max_in_flight(1).build();
+    let guard = registry.guard().unwrap();
+    let rejected = registry.named("vital").critical().spawn(async {});
+    assert!(matches!(block_on(rejected).unwrap_err().loss(), Loss::Rejected(_)));
+    assert_eq!(registry.shutdown_cause().unwrap().name(), Some("vital"));
+    drop(guard);
 }
 
 /// S8

@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 /// The layers, top to bottom. A file may import from its own layer and from lower layers.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["lib", "guide"],
     &["adapters", "conformance"],
     &["registry", "builder", "blocking"],
     &["task_builder"],
+    &["service"],
     &["shutdown", "signal", "task", "join"],
     &["state"],
     &["sync"],
@@ -30,7 +31,7 @@ const MAY_NAME_ORDERINGS: [&str; 4] = ["state", "sync", "platform", "conformance
 const MAX_CFG_ATTRIBUTES: usize = 12;
 
 /// Lines of code (neither blank nor comment) of the core must stay below this number.
-const MAX_LINES_OF_CODE: usize = 3900;
+const MAX_LINES_OF_CODE: usize = 4200;
 /// Modules that are not the core, and the platform that only models compile.
 const NOT_COUNTED: [&str; 4] = ["adapters", "conformance", "guide", "platform/model.rs"];
 

@@ -54,6 +54,8 @@ mod peer_behaviours;
 mod property;
 #[cfg(feature = "async-executor")]
 mod release_order;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod services;
 #[cfg(feature = "async-executor")]
 mod shutdown_policy;
 #[cfg(feature = "async-executor")]
@@ -64,3 +66,5 @@ mod soak;
 mod spawners;
 #[cfg(feature = "async-executor")]
 mod stress;
+#[cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
+mod timers;

@@ -401,7 +401,11 @@ impl Model {
     fn reject(&mut self, options: TaskOptions, kind: TaskKind, reason: RejectReason) {
         self.counts[Outcome::Rejected as usize] += 1;
         let kind = self.setup.inspected.then_some(kind);
-        self.expect_event(Event::Lost(Outcome::Rejected, (options.name, None, kind), reason.to_string()));
+        let identity = (options.name, None, kind);
+        self.expect_event(Event::Lost(Outcome::Rejected, identity, reason.to_string()));
+        if options.critical {
+            self.start_shutdown(Some(Cause { identity, critical: true }));
+        }
     }
 
     fn accept(&mut self, options: TaskOptions, kind: TaskKind, script: Script, body: Body) {
@@ -452,9 +456,10 @@ impl Model {
         }
         let Setup { shutdown_on_panic, shutdown_on_failure, .. } = self.setup;
         let starts_shutdown = match outcome {
+            Outcome::Completed => false,
             Outcome::Panicked => shutdown_on_panic || options.critical,
             Outcome::Failed => shutdown_on_failure || options.critical,
-            _ => false,
+            _ => options.critical,
         };
         if starts_shutdown {
             self.start_shutdown(Some(Cause { identity, critical: options.critical }));

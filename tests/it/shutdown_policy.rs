@@ -62,13 +62,41 @@ fn critical_loss_starts_shutdown_in_any_registry() {
 }
 
 #[test]
-fn critical_task_that_completes_or_is_abandoned_starts_no_shutdown() {
+fn critical_task_that_completes_starts_no_shutdown() {
     assert!(!starts_shutdown(|builder| builder, |registry| registry.critical().run(async {})));
+}
+
+#[test]
+fn each_loss_of_a_critical_task_starts_the_shutdown() {
     let spawner = Manual::default();
-    let registry = Registry::new(spawner.clone());
-    registry.critical().run(pending::<()>());
-    drop(spawner.take());
-    assert_eq!((registry.summary().abandoned, registry.is_shutting_down()), (1, false));
+    let lost = |lose: fn(&Registry<Manual>, &Manual), outcome: fn(&Registry<Manual>) -> u64| {
+        let registry = Registry::builder(spawner.clone()).inspect().max_in_flight(1).build();
+        lose(&registry, &spawner);
+        assert_eq!((outcome(&registry), registry.is_shutting_down()), (1, true));
+        assert_eq!(registry.shutdown_cause().unwrap().name(), Some("lease"));
+    };
+    let abandon = |registry: &Registry<Manual>, spawner: &Manual| {
+        registry.named("lease").critical().run(pending::<()>());
+        drop(spawner.take());
+    };
+    let abort = |registry: &Registry<Manual>, spawner: &Manual| {
+        registry.named("lease").critical().run(pending::<()>());
+        assert!(!registry.is_shutting_down());
+        registry.abort();
+        spawner.poll_all();
+    };
+    let reject = |registry: &Registry<Manual>, _: &Manual| {
+        let guard = registry.guard().unwrap();
+        registry.named("lease").critical().run(pending::<()>());
+        drop(guard);
+    };
+    let drop_guard = |registry: &Registry<Manual>, _: &Manual| {
+        drop(registry.named("lease").critical().guard().unwrap().require_completion());
+    };
+    lost(abandon, |registry| registry.summary().abandoned);
+    lost(abort, |registry| registry.summary().aborted);
+    lost(reject, |registry| registry.summary().rejected);
+    lost(drop_guard, |registry| registry.summary().abandoned);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod last_leave_races_enter;
 mod last_leave_races_listen;
 mod permit_races_waiter;
 mod reported_before_drained;
+mod service_runs;
 mod slot_reuse;
 mod state_reuse;
 mod trigger_races_poll;

@@ -62,11 +62,11 @@ fn pool() -> Box<dyn monoio::blocking::ThreadPool + Send> {
 }
 
 pub(crate) fn monoio_legacy() -> io::Result<Drive> {
-    monoio(monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().attach_thread_pool(pool()).build())
+    monoio(monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().attach_thread_pool(pool()).enable_timer().build())
 }
 
 pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
-    monoio(monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().attach_thread_pool(pool()).build())
+    monoio(monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().attach_thread_pool(pool()).enable_timer().build())
 }
 
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {

@@ -3,7 +3,7 @@
 use crate::common::{self, Make};
 use actix_rt::{Arbiter, System};
 use async_channel::{Sender, unbounded};
-use background_tasks::{BlockingSpawner, DynBlockingSpawner, DynSpawner, LocalSpawner, Spawner, TokioSpawner, conformance};
+use background_tasks::{BlockingSpawner, DynBlockingSpawner, DynSpawner, LocalSpawner, Spawner, Timer, TokioSpawner, conformance};
 use background_tasks_runtimes::{ArbiterSpawner, BevySpawner, CompioSpawner, GlobalExecutorSpawner, GlommioSpawner, MonoioSpawner};
 use bevy_tasks::TaskPoolBuilder;
 use std::sync::Arc;
@@ -37,16 +37,17 @@ impl<T> Drop for Core<T> {
     }
 }
 
-/// Tests the three traits of a spawner for the runtime of its thread. `Spawner` and `BlockingSpawner` are called from other threads, so their tasks are
+/// Tests the four traits of a spawner for the runtime of its thread. `Spawner` and `BlockingSpawner` are called from other threads, so their tasks are
 /// sent to the thread of the runtime.
 fn thread_per_core<S>(spawner: S, make: Make)
 where
-    S: Spawner + LocalSpawner + BlockingSpawner + Copy + Send + Sync + 'static,
+    S: Spawner + LocalSpawner + BlockingSpawner + Timer + Copy + Send + Sync + 'static,
 {
     if !common::is_available(make) {
         return;
     }
     conformance::local_spawner(move || (spawner, make().unwrap()));
+    conformance::timer(move || (spawner, make().unwrap()));
     conformance::executor(move || {
         let core = Core::new(make, move |task| spawner.spawn(task));
         (DynSpawner::from_fn(core.sender()), core)
@@ -114,10 +115,22 @@ fn actix_arbiter() {
     });
 }
 
+#[test]
+fn actix_timer() {
+    conformance::timer(|| {
+        let system = System::new();
+        (ArbiterSpawner(Arbiter::current()), move |main| system.block_on(main))
+    });
+}
+
 /// actix needs no adapter inside a system.
 #[test]
 fn actix_system() {
     conformance::local_spawner(|| {
+        let system = System::new();
+        (TokioSpawner, move |main| system.block_on(main))
+    });
+    conformance::timer(|| {
         let system = System::new();
         (TokioSpawner, move |main| system.block_on(main))
     });

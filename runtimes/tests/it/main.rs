@@ -20,3 +20,5 @@ mod outside_runtime;
 mod owned_tasks;
 #[cfg(all(target_os = "linux", feature = "compio", feature = "glommio", feature = "monoio"))]
 mod thread_per_core;
+#[cfg(all(target_os = "linux", feature = "actix-rt", feature = "compio", feature = "glommio", feature = "monoio"))]
+mod timers;

@@ -1,12 +1,13 @@
 //! Outside its runtime, a spawner panics in the caller with advice, and the task counts as abandoned.
 
 use crate::common::TIMEOUT;
-use background_tasks::{BlockingSpawner, LocalSpawner, Registry, Spawner};
+use background_tasks::{BlockingSpawner, LocalSpawner, Registry, Spawner, Timer};
 use background_tasks_runtimes::{ArbiterSpawner, CompioSpawner, GlommioSpawner, MonoioSpawner};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::rc::Rc;
 use std::sync::Once;
+use std::time::Duration;
 
 thread_local!(static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) });
 
@@ -24,16 +25,18 @@ fn panics(call: impl FnOnce()) -> String {
     MESSAGE.take()
 }
 
-fn each_method_panics_with_advice<S: Spawner + LocalSpawner + BlockingSpawner>(spawner: S, advice: &[&str]) {
+fn each_method_panics_with_advice<S: Spawner + LocalSpawner + BlockingSpawner + Timer>(spawner: S, advice: &[&str]) {
     let registry = Registry::new(spawner);
     let owned = Rc::new(());
-    let calls: [(_, &dyn Fn()); 3] = [
+    let calls: [(_, &dyn Fn()); 5] = [
         ("run", &|| registry.run(async {})),
         ("run_local", &|| {
             let owned = owned.clone();
             registry.run_local(async move { drop(owned) });
         }),
         ("run_blocking", &|| registry.run_blocking(|| ())),
+        ("sleep", &|| drop(registry.spawner().sleep(Duration::ZERO))),
+        ("shutdown_within", &|| drop(registry.shutdown_within(Duration::from_millis(1)))),
     ];
     for (name, call) in calls {
         let message = panics(call);
@@ -43,6 +46,7 @@ fn each_method_panics_with_advice<S: Spawner + LocalSpawner + BlockingSpawner>(s
         }
     }
     assert_eq!(Rc::strong_count(&owned), 1, "dropped, not kept");
+    assert!(!registry.is_shutting_down(), "`shutdown_within` does not start a shutdown that it cannot limit");
     assert_eq!(registry.shutdown().wait_timeout(TIMEOUT).unwrap().abandoned, 3);
 }
 
@@ -53,7 +57,7 @@ fn compio() {
 
 #[test]
 fn monoio() {
-    each_method_panics_with_advice(MonoioSpawner, &["MonoioSpawner", "`block_on`", "`attach_thread_pool`"]);
+    each_method_panics_with_advice(MonoioSpawner, &["MonoioSpawner", "`block_on`", "`attach_thread_pool`", "`enable_timer`"]);
 }
 
 #[test]
@@ -70,6 +74,8 @@ fn stopped_arbiter() {
     arbiter.join().unwrap();
     let message = panics(|| registry.run(async {}));
     assert!(["ArbiterSpawner", "another arbiter", file!()].iter().all(|part| message.contains(part)), "{message}");
+    let message = panics(|| drop(registry.spawner().sleep(Duration::ZERO)));
+    assert!(["ArbiterSpawner", "`SystemRunner::block_on`", file!()].iter().all(|part| message.contains(part)), "{message}");
     assert_eq!(registry.shutdown().wait_timeout(TIMEOUT).unwrap().abandoned, 1);
     drop(system);
 }

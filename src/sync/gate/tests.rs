@@ -7,7 +7,7 @@ fn leave(gate: &Gate) -> Departure {
 }
 
 fn gate(word: usize, wraps: usize) -> Gate {
-    Gate { word: AtomicUsize::new(word), wraps: AtomicUsize::new(wraps) }
+    Gate { word: AtomicUsize::new(word), wraps: AtomicUsize::new(wraps), services: AtomicUsize::new(0) }
 }
 
 #[test]
@@ -122,4 +122,36 @@ fn a_full_half_of_the_count_does_not_overflow() {
     assert_eq!(full.enter_below(MAX_PERMITS), Err(Refused::Full));
     assert_eq!(full.enter_without_permit(), Ok(()));
     assert_eq!(full.snapshot().in_flight_with_limit(), MAX_PERMITS + 1);
+}
+
+#[test]
+fn an_entry_in_place_of_an_ended_task_changes_only_the_accepted_count() {
+    let half = 1 << (ACCEPTED_BITS - 1);
+    let gate = gate((half - 2) << ACCEPTED_SHIFT, 0);
+    assert_eq!(gate.enter(), Ok(()));
+    let (before, _) = gate.accepted();
+    gate.enter_again();
+    assert_eq!(gate.wraps(), 1, "the top bit has flipped");
+    assert_eq!((gate.accepted().0, gate.snapshot().in_flight()), (before + 1, 1));
+    assert!(!gate.close());
+    gate.enter_again();
+    assert_eq!(leave(&gate), Departure { drained: true, ..NOTHING });
+    assert_eq!(gate.accepted().0, before + 2);
+}
+
+#[test]
+fn a_departure_notifies_waiters_for_idleness_while_only_services_remain() {
+    let gate = Gate::new();
+    for _ in 0..3 {
+        assert_eq!(gate.enter(), Ok(()));
+    }
+    assert!(!gate.begin_service(), "nobody waits");
+    gate.request_idle();
+    assert_eq!(leave(&gate), Departure { idle: true, ..NOTHING });
+    assert_eq!((gate.services().0, gate.snapshot().in_flight()), (1, 2));
+    gate.request_idle();
+    assert!(gate.begin_service(), "both tasks in flight are services now");
+    gate.end_service();
+    gate.end_service();
+    assert_eq!(gate.services().0, 0);
 }

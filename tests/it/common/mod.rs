@@ -9,7 +9,7 @@ mod runtimes;
 #[cfg(feature = "async-executor")]
 pub(crate) use runtimes::*;
 
-use background_tasks::{Registry, Spawner, Summary};
+use background_tasks::{Registry, RegistryBuilder, Spawner, Summary, Timer};
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::pin::Pin;
@@ -89,6 +89,100 @@ impl TaskQueue {
         let mut tasks = std::mem::take(&mut *self.0.lock().unwrap());
         tasks.retain_mut(|task| poll(task, waker).is_pending());
         self.0.lock().unwrap().extend(tasks);
+    }
+}
+
+/// A timer whose time passes only when the test advances it.
+#[derive(Clone, Default)]
+pub(crate) struct FakeTimer(Arc<Mutex<FakeTime>>);
+
+#[derive(Default)]
+struct FakeTime {
+    now: Duration,
+    /// The durations of all calls of `sleep`.
+    durations: Vec<Duration>,
+    wakers: Vec<Waker>,
+}
+
+/// Resolves when the time of its [`FakeTimer`] reaches the deadline.
+pub(crate) struct FakeSleep {
+    timer: FakeTimer,
+    deadline: Duration,
+}
+
+impl FakeTimer {
+    /// Lets time pass and wakes all tasks that sleep.
+    pub(crate) fn advance(&self, duration: Duration) {
+        let mut time = self.0.lock().unwrap();
+        time.now += duration;
+        let wakers = std::mem::take(&mut time.wakers);
+        drop(time);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns the durations of the calls of `sleep` since the last call of this method.
+    pub(crate) fn take_durations(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.0.lock().unwrap().durations)
+    }
+}
+
+impl Timer for FakeTimer {
+    type Sleep = FakeSleep;
+
+    fn sleep(&self, duration: Duration) -> FakeSleep {
+        let mut time = self.0.lock().unwrap();
+        time.durations.push(duration);
+        FakeSleep { timer: self.clone(), deadline: time.now.saturating_add(duration) }
+    }
+}
+
+impl Future for FakeSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut time = self.timer.0.lock().unwrap();
+        if time.now >= self.deadline {
+            return Poll::Ready(());
+        }
+        time.wakers.push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// A spawner whose tasks and time the test controls.
+#[derive(Clone, Default)]
+pub(crate) struct Fake {
+    pub(crate) tasks: Manual,
+    pub(crate) timer: FakeTimer,
+}
+
+impl Spawner for Fake {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.tasks.spawn(task);
+    }
+}
+
+impl Timer for Fake {
+    type Sleep = <FakeTimer as Timer>::Sleep;
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.timer.sleep(duration)
+    }
+}
+
+impl Fake {
+    pub(crate) fn registry(&self) -> Registry<Self> {
+        Registry::new(self.clone())
+    }
+
+    pub(crate) fn builder(&self) -> RegistryBuilder<Self> {
+        Registry::builder(self.clone())
+    }
+
+    /// Lets time pass, and then polls all tasks.
+    pub(crate) fn advance(&self, duration: Duration) {
+        self.timer.advance(duration);
+        self.tasks.poll_all();
     }
 }
 

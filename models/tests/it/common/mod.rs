@@ -2,10 +2,11 @@
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
 
-use background_tasks::{BlockingSpawner, RegistryBuilder, Spawner, Summary, model};
-use core::future::Future;
+use background_tasks::{BlockingSpawner, RegistryBuilder, Spawner, Summary, Timer, model};
+use core::future::{Future, Ready, ready};
 use core::pin::Pin;
 use core::task::{Context, Poll};
+use core::time::Duration;
 use loom::cell::UnsafeCell;
 use loom::thread::JoinHandle;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,6 +126,15 @@ pub type Closure = Box<dyn FnOnce() + Send>;
 impl Spawner for ManualSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         self.0.lock().unwrap().push(Polled::new(Box::pin(task)));
+    }
+}
+
+/// Each future is ready, so a service never waits.
+impl Timer for ManualSpawner {
+    type Sleep = Ready<()>;
+
+    fn sleep(&self, _: Duration) -> Ready<()> {
+        ready(())
     }
 }
 

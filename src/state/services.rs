@@ -1,0 +1,82 @@
+//! Lists the services of a registry, and counts them for the check for idleness.
+
+use super::registry_state::{RegistryState, Service};
+use super::token::{Token, UnreportedLoss};
+use crate::report::{ServiceInfo, TaskInfo, TaskKind};
+use alloc::{string::ToString, vec::Vec};
+
+impl RegistryState {
+    /// Returns the services in flight, in the order of their starts.
+    ///
+    /// This function reads the slots under the lock of the list. A service takes this lock before it leaves, so each slot still holds
+    /// its service.
+    pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
+        self.shared.0.services.with(|list| list.services.iter().map(Service::current_info).collect())
+    }
+}
+
+impl Service {
+    fn current_info(&self) -> ServiceInfo {
+        let Self { target, info, .. } = self;
+        let in_slot = target.slot.as_ref().and_then(|slot| target.owner.slots().info(slot));
+        let task = in_slot.map_or(info.task, |task| TaskInfo { name: info.task.name, kind: info.task.kind, ..task });
+        ServiceInfo { task, ..info.clone() }
+    }
+}
+
+/// A service that its registry lists. The service leaves the list when this value is dropped, while its token is still in flight.
+pub(crate) struct ListedService {
+    token: Token,
+    number: u64,
+}
+
+impl ListedService {
+    pub(crate) fn new(token: Token, name: Option<&'static str>) -> Self {
+        let state = token.state();
+        let task = TaskInfo { name, kind: Some(TaskKind::Service), ..token.info() };
+        let info = ServiceInfo { task, is_running: true, restarts: 0, last_loss: None };
+        let number = state.shared.0.services.with(|list| {
+            let number = list.next;
+            list.next += 1;
+            list.services.push(Service { number, target: token.target(), info });
+            number
+        });
+        if token.gate().begin_service() {
+            state.notifier().notify();
+        }
+        Self { token, number }
+    }
+
+    /// Records that the service waits to run again.
+    pub(crate) fn waits(&self) {
+        self.update(|info| info.is_running = false);
+    }
+
+    /// Records that the service runs again.
+    pub(crate) fn runs_again(&self) {
+        self.update(|info| {
+            info.is_running = true;
+            info.restarts += 1;
+        });
+    }
+
+    pub(crate) fn set_last_loss(&self, loss: &UnreportedLoss) {
+        let text = loss.as_loss().to_string();
+        self.update(|info| info.last_loss = Some(text));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut ServiceInfo)) {
+        self.token.state().shared.0.services.with(|list| {
+            if let Some(entry) = list.services.iter_mut().find(|entry| entry.number == self.number) {
+                change(&mut entry.info);
+            }
+        });
+    }
+}
+
+impl Drop for ListedService {
+    fn drop(&mut self) {
+        self.token.state().shared.0.services.with(|list| list.services.retain(|entry| entry.number != self.number));
+        self.token.gate().end_service();
+    }
+}
