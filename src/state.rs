@@ -14,6 +14,5 @@ mod token;
 pub(crate) use handle::RegistryHandle;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
-pub(crate) use registry_state::Shard;
 pub(crate) use settings::Settings;
 pub(crate) use token::{Token, UnreportedLoss};

@@ -39,6 +39,11 @@ impl<T> Once<T> {
     pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
         self.0.with(|made| *made.get_or_insert_with(|| Box::leak(Box::new(make()))))
     }
+
+    /// Returns the value, or `None` if it was not created yet.
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
+        self.0.with(|made| *made)
+    }
 }
 
 /// The type of a static that the macro `per_thread!` declares. The static contains one cell for the whole program, because this

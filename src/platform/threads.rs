@@ -38,6 +38,11 @@ impl<T> Once<T> {
     pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
         self.0.get_or_init(make)
     }
+
+    /// Returns the value, or `None` if it was not created yet.
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
+        self.0.get()
+    }
 }
 
 /// Declares a thread-local `Cell`.

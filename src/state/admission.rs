@@ -42,7 +42,10 @@ impl RegistryState {
             if without_permit {
                 gate.enter_without_permit()?;
             } else {
-                self.shared.0.wait_queue.try_enter(gate, limit)?;
+                gate.enter_below(limit).or_else(|refused| match refused {
+                    Refused::Drained => Err(refused),
+                    Refused::Full => self.rare().wait_queue.try_enter(gate, limit),
+                })?;
             }
             return Ok(target);
         }
@@ -98,7 +101,7 @@ impl RegistryState {
             }
         }
         let is_open = || !self.is_shutting_down();
-        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_follow_up, is_open);
+        let entered = self.rare().wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_follow_up, is_open);
         let reason = if is_follow_up { RejectReason::Drained } else { RejectReason::ShuttingDown };
         entered.map(|entered| entered.map(|()| target).ok_or(reason))
     }
@@ -106,7 +109,7 @@ impl RegistryState {
     /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         if let Some((target, limit)) = self.limited() {
-            self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
+            self.rare().wait_queue.remove(target.owner.gate(), limit, ticket);
         }
     }
 

@@ -16,7 +16,7 @@ impl RegistryState {
         let is_first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
         let mut in_flight = 0;
         if is_first && self.is_observed() {
-            self.shared.0.start.with(|start| start.at = now());
+            self.rare().start.with(|start| start.at = now());
             in_flight = self.in_flight();
         }
         for shard in self.shards() {
@@ -40,7 +40,7 @@ impl RegistryState {
     /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
-            self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));
+            self.rare().start.with(|start| _ = start.cause.get_or_insert(task));
         }
         self.start_shutdown();
     }
@@ -48,7 +48,7 @@ impl RegistryState {
     /// Performs the actions that a task's [`Departure`] from a gate requires.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         if departure.permit {
-            self.shared.0.wait_queue.wake_first();
+            self.rare().wait_queue.wake_first();
         }
         if departure.idle {
             self.notifier().notify();
@@ -64,7 +64,7 @@ impl RegistryState {
     /// Removes and wakes the waiters that can no longer get a permit (L4).
     fn close_wait_queue(&'static self) {
         if let Some((target, limit)) = self.limited() {
-            self.shared.0.wait_queue.close(target.owner.gate(), limit);
+            self.rare().wait_queue.close(target.owner.gate(), limit);
         }
     }
 
@@ -82,8 +82,8 @@ impl RegistryState {
     /// `shard_drained`. The call that counts the last event therefore sees what the tasks of all shards did. The second `fetch_add`
     /// in this function is Release and pairs with the Acquire in `is_drained`.
     fn shard_drained(&'static self) {
-        let drained = &self.shared.0.drained;
-        if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {
+        let drained = &self.shared().drained;
+        if drained.fetch_add(1, Ordering::AcqRel) == self.targets().len() {
             self.report_drained();
             drained.fetch_add(1, Ordering::Release);
             self.notifier().notify();
@@ -93,7 +93,7 @@ impl RegistryState {
 
     fn report_drained(&'static self) {
         if self.is_observed() {
-            let started = self.shared.0.start.with(|start| start.at);
+            let started = self.rare().start.with(|start| start.at);
             let took = if HAS_CLOCK { Duration::from_nanos(now().saturating_sub(started)) } else { Duration::ZERO };
             let summary = self.summary();
             self.notify_observers(|observer| observer.drained(&summary, took));
@@ -102,7 +102,7 @@ impl RegistryState {
 
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
         if self.is_observed() {
-            self.shared.0.observers.notify(call);
+            self.rare().observers.notify(call);
         }
     }
 
@@ -111,7 +111,7 @@ impl RegistryState {
     /// Acquire pairs with the Release in `shard_drained`: a thread that sees the end of the drain also sees the end of every task
     /// (S2, S3).
     pub(crate) fn is_drained(&'static self) -> bool {
-        self.shared.0.drained.load(Ordering::Acquire) == self.shards().len() + 2
+        self.shared().drained.load(Ordering::Acquire) == self.targets().len() + 2
     }
 
     /// Returns the final summary, or `None` if the registry has not drained.
@@ -132,7 +132,7 @@ impl RegistryState {
         self.phase() % 2 == 1
     }
 
-    pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
-        self.shared.0.start.with(|start| start.cause)
+    pub(crate) fn shutdown_cause(&'static self) -> Option<TaskInfo> {
+        self.used_rare()?.start.with(|start| start.cause)
     }
 }

@@ -1,7 +1,7 @@
 //! Counts the handles of a registry.
 
 use super::lifetime::StateRef;
-use super::registry_state::RegistryState;
+use super::registry_state::{Origin, RegistryState};
 use super::settings::Settings;
 use crate::platform::Ordering;
 
@@ -31,8 +31,8 @@ impl RegistryHandle {
 impl Clone for RegistryHandle {
     /// Relaxed is enough because the caller holds a handle during this call, so the count of handles cannot reach zero.
     fn clone(&self) -> Self {
-        if self.0.is_pooled {
-            self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
+        if self.0.origin != Origin::Static {
+            self.0.shared().handles.fetch_add(1, Ordering::Relaxed);
         }
         Self(self.0)
     }
@@ -42,7 +42,7 @@ impl Drop for RegistryHandle {
     /// The drop of the last handle starts the shutdown. `AcqRel` makes each drop of a handle synchronize with the next drop of a
     /// handle. The thread that drops the last handle therefore sees every write that preceded the drop of any other handle.
     fn drop(&mut self) {
-        if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.origin != Origin::Static && self.0.shared().handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();
             self.0.release();
         }

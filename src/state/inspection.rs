@@ -11,7 +11,7 @@ impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
-        self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
+        self.shards().for_each(|shard| shard.slots().list(now, &mut tasks));
         // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks

@@ -9,7 +9,7 @@ use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
-        self.shards().iter().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum()
+        self.shards().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum()
     }
 
     /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
@@ -30,7 +30,7 @@ impl RegistryState {
         // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
         // with Acquire.
         let sum = |loss: usize| -> u64 {
-            self.shards().iter().map(|shard| shard.counters.0.losses[loss].load(Ordering::Relaxed) as u64).sum()
+            self.shards().map(|shard| shard.losses[loss].load(Ordering::Relaxed) as u64).sum()
         };
         let [failed, panicked, abandoned, aborted, rejected] = array::from_fn(sum);
         let completed = ended.saturating_sub(failed + panicked + abandoned + aborted);
@@ -40,7 +40,7 @@ impl RegistryState {
     /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight notifies
     /// these waiters.
     pub(crate) fn request_idle(&'static self) {
-        self.shards().iter().for_each(|shard| shard.gate().request_idle());
+        self.shards().for_each(|shard| shard.gate().request_idle());
     }
 
     /// Returns whether there was an instant during this call at which no task was in flight.
@@ -52,7 +52,7 @@ impl RegistryState {
     /// before and after the snapshots. A task whose entry wraps the accepted count increments `wraps` before the task leaves. Until
     /// that increment, the second snapshot shows the task in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
-        let gates = || self.shards().iter().map(Shard::gate);
+        let gates = || self.shards().map(Shard::gate);
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
         let counts = || {
             gates().map(Gate::snapshot).fold((0, 0_usize), |(in_flight, accepted), snapshot| {

@@ -7,7 +7,7 @@ use crate::platform::{
 };
 use crate::report::TaskInfo;
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
-use crate::sync::{gate::Gate, notifier::Notifier, wait_list::WaitList, wait_queue::WaitQueue};
+use crate::sync::{gate::Gate, notifier::Notifier, wait_list::{MARGIN, WaitList}, wait_queue::WaitQueue};
 use alloc::boxed::Box;
 use core::{array, cell::Cell, fmt, ptr};
 
@@ -28,13 +28,20 @@ pub struct RegistryState {
     /// The phase is even while the registry is open, and odd once its shutdown has started. A pooled state serves several
     /// registries one after another, and each of these registries has two phase values of its own.
     pub(super) phase: AtomicUsize,
-    /// Whether the state belongs to the pool. A state in a `static` does not count its handles.
-    pub(super) is_pooled: bool,
-    shards: Once<Box<[Shard]>>,
+    pub(super) origin: Origin,
     /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
-    pub(super) shared: CachePadded<Shared>,
+    shared: Once<&'static Shared>,
+}
+
+/// The owner of a registry's state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A `static` of the program. The state does not count its handles.
+    Static,
+    /// The pool.
+    Pooled,
 }
 
 /// The fields that many threads write, but seldom.
@@ -52,10 +59,15 @@ pub(super) struct Shared {
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
+    rare: Once<Box<Rare>>,
+    pub(super) life: LifeCheck,
+}
+
+/// The fields that few registries use.
+pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
     pub(super) observers: Observers,
     pub(super) start: Mutex<ShutdownStart>,
-    pub(super) life: LifeCheck,
 }
 
 pub(super) struct ShutdownStart {
@@ -65,27 +77,24 @@ pub(super) struct ShutdownStart {
     pub(super) cause: Option<TaskInfo>,
 }
 
-/// The part of a registry's state that only a few threads use.
+/// The part of a registry's state that only a few threads use. There is no counter for completed tasks: their number is the accepted
+/// count minus the tasks in flight and the lost tasks.
 pub(crate) struct Shard {
-    pub(super) counters: CachePadded<Counters>,
-    lists: CachePadded<Lists>,
-}
-
-struct Lists {
-    signals: WaitList,
-    slots: SlotTable<Shard>,
-}
-
-/// The counters of one shard. There is no counter for completed tasks: their number is the accepted count minus the tasks in flight
-/// and the lost tasks.
-pub(super) struct Counters {
-    pub(super) gate: Gate,
+    gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
     /// The slots that departures have freed. This field shares cache lines with the gate, because each departure writes both
     /// fields.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
+    /// The lists have cache lines of their own, because other threads write them: a task may leave the gate while this thread
+    /// registers a signal (H2).
+    lists: &'static Lists,
+}
+
+pub(super) struct Lists {
+    signals: WaitList,
+    slots: SlotTable<Shard>,
 }
 
 /// The outcomes that have their own counters.
@@ -101,20 +110,19 @@ pub(super) enum Lost {
 impl Shard {
     fn new(state: &'static RegistryState) -> Self {
         let losses = array::from_fn(|_| AtomicUsize::new(0));
-        Self {
-            counters: CachePadded(Counters { gate: Gate::new(), losses, freed: FreedSlots::new(), state }),
-            lists: CachePadded(Lists { signals: WaitList::new(), slots: SlotTable::new() }),
-        }
+        let lists = Lists { signals: WaitList::new(), slots: SlotTable::new() };
+        let lists = &Box::leak(Box::new(CachePadded(lists))).0;
+        Self { gate: Gate::new(), losses, freed: FreedSlots::new(), state, lists }
     }
 
     #[inline]
     pub(super) fn state(&self) -> &'static RegistryState {
-        self.counters.0.state
+        self.state
     }
 
     #[inline]
     pub(super) fn gate(&self) -> &Gate {
-        &self.counters.0.gate
+        &self.gate
     }
 
     /// Counts a loss or a rejection.
@@ -123,16 +131,16 @@ impl Shard {
     /// increment visible to readers of the gate. Relaxed is enough for a rejection, because no thread relies on the order of
     /// rejections.
     pub(super) fn count(&self, lost: Lost) {
-        self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
+        self.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the wait list of the shutdown signals on this shard.
-    pub(crate) fn signals(&self) -> &WaitList {
-        &self.lists.0.signals
+    pub(super) fn signals(&self) -> &'static WaitList {
+        &self.lists.signals
     }
 
-    pub(super) fn slots(&self) -> &SlotTable<Self> {
-        &self.lists.0.slots
+    pub(super) fn slots(&self) -> &'static SlotTable<Self> {
+        &self.lists.slots
     }
 }
 
@@ -143,68 +151,104 @@ impl RegistryState {
         /// The state serves one registry once. After the shutdown of that registry, the state stays drained.
         #[expect(clippy::new_without_default, reason = "a static cannot call `default`")]
         pub const fn new() -> Self {
-            Self::with_pooling(false)
+            Self::with_origin(Origin::Static)
         }
     }
 
     const_unless_loom! {
-        pub(super) const fn with_pooling(is_pooled: bool) -> Self {
+        pub(super) const fn with_origin(origin: Origin) -> Self {
             Self {
                 phase: AtomicUsize::new(0),
-                is_pooled,
-                shards: Once::new(),
+                origin,
                 targets: Once::new(),
                 settings: ActiveSettings::new(),
-                shared: CachePadded(Shared {
-                    handles: AtomicUsize::new(1),
-                    references: AtomicUsize::new(2),
-                    drained: AtomicUsize::new(0),
-                    notifier: Notifier::new(),
-                    wait_queue: WaitQueue::new(),
-                    observers: Observers::new(),
-                    start: Mutex::new(ShutdownStart { at: 0, cause: None }),
-                    life: LifeCheck::new(),
-                }),
+                shared: Once::new(),
             }
         }
     }
 
-    #[inline]
-    pub(super) fn shards(&'static self) -> &'static [Shard] {
-        self.shards.get_or_init(|| (0..shard_count()).map(|_| Shard::new(self)).collect())
+    pub(super) fn shared(&'static self) -> &'static Shared {
+        self.shared.get_or_init(|| {
+            let shared = Shared {
+                handles: AtomicUsize::new(1),
+                references: AtomicUsize::new(2),
+                drained: AtomicUsize::new(0),
+                notifier: Notifier::new(),
+                rare: Once::new(),
+                life: LifeCheck::new(),
+            };
+            &Box::leak(Box::new(CachePadded(shared))).0
+        })
+    }
+
+    pub(super) fn rare(&'static self) -> &'static Rare {
+        self.shared().rare.get_or_init(|| {
+            let start = Mutex::new(ShutdownStart { at: 0, cause: None });
+            Box::new(Rare { wait_queue: WaitQueue::new(), observers: Observers::new(), start })
+        })
+    }
+
+    /// Returns the fields that few registries use, or `None` if this state never used them.
+    pub(super) fn used_rare(&'static self) -> Option<&'static Rare> {
+        self.shared().rare.get().map(|rare| &**rare)
+    }
+
+    pub(super) fn shards(&'static self) -> impl Iterator<Item = &'static Shard> {
+        self.targets().iter().map(|target| target.owner)
     }
 
     pub(super) fn targets(&'static self) -> &'static [TokenTarget<Shard>] {
-        self.targets.get_or_init(|| self.shards().iter().map(|owner| TokenTarget { owner, slot: None }).collect())
+        self.targets.get_or_init(|| {
+            let shards: Box<[_]> = (0..shard_count()).map(|_| CachePadded(Shard::new(self))).collect();
+            Box::leak(shards).iter().map(|shard| TokenTarget { owner: &shard.0, slot: None }).collect()
+        })
     }
 
     /// Returns the shard of the calling thread.
-    #[inline]
-    pub(crate) fn shard(&'static self) -> &'static Shard {
+    pub(super) fn shard(&'static self) -> &'static Shard {
         self.shard_and_target().0
     }
 
-    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard. Each thread caches the shard that it used
-    /// last, so most calls of this function read only the cache.
+    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
+        let found = self.find();
+        (found.shard, found.target)
+    }
+
+    /// Returns the wait list of the calling thread's shard, for the shutdown signals that this thread polls.
+    #[inline]
+    pub(crate) fn signals(&'static self) -> &'static WaitList {
+        &self.find().lists.signals
+    }
+
+    /// Returns the number of unused entries at both ends of a list of signals.
+    pub(crate) fn signal_margin(&self) -> usize {
+        MARGIN
+    }
+
+    /// Returns what the calling thread uses of this state. Each thread caches what it used last, so most calls of this function read
+    /// only the cache.
+    #[inline]
+    fn find(&'static self) -> Found {
         match LAST_USED.with(Cell::get) {
-            Some((state, shard, target)) if ptr::eq(state, self) => (shard, target),
-            _ => self.find_shard_and_target(),
+            Some((state, found)) if ptr::eq(state, self) => found,
+            _ => self.find_uncached(),
         }
     }
 
     #[inline(never)]
-    fn find_shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
+    fn find_uncached(&'static self) -> Found {
         let targets = self.targets();
         let target = &targets[thread_number() & (targets.len() - 1)];
-        LAST_USED.with(|last| last.set(Some((self, target.owner, target))));
-        (target.owner, target)
+        let found = Found { shard: target.owner, target, lists: target.owner.lists };
+        LAST_USED.with(|last| last.set(Some((self, found))));
+        found
     }
 
     /// Returns the notifier for the tasks and threads that wait for the drain or for idleness.
     pub(crate) fn notifier(&'static self) -> &'static Notifier {
-        &self.shared.0.notifier
+        &self.shared().notifier
     }
 
     pub(super) fn is_observed(&self) -> bool {
@@ -212,7 +256,15 @@ impl RegistryState {
     }
 }
 
-per_thread!(static LAST_USED: Option<(&'static RegistryState, &'static Shard, &'static TokenTarget<Shard>)> = None);
+/// The part of a state that one thread uses.
+#[derive(Clone, Copy)]
+struct Found {
+    shard: &'static Shard,
+    target: &'static TokenTarget<Shard>,
+    lists: &'static Lists,
+}
+
+per_thread!(static LAST_USED: Option<(&'static RegistryState, Found)> = None);
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

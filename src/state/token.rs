@@ -76,7 +76,7 @@ impl Token {
         if is_inspected || info.critical || without_permit || is_observed_name || info.panicking_at_start.is_some() {
             let is_aborting = || settings.has(ABORTING);
             let info = SpawnInfo { without_permit, ..*info };
-            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
+            let target = shard.slots().insert(&shard.freed, shard, info, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
@@ -144,7 +144,7 @@ impl Token {
         let Some(slot) = self.slot() else { return };
         // Another task may occupy the slot after `push`.
         let is_without_permit = slot.is_without_permit();
-        self.shard().counters.0.freed.push(slot);
+        self.shard().freed.push(slot);
         let gate = self.shard().gate();
         let before = if is_without_permit { gate.leave_without_permit() } else { gate.leave() };
         if let Some(before) = before {

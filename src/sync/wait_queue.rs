@@ -43,12 +43,10 @@ impl WaitQueue {
         }
     }
 
-    /// Enters the gate without waiting. The entry fails if it would overtake a queued waiter.
+    /// Enters the gate without waiting, after `enter_below` has refused the entry as full. The entry fails if it would overtake a
+    /// queued waiter.
     pub(crate) fn try_enter(&self, gate: &Gate, limit: usize) -> Result<(), Refused> {
-        gate.enter_below(limit).or_else(|refused| match refused {
-            Refused::Drained => Err(refused),
-            Refused::Full => self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()))),
-        })
+        self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len())))
     }
 
     /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the gate has drained. For a waiter that is not a
