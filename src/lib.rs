@@ -124,6 +124,7 @@ mod adapters;
 #[cfg(all(feature = "std", not(target_family = "wasm")))]
 mod blocking;
 mod builder;
+mod child;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(any(doc, doctest))]

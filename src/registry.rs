@@ -62,7 +62,7 @@ impl<S> Registry<S> {
     }
 
     #[inline]
-    fn task(&self) -> TaskBuilder<'_, S> {
+    pub(crate) fn task(&self) -> TaskBuilder<'_, S> {
         TaskBuilder::new(self.state(), &self.spawner)
     }
 

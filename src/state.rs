@@ -2,6 +2,7 @@
 
 mod admission;
 mod drain;
+mod family;
 mod handle;
 mod inspection;
 mod lifetime;

@@ -79,6 +79,10 @@ pub(crate) fn shard_count() -> usize {
     1
 }
 
+pub(crate) fn pool_count() -> usize {
+    1
+}
+
 pub(crate) fn thread_number() -> usize {
     0
 }

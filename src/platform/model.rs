@@ -63,6 +63,11 @@ pub(crate) fn shard_count() -> usize {
     SHARDS.get()
 }
 
+/// A sharded pool has one part, whose items the model counts.
+pub(crate) fn pool_count() -> usize {
+    1
+}
+
 pub(crate) fn thread_number() -> usize {
     NUMBER.with(Cell::get)
 }

@@ -69,6 +69,11 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
+/// Returns the number of parts of a sharded pool. A thread that finds its own part empty tries all others, so there are few.
+pub(crate) fn pool_count() -> usize {
+    shard_count().min(16)
+}
+
 /// Returns the number of shards that a test of this crate has set in an environment variable. A release build does not read this
 /// variable.
 fn forced_shard_count() -> Option<usize> {

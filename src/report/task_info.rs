@@ -72,7 +72,7 @@ impl TaskInfo {
     /// Returns whether an abort can end the task, or an earlier abort has ended the task.
     ///
     /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
-    /// method returns false for guards, for tracked futures, and for all tasks of a registry that is not inspected.
+    /// method returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not inspected.
     pub fn is_abortable(&self) -> bool {
         self.is_abortable
     }
@@ -135,6 +135,8 @@ pub enum TaskKind {
     Tracked,
     /// A guard, which stands for work that is not a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
+    /// A child registry that is open or not empty; see [`Registry::child`](crate::Registry::child).
+    Child,
 }
 
 impl TaskKind {
@@ -154,6 +156,7 @@ impl fmt::Display for TaskKind {
             Self::Blocking => "blocking closure",
             Self::Tracked => "tracked future",
             Self::Guard => "guard",
+            Self::Child => "child registry",
         })
     }
 }

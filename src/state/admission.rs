@@ -1,6 +1,6 @@
 //! Accepts and rejects tasks.
 
-use super::registry_state::{Lost, RegistryState, Shard};
+use super::registry_state::{RegistryState, Shard};
 use super::settings::{INSPECTED, LIMITED};
 use crate::platform::per_thread;
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
@@ -116,7 +116,7 @@ impl RegistryState {
     /// Counts and reports a rejection. Returns the reason for the rejection.
     #[cold]
     pub(crate) fn reject(&'static self, info: &SpawnInfo, reason: RejectReason) -> RejectReason {
-        self.shard().count(Lost::Rejected);
+        self.count_rejection();
         // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
         // not reported, because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {

@@ -4,6 +4,7 @@ use super::lifetime::StateRef;
 use super::registry_state::{Origin, RegistryState};
 use super::settings::Settings;
 use crate::platform::Ordering;
+use crate::report::SpawnInfo;
 
 /// A handle of a registry. The shutdown starts when the last handle is dropped.
 #[derive(Debug)]
@@ -12,6 +13,10 @@ pub(crate) struct RegistryHandle(&'static RegistryState);
 impl RegistryHandle {
     pub(crate) fn pooled(settings: Settings) -> Self {
         Self(RegistryState::take(settings))
+    }
+
+    pub(crate) fn child(parent: &'static RegistryState, info: &SpawnInfo) -> Self {
+        Self(parent.make_child(info))
     }
 
     pub(crate) const fn in_static(state: &'static RegistryState) -> Self {

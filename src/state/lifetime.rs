@@ -6,10 +6,11 @@
 
 use super::registry_state::{Origin, RegistryState};
 use super::settings::Settings;
-use crate::platform::{Ordering, global};
-use crate::sync::pool::Pool;
+use crate::platform::{Ordering, global, thread_number};
+use crate::sync::pool::{Pool, ShardedPool};
 
 global!(static POOL: Pool<RegistryState> = Pool::new());
+global!(static CHILD_POOL: ShardedPool<RegistryState> = ShardedPool::new());
 
 impl RegistryState {
     /// Takes a state from the pool for a new registry.
@@ -21,6 +22,17 @@ impl RegistryState {
             state.rare().observers.set(settings.observers);
         }
         state
+    }
+
+    /// Takes a state for a new child from the pool of children. `root` is the root of the child, to which the child has a reference.
+    ///
+    /// The caller holds a handle of the child's parent, which keeps the root out of the pool during this call.
+    pub(super) fn take_for_child(root: &'static Self) -> &'static Self {
+        let child = CHILD_POOL.take(thread_number(), || Self::with_origin(Origin::Child));
+        child.reopen();
+        root.retain();
+        child.shared().family.with(|family| family.root = Some(root));
+        child
     }
 
     /// Prepares a state for its next registry.
@@ -36,7 +48,7 @@ impl RegistryState {
     fn reopen(&'static self) {
         for shard in self.shards() {
             shard.gate().reopen();
-            shard.losses.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+            shard.losses.iter().chain([&shard.folded]).for_each(|count| count.store(0, Ordering::Relaxed));
         }
         let shared = self.shared();
         shared.life.begin();
@@ -67,10 +79,23 @@ impl RegistryState {
     pub(super) fn release(&'static self) {
         self.shared().life.touch();
         if self.shared().references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            if self.is_child() {
+                return self.put_back_child();
+            }
             if self.is_observed() {
                 self.rare().observers.clear();
             }
             POOL.put_back(self);
+        }
+    }
+
+    /// Returns the state of a child to the pool, and then releases the reference to the root. A root has no root, so this function
+    /// does not recurse.
+    fn put_back_child(&'static self) {
+        let root = self.shared().family.with(|family| family.root.take());
+        CHILD_POOL.put_back(thread_number(), self);
+        if let Some(root) = root {
+            root.release();
         }
     }
 }

@@ -27,11 +27,14 @@ impl RegistryState {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
         }
+        // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their losses. The
+        // child itself counts as -1 here before it leaves the gate, so `completed` is never too high.
+        let folded = self.shards().fold(0_usize, |sum, shard| sum.wrapping_add(shard.folded.load(Ordering::Acquire)));
+        #[expect(clippy::cast_possible_wrap, reason = "the sum is negative while only empty children have drained")]
+        let ended = ended.saturating_add_signed(folded as isize as i64);
         // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
         // with Acquire.
-        let sum = |loss: usize| -> u64 {
-            self.shards().map(|shard| shard.losses[loss].load(Ordering::Relaxed) as u64).sum()
-        };
+        let sum = |loss: usize| -> u64 { self.shards().map(|shard| shard.losses[loss].load(Ordering::Relaxed) as u64).sum() };
         let [failed, panicked, abandoned, aborted, rejected] = array::from_fn(sum);
         let completed = ended.saturating_sub(failed + panicked + abandoned + aborted);
         Summary { completed, failed, panicked, abandoned, aborted, rejected }

@@ -6,8 +6,14 @@ use crate::platform::{
     AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
 use crate::report::TaskInfo;
+use crate::sync::child_list::{ChildList, Key};
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
-use crate::sync::{gate::Gate, notifier::Notifier, wait_list::{MARGIN, WaitList}, wait_queue::WaitQueue};
+use crate::sync::{
+    gate::Gate,
+    notifier::Notifier,
+    wait_list::{MARGIN, WaitList},
+    wait_queue::WaitQueue,
+};
 use alloc::boxed::Box;
 use core::{array, cell::Cell, fmt, ptr};
 
@@ -40,8 +46,10 @@ pub struct RegistryState {
 pub(super) enum Origin {
     /// A `static` of the program. The state does not count its handles.
     Static,
-    /// The pool.
+    /// The pool of states with one shard for each group of threads.
     Pooled,
+    /// The pool of states for children. Such a state is small: it has one shard, and its parts share cache lines.
+    Child,
 }
 
 /// The fields that many threads write, but seldom.
@@ -54,13 +62,38 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
+    /// - Each descendant has one reference to its root until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
     /// The number of completed events of the drain; see `shard_drained`.
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
+    pub(super) family: Mutex<Family>,
     rare: Once<Box<Rare>>,
     pub(super) life: LifeCheck,
+}
+
+/// The relatives of a child registry. A registry that is no child has no relatives here.
+pub(super) struct Family {
+    /// The ancestor that has no parent.
+    pub(super) root: Option<&'static RegistryState>,
+    /// `None` if the child has drained.
+    pub(super) parent: Option<Parent>,
+}
+
+/// The place of a child in its parent.
+pub(super) struct Parent {
+    /// The target of the token that counts the child as in flight in the parent.
+    pub(super) target: &'static TokenTarget<Shard>,
+    /// The key of the child in the list of the target's shard.
+    pub(super) key: Key,
+}
+
+/// A child that has not drained, in the list of its parent.
+pub(super) struct ListedChild {
+    pub(super) state: &'static RegistryState,
+    /// Whether the child stays open if the shutdown of its parent is started again, because the child was made after the first start.
+    pub(super) stays_open: bool,
 }
 
 /// The fields that few registries use.
@@ -83,6 +116,8 @@ pub(crate) struct Shard {
     gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
+    /// The sum of the accepted tasks of all drained children, minus the number of these children. The sum wraps around.
+    pub(super) folded: AtomicUsize,
     /// The slots that departures have freed. This field shares cache lines with the gate, because each departure writes both
     /// fields.
     pub(super) freed: FreedSlots,
@@ -95,6 +130,7 @@ pub(crate) struct Shard {
 pub(super) struct Lists {
     signals: WaitList,
     slots: SlotTable<Shard>,
+    children: ChildList<ListedChild>,
 }
 
 /// The outcomes that have their own counters.
@@ -110,9 +146,9 @@ pub(super) enum Lost {
 impl Shard {
     fn new(state: &'static RegistryState) -> Self {
         let losses = array::from_fn(|_| AtomicUsize::new(0));
-        let lists = Lists { signals: WaitList::new(), slots: SlotTable::new() };
-        let lists = &Box::leak(Box::new(CachePadded(lists))).0;
-        Self { gate: Gate::new(), losses, freed: FreedSlots::new(), state, lists }
+        let lists = Lists { signals: WaitList::new(), slots: SlotTable::new(), children: ChildList::new() };
+        let lists = state.leak(lists);
+        Self { gate: Gate::new(), losses, folded: AtomicUsize::new(0), freed: FreedSlots::new(), state, lists }
     }
 
     #[inline]
@@ -137,6 +173,16 @@ impl Shard {
     /// Returns the wait list of the shutdown signals on this shard.
     pub(super) fn signals(&self) -> &'static WaitList {
         &self.lists.signals
+    }
+
+    pub(super) fn children(&self) -> &'static ChildList<ListedChild> {
+        &self.lists.children
+    }
+
+    /// Returns the number of tasks that this shard and the drained children of this shard have accepted, modulo 2^`usize::BITS`.
+    #[expect(clippy::cast_possible_truncation, reason = "the number wraps around")]
+    pub(super) fn accepted(&self) -> usize {
+        (self.gate.accepted().0 as usize).wrapping_add(self.folded.load(Ordering::Relaxed))
     }
 
     pub(super) fn slots(&self) -> &'static SlotTable<Self> {
@@ -174,11 +220,21 @@ impl RegistryState {
                 references: AtomicUsize::new(2),
                 drained: AtomicUsize::new(0),
                 notifier: Notifier::new(),
+                family: Mutex::new(Family { root: None, parent: None }),
                 rare: Once::new(),
                 life: LifeCheck::new(),
             };
-            &Box::leak(Box::new(CachePadded(shared))).0
+            self.leak(shared)
         })
+    }
+
+    /// Leaks a part of this state. The part has cache lines of its own, unless the state belongs to a child.
+    fn leak<T>(&self, part: T) -> &'static T {
+        if self.is_child() { Box::leak(Box::new(part)) } else { &Box::leak(Box::new(CachePadded(part))).0 }
+    }
+
+    pub(super) fn is_child(&self) -> bool {
+        self.origin == Origin::Child
     }
 
     pub(super) fn rare(&'static self) -> &'static Rare {
@@ -199,6 +255,9 @@ impl RegistryState {
 
     pub(super) fn targets(&'static self) -> &'static [TokenTarget<Shard>] {
         self.targets.get_or_init(|| {
+            if self.is_child() {
+                return Box::new([TokenTarget { owner: self.leak(Shard::new(self)), slot: None }]);
+            }
             let shards: Box<[_]> = (0..shard_count()).map(|_| CachePadded(Shard::new(self))).collect();
             Box::leak(shards).iter().map(|shard| TokenTarget { owner: &shard.0, slot: None }).collect()
         })
@@ -224,7 +283,7 @@ impl RegistryState {
 
     /// Returns the number of unused entries at both ends of a list of signals.
     pub(crate) fn signal_margin(&self) -> usize {
-        MARGIN
+        if self.is_child() { 0 } else { MARGIN }
     }
 
     /// Returns what the calling thread uses of this state. Each thread caches what it used last, so most calls of this function read
@@ -240,9 +299,13 @@ impl RegistryState {
     #[inline(never)]
     fn find_uncached(&'static self) -> Found {
         let targets = self.targets();
-        let target = &targets[thread_number() & (targets.len() - 1)];
+        let number = if self.is_child() { 0 } else { thread_number() };
+        let target = &targets[number & (targets.len() - 1)];
         let found = Found { shard: target.owner, target, lists: target.owner.lists };
-        LAST_USED.with(|last| last.set(Some((self, found))));
+        // A thread uses many children in turn, and its root in between, so a child does not replace the root in the cache.
+        if !self.is_child() {
+            LAST_USED.with(|last| last.set(Some((self, found))));
+        }
         found
     }
 

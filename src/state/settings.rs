@@ -65,6 +65,12 @@ impl ActiveSettings {
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
+    /// Copies the settings of the parent to a child.
+    pub(super) fn set_for_child(&self, parent: &Self) {
+        let flags = parent.flags.load(Ordering::Relaxed) & (OBSERVED | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE);
+        self.flags.store(flags, Ordering::Relaxed);
+    }
+
     /// Enables the flag `ABORTING`, until the state serves its next registry.
     ///
     /// Relaxed is enough because the lock of each slot table orders this write; see `RegistryState::start_aborting`.

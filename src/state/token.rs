@@ -5,7 +5,10 @@ use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::slot_table::{Slot, TokenTarget};
-use crate::sync::{gate::PreviousWord, wait_queue::Ticket};
+use crate::sync::{
+    gate::{Departure, PreviousWord},
+    wait_queue::Ticket,
+};
 use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
@@ -82,9 +85,19 @@ impl Token {
         Self { target, location: Some(info.location) }
     }
 
+    /// Returns the token of a child in its parent. The caller has stored the token's [`target`](Self::target).
+    #[track_caller]
+    pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
+        Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
+    }
+
+    pub(super) fn target(&self) -> &'static TokenTarget<Shard> {
+        self.target
+    }
+
     #[inline]
     pub(crate) fn slot(&self) -> Option<&'static Slot> {
-        if self.location.is_some() { None } else { self.target.slot.as_ref() }
+        if self.location.is_some() { None } else { self.target.slot }
     }
 
     #[inline]
@@ -130,26 +143,27 @@ impl Token {
     /// work's destructors have finished (S2).
     #[inline]
     pub(crate) fn leave(self) {
-        if self.location.is_none() {
-            return self.leave_slot();
-        }
-        if let Some(before) = self.shard().gate().leave() {
+        let before = if self.location.is_none() { self.leave_slot() } else { self.shard().gate().leave() };
+        if let Some(before) = before {
             self.finish_departure(before);
         }
     }
 
+    /// Releases the count of a child. Returns the state of the child's parent and the [`Departure`], which the caller must finish.
+    pub(super) fn leave_child(self) -> Option<(&'static RegistryState, Departure)> {
+        let before = if self.location.is_none() { self.leave_slot() } else { self.shard().gate().leave() }?;
+        Some((self.shard().state(), self.shard().gate().depart(before)))
+    }
+
     /// Frees the slot, and then leaves the gate.
     #[inline(never)]
-    fn leave_slot(self) {
-        let Some(slot) = self.slot() else { return };
+    fn leave_slot(self) -> Option<PreviousWord> {
+        let slot = self.slot()?;
         // Another task may occupy the slot after `push`.
         let is_without_permit = slot.is_without_permit();
         self.shard().freed.push(slot);
         let gate = self.shard().gate();
-        let before = if is_without_permit { gate.leave_without_permit() } else { gate.leave() };
-        if let Some(before) = before {
-            self.finish_departure(before);
-        }
+        if is_without_permit { gate.leave_without_permit() } else { gate.leave() }
     }
 
     #[cold]
@@ -176,7 +190,9 @@ impl Token {
             let task = self.info();
             state.notify_observers(|observer| observer.lost(&task, &loss));
         }
-        if state.settings.has(policy) || (policy != NONE && self.is_critical()) {
+        if state.settings.has(policy) {
+            state.root().start_shutdown_after_loss(self.info());
+        } else if policy != NONE && self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
         self.leave();

@@ -22,7 +22,7 @@ use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
     now, wake,
 };
-use crate::report::{SpawnInfo, TaskId, TaskInfo};
+use crate::report::{SpawnInfo, TaskId, TaskInfo, TaskKind};
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, mem::replace, task::Waker, time::Duration};
 
@@ -62,7 +62,7 @@ struct Occupant {
 /// The data to which a task's token refers: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
-    pub(crate) slot: Option<Slot>,
+    pub(crate) slot: Option<&'static Slot>,
 }
 
 pub(crate) struct Slot {
@@ -193,7 +193,10 @@ impl<O> SlotTable<O> {
         self.0.with(|rows| {
             for row in rows.iter_mut().filter(|row| row.is_live() && id.is_none_or(|id| id == row.id())) {
                 let slot = row.slot();
-                let Some(task) = row.task.as_mut().filter(|task| task.started.is_some()) else { continue };
+                // The tasks of a child are aborted, but the child itself is not a task.
+                let is_counted =
+                    |task: &&mut Occupant| task.started.is_some() && (id.is_some() || task.info.kind != TaskKind::Child);
+                let Some(task) = row.task.as_mut().filter(is_counted) else { continue };
                 task.abort_requested = true;
                 let is_aborted = slot.abort();
                 if is_aborted {
@@ -250,7 +253,7 @@ impl<O> Rows<O> {
 
 impl<O> Row<O> {
     fn new(owner: &'static O, row: usize, next: usize) -> Self {
-        let target = TokenTarget { owner, slot: Some(Slot::new(row, next)) };
+        let target = TokenTarget { owner, slot: Some(Box::leak(Box::new(Slot::new(row, next)))) };
         Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
     }
 
@@ -263,7 +266,7 @@ impl<O> Row<O> {
     }
 
     fn slot(&self) -> &'static Slot {
-        self.target.slot.as_ref().expect("each row has a slot")
+        self.target.slot.expect("each row has a slot")
     }
 
     fn id(&self) -> TaskId {

@@ -32,7 +32,7 @@ enum Entry {
 /// A margin of this many unused entries before and after the used entries fills two cache lines.
 pub(crate) const MARGIN: usize = 8;
 /// The number of entries that a list has space for when it first grows.
-const MIN_CAPACITY: usize = 4;
+const MIN_CAPACITY: usize = 2;
 
 impl Slab {
     fn insert(&mut self, waker: Waker, margin: impl FnOnce() -> usize) -> Key {

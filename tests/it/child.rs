@@ -1,0 +1,264 @@
+//! Child registries: their own drain, and what their parents do with them.
+
+use crate::common::{Counts, HANG, counts, inspected, poll_once};
+use background_tasks::{AbortError, Loss, Observer, Registry, RejectReason, Spawner, TaskInfo, TaskKind};
+use futures_lite::future::block_on;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+
+/// Stores the name of each lost task, and the other events.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<String>>>);
+
+impl Observer for Events {
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        let (name, kind) = (task.name().unwrap_or("-"), loss.outcome());
+        self.0.lock().unwrap().push(format!("{name} {kind}"));
+    }
+
+    fn shutdown_started(&self, in_flight: usize) {
+        self.0.lock().unwrap().push(format!("started with {in_flight}"));
+    }
+
+    fn drained(&self, _: &background_tasks::Summary, _: std::time::Duration) {
+        self.0.lock().unwrap().push("drained".into());
+    }
+}
+
+impl Events {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+fn child_drains_alone_and_counts_in_its_parent<S: Spawner + Clone>(registry: &Registry<S>) {
+    let child = registry.named("tenant").child();
+    child.run(async {});
+    child.run(async { Err::<(), _>("intentional failure") });
+    assert_eq!(counts(child.shutdown().wait()), [1, 1, 0, 0, 0, 0]);
+    assert!(!registry.is_shutting_down());
+    drop(child);
+    registry.run(async {});
+    assert_eq!(counts(registry.shutdown().wait()), [2, 1, 0, 0, 0, 0]);
+}
+
+fn shutdown_of_a_parent_signals_its_descendants_and_waits_for_them<S: Spawner + Clone>(registry: &Registry<S>) {
+    let child = registry.child();
+    let grandchild = child.child();
+    let (signal, guard) = (grandchild.signal(), child.guard().unwrap());
+    grandchild.run({
+        let signal = signal.clone();
+        async move { signal.await }
+    });
+    let mut shutdown = registry.shutdown();
+    assert!(signal.is_triggered());
+    assert!(poll_once(&mut shutdown).is_pending());
+    drop(guard);
+    assert_eq!(counts(shutdown.wait()), [2, 0, 0, 0, 0, 0]);
+    assert!(child.is_drained() && grandchild.is_drained());
+}
+
+fn dropped_children_fold_into_the_root<S: Spawner + Clone>(registry: &Registry<S>) {
+    for _ in 0..20 {
+        let child = registry.child();
+        let grandchild = child.child();
+        (0..3).for_each(|_| child.run(async {}));
+        grandchild.run(async {});
+    }
+    block_on(registry.wait_idle());
+    assert_eq!(counts(registry.summary()), [80, 0, 0, 0, 0, 0]);
+    assert_eq!(counts(registry.shutdown().wait()), [80, 0, 0, 0, 0, 0]);
+}
+
+on_every_runtime!(
+    child_drains_alone_and_counts_in_its_parent,
+    shutdown_of_a_parent_signals_its_descendants_and_waits_for_them,
+    dropped_children_fold_into_the_root,
+);
+
+#[test]
+fn open_child_is_one_piece_of_work_in_its_parent() {
+    let (_, registry) = inspected();
+    let child = registry.named("tenant").child();
+    let _guards = [child.guard().unwrap(), child.guard().unwrap()];
+    assert_eq!((registry.in_flight(), child.in_flight()), (1, 2));
+    let tasks = registry.tasks();
+    let piece = tasks.iter().find(|task| task.kind() == Some(TaskKind::Child)).unwrap();
+    assert_eq!((piece.name(), piece.location().file(), piece.is_abortable()), (Some("tenant"), file!(), false));
+    assert_eq!(registry.abort_task(piece.id().unwrap()), Err(AbortError::NotAbortable));
+    assert_eq!(tasks.len(), 3, "the list includes the tasks of the child");
+    assert!(poll_once(&mut registry.wait_idle()).is_pending());
+}
+
+#[test]
+fn forgotten_map_of_children_does_not_delay_the_drain() {
+    let registry = Registry::new(());
+    let tenants: Vec<_> = (0..100).map(|_| registry.child()).collect();
+    let mut shutdown = registry.shutdown();
+    assert!(poll_once(&mut shutdown).is_ready());
+    assert!(tenants.iter().all(Registry::is_drained));
+}
+
+#[test]
+fn child_made_while_its_parent_drains_is_open() {
+    let registry = Registry::new(());
+    let guard = registry.guard().unwrap();
+    let mut shutdown = registry.shutdown();
+    let (child, other) = (registry.child(), registry.child());
+    let signal = child.signal();
+    assert!(signal.is_triggered() && child.is_shutting_down() && !child.is_drained());
+    drop(child.guard().unwrap());
+    registry.start_shutdown();
+    drop(child.guard().expect("a second start of the shutdown does not close the child"));
+    drop(guard);
+    drop(other.child().guard().expect("a child of such a child is open too"));
+    assert!(poll_once(&mut other.shutdown()).is_ready(), "its own shutdown closes it");
+    assert!(poll_once(&mut shutdown).is_pending());
+    drop(child);
+    assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [4, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn child_of_a_drained_registry_is_drained() {
+    let events = Events::default();
+    let registry = Registry::builder(()).observer(events.clone()).build();
+    assert_eq!(counts(registry.shutdown().wait()), Counts::default());
+    let child = registry.named("late").child();
+    assert!(child.is_drained() && child.signal().is_triggered());
+    assert_eq!(child.named("work").guard().unwrap_err().reason(), RejectReason::Drained);
+    assert_eq!(events.take(), ["started with 0", "drained", "late rejected", "work rejected"]);
+    assert_eq!(counts(registry.summary()), [0, 0, 0, 0, 0, 2]);
+}
+
+#[test]
+fn abort_of_one_child_leaves_the_others() {
+    let (queue, registry) = inspected();
+    let (first, second) = (registry.named("first").child(), registry.named("second").child());
+    for registry in [&first, &second, &second.child(), &registry] {
+        registry.run(pending::<()>());
+    }
+    assert_eq!(first.abort().aborted, 1);
+    queue.poll_all();
+    assert_eq!(counts(first.shutdown().wait()), [0, 0, 0, 0, 1, 0]);
+    let report = registry.abort();
+    assert_eq!((report.aborted, report.not_abortable), (3, 0), "the children themselves are not counted");
+    queue.poll_all();
+    assert_eq!(counts(registry.shutdown().wait()), [0, 0, 0, 0, 4, 0]);
+}
+
+#[test]
+fn abort_without_inspection_counts_no_children() {
+    let registry = Registry::new(());
+    let child = registry.child();
+    let _guards = (registry.guard().unwrap(), child.guard().unwrap(), child.child().guard().unwrap());
+    assert_eq!(registry.abort().not_abortable, 3);
+}
+
+#[test]
+fn abort_task_reaches_a_grandchild() {
+    let (queue, registry) = inspected();
+    let child = registry.child();
+    let grandchild = child.child();
+    grandchild.named("deep").run(pending::<()>());
+    let id = registry.tasks().iter().find(|task| task.name() == Some("deep")).unwrap().id().unwrap();
+    assert_eq!(registry.abort_task(id), Ok(()));
+    queue.poll_all();
+    assert_eq!(counts(grandchild.summary()), [0, 0, 0, 0, 1, 0]);
+}
+
+#[test]
+fn or_abort_reaches_tasks_that_start_in_children_later() {
+    let (queue, registry) = inspected();
+    let guard = registry.guard().unwrap();
+    let child = registry.child();
+    let held = child.guard().unwrap();
+    let mut waiting = Box::pin(registry.shutdown().or_abort(async {}, pending::<()>));
+    assert!(poll_once(&mut waiting).is_pending());
+    let late = registry.child();
+    child.run(pending::<()>());
+    late.child().run(pending::<()>());
+    queue.poll_all();
+    drop((guard, held, late));
+    assert_eq!(counts(block_on(waiting).unwrap()), [2, 0, 0, 0, 2, 0]);
+}
+
+#[test]
+fn stragglers_list_the_tasks_of_children() {
+    let (_queue, registry) = inspected();
+    let child = registry.named("tenant").child();
+    child.named("slow").run(pending::<()>());
+    let stragglers = registry.shutdown().wait_timeout(std::time::Duration::ZERO).unwrap_err();
+    let mut names: Vec<_> = stragglers.tasks().iter().filter_map(TaskInfo::name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["slow", "tenant"]);
+}
+
+#[test]
+fn observers_of_the_root_hear_of_losses_in_the_subtree() {
+    let events = Events::default();
+    let registry = Registry::builder(()).observer(events.clone()).build();
+    let child = registry.child();
+    let grandchild = child.child();
+    drop(grandchild.named("export").track(pending::<()>()).unwrap());
+    assert_eq!(counts(grandchild.shutdown().wait()), [0, 0, 0, 1, 0, 0]);
+    drop(grandchild.named("late").guard());
+    assert_eq!(counts(grandchild.summary()), [0, 0, 0, 1, 0, 1]);
+    assert_eq!(events.take(), ["export abandoned", "late rejected"], "start and drain of children are not reported");
+    drop((child, grandchild));
+    assert_eq!(counts(registry.shutdown().wait()), [0, 0, 0, 1, 0, 1]);
+    assert_eq!(events.take(), ["started with 0", "drained"]);
+}
+
+#[test]
+fn child_keeps_the_observers_of_its_root_after_the_drain() {
+    let events = Events::default();
+    let registry = Registry::builder(()).observer(events.clone()).build();
+    let child = registry.child();
+    drop(registry);
+    assert!(child.is_drained());
+    drop(Registry::new(()));
+    assert!(child.named("late").guard().is_err());
+    assert_eq!(events.take(), ["started with 1", "drained", "late rejected"]);
+    drop(child);
+    assert_eq!(Arc::strong_count(&events.0), 1, "the state of the root has returned to the pool");
+}
+
+#[test]
+fn critical_task_of_a_child_shuts_the_child_down() {
+    let registry = Registry::new(crate::common::Manual::default());
+    let child = registry.child();
+    child.named("leader").critical().run(async { Err::<(), _>("intentional failure") });
+    child.spawner().poll_all();
+    assert!(child.is_shutting_down() && !registry.is_shutting_down());
+    assert_eq!(child.shutdown_cause().unwrap().name(), Some("leader"));
+    assert!(registry.shutdown_cause().is_none());
+}
+
+#[test]
+fn shutdown_on_failure_concerns_the_root() {
+    let registry = Registry::builder(crate::common::Manual::default()).shutdown_on_failure().build();
+    let middle = registry.child();
+    let child = middle.child();
+    let line = line!() + 1;
+    child.run(async { Err::<(), _>("intentional failure") });
+    child.spawner().poll_all();
+    assert!(child.is_shutting_down() && registry.is_shutting_down());
+    assert_eq!(registry.shutdown_cause().unwrap().location().line(), line);
+}
+
+/// The shutdown and the drain of a chain of registries use a loop, so their stack does not grow with the depth of the chain.
+#[test]
+fn deep_chain_drains_without_recursion() {
+    let registry = Registry::new(());
+    let mut chain = vec![registry.clone()];
+    for _ in 0..20_000 {
+        chain.push(chain.last().unwrap().child());
+    }
+    let guard = chain.last().unwrap().guard().unwrap();
+    let mut shutdown = registry.shutdown();
+    assert!(chain.last().unwrap().is_shutting_down());
+    assert!(poll_once(&mut shutdown).is_pending());
+    drop(guard);
+    assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [1, 0, 0, 0, 0, 0]);
+    assert!(chain.iter().all(Registry::is_drained));
+}
