@@ -1,3 +1,4 @@
+use crate::builder::checked_limit;
 use crate::registry::Registry;
 use crate::task_builder::TaskBuilder;
 
@@ -21,6 +22,10 @@ impl<S: Clone> Registry<S> {
     /// [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants, but neither the start of a
     /// child's shutdown nor the end of its drain. The [`Summary`](crate::Summary) of a registry includes the tasks of a descendant once
     /// that descendant has drained. [`in_flight`](Self::in_flight) counts a child as one.
+    ///
+    /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, it also applies to the tasks of the child: they take
+    /// permits of the same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child that has
+    /// a limit of its own.
     ///
     /// The loss of a [critical](Self::critical) task starts the shutdown of the task's own registry. The options
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
@@ -49,6 +54,34 @@ impl<S: Clone> Registry<S> {
     pub fn child(&self) -> Self {
         self.task().child()
     }
+
+    /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time. Its
+    /// minimum and maximum are those of [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
+    ///
+    /// This limit replaces the limits of the child's ancestors for the tasks of the child and of its descendants. Use such a child for
+    /// work that must not compete with other work for permits. Otherwise the method does what [`child`](Self::child) does.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max_in_flight` is 0, because no task could ever get a permit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(100).build();
+    /// let thumbnails = registry.named("thumbnails").child_with_limit(2);
+    /// let guards = [thumbnails.guard().unwrap(), thumbnails.guard().unwrap()];
+    /// assert!(thumbnails.guard().is_err());
+    /// assert!(registry.guard().is_ok());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn child_with_limit(&self, max_in_flight: usize) -> Self {
+        self.task().child_with_limit(max_in_flight)
+    }
 }
 
 impl<S: Clone> TaskBuilder<'_, S> {
@@ -56,6 +89,17 @@ impl<S: Clone> TaskBuilder<'_, S> {
     /// have no effect.
     #[track_caller]
     pub fn child(self) -> Registry<S> {
-        Registry::from_handle(self.make_child(), self.spawner().clone())
+        Registry::from_handle(self.make_child(None), self.spawner().clone())
+    }
+
+    /// Returns a new child registry with its own limit, and with the builder's name and call site; see
+    /// [`Registry::child_with_limit`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max_in_flight` is 0.
+    #[track_caller]
+    pub fn child_with_limit(self, max_in_flight: usize) -> Registry<S> {
+        Registry::from_handle(self.make_child(Some(checked_limit(max_in_flight, "child_with_limit"))), self.spawner().clone())
     }
 }

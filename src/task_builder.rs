@@ -83,9 +83,9 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Returns the handle of a new child registry.
     #[track_caller]
-    pub(crate) fn make_child(self) -> RegistryHandle {
+    pub(crate) fn make_child(self, limit: Option<usize>) -> RegistryHandle {
         let info = Self { critical: false, without_permit: true, ..self }.spawn_info(TaskKind::Child);
-        RegistryHandle::child(self.state, &info)
+        RegistryHandle::child(self.state, &info, limit)
     }
 
     /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the

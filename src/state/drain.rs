@@ -51,6 +51,8 @@ impl RegistryState {
     fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {
+                // The waiters are removed first, because a drained child does not find the wait queue of its ancestor any more.
+                self.close_wait_queue();
                 self.shard_drained();
             }
         }
@@ -104,13 +106,6 @@ impl RegistryState {
     fn shard_drained(&'static self) {
         if let Some((parent, departure)) = self.count_drain_event() {
             parent.finish_departure(departure);
-        }
-    }
-
-    /// Removes and wakes the waiters that can no longer get a permit (L4).
-    fn close_wait_queue(&'static self) {
-        if let Some((target, limit)) = self.limited() {
-            self.rare().wait_queue.close(target.owner.gate(), limit);
         }
     }
 

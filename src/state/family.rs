@@ -7,7 +7,7 @@
 
 use super::lifetime::StateRef;
 use super::registry_state::{ListedChild, Lost, Parent, RegistryState};
-use super::settings::ABORTING;
+use super::settings::{ABORTING, LIMITED, LIMITED_BY_ANCESTOR};
 use super::token::Token;
 use crate::platform::Ordering;
 use crate::report::SpawnInfo;
@@ -18,13 +18,18 @@ impl RegistryState {
     ///
     /// A child that is made while its parent drains has its signal triggered and stays open until its last handle is dropped or it is
     /// shut down itself. Otherwise a child for each request would reject the work of the last requests.
-    pub(super) fn make_child(&'static self, info: &SpawnInfo) -> &'static Self {
+    pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
         let root = self.root();
         let child = Self::take_for_child(root);
-        child.settings.set_for_child(&self.settings);
+        child.settings.set_for_child(&self.settings, limit);
         let Ok(token) = Token::enter(self, info) else {
             child.start_shutdown();
             return child;
+        };
+        let limiter = match child.settings.has(LIMITED_BY_ANCESTOR) {
+            true if self.settings.has(LIMITED) => Some(self),
+            true => self.limiting_ancestor(|ancestor| ancestor),
+            false => None,
         };
         // The shutdown of the parent may find the child as soon as the list contains it. `leave_parent` takes the same lock, so a
         // child that drains then finds its token.
@@ -37,7 +42,7 @@ impl RegistryState {
                 stays_open = self.is_shutting_down();
                 ListedChild { state: child, stays_open }
             });
-            family.parent = Some(Parent { target, key });
+            family.parent = Some(Parent { target, key, limiter });
             stays_open
         });
         if stays_open && child.start_phase() {
@@ -62,6 +67,14 @@ impl RegistryState {
         self.shared().family.with(|family| family.root).unwrap_or(self)
     }
 
+    /// Calls `get` with the nearest ancestor that has a limit, if the tasks of this child take their permits there and this child has not
+    /// drained.
+    ///
+    /// `leave_parent` takes the same lock before this child leaves its ancestors, so `get` may take a reference to the ancestor.
+    pub(super) fn limiting_ancestor<T>(&'static self, get: impl FnOnce(&'static Self) -> T) -> Option<T> {
+        self.shared().family.with(|family| family.parent.as_ref()?.limiter.map(get))
+    }
+
     /// Adds the counts of a drained child to its parent, and removes the child from the parent's list. Returns the child's token in
     /// the parent.
     ///
@@ -72,7 +85,7 @@ impl RegistryState {
             return None;
         }
         self.shared().family.with(|family| {
-            let Parent { target, key } = family.parent.take()?;
+            let Parent { target, key, .. } = family.parent.take()?;
             let (parent, child) = (target.owner, self.targets()[0].owner);
             parent.children().remove(key);
             for (sum, count) in parent.losses.iter().zip(&child.losses) {

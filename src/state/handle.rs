@@ -15,8 +15,8 @@ impl RegistryHandle {
         Self(RegistryState::take(settings))
     }
 
-    pub(crate) fn child(parent: &'static RegistryState, info: &SpawnInfo) -> Self {
-        Self(parent.make_child(info))
+    pub(crate) fn child(parent: &'static RegistryState, info: &SpawnInfo, limit: Option<usize>) -> Self {
+        Self(parent.make_child(info, limit))
     }
 
     pub(crate) const fn in_static(state: &'static RegistryState) -> Self {

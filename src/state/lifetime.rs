@@ -56,6 +56,7 @@ impl RegistryState {
         shared.references.store(2, Ordering::Relaxed);
         shared.drained.store(0, Ordering::Relaxed);
         if let Some(rare) = self.used_rare() {
+            rare.lent.store(0, Ordering::Relaxed);
             rare.start.with(|start| start.cause = None);
         }
         // Release pairs with the Acquire in `phase`. A signal of the previous registry may read this new phase, which triggers the

@@ -9,7 +9,16 @@ use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
-        self.shards().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum()
+        let lent = if self.settings.has(LIMITED) { self.lent() } else { 0 };
+        let counted: usize = self.shards().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum();
+        counted.saturating_sub(lent)
+    }
+
+    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits, but not their tasks.
+    ///
+    /// Relaxed is enough because the number is exact only while no task starts or ends.
+    fn lent(&'static self) -> usize {
+        self.used_rare().map_or(0, |rare| rare.lent.load(Ordering::Relaxed))
     }
 
     /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
@@ -18,6 +27,9 @@ impl RegistryState {
     }
 
     /// Returns the number of tasks with each outcome.
+    ///
+    /// A permit that a descendant's task holds makes `completed` too low, because the gate counts the permit but not the task. A drained
+    /// registry has lent no permits.
     ///
     /// This function reads the gates before the loss counters. A task that is lost after its gate was read and before the loss
     /// counters are read can make `completed` too low. No task can make `completed` too high.

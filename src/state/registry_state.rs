@@ -87,6 +87,8 @@ pub(super) struct Parent {
     pub(super) target: &'static TokenTarget<Shard>,
     /// The key of the child in the list of the target's shard.
     pub(super) key: Key,
+    /// The nearest ancestor that has a limit, if the child has none of its own.
+    pub(super) limiter: Option<&'static RegistryState>,
 }
 
 /// A child that has not drained, in the list of its parent.
@@ -99,6 +101,8 @@ pub(super) struct ListedChild {
 /// The fields that few registries use.
 pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
+    /// The number of permits that tasks of descendants hold. A permit is counted here after it was taken, and until it is released.
+    pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
     pub(super) start: Mutex<ShutdownStart>,
 }
@@ -240,7 +244,7 @@ impl RegistryState {
     pub(super) fn rare(&'static self) -> &'static Rare {
         self.shared().rare.get_or_init(|| {
             let start = Mutex::new(ShutdownStart { at: 0, cause: None });
-            Box::new(Rare { wait_queue: WaitQueue::new(), observers: Observers::new(), start })
+            Box::new(Rare { wait_queue: WaitQueue::new(), lent: AtomicUsize::new(0), observers: Observers::new(), start })
         })
     }
 

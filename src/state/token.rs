@@ -1,10 +1,10 @@
 //! A token represents one piece of work in flight.
 
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{ABORTING, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
-use crate::sync::slot_table::{Slot, TokenTarget};
+use crate::sync::slot_table::{PermitKind, Slot, TokenTarget};
 use crate::sync::{
     gate::{Departure, PreviousWord},
     wait_queue::Ticket,
@@ -66,20 +66,24 @@ impl Token {
 
     /// Creates the token of a piece of work. The caller has counted the work already.
     ///
-    /// The work gets a slot in five cases: the registry is inspected, the work is critical, the work has a name that observers can
-    /// receive, the work has no permit in a registry with a limit, or the work is a guard that was taken during a panic. In the last
-    /// two cases, the slot records how the work must leave.
+    /// The work gets a slot in six cases: the registry is inspected, the work is critical, the work has a name that observers can
+    /// receive, the work has no permit in a registry with a limit, the work has a permit of an ancestor, or the work is a guard that
+    /// was taken during a panic. In the last three cases, the slot records how the work must leave.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
-        let without_permit = info.without_permit && settings.has(LIMITED);
+        let permit = match info.without_permit {
+            true if settings.has(LIMITED) => PermitKind::Without,
+            false if settings.has(LIMITED_BY_ANCESTOR) => PermitKind::OfAncestor,
+            _ => PermitKind::Own,
+        };
         let is_observed_name = info.name.is_some() && settings.has(OBSERVED);
-        if is_inspected || info.critical || without_permit || is_observed_name || info.panicking_at_start.is_some() {
+        let needs_slot = is_inspected || info.critical || is_observed_name || info.panicking_at_start.is_some();
+        if needs_slot || permit != PermitKind::Own {
             let is_aborting = || settings.has(ABORTING);
-            let info = SpawnInfo { without_permit, ..*info };
-            let target = shard.slots().insert(&shard.freed, shard, info, is_inspected, is_aborting);
+            let target = shard.slots().insert(&shard.freed, shard, *info, permit, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
@@ -160,10 +164,18 @@ impl Token {
     fn leave_slot(self) -> Option<PreviousWord> {
         let slot = self.slot()?;
         // Another task may occupy the slot after `push`.
-        let is_without_permit = slot.is_without_permit();
+        let permit = slot.permit();
         self.shard().freed.push(slot);
         let gate = self.shard().gate();
-        if is_without_permit { gate.leave_without_permit() } else { gate.leave() }
+        match permit {
+            PermitKind::Own => gate.leave(),
+            PermitKind::Without => gate.leave_without_permit(),
+            PermitKind::OfAncestor => {
+                // The permit is released first: this task keeps the ancestor from draining until it leaves its own gate.
+                self.shard().state().release_permit_of_ancestor();
+                gate.leave()
+            }
+        }
     }
 
     #[cold]

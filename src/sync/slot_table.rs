@@ -1,7 +1,7 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in five cases: it has a name that observers receive, it is critical (its failure or panic
-//! starts the shutdown), it is inspected, it holds no permit in a registry with a limit, or it is a guard that was taken during a
+//! A task needs more than a count in six cases: it has a name that observers receive, it is critical (its failure or panic
+//! starts the shutdown), it is inspected, it holds no permit in a registry with a limit, it holds a permit of an ancestor, or it is a guard that was taken during a
 //! panic. Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the
 //! slot for a later task. The table therefore never has many more slots than tasks that were once in flight simultaneously.
 //!
@@ -74,8 +74,8 @@ pub(crate) struct Slot {
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
     /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
     abort_state: AtomicUsize,
-    /// Whether the task entered the gate without a permit. The table writes this flag before the task starts.
-    is_without_permit: AtomicBool,
+    /// One of the values of [`PermitKind`]. The table writes this word before the task starts.
+    permit: AtomicUsize,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
     /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
@@ -88,6 +88,20 @@ pub(crate) struct Slot {
 const NOT_ABORTABLE: usize = 0;
 const ABORTABLE: usize = 1;
 const ABORTED: usize = 2;
+
+const WITHOUT: usize = PermitKind::Without as usize;
+const OF_ANCESTOR: usize = PermitKind::OfAncestor as usize;
+
+/// Says which permit a task in a slot holds, and so how it must leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PermitKind {
+    /// The registry has no limit, or the task holds a permit of the registry's own gate.
+    Own,
+    /// The registry has a limit, and the task entered the gate without a permit.
+    Without,
+    /// The task holds a permit of an ancestor's gate.
+    OfAncestor,
+}
 
 impl FreedSlots {
     const_unless_loom! {
@@ -141,6 +155,7 @@ impl<O> SlotTable<O> {
         freed: &FreedSlots,
         owner: &'static O,
         info: SpawnInfo,
+        permit: PermitKind,
         is_inspected: bool,
         is_aborting: impl FnOnce() -> bool,
     ) -> &'static TokenTarget<O> {
@@ -159,7 +174,7 @@ impl<O> SlotTable<O> {
                 false => ABORTABLE,
             };
             slot.abort_state.store(abort_state, Ordering::Relaxed);
-            slot.is_without_permit.store(info.without_permit, Ordering::Relaxed);
+            slot.permit.store(permit as usize, Ordering::Relaxed);
             slot.is_live.store(true, Ordering::Relaxed);
             row.target
         })
@@ -295,7 +310,7 @@ impl Slot {
             number: next_number(),
             is_live: AtomicBool::new(false),
             abort_state: AtomicUsize::new(NOT_ABORTABLE),
-            is_without_permit: AtomicBool::new(false),
+            permit: AtomicUsize::new(PermitKind::Own as usize),
             has_waker: AtomicBool::new(false),
             next: AtomicUsize::new(next),
             waker: Mutex::new(None),
@@ -335,11 +350,15 @@ impl Slot {
         previous == Err(ABORTED)
     }
 
-    /// Returns whether the task entered the gate without a permit.
+    /// Returns which permit the task holds.
     ///
-    /// Relaxed is enough because the table writes this flag before the task starts, and only the task's token reads it.
-    pub(crate) fn is_without_permit(&self) -> bool {
-        self.is_without_permit.load(Ordering::Relaxed)
+    /// Relaxed is enough because the table writes this word before the task starts, and only the task's token reads it.
+    pub(crate) fn permit(&self) -> PermitKind {
+        match self.permit.load(Ordering::Relaxed) {
+            WITHOUT => PermitKind::Without,
+            OF_ANCESTOR => PermitKind::OfAncestor,
+            _ => PermitKind::Own,
+        }
     }
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.

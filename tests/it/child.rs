@@ -3,8 +3,9 @@
 use crate::common::{Counts, HANG, counts, inspected, poll_once};
 use background_tasks::{AbortError, Loss, Observer, Registry, RejectReason, Spawner, TaskInfo, TaskKind};
 use futures_lite::future::block_on;
-use std::future::pending;
+use std::future::{pending, ready};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 /// Stores the name of each lost task, and the other events.
 #[derive(Clone, Default)]
@@ -261,4 +262,128 @@ fn deep_chain_drains_without_recursion() {
     drop(guard);
     assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [1, 0, 0, 0, 0, 0]);
     assert!(chain.iter().all(Registry::is_drained));
+}
+
+/// At most two tasks in flight, in the registry and all its descendants.
+fn limited<S>(spawner: S) -> Registry<S> {
+    Registry::builder(spawner).max_in_flight(2).build()
+}
+
+#[test]
+fn tasks_of_descendants_take_permits_of_the_root() {
+    let registry = limited(());
+    let child = registry.child();
+    let grandchild = child.child();
+    let first = child.guard().unwrap();
+    let second = grandchild.guard().unwrap();
+    for full in [&registry, &child, &grandchild] {
+        assert_eq!(full.guard().unwrap_err().reason(), RejectReason::Full);
+        drop(full.without_permit().guard().expect("work without a permit is not limited"));
+    }
+    assert_eq!((registry.in_flight(), child.in_flight(), grandchild.in_flight()), (1, 2, 1));
+    drop(first);
+    drop(registry.guard().expect("the child's task has released its permit"));
+    drop(second);
+    drop((child, grandchild));
+    let summary = registry.shutdown().wait_timeout(HANG).unwrap();
+    assert_eq!(counts(summary), [6, 0, 0, 0, 0, 3]);
+}
+
+#[test]
+fn child_with_its_own_limit_takes_no_permits_of_its_parent() {
+    let registry = limited(());
+    let child = registry.child_with_limit(1);
+    let grandchild = child.child();
+    let guard = grandchild.guard().unwrap();
+    assert_eq!(child.guard().unwrap_err().reason(), RejectReason::Full);
+    let guards = [registry.guard().unwrap(), registry.guard().unwrap()];
+    assert_eq!(registry.guard().unwrap_err().reason(), RejectReason::Full);
+    drop(guard);
+    drop(child.guard().unwrap());
+    drop((guards, child, grandchild));
+    assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [4, 0, 0, 0, 0, 2]);
+}
+
+#[test]
+#[should_panic = "child_with_limit(0) would reject every task"]
+fn child_with_limit_zero_panics() {
+    drop(Registry::new(()).child_with_limit(0));
+}
+
+/// S10: the waiters of a registry and of its children are in one queue.
+#[test]
+fn waiters_of_relatives_take_turns() {
+    let registry = limited(crate::common::Manual::default());
+    let child = registry.child();
+    let guards = [registry.guard().unwrap(), child.guard().unwrap()];
+    let mut first = child.run_when_ready(ready(()));
+    let mut second = registry.run_when_ready(ready(()));
+    assert!(poll_once(&mut first).is_pending() && poll_once(&mut second).is_pending());
+    let [own, lent] = guards;
+    drop(own);
+    assert_eq!(child.guard().unwrap_err().reason(), RejectReason::Full, "the permit belongs to the first waiter");
+    assert!(poll_once(&mut second).is_pending());
+    assert!(poll_once(&mut first).is_ready());
+    drop(lent);
+    assert!(poll_once(&mut second).is_ready());
+    assert_eq!((registry.in_flight(), child.in_flight()), (2, 1));
+    registry.spawner().poll_all();
+    drop((first, second));
+    drop(child);
+    assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [4, 0, 0, 0, 0, 1]);
+}
+
+/// L4: the shutdown of a child wakes and rejects its own waiters, and no others.
+#[test]
+fn shutdown_of_a_child_removes_only_its_waiters() {
+    let registry = limited(crate::common::Manual::default());
+    let (child, sibling) = (registry.child(), registry.child());
+    let guards = [registry.guard().unwrap(), sibling.guard().unwrap()];
+    let piece = child.without_permit().guard().unwrap();
+    let mut waiters = [child.run_when_ready(ready(())), sibling.run_when_ready(ready(())), registry.run_when_ready(ready(()))];
+    let mut follow_up = child.follow_up().run_when_ready(ready(()));
+    assert!(waiters.iter_mut().chain([&mut follow_up]).all(|waiter| poll_once(waiter).is_pending()));
+    child.start_shutdown();
+    let [rejected, sibling_waits, parent_waits] = &mut waiters;
+    let Poll::Ready(Err(rejected)) = poll_once(rejected) else { panic!("the waiter of the child must be rejected") };
+    assert_eq!(rejected.reason(), RejectReason::ShuttingDown);
+    assert!(poll_once(&mut follow_up).is_pending());
+    drop(piece);
+    let Poll::Ready(Err(rejected)) = poll_once(&mut follow_up) else { panic!("the child has drained") };
+    assert_eq!(rejected.reason(), RejectReason::Drained);
+    assert!(poll_once(sibling_waits).is_pending() && poll_once(parent_waits).is_pending());
+    drop(guards);
+    assert!(poll_once(sibling_waits).is_ready() && poll_once(parent_waits).is_ready());
+    registry.spawner().poll_all();
+    drop((waiters, follow_up));
+    drop((child, sibling));
+    assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [5, 0, 0, 0, 0, 2]);
+}
+
+fn limit_holds_for_tasks_of_children<S: Spawner + Clone>(registry: &Registry<S>) {
+    let running = Arc::new(Mutex::new((0, 0)));
+    let children = [registry.child(), registry.child()];
+    block_on(async {
+        for i in 0..40 {
+            let running = running.clone();
+            let task = async move {
+                {
+                    let mut counts = running.lock().unwrap();
+                    counts.0 += 1;
+                    counts.1 = counts.1.max(counts.0);
+                }
+                futures_lite::future::yield_now().await;
+                running.lock().unwrap().0 -= 1;
+            };
+            children[i % 2].run_when_ready(task).await.unwrap();
+        }
+    });
+    drop(children);
+    assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 40);
+    assert!(running.lock().unwrap().1 <= 2);
+}
+
+mod with_limit {
+    use super::limit_holds_for_tasks_of_children;
+    on_every_runtime!(with |spawner| Registry::builder(spawner).max_in_flight(2).build(); limit_holds_for_tasks_of_children);
 }
