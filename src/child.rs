@@ -50,6 +50,7 @@ impl<S: Clone> Registry<S> {
     /// assert_eq!(server.shutdown().await.completed, 1);
     /// # });
     /// ```
+    #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child(&self) -> Self {
         self.task().child()
@@ -78,6 +79,7 @@ impl<S: Clone> Registry<S> {
     /// assert!(registry.guard().is_ok());
     /// # }
     /// ```
+    #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child_with_limit(&self, max_in_flight: usize) -> Self {
         self.task().child_with_limit(max_in_flight)
@@ -87,6 +89,7 @@ impl<S: Clone> Registry<S> {
 impl<S: Clone> TaskBuilder<'_, S> {
     /// Returns a new child registry with the builder's name and call site; see [`Registry::child`]. The other settings of the builder
     /// have no effect.
+    #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child(self) -> Registry<S> {
         Registry::from_handle(self.make_child(None), self.spawner().clone())
@@ -98,6 +101,7 @@ impl<S: Clone> TaskBuilder<'_, S> {
     /// # Panics
     ///
     /// Panics if `max_in_flight` is 0.
+    #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child_with_limit(self, max_in_flight: usize) -> Registry<S> {
         Registry::from_handle(self.make_child(Some(checked_limit(max_in_flight, "child_with_limit"))), self.spawner().clone())

@@ -35,7 +35,8 @@
 //!
 //! Most programs need only these three methods. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
 //! counts work that is not a future, such as a thread. [`Registry::builder`] configures a registry that has [observers](Observer),
-//! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
+//! lists its tasks, can abort its tasks, or limits the number of tasks in flight. [`Registry::child`] returns a registry inside a
+//! registry, for a connection, a tenant or a plug-in that must be shut down alone.
 //!
 //! # The life of a registry
 //!

@@ -351,7 +351,7 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until no task is in flight, without starting the shutdown.
+    /// Waits until no task is in flight, without starting the shutdown. An open [child](Self::child) counts as a task in flight.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have

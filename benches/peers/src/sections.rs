@@ -1,6 +1,7 @@
 //! What is measured: one module a section.
 
 mod build;
+mod children;
 mod drain;
 mod fan_out;
 mod handed_over;
@@ -34,13 +35,14 @@ pub struct Plan {
     pub run: fn(Pace) -> Measured,
 }
 
-pub const PLANS: [Plan; 10] = [
+pub const PLANS: [Plan; 11] = [
     Plan { name: "tokens", title: "made and dropped on the same thread", run: |pace| Ok(tokens::run(pace)) },
     Plan { name: "handed-over", title: "tokens made on one thread and dropped on another", run: |pace| Ok(handed_over::run(pace)) },
     Plan { name: "signals", title: "waited on once, and dropped", run: |pace| Ok(signals::run(pace)) },
     Plan { name: "triggered", title: "asking whether the shutdown has begun", run: |pace| Ok(triggered::run(pace)) },
     Plan { name: "tasks", title: "ready at once, from start to end", run: |pace| Ok(tasks::run(pace)) },
     Plan { name: "fan-out", title: "tasks that wait on the signal, from trigger to drained", run: |pace| Ok(fan_out::run(pace)) },
+    Plan { name: "children", title: "children of a registry", run: |pace| Ok(children::run(pace)) },
     Plan { name: "drain", title: "tasks in flight, from letting them go to drained", run: |pace| Ok(drain::run(pace)) },
     Plan { name: "memory", title: "by valgrind's dhat", run: memory::run },
     Plan { name: "instructions", title: "by valgrind's callgrind", run: instructions::run },
