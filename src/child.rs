@@ -24,8 +24,8 @@ impl<S: Clone> Registry<S> {
     /// that descendant has drained. [`in_flight`](Self::in_flight) counts a child as one.
     ///
     /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, it also applies to the tasks of the child: they take
-    /// permits of the same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child that has
-    /// a limit of its own.
+    /// permits of the same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a
+    /// separate limit.
     ///
     /// The loss of a [critical](Self::critical) task starts the shutdown of the task's own registry. The options
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and

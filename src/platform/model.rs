@@ -117,8 +117,8 @@ impl Event {
         self.get().listen()
     }
 
-    pub(crate) fn notify(&self, listeners: usize) {
-        self.get().notify(listeners);
+    pub(crate) fn notify(&self, listeners: usize) -> usize {
+        self.get().notify(listeners)
     }
 }
 

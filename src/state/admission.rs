@@ -119,7 +119,7 @@ impl RegistryState {
     }
 
     /// Returns the registry whose limit applies to the tasks of this registry: this registry, or its nearest ancestor that has a limit.
-    /// Returns `None` if no limit applies, or if this registry is a drained child without a limit of its own.
+    /// Returns `None` if no limit applies, or if this registry is a drained child that took its permits from an ancestor.
     fn limiter(&'static self) -> Option<Limiter> {
         if !self.settings.has(LIMITED | LIMITED_BY_ANCESTOR) {
             return None;
@@ -199,7 +199,7 @@ impl RegistryState {
 
     /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
-        // If a child has drained, there is no limiter, and the drain has removed the waiter.
+        // For a drained child, `limiter` returns `None`, and the drain has removed the waiter.
         if let Some(limiter) = self.limiter() {
             limiter.queue().remove(limiter.at.gate, limiter.at.limit, ticket);
         }

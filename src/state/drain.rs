@@ -14,6 +14,10 @@ impl RegistryState {
     ///
     /// Children that were made after the first start of the shutdown stay open; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
+        // Most last handles are dropped after the drain, which has closed every gate.
+        if self.is_drained() {
+            return;
+        }
         let is_first = self.start_phase();
         let mut in_flight = 0;
         if is_first && self.reports_shutdown() {

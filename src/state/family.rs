@@ -6,7 +6,7 @@
 //! A walk over the descendants uses a worklist instead of recursion, because registries can nest to any depth.
 
 use super::lifetime::StateRef;
-use super::registry_state::{ListedChild, Lost, Parent, RegistryState};
+use super::registry_state::{Family, ListedChild, Lost, Parent, RegistryState};
 use super::settings::{ABORTING, LIMITED, LIMITED_BY_ANCESTOR};
 use super::token::Token;
 use crate::platform::Ordering;
@@ -23,6 +23,7 @@ impl RegistryState {
         let child = Self::take_for_child(root);
         child.settings.set_for_child(&self.settings, limit);
         let Ok(token) = Token::enter(self, info) else {
+            child.shared().family.with(|family| family.root = Some(root));
             child.start_shutdown();
             return child;
         };
@@ -42,7 +43,7 @@ impl RegistryState {
                 stays_open = self.is_shutting_down();
                 ListedChild { state: child, stays_open }
             });
-            family.parent = Some(Parent { target, key, limiter });
+            *family = Family { root: Some(root), parent: Some(Parent { target, key, limiter }) };
             stays_open
         });
         if stays_open && child.start_phase() {

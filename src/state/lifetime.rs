@@ -24,14 +24,14 @@ impl RegistryState {
         state
     }
 
-    /// Takes a state for a new child from the pool of children. `root` is the root of the child, to which the child has a reference.
+    /// Takes a state for a new child from the pool of children. `root` is the root of the child, to which the child has a
+    /// reference. The caller stores the root in the child's family.
     ///
     /// The caller holds a handle of the child's parent, which keeps the root out of the pool during this call.
     pub(super) fn take_for_child(root: &'static Self) -> &'static Self {
         let child = CHILD_POOL.take(thread_number(), || Self::with_origin(Origin::Child));
         child.reopen();
         root.retain();
-        child.shared().family.with(|family| family.root = Some(root));
         child
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Shared {
     pub(super) life: LifeCheck,
 }
 
-/// The relatives of a child registry. A registry that is no child has no relatives here.
+/// The relatives of a child registry. In a root, both fields are `None`.
 pub(super) struct Family {
     /// The ancestor that has no parent.
     pub(super) root: Option<&'static RegistryState>,
@@ -87,7 +87,8 @@ pub(super) struct Parent {
     pub(super) target: &'static TokenTarget<Shard>,
     /// The key of the child in the list of the target's shard.
     pub(super) key: Key,
-    /// The nearest ancestor that has a limit, if the child has none of its own.
+    /// The nearest ancestor with a limit. `None` if that limit does not apply because the child has its own limit, or if no ancestor has a
+    /// limit.
     pub(super) limiter: Option<&'static RegistryState>,
 }
 
@@ -232,7 +233,7 @@ impl RegistryState {
         })
     }
 
-    /// Leaks a part of this state. The part has cache lines of its own, unless the state belongs to a child.
+    /// Leaks a part of this state. The part shares no cache line with other data, unless the state belongs to a child.
     fn leak<T>(&self, part: T) -> &'static T {
         if self.is_child() { Box::leak(Box::new(part)) } else { &Box::leak(Box::new(CachePadded(part))).0 }
     }

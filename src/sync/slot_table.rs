@@ -44,6 +44,7 @@ pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
+    slot: &'static Slot,
     /// The task that occupied this row most recently. `Slot::is_live` tells whether this task is still in flight.
     task: Option<Occupant>,
     /// The number of tasks that have occupied this row, modulo 2³².
@@ -167,7 +168,7 @@ impl<O> SlotTable<O> {
             row.task = Some(Occupant { info, started, abort_requested });
             // Relaxed is enough: other threads read these words under the table's lock, and the spawner makes the words visible to
             // the task's thread.
-            let slot = row.slot();
+            let slot = row.slot;
             let abort_state = match abort_requested {
                 _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,
                 true => ABORTED,
@@ -207,7 +208,7 @@ impl<O> SlotTable<O> {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
             for row in rows.iter_mut().filter(|row| row.is_live() && id.is_none_or(|id| id == row.id())) {
-                let slot = row.slot();
+                let slot = row.slot;
                 // The tasks of a child are aborted, but the child itself is not a task.
                 let is_counted =
                     |task: &&mut Occupant| task.started.is_some() && (id.is_some() || task.info.kind != TaskKind::Child);
@@ -248,7 +249,7 @@ impl<O> Rows<O> {
         }
         let taken = self.free - 1;
         // Relaxed is enough because the Acquire in `take_all` makes the links of freed slots visible.
-        self.free = self.row(taken).slot().next.load(Ordering::Relaxed);
+        self.free = self.row(taken).slot.next.load(Ordering::Relaxed);
         self.row(taken)
     }
 
@@ -268,8 +269,8 @@ impl<O> Rows<O> {
 
 impl<O> Row<O> {
     fn new(owner: &'static O, row: usize, next: usize) -> Self {
-        let target = TokenTarget { owner, slot: Some(Box::leak(Box::new(Slot::new(row, next)))) };
-        Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
+        let slot = &*Box::leak(Box::new(Slot::new(row, next)));
+        Self { target: Box::leak(Box::new(TokenTarget { owner, slot: Some(slot) })), slot, task: None, generation: 0 }
     }
 
     /// Returns whether the task that occupied this row most recently is still in flight.
@@ -277,15 +278,11 @@ impl<O> Row<O> {
     /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
     /// task did (S2).
     fn is_live(&self) -> bool {
-        self.slot().is_live.load(Ordering::Acquire)
-    }
-
-    fn slot(&self) -> &'static Slot {
-        self.target.slot.expect("each row has a slot")
+        self.slot.is_live.load(Ordering::Acquire)
     }
 
     fn id(&self) -> TaskId {
-        TaskId { slot: self.slot().number, generation: self.generation }
+        TaskId { slot: self.slot.number, generation: self.generation }
     }
 
     fn info(&self, now: u64) -> Option<TaskInfo> {
@@ -298,7 +295,7 @@ impl<O> Row<O> {
             kind: started.map(|_| info.kind),
             age,
             abort_requested,
-            is_abortable: self.slot().is_abortable(),
+            is_abortable: self.slot.is_abortable(),
         })
     }
 }

@@ -57,6 +57,7 @@ pub fn scenario(name: &str, count: u32) -> Result<(), String> {
     match group {
         tokens::GROUP => only(&tokens::contenders(), contender, load),
         signals::GROUP => only(&signals::contenders(), contender, load),
+        children::GROUP => only(&children::lives(), contender, load),
         tasks::GROUP => only(&tasks::contenders(), contender, on),
         memory::GROUP => memory::wait(contender, count),
         _ => None,

@@ -83,6 +83,24 @@ fn last_task_of_child_races_shutdown() {
     });
 }
 
+/// S11: A thread that sees that the parent has drained sees that the child has drained.
+#[test]
+fn drained_parent_has_drained_child() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let guard = child.guard().unwrap();
+        registry.start_shutdown();
+        let worker = spawn_on_shard(0, move || drop(guard));
+        registry.start_shutdown();
+        if registry.is_drained() {
+            assert!(child.is_drained());
+        }
+        worker.join().unwrap();
+        assert!(registry.is_drained() && child.is_drained());
+    });
+}
+
 /// S3: The state of a drained child serves a child of another registry. The shutdown of the first parent does not reach the new child.
 #[test]
 fn reused_child_is_not_shut_down() {

@@ -9,6 +9,8 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub const GROUP: &str = "child";
+
 const PAIR: &str = "child token + TaskTracker";
 const THREADS: [u32; 2] = [1, 2];
 const LIVES: u32 = 200_000;
@@ -40,7 +42,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
     ]
 }
 
-fn lives() -> Vec<Contender<Load>> {
+pub fn lives() -> Vec<Contender<Load>> {
     vec![
         threaded(REGISTRY, Registry::new(()), |registry, cx| {
             let child = registry.child();
