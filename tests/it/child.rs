@@ -47,10 +47,7 @@ fn shutdown_of_a_parent_signals_its_descendants_and_waits_for_them<S: Spawner + 
     let child = registry.child();
     let grandchild = child.child();
     let (signal, guard) = (grandchild.signal(), child.guard().unwrap());
-    grandchild.run({
-        let signal = signal.clone();
-        async move { signal.await }
-    });
+    grandchild.run(signal.clone());
     let mut shutdown = registry.shutdown();
     assert!(signal.is_triggered());
     assert!(poll_once(&mut shutdown).is_pending());
