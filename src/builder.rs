@@ -92,8 +92,7 @@ impl<S> RegistryBuilder<S> {
     ///
     /// Panics if `limit` is 0, because no task could ever get a permit.
     pub fn max_in_flight(mut self, limit: usize) -> Self {
-        assert_ne!(limit, 0, "max_in_flight(0) would reject every task; the minimum is 1");
-        self.settings.limit = Some(limit.min(MAX_PERMITS));
+        self.settings.limit = Some(checked_limit(limit, "max_in_flight"));
         self
     }
 
@@ -119,6 +118,13 @@ impl<S> RegistryBuilder<S> {
     pub fn build(self) -> Registry<S> {
         Registry::from_handle(RegistryHandle::pooled(self.settings), self.spawner)
     }
+}
+
+/// Returns a limit that gates can count to.
+#[track_caller]
+pub(crate) fn checked_limit(limit: usize, method: &str) -> usize {
+    assert_ne!(limit, 0, "{method}(0) would reject every task; the minimum is 1");
+    limit.min(MAX_PERMITS)
 }
 
 impl<S> fmt::Debug for RegistryBuilder<S> {

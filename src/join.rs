@@ -2,7 +2,7 @@
 
 use crate::platform::{Arc, Payload, drop_quietly, wake};
 use crate::report::{JoinError, JoinLoss, RejectReason, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
-use crate::state::{InspectedTask, Token, UnreportedLoss};
+use crate::state::{InspectedTask, Token, UnreportedLoss, finish_departure};
 use crate::sync::join_cell::JoinCell;
 use crate::task::OutputReceiver;
 use core::future::Future;
@@ -50,15 +50,13 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
             cell.drop_waker();
         }
         match cell.end(end, || token.depart()) {
-            Ok((before, joiner)) => {
+            Ok((left, joiner)) => {
                 // The handle takes the output without a lock if this reference has been dropped.
                 drop(cell);
                 if joiner.is_some() {
                     wake(joiner);
                 }
-                if let Some(before) = before {
-                    token.finish_departure(before);
-                }
+                finish_departure(left);
             }
             Err(end) => {
                 drop_quietly(end);

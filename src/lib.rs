@@ -37,7 +37,8 @@
 //! task's output and can abort the task. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
 //! counts work that is not a future, such as a thread. [`Registry::service`] runs work again after it has failed, and
 //! [`Registry::every`] runs work periodically. [`Registry::builder`] configures a registry that has [observers](Observer),
-//! lists its tasks, can abort its tasks, or limits the number of tasks in flight.
+//! lists its tasks, can abort its tasks, or limits the number of tasks in flight. [`Registry::child`] returns a registry inside a
+//! registry, for a connection, a tenant or a plug-in that must be shut down alone.
 //!
 //! # The life of a registry
 //!
@@ -126,6 +127,7 @@ mod adapters;
 #[cfg(all(feature = "std", not(target_family = "wasm")))]
 mod blocking;
 mod builder;
+mod child;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(any(doc, doctest))]

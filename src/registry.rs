@@ -66,7 +66,7 @@ impl<S> Registry<S> {
     }
 
     #[inline]
-    fn task(&self) -> TaskBuilder<'_, S> {
+    pub(crate) fn task(&self) -> TaskBuilder<'_, S> {
         TaskBuilder::new(self.state(), &self.spawner)
     }
 
@@ -130,7 +130,7 @@ impl<S> Registry<S> {
     /// [tracked](Self::track) future or a critical task with a [handle](Self::spawn) returns `Err`, it counts as completed, because the
     /// error belongs to the caller. For work that must not even complete before the shutdown, start a [service](Self::service) with
     /// [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the
-    /// shutdown.
+    /// shutdown. In a [child](Self::child), a critical task starts the shutdown of the child only.
     ///
     /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown after the panic or failure of any
@@ -379,8 +379,9 @@ impl<S> Registry<S> {
         self.task().every_local(period, make);
     }
 
-    /// Returns the [services](Self::service) in flight, in the order of their starts, with their restarts, their state and their last
-    /// loss. The registry need not be inspected.
+    /// Returns the [services](Self::service) in flight with their restarts, their state and their last loss. The services of this
+    /// registry come first, in the order of their starts, and then the services of its [children](Self::child). The registry need not
+    /// be inspected.
     pub fn services(&self) -> Vec<ServiceInfo> {
         self.state().services()
     }
@@ -585,7 +586,8 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until no task is in flight, without starting the shutdown. [Services](Self::service) do not count, even while they run.
+    /// Waits until no task is in flight, without starting the shutdown. [Services](Self::service) do not count, even while they run. An
+    /// open [child](Self::child) counts as a task in flight.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have

@@ -1,5 +1,5 @@
-use crate::state::{RegistryState, Shard};
-use crate::sync::wait_list::Key;
+use crate::state::RegistryState;
+use crate::sync::wait_list::{Key, WaitList};
 use core::task::{Context, Poll};
 use core::{fmt, pin::Pin};
 use futures_util::future::FusedFuture;
@@ -55,7 +55,7 @@ pub struct ShutdownSignal {
     /// Once this signal has resolved, the field is one less than that value. The field is then a phase of the state's previous
     /// life. It differs from all later phases, so the signal stays triggered.
     phase: usize,
-    waiting: Option<(&'static Shard, Key)>,
+    waiting: Option<(&'static WaitList, Key)>,
 }
 
 impl ShutdownSignal {
@@ -118,13 +118,13 @@ impl ShutdownSignal {
         if !is_live() {
             return Poll::Ready(());
         }
-        if let Some((shard, key)) = waiting {
-            return shard.signals().update(*key, cx.waker(), is_live);
+        if let Some((list, key)) = waiting {
+            return list.update(*key, cx.waker(), is_live);
         }
         // Uses the shard of the thread that polls, not of the thread that cloned the signal, so that a signal polled on its own
         // thread writes only cache lines of that thread (H2).
-        let shard = state.shard();
-        *waiting = shard.signals().insert(cx.waker(), is_live).map(|key| (shard, key));
+        let list = state.signals();
+        *waiting = list.insert(cx.waker(), || state.signal_margin(), is_live).map(|key| (list, key));
         if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
@@ -157,11 +157,11 @@ impl Clone for ShutdownSignal {
 
 impl Drop for ShutdownSignal {
     fn drop(&mut self) {
-        if let Some((shard, key)) = self.waiting.take() {
+        if let Some((list, key)) = self.waiting.take() {
             // A triggered signal has no entry in the wait list, because the start of the shutdown empties the list.
             let is_live = || !self.is_triggered();
             if is_live() {
-                shard.signals().remove(key, is_live);
+                list.remove(key, is_live);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod drain;
+mod family;
 mod handle;
 mod inspection;
 mod lifetime;
@@ -16,7 +17,6 @@ pub(crate) use handle::RegistryHandle;
 pub(crate) use inspection::InspectedTask;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
-pub(crate) use registry_state::Shard;
 pub(crate) use services::ListedService;
 pub(crate) use settings::Settings;
-pub(crate) use token::{Token, UnreportedLoss};
+pub(crate) use token::{Token, UnreportedLoss, finish_departure};

@@ -3,7 +3,7 @@ use crate::platform::{drop_quietly, panicking_thread};
 use crate::report::{Rejected, SpawnInfo, TaskKind, TaskOutput};
 use crate::service::{Restart, Service};
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
-use crate::state::{RegistryState, Token};
+use crate::state::{RegistryHandle, RegistryState, Token};
 use crate::sync::wait_queue::Ticket;
 use crate::task::{Guard, NoReceiver, Task, Tracked};
 use core::task::{Context, Poll};
@@ -77,6 +77,17 @@ impl<'a, S> TaskBuilder<'a, S> {
         let location = self.location.unwrap_or(Location::caller());
         let panicking_at_start = if kind == TaskKind::Guard { panicking_thread() } else { None };
         SpawnInfo { location, name, kind, critical, without_permit, panicking_at_start }
+    }
+
+    pub(crate) fn spawner(&self) -> &'a S {
+        self.spawner
+    }
+
+    /// Returns the handle of a new child registry.
+    #[track_caller]
+    pub(crate) fn make_child(self, limit: Option<usize>) -> RegistryHandle {
+        let info = Self { critical: false, without_permit: true, ..self }.spawn_info(TaskKind::Child);
+        RegistryHandle::child(self.state, &info, limit)
     }
 
     /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the

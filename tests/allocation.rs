@@ -173,3 +173,26 @@ fn tracked_future_is_two_words_larger() {
     assert_eq!(size_of::<CompletionGuard>(), WORDS);
     assert_eq!(size_of::<ShutdownSignal>(), 2 * WORDS);
 }
+
+/// A child is small enough for one per connection.
+#[test]
+fn child_takes_at_most_512_bytes() {
+    const CHILDREN: u64 = 100;
+    let registry = Registry::new(());
+    drop(registry.child());
+    let mut open = Vec::with_capacity(200);
+    let use_child = |open: &mut Vec<_>| {
+        let child = registry.child();
+        drop([(); 4].map(|()| child.guard().unwrap()));
+        let mut signal = child.signal();
+        assert!(poll_once(&mut signal).is_pending());
+        open.push((child, signal));
+    };
+    let info = measure(|| (0..CHILDREN).for_each(|_| use_child(&mut open)));
+    // The numbers include the growth of the parent's list.
+    let size = info.bytes_total / CHILDREN;
+    assert!(size <= 512, "a child takes {size} bytes");
+    open.clear();
+    let reused = measure(|| (0..CHILDREN).for_each(|_| drop(registry.child().guard())));
+    assert_eq!(reused.count_total, 0, "the states of drained children are reused");
+}

@@ -43,6 +43,11 @@ impl<T> Once<T> {
     pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
         self.0.with(|made| *made.get_or_insert_with(|| Box::leak(Box::new(make()))))
     }
+
+    /// Returns the value, or `None` if it was not created yet.
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
+        self.0.with(|made| *made)
+    }
 }
 
 /// The type of a static that the macro `per_thread!` declares. The static contains one cell for the whole program, because this
@@ -75,6 +80,10 @@ pub(crate) use per_thread;
 pub(crate) const SLOTS_PER_CHUNK: usize = 4;
 
 pub(crate) fn shard_count() -> usize {
+    1
+}
+
+pub(crate) fn pool_count() -> usize {
     1
 }
 

@@ -36,6 +36,11 @@ impl<T> Once<T> {
     pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
         self.0.get_or_init(make)
     }
+
+    /// Returns the value, or `None` if it was not created yet.
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
+        self.0.get()
+    }
 }
 
 macro_rules! per_thread {
@@ -60,6 +65,11 @@ loom::thread_local!(static NUMBER: Cell<usize> = Cell::new(0));
 
 pub(crate) fn shard_count() -> usize {
     SHARDS.get()
+}
+
+/// A sharded pool has one part, whose items the model counts.
+pub(crate) fn pool_count() -> usize {
+    1
 }
 
 pub(crate) fn thread_number() -> usize {
@@ -111,8 +121,8 @@ impl Event {
         self.get().listen()
     }
 
-    pub(crate) fn notify(&self, listeners: usize) {
-        self.get().notify(listeners);
+    pub(crate) fn notify(&self, listeners: usize) -> usize {
+        self.get().notify(listeners)
     }
 }
 

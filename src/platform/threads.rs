@@ -42,6 +42,11 @@ impl<T> Once<T> {
     pub(crate) fn get_or_init(&'static self, make: impl FnOnce() -> T) -> &'static T {
         self.0.get_or_init(make)
     }
+
+    /// Returns the value, or `None` if it was not created yet.
+    pub(crate) fn get(&'static self) -> Option<&'static T> {
+        self.0.get()
+    }
 }
 
 /// Declares a thread-local `Cell`.
@@ -66,6 +71,11 @@ pub(crate) fn shard_count() -> usize {
         let four_per_core = || 4 * std::thread::available_parallelism().map_or(1, Into::into);
         forced_shard_count().unwrap_or_else(four_per_core).clamp(1, 128).next_power_of_two()
     })
+}
+
+/// Returns the number of parts of a sharded pool. A thread that finds its own part empty tries all others, so there are few.
+pub(crate) fn pool_count() -> usize {
+    shard_count().min(16)
 }
 
 /// Returns the number of shards that a test of this crate has set in an environment variable. A release build does not read this

@@ -72,7 +72,7 @@ impl TaskInfo {
     /// Returns whether an abort can end the task, or an earlier abort has ended the task.
     ///
     /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
-    /// method returns false for guards, for tracked futures, and for all tasks of a registry that is not inspected.
+    /// method returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not inspected.
     pub fn is_abortable(&self) -> bool {
         self.is_abortable
     }
@@ -138,6 +138,8 @@ pub enum TaskKind {
     /// A task that starts its work again; see [`Registry::service`](crate::Registry::service) and
     /// [`Registry::every`](crate::Registry::every).
     Service,
+    /// A child registry that is open or not empty; see [`Registry::child`](crate::Registry::child).
+    Child,
 }
 
 impl TaskKind {
@@ -158,6 +160,7 @@ impl fmt::Display for TaskKind {
             Self::Tracked => "tracked future",
             Self::Guard => "guard",
             Self::Service => "service",
+            Self::Child => "child registry",
         })
     }
 }

@@ -1,10 +1,15 @@
 //! Accepts and rejects tasks.
 
-use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{INSPECTED, LIMITED};
-use crate::platform::per_thread;
+use super::lifetime::StateRef;
+use super::registry_state::{RegistryState, Shard};
+use super::settings::{INSPECTED, LIMITED, LIMITED_BY_ANCESTOR};
+use super::token::UnfinishedDeparture;
+use crate::platform::{Ordering, per_thread};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
-use crate::sync::{gate::Refused, slot_table::TokenTarget, wait_queue::Ticket};
+use crate::sync::gate::{Permit, Refused};
+use crate::sync::slot_table::TokenTarget;
+use crate::sync::wait_queue::{LimitedGate, Owner, Ticket, WaitQueue};
+use core::ptr;
 use core::task::{Poll, Waker};
 
 impl From<Refused> for RejectReason {
@@ -16,13 +21,27 @@ impl From<Refused> for RejectReason {
     }
 }
 
+/// The registry whose limit applies to a task.
+struct Limiter {
+    state: &'static RegistryState,
+    at: LimitedGate<'static>,
+    /// Keeps the state of an ancestor out of the pool.
+    _ancestor: Option<StateRef>,
+}
+
+impl Limiter {
+    fn queue(&self) -> &'static WaitQueue {
+        &self.state.rare().wait_queue
+    }
+}
+
 impl RegistryState {
     /// Counts one more task if this thread's shard accepts the task (S1).
     ///
-    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or the registry has a limit.
+    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or a limit applies to its tasks.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
-        if self.settings.has(INSPECTED | LIMITED) {
+        if self.settings.has(INSPECTED | LIMITED | LIMITED_BY_ANCESTOR) {
             return None;
         }
         let (shard, target) = self.shard_and_target();
@@ -42,15 +61,79 @@ impl RegistryState {
             if without_permit {
                 gate.enter_without_permit()?;
             } else {
-                self.shared.0.wait_queue.try_enter(gate, limit)?;
+                self.take_permit(LimitedGate { gate, limit, permit: Permit::Own })?;
             }
             return Ok(target);
+        }
+        if !without_permit && self.settings.has(LIMITED_BY_ANCESTOR) {
+            return self.enter_with_permit_of_ancestor();
         }
         let (shard, target) = self.shard_and_target();
         match shard.gate().enter_checked() {
             Ok(()) => Ok(target),
             Err(refused) => self.enter_other_shard(refused),
         }
+    }
+
+    #[inline]
+    fn take_permit(&'static self, at: LimitedGate<'_>) -> Result<(), Refused> {
+        at.gate.enter_below(at.limit, at.permit).or_else(|refused| match refused {
+            Refused::Drained => Err(refused),
+            Refused::Full => self.rare().wait_queue.try_enter(at),
+        })
+    }
+
+    /// Takes a permit of the ancestor whose limit applies, and then enters the child's own gate.
+    fn enter_with_permit_of_ancestor(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
+        let limiter = self.limiter().ok_or(RejectReason::Drained)?;
+        limiter.state.take_permit(limiter.at)?;
+        self.enter_with_lent_permit(limiter.state)
+    }
+
+    /// Enters the child's own gate after `limiter` has lent a permit. If the gate refuses the task, releases the permit.
+    fn enter_with_lent_permit(&'static self, limiter: &'static Self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
+        limiter.rare().lent.fetch_add(1, Ordering::Relaxed);
+        let target = &self.targets()[0];
+        match target.owner.gate().enter_checked() {
+            Ok(()) => Ok(target),
+            Err(refused) => {
+                if let Some(left) = limiter.release_lent_permit() {
+                    left.finish();
+                }
+                Err(refused.into())
+            }
+        }
+    }
+
+    /// Releases the permit of a task in flight whose slot records a permit of an ancestor. The task and its permit keep the ancestor from
+    /// draining, so its state needs no reference. The caller must finish the returned departure.
+    pub(super) fn release_permit_of_ancestor(&'static self) -> Option<UnfinishedDeparture> {
+        self.limiting_ancestor(|ancestor| ancestor)?.release_lent_permit()
+    }
+
+    fn release_lent_permit(&'static self) -> Option<UnfinishedDeparture> {
+        self.rare().lent.fetch_sub(1, Ordering::Relaxed);
+        let shard = self.targets()[0].owner;
+        shard.gate().leave().map(|word| UnfinishedDeparture { shard, word })
+    }
+
+    /// Returns the registry whose limit applies to the tasks of this registry: this registry, or its nearest ancestor that has a limit.
+    /// Returns `None` if no limit applies, or if this registry is a drained child that took its permits from an ancestor.
+    fn limiter(&'static self) -> Option<Limiter> {
+        if !self.settings.has(LIMITED | LIMITED_BY_ANCESTOR) {
+            return None;
+        }
+        let own = self.limited();
+        let ancestor = if own.is_some() { None } else { Some(self.limiting_ancestor(StateRef::new)?) };
+        let state = ancestor.as_ref().map_or(self, StateRef::state);
+        let (target, limit) = state.limited()?;
+        let permit = if own.is_some() { Permit::Own } else { Permit::Lent };
+        Some(Limiter { state, at: LimitedGate { gate: target.owner.gate(), limit, permit }, _ancestor: ancestor })
+    }
+
+    /// Returns the value that identifies the waiters of this registry in a wait queue.
+    fn owner(&'static self) -> Owner {
+        ptr::from_ref(self).addr()
     }
 
     #[cold]
@@ -88,32 +171,50 @@ impl RegistryState {
         without_permit: bool,
         is_follow_up: bool,
     ) -> Poll<Result<&'static TokenTarget<Shard>, RejectReason>> {
-        let Some((target, limit)) = self.limited().filter(|_| !without_permit) else {
+        if without_permit || !self.settings.has(LIMITED | LIMITED_BY_ANCESTOR) {
             return Poll::Ready(self.enter_any(without_permit));
-        };
+        }
         if ticket.is_none() {
             match self.enter_any(false) {
                 Err(RejectReason::Full) => {}
                 done => return Poll::Ready(done),
             }
         }
-        let is_open = || !self.is_shutting_down();
-        let entered = self.shared.0.wait_queue.poll_enter(target.owner.gate(), limit, ticket, waker, is_follow_up, is_open);
+        let is_open = || if is_follow_up { !self.is_gate_drained() } else { !self.is_shutting_down() };
         let reason = if is_follow_up { RejectReason::Drained } else { RejectReason::ShuttingDown };
-        entered.map(|entered| entered.map(|()| target).ok_or(reason))
+        let Some(limiter) = self.limiter() else { return Poll::Ready(Err(reason)) };
+        let entered = limiter.queue().poll_enter(limiter.at, ticket, waker, (self.owner(), is_follow_up), is_open);
+        entered.map(|entered| match entered {
+            Some(()) if limiter.at.permit == Permit::Lent => self.enter_with_lent_permit(limiter.state),
+            Some(()) => Ok(&self.targets()[0]),
+            None => Err(reason),
+        })
+    }
+
+    /// Returns whether the gate that limits tasks, or the only gate of a child, has drained.
+    fn is_gate_drained(&'static self) -> bool {
+        self.targets()[0].owner.gate().snapshot().is_drained()
     }
 
     /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
-        if let Some((target, limit)) = self.limited() {
-            self.shared.0.wait_queue.remove(target.owner.gate(), limit, ticket);
+        // For a drained child, `limiter` returns `None`, and the drain has removed the waiter.
+        if let Some(limiter) = self.limiter() {
+            limiter.queue().remove(limiter.at.gate, limiter.at.limit, ticket);
+        }
+    }
+
+    /// Removes and wakes the waiters of this registry that can no longer get a permit (L4).
+    pub(super) fn close_wait_queue(&'static self) {
+        if let Some(limiter) = self.limiter() {
+            limiter.queue().close(limiter.at.gate, limiter.at.limit, self.owner(), || self.is_gate_drained());
         }
     }
 
     /// Counts and reports a rejection. If the task is critical, starts the shutdown. Returns the reason for the rejection.
     #[cold]
     pub(crate) fn reject(&'static self, info: &SpawnInfo, reason: RejectReason) -> RejectReason {
-        self.shard().count(Lost::Rejected);
+        self.count_rejection();
         let kind = self.settings.has(INSPECTED).then_some(info.kind);
         let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
         // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is

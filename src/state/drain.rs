@@ -1,6 +1,7 @@
 //! Implements the shutdown and the drain of a registry.
 
 use super::registry_state::RegistryState;
+use super::token::Token;
 use crate::observer::Observer;
 use crate::platform::{HAS_CLOCK, Ordering, now};
 use crate::report::{Summary, TaskInfo};
@@ -9,19 +10,54 @@ use core::cell::Cell;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown. If another thread is already starting the shutdown, this call also closes the gates and wakes the
-    /// signals. Every gate is closed when this function returns.
+    /// Starts the shutdown of this registry and then of its descendants. If another thread is already starting the shutdown, this call
+    /// also closes the gates and wakes the signals. Every gate is closed when this function returns.
+    ///
+    /// Children that were made after the first start of the shutdown stay open; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
-        // Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
-        // shutdown (L1).
-        let is_first = self.phase.fetch_or(1, Ordering::Release) % 2 == 0;
+        // Most last handles are dropped after the drain, which has closed every gate.
+        if self.is_drained() {
+            return;
+        }
+        let is_first = self.start_phase();
         let mut in_flight = 0;
-        if is_first && self.is_observed() {
-            self.shared.0.start.with(|start| start.at = now());
+        if is_first && self.reports_shutdown() {
+            self.rare().start.with(|start| start.at = now());
             in_flight = self.in_flight();
         }
+        self.close();
+        self.for_each_descendant(
+            |child| !child.stays_open,
+            |child| {
+                let is_first = child.start_phase();
+                child.close();
+                if is_first {
+                    child.shard_drained();
+                }
+            },
+        );
+        if is_first {
+            if self.reports_shutdown() {
+                self.notify_observers(|observer| observer.shutdown_started(in_flight));
+            }
+            self.shard_drained();
+        }
+    }
+
+    /// Makes the phase odd. Returns whether this call has changed the phase.
+    ///
+    /// Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the shutdown
+    /// (L1).
+    pub(super) fn start_phase(&'static self) -> bool {
+        self.phase.fetch_or(1, Ordering::Release) % 2 == 0
+    }
+
+    /// Closes the gates, wakes the signals, and removes the waiters for new work.
+    fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {
+                // The waiters are removed first, because a drained child does not find the wait queue of its ancestor any more.
+                self.close_wait_queue();
                 self.shard_drained();
             }
         }
@@ -29,10 +65,11 @@ impl RegistryState {
             shard.signals().wake_all();
         }
         self.close_wait_queue();
-        if is_first {
-            self.notify_observers(|observer| observer.shutdown_started(in_flight));
-            self.shard_drained();
-        }
+    }
+
+    /// Returns whether the observers receive the start of the shutdown and the end of the drain. Those of a child are not reported.
+    fn reports_shutdown(&self) -> bool {
+        self.is_observed() && !self.is_child()
     }
 
     /// Starts the shutdown after `task` was lost, and records `task` as the cause.
@@ -41,60 +78,76 @@ impl RegistryState {
     /// and the registry has the setting `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         if !self.is_shutting_down() {
-            self.shared.0.start.with(|start| _ = start.cause.get_or_insert(task));
+            self.rare().start.with(|start| _ = start.cause.get_or_insert(task));
         }
         self.start_shutdown();
     }
 
-    /// Performs the actions that a task's [`Departure`] from a gate requires.
+    /// Performs the actions that a task's [`Departure`] from a gate requires. If the registry is a child that has drained, it leaves its
+    /// parent, and so on. This function uses a loop instead of recursion, because registries can nest to any depth.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
+        let mut next = Some((self, departure));
+        while let Some((state, departure)) = next {
+            next = state.finish_own_departure(departure);
+        }
+    }
+
+    fn finish_own_departure(&'static self, departure: Departure) -> Option<(&'static Self, Departure)> {
         if departure.permit {
-            self.shared.0.wait_queue.wake_first();
+            self.rare().wait_queue.wake_first();
         }
         if departure.idle {
             self.notifier().notify();
         }
-        if departure.drained {
-            // The waiters that are still queued are rejected. This call comes first because `shard_drained` may return the state to
-            // the pool.
-            self.close_wait_queue();
-            self.shard_drained();
+        if !departure.drained {
+            return None;
         }
+        // The waiters that are still queued are rejected. This call comes first because `count_drain_event` may return the state to the
+        // pool.
+        self.close_wait_queue();
+        self.count_drain_event()
     }
 
-    /// Removes and wakes the waiters that can no longer get a permit (L4).
-    fn close_wait_queue(&'static self) {
-        if let Some((target, limit)) = self.limited() {
-            self.shared.0.wait_queue.close(target.owner.gate(), limit);
+    fn shard_drained(&'static self) {
+        if let Some((parent, departure)) = self.count_drain_event() {
+            parent.finish_departure(departure);
         }
     }
 
     /// Counts one of the events that complete the drain.
     ///
-    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The call of
-    /// `shard_drained` that counts the last event ends the drain (S3, S8, L2):
+    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The call that
+    /// counts the last event ends the drain (S3, S8, L2):
     ///
     /// 1. It reports the end of the drain to the observers.
-    /// 2. It makes `is_drained` return true.
-    /// 3. It notifies the waiters.
-    /// 4. It releases the reference that kept the state out of the pool while gates were in use.
+    /// 2. In a child, it adds the counts of the child to the parent.
+    /// 3. It makes `is_drained` return true.
+    /// 4. In a child, it releases the child's count in the parent. A drained registry therefore has only drained descendants.
+    /// 5. It notifies the waiters.
+    /// 6. It releases the reference that kept the state out of the pool while gates were in use.
     ///
-    /// The first `fetch_add` in this function is `AcqRel`, so each call of `shard_drained` synchronizes with the next call of
-    /// `shard_drained`. The call that counts the last event therefore sees what the tasks of all shards did. The second `fetch_add`
-    /// in this function is Release and pairs with the Acquire in `is_drained`.
-    fn shard_drained(&'static self) {
-        let drained = &self.shared.0.drained;
-        if drained.fetch_add(1, Ordering::AcqRel) == self.shards().len() {
-            self.report_drained();
-            drained.fetch_add(1, Ordering::Release);
-            self.notifier().notify();
-            self.release();
+    /// Returns the departure from the parent's gate, which the caller must finish.
+    ///
+    /// The first `fetch_add` in this function is `AcqRel`, so each call of this function synchronizes with the next call. The call that
+    /// counts the last event therefore sees what the tasks of all shards did. The second `fetch_add` in this function is Release and
+    /// pairs with the Acquire in `is_drained`.
+    pub(super) fn count_drain_event(&'static self) -> Option<(&'static Self, Departure)> {
+        let drained = &self.shared().drained;
+        if drained.fetch_add(1, Ordering::AcqRel) != self.targets().len() {
+            return None;
         }
+        self.report_drained();
+        let token = self.leave_parent();
+        drained.fetch_add(1, Ordering::Release);
+        let departure = token.and_then(Token::leave_child);
+        self.notifier().notify();
+        self.release();
+        departure
     }
 
     fn report_drained(&'static self) {
-        if self.is_observed() {
-            let started = self.shared.0.start.with(|start| start.at);
+        if self.reports_shutdown() {
+            let started = self.rare().start.with(|start| start.at);
             let took = if HAS_CLOCK { Duration::from_nanos(now().saturating_sub(started)) } else { Duration::ZERO };
             let summary = self.summary();
             self.notify_observers(|observer| observer.drained(&summary, took));
@@ -103,7 +156,7 @@ impl RegistryState {
 
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
         if self.is_observed() {
-            self.shared.0.observers.notify(call);
+            self.root().rare().observers.notify(call);
         }
     }
 
@@ -115,10 +168,10 @@ impl RegistryState {
 
     /// Returns whether the registry has drained.
     ///
-    /// Acquire pairs with the Release in `shard_drained`: a thread that sees the end of the drain also sees the end of every task
+    /// Acquire pairs with the Release in `count_drain_event`: a thread that sees the end of the drain also sees the end of every task
     /// (S2, S3).
     pub(crate) fn is_drained(&'static self) -> bool {
-        self.shared.0.drained.load(Ordering::Acquire) == self.shards().len() + 2
+        self.shared().drained.load(Ordering::Acquire) == self.targets().len() + 2
     }
 
     /// Returns the final summary, or `None` if the registry has not drained.
@@ -139,7 +192,7 @@ impl RegistryState {
         self.phase() % 2 == 1
     }
 
-    pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
-        self.shared.0.start.with(|start| start.cause)
+    pub(crate) fn shutdown_cause(&'static self) -> Option<TaskInfo> {
+        self.used_rare()?.start.with(|start| start.cause)
     }
 }

@@ -1,9 +1,10 @@
 //! Counts the handles of a registry.
 
 use super::lifetime::StateRef;
-use super::registry_state::RegistryState;
+use super::registry_state::{Origin, RegistryState};
 use super::settings::Settings;
 use crate::platform::Ordering;
+use crate::report::SpawnInfo;
 
 /// A handle of a registry. The shutdown starts when the last handle is dropped.
 #[derive(Debug)]
@@ -12,6 +13,10 @@ pub(crate) struct RegistryHandle(&'static RegistryState);
 impl RegistryHandle {
     pub(crate) fn pooled(settings: Settings) -> Self {
         Self(RegistryState::take(settings))
+    }
+
+    pub(crate) fn child(parent: &'static RegistryState, info: &SpawnInfo, limit: Option<usize>) -> Self {
+        Self(parent.make_child(info, limit))
     }
 
     pub(crate) const fn in_static(state: &'static RegistryState) -> Self {
@@ -31,8 +36,8 @@ impl RegistryHandle {
 impl Clone for RegistryHandle {
     /// Relaxed is enough because the caller holds a handle during this call, so the count of handles cannot reach zero.
     fn clone(&self) -> Self {
-        if self.0.is_pooled {
-            self.0.shared.0.handles.fetch_add(1, Ordering::Relaxed);
+        if self.0.origin != Origin::Static {
+            self.0.shared().handles.fetch_add(1, Ordering::Relaxed);
         }
         Self(self.0)
     }
@@ -42,7 +47,7 @@ impl Drop for RegistryHandle {
     /// The drop of the last handle starts the shutdown. `AcqRel` makes each drop of a handle synchronize with the next drop of a
     /// handle. The thread that drops the last handle therefore sees every write that preceded the drop of any other handle.
     fn drop(&mut self) {
-        if self.0.is_pooled && self.0.shared.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.origin != Origin::Static && self.0.shared().handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.start_shutdown();
             self.0.release();
         }

@@ -18,7 +18,7 @@ pub(crate) struct InspectedTask {
 impl InspectedTask {
     /// Aborts the task if it is still in flight, as [`RegistryState::abort_task`] does.
     pub(crate) fn abort(self) {
-        if let Some(slot) = &self.target.slot {
+        if let Some(slot) = self.target.slot {
             self.target.owner.slots().abort_in_slot(slot, self.id);
         }
     }
@@ -28,7 +28,7 @@ impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
-        self.shards().iter().for_each(|shard| shard.slots().list(now, &mut tasks));
+        self.for_each_in_subtree(|state| state.shards().for_each(|shard| shard.slots().list(now, &mut tasks)));
         // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
@@ -40,33 +40,44 @@ impl RegistryState {
     }
 
     pub(crate) fn abort(&'static self) -> AbortReport {
-        let not_inspected = if self.settings.has(INSPECTED) { 0 } else { self.in_flight() };
-        let mut report = AbortReport { aborted: 0, not_abortable: not_inspected };
+        let mut report = AbortReport::default();
+        self.for_each_in_subtree(|state| state.abort_own(&mut report));
+        report
+    }
+
+    /// Aborts the tasks of this registry, but not of its descendants.
+    fn abort_own(&'static self, report: &mut AbortReport) {
+        if !self.settings.has(INSPECTED) {
+            report.not_abortable += self.in_flight().saturating_sub(self.child_count());
+        }
         for shard in self.shards() {
             shard.slots().abort(None, |is_abortable| {
                 let count = if is_abortable { &mut report.aborted } else { &mut report.not_abortable };
                 *count += 1;
             });
         }
-        report
     }
 
     /// Aborts all tasks, as [`abort`](Self::abort) does, and each task that starts later (L3).
     ///
-    /// `abort` locks each slot table after this function has set the flag. A task that takes its slot before that lock is found by
-    /// `abort`. A task that takes its slot after that lock sees the flag.
+    /// `abort_own` locks each slot table after this function has set the flag. A task that takes its slot before that lock is found by
+    /// `abort_own`. A task that takes its slot after that lock sees the flag.
     pub(crate) fn start_aborting(&'static self) {
-        self.settings.start_aborting();
-        self.abort();
+        self.for_each_in_subtree(|state| {
+            state.settings.start_aborting();
+            state.abort_own(&mut AbortReport::default());
+        });
     }
 
     pub(crate) fn abort_task(&'static self, id: TaskId) -> Result<(), AbortError> {
         let mut result = Err(AbortError::NotInFlight);
-        for shard in self.shards() {
-            shard.slots().abort(Some(id), |is_abortable| {
-                result = if is_abortable { Ok(()) } else { Err(AbortError::NotAbortable) };
-            });
-        }
+        self.for_each_in_subtree(|state| {
+            for shard in state.shards() {
+                shard.slots().abort(Some(id), |is_abortable| {
+                    result = if is_abortable { Ok(()) } else { Err(AbortError::NotAbortable) };
+                });
+            }
+        });
         result
     }
 }

@@ -9,7 +9,16 @@ use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
-        self.shards().iter().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum()
+        let lent = if self.settings.has(LIMITED) { self.lent() } else { 0 };
+        let counted: usize = self.shards().map(|shard| self.in_flight_of(shard.gate().snapshot())).sum();
+        counted.saturating_sub(lent)
+    }
+
+    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits, but not their tasks.
+    ///
+    /// Relaxed is enough because the number is exact only while no task starts or ends.
+    fn lent(&'static self) -> usize {
+        self.used_rare().map_or(0, |rare| rare.lent.load(Ordering::Relaxed))
     }
 
     /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
@@ -19,6 +28,9 @@ impl RegistryState {
 
     /// Returns the number of tasks with each outcome.
     ///
+    /// A permit that a descendant's task holds makes `completed` too low, because the gate counts the permit but not the task. A drained
+    /// registry has lent no permits.
+    ///
     /// This function reads the gates before the loss counters. A task that is lost after its gate was read and before the loss
     /// counters are read can make `completed` too low. No task can make `completed` too high.
     pub(crate) fn summary(&'static self) -> Summary {
@@ -27,11 +39,14 @@ impl RegistryState {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
         }
+        // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their losses. The
+        // child itself counts as -1 here before it leaves the gate, so `completed` is never too high.
+        let folded = self.shards().fold(0_usize, |sum, shard| sum.wrapping_add(shard.folded.load(Ordering::Acquire)));
+        #[expect(clippy::cast_possible_wrap, reason = "the sum is negative while only empty children have drained")]
+        let ended = ended.saturating_add_signed(folded as isize as i64);
         // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
         // with Acquire.
-        let sum = |loss: usize| -> u64 {
-            self.shards().iter().map(|shard| shard.counters.0.losses[loss].load(Ordering::Relaxed) as u64).sum()
-        };
+        let sum = |loss: usize| -> u64 { self.shards().map(|shard| shard.losses[loss].load(Ordering::Relaxed) as u64).sum() };
         let [failed, panicked, abandoned, aborted, rejected] = array::from_fn(sum);
         let completed = ended.saturating_sub(failed + panicked + abandoned + aborted);
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
@@ -40,7 +55,7 @@ impl RegistryState {
     /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight notifies
     /// these waiters.
     pub(crate) fn request_idle(&'static self) {
-        self.shards().iter().for_each(|shard| shard.gate().request_idle());
+        self.shards().for_each(|shard| shard.gate().request_idle());
     }
 
     /// Returns whether there was an instant during this call at which no task but services was in flight.
@@ -54,7 +69,7 @@ impl RegistryState {
     /// before and after the snapshots. A task whose entry wraps the accepted count increments `wraps` before the task leaves. Until
     /// that increment, the second snapshot shows the task in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
-        let gates = || self.shards().iter().map(Shard::gate);
+        let gates = || self.shards().map(Shard::gate);
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
         let counts = || {
             gates().map(Gate::snapshot).fold((0, 0_usize), |(in_flight, accepted), snapshot| {

@@ -6,8 +6,14 @@ use crate::platform::{
     AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
 use crate::report::{ServiceInfo, TaskInfo};
+use crate::sync::child_list::{ChildList, Key};
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
-use crate::sync::{gate::Gate, notifier::Notifier, wait_list::WaitList, wait_queue::WaitQueue};
+use crate::sync::{
+    gate::Gate,
+    notifier::Notifier,
+    wait_list::{MARGIN, WaitList},
+    wait_queue::WaitQueue,
+};
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, cell::Cell, fmt, ptr};
 
@@ -28,13 +34,22 @@ pub struct RegistryState {
     /// The phase is even while the registry is open, and odd once its shutdown has started. A pooled state serves several
     /// registries one after another, and each of these registries has two phase values of its own.
     pub(super) phase: AtomicUsize,
-    /// Whether the state belongs to the pool. A state in a `static` does not count its handles.
-    pub(super) is_pooled: bool,
-    shards: Once<Box<[Shard]>>,
+    pub(super) origin: Origin,
     /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
-    pub(super) shared: CachePadded<Shared>,
+    shared: Once<&'static Shared>,
+}
+
+/// The owner of a registry's state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A `static` of the program. The state does not count its handles.
+    Static,
+    /// The pool of states with one shard for each group of threads.
+    Pooled,
+    /// The pool of states for children. Such a state is small: it has one shard, and its parts share cache lines.
+    Child,
 }
 
 /// The fields that many threads write, but seldom.
@@ -47,16 +62,51 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
+    /// - Each descendant has one reference to its root until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
     /// The number of completed events of the drain; see `shard_drained`.
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
+    pub(super) family: Mutex<Family>,
+    rare: Once<Box<Rare>>,
+    pub(super) life: LifeCheck,
+}
+
+/// The relatives of a child registry. In a root, both fields are `None`.
+pub(super) struct Family {
+    /// The ancestor that has no parent.
+    pub(super) root: Option<&'static RegistryState>,
+    /// `None` if the child has drained.
+    pub(super) parent: Option<Parent>,
+}
+
+/// The place of a child in its parent.
+pub(super) struct Parent {
+    /// The target of the token that counts the child as in flight in the parent.
+    pub(super) target: &'static TokenTarget<Shard>,
+    /// The key of the child in the list of the target's shard.
+    pub(super) key: Key,
+    /// The nearest ancestor with a limit. `None` if that limit does not apply because the child has its own limit, or if no ancestor has a
+    /// limit.
+    pub(super) limiter: Option<&'static RegistryState>,
+}
+
+/// A child that has not drained, in the list of its parent.
+pub(super) struct ListedChild {
+    pub(super) state: &'static RegistryState,
+    /// Whether the child stays open if the shutdown of its parent is started again, because the child was made after the first start.
+    pub(super) stays_open: bool,
+}
+
+/// The fields that few registries use.
+pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
+    /// The number of permits that tasks of descendants hold. A permit is counted here after it was taken, and until it is released.
+    pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
     pub(super) services: Mutex<Services>,
     pub(super) start: Mutex<ShutdownStart>,
-    pub(super) life: LifeCheck,
 }
 
 pub(super) struct ShutdownStart {
@@ -79,27 +129,27 @@ pub(super) struct Service {
     pub(super) info: ServiceInfo,
 }
 
-/// The part of a registry's state that only a few threads use.
+/// The part of a registry's state that only a few threads use. There is no counter for completed tasks: their number is the accepted
+/// count minus the tasks in flight and the lost tasks.
 pub(crate) struct Shard {
-    pub(super) counters: CachePadded<Counters>,
-    lists: CachePadded<Lists>,
-}
-
-struct Lists {
-    signals: WaitList,
-    slots: SlotTable<Shard>,
-}
-
-/// The counters of one shard. There is no counter for completed tasks: their number is the accepted count minus the tasks in flight
-/// and the lost tasks.
-pub(super) struct Counters {
-    pub(super) gate: Gate,
+    gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
+    /// The sum of the accepted tasks of all drained children, minus the number of these children. The sum wraps around.
+    pub(super) folded: AtomicUsize,
     /// The slots that departures have freed. This field shares cache lines with the gate, because each departure writes both
     /// fields.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
+    /// The lists have cache lines of their own, because other threads write them: a task may leave the gate while this thread
+    /// registers a signal (H2).
+    lists: &'static Lists,
+}
+
+pub(super) struct Lists {
+    signals: WaitList,
+    slots: SlotTable<Shard>,
+    children: ChildList<ListedChild>,
 }
 
 /// The outcomes that have their own counters.
@@ -115,20 +165,19 @@ pub(super) enum Lost {
 impl Shard {
     fn new(state: &'static RegistryState) -> Self {
         let losses = array::from_fn(|_| AtomicUsize::new(0));
-        Self {
-            counters: CachePadded(Counters { gate: Gate::new(), losses, freed: FreedSlots::new(), state }),
-            lists: CachePadded(Lists { signals: WaitList::new(), slots: SlotTable::new() }),
-        }
+        let lists = Lists { signals: WaitList::new(), slots: SlotTable::new(), children: ChildList::new() };
+        let lists = state.leak(lists);
+        Self { gate: Gate::new(), losses, folded: AtomicUsize::new(0), freed: FreedSlots::new(), state, lists }
     }
 
     #[inline]
     pub(super) fn state(&self) -> &'static RegistryState {
-        self.counters.0.state
+        self.state
     }
 
     #[inline]
     pub(super) fn gate(&self) -> &Gate {
-        &self.counters.0.gate
+        &self.gate
     }
 
     /// Counts a loss or a rejection.
@@ -137,16 +186,26 @@ impl Shard {
     /// increment visible to readers of the gate. Relaxed is enough for a rejection, because no thread relies on the order of
     /// rejections.
     pub(super) fn count(&self, lost: Lost) {
-        self.counters.0.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
+        self.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the wait list of the shutdown signals on this shard.
-    pub(crate) fn signals(&self) -> &WaitList {
-        &self.lists.0.signals
+    pub(super) fn signals(&self) -> &'static WaitList {
+        &self.lists.signals
     }
 
-    pub(super) fn slots(&self) -> &SlotTable<Self> {
-        &self.lists.0.slots
+    pub(super) fn children(&self) -> &'static ChildList<ListedChild> {
+        &self.lists.children
+    }
+
+    /// Returns the number of tasks that this shard and the drained children of this shard have accepted, modulo 2^`usize::BITS`.
+    #[expect(clippy::cast_possible_truncation, reason = "the number wraps around")]
+    pub(super) fn accepted(&self) -> usize {
+        (self.gate.accepted().0 as usize).wrapping_add(self.folded.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn slots(&self) -> &'static SlotTable<Self> {
+        &self.lists.slots
     }
 }
 
@@ -157,69 +216,126 @@ impl RegistryState {
         /// The state serves one registry once. After the shutdown of that registry, the state stays drained.
         #[expect(clippy::new_without_default, reason = "a static cannot call `default`")]
         pub const fn new() -> Self {
-            Self::with_pooling(false)
+            Self::with_origin(Origin::Static)
         }
     }
 
     const_unless_loom! {
-        pub(super) const fn with_pooling(is_pooled: bool) -> Self {
+        pub(super) const fn with_origin(origin: Origin) -> Self {
             Self {
                 phase: AtomicUsize::new(0),
-                is_pooled,
-                shards: Once::new(),
+                origin,
                 targets: Once::new(),
                 settings: ActiveSettings::new(),
-                shared: CachePadded(Shared {
-                    handles: AtomicUsize::new(1),
-                    references: AtomicUsize::new(2),
-                    drained: AtomicUsize::new(0),
-                    notifier: Notifier::new(),
-                    wait_queue: WaitQueue::new(),
-                    observers: Observers::new(),
-                    services: Mutex::new(Services { next: 0, services: Vec::new() }),
-                    start: Mutex::new(ShutdownStart { at: 0, cause: None }),
-                    life: LifeCheck::new(),
-                }),
+                shared: Once::new(),
             }
         }
     }
 
-    #[inline]
-    pub(super) fn shards(&'static self) -> &'static [Shard] {
-        self.shards.get_or_init(|| (0..shard_count()).map(|_| Shard::new(self)).collect())
+    pub(super) fn shared(&'static self) -> &'static Shared {
+        self.shared.get_or_init(|| {
+            let shared = Shared {
+                handles: AtomicUsize::new(1),
+                references: AtomicUsize::new(2),
+                drained: AtomicUsize::new(0),
+                notifier: Notifier::new(),
+                family: Mutex::new(Family { root: None, parent: None }),
+                rare: Once::new(),
+                life: LifeCheck::new(),
+            };
+            self.leak(shared)
+        })
+    }
+
+    /// Leaks a part of this state. The part shares no cache line with other data, unless the state belongs to a child.
+    fn leak<T>(&self, part: T) -> &'static T {
+        if self.is_child() { Box::leak(Box::new(part)) } else { &Box::leak(Box::new(CachePadded(part))).0 }
+    }
+
+    pub(super) fn is_child(&self) -> bool {
+        self.origin == Origin::Child
+    }
+
+    pub(super) fn rare(&'static self) -> &'static Rare {
+        self.shared().rare.get_or_init(|| {
+            Box::new(Rare {
+                wait_queue: WaitQueue::new(),
+                lent: AtomicUsize::new(0),
+                observers: Observers::new(),
+                services: Mutex::new(Services { next: 0, services: Vec::new() }),
+                start: Mutex::new(ShutdownStart { at: 0, cause: None }),
+            })
+        })
+    }
+
+    /// Returns the fields that few registries use, or `None` if this state never used them.
+    pub(super) fn used_rare(&'static self) -> Option<&'static Rare> {
+        self.shared().rare.get().map(|rare| &**rare)
+    }
+
+    pub(super) fn shards(&'static self) -> impl Iterator<Item = &'static Shard> {
+        self.targets().iter().map(|target| target.owner)
     }
 
     pub(super) fn targets(&'static self) -> &'static [TokenTarget<Shard>] {
-        self.targets.get_or_init(|| self.shards().iter().map(|owner| TokenTarget { owner, slot: None }).collect())
+        self.targets.get_or_init(|| {
+            if self.is_child() {
+                return Box::new([TokenTarget { owner: self.leak(Shard::new(self)), slot: None }]);
+            }
+            let shards: Box<[_]> = (0..shard_count()).map(|_| CachePadded(Shard::new(self))).collect();
+            Box::leak(shards).iter().map(|shard| TokenTarget { owner: &shard.0, slot: None }).collect()
+        })
     }
 
     /// Returns the shard of the calling thread.
-    #[inline]
-    pub(crate) fn shard(&'static self) -> &'static Shard {
+    pub(super) fn shard(&'static self) -> &'static Shard {
         self.shard_and_target().0
     }
 
-    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard. Each thread caches the shard that it used
-    /// last, so most calls of this function read only the cache.
+    /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
+        let found = self.find();
+        (found.shard, found.target)
+    }
+
+    /// Returns the wait list of the calling thread's shard, for the shutdown signals that this thread polls.
+    #[inline]
+    pub(crate) fn signals(&'static self) -> &'static WaitList {
+        &self.find().lists.signals
+    }
+
+    /// Returns the number of unused entries at both ends of a list of signals.
+    pub(crate) fn signal_margin(&self) -> usize {
+        if self.is_child() { 0 } else { MARGIN }
+    }
+
+    /// Returns what the calling thread uses of this state. Each thread caches what it used last, so most calls of this function read
+    /// only the cache.
+    #[inline]
+    fn find(&'static self) -> Found {
         match LAST_USED.with(Cell::get) {
-            Some((state, shard, target)) if ptr::eq(state, self) => (shard, target),
-            _ => self.find_shard_and_target(),
+            Some((state, found)) if ptr::eq(state, self) => found,
+            _ => self.find_uncached(),
         }
     }
 
     #[inline(never)]
-    fn find_shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
+    fn find_uncached(&'static self) -> Found {
         let targets = self.targets();
-        let target = &targets[thread_number() & (targets.len() - 1)];
-        LAST_USED.with(|last| last.set(Some((self, target.owner, target))));
-        (target.owner, target)
+        let number = if self.is_child() { 0 } else { thread_number() };
+        let target = &targets[number & (targets.len() - 1)];
+        let found = Found { shard: target.owner, target, lists: target.owner.lists };
+        // A thread uses many children in turn, and its root in between, so a child does not replace the root in the cache.
+        if !self.is_child() {
+            LAST_USED.with(|last| last.set(Some((self, found))));
+        }
+        found
     }
 
     /// Returns the notifier for the tasks and threads that wait for the drain or for idleness.
     pub(crate) fn notifier(&'static self) -> &'static Notifier {
-        &self.shared.0.notifier
+        &self.shared().notifier
     }
 
     pub(super) fn is_observed(&self) -> bool {
@@ -227,7 +343,15 @@ impl RegistryState {
     }
 }
 
-per_thread!(static LAST_USED: Option<(&'static RegistryState, &'static Shard, &'static TokenTarget<Shard>)> = None);
+/// The part of a state that one thread uses.
+#[derive(Clone, Copy)]
+struct Found {
+    shard: &'static Shard,
+    target: &'static TokenTarget<Shard>,
+    lists: &'static Lists,
+}
+
+per_thread!(static LAST_USED: Option<(&'static RegistryState, Found)> = None);
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

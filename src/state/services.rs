@@ -6,19 +6,25 @@ use crate::report::{ServiceInfo, TaskInfo, TaskKind};
 use alloc::{string::ToString, vec::Vec};
 
 impl RegistryState {
-    /// Returns the services in flight, in the order of their starts.
+    /// Returns the services in flight of this registry, in the order of their starts, and then those of its descendants.
     ///
     /// This function reads the slots under the lock of the list. A service takes this lock before it leaves, so each slot still holds
     /// its service.
     pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
-        self.shared.0.services.with(|list| list.services.iter().map(Service::current_info).collect())
+        let mut services = Vec::new();
+        self.for_each_in_subtree(|state| {
+            if let Some(rare) = state.used_rare() {
+                rare.services.with(|list| services.extend(list.services.iter().map(Service::current_info)));
+            }
+        });
+        services
     }
 }
 
 impl Service {
     fn current_info(&self) -> ServiceInfo {
         let Self { target, info, .. } = self;
-        let in_slot = target.slot.as_ref().and_then(|slot| target.owner.slots().info(slot));
+        let in_slot = target.slot.and_then(|slot| target.owner.slots().info(slot));
         let task = in_slot.map_or(info.task, |task| TaskInfo { name: info.task.name, kind: info.task.kind, ..task });
         ServiceInfo { task, ..info.clone() }
     }
@@ -35,7 +41,7 @@ impl ListedService {
         let state = token.state();
         let task = TaskInfo { name, kind: Some(TaskKind::Service), ..token.info() };
         let info = ServiceInfo { task, is_running: true, restarts: 0, last_loss: None };
-        let number = state.shared.0.services.with(|list| {
+        let number = state.rare().services.with(|list| {
             let number = list.next;
             list.next += 1;
             list.services.push(Service { number, target: token.target(), info });
@@ -66,7 +72,7 @@ impl ListedService {
     }
 
     fn update(&self, change: impl FnOnce(&mut ServiceInfo)) {
-        self.token.state().shared.0.services.with(|list| {
+        self.token.state().rare().services.with(|list| {
             if let Some(entry) = list.services.iter_mut().find(|entry| entry.number == self.number) {
                 change(&mut entry.info);
             }
@@ -76,7 +82,7 @@ impl ListedService {
 
 impl Drop for ListedService {
     fn drop(&mut self) {
-        self.token.state().shared.0.services.with(|list| list.services.retain(|entry| entry.number != self.number));
+        self.token.state().rare().services.with(|list| list.services.retain(|entry| entry.number != self.number));
         self.token.gate().end_service();
     }
 }

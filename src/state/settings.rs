@@ -36,6 +36,8 @@ pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
 pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
 /// Each inspected task is aborted when it starts. This flag is not a setting; see [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
+/// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
+pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
 
 /// The settings that the registry reads for each new task.
 ///
@@ -63,6 +65,18 @@ impl ActiveSettings {
             | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
         self.flags.store(flags, Ordering::Relaxed);
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Copies the settings of the parent to a child, and sets the child's own limit.
+    pub(super) fn set_for_child(&self, parent: &Self, limit: Option<usize>) {
+        let flags = parent.flags.load(Ordering::Relaxed) & (OBSERVED | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE);
+        let limited = match limit {
+            Some(_) => LIMITED,
+            None if parent.has(LIMITED | LIMITED_BY_ANCESTOR) => LIMITED_BY_ANCESTOR,
+            None => NONE,
+        };
+        self.flags.store(flags | limited, Ordering::Relaxed);
+        self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Enables the flag `ABORTING`, until the state serves its next registry.

@@ -2,11 +2,11 @@
 
 use super::inspection::InspectedTask;
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{ABORTING, INSPECTED, LIMITED, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{ABORTING, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
-use crate::sync::gate::{Gate, PreviousWord};
-use crate::sync::slot_table::{Slot, TokenTarget};
+use crate::sync::gate::{Departure, Gate, PreviousWord};
+use crate::sync::slot_table::{PermitKind, Slot, TokenTarget};
 use crate::sync::wait_queue::Ticket;
 use alloc::{format, string::String};
 use core::task::{Poll, Waker};
@@ -46,7 +46,7 @@ impl Token {
     /// Counts a piece of work that has no name, is not critical, and is not a guard that was taken during a panic. In most
     /// registries, counting the work is a single addition.
     ///
-    /// Returns `None` in three cases: the registry is inspected, the registry has a limit, or this thread's shard refuses the work.
+    /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or this thread's shard refuses the work.
     /// If this function returns `None`, the caller calls [`Token::enter`].
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
@@ -76,28 +76,38 @@ impl Token {
 
     /// Creates the token of a piece of work. The caller has counted the work already.
     ///
-    /// The work gets a slot in five cases: the registry is inspected, the work is critical, the work has a name that observers can
-    /// receive, the work has no permit in a registry with a limit, or the work is a guard that was taken during a panic. In the last
-    /// two cases, the slot records how the work must leave.
+    /// The work gets a slot in six cases: the registry is inspected, the work is critical, the work has a name that observers can
+    /// receive, the work has no permit in a registry with a limit, the work has a permit of an ancestor, or the work is a guard that
+    /// was taken during a panic. In the last three cases, the slot records how the work must leave.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
         let settings = &shard.state().settings;
         let is_inspected = settings.has(INSPECTED);
-        let without_permit = info.without_permit && settings.has(LIMITED);
+        let permit = match info.without_permit {
+            true if settings.has(LIMITED) => PermitKind::Without,
+            false if settings.has(LIMITED_BY_ANCESTOR) => PermitKind::OfAncestor,
+            _ => PermitKind::Own,
+        };
         let is_observed_name = info.name.is_some() && settings.has(OBSERVED);
-        if is_inspected || info.critical || without_permit || is_observed_name || info.panicking_at_start.is_some() {
+        let needs_slot = is_inspected || info.critical || is_observed_name || info.panicking_at_start.is_some();
+        if needs_slot || permit != PermitKind::Own {
             let is_aborting = || settings.has(ABORTING);
-            let info = SpawnInfo { without_permit, ..*info };
-            let target = shard.slots().insert(&shard.counters.0.freed, shard, info, is_inspected, is_aborting);
+            let target = shard.slots().insert(&shard.freed, shard, *info, permit, is_inspected, is_aborting);
             return Self { target, location: None };
         }
         Self { target, location: Some(info.location) }
     }
 
+    /// Returns the token of a child in its parent. The caller has stored the token's [`target`](Self::target).
+    #[track_caller]
+    pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
+        Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
+    }
+
     #[inline]
     pub(crate) fn slot(&self) -> Option<&'static Slot> {
-        if self.location.is_some() { None } else { self.target.slot.as_ref() }
+        if self.location.is_some() { None } else { self.target.slot }
     }
 
     #[inline]
@@ -160,31 +170,39 @@ impl Token {
         if self.location.is_none() {
             return self.leave_slot();
         }
-        if let Some(before) = self.shard().gate().leave() {
-            self.finish_departure(before);
+        if let Some(word) = self.gate().leave() {
+            UnfinishedDeparture { shard: self.shard(), word }.finish();
         }
     }
 
-    /// Frees the slot, and then leaves the gate.
     #[inline(never)]
     fn leave_slot(self) {
-        if let Some(before) = self.depart() {
-            self.finish_departure(before);
-        }
+        finish_departure(self.depart());
     }
 
-    /// Frees the slot if there is one, and then leaves the gate. If this function returns a word, the caller must call
-    /// [`finish_departure`](Self::finish_departure).
+    /// Releases the count of a child. Returns the state of the child's parent and the [`Departure`], which the caller must finish.
+    pub(super) fn leave_child(self) -> Option<(&'static RegistryState, Departure)> {
+        let [_, own] = self.depart();
+        own.map(UnfinishedDeparture::depart)
+    }
+
+    /// Frees the slot if there is one, releases the permit of an ancestor if the work holds one, and then leaves the gate. The caller
+    /// must pass the result to [`finish_departure`].
     ///
     /// If the caller has called [`drop_waker`](Self::drop_waker), this function runs no user code, so it may be called under a lock.
     #[inline]
-    pub(crate) fn depart(self) -> Option<PreviousWord> {
-        let gate = self.shard().gate();
-        let Some(slot) = self.slot() else { return gate.leave() };
+    pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
+        let shard = self.shard();
         // Another task may occupy the slot after `push`.
-        let is_without_permit = slot.is_without_permit();
-        self.shard().counters.0.freed.push(slot);
-        if is_without_permit { gate.leave_without_permit() } else { gate.leave() }
+        let permit = self.slot().map_or(PermitKind::Own, |slot| {
+            let permit = slot.permit();
+            shard.freed.push(slot);
+            permit
+        });
+        // The permit is released first: the work keeps the ancestor from draining until it leaves its own gate.
+        let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
+        let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
+        [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
     /// Drops the waker that an abort of the registry calls.
@@ -193,11 +211,6 @@ impl Token {
         if let Some(slot) = self.slot() {
             slot.drop_waker();
         }
-    }
-
-    #[cold]
-    pub(crate) fn finish_departure(self, before: PreviousWord) {
-        self.shard().state().finish_departure(self.shard().gate().depart(before));
     }
 
     /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (S2, S5, S8). The caller has
@@ -221,7 +234,9 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        if state.settings.has(policy) || self.is_critical() {
+        if state.settings.has(policy) {
+            state.root().start_shutdown_after_loss(self.info());
+        } else if self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
     }
@@ -271,4 +286,29 @@ impl Token {
     fn spawn_info(&self) -> Option<SpawnInfo> {
         self.slot().and_then(|slot| self.shard().slots().spawn_info(slot))
     }
+}
+
+/// A departure from the gate of a shard that requires an action, such as a notification.
+#[derive(Clone, Copy)]
+pub(crate) struct UnfinishedDeparture {
+    pub(super) shard: &'static Shard,
+    pub(super) word: PreviousWord,
+}
+
+impl UnfinishedDeparture {
+    fn depart(self) -> (&'static RegistryState, Departure) {
+        (self.shard.state(), self.shard.gate().depart(self.word))
+    }
+
+    #[cold]
+    pub(super) fn finish(self) {
+        let (state, departure) = self.depart();
+        state.finish_departure(departure);
+    }
+}
+
+/// Performs the actions that a departure requires. This function may call user code, so the caller holds no lock.
+#[inline]
+pub(crate) fn finish_departure(left: [Option<UnfinishedDeparture>; 2]) {
+    left.into_iter().flatten().for_each(UnfinishedDeparture::finish);
 }

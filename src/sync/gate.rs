@@ -70,6 +70,25 @@ const SERVICE_CHANGE: usize = 1 << (usize::BITS / 2);
 /// The largest limit that a gate can count to.
 pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
 
+/// Says who counts the task that takes a permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permit {
+    /// The gate counts the task as accepted.
+    Own,
+    /// The gate of a child counts the task. This gate counts only the permit, until [`Gate::leave`] releases it.
+    Lent,
+}
+
+impl Permit {
+    #[inline]
+    fn added(self) -> usize {
+        match self {
+            Self::Own => ACCEPTED_ONE + ONE,
+            Self::Lent => ONE,
+        }
+    }
+}
+
 /// The reason why a gate refused an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -171,7 +190,7 @@ impl Gate {
     /// Callers use this function for entries that are likely to be refused. Targets with fewer than 64 bits use it for all entries,
     /// because their narrow in-flight count can become full.
     pub(crate) fn enter_checked(&self) -> Result<(), Refused> {
-        self.enter_if(ONE, |word| word & COUNT != COUNT)
+        self.enter_if(ACCEPTED_ONE + ONE, |word| word & COUNT != COUNT)
     }
 
     /// Finishes an entry that found the word `before`. If the gate had drained, this function undoes the entry. Otherwise the entry
@@ -188,25 +207,26 @@ impl Gate {
     }
 
     /// Counts one more task if fewer than `limit` tasks hold permits and the wait queue is empty. The task holds a permit.
-    pub(crate) fn enter_below(&self, limit: usize) -> Result<(), Refused> {
-        self.enter_if(ONE, |word| Snapshot(word).permits() < limit && word & PERMIT == 0)
+    #[inline]
+    pub(crate) fn enter_below(&self, limit: usize, permit: Permit) -> Result<(), Refused> {
+        self.enter_if(permit.added(), |word| Snapshot(word).permits() < limit && word & PERMIT == 0)
     }
 
     /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the
     /// wait queue, and has chosen `limit` and the task so that the entry overtakes no waiter.
-    pub(crate) fn enter_in_turn(&self, limit: usize) -> Result<(), Refused> {
-        self.enter_if(ONE, |word| Snapshot(word).permits() < limit)
+    pub(crate) fn enter_in_turn(&self, limit: usize, permit: Permit) -> Result<(), Refused> {
+        self.enter_if(permit.added(), |word| Snapshot(word).permits() < limit)
     }
 
     /// Counts one more task of a registry with a limit. The task holds no permit, and must leave by `leave_without_permit`.
     pub(crate) fn enter_without_permit(&self) -> Result<(), Refused> {
-        self.enter_if(WITHOUT_PERMIT_ONE, |word| word & WITHOUT_PERMIT != WITHOUT_PERMIT)
+        self.enter_if(ACCEPTED_ONE + WITHOUT_PERMIT_ONE, |word| word & WITHOUT_PERMIT != WITHOUT_PERMIT)
     }
 
-    /// Counts one more task by adding `one` if the gate has not drained and `has_space` returns true for the current word.
+    /// Counts one more task by adding `added` if the gate has not drained and `has_space` returns true for the current word.
     ///
     /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
-    fn enter_if(&self, one: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
+    fn enter_if(&self, added: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & DRAINED != 0 {
@@ -215,13 +235,13 @@ impl Gate {
             if !has_space(word) {
                 return Err(Refused::Full);
             }
-            let next = word.wrapping_add(ACCEPTED_ONE + one);
+            let next = word.wrapping_add(added);
             match self.word.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => word = now,
             }
         }
-        if flips_top_bit(word) {
+        if (word ^ word.wrapping_add(added)) >> TOP != 0 {
             self.count_wrap();
         }
         Ok(())

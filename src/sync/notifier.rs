@@ -30,8 +30,10 @@ impl Notifier {
 
     /// Notifies all current listeners. Each notified waiter checks its condition again.
     pub(crate) fn notify(&self) {
-        self.event.notify(usize::MAX);
-        self.wake_deferred();
+        // The event has called no deferred waker if it has notified no listener. This saves a lock for each child of a shutdown.
+        if self.event.notify(usize::MAX) != 0 {
+            self.wake_deferred();
+        }
     }
 
     /// Returns a listener that can block a thread. The caller must call [`wake_deferred`](Self::wake_deferred) after it has dropped

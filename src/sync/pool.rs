@@ -1,7 +1,7 @@
 //! A pool of leaked values. The pool never frees a value, but reuses it. The pool therefore never contains more values than were
 //! once in use simultaneously.
 
-use crate::platform::{Mutex, const_unless_loom};
+use crate::platform::{CachePadded, Mutex, Once, const_unless_loom, pool_count};
 use alloc::{boxed::Box, vec::Vec};
 
 pub(crate) struct Pool<T: 'static>(Mutex<Free<T>>);
@@ -21,16 +21,50 @@ impl<T> Pool<T> {
 
     /// Returns a free item. If there is no free item, calls the closure `make` and leaks the new item.
     pub(crate) fn take(&self, make: impl FnOnce() -> T) -> &'static T {
-        let free = self.0.with(|free| {
-            let item = free.items.pop();
-            free.made += usize::from(item.is_none());
-            item
-        });
-        free.unwrap_or_else(|| Box::leak(Box::new(make())))
+        self.pop().unwrap_or_else(|| self.make(make))
+    }
+
+    fn pop(&self) -> Option<&'static T> {
+        self.0.with(|free| free.items.pop())
+    }
+
+    fn make(&self, make: impl FnOnce() -> T) -> &'static T {
+        self.0.with(|free| free.made += 1);
+        Box::leak(Box::new(make()))
     }
 
     pub(crate) fn put_back(&self, item: &'static T) {
         self.0.with(|free| free.items.push(item));
+    }
+}
+
+/// A pool with several parts. Threads that take and return items at the same time seldom use the same part, so they do not wait for
+/// one lock.
+pub(crate) struct ShardedPool<T: 'static>(Once<Box<[CachePadded<Pool<T>>]>>);
+
+impl<T> ShardedPool<T> {
+    const_unless_loom! {
+        pub(crate) const fn new() -> Self {
+            Self(Once::new())
+        }
+    }
+
+    /// Returns a free item of the part with this number, or of another part. If there is no free item, calls the closure `make` and
+    /// leaks the new item.
+    pub(crate) fn take(&'static self, number: usize, make: impl FnOnce() -> T) -> &'static T {
+        let parts = self.parts();
+        let tried = (0..parts.len()).map(|i| &parts[(number + i) % parts.len()].0);
+        tried.into_iter().find_map(Pool::pop).unwrap_or_else(|| parts[number % parts.len()].0.make(make))
+    }
+
+    /// Returns an item to the part with this number.
+    pub(crate) fn put_back(&'static self, number: usize, item: &'static T) {
+        let parts = self.parts();
+        parts[number % parts.len()].0.put_back(item);
+    }
+
+    fn parts(&'static self) -> &'static [CachePadded<Pool<T>>] {
+        self.0.get_or_init(|| (0..pool_count()).map(|_| CachePadded(Pool::new())).collect())
     }
 }
 

@@ -1,9 +1,10 @@
 //! A slot table stores the tasks of one shard that need more than a count.
 //!
-//! A task needs more than a count in five cases: it has a name that observers receive, it is critical (its failure or panic
-//! starts the shutdown), it is inspected, it holds no permit in a registry with a limit, or it is a guard that was taken during a
-//! panic. Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the
-//! slot for a later task. The table therefore never has many more slots than tasks that were once in flight simultaneously.
+//! A task needs more than a count in six cases: it has a name that observers receive, it is critical (its loss starts the shutdown),
+//! it is inspected, it holds no permit in a registry with a limit, it holds a permit of an ancestor, or it is a guard that was taken
+//! during a panic. Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but
+//! reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in flight
+//! simultaneously.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
@@ -22,7 +23,7 @@ use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
     now, wake,
 };
-use crate::report::{SpawnInfo, TaskId, TaskInfo};
+use crate::report::{SpawnInfo, TaskId, TaskInfo, TaskKind};
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, mem::replace, task::Waker, time::Duration};
 
@@ -44,6 +45,7 @@ pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
+    slot: &'static Slot,
     /// The task that occupied this row most recently. `Slot::is_live` tells whether this task is still in flight.
     task: Option<Occupant>,
     /// The number of tasks that have occupied this row, modulo 2³².
@@ -62,7 +64,7 @@ struct Occupant {
 /// The data to which a task's token refers: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
-    pub(crate) slot: Option<Slot>,
+    pub(crate) slot: Option<&'static Slot>,
 }
 
 pub(crate) struct Slot {
@@ -74,8 +76,8 @@ pub(crate) struct Slot {
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
     /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
     abort_state: AtomicUsize,
-    /// Whether the task entered the gate without a permit. The table writes this flag before the task starts.
-    is_without_permit: AtomicBool,
+    /// One of the values of [`PermitKind`]. The table writes this word before the task starts.
+    permit: AtomicUsize,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
     /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
@@ -88,6 +90,20 @@ pub(crate) struct Slot {
 const NOT_ABORTABLE: usize = 0;
 const ABORTABLE: usize = 1;
 const ABORTED: usize = 2;
+
+const WITHOUT: usize = PermitKind::Without as usize;
+const OF_ANCESTOR: usize = PermitKind::OfAncestor as usize;
+
+/// Says which permit a task in a slot holds, and so how it must leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PermitKind {
+    /// The registry has no limit, or the task holds a permit of the registry's own gate.
+    Own,
+    /// The registry has a limit, and the task entered the gate without a permit.
+    Without,
+    /// The task holds a permit of an ancestor's gate.
+    OfAncestor,
+}
 
 impl FreedSlots {
     const_unless_loom! {
@@ -138,6 +154,7 @@ impl<O> SlotTable<O> {
         freed: &FreedSlots,
         owner: &'static O,
         info: SpawnInfo,
+        permit: PermitKind,
         is_inspected: bool,
         is_aborting: impl FnOnce() -> bool,
     ) -> &'static TokenTarget<O> {
@@ -149,14 +166,14 @@ impl<O> SlotTable<O> {
             row.task = Some(Occupant { info, started, abort_requested });
             // Relaxed is enough: other threads read these words under the table's lock, and the spawner makes the words visible to
             // the task's thread.
-            let slot = row.slot();
+            let slot = row.slot;
             let abort_state = match abort_requested {
                 _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,
                 true => ABORTED,
                 false => ABORTABLE,
             };
             slot.abort_state.store(abort_state, Ordering::Relaxed);
-            slot.is_without_permit.store(info.without_permit, Ordering::Relaxed);
+            slot.permit.store(permit as usize, Ordering::Relaxed);
             slot.is_live.store(true, Ordering::Relaxed);
             row.target
         })
@@ -188,10 +205,12 @@ impl<O> SlotTable<O> {
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
-            for row in rows.iter_mut().filter(|row| row.is_live() && id.is_none_or(|id| id == row.id())) {
+            // An abort of all tasks passes over children: their tasks are in the tables of the children.
+            let is_meant = |row: &&mut Row<O>| row.is_live() && id.map_or_else(|| !row.is_child(), |id| id == row.id());
+            for row in rows.iter_mut().filter(is_meant) {
                 let Some(is_aborted) = row.abort() else { continue };
                 if is_aborted {
-                    aborted.push(row.slot());
+                    aborted.push(row.slot);
                 }
                 found(is_aborted);
             }
@@ -245,7 +264,7 @@ impl<O> Rows<O> {
         }
         let taken = self.free - 1;
         // Relaxed is enough because the Acquire in `take_all` makes the links of freed slots visible.
-        self.free = self.row(taken).slot().next.load(Ordering::Relaxed);
+        self.free = self.row(taken).slot.next.load(Ordering::Relaxed);
         self.row(taken)
     }
 
@@ -265,8 +284,8 @@ impl<O> Rows<O> {
 
 impl<O> Row<O> {
     fn new(owner: &'static O, row: usize, next: usize) -> Self {
-        let target = TokenTarget { owner, slot: Some(Slot::new(row, next)) };
-        Self { target: Box::leak(Box::new(target)), task: None, generation: 0 }
+        let slot = &*Box::leak(Box::new(Slot::new(row, next)));
+        Self { target: Box::leak(Box::new(TokenTarget { owner, slot: Some(slot) })), slot, task: None, generation: 0 }
     }
 
     /// Returns whether the task that occupied this row most recently is still in flight.
@@ -274,22 +293,22 @@ impl<O> Row<O> {
     /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
     /// task did (S2).
     fn is_live(&self) -> bool {
-        self.slot().is_live.load(Ordering::Acquire)
+        self.slot.is_live.load(Ordering::Acquire)
     }
 
-    fn slot(&self) -> &'static Slot {
-        self.target.slot.as_ref().expect("each row has a slot")
+    fn is_child(&self) -> bool {
+        self.task.is_some_and(|task| task.info.kind == TaskKind::Child)
     }
 
     /// Aborts the task. Returns whether the abort ends the task, or `None` if the task is not inspected.
     fn abort(&mut self) -> Option<bool> {
         let task = self.task.as_mut().filter(|task| task.started.is_some())?;
         task.abort_requested = true;
-        Some(self.slot().abort())
+        Some(self.slot.abort())
     }
 
     fn id(&self) -> TaskId {
-        TaskId { slot: self.slot().number, generation: self.generation }
+        TaskId { slot: self.slot.number, generation: self.generation }
     }
 
     fn info(&self, now: u64) -> Option<TaskInfo> {
@@ -302,7 +321,7 @@ impl<O> Row<O> {
             kind: started.map(|_| info.kind),
             age,
             abort_requested,
-            is_abortable: self.slot().is_abortable(),
+            is_abortable: self.slot.is_abortable(),
         })
     }
 }
@@ -314,7 +333,7 @@ impl Slot {
             number: next_number(),
             is_live: AtomicBool::new(false),
             abort_state: AtomicUsize::new(NOT_ABORTABLE),
-            is_without_permit: AtomicBool::new(false),
+            permit: AtomicUsize::new(PermitKind::Own as usize),
             has_waker: AtomicBool::new(false),
             next: AtomicUsize::new(next),
             waker: Mutex::new(None),
@@ -354,11 +373,15 @@ impl Slot {
         previous == Err(ABORTED)
     }
 
-    /// Returns whether the task entered the gate without a permit.
+    /// Returns which permit the task holds.
     ///
-    /// Relaxed is enough because the table writes this flag before the task starts, and only the task's token reads it.
-    pub(crate) fn is_without_permit(&self) -> bool {
-        self.is_without_permit.load(Ordering::Relaxed)
+    /// Relaxed is enough because the table writes this word before the task starts, and only the task's token reads it.
+    pub(crate) fn permit(&self) -> PermitKind {
+        match self.permit.load(Ordering::Relaxed) {
+            WITHOUT => PermitKind::Without,
+            OF_ANCESTOR => PermitKind::OfAncestor,
+            _ => PermitKind::Own,
+        }
     }
 
     /// Drops the waker that an abort calls. Only the token of a task that has ended calls this function.

@@ -8,12 +8,14 @@
 //! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
 //!
 //! When the shutdown starts, [`WaitQueue::close`] removes the waiters for new work. The waiters for follow-ups stay in the queue,
-//! so no later entry overtakes them. When the gate has drained, `close` removes them too, because no permit can be taken any
-//! more.
+//! so no later entry overtakes them. When the registry has drained, `close` removes them too, because it accepts no task any more.
+//!
+//! The tasks of several registries can share a limit: a registry and its descendants. Each waiter has an owner, so that `close`
+//! removes only the waiters of one registry.
 //!
 //! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (S7).
 
-use super::gate::{Gate, Refused};
+use super::gate::{Gate, Permit, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
 use alloc::collections::BTreeMap;
 use core::mem::take;
@@ -22,7 +24,18 @@ use core::task::{Poll, Waker};
 /// The position of a waiter in the queue. Later waiters have higher tickets.
 pub(crate) type Ticket = u64;
 
+/// Identifies the registry whose task waits.
+pub(crate) type Owner = usize;
+
 pub(crate) struct WaitQueue(Mutex<Waiters>);
+
+/// The gate below whose limit tasks wait for a permit.
+#[derive(Clone, Copy)]
+pub(crate) struct LimitedGate<'a> {
+    pub(crate) gate: &'a Gate,
+    pub(crate) limit: usize,
+    pub(crate) permit: Permit,
+}
 
 struct Waiters {
     queue: BTreeMap<Ticket, Waiter>,
@@ -30,6 +43,7 @@ struct Waiters {
 }
 
 struct Waiter {
+    owner: Owner,
     /// When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a new waker.
     waker: Option<Waker>,
     /// Whether the waiter stays in the queue after the shutdown has started.
@@ -43,41 +57,38 @@ impl WaitQueue {
         }
     }
 
-    /// Enters the gate without waiting. The entry fails if it would overtake a queued waiter.
-    pub(crate) fn try_enter(&self, gate: &Gate, limit: usize) -> Result<(), Refused> {
-        gate.enter_below(limit).or_else(|refused| match refused {
-            Refused::Drained => Err(refused),
-            Refused::Full => self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()))),
-        })
+    /// Enters the gate without waiting, after `enter_below` has refused the entry as full. The entry fails if it would overtake a
+    /// queued waiter.
+    pub(crate) fn try_enter(&self, LimitedGate { gate, limit, permit }: LimitedGate<'_>) -> Result<(), Refused> {
+        self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()), permit))
     }
 
-    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the gate has drained. For a waiter that is not a
-    /// follow-up, also returns `Ready(None)` if the closure `is_open` returns false, because `close` then removes the waiter.
+    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the gate has drained, or if the closure `is_open` returns
+    /// false, because `close` then removes the waiter.
     pub(crate) fn poll_enter(
         &self,
-        gate: &Gate,
-        limit: usize,
+        LimitedGate { gate, limit, permit }: LimitedGate<'_>,
         ticket: &mut Option<Ticket>,
         waker: &Waker,
-        is_follow_up: bool,
+        (owner, is_follow_up): (Owner, bool),
         is_open: impl Fn() -> bool,
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
-            // `close` takes the same lock after the shutdown has started. Therefore `close` finds every waiter for which `is_open`
-            // returns true here. `close` also takes this lock after the gate has drained. Therefore `close` finds every follow-up
-            // that `enter_in_turn` refuses as full here.
-            if !is_follow_up && !is_open() {
+            // `close` takes the same lock after the shutdown has started, and again after the registry has drained. Therefore `close`
+            // finds every waiter for which `is_open` returns true here.
+            if !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
             let own = *ticket.get_or_insert(waiters.next_ticket);
             waiters.next_ticket = waiters.next_ticket.max(own + 1);
-            let replaced = waiters.queue.insert(own, Waiter { waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
+            let replaced =
+                waiters.queue.insert(own, Waiter { owner, waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
             let is_first = waiters.queue.first_key_value().is_some_and(|(first, _)| *first == own);
             // The call of `request_permit` comes before `enter_in_turn` looks for a free permit. Therefore a task that leaves after
             // `enter_in_turn` has failed wakes the first waiter (L4).
             gate.request_permit();
-            let entered = if is_first { gate.enter_in_turn(limit) } else { Err(Refused::Full) };
+            let entered = if is_first { gate.enter_in_turn(limit, permit) } else { Err(Refused::Full) };
             if entered == Err(Refused::Full) {
                 return (Poll::Pending, replaced, None);
             }
@@ -103,15 +114,16 @@ impl WaitQueue {
         wake(self.0.with(Waiters::take_first));
     }
 
-    /// Removes and wakes the waiters that are not follow-ups, because the shutdown has started. If the gate has drained, removes
-    /// and wakes all waiters.
+    /// Removes and wakes the waiters of `owner` that are not follow-ups, because the shutdown has started. If the closure `is_drained`
+    /// returns true, removes and wakes all waiters of `owner`.
     ///
     /// The removed waiters may include a waiter that was woken for a free permit. In this case, the permit belongs to the first
     /// follow-up, which is woken (L4).
-    pub(crate) fn close(&self, gate: &Gate, limit: usize) {
+    pub(crate) fn close(&self, gate: &Gate, limit: usize, owner: Owner, is_drained: impl Fn() -> bool) {
         let (removed, next) = self.0.with(|waiters| {
-            let is_drained = gate.snapshot().is_drained();
-            let (kept, removed) = take(&mut waiters.queue).into_iter().partition(|(_, waiter)| waiter.is_follow_up && !is_drained);
+            let is_drained = is_drained();
+            let is_kept = |waiter: &Waiter| waiter.owner != owner || (waiter.is_follow_up && !is_drained);
+            let (kept, removed) = take(&mut waiters.queue).into_iter().partition(|(_, waiter)| is_kept(waiter));
             waiters.queue = kept;
             (removed, waiters.waker_after_removal(gate, limit))
         });

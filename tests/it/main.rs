@@ -37,6 +37,8 @@ mod tracing;
 #[cfg(feature = "async-executor")]
 mod abort;
 #[cfg(feature = "async-executor")]
+mod child;
+#[cfg(feature = "async-executor")]
 mod drain;
 #[cfg(feature = "async-executor")]
 mod inspect;

@@ -148,6 +148,6 @@ fn summary_serializes_every_outcome() {
 fn reasons_and_kinds_serialize_in_snake_case() {
     let reasons = [RejectReason::Drained, RejectReason::Full, RejectReason::ShuttingDown];
     assert_eq!(to_value(reasons).unwrap(), json!(["drained", "full", "shutting_down"]));
-    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard];
-    assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard"]));
+    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard, TaskKind::Child];
+    assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard", "child"]));
 }

@@ -185,3 +185,39 @@ fn task_on_an_inline_spawner_may_start_another_task() {
     });
     assert_eq!((runs.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
 }
+
+/// S11
+#[test]
+fn children_come_and_go_while_their_root_shuts_down() {
+    for round in 0..ROUNDS {
+        let registry = if round % 2 == 0 { Registry::new(()) } else { Registry::builder(()).max_in_flight(2).build() };
+        let (accepted, rejected) = (AtomicU64::new(0), AtomicU64::new(0));
+        let count = |guard: &Result<_, _>| {
+            let counter = if guard.is_ok() { &accepted } else { &rejected };
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        thread::scope(|scope| {
+            for thread in 0..3 {
+                let (registry, count) = (registry.clone(), &count);
+                scope.spawn(move || {
+                    for n in 0..PER_ROUND / 10 {
+                        let child = registry.child();
+                        (0..n % 4).for_each(|_| count(&child.guard()));
+                        let grandchild = child.child();
+                        let guard = grandchild.guard();
+                        count(&guard);
+                        if thread == 0 { drop((child, grandchild, guard)) } else { drop((guard, grandchild, child)) }
+                    }
+                });
+            }
+            let registry = registry.clone();
+            scope.spawn(move || {
+                (0..round * 20).for_each(|_| std::hint::spin_loop());
+                registry.start_shutdown();
+            });
+        });
+        let summary = registry.shutdown().wait_timeout(HANG).unwrap();
+        assert_eq!(summary.completed, accepted.into_inner(), "{summary}");
+        assert!(registry.summary().rejected >= rejected.into_inner(), "drained children are rejected too: {summary}");
+    }
+}

@@ -1,6 +1,7 @@
 //! What is measured: one module a section.
 
 mod build;
+mod children;
 mod drain;
 mod fan_out;
 mod handed_over;
@@ -43,6 +44,7 @@ pub const PLANS: [Plan; 11] = [
     Plan { name: "tasks", title: "ready at once, from start to end", run: |pace| Ok(tasks::run(pace)) },
     Plan { name: "handles", title: "tasks whose output is awaited, from start to output", run: |pace| Ok(handles::run(pace)) },
     Plan { name: "fan-out", title: "tasks that wait on the signal, from trigger to drained", run: |pace| Ok(fan_out::run(pace)) },
+    Plan { name: "children", title: "children of a registry", run: |pace| Ok(children::run(pace)) },
     Plan { name: "drain", title: "tasks in flight, from letting them go to drained", run: |pace| Ok(drain::run(pace)) },
     Plan { name: "memory", title: "by valgrind's dhat", run: memory::run },
     Plan { name: "instructions", title: "by valgrind's callgrind", run: instructions::run },
@@ -57,6 +59,7 @@ pub fn scenario(name: &str, count: u32) -> Result<(), String> {
     match group {
         tokens::GROUP => only(&tokens::contenders(), contender, load),
         signals::GROUP => only(&signals::contenders(), contender, load),
+        children::GROUP => only(&children::lives(), contender, load),
         tasks::GROUP => only(&tasks::contenders(), contender, on),
         memory::GROUP => memory::wait(contender, count),
         _ => None,

@@ -5,6 +5,7 @@ mod common;
 mod abort_races_poll;
 mod abort_races_start;
 mod accepted_count_wraps;
+mod children;
 mod close_races_enter;
 mod concurrent_shutdowns;
 mod concurrent_waiters;

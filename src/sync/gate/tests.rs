@@ -69,16 +69,16 @@ fn accepted_is_corrected_while_a_flip_is_not_counted_yet() {
 #[test]
 fn a_queued_waiter_is_not_overtaken() {
     let gate = Gate::new();
-    assert_eq!((gate.enter_below(2), gate.enter_below(2)), (Ok(()), Ok(())));
-    assert_eq!(gate.enter_below(2), Err(Refused::Full));
+    assert_eq!((gate.enter_below(2, Permit::Own), gate.enter_below(2, Permit::Own)), (Ok(()), Ok(())));
+    assert_eq!(gate.enter_below(2, Permit::Own), Err(Refused::Full));
     gate.request_permit();
-    assert_eq!(gate.enter_in_turn(2), Err(Refused::Full));
+    assert_eq!(gate.enter_in_turn(2, Permit::Own), Err(Refused::Full));
     assert_eq!(leave(&gate), Departure { permit: true, ..NOTHING });
-    assert_eq!(gate.enter_below(2), Err(Refused::Full), "a permit is free, and belongs to the waiter");
-    assert_eq!(gate.enter_in_turn(2), Ok(()));
+    assert_eq!(gate.enter_below(2, Permit::Own), Err(Refused::Full), "a permit is free, and belongs to the waiter");
+    assert_eq!(gate.enter_in_turn(2, Permit::Own), Ok(()));
     gate.cancel_permit_request();
     assert_eq!(leave(&gate), NOTHING);
-    assert_eq!(gate.enter_below(2), Ok(()));
+    assert_eq!(gate.enter_below(2, Permit::Own), Ok(()));
 }
 
 #[test]
@@ -94,8 +94,8 @@ fn idleness_is_notified_once() {
 #[test]
 fn a_task_without_a_permit_is_counted_apart() {
     let gate = Gate::new();
-    assert_eq!((gate.enter_without_permit(), gate.enter_below(1)), (Ok(()), Ok(())));
-    assert_eq!(gate.enter_below(1), Err(Refused::Full));
+    assert_eq!((gate.enter_without_permit(), gate.enter_below(1, Permit::Own)), (Ok(()), Ok(())));
+    assert_eq!(gate.enter_below(1, Permit::Own), Err(Refused::Full));
     assert_eq!((gate.snapshot().permits(), gate.snapshot().in_flight_with_limit()), (1, 2));
     gate.request_permit();
     assert_eq!(gate.enter_without_permit(), Ok(()), "an entry without a permit overtakes no waiter");
@@ -103,7 +103,7 @@ fn a_task_without_a_permit_is_counted_apart() {
     assert_eq!(leave(&gate), Departure { permit: true, ..NOTHING });
     gate.cancel_permit_request();
     assert!(!gate.close(), "a task without a permit is in flight");
-    assert_eq!(gate.enter_below(1), Ok(()));
+    assert_eq!(gate.enter_below(1, Permit::Own), Ok(()));
     assert_eq!(leave(&gate), NOTHING);
     gate.request_idle();
     let departure = gate.leave_without_permit().map(|before| gate.depart(before));
@@ -116,10 +116,10 @@ fn a_task_without_a_permit_is_counted_apart() {
 fn a_full_half_of_the_count_does_not_overflow() {
     let full = gate(WITHOUT_PERMIT, 0);
     assert_eq!(full.enter_without_permit(), Err(Refused::Full));
-    assert_eq!(full.enter_below(MAX_PERMITS), Ok(()));
+    assert_eq!(full.enter_below(MAX_PERMITS, Permit::Own), Ok(()));
     assert_eq!(full.snapshot().in_flight_with_limit(), MAX_PERMITS + 1);
     let full = gate(PERMITS, 0);
-    assert_eq!(full.enter_below(MAX_PERMITS), Err(Refused::Full));
+    assert_eq!(full.enter_below(MAX_PERMITS, Permit::Own), Err(Refused::Full));
     assert_eq!(full.enter_without_permit(), Ok(()));
     assert_eq!(full.snapshot().in_flight_with_limit(), MAX_PERMITS + 1);
 }
@@ -154,4 +154,15 @@ fn a_departure_notifies_waiters_for_idleness_while_only_services_remain() {
     gate.end_service();
     gate.end_service();
     assert_eq!(gate.services().0, 0);
+}
+
+#[test]
+fn a_lent_permit_is_not_accepted() {
+    let gate = gate(usize::MAX << ACCEPTED_SHIFT, 1);
+    assert_eq!(gate.enter_below(1, Permit::Lent), Ok(()));
+    assert_eq!((gate.accepted().0, gate.snapshot().permits()), ((1 << ACCEPTED_BITS) - 1, 1));
+    assert_eq!(gate.enter_below(1, Permit::Own), Err(Refused::Full));
+    assert_eq!(leave(&gate), NOTHING);
+    assert_eq!(gate.enter_below(1, Permit::Own), Ok(()));
+    assert_eq!(gate.accepted().0, 1 << ACCEPTED_BITS);
 }

@@ -7,14 +7,14 @@ fn a_chunk_is_used_whole_before_the_table_grows() {
     let info = SpawnInfo::new(None, Location::caller());
     let chunks = || table.0.with(|rows| rows.chunks.len());
     for _ in 0..SLOTS_PER_CHUNK {
-        table.insert(&freed, &(), info, true, || false);
+        table.insert(&freed, &(), info, PermitKind::Own, true, || false);
         assert_eq!(chunks(), 1);
     }
-    let target = table.insert(&freed, &(), info, true, || false);
+    let target = table.insert(&freed, &(), info, PermitKind::Own, true, || false);
     assert_eq!(chunks(), 2);
     freed.push(target.slot.as_ref().unwrap());
     for _ in 0..SLOTS_PER_CHUNK {
-        table.insert(&freed, &(), info, true, || false);
+        table.insert(&freed, &(), info, PermitKind::Own, true, || false);
     }
     assert_eq!(chunks(), 2, "a freed slot is used again");
 }

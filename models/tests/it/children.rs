@@ -1,0 +1,337 @@
+//! Children are made, used and dropped while their parent shuts down, lists tasks, aborts or is read.
+
+use crate::common::{Effect, ManualSpawner, Polled, Registry, check, check_with_bound, counts, manual_builder, race, spawn_on_shard};
+use core::future::{Future, pending, ready};
+use core::task::Poll;
+use std::sync::Arc;
+
+/// S3, S5: A child is made and dropped while its parent shuts down. Both drain, and the parent counts the child's work.
+#[test]
+fn creation_races_shutdown() {
+    check(1, || {
+        let registry = Registry::new(());
+        let parent = registry.clone();
+        let worker = spawn_on_shard(0, move || u64::from(parent.child().guard().is_ok()));
+        let mut shutdown = Polled::new(registry.shutdown());
+        let polled = shutdown.poll();
+        let accepted = worker.join().unwrap();
+        drop(registry);
+        let [completed, _, _, rejected] = counts(shutdown.finish(polled));
+        assert_eq!(completed, accepted);
+        // The guard is rejected, and so is the child if the parent had drained.
+        assert!(rejected <= 2 * (1 - accepted));
+    });
+}
+
+/// L1: A child that is made during the shutdown of its parent is shut down by it, or finds that it has started.
+#[test]
+fn kept_child_races_shutdown() {
+    check(1, || {
+        let registry = Registry::new(());
+        let guard = registry.guard().unwrap();
+        let parent = registry.clone();
+        let worker = spawn_on_shard(0, move || parent.child());
+        registry.start_shutdown();
+        let child = worker.join().unwrap();
+        assert!(child.is_shutting_down());
+        drop((child, guard));
+        assert!(registry.is_drained());
+    });
+}
+
+/// L1: A signal of a child is triggered when the parent's `start_shutdown` has returned.
+#[test]
+fn signal_of_child_races_shutdown() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let worker = spawn_on_shard(0, move || {
+            let mut signal = Polled::new(child.signal());
+            let polled = signal.poll();
+            (child, signal, polled)
+        });
+        registry.start_shutdown();
+        let (child, signal, polled) = worker.join().unwrap();
+        assert!(child.is_shutting_down() && child.is_drained());
+        signal.finish(polled);
+        assert!(registry.is_drained());
+    });
+}
+
+/// S2, S3: The last task of a child leaves while the parent shuts down. The parent drains once, and its drain shows what the task did.
+#[test]
+fn last_task_of_child_races_shutdown() {
+    check(1, || {
+        let (registry, effect) = (Registry::new(()), Effect::new());
+        let child = registry.child();
+        let guard = child.guard().unwrap();
+        let worker = spawn_on_shard(0, {
+            let effect = effect.clone();
+            move || {
+                effect.perform();
+                drop(guard);
+                drop(child);
+            }
+        });
+        let mut shutdown = Polled::new(registry.shutdown());
+        let polled = shutdown.poll();
+        if polled.is_ready() {
+            effect.observe();
+        }
+        worker.join().unwrap();
+        assert_eq!(counts(shutdown.finish(polled)), [1, 0, 0, 0]);
+    });
+}
+
+/// S11: A thread that sees that the parent has drained sees that the child has drained.
+#[test]
+fn drained_parent_has_drained_child() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let guard = child.guard().unwrap();
+        registry.start_shutdown();
+        let worker = spawn_on_shard(0, move || drop(guard));
+        registry.start_shutdown();
+        if registry.is_drained() {
+            assert!(child.is_drained());
+        }
+        worker.join().unwrap();
+        assert!(registry.is_drained() && child.is_drained());
+    });
+}
+
+/// S3: The state of a drained child serves a child of another registry. The shutdown of the first parent does not reach the new child.
+#[test]
+fn reused_child_is_not_shut_down() {
+    check_with_bound(2, 1, || {
+        let (registry, other) = (Registry::new(()), Registry::new(()));
+        let child = registry.child();
+        let worker = spawn_on_shard(0, move || {
+            drop(child);
+            let child = other.child();
+            assert!(!child.is_shutting_down());
+            assert!(child.guard().is_ok());
+            assert!(!child.is_shutting_down());
+            drop(child);
+            assert_eq!(counts(other.shutdown().wait()), [1, 0, 0, 0]);
+        });
+        registry.start_shutdown();
+        worker.join().unwrap();
+        assert!(registry.is_drained());
+    });
+}
+
+/// S3, S5: A grandchild is made and dropped while the root shuts down.
+#[test]
+fn creation_of_grandchild_races_shutdown() {
+    check_with_bound(2, 1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let worker = spawn_on_shard(0, move || u64::from(child.child().guard().is_ok()));
+        let mut shutdown = Polled::new(registry.shutdown());
+        let polled = shutdown.poll();
+        let accepted = worker.join().unwrap();
+        assert_eq!(counts(shutdown.finish(polled))[0], accepted);
+    });
+}
+
+/// S9, L3: A walk over the children lists and aborts tasks while a child drains and its state serves another registry.
+#[test]
+fn walk_races_reuse() {
+    check_with_bound(2, 1, || {
+        let registry = manual_builder().inspect().build();
+        let other = manual_builder().inspect().build();
+        let child = registry.child();
+        let worker = spawn_on_shard(0, move || {
+            drop(child);
+            let child = other.child();
+            child.run(pending::<()>());
+            let mut task = child.spawner().take();
+            assert!(task.poll().is_pending(), "no other registry aborts this task");
+            drop(task);
+            drop(child);
+            assert_eq!(counts(other.shutdown().wait()), [0, 0, 1, 0]);
+        });
+        assert!(registry.tasks().len() <= 1);
+        let report = registry.abort();
+        assert_eq!((report.aborted, report.not_abortable), (0, 0));
+        worker.join().unwrap();
+    });
+}
+
+/// S3: A child that was made while its parent drains stays open, whatever starts the parent's shutdown again, until its handle is dropped.
+#[test]
+fn child_of_draining_parent_races_second_shutdown() {
+    check(1, || {
+        let registry = Registry::new(());
+        let guard = registry.guard().unwrap();
+        registry.start_shutdown();
+        let parent = registry.clone();
+        let worker = spawn_on_shard(0, move || {
+            let child = parent.child();
+            assert!(child.signal().is_triggered());
+            drop(child.guard().expect("the child is open"));
+            drop(child.guard().expect("the child is open"));
+        });
+        registry.start_shutdown();
+        worker.join().unwrap();
+        drop(guard);
+        assert!(registry.is_drained());
+        assert_eq!(counts(registry.summary()), [3, 0, 0, 0]);
+    });
+}
+
+/// S3: The last handle of a child of a draining parent is dropped while the last task of the parent leaves.
+#[test]
+fn handle_drop_of_late_child_races_last_task() {
+    check(1, || {
+        let registry = Registry::new(());
+        let guard = registry.guard().unwrap();
+        let mut shutdown = Polled::new(registry.shutdown());
+        assert!(shutdown.poll().is_pending());
+        let child = registry.child();
+        let worker = spawn_on_shard(0, move || drop(child));
+        drop(guard);
+        worker.join().unwrap();
+        assert_eq!(counts(shutdown.finish(Poll::Pending)), [1, 0, 0, 0]);
+    });
+}
+
+/// S5: A summary of the parent never counts too many completed tasks while a child with losses drains.
+#[test]
+fn fold_never_overstates() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        drop(child.guard().unwrap());
+        drop(child.track(pending::<()>()).unwrap());
+        drop(child.track(pending::<()>()).unwrap());
+        let worker = spawn_on_shard(0, move || drop(child));
+        let [completed, _, abandoned, _] = counts(registry.summary());
+        assert!(completed <= 1 && abandoned <= 2, "{completed} completed, {abandoned} abandoned");
+        worker.join().unwrap();
+        assert_eq!(counts(registry.summary()), [1, 0, 2, 0]);
+    });
+}
+
+/// S4: A rejection that races the drain of the child counts once in the root.
+#[test]
+fn rejection_races_fold() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let guard = child.guard().unwrap();
+        child.start_shutdown();
+        let leaver = spawn_on_shard(0, move || drop(guard));
+        let accepted = u64::from(child.guard().is_ok());
+        leaver.join().unwrap();
+        drop(child);
+        assert_eq!(counts(registry.shutdown().wait()), [1 + accepted, 0, 0, 1 - accepted]);
+    });
+}
+
+/// L3: `or_abort` aborts while a child is made. The child's task is aborted before its first poll.
+#[test]
+fn creation_races_or_abort() {
+    check(1, || {
+        let registry = manual_builder().inspect().build();
+        let guard = registry.guard().unwrap();
+        let mut aborting = Polled::new(registry.shutdown().or_abort(ready(()), pending::<()>));
+        let parent = registry.clone();
+        let worker = spawn_on_shard(0, move || parent.child());
+        assert!(aborting.poll().is_pending());
+        let child = worker.join().unwrap();
+        child.run(pending::<()>());
+        assert!(child.is_drained() || child.spawner().take().poll().is_ready());
+        drop((child, guard));
+        assert!(registry.is_drained());
+    });
+}
+
+/// Returns a registry with a limit of one, and a child.
+fn limited() -> (Arc<background_tasks::Registry<ManualSpawner>>, Arc<background_tasks::Registry<ManualSpawner>>) {
+    let registry = manual_builder().max_in_flight(1).build();
+    let child = registry.child();
+    (Arc::new(registry), Arc::new(child))
+}
+
+fn waiter(registry: &Arc<background_tasks::Registry<ManualSpawner>>) -> Polled<impl Future<Output = bool> + use<>> {
+    let registry = registry.clone();
+    Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
+}
+
+/// S10, L4: A task of a child releases the parent's permit while a waiter of the parent arrives, and the other way round.
+#[test]
+fn permit_of_ancestor_races_waiter() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, child) = limited();
+            let (holder, waiting) = if swapped { (&registry, &child) } else { (&child, &registry) };
+            let guard = holder.guard().unwrap();
+            let mut waiter = waiter(waiting);
+            let poll = move || {
+                let polled = waiter.poll();
+                (waiter, polled)
+            };
+            let ((waiter, polled), ()) = race(swapped, poll, move || drop(guard));
+            assert!(waiter.finish(polled));
+            assert_eq!(waiting.in_flight(), if swapped { 1 } else { 2 }, "the parent also counts its child");
+            drop(registry.spawner().take());
+        });
+    }
+}
+
+/// S10: Tasks of a child and of its parent never hold more permits than there are.
+#[test]
+fn child_and_parent_race_for_one_permit() {
+    check(1, || {
+        let (registry, child) = limited();
+        let worker = spawn_on_shard(0, {
+            let child = child.clone();
+            move || child.guard()
+        });
+        let own = registry.guard();
+        let lent = worker.join().unwrap();
+        assert!(own.is_ok() != lent.is_ok(), "exactly one of them holds the permit");
+        drop((own, lent));
+        assert!(registry.guard().is_ok());
+        assert_eq!(registry.summary().completed + child.summary().completed, 2);
+    });
+}
+
+/// L4: The shutdown of a child races its waiter in the parent's queue. The waiter is rejected, and the permit stays available.
+#[test]
+fn shutdown_of_child_races_its_waiter() {
+    check(1, || {
+        let (registry, child) = limited();
+        let guard = registry.guard().unwrap();
+        let mut waiter = waiter(&child);
+        let worker = spawn_on_shard(0, move || {
+            let polled = waiter.poll();
+            (waiter, polled)
+        });
+        child.start_shutdown();
+        let (waiter, polled) = worker.join().unwrap();
+        assert!(!waiter.finish(polled), "the child has drained");
+        drop(guard);
+        assert!(registry.guard().is_ok(), "no waiter is left in the queue");
+    });
+}
+
+/// S3, S10: The last task with a permit of the parent leaves a child while both shut down.
+#[test]
+fn last_permit_of_ancestor_races_shutdown() {
+    check_with_bound(2, 1, || {
+        let (registry, child) = limited();
+        let guard = child.guard().unwrap();
+        let worker = spawn_on_shard(0, move || {
+            drop(guard);
+            drop(child);
+        });
+        let mut shutdown = Polled::new(registry.shutdown());
+        let polled = shutdown.poll();
+        worker.join().unwrap();
+        assert_eq!(counts(shutdown.finish(polled)), [1, 0, 0, 0]);
+    });
+}

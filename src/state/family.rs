@@ -1,0 +1,155 @@
+//! Connects a child registry with its parent and its root.
+//!
+//! A child is one piece of work in flight in its parent until the child has drained. The parent lists its children, so that the
+//! shutdown, an abort and the list of tasks reach them. The root is the ancestor that has no parent.
+//!
+//! A walk over the descendants uses a worklist instead of recursion, because registries can nest to any depth.
+
+use super::lifetime::StateRef;
+use super::registry_state::{Family, ListedChild, Lost, Parent, RegistryState};
+use super::settings::{ABORTING, LIMITED, LIMITED_BY_ANCESTOR};
+use super::token::Token;
+use crate::platform::Ordering;
+use crate::report::SpawnInfo;
+use alloc::vec::Vec;
+
+impl RegistryState {
+    /// Makes a child. The child of a drained registry is drained.
+    ///
+    /// A child that is made while its parent drains has its signal triggered and stays open until its last handle is dropped or it is
+    /// shut down itself. Otherwise a child for each request would reject the work of the last requests.
+    pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
+        let root = self.root();
+        let child = Self::take_for_child(root);
+        child.settings.set_for_child(&self.settings, limit);
+        let Ok(token) = Token::enter(self, info) else {
+            child.shared().family.with(|family| family.root = Some(root));
+            child.start_shutdown();
+            return child;
+        };
+        let limiter = match child.settings.has(LIMITED_BY_ANCESTOR) {
+            true if self.settings.has(LIMITED) => Some(self),
+            true => self.limiting_ancestor(|ancestor| ancestor),
+            false => None,
+        };
+        // The shutdown of the parent may find the child as soon as the list contains it. `leave_parent` takes the same lock, so a
+        // child that drains then finds its token.
+        let stays_open = child.shared().family.with(|family| {
+            let target = token.target();
+            let mut stays_open = false;
+            let key = target.owner.children().insert(|| {
+                // A shutdown changes the phase, and then locks the list. Therefore either the shutdown finds the child, or the
+                // phase has changed here.
+                stays_open = self.is_shutting_down();
+                ListedChild { state: child, stays_open }
+            });
+            *family = Family { root: Some(root), parent: Some(Parent { target, key, limiter }) };
+            stays_open
+        });
+        if stays_open && child.start_phase() {
+            // The gate is open, so this event does not end the drain.
+            child.count_drain_event();
+        }
+        // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either it finds the child, or the flag is
+        // set here (L3).
+        if self.settings.has(ABORTING) {
+            child.settings.start_aborting();
+        }
+        child
+    }
+
+    /// Returns the ancestor that has no parent. Its observers and its shutdown policy also apply to its descendants.
+    ///
+    /// The caller holds a handle, a task or a reference of this registry, which keeps the root out of the pool.
+    pub(super) fn root(&'static self) -> &'static Self {
+        if !self.is_child() {
+            return self;
+        }
+        self.shared().family.with(|family| family.root).unwrap_or(self)
+    }
+
+    /// Calls `get` with the nearest ancestor that has a limit, if the tasks of this child take their permits there and this child has not
+    /// drained.
+    ///
+    /// `leave_parent` takes the same lock before this child leaves its ancestors, so `get` may take a reference to the ancestor.
+    pub(super) fn limiting_ancestor<T>(&'static self, get: impl FnOnce(&'static Self) -> T) -> Option<T> {
+        self.shared().family.with(|family| family.parent.as_ref()?.limiter.map(get))
+    }
+
+    /// Adds the counts of a drained child to its parent, and removes the child from the parent's list. Returns the child's token in
+    /// the parent.
+    ///
+    /// Relaxed is enough for the losses: the Release of the sum of accepted tasks, and the Release in `Gate::leave`, make them visible
+    /// to a summary that reads either of these words.
+    pub(super) fn leave_parent(&'static self) -> Option<Token> {
+        if !self.is_child() {
+            return None;
+        }
+        self.shared().family.with(|family| {
+            let Parent { target, key, .. } = family.parent.take()?;
+            let (parent, child) = (target.owner, self.targets()[0].owner);
+            parent.children().remove(key);
+            for (sum, count) in parent.losses.iter().zip(&child.losses) {
+                let count = count.load(Ordering::Relaxed);
+                if count != 0 {
+                    sum.fetch_add(count, Ordering::Relaxed);
+                }
+            }
+            // The parent counts the child itself as completed. The child is not a task, so it is subtracted here.
+            let added = child.accepted().wrapping_sub(1);
+            if added != 0 {
+                parent.folded.fetch_add(added, Ordering::Release);
+            }
+            Some(Token::from_target(target))
+        })
+    }
+
+    /// Counts a rejection. A drained child has added its counts to its parent already, so a later rejection also counts in the root.
+    pub(super) fn count_rejection(&'static self) {
+        if !self.is_child() {
+            return self.shard().count(Lost::Rejected);
+        }
+        // `leave_parent` reads the count under the same lock.
+        let root = self.shared().family.with(|family| {
+            self.shard().count(Lost::Rejected);
+            if family.parent.is_none() { family.root } else { None }
+        });
+        if let Some(root) = root {
+            root.shard().count(Lost::Rejected);
+        }
+    }
+
+    /// Calls `visit` with this registry and with each of its descendants.
+    pub(super) fn for_each_in_subtree(&'static self, mut visit: impl FnMut(&'static Self)) {
+        visit(self);
+        self.for_each_descendant(|_| true, visit);
+    }
+
+    /// Calls `visit` with each descendant for which `includes` returns true, under no lock. Does not visit the descendants of the other
+    /// children.
+    pub(super) fn for_each_descendant(&'static self, includes: fn(&ListedChild) -> bool, mut visit: impl FnMut(&'static Self)) {
+        let mut found = Vec::new();
+        self.find_children(includes, &mut found);
+        while let Some(child) = found.pop() {
+            visit(child.state());
+            child.state().find_children(includes, &mut found);
+        }
+    }
+
+    fn find_children(&'static self, includes: fn(&ListedChild) -> bool, found: &mut Vec<StateRef>) {
+        for shard in self.shards() {
+            shard.children().for_each(|child| {
+                if includes(child) {
+                    found.push(StateRef::new(child.state));
+                }
+            });
+        }
+    }
+
+    /// Returns the number of children that have not drained.
+    pub(super) fn child_count(&'static self) -> usize {
+        let mut count = 0;
+        self.shards().for_each(|shard| shard.children().for_each(|_| count += 1));
+        count
+    }
+}
