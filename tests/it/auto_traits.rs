@@ -3,8 +3,8 @@
 use background_tasks::{
     AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard,
     JoinError, JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, Restart, RunUntilShutdown,
-    RunWhenReady, ServiceInfo, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary, TaskBuilder,
-    TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
+    RunWhenReady, ServiceInfo, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary,
+    TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;

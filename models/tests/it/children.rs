@@ -1,6 +1,8 @@
 //! Children are made, used and dropped while their parent shuts down, lists tasks, aborts or is read.
 
-use crate::common::{Effect, ManualSpawner, Polled, Registry, check, check_with_bound, counts, manual_builder, race, spawn_on_shard};
+use crate::common::{
+    Effect, ManualSpawner, Polled, Registry, check, check_with_bound, counts, manual_builder, race, spawn_on_shard,
+};
 use core::future::{Future, pending, ready};
 use core::task::Poll;
 use std::sync::Arc;
@@ -278,6 +280,49 @@ fn permit_of_ancestor_races_waiter() {
             assert!(waiter.finish(polled));
             assert_eq!(waiting.in_flight(), if swapped { 1 } else { 2 }, "the parent also counts its child");
             drop(registry.spawner().take());
+        });
+    }
+}
+
+/// S10, S11, L4: A task of a child ends under the lock of its handle, and releases the parent's permit. A waiter of the parent gets the
+/// permit, and the owner of the output finds the permit free.
+#[test]
+fn end_of_joined_task_races_waiter_for_its_permit() {
+    for swapped in [false, true] {
+        check_with_bound(2, 1, move || {
+            let (registry, child) = limited();
+            let mut handle = Polled::new(child.spawn(ready(7)));
+            let mut task = child.spawner().take();
+            let mut waiter = waiter(&registry);
+            let poll = move || {
+                let polled = waiter.poll();
+                (waiter, polled)
+            };
+            let ((waiter, polled), ()) = race(swapped, poll, move || assert!(task.poll().is_ready()));
+            assert!(waiter.finish(polled));
+            assert!(matches!(handle.poll(), Poll::Ready(Ok(7))));
+            drop(registry.spawner().take());
+        });
+    }
+}
+
+/// S10, S11: The owner of the output of a child's task finds the parent's permit free.
+#[test]
+fn joiner_finds_permit_of_ancestor_free() {
+    for swapped in [false, true] {
+        check(1, move || {
+            let (registry, child) = limited();
+            let mut handle = Polled::new(child.spawn(ready(7)));
+            let mut task = child.spawner().take();
+            let owner = registry.clone();
+            let join = move || {
+                let polled = handle.poll();
+                assert!(polled.is_pending() || owner.guard().is_ok(), "the permit is released before the output arrives");
+                (handle, polled)
+            };
+            let ((handle, polled), ()) = race(swapped, join, move || assert!(task.poll().is_ready()));
+            assert_eq!(handle.finish(polled).unwrap(), 7);
+            assert!(registry.guard().is_ok());
         });
     }
 }
