@@ -186,7 +186,7 @@ fn task_on_an_inline_spawner_may_start_another_task() {
     assert_eq!((runs.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
 }
 
-/// S11
+/// S12
 #[test]
 fn children_come_and_go_while_their_root_shuts_down() {
     for round in 0..ROUNDS {

@@ -85,7 +85,7 @@ fn last_task_of_child_races_shutdown() {
     });
 }
 
-/// S11: A thread that sees that the parent has drained sees that the child has drained.
+/// S12: A thread that sees that the parent has drained sees that the child has drained.
 #[test]
 fn drained_parent_has_drained_child() {
     check(1, || {
