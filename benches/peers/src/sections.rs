@@ -36,7 +36,7 @@ pub struct Plan {
     pub run: fn(Pace) -> Measured,
 }
 
-pub const PLANS: [Plan; 11] = [
+pub const PLANS: [Plan; 12] = [
     Plan { name: "tokens", title: "made and dropped on the same thread", run: |pace| Ok(tokens::run(pace)) },
     Plan { name: "handed-over", title: "tokens made on one thread and dropped on another", run: |pace| Ok(handed_over::run(pace)) },
     Plan { name: "signals", title: "waited on once, and dropped", run: |pace| Ok(signals::run(pace)) },
