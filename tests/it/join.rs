@@ -201,6 +201,7 @@ mod full_registry {
     );
 }
 
+#[cfg(any(feature = "tokio", feature = "smol", feature = "async-std"))]
 fn blocking_closures_have_handles<S: background_tasks::BlockingSpawner>(registry: &Registry<S>) {
     assert_eq!(block_on(registry.spawn_blocking(|| 7)).unwrap(), 7);
     assert_eq!(loss(registry.named("b").spawn_blocking(|| panic_quietly("oh"))), "panicked: oh");
