@@ -332,7 +332,7 @@ fn sigterm_loses_and_repeats_no_mail() {
     });
     for process in [server.process, worker] {
         let output = process.wait().assert_code(0).output();
-        assert!(output.contains(" 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected"), "{output}");
+        assert!(output.contains(" failed=0 panicked=0 abandoned=0 aborted=0 rejected=0"), "{output}");
     }
     let worker = site.work(&[]);
     let sent = poll_until_some(&"mails are missing", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
