@@ -83,8 +83,8 @@ use std::time::Duration;
 /// nothing in flight and without a loss, the host reports nothing.
 ///
 /// With the feature `tracing` and a global subscriber, the lines are events without a parent span, each straggler is an event with the fields of
-/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) (at most the 100 oldest), and there
-/// is no progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) (at most the 100 oldest), and the
+/// host draws no progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
 /// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
 /// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's

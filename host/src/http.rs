@@ -253,6 +253,7 @@ impl<S: Spawner> HttpServer<S> {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
+        let settings = Arc::new(self.settings.clone());
         // Counts and limits the connections, and signals the end to them.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
@@ -265,7 +266,7 @@ impl<S: Spawner> HttpServer<S> {
                 match accept().await {
                     Ok(io) => {
                         is_failing = false;
-                        let connection = self.settings.connection(io, service.clone(), permit, signal.clone());
+                        let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
                         // Under load a connection is always ready. `end` and other tasks must run.
                         yield_now().await;
@@ -276,7 +277,7 @@ impl<S: Spawner> HttpServer<S> {
                             log(Level::Error, format_args!("failed to accept a connection: {error}; trying again"));
                         }
                         is_failing = true;
-                        self.settings.timer.sleep(ACCEPT_RETRY).await;
+                        settings.timer.sleep(ACCEPT_RETRY).await;
                     }
                 }
             }
@@ -289,7 +290,7 @@ impl<S: Spawner> HttpServer<S> {
 impl Settings {
     /// Serves a connection until it closes.
     fn connection<I, H, B>(
-        &self,
+        self: Arc<Self>,
         io: I,
         service: H,
         permit: Permit,
@@ -300,19 +301,18 @@ impl Settings {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let (timer, body_timeout, drain_timeout) = (self.timer.clone(), self.body_timeout, self.drain_timeout);
         let limit = {
-            let (timer, signal) = (timer.clone(), signal.clone());
-            move |timeout| TimeLimit::new(timer.clone(), timeout, drain_timeout, signal.clone())
+            let (settings, signal) = (self.clone(), signal.clone());
+            move |timeout| TimeLimit::new(settings.timer.clone(), timeout, settings.drain_timeout, signal.clone())
         };
         let io = TimedIo::new(io, limit(self.write_timeout), permit);
         let has_request = Arc::new(AtomicBool::new(false));
-        let (requested, names, stopping) = (has_request.clone(), self.host_names.clone(), signal.clone());
+        let (requested, settings, stopping) = (has_request.clone(), self.clone(), signal.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             requested.store(true, Ordering::Relaxed);
             let timed_out = Arc::new(AtomicBool::new(false));
-            let called = check_host(&request, &names).map(|()| {
-                let body = |body| TimedBody::new(body, limit(body_timeout), timed_out.clone());
+            let called = check_host(&request, &settings.host_names).map(|()| {
+                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone());
                 service.call(request.map(body))
             });
             answer(called, timed_out, stopping.clone())
@@ -330,7 +330,7 @@ impl Settings {
                 true
             };
             let has_closed = or(serve, async {
-                timer.sleep(LAST_READ).await;
+                self.timer.sleep(LAST_READ).await;
                 false
             });
             // hyper closes idle connections, but it waits for the rest of a connection's first head.
