@@ -29,7 +29,7 @@ const UNKNOWN_HOST: Refusal = (
 /// Checks the host that a request was sent to.
 pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(), Refusal> {
     let hosts = request.headers().get_all(HOST).iter().count();
-    // HTTP/1.0 has no `Host`. Browsers do not use it, so DNS rebinding does not either.
+    // HTTP/1.0 does not require `Host`. Browsers do not send HTTP/1.0, so DNS rebinding cannot use it.
     if hosts == 0 && request.version() == Version::HTTP_10 {
         return Ok(());
     }
