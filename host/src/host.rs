@@ -79,12 +79,13 @@ use std::time::Duration;
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
-/// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. If a program ends without a signal, with
-/// nothing in flight and without a loss, the host reports nothing.
+/// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. The host reports nothing if the program
+/// succeeds without a signal, no task is in flight, and no task was lost.
 ///
-/// With the feature `tracing` and a global subscriber, the lines are events without a parent span, each straggler is an event with the fields of
-/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) (at most the 100 oldest), and there
-/// is no progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
+/// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. Each straggler (at most the
+/// 100 oldest) is an event with the fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). The host then draws no progress
+/// bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
 /// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
 /// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
@@ -219,9 +220,10 @@ impl Host {
         self
     }
 
-    /// Makes the process exit with code 1 if `is_failure` returns true. Default: losses do not change the exit code.
+    /// Makes the process exit with code 1 if `is_failure` returns true. Default: it returns false. A loss that starts the shutdown
+    /// gives code 2 without this function.
     ///
-    /// The host calls `is_failure` once, after all registries have drained within the grace period, on a thread of the host. The summary counts
+    /// The host calls `is_failure` once if all registries drain within the grace period, on a thread of the host, and otherwise never. The summary counts
     /// the tasks of all registries. If `is_failure` returns true, the last line of the host says so, at the level of an error. An exit code
     /// other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1 too.
     ///

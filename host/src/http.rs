@@ -62,7 +62,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// - A connection without a request, or with half the head of a request, closes immediately.
 /// - A request whose head has arrived is answered, and its connection closes afterwards.
-/// - A body that is still arriving, and a response that the client does not read, have the [`drain_timeout`](Self::drain_timeout).
+/// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read.
 ///
 /// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
 /// connections, and they are listed among the stragglers. If the service panics, the connection closes, and the registry counts a panicked
@@ -186,7 +186,7 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets the largest body timeout and write timeout that remains once shutdown has started. Default: 5 seconds.
+    /// Sets an upper limit for the body timeout and the write timeout once shutdown has started. Default: 5 seconds.
     ///
     /// The time must be shorter than the grace period. Otherwise a client that sends half a body holds the drain until the grace period expires.
     #[must_use = "this returns the server"]
@@ -197,9 +197,9 @@ impl<S> HttpServer<S> {
 
     /// Accepts requests to this host name too, such as `"signups.example.com"`, on any port. Default: only `localhost` and IP addresses.
     ///
-    /// A request to another host name is answered 421. This prevents DNS rebinding: the web page of another site could give its own host name the
-    /// address of this server, and then send requests as a page of the same origin. Servers on the local machine or in a private network that rely on
-    /// their address for protection are at risk. Call [`any_host_name`](Self::any_host_name) for a public service whose requests are
+    /// A request to another host name is answered 421. This prevents DNS rebinding: an attacker gives the host name of a web page the
+    /// address of this server. The browser then treats the page and the server as the same origin. This endangers servers whose only protection is a
+    /// local or private address. Call [`any_host_name`](Self::any_host_name) for a public service whose requests are
     /// authenticated, or if a proxy in front of the service checks the name.
     #[must_use = "this returns the server"]
     pub fn host_name(mut self, name: &str) -> Self {
@@ -209,7 +209,7 @@ impl<S> HttpServer<S> {
 
     /// Accepts requests to any host name. See [`host_name`](Self::host_name) for the risk.
     ///
-    /// A request without `Host`, with two, or with an invalid one is still answered 400, as HTTP/1.1 requires.
+    /// The server still answers 400 to an invalid `Host`, to two `Host` headers, and to an HTTP/1.1 request without `Host`.
     #[must_use = "this returns the server"]
     pub fn any_host_name(mut self) -> Self {
         self.settings.host_names = None;
@@ -227,8 +227,8 @@ impl<S> HttpServer<S> {
 impl<S: Spawner> HttpServer<S> {
     /// Serves until shutdown has started and all connections have closed.
     ///
-    /// `accept` returns the next connection. It is dropped when the server stops accepting connections: if it owns the listener, new clients are refused
-    /// from then on. If it fails because a client has disconnected, the server calls it again. After any other error, such as too many open
+    /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections: if `accept` owns the listener, new clients
+    /// are refused from then on. If `accept` fails because a client has disconnected, the server calls it again. After any other error, such as too many open
     /// files, the server logs the first error and tries again every tenth of a second.
     ///
     /// # Cancel safety
@@ -253,6 +253,7 @@ impl<S: Spawner> HttpServer<S> {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
+        let settings = Arc::new(self.settings.clone());
         // Counts and limits the connections, and signals the end to them.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
@@ -265,7 +266,7 @@ impl<S: Spawner> HttpServer<S> {
                 match accept().await {
                     Ok(io) => {
                         is_failing = false;
-                        let connection = self.settings.connection(io, service.clone(), permit, signal.clone());
+                        let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
                         // Under load a connection is always ready. `end` and other tasks must run.
                         yield_now().await;
@@ -276,7 +277,7 @@ impl<S: Spawner> HttpServer<S> {
                             log(Level::Error, format_args!("failed to accept a connection: {error}; trying again"));
                         }
                         is_failing = true;
-                        self.settings.timer.sleep(ACCEPT_RETRY).await;
+                        settings.timer.sleep(ACCEPT_RETRY).await;
                     }
                 }
             }
@@ -289,7 +290,7 @@ impl<S: Spawner> HttpServer<S> {
 impl Settings {
     /// Serves a connection until it closes.
     fn connection<I, H, B>(
-        &self,
+        self: Arc<Self>,
         io: I,
         service: H,
         permit: Permit,
@@ -300,19 +301,18 @@ impl Settings {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let (timer, body_timeout, drain_timeout) = (self.timer.clone(), self.body_timeout, self.drain_timeout);
         let limit = {
-            let (timer, signal) = (timer.clone(), signal.clone());
-            move |timeout| TimeLimit::new(timer.clone(), timeout, drain_timeout, signal.clone())
+            let (settings, signal) = (self.clone(), signal.clone());
+            move |timeout| TimeLimit::new(settings.timer.clone(), timeout, settings.drain_timeout, signal.clone())
         };
         let io = TimedIo::new(io, limit(self.write_timeout), permit);
         let has_request = Arc::new(AtomicBool::new(false));
-        let (requested, names, stopping) = (has_request.clone(), self.host_names.clone(), signal.clone());
+        let (requested, settings, stopping) = (has_request.clone(), self.clone(), signal.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             requested.store(true, Ordering::Relaxed);
             let timed_out = Arc::new(AtomicBool::new(false));
-            let called = check_host(&request, &names).map(|()| {
-                let body = |body| TimedBody::new(body, limit(body_timeout), timed_out.clone());
+            let called = check_host(&request, &settings.host_names).map(|()| {
+                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone());
                 service.call(request.map(body))
             });
             answer(called, timed_out, stopping.clone())
@@ -330,10 +330,10 @@ impl Settings {
                 true
             };
             let has_closed = or(serve, async {
-                timer.sleep(LAST_READ).await;
+                self.timer.sleep(LAST_READ).await;
                 false
             });
-            // hyper closes idle connections, but it waits for the rest of a connection's first head.
+            // hyper would wait for the rest of a first head, so a connection without a request is dropped here.
             if !has_closed.await && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;

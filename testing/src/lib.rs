@@ -11,6 +11,8 @@ mod tmpfs;
 
 pub use http::{Client, Response};
 pub use notify_socket::NotifySocket;
-pub use process::{Ended, Line, PATIENCE, Process, Signal, only_child, poll_until, poll_until_ok, poll_until_some};
+pub use process::{
+    Ended, Line, PATIENCE, Process, Signal, only_child, poll_until, poll_until_ok, poll_until_some, prefixed, with_open_files,
+};
 pub use skip::{run_or_skip, skip};
 pub use tmpfs::Tmpfs;

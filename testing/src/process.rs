@@ -249,6 +249,27 @@ fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) 
     });
 }
 
+/// Returns `command` with these words in front.
+pub fn prefixed(words: &[&str], command: &Command) -> Command {
+    let mut longer = Command::new(words[0]);
+    longer.args(&words[1..]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => longer.env(name, value),
+            None => longer.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        longer.current_dir(folder);
+    }
+    longer
+}
+
+/// Returns `command` for a process that can have this number of files open.
+pub fn with_open_files(limit: u32, command: &Command) -> Command {
+    prefixed(&["sh", "-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)], command)
+}
+
 /// Returns the ID of the child of a process that has exactly one, from Linux's `/proc`.
 pub fn only_child(id: u32) -> Option<i32> {
     fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok()

@@ -21,7 +21,7 @@ impl Outbox {
 
     /// Appends a line. Blocks while the disk is busy.
     pub(crate) fn append(&self, line: &str) -> io::Result<()> {
-        // Otherwise nobody would find the mail.
+        // A mail in a deleted file would be lost.
         #[cfg(unix)]
         if std::os::unix::fs::MetadataExt::nlink(&self.0.metadata()?) == 0 {
             return Err(io::Error::other("the outbox was deleted: restart the service"));

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, Process, Signal, poll_until, poll_until_some};
+use testing::{Client, Process, Signal, poll_until, poll_until_some, with_open_files};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -254,9 +254,7 @@ fn half_request_heads_hold_little_memory() {
 #[cfg(target_os = "linux")]
 #[test]
 fn idle_connections_lose_no_mail() {
-    let mut limited = Command::new("sh");
-    limited.args(["-c", r#"ulimit -n 128 && exec "$0" "$@""#]).arg(program().get_program());
-    let service = Service::start_as(&mut limited, &[]);
+    let service = Service::start_as(&mut with_open_files(128, &program()), &[]);
     let mut client = service.connect();
     assert_eq!(get(&mut client, "/healthz").0, 200);
     let idle: Vec<_> = (0..150).map(|_| service.connect()).collect();

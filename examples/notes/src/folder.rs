@@ -1,4 +1,4 @@
-//! The files of the notes. No link in the folder leads to a file elsewhere, and no operation waits for the other end of a pipe.
+//! The files of the notes. The service follows no link in the folder, and waits for no pipe there.
 
 use crate::memory::{Memory, Reservation};
 use crate::store::Name;
@@ -16,7 +16,7 @@ pub(crate) const MAX_NOTE: usize = 1 << 20;
 /// opened is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
-/// A folder that no other process uses.
+/// A folder that at most one process of this service uses.
 pub(crate) struct Folder {
     path: PathBuf,
     /// Locks the folder until the process exits. On Unix, it is the folder itself.
@@ -24,7 +24,7 @@ pub(crate) struct Folder {
     /// The number of the next temporary file.
     next: AtomicU64,
     permits: Permits,
-    /// A named pipe in this folder stalls the note of the same name.
+    /// The folder of `--stall`. A named pipe there stalls the note of the same name.
     stall: Option<PathBuf>,
 }
 
@@ -66,7 +66,7 @@ impl Folder {
         }
     }
 
-    /// Reads a note. Returns `None` if there is none. Blocks until few enough files are open.
+    /// Reads a note. Returns `None` if there is none. Blocks while `MAX_FILES` files are open.
     pub(crate) fn read(&self, name: &Name, memory: &Arc<Memory>) -> Result<Option<Bytes>, ReadError> {
         let _permit = self.permit(name);
         let file = match open_without_links(&self.path.join(name)) {
@@ -83,7 +83,7 @@ impl Folder {
         Ok(Some(read_up_to(&file, len, reservation)?))
     }
 
-    /// Blocks until few enough files are open, and until the note is not stalled.
+    /// Blocks while `MAX_FILES` files are open, and while the note is stalled.
     pub(crate) fn permit(&self, name: &Name) -> Permit<'_> {
         let permit = self.permits.acquire();
         if let Some(stall) = &self.stall {

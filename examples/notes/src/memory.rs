@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts with each body, for its task, its name and its headers. Otherwise any number of empty bodies would fit.
+/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would fit.
 const OVERHEAD: usize = 1 << 10;
 
 /// The memory that bodies may use.

@@ -21,13 +21,15 @@ pub(super) type Refusal = (StatusCode, &'static str);
 const BODY_TIMED_OUT: Refusal = (StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time\n");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const INVALID_HOST: Refusal = (StatusCode::BAD_REQUEST, "the request needs exactly one valid `Host` header\n");
-const UNKNOWN_HOST: Refusal =
-    (StatusCode::MISDIRECTED_REQUEST, "unknown host: use localhost, an IP address, or a name passed to `HttpServer::host_name`\n");
+const UNKNOWN_HOST: Refusal = (
+    StatusCode::MISDIRECTED_REQUEST,
+    "unknown host: use localhost, an IP address, or a host name that this server is configured to accept\n",
+);
 
 /// Checks the host that a request was sent to.
 pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(), Refusal> {
     let hosts = request.headers().get_all(HOST).iter().count();
-    // HTTP/1.0 has no `Host`. Browsers do not use it, so DNS rebinding does not either.
+    // HTTP/1.0 does not require `Host`. Browsers do not send HTTP/1.0, so DNS rebinding cannot use it.
     if hosts == 0 && request.version() == Version::HTTP_10 {
         return Ok(());
     }

@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time is over. The first call starts the limit, also after `stop`.
+    /// Resolves when the time is over. The first call starts the time. After `stop`, the next call starts it again.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
@@ -75,7 +75,7 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // A body that has arrived needs no timer. hyper gives one frame at a time, so the body is pending between two frames.
+        // A body that has arrived needs no timer. hyper is pending between two frames, so the limit is also polled while a client sends without a pause.
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }

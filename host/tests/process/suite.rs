@@ -1,21 +1,18 @@
 //! The tests: each starts programs and checks their output and exit.
 
-use nix::pty::{OpenptyResult, Winsize, openpty};
 use std::env;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use testing::{Client, Ended, Line, Process, Signal, poll_until_some};
+use testing::{Client, Ended, Line, Process, Signal};
 
 macro_rules! tests {
-    ($($test:ident)*) => { &[$((stringify!($test), $test)),*] };
+    ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
 }
 
 const TESTS: &[(&str, fn())] = tests! {
@@ -65,10 +62,15 @@ const TESTS: &[(&str, fn())] = tests! {
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
     lines_name_the_oldest_tasks
+    #[cfg(feature = "tracing")]
     error_at_start_is_the_first_event
+    #[cfg(feature = "tracing")]
     error_in_drain_precedes_its_end
+    #[cfg(feature = "tracing")]
     start_and_end_are_reported_once
+    #[cfg(feature = "tracing")]
     stragglers_are_one_event_each
+    #[cfg(all(feature = "bar", feature = "tracing"))]
     bar_is_hidden_if_the_host_emits_events
 };
 
@@ -104,8 +106,7 @@ fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) 
 
 /// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
 fn miss_deadline(program: Program, straggler: &str) -> Duration {
-    let mut process = program.with("GRACE", GRACE).start();
-    process.stdout_line("ready");
+    let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
     process.signal(Signal::TERM);
     let ended = process.wait();
@@ -129,8 +130,7 @@ fn blocked_executor_does_not_delay_exit() {
 
 fn second_signal_exits_with_blocked_executor() {
     for program in ["tokio_blocked", "executor_blocked", "program_blocked"] {
-        let mut process = Program::new(program).with("REPEAT_WINDOW", "0").start();
-        process.stdout_line("ready");
+        let mut process = Program::new(program).with("REPEAT_WINDOW", "0").start_ready();
         process.signal(Signal::TERM);
         process.stderr_line("draining: ");
         process.signal(Signal::INT);
@@ -143,8 +143,7 @@ fn second_signal_exits_with_blocked_executor() {
 
 /// Stdout cannot be flushed then.
 fn second_signal_exits_with_stdout_locked() {
-    let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
     process.stderr_line("draining: ");
     process.signal(Signal::INT);
@@ -182,8 +181,7 @@ fn idle_program_prints_nothing() {
 }
 
 fn phases_drain_in_order() {
-    let mut process = Program::new("phases").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("phases").start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("the requests have the signal");
     process.release();
@@ -196,22 +194,19 @@ fn phases_drain_in_order() {
 }
 
 fn shutdown_signal_stays_triggered() {
-    let mut process = Program::new("shutdown_signal").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("shutdown_signal").start_ready();
     process.signal(Signal::INT);
     process.stdout_line("triggered");
     process.wait().assert_code(7);
 }
 
 fn sighup_is_handled_only_on_request() {
-    let mut process = Program::new("waits").start();
-    process.stdout_line("ready");
+    let process = Program::new("waits").start_ready();
     process.signal(Signal::HUP);
     let ended = process.wait();
     assert_eq!(ended.status.signal(), Some(Signal::HUP.as_raw()), "{ended:#?}");
 
-    let mut process = Program::new("waits_with_sighup").start();
-    process.stdout_line("ready");
+    let process = Program::new("waits_with_sighup").start_ready();
     process.signal(Signal::HUP);
     process.wait().assert_code(0).assert_stderr("drained in ");
 }
@@ -233,8 +228,7 @@ fn signal_between_fork_and_run_is_kept() {
 
 fn inherited_blocked_signals_are_handled() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut process = Program::new("blocked_signals").start();
-        process.stdout_line("ready");
+        let mut process = Program::new("blocked_signals").start_ready();
         process.signal(signal);
         process.stderr_line("draining: ");
         drains(process);
@@ -247,8 +241,7 @@ fn ignored_signals_stay_ignored() {
         return;
     }
     for program in ["task", "task_with_sighup", "task_after_ignored"] {
-        let mut process = Program::ignoring("HUP INT", program).start();
-        process.stdout_line("ready");
+        let mut process = Program::ignoring("HUP INT", program).start_ready();
         process.signal(Signal::HUP);
         process.signal(Signal::INT);
         process.release();
@@ -260,8 +253,7 @@ fn ignored_signals_stay_ignored() {
 
 fn ignored_signals_are_handled_on_request() {
     for signal in [Signal::HUP, Signal::INT] {
-        let mut process = Program::ignoring("HUP INT", "task_with_ignored").start();
-        process.stdout_line("ready");
+        let mut process = Program::ignoring("HUP INT", "task_with_ignored").start_ready();
         process.signal(signal);
         process.stderr_line("draining: ");
         drains(process);
@@ -269,8 +261,7 @@ fn ignored_signals_are_handled_on_request() {
 }
 
 fn ignored_sigterm_is_handled() {
-    let mut process = Program::ignoring("TERM", "task").start();
-    process.stdout_line("ready");
+    let mut process = Program::ignoring("TERM", "task").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: ");
     drains(process);
@@ -284,8 +275,7 @@ fn suite_passes_under_nohup() {
 }
 
 fn shutdown_by_a_task_ends_the_program() {
-    let mut process = Program::new("shut_down_by_a_task").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("shut_down_by_a_task").start_ready();
     process.release();
     process.wait().assert_code(0);
 }
@@ -300,15 +290,13 @@ fn lost_critical_task_exits_with_failure() {
 }
 
 fn lost_critical_task_of_later_phase_exits_with_failure() {
-    let mut process = Program::new("critical_worker").start();
-    process.stdout_line("ready");
+    let process = Program::new("critical_worker").start_ready();
     process.signal(Signal::TERM);
     process.wait().assert_code(2).assert_stderr("shutting down because a task was lost: lease at ");
 }
 
 fn program_of_full_registry_gets_the_signal_immediately() {
-    let mut process = Program::new("full").with("REPEAT_WINDOW", "0").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("full").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.signal(Signal::TERM);
@@ -316,8 +304,7 @@ fn program_of_full_registry_gets_the_signal_immediately() {
 }
 
 fn program_of_full_registry_has_the_grace_period() {
-    let mut process = Program::new("full").with("GRACE", GRACE).start();
-    process.stdout_line("ready");
+    let mut process = Program::new("full").with("GRACE", GRACE).start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.release();
@@ -325,8 +312,7 @@ fn program_of_full_registry_has_the_grace_period() {
 }
 
 fn program_of_full_registry_starts_its_last_task() {
-    let mut process = Program::new("full_with_last_task").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("full_with_last_task").start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.release();
@@ -335,15 +321,13 @@ fn program_of_full_registry_starts_its_last_task() {
 }
 
 fn program_that_outlives_its_registry_has_the_grace_period() {
-    let mut process = Program::new("outlives_its_registry").with("GRACE", GRACE).start();
-    process.stdout_line("ready");
+    let process = Program::new("outlives_its_registry").with("GRACE", GRACE).start_ready();
     process.wait().assert_code(1).assert_stderr("1 × program at ").assert_stderr("aborted all remaining tasks after ");
 }
 
 fn signal_after_drain_limits_main() {
     exits_within_a_second_of_the_deadline(|| {
-        let mut process = Program::new("main_blocked").with("GRACE", GRACE).start();
-        process.stdout_line("ready");
+        let process = Program::new("main_blocked").with("GRACE", GRACE).start_ready();
         let start = Instant::now();
         process.signal(Signal::TERM);
         process.wait().assert_code(1).assert_stderr("`main` has not returned");
@@ -355,8 +339,7 @@ fn signal_after_drain_limits_main() {
 
 /// A program that ends on its own may write a report in `main`, unless `main_timeout` limits the time.
 fn end_of_program_does_not_limit_main() {
-    let mut process = Program::new("main_blocked").with("GRACE", "0").start();
-    process.stdout_line("ready");
+    let _process = Program::new("main_blocked").with("GRACE", "0").start_ready();
     let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
     ended.assert_code(1).assert_stderr("`main` has not returned");
 }
@@ -368,8 +351,7 @@ fn blocking_read_does_not_delay_exit() {
         if let Some(timeout) = timeout {
             program = program.with("MAIN_TIMEOUT", timeout);
         }
-        let mut process = program.start();
-        process.stdout_line("ready");
+        let process = program.start_ready();
         process.signal(Signal::TERM);
         let ended = process.wait();
         ended.assert_code(code).assert_stderr("drained in ");
@@ -380,8 +362,7 @@ fn blocking_read_does_not_delay_exit() {
 /// A closed terminal may send SIGHUP twice, and some supervisors send it after SIGTERM.
 fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
-        let mut process = Program::new("task_with_sighup").with("REPEAT_WINDOW", "0").start();
-        process.stdout_line("ready");
+        let mut process = Program::new("task_with_sighup").with("REPEAT_WINDOW", "0").start_ready();
         process.signal(first);
         process.stderr_line("draining: ");
         process.signal(Signal::HUP);
@@ -398,8 +379,7 @@ fn drains(mut process: Running) {
 }
 
 fn sighup_does_not_end_the_drain() {
-    let mut process = Program::new("task").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("task").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: ");
     process.signal(Signal::HUP);
@@ -408,8 +388,7 @@ fn sighup_does_not_end_the_drain() {
 
 /// A launcher that forwards the Ctrl-C of its terminal repeats a signal in this way.
 fn repeated_signals_are_one_request() {
-    let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start_ready();
     process.signal(Signal::INT);
     process.stderr_line("draining: ");
     for signal in [Signal::INT, Signal::TERM].into_iter().cycle().take(100) {
@@ -419,8 +398,7 @@ fn repeated_signals_are_one_request() {
 }
 
 fn signal_after_the_repeat_window_exits_immediately() {
-    let mut process = Program::new("task").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("task").start_ready();
     let start = Instant::now();
     process.process.signal_until_exit(Signal::INT);
     let took = start.elapsed();
@@ -429,8 +407,7 @@ fn signal_after_the_repeat_window_exits_immediately() {
 }
 
 fn second_signal_ends_a_blocked_start_up() {
-    let mut process = Program::new("start_up_blocked").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("start_up_blocked").start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("triggered");
     process.process.signal_until_exit(Signal::TERM);
@@ -438,8 +415,7 @@ fn second_signal_ends_a_blocked_start_up() {
 }
 
 fn dropped_run_shuts_nothing_down() {
-    let mut process = Program::new("run_dropped").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("run_dropped").start_ready();
     process.signal(Signal::TERM);
     process.stdout_line("triggered, the registry is shutting down: false");
     process.signal(Signal::TERM);
@@ -450,8 +426,7 @@ fn dropped_run_shuts_nothing_down() {
 fn dropped_host_restores_default_actions() {
     for program in ["run_dropped_without_signal", "host_dropped"] {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-            let mut process = Program::new(program).start();
-            process.stdout_line("ready");
+            let process = Program::new(program).start_ready();
             process.signal(signal);
             ends_by(process, signal);
         }
@@ -474,8 +449,7 @@ fn ends_by(process: Running, signal: Signal) {
 
 fn second_host_stops_unless_it_forgets_the_request() {
     let start = |program: Program, is_shutting_down: bool| {
-        let mut process = program.start();
-        process.stdout_line("ready");
+        let mut process = program.start_ready();
         process.signal(Signal::TERM);
         process.stdout_line(&format!("the second registry is shutting down: {is_shutting_down}"));
         process
@@ -503,8 +477,7 @@ fn program_counts_with_its_outcome() {
     ];
     for (program, code, summary) in outcomes {
         let grace = if code == 1 { GRACE } else { "3600" };
-        let mut process = Program::new(program).with("GRACE", grace).start();
-        process.stdout_line("ready");
+        let process = Program::new(program).with("GRACE", grace).start_ready();
         process.signal(Signal::TERM);
         process.wait().assert_code(code).assert_stderr(summary);
     }
@@ -516,8 +489,7 @@ fn program_of_aborting_registry_is_aborted() {
 }
 
 fn infinite_grace_period_is_accepted() {
-    let mut process = Program::new("waits").with("GRACE", "1e19").start();
-    process.stdout_line("ready");
+    let process = Program::new("waits").with("GRACE", "1e19").start_ready();
     process.signal(Signal::TERM);
     process.wait().assert_code(0).assert_stderr("drained in ");
 }
@@ -541,8 +513,7 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
 /// All tracked tasks have ended, so the rest of the grace period is for `main`.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
-        let mut process = Program::new("untracked_blocked").with("GRACE", GRACE).start();
-        process.stdout_line("ready");
+        let process = Program::new("untracked_blocked").with("GRACE", GRACE).start_ready();
         let start = Instant::now();
         process.signal(Signal::TERM);
         process.wait().assert_code(1).assert_stderr("drained in ");
@@ -581,16 +552,14 @@ fn full_pipe() -> (UnixStream, Stdio) {
 
 fn rejection_is_in_the_last_line_and_fails_on_request() {
     for (program, code) in [("rejects", 0), ("rejects_and_fails", 1)] {
-        let mut process = Program::new(program).start();
-        process.stdout_line("ready");
+        let mut process = Program::new(program).start_ready();
         process.signal(Signal::TERM);
         process.release();
         let ended = process.wait();
         ended.assert_code(code).assert_stderr("2 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 1 rejected");
         assert_eq!(ended.has_line("with losses that fail the program"), code == 1, "{ended:#?}");
     }
-    let mut process = Program::new("rejects_and_panics").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("rejects_and_panics").start_ready();
     process.signal(Signal::TERM);
     process.release();
     process.wait().assert_code(1).assert_stderr("broken");
@@ -629,16 +598,14 @@ fn server_that_waits_for_a_connection_is_aborted() {
 }
 
 fn lines_name_the_oldest_tasks() {
-    let mut process = Program::new("many_tasks").with("REPEAT_WINDOW", "0").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("many_tasks").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: 3 in flight: 2 × mail for ");
     process.signal(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 3 in flight: 2 × mail for ");
 
     // Without inspection, only the program has a name.
-    let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: 2 in flight: the program at ");
     process.release();
@@ -650,10 +617,8 @@ fn lines_name_the_oldest_tasks() {
 }
 
 /// A server whose port is in use ends in this way.
+#[cfg(feature = "tracing")]
 fn error_at_start_is_the_first_event() {
-    if !cfg!(feature = "tracing") {
-        return;
-    }
     for program in ["traced_failure", "traced_failure_without_observer"] {
         let ended = Program::new(program).start().wait();
         let output = ended.assert_code(2).output();
@@ -665,12 +630,9 @@ fn error_at_start_is_the_first_event() {
 }
 
 /// The error of the program, from the host and from the observer of the registry, comes before the end of the drain.
+#[cfg(feature = "tracing")]
 fn error_in_drain_precedes_its_end() {
-    if !cfg!(feature = "tracing") {
-        return;
-    }
-    let mut process = Program::new("traced_failure_in_drain").start();
-    process.stdout_line("ready");
+    let mut process = Program::new("traced_failure_in_drain").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("shutdown started");
     process.release();
@@ -680,10 +642,8 @@ fn error_in_drain_precedes_its_end() {
 }
 
 /// A `TracingObserver` reports both, with the counts as fields.
+#[cfg(feature = "tracing")]
 fn start_and_end_are_reported_once() {
-    if !cfg!(feature = "tracing") {
-        return;
-    }
     for (program, start, end) in [
         ("traced_failure", "background task shutdown started", "background tasks drained"),
         ("traced_failure_without_observer", "draining: 1 in flight", "drained in "),
@@ -695,12 +655,9 @@ fn start_and_end_are_reported_once() {
     }
 }
 
+#[cfg(feature = "tracing")]
 fn stragglers_are_one_event_each() {
-    if !cfg!(feature = "tracing") {
-        return;
-    }
-    let mut process = Program::new("traced_many_tasks").with("GRACE", GRACE).start();
-    process.stdout_line("ready");
+    let process = Program::new("traced_many_tasks").with("GRACE", GRACE).start_ready();
     process.signal(Signal::TERM);
     let output = process.wait().assert_code(1).output();
     let expired = "WARN background_tasks_host: message=the grace period of 500ms has expired in_flight=3 completed=1 ";
@@ -716,11 +673,15 @@ fn stragglers_are_one_event_each() {
 }
 
 /// The subscriber writes to the terminal, where it would overwrite the bar.
+#[cfg(all(feature = "bar", feature = "tracing"))]
 fn bar_is_hidden_if_the_host_emits_events() {
+    use nix::pty::{OpenptyResult, Winsize, openpty};
+    use std::fs::File;
+    use std::io::Read;
+    use std::sync::{Arc, Mutex};
+    use testing::poll_until_some;
+
     const BAR: &str = "draining [";
-    if !cfg!(all(feature = "bar", feature = "tracing")) {
-        return;
-    }
     for (program, has_bar) in [("task", true), ("traced_bar", false), ("traced_bar_on_request", true)] {
         let OpenptyResult { master, slave } =
             openpty(&Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }, None).unwrap();
@@ -771,6 +732,14 @@ impl Program {
 
     fn start(self) -> Running {
         self.start_with(Stdio::piped())
+    }
+
+    /// Starts the program, and waits until its test may start.
+    #[track_caller]
+    fn start_ready(self) -> Running {
+        let mut process = self.start();
+        process.stdout_line("ready");
+        process
     }
 
     fn start_with(mut self, stderr: impl Into<Stdio>) -> Running {

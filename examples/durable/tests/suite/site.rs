@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
-use testing::Process;
+use testing::{Process, with_open_files};
 
 /// A folder for the processes of a test, and their database.
 pub(crate) struct Site {
@@ -55,11 +55,7 @@ impl Site {
     #[cfg(target_os = "linux")]
     #[track_caller]
     pub(crate) fn serve_with_descriptors(&self, limit: u32, args: &[&str]) -> Server {
-        let program = self.command(&[]);
-        let mut limited = Command::new("sh");
-        limited.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)]).arg(program.get_program()).args(args);
-        limited.current_dir(self.folder.path()).env("DATABASE_URL", &self.database);
-        Self::serve_as(&mut limited)
+        Self::serve_as(&mut with_open_files(limit, &self.command(args)))
     }
 
     #[track_caller]

@@ -2,7 +2,7 @@
 
 use super::Program;
 use super::load::{assert_drained, body, check_notes, name, random_stop, rounds, send_notes};
-use super::service::{NotesClient, Service, prefixed};
+use super::service::{NotesClient, Service};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use testing::{Process, Signal, Tmpfs, run_or_skip};
+use testing::{Process, Signal, Tmpfs, prefixed, run_or_skip};
 
 /// The service continues when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`, and when its output is closed.
 pub fn unread_output_does_not_affect_the_service(program: Program) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
-use testing::{Client, Ended, Process, Response, Signal, poll_until_some};
+use testing::{Client, Ended, Process, Response, Signal, poll_until_some, with_open_files};
 
 /// Requests for notes.
 pub(crate) trait NotesClient {
@@ -65,13 +65,6 @@ impl Program {
     }
 }
 
-/// Returns `command` with these words in front.
-pub(crate) fn prefixed(words: &[&str], command: &Command) -> Command {
-    let mut longer = Command::new(words[0]);
-    longer.args(&words[1..]).arg(command.get_program()).args(command.get_args());
-    longer
-}
-
 /// Makes the reads and writes of a note block, as a disk that hangs.
 pub(crate) struct Stall(TempDir);
 
@@ -90,9 +83,8 @@ impl Stall {
     /// Starts a service that can open this number of files.
     pub(crate) fn start_with_descriptors(&self, program: Program, limit: u32) -> Service {
         let dir = program.dir();
-        let limited = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
         let serve = program.serve(dir.path(), &["--stall", self.0.path().to_str().unwrap()]);
-        let process = Process::start(&mut prefixed(&["sh", "-c", &limited], &serve));
+        let process = Process::start(&mut with_open_files(limit, &serve));
         Service::with_output(process, dir)
     }
 
