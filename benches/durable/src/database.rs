@@ -1,65 +1,75 @@
-//! A new database for each measurement. Both contenders use the tables that this crate creates.
+//! A new database for each contender, so that none has the tables of another.
 
 use crate::postgres::Postgres;
-use background_tasks_durable::Durable;
-use sqlx::postgres::PgPoolOptions;
-use sqlx::sqlite::SqlitePoolOptions;
-use sqlx::{PgPool, SqlitePool};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, PgConnection};
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
-/// For the bare engine.
-pub enum Pool {
-    Sqlite(SqlitePool),
-    Postgres(PgPool),
-}
-
-pub struct Database {
-    pub durable: Durable,
-    pub pool: Pool,
-    _folder: Option<TempDir>,
+pub enum Database {
+    /// The process that creates the file removes the folder.
+    Sqlite {
+        file: PathBuf,
+        _folder: Option<TempDir>,
+    },
+    Postgres {
+        url: String,
+    },
 }
 
 impl Database {
-    pub async fn sqlite() -> Self {
+    pub fn sqlite() -> Self {
         let folder = TempDir::new().expect("a temporary folder is created");
-        let durable = Durable::sqlite(folder.path().join("jobs.db")).await.expect("the file is created");
-        let durable_pool = durable.sqlite_pool().expect("the store is SQLite");
-        // A separate pool with the same connection settings.
-        let options = durable_pool.connect_options().as_ref().clone();
-        let max_connections = durable_pool.options().get_max_connections();
-        let pool = SqlitePoolOptions::new().max_connections(max_connections).connect_lazy_with(options);
-        Self { durable, pool: Pool::Sqlite(pool), _folder: Some(folder) }
+        Self::Sqlite { file: folder.path().join("jobs.db"), _folder: Some(folder) }
     }
 
-    pub async fn postgres(server: &Postgres) -> Self {
+    pub fn postgres(server: &Postgres) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let url = server.database(&format!("bench{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let durable = Durable::postgres(&url).await.expect("the server is running");
-        let durable_pool = durable.postgres_pool().expect("the store is Postgres");
-        let options = durable_pool.connect_options().as_ref().clone();
-        let max_connections = durable_pool.options().get_max_connections();
-        let pool = PgPoolOptions::new().max_connections(max_connections).connect_lazy_with(options);
-        Self { durable, pool: Pool::Postgres(pool), _folder: None }
+        Self::Postgres { url: server.database(&format!("bench{}", NEXT.fetch_add(1, Ordering::Relaxed))) }
     }
 
-    pub async fn analyze(&self) {
-        let done = match &self.pool {
-            Pool::Sqlite(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
-            Pool::Postgres(pool) => sqlx::raw_sql("ANALYZE").execute(pool).await.map(drop),
-        };
-        done.expect("the tables are analyzed");
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self, Self::Sqlite { .. })
     }
+}
 
-    /// Returns the number of finished jobs.
-    pub async fn done(&self) -> usize {
-        let count: i64 = match &self.pool {
-            Pool::Sqlite(pool) => sqlx::query_scalar("SELECT COUNT(*) FROM Jobs WHERE status = 'Done'").fetch_one(pool).await,
-            Pool::Postgres(pool) => {
-                sqlx::query_scalar("SELECT COUNT(*) FROM apalis.jobs WHERE status = 'Done'").fetch_one(pool).await
-            }
+/// A database of another process.
+impl From<&str> for Database {
+    fn from(text: &str) -> Self {
+        if text.starts_with("postgres:") {
+            Self::Postgres { url: text.to_owned() }
+        } else {
+            Self::Sqlite { file: text.into(), _folder: None }
         }
-        .expect("the jobs are counted");
-        usize::try_from(count).expect("a count is not negative")
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite { file, .. } => file.display().fmt(f),
+            Self::Postgres { url } => f.write_str(url),
+        }
+    }
+}
+
+impl Database {
+    /// Updates the statistics of the query planner, as maintenance does.
+    pub async fn analyze(&self) {
+        let analyzed = match self {
+            Self::Sqlite { file, .. } => {
+                let options = SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(30));
+                let mut conn = SqliteConnection::connect_with(&options).await.expect("the file is opened");
+                sqlx::raw_sql("ANALYZE").execute(&mut conn).await.map(drop)
+            }
+            Self::Postgres { url } => {
+                let mut conn = PgConnection::connect(url).await.expect("the server is running");
+                sqlx::raw_sql("VACUUM ANALYZE").execute(&mut conn).await.map(drop)
+            }
+        };
+        analyzed.expect("the tables are analyzed");
     }
 }

@@ -1,6 +1,8 @@
-//! What every job does in both contenders: it is counted, and ends when the gate is open.
+//! What every job does in all contenders: it is counted, and ends when the gate is open.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 
 pub struct Load {
@@ -9,16 +11,23 @@ pub struct Load {
     started: AtomicUsize,
     all_started: Notify,
     open: watch::Sender<bool>,
+    /// How long each job waited, if its number is the time at which it was enqueued.
+    waits: Option<Mutex<Vec<Duration>>>,
 }
 
 impl Load {
     pub fn open(count: usize) -> Self {
-        Self { count, started: AtomicUsize::new(0), all_started: Notify::new(), open: watch::Sender::new(true) }
+        Self { count, started: AtomicUsize::new(0), all_started: Notify::new(), open: watch::Sender::new(true), waits: None }
     }
 
     /// Creates a load whose jobs wait for `release`.
     pub fn held(count: usize) -> Self {
         Self { open: watch::Sender::new(false), ..Self::open(count) }
+    }
+
+    /// Creates a load that records how long each job waited.
+    pub fn timed(count: usize) -> Self {
+        Self { waits: Some(Mutex::default()), ..Self::open(count) }
     }
 
     pub fn release(&self) {
@@ -29,7 +38,19 @@ impl Load {
         self.all_started.notified().await;
     }
 
-    pub async fn job(&self) {
+    pub fn started(&self) -> usize {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Returns the recorded waits.
+    pub fn waits(&self) -> Vec<Duration> {
+        self.waits.as_ref().map(|waits| waits.lock().expect("no job panics").clone()).unwrap_or_default()
+    }
+
+    pub async fn job(&self, number: u64) {
+        if let Some(waits) = &self.waits {
+            waits.lock().expect("no job panics").push(Duration::from_nanos(now().saturating_sub(number)));
+        }
         // The finished rows are counted too. This counter only shows when counting them is worthwhile.
         if self.started.fetch_add(1, Ordering::Relaxed) + 1 == self.count {
             self.all_started.notify_one();
@@ -38,4 +59,10 @@ impl Load {
             self.open.subscribe().wait_for(|open| *open).await.expect("the sender is alive");
         }
     }
+}
+
+/// Returns the time in nanoseconds, from the clock that all processes of the machine share.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
+    u64::try_from(since.as_nanos()).expect("the year is before 2554")
 }

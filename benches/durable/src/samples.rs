@@ -1,5 +1,10 @@
-//! Medians, and the lines of a table.
+//! Medians, and the lines of tables.
 
+use crate::Server;
+use crate::bare::Bare;
+use crate::contender::Contender as _;
+use crate::durable::Durable;
+use crate::graphile::Graphile;
 use std::time::Duration;
 
 pub struct Sample {
@@ -30,13 +35,6 @@ impl Samples {
         self.latencies.extend(sample.latencies);
     }
 
-    /// Returns a percentile of the latencies in all rounds, in microseconds.
-    fn percentile(&self, percent: usize) -> f64 {
-        let mut latencies = self.latencies.clone();
-        latencies.sort();
-        latencies[(latencies.len() * percent / 100).min(latencies.len() - 1)].as_secs_f64() * 1e6
-    }
-
     fn spread(&self) -> String {
         let least = self.values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.values.iter().copied().fold(0.0, f64::max);
@@ -44,43 +42,60 @@ impl Samples {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
-pub fn head(engine: &str) -> String {
-    format!("| {engine} | bare engine | | durable | | ratio |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+/// Returns a percentile in microseconds.
+pub fn percentile(latencies: &[Duration], percent: usize) -> f64 {
+    let mut latencies = latencies.to_vec();
+    latencies.sort();
+    latencies[(latencies.len() * percent / 100).min(latencies.len() - 1)].as_secs_f64() * 1e6
 }
 
-/// Returns a line with the medians and their range, and a line for each percentile of the latencies, if measured.
-pub fn lines(name: &str, bare: &Samples, durable: &Samples) -> Vec<String> {
-    if bare.values.is_empty() {
-        return vec![format!("| {name} | never | | {} | {} | |", number(median(&durable.values)), durable.spread())];
+/// Returns the first lines of the table of speeds.
+pub fn head(server: &Server) -> String {
+    let graphile = if let Server::Sqlite = server { String::new() } else { format!(" {} | |", Graphile::NAME) };
+    let columns = if let Server::Sqlite = server { 5 } else { 7 };
+    let line = format!("| {} | {} | | {} | |{graphile} ratio |", server.name(), Durable::NAME, Bare::NAME);
+    format!("{line}\n| --- |{}", " ---: |".repeat(columns))
+}
+
+/// Returns a line with the medians and their range, and a line for the CPU time and each percentile of the latencies, if measured.
+///
+/// The ratio compares durable jobs with the best of the others: above 1 means that durable jobs are better.
+pub fn lines(server: &Server, name: &str, durable: &Samples, others: &[&Samples]) -> Vec<String> {
+    let others = if let Server::Sqlite = server { &others[..1] } else { others };
+    let line = |name: &str, less: bool, value: &dyn Fn(&Samples) -> f64, spread: bool| {
+        let cell = |samples: &Samples| match samples.values.is_empty() {
+            true => " never | |".to_owned(),
+            false => format!(" {} | {} |", number(value(samples)), if spread { samples.spread() } else { String::new() }),
+        };
+        let rivals = others.iter().filter(|samples| !samples.values.is_empty()).map(|samples| value(samples));
+        let ratio = match (less, value(durable)) {
+            (true, ours) => rivals.reduce(f64::min).map(|best| best / ours),
+            (false, ours) => rivals.reduce(f64::max).map(|best| ours / best),
+        };
+        let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let cells: String = [durable].iter().chain(others).map(|samples| cell(samples)).collect();
+        format!("| {name} |{cells} {ratio} |")
+    };
+    let mut lines = vec![line(name, name.ends_with("ms"), &|samples| median(&samples.values), true)];
+    if durable.cpu.iter().any(|&cpu| cpu > 0.0) {
+        lines.push(line("CPU time per job, µs", true, &|samples| median(&samples.cpu), false));
     }
-    // The speed relative to the bare engine.
-    let ratio = median(&durable.values) / median(&bare.values);
-    let [bare_cells, durable_cells] = [bare, durable].map(|side| format!("{} | {}", number(median(&side.values)), side.spread()));
-    let mut lines = vec![format!("| {name} | {bare_cells} | {durable_cells} | {ratio:.2} |")];
-    let [bare_cpu, durable_cpu] = [bare, durable].map(|side| median(&side.cpu));
-    lines.push(format!(
-        "| CPU time per job, µs | {} | | {} | | {:.2} |",
-        number(bare_cpu),
-        number(durable_cpu),
-        bare_cpu / durable_cpu
-    ));
-    if !bare.latencies.is_empty() {
-        lines.extend([50, 99].map(|percent| {
-            let [bare, durable] = [bare, durable].map(|side| side.percentile(percent));
-            format!("| latency p{percent}, µs | {} | | {} | | {:.2} |", number(bare), number(durable), bare / durable)
-        }));
+    if !durable.latencies.is_empty() {
+        for percent in [50, 99] {
+            lines.push(line(&format!("latency p{percent}, µs"), true, &|samples| percentile(&samples.latencies, percent), false));
+        }
     }
     lines
 }
 
-fn number(number: f64) -> String {
+pub fn number(number: f64) -> String {
     if number < 100.0 {
         return format!("{number:.1}");
     }
