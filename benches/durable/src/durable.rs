@@ -3,7 +3,7 @@
 use crate::contender::Contender;
 use crate::database::Database;
 use crate::load::Load;
-use crate::{LEASE, POLL, WEEK};
+use crate::{LEASE, WEEK};
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_durable::{Failure, Job, Queue, WorkerOptions};
 use std::convert::Infallible;
@@ -72,7 +72,7 @@ impl Contender for Durable {
 
     async fn work(&self, batch: usize, concurrency: usize, load: &Arc<Load>) -> Worker {
         let registry = Registry::new(TokioSpawner);
-        let options = WorkerOptions::default().batch_size(batch).concurrency(concurrency).lease(LEASE).poll_interval(POLL);
+        let options = WorkerOptions::default().batch_size(batch).concurrency(concurrency).lease(LEASE);
         let load = load.clone();
         let handler = move |job: Job<u64>| {
             let load = load.clone();
