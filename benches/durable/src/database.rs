@@ -59,17 +59,26 @@ impl fmt::Display for Database {
 impl Database {
     /// Updates the statistics of the query planner, as maintenance does.
     pub async fn analyze(&self) {
-        let analyzed = match self {
+        self.run("ANALYZE", "VACUUM ANALYZE").await;
+    }
+
+    /// Writes everything to its final place, so that no measurement pays for the jobs that were enqueued before it.
+    pub async fn checkpoint(&self) {
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)", "CHECKPOINT").await;
+    }
+
+    async fn run(&self, on_sqlite: &'static str, on_postgres: &'static str) {
+        let done = match self {
             Self::Sqlite { file, .. } => {
                 let options = SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(30));
                 let mut conn = SqliteConnection::connect_with(&options).await.expect("the file is opened");
-                sqlx::raw_sql("ANALYZE").execute(&mut conn).await.map(drop)
+                sqlx::raw_sql(on_sqlite).execute(&mut conn).await.map(drop)
             }
             Self::Postgres { url } => {
                 let mut conn = PgConnection::connect(url).await.expect("the server is running");
-                sqlx::raw_sql("VACUUM ANALYZE").execute(&mut conn).await.map(drop)
+                sqlx::raw_sql(on_postgres).execute(&mut conn).await.map(drop)
             }
         };
-        analyzed.expect("the tables are analyzed");
+        done.expect("the database is maintained");
     }
 }

@@ -140,6 +140,7 @@ impl<C: Contender + 'static> Filled<C> {
         let queue = C::queue(&C::connect(&database).await, "bench");
         let mut this = Self { database, queue, depth, missing: depth };
         this.fill().await;
+        this.database.checkpoint().await;
         Box::new(this)
     }
 
