@@ -75,9 +75,9 @@ pub async fn section(server: &Server, settings: &Settings) -> Option<Panel> {
     let mut queues: Vec<Vec<Box<dyn Deep>>> = Vec::new();
     for &depth in &depths {
         let mut all: Vec<Box<dyn Deep>> =
-            vec![Filled::<Durable>::new(server, depth).await, Filled::<Bare>::new(server, depth).await];
+            vec![Filled::<Durable>::filled(server, depth).await, Filled::<Bare>::filled(server, depth).await];
         if let Server::Postgres(_) = server {
-            all.push(Filled::<Graphile>::new(server, depth).await);
+            all.push(Filled::<Graphile>::filled(server, depth).await);
         }
         queues.push(all);
     }
@@ -135,7 +135,7 @@ struct Filled<C> {
 }
 
 impl<C: Contender + 'static> Filled<C> {
-    async fn new(server: &Server, depth: usize) -> Box<dyn Deep> {
+    async fn filled(server: &Server, depth: usize) -> Box<dyn Deep> {
         let database = server.database();
         let queue = C::queue(&C::connect(&database).await, "bench");
         let mut this = Self { database, queue, depth, missing: depth };
