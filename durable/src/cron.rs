@@ -4,18 +4,20 @@ use crate::panics;
 use crate::queue::Queue;
 use crate::tasks::TaskNames;
 use background_tasks::{Registry, Spawner};
-use chrono::{DateTime, Utc};
-use cron::Schedule;
+use chrono::{DateTime, TimeDelta, TimeZone, Utc};
+use cron::{Schedule, TimeUnitSpec};
 use futures_timer::Delay;
 use serde::Serialize;
+use std::fmt;
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How late a tick may be enqueued. This covers a restart of the program or a short outage of the store.
+/// How late a tick may be enqueued while the schedule runs, for example because of a short outage of the store. Later ticks are missed.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
-/// The prefix of the keys of ticks. The stores keep these keys longer than a tick can be late, whatever the retention of the queue.
-const KEY_PREFIX: &str = "cron ";
+/// How long the key of a tick is kept. It must be longer than a tick can be late.
+const KEY_PERIOD: Duration = Duration::from_mins(15);
 
 /// The longest sleep. The clock may be set while the task sleeps, so it rechecks the time.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
@@ -23,20 +25,157 @@ const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// The delay before a tick is enqueued again after a failure.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-impl<T: Serialize + Send + 'static> Queue<T> {
-    /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down.
+/// How far back missed ticks are counted and enqueued.
+const MAX_MISSED: TimeDelta = TimeDelta::days(1);
+
+/// What happens to ticks that were due while no process ran the schedule, or during a long outage of the store. See [`CronSchedule::missed`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MissedTicks {
+    /// Enqueues the job of the last one.
+    #[default]
+    Last,
+    /// Enqueues the jobs of all missed ticks of the last day.
+    All,
+    /// Enqueues no job.
+    Skip,
+}
+
+/// A schedule for [`Queue::cron`].
+///
+/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. `0 0 3 * * *` is every night at
+/// three. Days of the week have names, such as `MON-FRI`: numbers are rejected, because they mean different days in different programs.
+#[derive(Clone)]
+#[must_use = "pass the schedule to `cron`"]
+pub struct CronSchedule {
+    text: String,
+    zone: Option<String>,
+    missed: MissedTicks,
+    next: Arc<NextTick>,
+}
+
+/// Returns the first tick after a time.
+type NextTick = dyn Fn(&Schedule, DateTime<Utc>) -> Option<DateTime<Utc>> + Send + Sync;
+
+impl CronSchedule {
+    /// Creates a schedule in UTC. [`Queue::cron`] checks the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        let next = Arc::new(|schedule: &Schedule, time: DateTime<Utc>| schedule.after(&time).next());
+        Self { text: text.into(), zone: None, missed: MissedTicks::default(), next }
+    }
+
+    /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` has the zones of the world.
     ///
-    /// The fields of the schedule are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year, in UTC.
-    /// `0 0 3 * * *` is every night at three.
+    /// When clocks are set forward, times that do not exist are skipped. When they are set back, times that exist twice have two ticks.
+    pub fn zone<Z>(mut self, zone: Z) -> Self
+    where
+        Z: TimeZone + fmt::Debug + Send + Sync + 'static,
+    {
+        self.zone = Some(format!("{zone:?}"));
+        self.next = Arc::new(move |schedule, time| Some(schedule.after(&time.with_timezone(&zone)).next()?.with_timezone(&Utc)));
+        self
+    }
+
+    /// Sets what happens to missed ticks. Default: [`MissedTicks::Last`]. Skipped ticks are reported to the registry's observers
+    /// ([`Error::MissedTicks`]).
+    pub fn missed(mut self, missed: MissedTicks) -> Self {
+        self.missed = missed;
+        self
+    }
+
+    fn parse(&self) -> Result<Ticks, Error> {
+        let (text, fields) = (&self.text, self.text.split_whitespace().collect::<Vec<_>>());
+        let invalid = |reason: &str| Error::Schedule(format!("{text:?}: {reason}"));
+        let schedule: Schedule = text.parse().map_err(|error: cron::error::Error| {
+            // The error has the text, the position and, in its third line, a reason. With too few fields the reason is misleading: most
+            // users start with the minutes, but the parser reads them as seconds.
+            let error = error.to_string();
+            let reason = error.lines().nth(2).filter(|_| fields.len() > 5);
+            invalid(reason.unwrap_or("expected six fields, starting with seconds, or seven with a year"))
+        })?;
+        if fields.get(5).is_some_and(|days| days.contains(|digit: char| digit.is_ascii_digit())) {
+            return Err(invalid("name the days of the week, such as MON-FRI, because their numbers are ambiguous"));
+        }
+        let zone = self.zone.as_ref().map_or_else(String::new, |zone| format!(" {zone}"));
+        let key = format!("{}{zone}", canonical(&schedule));
+        Ok(Ticks { schedule, key, next: self.next.clone() })
+    }
+}
+
+impl From<&str> for CronSchedule {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<&String> for CronSchedule {
+    fn from(text: &String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl fmt::Debug for CronSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (text, zone, missed) = (&self.text, &self.zone, &self.missed);
+        f.debug_struct("CronSchedule").field("text", text).field("zone", zone).field("missed", missed).finish_non_exhaustive()
+    }
+}
+
+/// Returns one text for all spellings of a schedule.
+fn canonical(schedule: &Schedule) -> String {
+    fn field(values: &impl TimeUnitSpec) -> String {
+        if values.is_all() {
+            return "*".to_owned();
+        }
+        values.iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")
+    }
+    let seconds_to_hours = [field(schedule.seconds()), field(schedule.minutes()), field(schedule.hours())];
+    let dates = [field(schedule.days_of_month()), field(schedule.months()), field(schedule.days_of_week()), field(schedule.years())];
+    [seconds_to_hours.as_slice(), &dates].concat().join(" ")
+}
+
+/// A parsed schedule.
+struct Ticks {
+    schedule: Schedule,
+    key: String,
+    next: Arc<NextTick>,
+}
+
+impl Ticks {
+    fn after(&self, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        (self.next)(&self.schedule, time)
+    }
+
+    /// Returns the ticks after `from`, up to and including `to`.
+    fn between(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
+        std::iter::successors(self.after(from), |tick| self.after(*tick)).take_while(|tick| *tick <= to).collect()
+    }
+}
+
+/// Returns the missed ticks to enqueue, and how many to skip.
+fn select_missed(mut ticks: Vec<DateTime<Utc>>, missed: MissedTicks) -> (Vec<DateTime<Utc>>, usize) {
+    let kept = match missed {
+        MissedTicks::All => ticks.len(),
+        MissedTicks::Last => ticks.len().min(1),
+        MissedTicks::Skip => 0,
+    };
+    let skipped = ticks.len() - kept;
+    (ticks.split_off(skipped), skipped)
+}
+
+impl<T: Serialize + Send + 'static> Queue<T> {
+    /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down. The schedule is a text
+    /// in UTC, or a [`CronSchedule`].
     ///
     /// Any number of processes may run the same schedule. The job of each tick has the schedule and the tick as its
-    /// [key](crate::Enqueue::unique_key), so it is enqueued once. Two schedules with the same text on the same queue therefore share
-    /// their ticks, even if they create different jobs.
+    /// [key](crate::Enqueue::unique_key), so it is enqueued once. The key depends on the times of the schedule, not on its text. Two schedules
+    /// with the same times on the same queue therefore share their ticks, even if they create different jobs.
     ///
-    /// When the task starts, it also enqueues the last tick of the previous 5 minutes, which the program may have missed while it
-    /// restarted. During an outage of the store the task retries, and reports one failed task to the registry's observers. Ticks that are
-    /// more than 5 minutes late are skipped, for example after a long outage or when the clock is set forward. If `job` panics, its tick
-    /// is skipped and counts as a panicked task.
+    /// The store remembers the last tick. If ticks were missed since then, the task enqueues the job of the last one when it starts, or
+    /// does what [`CronSchedule::missed`] says. When a schedule is new, the last tick of the previous 5 minutes counts as missed.
+    ///
+    /// During an outage of the store the task retries, and reports one failed task to the registry's observers. Ticks that are more than 5
+    /// minutes late then are missed. If `job` panics, its tick is skipped and counts as a panicked task.
     ///
     /// # Errors
     ///
@@ -45,21 +184,15 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     pub fn cron<S>(
         &self,
         registry: &Registry<S>,
-        schedule: &str,
+        schedule: impl Into<CronSchedule>,
         job: impl Fn(SystemTime) -> T + Send + Sync + 'static,
     ) -> Result<(), Error>
     where
         S: Spawner + Clone + Send + Sync + 'static,
     {
-        let ticks: Schedule = schedule.parse().map_err(|error: cron::error::Error| {
-            // The error has the text, the position and, in its third line, a reason. With too few fields the reason is misleading: most
-            // users start with the minutes, but the parser reads them as seconds.
-            let (text, fields) = (error.to_string(), schedule.split_whitespace().count());
-            let reason = text.lines().nth(2).filter(|_| fields > 5);
-            let reason = reason.unwrap_or("expected six fields, starting with seconds, or seven with a year");
-            Error::Schedule(format!("{schedule:?}: {reason}"))
-        })?;
-        let (queue, schedule, signal) = (self.clone(), schedule.to_owned(), registry.signal());
+        let schedule = schedule.into();
+        let ticks = schedule.parse()?;
+        let (queue, signal) = (self.clone(), registry.signal());
         let names = TaskNames::new(registry, self.name, Location::caller());
         let name = names.leak("cron");
         let (report, report_panic) = (names.report(name), names.report_panic(name));
@@ -67,29 +200,72 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         let task = async move {
             let run = async {
                 let mut outage = Outage::new(&report);
-                // The last tick that passed while the program restarted.
+                let remember = async |tick: Option<DateTime<Utc>>| {
+                    let call = queue.durable.engine.store.last_tick(queue.name, &ticks.key, tick.map(|tick| tick.timestamp()));
+                    with_timeout(RESPONSE_TIMEOUT, queue.durable.runtime.enter(call)).await
+                };
+                let stored = loop {
+                    match remember(None).await {
+                        Ok(stored) => break stored.and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
+                        Err(error) => {
+                            outage.failed(error);
+                            Delay::new(RETRY_DELAY).await;
+                        }
+                    }
+                };
+                let skip = |skipped: usize, before: DateTime<Utc>| {
+                    if skipped > 0 {
+                        report(Error::MissedTicks(format!("{skipped} ticks of {:?} before {before} are skipped", schedule.text)));
+                    }
+                };
                 let now = Utc::now();
-                let missed = ticks.after(&(now - MAX_LATENESS)).take_while(|tick| *tick <= now).last();
-                let mut last = missed.map_or(now, |missed| missed - Duration::from_secs(1));
-                while let Some((tick, time_left)) = next(&ticks, last, Utc::now()) {
+                let (mut due, skipped) = match stored {
+                    Some(last) => select_missed(ticks.between(last.max(now - MAX_MISSED), now), schedule.missed),
+                    None => (select_missed(ticks.between(now - MAX_LATENESS, now), MissedTicks::Last).0, 0),
+                };
+                skip(skipped, now);
+                let mut last = now;
+                loop {
+                    for tick in std::mem::take(&mut due) {
+                        let key = format!("cron {} {}", ticks.key, tick.timestamp());
+                        loop {
+                            let enqueue = async { queue.enqueue(job(tick.into())).unique_key(&*key).unique_for(KEY_PERIOD).await };
+                            match panics::catch(with_timeout(RESPONSE_TIMEOUT, enqueue)).await {
+                                Ok(Ok(_)) => outage.ended(),
+                                // A retry would fail in the same way.
+                                Err(payload) => report_panic(payload),
+                                Ok(Err(error @ Error::Encode(_))) => report(error),
+                                Ok(Err(error)) => {
+                                    outage.failed(error);
+                                    Delay::new(RETRY_DELAY).await;
+                                    if Utc::now() - tick < MAX_MISSED {
+                                        continue;
+                                    }
+                                }
+                            }
+                            break;
+                        }
+                        // If this fails, the tick counts as missed at the next start, and its key prevents a second job.
+                        let _ = remember(Some(tick)).await;
+                    }
+                    // The clock can be set in either direction.
+                    last = last.min(Utc::now());
+                    let Some(tick) = ticks.after(last) else { return };
+                    let now = Utc::now();
+                    let time_left = (tick - now).to_std().unwrap_or_default();
                     if !time_left.is_zero() {
                         Delay::new(time_left.min(MAX_SLEEP)).await;
                         continue;
                     }
-                    let key = format!("{KEY_PREFIX}{schedule} {}", tick.timestamp());
-                    let enqueue = async { queue.enqueue(job(tick.into())).unique_key(&key).await };
-                    match panics::catch(with_timeout(RESPONSE_TIMEOUT, enqueue)).await {
-                        Ok(Ok(_)) => outage.ended(),
-                        // A retry would fail in the same way.
-                        Err(payload) => report_panic(payload),
-                        Ok(Err(error @ Error::Encode(_))) => report(error),
-                        Ok(Err(error)) => {
-                            outage.failed(error);
-                            Delay::new(RETRY_DELAY).await;
-                            continue;
-                        }
-                    }
-                    last = tick;
+                    let on_time = now - MAX_LATENESS;
+                    let (mut missed, skipped) =
+                        select_missed(ticks.between(last.max(now - MAX_MISSED), on_time.min(now)), schedule.missed);
+                    let current = ticks.between(last.max(on_time), now);
+                    let superseded = schedule.missed == MissedTicks::Last && !current.is_empty();
+                    let more = if superseded { std::mem::take(&mut missed).len() } else { 0 };
+                    skip(skipped + more, on_time);
+                    last = current.last().or(missed.last()).copied().unwrap_or(now);
+                    due.extend(missed.into_iter().chain(current));
                 }
             };
             signal.run_until_shutdown(run).await;
@@ -100,36 +276,51 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     }
 }
 
-/// Returns the tick after the last one that was enqueued, and the time until then. The clock can be set in either direction, so `last` is
-/// clamped to the current time.
-fn next(ticks: &Schedule, last: DateTime<Utc>, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Duration)> {
-    let tick = ticks.after(&last.clamp(now - MAX_LATENESS, now)).next()?;
-    Some((tick, (tick - now).to_std().unwrap_or_default()))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{MAX_LATENESS, next};
-    use chrono::{DateTime, Utc};
-    use cron::Schedule;
-    use std::time::{Duration, SystemTime};
+    use super::{CronSchedule, MissedTicks, canonical, select_missed};
+    use chrono::{DateTime, FixedOffset, Utc};
 
-    fn at(seconds: u64) -> DateTime<Utc> {
-        (SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into()
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
     }
 
     #[test]
-    fn clock_change_skips_only_ticks_that_are_too_late() {
-        let minutes: Schedule = "0 * * * * *".parse().unwrap();
-        let hour = 3600;
-        // The clock is not set: the next tick is in the future, due now, or late.
-        assert_eq!(next(&minutes, at(hour), at(hour + 1)), Some((at(hour + 60), Duration::from_secs(59))));
-        assert_eq!(next(&minutes, at(hour), at(hour + 60)), Some((at(hour + 60), Duration::ZERO)));
-        assert_eq!(next(&minutes, at(hour), at(hour + 130)), Some((at(hour + 60), Duration::ZERO)));
-        // The clock is set forward from 1970: the minutes in between are skipped.
-        let today = 20_000 * 24 * hour + 30;
-        assert_eq!(next(&minutes, at(60), at(today)), Some((at(today + 30) - MAX_LATENESS, Duration::ZERO)));
-        // The clock is set back: the next tick comes within a minute.
-        assert_eq!(next(&minutes, at(today), at(61)), Some((at(120), Duration::from_secs(59))));
+    fn spellings_of_a_schedule_share_a_key() {
+        let key = |text: &str| CronSchedule::new(text).parse().unwrap().key;
+        assert_eq!(key("0 0 3 * * MON-WED"), "0 0 3 * * 2,3,4 *");
+        for other in ["0 0 3 * * mon,tue,wed", "00  0 3 ? * Mon-Wed *", "0 0 3 1-31 1-12 MON-WED"] {
+            assert_eq!(key(other), key("0 0 3 * * MON-WED"), "{other}");
+        }
+        assert_ne!(key("0 0 3 * * MON-TUE"), key("0 0 3 * * MON-WED"));
+        let zone = CronSchedule::new("0 0 3 * * *").zone(FixedOffset::east_opt(3600).unwrap());
+        assert_eq!(zone.parse().unwrap().key, "0 0 3 * * * * +01:00");
+        assert_eq!(canonical(&"@daily".parse().unwrap()), "0 0 0 * * * *");
+    }
+
+    #[test]
+    fn zone_moves_the_ticks() {
+        let ticks = CronSchedule::new("0 0 3 * * *").zone(FixedOffset::east_opt(7200).unwrap()).parse().unwrap();
+        assert_eq!(ticks.after(at("2026-01-01T00:00:00Z")), Some(at("2026-01-01T01:00:00Z")));
+    }
+
+    #[test]
+    fn numbers_of_days_are_rejected() {
+        for days in ["6", "1-5", "MON,3", "*/2"] {
+            let error = CronSchedule::new(format!("* * * * * {days}")).parse().err().unwrap();
+            assert!(error.to_string().contains("name the days of the week"), "{error}");
+        }
+        assert!(CronSchedule::new("* * * * * SAT 2030").parse().is_ok());
+    }
+
+    #[test]
+    fn missed_ticks_follow_the_policy() {
+        let ticks = CronSchedule::new("0 0 * * * *").parse().unwrap();
+        let all = ticks.between(at("2026-01-01T00:00:00Z"), at("2026-01-01T03:00:00Z"));
+        assert_eq!(all, [1, 2, 3].map(|hour| at(&format!("2026-01-01T0{hour}:00:00Z"))));
+        assert_eq!(select_missed(all.clone(), MissedTicks::Last), (vec![all[2]], 2));
+        assert_eq!(select_missed(all.clone(), MissedTicks::All), (all.clone(), 0));
+        assert_eq!(select_missed(all, MissedTicks::Skip), (vec![], 3));
+        assert_eq!(select_missed(vec![], MissedTicks::Last), (vec![], 0));
     }
 }

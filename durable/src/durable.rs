@@ -1,17 +1,15 @@
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::runtime::Runtime;
 use crate::store::Store;
 #[cfg(feature = "postgres")]
-use crate::store::postgres::Postgres;
+use crate::store::postgres::{Postgres, SCHEMA};
 #[cfg(feature = "sqlite")]
 use crate::store::sqlite::Sqlite;
-use crate::sync::lock;
-use event_listener::Event;
-use std::collections::HashMap;
 use std::fmt;
 #[cfg(feature = "sqlite")]
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A handle to a store of jobs: a SQLite file or a Postgres database. Clones share the store.
 ///
@@ -20,21 +18,13 @@ use std::sync::{Arc, Mutex};
 /// registry. If the registry's spawner uses the ambient runtime, it uses this one.
 #[derive(Clone)]
 pub struct Durable {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) runtime: Runtime,
-    /// Notified when this process enqueues a job, for each queue.
-    enqueue_events: Arc<Mutex<HashMap<&'static str, Arc<Event>>>>,
-    /// Notified when this process has committed the outcome of a job.
-    pub(crate) outcome_event: Arc<Event>,
 }
 
 impl Durable {
     fn new(store: impl Store, runtime: Runtime) -> Self {
-        Self { store: Arc::new(store), runtime, enqueue_events: Arc::default(), outcome_event: Arc::default() }
-    }
-
-    pub(crate) fn enqueue_event(&self, queue: &'static str) -> Arc<Event> {
-        lock(&self.enqueue_events).entry(queue).or_default().clone()
+        Self { engine: Engine::new(Arc::new(store), runtime.clone()), runtime }
     }
 
     /// Opens the store at an address: `sqlite://PATH`, a path, or `postgres://…`. Each kind needs its feature.
@@ -65,7 +55,10 @@ impl Durable {
     /// Opens a SQLite file, and creates it if it is missing. Its folder must exist.
     ///
     /// Any number of processes on one machine may open the file. It must not be on a network file system. A commit survives a power
-    /// failure: the file has a write-ahead log and `synchronous = FULL`.
+    /// failure: the file has a write-ahead log and `synchronous = FULL`. The names of the tables start with `background_tasks_`.
+    ///
+    /// Jobs of the tables that this crate used before, `Jobs` and `Workers`, are moved when the first process opens the file. Stop the old
+    /// workers first: a job that one of them runs is run again.
     ///
     /// # Errors
     ///
@@ -89,25 +82,30 @@ impl Durable {
     ///
     /// # Tables and privileges
     ///
-    /// The tables are in the schema `apalis`. The first process to connect creates the schema, the extensions `hstore` and `pgcrypto`, and
-    /// a function in `public`. The owner of the database may do this. Any other user needs `CREATE` on the database and on `public`, or
-    /// the owner must connect once, and again after each update that changes tables or indexes. After that, a user needs `USAGE` on the
-    /// schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables. Every user needs `hstore` in the search path.
+    /// The tables are in the schema `background_tasks`, or in the schema that [`postgres_in`](Self::postgres_in) names. The first process to
+    /// connect creates the schema. The owner of the database may do this. Any other user needs `CREATE` on the database, or the owner must
+    /// connect once, and again after each update that changes the tables. After that, a user needs `USAGE` on the schema, and `SELECT`,
+    /// `INSERT`, `UPDATE` and `DELETE` on its tables.
+    ///
+    /// Jobs of the tables that this crate used before, in the schema `apalis`, are moved when the first process connects. Stop the old
+    /// workers first: a job that one of them runs is run again.
     ///
     /// # Connections
     ///
-    /// A process opens up to 10 connections for its calls and for [transactions of the program](Self::postgres_pool), up to 10 for the
-    /// outcomes of its workers, and 1 for each worker's engine. During a deploy the server needs room for the old and the new processes.
+    /// A process opens up to 10 connections for its calls and for [transactions of the program](Self::postgres_pool). All its workers
+    /// together open up to 10 connections for jobs, and one for heartbeats and notices. A process whose queues are idle has about three
+    /// connections. During a deploy the server needs room for the old and the new processes.
     ///
     /// If a connection does not respond, a worker repeats the call on another connection and reports the outage to the registry's
-    /// observers. It waits two fifths of its lease for a heartbeat, the
-    /// [response timeout](crate::WorkerOptions::response_timeout) for outcomes of jobs, and up to 8/3 of that timeout for a fetch.
-    /// Calls of the program wait as long as the operating system does, so give them a time limit.
+    /// observers. It waits two fifths of its lease for a heartbeat, and the [response timeout](crate::WorkerOptions::response_timeout) for
+    /// other calls. Calls of the program wait as long as the operating system does, so give them a time limit.
+    ///
+    /// The connections must reach the server directly or through a pooler in session mode. In transaction mode, `PgBouncer` forwards
+    /// neither prepared statements nor notices.
     ///
     /// # Clocks
     ///
-    /// The clocks of all machines must agree with the server's clock to well within a [lease](crate::WorkerOptions::lease). The engine
-    /// records its start by its own clock. If that is a lease behind, the worker counts as dead until its first heartbeat.
+    /// Only the clock of the server decides when jobs are due and leases expire.
     ///
     /// # Errors
     ///
@@ -117,22 +115,35 @@ impl Durable {
     /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
     pub async fn postgres(url: &str) -> Result<Self, Error> {
-        let runtime = Runtime::current()?;
-        Ok(Self::new(Postgres::connect(url).await?, runtime))
+        Self::postgres_in(url, SCHEMA).await
     }
 
-    /// Returns the connection pool of the SQLite file, for transactions of the program and for the engine's board. Returns `None` for
+    /// Like [`postgres`](Self::postgres), with the tables in this schema. The queues of two schemas are separate.
+    ///
+    /// # Errors
+    ///
+    /// As `postgres`. [`Error::Address`] if the name of the schema is empty or longer than 63 bytes.
+    #[cfg(feature = "postgres")]
+    pub async fn postgres_in(url: &str, schema: &str) -> Result<Self, Error> {
+        let runtime = Runtime::current()?;
+        if schema.is_empty() || schema.len() > 63 || schema.contains(['\0', '@']) {
+            return Err(Error::Address(format!("invalid schema {schema:?}")));
+        }
+        Ok(Self::new(Postgres::connect(url, schema).await?, runtime))
+    }
+
+    /// Returns the connection pool of the SQLite file, for transactions of the program. Returns `None` for
     /// Postgres.
     #[cfg(feature = "sqlite")]
     pub fn sqlite_pool(&self) -> Option<&sqlx::SqlitePool> {
-        self.store.sqlite()
+        self.engine.store.sqlite()
     }
 
-    /// Returns the connection pool of the Postgres database, for transactions of the program and for the engine's board. Returns `None`
+    /// Returns the connection pool of the Postgres database, for transactions of the program. Returns `None`
     /// for SQLite.
     #[cfg(feature = "postgres")]
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
-        self.store.postgres()
+        self.engine.store.postgres()
     }
 }
 

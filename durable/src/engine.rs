@@ -1,241 +1,400 @@
-//! The adapter to apalis, the engine: it fetches jobs and passes each one on, and this crate does everything else.
+//! The engine: one for each store of a process. It fetches jobs for all workers of the process, and commits their outcomes.
 //!
-//! The engine's own shutdown stops its poll loop, its heartbeats and its acknowledgements, while a half-finished fetch keeps its transaction
-//! open. Therefore the worker sends the heartbeats and commits the outcomes, and drops the engine when shutdown starts.
+//! It is woken when this process enqueues a job, when a permit is free, and by notices of other processes. In addition it looks at the queues
+//! at an interval, because a notice can be lost, and when the next job is due. A job that is not due costs nothing until then.
 
+mod completer;
+mod heartbeat;
+mod maintenance;
+mod slots;
+mod waiters;
+mod worker_handle;
+
+pub(crate) use self::completer::Update;
+pub(crate) use self::slots::{Permit, Suspect};
+pub(crate) use self::worker_handle::{Command, JobLease, WorkerHandle};
+
+use self::slots::Slots;
+use self::waiters::Waiters;
 use crate::error::Error;
-use crate::options::WorkerOptions;
-use crate::panics;
+use crate::outage::{Outage, Report, with_timeout};
+use crate::runtime::Runtime;
+use crate::store::{FetchRequest, FetchedJob, Notice, Store, StoreResult, WorkerLease};
 use crate::sync::lock;
-use apalis_core::backend::ext::poll_strategy::{PollSnapshot, PollStrategy, PollWith};
-use apalis_core::backend::{Backend, BackendConfig};
-use apalis_core::error::BoxDynError;
-use apalis_core::task::Task;
-use apalis_core::task::task_id::TaskId;
-use apalis_core::worker::Worker;
-use apalis_core::worker::context::WorkerContext;
-use event_listener::{Event, EventListener};
+use event_listener::Event;
+use futures_channel::mpsc::{UnboundedSender, unbounded};
 use futures_timer::Delay;
-use futures_util::future::BoxFuture;
-use std::fmt;
-use std::pin::Pin;
+use futures_util::future::{Either, join, select};
+use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
-use tower_layer::Identity;
-use tower_service::Service;
 use ulid::Ulid;
 
-/// A job as the engine fetches it.
-pub(crate) type RawTask = Task<Vec<u8>>;
+/// How long a call that is in progress may delay a shutdown of a worker without jobs.
+const SHUTDOWN_DELAY: Duration = Duration::from_millis(300);
 
-/// Starts a task for a job. The future resolves when the registry has the task.
-pub(crate) type StartJob = dyn Fn(RawTask, Permit) -> BoxFuture<'static, ()> + Send + Sync;
-
-pub(crate) fn job_id(task: &RawTask) -> Ulid {
-    task.task_id().and_then(TaskId::as_ulid).expect("the tables identify jobs by ULIDs")
+pub(crate) struct Engine {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) runtime: Runtime,
+    pub(crate) waiters: Waiters,
+    pub(crate) slots: Slots,
+    state: Mutex<State>,
+    /// Notified when the engine has something to do.
+    wake: Event,
+    notices: Mutex<PendingNotices>,
 }
 
-pub(crate) fn engine_error(error: impl fmt::Display) -> Error {
-    Error::Engine(error.to_string())
+#[derive(Default)]
+struct State {
+    workers: Vec<Arc<WorkerHandle>>,
+    /// Where the workers send outcomes, while the engine runs.
+    updates: Option<UnboundedSender<Update>>,
+    has_heart: bool,
+    /// When to look at the queues.
+    next_tick: Option<Instant>,
 }
 
-/// The engine's settings for fetches and for the recovery of dead workers.
-#[derive(Clone, Debug)]
-pub(crate) struct FetchConfig {
-    pub(crate) queue: &'static str,
-    pub(crate) batch_size: usize,
-    pub(crate) heartbeat_interval: Duration,
-    pub(crate) missed_heartbeats: usize,
-    pub(crate) response_timeout: Duration,
+/// The queues whose notices are not yet sent.
+#[derive(Default)]
+struct PendingNotices {
+    queues: HashSet<String>,
+    is_sending: bool,
 }
 
-impl FetchConfig {
-    /// Divides the lease into five heartbeats, in whole seconds.
-    pub(crate) fn new(queue: &'static str, options: &WorkerOptions) -> Self {
-        let lease = options.lease.as_secs() + u64::from(options.lease.subsec_nanos() > 0);
-        let heartbeat_interval = (lease / 5).max(1);
-        // SQLite records the last heartbeat in whole seconds, so up to a second less may have passed.
-        let missed_heartbeats = usize::try_from((lease + 1).div_ceil(heartbeat_interval)).unwrap_or(usize::MAX);
-        Self {
-            queue,
-            batch_size: options.batch_size,
-            heartbeat_interval: Duration::from_secs(heartbeat_interval),
-            missed_heartbeats,
-            response_timeout: options.response_timeout,
-        }
-    }
-}
-
-/// The name under which the current engine of a worker is registered in the store.
-pub(crate) struct EngineName {
-    queue: &'static str,
-    current: Mutex<Arc<str>>,
-}
-
-impl EngineName {
-    pub(crate) fn new(queue: &'static str) -> Self {
-        Self { queue, current: Mutex::new(Self::unique(queue)) }
-    }
-
-    pub(crate) fn current(&self) -> Arc<str> {
-        lock(&self.current).clone()
-    }
-
-    /// Replaces the name for the next engine.
-    pub(crate) fn replace(&self) {
-        *lock(&self.current) = Self::unique(self.queue);
-    }
-
-    /// Returns a new name: the engine rejects names that were used recently.
-    fn unique(queue: &str) -> Arc<str> {
-        format!("{queue} {} {}", std::process::id(), Ulid::generate()).into()
-    }
-}
-
-/// Limits how many jobs run at the same time. The engine itself has no limit.
-#[derive(Debug)]
-pub(crate) struct Semaphore {
-    permits: Mutex<(usize, Option<Waker>)>,
-    backing_off_until: Mutex<Option<Instant>>,
-}
-
-impl Semaphore {
-    pub(crate) fn new(permits: usize) -> Arc<Self> {
-        Arc::new(Self { permits: Mutex::new((permits, None)), backing_off_until: Mutex::default() })
-    }
-
-    fn poll_acquire(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Permit> {
-        let mut permits = lock(&self.permits);
-        let (free, waker) = &mut *permits;
-        if *free > 0 {
-            *free -= 1;
-            return Poll::Ready(Permit(self.clone()));
-        }
-        *waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    fn is_backing_off(&self) -> bool {
-        lock(&self.backing_off_until).is_some_and(|until| Instant::now() < until)
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Permit(Arc<Semaphore>);
-
-impl Permit {
-    /// Makes the engine poll less often until this time, so that other workers fetch first: this worker cannot run some of the jobs. Jobs
-    /// become due in whole seconds, so without a back-off this worker could be the first each time.
-    pub(crate) fn back_off(&self, until: Instant) {
-        let mut backing_off_until = lock(&self.0.backing_off_until);
-        *backing_off_until = (*backing_off_until).max(Some(until));
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let waker = {
-            let mut permits = lock(&self.0.permits);
-            permits.0 += 1;
-            permits.1.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-/// The innermost service of the engine. It acquires a permit in `poll_ready`, and stays ready because it keeps the permit until `call`.
-pub(crate) struct JobService {
-    semaphore: Arc<Semaphore>,
-    permit: Option<Permit>,
-    start: Arc<StartJob>,
-}
-
-impl Service<RawTask> for JobService {
-    type Response = ();
-    type Error = BoxDynError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), BoxDynError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxDynError>> {
-        if self.permit.is_none() {
-            self.permit = Some(ready!(self.semaphore.poll_acquire(cx)));
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, task: RawTask) -> Self::Future {
-        let permit = self.permit.take().expect("the service is ready");
-        let started = (self.start)(task, permit);
-        Box::pin(async move {
-            started.await;
-            Ok(())
+impl Engine {
+    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime) -> Arc<Self> {
+        Arc::new(Self {
+            waiters: Waiters::default(),
+            slots: Slots::default(),
+            state: Mutex::default(),
+            wake: Event::new(),
+            notices: Mutex::default(),
+            store,
+            runtime,
         })
     }
-}
 
-/// When the engine polls in addition to its heartbeats: at an interval, and after this process has enqueued a job.
-pub(crate) struct PollTimer {
-    interval: Duration,
-    enqueue_event: Arc<Event>,
-    semaphore: Arc<Semaphore>,
-    state: Option<(Delay, EventListener)>,
-}
-
-impl PollTimer {
-    pub(crate) fn new(interval: Duration, enqueue_event: Arc<Event>, semaphore: Arc<Semaphore>) -> Self {
-        Self { interval, enqueue_event, semaphore, state: None }
-    }
-}
-
-impl fmt::Debug for PollTimer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PollTimer").field("interval", &self.interval).finish_non_exhaustive()
-    }
-}
-
-impl PollStrategy for PollTimer {
-    /// Runs before each poll. A poll in progress may have missed the enqueued job, so the event shortens the delay to the next poll.
-    fn poll_drive(&mut self, cx: &mut Context<'_>, _: &PollSnapshot) -> Poll<Option<()>> {
-        let (delay, listener) = self.state.get_or_insert_with(|| (Delay::new(self.interval), self.enqueue_event.listen()));
-        while Pin::new(&mut *listener).poll(cx).is_ready() {
-            *listener = self.enqueue_event.listen();
-            delay.reset(self.interval.min(POLL_DURATION));
+    /// Adds a worker, and starts the engine if it does not run.
+    pub(crate) fn add(self: &Arc<Self>, worker: &Arc<WorkerHandle>) {
+        let mut state = lock(&self.state);
+        let updates = state.updates.get_or_insert_with(|| {
+            let (updates, receiver) = unbounded();
+            let this = self.clone();
+            self.runtime.spawn(async move {
+                let background = join(this.commit_outcomes(receiver), this.maintain());
+                select(pin!(this.fetch_jobs()), pin!(background)).await;
+            });
+            updates
+        });
+        worker.connect(updates.clone());
+        state.workers.push(worker.clone());
+        state.next_tick = None;
+        if !state.has_heart {
+            state.has_heart = true;
+            heartbeat::start(self.clone());
         }
-        while Pin::new(&mut *delay).poll(cx).is_ready() {
-            delay.reset(next_poll(self.interval, self.semaphore.is_backing_off()));
+        drop(state);
+        self.wake();
+    }
+
+    pub(crate) fn wake(&self) {
+        self.wake.notify(usize::MAX);
+    }
+
+    /// Notes that a queue has jobs that are due after a delay, and notifies other processes.
+    pub(crate) fn changed(self: &Arc<Self>, queue: &str, delay: Duration) {
+        if delay.is_zero() {
+            self.mark_ready(queue);
+        } else {
+            self.look_in(delay);
         }
-        Poll::Pending
+        let mut notices = lock(&self.notices);
+        notices.queues.insert(queue.to_owned());
+        if !std::mem::replace(&mut notices.is_sending, true) {
+            let this = self.clone();
+            self.runtime.spawn(async move { this.send_notices().await });
+        }
+    }
+
+    /// Notes that a transaction of the program will change a queue. A notice in the transaction itself would make all transactions with
+    /// notices commit one after the other.
+    pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            for delay in COMMIT_DELAYS {
+                Delay::new(delay).await;
+                this.changed(queue, Duration::ZERO);
+            }
+        });
+    }
+
+    /// Sends notices outside the transactions of their jobs: a server commits one transaction with notices at a time. While one call is in
+    /// progress, further notices collect. A lost notice delays a job until the next look at its queue.
+    async fn send_notices(&self) {
+        loop {
+            let queues: Vec<_> = {
+                let mut notices = lock(&self.notices);
+                notices.is_sending = !notices.queues.is_empty();
+                notices.queues.drain().collect()
+            };
+            if queues.is_empty() {
+                return;
+            }
+            let _ = self.store.notify(queues).await;
+        }
+    }
+
+    fn mark_ready(&self, queue: &str) {
+        self.workers().iter().filter(|worker| worker.queue == queue).for_each(|worker| worker.set_ready(true));
+        self.wake();
+    }
+
+    /// Notes that a job is cancelled, and notifies other processes.
+    pub(crate) fn cancelled(self: &Arc<Self>, queue: &str, id: Ulid) {
+        let ids = HashSet::from([id]);
+        self.workers().iter().for_each(|worker| worker.cancel(&ids));
+        self.waiters.ended(&[id]);
+        self.changed(queue, Duration::ZERO);
+    }
+
+    /// Handles a notice of another process.
+    fn noticed(&self, notice: &Notice) {
+        match notice {
+            Notice::Queue(queue) => {
+                self.mark_ready(queue);
+                self.look_in(LOOK_AFTER_NOTICE);
+            }
+            Notice::Any => self.look_in(Duration::ZERO),
+            Notice::Nothing => {}
+        }
+    }
+
+    /// Looks at the queues after this delay at the latest.
+    fn look_in(&self, delay: Duration) {
+        let at = Instant::now() + delay;
+        let mut state = lock(&self.state);
+        if state.next_tick.is_some_and(|tick| tick > at) {
+            state.next_tick = Some(at);
+            drop(state);
+            self.wake();
+        }
+    }
+
+    fn workers(&self) -> Vec<Arc<WorkerHandle>> {
+        lock(&self.state).workers.clone()
+    }
+
+    fn worker(&self, id: &str) -> Option<Arc<WorkerHandle>> {
+        lock(&self.state).workers.iter().find(|worker| worker.id == id).cloned()
+    }
+
+    /// Returns the leases to renew, or stops the heartbeats if all workers have ended.
+    fn leases(&self) -> Vec<WorkerLease> {
+        let mut state = lock(&self.state);
+        state.has_heart = !state.workers.is_empty();
+        state.workers.iter().map(|worker| worker.lease()).collect()
+    }
+
+    /// Reports an error that concerns no single job to the observers of each worker.
+    fn report(&self, error: Error) {
+        let error = Arc::new(error);
+        for worker in self.workers() {
+            worker.send(Command::Report(error.clone()));
+        }
+    }
+
+    fn reporter(self: &Arc<Self>) -> Report {
+        let this = self.clone();
+        Box::new(move |error| this.report(error))
+    }
+
+    /// Fetches jobs until all workers have ended.
+    async fn fetch_jobs(self: &Arc<Self>) {
+        let report = self.reporter();
+        let (mut outage, mut paused_until) = (Outage::new(&report), None::<Instant>);
+        loop {
+            let wake = self.wake.listen();
+            let workers = self.workers();
+            self.remove_ended(&workers).await;
+            if self.stop_without_workers() {
+                return;
+            }
+            let now = Instant::now();
+            let next_tick = *lock(&self.state).next_tick.get_or_insert(now);
+            let mut wait = next_tick.saturating_duration_since(now);
+            if let Some(time_left) = paused_until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero()) {
+                wait = time_left;
+            } else {
+                let worked = async {
+                    let has_looked = wait.is_zero() && self.look(&workers).await?;
+                    Ok(self.fetch(&workers).await? || has_looked)
+                };
+                match worked.await {
+                    Ok(true) => {
+                        outage.ended();
+                        continue;
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        let delay = outage.failed(error);
+                        paused_until = Some(Instant::now() + delay);
+                        wait = delay;
+                    }
+                }
+                if let Some(at) = workers.iter().filter_map(|worker| worker.next_fetch()).min() {
+                    wait = wait.min(at.saturating_duration_since(Instant::now()));
+                }
+            }
+            select(wake, Delay::new(wait)).await;
+        }
+    }
+
+    /// Deregisters the workers that have no jobs left and end.
+    async fn remove_ended(&self, workers: &[Arc<WorkerHandle>]) {
+        let ended: Vec<_> = workers.iter().filter(|worker| worker.has_ended()).collect();
+        if ended.is_empty() {
+            return;
+        }
+        let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
+        // If this fails, the leases expire.
+        let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
+        lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
+        for worker in ended {
+            worker.close();
+        }
+    }
+
+    fn stop_without_workers(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.workers.is_empty() {
+            state.updates = None;
+        }
+        state.workers.is_empty()
+    }
+
+    /// Looks at the queues, and cancels jobs. Returns false if a shutdown has started meanwhile.
+    async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
+        let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
+        let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
+        let queues: Vec<_> = queues.into_iter().collect();
+        let interval = self.store.look_interval(poll_interval(workers));
+        // A notice during the look asks for another look.
+        lock(&self.state).next_tick = Some(Instant::now() + interval);
+        let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
+        for tick in &ticks {
+            for worker in open.iter().filter(|worker| worker.queue == tick.queue) {
+                worker.looked(tick);
+            }
+            if let Some(due) = tick.next_due {
+                self.look_in(due.max(Duration::from_millis(1)));
+            }
+        }
+        let busy: Vec<_> = workers.iter().filter(|worker| worker.holds_jobs()).map(|worker| worker.id.clone()).collect();
+        if !busy.is_empty() {
+            let cancelled: HashSet<Ulid> = self.store.cancelled(&busy).await?.into_iter().collect();
+            if !cancelled.is_empty() {
+                workers.iter().for_each(|worker| worker.cancel(&cancelled));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Fetches jobs for the workers that are ready and have free permits. Returns whether it has called the store.
+    async fn fetch(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
+        if self.slots.is_reserved() {
+            return Ok(false);
+        }
+        let (mut requests, mut limited, mut queues) = (Vec::new(), Vec::new(), HashSet::new());
+        for worker in workers {
+            let Some(limit) = worker.wants_jobs() else { continue };
+            if !queues.insert(worker.queue) {
+                continue; // the next round serves another worker of the queue
+            }
+            let request = FetchRequest { queue: worker.queue, worker: worker.id.clone(), limit };
+            worker.set_ready(false);
+            if worker.is_limited() { &mut limited } else { &mut requests }.push((worker.clone(), request));
+        }
+        if requests.is_empty() && limited.is_empty() {
+            return Ok(false);
+        }
+        let (asked, all): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let result = self.fetch_each(&asked, &all, &limited).await;
+        if result.is_err() {
+            asked.iter().chain(limited.iter().map(|(worker, _)| worker)).for_each(|worker| worker.set_ready(true));
+        }
+        result.map(|()| true)
+    }
+
+    async fn fetch_each(
+        self: &Arc<Self>,
+        workers: &[Arc<WorkerHandle>],
+        requests: &[FetchRequest],
+        limited: &[(Arc<WorkerHandle>, FetchRequest)],
+    ) -> StoreResult {
+        if !requests.is_empty()
+            && let Some(jobs) = self.unless_closing(workers, self.store.fetch(requests)).await?
+        {
+            let mut counts = vec![0; requests.len()];
+            for job in jobs {
+                let Some(index) = requests.iter().position(|request| request.queue == job.queue) else { continue };
+                counts[index] += 1;
+                self.start(&workers[index], job);
+            }
+            for (index, worker) in workers.iter().enumerate() {
+                worker.fetched(counts[index] >= requests[index].limit);
+            }
+        }
+        for (worker, request) in limited {
+            let fetch = self.unless_closing(std::slice::from_ref(worker), self.store.fetch_limited(request)).await?;
+            let Some(fetch) = fetch else { continue };
+            for job in fetch.jobs {
+                self.start(worker, job);
+            }
+            worker.fetched(fetch.has_more);
+            if let Some(delay) = fetch.retry_after {
+                worker.fetch_after(delay);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(self: &Arc<Self>, worker: &Arc<WorkerHandle>, job: FetchedJob) {
+        if let Some(lease) = worker.take(self, &job) {
+            worker.send(Command::Start(lease, job));
+        }
+    }
+
+    /// Calls the store with the time limit of these workers. Returns `None` if one of them ends meanwhile and the call does not end soon.
+    async fn unless_closing<T>(
+        &self,
+        workers: &[Arc<WorkerHandle>],
+        call: impl Future<Output = StoreResult<T>>,
+    ) -> StoreResult<Option<T>> {
+        let limit = workers.iter().map(|worker| worker.options.response_timeout).min().unwrap_or(SHUTDOWN_DELAY);
+        let closing = async {
+            loop {
+                let wake = self.wake.listen();
+                if workers.iter().any(|worker| worker.is_closing()) {
+                    break;
+                }
+                wake.await;
+            }
+            Delay::new(SHUTDOWN_DELAY).await;
+        };
+        match select(pin!(with_timeout(limit, call)), pin!(closing)).await {
+            Either::Left((result, _)) => result.map(Some),
+            Either::Right(_) => Ok(None),
+        }
     }
 }
 
-/// Returns the delay before the next poll. A worker that backs off polls rarely, and at random times within a second.
-fn next_poll(interval: Duration, is_backing_off: bool) -> Duration {
-    if is_backing_off { interval.max(BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5)) } else { interval }
-}
+/// When a transaction of the program has probably been committed: most take less than the first delay.
+const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// Ten times the default poll interval.
-const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon the engine looks for delayed jobs after a notice.
+const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
-/// Longer than most polls take.
-const POLL_DURATION: Duration = Duration::from_millis(50);
-
-/// Runs an engine until it fails. The caller stops it by dropping the future.
-pub(crate) async fn run_engine<B>(backend: B, name: String, timer: PollTimer, start: Arc<StartJob>) -> Error
-where
-    B: Backend<Task = RawTask> + BackendConfig<Args = Vec<u8>> + Send + Unpin + 'static,
-    B::Layer: tower_layer::Layer<apalis_core::worker::lifecycle::LifecycleService<JobService>>,
-    <B::Layer as tower_layer::Layer<apalis_core::worker::lifecycle::LifecycleService<JobService>>>::Service:
-        Service<RawTask, Response = (), Error = BoxDynError, Future: Send> + Send + 'static,
-    PollWith<B, PollTimer>: Backend<Task = RawTask, Error: Into<BoxDynError>> + BackendConfig<Args = Vec<u8>, Layer = B::Layer>,
-{
-    let service = JobService { semaphore: timer.semaphore.clone(), permit: None, start };
-    let backend = PollWith::new(backend, timer);
-    let worker: Worker<Vec<u8>, _, _, _> = Worker::new(WorkerContext::new(&name), backend, service, Identity::new());
-    match panics::catch(worker.run()).await {
-        Ok(Ok(())) => engine_error("returned unexpectedly"),
-        Ok(Err(error)) => engine_error(error),
-        Err(payload) => engine_error(format_args!("panicked: {}", panics::message(&*payload))),
-    }
+fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {
+    workers.iter().filter_map(|worker| worker.options.poll_interval).min()
 }

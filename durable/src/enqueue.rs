@@ -1,16 +1,16 @@
 use crate::durable::Durable;
 use crate::error::Error;
 use crate::job::JobId;
-use crate::store::JobSpec;
+use crate::options::MAX_DURATION;
+use crate::store::{JobSpec, Pushed, RunAt};
 use futures_util::future::{BoxFuture, FutureExt};
 use serde::Serialize;
 use std::fmt;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
-use ulid::Ulid;
 
-/// The end of the year 9999. Not every client of Postgres reads later dates.
-const MAX_RUN_AT: i64 = 253_402_300_799;
+/// The end of the year 9999, in seconds since 1970. Not every client of Postgres reads later dates.
+const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 
 /// Enqueues one or more jobs when it is awaited or passed to a [transaction](Enqueue::in_transaction): all or none.
 ///
@@ -22,7 +22,16 @@ pub struct Enqueue<R = JobId> {
     durable: Durable,
     spec: JobSpec,
     payloads: Result<Vec<Vec<u8>>, serde_json::Error>,
-    to_output: fn(Vec<Ulid>) -> R,
+    to_output: fn(Pushed) -> R,
+}
+
+/// A job that was enqueued with a [key](Enqueue::unique_key).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// The ID of the new job, or of the job that uses the key.
+    pub id: JobId,
+    /// Whether the job is new. If not, nothing was enqueued.
+    pub is_new: bool,
 }
 
 /// Enqueues several jobs when it is awaited. Returns their IDs in the same order.
@@ -34,61 +43,77 @@ impl<R> Enqueue<R> {
         queue: &'static str,
         version: u32,
         jobs: impl IntoIterator<Item = T>,
-        to_output: fn(Vec<Ulid>) -> R,
+        to_output: fn(Pushed) -> R,
     ) -> Self {
         let payloads = jobs.into_iter().map(|job| serde_json::to_vec(&job)).collect();
-        let spec = JobSpec { queue, version, run_at: None, priority: 0, unique_key: None };
+        let spec = JobSpec { queue, version, run_at: RunAt::Now, priority: 0, unique_key: None, unique_for: None, limit_key: None };
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs: they start no earlier than this long from now.
-    pub fn delay(self, delay: Duration) -> Self {
-        self.run_after_epoch(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_add(delay))
+    /// Delays the jobs: they start no earlier than this long from now, by the clock of the store.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
+        self
     }
 
-    /// Schedules the jobs: they start no earlier than this time, rounded up to whole seconds.
-    pub fn run_at(self, time: SystemTime) -> Self {
-        self.run_after_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
-    }
-
-    /// Rounds up to whole seconds, so that no job starts early.
-    fn run_after_epoch(mut self, since_epoch: Duration) -> Self {
-        let seconds = since_epoch.as_secs().saturating_add(u64::from(since_epoch.subsec_nanos() > 0));
-        self.spec.run_at = Some(i64::try_from(seconds).unwrap_or(MAX_RUN_AT).min(MAX_RUN_AT));
+    /// Schedules the jobs: they start no earlier than this time. SQLite rounds it up to whole milliseconds.
+    pub fn run_at(mut self, time: SystemTime) -> Self {
+        self.spec.run_at = RunAt::At(time.min(SystemTime::UNIX_EPOCH + MAX_RUN_AT));
         self
     }
 
     /// Sets the priority. Of the jobs that are due, those with the highest priority start first. Default: 0.
     pub fn priority(mut self, priority: u16) -> Self {
-        self.spec.priority = priority.into();
+        self.spec.priority = priority;
+        self
+    }
+
+    /// Sets the key for the [limit of running jobs per key](crate::QueueLimits::running_per_key), for example a customer.
+    pub fn limit_key(mut self, key: impl Into<String>) -> Self {
+        self.spec.limit_key = Some(key.into());
         self
     }
 
     /// Enqueues the jobs in a transaction of the caller on the same database. The jobs exist if and only if the transaction commits.
     ///
-    /// A connection without an open transaction commits immediately. Workers of this process find the jobs at their next poll. On SQLite
-    /// start the transaction with `BEGIN IMMEDIATE`: a transaction that reads before it writes can fail if another one has written.
+    /// A connection without an open transaction commits immediately. Workers find the jobs within
+    /// milliseconds if the transaction commits within 0.2 seconds, and at their next poll otherwise. On SQLite start the transaction with `BEGIN IMMEDIATE`: a transaction that reads before it writes can fail if another one has written.
     ///
     /// # Errors
     ///
     /// Errors of the store.
     pub async fn in_transaction<C: Connection>(self, connection: &mut C) -> Result<R, Error> {
-        self.durable.store.check_available()?;
+        self.durable.engine.store.check_available()?;
         let payloads = self.payloads.map_err(Error::Encode)?;
         if payloads.is_empty() {
-            return Ok((self.to_output)(Vec::new()));
+            return Ok((self.to_output)(Pushed { ids: Vec::new(), is_new: true }));
         }
-        Ok((self.to_output)(connection.push(&self.spec, &payloads).await?))
+        let engine = &self.durable.engine;
+        let pushed = connection.push(engine.store.prefix(), &self.spec, &payloads).await?;
+        engine.changes_soon(self.spec.queue);
+        Ok((self.to_output)(pushed))
     }
 }
 
 impl Enqueue {
-    /// Sets an idempotency key, which is unique in the queue. If a job with this key exists, in any status, nothing is enqueued and the
-    /// call returns the ID of that job.
+    /// Sets a key, which is unique among the jobs of the queue that wait, run or are retried. If such a job has this key, nothing is
+    /// enqueued, and the call returns the ID of that job.
     ///
-    /// A job keeps its key as long as it is in the store: see [`WorkerOptions::retention`](crate::WorkerOptions::retention).
-    pub fn unique_key(mut self, key: impl Into<String>) -> Self {
-        self.spec.unique_key = Some(key.into());
+    /// When the job is done, dead or cancelled, the key is free again, unless [`unique_for`](Enqueue::unique_for) keeps it longer.
+    pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
+        let to_output = |pushed: Pushed| Enqueued { id: JobId(pushed.ids[0]), is_new: pushed.is_new };
+        let Self { durable, mut spec, payloads, .. } = self;
+        spec.unique_key = Some(key.into());
+        Enqueue { durable, spec, payloads, to_output }
+    }
+}
+
+impl Enqueue<Enqueued> {
+    /// Keeps the [key](Enqueue::unique_key) in use for this long from now, even if the job ends earlier. Default: zero.
+    ///
+    /// The job stays in the store for this long, whatever the [retention](crate::WorkerOptions::retention) is.
+    pub fn unique_for(mut self, period: Duration) -> Self {
+        self.spec.unique_for = Some(period.min(MAX_DURATION));
         self
     }
 }
@@ -99,14 +124,19 @@ impl<R: 'static> IntoFuture for Enqueue<R> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let (durable, queue) = (self.durable, self.spec.queue);
+            let (durable, queue, run_at) = (self.durable, self.spec.queue, self.spec.run_at);
             let payloads = self.payloads.map_err(Error::Encode)?;
             if payloads.is_empty() {
-                return Ok((self.to_output)(Vec::new()));
+                return Ok((self.to_output)(Pushed { ids: Vec::new(), is_new: true }));
             }
-            let ids = durable.runtime.enter(durable.store.push(self.spec, payloads)).await?;
-            durable.enqueue_event(queue).notify(usize::MAX);
-            Ok((self.to_output)(ids))
+            let pushed = durable.runtime.enter(durable.engine.store.push(self.spec, payloads)).await?;
+            let delay = match run_at {
+                RunAt::Now => Duration::ZERO,
+                RunAt::After(delay) => delay,
+                RunAt::At(time) => time.duration_since(SystemTime::now()).unwrap_or_default(),
+            };
+            durable.engine.changed(queue, delay);
+            Ok((self.to_output)(pushed))
         })
     }
 }
@@ -121,23 +151,49 @@ impl<R> fmt::Debug for Enqueue<R> {
 pub trait Connection: sealed::Push {}
 
 mod sealed {
-    use super::{BoxFuture, Error, FutureExt, JobSpec, Ulid};
+    use super::{BoxFuture, Error, FutureExt, JobSpec, Pushed};
+    use crate::running::Completion;
 
     pub trait Push: Send {
-        fn push<'a>(&'a mut self, spec: &'a JobSpec, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>>;
+        fn push<'a>(
+            &'a mut self,
+            prefix: &'a str,
+            spec: &'a JobSpec,
+            payloads: &'a [Vec<u8>],
+        ) -> BoxFuture<'a, Result<Pushed, Error>>;
+        /// Marks a running job as done. Returns false if the worker has lost the job.
+        fn complete<'a>(&'a mut self, prefix: &'a str, completion: &'a Completion) -> BoxFuture<'a, Result<bool, Error>>;
     }
 
     #[cfg(feature = "sqlite")]
     impl Push for sqlx::SqliteConnection {
-        fn push<'a>(&'a mut self, spec: &'a JobSpec, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
+        fn push<'a>(
+            &'a mut self,
+            _: &'a str,
+            spec: &'a JobSpec,
+            payloads: &'a [Vec<u8>],
+        ) -> BoxFuture<'a, Result<Pushed, Error>> {
             crate::store::sqlite::push(self, spec, payloads).boxed()
+        }
+
+        fn complete<'a>(&'a mut self, _: &'a str, completion: &'a Completion) -> BoxFuture<'a, Result<bool, Error>> {
+            crate::store::sqlite::complete(self, completion).boxed()
         }
     }
 
     #[cfg(feature = "postgres")]
     impl Push for sqlx::PgConnection {
-        fn push<'a>(&'a mut self, spec: &'a JobSpec, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Vec<Ulid>, Error>> {
-            crate::store::postgres::push(self, spec, payloads).boxed()
+        fn push<'a>(
+            &'a mut self,
+            prefix: &'a str,
+            spec: &'a JobSpec,
+            payloads: &'a [Vec<u8>],
+        ) -> BoxFuture<'a, Result<Pushed, Error>> {
+            crate::store::postgres::push(self, prefix, spec, payloads).boxed()
+        }
+
+        fn complete<'a>(&'a mut self, prefix: &'a str, completion: &'a Completion) -> BoxFuture<'a, Result<bool, Error>> {
+            crate::store::postgres::complete(self, prefix, completion).boxed()
         }
     }
 }

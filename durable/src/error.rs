@@ -29,7 +29,11 @@ pub enum Error {
     Refused(RejectReason),
     /// The schedule is invalid.
     Schedule(String),
-    /// The engine stopped unexpectedly.
+    /// Ticks of a schedule were skipped, because the program did not run when they were due.
+    MissedTicks(String),
+    /// A worker could not renew its lease in time, or it no longer holds a job. Another worker may run the job.
+    LeaseLost(String),
+    /// A part of this crate cannot run.
     Engine(String),
     /// Any other error of the database.
     Database(sqlx::Error),
@@ -59,7 +63,9 @@ impl fmt::Display for Error {
             Self::Decode(error) => write!(f, "the stored value does not have the requested type: {error}"),
             Self::Refused(reason) => write!(f, "the registry rejected the task: {reason}"),
             Self::Schedule(text) => write!(f, "invalid schedule: {text}"),
-            Self::Engine(text) => write!(f, "the engine stopped: {text}"),
+            Self::MissedTicks(text) => write!(f, "missed ticks: {text}"),
+            Self::LeaseLost(text) => write!(f, "lease lost: {text}"),
+            Self::Engine(text) => write!(f, "the engine does not run: {text}"),
             Self::Database(error) => write!(f, "database error: {}", short(error)),
         }
     }

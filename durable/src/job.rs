@@ -1,11 +1,13 @@
 use crate::error::Error;
 use crate::options::MAX_DURATION;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use crate::running::RunningJob;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
@@ -55,6 +57,7 @@ pub struct Job<T> {
     pub(crate) payload: T,
     pub(crate) id: JobId,
     pub(crate) attempt: u32,
+    pub(crate) running: Arc<RunningJob>,
 }
 
 impl<T> Job<T> {
@@ -126,7 +129,7 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::Dead }
     }
 
-    /// Creates a failure that retries the job after this delay. SQLite rounds the delay up to whole seconds.
+    /// Creates a failure that retries the job after this delay.
     pub fn retry_after(error: impl fmt::Display, delay: Duration) -> Self {
         Self { text: format!("{error:#}"), next: Next::After(delay.min(MAX_DURATION)) }
     }
@@ -165,28 +168,31 @@ pub enum JobStatus {
     Waiting,
     /// A worker holds the job.
     Running,
-    /// The job has failed and is retried when its backoff expires.
+    /// The job has failed, or its worker died, and it is retried when its backoff expires. After that it is waiting.
     Retrying,
     /// The job has completed.
     Done,
-    /// The job has failed permanently. It stays in the store until it is retried or discarded.
+    /// The job has failed permanently. It stays in the store until it is retried or discarded, or its
+    /// [retention](crate::WorkerOptions::dead_retention) expires.
     Dead,
+    /// The job was [cancelled](crate::Queue::cancel).
+    Cancelled,
 }
 
 impl JobStatus {
     /// Returns whether the status stays the same until somebody acts on the job.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Dead)
+        matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
 
-    /// Converts a status of the engine. `is_exhausted` says whether the job has no attempts left.
-    fn of(engine: &str, is_exhausted: bool) -> Self {
-        match engine {
-            "Queued" | "Running" => Self::Running,
-            "Done" => Self::Done,
-            "Killed" => Self::Dead,
-            "Failed" if is_exhausted => Self::Dead,
-            "Failed" => Self::Retrying,
+    /// Converts a state of the store.
+    pub(crate) fn of(state: &str) -> Self {
+        match state {
+            "running" => Self::Running,
+            "retrying" => Self::Retrying,
+            "done" => Self::Done,
+            "dead" => Self::Dead,
+            "cancelled" => Self::Cancelled,
             _ => Self::Waiting,
         }
     }
@@ -200,6 +206,7 @@ impl fmt::Display for JobStatus {
             Self::Retrying => "retrying",
             Self::Done => "done",
             Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
         })
     }
 }
@@ -210,45 +217,42 @@ pub struct JobInfo {
     id: JobId,
     status: JobStatus,
     attempts: u32,
+    crashes: u32,
     version: u32,
     due: SystemTime,
+    ended: Option<SystemTime>,
     result: Option<String>,
     error: Option<String>,
     payload: Vec<u8>,
 }
 
-/// A result in the format of the engine.
-#[derive(Deserialize)]
-enum StoredResult<R> {
-    Ok(R),
-    Err(String),
+/// A row of the store.
+pub(crate) struct JobRow<'a> {
+    pub(crate) id: Ulid,
+    pub(crate) state: &'a str,
+    pub(crate) attempts: u32,
+    pub(crate) crashes: u32,
+    pub(crate) version: u32,
+    pub(crate) due: SystemTime,
+    pub(crate) ended: Option<SystemTime>,
+    pub(crate) error: Option<String>,
+    pub(crate) result: Option<String>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl JobInfo {
-    #[expect(clippy::too_many_arguments, reason = "the columns of a row")]
-    pub(crate) fn new(
-        id: Ulid,
-        status: &str,
-        attempts: i64,
-        max_attempts: i64,
-        run_at: i64,
-        version: Option<&str>,
-        result: Option<&str>,
-        payload: Vec<u8>,
-    ) -> Self {
-        let error = result.and_then(|result| match serde_json::from_str(result) {
-            Ok(StoredResult::<IgnoredAny>::Err(text)) => Some(text),
-            _ => None,
-        });
+    pub(crate) fn new(row: JobRow<'_>) -> Self {
         Self {
-            id: JobId(id),
-            status: JobStatus::of(status, attempts >= max_attempts),
-            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
-            version: version.and_then(|text| text.parse().ok()).unwrap_or(1),
-            due: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(run_at).unwrap_or(0)),
-            result: result.map(str::to_owned),
-            error,
-            payload,
+            id: JobId(row.id),
+            status: JobStatus::of(row.state),
+            attempts: row.attempts,
+            crashes: row.crashes,
+            version: row.version,
+            due: row.due,
+            ended: row.ended,
+            result: row.result,
+            error: row.error,
+            payload: row.payload,
         }
     }
 
@@ -262,10 +266,14 @@ impl JobInfo {
         self.status
     }
 
-    /// Returns the number of finished attempts. Attempts that ended with a crash of their process count. Attempts that a shutdown cut
-    /// off do not count.
+    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). Attempts that a shutdown cut off do not count.
     pub fn attempts(&self) -> u32 {
-        self.attempts
+        self.attempts.saturating_add(self.crashes)
+    }
+
+    /// Returns the number of attempts that ended with the death of their worker.
+    pub fn crashes(&self) -> u32 {
+        self.crashes
     }
 
     /// Returns the version of the payload.
@@ -273,27 +281,29 @@ impl JobInfo {
         self.version
     }
 
-    /// Returns when the job is due, or, after a failure, when it is retried. In whole seconds.
+    /// Returns when the job is due, or, after a failure, when it is retried.
     pub fn due(&self) -> SystemTime {
         self.due
     }
 
-    /// Returns the error of the last attempt, or why the job waits.
+    /// Returns when the job became done, dead or cancelled.
+    pub fn ended(&self) -> Option<SystemTime> {
+        self.ended
+    }
+
+    /// Returns the error of the last attempt, why the job waits, or why the result of a job that is done could not be stored.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` otherwise.
+    /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` otherwise. Also returns `None` if the result
+    /// could not be stored. Then [`error`](JobInfo::error) is the reason.
     ///
     /// # Errors
     ///
     /// [`Error::Decode`] if the result is not an `R`.
     pub fn result<R: DeserializeOwned>(&self) -> Result<Option<R>, Error> {
-        let result = self.result.as_ref().filter(|_| self.status == JobStatus::Done);
-        match result.map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)? {
-            Some(StoredResult::Ok(value)) => Ok(Some(value)),
-            Some(StoredResult::Err(_)) | None => Ok(None),
-        }
+        self.result.as_ref().map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)
     }
 
     /// Returns the payload as it was enqueued.
@@ -315,22 +325,25 @@ pub struct QueueCounts {
     pub waiting: u64,
     /// Jobs that a worker holds.
     pub running: u64,
-    /// Jobs that have failed and will be retried.
+    /// Jobs that have failed and whose backoff has not expired.
     pub retrying: u64,
     /// Jobs that have completed.
     pub done: u64,
     /// Jobs that have failed permanently.
     pub dead: u64,
+    /// Jobs that were cancelled.
+    pub cancelled: u64,
 }
 
 impl QueueCounts {
-    pub(crate) fn add(&mut self, engine: &str, is_exhausted: bool, jobs: i64) {
-        let count = match JobStatus::of(engine, is_exhausted) {
+    pub(crate) fn add(&mut self, state: &str, jobs: i64) {
+        let count = match JobStatus::of(state) {
             JobStatus::Waiting => &mut self.waiting,
             JobStatus::Running => &mut self.running,
             JobStatus::Retrying => &mut self.retrying,
             JobStatus::Done => &mut self.done,
             JobStatus::Dead => &mut self.dead,
+            JobStatus::Cancelled => &mut self.cancelled,
         };
         *count += u64::try_from(jobs).unwrap_or(0);
     }

@@ -34,9 +34,10 @@
 //! ```text
 //! enqueue ──▶ Waiting ──▶ Running ──▶ Done ──▶ deleted after `WorkerOptions::retention`
 //!                ▲           │
-//!                │           ├──▶ Retrying, until its backoff expires ──▶ Running
+//!                │           ├──▶ Retrying: failed, or its worker died; until its backoff expires ──▶ Waiting
 //!                │           ├──▶ Dead: failed too often or permanently ──▶ Waiting, by `Queue::retry`
-//!                └───────────┘ a shutdown cut the job off, or its worker's lease expired
+//!                │           ├──▶ Cancelled, by `Queue::cancel`
+//!                └───────────┘ a shutdown cut the job off
 //! ```
 //!
 //! # Features
@@ -61,10 +62,12 @@ mod engine;
 mod enqueue;
 mod error;
 mod job;
+mod limits;
 mod options;
 mod outage;
 mod panics;
 mod queue;
+mod running;
 mod runtime;
 mod store;
 mod sync;
@@ -74,10 +77,16 @@ mod worker;
 #[doc = include_str!("migrating.md")]
 pub mod migrating {}
 
+#[cfg(feature = "cron")]
+pub use self::cron::{CronSchedule, MissedTicks};
 pub use self::durable::Durable;
-pub use self::enqueue::{Connection, Enqueue, EnqueueAll};
+/// The time types, for the [zone of a schedule](CronSchedule::zone).
+#[cfg(feature = "cron")]
+pub use chrono;
+pub use self::enqueue::{Connection, Enqueue, EnqueueAll, Enqueued};
 pub use self::error::Error;
 pub use self::job::{Failure, Job, JobId, JobInfo, JobStatus, ParseJobIdError, QueueCounts};
+pub use self::limits::QueueLimits;
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
 /// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this version.

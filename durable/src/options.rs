@@ -1,15 +1,18 @@
+use crate::job::JobInfo;
 use crate::outage::RESPONSE_TIMEOUT;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Configures how a worker serves a queue. The defaults are safe for jobs of any length.
 ///
 /// Durations that are too short for the store are lengthened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "pass the options to `serve`"]
 pub struct WorkerOptions {
     pub(crate) concurrency: usize,
     pub(crate) batch_size: usize,
-    pub(crate) poll_interval: Duration,
+    pub(crate) poll_interval: Option<Duration>,
     pub(crate) lease: Duration,
     pub(crate) max_attempts: u32,
     pub(crate) crashes: u32,
@@ -17,9 +20,13 @@ pub struct WorkerOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) response_timeout: Duration,
     pub(crate) retention: Duration,
+    pub(crate) dead_retention: Duration,
     pub(crate) maintenance_interval: Duration,
     pub(crate) unknown_version_delay: Duration,
+    pub(crate) on_dead: Option<Arc<DeadHook>>,
 }
+
+type DeadHook = dyn Fn(&JobInfo) + Send + Sync;
 
 /// A century. Longer durations overflow clocks and dates.
 pub(crate) const MAX_DURATION: Duration = Duration::from_hours(876_000);
@@ -29,16 +36,18 @@ impl Default for WorkerOptions {
         Self {
             concurrency: 4,
             batch_size: 1,
-            poll_interval: Duration::from_millis(100),
+            poll_interval: None,
             lease: Duration::from_secs(30),
             max_attempts: 20,
-            crashes: 20,
+            crashes: 10,
             backoff: (Duration::from_secs(1), Duration::from_mins(10)),
             timeout: None,
             response_timeout: RESPONSE_TIMEOUT,
             retention: Duration::from_hours(168),
+            dead_retention: MAX_DURATION,
             maintenance_interval: Duration::from_mins(1),
             unknown_version_delay: Duration::from_mins(1),
+            on_dead: None,
         }
     }
 }
@@ -58,22 +67,22 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how often the worker polls the store for jobs of other processes. Default: 100 ms. Minimum: 1 ms.
+    /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
-    /// Jobs that the same process enqueues start immediately. After a worker has met an unknown payload version, it polls about once a
-    /// second for some minutes, so that other workers fetch the job first.
+    /// Jobs that the same process enqueues start immediately. On Postgres, so do jobs of other processes, because they send notices: the
+    /// process polls only in case a notice is lost. On SQLite the process polls for changes of the file, which takes microseconds. The
+    /// workers of a process share the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval.clamp(Duration::from_millis(1), MAX_DURATION);
+        self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
     }
 
-    /// Sets how long a worker counts as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds, in whole seconds.
+    /// Sets how long a worker counts as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take its jobs. A worker sends five heartbeats in each lease. Give all workers of a queue
-    /// the same lease.
+    /// When the lease expires, other workers take its jobs. A process sends five heartbeats in its shortest lease, from a dedicated thread.
     ///
-    /// The lease must be longer than any outage, lock or stall of the store, and than any forward jump of the clock. Otherwise the first
-    /// worker that reaches the store again treats the others as dead, and their jobs run twice. Use short leases in tests only.
+    /// The lease must be longer than any outage, lock or stall of the store, and than any forward jump of its clock. Otherwise a worker of
+    /// another process may treat this one as dead, and its jobs run twice. Use short leases in tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
@@ -85,9 +94,10 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how many attempts beyond [`max_attempts`](WorkerOptions::max_attempts) a job has if its process dies each time. Default: 20.
+    /// Sets how many deaths of its worker a job survives. Default: 10.
     ///
-    /// The default is generous because a crash is charged to every job that was in flight.
+    /// Deaths do not count as attempts. A death is charged to every job that was in flight, but a job whose worker has died twice runs
+    /// alone in its process, so that it does not die for other jobs.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
         self
@@ -96,7 +106,7 @@ impl WorkerOptions {
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
     /// The delay doubles with each attempt. It is then shortened by up to half at random, so that jobs that failed together do not
-    /// return together. SQLite rounds it up to whole seconds.
+    /// return together.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));
         self
@@ -111,20 +121,34 @@ impl WorkerOptions {
     /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
     ///
     /// When this time expires, the worker repeats the call on another connection. The time limit doubles with each repetition, because the
-    /// store may be overloaded. A fetch without a response is repeated after 4/3 to 8/3 of this time.
+    /// store may be overloaded.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
     }
 
-    /// Sets how long the store keeps a finished job with its result and its key. Default: 7 days. Dead jobs are kept.
+    /// Sets how long the store keeps a job with its result after it is done or cancelled. Default: 7 days.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention.min(MAX_DURATION);
         self
     }
 
-    /// Sets how often the worker deletes finished jobs and updates the statistics of SQLite's query planner. Default: 60 seconds.
-    /// Minimum: 1 second.
+    /// Sets how long the store keeps dead jobs. Default: a century.
+    pub fn dead_retention(mut self, retention: Duration) -> Self {
+        self.dead_retention = retention.min(MAX_DURATION);
+        self
+    }
+
+    /// Sets a function that is called when a handler of this worker has made a job dead. Default: none.
+    ///
+    /// The function is called after the outcome is committed, and may enqueue other jobs in a task. It is not called if the process dies in
+    /// between. If it panics, the panic is ignored.
+    pub fn on_dead(mut self, hook: impl Fn(&JobInfo) + Send + Sync + 'static) -> Self {
+        self.on_dead = Some(Arc::new(hook));
+        self
+    }
+
+    /// Sets how often the worker deletes finished jobs. Default: 60 seconds. Minimum: 1 second.
     pub fn maintenance_interval(mut self, interval: Duration) -> Self {
         self.maintenance_interval = interval.clamp(Duration::from_secs(1), MAX_DURATION);
         self
@@ -143,6 +167,17 @@ impl WorkerOptions {
         let (first, longest) = self.backoff;
         let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(longest);
         doubled.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
+    }
+}
+
+impl fmt::Debug for WorkerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerOptions")
+            .field("concurrency", &self.concurrency)
+            .field("lease", &self.lease)
+            .field("max_attempts", &self.max_attempts)
+            .field("crashes", &self.crashes)
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,6 +15,11 @@ impl Runtime {
         Handle::try_current().map(Self).map_err(|_| Error::NoRuntime)
     }
 
+    /// Starts a task of this crate. It ends with the runtime.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.0.spawn(task));
+    }
+
     /// Polls and drops a future in the context of this runtime.
     pub(crate) fn enter<F: Future>(&self, future: F) -> InRuntime<F> {
         InRuntime { future: Some(future), runtime: self.0.clone() }

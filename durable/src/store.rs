@@ -1,16 +1,15 @@
-//! What the worker and the queue need from a database. Only the stores access the engine's tables.
+//! What the engine and the queues need from a database. Only the stores contain SQL.
+//!
+//! Each call of the engine is a single statement where possible. The server, or the thread of the SQLite driver, then executes it to its
+//! end, so a handler that blocks the runtime never keeps a lock or a transaction open.
 
-use crate::engine::{FetchConfig, PollTimer, StartJob};
 use crate::error::Error;
-use crate::job::{JobInfo, QueueCounts};
+use crate::job::{JobInfo, JobStatus, QueueCounts};
+use crate::limits::QueueLimits;
 use crate::sync::lock;
-use apalis_core::backend::TaskResult;
-use background_tasks::ShutdownSignal;
 use futures_util::future::BoxFuture;
-use serde_json::Value;
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 use ulid::{Generator, Overflow, Ulid};
 
 #[cfg(feature = "postgres")]
@@ -19,91 +18,251 @@ pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
 pub(crate) type StoreResult<T = ()> = Result<T, Error>;
+pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 
-/// The key of the payload's version in the metadata of a job. Without it the version is 1.
-pub(crate) const VERSION: &str = "version";
+/// How many jobs a statement changes at most. The statements of bulk calls are repeated.
+pub(crate) const MAX_ROWS: usize = 1000;
 
-/// How long the key of a cron tick is kept at least. It must be longer than a tick can be late, or the tick is enqueued twice.
-const CRON_KEY_RETENTION: Duration = Duration::from_mins(15);
+/// When a job is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RunAt {
+    Now,
+    /// By the clock of the store.
+    After(Duration),
+    At(SystemTime),
+}
 
 /// What the jobs of one `enqueue` have in common: everything but their payloads.
 #[derive(Clone, Debug)]
 pub struct JobSpec {
     pub(crate) queue: &'static str,
     pub(crate) version: u32,
-    /// In seconds since 1970. `None` means now.
-    pub(crate) run_at: Option<i64>,
-    pub(crate) priority: i32,
+    pub(crate) run_at: RunAt,
+    pub(crate) priority: u16,
     /// For a single job only.
     pub(crate) unique_key: Option<String>,
+    /// How long the key stays in use after the job has ended, counted from the enqueue.
+    pub(crate) unique_for: Option<Duration>,
+    pub(crate) limit_key: Option<String>,
 }
 
-impl JobSpec {
-    /// The engine's own limit of attempts is never reached: the worker decides how often a job is retried.
-    const MAX_ATTEMPTS: i32 = i32::MAX;
-
-    fn metadata(&self) -> Option<(String, String)> {
-        (self.version != 1).then(|| (VERSION.to_owned(), self.version.to_string()))
-    }
+/// The jobs of one `enqueue`.
+#[derive(Debug)]
+pub struct Pushed {
+    pub(crate) ids: Vec<Ulid>,
+    /// False if the key is in use: then the ID is that of the job with the key.
+    pub(crate) is_new: bool,
 }
 
-/// Outcomes of jobs of one engine, which are committed in one transaction.
+/// A request for jobs.
+#[derive(Clone, Debug)]
+pub(crate) struct FetchRequest {
+    pub(crate) queue: &'static str,
+    pub(crate) worker: String,
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct FetchedJob {
+    pub(crate) id: Ulid,
+    pub(crate) queue: String,
+    pub(crate) run: i32,
+    pub(crate) attempts: u32,
+    pub(crate) crashes: u32,
+    pub(crate) version: u32,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) checkpoint: Option<String>,
+}
+
+/// The result of a fetch from a queue with limits.
 #[derive(Debug, Default)]
-pub(crate) struct OutcomeBatch {
-    pub(crate) started: Vec<String>,
-    pub(crate) ended: Vec<TaskResult<Value>>,
-    /// The jobs among `ended` that are retried, and after what delay.
-    pub(crate) retries: Vec<(String, Duration)>,
-    /// Jobs that return to the queue as if they had never been fetched.
-    pub(crate) returned: Vec<String>,
-    /// Jobs that return to the queue after a delay, with the reason.
-    pub(crate) deferred: Vec<(String, Duration, String)>,
+pub(crate) struct LimitedFetch {
+    pub(crate) jobs: Vec<FetchedJob>,
+    /// Whether another fetch may find more jobs immediately.
+    pub(crate) has_more: bool,
+    /// When the rate allows more jobs.
+    pub(crate) retry_after: Option<Duration>,
 }
 
-impl OutcomeBatch {
-    /// Removes the outcomes of these jobs.
-    pub(crate) fn remove(&mut self, ids: &HashSet<String>) {
-        self.ended.retain(|ended| !ids.contains(&ended.task_id.to_string()));
-        self.retries.retain(|(id, _)| !ids.contains(id));
-        self.returned.retain(|id| !ids.contains(id));
-        self.deferred.retain(|(id, ..)| !ids.contains(id));
+/// The row of a queue with limits.
+pub(crate) struct LimitsRow {
+    pub(crate) is_paused: bool,
+    pub(crate) max_running: Option<i64>,
+    pub(crate) max_running_per_key: Option<i64>,
+    pub(crate) rate_jobs: Option<f64>,
+    pub(crate) rate_seconds: Option<f64>,
+    /// How many jobs the rate allows now.
+    pub(crate) allowed: Option<f64>,
+    pub(crate) running: i64,
+}
+
+impl LimitsRow {
+    /// Returns how many jobs may start now, and after which time the rate allows another one if it allows none.
+    #[expect(clippy::cast_possible_truncation, reason = "limits are 32 bits")]
+    pub(crate) fn room(&self, limit: usize) -> (i64, Option<Duration>) {
+        if self.is_paused {
+            return (0, None);
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let room = limit.min(self.max_running.map_or(limit, |max| max - self.running)).max(0);
+        let (Some(allowed), Some(jobs), Some(seconds)) = (self.allowed, self.rate_jobs, self.rate_seconds) else {
+            return (room, None);
+        };
+        let wait = (allowed < 1.0).then(|| Duration::from_secs_f64(((1.0 - allowed) * seconds / jobs).max(0.001)));
+        (room.min(allowed as i64), wait)
     }
 }
 
-/// A database with the engine's tables. The trait is object-safe, so that `Durable` has no type parameter.
+/// The end of one run of a job.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) id: Ulid,
+    pub(crate) run: i32,
+    pub(crate) state: NextState,
+    /// Whether the attempt counts.
+    pub(crate) is_charged: bool,
+    pub(crate) result: Option<String>,
+    pub(crate) error: Option<String>,
+}
+
+/// The state of a job after a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum NextState {
+    Done,
+    Dead,
+    /// The job returns to the queue as if it had never been fetched.
+    Available,
+    /// The job returns to the queue after a delay.
+    Scheduled(Duration),
+    /// The job is retried after a delay.
+    Retrying(Duration),
+}
+
+impl Outcome {
+    fn state(&self) -> &'static str {
+        match self.state {
+            NextState::Done => "done",
+            NextState::Dead => "dead",
+            NextState::Available | NextState::Scheduled(Duration::ZERO) | NextState::Retrying(Duration::ZERO) => "available",
+            NextState::Scheduled(_) => "scheduled",
+            NextState::Retrying(_) => "retrying",
+        }
+    }
+
+    /// The delay of the next attempt. `None` keeps the time at which the job was due.
+    fn delay(&self) -> Option<Duration> {
+        match self.state {
+            NextState::Scheduled(delay) | NextState::Retrying(delay) => Some(delay),
+            _ => None,
+        }
+    }
+}
+
+/// What the store has done with an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    Yes,
+    /// The job was cancelled during the run.
+    Cancelled,
+    /// The worker had lost the job.
+    Lost,
+}
+
+/// What a look at a queue found.
+#[derive(Clone, Debug)]
+pub(crate) struct QueueTick {
+    pub(crate) queue: String,
+    pub(crate) is_ready: bool,
+    /// The time until the next job is due.
+    pub(crate) next_due: Option<Duration>,
+    pub(crate) is_paused: bool,
+    pub(crate) is_limited: bool,
+}
+
+/// A worker in the store. Its lease starts at each heartbeat.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerLease {
+    pub(crate) id: String,
+    pub(crate) queue: &'static str,
+    pub(crate) lease: Duration,
+}
+
+/// A change that another process has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// A queue may have jobs.
+    Queue(String),
+    /// Anything may have changed.
+    Any,
+    /// Nothing within the time limit.
+    Nothing,
+}
+
+/// The connection of the heartbeat thread.
+pub(crate) trait Heart: Send {
+    /// Renews leases. Returns the workers whose lease had expired and whose jobs the store has given away. They are registered again.
+    fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
+    /// Returns the jobs of dead workers to their queues. Returns how many.
+    fn recover(&mut self) -> StoreFuture<'_, u64>;
+    /// Waits for a change by another process.
+    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice>;
+}
+
+/// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
 pub(crate) trait Store: Send + Sync + 'static {
     /// Fails if the file was deleted while it was open.
     fn check_available(&self) -> StoreResult {
         Ok(())
     }
-    /// Commits all jobs or none. If the key exists, returns the ID of the job that has it.
-    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, StoreResult<Vec<Ulid>>>;
-    /// Runs an engine under this name until it fails, and returns the error, or until shutdown starts, and returns `None`. After that none
-    /// of its statements are in progress, as far as the store responds.
-    fn run_engine(
-        &self,
-        name: String,
-        config: FetchConfig,
-        timer: PollTimer,
-        start: Arc<StartJob>,
-        signal: ShutdownSignal,
-    ) -> BoxFuture<'static, Option<Error>>;
-    fn commit_outcomes<'a>(&'a self, engine: &'a str, batch: &'a OutcomeBatch) -> BoxFuture<'a, StoreResult>;
-    /// Records that these engines are alive.
-    fn heartbeat<'a>(&'a self, engines: &'a [String]) -> BoxFuture<'a, StoreResult>;
-    /// Returns all jobs that the engine holds to the queue, except these.
-    fn release<'a>(&'a self, engine: &'a str, except: &'a [String]) -> BoxFuture<'a, StoreResult>;
-    /// Returns all jobs that the engine holds to the queue and marks it as dead, in case its last fetch is still in progress.
-    fn deregister<'a>(&'a self, engine: &'a str) -> BoxFuture<'a, StoreResult>;
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<Option<JobInfo>>>;
-    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<Vec<JobInfo>>>;
-    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>>;
-    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>>;
-    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<QueueCounts>>;
+    /// The prefix of the tables' names.
+    fn prefix(&self) -> &str {
+        ""
+    }
+    /// How often the engine looks at its queues, with this [poll interval](crate::WorkerOptions::poll_interval).
+    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration;
+
+    /// Commits all jobs or none.
+    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed>;
+    /// Notifies the processes that serve these queues.
+    fn notify(&self, _queues: Vec<String>) -> StoreFuture<'_> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn heart(&self, poll_interval: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>>;
+    fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
+    /// Returns the jobs that these workers hold to their queues, and deletes the workers. A later fetch of a deleted worker finds nothing.
+    fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
+    /// Makes jobs available that are due, and looks at these queues.
+    fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>>;
+    /// Fetches jobs in order. Each queue occurs once. A queue that is paused or limited has none.
+    fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
+    /// Like `fetch`, for a queue with limits.
+    fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
+    /// Commits outcomes, and makes jobs available whose limit key is free again.
+    fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
+    /// Returns the cancelled jobs that these workers still run.
+    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>>;
     /// Deletes some of the jobs whose retention has expired. Returns how many.
-    fn prune<'a>(&'a self, queue: &'a str, retention: Duration) -> BoxFuture<'a, StoreResult<u64>>;
-    /// Deletes workers that died long ago, and updates the statistics of the query planner.
-    fn clean_up<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult>;
+    fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
+    /// Makes the next job of each limit key available, in case a process died before it could.
+    fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
+    /// Stores the last tick of a schedule, and returns the previous one. Without a tick it only returns.
+    fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
+    fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
+
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
+    /// Returns the states of those of these jobs that exist.
+    fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
+    /// Returns dead jobs, oldest first.
+    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>>;
+    /// Makes a dead job available, or up to `MAX_ROWS` dead jobs. Returns how many.
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
+    /// Deletes a job that does not run and is not done, or up to `MAX_ROWS` dead jobs. Returns how many.
+    fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
+    fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
+    fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
+    fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
+    fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
         None
@@ -114,23 +273,21 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
 }
 
+/// The versions of the tables, oldest first. Each version is applied once, in a transaction.
+fn missing_versions<'a>(all: &[&'a str], done: i64) -> StoreResult<Vec<(i64, &'a str)>> {
+    let newest = i64::try_from(all.len()).unwrap_or(i64::MAX);
+    if done > newest {
+        return Err(Error::Schema(format!("a newer version of this crate has migrated the tables ({done})")));
+    }
+    Ok((1..).zip(all.iter().copied()).filter(|(version, _)| *version > done).collect())
+}
+
 fn parse_id(text: &str) -> StoreResult<Ulid> {
     text.parse().map_err(|_| Error::Schema(format!("invalid job ID {text}")))
 }
 
-fn migrated(result: Result<(), sqlx::migrate::MigrateError>) -> StoreResult {
-    use sqlx::migrate::MigrateError;
-    result.map_err(|error| match error {
-        MigrateError::Execute(error) => error.into(),
-        MigrateError::ExecuteMigration(error, _) => match error.into() {
-            Error::Database(error) => Error::Schema(error.to_string()),
-            other => other, // for example no permission or no space
-        },
-        MigrateError::VersionMissing(version) => {
-            Error::Schema(format!("a newer version of the engine has migrated the tables ({version})"))
-        }
-        other => Error::Schema(other.to_string()),
-    })
+fn count(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX })
 }
 
 /// Returns increasing IDs, even within a millisecond: jobs of one call run in order, and are inserted in index order.

@@ -1,4 +1,4 @@
-//! The tasks that this crate itself runs in a registry: `QUEUE worker`, `QUEUE maintenance` and `QUEUE cron`. They take no permits, so a limit of the
+//! The tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. They take no permits, so a limit of the
 //! registry covers only the jobs, and this crate can report an outage even if the registry is full.
 
 use crate::error::Error;
@@ -7,6 +7,7 @@ use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
 #[cfg(feature = "cron")]
 use std::any::Any;
 use std::panic::Location;
+use std::sync::Arc;
 
 /// Names the tasks of one worker or schedule, and the call site that started it.
 pub(crate) struct TaskNames<S> {
@@ -46,6 +47,12 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
 
     /// Returns a function that reports failures of this task, each as a failed task of the same name.
     pub(crate) fn report(&self, name: &'static str) -> Report {
+        let (registry, location) = (self.registry.clone(), self.location);
+        Box::new(move |error| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(error) }))
+    }
+
+    /// Like `report`, for errors that several workers report.
+    pub(crate) fn report_shared(&self, name: &'static str) -> Box<dyn Fn(Arc<Error>) + Send + Sync> {
         let (registry, location) = (self.registry.clone(), self.location);
         Box::new(move |error| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(error) }))
     }

@@ -1,36 +1,29 @@
-//! A worker: it fetches jobs, runs them, commits their outcomes, and renews its lease.
+//! A worker: its task receives jobs from the engine and starts them as tasks of the registry.
 //!
 //! The worker is a tracked task, which cannot be aborted: when its jobs are aborted, it still returns them to the queue.
 
-mod completer;
 mod executor;
-mod heartbeat;
-mod in_flight;
-mod lease;
-mod maintenance;
-mod producer;
-mod result;
 
-use self::completer::Completer;
+pub(crate) use self::executor::MAX_RESULT_SIZE;
+
 use self::executor::Executor;
-use self::heartbeat::Heartbeat;
-use self::in_flight::{InFlightJobs, JobUpdate};
-use self::producer::Producer;
-use crate::engine::{EngineName, FetchConfig, Semaphore, StartJob};
+use crate::engine::{Command, Engine, JobLease, Permit, Suspect, WorkerHandle};
 use crate::error::Error;
 use crate::job::{Job, JobId};
 use crate::options::WorkerOptions;
-use crate::outage::{Report, with_timeout};
 use crate::queue::Queue;
+use crate::store::FetchedJob;
 use crate::tasks::TaskNames;
 use background_tasks::{Registry, Spawner};
 use futures_channel::mpsc::UnboundedReceiver;
-use futures_util::future::{join, select};
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::select_biased;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::panic::Location;
-use std::pin::pin;
 use std::sync::Arc;
 use ulid::Ulid;
 
@@ -50,19 +43,31 @@ impl<T> Queue<T> {
     /// without a charged attempt. Only a registry with [inspection](background_tasks::RegistryBuilder::inspect) can abort.
     ///
     /// Jobs that still run when the process exits without an abort go to other workers when the [lease](WorkerOptions::lease) expires, and
-    /// are charged an attempt.
+    /// are charged a [crash](WorkerOptions::crashes).
     ///
     /// # Outages of the store
     ///
     /// The worker retries during an outage, at least every 5 seconds, and keeps outcomes that it could not commit. A shutdown waits for
     /// them, so set a deadline for the shutdown. Each outage is reported to the registry's observers as one failed task named
-    /// `QUEUE worker`. Outages of the engine that follow each other within a minute are reported once.
+    /// `QUEUE worker`. So is a lease that the worker could not renew in time ([`Error::LeaseLost`]).
+    ///
+    /// # Handlers that block
+    ///
+    /// A handler that blocks its thread keeps its lease, because a dedicated thread sends the heartbeats. It may still delay the jobs, the
+    /// outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar function. A
+    /// [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
+    /// closure that the handler has started. The next attempt can then run at the same time as the closure.
+    ///
+    /// # Jobs that kill their process
+    ///
+    /// When a worker dies, its jobs are retried after 2 to 3 seconds. The delay doubles with each death. A job whose worker has died twice is a
+    /// suspect: it runs while no other job of its process runs. While it waits for the others to end, the process fetches no jobs.
     ///
     /// # Tasks in flight
     ///
-    /// The worker is two tasks, `QUEUE worker` and `QUEUE maintenance`, which are in flight until shutdown.
-    /// [`wait_idle`](Registry::wait_idle) waits for them. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight),
-    /// these two tasks take [no permits](Registry::without_permit). Jobs wait for a permit.
+    /// The worker is a task, `QUEUE worker`, which is in flight until shutdown. [`wait_idle`](Registry::wait_idle) waits for it. If the
+    /// registry has a [limit](background_tasks::RegistryBuilder::max_in_flight), this task takes [no permit](Registry::without_permit).
+    /// Jobs wait for a permit.
     ///
     /// # Errors
     ///
@@ -89,85 +94,100 @@ impl<T> Queue<T> {
         let location = Location::caller();
         let (queue, registry) = (self.clone(), registry.clone());
         async move {
-            queue.info(JobId(Ulid::nil())).await?; // checks that the store is available
             let (durable, name) = (queue.durable.clone(), queue.name);
+            let (handle, commands) = WorkerHandle::new(name, options.clone(), registry.signal());
+            queue.info(JobId(Ulid::nil())).await?; // checks that the store is available
             let names = TaskNames::new(&registry, name, location);
-            let (worker_name, maintenance_name) = (names.leak("worker"), names.leak("maintenance"));
-            let (worker, updates) = WorkerLoop::new(&queue, &registry, &options, names.report(worker_name));
-            let maintenance = maintenance::run(durable.store.clone(), name, options.clone(), names.report(worker_name));
-            let in_flight = worker.producer.in_flight.clone();
-            let executor = Arc::new(Executor { queue, options, handler, in_flight, registry: registry.clone(), location });
-            let worker = durable.runtime.enter(worker.run(updates, move |engine| executor.start_jobs(engine)));
-            let signal = registry.signal();
-            let maintenance =
-                durable.runtime.enter(async move { signal.run_until_shutdown(maintenance).await.unwrap_or_default() });
+            let worker_name = names.leak("worker");
+            let executor = Arc::new(Executor { queue, options, handler, registry: registry.clone(), location });
             names.check_open()?;
-            let worker = names.track(worker_name, worker)?;
-            let maintenance = names.track(maintenance_name, maintenance)?;
+            durable.runtime.enter(durable.engine.store.register(&handle.lease())).await?;
+            let worker = WorkerTask {
+                handle: handle.clone(),
+                engine: durable.engine.clone(),
+                jobs: VecDeque::new(),
+                suspects: VecDeque::new(),
+                report: names.report_shared(worker_name),
+                start: Box::new(move |lease, job, permit| executor.clone().start(lease, job, permit).boxed()),
+            };
+            let worker = names.track(worker_name, durable.runtime.enter(worker.run(commands)))?;
+            durable.engine.add(&handle);
             names.start(worker_name, worker);
-            names.start(maintenance_name, maintenance);
             Ok(())
         }
     }
 }
 
-struct WorkerLoop {
-    producer: Producer,
-    completer: Completer,
-    heartbeat: Heartbeat,
+type StartJob = dyn Fn(JobLease, FetchedJob, Permit) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// The task of a worker. It ends when the engine has committed the outcomes of all its jobs after the start of the shutdown.
+struct WorkerTask {
+    handle: Arc<WorkerHandle>,
+    engine: Arc<Engine>,
+    /// Fetched jobs without a permit.
+    jobs: VecDeque<(JobLease, FetchedJob)>,
+    /// Jobs that run alone.
+    suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
+    report: Box<dyn Fn(Arc<Error>) + Send + Sync>,
+    /// Starts the task of a job. The future resolves when the registry has the task.
+    start: Box<StartJob>,
 }
 
-impl WorkerLoop {
-    fn new<T, S>(
-        queue: &Queue<T>,
-        registry: &Registry<S>,
-        options: &WorkerOptions,
-        report: Report,
-    ) -> (Self, UnboundedReceiver<JobUpdate>) {
-        let (store, signal) = (queue.durable.store.clone(), registry.signal());
-        let (in_flight, updates) = InFlightJobs::new();
-        let engine_name = Arc::new(EngineName::new(queue.name));
-        let config = FetchConfig::new(queue.name, options);
-        let report = Arc::new(report);
-        let heartbeat = Heartbeat {
-            store: store.clone(),
-            interval: config.heartbeat_interval,
-            engine_name: engine_name.clone(),
-            in_flight: in_flight.clone(),
-            signal: signal.clone(),
-            report: report.clone(),
-        };
-        let outcome_event = queue.durable.outcome_event.clone();
-        let completer = Completer {
-            store: store.clone(),
-            in_flight: in_flight.clone(),
-            outcome_event,
-            report: report.clone(),
-            response_timeout: options.response_timeout,
-        };
-        let producer = Producer {
-            store,
-            config,
-            poll_interval: options.poll_interval,
-            enqueue_event: queue.durable.enqueue_event(queue.name),
-            semaphore: Semaphore::new(options.concurrency),
-            engine_name,
-            in_flight,
-            signal,
-            report,
-        };
-        (Self { producer, completer, heartbeat }, updates)
+/// A job whose worker has died this often runs alone. All jobs of a process that dies count a crash, so one crash does not make a suspect.
+const SUSPICIOUS_CRASHES: u32 = 2;
+
+impl WorkerTask {
+    async fn run(mut self, mut commands: UnboundedReceiver<Command>) {
+        let mut starting = FuturesUnordered::new();
+        let mut shutdown = self.handle.signal().fuse();
+        loop {
+            let slots_changed = self.engine.slots.changed().listen();
+            if self.handle.is_closing() {
+                // The leases return the jobs.
+                self.jobs.clear();
+                self.suspects.clear();
+                self.engine.wake();
+            }
+            while let Some(start) = self.next_start() {
+                starting.push(start);
+            }
+            select_biased! {
+                command = commands.next() => match command {
+                    Some(Command::Start(lease, job)) if job.crashes >= SUSPICIOUS_CRASHES => {
+                        self.suspects.push_back((lease, job, self.engine.suspect()));
+                    }
+                    Some(Command::Start(lease, job)) => self.jobs.push_back((lease, job)),
+                    Some(Command::Report(error)) => (self.report)(error),
+                    None => return,
+                },
+                () = starting.select_next_some() => {}
+                () = slots_changed.fuse() => {}
+                () = shutdown => {}
+            }
+        }
     }
 
-    /// Fetches until shutdown starts, and commits outcomes and sends heartbeats until no jobs are left.
-    async fn run(self, updates: UnboundedReceiver<JobUpdate>, start_jobs: impl Fn(Arc<str>) -> Arc<StartJob> + Send) {
-        let Self { producer, completer, heartbeat } = &self;
-        let produce = async {
-            producer.run(start_jobs).await;
-            producer.in_flight.close_intake();
-        };
-        select(pin!(join(produce, completer.run(updates))), pin!(heartbeat.run())).await;
-        let engine = producer.engine_name.current();
-        let _ = with_timeout(producer.config.response_timeout, producer.store.deregister(&engine)).await;
+    /// Starts the next job if there is a permit.
+    fn next_start(&mut self) -> Option<BoxFuture<'static, ()>> {
+        if !self.jobs.is_empty() {
+            let permit = self.engine.try_start(&self.handle, false)?;
+            let (lease, job) = self.jobs.pop_front()?;
+            return Some((self.start)(lease, job, permit));
+        }
+        if !self.suspects.is_empty() {
+            let permit = self.engine.try_start(&self.handle, true)?;
+            let (lease, job, _) = self.suspects.pop_front()?;
+            return Some((self.start)(lease, job, permit));
+        }
+        None
+    }
+}
+
+impl Drop for WorkerTask {
+    fn drop(&mut self) {
+        self.handle.set_gone();
+        self.jobs.clear();
+        self.suspects.clear();
+        self.engine.wake();
     }
 }

@@ -1,62 +1,58 @@
-use super::{CRON_KEY_RETENTION, JobSpec, OutcomeBatch, Store, StoreResult, migrated, new_ids, parse_id};
-use crate::engine::{FetchConfig, PollTimer, StartJob, engine_error, run_engine};
+use super::{
+    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
+    Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+};
 use crate::error::Error;
-use crate::job::{JobInfo, QueueCounts};
-use apalis_postgres::{Config, PostgresStorage, queries};
-use background_tasks::ShutdownSignal;
+use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
+use crate::limits::QueueLimits;
+use crate::running::Completion;
+use crate::sync::lock;
 use futures_timer::Delay;
-use futures_util::future::{BoxFuture, Either, FutureExt, select};
-use serde_json::Value;
-use sqlx::migrate::Migrator;
-use sqlx::postgres::types::PgHstore;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{Connection, PgConnection, PgPool, Row};
+use futures_util::future::{Either, FutureExt, select};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 use ulid::Ulid;
 
 /// How long a call waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Matches dead jobs: killed, or failed as often as the engine allows.
-const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
-
-const COLUMNS: &str = "id, status, attempts, max_attempts, extract(epoch FROM run_at)::bigint AS run_at,
-    metadata -> 'version' AS version, last_result::text AS last_result, job";
+/// When an idle connection of the workers is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection may take to respond when it leaves its pool and when it returns.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Indexes for the queries that this crate adds to those of the engine. Without the first, maintenance and `Queue::dead` scan all jobs.
-/// Without the second, each heartbeat does.
-const INDEXES: [(&str, &str); 2] = [
-    ("background_tasks_ended", "(job_type, status, done_at) WHERE status IN ('Done', 'Failed', 'Killed')"),
-    ("background_tasks_held", "(lock_by) WHERE status IN ('Queued', 'Running')"),
-];
-
-/// How often the shutdown of an engine checks whether its connection is idle.
-const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 pub(crate) struct Postgres {
     pool: PgPool,
     /// Connections of the workers: handlers may use all connections of `pool`.
     worker_pool: PgPool,
+    /// The connection of the calls that the engine makes one after the other, such as `tick` and `fetch`. A connection returns to its pool too late for the next
+    /// call, so the pool would open more connections than needed.
+    fetch_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
+    /// The quoted schema and a dot.
+    prefix: String,
 }
 
 impl Postgres {
-    pub(crate) async fn connect(url: &str) -> StoreResult<Self> {
+    pub(crate) async fn connect(url: &str, schema: &str) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
+        // A parameter that PgBouncer rejects. It concerns floating-point numbers in text.
+        let options = options.extra_float_digits(None);
         // If the future of a `begin` is dropped, the driver does not know about the open transaction (sqlx issue 4393). Everything that is
         // later done on that connection would be rolled back with it.
         let pool =
             pool_options().before_acquire(|conn, _| ping(conn).boxed()).after_release(|conn, _| end_transaction(conn).boxed());
-        let worker_pool = pool.clone().after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
+        // Without a call at the release, the next statement of the engine finds this connection in the pool.
+        let worker_pool = pool_options().before_acquire(|conn, _| end_transaction(conn).boxed()).idle_timeout(IDLE_TIMEOUT);
+        let worker_pool = worker_pool.after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(connect_error(&options).await),
             // The socket, or a file for TLS, does not exist.
@@ -68,8 +64,16 @@ impl Postgres {
         if encoding != "UTF8" {
             return Err(Error::Schema(format!("the encoding is {encoding}, but must be UTF8 to store every job")));
         }
-        migrate(&pool).await?;
-        Ok(Self { pool, worker_pool })
+        let prefix = format!("{}.", quote(schema));
+        migrate(&pool, &prefix, schema).await?;
+        Ok(Self { pool, worker_pool, fetch_connection: Mutex::default(), prefix })
+    }
+}
+
+impl Drop for Postgres {
+    /// Closes the connection without its pool, whose own way to take it back needs a runtime.
+    fn drop(&mut self) {
+        drop(lock(&self.fetch_connection).take().map(PoolConnection::leak));
     }
 }
 
@@ -94,9 +98,11 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
 }
 
 /// Sets limits for the workers' connections. Without the first, the server keeps the locks of a silent connection's transaction, usually for
-/// two hours. Without the second, a connection that waits for a lock looks like a silent one.
+/// two hours. Without the second, a connection that waits for a lock looks like a silent one. The others keep the server from sorting a whole
+/// queue when its statistics are old, and from compiling a plan that they make look expensive.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
-    let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'";
+    let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
+        SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
     sqlx::raw_sql(limits).execute(conn).await.map(drop)
 }
 
@@ -122,317 +128,594 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
     })
 }
 
-/// Resolves when the engine's connection does not respond. The server may be unreachable while the kernel still waits, for a quarter of an
-/// hour or forever. The engine acquires the connection for each statement, so an unchanged count of a used connection shows the stall.
-///
-/// The count must be unchanged twice in a row, so this function returns after two to three intervals without an acquisition.
-async fn unresponsive(pool: &PgPool, acquired: &AtomicUsize, interval: Duration) {
-    let (mut previous, mut unchanged) = (0, 0);
-    while unchanged < 2 {
-        Delay::new(interval).await;
-        let count = acquired.load(Relaxed);
-        unchanged = if count == previous && is_used(pool) { unchanged + 1 } else { 0 };
-        previous = count;
-    }
-}
+/// The schema of the tables, if the program does not name another.
+pub(crate) const SCHEMA: &str = "background_tasks";
 
-fn is_used(pool: &PgPool) -> bool {
-    pool.num_idle() < pool.size() as usize
-}
+/// The versions of the tables. `@` is the prefix of the tables' names.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
+const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
-/// The table in which the migrations record their progress. Its schema is explicit because the search path differs between users.
-const MIGRATIONS_TABLE: &str = "apalis.background_tasks_migrations";
-
-async fn migrate(pool: &PgPool) -> StoreResult {
-    let mut migrations = PostgresStorage::migrations();
-    migrations.dangerous_set_table_name(MIGRATIONS_TABLE);
+async fn migrate(pool: &PgPool, prefix: &str, schema: &str) -> StoreResult {
     // A user without the privilege to create cannot run `CREATE … IF NOT EXISTS` either.
-    if !is_migrated(&migrations, pool).await? {
-        let foreign = "SELECT to_regclass('apalis.jobs') IS NOT NULL AND to_regclass($1) IS NULL";
-        if sqlx::query_scalar(foreign).bind(MIGRATIONS_TABLE).fetch_one(pool).await? {
-            return Err(Error::Schema("table apalis.jobs exists but was not created by this crate".to_owned()));
+    let versions = format!("{prefix}versions");
+    let exists = async |table: String| -> StoreResult<bool> {
+        Ok(sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(pool).await?)
+    };
+    let newest = format!("SELECT coalesce(max(version), 0) FROM {versions}");
+    if exists(versions.clone()).await? {
+        let done = sqlx::query_scalar(AssertSqlSafe(newest.clone())).fetch_one(pool).await?;
+        if missing_versions(&MIGRATIONS, done)?.is_empty() {
+            return Ok(());
         }
-        if sqlx::query_scalar("SELECT to_regnamespace('apalis') IS NULL").fetch_one(pool).await? {
-            migrations.create_schema("apalis");
-        }
-        // `run` does the same, but the compiler does not recognize its future as `Send`.
-        migrated(migrations.run_direct(None, &mut *pool.acquire().await?, false).await)?;
+    } else if exists(format!("{prefix}jobs")).await? {
+        return Err(Error::Schema(format!("table {schema}.jobs exists but was not created by this crate")));
     }
-    for (name, columns) in INDEXES {
-        // Checks first, because creating an index locks the table.
-        if sqlx::query_scalar("SELECT to_regclass($1) IS NULL").bind(format!("apalis.{name}")).fetch_one(pool).await? {
-            let mut tx = pool.begin().await?;
-            sqlx::query("SELECT pg_advisory_xact_lock(hashtext('apalis.background_tasks'))").execute(&mut *tx).await?;
-            let index = format!("CREATE INDEX IF NOT EXISTS {name} ON apalis.jobs {columns}");
-            sqlx::query(sqlx::AssertSqlSafe(index)).execute(&mut *tx).await?;
-            tx.commit().await?;
+    let mut tx = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('background_tasks'), hashtext($1))").bind(schema).execute(&mut *tx).await?;
+    if sqlx::query_scalar("SELECT to_regnamespace($1) IS NULL").bind(quote(schema)).fetch_one(&mut *tx).await? {
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {}", quote(schema)))).execute(&mut *tx).await?;
+    }
+    let table = format!("CREATE TABLE IF NOT EXISTS {versions} (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())");
+    sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *tx).await?;
+    let done = sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut *tx).await?;
+    for (version, text) in missing_versions(&MIGRATIONS, done)? {
+        sqlx::raw_sql(AssertSqlSafe(text.replace('@', prefix))).execute(&mut *tx).await?;
+        sqlx::query(AssertSqlSafe(format!("INSERT INTO {versions} VALUES ($1)"))).bind(version).execute(&mut *tx).await?;
+    }
+    let has_old_jobs = "SELECT to_regclass('apalis.background_tasks_migrations') IS NOT NULL AND to_regclass('apalis.jobs') IS NOT NULL";
+    if schema == SCHEMA && sqlx::query_scalar(has_old_jobs).fetch_one(&mut *tx).await? {
+        sqlx::raw_sql(AssertSqlSafe(CARRY_OVER.replace('@', prefix))).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+/// Quotes an identifier.
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Inserts the values of `$1` to `$11` in a single statement, which is a transaction. With a key, inserts nothing if the key is in use.
+const PUSH: &str = "INSERT INTO @jobs (id, queue, state, priority, run_at, version, unique_key, unique_until, limit_key, payload)
+    SELECT id, $1, CASE WHEN due <= now() THEN 'available' ELSE 'scheduled' END, $2, due, $3, $4, now() + make_interval(secs => $5), $6, payload
+    FROM (SELECT coalesce('epoch'::timestamptz + $7 * interval '1 microsecond', now() + make_interval(secs => $8)) AS due) AS due,
+        unnest($9::text[], $10::text[]) AS jobs (id, payload)
+    WHERE $4::text IS NULL OR NOT EXISTS (SELECT FROM @jobs WHERE queue = $1 AND unique_key = $4 AND unique_until > now())
+    ON CONFLICT (queue, unique_key)
+        WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') DO NOTHING";
+
+/// Finds the job that uses a key.
+const PUSHED: &str = "SELECT id FROM @jobs WHERE queue = $1 AND unique_key = $2
+    AND (state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') OR unique_until > now()) ORDER BY id DESC LIMIT 1";
+
+pub(crate) async fn push(conn: &mut PgConnection, prefix: &str, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Pushed> {
+    let ids = new_ids(payloads.len());
+    let names: Vec<_> = ids.iter().map(Ulid::to_string).collect();
+    let payloads: Vec<_> = payloads.iter().map(|payload| String::from_utf8_lossy(payload)).collect();
+    let (at, after) = match spec.run_at {
+        RunAt::Now => (None, Some(0.0)),
+        RunAt::After(delay) => (None, Some(delay.as_secs_f64())),
+        RunAt::At(time) => (Some(micros(Some(time))), None),
+    };
+    loop {
+        let insert = sqlx::query(sql(PUSH, prefix)).bind(spec.queue).bind(i32::from(spec.priority)).bind(version(spec.version));
+        let insert = insert.bind(&spec.unique_key).bind(spec.unique_for.map(|period| period.as_secs_f64())).bind(&spec.limit_key);
+        let insert = insert.bind(at).bind(after).bind(&names).bind(&payloads);
+        if insert.execute(&mut *conn).await?.rows_affected() > 0 {
+            return Ok(Pushed { ids, is_new: true });
+        }
+        let existing = sqlx::query_scalar::<_, String>(sql(PUSHED, prefix)).bind(spec.queue).bind(&spec.unique_key);
+        // Between the two statements, the job may have ended.
+        if let Some(id) = existing.fetch_optional(&mut *conn).await? {
+            return Ok(Pushed { ids: vec![parse_id(&id)?], is_new: false });
         }
     }
+}
+
+/// Notifies the processes that serve a queue.
+const NOTIFY: &str = "SELECT pg_notify($1, queue) FROM unnest($2::text[]) AS queues (queue)";
+
+pub(crate) async fn notify(conn: &mut PgConnection, prefix: &str, queues: &[String]) -> StoreResult {
+    sqlx::query(NOTIFY).bind(channel(prefix)).bind(queues).execute(conn).await?;
     Ok(())
 }
 
-async fn is_migrated(migrations: &Migrator, pool: &PgPool) -> StoreResult<bool> {
-    if sqlx::query_scalar("SELECT to_regclass($1) IS NULL").bind(MIGRATIONS_TABLE).fetch_one(pool).await? {
-        return Ok(false);
-    }
-    let done = "SELECT version, checksum FROM apalis.background_tasks_migrations WHERE success ORDER BY version";
-    let done: Vec<(i64, Vec<u8>)> = sqlx::query_as(done).fetch_all(pool).await?;
-    Ok(done
-        .iter()
-        .map(|(version, checksum)| (*version, &**checksum))
-        .eq(migrations.iter().map(|each| (each.version, &*each.checksum))))
+/// The channel of the notices has the name of the schema.
+fn channel(prefix: &str) -> String {
+    prefix.trim_matches(['"', '.']).replace("\"\"", "\"")
 }
 
-/// Inserts the jobs in a single statement, which is a transaction. The engine's own statement fails if the key exists, and so aborts the
-/// caller's transaction.
-pub(crate) async fn push(conn: &mut PgConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Vec<Ulid>> {
-    let ids = new_ids(payloads.len());
-    let names: Vec<_> = ids.iter().map(Ulid::to_string).collect();
-    let metadata = PgHstore(spec.metadata().into_iter().map(|(name, value)| (name, Some(value))).collect());
-    loop {
-        let insert =
-            "INSERT INTO apalis.jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
-            SELECT id, $1, job, 'Pending', 0, $2, coalesce(to_timestamp($3::bigint), date_trunc('second', now())), $4, $5, $6
-            FROM unnest($7::text[], $8::bytea[]) AS jobs (id, job) ON CONFLICT (job_type, idempotency_key) DO NOTHING";
-        let insert = sqlx::query(insert).bind(spec.queue).bind(JobSpec::MAX_ATTEMPTS).bind(spec.run_at).bind(spec.priority);
-        let insert = insert.bind(&metadata).bind(&spec.unique_key).bind(&names).bind(payloads);
-        if insert.execute(&mut *conn).await?.rows_affected() > 0 {
-            return Ok(ids);
-        }
-        let existing = sqlx::query_scalar::<_, String>("SELECT id FROM apalis.jobs WHERE job_type = $1 AND idempotency_key = $2");
-        // Between the two statements, maintenance may have deleted the job.
-        if let Some(id) = existing.bind(spec.queue).bind(&spec.unique_key).fetch_optional(&mut *conn).await? {
-            return Ok(vec![parse_id(&id)?]);
-        }
-    }
+fn sql(text: &str, prefix: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(text.replace('@', prefix))
 }
 
-fn ack_error(error: apalis_postgres::Error) -> Error {
-    match error {
-        apalis_postgres::Error::Database(error) => error.into(),
-        other => engine_error(other),
-    }
+fn version(version: u32) -> i32 {
+    i32::try_from(version).unwrap_or(i32::MAX)
+}
+
+/// Text of Postgres cannot contain NUL characters.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// The lateral join makes the server use the index of available jobs, whatever its statistics say. A limit that is a parameter, or a queue
+/// that was empty when its statistics were taken, would make other forms sort the whole queue at each fetch.
+///
+/// The commit is synchronous. After a crash of the server, a fetch that is lost would let another worker run the job at the same time.
+const FETCH: &str = "WITH fetched AS (
+    UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
+    FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
+    WHERE requests.queue = jobs.queue AND id = ANY (ARRAY(
+        SELECT next.id FROM unnest($1::text[], $2::text[], $3::integer[]) AS requests (queue, worker, n)
+        CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = requests.queue AND state = 'available'
+            ORDER BY priority DESC, run_at, id LIMIT requests.n FOR UPDATE SKIP LOCKED) AS next
+        WHERE EXISTS (SELECT FROM @workers WHERE id = requests.worker AND expires_at > now())
+        AND NOT EXISTS (SELECT FROM @queues WHERE name = requests.queue
+            AND (paused OR max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL))))
+    RETURNING id, jobs.queue, run, attempts, crashes, version, payload, checkpoint, priority, run_at)
+    SELECT id, queue, run, attempts, crashes, version, payload, checkpoint, priority, (extract(epoch FROM run_at) * 1000000)::bigint AS due
+    FROM fetched";
+
+/// Locks the row of the queue, so that the next statement sees the jobs that other workers have fetched.
+const LOCK_LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
+    least(rate_jobs, rate_left + extract(epoch FROM clock_timestamp() - rate_at)::float8 * rate_jobs / rate_seconds) AS allowed
+    FROM @queues WHERE name = $1 FOR UPDATE";
+
+const RUNNING: &str = "SELECT count(*) FROM @jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = $1";
+
+/// Blocks the jobs that are over the limit of their keys.
+const FETCH_LIMITED: &str = "WITH next AS (
+    SELECT id, limit_key, priority, run_at FROM @jobs WHERE queue = $1 AND state = 'available'
+    AND EXISTS (SELECT FROM @workers WHERE id = $2 AND expires_at > now())
+    ORDER BY priority DESC, run_at, id LIMIT $3 FOR UPDATE SKIP LOCKED),
+    allowed AS (SELECT id, $4::bigint IS NULL OR limit_key IS NULL
+        OR row_number() OVER (PARTITION BY limit_key ORDER BY priority DESC, run_at, id) + (SELECT count(*) FROM @jobs AS running
+            WHERE worker IS NOT NULL AND state = 'running' AND queue = $1 AND running.limit_key = next.limit_key) <= $4 AS starts FROM next),
+    fetched AS (UPDATE @jobs AS jobs SET state = CASE WHEN starts THEN 'running' ELSE 'blocked' END,
+        run = run + starts::integer, worker = CASE WHEN starts THEN $2 END FROM allowed WHERE jobs.id = allowed.id
+        RETURNING jobs.id, jobs.queue, run, attempts, crashes, version, payload, checkpoint, priority, run_at, starts)
+    SELECT id, queue, run, attempts, crashes, version, payload, checkpoint, priority, (extract(epoch FROM run_at) * 1000000)::bigint AS due, starts
+    FROM fetched";
+
+const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
+
+/// Makes due jobs available. The outer query sees the jobs as they were before.
+const TICK: &str = "WITH due AS (
+    UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
+        SELECT next.id FROM unnest($1::text[]) AS queues (name)
+        CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state IN ('scheduled', 'retrying') AND run_at <= now()
+            ORDER BY run_at LIMIT 1000 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue)
+    SELECT queues.name, coalesce(paused, false) AS paused,
+        (max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL) AS limited,
+        EXISTS (SELECT FROM due WHERE queue = queues.name) OR available.id IS NOT NULL AS ready,
+        (SELECT extract(epoch FROM min(run_at) - now())::float8 FROM @jobs
+            WHERE queue = queues.name AND state IN ('scheduled', 'retrying') AND run_at > now()) AS next_due
+    FROM unnest($1::text[]) AS queues (name) LEFT JOIN @queues AS settings ON settings.name = queues.name
+    LEFT JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state = 'available'
+        ORDER BY priority DESC, run_at, id LIMIT 1) AS available ON true";
+
+/// An outcome applies if no other outcome of the run was committed, and the worker has not lost the job.
+const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + outcome.charge,
+        run_at = coalesce(now() + make_interval(secs => outcome.delay), run_at),
+        ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN now() END,
+        checkpoint = CASE WHEN outcome.state = 'done' THEN NULL ELSE checkpoint END, result = outcome.result,
+        error = CASE WHEN outcome.state = 'done' OR outcome.error IS NOT NULL THEN outcome.error ELSE jobs.error END
+    FROM unnest($1::text[], $2::integer[], $3::text[], $4::integer[], $5::float8[], $6::text[], $7::text[])
+        AS outcome (id, run, state, charge, delay, result, error)
+    WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING jobs.id, jobs.queue, jobs.limit_key";
+
+/// Releases cancelled jobs, whose outcomes did not apply.
+const RELEASE_CANCELLED: &str =
+    "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
+
+/// Makes the next blocked job of each of these keys available.
+const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
+    SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
+    CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
+        ORDER BY priority DESC, run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
+
+const COLUMNS: &str = "id, queue, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
+    (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
+
+/// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
+const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
+    lost AS (UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL, crashes = crashes + 1,
+        error = 'the worker died', run_at = now() + least(600, power(2, crashes + 1)) * (0.5 + random()) * interval '1 second'
+        WHERE worker IN (SELECT id FROM dead) RETURNING id)
+    SELECT count(*) FROM lost";
+
+/// Releases jobs that were fetched while their worker was deregistered. Nobody has started them.
+const RECOVER_UNSTARTED: &str = "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
+    WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
+
+/// Sorts the rows of a fetch, which the server returns in any order. A sort by the server would look expensive to its planner, which the
+/// settings of the connection forbid.
+fn in_order(mut rows: Vec<PgRow>) -> Vec<PgRow> {
+    let key = |row: &PgRow| -> sqlx::Result<(i64, i64, String)> {
+        Ok((-i64::from(row.try_get::<i32, _>("priority")?), row.try_get("due")?, row.try_get("id")?))
+    };
+    rows.sort_by_cached_key(|row| key(row).unwrap_or_default());
+    rows
+}
+
+fn fetched(row: &PgRow) -> StoreResult<FetchedJob> {
+    Ok(FetchedJob {
+        id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
+        run: row.try_get("run")?,
+        attempts: count(row.try_get::<i32, _>("attempts")?.into()),
+        crashes: count(row.try_get::<i32, _>("crashes")?.into()),
+        version: count(row.try_get::<i32, _>("version")?.into()),
+        payload: row.try_get::<String, _>("payload")?.into_bytes(),
+        checkpoint: row.try_get("checkpoint")?,
+    })
 }
 
 fn info(row: &PgRow) -> StoreResult<JobInfo> {
-    Ok(JobInfo::new(
-        parse_id(row.try_get("id")?)?,
-        row.try_get("status")?,
-        row.try_get::<i32, _>("attempts")?.into(),
-        row.try_get::<i32, _>("max_attempts")?.into(),
-        row.try_get("run_at")?,
-        row.try_get("version")?,
-        row.try_get("last_result")?,
-        row.try_get("job")?,
-    ))
+    Ok(JobInfo::new(JobRow {
+        id: parse_id(row.try_get("id")?)?,
+        state: row.try_get("state")?,
+        attempts: count(row.try_get::<i32, _>("attempts")?.into()),
+        crashes: count(row.try_get::<i32, _>("crashes")?.into()),
+        version: count(row.try_get::<i32, _>("version")?.into()),
+        due: time(row.try_get("run_at")?),
+        ended: row.try_get::<Option<i64>, _>("ended_at")?.map(time),
+        error: row.try_get("error")?,
+        result: row.try_get("result")?,
+        payload: row.try_get::<String, _>("payload")?.into_bytes(),
+    }))
 }
 
-/// Replaces NUL characters, which the JSON of Postgres cannot contain.
-fn without_nul(value: Value) -> Value {
-    let clean = |text: String| if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
-    match value {
-        Value::String(text) => Value::String(clean(text)),
-        Value::Array(values) => values.into_iter().map(without_nul).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(name, value)| (clean(name), without_nul(value))).collect(),
-        other => other,
+fn time(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+impl Postgres {
+    fn sql(&self, text: &str) -> AssertSqlSafe<String> {
+        sql(text, &self.prefix)
+    }
+
+    /// Takes the connection of the engine's calls. A call that succeeds stores it in `fetch_connection` again.
+    async fn fetch_connection(&self) -> StoreResult<PoolConnection<sqlx::Postgres>> {
+        let connection = lock(&self.fetch_connection).take();
+        match connection {
+            Some(connection) => Ok(connection),
+            None => Ok(self.worker_pool.acquire().await?),
+        }
+    }
+
+    async fn unblock_keys(&self, queues: &[String], keys: &[String]) -> StoreResult {
+        if !keys.is_empty() {
+            let unblock = sqlx::query_scalar(self.sql(UNBLOCK)).bind(queues).bind(keys);
+            let queues: HashSet<String> = unblock.fetch_all(&self.worker_pool).await?.into_iter().collect();
+            if !queues.is_empty() {
+                let queues: Vec<_> = queues.into_iter().collect();
+                notify(&mut *self.worker_pool.acquire().await?, &self.prefix, &queues).await?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Store for Postgres {
-    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, StoreResult<Vec<Ulid>>> {
-        async move { push(&mut *self.pool.acquire().await?, &spec, &payloads).await }.boxed()
+    fn prefix(&self) -> &str {
+        &self.prefix
     }
 
-    /// Runs the engine on a separate connection. A dropped fetch can still commit, and has ended when the connection is idle again. One
-    /// connection is enough, because the engine runs one statement at a time.
-    fn run_engine(
-        &self,
-        name: String,
-        config: FetchConfig,
-        timer: PollTimer,
-        start: Arc<StartJob>,
-        signal: ShutdownSignal,
-    ) -> BoxFuture<'static, Option<Error>> {
-        let fetch_timeout = config.response_timeout * 2 / 3;
-        let config = Config::default()
-            .queue(config.queue)
-            .batch_size(config.batch_size)
-            .heartbeat_interval(config.heartbeat_interval)
-            .missed_heartbeats(config.missed_heartbeats)
-            .lock_tasks(false)
-            .persist_results(false);
-        let acquired = Arc::new(AtomicUsize::new(0));
-        let counter = || {
-            let acquired = acquired.clone();
-            move || _ = acquired.fetch_add(1, Relaxed)
-        };
-        let (count_connect, count_acquire) = (counter(), counter());
-        let pool = pool_options().max_connections(1);
-        let pool = pool.after_connect(move |conn, _| {
-            count_connect();
-            set_limits(conn).boxed()
-        });
-        let pool = pool.before_acquire(move |conn, _| {
-            count_acquire();
-            ping(conn).boxed()
-        });
-        let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
+    /// Other processes notify this one, so it looks only for lost notices.
+    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration {
+        poll_interval.unwrap_or(Duration::from_secs(1))
+    }
+
+    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed> {
+        async move { push(&mut *self.pool.acquire().await?, &self.prefix, &spec, &payloads).await }.boxed()
+    }
+
+    fn notify(&self, queues: Vec<String>) -> StoreFuture<'_> {
+        async move { notify(&mut *self.pool.acquire().await?, &self.prefix, &queues).await }.boxed()
+    }
+
+    fn heart(&self, _: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>> {
         async move {
-            let engine = run_engine(PostgresStorage::<Vec<u8>>::new(&pool).with_config(config), name, timer, start);
-            let unresponsive = unresponsive(&pool, &acquired, fetch_timeout);
-            let unresponsive = unresponsive.map(|()| Error::Unavailable("the database server does not respond".to_owned()));
-            // This statement drops the engine at its end, which returns the connection.
-            let failure =
-                signal.run_until_shutdown(select(pin!(engine), pin!(unresponsive)).map(|either| either.factor_first().0)).await;
-            let idle = async {
-                while is_used(&pool) {
-                    Delay::new(IDLE_CHECK_INTERVAL).await;
-                }
-                pool.close().await;
-            };
-            select(pin!(idle), Delay::new(fetch_timeout)).await;
-            failure
+            // The driver's listener needs a pool.
+            let pool = pool_options().max_connections(1).idle_timeout(None).max_lifetime(None);
+            let pool = pool.after_connect(|conn, _| set_limits(conn).boxed());
+            let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(&channel(&self.prefix)).await?;
+            Ok(Box::new(PostgresHeart { listener, prefix: self.prefix.clone() }) as Box<dyn Heart>)
         }
         .boxed()
     }
 
-    fn commit_outcomes<'a>(&'a self, engine: &'a str, batch: &'a OutcomeBatch) -> BoxFuture<'a, StoreResult> {
+    fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a> {
+        async move {
+            let register = "INSERT INTO @workers VALUES ($1, $2, now() + make_interval(secs => $3))";
+            let register = sqlx::query(self.sql(register)).bind(&worker.id).bind(worker.queue).bind(worker.lease.as_secs_f64());
+            register.execute(&self.worker_pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a> {
+        async move {
+            let deregister = "WITH gone AS (DELETE FROM @workers WHERE id = ANY ($1))
+                UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL WHERE worker = ANY ($1)";
+            let mut conn = self.fetch_connection().await?;
+            sqlx::query(self.sql(deregister)).bind(workers).execute(&mut *conn).await?;
+            *lock(&self.fetch_connection) = Some(conn);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>> {
+        async move {
+            let mut conn = self.fetch_connection().await?;
+            let rows = sqlx::query(self.sql(TICK)).bind(queues).fetch_all(&mut *conn).await?;
+            *lock(&self.fetch_connection) = Some(conn);
+            let tick = |row: &PgRow| -> StoreResult<QueueTick> {
+                let next_due: Option<f64> = row.try_get("next_due")?;
+                Ok(QueueTick {
+                    queue: row.try_get("name")?,
+                    is_ready: row.try_get("ready")?,
+                    next_due: next_due.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+                    is_paused: row.try_get("paused")?,
+                    is_limited: row.try_get::<Option<bool>, _>("limited")?.unwrap_or(false),
+                })
+            };
+            rows.iter().map(tick).collect()
+        }
+        .boxed()
+    }
+
+    fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>> {
+        async move {
+            let queues: Vec<_> = requests.iter().map(|request| request.queue).collect();
+            let workers: Vec<_> = requests.iter().map(|request| &*request.worker).collect();
+            let limits: Vec<_> = requests.iter().map(|request| i32::try_from(request.limit).unwrap_or(i32::MAX)).collect();
+            let mut conn = self.fetch_connection().await?;
+            let rows = sqlx::query(self.sql(FETCH)).bind(queues).bind(workers).bind(limits).fetch_all(&mut *conn).await?;
+            *lock(&self.fetch_connection) = Some(conn);
+            in_order(rows).iter().map(fetched).collect()
+        }
+        .boxed()
+    }
+
+    fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch> {
         async move {
             let mut tx = self.worker_pool.begin().await?;
-            if !batch.started.is_empty() {
-                let start = "UPDATE apalis.jobs SET status = 'Running' WHERE id = ANY($1) AND lock_by = $2 AND status = 'Queued'";
-                sqlx::query(start).bind(&batch.started).bind(engine).execute(&mut *tx).await?;
-            }
-            // Before the acknowledgement, which makes the job available again.
-            for (id, delay) in &batch.retries {
-                let retry = "UPDATE apalis.jobs SET run_at = now() + make_interval(secs => $3) WHERE id = $1 AND lock_by = $2";
-                sqlx::query(retry).bind(id).bind(engine).bind(delay.as_secs_f64()).execute(&mut *tx).await?;
-            }
-            if !batch.ended.is_empty() {
-                let mut ended = batch.ended.clone();
-                for each in &mut ended {
-                    each.result = std::mem::replace(&mut each.result, Ok(Value::Null))
-                        .map(without_nul)
-                        .map_err(|text| text.replace('\0', "\u{fffd}"));
+            let limits = sqlx::query(self.sql(LOCK_LIMITS)).bind(request.queue).fetch_optional(&mut *tx).await?;
+            let Some(limits) = limits else { return Ok(LimitedFetch { has_more: true, ..LimitedFetch::default() }) };
+            let running = sqlx::query_scalar(self.sql(RUNNING)).bind(request.queue).fetch_one(&mut *tx).await?;
+            let limits = LimitsRow {
+                is_paused: limits.try_get("paused")?,
+                max_running: limits.try_get::<Option<i32>, _>("max_running")?.map(Into::into),
+                max_running_per_key: limits.try_get::<Option<i32>, _>("max_running_per_key")?.map(Into::into),
+                rate_jobs: limits.try_get("rate_jobs")?,
+                rate_seconds: limits.try_get("rate_seconds")?,
+                allowed: limits.try_get("allowed")?,
+                running,
+            };
+            let (room, retry_after) = limits.room(request.limit);
+            let mut fetch = LimitedFetch { retry_after, ..LimitedFetch::default() };
+            if room > 0 {
+                let next = sqlx::query(self.sql(FETCH_LIMITED)).bind(request.queue).bind(&request.worker);
+                let rows = next.bind(room).bind(limits.max_running_per_key).fetch_all(&mut *tx).await?;
+                fetch.has_more = i64::try_from(rows.len()).is_ok_and(|rows| rows == room);
+                for row in in_order(rows).iter().filter(|row| row.try_get("starts").unwrap_or(false)) {
+                    fetch.jobs.push(fetched(row)?);
                 }
-                queries::handle_results(&mut *tx, &ended.iter().collect::<Vec<_>>(), engine).await.map_err(ack_error)?;
+                if let Some(allowed) = limits.allowed {
+                    #[expect(clippy::cast_precision_loss, reason = "few jobs")]
+                    let left = allowed - fetch.jobs.len() as f64;
+                    sqlx::query(self.sql(SPEND_RATE)).bind(request.queue).bind(left).execute(&mut *tx).await?;
+                }
             }
-            if !batch.returned.is_empty() {
-                let release = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
-                    WHERE id = ANY($1) AND lock_by = $2 AND status IN ('Queued', 'Running')";
-                sqlx::query(release).bind(&batch.returned).bind(engine).execute(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(fetch)
+        }
+        .boxed()
+    }
+
+    fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>> {
+        async move {
+            let ids: Vec<_> = outcomes.iter().map(|outcome| outcome.id.to_string()).collect();
+            let commit = sqlx::query_as::<_, (String, String, Option<String>)>(self.sql(COMMIT)).bind(&ids);
+            let commit = commit.bind(outcomes.iter().map(|outcome| outcome.run).collect::<Vec<_>>());
+            let commit = commit.bind(outcomes.iter().map(Outcome::state).collect::<Vec<_>>());
+            let commit = commit.bind(outcomes.iter().map(|outcome| i32::from(outcome.is_charged)).collect::<Vec<_>>());
+            let commit = commit.bind(outcomes.iter().map(|outcome| outcome.delay().map(|it| it.as_secs_f64())).collect::<Vec<_>>());
+            let commit = commit.bind(outcomes.iter().map(|outcome| outcome.result.as_deref()).collect::<Vec<_>>());
+            let commit = commit.bind(outcomes.iter().map(|outcome| outcome.error.as_deref().map(without_nul)).collect::<Vec<_>>());
+            let mut ended = commit.fetch_all(&self.worker_pool).await?;
+            let applied: HashSet<String> = ended.iter().map(|(id, ..)| id.clone()).collect();
+            let mut cancelled = HashSet::new();
+            if applied.len() < ids.len() {
+                let others: Vec<_> = ids.iter().filter(|id| !applied.contains(*id)).collect();
+                let released: Vec<(String, String, Option<String>)> =
+                    sqlx::query_as(self.sql(RELEASE_CANCELLED)).bind(others).fetch_all(&self.worker_pool).await?;
+                cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
+                ended.extend(released);
             }
-            for (id, delay, reason) in &batch.deferred {
-                let defer = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL,
-                    run_at = now() + make_interval(secs => $3), last_result = jsonb_build_object('Err', $4::text)
-                    WHERE id = $1 AND lock_by = $2";
-                let defer = sqlx::query(defer).bind(id).bind(engine).bind(delay.as_secs_f64()).bind(reason);
-                defer.execute(&mut *tx).await?;
+            let keys = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?)));
+            let (queues, keys): (Vec<_>, Vec<_>) = keys.collect::<HashSet<_>>().into_iter().unzip();
+            self.unblock_keys(&queues, &keys).await?;
+            let outcome = |id: &String| match () {
+                () if applied.contains(id) => Committed::Yes,
+                () if cancelled.contains(id) => Committed::Cancelled,
+                () => Committed::Lost,
+            };
+            Ok(ids.iter().map(outcome).collect())
+        }
+        .boxed()
+    }
+
+    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>> {
+        async move {
+            let cancelled = "SELECT id FROM @jobs WHERE worker = ANY ($1) AND state = 'cancelled'";
+            let mut conn = self.fetch_connection().await?;
+            let ids: Vec<String> = sqlx::query_scalar(self.sql(cancelled)).bind(workers).fetch_all(&mut *conn).await?;
+            *lock(&self.fetch_connection) = Some(conn);
+            ids.iter().map(|id| parse_id(id)).collect()
+        }
+        .boxed()
+    }
+
+    fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64> {
+        async move {
+            let prune = "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT old.id FROM unnest($2::text[], $3::float8[]) AS states (state, age)
+                CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = $1 AND jobs.state = states.state
+                    AND jobs.state IN ('done', 'dead', 'cancelled') AND ended_at <= now() - make_interval(secs => states.age)
+                    AND (unique_until IS NULL OR unique_until <= now()) AND worker IS NULL ORDER BY ended_at LIMIT 1000) AS old))";
+            let prune = sqlx::query(self.sql(prune)).bind(queue).bind(["done", "cancelled", "dead"]);
+            let prune = prune.bind([retention, retention, dead_retention].map(|age| age.as_secs_f64()));
+            Ok(prune.execute(&self.worker_pool).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a> {
+        async move {
+            let keys = "SELECT DISTINCT limit_key FROM @jobs WHERE queue = $1 AND state = 'blocked' LIMIT 1000";
+            let keys: Vec<String> = sqlx::query_scalar(self.sql(keys)).bind(queue).fetch_all(&self.worker_pool).await?;
+            self.unblock_keys(&vec![queue.to_owned(); keys.len()], &keys).await
+        }
+        .boxed()
+    }
+
+    fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>> {
+        async move {
+            let last = "SELECT last_tick FROM @schedules WHERE queue = $1 AND key = $2";
+            let last = sqlx::query_scalar(self.sql(last)).bind(queue).bind(schedule).fetch_optional(&self.pool).await?;
+            if let Some(tick) = tick {
+                let store = "INSERT INTO @schedules AS schedules VALUES ($1, $2, $3) ON CONFLICT (queue, key)
+                    DO UPDATE SET last_tick = excluded.last_tick WHERE schedules.last_tick < excluded.last_tick";
+                sqlx::query(self.sql(store)).bind(queue).bind(schedule).bind(tick).execute(&self.pool).await?;
             }
-            Ok(tx.commit().await?)
+            Ok(last)
         }
         .boxed()
     }
 
-    fn heartbeat<'a>(&'a self, engines: &'a [String]) -> BoxFuture<'a, StoreResult> {
+    fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool> {
         async move {
-            let heartbeat = "UPDATE apalis.workers SET last_seen = now() WHERE id = ANY($1)";
-            sqlx::query(heartbeat).bind(engines).execute(&self.worker_pool).await?;
-            Ok(())
+            let save = "UPDATE @jobs SET checkpoint = $3 WHERE id = $1 AND run = $2 AND state = 'running'";
+            let save = sqlx::query(self.sql(save)).bind(id.to_string()).bind(run).bind(checkpoint);
+            Ok(save.execute(&self.pool).await?.rows_affected() == 1)
         }
         .boxed()
     }
 
-    fn release<'a>(&'a self, engine: &'a str, except: &'a [String]) -> BoxFuture<'a, StoreResult> {
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
         async move {
-            let release = "UPDATE apalis.jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
-                WHERE lock_by = $1 AND status IN ('Queued', 'Running') AND id <> ALL($2)";
-            sqlx::query(release).bind(engine).bind(except).execute(&self.worker_pool).await?;
-            Ok(())
+            let query = sqlx::query(self.sql(&format!("SELECT {COLUMNS} FROM @jobs WHERE id = $1 AND queue = $2")));
+            query.bind(id.to_string()).bind(queue).fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
         }
         .boxed()
     }
 
-    fn deregister<'a>(&'a self, engine: &'a str) -> BoxFuture<'a, StoreResult> {
+    fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>> {
         async move {
-            self.release(engine, &[]).await?;
-            let expire = "UPDATE apalis.workers SET last_seen = 'epoch' WHERE id = $1";
-            sqlx::query(expire).bind(engine).execute(&self.worker_pool).await?;
-            Ok(())
+            let ids: Vec<_> = ids.iter().map(Ulid::to_string).collect();
+            let query = sqlx::query_as::<_, (String, String)>(self.sql("SELECT id, state FROM @jobs WHERE id = ANY ($1)"));
+            let rows = query.bind(ids).fetch_all(&self.pool).await?;
+            rows.iter().map(|(id, state)| Ok((parse_id(id)?, JobStatus::of(state)))).collect()
         }
         .boxed()
     }
 
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<Option<JobInfo>>> {
+    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>> {
         async move {
-            let query = format!("SELECT {COLUMNS} FROM apalis.jobs WHERE id = $1 AND job_type = $2");
-            let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(id.to_string()).bind(queue);
-            query.fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
-        }
-        .boxed()
-    }
-
-    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<Vec<JobInfo>>> {
-        async move {
-            let query = format!("SELECT {COLUMNS} FROM apalis.jobs WHERE job_type = $1 AND {DEAD} ORDER BY done_at, id");
-            let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(queue);
-            query.fetch_all(&self.pool).await?.iter().map(info).collect()
-        }
-        .boxed()
-    }
-
-    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>> {
-        async move {
-            let retry = format!(
-                "UPDATE apalis.jobs SET status = 'Pending', attempts = 0, run_at = now(), lock_by = NULL, lock_at = NULL, done_at = NULL
-                WHERE id = $1 AND job_type = $2 AND {DEAD}"
+            let query = format!(
+                "SELECT {COLUMNS} FROM @jobs WHERE queue = $1 AND state = 'dead'
+                AND (ended_at, id) > ('epoch'::timestamptz + $2 * interval '1 microsecond', $3) ORDER BY @jobs.ended_at, id LIMIT $4"
             );
-            let done = sqlx::query(sqlx::AssertSqlSafe(retry)).bind(id.to_string()).bind(queue).execute(&self.pool).await?;
-            Ok(done.rows_affected() == 1)
+            let (ended, id) = after.map_or((0, String::new()), |info| (micros(info.ended()), info.id().to_string()));
+            let query = sqlx::query(self.sql(&query)).bind(queue).bind(ended).bind(id);
+            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
         }
         .boxed()
     }
 
-    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
-            let discard = "DELETE FROM apalis.jobs WHERE id = $1 AND job_type = $2 AND status IN ('Pending', 'Failed', 'Killed')";
-            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.pool).await?;
-            Ok(done.rows_affected() == 1)
+            let which = if id.is_some() { "id = $2" } else { "$2::text IS NULL" };
+            // A job whose key another job uses now stays dead.
+            let retry = format!(
+                "UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL WHERE id = ANY (ARRAY(
+                SELECT id FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which} AND (unique_key IS NULL
+                    OR NOT EXISTS (SELECT FROM @jobs AS other WHERE other.queue = $1 AND other.unique_key = dead.unique_key
+                        AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
+                ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+            );
+            let retry = sqlx::query(self.sql(&retry)).bind(queue).bind(id.map(|id| id.to_string()));
+            Ok(retry.execute(&self.pool).await?.rows_affected())
         }
         .boxed()
     }
 
-    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<QueueCounts>> {
+    fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
-            let query =
-                "SELECT status, attempts >= max_attempts AS over, count(*) AS jobs FROM apalis.jobs WHERE job_type = $1 GROUP BY 1, 2";
+            let discard = if id.is_some() {
+                "DELETE FROM @jobs WHERE queue = $1 AND id = $2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+            } else {
+                format!(
+                    "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT id FROM @jobs WHERE queue = $1 AND $2::text IS NULL AND state = 'dead'
+                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+                )
+            };
+            let discard = sqlx::query(self.sql(&discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            Ok(discard.execute(&self.pool).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool> {
+        async move {
+            let cancel = "UPDATE @jobs SET state = 'cancelled', ended_at = now() WHERE queue = $1 AND id = $2
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
+            let cancel = sqlx::query(self.sql(cancel)).bind(queue).bind(id.to_string());
+            Ok(cancel.execute(&self.pool).await?.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    /// Counts entries of the partial indexes.
+    fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
+        async move {
+            let query = "SELECT 'available', count(*) FROM @jobs WHERE queue = $1 AND state = 'available'
+                UNION ALL SELECT 'blocked', count(*) FROM @jobs WHERE queue = $1 AND state = 'blocked'
+                UNION ALL SELECT 'running', count(*) FROM @jobs WHERE worker IS NOT NULL AND queue = $1 AND state = 'running'
+                UNION ALL SELECT state, count(*) FROM @jobs WHERE queue = $1 AND state IN ('scheduled', 'retrying') GROUP BY state
+                UNION ALL SELECT state, count(*) FROM @jobs WHERE queue = $1 AND state IN ('done', 'dead', 'cancelled') GROUP BY state";
             let mut counts = QueueCounts::default();
-            for row in sqlx::query(query).bind(queue).fetch_all(&self.pool).await? {
-                counts.add(row.try_get("status")?, row.try_get("over")?, row.try_get("jobs")?);
+            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(self.sql(query)).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(&state, jobs);
             }
             Ok(counts)
         }
         .boxed()
     }
 
-    fn prune<'a>(&'a self, queue: &'a str, retention: Duration) -> BoxFuture<'a, StoreResult<u64>> {
+    fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a> {
         async move {
-            let prune = "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs
-                WHERE job_type = $1 AND status = 'Done' AND done_at <= now() - make_interval(secs => $2)
-                AND (done_at <= now() - make_interval(secs => $3) OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %')
-                LIMIT 1000)";
-            let prune = sqlx::query(prune).bind(queue).bind(retention.as_secs_f64()).bind(CRON_KEY_RETENTION.as_secs_f64());
-            Ok(prune.execute(&self.worker_pool).await?.rows_affected())
+            let pause = "INSERT INTO @queues (name, paused) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET paused = excluded.paused";
+            sqlx::query(self.sql(pause)).bind(queue).bind(is_paused).execute(&self.pool).await?;
+            Ok(())
         }
         .boxed()
     }
 
-    /// Deletes dead workers only: the server's autovacuum updates the statistics.
-    fn clean_up<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult> {
+    fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a> {
         async move {
-            let dead = "DELETE FROM apalis.workers WHERE last_seen < now() - interval '1 day' AND worker_type = $1
-                AND NOT EXISTS (SELECT 1 FROM apalis.jobs WHERE lock_by = workers.id)";
-            sqlx::query(dead).bind(queue).execute(&self.worker_pool).await?;
+            let set = "INSERT INTO @queues (name, max_running, max_running_per_key, rate_jobs, rate_seconds, rate_left, rate_at)
+                VALUES ($1, $2, $3, $4, $5, coalesce($4::float8, 0), now()) ON CONFLICT (name) DO UPDATE SET max_running = excluded.max_running,
+                max_running_per_key = excluded.max_running_per_key, rate_jobs = excluded.rate_jobs, rate_seconds = excluded.rate_seconds,
+                rate_left = CASE WHEN queues.rate_jobs IS NULL THEN excluded.rate_left ELSE queues.rate_left END";
+            let (jobs, period) = limits.rate.unzip();
+            let set = sqlx::query(self.sql(set)).bind(queue).bind(limits.running.map(version)).bind(limits.running_per_key.map(version));
+            set.bind(jobs.map(f64::from)).bind(period.map(|it| it.as_secs_f64())).execute(&self.pool).await?;
             Ok(())
         }
         .boxed()
@@ -441,4 +724,63 @@ impl Store for Postgres {
     fn postgres(&self) -> Option<&PgPool> {
         Some(&self.pool)
     }
+}
+
+fn micros(time: Option<SystemTime>) -> i64 {
+    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+    // Rounded up, so that no job starts early.
+    i64::try_from(since.as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
+struct PostgresHeart {
+    listener: PgListener,
+    prefix: String,
+}
+
+impl Heart for PostgresHeart {
+    fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>> {
+        async move {
+            let beat = "UPDATE @workers AS workers SET expires_at = now() + make_interval(secs => beat.lease)
+                FROM unnest($1::text[], $2::float8[]) AS beat (id, lease) WHERE workers.id = beat.id RETURNING workers.id";
+            let leases: HashMap<_, _> = workers.iter().map(|worker| (&*worker.id, worker)).collect();
+            let beat = sqlx::query_scalar::<_, String>(sql(beat, &self.prefix)).bind(leases.keys().copied().collect::<Vec<_>>());
+            let beat = beat.bind(leases.values().map(|worker| worker.lease.as_secs_f64()).collect::<Vec<_>>());
+            let alive: HashSet<String> = beat.fetch_all(&mut self.listener).await?.into_iter().collect();
+            let mut lost = Vec::new();
+            for worker in workers.iter().filter(|worker| !alive.contains(&worker.id)) {
+                let register = "INSERT INTO @workers VALUES ($1, $2, now() + make_interval(secs => $3)) ON CONFLICT DO NOTHING";
+                let register = sqlx::query(sql(register, &self.prefix)).bind(&worker.id).bind(worker.queue);
+                register.bind(worker.lease.as_secs_f64()).execute(&mut self.listener).await?;
+                lost.push(worker.id.clone());
+            }
+            Ok(lost)
+        }
+        .boxed()
+    }
+
+    fn recover(&mut self) -> StoreFuture<'_, u64> {
+        async move {
+            let lost: i64 = sqlx::query_scalar(sql(RECOVER, &self.prefix)).fetch_one(&mut self.listener).await?;
+            let unstarted = sqlx::query(sql(RECOVER_UNSTARTED, &self.prefix)).execute(&mut self.listener).await?.rows_affected();
+            Ok(u64::try_from(lost).unwrap_or(0) + unstarted)
+        }
+        .boxed()
+    }
+
+    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice> {
+        async move {
+            match select(pin!(self.listener.try_recv()), Delay::new(limit)).await {
+                Either::Left((notice, _)) => Ok(notice?.map_or(Notice::Any, |notice| Notice::Queue(notice.payload().to_owned()))),
+                Either::Right(_) => Ok(Notice::Nothing),
+            }
+        }
+        .boxed()
+    }
+}
+
+pub(crate) async fn complete(conn: &mut PgConnection, prefix: &str, completion: &Completion) -> StoreResult<bool> {
+    let complete = "UPDATE @jobs SET state = 'done', worker = NULL, attempts = attempts + 1, ended_at = now(), result = $3,
+        error = NULL, checkpoint = NULL WHERE id = $1 AND run = $2 AND state = 'running'";
+    let complete = sqlx::query(sql(complete, prefix)).bind(completion.id.to_string()).bind(completion.run).bind(&completion.result);
+    Ok(complete.execute(conn).await?.rows_affected() == 1)
 }

@@ -1,29 +1,25 @@
-use super::{CRON_KEY_RETENTION, JobSpec, OutcomeBatch, Store, StoreResult, VERSION, migrated, new_ids, parse_id};
-use crate::engine::{FetchConfig, PollTimer, StartJob, run_engine};
+use super::{
+    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
+    Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+};
 use crate::error::Error;
-use crate::job::{JobInfo, QueueCounts};
-use apalis_sqlite::{Config, SqliteStorage, queries};
-use background_tasks::ShutdownSignal;
+use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
+use crate::limits::QueueLimits;
+use crate::running::Completion;
 use futures_timer::Delay;
-use futures_util::future::{BoxFuture, FutureExt, ready};
+use futures_util::future::{FutureExt, ready};
+use serde::Serialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
-use std::collections::BTreeMap;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection, SqlitePool};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ulid::Ulid;
 
 /// How long a call waits while another connection locks the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The table in which the migrations record their progress, separate from the table of the program's own migrations.
-const MIGRATIONS_TABLE: &str = "background_tasks_migrations";
-
-/// Matches dead jobs: killed, or failed as often as the engine allows.
-const DEAD: &str = "status IN ('Killed', 'Failed') AND (status = 'Killed' OR attempts >= max_attempts)";
 
 pub(crate) struct Sqlite {
     file: File,
@@ -36,15 +32,15 @@ impl Sqlite {
     pub(crate) async fn open(path: &Path) -> StoreResult<Self> {
         // The program may change its working directory.
         let path = &std::path::absolute(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
-        // `synchronous` makes commits survive a power failure. The engine's own setup turns it off.
+        // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
+        // handler blocks the runtime.
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(LOCK_TIMEOUT)
-            .foreign_keys(true)
-            .analysis_limit(1000);
+            .row_buffer_size(MAX_ROWS + 1);
         let denied = |reason: String| {
             Error::Denied(io::Error::new(ErrorKind::PermissionDenied, format!("{}: {reason}", path.display())).into())
         };
@@ -82,25 +78,37 @@ impl Sqlite {
     }
 }
 
+/// How often the heartbeat thread reads the version of the file, which takes microseconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+
+/// The versions of the tables.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite_1.sql")];
+const CARRY_OVER: &str = include_str!("migrations/sqlite_carry_over.sql");
+
 /// Runs all migrations in one transaction: if several processes start together, one creates the tables and the others find them.
 async fn migrate(writer: &SqlitePool) -> StoreResult {
-    let mut migrations = SqliteStorage::migrations();
-    migrations.dangerous_set_table_name(MIGRATIONS_TABLE);
+    let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1 COLLATE NOCASE)";
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-    let foreign = "SELECT name FROM sqlite_master WHERE name COLLATE NOCASE IN ('Jobs', 'Workers')
-        AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1) ORDER BY name";
-    if let Some(table) = sqlx::query_scalar::<_, String>(foreign).bind(MIGRATIONS_TABLE).fetch_optional(&mut *tx).await? {
-        return Err(Error::Schema(format!("table {table} exists but was not created by this crate")));
+    let has_versions: bool = sqlx::query_scalar(exists).bind("background_tasks_versions").fetch_one(&mut *tx).await?;
+    if !has_versions && sqlx::query_scalar(exists).bind("background_tasks_jobs").fetch_one(&mut *tx).await? {
+        return Err(Error::Schema("table background_tasks_jobs exists but was not created by this crate".to_owned()));
     }
-    // `run` does the same, but the compiler does not recognize its future as `Send`.
-    migrated(migrations.run_direct(None, &mut *tx, false).await)?;
-    // Without this index, pruning scans all finished jobs while it blocks all other writers.
-    let index = "CREATE INDEX IF NOT EXISTS background_tasks_ended ON Jobs(job_type, done_at) WHERE status = 'Done'";
-    sqlx::query(index).execute(&mut *tx).await?;
+    let table = "CREATE TABLE IF NOT EXISTS background_tasks_versions (version integer PRIMARY KEY)";
+    sqlx::raw_sql(table).execute(&mut *tx).await?;
+    let done = "SELECT coalesce(max(version), 0) FROM background_tasks_versions";
+    for (version, text) in missing_versions(&MIGRATIONS, sqlx::query_scalar(done).fetch_one(&mut *tx).await?)? {
+        sqlx::raw_sql(text).execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO background_tasks_versions VALUES (?1)").bind(version).execute(&mut *tx).await?;
+    }
+    let has_old_jobs = "SELECT count(*) = 3 FROM sqlite_master WHERE type = 'table' AND name IN ('Jobs', 'Workers', 'background_tasks_migrations')";
+    if sqlx::query_scalar(has_old_jobs).fetch_one(&mut *tx).await? {
+        sqlx::raw_sql(CARRY_OVER).execute(&mut *tx).await?;
+    }
     Ok(tx.commit().await?)
 }
 
 /// The identity of the opened file. If the file was deleted or replaced, writes still succeed but are lost.
+#[derive(Clone)]
 struct File {
     path: PathBuf,
     identity: Option<(u64, u64)>,
@@ -132,64 +140,191 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|_| (0, 0))
 }
 
+/// Returns the time of the store in milliseconds since 1970.
+fn now() -> i64 {
+    to_millis(SystemTime::now())
+}
+
+fn to_millis(time: SystemTime) -> i64 {
+    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Rounds up, so that no job starts early.
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}
+
+fn time(millis: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+fn json(values: &impl Serialize) -> String {
+    serde_json::to_string(values).expect("strings and numbers")
+}
+
+/// Inserts nothing if the key is in use. `?1` is the time.
+const PUSH: &str = "INSERT INTO background_tasks_jobs
+        (id, queue, state, priority, run_at, enqueued_at, version, unique_key, unique_until, limit_key, payload)
+    SELECT value ->> 0, ?2, CASE WHEN ?3 <= ?1 THEN 'available' ELSE 'scheduled' END, ?4, ?3, ?1, ?5, ?6, ?7, ?8,
+        CAST(substr(?9, value ->> 1, value ->> 2) AS text)
+    FROM json_each(?10) WHERE ?6 IS NULL OR NOT EXISTS
+        (SELECT 1 FROM background_tasks_jobs WHERE queue = ?2 AND unique_key = ?6 AND unique_until IS NOT NULL AND unique_until > ?1)
+    ON CONFLICT (queue, unique_key)
+        WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') DO NOTHING";
+
+/// Finds the job that uses a key.
+const PUSHED: &str = "SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2
+        AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')
+    UNION ALL SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2 AND unique_until IS NOT NULL AND unique_until > ?3
+    LIMIT 1";
+
 /// Inserts the jobs in a single statement, which is a transaction and one round trip to the driver's thread.
-pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Vec<Ulid>> {
+pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Pushed> {
     let (ids, mut end) = (new_ids(payloads.len()), 0);
     let parts = ids.iter().zip(payloads).map(|(id, payload)| {
         let start = end + 1; // SQL counts from one
         end += payload.len();
         (id.to_string(), start, payload.len())
     });
-    let parts = serde_json::to_string(&parts.collect::<Vec<_>>()).expect("strings and numbers");
-    let metadata = serde_json::to_string(&spec.metadata().into_iter().collect::<BTreeMap<_, _>>()).expect("strings");
+    let parts = json(&parts.collect::<Vec<_>>());
     let all = payloads.concat();
     loop {
-        let insert =
-            "INSERT INTO Jobs (id, job_type, job, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
-            SELECT value ->> 0, ?1, substr(?2, value ->> 1, value ->> 2), 'Pending', 0, ?3, coalesce(?4, unixepoch()), ?5, ?6, ?7
-            FROM json_each(?8) WHERE true ON CONFLICT (job_type, idempotency_key) DO NOTHING";
-        let insert = sqlx::query(insert).bind(spec.queue).bind(&all).bind(JobSpec::MAX_ATTEMPTS).bind(spec.run_at);
-        let insert = insert.bind(spec.priority).bind(&metadata).bind(&spec.unique_key).bind(&parts);
+        let now = now();
+        let run_at = match spec.run_at {
+            RunAt::Now => now,
+            RunAt::After(delay) => now.saturating_add(millis(delay)),
+            RunAt::At(time) => to_millis(time),
+        };
+        let insert = sqlx::query(PUSH).bind(now).bind(spec.queue).bind(run_at).bind(spec.priority).bind(spec.version);
+        let insert = insert.bind(&spec.unique_key).bind(spec.unique_for.map(|period| now.saturating_add(millis(period))));
+        let insert = insert.bind(&spec.limit_key).bind(&all).bind(&parts);
         if insert.execute(&mut *conn).await?.rows_affected() > 0 {
-            return Ok(ids);
+            return Ok(Pushed { ids, is_new: true });
         }
-        let existing = sqlx::query_scalar::<_, String>("SELECT id FROM Jobs WHERE job_type = ?1 AND idempotency_key = ?2");
-        // Between the two statements, maintenance may have deleted the job.
-        if let Some(id) = existing.bind(spec.queue).bind(&spec.unique_key).fetch_optional(&mut *conn).await? {
-            return Ok(vec![parse_id(&id)?]);
+        let existing = sqlx::query_scalar::<_, String>(PUSHED).bind(spec.queue).bind(&spec.unique_key).bind(now);
+        // Between the two statements, the job may have ended.
+        if let Some(id) = existing.fetch_optional(&mut *conn).await? {
+            return Ok(Pushed { ids: vec![parse_id(&id)?], is_new: false });
         }
     }
 }
 
+/// The query planner cannot choose another index, whatever its statistics say.
+const FETCH: &str = "UPDATE background_tasks_jobs SET state = 'running', run = run + 1, worker = ?2 WHERE seq IN (
+        SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available WHERE queue = ?1 AND state = 'available'
+        AND EXISTS (SELECT 1 FROM background_tasks_workers WHERE id = ?2 AND expires_at > ?4)
+        AND NOT EXISTS (SELECT 1 FROM background_tasks_queues WHERE name = ?1
+            AND (paused OR max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL))
+        ORDER BY priority DESC, run_at, seq LIMIT ?3)
+    RETURNING id, queue, run, attempts, crashes, version, payload, checkpoint, priority, run_at, seq";
+
+const LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
+    min(rate_jobs, rate_left + (?2 - rate_at) / 1000.0 * rate_jobs / rate_seconds) AS allowed,
+    (SELECT count(*) FROM background_tasks_jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = ?1) AS running
+    FROM background_tasks_queues WHERE name = ?1";
+
+/// Blocks the jobs that are over the limit of their keys.
+const FETCH_LIMITED: &str = "UPDATE background_tasks_jobs SET
+        state = CASE WHEN starts THEN 'running' ELSE 'blocked' END, run = run + starts, worker = CASE WHEN starts THEN ?2 END
+    FROM (SELECT next.seq AS next, ?4 IS NULL OR next.limit_key IS NULL
+            OR row_number() OVER (PARTITION BY next.limit_key ORDER BY next.priority DESC, next.run_at, next.seq)
+            + (SELECT count(*) FROM background_tasks_jobs AS running WHERE running.worker IS NOT NULL AND running.state = 'running'
+                AND running.queue = ?1 AND running.limit_key = next.limit_key) <= ?4 AS starts
+        FROM (SELECT seq, limit_key, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
+            WHERE queue = ?1 AND state = 'available'
+            AND EXISTS (SELECT 1 FROM background_tasks_workers WHERE id = ?2 AND expires_at > ?5)
+            ORDER BY priority DESC, run_at, seq LIMIT ?3) AS next)
+    WHERE seq = next
+    RETURNING id, queue, run, attempts, crashes, version, payload, checkpoint, priority, run_at, seq, worker IS NOT NULL AS starts";
+
+const PROMOTE: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
+    SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+    WHERE queue = ?1 AND state IN ('scheduled', 'retrying') AND run_at <= ?2 ORDER BY run_at LIMIT 1000)";
+
+const TICK: &str = "SELECT value AS name, coalesce(paused, 0) AS paused,
+        coalesce(max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL, 0) AS limited,
+        EXISTS (SELECT 1 FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
+            WHERE queue = value AND state = 'available') AS ready,
+        (SELECT min(run_at) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+            WHERE queue = value AND state IN ('scheduled', 'retrying')) AS next_due
+    FROM json_each(?1) LEFT JOIN background_tasks_queues ON name = value";
+
+/// An outcome applies if no other outcome of the run was committed, and the worker has not lost the job.
+const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + charge,
+        run_at = coalesce(?2 + delay, run_at), ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN ?2 END,
+        checkpoint = CASE WHEN outcome.state = 'done' THEN NULL ELSE checkpoint END, result = outcome.result,
+        error = CASE WHEN outcome.state = 'done' OR outcome.error IS NOT NULL THEN outcome.error ELSE jobs.error END
+    FROM (SELECT value ->> 0 AS id, value ->> 1 AS run, value ->> 2 AS state, value ->> 3 AS charge, value ->> 4 AS delay,
+        value ->> 5 AS result, value ->> 6 AS error FROM json_each(?1)) AS outcome
+    WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING id, queue, limit_key";
+
+/// Releases cancelled jobs, whose outcomes did not apply.
+const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
+    WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
+
+/// Makes the next blocked job of a key available.
+const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
+    SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
+    WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
+
+const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
+    SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
+    WHERE queue = ?1 AND state = ?2 AND state IN ('done', 'dead', 'cancelled') AND ended_at <= ?3
+    AND (unique_until IS NULL OR unique_until <= ?4) AND worker IS NULL ORDER BY ended_at LIMIT 500)";
+
+const COLUMNS: &str = "id, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
+
+/// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
+const RECOVER: &str = "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
+        crashes = crashes + 1, error = 'the worker died',
+        run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
+    WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
+
+/// Releases jobs that were fetched while their worker was deregistered. Nobody has started them.
+const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
+        state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
+    WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
+
+/// Reads whether there is anything to recover, because a write would wait for other writers.
+const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
+    OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
+
+/// Makes a statement use the index of jobs that have ended.
+const ENDED: &str = "INDEXED BY background_tasks_jobs_ended";
+
+fn fetched(row: &SqliteRow) -> StoreResult<FetchedJob> {
+    Ok(FetchedJob {
+        id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
+        run: row.try_get("run")?,
+        attempts: count(row.try_get("attempts")?),
+        crashes: count(row.try_get("crashes")?),
+        version: count(row.try_get("version")?),
+        payload: row.try_get("payload")?,
+        checkpoint: row.try_get("checkpoint")?,
+    })
+}
+
+/// Sorts the rows of a fetch, which SQLite returns in any order.
+fn in_order(mut rows: Vec<SqliteRow>) -> Vec<SqliteRow> {
+    let column = |row: &SqliteRow, name| row.try_get::<i64, _>(name).unwrap_or(0);
+    rows.sort_by_cached_key(|row| (-column(row, "priority"), column(row, "run_at"), column(row, "seq")));
+    rows
+}
+
 fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
-    let metadata: Option<String> = row.try_get("metadata")?;
-    let metadata: serde_json::Value = metadata.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    Ok(JobInfo::new(
-        parse_id(row.try_get("id")?)?,
-        row.try_get("status")?,
-        row.try_get("attempts")?,
-        row.try_get("max_attempts")?,
-        row.try_get("run_at")?,
-        metadata[VERSION].as_str(),
-        row.try_get::<Option<String>, _>("last_result")?.as_deref(),
-        row.try_get("job")?,
-    ))
-}
-
-/// Rounds up to whole seconds, the unit of SQLite's clock.
-fn seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))).unwrap_or(i64::MAX)
-}
-
-/// Rounds up to the next whole second, so that no job starts early.
-fn due(delay: Duration) -> i64 {
-    let due = (SystemTime::now() + delay).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let next = !delay.is_zero() && due.subsec_nanos() > 0;
-    i64::try_from(due.as_secs()).map_or(i64::MAX, |due| due + i64::from(next))
-}
-
-fn json(ids: &[String]) -> String {
-    serde_json::to_string(ids).expect("strings")
+    Ok(JobInfo::new(JobRow {
+        id: parse_id(row.try_get("id")?)?,
+        state: row.try_get("state")?,
+        attempts: count(row.try_get("attempts")?),
+        crashes: count(row.try_get("crashes")?),
+        version: count(row.try_get("version")?),
+        due: time(row.try_get("run_at")?),
+        ended: row.try_get::<Option<i64>, _>("ended_at")?.map(time),
+        error: row.try_get("error")?,
+        result: row.try_get("result")?,
+        payload: row.try_get("payload")?,
+    }))
 }
 
 impl Store for Sqlite {
@@ -197,7 +332,12 @@ impl Store for Sqlite {
         self.file.check_available()
     }
 
-    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> BoxFuture<'_, StoreResult<Vec<Ulid>>> {
+    /// The heartbeat thread polls for changes instead.
+    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration {
+        poll_interval.unwrap_or_default().max(Duration::from_secs(1))
+    }
+
+    fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed> {
         async move {
             self.file.check_available()?;
             push(&mut *self.writer.acquire().await?, &spec, &payloads).await
@@ -205,165 +345,342 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    /// The engine's statements precede all later ones, because there is a single connection.
-    fn run_engine(
-        &self,
-        name: String,
-        config: FetchConfig,
-        timer: PollTimer,
-        start: Arc<StartJob>,
-        signal: ShutdownSignal,
-    ) -> BoxFuture<'static, Option<Error>> {
-        let config = Config::default()
-            .queue(config.queue)
-            .batch_size(config.batch_size)
-            .heartbeat_interval(config.heartbeat_interval)
-            .missed_heartbeats(config.missed_heartbeats)
-            .lock_tasks(false)
-            .persist_results(false);
-        let storage = SqliteStorage::<Vec<u8>>::new(&self.writer).with_config(config);
-        async move { signal.run_until_shutdown(run_engine(storage, name, timer, start)).await }.boxed()
+    fn heart(&self, poll_interval: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>> {
+        async move {
+            let poll_interval = poll_interval.unwrap_or(POLL_INTERVAL);
+            let conn = self.writer.connect_options().as_ref().clone().create_if_missing(false).connect().await?;
+            Ok(Box::new(SqliteHeart { file: self.file.clone(), conn, version: None, poll_interval }) as Box<dyn Heart>)
+        }
+        .boxed()
     }
 
-    fn commit_outcomes<'a>(&'a self, engine: &'a str, batch: &'a OutcomeBatch) -> BoxFuture<'a, StoreResult> {
+    fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a> {
+        async move {
+            self.file.check_available()?;
+            let register = sqlx::query("INSERT INTO background_tasks_workers VALUES (?1, ?2, ?3)").bind(&worker.id).bind(worker.queue);
+            register.bind(now().saturating_add(millis(worker.lease))).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a> {
+        async move {
+            let delete = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
+            sqlx::query(delete).bind(json(&workers)).execute(&self.writer).await?;
+            let release = "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
+                WHERE worker IN (SELECT value FROM json_each(?1))";
+            sqlx::query(release).bind(json(&workers)).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>> {
+        async move {
+            self.file.check_available()?;
+            let look = async || {
+                let now = now();
+                let rows = sqlx::query(TICK).bind(json(&queues)).fetch_all(&self.pool).await?;
+                let tick = |row: &SqliteRow| -> StoreResult<QueueTick> {
+                    let next_due: Option<i64> = row.try_get("next_due")?;
+                    Ok(QueueTick {
+                        queue: row.try_get("name")?,
+                        is_ready: row.try_get("ready")?,
+                        next_due: next_due.map(|due| Duration::from_millis(u64::try_from(due - now).unwrap_or(0))),
+                        is_paused: row.try_get("paused")?,
+                        is_limited: row.try_get("limited")?,
+                    })
+                };
+                rows.iter().map(tick).collect::<StoreResult<Vec<_>>>()
+            };
+            // Writes only if a job is due, because a write waits for other writers.
+            let mut ticks = look().await?;
+            for tick in ticks.iter_mut().filter(|tick| tick.next_due == Some(Duration::ZERO)) {
+                sqlx::query(PROMOTE).bind(&tick.queue).bind(now()).execute(&self.writer).await?;
+                tick.is_ready = true;
+            }
+            Ok(ticks)
+        }
+        .boxed()
+    }
+
+    fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>> {
+        async move {
+            self.file.check_available()?;
+            let mut jobs = Vec::new();
+            for request in requests {
+                let fetch = sqlx::query(FETCH).bind(request.queue).bind(&request.worker);
+                let fetch = fetch.bind(i64::try_from(request.limit.min(MAX_ROWS)).unwrap_or(i64::MAX)).bind(now());
+                for row in in_order(fetch.fetch_all(&self.writer).await?) {
+                    jobs.push(fetched(&row)?);
+                }
+            }
+            Ok(jobs)
+        }
+        .boxed()
+    }
+
+    fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch> {
         async move {
             self.file.check_available()?;
             let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-            if !batch.started.is_empty() {
-                let start = "UPDATE Jobs SET status = 'Running' WHERE id IN (SELECT value FROM json_each(?1)) AND lock_by = ?2 AND status = 'Queued'";
-                sqlx::query(start).bind(json(&batch.started)).bind(engine).execute(&mut *tx).await?;
+            let limits = sqlx::query(LIMITS).bind(request.queue).bind(now()).fetch_optional(&mut *tx).await?;
+            let Some(row) = limits else { return Ok(LimitedFetch { has_more: true, ..LimitedFetch::default() }) };
+            let limits = LimitsRow {
+                is_paused: row.try_get("paused")?,
+                max_running: row.try_get("max_running")?,
+                max_running_per_key: row.try_get("max_running_per_key")?,
+                rate_jobs: row.try_get("rate_jobs")?,
+                rate_seconds: row.try_get("rate_seconds")?,
+                allowed: row.try_get("allowed")?,
+                running: row.try_get("running")?,
+            };
+            let (room, retry_after) = limits.room(request.limit.min(MAX_ROWS));
+            let mut fetch = LimitedFetch { retry_after, ..LimitedFetch::default() };
+            if room > 0 {
+                let next = sqlx::query(FETCH_LIMITED).bind(request.queue).bind(&request.worker).bind(room);
+                let rows = next.bind(limits.max_running_per_key).bind(now()).fetch_all(&mut *tx).await?;
+                fetch.has_more = i64::try_from(rows.len()).is_ok_and(|rows| rows == room);
+                for row in in_order(rows).iter().filter(|row| row.try_get("starts").unwrap_or(false)) {
+                    fetch.jobs.push(fetched(row)?);
+                }
+                if let Some(allowed) = limits.allowed {
+                    #[expect(clippy::cast_precision_loss, reason = "few jobs")]
+                    let left = allowed - fetch.jobs.len() as f64;
+                    let spend = "UPDATE background_tasks_queues SET rate_left = ?2, rate_at = ?3 WHERE name = ?1";
+                    sqlx::query(spend).bind(request.queue).bind(left).bind(now()).execute(&mut *tx).await?;
+                }
             }
-            // Before the acknowledgement, which makes the job available again.
-            for (id, delay) in &batch.retries {
-                let retry = "UPDATE Jobs SET run_at = ?3 WHERE id = ?1 AND lock_by = ?2";
-                sqlx::query(retry).bind(id).bind(engine).bind(due(*delay)).execute(&mut *tx).await?;
-            }
-            if !batch.ended.is_empty() {
-                queries::ack_tasks(&mut *tx, &batch.ended.iter().collect::<Vec<_>>(), engine).await?;
-            }
-            if !batch.returned.is_empty() {
-                let release = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
-                    WHERE id IN (SELECT value FROM json_each(?1)) AND lock_by = ?2 AND status IN ('Queued', 'Running')";
-                sqlx::query(release).bind(json(&batch.returned)).bind(engine).execute(&mut *tx).await?;
-            }
-            for (id, delay, reason) in &batch.deferred {
-                let defer = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_at = ?3,
-                    last_result = json_object('Err', ?4) WHERE id = ?1 AND lock_by = ?2";
-                sqlx::query(defer).bind(id).bind(engine).bind(due(*delay)).bind(reason).execute(&mut *tx).await?;
-            }
-            Ok(tx.commit().await?)
+            tx.commit().await?;
+            Ok(fetch)
         }
         .boxed()
     }
 
-    fn heartbeat<'a>(&'a self, engines: &'a [String]) -> BoxFuture<'a, StoreResult> {
+    fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>> {
         async move {
             self.file.check_available()?;
-            let heartbeat = "UPDATE Workers SET last_seen = unixepoch() WHERE id IN (SELECT value FROM json_each(?1))";
-            sqlx::query(heartbeat).bind(json(engines)).execute(&self.writer).await?;
-            Ok(())
+            let row = |outcome: &Outcome| {
+                let delay = outcome.delay().map(millis);
+                let (result, error) = (outcome.result.clone(), outcome.error.clone());
+                (outcome.id.to_string(), outcome.run, outcome.state(), i32::from(outcome.is_charged), delay, result, error)
+            };
+            let rows = json(&outcomes.iter().map(row).collect::<Vec<_>>());
+            let commit = sqlx::query_as::<_, (String, String, Option<String>)>(COMMIT).bind(rows).bind(now());
+            let mut ended = commit.fetch_all(&self.writer).await?;
+            let applied: HashSet<String> = ended.iter().map(|(id, ..)| id.clone()).collect();
+            let ids: Vec<_> = outcomes.iter().map(|outcome| outcome.id.to_string()).collect();
+            let mut cancelled = HashSet::new();
+            if applied.len() < ids.len() {
+                let others: Vec<_> = ids.iter().filter(|id| !applied.contains(*id)).collect();
+                let released: Vec<(String, String, Option<String>)> =
+                    sqlx::query_as(RELEASE_CANCELLED).bind(json(&others)).fetch_all(&self.writer).await?;
+                cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
+                ended.extend(released);
+            }
+            let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
+            for (queue, key) in keys {
+                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
+            }
+            let outcome = |id: &String| match () {
+                () if applied.contains(id) => Committed::Yes,
+                () if cancelled.contains(id) => Committed::Cancelled,
+                () => Committed::Lost,
+            };
+            Ok(ids.iter().map(outcome).collect())
         }
         .boxed()
     }
 
-    fn release<'a>(&'a self, engine: &'a str, except: &'a [String]) -> BoxFuture<'a, StoreResult> {
+    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>> {
         async move {
-            // `+` avoids the index of `lock_by`, which also contains every job that the engine has finished.
-            let release = "UPDATE Jobs SET status = 'Pending', lock_by = NULL, lock_at = NULL
-                WHERE +lock_by = ?1 AND status IN ('Queued', 'Running') AND id NOT IN (SELECT value FROM json_each(?2))";
-            sqlx::query(release).bind(engine).bind(json(except)).execute(&self.writer).await?;
-            Ok(())
+            let cancelled = "SELECT id FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
+                WHERE worker IN (SELECT value FROM json_each(?1)) AND worker IS NOT NULL AND state = 'cancelled'";
+            let ids: Vec<String> = sqlx::query_scalar(cancelled).bind(json(&workers)).fetch_all(&self.pool).await?;
+            ids.iter().map(|id| parse_id(id)).collect()
         }
         .boxed()
     }
 
-    fn deregister<'a>(&'a self, engine: &'a str) -> BoxFuture<'a, StoreResult> {
-        async move {
-            self.release(engine, &[]).await?;
-            sqlx::query("UPDATE Workers SET last_seen = 0 WHERE id = ?1").bind(engine).execute(&self.writer).await?;
-            Ok(())
-        }
-        .boxed()
-    }
-
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<Option<JobInfo>>> {
+    fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64> {
         async move {
             self.file.check_available()?;
-            let query = sqlx::query("SELECT * FROM Jobs WHERE id = ?1 AND job_type = ?2").bind(id.to_string()).bind(queue);
+            let (now, mut deleted) = (now(), 0);
+            for (state, age) in [("done", retention), ("cancelled", retention), ("dead", dead_retention)] {
+                let prune = sqlx::query(PRUNE).bind(queue).bind(state).bind(now.saturating_sub(millis(age))).bind(now);
+                deleted += prune.execute(&self.writer).await?.rows_affected();
+            }
+            Ok(deleted)
+        }
+        .boxed()
+    }
+
+    fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a> {
+        async move {
+            let keys = "SELECT DISTINCT limit_key FROM background_tasks_jobs WHERE queue = ?1 AND state = 'blocked' LIMIT 1000";
+            let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.pool).await?;
+            for key in keys {
+                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>> {
+        async move {
+            self.file.check_available()?;
+            let last = "SELECT last_tick FROM background_tasks_schedules WHERE queue = ?1 AND key = ?2";
+            let last = sqlx::query_scalar(last).bind(queue).bind(schedule).fetch_optional(&self.pool).await?;
+            if let Some(tick) = tick {
+                let store = "INSERT INTO background_tasks_schedules VALUES (?1, ?2, ?3) ON CONFLICT (queue, key)
+                    DO UPDATE SET last_tick = excluded.last_tick WHERE last_tick < excluded.last_tick";
+                sqlx::query(store).bind(queue).bind(schedule).bind(tick).execute(&self.writer).await?;
+            }
+            Ok(last)
+        }
+        .boxed()
+    }
+
+    fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool> {
+        async move {
+            self.file.check_available()?;
+            let save = "UPDATE background_tasks_jobs SET checkpoint = ?3 WHERE id = ?1 AND run = ?2 AND state = 'running'";
+            let save = sqlx::query(save).bind(id.to_string()).bind(run).bind(checkpoint);
+            Ok(save.execute(&self.writer).await?.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
+        async move {
+            self.file.check_available()?;
+            let query = format!("SELECT {COLUMNS} FROM background_tasks_jobs WHERE id = ?1 AND queue = ?2");
+            let query = sqlx::query(AssertSqlSafe(query)).bind(id.to_string()).bind(queue);
             query.fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
         }
         .boxed()
     }
 
-    fn dead<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<Vec<JobInfo>>> {
+    fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>> {
         async move {
             self.file.check_available()?;
-            let query = format!("SELECT * FROM Jobs WHERE job_type = ?1 AND {DEAD} ORDER BY done_at, id");
-            let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(queue);
-            query.fetch_all(&self.pool).await?.iter().map(info).collect()
+            let ids: Vec<_> = ids.iter().map(Ulid::to_string).collect();
+            let query = "SELECT id, state FROM background_tasks_jobs WHERE id IN (SELECT value FROM json_each(?1))";
+            let rows: Vec<(String, String)> = sqlx::query_as(query).bind(json(&ids)).fetch_all(&self.pool).await?;
+            rows.iter().map(|(id, state)| Ok((parse_id(id)?, JobStatus::of(state)))).collect()
         }
         .boxed()
     }
 
-    fn retry<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>> {
+    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>> {
         async move {
             self.file.check_available()?;
-            let retry = format!(
-                "UPDATE Jobs SET status = 'Pending', attempts = 0, run_at = unixepoch(), lock_by = NULL, lock_at = NULL, done_at = NULL
-                WHERE id = ?1 AND job_type = ?2 AND {DEAD}"
+            let query = format!(
+                "SELECT {COLUMNS} FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended WHERE queue = ?1 AND state = 'dead'
+                AND state IN ('done', 'dead', 'cancelled') AND (ended_at, seq) > (?2, coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?3), -1)) ORDER BY ended_at, seq LIMIT ?4"
             );
-            let done = sqlx::query(sqlx::AssertSqlSafe(retry)).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
-            Ok(done.rows_affected() == 1)
+            let (ended, id) = after.map_or((0, String::new()), |info| (info.ended().map_or(0, to_millis), info.id().to_string()));
+            let query = sqlx::query(AssertSqlSafe(query)).bind(queue).bind(ended).bind(id);
+            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
         }
         .boxed()
     }
 
-    fn discard<'a>(&'a self, queue: &'a str, id: Ulid) -> BoxFuture<'a, StoreResult<bool>> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
             self.file.check_available()?;
-            let discard = "DELETE FROM Jobs WHERE id = ?1 AND job_type = ?2 AND status IN ('Pending', 'Failed', 'Killed')";
-            let done = sqlx::query(discard).bind(id.to_string()).bind(queue).execute(&self.writer).await?;
-            Ok(done.rows_affected() == 1)
+            let which = if id.is_some() { ("", "id = ?2") } else { (ENDED, "?2 IS NULL AND state IN ('done', 'dead', 'cancelled')") };
+            // A job whose key another job uses now stays dead.
+            let retry = format!(
+                "UPDATE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL WHERE seq IN (
+                SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
+                AND (unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM background_tasks_jobs AS other WHERE other.queue = ?1
+                    AND other.unique_key = dead.unique_key
+                    AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
+                ORDER BY ended_at LIMIT {MAX_ROWS})",
+                which.0, which.1
+            );
+            let retry = sqlx::query(AssertSqlSafe(retry)).bind(queue).bind(id.map(|id| id.to_string())).bind(now());
+            Ok(retry.execute(&self.writer).await?.rows_affected())
         }
         .boxed()
     }
 
-    fn counts<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult<QueueCounts>> {
+    fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
             self.file.check_available()?;
-            // Jobs that did not fail are counted in an index alone.
-            let query = "SELECT status, 0 AS over, count(*) AS jobs FROM Jobs WHERE job_type = ?1 AND status <> 'Failed' GROUP BY 1
-                UNION ALL SELECT status, attempts >= max_attempts, count(*) FROM Jobs
-                WHERE job_type = ?1 AND status = 'Failed' GROUP BY 1, 2";
+            let discard = if id.is_some() {
+                "DELETE FROM background_tasks_jobs WHERE queue = ?1 AND id = ?2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+            } else {
+                format!(
+                    "DELETE FROM background_tasks_jobs WHERE seq IN (SELECT seq FROM background_tasks_jobs {ENDED} WHERE queue = ?1
+                    AND ?2 IS NULL AND state = 'dead' AND state IN ('done', 'dead', 'cancelled') ORDER BY ended_at LIMIT {MAX_ROWS})"
+                )
+            };
+            let discard = sqlx::query(AssertSqlSafe(discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            Ok(discard.execute(&self.writer).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool> {
+        async move {
+            self.file.check_available()?;
+            let cancel = "UPDATE background_tasks_jobs SET state = 'cancelled', ended_at = ?3 WHERE queue = ?1 AND id = ?2
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
+            let cancel = sqlx::query(cancel).bind(queue).bind(id.to_string()).bind(now());
+            Ok(cancel.execute(&self.writer).await?.rows_affected() == 1)
+        }
+        .boxed()
+    }
+
+    /// Counts entries of the partial indexes.
+    fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
+        async move {
+            self.file.check_available()?;
+            let query = "SELECT 'available', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
+                    WHERE queue = ?1 AND state = 'available'
+                UNION ALL SELECT 'blocked', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
+                    WHERE queue = ?1 AND state = 'blocked'
+                UNION ALL SELECT 'running', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
+                    WHERE worker IS NOT NULL AND queue = ?1 AND state = 'running'
+                UNION ALL SELECT state, count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+                    WHERE queue = ?1 AND state IN ('scheduled', 'retrying') GROUP BY state
+                UNION ALL SELECT state, count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
+                    WHERE queue = ?1 AND state IN ('done', 'dead', 'cancelled') GROUP BY state";
             let mut counts = QueueCounts::default();
-            for row in sqlx::query(query).bind(queue).fetch_all(&self.pool).await? {
-                counts.add(row.try_get("status")?, row.try_get("over")?, row.try_get("jobs")?);
+            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(&state, jobs);
             }
             Ok(counts)
         }
         .boxed()
     }
 
-    fn prune<'a>(&'a self, queue: &'a str, retention: Duration) -> BoxFuture<'a, StoreResult<u64>> {
+    fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a> {
         async move {
             self.file.check_available()?;
-            let prune = "DELETE FROM Jobs WHERE id IN
-                (SELECT id FROM Jobs WHERE job_type = ?1 AND status = 'Done' AND done_at <= unixepoch() - ?2
-                AND (done_at <= unixepoch() - ?3 OR idempotency_key IS NULL OR idempotency_key NOT LIKE 'cron %') LIMIT 500)";
-            let prune = sqlx::query(prune).bind(queue).bind(seconds(retention)).bind(seconds(CRON_KEY_RETENTION));
-            Ok(prune.execute(&self.writer).await?.rows_affected())
+            let pause = "INSERT INTO background_tasks_queues (name, paused) VALUES (?1, ?2)
+                ON CONFLICT (name) DO UPDATE SET paused = excluded.paused";
+            sqlx::query(pause).bind(queue).bind(is_paused).execute(&self.writer).await?;
+            Ok(())
         }
         .boxed()
     }
 
-    fn clean_up<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, StoreResult> {
+    fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a> {
         async move {
             self.file.check_available()?;
-            let dead = "DELETE FROM Workers WHERE last_seen < unixepoch() - 86400 AND worker_type = ?1
-                AND NOT EXISTS (SELECT 1 FROM Jobs WHERE lock_by = Workers.id)";
-            sqlx::query(dead).bind(queue).execute(&self.writer).await?;
-            // The query planner relies on these statistics: without an update it treats a large queue as small.
-            sqlx::query("ANALYZE Jobs").execute(&self.writer).await?;
+            let set = "INSERT INTO background_tasks_queues
+                    (name, max_running, max_running_per_key, rate_jobs, rate_seconds, rate_left, rate_at)
+                VALUES (?1, ?2, ?3, ?4, ?5, coalesce(?4, 0), ?6) ON CONFLICT (name) DO UPDATE SET max_running = excluded.max_running,
+                max_running_per_key = excluded.max_running_per_key, rate_jobs = excluded.rate_jobs, rate_seconds = excluded.rate_seconds,
+                rate_left = CASE WHEN rate_jobs IS NULL THEN excluded.rate_left ELSE rate_left END";
+            let (jobs, period) = limits.rate.unzip();
+            let set = sqlx::query(set).bind(queue).bind(limits.running).bind(limits.running_per_key).bind(jobs.map(f64::from));
+            set.bind(period.map(|period| period.as_secs_f64())).bind(now()).execute(&self.writer).await?;
             Ok(())
         }
         .boxed()
@@ -372,4 +689,76 @@ impl Store for Sqlite {
     fn sqlite(&self) -> Option<&SqlitePool> {
         Some(&self.pool)
     }
+}
+
+struct SqliteHeart {
+    file: File,
+    /// Not a connection of a pool: a blocked runtime keeps the connections of its pools.
+    conn: SqliteConnection,
+    /// Changes when another connection commits.
+    version: Option<i64>,
+    poll_interval: Duration,
+}
+
+impl Heart for SqliteHeart {
+    fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>> {
+        async move {
+            self.file.check_available()?;
+            let now = now();
+            let expiry = |worker: &WorkerLease| (worker.id.clone(), now.saturating_add(millis(worker.lease)));
+            let beat = "UPDATE background_tasks_workers SET expires_at = beat.expires_at
+                FROM (SELECT value ->> 0 AS id, value ->> 1 AS expires_at FROM json_each(?1)) AS beat
+                WHERE background_tasks_workers.id = beat.id RETURNING id";
+            let beat = sqlx::query_scalar(beat).bind(json(&workers.iter().map(expiry).collect::<Vec<_>>()));
+            let alive: HashSet<String> = beat.fetch_all(&mut self.conn).await?.into_iter().collect();
+            let mut lost = Vec::new();
+            for worker in workers.iter().filter(|worker| !alive.contains(&worker.id)) {
+                let register = sqlx::query("INSERT OR IGNORE INTO background_tasks_workers VALUES (?1, ?2, ?3)");
+                let register = register.bind(&worker.id).bind(worker.queue).bind(expiry(worker).1);
+                register.execute(&mut self.conn).await?;
+                lost.push(worker.id.clone());
+            }
+            Ok(lost)
+        }
+        .boxed()
+    }
+
+    fn recover(&mut self) -> StoreFuture<'_, u64> {
+        async move {
+            let now = now();
+            if !sqlx::query_scalar(HAS_DEAD).bind(now).fetch_one(&mut self.conn).await? {
+                return Ok(0);
+            }
+            let lost = sqlx::query(RECOVER).bind(now).execute(&mut self.conn).await?.rows_affected();
+            let delete = "DELETE FROM background_tasks_workers WHERE expires_at < ?1";
+            sqlx::query(delete).bind(now).execute(&mut self.conn).await?;
+            Ok(lost + sqlx::query(RECOVER_UNSTARTED).execute(&mut self.conn).await?.rows_affected())
+        }
+        .boxed()
+    }
+
+    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice> {
+        async move {
+            let deadline = Instant::now() + limit;
+            loop {
+                let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut self.conn).await?;
+                if self.version.replace(version) != Some(version) {
+                    return Ok(Notice::Any);
+                }
+                let time_left = deadline.saturating_duration_since(Instant::now());
+                if time_left.is_zero() {
+                    return Ok(Notice::Nothing);
+                }
+                Delay::new(time_left.min(self.poll_interval)).await;
+            }
+        }
+        .boxed()
+    }
+}
+
+pub(crate) async fn complete(conn: &mut SqliteConnection, completion: &Completion) -> StoreResult<bool> {
+    let complete = "UPDATE background_tasks_jobs SET state = 'done', worker = NULL, attempts = attempts + 1, ended_at = ?3, result = ?4,
+        error = NULL, checkpoint = NULL WHERE id = ?1 AND run = ?2 AND state = 'running'";
+    let complete = sqlx::query(complete).bind(completion.id.to_string()).bind(completion.run).bind(now()).bind(&completion.result);
+    Ok(complete.execute(conn).await?.rows_affected() == 1)
 }

@@ -1,34 +1,34 @@
 //! Runs jobs as tasks of the registry.
 
-use super::in_flight::{InFlightJobs, JobEvent};
-use super::lease::{JobLease, LeaseState};
-use crate::engine::{Permit, RawTask, StartJob, job_id};
-use crate::job::{Failure, Job, JobId};
+use crate::engine::{JobLease, Permit};
+use crate::job::{Failure, Job, JobId, JobInfo, JobRow};
 use crate::options::WorkerOptions;
 use crate::panics;
 use crate::queue::Queue;
-use crate::store::VERSION;
+use crate::store::{Committed, FetchedJob, NextState};
 use background_tasks::{Registry, Spawner};
 use futures_timer::Delay;
-use futures_util::future::{Either, FutureExt, ready, select};
+use futures_util::future::{Either, select};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The longest time for which a worker that has met an unknown version lets other workers fetch first.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
+
+/// The size of the largest result or error that is stored.
+pub(crate) const MAX_RESULT_SIZE: usize = 32 << 20;
 
 /// What all jobs of a worker share.
 pub(super) struct Executor<T, S, H> {
     pub(super) queue: Queue<T>,
     pub(super) options: WorkerOptions,
     pub(super) handler: H,
-    pub(super) in_flight: Arc<InFlightJobs>,
     pub(super) registry: Registry<S>,
     pub(super) location: &'static Location<'static>,
 }
@@ -37,6 +37,7 @@ enum AttemptError {
     Failed(Failure),
     /// Another worker may know the payload's version.
     UnknownVersion(String),
+    Cancelled,
 }
 
 impl<T, S, H, F, R, E> Executor<T, S, H>
@@ -48,98 +49,129 @@ where
     R: Serialize + Send + 'static,
     E: Display + Send + 'static,
 {
-    /// Returns a function that starts the jobs fetched by this engine.
-    pub(super) fn start_jobs(self: &Arc<Self>, engine: Arc<str>) -> Arc<StartJob> {
-        let this = self.clone();
-        Arc::new(move |task: RawTask, permit: Permit| {
-            let id = job_id(&task);
-            let Some(run) = this.in_flight.add(id, engine.clone()) else { return ready(()).boxed() };
-            let attempt = u32::try_from(task.attempt()).unwrap_or(u32::MAX).saturating_add(1);
-            let lease = JobLease {
-                in_flight: this.in_flight.clone(),
-                id,
-                run,
-                attempt,
-                is_last_attempt: attempt >= this.options.max_attempts,
-                state: LeaseState::Fetched,
-                signal: this.registry.signal(),
-                retry_delay: this.options.retry_delay(attempt),
-            };
-            let this = this.clone();
-            async move {
-                if !lease.signal.is_triggered() {
-                    let job = this.clone().run(lease, task, permit);
-                    // A rejection drops the lease, which returns the job to the queue.
-                    let _ = this.registry.named(this.queue.name).location(this.location).run_when_ready(job).await;
-                }
-            }
-            .boxed()
-        })
+    /// Starts the task of a job when the registry has a permit.
+    pub(super) async fn start(self: Arc<Self>, lease: JobLease, job: FetchedJob, permit: Permit) {
+        if !lease.is_closing() {
+            let task = self.clone().run(lease, job, permit);
+            // A rejection drops the lease, which returns the job to the queue.
+            let _ = self.registry.named(self.queue.name).location(self.location).run_when_ready(task).await;
+        }
     }
 
     /// The task of a job. It ends when the outcome is committed.
-    async fn run(self: Arc<Self>, mut lease: JobLease, task: RawTask, permit: Permit) -> Result<(), Failure> {
+    async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), Failure> {
         lease.start();
-        let result = panics::catch(self.attempt(&lease, &task)).await;
+        let result = panics::catch(self.attempt(&lease, &job)).await;
         let delay = self.options.unknown_version_delay;
         if let Ok(Err(AttemptError::UnknownVersion(_))) = result {
-            permit.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
+            permit.worker.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
         }
         drop(permit);
-        let (event, outcome) = match result {
-            Ok(Ok(value)) => (lease.completed(value), Ok(Ok(()))),
-            Ok(Err(AttemptError::Failed(failure))) => (lease.failed(&failure), Ok(Err(failure))),
-            Ok(Err(AttemptError::UnknownVersion(text))) => (JobEvent::Deferred(delay, text.clone()), Ok(Err(Failure::dead(text)))),
+        let (state, is_charged, value, error, outcome) = match result {
+            // The transaction has completed the job. If it was not committed, the attempt has failed.
+            Ok(Ok(_)) if lease.running.is_completed.load(SeqCst) => {
+                let failure = Failure::retry("the transaction that completes the job was not committed");
+                (lease.after(&failure), true, None, Some(failure.to_string()), Ok(Ok(())))
+            }
+            Ok(Ok(Ok(value))) => (NextState::Done, true, Some(value), None, Ok(Ok(()))),
+            Ok(Ok(Err(reason))) => (NextState::Done, true, None, Some(reason), Ok(Ok(()))),
+            Ok(Err(AttemptError::Failed(failure))) => {
+                (lease.after(&failure), true, None, Some(limited(failure.to_string())), Ok(Err(failure)))
+            }
+            Ok(Err(AttemptError::UnknownVersion(text))) => {
+                (NextState::Scheduled(delay), false, None, Some(text.clone()), Ok(Err(Failure::dead(text))))
+            }
+            Ok(Err(AttemptError::Cancelled)) => (NextState::Available, false, None, None, Ok(Ok(()))),
             Err(payload) => {
                 let failure = Failure::retry(format_args!("panicked: {}", panics::message(&*payload)));
-                (lease.failed(&failure), Err(payload))
+                (lease.after(&failure), true, None, Some(limited(failure.to_string())), Err(payload))
             }
         };
-        let is_committed = lease.end(event).await;
-        match outcome {
-            Err(payload) => resume_unwind(payload),
-            Ok(_) if !is_committed => Err(Failure::dead("the outcome is not committed: the worker was dropped")),
-            Ok(outcome) => outcome,
+        let is_completed = lease.running.is_completed.load(SeqCst);
+        let committed = lease.end(state, is_charged, value, error.clone()).await;
+        if committed == Some(Committed::Yes) && state == NextState::Dead {
+            self.call_dead_hook(&lease, job, error);
+        }
+        match (outcome, committed) {
+            (Err(payload), _) => resume_unwind(payload),
+            (Ok(_), None) => Err(Failure::dead("the outcome is not committed: the runtime of the worker has shut down")),
+            (Ok(Ok(())), Some(Committed::Yes)) if is_completed => {
+                Err(Failure::dead("the transaction that completes the job was not committed"))
+            }
+            (Ok(outcome), Some(Committed::Lost)) if !is_completed => Err(Failure::dead(match outcome {
+                Ok(()) => "the outcome is discarded: the lease of the worker had expired, and the job runs again".to_owned(),
+                Err(failure) => format!("the lease of the worker had expired, and the job runs again: {failure}"),
+            })),
+            (Ok(outcome), _) => outcome,
         }
     }
 
-    async fn attempt(&self, lease: &JobLease, task: &RawTask) -> Result<Value, AttemptError> {
+    fn call_dead_hook(&self, lease: &JobLease, job: FetchedJob, error: Option<String>) {
+        let Some(hook) = &self.options.on_dead else { return };
+        let now = SystemTime::now();
+        let info = JobInfo::new(JobRow {
+            id: lease.running.id,
+            state: "dead",
+            attempts: job.attempts.saturating_add(1),
+            crashes: job.crashes,
+            version: job.version,
+            due: now,
+            ended: Some(now),
+            error,
+            result: None,
+            payload: job.payload,
+        });
+        // The job is dead, whatever the hook does.
+        let _ = catch_unwind(AssertUnwindSafe(|| hook(&info)));
+    }
+
+    /// Returns the result as JSON, or why it cannot be stored.
+    async fn attempt(&self, lease: &JobLease, job: &FetchedJob) -> Result<Result<String, String>, AttemptError> {
         let options = &self.options;
-        if lease.attempt > options.max_attempts.saturating_add(options.crashes) {
-            let crashes = lease.attempt - 1;
-            return Err(AttemptError::Failed(Failure::dead(format_args!("gave up after the process died {crashes} times"))));
+        if job.crashes > options.crashes {
+            let text = format!("gave up after the process died {} times", job.crashes);
+            return Err(AttemptError::Failed(Failure::dead(text)));
         }
-        let payload = read_payload(&self.queue, task)?;
-        let work = (self.handler)(Job { payload, id: JobId(lease.id), attempt: lease.attempt });
-        let result = match options.timeout {
-            None => work.await,
-            Some(limit) => match select(pin!(work), Delay::new(limit)).await {
-                Either::Left((result, _)) => result,
-                Either::Right(_) => {
-                    return Err(AttemptError::Failed(Failure::retry(format_args!("timed out after {limit:?}"))));
-                }
-            },
+        let payload = read_payload(&self.queue, job)?;
+        let running = lease.running.clone();
+        let work = (self.handler)(Job { payload, id: JobId(job.id), attempt: lease.attempt, running: running.clone() });
+        let work = async {
+            match options.timeout {
+                None => Some(work.await),
+                Some(limit) => match select(pin!(work), Delay::new(limit)).await {
+                    Either::Left((result, _)) => Some(result),
+                    Either::Right(_) => None,
+                },
+            }
         };
-        let value = result.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
+        let result = match select(pin!(work), pin!(running.cancelled())).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => return Err(AttemptError::Cancelled),
+        };
+        let timed_out = || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
+        let value = result.ok_or_else(timed_out)?.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
         // The work is done. To repeat it would not improve the result.
-        let serialized = catch_unwind(AssertUnwindSafe(|| serde_json::to_value(value)));
-        let cause = match serialized {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => error.to_string(),
-            Err(payload) => format!("panicked: {}", panics::message(&*payload)),
-        };
-        Ok(Value::String(format!("cannot serialize the result as JSON: {cause}")))
+        Ok(match catch_unwind(AssertUnwindSafe(|| serde_json::to_string(&value))) {
+            Ok(Ok(text)) if text.len() > MAX_RESULT_SIZE => Err(format!("cannot store the result: it has {} bytes", text.len())),
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) => Err(format!("cannot serialize the result as JSON: {error}")),
+            Err(payload) => Err(format!("cannot serialize the result as JSON: panicked: {}", panics::message(&*payload))),
+        })
     }
 }
 
-fn read_payload<T: DeserializeOwned>(queue: &Queue<T>, task: &RawTask) -> Result<T, AttemptError> {
-    let version = task.metadata().get(VERSION).map_or(Ok(1), str::parse).unwrap_or(u32::MAX);
-    let payload = match queue.upgrades.get(&version) {
-        _ if version == queue.version => serde_json::from_slice(&task.args),
-        Some(upgrade) => serde_json::from_slice(&task.args).and_then(|payload| upgrade(payload)),
+fn limited(mut error: String) -> String {
+    error.truncate(error.floor_char_boundary(MAX_RESULT_SIZE));
+    error
+}
+
+fn read_payload<T: DeserializeOwned>(queue: &Queue<T>, job: &FetchedJob) -> Result<T, AttemptError> {
+    let payload = match queue.upgrades.get(&job.version) {
+        _ if job.version == queue.version => serde_json::from_slice(&job.payload),
+        Some(upgrade) => upgrade(&job.payload),
         None => {
             let known: Vec<_> = queue.upgrades.keys().chain([&queue.version]).map(u32::to_string).collect();
-            let text = format!("unknown payload version {version}: this worker knows {}", known.join(", "));
+            let text = format!("unknown payload version {}: this worker knows {}", job.version, known.join(", "));
             return Err(AttemptError::UnknownVersion(text));
         }
     };

@@ -146,9 +146,9 @@ impl Site {
     fn open(&self) -> Vec<String> {
         self.wait(async {
             if let Some(pool) = self.durable.sqlite_pool() {
-                sqlx::query_scalar("SELECT id FROM Jobs WHERE status NOT IN ('Done', 'Killed')").fetch_all(pool).await
+                sqlx::query_scalar("SELECT id FROM background_tasks_jobs WHERE state NOT IN ('done', 'dead')").fetch_all(pool).await
             } else {
-                sqlx::query_scalar("SELECT id FROM apalis.jobs WHERE status NOT IN ('Done', 'Killed')")
+                sqlx::query_scalar("SELECT id FROM background_tasks.jobs WHERE state NOT IN ('done', 'dead')")
                     .fetch_all(self.postgres())
                     .await
             }
@@ -160,7 +160,7 @@ impl Site {
     pub(crate) fn is_free(&self, job: JobId) -> bool {
         self.wait(async {
             let Some(pool) = self.durable.sqlite_pool() else {
-                let lock = "SELECT id FROM apalis.jobs WHERE id = $1 FOR UPDATE SKIP LOCKED";
+                let lock = "SELECT id FROM background_tasks.jobs WHERE id = $1 FOR UPDATE SKIP LOCKED";
                 return sqlx::query(lock).bind(job.to_string()).fetch_optional(self.postgres()).await.unwrap().is_some();
             };
             // Long enough for transactions of running processes.

@@ -28,7 +28,7 @@ async fn each_tick_is_enqueued_once() {
             assert!(registry.shutdown().await.is_clean(), "the schedule stops: {:?}", losses.all());
         }
         let ended = seconds(SystemTime::now());
-        let of = if database.is_postgres { "convert_from(job, 'UTF8')::bigint" } else { "CAST(CAST(job AS TEXT) AS INTEGER)" };
+        let of = if database.is_postgres { "payload::bigint" } else { "CAST(payload AS INTEGER)" };
         let ticks = numbers(&here, &format!("SELECT {of} AS tick FROM {{jobs}} ORDER BY tick")).await;
         let ticks: Vec<u64> = ticks.into_iter().map(|tick| tick.try_into().unwrap()).collect();
         assert!(ticks.windows(2).all(|pair| pair[0] + 1 == pair[1]), "each tick once: {ticks:?}");
@@ -53,8 +53,8 @@ async fn missed_tick_is_enqueued_once_after_restart() {
             until("the missed tick is enqueued", is_enqueued).await;
             registry.shutdown().await;
         }
-        let key = format!("cron {schedule} {tick}");
-        let count = format!("SELECT count(*) FROM {{jobs}} WHERE idempotency_key = '{key}'");
+        let key = format!("cron {schedule} * {tick}");
+        let count = format!("SELECT count(*) FROM {{jobs}} WHERE unique_key = '{key}'");
         assert_eq!(numbers(&jobs, &count).await, [1]);
 
         // An older tick is skipped.
@@ -121,7 +121,8 @@ async fn failures_are_reported_and_ticks_continue() {
         until("the outage is reported", async || (reports() > 0).then_some(())).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(reports(), 1);
-        let (elsewhere, name) = if jobs.sqlite_pool().is_some() { ("elsewhere", "Jobs") } else { ("apalis.elsewhere", "jobs") };
+        let is_sqlite = jobs.sqlite_pool().is_some();
+        let (elsewhere, name) = if is_sqlite { ("elsewhere", "background_tasks_jobs") } else { ("background_tasks.elsewhere", "jobs") };
         sql(&jobs, &format!("ALTER TABLE {elsewhere} RENAME TO {name}")).await;
         let before = queue.counts().await.unwrap().waiting;
         until("the ticks continue", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;

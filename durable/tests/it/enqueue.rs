@@ -1,7 +1,7 @@
 //! The promises of `enqueue`, on both stores.
 
 use crate::common::{self, Mail, mail, numbers, on_each_database, on_each_store, registry, sql};
-use background_tasks_durable::{Durable, Enqueue, Error, JobId, JobStatus, ParseJobIdError, Queue, WorkerOptions, sqlx};
+use background_tasks_durable::{Durable, Enqueue, Enqueued, Error, JobId, JobStatus, ParseJobIdError, Queue, WorkerOptions, sqlx};
 use serde::{Serialize, Serializer};
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -49,7 +49,6 @@ async fn no_job_starts_early() {
             let stored = queue.info(*id).await.unwrap().unwrap().due();
             let difference = stored.duration_since(due).expect("no job is due early");
             assert!(difference <= Duration::from_secs(2), "{difference:?}");
-            assert_eq!(stored.duration_since(UNIX_EPOCH).unwrap().subsec_nanos(), 0);
         }
 
         let (registry, _) = registry();
@@ -117,16 +116,21 @@ async fn same_key_returns_the_existing_job() {
         let queue = jobs.queue::<Mail>("mail");
         let first = queue.enqueue(mail("ann")).unique_key("signup 7").await.unwrap();
         let again = queue.enqueue(mail("not ann")).unique_key("signup 7").delay(Duration::from_hours(1)).await.unwrap();
-        assert_eq!(first, again);
+        assert_eq!((first.id, true, false), (again.id, first.is_new, again.is_new));
+        let first = first.id;
         assert_eq!(queue.info(first).await.unwrap().unwrap().payload::<Mail>().unwrap(), mail("ann"));
-        assert_ne!(first, queue.enqueue(mail("bob")).unique_key("signup 8").await.unwrap());
-        assert_ne!(first, jobs.queue::<Mail>("post").enqueue(mail("ann")).unique_key("signup 7").await.unwrap());
+        assert_ne!(first, queue.enqueue(mail("bob")).unique_key("signup 8").await.unwrap().id);
+        assert_ne!(first, jobs.queue::<Mail>("post").enqueue(mail("ann")).unique_key("signup 7").await.unwrap().id);
         assert_eq!(queue.counts().await.unwrap().waiting, 2);
 
         let (registry, _) = registry();
         queue.serve(&registry, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
         assert_eq!(queue.wait(first).await.unwrap().unwrap().status(), JobStatus::Done);
-        assert_eq!(queue.enqueue(mail("ann")).unique_key("signup 7").await.unwrap(), first, "also when the job is done");
+        let second = queue.enqueue(mail("ann")).unique_key("signup 7").unique_for(Duration::from_hours(1)).await.unwrap();
+        assert!(second.is_new && second.id != first, "the key is free when the job is done");
+        assert_eq!(queue.wait(second.id).await.unwrap().unwrap().status(), JobStatus::Done);
+        let third = queue.enqueue(mail("ann")).unique_key("signup 7").await.unwrap();
+        assert_eq!((third.id, third.is_new), (second.id, false), "the key stays in use for an hour");
         registry.shutdown().await;
     })
     .await;
@@ -147,18 +151,20 @@ async fn concurrent_enqueues_with_one_key_create_one_job() {
                 })
             })
             .collect();
-        let mut ids = HashSet::new();
+        let (mut ids, mut new) = (HashSet::new(), 0);
         for enqueue in enqueues {
-            ids.insert(enqueue.await.unwrap());
+            let Enqueued { id, is_new } = enqueue.await.unwrap();
+            ids.insert(id);
+            new += u32::from(is_new);
         }
-        assert_eq!(ids.len(), 1);
+        assert_eq!((ids.len(), new), (1, 1));
         assert_eq!(here.queue::<Mail>("mail").counts().await.unwrap().waiting, 1);
     })
     .await;
 }
 
 /// Enqueues in a transaction, between statements of the caller, and commits it or rolls it back.
-async fn in_a_transaction(jobs: &Durable, commit: bool, enqueues: Vec<Enqueue>, rows: &[&'static str]) -> Vec<JobId> {
+async fn in_a_transaction<R>(jobs: &Durable, commit: bool, enqueues: Vec<Enqueue<R>>, rows: &[&'static str]) -> Vec<R> {
     let mut ids = Vec::new();
     let mut rows = rows.iter().copied();
     macro_rules! run {
@@ -205,11 +211,11 @@ async fn existing_key_does_not_abort_the_transaction() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         sql(&jobs, "CREATE TABLE signups (id BIGINT)").await;
-        let taken = queue.enqueue(mail("ann")).unique_key("7").await.unwrap();
+        let taken = queue.enqueue(mail("ann")).unique_key("7").await.unwrap().id;
         let enqueues = ["7", "8", "8"].map(|key| queue.enqueue(mail("ann")).unique_key(key));
         let ids = in_a_transaction(&jobs, true, enqueues.into(), &[ROW; 4]).await;
-        assert_eq!(ids[0], taken);
-        assert!(ids[1] != taken && ids[1] == ids[2], "{ids:?}");
+        assert_eq!((ids[0].id, ids[0].is_new), (taken, false));
+        assert!(ids[1].id != taken && ids[1].id == ids[2].id && ids[1].is_new && !ids[2].is_new, "{ids:?}");
         assert_eq!(numbers(&jobs, "SELECT count(*) FROM signups").await, [4]);
         assert_eq!(queue.counts().await.unwrap().waiting, 2);
     })
@@ -251,7 +257,7 @@ async fn connection_without_transaction_commits_immediately() {
             ($pool:expr) => {{
                 let mut conn = $pool.acquire().await.unwrap();
                 for key in ["7", "7"] {
-                    ids.push(queue.enqueue(mail("ann")).unique_key(key).in_transaction(&mut *conn).await.unwrap());
+                    ids.push(queue.enqueue(mail("ann")).unique_key(key).in_transaction(&mut *conn).await.unwrap().id);
                 }
                 ids.extend(queue.enqueue_all([mail("bob"), mail("cy")]).in_transaction(&mut *conn).await.unwrap());
                 assert_eq!(queue.enqueue_all([]).in_transaction(&mut *conn).await.unwrap(), []);
@@ -303,11 +309,11 @@ async fn bulk_enqueue_is_atomic() {
 
         let refuse = match jobs.sqlite_pool() {
             Some(_) => {
-                "CREATE TRIGGER refuse BEFORE INSERT ON {jobs} WHEN CAST(new.job AS TEXT) LIKE '%2999%'
+                "CREATE TRIGGER refuse BEFORE INSERT ON {jobs} WHEN new.payload LIKE '%2999%'
                 BEGIN SELECT RAISE(ABORT, 'not this one'); END"
             }
             None => {
-                "ALTER TABLE {jobs} ADD CONSTRAINT refuse CHECK (job_type = 'many' OR convert_from(job, 'UTF8') NOT LIKE '%2999%')"
+                "ALTER TABLE {jobs} ADD CONSTRAINT refuse CHECK (queue = 'many' OR payload NOT LIKE '%2999%')"
             }
         };
         sql(&jobs, refuse).await;

@@ -2,8 +2,6 @@
 
 use crate::common::postgres::Postgres;
 use crate::common::{self, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
-use apalis_postgres::PostgresStorage;
-use apalis_sqlite::SqliteStorage;
 use background_tasks_durable::{Durable, Error, Job, JobId, JobStatus, Queue, WorkerOptions, sqlx};
 use futures_util::future::join;
 use sqlx::{Connection, SqliteConnection};
@@ -201,53 +199,55 @@ async fn tables_of_a_newer_version_are_rejected() {
     on_each_database(async |database| {
         let jobs = database.open().await;
         let newer = if database.is_postgres {
-            "INSERT INTO apalis.background_tasks_migrations VALUES (99991231235959, 'newer', now(), true, '\\x00', 0)"
+            "INSERT INTO background_tasks.versions VALUES (999)"
         } else {
-            "INSERT INTO background_tasks_migrations VALUES (99991231235959, 'newer', '2099-01-01', true, x'00', 0)"
+            "INSERT INTO background_tasks_versions VALUES (999)"
         };
         sql(&jobs, newer).await;
         let error = Durable::connect(&database.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        assert_eq!(
-            error.to_string(),
-            incompatible(database, "a newer version of the engine has migrated the tables (99991231235959)")
-        );
+        assert_eq!(error.to_string(), incompatible(database, "a newer version of this crate has migrated the tables (999)"));
+    })
+    .await;
+}
+
+/// The names of tables are not case-sensitive in SQLite.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_another_program_are_left_alone() {
+    on_each_database(async |database| {
+        let make = "CREATE TABLE Jobs (title TEXT); INSERT INTO Jobs VALUES ('baker'); CREATE TABLE workers (title TEXT)";
+        if database.is_postgres {
+            let pool = sqlx::PgPool::connect(&database.address).await.unwrap();
+            sqlx::raw_sql(make).execute(&pool).await.unwrap();
+        } else {
+            let url = format!("sqlite://{}?mode=rwc", database.address);
+            sqlx::raw_sql(make).execute(&mut SqliteConnection::connect(&url).await.unwrap()).await.unwrap();
+        }
+        let jobs = database.open().await;
+        jobs.queue("mail").enqueue(mail("ann")).await.unwrap();
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM jobs WHERE title = 'baker'").await, [1]);
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs}").await, [1]);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_another_program_are_rejected() {
-    for name in ["Jobs", "jobs", "Workers", "workers"] {
-        let database = TestDatabase::sqlite();
-        let path = Path::new(&database.address);
-        let mut other = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
-        let make = format!("CREATE TABLE {name} (title TEXT); INSERT INTO {name} VALUES ('baker')");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&mut other).await.unwrap();
-        let error = Durable::sqlite(path).await.unwrap_err();
-        assert!(matches!(error, Error::Schema(_)), "{name}: {error:?}");
-        assert_eq!(error.to_string(), incompatible(&database, &format!("table {name} exists but was not created by this crate")));
-        let tables: Vec<String> =
-            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&mut other).await.unwrap();
-        assert_eq!(tables, [name]);
-    }
-}
-
-/// The bare engine records its migrations in another table, and its jobs can have any status and version.
-#[tokio::test(flavor = "multi_thread")]
-async fn tables_of_the_bare_engine_are_rejected() {
+async fn table_with_the_name_of_this_crate_is_rejected() {
     on_each_database(async |database| {
-        if database.is_postgres {
+        let name = if database.is_postgres {
             let pool = sqlx::PgPool::connect(&database.address).await.unwrap();
-            PostgresStorage::migrations().run(&pool).await.unwrap();
+            let make = "CREATE SCHEMA background_tasks; CREATE TABLE background_tasks.jobs (title TEXT)";
+            sqlx::raw_sql(make).execute(&pool).await.unwrap();
+            "background_tasks.jobs"
         } else {
-            let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}?mode=rwc", database.address)).await.unwrap();
-            SqliteStorage::migrations().run(&pool).await.unwrap();
-        }
+            let url = format!("sqlite://{}?mode=rwc", database.address);
+            let make = "CREATE TABLE Background_Tasks_Jobs (title TEXT)";
+            sqlx::raw_sql(make).execute(&mut SqliteConnection::connect(&url).await.unwrap()).await.unwrap();
+            "background_tasks_jobs"
+        };
         let error = Durable::connect(&database.address).await.unwrap_err();
         assert!(matches!(error, Error::Schema(_)), "{error:?}");
-        let table = if database.is_postgres { "apalis.jobs" } else { "Jobs" };
-        assert_eq!(error.to_string(), incompatible(database, &format!("table {table} exists but was not created by this crate")));
+        assert_eq!(error.to_string(), incompatible(database, &format!("table {name} exists but was not created by this crate")));
     })
     .await;
 }
@@ -416,7 +416,7 @@ async fn missing_database_and_missing_privileges_are_reported() {
     let worker = format!("worker_{database}");
     let grant = format!(
         "REVOKE CREATE ON SCHEMA public FROM {guest}; REVOKE CREATE ON DATABASE {database} FROM {guest}; CREATE ROLE {worker} LOGIN;
-        GRANT USAGE ON SCHEMA apalis TO {worker}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA apalis TO {worker}"
+        GRANT USAGE ON SCHEMA background_tasks TO {worker}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA background_tasks TO {worker}"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(grant)).execute(&admin).await.unwrap();
     for user in [guest, worker] {

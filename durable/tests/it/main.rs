@@ -1,12 +1,15 @@
 //! The tests of the crate, except for `chaos`. Each test runs on SQLite and on Postgres.
 
+mod carry_over;
 mod common;
 mod cron;
-mod engine_workarounds;
+mod depth;
 mod enqueue;
 mod errors;
 mod network;
+mod operations;
 mod outcomes;
+mod promises;
 mod regressions;
 mod shutdown;
 mod versions;

@@ -1,6 +1,5 @@
 //! Postgres connections that are in use, slow or silent.
 
-use crate::common::postgres::Postgres;
 use crate::common::{HANG, Mail, TestDatabase, mail, numbers, registry, until};
 use background_tasks_durable::{Durable, Failure, Job, JobStatus, Queue, WorkerOptions, sqlx};
 use futures_util::future::{Either, join_all, select};
@@ -72,52 +71,6 @@ async fn silent_idle_connections_are_replaced() {
     until("the connections are idle", async || (pool.num_idle() == count).then_some(())).await;
     store.silence_all().await;
     store.works().await;
-}
-
-/// On a slow disk, shutdown drops the engine while its fetch commits, and nobody starts the fetched jobs.
-#[tokio::test(flavor = "multi_thread")]
-async fn jobs_fetched_during_shutdown_return_uncharged() {
-    // The longest delay that Postgres allows: a tenth of a second.
-    let server = match Postgres::start_with(&[("commit_delay", "100000"), ("commit_siblings", "0")]) {
-        Ok(server) => server,
-        Err(reason) => return testing::skip("postgres", reason),
-    };
-    let jobs = Durable::postgres(&server.url()).await.unwrap();
-    let queue = jobs.queue::<Mail>("mail");
-    let started = Arc::new(AtomicBool::new(false));
-    let serve = async |queue: &Queue<Mail>, options: WorkerOptions| {
-        let (registry, _) = registry();
-        let started = started.clone();
-        let handler = move |job: Job<Mail>| {
-            started.store(true, Ordering::SeqCst);
-            async move { Ok::<_, Infallible>(job.attempt()) }
-        };
-        queue.serve(&registry, options, handler).await.unwrap();
-        registry
-    };
-    let mut caught = 0;
-    while caught < 3 {
-        // Heartbeats are rare, so a commit belongs to a fetch.
-        let first =
-            serve(&queue, WorkerOptions::default().lease(Duration::from_mins(5)).poll_interval(Duration::from_millis(1))).await;
-        until("the engine fetches", async || (sessions(&jobs, "query LIKE '%get_jobs%'").await > 0).then_some(())).await;
-        started.store(false, Ordering::SeqCst);
-        let id = queue.enqueue(mail("ann")).await.unwrap();
-        until("the fetch commits", async || (sessions(&jobs, "query = 'COMMIT' AND state = 'active'").await > 0).then_some(()))
-            .await;
-        first.shutdown().await;
-        caught += i32::from(!started.load(Ordering::SeqCst));
-        let second = serve(&queue, WorkerOptions::default()).await;
-        let info = timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap();
-        assert_eq!(info.result::<u32>().unwrap(), Some(1), "the attempt");
-        second.shutdown().await;
-    }
-}
-
-/// Counts the other sessions that match a condition.
-async fn sessions(jobs: &Durable, condition: &str) -> i64 {
-    let query = format!("SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {condition}");
-    numbers(jobs, &query).await[0]
 }
 
 /// A store behind a proxy that silences connections without closing them. Once armed, it silences the next connection on which the client sends
@@ -254,7 +207,7 @@ fn impatient() -> WorkerOptions {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outcome_without_response_is_committed_again() {
-    let Some(store) = ProxiedStore::on(&["WITH j AS"]).await else { return };
+    let Some(store) = ProxiedStore::on(&["jobs SET state = outcome.state"]).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
@@ -267,27 +220,10 @@ async fn outcome_without_response_is_committed_again() {
     assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
 }
 
-/// The server holds the outcomes and locks their rows in a transaction that never receives its commit.
-#[tokio::test(flavor = "multi_thread")]
-async fn uncommitted_outcome_does_not_block_its_retry() {
-    let Some(store) = ProxiedStore::on(&["WITH j AS", "COMMIT"]).await else { return };
-    let (registry, _) = registry();
-    let queue = store.jobs.queue::<Mail>("mail");
-    queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-    store.arm();
-    let ids = queue.enqueue_all(["ann", "ben", "eve"].map(mail)).await.unwrap();
-    store.wait_until_silent().await;
-    for id in ids {
-        let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the outcome is committed").unwrap().unwrap();
-        assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
-    }
-    timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-}
-
 /// The outcome is committed, but the worker receives no response. The repeated commit must not apply to the next attempt, which already runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
-    let Some(store) = ProxiedStore::new(&["WITH j AS", "COMMIT"], true).await else { return };
+    let Some(store) = ProxiedStore::new(&["jobs SET state = outcome.state"], true).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     let (go, started) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -303,7 +239,6 @@ async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
             Ok(())
         }
     };
-    // One job at a time: with more permits, the engine fetches the running job again and drops it.
     queue.serve(&registry, impatient().concurrency(1), handler).await.unwrap();
     store.arm();
     let id = queue.enqueue(mail("ann")).await.unwrap();
@@ -320,8 +255,8 @@ async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engine_without_response_is_replaced() {
-    let Some(store) = ProxiedStore::on(&["apalis.get_jobs"]).await else { return };
+async fn fetch_without_response_is_repeated() {
+    let Some(store) = ProxiedStore::on(&["WITH fetched AS"]).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     store.arm();
@@ -330,12 +265,12 @@ async fn engine_without_response_is_replaced() {
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the job runs").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database server does not respond".to_owned())]);
+    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_continue_after_one_without_response() {
-    let Some(store) = ProxiedStore::on(&["UPDATE apalis.workers SET last_seen = now() WHERE id = ANY"]).await else { return };
+    let Some(store) = ProxiedStore::on(&["workers AS workers SET expires_at"]).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     let (started, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -348,17 +283,16 @@ async fn heartbeats_continue_after_one_without_response() {
             Ok::<_, Infallible>(())
         }
     };
+    store.arm();
     queue.serve(&registry, WorkerOptions::default().lease(Duration::from_secs(10)), handler).await.unwrap();
     queue.enqueue(mail("ann")).await.unwrap();
     timeout(HANG, first.acquire()).await.expect("it runs").unwrap().forget();
-    // After shutdown has started, no engine sends heartbeats.
     let shutdown = tokio::spawn(registry.shutdown());
     let direct = store.database.open().await;
-    store.arm();
     store.wait_until_silent().await;
     let (mut heartbeats, mut last) = (0, i64::MAX);
     until("two more heartbeats have arrived", async || {
-        let age = numbers(&direct, "SELECT (extract(epoch FROM now() - last_seen) * 1000)::bigint FROM {workers}").await[0];
+        let age = numbers(&direct, "SELECT (extract(epoch FROM interval '10 s' - (expires_at - now())) * 1000)::bigint FROM {workers}").await[0];
         assert!(age < 10_000, "the worker counts as dead");
         heartbeats += i32::from(age < last && last < i64::MAX);
         last = age;
@@ -372,7 +306,7 @@ async fn heartbeats_continue_after_one_without_response() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn maintenance_continues_after_a_call_without_response() {
-    let Some(store) = ProxiedStore::on(&["DELETE FROM apalis.jobs"]).await else { return };
+    let Some(store) = ProxiedStore::on(&["jobs WHERE id = ANY (ARRAY(SELECT old.id"]).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     store.arm();
@@ -396,29 +330,11 @@ async fn locked_table_is_reported_as_locked() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     queue.wait(id).await.unwrap();
     let mut tx = other.postgres_pool().unwrap().begin().await.unwrap();
-    sqlx::query("LOCK TABLE apalis.jobs").execute(&mut *tx).await.unwrap();
+    sqlx::query("LOCK TABLE background_tasks.jobs").execute(&mut *tx).await.unwrap();
     until("the lock is reported", async || (!losses.all().is_empty()).then_some(())).await;
     tx.rollback().await.unwrap();
     let id = queue.enqueue(mail("ben")).await.unwrap();
     assert_eq!(timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap().status(), JobStatus::Done);
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
     assert!(losses.all().iter().all(|loss| loss.2.contains("lock timeout")), "{:?}", losses.all());
-}
-
-/// Most jobs in a table are done. A heartbeat must not scan them.
-#[tokio::test(flavor = "multi_thread")]
-async fn heartbeat_uses_the_index_of_held_jobs() {
-    let Some(database) = TestDatabase::postgres() else { return };
-    let jobs = database.open().await;
-    let pool = jobs.postgres_pool().unwrap();
-    let many = "INSERT INTO apalis.jobs (job, id, job_type, status, done_at)
-        SELECT '1', lpad(i::text, 26, '0'), 'mail', 'Done', now() FROM generate_series(1, 20000) i";
-    sqlx::query(many).execute(pool).await.unwrap();
-    sqlx::query("ANALYZE apalis.jobs").execute(pool).await.unwrap();
-    let (registry, _) = registry();
-    let handler = async |_: Job<Mail>| Ok::<_, Infallible>(());
-    jobs.queue("mail").serve(&registry, WorkerOptions::default().lease(Duration::from_secs(3)), handler).await.unwrap();
-    let uses = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'background_tasks_held'";
-    until("the index is used", async || (numbers(&jobs, uses).await[0] > 1).then_some(())).await;
-    registry.shutdown().await;
 }

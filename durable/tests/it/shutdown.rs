@@ -40,7 +40,7 @@ type Held = std::pin::Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send
 
 /// Counts the uncharged jobs that no worker holds.
 async fn free(jobs: &Durable) -> i64 {
-    let free = "SELECT count(*) FROM {jobs} WHERE status = 'Pending' AND lock_by IS NULL AND lock_at IS NULL AND attempts = 0";
+    let free = "SELECT count(*) FROM {jobs} WHERE state IN ('available', 'scheduled') AND worker IS NULL AND attempts = 0 AND crashes = 0";
     numbers(jobs, free).await[0]
 }
 
@@ -80,8 +80,8 @@ async fn shutdown_waits_for_jobs_in_flight() {
         for id in &started {
             assert_eq!(queue.info(*id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
-        // Three jobs, the worker, and its maintenance.
-        assert_eq!((summary.completed, summary.is_clean()), (5, true), "{summary}");
+        // Three jobs and the worker.
+        assert_eq!((summary.completed, summary.is_clean()), (4, true), "{summary}");
         assert!(starts.is_empty(), "no job starts after shutdown has started");
         assert_eq!(queue.info(late).await.unwrap().unwrap().status(), JobStatus::Waiting);
         let counts = queue.counts().await.unwrap();
@@ -131,7 +131,7 @@ async fn jobs_cut_off_by_the_grace_period_are_back_when_shutdown_ends() {
         }
         until("all jobs run", async || (queue.counts().await.unwrap().running == 3).then_some(())).await;
         let summary = registry.shutdown().or_abort(sleep(Duration::from_millis(50)), || sleep(HANG)).await.unwrap();
-        assert_eq!((summary.aborted, summary.completed, summary.failed), (3, 2, 0), "{summary}");
+        assert_eq!((summary.aborted, summary.completed, summary.failed), (3, 1, 0), "{summary}");
         assert_eq!(free(&jobs).await, 3);
         for id in &ids {
             let info = queue.info(*id).await.unwrap().unwrap();
@@ -160,18 +160,18 @@ async fn abort_outside_a_shutdown_is_a_failed_attempt() {
         assert_eq!(losses.all(), [("aborted", "mail", String::new())]);
 
         // Aborts all tasks at the last attempt. The worker continues.
-        let set = format!("UPDATE {{jobs}} SET run_at = lock_at WHERE id = '{id}'");
+        let set = format!("UPDATE {{jobs}} SET run_at = enqueued_at WHERE id = '{id}'");
         common::sql(&jobs, &set).await;
         starts.recv().await.unwrap();
         let aborted = registry.abort();
-        assert_eq!((aborted.aborted, aborted.not_abortable), (1, 2));
+        assert_eq!((aborted.aborted, aborted.not_abortable), (1, 1));
         let info = queue.wait(id).await.unwrap().unwrap();
         assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 2, Some("the task was aborted")));
         go.add_permits(1);
         let next = queue.enqueue(mail("bob")).await.unwrap();
         assert_eq!(queue.wait(next).await.unwrap().unwrap().status(), JobStatus::Done);
         let names: Vec<_> = registry.tasks().iter().filter_map(background_tasks::TaskInfo::name).collect();
-        assert!(names.contains(&"mail worker") && names.contains(&"mail maintenance"), "{names:?}");
+        assert!(names.contains(&"mail worker"), "{names:?}");
         registry.shutdown().await;
     })
     .await;
@@ -193,7 +193,7 @@ async fn panic_is_counted_and_the_job_is_retried() {
         let info = queue.wait(id).await.unwrap().unwrap();
         assert_eq!((info.attempts(), info.result().unwrap()), (2, Some(2)));
         let summary = registry.shutdown().await;
-        assert_eq!((summary.panicked, summary.completed), (1, 3), "{summary}");
+        assert_eq!((summary.panicked, summary.completed), (1, 2), "{summary}");
         assert_eq!(losses.all(), [("panicked", "mail", "oh".to_owned())]);
 
         // A panic during the drain is a failed attempt too.
@@ -243,7 +243,7 @@ async fn registry_in_shutdown_rejects_a_worker() {
         queue.serve(&full, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
         let shutdown = full.shutdown();
         drop(guard);
-        assert_eq!(shutdown.await.completed, 3, "the worker and its maintenance take no permits");
+        assert_eq!(shutdown.await.completed, 2, "the worker takes no permit");
         assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Waiting);
     })
     .await;
@@ -253,7 +253,7 @@ async fn registry_in_shutdown_rejects_a_worker() {
 async fn jobs_wait_for_a_full_registry() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        // Two jobs. The worker and its maintenance take no permits.
+        // Two jobs. The worker takes no permit.
         let registry = Registry::builder(TokioSpawner).max_in_flight(2).build();
         let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(8), handler).await.unwrap();
@@ -261,18 +261,18 @@ async fn jobs_wait_for_a_full_registry() {
         for _ in 0..2 {
             starts.recv().await.unwrap();
         }
-        assert_eq!(registry.in_flight(), 4);
+        assert_eq!(registry.in_flight(), 3);
         for _ in 0..4 {
             go.add_permits(1);
             starts.recv().await.unwrap();
-            assert!(registry.in_flight() <= 4);
+            assert!(registry.in_flight() <= 3);
         }
         go.add_permits(2);
         for id in ids {
             assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
         let summary = registry.shutdown().await;
-        assert_eq!((summary.completed, summary.rejected), (8, 0));
+        assert_eq!((summary.completed, summary.rejected), (7, 0));
 
         // When shutdown starts, jobs that wait for a permit return to the queue.
         let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
@@ -284,7 +284,7 @@ async fn jobs_wait_for_a_full_registry() {
         until("the other jobs are back in the queue", async || (free(&jobs).await == 5).then_some(())).await;
         go.add_permits(1);
         let summary = shutdown.await.unwrap();
-        assert_eq!((summary.completed, summary.abandoned), (3, 0), "{summary}");
+        assert_eq!((summary.completed, summary.abandoned), (2, 0), "{summary}");
         assert!(starts.is_empty());
     })
     .await;
@@ -310,10 +310,8 @@ async fn tasks_of_several_queues_are_listed_by_name() {
             tasks,
             [
                 ("mail", here, TaskKind::Future),
-                ("mail maintenance", here, TaskKind::Tracked),
                 ("mail worker", here, TaskKind::Tracked),
                 ("post", there, TaskKind::Future),
-                ("post maintenance", there, TaskKind::Tracked),
                 ("post worker", there, TaskKind::Tracked),
             ]
         );
@@ -321,7 +319,7 @@ async fn tasks_of_several_queues_are_listed_by_name() {
         go.add_permits(1);
         post_go.add_permits(1);
         let summary = registry.shutdown().await;
-        assert_eq!((summary.completed, losses.all()), (6, vec![]));
+        assert_eq!((summary.completed, losses.all()), (4, vec![]));
         assert!(mails_started.is_empty() && posts_started.is_empty());
         for (queue, id) in [(&mails, ids[0]), (&posts, ids[1])] {
             assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Done);
@@ -381,7 +379,7 @@ fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) 
                 assert!(smol::future::or(async { Some(dropped.await) }, async { None }).await.is_none_or(|result| result.is_ok()));
             }
             let summary = registry.shutdown().or_abort(ready(()), || smol::Timer::after(HANG)).await.unwrap();
-            assert_eq!((summary.aborted, summary.completed), (1, 4), "{summary}");
+            assert_eq!((summary.aborted, summary.completed), (1, 3), "{summary}");
             assert_eq!(queue.info(hangs).await.unwrap().unwrap().status(), JobStatus::Waiting);
         }));
         drop(jobs);

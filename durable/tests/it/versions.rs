@@ -108,18 +108,13 @@ async fn invalid_rows_do_not_stop_the_worker() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let ids = queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
-        // Payloads that are not JSON, a version that is not a number, and metadata that is null.
-        let (bytes, text, version, none) = if jobs.sqlite_pool().is_some() {
-            ("x'ff00fe'", "'not { json'", "'{\"version\":\"two\"}'", "NULL")
-        } else {
-            ("'\\xff00fe'::bytea", "'not { json'::bytea", "'version=>two'::public.hstore", "NULL")
-        };
+        // Payloads that are not JSON, and a version that does not exist.
+        let bytes = if jobs.sqlite_pool().is_some() { "x'ff00fe'" } else { "E'\\x7f'" };
         for (id, set) in [
-            (0, format!("job = {bytes}")),
-            (1, format!("job = {text}")),
-            (2, "job = ''".to_owned()),
-            (3, format!("metadata = {version}")),
-            (4, format!("metadata = {none}")),
+            (0, format!("payload = {bytes}")),
+            (1, "payload = 'not { json'".to_owned()),
+            (2, "payload = ''".to_owned()),
+            (3, "version = -1".to_owned()),
         ] {
             assert_eq!(sql(&jobs, &format!("UPDATE {{jobs}} SET {set} WHERE id = '{}'", ids[id])).await, 1);
         }
@@ -142,7 +137,7 @@ async fn invalid_rows_do_not_stop_the_worker() {
         registry.shutdown().await;
         assert!(losses.all().iter().all(|(outcome, name, _)| (*outcome, *name) == ("failed", "mail")), "{:?}", losses.all());
         assert_eq!(losses.all().len(), 4);
-        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs} WHERE lock_by IS NULL AND status = 'Pending'").await, [1]);
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs} WHERE worker IS NULL AND state = 'scheduled'").await, [1]);
     })
     .await;
 }

@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
-    /// Loopback address of the engine's board, or `none` to disable the board
+    /// Loopback address of the board, or `none` to disable the board
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = board)]
     pub(crate) board: Board,
     /// Write each mail to a file in this folder, and create the folder if it is missing
@@ -55,7 +55,7 @@ pub(crate) enum Role {
     Worker,
 }
 
-/// The address of the engine's board, if the board is not disabled.
+/// The address of the board, if the board is not disabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Board(pub(crate) Option<SocketAddr>);
 

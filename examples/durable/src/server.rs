@@ -66,7 +66,7 @@ impl Server {
     pub(crate) async fn run(self) -> Result<(), String> {
         let Self { service, http, hosts, listener, board } = self;
         let tasks = service.tasks.clone();
-        let board_app = board::router(&service.signups.jobs, tasks.signal());
+        let board_app = board::router(&service.signups.jobs);
         let app = Router::new()
             .route("/", get(async || page::form()))
             .route("/signups", get(async || Redirect::to("/")).post(sign_up))

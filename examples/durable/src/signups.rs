@@ -99,7 +99,7 @@ impl Signups {
             Pool::Sqlite(pool) => {
                 let begin = async { Ok::<_, sqlx::Error>((self.writer.lock().await, pool.begin_with("BEGIN IMMEDIATE").await?)) };
                 let (_writer, mut tx) = in_time(begin).await?;
-                let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?;
+                let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
                     // A deleted file accepts commits while it is open. The queue checks for that, the connection does not.
@@ -110,7 +110,7 @@ impl Signups {
             }
             Pool::Postgres(pool) => {
                 let mut tx = in_time(pool.begin()).await?;
-                let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?;
+                let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
                     tx.commit().await.map_err(StoreError::in_commit)?;

@@ -68,7 +68,7 @@ pub(super) fn durable(context: &Context) -> Result<()> {
         )
         .run()?;
     }
-    core_is_light(context, &["apalis", "sqlx", "libsqlite3"])?;
+    core_is_light(context, &["sqlx", "libsqlite3"])?;
     if context.browser() {
         cmd!(sh, "cargo build --quiet -p durable-signups").run()?;
         let signups = context.built("debug/durable-signups");

@@ -1,0 +1,82 @@
+//! Commits outcomes, in batches. It retries until it succeeds, because outcomes are stored nowhere else.
+
+use super::{Engine, WorkerHandle};
+use crate::outage::{Outage, ResponseTimeout};
+use crate::store::{Committed, NextState, Outcome};
+use crate::worker::MAX_RESULT_SIZE;
+use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::oneshot;
+use futures_timer::Delay;
+use futures_util::StreamExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long an outcome waits for others if the last commit was less than `BUSY_PERIOD` ago. A commit of many outcomes costs as much as a
+/// commit of one.
+const GROUP_DELAY: Duration = Duration::from_millis(2);
+const BUSY_PERIOD: Duration = Duration::from_millis(10);
+
+const MAX_BATCH: usize = 1000;
+
+/// The outcome of a job of a worker.
+pub(crate) struct Update {
+    pub(super) worker: Arc<WorkerHandle>,
+    pub(super) outcome: Outcome,
+    pub(super) committed: oneshot::Sender<Committed>,
+}
+
+impl Engine {
+    /// Runs until it is dropped.
+    pub(super) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
+        let mut last_commit = None::<Instant>;
+        while let Some(first) = updates.next().await {
+            if last_commit.is_some_and(|at| at.elapsed() < BUSY_PERIOD) {
+                Delay::new(GROUP_DELAY).await;
+            }
+            let size = |update: &Update| update.outcome.result.as_ref().map_or(0, String::len);
+            let (mut total, mut all) = (size(&first), vec![first]);
+            while all.len() < MAX_BATCH && total < MAX_RESULT_SIZE {
+                let Ok(next) = updates.try_recv() else { break };
+                total += size(&next);
+                all.push(next);
+            }
+            self.commit(all).await;
+            last_commit = Some(Instant::now());
+        }
+    }
+
+    async fn commit(self: &Arc<Self>, updates: Vec<Update>) {
+        let report = self.reporter();
+        let limit = updates.iter().map(|update| update.worker.options.response_timeout).min().unwrap_or_default();
+        let (mut outage, mut timeout) = (Outage::new(&report), ResponseTimeout(limit));
+        let outcomes: Vec<_> = updates.iter().map(|update| update.outcome.clone()).collect();
+        let mut is_repeated = false;
+        let committed = loop {
+            match timeout.limit(self.store.commit(&outcomes)).await {
+                Ok(committed) => break committed,
+                Err(error) => Delay::new(outage.failed(error)).await,
+            }
+            is_repeated = true;
+        };
+        let mut ended = Vec::new();
+        for (update, committed) in updates.into_iter().zip(committed) {
+            let Outcome { id, run, state, .. } = update.outcome;
+            update.worker.remove(id, run);
+            match state {
+                NextState::Done | NextState::Dead => ended.push(id),
+                NextState::Available | NextState::Scheduled(Duration::ZERO) | NextState::Retrying(Duration::ZERO) => {
+                    update.worker.set_ready(true);
+                }
+                NextState::Scheduled(delay) | NextState::Retrying(delay) => self.look_in(delay),
+            }
+            if update.worker.is_limited() {
+                update.worker.set_ready(true); // the end of this job may allow another one
+            }
+            // A commit without a response may have succeeded.
+            let committed = if is_repeated && committed == Committed::Lost { Committed::Yes } else { committed };
+            let _ = update.committed.send(committed);
+        }
+        self.waiters.ended(&ended);
+        self.wake();
+    }
+}

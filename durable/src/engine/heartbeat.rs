@@ -1,0 +1,88 @@
+//! Renews the leases of the workers, and recovers the jobs of dead workers. A dedicated thread with its runtime does this, because a handler
+//! may block the runtime of the program. The thread also receives the notices of other processes.
+
+use super::{Engine, poll_interval};
+use crate::error::Error;
+use crate::outage::{Outage, with_timeout};
+use crate::store::{Heart, StoreResult};
+use futures_timer::Delay;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How many heartbeats a worker sends in a lease.
+const BEATS: u32 = 5;
+
+/// How often the thread checks whether it has anything to do.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// The shortest time limit for a heartbeat, and for a connection.
+const MIN_LIMIT: Duration = Duration::from_secs(2);
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Starts the thread, which ends when all workers have ended.
+pub(super) fn start(engine: Arc<Engine>) {
+    let thread = thread::Builder::new().name("durable heartbeat".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(run(&engine)),
+            Err(error) => engine.report(Error::Engine(format!("cannot create a runtime for heartbeats: {error}"))),
+        }
+    });
+    thread.map(drop).expect("a thread for heartbeats can be started");
+}
+
+pub(super) async fn run(engine: &Arc<Engine>) {
+    let report = engine.reporter();
+    let (mut outage, mut pulse) = (Outage::new(&report), Pulse { last: Instant::now(), judges_from: Instant::now() });
+    let mut heart = None;
+    loop {
+        let leases = engine.leases();
+        let Some(lease) = leases.iter().map(|worker| worker.lease).min() else { return };
+        match beat(engine, &mut heart, &mut pulse, lease).await {
+            Ok(true) => outage.ended(),
+            Ok(false) => {}
+            Err(error) => {
+                heart = None;
+                Delay::new(outage.failed(error).min(lease / BEATS)).await;
+            }
+        }
+    }
+}
+
+/// When the leases were renewed.
+struct Pulse {
+    last: Instant,
+    /// When this process may treat other workers as dead. After an outage the others have a lease's time to renew their leases.
+    judges_from: Instant,
+}
+
+/// Renews the leases if it is time to, and waits for a notice or the next time. Returns whether it has renewed them.
+async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &mut Pulse, lease: Duration) -> StoreResult<bool> {
+    let interval = lease / BEATS;
+    // Two of the five intervals in a lease, which leaves time for further heartbeats.
+    let limit = (interval * 2).max(MIN_LIMIT);
+    let is_new = heart.is_none();
+    let heart = match heart {
+        Some(heart) => heart,
+        None => heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart(poll_interval(&engine.workers()))).await?),
+    };
+    let is_due = is_new || pulse.last.elapsed() >= interval;
+    if is_due {
+        let lost = with_timeout(limit, heart.beat(&engine.leases())).await?;
+        if pulse.last.elapsed() > lease {
+            pulse.judges_from = Instant::now() + lease;
+        }
+        pulse.last = Instant::now();
+        for worker in lost.iter().filter_map(|id| engine.worker(id)) {
+            let text = format!("the worker could not renew its lease of {lease:?} in time: its jobs may run twice");
+            worker.send(super::Command::Report(Arc::new(Error::LeaseLost(text))));
+        }
+        if pulse.judges_from <= Instant::now() && with_timeout(limit, heart.recover()).await? > 0 {
+            engine.look_in(Duration::ZERO);
+        }
+    }
+    let wait = interval.saturating_sub(pulse.last.elapsed()).min(MAX_WAIT);
+    engine.noticed(&heart.next_notice(wait).await?);
+    Ok(is_due)
+}

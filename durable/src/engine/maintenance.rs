@@ -1,0 +1,46 @@
+//! Deletes finished jobs whose retention has expired.
+
+use super::Engine;
+use crate::outage::{Outage, with_timeout};
+use futures_timer::Delay;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often this task checks which queues are due.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The delay after the start of a worker.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Runs until it is dropped.
+    pub(super) async fn maintain(self: &Arc<Self>) {
+        let report = self.reporter();
+        let mut outage = Outage::new(&report);
+        let mut due = HashMap::<String, Instant>::new();
+        loop {
+            let workers = self.workers();
+            due.retain(|id, _| workers.iter().any(|worker| worker.id == *id));
+            for worker in workers {
+                let options = &worker.options;
+                let due = due.entry(worker.id.clone()).or_insert_with(|| Instant::now() + FIRST_DELAY.min(options.maintenance_interval));
+                if *due > Instant::now() || worker.is_closing() {
+                    continue;
+                }
+                let limit = options.response_timeout;
+                let maintain = async {
+                    let prune = || self.store.prune(worker.queue, options.retention, options.dead_retention);
+                    while with_timeout(limit, prune()).await? > 0 && !worker.is_closing() {}
+                    with_timeout(limit, self.store.unblock(worker.queue)).await
+                };
+                match maintain.await {
+                    Ok(()) => outage.ended(),
+                    Err(error) => _ = outage.failed(error),
+                }
+                *due = Instant::now() + options.maintenance_interval;
+            }
+            Delay::new(CHECK_INTERVAL).await;
+        }
+    }
+}

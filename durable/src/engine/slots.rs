@@ -1,0 +1,90 @@
+//! Which jobs of the process may start. A suspect, a job whose worker has died several times, runs while no other job of the process runs, so
+//! that the process does not die for other jobs.
+
+use crate::engine::{Engine, WorkerHandle};
+use crate::sync::lock;
+use event_listener::Event;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+#[derive(Default)]
+pub(crate) struct Slots {
+    state: Mutex<SlotState>,
+    /// Notified when a job may start.
+    changed: Event,
+}
+
+#[derive(Default)]
+struct SlotState {
+    running: usize,
+    is_alone: bool,
+    suspects: usize,
+}
+
+impl Slots {
+    /// The event that is notified when a job may start.
+    pub(crate) fn changed(&self) -> &Event {
+        &self.changed
+    }
+
+    /// Returns whether a suspect waits or runs. Then nothing is fetched.
+    pub(super) fn is_reserved(&self) -> bool {
+        let state = lock(&self.state);
+        state.is_alone || state.suspects > 0
+    }
+}
+
+impl Engine {
+    /// Returns a permit if a job of this worker may start.
+    pub(crate) fn try_start(self: &Arc<Self>, worker: &Arc<WorkerHandle>, is_suspect: bool) -> Option<Permit> {
+        let mut state = lock(&self.slots.state);
+        let is_free = !state.is_alone && (!is_suspect || state.running == 0);
+        if !is_free || !worker.acquire() {
+            return None;
+        }
+        state.running += 1;
+        state.is_alone = is_suspect;
+        Some(Permit { engine: self.clone(), worker: worker.clone(), is_alone: is_suspect })
+    }
+
+    /// Notes that a suspect waits for its start.
+    pub(crate) fn suspect(self: &Arc<Self>) -> Suspect {
+        lock(&self.slots.state).suspects += 1;
+        Suspect(self.clone())
+    }
+}
+
+/// A running job.
+pub(crate) struct Permit {
+    engine: Arc<Engine>,
+    pub(crate) worker: Arc<WorkerHandle>,
+    is_alone: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = lock(&self.engine.slots.state);
+        self.worker.release();
+        state.running -= 1;
+        state.is_alone &= !self.is_alone;
+        drop(state);
+        self.engine.slots.changed.notify(usize::MAX);
+    }
+}
+
+/// A suspect that waits for its start.
+pub(crate) struct Suspect(Arc<Engine>);
+
+impl Drop for Suspect {
+    fn drop(&mut self) {
+        lock(&self.0.slots.state).suspects -= 1;
+        self.0.slots.changed.notify(usize::MAX);
+        self.0.wake();
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("is_alone", &self.is_alone).finish_non_exhaustive()
+    }
+}

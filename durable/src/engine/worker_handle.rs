@@ -1,0 +1,289 @@
+//! A worker as the engine sees it: its permits, and the jobs that it holds.
+
+use super::completer::Update;
+use super::Engine;
+use crate::error::Error;
+use crate::job::{Failure, Next};
+use crate::options::WorkerOptions;
+use crate::running::RunningJob;
+use crate::store::{Committed, FetchedJob, MAX_ROWS, NextState, Outcome, QueueTick, WorkerLease};
+use crate::sync::lock;
+use background_tasks::ShutdownSignal;
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures_channel::oneshot;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use ulid::Ulid;
+
+/// What the engine sends to the task of a worker.
+pub(crate) enum Command {
+    Start(JobLease, FetchedJob),
+    /// Reports an error that concerns no single job to the observers of the registry.
+    Report(Arc<Error>),
+}
+
+pub(crate) struct WorkerHandle {
+    pub(crate) id: String,
+    pub(crate) queue: &'static str,
+    pub(crate) options: WorkerOptions,
+    signal: ShutdownSignal,
+    commands: UnboundedSender<Command>,
+    state: Mutex<WorkerState>,
+}
+
+#[derive(Default)]
+struct WorkerState {
+    updates: Option<UnboundedSender<Update>>,
+    /// The held jobs whose outcome is not committed.
+    jobs: HashMap<Ulid, InFlightJob>,
+    /// The jobs that have a permit.
+    running: usize,
+    /// Whether the queue may have jobs.
+    is_ready: bool,
+    is_limited: bool,
+    /// The task of the worker has ended.
+    is_gone: bool,
+    /// The worker has met a job that it cannot run, and lets other workers fetch first.
+    backs_off_until: Option<Instant>,
+    /// When the next fetch is allowed.
+    next_fetch: Option<Instant>,
+}
+
+struct InFlightJob {
+    running: Arc<RunningJob>,
+    /// Whether the run has ended. As soon as its outcome is committed, the job can be fetched again, even before this worker receives the
+    /// response to the commit.
+    is_over: bool,
+}
+
+impl WorkerHandle {
+    pub(crate) fn new(queue: &'static str, options: WorkerOptions, signal: ShutdownSignal) -> (Arc<Self>, UnboundedReceiver<Command>) {
+        let (commands, receiver) = unbounded();
+        let (id, state) = (Ulid::generate().to_string(), Mutex::new(WorkerState { is_ready: true, ..WorkerState::default() }));
+        (Arc::new(Self { id, queue, options, signal, commands, state }), receiver)
+    }
+
+    pub(crate) fn lease(&self) -> WorkerLease {
+        WorkerLease { id: self.id.clone(), queue: self.queue, lease: self.options.lease }
+    }
+
+    pub(crate) fn signal(&self) -> ShutdownSignal {
+        self.signal.clone()
+    }
+
+    pub(super) fn connect(&self, updates: UnboundedSender<Update>) {
+        lock(&self.state).updates = Some(updates);
+    }
+
+    pub(super) fn send(&self, command: Command) {
+        // If the task has ended, the drop of a lease returns its job.
+        let _ = self.commands.unbounded_send(command);
+    }
+
+    /// Ends the task of the worker.
+    pub(super) fn close(&self) {
+        self.commands.close_channel();
+    }
+
+    /// Notes that the task of the worker has ended.
+    pub(crate) fn set_gone(&self) {
+        lock(&self.state).is_gone = true;
+    }
+
+    /// Returns whether the worker takes no more jobs.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.signal.is_triggered() || lock(&self.state).is_gone
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.is_closing() && !self.holds_jobs()
+    }
+
+    pub(super) fn holds_jobs(&self) -> bool {
+        !lock(&self.state).jobs.is_empty()
+    }
+
+    pub(super) fn set_ready(&self, is_ready: bool) {
+        lock(&self.state).is_ready = is_ready;
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        lock(&self.state).is_limited
+    }
+
+    /// Stores what a look at the queue found.
+    pub(super) fn looked(&self, tick: &QueueTick) {
+        let mut state = lock(&self.state);
+        state.is_limited = tick.is_limited;
+        state.is_ready |= tick.is_ready && !tick.is_paused;
+    }
+
+    /// Returns how many jobs to fetch, or `None` if the worker needs none, or the queue has none.
+    pub(super) fn wants_jobs(&self) -> Option<usize> {
+        let closing = self.is_closing();
+        let state = lock(&self.state);
+        if closing || !state.is_ready || state.next_fetch.is_some_and(|at| at > Instant::now()) {
+            return None;
+        }
+        let held = state.jobs.values().filter(|job| !job.is_over).count();
+        let free = self.options.concurrency.saturating_sub(held);
+        (free > 0).then(|| free.max(self.options.batch_size).min(MAX_ROWS))
+    }
+
+    /// Notes the end of a fetch.
+    pub(super) fn fetched(&self, has_more: bool) {
+        let mut state = lock(&self.state);
+        state.is_ready |= has_more;
+        let backs_off = state.backs_off_until.is_some_and(|until| Instant::now() < until);
+        // At random times, so that each worker is the first at some time.
+        state.next_fetch = backs_off.then(|| Instant::now() + BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5));
+    }
+
+    /// Forbids fetches for this time, and marks the queue as ready after it.
+    pub(super) fn fetch_after(&self, delay: Duration) {
+        let mut state = lock(&self.state);
+        state.is_ready = true;
+        state.next_fetch = Some(Instant::now() + delay);
+    }
+
+    /// Returns when the next fetch is allowed, if the queue is ready for it.
+    pub(super) fn next_fetch(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        state.next_fetch.filter(|at| state.is_ready && *at > Instant::now())
+    }
+
+    /// Makes the worker fetch less often until this time, so that other workers fetch first: this worker cannot run some of the jobs.
+    pub(crate) fn back_off(&self, until: Instant) {
+        let mut state = lock(&self.state);
+        state.backs_off_until = state.backs_off_until.max(Some(until));
+    }
+
+    pub(super) fn acquire(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_free = state.running < self.options.concurrency;
+        state.running += usize::from(is_free);
+        is_free
+    }
+
+    pub(super) fn release(&self) {
+        lock(&self.state).running -= 1;
+    }
+
+    /// Adds a fetched job. Returns `None` if the job still runs in this worker: other workers treated it as lost while this process hung, and
+    /// this worker has fetched it again. The run continues.
+    pub(super) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
+        let mut state = lock(&self.state);
+        if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
+            held.running.run.store(job.run, SeqCst);
+            return None;
+        }
+        let (store, runtime) = (engine.store.clone(), engine.runtime.clone());
+        let running = RunningJob::new(store, runtime, job.id, job.run, job.checkpoint.clone());
+        state.jobs.insert(job.id, InFlightJob { running: running.clone(), is_over: false });
+        let attempt = job.attempts.saturating_add(job.crashes).saturating_add(1);
+        Some(JobLease {
+            worker: self.clone(),
+            engine: engine.clone(),
+            running,
+            attempt,
+            is_last_attempt: job.attempts.saturating_add(1) >= self.options.max_attempts,
+            retry_delay: self.options.retry_delay(job.attempts.saturating_add(1)),
+            state: LeaseState::Fetched,
+        })
+    }
+
+    pub(super) fn cancel(&self, ids: &HashSet<Ulid>) {
+        lock(&self.state).jobs.values().filter(|job| ids.contains(&job.running.id)).for_each(|job| job.running.cancel());
+    }
+
+    /// Removes a run whose outcome is committed.
+    pub(super) fn remove(&self, id: Ulid, run: i32) {
+        let mut state = lock(&self.state);
+        if state.jobs.get(&id).is_some_and(|job| job.is_over && job.running.run.load(SeqCst) == run) {
+            state.jobs.remove(&id);
+        }
+    }
+}
+
+/// How often a worker fetches that backs off. Other workers look at least this often.
+const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A fetched job. It sends exactly one outcome, whatever happens to the job's task: if it is dropped before the job has ended, it sends the
+/// outcome itself.
+pub(crate) struct JobLease {
+    worker: Arc<WorkerHandle>,
+    engine: Arc<Engine>,
+    pub(crate) running: Arc<RunningJob>,
+    pub(crate) attempt: u32,
+    /// Whether a failure of this attempt makes the job dead.
+    is_last_attempt: bool,
+    /// The backoff after a failure of this attempt.
+    retry_delay: Duration,
+    state: LeaseState,
+}
+
+#[derive(PartialEq)]
+enum LeaseState {
+    Fetched,
+    Started,
+    Over,
+}
+
+impl JobLease {
+    pub(crate) fn is_closing(&self) -> bool {
+        self.worker.is_closing()
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.state = LeaseState::Started;
+    }
+
+    /// Sends the outcome. The future resolves when it is committed, to `None` if it never will be because the runtime has dropped the engine.
+    pub(crate) fn end(
+        &mut self,
+        state: NextState,
+        is_charged: bool,
+        result: Option<String>,
+        error: Option<String>,
+    ) -> impl Future<Output = Option<Committed>> + use<> {
+        self.state = LeaseState::Over;
+        let (committed, response) = oneshot::channel();
+        let mut worker = lock(&self.worker.state);
+        let (id, run) = (self.running.id, self.running.run.load(SeqCst));
+        if let Some(job) = worker.jobs.get_mut(&id) {
+            job.is_over = true;
+        }
+        let outcome = Outcome { id, run, state, is_charged, result, error };
+        if let Some(updates) = &worker.updates {
+            let _ = updates.unbounded_send(Update { worker: self.worker.clone(), outcome, committed });
+        }
+        drop(worker);
+        self.engine.wake(); // the worker may fetch another job
+        async move { response.await.ok() }
+    }
+
+    /// Returns the state of the job after a failure of this attempt.
+    pub(crate) fn after(&self, failure: &Failure) -> NextState {
+        match failure.next {
+            Next::Dead => NextState::Dead,
+            _ if self.is_last_attempt => NextState::Dead,
+            Next::After(delay) => NextState::Retrying(delay),
+            Next::Backoff => NextState::Retrying(self.retry_delay),
+        }
+    }
+}
+
+impl Drop for JobLease {
+    fn drop(&mut self) {
+        match self.state {
+            LeaseState::Over => {}
+            LeaseState::Started if !self.is_closing() => {
+                let failure = Failure::retry("the task was aborted");
+                drop(self.end(self.after(&failure), true, None, Some(failure.to_string())));
+            }
+            _ => drop(self.end(NextState::Available, false, None, None)),
+        }
+    }
+}

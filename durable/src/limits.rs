@@ -1,0 +1,34 @@
+use std::time::Duration;
+
+/// Limits of a queue, which all its workers share, in any number of processes. See [`Queue::set_limits`](crate::Queue::set_limits).
+///
+/// The limits are exact. A queue with limits fetches more slowly, because its workers take turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[must_use = "pass the limits to `set_limits`"]
+pub struct QueueLimits {
+    pub(crate) running: Option<u32>,
+    pub(crate) running_per_key: Option<u32>,
+    pub(crate) rate: Option<(u32, Duration)>,
+}
+
+impl QueueLimits {
+    /// Sets how many jobs of the queue run at the same time. Default: no limit. Minimum: 1.
+    pub fn running(mut self, jobs: u32) -> Self {
+        self.running = Some(jobs.max(1));
+        self
+    }
+
+    /// Sets how many jobs with the same [limit key](crate::Enqueue::limit_key) run at the same time. Default: no limit. Minimum: 1.
+    pub fn running_per_key(mut self, jobs: u32) -> Self {
+        self.running_per_key = Some(jobs.max(1));
+        self
+    }
+
+    /// Sets how many jobs start in each period. Default: no limit. Minimum: 1 job, and 1 millisecond.
+    ///
+    /// After a pause of a period or more, all of these jobs may start together.
+    pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
+        self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
+        self
+    }
+}

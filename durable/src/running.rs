@@ -1,0 +1,134 @@
+//! What the handler of a running job can do with its job.
+
+use crate::enqueue::Connection;
+use crate::error::Error;
+use crate::job::Job;
+use crate::runtime::Runtime;
+use crate::store::Store;
+use crate::sync::lock;
+use event_listener::Event;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::{Arc, Mutex};
+use ulid::Ulid;
+
+/// A job that a worker of this process runs.
+pub(crate) struct RunningJob {
+    pub(crate) id: Ulid,
+    /// The run in the store. It changes if the worker loses the job and fetches it again while it still runs here.
+    pub(crate) run: AtomicI32,
+    /// Whether the handler has completed the job in a transaction, which may not have been committed.
+    pub(crate) is_completed: AtomicBool,
+    is_cancelled: AtomicBool,
+    cancel_event: Event,
+    checkpoint: Mutex<Option<String>>,
+    store: Arc<dyn Store>,
+    runtime: Runtime,
+}
+
+/// The completion of a job in a transaction of its handler.
+#[derive(Debug)]
+pub struct Completion {
+    pub(crate) id: Ulid,
+    pub(crate) run: i32,
+    pub(crate) result: String,
+}
+
+impl RunningJob {
+    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, id: Ulid, run: i32, checkpoint: Option<String>) -> Arc<Self> {
+        let checkpoint = Mutex::new(checkpoint);
+        let (is_completed, is_cancelled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { id, run: run.into(), is_completed, is_cancelled, cancel_event: Event::new(), checkpoint, store, runtime })
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.is_cancelled.store(true, SeqCst);
+        self.cancel_event.notify(usize::MAX);
+    }
+
+    /// Resolves when the job is cancelled.
+    pub(crate) async fn cancelled(&self) {
+        while !self.is_cancelled.load(SeqCst) {
+            let event = self.cancel_event.listen();
+            if !self.is_cancelled.load(SeqCst) {
+                event.await;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RunningJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningJob").field("id", &self.id).field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+impl<T> Job<T> {
+    /// Completes the job in a transaction of the handler on the same database. The job is done if and only if the transaction commits,
+    /// so what the transaction writes happens exactly once.
+    ///
+    /// Commit the transaction, and then return `Ok` from the handler. Its value is ignored, because `result` is stored. If the handler
+    /// returns without a commit, the attempt has failed and the job is retried.
+    ///
+    /// ```
+    /// use background_tasks_durable::{Failure, Job, sqlx};
+    /// # struct Payment { account: i64, amount: i64 }
+    ///
+    /// async fn pay(job: Job<Payment>, pool: sqlx::SqlitePool) -> Result<(), Failure> {
+    ///     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?; // on Postgres: begin()
+    ///     let pay = sqlx::query("UPDATE accounts SET balance = balance - ? WHERE id = ?").bind(job.amount).bind(job.account);
+    ///     pay.execute(&mut *tx).await?;
+    ///     job.complete_in(&mut *tx, &()).await?;
+    ///     tx.commit().await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Do not commit then.
+    /// - [`Error::Encode`] and errors of the store.
+    pub async fn complete_in<C: Connection, R: Serialize>(&self, connection: &mut C, result: &R) -> Result<(), Error> {
+        let running = &self.running;
+        let result = serde_json::to_string(result).map_err(Error::Encode)?;
+        let completion = Completion { id: running.id, run: running.run.load(SeqCst), result };
+        if !connection.complete(running.store.prefix(), &completion).await? {
+            return Err(lost(running.id));
+        }
+        running.is_completed.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Returns the last checkpoint of this job, from this attempt or an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] if the checkpoint is not a `C`.
+    pub fn checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>, Error> {
+        let checkpoint = lock(&self.running.checkpoint);
+        checkpoint.as_ref().map(|text| serde_json::from_str(text)).transpose().map_err(Error::Decode)
+    }
+
+    /// Stores how far a long job has come, so that the next attempt can continue from there.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Return from the handler then.
+    /// - [`Error::Encode`] and errors of the store.
+    pub async fn save_checkpoint<C: Serialize>(&self, checkpoint: &C) -> Result<(), Error> {
+        let running = &self.running;
+        let text = serde_json::to_string(checkpoint).map_err(Error::Encode)?;
+        if !running.runtime.enter(running.store.save_checkpoint(running.id, running.run.load(SeqCst), &text)).await? {
+            return Err(lost(running.id));
+        }
+        *lock(&running.checkpoint) = Some(text);
+        Ok(())
+    }
+}
+
+fn lost(id: Ulid) -> Error {
+    Error::LeaseLost(format!("this worker does not hold job {id} any longer"))
+}

@@ -1,0 +1,54 @@
+CREATE TABLE @jobs (
+    id text COLLATE "C" PRIMARY KEY,
+    queue text COLLATE "C" NOT NULL,
+    -- scheduled and retrying: not due. available: due. blocked: due, but over the limit of its key. running, done, dead, cancelled.
+    state text COLLATE "C" NOT NULL,
+    priority integer NOT NULL,
+    run_at timestamptz NOT NULL,
+    enqueued_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    version integer NOT NULL,
+    -- Finished attempts, and deaths of the job's worker. Each fetch increments `run`: an outcome applies only to its own run.
+    attempts integer NOT NULL DEFAULT 0,
+    crashes integer NOT NULL DEFAULT 0,
+    run integer NOT NULL DEFAULT 0,
+    -- The worker that holds the job.
+    worker text COLLATE "C",
+    unique_key text COLLATE "C",
+    unique_until timestamptz,
+    limit_key text COLLATE "C",
+    payload text NOT NULL,
+    result text,
+    error text,
+    checkpoint text
+);
+CREATE INDEX jobs_available ON @jobs (queue, priority DESC, run_at, id) WHERE state = 'available';
+CREATE INDEX jobs_due ON @jobs (queue, run_at, state) WHERE state IN ('scheduled', 'retrying');
+CREATE INDEX jobs_held ON @jobs (worker) WHERE worker IS NOT NULL;
+CREATE INDEX jobs_ended ON @jobs (queue, state, ended_at, id) WHERE state IN ('done', 'dead', 'cancelled');
+CREATE INDEX jobs_blocked ON @jobs (queue, limit_key, priority DESC, run_at, id) WHERE state = 'blocked';
+CREATE INDEX jobs_unique_until ON @jobs (queue, unique_key) WHERE unique_until IS NOT NULL;
+CREATE UNIQUE INDEX jobs_unique ON @jobs (queue, unique_key)
+    WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running');
+CREATE TABLE @workers (
+    id text COLLATE "C" PRIMARY KEY,
+    queue text COLLATE "C" NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+CREATE TABLE @queues (
+    name text COLLATE "C" PRIMARY KEY,
+    paused boolean NOT NULL DEFAULT false,
+    max_running integer,
+    max_running_per_key integer,
+    -- At most `rate_jobs` jobs start in `rate_seconds`. `rate_left` have not started at `rate_at`.
+    rate_jobs double precision,
+    rate_seconds double precision,
+    rate_left double precision NOT NULL DEFAULT 0,
+    rate_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE @schedules (
+    queue text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    last_tick bigint NOT NULL,
+    PRIMARY KEY (queue, key)
+);

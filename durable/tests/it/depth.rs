@@ -1,0 +1,353 @@
+//! Deep queues, idle queues, blocking handlers and jobs that kill their process.
+
+use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
+use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};
+use futures_util::future::join_all;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+fn options() -> WorkerOptions {
+    WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO)
+}
+
+/// Inserts many jobs with statistics that are taken before: the worst case for a query planner.
+async fn fill(jobs: &Durable, queue: &str, state: &str, count: u32) {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let base = NEXT.fetch_add(1, Ordering::SeqCst) * 1_000_000;
+    if let Some(pool) = jobs.sqlite_pool() {
+        let insert = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?3)
+            INSERT INTO background_tasks_jobs (id, queue, state, priority, run_at, enqueued_at, version, payload, ended_at)
+            SELECT printf('%026d', i + ?4), ?1, ?2, 0, CASE WHEN ?2 IN ('scheduled', 'retrying') THEN 4000000000000 ELSE i END, 0, 1,
+                '{\"to\":\"many\"}', CASE WHEN ?2 IN ('done', 'dead') THEN i END FROM n";
+        sqlx::query(insert).bind(queue).bind(state).bind(count).bind(i64::from(base)).execute(pool).await.unwrap();
+    } else {
+        let insert = "INSERT INTO background_tasks.jobs (id, queue, state, priority, run_at, version, payload, ended_at)
+            SELECT lpad((i + $4)::text, 26, '0'), $1, $2, 0,
+                CASE WHEN $2 IN ('scheduled', 'retrying') THEN now() + interval '7 days' ELSE to_timestamp(i) END, 1,
+                '{\"to\":\"many\"}', CASE WHEN $2 IN ('done', 'dead') THEN now() END FROM generate_series(1, $3) AS i";
+        let pool = jobs.postgres_pool().unwrap();
+        let insert = sqlx::query(insert).bind(queue).bind(state).bind(i32::try_from(count).unwrap());
+        insert.bind(i64::from(base)).execute(pool).await.unwrap();
+    }
+}
+
+/// A fetch that sorts or scans a queue takes 10 to 1,000 ms at this depth.
+const DEEP: u32 = 60_000;
+
+async fn analyze(jobs: &Durable) {
+    sql(jobs, "ANALYZE {jobs}").await;
+}
+
+/// Returns how long a worker takes for this many empty jobs, one at a time.
+async fn time_of(jobs: &Durable, count: usize) -> Duration {
+    let queue = jobs.queue::<Mail>("mail");
+    let (registry, _) = registry();
+    let ran = Arc::new(Semaphore::new(0));
+    let done = ran.clone();
+    let handler = move |_: Job<Mail>| {
+        done.add_permits(1);
+        async { Ok::<_, Infallible>(()) }
+    };
+    let start = Instant::now();
+    queue.serve(&registry, options().concurrency(1), handler).await.unwrap();
+    timeout(HANG, ran.acquire_many(u32::try_from(count).unwrap())).await.expect("the jobs run").unwrap().forget();
+    let time = start.elapsed();
+    registry.shutdown().await;
+    time
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fetch_time_does_not_depend_on_the_depth_of_the_queue() {
+    on_each_store(async |jobs: Durable| {
+        analyze(&jobs).await;
+        fill(&jobs, "mail", "available", 300).await;
+        let shallow = time_of(&jobs, 200).await;
+        sql(&jobs, "DELETE FROM {jobs}").await;
+        analyze(&jobs).await; // statistics of an empty table
+        fill(&jobs, "mail", "available", DEEP).await;
+        let deep = time_of(&jobs, 200).await;
+        analyze(&jobs).await;
+        let analyzed = time_of(&jobs, 200).await;
+        eprintln!("200 jobs: shallow {shallow:?}, deep {deep:?}, deep and analyzed {analyzed:?}");
+        // Generous, because the machine is shared. The sorted queue would take 10 times as long.
+        assert!(deep < shallow * 4 + Duration::from_secs(1), "{shallow:?} {deep:?}");
+        assert!(analyzed < shallow * 4 + Duration::from_secs(1), "{shallow:?} {analyzed:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_are_not_due_cost_nothing() {
+    on_each_store(async |jobs: Durable| {
+        fill(&jobs, "mail", "available", 300).await;
+        let shallow = time_of(&jobs, 200).await;
+        fill(&jobs, "mail2", "scheduled", 10).await;
+        fill(&jobs, "mail", "scheduled", DEEP).await;
+        fill(&jobs, "mail1", "retrying", DEEP).await;
+        sql(&jobs, "UPDATE {jobs} SET queue = 'mail', priority = 9 WHERE queue = 'mail1'").await;
+        analyze(&jobs).await;
+        sql(&jobs, "UPDATE {jobs} SET state = 'available' WHERE state = 'done'").await;
+        let deep = time_of(&jobs, 100).await;
+        assert!(deep < shallow * 3 + Duration::from_secs(1), "{shallow:?} {deep:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_statement_uses_an_index() {
+    on_each_store(async |jobs: Durable| {
+        for state in ["available", "scheduled", "done", "dead"] {
+            fill(&jobs, state, state, 20_000).await;
+        }
+        analyze(&jobs).await;
+        let before = scans(&jobs).await;
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<Mail>("mail");
+        let options = options().retention(Duration::ZERO).maintenance_interval(Duration::ZERO).lease(Duration::from_secs(3));
+        queue.serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        let id = queue.enqueue(mail("ann")).unique_key("one").await.unwrap().id;
+        queue.wait(id).await.unwrap();
+        let dead = jobs.queue::<Mail>("dead");
+        let page = dead.dead().await.unwrap();
+        assert_eq!(page.len(), 100);
+        sleep(Duration::from_secs(2)).await; // heartbeats, looks and maintenance
+        registry.shutdown().await;
+        assert_eq!(losses.all(), []);
+        assert_eq!(scans(&jobs).await, before, "no statement scans the table");
+    })
+    .await;
+}
+
+/// Counts the scans of the table of jobs. SQLite counts none, but its statements name their indexes.
+async fn scans(jobs: &Durable) -> i64 {
+    if jobs.sqlite_pool().is_some() {
+        return 0;
+    }
+    sleep(Duration::from_millis(1500)).await; // sessions publish their statistics once a second
+    numbers(jobs, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs'").await[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_queues_share_connections_and_statements() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let (jobs, other) = (database.open().await, database.open().await);
+    let (registry, _) = registry();
+    let queues: Vec<&'static str> = (0..20).map(|number| &*Box::leak(format!("queue{number}").into_boxed_str())).collect();
+    for name in &queues {
+        jobs.queue::<Mail>(name).serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    }
+    sleep(Duration::from_secs(2)).await;
+    let transactions = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    let (before, start) = (numbers(&other, transactions).await[0], Instant::now());
+    sleep(Duration::from_secs(5)).await;
+    let connections = numbers(&other, sessions).await[0];
+    let rate = (numbers(&other, transactions).await[0] - before) as f64 / start.elapsed().as_secs_f64();
+    eprintln!("{connections} connections, {rate:.1} transactions/s");
+    assert!(connections <= 3, "{connections} connections");
+    assert!(rate < 5.0, "{rate} transactions/s");
+    // A job of another process starts immediately nevertheless.
+    let mut times = Vec::new();
+    for name in &queues[..10] {
+        let (start, queue) = (Instant::now(), jobs.queue::<Mail>(name));
+        let id = other.queue::<Mail>(name).enqueue(mail("ann")).await.unwrap();
+        until("the job is done", async || (queue.info(id).await.unwrap().unwrap().status() == JobStatus::Done).then_some(())).await;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    assert!(times[5] < Duration::from_millis(250), "{times:?}");
+    registry.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_waits_share_statements() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let (jobs, other) = (database.open().await, database.open().await);
+    let queue = jobs.queue::<Mail>("mail");
+    let ids = queue.enqueue_all(vec![mail("ann"); 500]).await.unwrap();
+    let waits: Vec<_> = ids.iter().map(|id| tokio::spawn({ let (queue, id) = (queue.clone(), *id); async move { queue.wait(id).await } })).collect();
+    let transactions = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+    // Each wait starts with a statement of its own.
+    until("the waits share statements", async || {
+        let before = numbers(&other, transactions).await[0];
+        sleep(Duration::from_secs(3)).await;
+        (numbers(&other, transactions).await[0] - before < 100).then_some(())
+    })
+    .await;
+    sql(&other, "UPDATE {jobs} SET state = 'done', result = 'null'").await;
+    for info in join_all(waits).await {
+        assert_eq!(info.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+    }
+}
+
+/// A runtime with a single thread, whose only job blocks this thread for longer than the lease.
+#[test]
+fn handler_that_blocks_its_thread_keeps_its_lease() {
+    for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let process = |blocks: Duration| {
+            let (address, runs) = (database.address.clone(), runs.clone());
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let thread = thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async move {
+                    let jobs = Durable::connect(&address).await.unwrap();
+                    let (registry, losses) = registry();
+                    let handler = move |_: Job<Mail>| {
+                        runs.fetch_add(1, Ordering::SeqCst);
+                        async move {
+                            thread::sleep(blocks);
+                            Ok::<_, Infallible>(())
+                        }
+                    };
+                    let options = options().lease(Duration::from_secs(3));
+                    jobs.queue::<Mail>("mail").serve(&registry, options, handler).await.unwrap();
+                    let _ = ended.await;
+                    registry.shutdown().await;
+                    losses.all()
+                })
+            });
+            (end, thread)
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (jobs, id) = runtime.block_on(async {
+            let jobs = database.open().await;
+            let id = jobs.queue::<Mail>("mail").enqueue(mail("blocks")).await.unwrap();
+            (jobs, id)
+        });
+        let (end, blocked) = process(Duration::from_secs(8));
+        runtime.block_on(until("the job runs", async || (runs.load(Ordering::SeqCst) == 1).then_some(())));
+        let (other_end, other) = process(Duration::ZERO);
+        let info = runtime.block_on(jobs.queue::<Mail>("mail").wait(id)).unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts(), runs.load(Ordering::SeqCst)), (JobStatus::Done, 1, 1));
+        drop((end, other_end));
+        assert_eq!((blocked.join().unwrap(), other.join().unwrap()), (vec![], vec![]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovered_jobs_back_off_at_different_times() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("crash");
+        queue.enqueue_all(0..20).await.unwrap();
+        // As if a worker had died with these jobs.
+        sql(&jobs, "UPDATE {jobs} SET state = 'running', run = 1, worker = 'dead', crashes = 3").await;
+        sql(&jobs, "INSERT INTO {workers} SELECT 'dead', queue, run_at FROM {jobs} LIMIT 1").await;
+        let (registry, _) = registry();
+        let other = jobs.queue::<u32>("other");
+        other.serve(&registry, options().lease(Duration::from_secs(3)), async |_: Job<u32>| Ok::<_, Infallible>(())).await.unwrap();
+        until("the jobs are recovered", async || (queue.counts().await.unwrap().retrying == 20).then_some(())).await;
+        let due = if jobs.sqlite_pool().is_some() { "run_at" } else { "(extract(epoch FROM run_at) * 1000)::bigint" };
+        let mut due = numbers(&jobs, &format!("SELECT {due} FROM {{jobs}}")).await;
+        due.sort_unstable();
+        due.dedup();
+        assert!(due.len() > 10 && due[due.len() - 1] - due[0] > 1000, "{due:?}");
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs} WHERE crashes = 4 AND attempts = 0").await, [20]);
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspect_runs_while_no_other_job_of_the_process_runs() {
+    on_each_database(async |database| {
+        let jobs = database.open().await;
+        let (queue, other) = (jobs.queue::<Mail>("mail"), jobs.queue::<Mail>("other"));
+        let suspects = queue.enqueue_all(vec![mail("suspect"); 3]).await.unwrap();
+        sql(&jobs, "UPDATE {jobs} SET crashes = 2").await;
+        let running = Arc::new(Mutex::new(Vec::<String>::new()));
+        let together = Arc::new(AtomicUsize::new(0));
+        let handler = || {
+            let (running, together) = (running.clone(), together.clone());
+            move |job: Job<Mail>| {
+                let (running, together) = (running.clone(), together.clone());
+                async move {
+                    let check = |running: &Vec<String>| {
+                        let bad = running.len() > 1 && running.iter().any(|to| to == "suspect");
+                        together.fetch_add(usize::from(bad), Ordering::SeqCst);
+                    };
+                    {
+                        let mut running = running.lock().unwrap();
+                        running.push(job.to.clone());
+                        check(&running);
+                    }
+                    sleep(Duration::from_millis(30)).await;
+                    let mut running = running.lock().unwrap();
+                    check(&running);
+                    let index = running.iter().position(|to| *to == job.to).unwrap();
+                    running.swap_remove(index);
+                    Ok::<_, Infallible>(())
+                }
+            }
+        };
+        let mut ids = Vec::new();
+        for queue in [&queue, &other] {
+            for id in queue.enqueue_all(vec![mail("innocent"); 20]).await.unwrap() {
+                ids.push((queue, id));
+            }
+        }
+        let (registry, losses) = registry();
+        for queue in [&queue, &other] {
+            queue.serve(&registry, options().concurrency(4), handler()).await.unwrap();
+        }
+        ids.extend(suspects.into_iter().map(|id| (&queue, id)));
+        for (queue, id) in ids {
+            assert_eq!(timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap().status(), JobStatus::Done);
+        }
+        assert_eq!(together.load(Ordering::SeqCst), 0);
+        assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_without_jobs_takes_less_than_a_second() {
+    on_each_database(async |database| {
+        for round in 0..10 {
+            let jobs = database.open().await;
+            let (registry, _) = registry();
+            let options = options().lease(Duration::from_secs(3)); // a heartbeat each 0.6 seconds
+            jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+            sleep(Duration::from_millis(61 * round)).await;
+            let start = Instant::now();
+            registry.shutdown().await;
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
+    })
+    .await;
+}
+
+/// Another connection holds the lock of the file, or of the tables, for longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_without_jobs_does_not_wait_for_a_lock() {
+    on_each_database(async |database| {
+        let jobs = database.open().await;
+        let (registry, _) = registry();
+        jobs.queue::<Mail>("mail").serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        let other = database.open().await;
+        macro_rules! shut_down {
+            ($tx:expr) => {{
+                let tx = $tx;
+                let start = Instant::now();
+                registry.shutdown().await;
+                assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+                tx.rollback().await.unwrap();
+            }};
+        }
+        match (other.sqlite_pool(), other.postgres_pool()) {
+            (Some(pool), _) => shut_down!(pool.begin_with("BEGIN IMMEDIATE").await.unwrap()),
+            (_, Some(pool)) => shut_down!({
+                let mut tx = pool.begin().await.unwrap();
+                sqlx::query("LOCK TABLE background_tasks.jobs, background_tasks.workers").execute(&mut *tx).await.unwrap();
+                tx
+            }),
+            _ => unreachable!(),
+        }
+    })
+    .await;
+}

@@ -1,0 +1,397 @@
+//! Cancellation, pauses, limits, bulk calls, hooks, checkpoints, and completion in a transaction, on both stores.
+
+use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
+use background_tasks_durable::{Durable, Error, Failure, Job, JobInfo, JobStatus, QueueLimits, WorkerOptions, sqlx};
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+fn options() -> WorkerOptions {
+    WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_job_never_runs_and_a_running_one_stops() {
+    on_each_database(async |database| {
+        let (here, there) = (database.open().await, database.open().await);
+        let (queue, remote) = (here.queue::<Mail>("mail"), there.queue::<Mail>("mail"));
+        let (waiting, delayed) =
+            (queue.enqueue(mail("waits")).await.unwrap(), queue.enqueue(mail("delayed")).delay(HANG).await.unwrap());
+        for id in [waiting, delayed] {
+            assert!(remote.cancel(id).await.unwrap());
+            assert!(!remote.cancel(id).await.unwrap(), "it is cancelled already");
+            assert_eq!(remote.info(id).await.unwrap().unwrap().status(), JobStatus::Cancelled);
+        }
+        let (registry, losses) = registry();
+        let (started, dropped) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (start, end) = (started.clone(), dropped.clone());
+        let handler = move |job: Job<Mail>| {
+            let end = DropCounter(end.clone());
+            start.add_permits(1);
+            async move {
+                let _end = end;
+                if job.to == "runs" { pending().await } else { Ok::<_, Infallible>(()) }
+            }
+        };
+        queue.serve(&registry, options().concurrency(1), handler).await.unwrap();
+        // From another process and from the same one.
+        for canceller in [&remote, &queue] {
+            let running = queue.enqueue(mail("runs")).await.unwrap();
+            timeout(HANG, started.acquire()).await.unwrap().unwrap().forget();
+            assert!(canceller.cancel(running).await.unwrap());
+            timeout(HANG, dropped.acquire()).await.expect("the handler is dropped").unwrap().forget();
+            assert_eq!(queue.wait(running).await.unwrap().unwrap().status(), JobStatus::Cancelled);
+        }
+        // The permit is free again.
+        let next = queue.enqueue(mail("next")).await.unwrap();
+        assert_eq!(timeout(HANG, queue.wait(next)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+        assert!(!queue.cancel(next).await.unwrap(), "it is done");
+        assert_eq!(queue.counts().await.unwrap().cancelled, 4);
+        assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+        assert_eq!(numbers(&here, "SELECT count(*) FROM {jobs} WHERE worker IS NOT NULL").await, [0]);
+    })
+    .await;
+}
+
+struct DropCounter(Arc<Semaphore>);
+
+impl Drop for DropCounter {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_queue_starts_nothing_until_it_is_resumed() {
+    on_each_database(async |database| {
+        let (here, there) = (database.open().await, database.open().await);
+        let (registry, _) = registry();
+        let starts = Arc::new(AtomicUsize::new(0));
+        let count = starts.clone();
+        let handler = move |_: Job<Mail>| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, Infallible>(()) }
+        };
+        let (queue, remote) = (here.queue::<Mail>("mail"), there.queue::<Mail>("mail"));
+        queue.serve(&registry, options(), handler).await.unwrap();
+        let other = here.queue::<Mail>("other");
+        other.serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        remote.pause().await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        // The other queue still runs, and looks at the paused one pass.
+        for _ in 0..5 {
+            let id = other.enqueue(mail("bob")).await.unwrap();
+            assert_eq!(timeout(HANG, other.wait(id)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+        }
+        sleep(Duration::from_millis(1200)).await;
+        assert_eq!(starts.load(Ordering::SeqCst), 0);
+        remote.resume().await.unwrap();
+        assert_eq!(timeout(HANG, queue.wait(id)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+/// Serves the queue in two processes, and returns the highest number of jobs of a key that ran at the same time.
+async fn highest(database: &TestDatabase, limits: QueueLimits, jobs: impl IntoIterator<Item = &'static str>) -> usize {
+    let processes = [database.open().await, database.open().await];
+    let queue = processes[0].queue::<Mail>("mail");
+    queue.set_limits(limits).await.unwrap();
+    let mut ids = Vec::new();
+    for key in jobs {
+        ids.push(queue.enqueue(mail(key)).limit_key(key).await.unwrap());
+    }
+    let (running, highest) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let mut registries = Vec::new();
+    for process in &processes {
+        let (registry, _) = registry();
+        let (running, highest) = (running.clone(), highest.clone());
+        let handler = move |job: Job<Mail>| {
+            let (running, highest) = (running.clone(), highest.clone());
+            async move {
+                let key = job.into_inner().to;
+                let same = {
+                    let mut running = running.lock().unwrap();
+                    running.push(key.clone());
+                    running.iter().filter(|other| **other == key).count()
+                };
+                highest.fetch_max(same, Ordering::SeqCst);
+                sleep(Duration::from_millis(20)).await;
+                let mut running = running.lock().unwrap();
+                let index = running.iter().position(|other| *other == key).unwrap();
+                running.swap_remove(index);
+                Ok::<_, Infallible>(())
+            }
+        };
+        process.queue::<Mail>("mail").serve(&registry, options().concurrency(4), handler).await.unwrap();
+        registries.push(registry);
+    }
+    for id in ids {
+        assert_eq!(timeout(HANG, queue.wait(id)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+    }
+    for registry in registries {
+        registry.shutdown().await;
+    }
+    highest.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_jobs_of_a_queue_are_limited_across_processes() {
+    on_each_database(async |database| {
+        assert_eq!(highest(database, QueueLimits::default().running(2), ["a"; 12]).await, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_jobs_of_a_key_are_limited_and_do_not_block_other_keys() {
+    on_each_database(async |database| {
+        let jobs = [["a"; 8], ["b"; 8]].concat();
+        let limits = QueueLimits::default().running_per_key(1);
+        assert_eq!(highest(database, limits, jobs).await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rate_limits_the_starts_of_a_period() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().rate(5, Duration::from_secs(2))).await.unwrap();
+        let ids = queue.enqueue_all(vec![mail("ann"); 9]).await.unwrap();
+        let (registry, _) = registry();
+        let starts = Arc::new(Mutex::new(Vec::new()));
+        let all = starts.clone();
+        let handler = move |_: Job<Mail>| {
+            all.lock().unwrap().push(Instant::now());
+            async { Ok::<_, Infallible>(()) }
+        };
+        queue.serve(&registry, options().concurrency(20), handler).await.unwrap();
+        for id in ids {
+            timeout(HANG, queue.wait(id)).await.unwrap().unwrap();
+        }
+        let starts = starts.lock().unwrap().clone();
+        // Five immediately, and one each 0.4 seconds after that.
+        assert!(starts[8] - starts[0] > Duration::from_millis(1400), "{starts:?}");
+        // Without limits, the rest starts immediately.
+        queue.set_limits(QueueLimits::default()).await.unwrap();
+        let start = Instant::now();
+        for id in queue.enqueue_all(vec![mail("ann"); 20]).await.unwrap() {
+            timeout(HANG, queue.wait(id)).await.unwrap().unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_jobs_are_paged_retried_and_discarded_in_bulk() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("many");
+        let ids = queue.enqueue_all(0..1250).await.unwrap();
+        let now = if jobs.sqlite_pool().is_some() { "1000 + seq / 3" } else { "to_timestamp(1000)" };
+        sql(&jobs, &format!("UPDATE {{jobs}} SET state = 'dead', ended_at = {now}, attempts = 3, error = 'no'")).await;
+        let (mut page, mut all) = (queue.dead().await.unwrap(), Vec::new());
+        while let Some(last) = page.last() {
+            assert!(page.len() <= 100);
+            let next = queue.dead_after(last).await.unwrap();
+            all.extend(page.iter().map(JobInfo::id));
+            page = next;
+        }
+        assert_eq!(all, ids, "each job once, oldest first");
+        assert_eq!(queue.retry_all().await.unwrap(), 1250);
+        let counts = queue.counts().await.unwrap();
+        assert_eq!((counts.waiting, counts.dead), (1250, 0));
+        assert_eq!(queue.info(ids[7]).await.unwrap().unwrap().attempts(), 0);
+        sql(&jobs, "UPDATE {jobs} SET state = 'dead', ended_at = run_at").await;
+        assert_eq!(queue.discard_all().await.unwrap(), 1250);
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM {jobs}").await, [0]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_job_stays_dead_while_another_job_uses_its_key() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("keys");
+        let dead = queue.enqueue(1).unique_key("one").await.unwrap().id;
+        sql(&jobs, "UPDATE {jobs} SET state = 'dead', ended_at = run_at").await;
+        let other = queue.enqueue(2).unique_key("one").await.unwrap();
+        assert!(other.is_new);
+        assert!(!queue.retry(dead).await.unwrap());
+        assert_eq!(queue.retry_all().await.unwrap(), 0);
+        assert!(queue.discard(other.id).await.unwrap());
+        assert!(queue.retry(dead).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_hook_is_called_and_dead_jobs_are_deleted_after_their_retention() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, _) = registry();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let hook = seen.clone();
+        let options = options()
+            .max_attempts(2)
+            .dead_retention(Duration::from_secs(1))
+            .maintenance_interval(Duration::from_secs(1))
+            .on_dead(move |job| hook.lock().unwrap().push((job.id(), job.attempts(), job.error().unwrap().to_owned(), job.status())));
+        queue.serve(&registry, options, async |_: Job<Mail>| Err::<(), _>("no such address")).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        until("the hook is called", async || {
+            let seen = seen.lock().unwrap();
+            (*seen == [(id, 2, "no such address".to_owned(), JobStatus::Dead)]).then_some(())
+        })
+        .await;
+        until("the dead job is deleted", async || queue.info(id).await.unwrap().is_none().then_some(())).await;
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoint_survives_a_failed_attempt() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, _) = registry();
+        let handler = async |job: Job<Mail>| {
+            let from: u32 = job.checkpoint()?.unwrap_or(0);
+            job.save_checkpoint(&(from + 10)).await?;
+            if job.attempt() < 3 { Err(Failure::retry("not yet")) } else { Ok(job.checkpoint::<u32>()?.unwrap()) }
+        };
+        queue.serve(&registry, options(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        let info = timeout(HANG, queue.wait(id)).await.unwrap().unwrap().unwrap();
+        assert_eq!((info.attempts(), info.result().unwrap()), (3, Some(30)));
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_completes_in_the_transaction_of_its_handler() {
+    on_each_store(async |jobs: Durable| {
+        sql(&jobs, "CREATE TABLE paid (id BIGINT)").await;
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let pools = jobs.clone();
+        // The first attempt rolls back, the second commits.
+        let handler = move |job: Job<Mail>| {
+            let jobs = pools.clone();
+            async move {
+                macro_rules! pay {
+                    ($tx:expr) => {{
+                        let mut tx = $tx;
+                        sqlx::query("INSERT INTO paid VALUES (1)").execute(&mut *tx).await?;
+                        job.complete_in(&mut *tx, &"paid").await?;
+                        if job.attempt() == 1 {
+                            tx.rollback().await?;
+                        } else {
+                            tx.commit().await?;
+                        }
+                    }};
+                }
+                match (jobs.sqlite_pool(), jobs.postgres_pool()) {
+                    (Some(pool), _) => pay!(pool.begin_with("BEGIN IMMEDIATE").await?),
+                    (_, Some(pool)) => pay!(pool.begin().await?),
+                    _ => unreachable!(),
+                }
+                Ok::<_, Failure>("ignored")
+            }
+        };
+        queue.serve(&registry, options(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        let info = timeout(HANG, queue.wait(id)).await.unwrap().unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts(), info.result().unwrap()), (JobStatus::Done, 2, Some("paid".to_owned())));
+        assert_eq!(numbers(&jobs, "SELECT count(*) FROM paid").await, [1]);
+        registry.shutdown().await;
+        let rolled_back = "the transaction that completes the job was not committed".to_owned();
+        assert_eq!(losses.all(), [("failed", "mail", rolled_back)]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_job_is_reported_and_its_late_outcome_discarded() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let (go, started) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (permits, start) = (go.clone(), started.clone());
+        let lost = Arc::new(Mutex::new(None));
+        let seen = lost.clone();
+        let handler = move |job: Job<Mail>| {
+            let (go, seen) = (permits.clone(), seen.clone());
+            start.add_permits(1);
+            async move {
+                go.acquire().await.unwrap().forget();
+                *seen.lock().unwrap() = Some(job.save_checkpoint(&1).await);
+                Ok::<_, Infallible>("late")
+            }
+        };
+        queue.serve(&registry, options().lease(Duration::from_secs(3)), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        timeout(HANG, started.acquire()).await.unwrap().unwrap().forget();
+        // As if this process had hung for longer than its lease, and another worker had the job now.
+        sql(&jobs, "DELETE FROM {workers}").await;
+        sql(&jobs, "INSERT INTO {workers} SELECT 'another', 'mail', run_at FROM {jobs}").await;
+        let year = if jobs.sqlite_pool().is_some() { "expires_at + 31536000000" } else { "expires_at + interval '1 year'" };
+        sql(&jobs, &format!("UPDATE {{workers}} SET expires_at = {year} WHERE id = 'another'")).await;
+        sql(&jobs, "UPDATE {jobs} SET run = run + 1, worker = 'another'").await;
+        until("the lost lease is reported", async || {
+            losses.all().iter().any(|(_, name, text)| *name == "mail worker" && text.starts_with("lease lost")).then_some(())
+        })
+        .await;
+        go.add_permits(1);
+        until("the lost outcome is reported", async || {
+            losses.all().iter().any(|(_, name, text)| *name == "mail" && text.contains("discarded")).then_some(())
+        })
+        .await;
+        assert!(matches!(*lost.lock().unwrap(), Some(Err(Error::LeaseLost(_)))));
+        let info = queue.info(id).await.unwrap().unwrap();
+        assert_eq!((info.status(), info.result::<String>().unwrap()), (JobStatus::Running, None));
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u128_payloads_survive_an_upgrade() {
+    on_each_store(async |jobs: Durable| {
+        jobs.queue::<u128>("big").enqueue(u128::MAX).await.unwrap();
+        let queue = jobs.queue::<(u128, bool)>("big").version(2).upgrade(1, |old: u128| (old, true));
+        let (registry, _) = registry();
+        let (ran, mut runs) = tokio::sync::mpsc::unbounded_channel();
+        let handler = move |job: Job<(u128, bool)>| {
+            ran.send(job.0).unwrap();
+            async { Ok::<_, Infallible>(()) }
+        };
+        queue.serve(&registry, options(), handler).await.unwrap();
+        assert_eq!(timeout(HANG, runs.recv()).await.unwrap(), Some(u128::MAX));
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_are_separate() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let default = database.open().await;
+    let other = Durable::postgres_in(&database.address, "Odd \"schema\"").await.unwrap();
+    let id = other.queue("mail").enqueue(mail("ann")).await.unwrap();
+    assert!(default.queue::<Mail>("mail").info(id).await.unwrap().is_none());
+    let queue = other.queue::<Mail>("mail");
+    let (registry, losses) = registry();
+    queue.serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    assert_eq!(timeout(HANG, queue.wait(id)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
+    assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+    let error = Durable::postgres_in(&database.address, "").await.unwrap_err();
+    assert!(matches!(error, Error::Address(_)), "{error}");
+}
