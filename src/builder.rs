@@ -55,7 +55,10 @@ impl<S> RegistryBuilder<S> {
     /// The registry calls its observers in the order in which they were added. Observers add no cost to a task that has no name and
     /// completes. In a registry with observers, each [named](Registry::named) task occupies a slot, which holds information about
     /// the task. [`inspect`](Self::inspect) describes the cost of slots.
+    ///
+    /// An observer that [observes every task](Observer::observes_every_task), such as `SpanObserver`, also enables inspection.
     pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.settings.every_task |= observer.observes_every_task();
         self.settings.observers.push(Box::new(observer));
         self
     }

@@ -45,7 +45,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         if let Some(loss) = &loss {
             token.report(loss);
         }
-        token.drop_waker();
+        token.prepare_departure(loss.is_none());
         if self.has_waker {
             cell.drop_waker();
         }
@@ -60,7 +60,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
             }
             Err(end) => {
                 drop_quietly(end);
-                token.leave();
+                finish_departure(token.depart());
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Services: tasks that do the same work again, after it has ended or when a period has elapsed.
 //!
 //! One supervising task holds one count for the whole life of a service, so the drain waits for the service (S2, S3). Each run
-//! counts as one piece of work: when a run has ended, `Token::enter_again` counts the next run in its place (S5).
+//! counts as one piece of work: when a run has ended, `Token::end_run` counts the next run in its place (S5).
 //!
 //! All times come from the [`Timer`] of the spawner. A future of the timer that was created at one moment and is ready at a later
 //! moment shows that a duration has elapsed between the two. Therefore services need no clock, and tests control their time.
@@ -182,7 +182,7 @@ where
     fn end_run(&mut self, run: Run<F>) -> Option<CompletedRun> {
         let Some(loss) = loss(run) else { return Some(CompletedRun(self.token)) };
         self.listed.set_last_loss(&loss);
-        self.token.lose_run(&loss);
+        self.token.end_run(Some(&loss));
         None
     }
 
@@ -205,7 +205,7 @@ struct CompletedRun(Token);
 
 impl Drop for CompletedRun {
     fn drop(&mut self) {
-        self.0.enter_again();
+        self.0.end_run(None);
     }
 }
 

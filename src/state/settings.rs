@@ -7,8 +7,11 @@ use core::fmt;
 
 /// The settings that the builder collects.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a separate setting")]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
+    /// Whether an observer observes every task. If so, the registry is inspected.
+    pub(crate) every_task: bool,
     pub(crate) inspect: bool,
     pub(crate) shutdown_on_panic: bool,
     pub(crate) shutdown_on_failure: bool,
@@ -17,10 +20,10 @@ pub(crate) struct Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
+        let Self { observers, every_task, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
         f.debug_struct("Settings")
             .field("observers", &observers.len())
-            .field("inspect", inspect)
+            .field("inspect", &(*inspect || *every_task))
             .field("max_in_flight", limit)
             .field("shutdown_on_panic", shutdown_on_panic)
             .field("shutdown_on_failure", shutdown_on_failure)
@@ -38,6 +41,8 @@ pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
 pub(super) const ABORTING: usize = 32;
 /// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
+/// The observers receive the start and the completion of every task. A registry with this flag is also inspected.
+pub(super) const EVERY_TASK: usize = 128;
 
 /// The settings that the registry reads for each new task.
 ///
@@ -59,7 +64,8 @@ impl ActiveSettings {
     pub(super) fn set(&self, settings: &Settings) {
         let flag = |is_on: bool, flag| if is_on { flag } else { NONE };
         let flags = flag(!settings.observers.is_empty(), OBSERVED)
-            | flag(settings.inspect, INSPECTED)
+            | flag(settings.every_task, EVERY_TASK)
+            | flag(settings.inspect || settings.every_task, INSPECTED)
             | flag(settings.limit.is_some(), LIMITED)
             | flag(settings.shutdown_on_panic, SHUTDOWN_ON_PANIC)
             | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
@@ -69,7 +75,8 @@ impl ActiveSettings {
 
     /// Copies the settings of the parent to a child, and sets the child's own limit.
     pub(super) fn set_for_child(&self, parent: &Self, limit: Option<usize>) {
-        let flags = parent.flags.load(Ordering::Relaxed) & (OBSERVED | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE);
+        let inherited = OBSERVED | EVERY_TASK | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE;
+        let flags = parent.flags.load(Ordering::Relaxed) & inherited;
         let limited = match limit {
             Some(_) => LIMITED,
             None if parent.has(LIMITED | LIMITED_BY_ANCESTOR) => LIMITED_BY_ANCESTOR,
