@@ -29,7 +29,6 @@ type Tasks = Registry<TaskSpan<TokioSpawner>>;
 
 struct Service {
     tasks: Tasks,
-    metrics: MetricsObserver,
     prometheus: PrometheusHandle,
     outbox: Outbox,
     /// How long the simulated mail server takes.
@@ -41,7 +40,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     // Installed before the observer, which describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
-    let metrics = MetricsObserver::new("signups");
+    let metrics = MetricsObserver::new("signups").by_name();
     let tasks = Registry::builder(TaskSpan(TokioSpawner))
         .observer(TracingObserver)
         .observer(metrics)
@@ -52,15 +51,15 @@ fn main() -> ExitCode {
     // Created before the runtime starts threads: then no signal is lost.
     // The subscriber writes above the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
-    let program = run(options, tasks, metrics, prometheus);
+    let program = run(options, tasks, prometheus);
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until shutdown has started and all connections have closed.
-async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheus: PrometheusHandle) -> Result<(), String> {
+async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle) -> Result<(), String> {
     let Options { address, hosts, dir, takes, grace, linger, .. } = options;
     let outbox = Outbox::open(&dir)?;
-    let service = Arc::new(Service { tasks, metrics, prometheus, outbox, takes });
+    let service = Arc::new(Service { tasks, prometheus, outbox, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
@@ -137,6 +136,5 @@ async fn readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static
 }
 
 async fn show_metrics(State(service): State<Arc<Service>>) -> String {
-    service.metrics.record(&service.tasks);
     service.prometheus.render()
 }

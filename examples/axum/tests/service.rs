@@ -178,11 +178,14 @@ fn metrics_count_the_tasks() {
     let service = Service::start(&[]);
     let mut client = service.connect();
     assert_eq!(sign_up(&mut client, "ada@example.com").unwrap(), 202);
-    // The request, the mail, and the write to the outbox.
-    let completed = "background_tasks_total{registry=\"signups\",outcome=\"completed\",task=\"\"} 3\n";
-    let metrics = client.get_until("/metrics", completed);
-    // The connection.
-    assert!(metrics.contains("background_tasks_in_flight{registry=\"signups\"} 1\n"), "{metrics}");
+    for name in ["request", "welcome-mail", "outbox"] {
+        let completed = format!("background_tasks_total{{registry=\"signups\",outcome=\"completed\",task=\"{name}\"}} 1\n");
+        client.get_until("/metrics", &completed);
+    }
+    let metrics = client.get_until("/metrics", "background_tasks_started_total{registry=\"signups\",task=\"outbox\"} 1\n");
+    assert!(metrics.contains("background_tasks_in_flight{registry=\"signups\",task=\"connection\"} 1\n"), "{metrics}");
+    let duration = "background_tasks_duration_seconds_count{registry=\"signups\",task=\"outbox\",outcome=\"completed\"} 1\n";
+    assert!(metrics.contains(duration), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
     // A write to the deleted file would succeed, but nobody could read it.
