@@ -100,6 +100,11 @@ pub(super) fn runtimes(context: &Context) -> Result<()> {
     each_feature(context, "background-tasks-runtimes")?;
     // The examples of the documentation also build without features.
     cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --doc").run()?;
+    // The task builder of tokio, which passes names to tokio-console.
+    cmd!(sh, "cargo test --quiet -p background-tasks --features tokio-console --test console")
+        .env("RUSTFLAGS", "--cfg tokio_unstable")
+        .env("CARGO_TARGET_DIR", context.built("console"))
+        .run()?;
     if context.program("valgrind", "valgrind") {
         cmd!(
             sh,
