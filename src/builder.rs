@@ -129,6 +129,6 @@ pub(crate) fn checked_limit(limit: usize, method: &str) -> usize {
 
 impl<S> fmt::Debug for RegistryBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryBuilder").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("RegistryBuilder").field("max_in_flight", &self.settings.limit).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,6 @@
 use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
-use core::fmt;
 
 /// The settings that the builder collects.
 #[derive(Default)]
@@ -13,19 +12,6 @@ pub(crate) struct Settings {
     pub(crate) shutdown_on_panic: bool,
     pub(crate) shutdown_on_failure: bool,
     pub(crate) limit: Option<usize>,
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
-        f.debug_struct("Settings")
-            .field("observers", &observers.len())
-            .field("inspect", inspect)
-            .field("max_in_flight", limit)
-            .field("shutdown_on_panic", shutdown_on_panic)
-            .field("shutdown_on_failure", shutdown_on_failure)
-            .finish()
-    }
 }
 
 pub(super) const NONE: usize = 0;

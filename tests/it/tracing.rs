@@ -1,7 +1,7 @@
 //! The events that `TracingObserver` emits, as a subscriber receives them.
 use crate::common::{Manual, Owns, PanicDrop, poll_once};
 use background_tasks::{
-    DynBlockingSpawner, DynLocalSpawner, Registry, RunWhenReady, Spawner, TaskBuilder, TaskId, TaskOutput, TaskSpan,
+    DynBlockingSpawner, DynLocalSpawner, Registry, Spawner, StartWhenReady, TaskBuilder, TaskId, TaskOutput, TaskSpan,
     TracingObserver, Tracked,
 };
 use std::collections::BTreeMap;
@@ -144,7 +144,7 @@ fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site
 
 /// Like [`run`], for a task that waits for a permit.
 #[track_caller]
-fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
+fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (StartWhenReady<'_, Manual, F>, Site)
 where
     F: Future<Output: TaskOutput> + Send + 'static,
 {
