@@ -1,6 +1,6 @@
 use crate::observer::Observer;
 use crate::registry::Registry;
-use crate::state::{RegistryHandle, Settings};
+use crate::state::{INSPECTED, RegistryHandle, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC, Settings};
 use crate::sync::gate::MAX_PERMITS;
 use alloc::boxed::Box;
 use core::fmt;
@@ -68,7 +68,7 @@ impl<S> RegistryBuilder<S> {
     /// Each task occupies a slot and takes a timestamp. Slots are reused and never freed, so memory is bounded by the largest
     /// number of tasks that were in flight simultaneously.
     pub fn inspect(mut self) -> Self {
-        self.settings.inspect = true;
+        self.settings.flags |= INSPECTED;
         self
     }
 
@@ -101,7 +101,7 @@ impl<S> RegistryBuilder<S> {
     /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_panic(mut self) -> Self {
-        self.settings.shutdown_on_panic = true;
+        self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
     }
 
@@ -110,7 +110,7 @@ impl<S> RegistryBuilder<S> {
     /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_failure(mut self) -> Self {
-        self.settings.shutdown_on_failure = true;
+        self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self
     }
 

@@ -20,7 +20,7 @@ use futures_util::future::lazy;
 #[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
-    spawner: &'a S,
+    pub(crate) spawner: &'a S,
     name: Option<&'static str>,
     location: Option<&'static Location<'static>>,
     critical: bool,
@@ -81,10 +81,6 @@ impl<'a, S> TaskBuilder<'a, S> {
         SpawnInfo { location, name, kind, critical, without_permit, panicking_at_start }
     }
 
-    pub(crate) fn spawner(&self) -> &'a S {
-        self.spawner
-    }
-
     /// Returns the handle of a new child registry.
     #[track_caller]
     pub(crate) fn make_child(self, limit: Option<usize>) -> RegistryHandle {
@@ -100,11 +96,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     fn admit<W>(self, info: &SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
         let is_plain = info.name.is_none() && !info.critical && info.panicking_at_start.is_none();
         let plain = if is_plain { Token::enter_plain(self.state, info.location) } else { None };
-        let entered = match plain {
-            Some(token) => Ok(token),
-            None => Token::enter(self.state, info),
-        };
-        match entered {
+        match plain.map_or_else(|| Token::enter(self.state, info), Ok) {
             Ok(token) => Ok((work, token)),
             Err(reason) => Err(Rejected::new(work, reason)),
         }
@@ -138,13 +130,9 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Clone,
     {
         let info = self.spawn_info(TaskKind::Service);
-        match self.admit(&info, make) {
-            Ok((make, token)) => {
-                let service = Service::new(token, self.name, make, self.spawner.clone());
-                spawn(self.spawner, Task::new(supervise(service), token, NoReceiver), &info);
-            }
-            Err(rejected) => drop_quietly(rejected),
-        }
+        let Ok((make, token)) = self.admit(&info, make).map_err(drop_quietly) else { return };
+        let service = Service::new(token, self.name, make, self.spawner.clone());
+        spawn(self.spawner, Task::new(supervise(service), token, NoReceiver), &info);
     }
 }
 
@@ -169,8 +157,7 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
     /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
     #[track_caller]
     pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> StartWhenReady<'a, S, F> {
-        let info = self.spawn_info(TaskKind::Future);
-        StartWhenReady::new(self, info, future, |spawner, future, token, info| {
+        self.when_ready(future, |spawner, future, token, info| {
             spawner.spawn_with_info(Task::new(future, token, NoReceiver), info);
         })
     }
@@ -227,19 +214,23 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let info = self.spawn_info(TaskKind::Future);
-        StartWhenReady::new(self, info, future, |spawner, future, token, info| {
+        self.when_ready(future, |spawner, future, token, info| {
             let (handle, sender) = JoinHandle::new(info, token);
             spawner.spawn_with_info(Task::new(future, token, sender), info);
             handle
         })
+    }
+
+    #[track_caller]
+    fn when_ready<F, H>(self, future: F, start: fn(&S, F, Token, &SpawnInfo) -> H) -> StartWhenReady<'a, S, F, H> {
+        let info = self.spawn_info(TaskKind::Future);
+        StartWhenReady { task: self, info, future: Some(future), ticket: None, start }
     }
 }
 
 impl<S: LocalSpawner> TaskBuilder<'_, S> {
     /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
     #[track_caller]
-    #[inline]
     pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
@@ -255,7 +246,6 @@ impl<S: LocalSpawner> TaskBuilder<'_, S> {
     ///
     /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
-    #[inline]
     pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>> {
         let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(&info, future)?;
@@ -265,7 +255,6 @@ impl<S: LocalSpawner> TaskBuilder<'_, S> {
 
     /// Starts a task that need not be `Send`, and returns its handle; see [`Registry::spawn_local`](crate::Registry::spawn_local).
     #[track_caller]
-    #[inline]
     pub fn spawn_local<F: Future + 'static>(self, future: F) -> JoinHandle<F::Output> {
         let info = self.spawn_info(TaskKind::Local);
         self.try_spawn_local(future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
@@ -282,7 +271,6 @@ impl<S: LocalSpawner> TaskBuilder<'_, S> {
     ///
     /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
-    #[inline]
     pub fn try_spawn_local<F: Future + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>> {
         let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(&info, future)?;
@@ -295,7 +283,6 @@ impl<S: LocalSpawner> TaskBuilder<'_, S> {
 impl<S: BlockingSpawner> TaskBuilder<'_, S> {
     /// Starts a closure that blocks; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     #[track_caller]
-    #[inline]
     pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
@@ -310,7 +297,6 @@ impl<S: BlockingSpawner> TaskBuilder<'_, S> {
     ///
     /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
-    #[inline]
     pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>> {
         let info = self.spawn_info(TaskKind::Blocking);
         let (work, token) = self.admit(&info, work)?;
@@ -321,7 +307,6 @@ impl<S: BlockingSpawner> TaskBuilder<'_, S> {
 
     /// Starts a closure that blocks, and returns its handle; see [`Registry::spawn_blocking`](crate::Registry::spawn_blocking).
     #[track_caller]
-    #[inline]
     pub fn spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(self, work: F) -> JoinHandle<T> {
         let info = self.spawn_info(TaskKind::Blocking);
         self.try_spawn_blocking(work).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
@@ -338,7 +323,6 @@ impl<S: BlockingSpawner> TaskBuilder<'_, S> {
     ///
     /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
-    #[inline]
     pub fn try_spawn_blocking<F, T: Send + 'static>(self, work: F) -> Result<JoinHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -405,12 +389,6 @@ pub struct StartWhenReady<'a, S, F, H = ()> {
 }
 
 impl<S, F, H> Unpin for StartWhenReady<'_, S, F, H> {}
-
-impl<'a, S, F, H> StartWhenReady<'a, S, F, H> {
-    fn new(task: TaskBuilder<'a, S>, info: SpawnInfo, future: F, start: fn(&S, F, Token, &SpawnInfo) -> H) -> Self {
-        Self { task, info, future: Some(future), ticket: None, start }
-    }
-}
 
 impl<S, F, H> Future for StartWhenReady<'_, S, F, H> {
     type Output = Result<H, Rejected<F>>;

@@ -8,18 +8,17 @@ use alloc::{boxed::Box, vec::Vec};
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
-    pub(crate) inspect: bool,
-    pub(crate) shutdown_on_panic: bool,
-    pub(crate) shutdown_on_failure: bool,
+    /// `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`.
+    pub(crate) flags: usize,
     pub(crate) limit: Option<usize>,
 }
 
 pub(super) const NONE: usize = 0;
 pub(super) const OBSERVED: usize = 1;
-pub(super) const INSPECTED: usize = 2;
+pub(crate) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
-pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
-pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
+pub(crate) const SHUTDOWN_ON_PANIC: usize = 8;
+pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
 /// Each inspected task is aborted when it starts. This flag is not a setting; see [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
 /// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
@@ -43,13 +42,9 @@ impl ActiveSettings {
     }
 
     pub(super) fn set(&self, settings: &Settings) {
-        let flag = |is_on: bool, flag| if is_on { flag } else { NONE };
-        let flags = flag(!settings.observers.is_empty(), OBSERVED)
-            | flag(settings.inspect, INSPECTED)
-            | flag(settings.limit.is_some(), LIMITED)
-            | flag(settings.shutdown_on_panic, SHUTDOWN_ON_PANIC)
-            | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
-        self.flags.store(flags, Ordering::Relaxed);
+        let observed = if settings.observers.is_empty() { NONE } else { OBSERVED };
+        let limited = if settings.limit.is_some() { LIMITED } else { NONE };
+        self.flags.store(settings.flags | observed | limited, Ordering::Relaxed);
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
