@@ -1,6 +1,6 @@
 use crate::observer::Observer;
 use crate::registry::Registry;
-use crate::state::{INSPECTED, RegistryHandle, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC, Settings};
+use crate::state::{INSPECTED, OBSERVED, RegistryHandle, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC, Settings};
 use crate::sync::gate::MAX_PERMITS;
 use alloc::boxed::Box;
 use core::fmt;
@@ -56,6 +56,7 @@ impl<S> RegistryBuilder<S> {
     /// completes. In a registry with observers, each [named](Registry::named) task occupies a slot, which holds information about
     /// the task. [`inspect`](Self::inspect) describes the cost of slots.
     pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.settings.flags |= OBSERVED;
         self.settings.observers.push(Box::new(observer));
         self
     }

@@ -8,13 +8,13 @@ use alloc::{boxed::Box, vec::Vec};
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
-    /// `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`.
+    /// `OBSERVED`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`, as the builder has set them.
     pub(crate) flags: usize,
     pub(crate) limit: Option<usize>,
 }
 
 pub(super) const NONE: usize = 0;
-pub(super) const OBSERVED: usize = 1;
+pub(crate) const OBSERVED: usize = 1;
 pub(crate) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
 pub(crate) const SHUTDOWN_ON_PANIC: usize = 8;
@@ -42,9 +42,8 @@ impl ActiveSettings {
     }
 
     pub(super) fn set(&self, settings: &Settings) {
-        let observed = if settings.observers.is_empty() { NONE } else { OBSERVED };
         let limited = if settings.limit.is_some() { LIMITED } else { NONE };
-        self.flags.store(settings.flags | observed | limited, Ordering::Relaxed);
+        self.flags.store(settings.flags | limited, Ordering::Relaxed);
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
