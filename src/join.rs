@@ -32,7 +32,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End {
         Err(match (payload, loss) {
-            (Some(payload), _) => JoinLoss::Panicked(payload),
+            (Some(payload), _) => JoinLoss::panicked(payload),
             (None, UnreportedLoss::Aborted) => JoinLoss::Aborted,
             (None, _) => JoinLoss::Abandoned,
         })

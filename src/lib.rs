@@ -160,7 +160,7 @@ pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
-pub use task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
+pub use task_builder::{StartWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;

@@ -105,7 +105,8 @@ pub(super) struct Rare {
     /// The number of permits that tasks of descendants hold. A permit is counted here after it was taken, and until it is released.
     pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
-    pub(super) services: Mutex<Services>,
+    /// The services in flight, in the order of their starts.
+    pub(super) services: Mutex<Vec<Service>>,
     pub(super) start: Mutex<ShutdownStart>,
 }
 
@@ -116,14 +117,8 @@ pub(super) struct ShutdownStart {
     pub(super) cause: Option<TaskInfo>,
 }
 
-/// The services in flight, in the order of their starts.
-pub(super) struct Services {
-    /// The number of the service that starts next.
-    pub(super) next: u64,
-    pub(super) services: Vec<Service>,
-}
-
 pub(super) struct Service {
+    /// Differs from the numbers of the other services in the list.
     pub(super) number: u64,
     pub(super) target: &'static TokenTarget<Shard>,
     pub(super) info: ServiceInfo,
@@ -262,7 +257,7 @@ impl RegistryState {
                 wait_queue: WaitQueue::new(),
                 lent: AtomicUsize::new(0),
                 observers: Observers::new(),
-                services: Mutex::new(Services { next: 0, services: Vec::new() }),
+                services: Mutex::new(Vec::new()),
                 start: Mutex::new(ShutdownStart { at: 0, cause: None }),
             })
         })

@@ -283,7 +283,7 @@ fn services_of_children_are_listed_and_end_with_their_child() {
     fake.tasks.poll_all();
     fake.advance(second);
     let services = registry.services();
-    let listed: Vec<_> = services.iter().map(|service| (service.task().name().unwrap(), service.restarts())).collect();
+    let listed: Vec<_> = services.iter().map(|service| (service.task.name().unwrap(), service.restarts)).collect();
     assert_eq!(listed, [("sweep", 1), ("outbox", 1)]);
     assert_eq!(child.services().len(), 1);
     assert_eq!(registry.guard().unwrap_err().reason(), RejectReason::Full, "each service holds a permit");

@@ -231,9 +231,9 @@ fn every_method_reports_the_call_site_of_its_caller() {
     registry.run(async {});
     registry.try_run(async {}).unwrap_err();
     registry.run_local(async {});
-    registry.try_run_local(async {}).unwrap_err();
+    registry.task().try_run_local(async {}).unwrap_err();
     registry.run_blocking(|| {});
-    registry.try_run_blocking(|| {}).unwrap_err();
+    registry.task().try_run_blocking(|| {}).unwrap_err();
     drop(registry.track(async {}).unwrap_err());
     registry.guard().unwrap_err();
     drop(poll_once(&mut registry.run_when_ready(async {})));

@@ -345,17 +345,17 @@ fn services_are_listed_with_their_state() {
     registry.named("outbox").service(each_second(), make);
     registry.every(SECOND, || async {});
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert!(outbox.is_running() && outbox.restarts() == 0 && outbox.last_loss().is_none());
-    assert_eq!((outbox.task().name(), sweep.task().name()), (Some("outbox"), None));
-    assert_eq!(outbox.task().id(), registry.tasks().iter().find(|task| task.name() == Some("outbox")).unwrap().id());
+    assert!(outbox.is_running && outbox.restarts == 0 && outbox.last_loss.is_none());
+    assert_eq!((outbox.task.name(), sweep.task.name()), (Some("outbox"), None));
+    assert_eq!(outbox.task.id(), registry.tasks().iter().find(|task| task.name() == Some("outbox")).unwrap().id());
     fake.tasks.poll_all();
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert_eq!((outbox.is_running(), outbox.restarts(), outbox.last_loss()), (false, 0, Some("failed: no connection")));
-    assert_eq!((sweep.is_running(), sweep.restarts(), sweep.last_loss()), (false, 0, None));
+    assert_eq!((outbox.is_running, outbox.restarts, outbox.last_loss.as_deref()), (false, 0, Some("failed: no connection")));
+    assert_eq!((sweep.is_running, sweep.restarts, sweep.last_loss.as_deref()), (false, 0, None));
     fake.advance(SECOND);
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert_eq!((outbox.is_running(), outbox.restarts(), outbox.last_loss()), (true, 1, Some("failed: no connection")));
-    assert_eq!((sweep.is_running(), sweep.restarts()), (false, 1));
+    assert_eq!((outbox.is_running, outbox.restarts, outbox.last_loss.as_deref()), (true, 1, Some("failed: no connection")));
+    assert_eq!((sweep.is_running, sweep.restarts), (false, 1));
     let text = outbox.to_string();
     assert!(text.starts_with("outbox at ") && text.ends_with(" runs, 1 restarts, last loss: failed: no connection"), "{text}");
     registry.abort();
@@ -370,8 +370,8 @@ fn services_are_listed_in_a_registry_without_inspection() {
     registry.named("outbox").service(each_second(), || async { failure().await });
     fake.tasks.poll_all();
     let services = registry.services();
-    assert_eq!((services.len(), services[0].task().name(), services[0].task().id()), (1, Some("outbox"), None));
-    assert_eq!(services[0].last_loss(), Some("failed: no connection"), "the text needs no observer");
+    assert_eq!((services.len(), services[0].task.name(), services[0].task.id()), (1, Some("outbox"), None));
+    assert_eq!(services[0].last_loss.as_deref(), Some("failed: no connection"), "the text needs no observer");
     assert!(registry.tasks().is_empty());
 }
 

@@ -1,7 +1,7 @@
 //! The events that `TracingObserver` emits, as a subscriber receives them.
 use crate::common::{Fake, Manual, Owns, PanicDrop, panic_quietly, poll_once};
 use background_tasks::{
-    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, Restart, RunWhenReady, SpanObserver, Spawner,
+    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, Restart, SpanObserver, Spawner, StartWhenReady,
     TaskBuilder, TaskId, TaskOutput, TaskSpan, TracingObserver, Tracked,
 };
 use std::collections::BTreeMap;
@@ -146,7 +146,7 @@ fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site
 
 /// Like [`run`], for a task that waits for a permit.
 #[track_caller]
-fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
+fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (StartWhenReady<'_, Manual, F>, Site)
 where
     F: Future<Output: TaskOutput> + Send + 'static,
 {

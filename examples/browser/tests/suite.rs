@@ -124,7 +124,7 @@ async fn late_task_is_rejected_and_returned() {
         own.run_local(timer(0));
     });
     assert_eq!(registry.shutdown().await.completed, 2, "a task in flight may start another");
-    let rejected = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
+    let rejected = registry.task().try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
     assert_eq!(rejected.reason(), RejectReason::Drained);
     drop(rejected.into_inner());
     registry.run(async { unreachable!("the registry has drained") });
