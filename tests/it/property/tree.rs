@@ -63,6 +63,7 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 /// A registry, and the state that it should have.
+#[expect(clippy::struct_excessive_bools, reason = "each is a state that the registry reports, or a condition of one")]
 struct Node {
     /// The only handle, until it is dropped.
     registry: Option<Registry<Fake>>,
@@ -328,7 +329,7 @@ impl Tree {
         self.shut_down(node);
     }
 
-    /// Closes a registry, and its descendants except those that stay open.
+    /// Closes a registry and its descendants, except children that stay open.
     fn shut_down(&mut self, node: usize) {
         let mut closed = vec![node];
         for child in node..self.nodes.len() {
@@ -363,7 +364,9 @@ impl Tree {
             Body::Joined(task, handle) => {
                 drop(task);
                 let text = if outcome == Outcome::Panicked { PANIC } else { "" };
-                handle.into_iter().for_each(|handle| check_output(handle, outcome, text, behavior == Behavior::Fail));
+                if let Some(handle) = handle {
+                    check_output(handle, outcome, text, behavior == Behavior::Fail);
+                }
             }
             Body::Service(task, service) => {
                 drop(task);
