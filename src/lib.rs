@@ -104,13 +104,14 @@
 //!
 //! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
 //! programs without `std`. The page [`guide::browser`] describes programs in a browser. The page [`guide::child_processes`]
-//! describes tasks that wait for child processes.
+//! describes tasks that wait for child processes. The page [`guide::subsystems`] describes handles, children, services and timers.
 //!
 //! # Cost
 //!
 //! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The two atomic operations
-//! are on a cache line that threads rarely share. A task that [`Registry::spawn`] starts allocates memory once, for its handle. The reason is that the counters of a registry are split into shards: about four
-//! shards for each core, at most 128. Each thread uses one shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a
+//! are on a cache line that threads rarely share. The reason is that the counters of a registry are split into shards: about four
+//! shards for each core, at most 128. Each thread uses one shard. A task that [`Registry::spawn`] starts allocates memory once, for
+//! its handle. [`ShutdownSignal::run_until_shutdown`] allocates only when a
 //! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
 //! therefore bounded by the largest number of registries that existed at the same time.
 //!

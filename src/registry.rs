@@ -677,7 +677,8 @@ impl<S> Registry<S> {
     }
 
     /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
-    /// of the drain. If so, other code need not log them.
+    /// of the drain. If so, other code need not log them. Returns false for a [child](Self::child), because the observers do not
+    /// receive the shutdown of a child.
     pub fn is_shutdown_logged(&self) -> bool {
         self.state().is_shutdown_logged()
     }

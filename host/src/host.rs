@@ -149,6 +149,9 @@ impl Host {
     ///
     /// Until then it stays open, and accepts the tasks that the earlier registries' tasks start. A typical order: requests, then workers, then
     /// the tasks of the connection pool.
+    ///
+    /// The registries can be [children](Registry::child) of one registry. Do not pass that registry too: its summary includes the tasks of its
+    /// drained children, so the host would count these tasks twice.
     pub fn then<S>(mut self, registry: &Registry<S>) -> Self {
         self.phases.push(registry.with_spawner(()));
         self

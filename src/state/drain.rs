@@ -162,7 +162,9 @@ impl RegistryState {
 
     pub(crate) fn is_shutdown_logged(&'static self) -> bool {
         let is_logged = Cell::new(false);
-        self.notify_observers(|observer| is_logged.set(is_logged.get() || observer.logs_shutdown()));
+        if self.reports_shutdown() {
+            self.notify_observers(|observer| is_logged.set(is_logged.get() || observer.logs_shutdown()));
+        }
         is_logged.get()
     }
 

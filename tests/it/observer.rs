@@ -62,7 +62,9 @@ fn observer_logs_no_shutdown_unless_it_says_so() {
     assert!(!logged(()).1.is_shutdown_logged());
     let registry = |observers: [bool; 2]| Registry::builder(()).observer(Logs(observers[0])).observer(Box::new(Logs(observers[1])));
     for (observers, expected) in [([false, false], false), ([true, false], true), ([false, true], true)] {
-        assert_eq!(registry(observers).build().is_shutdown_logged(), expected, "{observers:?}");
+        let registry = registry(observers).build();
+        assert_eq!(registry.is_shutdown_logged(), expected, "{observers:?}");
+        assert!(!registry.child().is_shutdown_logged(), "the observers do not receive the shutdown of a child");
     }
 }
 

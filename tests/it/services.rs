@@ -2,13 +2,13 @@
 //!
 //! Most tests control the time and the polls, so no clock decides them.
 
-use crate::common::{Fake, HANG, PanicDrop, counting_waker, counts, panic_quietly, poll, poll_once};
+use crate::common::{Fake, HANG, Owns, PanicDrop, counting_waker, counts, panic_quietly, poll, poll_once};
 use background_tasks::{
     AsyncStdSpawner, Loss, Observer, Registry, Restart, SmolSpawner, Spawner, TaskInfo, TaskKind, ThreadsSpawner, Timer,
     TokioSpawner, WithTimer,
 };
 use futures_lite::future::block_on;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, pending, poll_fn, ready};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -203,6 +203,22 @@ fn panics_in_each_part_of_a_run_end_only_the_run() {
     let destructor = "task panicked: intentional panic in a destructor";
     assert_eq!(losses.take(), ["task panicked: in the factory", "task panicked: in a poll", destructor, destructor]);
     assert_eq!((counts(registry.summary()), registry.in_flight()), ([1, 0, 4, 0, 0, 0], 0));
+}
+
+/// S2, S6
+#[test]
+fn panic_in_the_destructor_of_a_finished_run_ends_only_the_run() {
+    let (fake, losses) = (Fake::default(), Losses::default());
+    let registry = fake.builder().observer(losses.clone()).build();
+    let (make, started) = counted(|n| {
+        let panics = (n == 0).then(|| PanicDrop);
+        Owns(panics, ready(Ok::<(), &str>(())))
+    });
+    registry.service(each_second(), make);
+    fake.tasks.poll_all();
+    assert_eq!(losses.take(), ["task panicked: intentional panic in a destructor"]);
+    fake.advance(SECOND);
+    assert_eq!((started.load(Ordering::Relaxed), counts(registry.summary())), (2, [1, 0, 1, 0, 0, 0]));
 }
 
 #[test]

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
@@ -115,19 +114,15 @@ async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (Statu
 }
 
 /// Simulates sending a mail: waits as long as a mail server might take, and writes the address to a file.
-async fn send(service: Arc<Service>, address: String) {
+async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    let (end, written) = oneshot::channel::<()>();
     // A task may start tasks too. Blocking work must not run on the threads that serve requests. A full registry accepts this task, because the
     // mail keeps its own permit until the address is written.
-    tasks.named("outbox").without_permit().run_blocking(move || {
-        let _end = end;
-        service.outbox.append(&address)
-    });
-    // The outbox task reports its errors itself.
-    let _ = written.await;
+    let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
+    // An error of the closure belongs to the owner of the handle, so the mail returns it, and counts as failed.
+    append.await.map_err(io::Error::other)?
 }
 
 /// Answers 503 once shutdown has started, so that load balancers send no more requests.

@@ -191,12 +191,12 @@ fn metrics_count_the_tasks() {
     // A write to the deleted file would succeed, but nobody could read it.
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
-    client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"outbox\"} 1\n");
+    client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"welcome-mail\"} 1\n");
     service.process.terminate();
     let (output, _) = service.wait(0);
     let is_reported = |line: &str| {
-        line.contains("ERROR task{task.name=\"outbox\" task.location=examples/axum/src/main.rs:")
-            && line.contains("}: background_tasks: background task failed task.name=\"outbox\"")
+        line.contains("ERROR task{task.name=\"welcome-mail\" task.location=examples/axum/src/main.rs:")
+            && line.contains("}: background_tasks: background task failed task.name=\"welcome-mail\"")
     };
     assert!(output.lines().any(is_reported), "not reported in the span of its task: {output}");
 }
