@@ -235,7 +235,9 @@ impl Token {
         };
         let state = self.state();
         if state.settings.has(policy) {
-            state.root().start_shutdown_after_loss(self.info());
+            if let Some(root) = state.root() {
+                root.state().start_shutdown_after_loss(self.info());
+            }
         } else if self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
