@@ -244,6 +244,7 @@ impl Token {
     }
 
     /// Returns the identity of inspected work, or `None` if the work is not inspected.
+    #[inline]
     pub(crate) fn inspected(self) -> Option<InspectedTask> {
         let id = self.slot().and_then(|slot| self.shard().slots().id(slot))?;
         Some(InspectedTask { target: self.target, id })

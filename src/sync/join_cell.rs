@@ -4,7 +4,7 @@
 //! finds the count released. A caller that has seen the end of the drain finds the output (S11). While the lock is held, no user
 //! code runs (S7).
 
-use crate::platform::{Arc, AtomicBool, Mutex, Ordering, drop_quietly, wake, wake_with};
+use crate::platform::{AtomicBool, Mutex, Ordering, UnmodelledAtomicUsize, drop_quietly, wake};
 use core::mem::replace;
 use core::task::Waker;
 
@@ -12,6 +12,10 @@ pub(crate) struct JoinCell<T> {
     is_aborted: AtomicBool,
     /// Whether the output was stored. The end of the task sets this flag under the lock, after it has released the task's count.
     has_ended: AtomicBool,
+    /// The flags of the task. They are stored here because a task and a handle of one word move at less cost.
+    task: OwnFlags,
+    /// The flags of the handle.
+    handle: OwnFlags,
     shared: Mutex<Shared<T>>,
 }
 
@@ -30,9 +34,26 @@ enum Stage<T> {
 }
 
 impl<T> JoinCell<T> {
+    /// Returns the cell of a task in flight.
+    #[inline]
     pub(crate) fn new() -> Self {
-        let shared = Mutex::new(Shared { stage: Stage::Running(None), task: None });
-        Self { is_aborted: AtomicBool::new(false), has_ended: AtomicBool::new(false), shared }
+        Self::with_stage(Stage::Running(None))
+    }
+
+    /// Returns the cell of a task that has ended with `output`.
+    pub(crate) fn ended(output: T) -> Self {
+        Self::with_stage(Stage::Ended(output))
+    }
+
+    #[inline]
+    fn with_stage(stage: Stage<T>) -> Self {
+        Self {
+            is_aborted: AtomicBool::new(false),
+            has_ended: AtomicBool::new(matches!(stage, Stage::Ended(_))),
+            task: OwnFlags(UnmodelledAtomicUsize::new(0)),
+            handle: OwnFlags(UnmodelledAtomicUsize::new(0)),
+            shared: Mutex::new(Shared { stage, task: None }),
+        }
     }
 
     /// Aborts the task at its next await point, or before its first poll.
@@ -51,10 +72,8 @@ impl<T> JoinCell<T> {
     }
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
-    ///
-    /// The parameter `is_first` says whether the task stores its first waker.
-    pub(crate) fn store_waker(&self, waker: &Waker, is_first: bool) {
-        if is_first || !self.shared.with(|shared| shared.task.as_ref().is_some_and(|stored| stored.will_wake(waker))) {
+    pub(crate) fn store_waker(&self, waker: &Waker) {
+        if self.task.set(HAS_WAKER) || !self.shared.with(|shared| shared.task.as_ref().is_some_and(|stored| stored.will_wake(waker))) {
             let waker = waker.clone();
             let replaced = self.shared.with(|shared| shared.task.replace(waker));
             drop(replaced);
@@ -62,8 +81,11 @@ impl<T> JoinCell<T> {
     }
 
     /// Drops the waker that an abort calls. The task has ended.
+    #[inline]
     pub(crate) fn drop_waker(&self) {
-        drop_quietly(self.shared.with(|shared| shared.task.take()));
+        if self.task.has(HAS_WAKER) {
+            drop_quietly(self.shared.with(|shared| shared.task.take()));
+        }
     }
 
     /// Stores the output of the task, and then calls the closure `release`, which releases the task's count. Both happen under the
@@ -71,6 +93,7 @@ impl<T> JoinCell<T> {
     ///
     /// Returns the output if the handle was dropped. In this case, this function does not call the closure, because the caller must
     /// drop the output before it releases the count (S2).
+    #[inline(always)]
     pub(crate) fn end<R>(&self, output: T, release: impl FnOnce() -> R) -> Result<(R, Option<Waker>), T> {
         self.shared.with(|shared| {
             let Stage::Running(joiner) = &mut shared.stage else { return Err(output) };
@@ -84,10 +107,8 @@ impl<T> JoinCell<T> {
     }
 
     /// Registers the waker of the future that awaits the handle. Returns false if the task has ended.
-    ///
-    /// The parameter `is_first` says whether the handle registers its first waker.
-    pub(crate) fn register(&self, waker: &Waker, is_first: bool) -> bool {
-        let mut own = is_first.then(|| waker.clone());
+    pub(crate) fn register(&self, waker: &Waker) -> bool {
+        let mut own = self.handle.set(HAS_WAKER).then(|| waker.clone());
         loop {
             let (is_running, replaced) = self.shared.with(|shared| match &mut shared.stage {
                 Stage::Running(Some(joiner)) if joiner.will_wake(waker) => (Some(true), None),
@@ -118,31 +139,64 @@ impl<T> JoinCell<T> {
         self.shared.with(|shared| !matches!(shared.stage, Stage::Running(_)))
     }
 
-    /// Takes the output of a task that has ended. Takes no lock if the task has released its reference, as is usual.
-    pub(crate) fn into_output(this: Arc<Self>) -> T {
-        let stage = match Arc::try_unwrap(this) {
-            Ok(cell) => cell.shared.into_inner().stage,
-            Err(this) => this.close(),
-        };
-        let Stage::Ended(output) = stage else { unreachable!("the only handle takes the output once") };
-        output
+    /// Takes the output of a task that has ended. Returns `None` if the output was taken before.
+    pub(crate) fn take(&self) -> Option<T> {
+        self.handle.set(TAKEN);
+        self.close().into_output()
+    }
+
+    /// Takes the output as [`take`](Self::take) does. Needs no lock, because no other owner of the cell exists.
+    pub(crate) fn take_mut(&mut self) -> Option<T> {
+        self.handle.set(TAKEN);
+        replace(&mut self.shared.get_mut().stage, Stage::Closed).into_output()
+    }
+
+    /// Makes the drop of the handle abort the task.
+    pub(crate) fn abort_on_drop(&self) {
+        self.handle.set(ABORTS_ON_DROP);
+    }
+
+    pub(crate) fn aborts_on_drop(&self) -> bool {
+        self.handle.has(ABORTS_ON_DROP)
     }
 
     /// Drops the handle's interest in the output. Drops the output if the task has ended. Otherwise the end of the task drops the
     /// output.
     pub(crate) fn detach(&self) {
-        drop(self.close());
+        if !self.handle.has(TAKEN) {
+            drop(self.close());
+        }
     }
 
     fn close(&self) -> Stage<T> {
         self.shared.with(|shared| replace(&mut shared.stage, Stage::Closed))
     }
+}
 
-    #[expect(clippy::needless_pass_by_value, reason = "the signature of `Wake::wake`")]
-    fn wake_to_abort(this: Arc<Self>) {
-        this.abort();
+impl<T> Stage<T> {
+    fn into_output(self) -> Option<T> {
+        if let Self::Ended(output) = self { Some(output) } else { None }
     }
 }
 
-// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the output and needs no second allocation.
-wake_with!([T: Send + 'static] JoinCell<T>, JoinCell::wake_to_abort);
+/// Flags that only one owner of the cell reads and writes. They order nothing.
+struct OwnFlags(UnmodelledAtomicUsize);
+
+/// The task has stored a waker, or the handle has registered one.
+const HAS_WAKER: usize = 1;
+/// The handle has taken the output.
+const TAKEN: usize = 2;
+const ABORTS_ON_DROP: usize = 4;
+
+impl OwnFlags {
+    fn has(&self, flag: usize) -> bool {
+        self.0.load(Ordering::Relaxed) & flag != 0
+    }
+
+    /// Sets a flag. Returns whether the flag was not set before.
+    fn set(&self, flag: usize) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before | flag, Ordering::Relaxed);
+        before & flag == 0
+    }
+}
