@@ -75,8 +75,6 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         joined.cell.drop_waker();
         match joined.cell.end(end, || token.depart()) {
             Ok((left, joiner)) => {
-                // The handle takes the output without a lock if this reference has been dropped.
-                drop(joined);
                 if joiner.is_some() {
                     wake(joiner);
                 }
@@ -236,26 +234,18 @@ impl<T> JoinHandle<T> {
 impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let joined = &mut self.0;
-        if !joined.cell.has_ended() && joined.cell.register(cx.waker()) {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let cell = &self.0.cell;
+        if !cell.has_ended() && cell.register(cx.waker()) {
             return Poll::Pending;
         }
-        // The task has usually dropped its reference, so the handle owns the cell alone.
-        let output = match Arc::get_mut(joined) {
-            Some(joined) => joined.cell.take_mut(),
-            None => joined.cell.take(),
-        };
-        Poll::Ready(output.expect("polled after it resolved").map_err(|loss| self.error(loss)))
+        Poll::Ready(cell.take().expect("polled after it resolved").map_err(|loss| self.error(loss)))
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        if self.0.cell.aborts_on_drop() {
-            self.abort();
-        }
-        self.0.cell.detach();
+        self.0.cell.drop_handle(|| self.abort());
     }
 }
 

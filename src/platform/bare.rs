@@ -28,10 +28,6 @@ impl<T> Mutex<T> {
         critical_section::with(|section| f(&mut self.0.borrow_ref_mut(section)))
     }
 
-    pub(crate) fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut().get_mut()
-    }
-
     pub(crate) fn into_inner(self) -> T {
         self.0.into_inner().into_inner()
     }

@@ -6,11 +6,12 @@ use crate::platform::{
     AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
 use crate::report::{ServiceInfo, TaskInfo};
-use crate::sync::child_list::{ChildList, Key};
+use crate::sync::child_list::ChildList;
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
 use crate::sync::{
     gate::Gate,
     notifier::Notifier,
+    slab::Key,
     wait_list::{MARGIN, WaitList},
     wait_queue::WaitQueue,
 };

@@ -344,11 +344,9 @@ impl Gate {
     pub(crate) fn close(&self) -> bool {
         // Most gates are empty. One operation closes and drains such a gate.
         let word = self.word.load(Ordering::Relaxed);
-        if word & (COUNT | CLOSED) == 0 {
-            let next = word | CLOSED | DRAINED;
-            if self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                return true;
-            }
+        let close = |next| self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED) {
+            return true;
         }
         self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
     }

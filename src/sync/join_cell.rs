@@ -12,12 +12,18 @@ pub(crate) struct JoinCell<T> {
     is_aborted: AtomicBool,
     /// Whether the output was stored. The end of the task sets this flag under the lock, after it has released the task's count.
     has_ended: AtomicBool,
-    /// The flags of the task. They are stored here because a task and a handle of one word move at less cost.
-    task: OwnFlags,
-    /// The flags of the handle.
-    handle: OwnFlags,
+    /// Whether the task has stored a waker. Only the task reads and writes this word, so it orders nothing.
+    has_waker: UnmodelledAtomicUsize,
+    /// What the drop of the handle does: one of the values [`DETACH`], [`ABORT`] and [`NOTHING`]. Only the handle reads and writes this
+    /// word. It is stored here because a handle of one word moves at less cost.
+    on_drop: UnmodelledAtomicUsize,
     shared: Mutex<Shared<T>>,
 }
+
+const DETACH: usize = 0;
+const ABORT: usize = 1;
+/// The handle has taken the output.
+const NOTHING: usize = 2;
 
 struct Shared<T> {
     stage: Stage<T>,
@@ -50,8 +56,8 @@ impl<T> JoinCell<T> {
         Self {
             is_aborted: AtomicBool::new(false),
             has_ended: AtomicBool::new(matches!(stage, Stage::Ended(_))),
-            task: OwnFlags(UnmodelledAtomicUsize::new(0)),
-            handle: OwnFlags(UnmodelledAtomicUsize::new(0)),
+            has_waker: UnmodelledAtomicUsize::new(0),
+            on_drop: UnmodelledAtomicUsize::new(DETACH),
             shared: Mutex::new(Shared { stage, task: None }),
         }
     }
@@ -73,7 +79,8 @@ impl<T> JoinCell<T> {
 
     /// Stores the waker that an abort calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
     pub(crate) fn store_waker(&self, waker: &Waker) {
-        if self.task.set(HAS_WAKER) || !self.shared.with(|shared| shared.task.as_ref().is_some_and(|stored| stored.will_wake(waker))) {
+        if !self.shared.with(|shared| shared.task.as_ref().is_some_and(|stored| stored.will_wake(waker))) {
+            self.has_waker.store(1, Ordering::Relaxed);
             let waker = waker.clone();
             let replaced = self.shared.with(|shared| shared.task.replace(waker));
             drop(replaced);
@@ -83,7 +90,7 @@ impl<T> JoinCell<T> {
     /// Drops the waker that an abort calls. The task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
-        if self.task.has(HAS_WAKER) {
+        if self.has_waker.load(Ordering::Relaxed) != 0 {
             drop_quietly(self.shared.with(|shared| shared.task.take()));
         }
     }
@@ -108,22 +115,13 @@ impl<T> JoinCell<T> {
 
     /// Registers the waker of the future that awaits the handle. Returns false if the task has ended.
     pub(crate) fn register(&self, waker: &Waker) -> bool {
-        let mut own = self.handle.set(HAS_WAKER).then(|| waker.clone());
-        loop {
-            let (is_running, replaced) = self.shared.with(|shared| match &mut shared.stage {
-                Stage::Running(Some(joiner)) if joiner.will_wake(waker) => (Some(true), None),
-                Stage::Running(joiner) => match own.take() {
-                    Some(own) => (Some(true), joiner.replace(own)),
-                    None => (None, None),
-                },
-                Stage::Ended(_) | Stage::Closed => (Some(false), None),
-            });
-            drop(replaced);
-            match is_running {
-                Some(is_running) => return is_running,
-                None => own = Some(waker.clone()),
-            }
-        }
+        let own = waker.clone();
+        // The waker that is not stored is dropped after the lock.
+        let (is_running, _dropped) = self.shared.with(|shared| match &mut shared.stage {
+            Stage::Running(joiner) => (true, joiner.replace(own)),
+            Stage::Ended(_) | Stage::Closed => (false, Some(own)),
+        });
+        is_running
     }
 
     /// Returns whether the task has ended. A false result can be outdated: [`is_finished`](Self::is_finished) takes the lock.
@@ -141,62 +139,31 @@ impl<T> JoinCell<T> {
 
     /// Takes the output of a task that has ended. Returns `None` if the output was taken before.
     pub(crate) fn take(&self) -> Option<T> {
-        self.handle.set(TAKEN);
-        self.close().into_output()
+        self.on_drop.store(NOTHING, Ordering::Relaxed);
+        match self.close() {
+            Stage::Ended(output) => Some(output),
+            Stage::Running(_) | Stage::Closed => None,
+        }
     }
 
-    /// Takes the output as [`take`](Self::take) does. Needs no lock, because no other owner of the cell exists.
-    pub(crate) fn take_mut(&mut self) -> Option<T> {
-        self.handle.set(TAKEN);
-        replace(&mut self.shared.get_mut().stage, Stage::Closed).into_output()
-    }
-
-    /// Makes the drop of the handle abort the task.
+    /// Makes [`drop_handle`](Self::drop_handle) abort the task.
     pub(crate) fn abort_on_drop(&self) {
-        self.handle.set(ABORTS_ON_DROP);
+        self.on_drop.store(ABORT, Ordering::Relaxed);
     }
 
-    pub(crate) fn aborts_on_drop(&self) -> bool {
-        self.handle.has(ABORTS_ON_DROP)
-    }
-
-    /// Drops the handle's interest in the output. Drops the output if the task has ended. Otherwise the end of the task drops the
-    /// output.
-    pub(crate) fn detach(&self) {
-        if !self.handle.has(TAKEN) {
+    /// Ends the handle's interest in the output. Drops the output if the task has ended. Otherwise the end of the task drops the
+    /// output. Calls the closure `abort` first if the drop of the handle aborts the task.
+    pub(crate) fn drop_handle(&self, abort: impl FnOnce()) {
+        let on_drop = self.on_drop.load(Ordering::Relaxed);
+        if on_drop == ABORT {
+            abort();
+        }
+        if on_drop != NOTHING {
             drop(self.close());
         }
     }
 
     fn close(&self) -> Stage<T> {
         self.shared.with(|shared| replace(&mut shared.stage, Stage::Closed))
-    }
-}
-
-impl<T> Stage<T> {
-    fn into_output(self) -> Option<T> {
-        if let Self::Ended(output) = self { Some(output) } else { None }
-    }
-}
-
-/// Flags that only one owner of the cell reads and writes. They order nothing.
-struct OwnFlags(UnmodelledAtomicUsize);
-
-/// The task has stored a waker, or the handle has registered one.
-const HAS_WAKER: usize = 1;
-/// The handle has taken the output.
-const TAKEN: usize = 2;
-const ABORTS_ON_DROP: usize = 4;
-
-impl OwnFlags {
-    fn has(&self, flag: usize) -> bool {
-        self.0.load(Ordering::Relaxed) & flag != 0
-    }
-
-    /// Sets a flag. Returns whether the flag was not set before.
-    fn set(&self, flag: usize) -> bool {
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store(before | flag, Ordering::Relaxed);
-        before & flag == 0
     }
 }
