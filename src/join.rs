@@ -1,7 +1,7 @@
 //! Defines the handles of a task: `JoinHandle`, which resolves to the task's output, and `AbortHandle`.
 
 use crate::platform::{Arc, Payload, drop_quietly, wake, wake_with};
-use crate::report::{JoinError, JoinLoss, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
+use crate::report::{JoinError, JoinLoss, RejectReason, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
 use crate::state::{InspectedTask, Token, UnreportedLoss, finish_departure};
 use crate::sync::join_cell::JoinCell;
 use crate::task::OutputReceiver;
@@ -20,13 +20,6 @@ struct Joined<T> {
 }
 
 impl<T> Joined<T> {
-    /// The closure makes the cell where the `Arc` needs it, which saves a copy.
-    #[inline]
-    fn new(cell: impl FnOnce() -> JoinCell<Result<T, JoinLoss>>, info: &SpawnInfo, inspected: Option<InspectedTask>) -> Arc<Self> {
-        let SpawnInfo { location, name, kind, .. } = *info;
-        Arc::new(Self { cell: cell(), location, name, inspected, is_closure: kind == TaskKind::Blocking })
-    }
-
     /// An inspected task is aborted as `Registry::abort_task` does, so that the registry shows the abort.
     fn abort(&self) {
         match self.inspected {
@@ -152,22 +145,41 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// # }).unwrap();
 /// ```
 #[must_use = "dropping the handle detaches the task; `run` starts a task without a handle"]
-pub struct JoinHandle<T>(Arc<Joined<T>>);
+pub struct JoinHandle<T>(HandleState<T>);
+
+enum HandleState<T> {
+    Accepted(Arc<Joined<T>>),
+    /// The reason is `None` if the handle has resolved.
+    Rejected(Option<RejectReason>, &'static Location<'static>, Option<&'static str>),
+}
 
 impl<T> JoinHandle<T> {
     /// Returns the handle of an accepted task, and the sender of the task's output.
     #[inline]
     pub(crate) fn new(info: &SpawnInfo, token: Token) -> (Self, JoinSender<T>) {
-        let joined = Joined::new(JoinCell::new, info, token.inspected());
-        (Self(joined.clone()), JoinSender(Some(joined)))
+        let SpawnInfo { location, name, kind, .. } = *info;
+        let (inspected, is_closure) = (token.inspected(), kind == TaskKind::Blocking);
+        let joined = Arc::new(Joined { cell: JoinCell::new(), location, name, inspected, is_closure });
+        (Self(HandleState::Accepted(joined.clone())), JoinSender(Some(joined)))
     }
 
     /// Drops rejected work, and returns a handle that resolves to the reason.
     #[cold]
     pub(crate) fn rejected<W>(info: &SpawnInfo, rejected: Rejected<W>) -> Self {
-        let loss = JoinLoss::Rejected(rejected.reason());
+        let reason = rejected.reason();
         drop_quietly(rejected);
-        Self(Joined::new(|| JoinCell::ended(Err(loss)), info, None))
+        Self(HandleState::Rejected(Some(reason), info.location, info.name))
+    }
+
+    fn joined(&self) -> Option<&Arc<Joined<T>>> {
+        if let HandleState::Accepted(joined) = &self.0 { Some(joined) } else { None }
+    }
+
+    fn task(&self) -> TaskInfo {
+        match &self.0 {
+            HandleState::Accepted(joined) => TaskInfo { id: self.id(), ..TaskInfo::new(joined.location, joined.name) },
+            HandleState::Rejected(_, location, name) => TaskInfo::new(location, *name),
+        }
     }
 
     /// Aborts the task at its next await point, or before its first poll. The registry need not be
@@ -194,7 +206,9 @@ impl<T> JoinHandle<T> {
     /// # });
     /// ```
     pub fn abort(&self) {
-        self.0.abort();
+        if let Some(joined) = self.joined() {
+            joined.abort();
+        }
     }
 
     /// Returns another handle, which can abort the task but does not resolve to its output.
@@ -205,53 +219,57 @@ impl<T> JoinHandle<T> {
     where
         T: Send + 'static,
     {
-        AbortHandle { aborter: self.0.clone().into(), id: self.id() }
+        AbortHandle { aborter: self.joined().map_or_else(|| Waker::noop().clone(), |joined| joined.clone().into()), id: self.id() }
     }
 
     /// Makes the drop of the handle abort the task. Default: the drop of the handle detaches the task.
     pub fn abort_on_drop(self) -> Self {
-        self.0.cell.abort_on_drop();
+        if let Some(joined) = self.joined() {
+            joined.cell.abort_on_drop();
+        }
         self
     }
 
     /// Returns whether the task has ended and its count has been released. The next poll of the handle then returns `Ready`.
     pub fn is_finished(&self) -> bool {
-        self.0.cell.is_finished()
+        self.joined().is_none_or(|joined| joined.cell.is_finished())
     }
 
     /// Returns the ID of the task, or `None` if the registry is not [inspected](crate::RegistryBuilder::inspect) or has rejected
     /// the task.
     pub fn id(&self) -> Option<TaskId> {
-        self.0.inspected.map(|task| task.id)
-    }
-
-    #[cold]
-    fn error(&self, loss: JoinLoss) -> JoinError {
-        JoinError::new(TaskInfo { id: self.id(), ..TaskInfo::new(self.0.location, self.0.name) }, loss)
+        self.joined()?.inspected.map(|task| task.id)
     }
 }
 
 impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let cell = &self.0.cell;
-        if !cell.has_ended() && cell.register(cx.waker()) {
-            return Poll::Pending;
-        }
-        Poll::Ready(cell.take().expect("polled after it resolved").map_err(|loss| self.error(loss)))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let output = match &mut self.0 {
+            HandleState::Accepted(joined) => {
+                if !joined.cell.has_ended() && joined.cell.register(cx.waker()) {
+                    return Poll::Pending;
+                }
+                joined.cell.take()
+            }
+            HandleState::Rejected(reason, ..) => reason.take().map(|reason| Err(JoinLoss::Rejected(reason))),
+        };
+        Poll::Ready(output.expect("polled after it resolved").map_err(|loss| JoinError::new(self.task(), loss)))
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        self.0.cell.drop_handle(|| self.abort());
+        if let Some(joined) = self.joined() {
+            joined.cell.drop_handle(|| joined.abort());
+        }
     }
 }
 
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let task = TaskInfo::new(self.0.location, self.0.name);
+        let task = TaskInfo { id: None, ..self.task() };
         f.debug_struct("JoinHandle")
             .field("task", &format_args!("{task}"))
             .field("is_finished", &self.is_finished())

@@ -23,6 +23,10 @@ impl RegistryState {
         let root = Some(of_parent.unwrap_or_else(|| (self, self.phase() & !1)));
         let child = Self::take_for_child();
         child.settings.set_for_child(&self.settings, limit);
+        // The observers of the root also receive the rejections of a drained child, until the child's state returns to its pool.
+        if let Some((root, _)) = root.filter(|_| child.is_observed()) {
+            root.retain();
+        }
         let Ok(token) = Token::enter(self, info) else {
             child.shared().family.with(|family| family.root = root);
             child.start_shutdown();
@@ -61,8 +65,8 @@ impl RegistryState {
     /// Returns the ancestor that has no parent. Its observers and its shutdown policy also apply to its descendants. Returns `None` if
     /// this registry is a drained child whose root has ended.
     ///
-    /// A child in flight keeps its root in use. A drained child does not, so the root's state may serve another registry, and then has
-    /// another phase.
+    /// A child in flight, and a child of an observed root, keep the root in use. Another drained child does not, so the root's state may
+    /// serve another registry, and then has another phase.
     pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
             return Some(StateRef::new(self));

@@ -66,7 +66,7 @@ impl RegistryState {
     ///
     /// Relaxed is enough because the caller holds a reference or a handle during this call, so the count of references cannot reach
     /// zero.
-    fn retain(&'static self) {
+    pub(super) fn retain(&'static self) {
         self.shared().references.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -84,7 +84,10 @@ impl RegistryState {
             return;
         }
         if self.is_child() {
-            return CHILD_POOL.put_back(thread_number(), self);
+            let root = if self.is_observed() { self.shared().family.with(|family| family.root) } else { None };
+            CHILD_POOL.put_back(thread_number(), self);
+            // A root has no root, so this function calls itself at most once.
+            return root.into_iter().for_each(|(root, _)| root.release());
         }
         if self.is_observed() {
             self.rare().observers.clear();

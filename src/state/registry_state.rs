@@ -63,6 +63,7 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
+    /// - In an observed root, each descendant has one reference until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
     /// The progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in units of
     /// [`EVENT`]; see `count_drain_event`.

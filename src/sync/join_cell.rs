@@ -40,25 +40,14 @@ enum Stage<T> {
 }
 
 impl<T> JoinCell<T> {
-    /// Returns the cell of a task in flight.
     #[inline]
     pub(crate) fn new() -> Self {
-        Self::with_stage(Stage::Running(None))
-    }
-
-    /// Returns the cell of a task that has ended with `output`.
-    pub(crate) fn ended(output: T) -> Self {
-        Self::with_stage(Stage::Ended(output))
-    }
-
-    #[inline]
-    fn with_stage(stage: Stage<T>) -> Self {
         Self {
             is_aborted: AtomicBool::new(false),
-            has_ended: AtomicBool::new(matches!(stage, Stage::Ended(_))),
+            has_ended: AtomicBool::new(false),
             has_waker: UnmodelledAtomicUsize::new(0),
             on_drop: UnmodelledAtomicUsize::new(DETACH),
-            shared: Mutex::new(Shared { stage, task: None }),
+            shared: Mutex::new(Shared { stage: Stage::Running(None), task: None }),
         }
     }
 
@@ -107,8 +96,7 @@ impl<T> JoinCell<T> {
             let joiner = joiner.take();
             shared.stage = Stage::Ended(output);
             let released = release();
-            // Release pairs with the Acquire in `has_ended`.
-            self.has_ended.store(true, Ordering::Release);
+            self.has_ended.store(true, Ordering::Relaxed);
             Ok((released, joiner))
         })
     }
@@ -126,10 +114,10 @@ impl<T> JoinCell<T> {
 
     /// Returns whether the task has ended. A false result can be outdated: [`is_finished`](Self::is_finished) takes the lock.
     ///
-    /// Acquire pairs with the Release in `end`: a caller that sees the flag sees everything that the task did (S2).
+    /// Relaxed is enough because a caller that sees the flag takes the output under the lock (S2).
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
+        self.has_ended.load(Ordering::Relaxed)
     }
 
     /// Returns whether the task has ended.
