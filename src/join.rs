@@ -68,9 +68,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         joined.cell.drop_waker();
         match joined.cell.end(end, || token.depart()) {
             Ok((left, joiner)) => {
-                if joiner.is_some() {
-                    wake(joiner);
-                }
+                wake(joiner);
                 finish_departure(left);
             }
             Err(end) => {

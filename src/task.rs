@@ -300,10 +300,7 @@ impl<F> fmt::Debug for Tracked<F> {
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
-    match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
-        None => token.leave(),
-        Some(loss) => token.lose(loss),
-    }
+    release(token, if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss }, ());
 }
 
 fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {

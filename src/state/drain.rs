@@ -158,10 +158,7 @@ impl RegistryState {
     }
 
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
-        if !self.is_observed() {
-            return;
-        }
-        if let Some(root) = self.root() {
+        if let Some(root) = if self.is_observed() { self.root() } else { None } {
             root.state().rare().observers.notify(call);
         }
     }

@@ -234,12 +234,10 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        if state.settings.has(policy) {
-            if let Some(root) = state.root() {
-                root.state().start_shutdown_after_loss(self.info());
-            }
-        } else if self.is_critical() {
-            state.start_shutdown_after_loss(self.info());
+        let root = if state.settings.has(policy) { state.root() } else { None };
+        let ended = root.as_ref().map(|root| root.state()).or_else(|| self.is_critical().then_some(state));
+        if let Some(ended) = ended {
+            ended.start_shutdown_after_loss(self.info());
         }
     }
 

@@ -345,10 +345,8 @@ impl Gate {
         // Most gates are empty. One operation closes and drains such a gate.
         let word = self.word.load(Ordering::Relaxed);
         let close = |next| self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED) {
-            return true;
-        }
-        self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
+        (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
+            || (self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain())
     }
 
     /// Drains the gate if it is closed and empty. Returns whether this call drained the gate.
