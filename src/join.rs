@@ -67,8 +67,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         token.drop_waker();
         joined.cell.drop_waker();
         match joined.cell.end(end, || token.depart()) {
-            Ok((left, joiner)) => {
-                wake(joiner);
+            Ok((left, waker)) => {
+                wake(waker);
                 finish_departure(left);
             }
             Err(end) => {

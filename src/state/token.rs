@@ -1,6 +1,7 @@
 //! A token represents one piece of work in flight.
 
 use super::inspection::InspectedTask;
+use super::lifetime::StateRef;
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{ABORTING, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
@@ -235,7 +236,7 @@ impl Token {
         };
         let state = self.state();
         let root = if state.settings.has(policy) { state.root() } else { None };
-        let ended = root.as_ref().map(|root| root.state()).or_else(|| self.is_critical().then_some(state));
+        let ended = root.as_ref().map(StateRef::state).or_else(|| self.is_critical().then_some(state));
         if let Some(ended) = ended {
             ended.start_shutdown_after_loss(self.info());
         }
