@@ -30,8 +30,8 @@ impl RegistryState {
     /// A permit that a descendant's task holds makes `completed` too low, because the gate counts the permit but not the task. A drained
     /// registry has lent no permits.
     ///
-    /// This function reads the gate of each shard before the loss counters of the shard. A task that is lost after its gate was read and before the loss
-    /// counters are read can make `completed` too low. No task can make `completed` too high.
+    /// This function reads the gate of each shard before the loss counters of the shard. A task that is lost after its gate was read
+    /// and before the loss counters are read can make `completed` too low. No task can make `completed` too high.
     pub(crate) fn summary(&'static self) -> Summary {
         let (mut ended, mut folded, mut sums) = (0, 0_usize, [0; 5]);
         for shard in self.shards() {
