@@ -75,7 +75,7 @@
 //! registry.named("sweep").every(Duration::from_secs(60), || async { /* remove expired sessions */ });
 //!
 //! for service in registry.services() {
-//!     println!("{service}"); // sweep at src/main.rs:7:27 runs, 0 restarts
+//!     println!("{service}"); // sweep at src/main.rs:7:27 runs, restarts: 0
 //! }
 //! # registry.shutdown().await;
 //! # });
