@@ -310,8 +310,8 @@ impl Timer for ThreadTimer {
             }
             TimerFlaw::OverflowsAndPanics => Some(Instant::now() + duration),
             TimerFlaw::OverflowsAndResolves => Instant::now().checked_add(duration).or(Some(Instant::now())),
-            // Immediately, because a stall of the machine could make any other duration long enough.
-            TimerFlaw::ResolvesEarly => Some(Instant::now()),
+            // At the first poll, because a stall of the machine could make any other wait long enough.
+            TimerFlaw::ResolvesEarly if duration < Duration::from_secs(1) => Some(Instant::now()),
             _ => Instant::now().checked_add(duration),
         };
         ThreadSleep { flaw, queue, duration, deadline, waker: None }
