@@ -122,7 +122,7 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
     /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`] show the name.
     /// In a registry with observers, a named task occupies a slot, which holds information about the task.
     /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
     /// inspection, the name has no effect and costs almost nothing.
