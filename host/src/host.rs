@@ -1,13 +1,15 @@
 use crate::deadline::{self, Limits};
-use crate::program::{FAILED, HostState, NotifyOnDrop};
+use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
-use crate::{drain, phases::Phases, systemd};
+use crate::{drain, phases::Phases, systemd, webjobs};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
+use std::future::pending;
 use std::io;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,8 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. It polls the program's future. Shutdown starts when SIGTERM or SIGINT arrives (see [`shutdown_signal`](crate::shutdown_signal) for
-///    Windows), when the program has ended, or when one of the registries is shut down by other code.
+///    Windows), when the program asks for it ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has ended, or
+///    when one of the registries is shut down by other code.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
 ///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
 ///    so tasks that these requests start are accepted. The program takes [no permit](Registry::without_permit) of a registry that has a
@@ -114,6 +117,8 @@ pub struct Host {
     repeat_window: Duration,
     fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
     progress_bar: Option<bool>,
+    stop_on: Pin<Box<dyn Future<Output = ()> + Send>>,
+    webjobs_file: bool,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -139,6 +144,8 @@ impl Host {
             repeat_window,
             fail_if: Box::new(|_| false),
             progress_bar: None,
+            stop_on: Box::pin(pending()),
+            webjobs_file: true,
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -191,6 +198,38 @@ impl Host {
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
+        self
+    }
+
+    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that `main` has
+    /// after the drain are the same. Use it if something else than a signal ends the program, such as a message of an orchestrator.
+    ///
+    /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll it: if
+    /// another thread decides, that thread calls [`request_stop`](crate::request_stop), which works even then and describes what further
+    /// requests and signals do. If the future panics, the process stops too, with the exit code 101. With several calls of this method, the
+    /// first future that resolves decides.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # let registry = Registry::new(());
+    /// # let lease_lost = std::future::pending();
+    /// let host = Host::new(&registry).stop_on(lease_lost);
+    /// ```
+    pub fn stop_on(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.stop_on = Box::pin(self.stop_on.or(stop));
+        self
+    }
+
+    /// Sets whether a shutdown file of Azure WebJobs asks the process to stop, as a signal does. Default: true.
+    ///
+    /// WebJobs sends no signal. It names a file in the environment variable `WEBJOBS_SHUTDOWN_FILE`, and creates the file to stop the job. While the
+    /// host runs, a thread checks every tenth of a second whether the file exists. Without the variable, nothing is checked. WebJobs kills a
+    /// continuous job after its `stopping_wait_time` (default: 5 seconds), which is shorter than the default grace period.
+    pub fn webjobs_file(mut self, is_handled: bool) -> Self {
+        self.webjobs_file = is_handled;
         self
     }
 
@@ -285,7 +324,12 @@ impl Host {
         // This process may be a forked child of the process that created the host.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
         let settings = drain::Settings { limits: self.limits, progress_bar: self.progress_bar, fail_if: self.fail_if };
-        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), settings, stop, hook, state.clone()));
+        let started = stop_requested.and_then(|stop| {
+            if self.webjobs_file {
+                webjobs::watch(&state)?;
+            }
+            drain::start(self.phases.clone(), settings, stop, hook, state.clone())
+        });
         if let Err(error) = started {
             log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);
@@ -299,7 +343,14 @@ impl Host {
             state.run_program(program).await;
             state.finished().await;
         };
-        ended.or(systemd::keep_watchdog_alive()).await;
+        let stop = async {
+            if AssertUnwindSafe(self.stop_on).catch_unwind().await.is_err() {
+                state.set_exit_code(PANICKED);
+            }
+            signals::request_stop();
+            pending().await
+        };
+        ended.or(systemd::keep_watchdog_alive()).or(stop).await;
         // `notify_on_drop` and the drop of the hook only serve a `run` that is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();

@@ -55,6 +55,7 @@ mod signals;
 mod sync;
 mod systemd;
 mod terminal;
+mod webjobs;
 
 #[cfg(feature = "dashboard")]
 pub use self::dashboard::{Dashboard, DashboardBody};
@@ -64,7 +65,7 @@ pub use self::http::{HttpServer, TimedBody};
 #[cfg(feature = "tower")]
 pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
 pub use self::observer::StderrObserver;
-pub use self::signals::shutdown_signal;
+pub use self::signals::{request_stop, shutdown_signal};
 #[cfg(feature = "systemd")]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};

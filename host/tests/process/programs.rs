@@ -3,7 +3,7 @@
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
-use background_tasks_host::{Host, StderrObserver, shutdown_signal};
+use background_tasks_host::{Host, StderrObserver, request_stop, shutdown_signal};
 use fork::Fork;
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
@@ -29,7 +29,16 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "waits_with_sighup" => waits(Host::handle_sighup),
         "signal_before_run" => signal_before_run(),
         "runtime_blocked" => runtime_blocked(),
-        "untracked_blocked" => untracked_blocked(),
+        "untracked_blocked" => untracked_blocked(|host| host),
+        "untracked_blocked_with_stop_on" => untracked_blocked(|host| host.stop_on(released())),
+        "stop_on_panics" => waits(|host| host.stop_on(async { panic!("broken") })),
+        "blocked_with_request_stop" => {
+            stop_when_released();
+            on_tokio(|| blocked(TokioSpawner))
+        }
+        "request_stop" => requests_stop(),
+        "http_stop" => http_stop(),
+        "task_without_webjobs_file" => waits_with_task(|host| host.webjobs_file(false)),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
         "critical" => critical(),
@@ -278,16 +287,55 @@ fn runtime_blocked() -> ExitCode {
 }
 
 /// `main` drops a runtime that waits for blocking work which no registry counts.
-fn untracked_blocked() -> ExitCode {
-    on_tokio(async || {
+fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
+    on_tokio(async move || {
         let registry = registry(TokioSpawner);
-        let host = host(&registry);
+        let host = configure(host(&registry));
         tokio::task::spawn_blocking(|| {
             ready();
             block_forever();
         });
         host.run(registry.signal()).await
     })
+}
+
+/// Starts a thread that asks the process to stop when the test releases it.
+fn stop_when_released() {
+    thread::spawn(|| {
+        stdin().read_line(&mut String::new()).unwrap();
+        request_stop();
+    });
+}
+
+/// The process is asked to stop twice by other code.
+fn requests_stop() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(host(&registry).run(async {
+        request_stop();
+        registry.signal().await;
+        request_stop();
+        ready();
+        released().await;
+    }))
+}
+
+/// The recipe of the README: an orchestrator stops the service by a request.
+fn http_stop() -> ExitCode {
+    use axum::http::StatusCode;
+    use axum::{Router, routing::post};
+
+    let registry = registry(TokioSpawner);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(host(&registry).run(async {
+        let stop = async || {
+            request_stop();
+            StatusCode::ACCEPTED
+        };
+        let app = Router::new().route("/stop", post(stop));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("listening on {}", listener.local_addr()?);
+        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
+    }))
 }
 
 fn pending_task() -> ExitCode {

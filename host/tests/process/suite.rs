@@ -1,6 +1,5 @@
 //! The tests: each starts programs and checks their output and exit.
 
-use std::env;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -9,6 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 use testing::{Client, Ended, Line, Process, Signal};
 
 macro_rules! tests {
@@ -58,6 +58,12 @@ const TESTS: &[(&str, fn())] = tests! {
     straggler_is_aborted
     blocked_runtime_destructor_does_not_delay_exit
     untracked_blocking_work_does_not_delay_exit
+    stop_future_limits_main_as_a_signal_does
+    panic_of_a_stop_future_stops_the_process
+    request_to_stop_has_the_grace_period_with_blocked_executor
+    first_signal_after_a_request_to_stop_repeats_it
+    request_by_http_stops_the_process
+    webjobs_file_stops_the_process
     unread_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
@@ -519,6 +525,64 @@ fn untracked_blocking_work_does_not_delay_exit() {
         process.wait().assert_code(1).assert_stderr("drained in ");
         start.elapsed()
     });
+}
+
+/// With `start_shutdown` in place of a request to stop, `main` would hang.
+fn stop_future_limits_main_as_a_signal_does() {
+    let mut process = Program::new("untracked_blocked_with_stop_on").with("GRACE", GRACE).start_ready();
+    process.release();
+    process.wait().assert_code(1).assert_stderr("drained in ").assert_stderr("`main` has not returned");
+}
+
+fn panic_of_a_stop_future_stops_the_process() {
+    Program::new("stop_on_panics").start().wait().assert_code(101).assert_stderr("broken").assert_stderr("drained in ");
+}
+
+fn request_to_stop_has_the_grace_period_with_blocked_executor() {
+    exits_within_a_second_of_the_deadline(|| {
+        let mut process = Program::new("blocked_with_request_stop").with("GRACE", GRACE).start_ready();
+        let start = Instant::now();
+        process.release();
+        process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr("1 × blocker at ");
+        start.elapsed()
+    });
+}
+
+/// A supervisor may ask by another way first, and then send SIGTERM.
+fn first_signal_after_a_request_to_stop_repeats_it() {
+    let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
+    process.signal(Signal::TERM);
+    process.release();
+    process.wait().assert_code(0).assert_stderr("drained in ");
+
+    let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
+    process.process.signal_until_exit(Signal::TERM);
+    process.wait().assert_code(130).assert_stderr("exiting immediately, ");
+}
+
+fn request_by_http_stops_the_process() {
+    let mut process = Program::new("http_stop").start();
+    let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
+    let response = Client::connect(address).unwrap().request("POST", "/stop", &[]).unwrap();
+    assert_eq!(response.status, 202);
+    process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+fn webjobs_file_stops_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shutdown");
+    let name = file.to_str().unwrap();
+    let start = |program| Program::new(program).with("WEBJOBS_SHUTDOWN_FILE", name).start_ready();
+    let mut process = start("task");
+    fs::write(&file, "").unwrap();
+    process.stderr_line("draining: ");
+    drains(process);
+
+    let mut process = start("task_without_webjobs_file");
+    // Only a host that ignores the setting needs this time.
+    thread::sleep(Duration::from_millis(500));
+    process.release();
+    process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
 /// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.
