@@ -1,5 +1,7 @@
 use crate::deadline::{self, Limits};
+use crate::liveness::{Liveness, WatchedTask};
 use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
+use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
 use crate::{drain, phases::Phases, systemd, webjobs};
@@ -32,7 +34,8 @@ use std::time::Duration;
 /// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
 ///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
 ///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
-///    these reports, and only these tasks are aborted. An aborted program counts as aborted if the first registry is inspected, and otherwise
+///    these reports, and only these tasks are aborted. If no registry is inspected and tasks are in flight, a warning at the start of the drain says
+///    so. An aborted program counts as aborted if the first registry is inspected, and otherwise
 ///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
 ///    client that has sent half of a request.
 ///
@@ -114,6 +117,8 @@ use std::time::Duration;
 pub struct Host {
     phases: Phases,
     limits: Limits,
+    delay: Duration,
+    liveness: Vec<WatchedTask>,
     repeat_window: Duration,
     fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
     progress_bar: Option<bool>,
@@ -141,6 +146,8 @@ impl Host {
         Self {
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
+            delay: Duration::ZERO,
+            liveness: Vec::new(),
             repeat_window,
             fail_if: Box::new(|_| false),
             progress_bar: None,
@@ -156,8 +163,34 @@ impl Host {
     ///
     /// Until then it stays open, and accepts the tasks that the earlier registries' tasks start. A typical order: requests, then workers, then
     /// the tasks of the connection pool.
-    pub fn then<S>(mut self, registry: &Registry<S>) -> Self {
-        self.phases.push(registry.with_spawner(()));
+    ///
+    /// Without a reserve, the earlier registries may use up the whole grace period. The shutdown of this registry then starts when the grace
+    /// period expires, immediately before its tasks are aborted. To prevent this, call [`then_with_reserve`](Self::then_with_reserve).
+    pub fn then<S>(self, registry: &Registry<S>) -> Self {
+        self.then_with_reserve(registry, Duration::ZERO)
+    }
+
+    /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
+    ///
+    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier
+    /// registries have the grace period less all later reserves, and one task that does not end cannot use up the time of the registries behind it. The
+    /// host then reports the stragglers. It waits for them until the grace period expires, and aborts them only then. Several reserves
+    /// add up: with a grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and
+    /// 23 seconds. If the reserves are longer than the grace period, the shutdown of this registry starts immediately.
+    ///
+    /// # Examples
+    ///
+    /// Workers have five seconds to put their jobs back, even if a request hangs:
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # use std::time::Duration;
+    /// # let (requests, workers) = (Registry::new(()), Registry::new(()));
+    /// let host = Host::new(&requests).then_with_reserve(&workers, Duration::from_secs(5)).grace(Duration::from_secs(25));
+    /// ```
+    pub fn then_with_reserve<S>(mut self, registry: &Registry<S>, reserve: Duration) -> Self {
+        self.phases.push(registry.with_spawner(()), reserve);
         self
     }
 
@@ -171,6 +204,34 @@ impl Host {
     /// immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
+        self
+    }
+
+    /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
+    ///
+    /// Use it for load balancers that must see the service become unready before it stops accepting connections. During this time
+    /// [`readiness`](Self::readiness) is false, and nothing else has changed: the registry's signal is not triggered, and new tasks start. The time is part of
+    /// the [grace period](Self::grace), so choose a grace period that is longer.
+    ///
+    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown that was
+    /// not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the process
+    /// during the delay too.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Returns a value for a readiness probe. It is ready until the process is asked to stop or the shutdown of the first registry starts.
+    #[must_use = "this returns a value for a readiness probe"]
+    pub fn readiness(&self) -> Readiness {
+        Readiness::new(self.phases.first().clone())
+    }
+
+    /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
+    ///
+    /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
+    pub fn liveness(mut self, liveness: &Liveness) -> Self {
+        self.liveness.push(WatchedTask::new(liveness));
         self
     }
 
@@ -323,7 +384,13 @@ impl Host {
         let hook = self.second_signal_hook.key();
         // This process may be a forked child of the process that created the host.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
-        let settings = drain::Settings { limits: self.limits, progress_bar: self.progress_bar, fail_if: self.fail_if };
+        let settings = drain::Settings {
+            limits: self.limits,
+            delay: self.delay,
+            liveness: self.liveness,
+            progress_bar: self.progress_bar,
+            fail_if: self.fail_if,
+        };
         let started = stop_requested.and_then(|stop| {
             if self.webjobs_file {
                 webjobs::watch(&state)?;

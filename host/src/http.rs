@@ -245,8 +245,8 @@ impl<S: Spawner> HttpServer<S> {
 
     /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve).
     ///
-    /// For a load balancer that must see the service become unready before the listener closes, `end` waits for a while after the registry's
-    /// [`signal`](Registry::signal). This time is part of the grace period.
+    /// Use it for a server that stops accepting connections at another time than the registry's [`signal`](Registry::signal). For a load balancer that must
+    /// see the service become unready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,

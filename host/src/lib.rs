@@ -46,11 +46,13 @@ mod host;
 mod http;
 #[cfg(feature = "tower")]
 mod layer;
+mod liveness;
 mod observer;
 mod output_thread;
 mod phases;
 mod program;
 mod progress;
+mod readiness;
 mod signals;
 mod sync;
 mod systemd;
@@ -64,7 +66,9 @@ pub use self::host::Host;
 pub use self::http::{HttpServer, TimedBody};
 #[cfg(feature = "tower")]
 pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
+pub use self::liveness::Liveness;
 pub use self::observer::StderrObserver;
+pub use self::readiness::Readiness;
 pub use self::signals::{request_stop, shutdown_signal};
 #[cfg(feature = "systemd")]
 pub use self::systemd::notify_ready;

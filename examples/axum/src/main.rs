@@ -10,7 +10,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
-use background_tasks_host::{Dashboard, Host, HttpServer, RequestLayer};
+use background_tasks_host::{Dashboard, Host, HttpServer, Readiness, RequestLayer};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -32,6 +32,7 @@ struct Service {
     metrics: MetricsObserver,
     prometheus: PrometheusHandle,
     outbox: Outbox,
+    readiness: Readiness,
     /// How long the simulated mail server takes.
     takes: Duration,
 }
@@ -51,16 +52,22 @@ fn main() -> ExitCode {
 
     // Created before the runtime starts threads: then no signal is lost.
     // The subscriber writes above the progress bar.
-    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
-    let program = run(options, tasks, metrics, prometheus);
+    let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
+    let program = run(options, tasks, metrics, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until shutdown has started and all connections have closed.
-async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheus: PrometheusHandle) -> Result<(), String> {
-    let Options { address, hosts, dir, takes, grace, linger, .. } = options;
+async fn run(
+    options: Options,
+    tasks: Tasks,
+    metrics: MetricsObserver,
+    prometheus: PrometheusHandle,
+    readiness: Readiness,
+) -> Result<(), String> {
+    let Options { address, hosts, dir, takes, grace, .. } = options;
     let outbox = Outbox::open(&dir)?;
-    let service = Arc::new(Service { tasks, metrics, prometheus, outbox, takes });
+    let service = Arc::new(Service { tasks, metrics, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
@@ -70,7 +77,7 @@ async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheu
         // Counts requests to the routes above. The drain does not need to wait for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(readiness))
+        .route("/readyz", get(show_readiness))
         .route("/metrics", get(show_metrics))
         .layer(DefaultBodyLimit::max(1024));
     if options.dashboard {
@@ -89,13 +96,8 @@ async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheu
     let server = hosts.iter().fold(server, |server, host| server.host_name(host));
     info!("listening on http://{bound}");
     background_tasks_host::notify_ready();
-    let signal = service.tasks.signal();
-    let end = async move {
-        signal.await;
-        sleep(linger).await;
-    };
     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
-    server.serve_until(end, accept, TowerToHyperService::new(app)).await;
+    server.serve(accept, TowerToHyperService::new(app)).await;
     Ok(())
 }
 
@@ -131,9 +133,9 @@ async fn send(service: Arc<Service>, address: String) {
     let _ = written.await;
 }
 
-/// Answers 503 once shutdown has started, so that load balancers send no more requests.
-async fn readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
-    if service.tasks.is_shutting_down() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+/// Answers 503 once the process has been asked to stop, so that load balancers send no more requests.
+async fn show_readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
+    if service.readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
 }
 
 async fn show_metrics(State(service): State<Arc<Service>>) -> String {

@@ -136,18 +136,17 @@ fn current_request_finishes_after_the_signal() {
     assert_eq!(sent, ["ada@example.com"]);
 }
 
-/// While the service lingers, it accepts connections and requests, but is not ready.
+/// During the delay, the service accepts connections and requests, but is not ready.
 #[test]
 fn service_is_not_ready_after_the_signal() {
-    let mut service = Service::start(&["--grace", "3600", "--linger", "3600"]);
+    let mut service = Service::start(&["--grace", "3600", "--delay", "3600"]);
     let mut open = service.connect();
     assert_eq!(get(&mut open, "/healthz"), (200, "alive\n".into()));
     assert_eq!(get(&mut open, "/readyz"), (200, "ready\n".into()));
     let mut late = service.connect();
     start_sign_up(&mut late, 15);
     service.process.terminate();
-    // Logged once the registry is shutting down.
-    service.process.line("background task shutdown started in_flight=4");
+    service.process.line("asked to stop: the drain starts in 3600s");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(get(client, "/readyz"), (503, "draining\n".into()));
         assert_eq!(get(client, "/healthz"), (200, "alive\n".into()));
@@ -155,17 +154,17 @@ fn service_is_not_ready_after_the_signal() {
     }
     late.send(b"ada@example.com").unwrap();
     assert_eq!(late.response().unwrap().status, 202);
-    // A second signal does not wait for the linger time.
+    // A second signal does not wait for the delay.
     service.process.signal_until_exit(Signal::TERM);
     service.wait(130);
 }
 
 #[test]
-fn linger_time_is_part_of_the_grace_period() {
-    for (grace, linger, code, expected) in
+fn delay_is_part_of_the_grace_period() {
+    for (grace, delay, code, expected) in
         [("60", "0.3", 0, "background tasks drained took_seconds="), ("0.3", "3600", 1, "still in flight task.name=\"program\" ")]
     {
-        let service = Service::start(&["--grace", grace, "--linger", linger]);
+        let service = Service::start(&["--grace", grace, "--delay", delay]);
         let start = Instant::now();
         service.process.terminate();
         let (output, _) = service.wait(code);

@@ -3,7 +3,7 @@
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
-use background_tasks_host::{Host, StderrObserver, request_stop, shutdown_signal};
+use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
 use fork::Fork;
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
@@ -24,6 +24,13 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "success" => ends_with(Ok(())),
         "panic" => panics(),
         "phases" => phases(),
+        "hung_request" => slow_request(pending()),
+        "slow_request" => slow_request(released()),
+        "delayed" => delayed(),
+        "run_dropped_in_delay" => run_dropped_in_delay(),
+        "stalled" => stalled(),
+        "stalled_and_critical" => stalled_and_critical(),
+        "waiting_service" => waiting_service(),
         "shutdown_signal" => shutdown_signal_without_host(),
         "waits" => waits(|host| host),
         "waits_with_sighup" => waits(Host::handle_sighup),
@@ -106,8 +113,12 @@ fn full_registry() -> Registry<SmolSpawner> {
     registry
 }
 
+/// Returns a setting of the test, in seconds.
+fn seconds(name: &str) -> Option<Duration> {
+    env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()))
+}
+
 fn host<S>(registry: &Registry<S>) -> Host {
-    let seconds = |name| env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()));
     let mut host = Host::new(registry).grace(seconds("GRACE").unwrap_or(Duration::from_secs(3600)));
     if let Some(timeout) = seconds("MAIN_TIMEOUT") {
         host = host.main_timeout(timeout);
@@ -212,6 +223,117 @@ fn phases() -> ExitCode {
     block_on(host(&requests).then(&workers).run(async {
         ready();
         requests.signal().await;
+    }))
+}
+
+/// A worker of the second phase puts its job back after the signal, which takes a while.
+fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode {
+    let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
+    requests.named("request").run(request);
+    let signal = workers.signal();
+    workers.named("worker").run(async move {
+        signal.await;
+        smol::Timer::after(Duration::from_millis(100)).await;
+        println!("the job is back");
+    });
+    let host = match seconds("RESERVE") {
+        Some(reserve) => host(&requests).then_with_reserve(&workers, reserve),
+        None => host(&requests).then(&workers),
+    };
+    block_on(host.run(async {
+        ready();
+        requests.signal().await;
+    }))
+}
+
+/// The program shows what a load balancer sees.
+fn delayed() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let host = host(&registry).delay(seconds("DELAY").unwrap());
+    let readiness = host.readiness();
+    block_on(host.run(async {
+        println!("is ready: {}, is shutting down: {}", readiness.is_ready(), registry.is_shutting_down());
+        shutdown_signal().await;
+        println!("is ready: {}, is shutting down: {}", readiness.is_ready(), registry.is_shutting_down());
+        smol::future::or(registry.signal(), released()).await;
+        println!("the program ends, is shutting down: {}", registry.is_shutting_down());
+    }))
+}
+
+fn run_dropped_in_delay() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let host = host(&registry).delay(Duration::from_secs(3600));
+    let drop_run = async {
+        released().await;
+        0.into()
+    };
+    let program = async {
+        ready();
+        pending::<()>().await;
+    };
+    block_on(smol::future::or(host.run(program), drop_run));
+    println!("dropped");
+    block_on(released());
+    println!("the registry is shutting down: {}", registry.is_shutting_down());
+    7.into()
+}
+
+const LIVENESS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A task reports no progress until the test releases it. The task `short` ends, and must not be reported.
+fn stalled() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let (short, importer) = (Liveness::new("short", LIVENESS_TIMEOUT), Liveness::new("importer", LIVENESS_TIMEOUT));
+    let host = host(&registry).liveness(&short).liveness(&importer);
+    registry.named("short").run(async move { short.report_progress() });
+    let signal = registry.signal();
+    registry.named("importer").run(async move {
+        released().await;
+        let mut has_signal = false;
+        while !has_signal {
+            importer.report_progress();
+            has_signal = smol::future::or(
+                async {
+                    signal.clone().await;
+                    true
+                },
+                async {
+                    smol::Timer::after(Duration::from_millis(1)).await;
+                    false
+                },
+            )
+            .await;
+        }
+    });
+    block_on(host.run(registry.signal()))
+}
+
+/// A task blocks the executor's only thread forever.
+fn stalled_and_critical() -> ExitCode {
+    on_tokio(async || {
+        let registry = Registry::new(TokioSpawner);
+        let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
+        let host = host(&registry).liveness(&liveness);
+        registry.named("importer").run(async move {
+            liveness.report_progress();
+            block_forever()
+        });
+        host.run(registry.signal()).await
+    })
+}
+
+/// A service that waits to run again makes no progress, and need not.
+fn waiting_service() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
+    let host = host(&registry).liveness(&liveness);
+    registry.named("importer").every(Duration::from_secs(3600), move || {
+        let liveness = liveness.clone();
+        async move { liveness.report_progress() }
+    });
+    block_on(host.run(async {
+        ready();
+        registry.signal().await;
     }))
 }
 
