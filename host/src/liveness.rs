@@ -26,7 +26,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// usually happens when the task ends, and when the drain starts. While a [service](background_tasks::Registry::service) with the
 /// name waits to run again, no time passes. When the service runs again, the time starts again.
 ///
-/// The host checks on a thread of its own, so it also notices a task that blocks the executor. A check happens at least every quarter of the
+/// The host checks on a separate thread, so it also notices a task that blocks the executor. A check happens at least every quarter of the
 /// timeout, or every second if that is shorter.
 ///
 /// # Examples

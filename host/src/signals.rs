@@ -106,7 +106,7 @@ pub fn shutdown_signal() -> ShutdownSignal {
 ///
 /// Use this function if a supervisor asks in another way than by a signal: by an HTTP request, a message, or a callback of the system. The
 /// grace period, the exit code, and the time that `main` has after the drain are the same as after a signal. The executor does not need to be
-/// responsive: the drain of a `Host` runs on a thread of its own. [`Host::stop_on`](crate::Host::stop_on) calls this function when a future
+/// responsive: the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on) calls this function when a future
 /// resolves.
 ///
 /// Further calls have no effect. The first signal after this call repeats the request, because some supervisors ask first and then send SIGTERM.

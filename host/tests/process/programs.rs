@@ -45,6 +45,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         }
         "request_stop" => requests_stop(),
         "http_stop" => http_stop(),
+        #[cfg(feature = "tower")]
+        "lambda" => lambda(),
         "task_without_webjobs_file" => waits_with_task(|host| host.webjobs_file(false)),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
@@ -458,6 +460,45 @@ fn http_stop() -> ExitCode {
         println!("listening on {}", listener.local_addr()?);
         axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
     }))
+}
+
+/// A runtime of AWS Lambda: it asks for an event, handles it, sends the response, and asks for the next event.
+#[cfg(feature = "tower")]
+fn lambda() -> ExitCode {
+    use background_tasks_host::SettleLayer;
+    use event_listener::Event;
+    use std::sync::Arc;
+    use testing::Client;
+    use tower::{Service, ServiceBuilder, service_fn};
+
+    async fn request(method: &'static str, path: String) -> String {
+        let address = env::var("RUNTIME_API").unwrap().parse().unwrap();
+        smol::unblock(move || Client::connect(address).unwrap().request(method, &path, &[]).unwrap().text().to_owned()).await
+    }
+
+    let registry = registry(SmolSpawner);
+    let tasks = registry.clone();
+    let handle_and_respond = service_fn(move |event: String| {
+        let responded = Arc::new(Event::new());
+        let (listener, name) = (responded.listen(), event.clone());
+        tasks.run(async move {
+            listener.await;
+            smol::Timer::after(Duration::from_millis(300)).await;
+            request("POST", format!("/{name}/task-has-ended")).await;
+        });
+        async move {
+            request("POST", format!("/{event}/response")).await;
+            responded.notify(1);
+            Ok::<_, std::io::Error>(())
+        }
+    });
+    let mut service = ServiceBuilder::new().layer(SettleLayer::new(&registry)).service(handle_and_respond);
+    block_on(async {
+        loop {
+            let event = request("GET", "/next".into()).await;
+            service.call(event).await.unwrap();
+        }
+    })
 }
 
 fn pending_task() -> ExitCode {

@@ -1,6 +1,10 @@
 //! The tests: each starts programs and checks their output and exit.
 
 use std::io::Write;
+#[cfg(feature = "tower")]
+use std::io::{BufRead, BufReader};
+#[cfg(feature = "tower")]
+use std::net::TcpListener;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -73,6 +77,8 @@ const TESTS: &[(&str, fn())] = tests! {
     first_signal_after_a_request_to_stop_repeats_it
     request_by_http_stops_the_process
     webjobs_file_stops_the_process
+    #[cfg(feature = "tower")]
+    settle_layer_ends_tasks_before_lambda_freezes_the_process
     unread_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
@@ -712,6 +718,38 @@ fn webjobs_file_stops_the_process() {
     thread::sleep(Duration::from_millis(500));
     process.release();
     process.stdout_line("the task ends, the registry is shutting down: false");
+}
+
+/// This thread takes the place of Lambda's Runtime API: it freezes the process as soon as the process asks for the next event.
+#[cfg(feature = "tower")]
+fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let process = Program::new("lambda").with("RUNTIME_API", &listener.local_addr().unwrap().to_string()).start();
+    let mut requests = Vec::new();
+    let mut events = ["event-1", "event-2"].into_iter();
+    for stream in listener.incoming() {
+        let mut stream = BufReader::new(stream.unwrap());
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(stream.read_line(&mut head).unwrap() > 0);
+        }
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let is_next = path == "/next";
+        requests.push(path);
+        let mut body = "";
+        if is_next {
+            process.signal(Signal::STOP);
+            // No event arrives for longer than the task takes.
+            thread::sleep(Duration::from_millis(500));
+            let Some(event) = events.next() else { break };
+            body = event;
+            process.signal(Signal::CONT);
+        }
+        write!(stream.get_mut(), "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).unwrap();
+    }
+    let expected =
+        ["/next", "/event-1/response", "/event-1/task-has-ended", "/next", "/event-2/response", "/event-2/task-has-ended", "/next"];
+    assert_eq!(requests, expected);
 }
 
 /// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.
