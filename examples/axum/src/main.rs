@@ -13,8 +13,10 @@ use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, Tracin
 use background_tasks_host::{Dashboard, Host, HttpServer, Readiness, RequestLayer};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use listenfd::ListenFd;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +71,7 @@ async fn run(
     let outbox = Outbox::open(&dir)?;
     let service = Arc::new(Service { tasks, metrics, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
-    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
     let mut app = Router::new()
@@ -87,6 +89,8 @@ async fn run(
     let app = app.with_state(service.clone());
 
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
+        // A client may have connected just before the signal. It has the time for one round trip to send its request.
+        .late_head_timeout(Duration::from_secs(1))
         // Half a body holds the drain for at most this long, so this is shorter than the grace period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
         // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
@@ -99,6 +103,15 @@ async fn run(
     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
     server.serve(accept, TowerToHyperService::new(app)).await;
     Ok(())
+}
+
+/// Takes the listener that systemd has opened for signups.socket. Without one, opens a listener.
+///
+/// While systemd restarts the service, the system queues new connections of its listener, and the next process accepts them.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Accepts an address, and starts a background task that sends a mail to it.
