@@ -90,7 +90,7 @@ impl Drain {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
         self.state.set_output(self.progress.output().clone());
-        self.progress.notify_stopping();
+        self.progress.notify_stopping(&self.deadline);
         self.wait_before_drain(delay);
         if !self.state.is_awaited() {
             return;
@@ -100,6 +100,8 @@ impl Drain {
         if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
+        // Read first: if the program ends now, it must not count as a task.
+        let program = usize::from(self.state.program_in_flight().is_some());
         let in_flight = self.phases.in_flight();
         // A program that has ended on its own with nothing in flight.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
@@ -111,7 +113,7 @@ impl Drain {
             self.progress.start(in_flight, self.deadline.grace(), is_logged);
         }
         // The program is dropped at the deadline even if its registry cannot abort.
-        if !can_abort && !self.deadline.is_infinite() && in_flight > usize::from(self.state.program_in_flight().is_some()) {
+        if !can_abort && !self.deadline.is_infinite() && in_flight > program {
             self.progress.log(Level::Warn, CANNOT_ABORT.to_owned());
         }
         let is_in_time = self.drain_phases();
@@ -201,7 +203,7 @@ impl Drain {
                 }
                 let (phases, state) = (&self.phases, &self.state);
                 self.progress.update(phases, || oldest(phases, state), &self.deadline);
-                interval = (remaining - reserved).min(self.progress.interval());
+                interval = remaining.saturating_sub(reserved).min(self.progress.interval());
             }
         }
         Waited::Drained

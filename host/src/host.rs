@@ -4,7 +4,7 @@ use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
 use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
-use crate::{drain, phases::Phases, systemd, webjobs};
+use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
@@ -48,8 +48,8 @@ use std::time::Duration;
 ///
 /// # Signals
 ///
-/// A second signal ends the process immediately, with two exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
+/// A second signal ends the process immediately, with three exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
+/// same request. The first signal after a [request without a signal](crate::request_stop) repeats that request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
 /// even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
 ///
 /// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
@@ -284,6 +284,29 @@ impl Host {
         self
     }
 
+    /// Makes the process the Win32 service with this name. Call it in the main function of the service. Does nothing on other systems.
+    ///
+    /// | state of the service | when |
+    /// | --- | --- |
+    /// | start pending | from this call on, with a wait hint of 30 seconds |
+    /// | running | when [`run`](Self::run) starts the program |
+    /// | stop pending | when shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
+    /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
+    ///
+    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, Windows leaves all services
+    /// together about 5 seconds, and those that accept preshutdown 10 seconds before. So choose a grace period of at most 9 seconds, or set
+    /// a longer preshutdown timeout when you install the service. When the service is reported as stopped, Windows may end the process: do the
+    /// clean-up in the program, and not after `run`.
+    ///
+    /// If the process is not a service, `run` reports that the host failed to start.
+    ///
+    /// The repository's `examples/windows-service` is a complete service, with commands to install and uninstall it.
+    #[cfg(feature = "windows-service")]
+    pub fn windows_service(mut self, name: &str) -> Self {
+        self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self
+    }
+
     /// Sets whether a shutdown file of Azure WebJobs asks the process to stop, as a signal does. Default: true.
     ///
     /// WebJobs sends no signal. It names a file in the environment variable `WEBJOBS_SHUTDOWN_FILE`, and creates the file to stop the job. While the
@@ -403,8 +426,10 @@ impl Host {
             for registry in self.phases.registries() {
                 registry.shutdown().await;
             }
+            windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
+        windows_service::report_running();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;
@@ -415,12 +440,13 @@ impl Host {
                 state.set_exit_code(PANICKED);
             }
             signals::request_stop();
-            pending().await
+            pending::<()>().await;
         };
         ended.or(systemd::keep_watchdog_alive()).or(stop).await;
         // `notify_on_drop` and the drop of the hook only serve a `run` that is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();
+        windows_service::report_stopped(state.exit_code());
         state.exit_code().into()
     }
 }

@@ -31,6 +31,7 @@
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
 //! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper. `DetachLayer`, whose handlers continue if their client disconnects. `UntilShutdown`, for streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
+//! | `windows-service` | a `Host` that is a Win32 service; Windows |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "dashboard", feature = "http"))]
@@ -64,6 +65,7 @@ mod terminal;
 #[cfg(feature = "tower")]
 mod until_shutdown;
 mod webjobs;
+mod windows_service;
 
 #[cfg(feature = "dashboard")]
 pub use self::dashboard::{Dashboard, DashboardBody};

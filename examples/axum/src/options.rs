@@ -18,7 +18,7 @@ or to serve, 130 after a second SIGTERM or Ctrl-C.";
 #[derive(Debug, Parser)]
 #[command(name = "signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
-    /// Listen on this address, unless systemd passes a listener (LISTEN_FDS)
+    /// Listen on this address, unless systemd passes a listener
     #[arg(long, default_value = "127.0.0.1:3000")]
     pub(crate) address: SocketAddr,
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated

@@ -209,7 +209,9 @@ fn restart_with_an_inherited_listener_refuses_no_connection() {
             process = start();
         }
         is_over.store(true, Ordering::Relaxed);
-        clients.into_iter().for_each(|client| client.join().unwrap());
+        for client in clients {
+            client.join().unwrap();
+        }
         process.stop().assert_code(0);
     });
     let (answered, failed) = (answered.load(Ordering::Relaxed), failed.lock().unwrap());

@@ -271,8 +271,7 @@ fn delay_precedes_the_drain() {
 
 fn delay_is_part_of_the_grace_period() {
     exits_within_a_second_of_the_deadline(|| {
-        let mut process = Program::new("delayed").with("DELAY", "3600").with("GRACE", GRACE).start();
-        process.stdout_line("is ready: true, is shutting down: false");
+        let process = Program::new("run_dropped_in_delay").with("GRACE", GRACE).start_ready();
         let start = Instant::now();
         process.signal(Signal::TERM);
         process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
