@@ -607,6 +607,11 @@ impl<S> Registry<S> {
         self.state().tasks()
     }
 
+    /// Returns whether the registry is [inspected](crate::RegistryBuilder::inspect): it lists its tasks, and can abort them.
+    pub fn is_inspected(&self) -> bool {
+        self.state().is_inspected()
+    }
+
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
