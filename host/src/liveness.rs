@@ -132,8 +132,8 @@ impl WatchedTask {
         let Some(progress) = self.progress.upgrade() else { return false };
         let service = phases.service(progress.name);
         if let Some(service) = &service {
-            let has_run_again = std::mem::replace(&mut self.restarts, service.restarts()) != service.restarts();
-            if has_run_again || !service.is_running() {
+            let has_run_again = std::mem::replace(&mut self.restarts, service.restarts) != service.restarts;
+            if has_run_again || !service.is_running {
                 self.not_before = Instant::now();
             }
         }
@@ -143,7 +143,7 @@ impl WatchedTask {
         if std::mem::replace(&mut self.is_late, is_late) == is_late {
             return false;
         }
-        let task = service.map(|service| *service.task()).or_else(|| phases.task(progress.name));
+        let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
         let task = task.map_or_else(|| progress.name.to_owned(), |task: TaskInfo| task.to_string());
         match (is_late, progress.is_critical) {
             (true, true) => {

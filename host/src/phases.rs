@@ -54,7 +54,7 @@ impl Phases {
 
     /// Returns a service with this name.
     pub(crate) fn service(&self, name: &str) -> Option<ServiceInfo> {
-        self.registries.iter().flat_map(Registry::services).find(|service| service.task().name() == Some(name))
+        self.registries.iter().flat_map(Registry::services).find(|service| service.task.name() == Some(name))
     }
 
     /// Returns the oldest inspected task with this name, in the first registry that has one.
