@@ -1,8 +1,8 @@
-//! The steady state, one operation each, to be compared with the last run of this machine.
+//! Measures single operations, and compares them with the last run on the same machine.
 //!
 //!     cargo bench --features async-executor
 //!
-//! How it compares with the peers is `benches/peers`.
+//! `benches/peers` compares a registry with other crates.
 
 #![expect(missing_docs, reason = "criterion declares a public function")]
 
@@ -18,15 +18,15 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-struct Nobody;
+struct Noop;
 
-impl Observer for Nobody {}
+impl Observer for Noop {}
 
-impl Wake for Nobody {
+impl Wake for Noop {
     fn wake(self: Arc<Self>) {}
 }
 
-/// From the first thread's start to the last one's end, each of them doing all of it.
+/// Returns the time from the start of the first thread to the end of the last one. Each thread calls `operation` `times` times.
 fn on_threads(threads: usize, times: u64, operation: impl Fn() + Sync) -> Duration {
     let barrier = Barrier::new(threads);
     let run = || {
@@ -51,7 +51,7 @@ fn tokens(criterion: &mut Criterion) {
             bencher.iter_custom(|times| on_threads(threads, times, || drop(black_box(plain.guard()))));
         });
     }
-    let observed = Registry::builder(()).observer(Nobody).build();
+    let observed = Registry::builder(()).observer(Noop).build();
     group.bench_function("observed, with a name", |bencher| bencher.iter(|| observed.named("name").guard()));
     let inspected = Registry::builder(()).inspect().build();
     group.bench_function("inspected", |bencher| bencher.iter(|| inspected.guard()));
@@ -68,7 +68,7 @@ fn signals(criterion: &mut Criterion) {
     }
 
     let mut group = criterion.benchmark_group("signal");
-    let waker = Waker::from(Arc::new(Nobody));
+    let waker = Waker::from(Arc::new(Noop));
     let registry = Registry::new(());
     let signal = registry.signal();
     group.bench_function("cloned, polled, dropped", |bencher| bencher.iter(|| poll(&waker, signal.clone())));
@@ -95,7 +95,7 @@ fn tasks(criterion: &mut Criterion) {
             EXECUTOR.try_tick()
         });
     });
-    // The executor's own handle, and a registry's.
+    // The handle of the executor, and the handle of a registry.
     group.bench_function("bare, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(EXECUTOR.spawn(async { 1 })))));
     group.bench_function("spawn, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(registry.spawn(async { 1 })))));
     group.bench_function("run, inspected", |bencher| {
