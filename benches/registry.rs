@@ -18,11 +18,11 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-struct Noop;
+struct Nobody;
 
-impl Observer for Noop {}
+impl Observer for Nobody {}
 
-impl Wake for Noop {
+impl Wake for Nobody {
     fn wake(self: Arc<Self>) {}
 }
 
@@ -51,7 +51,7 @@ fn tokens(criterion: &mut Criterion) {
             bencher.iter_custom(|times| on_threads(threads, times, || drop(black_box(plain.guard()))));
         });
     }
-    let observed = Registry::builder(()).observer(Noop).build();
+    let observed = Registry::builder(()).observer(Nobody).build();
     group.bench_function("observed, with a name", |bencher| bencher.iter(|| observed.named("name").guard()));
     let inspected = Registry::builder(()).inspect().build();
     group.bench_function("inspected", |bencher| bencher.iter(|| inspected.guard()));
@@ -68,7 +68,7 @@ fn signals(criterion: &mut Criterion) {
     }
 
     let mut group = criterion.benchmark_group("signal");
-    let waker = Waker::from(Arc::new(Noop));
+    let waker = Waker::from(Arc::new(Nobody));
     let registry = Registry::new(());
     let signal = registry.signal();
     group.bench_function("cloned, polled, dropped", |bencher| bencher.iter(|| poll(&waker, signal.clone())));
