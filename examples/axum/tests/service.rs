@@ -161,12 +161,15 @@ fn service_is_not_ready_after_the_signal() {
     service.wait(130);
 }
 
+/// A delay that is longer than the grace period leaves no time for the drain. The mail is still in flight at the deadline.
 #[test]
 fn delay_is_part_of_the_grace_period() {
-    for (grace, delay, code, expected) in
-        [("60", "0.3", 0, "background tasks drained took_seconds="), ("0.3", "3600", 1, "still in flight task.name=\"program\" ")]
-    {
-        let service = Service::start(&["--grace", grace, "--delay", delay]);
+    for (grace, delay, takes, code, expected) in [
+        ("60", "0.3", "0", 0, "background tasks drained took_seconds="),
+        ("0.3", "3600", "3600000", 1, "still in flight task.name=\"welcome-mail\" "),
+    ] {
+        let service = Service::start(&["--grace", grace, "--delay", delay, "--takes", takes]);
+        assert_eq!(sign_up(&mut service.connect(), "ada@example.com").unwrap(), 202);
         let start = Instant::now();
         service.process.terminate();
         let (output, _) = service.wait(code);
