@@ -108,13 +108,14 @@ impl Drain {
         let is_logged = emits_events() && self.phases.are_shutdowns_logged();
         // Before the shutdown, whose start and end observers may log.
         self.report_cause();
-        first.start_shutdown();
-        if !is_silent {
-            self.progress.start(in_flight, self.deadline.grace(), is_logged);
-        }
         // The program is dropped at the deadline even if its registry cannot abort.
         if !can_abort && !self.deadline.is_infinite() && in_flight > program {
             self.progress.log(Level::Warn, CANNOT_ABORT.to_owned());
+            self.progress.flush(LAST_LINES_TIMEOUT);
+        }
+        first.start_shutdown();
+        if !is_silent {
+            self.progress.start(in_flight, self.deadline.grace(), is_logged);
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();

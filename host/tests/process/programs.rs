@@ -28,6 +28,10 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "slow_request" => slow_request(released()),
         "delayed" => delayed(),
         "run_dropped_in_delay" => run_dropped_in_delay(),
+        "pending_in_delay" => block_on(host(&registry(SmolSpawner)).delay(Duration::from_secs(3600)).run(async {
+            ready();
+            pending::<()>().await;
+        })),
         "stalled" => stalled(),
         "stalled_and_critical" => stalled_and_critical(),
         "waiting_service" => waiting_service(),
@@ -235,7 +239,7 @@ fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode 
     let signal = workers.signal();
     workers.named("worker").run(async move {
         signal.await;
-        smol::Timer::after(Duration::from_millis(100)).await;
+        smol::Timer::after(Duration::from_secs(1)).await;
         println!("the job is back");
     });
     let host = match seconds("RESERVE") {
@@ -282,12 +286,12 @@ fn run_dropped_in_delay() -> ExitCode {
 
 const LIVENESS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A task reports no progress until the test releases it. The task `short` ends, and must not be reported.
+/// A task reports no progress until the test releases it. The task `short` has ended, and must not be reported.
 fn stalled() -> ExitCode {
     let registry = registry(SmolSpawner);
     let (short, importer) = (Liveness::new("short", LIVENESS_TIMEOUT), Liveness::new("importer", LIVENESS_TIMEOUT));
     let host = host(&registry).liveness(&short).liveness(&importer);
-    registry.named("short").run(async move { short.report_progress() });
+    drop(short);
     let signal = registry.signal();
     registry.named("importer").run(async move {
         released().await;
@@ -327,7 +331,7 @@ fn stalled_and_critical() -> ExitCode {
 /// A service that waits to run again makes no progress, and need not.
 fn waiting_service() -> ExitCode {
     let registry = registry(SmolSpawner);
-    let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
+    let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
     let host = host(&registry).liveness(&liveness);
     registry.named("importer").every(Duration::from_secs(3600), move || {
         let liveness = liveness.clone();
@@ -512,8 +516,8 @@ fn pending_task() -> ExitCode {
 
 fn critical() -> ExitCode {
     let registry = registry(SmolSpawner);
-    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     start_task(&registry);
+    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     block_on(host(&registry).run(registry.signal()))
 }
 
