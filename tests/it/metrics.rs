@@ -3,8 +3,8 @@ use crate::common::{Fake, Manual, panic_quietly, poll_once};
 use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Restart, Spawner, Summary};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
@@ -20,10 +20,17 @@ fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
+/// Renders on one thread at a time. While a thread renders, it holds samples that the exporter does not show yet.
+fn render() -> String {
+    static RENDERING: Mutex<()> = Mutex::new(());
+    let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
+    exporter().render()
+}
+
 /// Returns the sorted lines of one registry, without its label and without the crate's prefix.
 fn rendered(registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
-    let text = exporter().render();
+    let text = render();
     let matching = text.lines().filter(|line| line.contains(&label));
     let mut lines: Vec<_> = matching.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
     lines.sort();
@@ -85,7 +92,7 @@ fn every_outcome_is_rendered_exactly() {
     assert!((0.0..60.0).contains(&sum), "{sum}");
     assert!(drain[2..].iter().all(|line| line.starts_with("drain_duration_seconds{…,quantile=")), "{drain:?}");
 
-    let text = exporter().render();
+    let text = render();
     let by_name = |line: &&str| line.contains("tasks_started") || line.contains("tasks_duration");
     let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#') && !by_name(line)).collect();
     headers.sort_unstable();
