@@ -297,7 +297,7 @@ impl Host {
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, Windows leaves all services
-    /// together about 5 seconds, and those that accept preshutdown 10 seconds before. So choose a grace period of at most 9 seconds, or set
+    /// together about 5 seconds. Services that accept preshutdown have 10 seconds before that. So choose a grace period of at most 9 seconds, or set
     /// a longer preshutdown timeout when you install the service. When the service is reported as stopped, Windows may end the process: do the
     /// clean-up in the program, and not after `run`.
     ///

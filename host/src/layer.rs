@@ -59,7 +59,7 @@ use tower_service::Service;
 /// response, the request counts as abandoned.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. [`UntilShutdown`](crate::UntilShutdown) gives the
-/// connection a guard of its own, and ends it at the signal. It does so for streams too.
+/// connection a separate guard, and ends the connection at the signal. It does the same for streams.
 ///
 /// If the client disconnects, the server drops the future of the handler at its current await point. [`DetachLayer`](crate::DetachLayer) lets the
 /// handler continue.

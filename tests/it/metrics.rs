@@ -1,11 +1,10 @@
 //! `MetricsObserver`, tested on the text that the Prometheus exporter renders.
 use crate::common::{Fake, Manual, panic_quietly, poll_once};
-use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Restart, Spawner, Summary};
+use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Spawner, Summary};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 /// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
 fn exporter() -> &'static PrometheusHandle {
@@ -257,17 +256,7 @@ fn rejected_tasks_count_neither_as_started_nor_as_in_flight() {
 #[test]
 fn each_run_of_a_service_is_counted_by_name_without_a_duration() {
     let fake = Fake::default();
-    let lines = by_name(fake.clone(), |registry| {
-        let second = Duration::from_secs(1);
-        let mut runs = 0;
-        registry.named("outbox").service(Restart::always().backoff(second, second), move || {
-            runs += 1;
-            ready(if runs == 1 { Err("intentional failure") } else { Ok(()) })
-        });
-        for _ in 0..3 {
-            fake.advance(second);
-        }
-    });
+    let lines = by_name(fake.clone(), |registry| fake.run_outbox(registry));
     let expected = [
         r#"in_flight{task="outbox"} 1"#,
         r#"started_total{task="outbox"} 3"#,

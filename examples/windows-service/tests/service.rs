@@ -76,6 +76,6 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(1), "{states:#?}");
     drop(service);
     assert!(run("uninstall"));
-    // The program is no service.
+    // The program is not a service now.
     assert!(!run("service"));
 }

@@ -125,13 +125,18 @@ fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) 
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
-fn miss_deadline(program: Program, straggler: &str) -> Duration {
+/// Starts a program with the grace period [`GRACE`], and stops it. Returns how it ended, and the time from the signal to the exit.
+fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
     process.signal(Signal::TERM);
     let ended = process.wait();
-    let took = start.elapsed();
+    (ended, start.elapsed())
+}
+
+/// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
+fn miss_deadline(program: Program, straggler: &str) -> Duration {
+    let (ended, took) = stop(program);
     ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr(straggler);
     assert!(took >= Duration::from_millis(500), "{took:?}");
     took
@@ -270,11 +275,9 @@ fn delay_precedes_the_drain() {
 
 fn delay_is_part_of_the_grace_period() {
     exits_within_a_second_of_the_deadline(|| {
-        let process = Program::new("pending_in_delay").with("GRACE", GRACE).start_ready();
-        let start = Instant::now();
-        process.signal(Signal::TERM);
-        process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
-        start.elapsed()
+        let (ended, took) = stop(Program::new("pending_in_delay"));
+        ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
+        took
     });
 }
 
@@ -466,11 +469,8 @@ fn program_that_outlives_its_registry_has_the_grace_period() {
 
 fn signal_after_drain_limits_main() {
     exits_within_a_second_of_the_deadline(|| {
-        let process = Program::new("main_blocked").with("GRACE", GRACE).start_ready();
-        let start = Instant::now();
-        process.signal(Signal::TERM);
-        process.wait().assert_code(1).assert_stderr("`main` has not returned");
-        let took = start.elapsed();
+        let (ended, took) = stop(Program::new("main_blocked"));
+        ended.assert_code(1).assert_stderr("`main` has not returned");
         assert!(took >= Duration::from_millis(500), "{took:?}");
         took
     });
@@ -652,11 +652,9 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
 /// All tracked tasks have ended, so the rest of the grace period is for `main`.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
-        let process = Program::new("untracked_blocked").with("GRACE", GRACE).start_ready();
-        let start = Instant::now();
-        process.signal(Signal::TERM);
-        process.wait().assert_code(1).assert_stderr("drained in ");
-        start.elapsed()
+        let (ended, took) = stop(Program::new("untracked_blocked"));
+        ended.assert_code(1).assert_stderr("drained in ");
+        took
     });
 }
 
