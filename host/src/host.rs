@@ -73,7 +73,7 @@ use std::time::Duration;
 /// | --- | --- |
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
 /// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
-/// | 2 | the program returned an error, the loss of a task started the shutdown, or the host failed to start |
+/// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
@@ -175,11 +175,12 @@ impl Host {
 
     /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
     ///
-    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier
-    /// registries have the grace period less all later reserves, and one task that does not end cannot use up the time of the registries behind it. The
-    /// host then reports the stragglers. It waits for them until the grace period expires, and aborts them only then. Several reserves
-    /// add up: with a grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and
-    /// 23 seconds. If the reserves are longer than the grace period, the shutdown of this registry starts immediately.
+    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier registries
+    /// have the grace period less all later reserves, and one task that does not end cannot use up the time of the registries behind it. The host
+    /// then reports the stragglers. It waits for them until the grace period expires, and aborts them only then. Several reserves add up: with a
+    /// grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and 23 seconds.
+    /// If the reserves of this registry and of all later registries together are not shorter than the grace period, the shutdown of this registry
+    /// starts with the drain.
     ///
     /// # Examples
     ///
@@ -212,13 +213,14 @@ impl Host {
 
     /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
     ///
-    /// Use it for load balancers that must see the service become unready before it stops accepting connections. During this time
-    /// [`readiness`](Self::readiness) is false, and nothing else has changed: the registry's signal is not triggered, and new tasks start. The time is part of
-    /// the [grace period](Self::grace), so choose a grace period that is longer.
+    /// Use it for load balancers that must see the service become unready before it stops accepting connections. During the delay,
+    /// [`readiness`](Self::readiness) is false, the host has reported the stop to systemd or Windows, and the checks of [`liveness`](Self::liveness)
+    /// have ended. The registry's signal is not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a
+    /// longer grace period.
     ///
-    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown that was
-    /// not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the process
-    /// during the delay too.
+    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
+    /// that was not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the
+    /// process during the delay too.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
@@ -293,12 +295,12 @@ impl Host {
     /// | --- | --- |
     /// | start pending | from this call on, with a wait hint of 30 seconds |
     /// | running | when [`run`](Self::run) starts the program |
-    /// | stop pending | when shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
+    /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, Windows leaves all services
-    /// together about 5 seconds. Services that accept preshutdown have 10 seconds before that. So choose a grace period of at most 9 seconds, or set
-    /// a longer preshutdown timeout when you install the service. When the service is reported as stopped, Windows may end the process: do the
+    /// together about 5 seconds. Services that accept preshutdown have 10 seconds before that. So choose a grace period of at most 8 seconds, or install
+    /// the service with a longer preshutdown timeout. When the service is reported as stopped, Windows may end the process: do the
     /// clean-up in the program, and not after `run`.
     ///
     /// If the process is not a service, `run` reports that the host failed to start.

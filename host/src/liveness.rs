@@ -17,14 +17,15 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// A task that waits forever, for example for a connection that no longer answers, does not end and is not lost, so no other report
 /// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning has the call site of the task if
 /// the name is that of a service, or of a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task reports
-/// progress again, the host logs this too. If the handle is [critical](Self::critical), the host starts the shutdown, and the process exits
-/// with code 2 after the drain.
+/// progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts the shutdown.
+/// The process then exits with code 2 after the drain.
 ///
 /// Give the handle to the host with [`Host::liveness`](crate::Host::liveness), and move it into the task. All clones report for the same task.
 ///
-/// The time starts when the host's [`run`](crate::Host::run) starts, and again at each report. It ends when the last clone is dropped, which
-/// usually happens when the task ends, and when the drain starts. While a [service](background_tasks::Registry::service) with the
-/// name waits to run again, no time passes. When the service runs again, the time starts again.
+/// The time starts when the host's [`run`](crate::Host::run) starts, and again at each report. The checks of a handle end when its last clone is
+/// dropped, which usually happens when the task ends. All checks end when the process is asked to stop or the shutdown starts. While a
+/// [service](background_tasks::Registry::service) with the name waits to run again, no time passes. When the service runs again, the time starts
+/// again.
 ///
 /// The host checks on a separate thread, so it also notices a task that blocks the executor. A check happens at least every quarter of the
 /// timeout, or every second if that is shorter.
@@ -69,7 +70,10 @@ impl Liveness {
         Self(Arc::new(Progress { name, timeout, is_critical: false, created, reported: AtomicU64::new(0) }))
     }
 
-    /// Makes the host start the shutdown if the task reports no progress in time. Call this method before you clone the handle.
+    /// Makes the host start the shutdown if the task reports no progress in time.
+    ///
+    /// Call this method before you clone the handle and before you pass it to [`Host::liveness`](crate::Host::liveness): it returns a new handle,
+    /// and the host watches only the handle that it has received.
     #[must_use = "this returns the critical handle"]
     pub fn critical(self) -> Self {
         let Progress { name, timeout, created, .. } = *self.0;

@@ -17,15 +17,17 @@ use tower_service::Service;
 ///
 /// # Tasks that do not end
 ///
-/// The layer waits as [`Registry::wait_idle`] does: for every task that is not a [service](Registry::service). A task that waits for the registry's signal, or
+/// The layer waits as [`Registry::wait_idle`] does: for all tasks and guards, and for each open [child](Registry::child), even an empty one. It does
+/// not wait for the [services](Registry::service) of the registry itself. A task that waits for the registry's signal, or
 /// that never ends for another reason, keeps the runtime from asking for the next event until the platform's timeout kills the process. Start
-/// such work as a [service](Registry::service) or with [`every`](Registry::every). It is frozen between events, so it must tolerate that.
+/// such work as a service of this registry, or with [`every`](Registry::every). It is frozen between events, so it must tolerate that.
 ///
 /// # Shutdown
 ///
-/// Lambda sends SIGTERM before it ends the process only if an extension is registered. The `spawn_graceful_shutdown_handler` of the crate
-/// `lambda_runtime` registers one, and its handler calls [`Registry::shutdown_or_abort`]. It handles SIGTERM itself, so do not use a
-/// [`Host`](crate::Host) in addition. Tasks do not need it, because they have ended before the process is frozen.
+/// Lambda sends SIGTERM before it ends the process only if an extension is registered. The function
+/// `spawn_graceful_shutdown_handler` of the crate `lambda_runtime` registers an extension and handles SIGTERM. Call
+/// [`Registry::shutdown_or_abort`] in the closure that you pass to it, and do not use a [`Host`](crate::Host) in addition. Tasks need no such
+/// handler, because they have ended before the process is frozen.
 ///
 /// # Examples
 ///
