@@ -19,6 +19,8 @@ mod serde;
 #[cfg(feature = "smol")]
 pub(crate) mod smol;
 #[cfg(feature = "tracing")]
+pub(crate) mod span_observer;
+#[cfg(feature = "tracing")]
 pub(crate) mod task_span;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;

@@ -1,6 +1,6 @@
 use crate::observer::Observer;
 use crate::registry::Registry;
-use crate::state::{RegistryHandle, Settings};
+use crate::state::{EVERY_TASK, INSPECTED, OBSERVED, RegistryHandle, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC, Settings};
 use crate::sync::gate::MAX_PERMITS;
 use alloc::boxed::Box;
 use core::fmt;
@@ -55,7 +55,11 @@ impl<S> RegistryBuilder<S> {
     /// The registry calls its observers in the order in which they were added. Observers add no cost to a task that has no name and
     /// completes. In a registry with observers, each [named](Registry::named) task occupies a slot, which holds information about
     /// the task. [`inspect`](Self::inspect) describes the cost of slots.
+    ///
+    /// An observer that [observes every task](Observer::observes_every_task), such as `SpanObserver`, also enables inspection.
     pub fn observer(mut self, observer: impl Observer) -> Self {
+        let every_task = if observer.observes_every_task() { EVERY_TASK | INSPECTED } else { 0 };
+        self.settings.flags |= OBSERVED | every_task;
         self.settings.observers.push(Box::new(observer));
         self
     }
@@ -68,7 +72,7 @@ impl<S> RegistryBuilder<S> {
     /// Each task occupies a slot and takes a timestamp. Slots are reused and never freed, so memory is bounded by the largest
     /// number of tasks that were in flight simultaneously.
     pub fn inspect(mut self) -> Self {
-        self.settings.inspect = true;
+        self.settings.flags |= INSPECTED;
         self
     }
 
@@ -101,7 +105,7 @@ impl<S> RegistryBuilder<S> {
     /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_panic(mut self) -> Self {
-        self.settings.shutdown_on_panic = true;
+        self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
     }
 
@@ -110,7 +114,7 @@ impl<S> RegistryBuilder<S> {
     /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
     /// still counts as in flight when the shutdown starts.
     pub fn shutdown_on_failure(mut self) -> Self {
-        self.settings.shutdown_on_failure = true;
+        self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self
     }
 
@@ -129,6 +133,6 @@ pub(crate) fn checked_limit(limit: usize, method: &str) -> usize {
 
 impl<S> fmt::Debug for RegistryBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryBuilder").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("RegistryBuilder").field("max_in_flight", &self.settings.limit).finish_non_exhaustive()
     }
 }

@@ -33,7 +33,7 @@ impl<S: Clone> Registry<S> {
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root.
     ///
     /// To give the child a name, call [`named`](Self::named) first. The states of children are small and come from a pool, as those of
-    /// other registries do. A child keeps the state of its root out of the pool until the last handle of the child is dropped.
+    /// other registries do.
     ///
     /// # Examples
     ///
@@ -93,7 +93,7 @@ impl<S: Clone> TaskBuilder<'_, S> {
     #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child(self) -> Registry<S> {
-        Registry::from_handle(self.make_child(None), self.spawner().clone())
+        Registry::from_handle(self.make_child(None), self.spawner.clone())
     }
 
     /// Returns a new child registry with its own limit, and with the builder's name and call site; see
@@ -105,6 +105,6 @@ impl<S: Clone> TaskBuilder<'_, S> {
     #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child_with_limit(self, max_in_flight: usize) -> Registry<S> {
-        Registry::from_handle(self.make_child(Some(checked_limit(max_in_flight, "child_with_limit"))), self.spawner().clone())
+        Registry::from_handle(self.make_child(Some(checked_limit(max_in_flight, "child_with_limit"))), self.spawner.clone())
     }
 }

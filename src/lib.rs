@@ -88,13 +88,14 @@
 //! | --- | --- |
 //! | `std` (default) | catching of panics, shutdown waits that block the thread, ages of tasks, and about four shards for each core |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
+//! | `tokio-console` | the names of tasks in tokio-console, in programs that are built with `--cfg tokio_unstable`; see `TokioSpawner` |
 //! | `smol` | `SmolSpawner` |
 //! | `async-std` | `AsyncStdSpawner` |
 //! | `async-executor` | `ThreadsSpawner`, and the spawner traits for async-executor's four executors |
 //! | `futures` | `FuturesSpawner`, for executors that implement `Spawn` or `LocalSpawn` of the `futures` crate |
 //! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
-//! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `InSpan`, which runs tasks in the span of their caller |
-//! | `metrics` | `MetricsObserver` |
+//! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `SpanObserver`, which records outcomes in these spans; `InSpan`, which runs tasks in the span of their caller |
+//! | `metrics` | `MetricsObserver`, which counts tasks, also by name with their durations |
 //! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits and of [`Timer`] |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
 //! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
@@ -103,17 +104,19 @@
 //!
 //! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
 //! programs without `std`. The page [`guide::browser`] describes programs in a browser. The page [`guide::child_processes`]
-//! describes tasks that wait for child processes.
+//! describes tasks that wait for child processes. The page [`guide::subsystems`] describes handles, children, services and timers.
 //!
 //! # Cost
 //!
 //! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The two atomic operations
-//! are on a cache line that threads rarely share. A task that [`Registry::spawn`] starts allocates memory once, for its handle. The reason is that the counters of a registry are split into shards: about four
-//! shards for each core, at most 128. Each thread uses one shard. [`ShutdownSignal::run_until_shutdown`] allocates only when a
+//! are on a cache line that threads rarely share. The reason is that the counters of a registry are split into shards: about four
+//! shards for each core, at most 128. Each thread uses one shard. A task that [`Registry::spawn`] starts allocates memory once, for
+//! its handle. [`ShutdownSignal::run_until_shutdown`] allocates only when a
 //! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
 //! therefore bounded by the largest number of registries that existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost. Inspection
+//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost, unless it
+//! [observes every task](Observer::observes_every_task). Inspection
 //! makes each task take a timestamp and occupy a slot, which holds information about the task. A limit on the tasks in flight makes
 //! all threads share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
@@ -158,7 +161,7 @@ pub use signal::{RunUntilShutdown, ShutdownSignal};
 pub use spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 pub use state::RegistryState;
 pub use task::{CompletionGuard, Guard, Tracked};
-pub use task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
+pub use task_builder::{StartWhenReady, TaskBuilder};
 
 #[cfg(feature = "async-executor")]
 pub use adapters::async_executor::ThreadsSpawner;
@@ -175,6 +178,8 @@ pub use adapters::in_span::InSpan;
 pub use adapters::metrics::MetricsObserver;
 #[cfg(feature = "smol")]
 pub use adapters::smol::SmolSpawner;
+#[cfg(feature = "tracing")]
+pub use adapters::span_observer::SpanObserver;
 #[cfg(feature = "tracing")]
 pub use adapters::task_span::TaskSpan;
 #[cfg(feature = "tokio")]

@@ -4,8 +4,9 @@ use core::time::Duration;
 /// Receives a call for every task that did not complete (a loss), for the start of the shutdown, and for the end of the drain.
 ///
 /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) adds an observer to a registry. The default implementation of
-/// each method does nothing. Completed tasks are not reported to observers, so that observers do not slow them down. To count
-/// completed tasks, use [`Registry::summary`](crate::Registry::summary).
+/// each method does nothing. By default, completed tasks are not reported to observers, so that observers do not slow them down. To
+/// count completed tasks, use [`Registry::summary`](crate::Registry::summary). To receive the start and the completion of every
+/// task, implement [`observes_every_task`](Self::observes_every_task).
 ///
 /// # Order
 ///
@@ -57,6 +58,21 @@ pub trait Observer: Send + Sync + 'static {
     /// is counted but not reported.
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {}
 
+    /// Called when the registry has accepted a task, if an observer [observes every task](Self::observes_every_task). The call comes
+    /// before the task is passed to its spawner. Each accepted task ends with exactly one call of [`completed`](Self::completed) or
+    /// [`lost`](Self::lost).
+    ///
+    /// Tracked futures and guards are reported too. A child registry is not a task, so only its tasks are reported. Each run of a
+    /// [service](crate::Registry::service) is reported as started and ended, with an age that starts with the first run. After a lost
+    /// run, the next run is reported as started immediately. After a completed run, the end of the run is reported when the next run
+    /// starts or the service ends.
+    fn started(&self, task: &TaskInfo) {}
+
+    /// Called when a task has completed, if an observer [observes every task](Self::observes_every_task).
+    ///
+    /// During the call, the task still counts as in flight. The call happens on the thread that polled the task or dropped the guard.
+    fn completed(&self, task: &TaskInfo) {}
+
     /// Called once when the shutdown has started. `in_flight` is the number of tasks in flight at that moment.
     ///
     /// All shutdown signals have been triggered before this call.
@@ -75,6 +91,16 @@ pub trait Observer: Send + Sync + 'static {
     fn logs_shutdown(&self) -> bool {
         false
     }
+
+    /// Returns whether this observer receives the start and the completion of every task, in addition to each loss. Default: false.
+    ///
+    /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method once. If any observer of a registry returns
+    /// true, the registry is [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind and an age, and the registry
+    /// calls [`started`](Self::started) and [`completed`](Self::completed) of all its observers. Before each call, the
+    /// registry reads its list of observers under a lock that all threads share. If all observers return false, tasks pay nothing.
+    fn observes_every_task(&self) -> bool {
+        false
+    }
 }
 
 /// Implements the trait for smart pointers to an observer.
@@ -83,6 +109,14 @@ macro_rules! forward {
         impl<O: Observer + ?Sized> Observer for $holder {
             fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
                 (**self).lost(task, loss);
+            }
+
+            fn started(&self, task: &TaskInfo) {
+                (**self).started(task);
+            }
+
+            fn completed(&self, task: &TaskInfo) {
+                (**self).completed(task);
             }
 
             fn shutdown_started(&self, in_flight: usize) {
@@ -95,6 +129,10 @@ macro_rules! forward {
 
             fn logs_shutdown(&self) -> bool {
                 (**self).logs_shutdown()
+            }
+
+            fn observes_every_task(&self) -> bool {
+                (**self).observes_every_task()
             }
         }
     )*};

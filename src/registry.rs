@@ -6,7 +6,7 @@ use crate::signal::ShutdownSignal;
 use crate::spawner::{BlockingSpawner, LocalSpawner, Spawner, Timer};
 use crate::state::{RegistryHandle, RegistryState};
 use crate::task::{Guard, Tracked};
-use crate::task_builder::{RunWhenReady, SpawnWhenReady, TaskBuilder};
+use crate::task_builder::{StartWhenReady, TaskBuilder};
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -65,8 +65,24 @@ impl<S> Registry<S> {
         self.handle.state()
     }
 
+    /// Returns a builder for a task.
+    ///
+    /// A [`TaskBuilder`] has a method for each way to start a task. This type has the most frequent of these methods:
+    /// `registry.run(future)` is short for `registry.task().run(future)`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::new(SmolSpawner);
+    /// registry.task().critical().run(async { /* work */ });
+    /// registry.start_shutdown();
+    /// # }
+    /// ```
     #[inline]
-    pub(crate) fn task(&self) -> TaskBuilder<'_, S> {
+    pub fn task(&self) -> TaskBuilder<'_, S> {
         TaskBuilder::new(self.state(), &self.spawner)
     }
 
@@ -106,7 +122,7 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
     /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`] show the name.
     /// In a registry with observers, a named task occupies a slot, which holds information about the task.
     /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
     /// inspection, the name has no effect and costs almost nothing.
@@ -315,35 +331,23 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[track_caller]
-    pub fn service<M, F>(&self, restart: Restart, make: M)
+    pub fn service<F>(&self, restart: Restart, make: impl FnMut() -> F + Send + 'static)
     where
         S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
-        M: FnMut() -> F + Send + 'static,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task().service(restart, make);
     }
 
-    /// Starts a [service](Self::service) on the calling thread. Its futures need not be `Send`.
-    #[track_caller]
-    pub fn service_local<M, F>(&self, restart: Restart, make: M)
-    where
-        S: LocalSpawner + Timer + Clone + 'static,
-        M: FnMut() -> F + 'static,
-        F: Future<Output: TaskOutput> + 'static,
-    {
-        self.task().service_local(restart, make);
-    }
-
     /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
     ///
-    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the run.
-    /// A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
+    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the
+    /// run. A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
     /// [services](Self::service) applies. Minimum of `period`: 1 millisecond.
     ///
-    /// The schedule exists only in memory and starts again with the process. Work that must be done although the process was not
-    /// running when it was due, or only once for several processes, is a durable job. The crate `background-tasks-durable` runs such
-    /// jobs, also on a cron schedule.
+    /// The schedule exists only in memory and starts again with the process. If the process is not running at a tick, that run is
+    /// lost, and each process has its own schedule. For work that must not be lost, or must run once for several processes, use a
+    /// durable job. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
     ///
     /// # Examples
     ///
@@ -359,24 +363,12 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[track_caller]
-    pub fn every<M, F>(&self, period: Duration, make: M)
+    pub fn every<F>(&self, period: Duration, make: impl FnMut() -> F + Send + 'static)
     where
         S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
-        M: FnMut() -> F + Send + 'static,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
         self.task().every(period, make);
-    }
-
-    /// Starts a service that runs its work [periodically](Self::every), on the calling thread. Its futures need not be `Send`.
-    #[track_caller]
-    pub fn every_local<M, F>(&self, period: Duration, make: M)
-    where
-        S: LocalSpawner + Timer + Clone + 'static,
-        M: FnMut() -> F + 'static,
-        F: Future<Output: TaskOutput> + 'static,
-    {
-        self.task().every_local(period, make);
     }
 
     /// Returns the [services](Self::service) in flight with their restarts, their state and their last loss. The services of this
@@ -615,6 +607,11 @@ impl<S> Registry<S> {
         self.state().tasks()
     }
 
+    /// Returns whether the registry is [inspected](crate::RegistryBuilder::inspect): it lists its tasks, and can abort them.
+    pub fn is_inspected(&self) -> bool {
+        self.state().is_inspected()
+    }
+
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
@@ -685,7 +682,8 @@ impl<S> Registry<S> {
     }
 
     /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
-    /// of the drain. If so, other code need not log them.
+    /// of the drain. If so, other code need not log them. Returns false for a [child](Self::child), because the observers do not
+    /// receive the shutdown of a child.
     pub fn is_shutdown_logged(&self) -> bool {
         self.state().is_shutdown_logged()
     }
@@ -778,76 +776,11 @@ impl<S> Registry<S> {
     /// # });
     /// ```
     #[track_caller]
-    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> RunWhenReady<'_, S, F>
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F) -> StartWhenReady<'_, S, F>
     where
         S: Spawner,
     {
         self.task().run_when_ready(future)
-    }
-
-    /// Starts a task on the calling thread. The task's future need not be `Send`. Otherwise this method behaves like
-    /// [`run`](Self::run).
-    ///
-    /// # Panics
-    ///
-    /// Panics if the spawner panics. In this case the task counts as abandoned.
-    #[track_caller]
-    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F)
-    where
-        S: LocalSpawner,
-    {
-        self.task().run_local(future);
-    }
-
-    /// Starts a task on the calling thread, as [`run_local`](Self::run_local) does. Returns the future if the registry rejects the
-    /// task.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
-    ///
-    /// # Panics
-    ///
-    /// Panics if the spawner panics. In this case the task counts as abandoned.
-    #[track_caller]
-    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F) -> Result<(), Rejected<F>>
-    where
-        S: LocalSpawner,
-    {
-        self.task().try_run_local(future)
-    }
-
-    /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
-    ///
-    /// An [abort](Self::abort) ends the closure only if the closure has not started.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the spawner panics. In this case the closure counts as abandoned.
-    #[track_caller]
-    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F)
-    where
-        S: BlockingSpawner,
-    {
-        self.task().run_blocking(work);
-    }
-
-    /// Starts a closure as [`run_blocking`](Self::run_blocking) does. Returns the closure if the
-    /// registry rejects the closure.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
-    ///
-    /// # Panics
-    ///
-    /// Panics if the spawner panics. In this case the closure counts as abandoned.
-    #[track_caller]
-    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F) -> Result<(), Rejected<F>>
-    where
-        S: BlockingSpawner,
-    {
-        self.task().try_run_blocking(work)
     }
 
     /// Starts a task and returns a [`JoinHandle`], which resolves to the task's output and can abort the task.
@@ -904,39 +837,18 @@ impl<S> Registry<S> {
         self.task().try_spawn(future)
     }
 
-    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free. The returned future
-    /// resolves to the task's handle.
+    /// Starts a task on the calling thread. The task's future need not be `Send`. Otherwise this method behaves like
+    /// [`run`](Self::run).
     ///
-    /// Otherwise this method behaves like [`run_when_ready`](Self::run_when_ready), whose docs describe errors, panics, cancel
-    /// safety and deadlocks.
+    /// # Panics
     ///
-    /// # Errors
-    ///
-    /// Resolves to [`Rejected`] in the same cases as [`run_when_ready`](Self::run_when_ready).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[cfg(feature = "smol")]
-    /// # smol::block_on(async {
-    /// use background_tasks::{Registry, SmolSpawner};
-    ///
-    /// let registry = Registry::builder(SmolSpawner).max_in_flight(2).build();
-    /// let mut handles = Vec::new();
-    /// for page in 0..10 {
-    ///     handles.push(registry.spawn_when_ready(async move { page * 2 }).await.unwrap());
-    /// }
-    /// for (page, handle) in handles.into_iter().enumerate() {
-    ///     assert_eq!(handle.await.unwrap(), page * 2);
-    /// }
-    /// # });
-    /// ```
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
-    pub fn spawn_when_ready<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> SpawnWhenReady<'_, S, F>
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(&self, future: F)
     where
-        S: Spawner,
+        S: LocalSpawner,
     {
-        self.task().spawn_when_ready(future)
+        self.task().run_local(future);
     }
 
     /// Starts a task on the calling thread and returns its handle. The task's future and output need not be `Send`. Otherwise this
@@ -953,22 +865,19 @@ impl<S> Registry<S> {
         self.task().spawn_local(future)
     }
 
-    /// Starts a task and returns its handle, as [`spawn_local`](Self::spawn_local) does. Returns the future if the registry rejects
-    /// the task.
+    /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
     ///
-    /// # Errors
-    ///
-    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
+    /// An [abort](Self::abort) ends the closure only if the closure has not started.
     ///
     /// # Panics
     ///
-    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
-    pub fn try_spawn_local<F: Future + 'static>(&self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(&self, work: F)
     where
-        S: LocalSpawner,
+        S: BlockingSpawner,
     {
-        self.task().try_spawn_local(future)
+        self.task().run_blocking(work);
     }
 
     /// Starts a closure on a thread that is allowed to block, and returns its handle. Otherwise this method behaves like
@@ -985,27 +894,6 @@ impl<S> Registry<S> {
         S: BlockingSpawner,
     {
         self.task().spawn_blocking(work)
-    }
-
-    /// Starts a closure and returns its handle, as [`spawn_blocking`](Self::spawn_blocking) does. Returns the closure if the
-    /// registry rejects the closure.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
-    ///
-    /// # Panics
-    ///
-    /// Panics if the spawner panics. In this case the closure counts as abandoned.
-    #[track_caller]
-    pub fn try_spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
-        &self,
-        work: F,
-    ) -> Result<JoinHandle<T>, Rejected<F>>
-    where
-        S: BlockingSpawner,
-    {
-        self.task().try_spawn_blocking(work)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Services: tasks that do the same work again, after it has ended or when a period has elapsed.
 //!
 //! One supervising task holds one count for the whole life of a service, so the drain waits for the service (S2, S3). Each run
-//! counts as one piece of work: when a run has ended, `Token::enter_again` counts the next run in its place (S5).
+//! counts as one piece of work: when a run has ended, `Token::end_run` counts the next run in its place (S5).
 //!
 //! All times come from the [`Timer`] of the spawner. A future of the timer that was created at one moment and is ready at a later
 //! moment shows that a duration has elapsed between the two. Therefore services need no clock, and tests control their time.
@@ -13,13 +13,13 @@ use crate::spawner::Timer;
 use crate::state::{ListedService, Token, UnreportedLoss};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use core::mem;
+use alloc::string::ToString;
+use core::future::poll_fn;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
-use core::{fmt, ptr};
+use core::{mem, ptr};
 use futures_util::future::{Either, select};
-use pin_project_lite::pin_project;
 
 /// The shortest delay and the shortest period. A shorter one could make a service run without ever waiting.
 const MIN_DELAY: Duration = Duration::from_millis(1);
@@ -88,21 +88,12 @@ impl Restart {
 }
 
 /// The error of a service whose last run completed, and which may not start its work again.
-pub(crate) struct TooManyRestarts;
-
-impl fmt::Display for TooManyRestarts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the service completed more often than its limit on restarts allows")
-    }
-}
+const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// How a service ends: with the output of its last run, or with `None` if the service ended between two runs.
-type End<O> = Result<Option<O>, TooManyRestarts>;
+type End<O> = Result<Option<O>, &'static str>;
 
 type Run<F> = Result<<F as Future>::Output, Payload>;
-
-/// The last run, if it has completed, and the delay before the next run.
-type Delay<T> = (Option<CompletedRun>, <T as Timer>::Sleep);
 
 /// A service: its work, and what the supervising task needs.
 pub(crate) struct Service<M, T> {
@@ -113,45 +104,36 @@ pub(crate) struct Service<M, T> {
     listed: ListedService,
 }
 
-impl<M, F, T> Service<M, T>
-where
-    M: FnMut() -> F,
-    F: Future<Output: TaskOutput>,
-    T: Timer,
-{
+impl<M, T> Service<M, T> {
     pub(crate) fn new(token: Token, name: Option<&'static str>, make: M, timer: T) -> Self {
         Self { token, signal: ShutdownSignal::new(token.state()), timer, make, listed: ListedService::new(token, name) }
     }
+}
 
+impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
     /// Runs the work, and runs it again after it has ended if `restart` allows it.
     pub(crate) async fn restart(mut self, restart: Restart) -> End<F::Output> {
         let mut restarts = Restarts::new(restart);
         while !self.signal.is_triggered() {
-            let mut max_backoff = pin!(self.timer.sleep(restarts.max_backoff));
-            let run = run(&mut self.make).await;
-            let was_long = has_elapsed(max_backoff.as_mut());
-            let (completed, sleep) = match self.plan_restart(&mut restarts, run, was_long) {
-                Ok(next) => next,
-                Err(end) => return end,
+            let completed = {
+                let mut max_backoff = pin!(self.timer.sleep(restarts.max_backoff));
+                let run = run(&mut self.make).await;
+                let has_completed = matches!(&run, Ok(output) if output.error().is_none());
+                if self.signal.is_triggered() || (has_completed && !restart.after_completion) {
+                    return finish(run);
+                }
+                if has_elapsed(max_backoff.as_mut()) {
+                    restarts.next_delay = restarts.min_backoff;
+                }
+                if !restarts.try_add(&self.timer) {
+                    return if has_completed { Err(TOO_MANY_RESTARTS) } else { finish(run) };
+                }
+                self.end_run(run)
             };
-            self.wait(completed, sleep).await;
+            let delay = self.timer.sleep(restarts.next_delay());
+            self.wait(completed, delay).await;
         }
         Ok(None)
-    }
-
-    /// Returns the delay before the next run, or how the service ends if no run follows.
-    fn plan_restart(&mut self, restarts: &mut Restarts<T>, run: Run<F>, was_long: bool) -> Result<Delay<T>, End<F::Output>> {
-        let has_completed = matches!(&run, Ok(output) if output.error().is_none());
-        if self.signal.is_triggered() || (has_completed && !restarts.policy.after_completion) {
-            return Err(finish(run));
-        }
-        if was_long {
-            restarts.reset_delay();
-        }
-        if !restarts.try_add(&self.timer) {
-            return Err(if has_completed { Err(TooManyRestarts) } else { finish(run) });
-        }
-        Ok((self.end_run(run), self.timer.sleep(restarts.next_delay())))
     }
 
     /// Runs the work immediately, and again each time that a period has elapsed. Skips the ticks that come during a run.
@@ -181,20 +163,24 @@ where
     /// Counts and reports the loss of a run that is not the last one, or returns the completed run.
     fn end_run(&mut self, run: Run<F>) -> Option<CompletedRun> {
         let Some(loss) = loss(run) else { return Some(CompletedRun(self.token)) };
-        self.listed.set_last_loss(&loss);
-        self.token.lose_run(&loss);
+        let text = loss.as_loss().to_string();
+        self.listed.update(|info| info.last_loss = Some(text));
+        self.token.end_run(Some(&loss));
         None
     }
 
     /// Waits until `sleep` resolves or the shutdown starts. After the start of the shutdown, nothing runs again.
     async fn wait(&mut self, completed: Option<CompletedRun>, sleep: impl Future) {
-        self.listed.waits();
+        self.listed.update(|info| info.is_running = false);
         self.signal.run_until_shutdown(sleep).await;
         if self.signal.is_triggered() {
             // No run follows, so the end of the service counts the completed run.
             mem::forget(completed);
         } else {
-            self.listed.runs_again();
+            self.listed.update(|info| {
+                info.is_running = true;
+                info.restarts += 1;
+            });
         }
     }
 }
@@ -205,28 +191,14 @@ struct CompletedRun(Token);
 
 impl Drop for CompletedRun {
     fn drop(&mut self) {
-        self.0.enter_again();
+        self.0.end_run(None);
     }
 }
 
-/// Calls the factory and runs the future that it returns. Catches a panic of either (S6).
+/// Calls the factory and runs the future that it returns. Catches a panic of either (S6), and drops the future before it returns (S2).
 async fn run<F: Future>(make: &mut impl FnMut() -> F) -> Run<F> {
-    RunFuture { future: Some(catch(make)?) }.await
-}
-
-pin_project! {
-    /// Drops its future before it resolves (S2).
-    struct RunFuture<F> {
-        #[pin]
-        future: Option<F>,
-    }
-}
-
-impl<F: Future> Future for RunFuture<F> {
-    type Output = Run<F>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Run<F>> {
-        let mut future = self.project().future;
+    let mut future = pin!(Some(catch(make)?));
+    poll_fn(|cx| {
         let polled = catch(|| {
             let polled = future.as_mut().as_pin_mut().map_or(Poll::Pending, |future| future.poll(cx));
             if polled.is_ready() {
@@ -241,7 +213,8 @@ impl<F: Future> Future for RunFuture<F> {
                 Poll::Ready(Err(payload))
             }
         }
-    }
+    })
+    .await
 }
 
 /// Ends a service with its last run. The panic of a run continues, and ends the supervising task.
@@ -301,10 +274,6 @@ impl<T: Timer> Restarts<T> {
             self.recent.push_back(Box::pin(timer.sleep(self.policy.window)));
         }
         may_restart
-    }
-
-    fn reset_delay(&mut self) {
-        self.next_delay = self.min_backoff;
     }
 
     /// Returns the next delay, less a random part of at most one half.

@@ -56,7 +56,7 @@ impl Shutdown {
     /// # });
     /// ```
     pub async fn until<D: Future>(mut self, deadline: D) -> Result<Summary, Stragglers> {
-        self.drained_before(deadline).await.ok_or_else(|| self.stragglers())
+        self.drained_before(deadline).await.ok_or_else(|| self.state().stragglers())
     }
 
     /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
@@ -124,20 +124,12 @@ impl Shutdown {
     async fn drained_before(&mut self, deadline: impl Future) -> Option<Summary> {
         match select(&mut *self, pin!(deadline)).await {
             Either::Left((summary, _)) => Some(summary),
-            Either::Right((_, shutdown)) => shutdown.drained(),
+            Either::Right((_, shutdown)) => shutdown.state().final_summary(),
         }
     }
 
     pub(crate) fn state(&self) -> &'static RegistryState {
         self.state.state()
-    }
-
-    fn drained(&self) -> Option<Summary> {
-        self.state().final_summary()
-    }
-
-    fn stragglers(&self) -> Stragglers {
-        self.state().stragglers()
     }
 }
 
@@ -146,7 +138,7 @@ impl Future for Shutdown {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
         let state = self.state();
-        self.waiter.poll(cx, || state.final_summary())
+        self.waiter.poll(cx, || state.poll_drained())
     }
 }
 

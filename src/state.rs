@@ -18,5 +18,5 @@ pub(crate) use inspection::InspectedTask;
 pub(crate) use lifetime::StateRef;
 pub use registry_state::RegistryState;
 pub(crate) use services::ListedService;
-pub(crate) use settings::Settings;
+pub(crate) use settings::{EVERY_TASK, INSPECTED, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC, Settings};
 pub(crate) use token::{Token, UnreportedLoss, finish_departure};

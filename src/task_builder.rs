@@ -10,15 +10,17 @@ use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin, time::Duration};
 use futures_util::future::lazy;
 
-/// Starts a task that has a name or a chosen call site, is critical, takes no permit, or is a follow-up. See
-/// [`Registry::named`](crate::Registry::named), [`Registry::critical`](crate::Registry::critical),
-/// [`Registry::without_permit`](crate::Registry::without_permit) and [`Registry::follow_up`](crate::Registry::follow_up).
+/// Sets the name, the call site and the other settings of a task, and starts the task.
 ///
-/// Each method that starts a task corresponds to the method of [`Registry`](crate::Registry) with the same name.
+/// [`Registry::task`](crate::Registry::task) returns this type. [`Registry::named`](crate::Registry::named),
+/// [`Registry::critical`](crate::Registry::critical), [`Registry::without_permit`](crate::Registry::without_permit) and
+/// [`Registry::follow_up`](crate::Registry::follow_up) return it with one setting.
+///
+/// The frequent methods that start a task are also methods of [`Registry`](crate::Registry), with the same names.
 #[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
-    spawner: &'a S,
+    pub(crate) spawner: &'a S,
     name: Option<&'static str>,
     location: Option<&'static Location<'static>>,
     critical: bool,
@@ -79,10 +81,6 @@ impl<'a, S> TaskBuilder<'a, S> {
         SpawnInfo { location, name, kind, critical, without_permit, panicking_at_start }
     }
 
-    pub(crate) fn spawner(&self) -> &'a S {
-        self.spawner
-    }
-
     /// Returns the handle of a new child registry.
     #[track_caller]
     pub(crate) fn make_child(self, limit: Option<usize>) -> RegistryHandle {
@@ -98,11 +96,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     fn admit<W>(self, info: &SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
         let is_plain = info.name.is_none() && !info.critical && info.panicking_at_start.is_none();
         let plain = if is_plain { Token::enter_plain(self.state, info.location) } else { None };
-        let entered = match plain {
-            Some(token) => Ok(token),
-            None => Token::enter(self.state, info),
-        };
-        match entered {
+        match plain.map_or_else(|| Token::enter(self.state, info), Ok) {
             Ok(token) => Ok((work, token)),
             Err(reason) => Err(Rejected::new(work, reason)),
         }
@@ -125,23 +119,35 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Guard::new(token))
     }
 
+    /// Starts the supervising task of a service: the future that `supervise` returns, on the executor that `spawn` chooses.
+    #[track_caller]
+    fn supervise<M, U: Future<Output: TaskOutput>>(
+        self,
+        make: M,
+        supervise: impl FnOnce(Service<M, S>) -> U,
+        spawn: impl FnOnce(&S, Task<U, NoReceiver>, &SpawnInfo),
+    ) where
+        S: Clone,
+    {
+        let info = self.spawn_info(TaskKind::Service);
+        let Ok((make, token)) = self.admit(&info, make).map_err(drop_quietly) else { return };
+        let service = Service::new(token, self.name, make, self.spawner.clone());
+        spawn(self.spawner, Task::new(supervise(service), token, NoReceiver), &info);
+    }
+}
+
+impl<'a, S: Spawner> TaskBuilder<'a, S> {
     /// Starts the task; see [`Registry::run`](crate::Registry::run).
     #[track_caller]
     #[inline]
-    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F)
-    where
-        S: Spawner,
-    {
+    pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) {
         self.try_run(future).unwrap_or_else(drop_quietly);
     }
 
     /// Starts the task, or returns the future if the task is rejected; see [`Registry::try_run`](crate::Registry::try_run).
     #[track_caller]
     #[inline]
-    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>>
-    where
-        S: Spawner,
-    {
+    pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>> {
         let info = self.spawn_info(TaskKind::Future);
         let (future, token) = self.admit(&info, future)?;
         self.spawner.spawn_with_info(Task::new(future, token, NoReceiver), &info);
@@ -150,55 +156,148 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
     #[track_caller]
-    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> RunWhenReady<'a, S, F>
-    where
-        S: Spawner,
-    {
-        RunWhenReady(PermitWait::new(self, self.spawn_info(TaskKind::Future), future))
+    pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> StartWhenReady<'a, S, F> {
+        self.when_ready(future, |spawner, future, token, info| {
+            spawner.spawn_with_info(Task::new(future, token, NoReceiver), info);
+        })
     }
 
-    /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
+    /// Starts the task and returns its handle; see [`Registry::spawn`](crate::Registry::spawn).
     #[track_caller]
     #[inline]
-    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F)
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> JoinHandle<F::Output> {
+        let info = self.spawn_info(TaskKind::Future);
+        self.try_spawn(future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts the task and returns its handle, or returns the future if the task is rejected; see
+    /// [`Registry::try_spawn`](crate::Registry::try_spawn).
+    #[track_caller]
+    #[inline]
+    pub fn try_spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>> {
+        let info = self.spawn_info(TaskKind::Future);
+        let (future, token) = self.admit(&info, future)?;
+        let (handle, sender) = JoinHandle::new(&info, token);
+        self.spawner.spawn_with_info(Task::new(future, token, sender), &info);
+        Ok(handle)
+    }
+
+    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free. The returned future
+    /// resolves to the task's handle.
+    ///
+    /// Otherwise this method behaves like [`run_when_ready`](crate::Registry::run_when_ready), whose docs describe errors, panics,
+    /// cancel safety and deadlocks.
+    ///
+    /// # Errors
+    ///
+    /// Resolves to [`Rejected`] in the same cases as [`run_when_ready`](crate::Registry::run_when_ready).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use background_tasks::{Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).max_in_flight(2).build();
+    /// let mut handles = Vec::new();
+    /// for page in 0..10 {
+    ///     handles.push(registry.task().spawn_when_ready(async move { page * 2 }).await.unwrap());
+    /// }
+    /// for (page, handle) in handles.into_iter().enumerate() {
+    ///     assert_eq!(handle.await.unwrap(), page * 2);
+    /// }
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn spawn_when_ready<F>(self, future: F) -> StartWhenReady<'a, S, F, JoinHandle<F::Output>>
     where
-        S: LocalSpawner,
+        F: Future<Output: Send> + Send + 'static,
     {
+        self.when_ready(future, |spawner, future, token, info| {
+            let (handle, sender) = JoinHandle::new(info, token);
+            spawner.spawn_with_info(Task::new(future, token, sender), info);
+            handle
+        })
+    }
+
+    #[track_caller]
+    fn when_ready<F, H>(self, future: F, start: fn(&S, F, Token, &SpawnInfo) -> H) -> StartWhenReady<'a, S, F, H> {
+        let info = self.spawn_info(TaskKind::Future);
+        StartWhenReady { task: self, info, future: Some(future), ticket: None, start }
+    }
+}
+
+impl<S: LocalSpawner> TaskBuilder<'_, S> {
+    /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
+    #[track_caller]
+    pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts a task that need not be `Send`, or returns the future if the task is rejected; see
-    /// [`Registry::try_run_local`](crate::Registry::try_run_local).
+    /// Starts a task on the calling thread, as [`run_local`](Self::run_local) does. Returns the future if the registry rejects the
+    /// task.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
     #[track_caller]
-    #[inline]
-    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>>
-    where
-        S: LocalSpawner,
-    {
+    pub fn try_run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) -> Result<(), Rejected<F>> {
         let info = self.spawn_info(TaskKind::Local);
         let (future, token) = self.admit(&info, future)?;
         self.spawner.spawn_local_with_info(Task::new(future, token, NoReceiver), &info);
         Ok(())
     }
 
+    /// Starts a task that need not be `Send`, and returns its handle; see [`Registry::spawn_local`](crate::Registry::spawn_local).
+    #[track_caller]
+    pub fn spawn_local<F: Future + 'static>(self, future: F) -> JoinHandle<F::Output> {
+        let info = self.spawn_info(TaskKind::Local);
+        self.try_spawn_local(future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts a task and returns its handle, as [`spawn_local`](Self::spawn_local) does. Returns the future if the registry rejects
+    /// the task.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the future, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the task counts as abandoned.
+    #[track_caller]
+    pub fn try_spawn_local<F: Future + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>> {
+        let info = self.spawn_info(TaskKind::Local);
+        let (future, token) = self.admit(&info, future)?;
+        let (handle, sender) = JoinHandle::new(&info, token);
+        self.spawner.spawn_local_with_info(Task::new(future, token, sender), &info);
+        Ok(handle)
+    }
+}
+
+impl<S: BlockingSpawner> TaskBuilder<'_, S> {
     /// Starts a closure that blocks; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     #[track_caller]
-    #[inline]
-    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F)
-    where
-        S: BlockingSpawner,
-    {
+    pub fn run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts a closure that blocks, or returns the closure if the closure is rejected; see
-    /// [`Registry::try_run_blocking`](crate::Registry::try_run_blocking).
+    /// Starts a closure as [`run_blocking`](Self::run_blocking) does. Returns the closure if the registry rejects the closure.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
     #[track_caller]
-    #[inline]
-    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>>
-    where
-        S: BlockingSpawner,
-    {
+    pub fn try_run_blocking<F: FnOnce() -> T + Send + 'static, T: TaskOutput>(self, work: F) -> Result<(), Rejected<F>> {
         let info = self.spawn_info(TaskKind::Blocking);
         let (work, token) = self.admit(&info, work)?;
         let task = Task::new(lazy(|_| work()), token, NoReceiver);
@@ -206,296 +305,118 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(())
     }
 
-    /// Starts the task and returns its handle; see [`Registry::spawn`](crate::Registry::spawn).
-    #[track_caller]
-    #[inline]
-    pub fn spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> JoinHandle<F::Output>
-    where
-        S: Spawner,
-    {
-        let info = self.spawn_info(TaskKind::Future);
-        self.start(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
-    }
-
-    /// Starts the task and returns its handle, or returns the future if the task is rejected; see
-    /// [`Registry::try_spawn`](crate::Registry::try_spawn).
-    #[track_caller]
-    #[inline]
-    pub fn try_spawn<F: Future<Output: Send> + Send + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
-    where
-        S: Spawner,
-    {
-        self.start(&self.spawn_info(TaskKind::Future), future)
-    }
-
-    #[track_caller]
-    #[inline]
-    fn start<F: Future<Output: Send> + Send + 'static>(
-        self,
-        info: &SpawnInfo,
-        future: F,
-    ) -> Result<JoinHandle<F::Output>, Rejected<F>>
-    where
-        S: Spawner,
-    {
-        let (future, token) = self.admit(info, future)?;
-        let (handle, sender) = JoinHandle::new(info, token);
-        self.spawner.spawn_with_info(Task::new(future, token, sender), info);
-        Ok(handle)
-    }
-
-    /// Starts the task as soon as the limit permits it, and returns its handle; see
-    /// [`Registry::spawn_when_ready`](crate::Registry::spawn_when_ready).
-    #[track_caller]
-    pub fn spawn_when_ready<F: Future<Output: Send> + Send + 'static>(self, future: F) -> SpawnWhenReady<'a, S, F>
-    where
-        S: Spawner,
-    {
-        SpawnWhenReady(PermitWait::new(self, self.spawn_info(TaskKind::Future), future))
-    }
-
-    /// Starts a task that need not be `Send`, and returns its handle; see [`Registry::spawn_local`](crate::Registry::spawn_local).
-    #[track_caller]
-    #[inline]
-    pub fn spawn_local<F: Future + 'static>(self, future: F) -> JoinHandle<F::Output>
-    where
-        S: LocalSpawner,
-    {
-        let info = self.spawn_info(TaskKind::Local);
-        self.start_local(&info, future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
-    }
-
-    /// Starts a task that need not be `Send`, and returns its handle, or returns the future if the task is rejected; see
-    /// [`Registry::try_spawn_local`](crate::Registry::try_spawn_local).
-    #[track_caller]
-    #[inline]
-    pub fn try_spawn_local<F: Future + 'static>(self, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
-    where
-        S: LocalSpawner,
-    {
-        self.start_local(&self.spawn_info(TaskKind::Local), future)
-    }
-
-    #[track_caller]
-    #[inline]
-    fn start_local<F: Future + 'static>(self, info: &SpawnInfo, future: F) -> Result<JoinHandle<F::Output>, Rejected<F>>
-    where
-        S: LocalSpawner,
-    {
-        let (future, token) = self.admit(info, future)?;
-        let (handle, sender) = JoinHandle::new(info, token);
-        self.spawner.spawn_local_with_info(Task::new(future, token, sender), info);
-        Ok(handle)
-    }
-
     /// Starts a closure that blocks, and returns its handle; see [`Registry::spawn_blocking`](crate::Registry::spawn_blocking).
     #[track_caller]
-    #[inline]
-    pub fn spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(self, work: F) -> JoinHandle<T>
+    pub fn spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(self, work: F) -> JoinHandle<T> {
+        let info = self.spawn_info(TaskKind::Blocking);
+        self.try_spawn_blocking(work).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
+    }
+
+    /// Starts a closure and returns its handle, as [`spawn_blocking`](Self::spawn_blocking) does. Returns the closure if the
+    /// registry rejects the closure.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Rejected`], which contains the closure, if the registry has drained or is [full](crate::RejectReason::Full).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the closure counts as abandoned.
+    #[track_caller]
+    pub fn try_spawn_blocking<F, T: Send + 'static>(self, work: F) -> Result<JoinHandle<T>, Rejected<F>>
     where
-        S: BlockingSpawner,
+        F: FnOnce() -> T + Send + 'static,
     {
         let info = self.spawn_info(TaskKind::Blocking);
-        self.start_blocking(&info, work).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
-    }
-
-    /// Starts a closure that blocks, and returns its handle, or returns the closure if the closure is rejected; see
-    /// [`Registry::try_spawn_blocking`](crate::Registry::try_spawn_blocking).
-    #[track_caller]
-    #[inline]
-    pub fn try_spawn_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
-        self,
-        work: F,
-    ) -> Result<JoinHandle<T>, Rejected<F>>
-    where
-        S: BlockingSpawner,
-    {
-        self.start_blocking(&self.spawn_info(TaskKind::Blocking), work)
-    }
-
-    #[track_caller]
-    #[inline]
-    fn start_blocking<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
-        self,
-        info: &SpawnInfo,
-        work: F,
-    ) -> Result<JoinHandle<T>, Rejected<F>>
-    where
-        S: BlockingSpawner,
-    {
-        let (work, token) = self.admit(info, work)?;
-        let (handle, sender) = JoinHandle::new(info, token);
+        let (work, token) = self.admit(&info, work)?;
+        let (handle, sender) = JoinHandle::new(&info, token);
         let task = Task::new(lazy(|_| work()), token, sender);
-        self.spawner.spawn_blocking_with_info(move || task.run(), info);
+        self.spawner.spawn_blocking_with_info(move || task.run(), &info);
         Ok(handle)
     }
+}
 
+impl<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static> TaskBuilder<'_, S> {
     /// Starts a service; see [`Registry::service`](crate::Registry::service).
     #[track_caller]
-    pub fn service<M, F>(self, restart: Restart, make: M)
+    pub fn service<F>(self, restart: Restart, make: impl FnMut() -> F + Send + 'static)
     where
-        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
-        M: FnMut() -> F + Send + 'static,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.supervise(make, |service| service.restart(restart), |task, info| self.spawner.spawn_with_info(task, info));
-    }
-
-    /// Starts a service whose futures need not be `Send`; see [`Registry::service_local`](crate::Registry::service_local).
-    #[track_caller]
-    pub fn service_local<M, F>(self, restart: Restart, make: M)
-    where
-        S: LocalSpawner + Timer + Clone + 'static,
-        M: FnMut() -> F + 'static,
-        F: Future<Output: TaskOutput> + 'static,
-    {
-        self.supervise(make, |service| service.restart(restart), |task, info| self.spawner.spawn_local_with_info(task, info));
+        self.supervise(make, |service| service.restart(restart), S::spawn_with_info);
     }
 
     /// Starts a service that runs its work periodically; see [`Registry::every`](crate::Registry::every).
     #[track_caller]
-    pub fn every<M, F>(self, period: Duration, make: M)
+    pub fn every<F>(self, period: Duration, make: impl FnMut() -> F + Send + 'static)
     where
-        S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static,
-        M: FnMut() -> F + Send + 'static,
         F: Future<Output: TaskOutput> + Send + 'static,
     {
-        self.supervise(make, |service| service.every(period), |task, info| self.spawner.spawn_with_info(task, info));
+        self.supervise(make, |service| service.every(period), S::spawn_with_info);
+    }
+}
+
+impl<S: LocalSpawner + Timer + Clone + 'static> TaskBuilder<'_, S> {
+    /// Starts a [service](crate::Registry::service) on the calling thread. Its futures need not be `Send`.
+    #[track_caller]
+    pub fn service_local<F: Future<Output: TaskOutput> + 'static>(self, restart: Restart, make: impl FnMut() -> F + 'static) {
+        self.supervise(make, |service| service.restart(restart), S::spawn_local_with_info);
     }
 
-    /// Starts a service that runs its work periodically, and whose futures need not be `Send`; see
-    /// [`Registry::every_local`](crate::Registry::every_local).
+    /// Starts a service that runs its work [periodically](crate::Registry::every), on the calling thread. Its futures need not be `Send`.
     #[track_caller]
-    pub fn every_local<M, F>(self, period: Duration, make: M)
-    where
-        S: LocalSpawner + Timer + Clone + 'static,
-        M: FnMut() -> F + 'static,
-        F: Future<Output: TaskOutput> + 'static,
-    {
-        self.supervise(make, |service| service.every(period), |task, info| self.spawner.spawn_local_with_info(task, info));
-    }
-
-    /// Starts the supervising task of a service: the future that `supervise` returns, on the executor that `spawn` chooses.
-    #[track_caller]
-    fn supervise<M, F, U>(
-        self,
-        make: M,
-        supervise: impl FnOnce(Service<M, S>) -> U,
-        spawn: impl FnOnce(Task<U, NoReceiver>, &SpawnInfo),
-    ) where
-        S: Timer + Clone,
-        M: FnMut() -> F,
-        F: Future<Output: TaskOutput>,
-        U: Future<Output: TaskOutput>,
-    {
-        let info = self.spawn_info(TaskKind::Service);
-        match self.admit(&info, make) {
-            Ok((make, token)) => {
-                let service = Service::new(token, self.name, make, self.spawner.clone());
-                spawn(Task::new(supervise(service), token, NoReceiver), &info);
-            }
-            Err(rejected) => drop_quietly(rejected),
-        }
+    pub fn every_local<F: Future<Output: TaskOutput> + 'static>(self, period: Duration, make: impl FnMut() -> F + 'static) {
+        self.supervise(make, |service| service.every(period), S::spawn_local_with_info);
     }
 }
 
 impl<S> fmt::Debug for TaskBuilder<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskBuilder")
-            .field("name", &self.name)
-            .field("critical", &self.critical)
-            .field("without_permit", &self.without_permit)
-            .field("follow_up", &self.follow_up)
-            .finish_non_exhaustive()
+        f.debug_struct("TaskBuilder").field("name", &self.name).field("critical", &self.critical).finish_non_exhaustive()
     }
 }
 
-/// Waits for a permit to start a future.
-struct PermitWait<'a, S, F> {
-    state: &'static RegistryState,
-    spawner: &'a S,
+/// Starts a task as soon as the limit permits it, and resolves to `H`: to `()`, or to the task's [`JoinHandle`]; see
+/// [`Registry::run_when_ready`](crate::Registry::run_when_ready) and [`TaskBuilder::spawn_when_ready`].
+#[must_use = "futures do nothing unless polled"]
+pub struct StartWhenReady<'a, S, F, H = ()> {
+    task: TaskBuilder<'a, S>,
     info: SpawnInfo,
-    follow_up: bool,
+    /// The future, until the registry has accepted or rejected the task.
     future: Option<F>,
     ticket: Option<Ticket>,
+    start: fn(&S, F, Token, &SpawnInfo) -> H,
 }
 
-impl<S, F> Unpin for PermitWait<'_, S, F> {}
+impl<S, F, H> Unpin for StartWhenReady<'_, S, F, H> {}
 
-impl<'a, S, F> PermitWait<'a, S, F> {
-    fn new(task: TaskBuilder<'a, S>, info: SpawnInfo, future: F) -> Self {
-        let TaskBuilder { state, spawner, follow_up, .. } = task;
-        Self { state, spawner, info, follow_up, future: Some(future), ticket: None }
-    }
+impl<S, F, H> Future for StartWhenReady<'_, S, F, H> {
+    type Output = Result<H, Rejected<F>>;
 
-    /// Returns the future and its token as soon as the limit permits one more task.
-    fn poll_enter(&mut self, cx: &mut Context<'_>) -> Poll<Result<(F, Token), Rejected<F>>> {
-        let Self { state, info, follow_up, future, ticket, .. } = self;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { task, info, future, ticket, start } = &mut *self;
         assert!(future.is_some(), "polled after it resolved");
-        Token::poll_enter(state, info, *follow_up, ticket, cx.waker()).map(|entered| {
+        Token::poll_enter(task.state, info, task.follow_up, ticket, cx.waker()).map(|entered| {
             *ticket = None;
             let future = future.take().expect("asserted above");
             match entered {
-                Ok(token) => Ok((future, token)),
-                Err(reason) => Err(Rejected::new(future, state.reject(info, reason))),
+                Ok(token) => Ok(start(task.spawner, future, token, info)),
+                Err(reason) => Err(Rejected::new(future, task.state.reject(info, reason))),
             }
         })
     }
-
-    fn fmt(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name).field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
-    }
 }
 
-impl<S, F> Drop for PermitWait<'_, S, F> {
+impl<S, F, H> Drop for StartWhenReady<'_, S, F, H> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.state.cancel_wait(ticket);
+            self.task.state.cancel_wait(ticket);
         }
     }
 }
 
-/// Starts a task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
-#[must_use = "futures do nothing unless polled"]
-pub struct RunWhenReady<'a, S, F>(PermitWait<'a, S, F>);
-
-impl<S: Spawner, F: Future<Output: TaskOutput> + Send + 'static> Future for RunWhenReady<'_, S, F> {
-    type Output = Result<(), Rejected<F>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let wait = &mut self.0;
-        wait.poll_enter(cx).map_ok(|(future, token)| {
-            wait.spawner.spawn_with_info(Task::new(future, token, NoReceiver), &wait.info);
-        })
-    }
-}
-
-impl<S, F> fmt::Debug for RunWhenReady<'_, S, F> {
+impl<S, F, H> fmt::Debug for StartWhenReady<'_, S, F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt("RunWhenReady", f)
-    }
-}
-
-/// Starts a task as soon as the limit permits it, and resolves to the task's handle; see
-/// [`Registry::spawn_when_ready`](crate::Registry::spawn_when_ready).
-#[must_use = "futures do nothing unless polled"]
-pub struct SpawnWhenReady<'a, S, F>(PermitWait<'a, S, F>);
-
-impl<S: Spawner, F: Future<Output: Send> + Send + 'static> Future for SpawnWhenReady<'_, S, F> {
-    type Output = Result<JoinHandle<F::Output>, Rejected<F>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let wait = &mut self.0;
-        wait.poll_enter(cx).map_ok(|(future, token)| {
-            let (handle, sender) = JoinHandle::new(&wait.info, token);
-            wait.spawner.spawn_with_info(Task::new(future, token, sender), &wait.info);
-            handle
-        })
-    }
-}
-
-impl<S, F> fmt::Debug for SpawnWhenReady<'_, S, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt("SpawnWhenReady", f)
+        f.debug_struct("StartWhenReady").field("is_waiting", &self.ticket.is_some()).finish_non_exhaustive()
     }
 }

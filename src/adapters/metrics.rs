@@ -1,10 +1,12 @@
-use crate::{Loss, Observer, Registry, Summary, TaskInfo};
+use crate::{Loss, Observer, Registry, Summary, TaskInfo, TaskKind};
 use core::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 const TASKS_TOTAL: &str = "background_tasks_total";
 const IN_FLIGHT: &str = "background_tasks_in_flight";
 const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
+const STARTED_TOTAL: &str = "background_tasks_started_total";
+const DURATION: &str = "background_tasks_duration_seconds";
 
 /// Records metrics through the [`metrics`](https://docs.rs/metrics) facade. The program chooses and installs the exporter.
 ///
@@ -14,9 +16,12 @@ const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// The observer counts every loss when the loss happens. Completed tasks are not reported to observers. For this reason, the number
-/// of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the drain.
-/// Call `record` each time before the exporter collects the metrics.
+/// The observer counts every loss when the loss happens. By default, observers do not receive completed tasks. For this reason, the
+/// number of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the
+/// drain. Call `record` each time before the exporter collects the metrics. `record` counts the completed tasks of a
+/// [child](Registry::child) only after the child has drained, and counts an open child as one task in flight.
+///
+/// [`by_name`](Self::by_name) adds metrics for each name of a task, and updates all metrics when tasks start and end.
 ///
 /// Use a different value of the label `registry` for each registry. Registries with the same value of this label overwrite each
 /// other's number of completed tasks.
@@ -37,6 +42,7 @@ const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetricsObserver {
     registry: &'static str,
+    by_name: bool,
 }
 
 impl MetricsObserver {
@@ -47,29 +53,112 @@ impl MetricsObserver {
         describe_counter!(TASKS_TOTAL, Unit::Count, "Background tasks that ended or were rejected, by outcome.");
         describe_gauge!(IN_FLIGHT, Unit::Count, "Background tasks in flight.");
         describe_histogram!(DRAIN_DURATION, Unit::Seconds, "Time from the start of a shutdown until the drain ended.");
-        Self { registry }
+        Self { registry, by_name: false }
     }
 
-    /// Updates the metrics for the number of completed tasks and the number of tasks in flight.
+    /// Records each task by its name, when the task starts and when it ends. Default: off.
+    ///
+    /// | metric | type | labels |
+    /// | --- | --- | --- |
+    /// | `background_tasks_started_total` | counter | `registry`, `task` |
+    /// | `background_tasks_total` | counter | `registry`, `task`, `outcome` |
+    /// | `background_tasks_in_flight` | gauge | `registry`, `task` |
+    /// | `background_tasks_duration_seconds` | histogram | `registry`, `task`, `outcome` |
+    /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
+    ///
+    /// The value of the label `task` is the [name](crate::Registry::named) of the task. All tasks without a name share the empty
+    /// value. Names are `&'static str`, so the number of time series is limited by the names in the program. Put no IDs into
+    /// names. Call sites are not labels.
+    ///
+    /// The duration is the time from the acceptance of the task until its end, which includes the time in which the task waits for its
+    /// executor. Rejected tasks have no duration, and count neither as started nor as in flight. Tracked futures and guards are
+    /// recorded as tasks are. A child registry is not a task, but its tasks are recorded. Each run of a
+    /// [service](crate::Registry::service) counts as started and ended. Services have no duration.
+    ///
+    /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry,
+    /// and each task occupies a slot and takes timestamps. The metrics are always current, so [`record`](Self::record) does nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")] {
+    /// use background_tasks::{MetricsObserver, Registry, SmolSpawner};
+    ///
+    /// let registry = Registry::builder(SmolSpawner).observer(MetricsObserver::new("mail").by_name()).build();
+    /// registry.named("welcome-mail").run(async {});
+    /// # registry.shutdown().wait();
+    /// // background_tasks_total{registry="mail",task="welcome-mail",outcome="completed"} 1
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn by_name(self) -> Self {
+        describe_counter!(STARTED_TOTAL, Unit::Count, "Background tasks that were accepted.");
+        describe_histogram!(DURATION, Unit::Seconds, "Time from the acceptance of a background task until its end.");
+        Self { by_name: true, ..self }
+    }
+
+    /// Updates the metrics for the number of completed tasks and the number of tasks in flight. Does nothing if the observer records
+    /// tasks [by name](Self::by_name).
     pub fn record<S>(&self, registry: &Registry<S>) {
         self.set(registry.summary().completed, registry.in_flight());
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     fn set(&self, completed: u64, in_flight: usize) {
+        if self.by_name {
+            return;
+        }
         counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => "completed", "task" => "").absolute(completed);
         gauge!(IN_FLIGHT, "registry" => self.registry).set(in_flight as f64);
     }
+
+    fn count_end(&self, task: &TaskInfo, outcome: &'static str) {
+        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => outcome, "task" => name(task)).increment(1);
+    }
+
+    /// Records the end of a task that was in flight.
+    fn record_end(&self, task: &TaskInfo, outcome: &'static str) {
+        gauge!(IN_FLIGHT, "registry" => self.registry, "task" => name(task)).decrement(1);
+        // The age of a service is not the duration of its run.
+        if let Some(age) = task.age().filter(|_| task.kind() != Some(TaskKind::Service)) {
+            histogram!(DURATION, "registry" => self.registry, "task" => name(task), "outcome" => outcome).record(age);
+        }
+    }
+}
+
+/// Returns the value of the label `task`.
+fn name(task: &TaskInfo) -> &'static str {
+    task.name().unwrap_or_default()
 }
 
 impl Observer for MetricsObserver {
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
-        let name = task.name().unwrap_or_default();
-        counter!(TASKS_TOTAL, "registry" => self.registry, "outcome" => loss.outcome(), "task" => name).increment(1);
+        self.count_end(task, loss.outcome());
+        if self.by_name && !matches!(loss, Loss::Rejected(_)) {
+            self.record_end(task, loss.outcome());
+        }
+    }
+
+    fn started(&self, task: &TaskInfo) {
+        if self.by_name {
+            counter!(STARTED_TOTAL, "registry" => self.registry, "task" => name(task)).increment(1);
+            gauge!(IN_FLIGHT, "registry" => self.registry, "task" => name(task)).increment(1);
+        }
+    }
+
+    fn completed(&self, task: &TaskInfo) {
+        if self.by_name {
+            self.count_end(task, "completed");
+            self.record_end(task, "completed");
+        }
     }
 
     fn drained(&self, summary: &Summary, took: Duration) {
         self.set(summary.completed, 0);
         histogram!(DRAIN_DURATION, "registry" => self.registry).record(took);
+    }
+
+    fn observes_every_task(&self) -> bool {
+        self.by_name
     }
 }

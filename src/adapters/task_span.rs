@@ -1,5 +1,7 @@
 use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner, Timer};
+use core::panic::Location;
 use core::time::Duration;
+use tracing::field::{self, Empty};
 use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span, which *follows from* the span of the caller.
@@ -9,11 +11,14 @@ use tracing::{Instrument, Span, info_span};
 /// itself, use [`InSpan`](crate::InSpan).
 ///
 /// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. Its fields are
-/// `task.name`, if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. If a
-/// task starts another task, the span of the new task follows from the span of the first task.
+/// `task.name`, if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. If the
+/// registry has a [`SpanObserver`](crate::SpanObserver), the fields `task.outcome` and `task.duration_seconds` are recorded at the
+/// end of the task. If a task starts another task, the span of the new task follows from the span of the first task.
 ///
 /// All events of a task belong to its span. The event that [`TracingObserver`](crate::TracingObserver) emits when the task is lost
-/// also belongs to this span. A rejected task has no span: the event for its rejection belongs to the span of the caller.
+/// also belongs to this span. A rejected task is not passed to a spawner, so `TaskSpan` gives it no span: the event for its rejection
+/// belongs to the span of the caller. `SpanObserver` gives it a span. The span of a [service](crate::Registry::service) contains all
+/// its runs. Guards, tracked futures and child registries have no span.
 ///
 /// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting it, so the
 /// span may close shortly after the drain has ended. If a program flushes a span exporter right after the drain, the exporter may
@@ -39,10 +44,22 @@ use tracing::{Instrument, Span, info_span};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskSpan<S>(pub S);
 
-/// Returns the span of a new task. Without `info` the span has no fields.
+/// Returns the span of a new task. Without `info` no field has a value.
 fn task_span(info: Option<&SpawnInfo>) -> Span {
-    let (name, location) = (info.and_then(SpawnInfo::name), info.map(|info| tracing::field::display(info.location())));
-    let span = info_span!(target: "background_tasks", parent: None, "task", task.name = name, task.location = location);
+    new_span(info.and_then(SpawnInfo::name), info.map(SpawnInfo::location))
+}
+
+/// Returns a span that follows from the current span. A [`SpanObserver`](crate::SpanObserver) records the empty fields.
+pub(super) fn new_span(name: Option<&str>, location: Option<&Location<'_>>) -> Span {
+    let span = info_span!(
+        target: "background_tasks",
+        parent: None,
+        "task",
+        task.name = name,
+        task.location = location.map(field::display),
+        task.outcome = Empty,
+        task.duration_seconds = Empty,
+    );
     span.follows_from(Span::current());
     span
 }

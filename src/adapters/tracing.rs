@@ -26,7 +26,8 @@ use tracing::{error, info, warn};
 /// # Spans
 ///
 /// By default, a task does not run in a span. It has no relation to the span that was current when the task was started. To give
-/// each task a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To run all tasks in
+/// each task a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome
+/// and the duration in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in
 /// the caller's span, wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current
 /// span to the task's future, as in the example below. A span that is attached to a future contains the events that the future
 /// emits. It does not contain the event about the loss of the task.

@@ -27,35 +27,33 @@ pub struct JoinError(Box<LostTask>);
 
 struct LostTask {
     task: TaskInfo,
-    cause: Cause,
+    loss: JoinLoss,
 }
 
 /// How a task that has a handle was lost.
 pub(crate) enum JoinLoss {
-    Panicked(Payload),
+    Panicked(Box<Panic>),
     Abandoned,
     Aborted,
     Rejected(RejectReason),
 }
 
-enum Cause {
-    /// The mutex makes the error `Sync`. The text is stored in addition to the payload, because a formatter is user code, which
-    /// must not run under a lock (S7).
-    Panicked(String, Mutex<Payload>),
-    Abandoned,
-    Aborted,
-    Rejected(RejectReason),
+/// The mutex makes the error `Sync`. The message is stored in addition to the payload, because a formatter is user code, which must
+/// not run under a lock (S7).
+pub(crate) struct Panic {
+    message: String,
+    payload: Mutex<Payload>,
+}
+
+impl JoinLoss {
+    pub(crate) fn panicked(payload: Payload) -> Self {
+        Self::Panicked(Box::new(Panic { message: panic_message(&payload).into(), payload: Mutex::new(payload) }))
+    }
 }
 
 impl JoinError {
     pub(crate) fn new(task: TaskInfo, loss: JoinLoss) -> Self {
-        let cause = match loss {
-            JoinLoss::Panicked(payload) => Cause::Panicked(panic_message(&payload).into(), Mutex::new(payload)),
-            JoinLoss::Abandoned => Cause::Abandoned,
-            JoinLoss::Aborted => Cause::Aborted,
-            JoinLoss::Rejected(reason) => Cause::Rejected(reason),
-        };
-        Self(Box::new(LostTask { task, cause }))
+        Self(Box::new(LostTask { task, loss }))
     }
 
     /// Returns the task: its name, its call site, and its ID if the registry is [inspected](crate::RegistryBuilder::inspect). The
@@ -66,17 +64,17 @@ impl JoinError {
 
     /// Returns how the task was lost. The result is never [`Loss::Failed`], because an `Err` is an output.
     pub fn loss(&self) -> Loss<'_> {
-        match &self.0.cause {
-            Cause::Panicked(message, _) => Loss::Panicked(message),
-            Cause::Abandoned => Loss::Abandoned,
-            Cause::Aborted => Loss::Aborted,
-            Cause::Rejected(reason) => Loss::Rejected(*reason),
+        match &self.0.loss {
+            JoinLoss::Panicked(panic) => Loss::Panicked(&panic.message),
+            JoinLoss::Abandoned => Loss::Abandoned,
+            JoinLoss::Aborted => Loss::Aborted,
+            JoinLoss::Rejected(reason) => Loss::Rejected(*reason),
         }
     }
 
     /// Returns whether the task panicked.
     pub fn is_panic(&self) -> bool {
-        matches!(self.0.cause, Cause::Panicked(..))
+        matches!(self.0.loss, JoinLoss::Panicked(_))
     }
 
     /// Returns the payload of the task's panic, for example for `std::panic::resume_unwind`.
@@ -110,10 +108,9 @@ impl JoinError {
     ///
     /// Returns the error itself if the task did not panic.
     pub fn try_into_panic(self) -> Result<Box<dyn Any + Send>, Self> {
-        let LostTask { task, cause } = *self.0;
-        match cause {
-            Cause::Panicked(_, payload) => Ok(payload.into_inner()),
-            cause => Err(Self(Box::new(LostTask { task, cause }))),
+        match self.0.loss {
+            JoinLoss::Panicked(panic) => Ok(panic.payload.into_inner()),
+            _ => Err(self),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Lists the services of a registry, and counts them for the check for idleness.
 
 use super::registry_state::{RegistryState, Service};
-use super::token::{Token, UnreportedLoss};
+use super::token::Token;
 use crate::report::{ServiceInfo, TaskInfo, TaskKind};
-use alloc::{string::ToString, vec::Vec};
+use alloc::vec::Vec;
 
 impl RegistryState {
     /// Returns the services in flight of this registry, in the order of their starts, and then those of its descendants.
@@ -14,7 +14,7 @@ impl RegistryState {
         let mut services = Vec::new();
         self.for_each_in_subtree(|state| {
             if let Some(rare) = state.used_rare() {
-                rare.services.with(|list| services.extend(list.services.iter().map(Service::current_info)));
+                rare.services.with(|list| services.extend(list.iter().map(Service::current_info)));
             }
         });
         services
@@ -42,9 +42,8 @@ impl ListedService {
         let task = TaskInfo { name, kind: Some(TaskKind::Service), ..token.info() };
         let info = ServiceInfo { task, is_running: true, restarts: 0, last_loss: None };
         let number = state.rare().services.with(|list| {
-            let number = list.next;
-            list.next += 1;
-            list.services.push(Service { number, target: token.target(), info });
+            let number = list.last().map_or(0, |last| last.number + 1);
+            list.push(Service { number, target: token.target(), info });
             number
         });
         if token.gate().begin_service() {
@@ -53,27 +52,9 @@ impl ListedService {
         Self { token, number }
     }
 
-    /// Records that the service waits to run again.
-    pub(crate) fn waits(&self) {
-        self.update(|info| info.is_running = false);
-    }
-
-    /// Records that the service runs again.
-    pub(crate) fn runs_again(&self) {
-        self.update(|info| {
-            info.is_running = true;
-            info.restarts += 1;
-        });
-    }
-
-    pub(crate) fn set_last_loss(&self, loss: &UnreportedLoss) {
-        let text = loss.as_loss().to_string();
-        self.update(|info| info.last_loss = Some(text));
-    }
-
-    fn update(&self, change: impl FnOnce(&mut ServiceInfo)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ServiceInfo)) {
         self.token.state().rare().services.with(|list| {
-            if let Some(entry) = list.services.iter_mut().find(|entry| entry.number == self.number) {
+            if let Some(entry) = list.iter_mut().find(|entry| entry.number == self.number) {
                 change(&mut entry.info);
             }
         });
@@ -82,7 +63,7 @@ impl ListedService {
 
 impl Drop for ListedService {
     fn drop(&mut self) {
-        self.token.state().rare().services.with(|list| list.services.retain(|entry| entry.number != self.number));
+        self.token.state().rare().services.with(|list| list.retain(|entry| entry.number != self.number));
         self.token.gate().end_service();
     }
 }

@@ -3,41 +3,28 @@
 use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
-use core::fmt;
 
 /// The settings that the builder collects.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
-    pub(crate) inspect: bool,
-    pub(crate) shutdown_on_panic: bool,
-    pub(crate) shutdown_on_failure: bool,
+    /// `OBSERVED`, `EVERY_TASK`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`, as the builder has set them.
+    pub(crate) flags: usize,
     pub(crate) limit: Option<usize>,
 }
 
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observers, inspect, shutdown_on_panic, shutdown_on_failure, limit } = self;
-        f.debug_struct("Settings")
-            .field("observers", &observers.len())
-            .field("inspect", inspect)
-            .field("max_in_flight", limit)
-            .field("shutdown_on_panic", shutdown_on_panic)
-            .field("shutdown_on_failure", shutdown_on_failure)
-            .finish()
-    }
-}
-
 pub(super) const NONE: usize = 0;
-pub(super) const OBSERVED: usize = 1;
-pub(super) const INSPECTED: usize = 2;
+pub(crate) const OBSERVED: usize = 1;
+pub(crate) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
-pub(super) const SHUTDOWN_ON_PANIC: usize = 8;
-pub(super) const SHUTDOWN_ON_FAILURE: usize = 16;
+pub(crate) const SHUTDOWN_ON_PANIC: usize = 8;
+pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
 /// Each inspected task is aborted when it starts. This flag is not a setting; see [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
 /// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
+/// The observers receive the start and the completion of every task. A registry with this flag is also inspected.
+pub(crate) const EVERY_TASK: usize = 128;
 
 /// The settings that the registry reads for each new task.
 ///
@@ -57,19 +44,15 @@ impl ActiveSettings {
     }
 
     pub(super) fn set(&self, settings: &Settings) {
-        let flag = |is_on: bool, flag| if is_on { flag } else { NONE };
-        let flags = flag(!settings.observers.is_empty(), OBSERVED)
-            | flag(settings.inspect, INSPECTED)
-            | flag(settings.limit.is_some(), LIMITED)
-            | flag(settings.shutdown_on_panic, SHUTDOWN_ON_PANIC)
-            | flag(settings.shutdown_on_failure, SHUTDOWN_ON_FAILURE);
-        self.flags.store(flags, Ordering::Relaxed);
+        let limited = if settings.limit.is_some() { LIMITED } else { NONE };
+        self.flags.store(settings.flags | limited, Ordering::Relaxed);
         self.limit.store(settings.limit.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Copies the settings of the parent to a child, and sets the child's own limit.
     pub(super) fn set_for_child(&self, parent: &Self, limit: Option<usize>) {
-        let flags = parent.flags.load(Ordering::Relaxed) & (OBSERVED | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE);
+        let inherited = OBSERVED | EVERY_TASK | INSPECTED | SHUTDOWN_ON_PANIC | SHUTDOWN_ON_FAILURE;
+        let flags = parent.flags.load(Ordering::Relaxed) & inherited;
         let limited = match limit {
             Some(_) => LIMITED,
             None if parent.has(LIMITED | LIMITED_BY_ANCESTOR) => LIMITED_BY_ANCESTOR,

@@ -1,8 +1,12 @@
 //! A token represents one piece of work in flight.
 
 use super::inspection::InspectedTask;
+use super::lifetime::StateRef;
 use super::registry_state::{Lost, RegistryState, Shard};
-use super::settings::{ABORTING, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC};
+use super::settings::{
+    ABORTING, EVERY_TASK, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC,
+};
+use crate::observer::Observer;
 use crate::platform::{Payload, ThreadId, catch, drop_quietly, panic_message};
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo, TaskKind};
 use crate::sync::gate::{Departure, Gate, PreviousWord};
@@ -94,7 +98,11 @@ impl Token {
         if needs_slot || permit != PermitKind::Own {
             let is_aborting = || settings.has(ABORTING);
             let target = shard.slots().insert(&shard.freed, shard, *info, permit, is_inspected, is_aborting);
-            return Self { target, location: None };
+            let token = Self { target, location: None };
+            if is_inspected && info.kind != TaskKind::Child {
+                token.report_progress(<dyn Observer>::started);
+            }
+            return token;
         }
         Self { target, location: Some(info.location) }
     }
@@ -177,6 +185,7 @@ impl Token {
 
     #[inline(never)]
     fn leave_slot(self) {
+        self.report_progress(<dyn Observer>::completed);
         finish_departure(self.depart());
     }
 
@@ -189,7 +198,8 @@ impl Token {
     /// Frees the slot if there is one, releases the permit of an ancestor if the work holds one, and then leaves the gate. The caller
     /// must pass the result to [`finish_departure`].
     ///
-    /// If the caller has called [`drop_waker`](Self::drop_waker), this function runs no user code, so it may be called under a lock.
+    /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code, so it may be called
+    /// under a lock.
     #[inline]
     pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
         let shard = self.shard();
@@ -205,10 +215,13 @@ impl Token {
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// Drops the waker that an abort of the registry calls.
+    /// Reports the completion of a task if it has completed, and drops the waker that an abort of the registry calls.
     #[inline]
-    pub(crate) fn drop_waker(self) {
+    pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {
+            if has_completed {
+                self.report_progress(<dyn Observer>::completed);
+            }
             slot.drop_waker();
         }
     }
@@ -221,7 +234,7 @@ impl Token {
     #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once, so this function consumes it")]
     pub(crate) fn lose(self, loss: UnreportedLoss) {
         self.report(&loss);
-        self.leave();
+        finish_departure(self.depart());
     }
 
     /// Does what [`lose`](Self::lose) does, but does not stop counting the work as in flight.
@@ -234,29 +247,38 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        if state.settings.has(policy) {
-            state.root().start_shutdown_after_loss(self.info());
-        } else if self.is_critical() {
-            state.start_shutdown_after_loss(self.info());
+        let root = if state.settings.has(policy) { state.root() } else { None };
+        let ended = root.as_ref().map(StateRef::state).or_else(|| self.is_critical().then_some(state));
+        if let Some(ended) = ended {
+            ended.start_shutdown_after_loss(self.info());
         }
     }
 
     /// Returns the identity of inspected work, or `None` if the work is not inspected.
+    #[inline]
     pub(crate) fn inspected(self) -> Option<InspectedTask> {
         let id = self.slot().and_then(|slot| self.shard().slots().id(slot))?;
         Some(InspectedTask { target: self.target, id })
     }
 
-    /// Counts and reports the loss of one run of a service, and counts the next run in its place (S5, S8). The caller has dropped the
-    /// run already.
-    pub(crate) fn lose_run(self, loss: &UnreportedLoss) {
-        self.count_and_report(loss);
-        self.enter_again();
+    /// Counts and reports the end of one run of a service, and counts the next run in its place (S5, S8). The loss is `None` if the run
+    /// completed. The caller has dropped the run already.
+    pub(crate) fn end_run(self, loss: Option<&UnreportedLoss>) {
+        match loss {
+            Some(loss) => self.count_and_report(loss),
+            None => self.report_progress(<dyn Observer>::completed),
+        }
+        self.gate().enter_again();
+        self.report_progress(<dyn Observer>::started);
     }
 
-    /// Counts the current run of a service as ended, and the next run in its place.
-    pub(crate) fn enter_again(self) {
-        self.gate().enter_again();
+    /// Calls a method of all observers with a description of the work, if one of the observers observes every task.
+    #[inline(never)]
+    fn report_progress(self, call: fn(&dyn Observer, &TaskInfo)) {
+        if self.state().settings.has(EVERY_TASK) {
+            let task = self.info();
+            self.state().notify_observers(|observer| call(observer, &task));
+        }
     }
 
     fn count_and_report(self, loss: &UnreportedLoss) {

@@ -3,8 +3,8 @@
 use background_tasks::{
     AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard,
     JoinError, JoinHandle, Loss, Registry, RegistryBuilder, RegistryState, RejectReason, Rejected, Restart, RunUntilShutdown,
-    RunWhenReady, ServiceInfo, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo, SpawnWhenReady, Stragglers, Summary,
-    TaskBuilder, TaskId, TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
+    ServiceInfo, Shutdown, ShutdownGuard, ShutdownSignal, SpawnInfo, StartWhenReady, Stragglers, Summary, TaskBuilder, TaskId,
+    TaskInfo, TaskKind, Tracked, WaitIdle, WithTimer,
 };
 use std::cell::Cell;
 use std::marker::PhantomPinned;
@@ -91,11 +91,11 @@ fn generic_types_inherit_auto_traits_of_user_types() {
         Tracked<PhantomPinned> => [true, true, false, true, true],
         RegistryBuilder<Rc<()>> => [false, false, true, false, false],
         TaskBuilder<'static, Rc<()>> => [false, false, true, true, true],
-        RunWhenReady<'static, (), ()> => ALL,
-        RunWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
-        RunWhenReady<'static, (), PhantomPinned> => ALL,
-        SpawnWhenReady<'static, (), ()> => ALL,
-        SpawnWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
+        StartWhenReady<'static, (), ()> => ALL,
+        StartWhenReady<'static, (), Rc<()>> => [false, false, true, true, true],
+        StartWhenReady<'static, (), PhantomPinned> => ALL,
+        StartWhenReady<'static, (), (), JoinHandle<Rc<()>>> => ALL,
+        StartWhenReady<'static, (), Rc<()>, JoinHandle<()>> => [false, false, true, true, true],
         // The traits of the output alone decide, as with the handle of tokio: the future may be of any type.
         JoinHandle<()> => ALL,
         JoinHandle<Rc<()>> => [false, false, true, true, true],

@@ -1,6 +1,6 @@
 //! Child registries: their own drain, and what their parents do with them.
 
-use crate::common::{Counts, Fake, HANG, Manual, counts, inspected, poll, poll_once, waker_fn};
+use crate::common::{Counts, Fake, HANG, Manual, counting_waker, counts, inspected, poll, poll_once, waker_fn};
 use background_tasks::{AbortError, Loss, Observer, Registry, RejectReason, Restart, Spawner, TaskInfo, TaskKind};
 use futures_lite::future::block_on;
 use std::future::{pending, ready};
@@ -283,7 +283,7 @@ fn services_of_children_are_listed_and_end_with_their_child() {
     fake.tasks.poll_all();
     fake.advance(second);
     let services = registry.services();
-    let listed: Vec<_> = services.iter().map(|service| (service.task().name().unwrap(), service.restarts())).collect();
+    let listed: Vec<_> = services.iter().map(|service| (service.task.name().unwrap(), service.restarts)).collect();
     assert_eq!(listed, [("sweep", 1), ("outbox", 1)]);
     assert_eq!(child.services().len(), 1);
     assert_eq!(registry.guard().unwrap_err().reason(), RejectReason::Full, "each service holds a permit");
@@ -405,8 +405,11 @@ fn shutdown_of_a_child_removes_only_its_waiters() {
     let piece = child.without_permit().guard().unwrap();
     let mut waiters = [child.run_when_ready(ready(())), sibling.run_when_ready(ready(())), registry.run_when_ready(ready(()))];
     let mut follow_up = child.follow_up().run_when_ready(ready(()));
-    assert!(waiters.iter_mut().chain([&mut follow_up]).all(|waiter| poll_once(waiter).is_pending()));
+    let (wake_count, waker) = counting_waker();
+    assert!(waiters.iter_mut().chain([&mut follow_up]).all(|waiter| poll(waiter, &waker).is_pending()));
     child.start_shutdown();
+    // Another waiter that the shutdown removed would enter the queue again at its next poll, but until then could be overtaken (S10).
+    assert_eq!(wake_count.get(), 1, "only the waiter of the child is woken");
     let [rejected, sibling_waits, parent_waits] = &mut waiters;
     let Poll::Ready(Err(rejected)) = poll_once(rejected) else { panic!("the waiter of the child must be rejected") };
     assert_eq!(rejected.reason(), RejectReason::ShuttingDown);

@@ -182,7 +182,7 @@ mod full_registry {
 
     fn spawn_when_ready_waits_for_a_permit<S: Spawner>(registry: &Registry<S>) {
         let (resume, resumed) = futures_channel();
-        let first = block_on(registry.spawn_when_ready(resumed)).unwrap();
+        let first = block_on(registry.task().spawn_when_ready(resumed)).unwrap();
         assert_eq!(loss(registry.spawn(async {})), "was rejected: too many tasks are in flight");
         let mut second = registry.named("second").spawn_when_ready(async { 2 });
         assert!(poll_once(&mut second).is_pending());
@@ -190,7 +190,7 @@ mod full_registry {
         block_on(first).unwrap();
         assert_eq!(block_on(block_on(second).unwrap()).unwrap(), 2);
         registry.start_shutdown();
-        let rejected = block_on(registry.spawn_when_ready(ready(3))).unwrap_err();
+        let rejected = block_on(registry.task().spawn_when_ready(ready(3))).unwrap_err();
         assert_eq!(block_on(rejected.into_inner()), 3);
     }
 
@@ -217,7 +217,7 @@ fn blocking_closures_have_handles<S: background_tasks::BlockingSpawner>(registry
     resume.send(()).unwrap();
     assert_eq!(block_on(handle).unwrap(), 8, "a closure that has started is not aborted");
     registry.start_shutdown();
-    assert_eq!(registry.try_spawn_blocking(|| 9).unwrap_err().into_inner()(), 9);
+    assert_eq!(registry.task().try_spawn_blocking(|| 9).unwrap_err().into_inner()(), 9);
     assert_eq!(loss(registry.spawn_blocking(|| 9)), "was rejected: the registry has shut down and drained");
     assert_eq!(counts(registry.summary()), [2, 0, 1, 0, 0, 2]);
 }
@@ -271,7 +271,7 @@ fn local_task_may_return_a_value_that_is_not_send() {
         assert_eq!(aborted.await.unwrap_err().loss(), Loss::Aborted);
     });
     registry.start_shutdown();
-    assert!(registry.try_spawn_local(async {}).is_err());
+    assert!(registry.task().try_spawn_local(async {}).is_err());
     assert_eq!(loss(registry.spawn_local(async {})), "was rejected: the registry has shut down and drained");
 }
 

@@ -1,6 +1,6 @@
 //! S10, L4: a limited registry never exceeds its limit, serves waiters in order, and wakes a waiter for each released permit.
 use crate::common::{HANG, Manual, WakeCounter, counting_waker, panic_quietly, panic_waker, poll, poll_once, waker_fn};
-use background_tasks::{Registry, RejectReason, RunWhenReady, Spawner};
+use background_tasks::{Registry, RejectReason, Spawner, StartWhenReady};
 use std::future::pending;
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ fn limited(limit: usize) -> (Manual, Registry<Manual>) {
     (spawner.clone(), Registry::builder(spawner).max_in_flight(limit).build())
 }
 
-type Waiting<'a> = RunWhenReady<'a, Manual, std::future::Pending<()>>;
+type Waiting<'a> = StartWhenReady<'a, Manual, std::future::Pending<()>>;
 
 /// Returns a future that waits for a permit, and the count of its wake-ups.
 fn queued(registry: &Registry<Manual>) -> (Waiting<'_>, Arc<WakeCounter>) {

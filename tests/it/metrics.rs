@@ -1,9 +1,10 @@
 //! `MetricsObserver`, tested on the text that the Prometheus exporter renders.
-use crate::common::Manual;
-use background_tasks::{MetricsObserver, Registry, Summary};
+use crate::common::{Fake, Manual, panic_quietly, poll_once};
+use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Spawner, Summary};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
 fn exporter() -> &'static PrometheusHandle {
@@ -18,10 +19,17 @@ fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
+/// Renders on one thread at a time. While a thread renders, it holds samples that the exporter does not show yet.
+fn render() -> String {
+    static RENDERING: Mutex<()> = Mutex::new(());
+    let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
+    exporter().render()
+}
+
 /// Returns the sorted lines of one registry, without its label and without the crate's prefix.
 fn rendered(registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
-    let text = exporter().render();
+    let text = render();
     let matching = text.lines().filter(|line| line.contains(&label));
     let mut lines: Vec<_> = matching.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
     lines.sort();
@@ -83,8 +91,9 @@ fn every_outcome_is_rendered_exactly() {
     assert!((0.0..60.0).contains(&sum), "{sum}");
     assert!(drain[2..].iter().all(|line| line.starts_with("drain_duration_seconds{…,quantile=")), "{drain:?}");
 
-    let text = exporter().render();
-    let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
+    let text = render();
+    let by_name = |line: &&str| line.contains("tasks_started") || line.contains("tasks_duration");
+    let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#') && !by_name(line)).collect();
     headers.sort_unstable();
     let expected = [
         "# HELP background_tasks_drain_duration_seconds Time from the start of a shutdown until the drain ended.",
@@ -148,3 +157,146 @@ fn outcome_counters_add_up_to_the_summary() {
     let totals = lines.iter().filter(|line| line.starts_with("total"));
     assert_eq!(totals.count(), 6 + 2, "one counter for each combination of outcome and task name");
 }
+
+/// Runs `f` with an exporter for this thread alone, and a registry whose metrics are recorded by name. Returns the sorted lines, without
+/// headers, quantiles, the label `registry` and the crate's prefix. A duration is replaced by `…`.
+fn by_name<S>(spawner: S, f: impl FnOnce(&Registry<S>)) -> Vec<String> {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let exporter = recorder.handle();
+    metrics::with_local_recorder(&recorder, || {
+        f(&Registry::builder(spawner).observer(MetricsObserver::new("names").by_name()).build());
+    });
+    let text = exporter.render();
+    let lines = text.lines().filter(|line| line.contains(r#"registry="names""#) && !line.contains("quantile="));
+    let mut lines: Vec<_> = lines.map(shortened).collect();
+    lines.sort();
+    lines
+}
+
+fn shortened(line: &str) -> String {
+    let line = line.replace(r#"registry="names","#, "").replace("background_tasks_", "");
+    match line.split_once("duration_seconds_sum") {
+        None => line,
+        Some((prefix, rest)) => {
+            let (labels, value) = rest.rsplit_once(' ').unwrap();
+            let value: f64 = value.parse().unwrap();
+            assert!((0.0..60.0).contains(&value), "{value}");
+            format!("{prefix}duration_seconds_sum{labels} …")
+        }
+    }
+}
+
+#[test]
+fn starts_ends_and_durations_are_recorded_by_name() {
+    let manual = Manual::default();
+    let lines = by_name(manual.clone(), |registry| {
+        registry.run(async {});
+        registry.named("mail").run(async {});
+        drop(registry.named("mail").spawn(async { 7 }));
+        registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
+        registry.named("mail").run(async { panic_quietly("intentional panic") });
+        manual.poll_all();
+        registry.named("mail").run(pending::<()>());
+        drop(manual.take());
+        registry.named("sweep").run(pending::<()>());
+        registry.abort();
+        manual.poll_all();
+        drop(registry.named("sweep").guard().unwrap());
+        assert!(poll_once(&mut registry.named("sweep").track(ready(7)).unwrap()).is_ready());
+        let child = registry.named("tenant").child();
+        child.named("mail").run(async {});
+        manual.poll_all();
+        registry.named("sweep").run(pending::<()>());
+    });
+    let expected = [r#"drain_duration_seconds_count{registry="names"} 1"#, r#"drain_duration_seconds_sum{registry="names"} …"#];
+    let (others, named): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line.starts_with("drain"));
+    assert!(others.is_empty() || others == expected, "{others:?}");
+    let expected = [
+        r#"duration_seconds_count{task="",outcome="completed"} 1"#,
+        r#"duration_seconds_count{task="mail",outcome="abandoned"} 1"#,
+        r#"duration_seconds_count{task="mail",outcome="completed"} 3"#,
+        r#"duration_seconds_count{task="mail",outcome="failed"} 1"#,
+        r#"duration_seconds_count{task="mail",outcome="panicked"} 1"#,
+        r#"duration_seconds_count{task="sweep",outcome="aborted"} 1"#,
+        r#"duration_seconds_count{task="sweep",outcome="completed"} 2"#,
+        r#"duration_seconds_sum{task="",outcome="completed"} …"#,
+        r#"duration_seconds_sum{task="mail",outcome="abandoned"} …"#,
+        r#"duration_seconds_sum{task="mail",outcome="completed"} …"#,
+        r#"duration_seconds_sum{task="mail",outcome="failed"} …"#,
+        r#"duration_seconds_sum{task="mail",outcome="panicked"} …"#,
+        r#"duration_seconds_sum{task="sweep",outcome="aborted"} …"#,
+        r#"duration_seconds_sum{task="sweep",outcome="completed"} …"#,
+        r#"in_flight{task=""} 0"#,
+        r#"in_flight{task="mail"} 0"#,
+        r#"in_flight{task="sweep"} 1"#,
+        r#"started_total{task=""} 1"#,
+        r#"started_total{task="mail"} 6"#,
+        r#"started_total{task="sweep"} 4"#,
+        r#"total{outcome="abandoned",task="mail"} 1"#,
+        r#"total{outcome="aborted",task="sweep"} 1"#,
+        r#"total{outcome="completed",task=""} 1"#,
+        r#"total{outcome="completed",task="mail"} 3"#,
+        r#"total{outcome="completed",task="sweep"} 2"#,
+        r#"total{outcome="failed",task="mail"} 1"#,
+        r#"total{outcome="panicked",task="mail"} 1"#,
+    ];
+    assert_eq!(named, expected);
+}
+
+#[test]
+fn rejected_tasks_count_neither_as_started_nor_as_in_flight() {
+    let lines = by_name(Manual::default(), |registry| {
+        registry.start_shutdown();
+        registry.named("late").run(async {});
+    });
+    assert_eq!(lines.last().unwrap(), r#"total{outcome="rejected",task="late"} 1"#);
+    assert!(!lines.iter().any(|line| line.contains("started") || line.contains("in_flight")), "{lines:?}");
+}
+
+#[test]
+fn each_run_of_a_service_is_counted_by_name_without_a_duration() {
+    let fake = Fake::default();
+    let lines = by_name(fake.clone(), |registry| fake.run_outbox(registry));
+    let expected = [
+        r#"in_flight{task="outbox"} 1"#,
+        r#"started_total{task="outbox"} 3"#,
+        r#"total{outcome="completed",task="outbox"} 1"#,
+        r#"total{outcome="failed",task="outbox"} 1"#,
+    ];
+    assert_eq!(lines, expected);
+}
+
+/// Returns a registry whose label is unique in the process, because the exporter is shared.
+fn with_label<S>(builder: RegistryBuilder<S>) -> (&'static str, Registry<S>) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    exporter();
+    let name: &'static str = format!("runtime-{}", NEXT.fetch_add(1, Ordering::Relaxed)).leak();
+    (name, builder.observer(MetricsObserver::new(name).by_name()).build())
+}
+
+fn metrics_by_name_agree_with_the_summary<S: Spawner>((name, registry): &(&'static str, Registry<S>)) {
+    for _ in 0..100 {
+        registry.named("mail").run(async {});
+        registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
+        drop(registry.spawn(async { 7 }));
+    }
+    // Every end is recorded before the drain ends.
+    assert_eq!(registry.shutdown().wait().completed, 200);
+    let lines: Vec<_> = rendered(name).into_iter().filter(|line| !line.contains("seconds{") && !line.contains("_sum")).collect();
+    let expected = [
+        "drain_duration_seconds_count{…} 1",
+        r#"duration_seconds_count{…,task="",outcome="completed"} 100"#,
+        r#"duration_seconds_count{…,task="mail",outcome="completed"} 100"#,
+        r#"duration_seconds_count{…,task="mail",outcome="failed"} 100"#,
+        r#"in_flight{…,task=""} 0"#,
+        r#"in_flight{…,task="mail"} 0"#,
+        r#"started_total{…,task=""} 100"#,
+        r#"started_total{…,task="mail"} 200"#,
+        r#"total{…,outcome="completed",task=""} 100"#,
+        r#"total{…,outcome="completed",task="mail"} 100"#,
+        r#"total{…,outcome="failed",task="mail"} 100"#,
+    ];
+    assert_eq!(lines, expected);
+}
+
+on_every_runtime!(with |spawner| super::with_label(Registry::builder(spawner)); metrics_by_name_agree_with_the_summary);

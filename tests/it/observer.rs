@@ -1,15 +1,19 @@
 //! S2, S6, S7, S8: observers receive each loss once, before the in-flight count drops
 //! and under no lock. A panic of an observer harms no task.
-use crate::common::{HANG, Manual, Owns, PanicDrop, poll_once};
-use background_tasks::{BlockingSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo};
+use crate::common::{Fake, HANG, Manual, Owns, PanicDrop, counts, panic_quietly, poll_once};
+use background_tasks::{
+    BlockingSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Restart, Spawner, Summary, TaskInfo,
+};
 use std::fmt;
 use std::future::{pending, ready};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Records each event as one line of text.
 #[derive(Default)]
@@ -58,7 +62,9 @@ fn observer_logs_no_shutdown_unless_it_says_so() {
     assert!(!logged(()).1.is_shutdown_logged());
     let registry = |observers: [bool; 2]| Registry::builder(()).observer(Logs(observers[0])).observer(Box::new(Logs(observers[1])));
     for (observers, expected) in [([false, false], false), ([true, false], true), ([false, true], true)] {
-        assert_eq!(registry(observers).build().is_shutdown_logged(), expected, "{observers:?}");
+        let registry = registry(observers).build();
+        assert_eq!(registry.is_shutdown_logged(), expected, "{observers:?}");
+        assert!(!registry.child().is_shutdown_logged(), "the observers do not receive the shutdown of a child");
     }
 }
 
@@ -227,9 +233,9 @@ fn every_method_reports_the_call_site_of_its_caller() {
     registry.run(async {});
     registry.try_run(async {}).unwrap_err();
     registry.run_local(async {});
-    registry.try_run_local(async {}).unwrap_err();
+    registry.task().try_run_local(async {}).unwrap_err();
     registry.run_blocking(|| {});
-    registry.try_run_blocking(|| {}).unwrap_err();
+    registry.task().try_run_blocking(|| {}).unwrap_err();
     drop(registry.track(async {}).unwrap_err());
     registry.guard().unwrap_err();
     drop(poll_once(&mut registry.run_when_ready(async {})));
@@ -480,3 +486,166 @@ fn losses_are_reported<S: Spawner + Clone>(registry: &Registry<S>) {
 }
 
 on_every_runtime!(observer_panic_affects_no_task_and_no_other_observer, losses_are_reported);
+
+/// Records the start and the end of each task, and how many tasks are in flight during the call.
+#[derive(Default)]
+struct Progress {
+    lines: Mutex<Vec<String>>,
+    registry: Mutex<Option<Registry<Fake>>>,
+}
+
+impl Progress {
+    fn write(&self, task: &TaskInfo, event: &str) {
+        let kind = task.kind().expect("the registry is inspected");
+        let in_flight = self.registry.lock().unwrap().as_ref().map_or(0, Registry::in_flight);
+        assert!(event == "rejected" || task.age().is_some());
+        self.lines.lock().unwrap().push(format!("{} {kind} {event} {in_flight}", task.name().unwrap_or("-")));
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lines.lock().unwrap())
+    }
+}
+
+impl Observer for Progress {
+    fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
+        self.write(task, loss.outcome());
+    }
+
+    fn started(&self, task: &TaskInfo) {
+        self.write(task, "started");
+    }
+
+    fn completed(&self, task: &TaskInfo) {
+        self.write(task, "completed");
+    }
+
+    fn observes_every_task(&self) -> bool {
+        true
+    }
+}
+
+/// Returns a registry whose observer, in a box and an `Arc`, observes every task.
+fn progress() -> (Fake, Arc<Progress>, Registry<Fake>) {
+    let (fake, progress) = (Fake::default(), Arc::<Progress>::default());
+    let registry = fake.builder().observer(Box::new(progress.clone())).build();
+    *progress.registry.lock().unwrap() = Some(registry.clone());
+    (fake, progress, registry)
+}
+
+/// S8: each accepted task has one start and one end, both while the task counts as in flight.
+#[test]
+fn observer_of_every_task_receives_the_start_and_the_end_of_each_task() {
+    let (fake, progress, registry) = progress();
+    let started_and = |ended: &str| {
+        let lines = progress.take();
+        let event = |event: &str| format!("- future {event} 1");
+        assert_eq!(lines, [event("started"), event(ended)]);
+        assert_eq!(registry.in_flight(), 0);
+    };
+    registry.run(async {});
+    fake.tasks.poll_all();
+    started_and("completed");
+    registry.run(ready(Err::<(), _>("intentional failure")));
+    fake.tasks.poll_all();
+    started_and("failed");
+    registry.run(async { panic_quietly("intentional panic") });
+    fake.tasks.poll_all();
+    started_and("panicked");
+    registry.run(pending::<()>());
+    drop(fake.tasks.take());
+    started_and("abandoned");
+    registry.run(pending::<()>());
+    registry.abort();
+    fake.tasks.poll_all();
+    started_and("aborted");
+    let handle = registry.spawn(async { 7 });
+    fake.tasks.poll_all();
+    started_and("completed");
+    drop(handle);
+    drop(registry.spawn(async { 7 }));
+    fake.tasks.poll_all();
+    started_and("completed");
+    drop(registry.spawn(async { panic_quietly("intentional panic") }));
+    fake.tasks.poll_all();
+    started_and("panicked");
+    assert!(poll_once(&mut registry.run_when_ready(async {})).is_ready());
+    fake.tasks.poll_all();
+    started_and("completed");
+
+    drop(registry.named("lock").guard());
+    drop(registry.named("lock").guard().unwrap().require_completion());
+    assert!(poll_once(&mut registry.named("work").track(ready(7)).unwrap()).is_ready());
+    let expected = ["lock guard started", "lock guard completed", "lock guard started", "lock guard abandoned"];
+    let tracked = ["work tracked future started", "work tracked future completed"];
+    let expected: Vec<_> = expected.into_iter().chain(tracked).map(|line| format!("{line} 1")).collect();
+    assert_eq!(progress.take(), expected);
+
+    progress.registry.lock().unwrap().take();
+    registry.start_shutdown();
+    registry.run(async {});
+    assert_eq!(progress.take(), ["- future rejected 0"]);
+}
+
+#[test]
+fn observer_of_every_task_receives_the_tasks_of_children_but_not_the_children() {
+    let (fake, progress, registry) = progress();
+    let child = registry.named("tenant").child();
+    child.named("mail").run(async {});
+    fake.tasks.poll_all();
+    child.shutdown().wait();
+    drop(child);
+    // The child counts as one in its parent.
+    assert_eq!(progress.take(), ["mail future started 1", "mail future completed 1"]);
+    assert_eq!(registry.in_flight(), 0);
+    progress.registry.lock().unwrap().take();
+}
+
+#[test]
+fn observer_of_every_task_receives_each_run_of_a_service() {
+    let (fake, progress, registry) = progress();
+    let mut runs = 0;
+    registry.named("outbox").service(Restart::always().backoff(SECOND, SECOND), move || {
+        runs += 1;
+        ready(if runs == 1 { Err("intentional failure") } else { Ok(()) })
+    });
+    fake.advance(SECOND);
+    assert_eq!(progress.take(), ["outbox service started 1", "outbox service failed 1", "outbox service started 1"]);
+    fake.advance(SECOND);
+    assert_eq!(progress.take(), [""; 0], "a completed run ends when the next run starts");
+    fake.advance(SECOND);
+    assert_eq!(progress.take(), ["outbox service completed 1", "outbox service started 1"]);
+    registry.start_shutdown();
+    fake.advance(SECOND);
+    assert_eq!(progress.take(), ["outbox service completed 1"]);
+    assert_eq!(counts(registry.summary()), [2, 1, 0, 0, 0, 0]);
+    progress.registry.lock().unwrap().take();
+}
+
+/// An observer that does not observe every task.
+#[derive(Clone, Default)]
+struct OnlyLosses(Arc<AtomicUsize>);
+
+impl Observer for OnlyLosses {
+    fn started(&self, _: &TaskInfo) {
+        self.0.fetch_add(1, SeqCst);
+    }
+
+    fn completed(&self, _: &TaskInfo) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn starts_and_completions_are_reported_only_if_an_observer_observes_every_task() {
+    let (manual, calls) = (Manual::default(), OnlyLosses::default());
+    let builder = || Registry::builder(manual.clone()).observer(calls.clone());
+    for (registry, expected) in
+        [(builder().build(), 0), (builder().inspect().build(), 0), (builder().observer(Progress::default()).build(), 4)]
+    {
+        registry.run(async {});
+        registry.named("mail").run(async {});
+        manual.poll_all();
+        assert_eq!(calls.0.swap(0, SeqCst), expected);
+    }
+}

@@ -94,7 +94,7 @@ fn blocking_work_is_counted_by_outcome<S: background_tasks::BlockingSpawner>(reg
         let _captured = &panics_on_drop;
     });
     assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [1, 1, 2, 0, 0, 0]);
-    let rejected = registry.try_run_blocking(|| unreachable!("the registry has drained")).unwrap_err();
+    let rejected = registry.task().try_run_blocking(|| unreachable!("the registry has drained")).unwrap_err();
     let _: fn() -> _ = rejected.into_inner();
     registry.run_blocking(|| unreachable!("the registry has drained"));
     assert_eq!(registry.summary().rejected, 2);

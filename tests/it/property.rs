@@ -1,5 +1,7 @@
 //! S5 as a property: after each step of a random sequence, a registry must agree with a simple model of it.
 //!
+//! This file has one registry, and the module `tree` has a registry with descendants and services.
+//!
 //! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
@@ -19,6 +21,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
+mod tree;
 
 /// The settings of a registry.
 #[derive(Debug, Clone, Copy)]
@@ -153,14 +157,7 @@ struct Recorder(Mutex<Vec<Event>>);
 impl Observer for Recorder {
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
         assert_eq!(task.location().file(), file!());
-        let (outcome, text) = match *loss {
-            Loss::Failed(error) => (Outcome::Failed, error.into()),
-            Loss::Panicked(message) => (Outcome::Panicked, message.into()),
-            Loss::Abandoned => (Outcome::Abandoned, String::new()),
-            Loss::Aborted => (Outcome::Aborted, String::new()),
-            Loss::Rejected(reason) => (Outcome::Rejected, reason.to_string()),
-            _ => panic!("unknown loss: {loss}"),
-        };
+        let (outcome, text) = outcome(loss);
         self.0.lock().unwrap().push(Event::Lost(outcome, identity(task), text));
     }
 
@@ -170,6 +167,34 @@ impl Observer for Recorder {
 
     fn drained(&self, summary: &Summary, _: Duration) {
         self.0.lock().unwrap().push(Event::Drained(counts(*summary)));
+    }
+}
+
+/// An observer that counts the losses.
+#[derive(Default)]
+struct CountingLosses(Mutex<Counts>);
+
+impl CountingLosses {
+    fn counts(&self) -> Counts {
+        *self.0.lock().unwrap()
+    }
+}
+
+impl Observer for CountingLosses {
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        self.0.lock().unwrap()[outcome(loss).0 as usize] += 1;
+    }
+}
+
+/// Returns the outcome that a loss stands for, and its text.
+fn outcome(loss: &Loss<'_>) -> (Outcome, String) {
+    match *loss {
+        Loss::Failed(error) => (Outcome::Failed, error.into()),
+        Loss::Panicked(message) => (Outcome::Panicked, message.into()),
+        Loss::Abandoned => (Outcome::Abandoned, String::new()),
+        Loss::Aborted => (Outcome::Aborted, String::new()),
+        Loss::Rejected(reason) => (Outcome::Rejected, reason.to_string()),
+        _ => panic!("unknown loss: {loss}"),
     }
 }
 
@@ -304,16 +329,17 @@ struct Cause {
 
 /// Calls a method of a registry, or of a `TaskBuilder` if the options need one.
 macro_rules! call {
-    ($registry:expr, $options:expr, $method:ident($($work:expr)?)) => {
+    ($registry:expr, $options:expr, $method:ident($($work:expr),*)) => {
         match builder($registry, $options) {
-            None => $registry.$method($($work)?),
-            Some(builder) => builder.$method($($work)?),
+            None => $registry.$method($($work),*),
+            Some(builder) => builder.$method($($work),*),
         }
     };
 }
+use call;
 
 /// Returns a builder with the options. Returns `None` if no option is set.
-fn builder(registry: &Registry<Manual>, options: TaskOptions) -> Option<TaskBuilder<'_, Manual>> {
+fn builder<S>(registry: &Registry<S>, options: TaskOptions) -> Option<TaskBuilder<'_, S>> {
     let TaskOptions { name, critical, without_permit, follow_up } = options;
     let first = name.map(|name| registry.named(name));
     let first = first.or_else(|| critical.then(|| registry.critical()));
@@ -466,13 +492,8 @@ impl Model {
         }
         let work = self.in_flight.remove(index);
         work.waker.check();
-        if let Some(mut handle) = work.handle {
-            let failed = *work.script.lock().unwrap() == Behavior::Fail;
-            match poll_once(&mut handle) {
-                Poll::Pending => panic!("the handle of a task that has ended is ready"),
-                Poll::Ready(Ok(output)) => assert_eq!((outcome, output.is_err()), (Outcome::Completed, failed)),
-                Poll::Ready(Err(error)) => assert_eq!(error.loss(), loss(outcome, text)),
-            }
+        if let Some(handle) = work.handle {
+            check_output(handle, outcome, text, *work.script.lock().unwrap() == Behavior::Fail);
         }
         self.ended.extend(work.id);
         self.expect_drained_event();
@@ -883,6 +904,15 @@ impl Model {
         let registry_events = self.events.iter().filter(|event| matches!(event, Event::ShutdownStarted(_) | Event::Drained(_)));
         assert_eq!(registry_events.count(), if self.setup.observed { 2 } else { 0 });
         self.counts
+    }
+}
+
+/// Asserts that the handle of a task that has ended is ready, and that its output or its loss agrees with the outcome.
+fn check_output(mut handle: JoinHandle<Result<(), &'static str>>, outcome: Outcome, text: &str, failed: bool) {
+    match poll_once(&mut handle) {
+        Poll::Pending => panic!("the handle of a task that has ended is ready"),
+        Poll::Ready(Ok(output)) => assert_eq!((outcome, output.is_err()), (Outcome::Completed, failed)),
+        Poll::Ready(Err(error)) => assert_eq!(error.loss(), loss(outcome, text)),
     }
 }
 

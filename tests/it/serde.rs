@@ -1,6 +1,6 @@
 //! Tasks, stragglers, summaries and their parts serialize to the documented JSON.
-use crate::common::{Manual, inspected};
-use background_tasks::{Loss, Observer, Registry, RejectReason, Summary, TaskId, TaskInfo, TaskKind};
+use crate::common::{Fake, Manual, inspected};
+use background_tasks::{JoinHandle, Loss, Observer, Registry, RejectReason, Restart, Summary, TaskId, TaskInfo, TaskKind};
 use serde_json::{Value, json, to_value};
 use std::future::{Future, pending, ready};
 use std::panic::Location;
@@ -62,6 +62,51 @@ fn task_list_serializes_every_known_field() {
     assert_eq!(serialized, expected);
     assert_eq!(tasks[0].location().to_string(), site);
     drop((tracked, guard));
+}
+
+/// Starts a service whose runs fail, a child, and a task with a handle.
+fn fake_with_all_kinds() -> (Fake, Registry<Fake>, (Registry<Fake>, JoinHandle<()>)) {
+    let fake = Fake::default();
+    let registry = fake.builder().inspect().build();
+    registry.named("outbox").service(Restart::on_failure(), || ready(Err::<(), _>("no connection")));
+    let (child, handle) = (registry.named("tenant").child(), registry.named("export").spawn(pending::<()>()));
+    (fake, registry, (child, handle))
+}
+
+#[test]
+fn services_children_and_tasks_with_handles_serialize_as_tasks() {
+    let (_fake, registry, _owned) = fake_with_all_kinds();
+    let Value::Array(mut tasks) = to_value(registry.tasks()).unwrap() else { panic!("a task list serializes to an array") };
+    for task in &mut tasks {
+        take_id_and_age(task);
+        task.as_object_mut().unwrap().remove("location").unwrap();
+    }
+    // Tasks that start at the same timestamp are listed in any order.
+    tasks.sort_by_key(|task| task["kind"].to_string());
+    let expected = [
+        json!({ "name": "tenant", "kind": "child", "is_abortable": false }),
+        json!({ "name": "export", "kind": "future", "is_abortable": true }),
+        json!({ "name": "outbox", "kind": "service", "is_abortable": true }),
+    ];
+    assert_eq!(tasks, expected);
+}
+
+#[test]
+fn service_list_serializes_task_state_restarts_and_last_loss() {
+    let (fake, registry, _owned) = fake_with_all_kinds();
+    let services = || {
+        let mut serialized = to_value(registry.services()).unwrap();
+        take_id_and_age(&mut serialized[0]["task"]);
+        serialized[0]["task"].as_object_mut().unwrap().remove("location").unwrap();
+        serialized
+    };
+    let task = json!({ "name": "outbox", "kind": "service", "is_abortable": true });
+    let service = |is_running, restarts, last_loss: Option<&str>| json!([{ "task": task, "is_running": is_running, "restarts": restarts, "last_loss": last_loss }]);
+    assert_eq!(services(), service(true, 0, None));
+    fake.tasks.poll_all();
+    assert_eq!(services(), service(false, 0, Some("failed: no connection")));
+    fake.advance(Duration::from_secs(1));
+    assert_eq!(services(), service(false, 1, Some("failed: no connection")));
 }
 
 #[test]
@@ -148,6 +193,7 @@ fn summary_serializes_every_outcome() {
 fn reasons_and_kinds_serialize_in_snake_case() {
     let reasons = [RejectReason::Drained, RejectReason::Full, RejectReason::ShuttingDown];
     assert_eq!(to_value(reasons).unwrap(), json!(["drained", "full", "shutting_down"]));
-    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard, TaskKind::Child];
-    assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard", "child"]));
+    let kinds = [TaskKind::Future, TaskKind::Local, TaskKind::Blocking, TaskKind::Tracked, TaskKind::Guard];
+    assert_eq!(to_value(kinds).unwrap(), json!(["future", "local", "blocking", "tracked", "guard"]));
+    assert_eq!(to_value([TaskKind::Service, TaskKind::Child]).unwrap(), json!(["service", "child"]));
 }

@@ -2,13 +2,13 @@
 //!
 //! Most tests control the time and the polls, so no clock decides them.
 
-use crate::common::{Fake, HANG, PanicDrop, counting_waker, counts, panic_quietly, poll, poll_once};
+use crate::common::{Fake, HANG, Owns, PanicDrop, counting_waker, counts, panic_quietly, poll, poll_once};
 use background_tasks::{
     AsyncStdSpawner, Loss, Observer, Registry, Restart, SmolSpawner, Spawner, TaskInfo, TaskKind, ThreadsSpawner, Timer,
     TokioSpawner, WithTimer,
 };
 use futures_lite::future::block_on;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, pending, poll_fn, ready};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -205,6 +205,22 @@ fn panics_in_each_part_of_a_run_end_only_the_run() {
     assert_eq!((counts(registry.summary()), registry.in_flight()), ([1, 0, 4, 0, 0, 0], 0));
 }
 
+/// S2, S6
+#[test]
+fn panic_in_the_destructor_of_a_finished_run_ends_only_the_run() {
+    let (fake, losses) = (Fake::default(), Losses::default());
+    let registry = fake.builder().observer(losses.clone()).build();
+    let (make, started) = counted(|n| {
+        let panics = (n == 0).then(|| PanicDrop);
+        Owns(panics, ready(Ok::<(), &str>(())))
+    });
+    registry.service(each_second(), make);
+    fake.tasks.poll_all();
+    assert_eq!(losses.take(), ["task panicked: intentional panic in a destructor"]);
+    fake.advance(SECOND);
+    assert_eq!((started.load(Ordering::Relaxed), counts(registry.summary())), (2, [1, 0, 1, 0, 0, 0]));
+}
+
 #[test]
 fn shutdown_ends_a_waiting_service_and_lets_a_run_finish() {
     let fake = Fake::default();
@@ -345,19 +361,19 @@ fn services_are_listed_with_their_state() {
     registry.named("outbox").service(each_second(), make);
     registry.every(SECOND, || async {});
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert!(outbox.is_running() && outbox.restarts() == 0 && outbox.last_loss().is_none());
-    assert_eq!((outbox.task().name(), sweep.task().name()), (Some("outbox"), None));
-    assert_eq!(outbox.task().id(), registry.tasks().iter().find(|task| task.name() == Some("outbox")).unwrap().id());
+    assert!(outbox.is_running && outbox.restarts == 0 && outbox.last_loss.is_none());
+    assert_eq!((outbox.task.name(), sweep.task.name()), (Some("outbox"), None));
+    assert_eq!(outbox.task.id(), registry.tasks().iter().find(|task| task.name() == Some("outbox")).unwrap().id());
     fake.tasks.poll_all();
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert_eq!((outbox.is_running(), outbox.restarts(), outbox.last_loss()), (false, 0, Some("failed: no connection")));
-    assert_eq!((sweep.is_running(), sweep.restarts(), sweep.last_loss()), (false, 0, None));
+    assert_eq!((outbox.is_running, outbox.restarts, outbox.last_loss.as_deref()), (false, 0, Some("failed: no connection")));
+    assert_eq!((sweep.is_running, sweep.restarts, sweep.last_loss.as_deref()), (false, 0, None));
     fake.advance(SECOND);
     let [outbox, sweep] = &registry.services()[..] else { panic!() };
-    assert_eq!((outbox.is_running(), outbox.restarts(), outbox.last_loss()), (true, 1, Some("failed: no connection")));
-    assert_eq!((sweep.is_running(), sweep.restarts()), (false, 1));
+    assert_eq!((outbox.is_running, outbox.restarts, outbox.last_loss.as_deref()), (true, 1, Some("failed: no connection")));
+    assert_eq!((sweep.is_running, sweep.restarts), (false, 1));
     let text = outbox.to_string();
-    assert!(text.starts_with("outbox at ") && text.ends_with(" runs, 1 restarts, last loss: failed: no connection"), "{text}");
+    assert!(text.starts_with("outbox at ") && text.ends_with(" runs, restarts: 1, last loss: failed: no connection"), "{text}");
     registry.abort();
     fake.tasks.poll_all();
     assert!(registry.services().is_empty());
@@ -370,8 +386,8 @@ fn services_are_listed_in_a_registry_without_inspection() {
     registry.named("outbox").service(each_second(), || async { failure().await });
     fake.tasks.poll_all();
     let services = registry.services();
-    assert_eq!((services.len(), services[0].task().name(), services[0].task().id()), (1, Some("outbox"), None));
-    assert_eq!(services[0].last_loss(), Some("failed: no connection"), "the text needs no observer");
+    assert_eq!((services.len(), services[0].task.name(), services[0].task.id()), (1, Some("outbox"), None));
+    assert_eq!(services[0].last_loss.as_deref(), Some("failed: no connection"), "the text needs no observer");
     assert!(registry.tasks().is_empty());
 }
 

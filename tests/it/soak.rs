@@ -2,11 +2,14 @@
 //!
 //! `SOAK=10000000 cargo test --release --all-features --test it soak::` runs ten million tasks. Default: 200,000.
 use crate::common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
-use background_tasks::{Guard, Loss, Observer, Registry, RejectReason, Spawner, Summary, TaskInfo, Tracked};
+use background_tasks::{
+    Guard, JoinHandle, Loss, Observer, Registry, RejectReason, Restart, Spawner, Summary, TaskInfo, TaskKind, Timer, Tracked,
+};
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,10 +41,37 @@ impl Spawner for CallerSpawner {
     }
 }
 
+/// Services start again without a delay.
+impl Timer for CallerSpawner {
+    type Sleep = Ready<()>;
+
+    fn sleep(&self, _: Duration) -> Ready<()> {
+        ready(())
+    }
+}
+
 /// A future that is pending for some polls, then ends with the given outcome and stores it in `LAST_OUTCOME`.
 struct Work {
     pending_polls: u8,
     outcome: Outcome,
+}
+
+/// One run of a service. It counts its failure, because the service may run again.
+struct Run(Work, Arc<AtomicU64>);
+
+impl Future for Run {
+    type Output = Result<(), &'static str>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = Pin::new(&mut self.0).poll(cx);
+        match polled {
+            // An earlier run may have stored its outcome during the same poll of the service.
+            Poll::Pending => LAST_OUTCOME.set(None),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => _ = self.1.fetch_add(1, Ordering::Relaxed),
+        }
+        polled
+    }
 }
 
 impl Future for Work {
@@ -94,8 +124,12 @@ impl Observer for CountingObserver {
 /// A task, tracked future or guard that is in flight.
 enum InFlight {
     Task(BoxFuture),
+    Joined(BoxFuture, JoinHandle<Result<(), &'static str>>),
+    /// A service that was polled at least once, and the number of failed runs.
+    Service(BoxFuture, Arc<AtomicU64>),
     Tracked(Tracked<Work>),
     Guard(Guard),
+    Ended(Outcome),
 }
 
 impl InFlight {
@@ -103,6 +137,7 @@ impl InFlight {
     fn end(self, rng: &mut Rng) -> Outcome {
         let drop_unfinished = rng.u8(..8) == 0;
         match self {
+            Self::Ended(outcome) => outcome,
             Self::Guard(guard) if rng.u64(..TASKS_PER_PANIC) == 0 => {
                 let panicked = catch_unwind(AssertUnwindSafe(|| {
                     let _guard = guard;
@@ -115,7 +150,34 @@ impl InFlight {
                 drop(guard);
                 Outcome::Completed
             }
-            Self::Task(_) | Self::Tracked(_) if drop_unfinished => Outcome::Abandoned,
+            Self::Joined(task, mut handle) if drop_unfinished => {
+                drop(task);
+                assert!(matches!(poll_once(&mut handle), Poll::Ready(Err(error)) if error.loss() == Loss::Abandoned));
+                Outcome::Abandoned
+            }
+            Self::Joined(mut task, mut handle) => {
+                if rng.u8(..8) == 0 {
+                    handle.abort();
+                }
+                while poll_once(&mut task).is_pending() {}
+                let outcome = match LAST_OUTCOME.take().unwrap_or(Outcome::Aborted) {
+                    Outcome::Failed => Outcome::Completed,
+                    outcome => outcome,
+                };
+                let Poll::Ready(output) = poll_once(&mut handle) else { panic!("the handle of a task that has ended is ready") };
+                assert_eq!(output.is_ok(), outcome == Outcome::Completed);
+                outcome
+            }
+            Self::Task(_) | Self::Tracked(_) | Self::Service(..) if drop_unfinished => Outcome::Abandoned,
+            Self::Service(mut task, failures) => {
+                while poll_once(&mut task).is_pending() {}
+                let outcome = LAST_OUTCOME.take().unwrap_or(Outcome::Aborted);
+                if outcome == Outcome::Failed {
+                    // After the shutdown has started, the failure of a run is the failure of its service.
+                    failures.fetch_sub(1, Ordering::Relaxed);
+                }
+                outcome
+            }
             Self::Task(mut task) => {
                 while poll_once(&mut task).is_pending() {}
                 LAST_OUTCOME.take().unwrap_or(Outcome::Aborted)
@@ -134,6 +196,10 @@ impl InFlight {
 /// One registry under test. The threads share it, and any thread may end the work that another thread started.
 struct Scenario {
     registry: Registry<CallerSpawner>,
+    /// Descendants of the registry. The threads replace them again and again. Empty in scenarios without children.
+    children: Vec<Mutex<Registry<CallerSpawner>>>,
+    /// The number of failed runs of services that have run again.
+    failed_runs: Arc<AtomicU64>,
     observer: Option<Arc<CountingObserver>>,
     is_inspected: bool,
     limit: usize,
@@ -141,6 +207,11 @@ struct Scenario {
 }
 
 impl Scenario {
+    fn with_children(mut self) -> Self {
+        self.children = (0..4).map(|_| Mutex::new(self.registry.child())).collect();
+        self
+    }
+
     fn new(is_observed: bool, is_inspected: bool, limit: Option<usize>) -> Self {
         let observer = is_observed.then(Arc::<CountingObserver>::default);
         let mut builder = Registry::builder(CallerSpawner);
@@ -154,19 +225,35 @@ impl Scenario {
             builder = builder.observer(observer.clone());
         }
         let limit = limit.unwrap_or(usize::MAX);
-        Self { registry: builder.build(), observer, is_inspected, limit, in_flight: Mutex::default() }
+        let (children, failed_runs) = (Vec::new(), Arc::default());
+        Self { registry: builder.build(), children, failed_runs, observer, is_inspected, limit, in_flight: Mutex::default() }
+    }
+
+    /// Returns the registry or one of its descendants. Sometimes replaces a descendant first.
+    fn any_registry(&self, rng: &mut Rng) -> Registry<CallerSpawner> {
+        let descendant =
+            |index: usize| self.children.get(index).map_or(self.registry.clone(), |child| child.lock().unwrap().clone());
+        if !self.children.is_empty() && rng.u8(..32) == 0 {
+            // The first two are children, and the others grandchildren. The parent is open, because `parent` is one of its handles.
+            let index = rng.usize(..self.children.len());
+            let parent = index.checked_sub(2).map_or(self.registry.clone(), descendant);
+            let replaced = mem::replace(&mut *self.children[index].lock().unwrap(), parent.child());
+            // Shuts the descendants of the replaced child down too, so these may reject work.
+            drop(replaced);
+        }
+        descendant(rng.usize(..=self.children.len()))
     }
 
     /// Tries to start some work. Returns `None` if the work would have to wait for a permit.
     fn start(&self, rng: &mut Rng) -> Option<Result<InFlight, RejectReason>> {
-        let registry = &self.registry;
+        let registry = &self.any_registry(rng);
         let outcome = match rng.u64(..TASKS_PER_PANIC) {
             0 => Outcome::Panicked,
             n if n % 5 == 0 => Outcome::Failed,
             _ => Outcome::Completed,
         };
         let work = Work { pending_polls: rng.u8(..3), outcome };
-        let started = match rng.u8(..8) {
+        let started = match rng.u8(..10) {
             0 => registry.track(work).map(InFlight::Tracked).map_err(|rejected| rejected.reason()),
             1 => registry.guard().map(InFlight::Guard).map_err(|rejected| rejected.reason()),
             2 => {
@@ -175,10 +262,31 @@ impl Scenario {
                     Poll::Pending => None,
                 };
             }
-            3 | 4 => registry.named("mail").try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
+            3 => {
+                let spawned = registry.try_spawn(work).map_err(|rejected| rejected.reason());
+                spawned.map(|handle| InFlight::Joined(spawned_future(), handle))
+            }
+            4 => self.start_service(rng),
+            5 | 6 => registry.named("mail").try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
             _ => registry.try_run(work).map(|()| spawned_task()).map_err(|rejected| rejected.reason()),
         };
         Some(started)
+    }
+
+    /// Starts a service of the root, whose shutdown starts after the threads have ended. Each run completes or fails, at its second poll
+    /// at the earliest.
+    fn start_service(&self, rng: &mut Rng) -> Result<InFlight, RejectReason> {
+        let (failed_runs, mut rng) = (self.failed_runs.clone(), rng.fork());
+        self.registry.service(Restart::on_failure().unlimited(), move || {
+            let outcome = if rng.bool() { Outcome::Completed } else { Outcome::Failed };
+            Run(Work { pending_polls: rng.u8(1..3), outcome }, failed_runs.clone())
+        });
+        // A service has no `try_` form. Without a limit, nothing rejects it.
+        let mut service = SPAWNED.with_borrow_mut(Vec::pop).ok_or(RejectReason::Full)?;
+        Ok(match poll_once(&mut service) {
+            Poll::Pending => InFlight::Service(service, self.failed_runs.clone()),
+            Poll::Ready(()) => InFlight::Ended(Outcome::Aborted),
+        })
     }
 
     /// Runs one thread's part: starts work until `tasks` of it were accepted or rejected, and ends about as much. Returns the outcomes.
@@ -194,7 +302,8 @@ impl Scenario {
                 }
                 Some(Ok(mut work)) => {
                     started += 1;
-                    assert!(self.registry.in_flight() <= self.limit);
+                    // A child counts as in flight, but takes no permit.
+                    assert!(!self.children.is_empty() || self.registry.in_flight() <= self.limit);
                     // Half of the tasks are polled here, so an abort meets both polled and unpolled tasks.
                     if let (InFlight::Task(task), true) = (&mut work, rng.bool()) {
                         if poll_once(task).is_ready() {
@@ -228,19 +337,26 @@ impl Scenario {
     }
 
     /// Ends the remaining work and drains the registry. Asserts that the registry and its observer counted what the threads counted.
+    /// Returns the outcomes without the failures of runs that were followed by another run.
     fn drain_and_compare(self, outcomes_by_thread: &[Counts], rng: &mut Rng) -> Counts {
         let mut total = [0; 6];
         for outcomes in outcomes_by_thread {
             total.iter_mut().zip(outcomes).for_each(|(total, count)| *total += count);
         }
+        let is_ended = |work: &&InFlight| matches!(work, InFlight::Ended(_));
         let in_flight = self.in_flight.into_inner().unwrap();
-        assert_eq!(self.registry.in_flight(), in_flight.len());
-        let listed = if self.is_inspected { in_flight.len() } else { 0 };
-        assert_eq!(self.registry.tasks().len(), listed, "an inspected registry lists each task once");
+        let len = in_flight.len() - in_flight.iter().filter(is_ended).count();
+        let has_children = !self.children.is_empty();
+        drop(self.children);
+        assert!(has_children || self.registry.in_flight() == len);
+        let tasks = self.registry.tasks().into_iter().filter(|task| task.kind() != Some(TaskKind::Child)).count();
+        assert_eq!(tasks, if self.is_inspected { len } else { 0 }, "an inspected registry lists each task once");
         let shutdown = self.registry.shutdown();
         for work in in_flight {
             total[work.end(rng) as usize] += 1;
         }
+        let failed_runs = self.failed_runs.load(Ordering::Relaxed);
+        total[Outcome::Failed as usize] += failed_runs;
         assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), total);
         assert_eq!(self.registry.in_flight(), 0);
         if let Some(observer) = self.observer {
@@ -251,13 +367,18 @@ impl Scenario {
         }
         let late = Work { pending_polls: 0, outcome: Outcome::Completed };
         assert_eq!(self.registry.try_run(late).unwrap_err().reason(), RejectReason::Drained);
+        total[Outcome::Failed as usize] -= failed_runs;
         total
     }
 }
 
 /// Takes the task that this thread started last out of the spawner.
+fn spawned_future() -> BoxFuture {
+    SPAWNED.with_borrow_mut(Vec::pop).expect("the spawner received the task")
+}
+
 fn spawned_task() -> InFlight {
-    InFlight::Task(SPAWNED.with_borrow_mut(Vec::pop).expect("the spawner received the task"))
+    InFlight::Task(spawned_future())
 }
 
 #[test]
@@ -269,6 +390,8 @@ fn outcomes_of_many_tasks_on_two_threads_are_counted_exactly() {
         Scenario::new(true, true, None),
         Scenario::new(false, false, Some(LIMIT)),
         Scenario::new(true, true, Some(LIMIT)),
+        Scenario::new(false, false, None).with_children(),
+        Scenario::new(true, true, Some(LIMIT)).with_children(),
     ];
     let per_thread = tasks / (scenarios.len() as u64 * THREADS);
     let outcomes_by_thread: Vec<Vec<Counts>> = thread::scope(|scope| {

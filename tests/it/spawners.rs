@@ -59,7 +59,7 @@ async fn assert_local_tasks_run_and_are_counted<S: LocalSpawner>(registry: Regis
     registry.run_local(async { panic!("intentional panic") });
     let summary = registry.shutdown().await;
     assert_eq!((runs.get(), summary.completed, summary.panicked), (3, 3, 1));
-    let rejected = registry.try_run_local(async move { drop(runs) }).unwrap_err();
+    let rejected = registry.task().try_run_local(async move { drop(runs) }).unwrap_err();
     drop(rejected.into_inner());
     registry.run_local(async { unreachable!("the registry has drained") });
     assert_eq!(registry.summary().rejected, 2);

@@ -1,8 +1,8 @@
 //! The events that `TracingObserver` emits, as a subscriber receives them.
-use crate::common::{Manual, Owns, PanicDrop, poll_once};
+use crate::common::{Fake, Manual, Owns, PanicDrop, panic_quietly, poll_once};
 use background_tasks::{
-    DynBlockingSpawner, DynLocalSpawner, Registry, RunWhenReady, Spawner, TaskBuilder, TaskId, TaskOutput, TaskSpan,
-    TracingObserver, Tracked,
+    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, SpanObserver, Spawner, StartWhenReady,
+    TaskBuilder, TaskId, TaskOutput, TaskSpan, TracingObserver, Tracked,
 };
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -10,8 +10,10 @@ use std::future::{Future, pending, ready};
 use std::io;
 use std::panic::Location;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id};
+use tracing::instrument::WithSubscriber;
+use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::with_default;
 use tracing::{Event, Instrument, Level, Subscriber, info, info_span};
 use tracing_subscriber::Layer;
@@ -144,7 +146,7 @@ fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site
 
 /// Like [`run`], for a task that waits for a permit.
 #[track_caller]
-fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (RunWhenReady<'_, Manual, F>, Site)
+fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (StartWhenReady<'_, Manual, F>, Site)
 where
     F: Future<Output: TaskOutput> + Send + 'static,
 {
@@ -422,6 +424,211 @@ fn task_span_covers_local_tasks_and_blocking_work_from_start_to_drop() {
         recorded.retain(|(message, _)| message == "inside" || message == ABANDONED);
         let expected = ["inside", ABANDONED, "inside", ABANDONED].map(|message| (message.to_owned(), vec!["task"]));
         assert_eq!(recorded, expected);
+    });
+}
+
+/// A layer that keeps the name, the call site and the recorded ends of each span whose name is `task`.
+#[derive(Clone, Default)]
+struct TaskSpans(Arc<Mutex<BTreeMap<u64, SpannedTask>>>);
+
+#[derive(Debug, Default)]
+struct SpannedTask {
+    name: String,
+    site: String,
+    follows: Option<&'static str>,
+    outcomes: Vec<String>,
+    /// The number of recorded durations.
+    durations: usize,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TaskSpans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
+        if attributes.metadata().name() == "task" {
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            let mut take = |field| fields.text.remove(field).unwrap_or_default();
+            let task = SpannedTask { name: take("task.name"), site: take("task.location"), ..SpannedTask::default() };
+            self.0.lock().unwrap().insert(id.into_u64(), task);
+        }
+    }
+
+    fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, S>) {
+        self.0.lock().unwrap().get_mut(&id.into_u64()).unwrap().follows = Some(context.span(follows).unwrap().name());
+    }
+
+    fn on_record(&self, id: &Id, record: &Record<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        record.record(&mut fields);
+        let mut tasks = self.0.lock().unwrap();
+        let task = tasks.get_mut(&id.into_u64()).expect("only the spans of tasks have empty fields");
+        task.outcomes.extend(fields.text.remove("task.outcome"));
+        if let Some(duration) = fields.seconds.remove("task.duration_seconds") {
+            assert!((0.0..60.0).contains(&duration), "{duration}");
+            task.durations += 1;
+        }
+        assert!(fields.text.is_empty() && fields.counts.is_empty() && fields.seconds.is_empty(), "{fields:?}");
+    }
+}
+
+impl TaskSpans {
+    fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+        with_default(tracing_subscriber::registry().with(self.clone()), f)
+    }
+
+    /// Returns the name of each task with its recorded outcomes, sorted. Asserts that each task that was accepted has a duration.
+    #[track_caller]
+    fn ends(&self) -> Vec<String> {
+        let tasks = self.0.lock().unwrap();
+        let line = |task: &SpannedTask| {
+            let durations = task.outcomes.iter().filter(|outcome| *outcome != "rejected").count();
+            assert_eq!(task.durations, durations, "{task:?}");
+            format!("{}: {}", task.name, task.outcomes.join(", "))
+        };
+        let mut lines: Vec<_> = tasks.values().map(line).collect();
+        lines.sort();
+        lines
+    }
+}
+
+/// Starts one task for each outcome that is possible on every runtime, and drains the registry.
+fn outcomes_and_durations_are_recorded_in_the_spans<S: Spawner>(registry: &Registry<S>) {
+    let spans = TaskSpans::default();
+    spans.in_scope(|| {
+        let pending_task = |name| registry.named(name).run(pending::<()>());
+        let site = info_span!("request").in_scope(|| run(registry.named("completed"), async {}));
+        registry.named("failed").run(ready(Err::<(), _>("intentional failure")));
+        registry.named("panicked").run(async { panic_quietly("intentional panic") });
+        let handle = registry.named("handle").spawn(async { 7 });
+        drop(registry.named("detached").spawn(async { 7 }));
+        assert_eq!(futures_lite::future::block_on(handle).unwrap(), 7);
+        futures_lite::future::block_on(registry.wait_idle());
+        pending_task("aborted");
+        registry.named("aborted").spawn(pending::<()>()).abort();
+        let shutdown = registry.shutdown();
+        registry.abort();
+        shutdown.wait();
+        pending_task("rejected");
+
+        let expected = ["aborted", "aborted", "completed", "detached", "failed", "handle", "panicked", "rejected"];
+        let outcome = |name| if ["detached", "handle"].contains(&name) { "completed" } else { name };
+        assert_eq!(spans.ends(), expected.map(|name| format!("{name}: {}", outcome(name))));
+        let tasks = spans.0.lock().unwrap();
+        let completed = tasks.values().find(|task| task.name == "completed").unwrap();
+        assert_eq!((completed.site.as_str(), completed.follows), (site.to_string().as_str(), Some("request")));
+    });
+}
+
+/// Passes the subscriber of the caller to the executor's threads. A program has one subscriber for all threads.
+struct InSubscriber<S>(S);
+
+impl<S: Spawner> Spawner for InSubscriber<S> {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        self.0.spawn(task.with_current_subscriber());
+    }
+}
+
+fn spanned<S>(spawner: S) -> TaskSpan<InSubscriber<S>> {
+    TaskSpan(InSubscriber(spawner))
+}
+
+on_every_runtime!(
+    with |spawner| Registry::builder(super::spanned(spawner)).observer(super::SpanObserver).build();
+    outcomes_and_durations_are_recorded_in_the_spans,
+);
+
+/// Runs or drops the tasks and closures on the calling thread.
+struct Inline {
+    drops: bool,
+}
+
+impl LocalSpawner for Inline {
+    fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
+        let mut task = Box::pin(task);
+        if !self.drops {
+            assert!(poll_once(&mut task).is_ready());
+        }
+    }
+}
+
+impl BlockingSpawner for Inline {
+    fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
+        if !self.drops {
+            work();
+        }
+    }
+}
+
+#[test]
+fn outcomes_of_local_tasks_closures_and_dropped_tasks_are_recorded() {
+    let spans = TaskSpans::default();
+    spans.in_scope(|| {
+        let registry = |drops| Registry::builder(TaskSpan(Inline { drops })).observer(SpanObserver).build();
+        for registry in [registry(false), registry(true)] {
+            registry.named("local").run_local(async {});
+            registry.named("local with a handle").spawn_local(async {}).abort_handle();
+            registry.named("closure").run_blocking(|| Err::<(), _>("intentional failure"));
+            registry.named("closure with a handle").spawn_blocking(|| 7).abort_handle();
+        }
+    });
+    let expected = [
+        "closure with a handle: abandoned",
+        "closure with a handle: completed",
+        "closure: abandoned",
+        "closure: failed",
+        "local with a handle: abandoned",
+        "local with a handle: completed",
+        "local: abandoned",
+        "local: completed",
+    ];
+    assert_eq!(spans.ends(), expected);
+}
+
+#[test]
+fn work_without_a_span_does_not_change_the_span_of_the_task_around_it() {
+    let (spans, manual) = (TaskSpans::default(), Manual::default());
+    spans.in_scope(|| {
+        let registry = Registry::builder(TaskSpan(manual.clone())).observer(SpanObserver).build();
+        let inner = registry.clone();
+        registry.named("outer").run(async move {
+            drop(inner.named("tracked").track(pending::<()>()));
+            drop(inner.named("guard").guard());
+            drop(inner.named("lost guard").guard().unwrap().require_completion());
+            inner.named("child").child().run(async {});
+            inner.named("tracked").track(ready(())).unwrap().await;
+            futures_lite::future::yield_now().await;
+        });
+        manual.poll_all();
+        assert_eq!(spans.ends(), [": ", "outer: "]);
+        manual.poll_all();
+        assert_eq!(spans.ends(), [": completed", "outer: completed"]);
+    });
+}
+
+#[test]
+fn span_of_a_service_records_the_outcome_of_each_run() {
+    let (spans, fake) = (TaskSpans::default(), Fake::default());
+    spans.in_scope(|| {
+        let registry = Registry::builder(TaskSpan(fake.clone())).observer(SpanObserver).build();
+        fake.run_outbox(&registry);
+        registry.start_shutdown();
+        fake.advance(Duration::from_secs(1));
+        assert_eq!(
+            (registry.is_drained(), registry.summary().to_string()),
+            (true, "2 completed, 1 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected".into())
+        );
+        assert_eq!(spans.ends(), ["outbox: failed, completed, completed"]);
+    });
+}
+
+#[test]
+fn outcome_and_duration_are_empty_without_a_span_observer() {
+    let (spans, manual) = (TaskSpans::default(), Manual::default());
+    spans.in_scope(|| {
+        let registry = Registry::builder(TaskSpan(manual.clone())).observer(TracingObserver).build();
+        registry.named("mail").run(async {});
+        registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
+        manual.poll_all();
+        assert_eq!(spans.ends(), ["mail: ", "mail: "]);
     });
 }
 

@@ -10,17 +10,18 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
-use background_tasks_host::{Dashboard, Host, HttpServer, RequestLayer};
+use background_tasks_host::{Dashboard, Host, HttpServer, Readiness, RequestLayer};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use listenfd::ListenFd;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
@@ -29,9 +30,9 @@ type Tasks = Registry<TaskSpan<TokioSpawner>>;
 
 struct Service {
     tasks: Tasks,
-    metrics: MetricsObserver,
     prometheus: PrometheusHandle,
     outbox: Outbox,
+    readiness: Readiness,
     /// How long the simulated mail server takes.
     takes: Duration,
 }
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     // Installed before the observer, which describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
-    let metrics = MetricsObserver::new("signups");
+    let metrics = MetricsObserver::new("signups").by_name();
     let tasks = Registry::builder(TaskSpan(TokioSpawner))
         .observer(TracingObserver)
         .observer(metrics)
@@ -51,18 +52,18 @@ fn main() -> ExitCode {
 
     // Created before the runtime starts threads: then no signal is lost.
     // The subscriber writes above the progress bar.
-    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
-    let program = run(options, tasks, metrics, prometheus);
+    let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
+    let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until shutdown has started and all connections have closed.
-async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheus: PrometheusHandle) -> Result<(), String> {
-    let Options { address, hosts, dir, takes, grace, linger, .. } = options;
+async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
+    let Options { address, hosts, dir, takes, grace, .. } = options;
     let outbox = Outbox::open(&dir)?;
-    let service = Arc::new(Service { tasks, metrics, prometheus, outbox, takes });
+    let service = Arc::new(Service { tasks, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
-    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
     let mut app = Router::new()
@@ -70,7 +71,7 @@ async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheu
         // Counts requests to the routes above. The drain does not need to wait for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(readiness))
+        .route("/readyz", get(show_readiness))
         .route("/metrics", get(show_metrics))
         .layer(DefaultBodyLimit::max(1024));
     if options.dashboard {
@@ -80,6 +81,8 @@ async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheu
     let app = app.with_state(service.clone());
 
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
+        // A client may have connected just before the signal. It has the time for one round trip to send its request.
+        .late_head_timeout(Duration::from_secs(1))
         // Half a body holds the drain for at most this long, so this is shorter than the grace period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
         // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
@@ -89,14 +92,18 @@ async fn run(options: Options, tasks: Tasks, metrics: MetricsObserver, prometheu
     let server = hosts.iter().fold(server, |server, host| server.host_name(host));
     info!("listening on http://{bound}");
     background_tasks_host::notify_ready();
-    let signal = service.tasks.signal();
-    let end = async move {
-        signal.await;
-        sleep(linger).await;
-    };
     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
-    server.serve_until(end, accept, TowerToHyperService::new(app)).await;
+    server.serve(accept, TowerToHyperService::new(app)).await;
     Ok(())
+}
+
+/// Takes the listener that systemd has opened for signups.socket. Without one, opens a listener.
+///
+/// While systemd restarts the service, the system queues new connections of its listener, and the next process accepts them.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Accepts an address, and starts a background task that sends a mail to it.
@@ -116,27 +123,22 @@ async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (Statu
 }
 
 /// Simulates sending a mail: waits as long as a mail server might take, and writes the address to a file.
-async fn send(service: Arc<Service>, address: String) {
+async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    let (end, written) = oneshot::channel::<()>();
     // A task may start tasks too. Blocking work must not run on the threads that serve requests. A full registry accepts this task, because the
     // mail keeps its own permit until the address is written.
-    tasks.named("outbox").without_permit().run_blocking(move || {
-        let _end = end;
-        service.outbox.append(&address)
-    });
-    // The outbox task reports its errors itself.
-    let _ = written.await;
+    let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
+    // An error of the closure belongs to the owner of the handle, so the mail returns it, and counts as failed.
+    append.await.map_err(io::Error::other)?
 }
 
-/// Answers 503 once shutdown has started, so that load balancers send no more requests.
-async fn readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
-    if service.tasks.is_shutting_down() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+/// Answers 503 once the process has been asked to stop, so that load balancers send no more requests.
+async fn show_readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
+    if service.readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
 }
 
 async fn show_metrics(State(service): State<Arc<Service>>) -> String {
-    service.metrics.record(&service.tasks);
     service.prometheus.render()
 }

@@ -1,13 +1,15 @@
 //! The registry in JavaScript environments: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
-use background_tasks::{AbortError, Observer, Registry, RegistryState, RejectReason, Summary, TaskInfo, WasmSpawner, conformance};
+use background_tasks::{AbortError, Observer, Registry, RegistryState, RejectReason, Restart, Summary, TaskInfo, Timer};
+use background_tasks::{WasmSpawner, conformance};
 use js_sys::{Function, Promise};
 use std::cell::Cell;
 use std::future::{pending, poll_fn, ready};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::closure::Closure;
@@ -19,6 +21,10 @@ use wasm_bindgen_test::wasm_bindgen_test;
 extern "C" {
     #[wasm_bindgen(js_name = setTimeout)]
     fn set_timeout(callback: &Function, milliseconds: i32);
+
+    /// Returns the time of the environment, in milliseconds.
+    #[wasm_bindgen(js_namespace = performance)]
+    fn now() -> f64;
 }
 
 /// Resolves in a later turn of the event loop.
@@ -58,6 +64,87 @@ fn counts(summary: Summary) -> [u64; 6] {
 #[wasm_bindgen_test]
 async fn spawner_passes_the_conformance_suite() {
     conformance::local_tasks(WasmSpawner).await;
+}
+
+#[wasm_bindgen_test]
+async fn timer_resolves_when_the_duration_has_elapsed_and_not_earlier() {
+    for milliseconds in [1_u32, 2, 20, 1, 0] {
+        let start = now();
+        WasmSpawner.sleep(Duration::from_millis(milliseconds.into())).await;
+        assert!(now() - start >= f64::from(milliseconds), "{} of {milliseconds} ms", now() - start);
+    }
+    // The duration starts at the call, not at the first poll.
+    let start = now();
+    let sleep = WasmSpawner.sleep(Duration::from_millis(100));
+    WasmSpawner.sleep(Duration::from_millis(100)).await;
+    sleep.await;
+    assert!(now() - start < 200.0);
+}
+
+#[wasm_bindgen_test]
+async fn long_sleep_does_not_resolve_early() {
+    // `setTimeout` takes a delay of more than 31 bits for zero.
+    for duration in [Duration::MAX, Duration::from_millis(1 << 31), Duration::from_secs(1 << 40)] {
+        let mut sleep = Box::pin(WasmSpawner.sleep(duration));
+        timer(5).await;
+        assert!(sleep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "{duration:?}");
+    }
+}
+
+#[wasm_bindgen_test]
+async fn sleep_wakes_its_last_task_once_and_a_dropped_sleep_wakes_none() {
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let counts = [(); 3].map(|()| Arc::new(Count(AtomicUsize::new(0))));
+    let [first, last, dropped] = counts.each_ref().map(|count| Waker::from(count.clone()));
+    let mut sleep = Box::pin(WasmSpawner.sleep(Duration::from_millis(1)));
+    let mut cancelled = Box::pin(WasmSpawner.sleep(Duration::from_millis(1)));
+    assert!(cancelled.as_mut().poll(&mut Context::from_waker(&dropped)).is_pending());
+    for waker in [&first, &last] {
+        assert!(sleep.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+    }
+    drop(cancelled);
+    timer(20).await;
+    assert!(sleep.as_mut().poll(&mut Context::from_waker(&first)).is_ready());
+    assert_eq!(counts.map(|count| count.0.load(Ordering::Relaxed)), [0, 1, 0]);
+}
+
+#[wasm_bindgen_test]
+async fn shutdown_waits_at_most_for_the_grace_period() {
+    let registry = inspected();
+    registry.run_local(pending::<()>());
+    let stragglers = registry.shutdown_within(Duration::from_millis(5)).await.unwrap_err();
+    assert_eq!(stragglers.len(), 1);
+    let summary = registry.shutdown_or_abort(Duration::from_millis(5), Duration::from_secs(60)).await.unwrap();
+    assert_eq!(counts(summary), [0, 0, 0, 0, 1, 0]);
+}
+
+#[wasm_bindgen_test]
+async fn services_run_again_until_the_shutdown() {
+    let registry = Registry::new(WasmSpawner);
+    let (ticks, runs) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let millisecond = Duration::from_millis(1);
+    let (ticked, ran) = (ticks.clone(), runs.clone());
+    registry.task().every_local(millisecond, move || {
+        ticked.set(ticked.get() + 1);
+        async {}
+    });
+    registry.named("failing").service_local(
+        Restart::on_failure().backoff(millisecond, millisecond).at_most(2, Duration::MAX),
+        move || {
+            ran.set(ran.get() + 1);
+            ready(Err::<(), _>("intended"))
+        },
+    );
+    while ticks.get() < 3 || runs.get() < 3 || registry.services().len() > 1 {
+        timer(1).await;
+    }
+    let summary = registry.shutdown_within(Duration::from_secs(60)).await.unwrap();
+    assert_eq!((runs.get(), summary.failed, summary.rejected), (3, 3, 0));
 }
 
 #[wasm_bindgen_test]
@@ -124,7 +211,7 @@ async fn late_task_is_rejected_and_returned() {
         own.run_local(timer(0));
     });
     assert_eq!(registry.shutdown().await.completed, 2, "a task in flight may start another");
-    let rejected = registry.try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
+    let rejected = registry.task().try_run_local(async { unreachable!("the registry has drained") }).unwrap_err();
     assert_eq!(rejected.reason(), RejectReason::Drained);
     drop(rejected.into_inner());
     registry.run(async { unreachable!("the registry has drained") });

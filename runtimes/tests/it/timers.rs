@@ -50,11 +50,11 @@ async fn local_services_run<S: LocalSpawner + Timer + Clone + 'static>(spawner: 
     let registry = Registry::new(spawner);
     let (runs, ticks) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (counted_runs, counted_ticks) = (runs.clone(), ticks.clone());
-    registry.service_local(Restart::on_failure().backoff(SHORT, SHORT).at_most(1, TIMEOUT), move || {
+    registry.task().service_local(Restart::on_failure().backoff(SHORT, SHORT).at_most(1, TIMEOUT), move || {
         counted_runs.set(counted_runs.get() + 1);
         async { Err::<(), _>("no connection") }
     });
-    registry.every_local(SHORT, move || {
+    registry.task().every_local(SHORT, move || {
         counted_ticks.set(counted_ticks.get() + 1);
         async {}
     });

@@ -1,0 +1,150 @@
+//! Three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C they drain in this order:
+//!
+//! 1. `connections` receives orders over TCP, one in each line.
+//! 2. `shipping` passes the orders to a carrier. Its consumer runs again after it has failed.
+//! 3. `archive` files the receipts: each second, and once more after the last order.
+
+use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
+use background_tasks_host::{Host, StderrObserver};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{error::Error, io, mem};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+type Tasks = Registry<TokioSpawner>;
+type Receipts = Arc<Mutex<Vec<String>>>;
+
+/// An order that waits for the consumer. It counts as in flight until it is shipped. An order that is dropped counts as abandoned.
+struct Order {
+    pieces: u32,
+    receipt: String,
+    in_flight: CompletionGuard,
+}
+
+/// What a client can reach.
+#[derive(Clone)]
+struct Client {
+    connections: Tasks,
+    shipping: Tasks,
+    orders: UnboundedSender<Order>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let root = Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();
+    // The children share the observer and the settings of the root.
+    let connections = root.named("connections").child_with_limit(100);
+    // The consumer holds one permit, so at most 20 orders wait.
+    let shipping = root.named("shipping").child_with_limit(21);
+    let archive = root.named("archive").child();
+    // A subsystem is shut down after the subsystems before it have drained.
+    let host = Host::new(&connections).then(&shipping).then(&archive).grace(Duration::from_secs(25));
+    let orders = start_shipping(&shipping, start_archive(&archive));
+    host.run(accept(Client { connections, shipping, orders })).await
+}
+
+fn start_archive(archive: &Tasks) -> Receipts {
+    let receipts = Receipts::default();
+    let (new, last) = (receipts.clone(), receipts.clone());
+    archive.named("sweep").every(Duration::from_secs(1), move || {
+        let new = new.clone();
+        async move { file(&new) }
+    });
+    let signal = archive.signal();
+    archive.named("last receipts").run(async move {
+        signal.await; // `shipping` has drained, so no receipt follows.
+        file(&last);
+        println!("archive: closed");
+    });
+    receipts
+}
+
+fn file(receipts: &Receipts) {
+    let receipts = mem::take(&mut *receipts.lock().unwrap());
+    for receipt in receipts {
+        println!("archive: filed {receipt}");
+    }
+}
+
+/// Starts the consumer. If it fails, it starts again. If it fails too often, the program ends, because the consumer is critical.
+fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order> {
+    let (sender, receiver) = unbounded_channel();
+    let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+    let restart = Restart::on_failure().at_most(3, Duration::from_secs(60));
+    shipping.named("carrier").critical().service(restart, move || ship(receiver.clone(), receipts.clone()));
+    sender
+}
+
+/// Ships orders until all connections have closed and no order is left.
+async fn ship(orders: Arc<tokio::sync::Mutex<UnboundedReceiver<Order>>>, receipts: Receipts) -> Result<(), String> {
+    println!("shipping: connected to the carrier");
+    let mut orders = orders.lock().await;
+    while let Some(order) = orders.recv().await {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if order.pieces > 1000 {
+            return Err(format!("the carrier has hung up at {}", order.receipt)); // drops the order
+        }
+        println!("shipping: shipped {}", order.receipt);
+        receipts.lock().unwrap().push(order.receipt);
+        order.in_flight.complete();
+    }
+    println!("shipping: closed");
+    Ok(())
+}
+
+/// Accepts connections until shutdown starts.
+async fn accept(client: Client) -> io::Result<()> {
+    let address = std::env::args().nth(1);
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:4000")).await?;
+    println!("listening on {}", listener.local_addr()?);
+    let signal = client.connections.signal();
+    while let Some(accepted) = signal.run_until_shutdown(listener.accept()).await {
+        match accepted {
+            // Beyond the limit, the registry drops the future, and so closes the connection.
+            Ok((stream, _)) => client.connections.named("connection").run(serve(stream, client.clone())),
+            // If too many files are open, the next call would fail immediately.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    Ok(())
+}
+
+/// Answers each line until the client closes the connection or shutdown starts.
+async fn serve(mut stream: TcpStream, client: Client) -> io::Result<()> {
+    let signal = client.connections.signal();
+    let (reader, mut writer) = stream.split();
+    let mut lines = BufReader::new(reader.take(64 * 1024)).lines();
+    while let Some(line) = signal.run_until_shutdown(lines.next_line()).await {
+        let Some(line) = line? else { break };
+        let answer = match &*line {
+            "services" => client.shipping.services().iter().map(ToString::to_string).collect(),
+            _ => client.place(line).await.unwrap_or_else(|error| format!("refused: {error}")),
+        };
+        writer.write_all(format!("{answer}\n").as_bytes()).await?;
+    }
+    Ok(())
+}
+
+impl Client {
+    /// Places an order such as `3 apples`. Returns the answer for the client.
+    async fn place(&self, line: String) -> Result<String, Box<dyn Error + Send + Sync>> {
+        // Without a permit, because the connection that waits here holds one.
+        let calculation = self.connections.named("price").without_permit().spawn_blocking(move || price(&line));
+        let (pieces, receipt) = calculation.await??; // an error of the task, or of the order
+        let in_flight = self.shipping.named("order").guard()?.require_completion();
+        let answer = format!("accepted: {receipt}");
+        self.orders.send(Order { pieces, receipt, in_flight }).map_err(|_| "the shipping has ended")?;
+        Ok(answer)
+    }
+}
+
+/// Calculates a price on a thread that may block. A panic becomes an error of the task's handle.
+fn price(line: &str) -> Result<(u32, String), String> {
+    let (pieces, item) = line.split_once(' ').ok_or("expected a number and an item, such as 3 apples")?;
+    let pieces: u32 = pieces.parse().map_err(|error| format!("{error}: {pieces}"))?;
+    let cents = pieces.checked_mul(25).expect("the price has 32 bits");
+    Ok((pieces, format!("{pieces} {item} for {cents} cents")))
+}
