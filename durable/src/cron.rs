@@ -130,7 +130,8 @@ fn canonical(schedule: &Schedule) -> String {
         values.iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")
     }
     let seconds_to_hours = [field(schedule.seconds()), field(schedule.minutes()), field(schedule.hours())];
-    let dates = [field(schedule.days_of_month()), field(schedule.months()), field(schedule.days_of_week()), field(schedule.years())];
+    let dates =
+        [field(schedule.days_of_month()), field(schedule.months()), field(schedule.days_of_week()), field(schedule.years())];
     [seconds_to_hours.as_slice(), &dates].concat().join(" ")
 }
 

@@ -294,7 +294,9 @@ impl Engine {
         if !busy.is_empty() {
             let cancelled: HashSet<Ulid> = self.store.cancelled(&busy).await?.into_iter().collect();
             if !cancelled.is_empty() {
-                workers.iter().for_each(|worker| worker.cancel(&cancelled));
+                for worker in workers {
+                    worker.cancel(&cancelled);
+                }
             }
         }
         Ok(true)

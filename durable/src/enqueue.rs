@@ -167,12 +167,7 @@ mod sealed {
 
     #[cfg(feature = "sqlite")]
     impl Push for sqlx::SqliteConnection {
-        fn push<'a>(
-            &'a mut self,
-            _: &'a str,
-            spec: &'a JobSpec,
-            payloads: &'a [Vec<u8>],
-        ) -> BoxFuture<'a, Result<Pushed, Error>> {
+        fn push<'a>(&'a mut self, _: &'a str, spec: &'a JobSpec, payloads: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Pushed, Error>> {
             crate::store::sqlite::push(self, spec, payloads).boxed()
         }
 

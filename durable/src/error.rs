@@ -120,6 +120,8 @@ impl From<sqlx::Error> for Error {
                     "53100" => Self::Full(error),
                     "3D000" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
+                    // Another process has used the name of the statement, or never prepared it.
+                    "26000" | "42P05" => Self::Schema(format!("{}: a pooler must be in session mode", cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),
                     "42P01" | "42703" | "42883" | "3F000" => Self::Schema(cause.message().to_owned()),
                     _ => Self::Database(error),

@@ -316,7 +316,7 @@ impl JobInfo {
     }
 }
 
-/// The number of jobs of a queue in each status. Finished jobs are deleted after their
+/// The number of jobs of a queue in each status, up to [`LIMIT`](QueueCounts::LIMIT). Finished jobs are deleted after their
 /// [retention](crate::WorkerOptions::retention).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -336,15 +336,25 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
-    pub(crate) fn add(&mut self, state: &str, jobs: i64) {
-        let count = match JobStatus::of(state) {
-            JobStatus::Waiting => &mut self.waiting,
-            JobStatus::Running => &mut self.running,
-            JobStatus::Retrying => &mut self.retrying,
-            JobStatus::Done => &mut self.done,
-            JobStatus::Dead => &mut self.dead,
-            JobStatus::Cancelled => &mut self.cancelled,
-        };
-        *count += u64::try_from(jobs).unwrap_or(0);
+    /// The largest number: it means this many jobs or more. To count millions of jobs would take the database seconds.
+    pub const LIMIT: u64 = 10_000;
+
+    /// The states that a store counts, each up to the limit.
+    pub(crate) const STATES: [&str; 8] = ["scheduled", "retrying", "available", "blocked", "running", "done", "dead", "cancelled"];
+
+    pub(crate) fn new(states: Vec<(String, i64)>) -> Self {
+        let mut counts = Self::default();
+        for (state, jobs) in states {
+            let count = match JobStatus::of(&state) {
+                JobStatus::Waiting => &mut counts.waiting,
+                JobStatus::Running => &mut counts.running,
+                JobStatus::Retrying => &mut counts.retrying,
+                JobStatus::Done => &mut counts.done,
+                JobStatus::Dead => &mut counts.dead,
+                JobStatus::Cancelled => &mut counts.cancelled,
+            };
+            *count = Self::LIMIT.min(*count + u64::try_from(jobs).unwrap_or(0));
+        }
+        counts
     }
 }

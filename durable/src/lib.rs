@@ -80,15 +80,15 @@ pub mod migrating {}
 #[cfg(feature = "cron")]
 pub use self::cron::{CronSchedule, MissedTicks};
 pub use self::durable::Durable;
-/// The time types, for the [zone of a schedule](CronSchedule::zone).
-#[cfg(feature = "cron")]
-pub use chrono;
 pub use self::enqueue::{Connection, Enqueue, EnqueueAll, Enqueued};
 pub use self::error::Error;
 pub use self::job::{Failure, Job, JobId, JobInfo, JobStatus, ParseJobIdError, QueueCounts};
 pub use self::limits::QueueLimits;
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
+/// The time types, for the [zone of a schedule](CronSchedule::zone).
+#[cfg(feature = "cron")]
+pub use chrono;
 /// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this version.
 pub use sqlx;
 

@@ -251,8 +251,7 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Returns the number of jobs in each status. The store counts entries of indexes, which takes about a tenth of a second for each million
-    /// jobs.
+    /// Returns the number of jobs in each status, up to [`QueueCounts::LIMIT`], in milliseconds.
     ///
     /// # Errors
     ///

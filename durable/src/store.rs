@@ -215,6 +215,7 @@ pub(crate) trait Store: Send + Sync + 'static {
         Ok(())
     }
     /// The prefix of the tables' names.
+    #[expect(clippy::unnecessary_literal_bound, reason = "Postgres returns a prefix of its own")]
     fn prefix(&self) -> &str {
         ""
     }

@@ -9,7 +9,7 @@ pub(crate) use self::executor::MAX_RESULT_SIZE;
 use self::executor::Executor;
 use crate::engine::{Command, Engine, JobLease, Permit, Suspect, WorkerHandle};
 use crate::error::Error;
-use crate::job::{Job, JobId};
+use crate::job::Job;
 use crate::options::WorkerOptions;
 use crate::queue::Queue;
 use crate::store::FetchedJob;
@@ -25,7 +25,6 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::panic::Location;
 use std::sync::Arc;
-use ulid::Ulid;
 
 impl<T> Queue<T> {
     /// Starts a worker, which runs jobs of this queue as tasks of the registry until the registry shuts down. The tasks have the name of
@@ -96,7 +95,6 @@ impl<T> Queue<T> {
         async move {
             let (durable, name) = (queue.durable.clone(), queue.name);
             let (handle, commands) = WorkerHandle::new(name, options.clone(), registry.signal());
-            queue.info(JobId(Ulid::nil())).await?; // checks that the store is available
             let names = TaskNames::new(&registry, name, location);
             let worker_name = names.leak("worker");
             let executor = Arc::new(Executor { queue, options, handler, registry: registry.clone(), location });

@@ -24,7 +24,8 @@ impl Engine {
             due.retain(|id, _| workers.iter().any(|worker| worker.id == *id));
             for worker in workers {
                 let options = &worker.options;
-                let due = due.entry(worker.id.clone()).or_insert_with(|| Instant::now() + FIRST_DELAY.min(options.maintenance_interval));
+                let due =
+                    due.entry(worker.id.clone()).or_insert_with(|| Instant::now() + FIRST_DELAY.min(options.maintenance_interval));
                 if *due > Instant::now() || worker.is_closing() {
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! A worker as the engine sees it: its permits, and the jobs that it holds.
 
-use super::completer::Update;
 use super::Engine;
+use super::completer::Update;
 use crate::error::Error;
 use crate::job::{Failure, Next};
 use crate::options::WorkerOptions;
@@ -59,7 +59,11 @@ struct InFlightJob {
 }
 
 impl WorkerHandle {
-    pub(crate) fn new(queue: &'static str, options: WorkerOptions, signal: ShutdownSignal) -> (Arc<Self>, UnboundedReceiver<Command>) {
+    pub(crate) fn new(
+        queue: &'static str,
+        options: WorkerOptions,
+        signal: ShutdownSignal,
+    ) -> (Arc<Self>, UnboundedReceiver<Command>) {
         let (commands, receiver) = unbounded();
         let (id, state) = (Ulid::generate().to_string(), Mutex::new(WorkerState { is_ready: true, ..WorkerState::default() }));
         (Arc::new(Self { id, queue, options, signal, commands, state }), receiver)

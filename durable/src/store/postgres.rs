@@ -1,12 +1,11 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
-    Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick,
+    RunAt, Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
 use crate::limits::QueueLimits;
 use crate::running::Completion;
-use crate::sync::lock;
 use futures_timer::Delay;
 use futures_util::future::{Either, FutureExt, select};
 use sqlx::pool::PoolConnection;
@@ -16,8 +15,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::pin::pin;
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use ulid::Ulid;
 
@@ -34,9 +33,9 @@ pub(crate) struct Postgres {
     pool: PgPool,
     /// Connections of the workers: handlers may use all connections of `pool`.
     worker_pool: PgPool,
-    /// The connection of the calls that the engine makes one after the other, such as `tick` and `fetch`. A connection returns to its pool too late for the next
-    /// call, so the pool would open more connections than needed.
-    fetch_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
+    /// The connection of the calls that the engine makes one after the other, such as `tick` and `fetch`. A connection returns to its pool too
+    /// late for the next call, so the pool would open more connections than needed.
+    engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
     /// The quoted schema and a dot.
     prefix: String,
 }
@@ -60,20 +59,21 @@ impl Postgres {
             Err(error) => return Err(with_address(&options, error)),
             Ok(pool) => pool,
         };
-        let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&pool).await?;
+        let mut conn = pool.acquire().await?;
+        let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut *conn).await?;
         if encoding != "UTF8" {
             return Err(Error::Schema(format!("the encoding is {encoding}, but must be UTF8 to store every job")));
         }
         let prefix = format!("{}.", quote(schema));
-        migrate(&pool, &prefix, schema).await?;
-        Ok(Self { pool, worker_pool, fetch_connection: Mutex::default(), prefix })
+        migrate(&mut conn, &prefix, schema).await?;
+        Ok(Self { pool, worker_pool, engine_connection: Mutex::default(), prefix })
     }
 }
 
 impl Drop for Postgres {
     /// Closes the connection without its pool, whose own way to take it back needs a runtime.
     fn drop(&mut self) {
-        drop(lock(&self.fetch_connection).take().map(PoolConnection::leak));
+        drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
 }
 
@@ -135,34 +135,39 @@ pub(crate) const SCHEMA: &str = "background_tasks";
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
-async fn migrate(pool: &PgPool, prefix: &str, schema: &str) -> StoreResult {
+async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
     // A user without the privilege to create cannot run `CREATE … IF NOT EXISTS` either.
     let versions = format!("{prefix}versions");
-    let exists = async |table: String| -> StoreResult<bool> {
-        Ok(sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(pool).await?)
-    };
+    let exist: (bool, bool) = sqlx::query_as("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL")
+        .bind(&versions)
+        .bind(format!("{prefix}jobs"))
+        .fetch_one(&mut *conn)
+        .await?;
     let newest = format!("SELECT coalesce(max(version), 0) FROM {versions}");
-    if exists(versions.clone()).await? {
-        let done = sqlx::query_scalar(AssertSqlSafe(newest.clone())).fetch_one(pool).await?;
+    if exist.0 {
+        let done = sqlx::query_scalar(AssertSqlSafe(newest.clone())).fetch_one(&mut *conn).await?;
         if missing_versions(&MIGRATIONS, done)?.is_empty() {
             return Ok(());
         }
-    } else if exists(format!("{prefix}jobs")).await? {
+    } else if exist.1 {
         return Err(Error::Schema(format!("table {schema}.jobs exists but was not created by this crate")));
     }
-    let mut tx = pool.begin().await?;
+    let mut tx = conn.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock(hashtext('background_tasks'), hashtext($1))").bind(schema).execute(&mut *tx).await?;
     if sqlx::query_scalar("SELECT to_regnamespace($1) IS NULL").bind(quote(schema)).fetch_one(&mut *tx).await? {
         sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {}", quote(schema)))).execute(&mut *tx).await?;
     }
-    let table = format!("CREATE TABLE IF NOT EXISTS {versions} (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())");
+    let table = format!(
+        "CREATE TABLE IF NOT EXISTS {versions} (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+    );
     sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *tx).await?;
     let done = sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut *tx).await?;
     for (version, text) in missing_versions(&MIGRATIONS, done)? {
         sqlx::raw_sql(AssertSqlSafe(text.replace('@', prefix))).execute(&mut *tx).await?;
         sqlx::query(AssertSqlSafe(format!("INSERT INTO {versions} VALUES ($1)"))).bind(version).execute(&mut *tx).await?;
     }
-    let has_old_jobs = "SELECT to_regclass('apalis.background_tasks_migrations') IS NOT NULL AND to_regclass('apalis.jobs') IS NOT NULL";
+    let has_old_jobs =
+        "SELECT to_regclass('apalis.background_tasks_migrations') IS NOT NULL AND to_regclass('apalis.jobs') IS NOT NULL";
     if schema == SCHEMA && sqlx::query_scalar(has_old_jobs).fetch_one(&mut *tx).await? {
         sqlx::raw_sql(AssertSqlSafe(CARRY_OVER.replace('@', prefix))).execute(&mut *tx).await?;
     }
@@ -283,12 +288,15 @@ const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
         CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state IN ('scheduled', 'retrying') AND run_at <= now()
-            ORDER BY run_at LIMIT 1000 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue)
+            LIMIT 1000 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue)
     SELECT queues.name, coalesce(paused, false) AS paused,
         (max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL) AS limited,
         EXISTS (SELECT FROM due WHERE queue = queues.name) OR available.id IS NOT NULL AS ready,
-        (SELECT extract(epoch FROM min(run_at) - now())::float8 FROM @jobs
-            WHERE queue = queues.name AND state IN ('scheduled', 'retrying') AND run_at > now()) AS next_due
+        CASE WHEN (SELECT count(*) FROM due WHERE queue = queues.name) = 1000 THEN 0 ELSE
+            (SELECT extract(epoch FROM min(next) - now())::float8 FROM
+                (SELECT min(run_at) AS next FROM @jobs WHERE queue = queues.name AND state = 'scheduled' AND run_at > now()
+                UNION ALL SELECT min(run_at) FROM @jobs WHERE queue = queues.name AND state = 'retrying' AND run_at > now()) AS times)
+        END AS next_due
     FROM unnest($1::text[]) AS queues (name) LEFT JOIN @queues AS settings ON settings.name = queues.name
     LEFT JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state = 'available'
         ORDER BY priority DESC, run_at, id LIMIT 1) AS available ON true";
@@ -304,8 +312,10 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING jobs.id, jobs.queue, jobs.limit_key";
 
 /// Releases cancelled jobs, whose outcomes did not apply.
-const RELEASE_CANCELLED: &str =
-    "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
+const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
+
+/// Finds the jobs with a limit key that their handlers have completed.
+const COMPLETED: &str = "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND state = 'done' AND limit_key IS NOT NULL";
 
 /// Makes the next blocked job of each of these keys available.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
@@ -324,7 +334,8 @@ const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now
     SELECT count(*) FROM lost";
 
 /// Releases jobs that were fetched while their worker was deregistered. Nobody has started them.
-const RECOVER_UNSTARTED: &str = "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
+const RECOVER_UNSTARTED: &str =
+    "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
 
 /// Sorts the rows of a fetch, which the server returns in any order. A sort by the server would look expensive to its planner, which the
@@ -369,17 +380,41 @@ fn time(micros: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
+/// A connection of the engine's calls.
+struct EngineConnection<'a> {
+    slot: Option<MutexGuard<'a, Option<PoolConnection<sqlx::Postgres>>>>,
+    connection: PoolConnection<sqlx::Postgres>,
+}
+
 impl Postgres {
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
         sql(text, &self.prefix)
     }
 
-    /// Takes the connection of the engine's calls. A call that succeeds stores it in `fetch_connection` again.
-    async fn fetch_connection(&self) -> StoreResult<PoolConnection<sqlx::Postgres>> {
-        let connection = lock(&self.fetch_connection).take();
-        match connection {
-            Some(connection) => Ok(connection),
-            None => Ok(self.worker_pool.acquire().await?),
+    /// Returns the connection of the engine's calls, when no other such call uses it.
+    async fn engine_connection(&self) -> StoreResult<EngineConnection<'_>> {
+        let mut slot = self.engine_connection.lock().await;
+        let connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.worker_pool.acquire().await?,
+        };
+        Ok(EngineConnection { slot: Some(slot), connection })
+    }
+
+    /// Takes the connection of the engine's calls if none of them uses it. They do not wait for its return.
+    async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
+        let connection = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
+        let connection = match connection {
+            Some(connection) => connection,
+            None => self.worker_pool.acquire().await?,
+        };
+        Ok(EngineConnection { slot: None, connection })
+    }
+
+    /// Makes a connection available to the next call. A call that fails or is dropped returns it to its pool instead.
+    fn keep<'a>(&'a self, used: EngineConnection<'a>) {
+        if let Some(mut slot) = used.slot.or_else(|| self.engine_connection.try_lock().ok()) {
+            slot.get_or_insert(used.connection);
         }
     }
 
@@ -431,7 +466,9 @@ impl Store for Postgres {
         async move {
             let register = "INSERT INTO @workers VALUES ($1, $2, now() + make_interval(secs => $3))";
             let register = sqlx::query(self.sql(register)).bind(&worker.id).bind(worker.queue).bind(worker.lease.as_secs_f64());
-            register.execute(&self.worker_pool).await?;
+            let mut conn = self.engine_connection().await?;
+            register.execute(&mut *conn.connection).await?;
+            self.keep(conn);
             Ok(())
         }
         .boxed()
@@ -441,9 +478,9 @@ impl Store for Postgres {
         async move {
             let deregister = "WITH gone AS (DELETE FROM @workers WHERE id = ANY ($1))
                 UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL WHERE worker = ANY ($1)";
-            let mut conn = self.fetch_connection().await?;
-            sqlx::query(self.sql(deregister)).bind(workers).execute(&mut *conn).await?;
-            *lock(&self.fetch_connection) = Some(conn);
+            let mut conn = self.idle_connection().await?;
+            sqlx::query(self.sql(deregister)).bind(workers).execute(&mut *conn.connection).await?;
+            self.keep(conn);
             Ok(())
         }
         .boxed()
@@ -451,9 +488,9 @@ impl Store for Postgres {
 
     fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>> {
         async move {
-            let mut conn = self.fetch_connection().await?;
-            let rows = sqlx::query(self.sql(TICK)).bind(queues).fetch_all(&mut *conn).await?;
-            *lock(&self.fetch_connection) = Some(conn);
+            let mut conn = self.engine_connection().await?;
+            let rows = sqlx::query(self.sql(TICK)).bind(queues).fetch_all(&mut *conn.connection).await?;
+            self.keep(conn);
             let tick = |row: &PgRow| -> StoreResult<QueueTick> {
                 let next_due: Option<f64> = row.try_get("next_due")?;
                 Ok(QueueTick {
@@ -474,9 +511,10 @@ impl Store for Postgres {
             let queues: Vec<_> = requests.iter().map(|request| request.queue).collect();
             let workers: Vec<_> = requests.iter().map(|request| &*request.worker).collect();
             let limits: Vec<_> = requests.iter().map(|request| i32::try_from(request.limit).unwrap_or(i32::MAX)).collect();
-            let mut conn = self.fetch_connection().await?;
-            let rows = sqlx::query(self.sql(FETCH)).bind(queues).bind(workers).bind(limits).fetch_all(&mut *conn).await?;
-            *lock(&self.fetch_connection) = Some(conn);
+            let mut conn = self.engine_connection().await?;
+            let rows =
+                sqlx::query(self.sql(FETCH)).bind(queues).bind(workers).bind(limits).fetch_all(&mut *conn.connection).await?;
+            self.keep(conn);
             in_order(rows).iter().map(fetched).collect()
         }
         .boxed()
@@ -533,10 +571,11 @@ impl Store for Postgres {
             let mut cancelled = HashSet::new();
             if applied.len() < ids.len() {
                 let others: Vec<_> = ids.iter().filter(|id| !applied.contains(*id)).collect();
-                let released: Vec<(String, String, Option<String>)> =
-                    sqlx::query_as(self.sql(RELEASE_CANCELLED)).bind(others).fetch_all(&self.worker_pool).await?;
+                let rows = sqlx::query_as::<_, (String, String, Option<String>)>;
+                let released = rows(self.sql(RELEASE_CANCELLED)).bind(&others).fetch_all(&self.worker_pool).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
+                ended.extend(rows(self.sql(COMPLETED)).bind(&others).fetch_all(&self.worker_pool).await?);
             }
             let keys = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?)));
             let (queues, keys): (Vec<_>, Vec<_>) = keys.collect::<HashSet<_>>().into_iter().unzip();
@@ -554,9 +593,9 @@ impl Store for Postgres {
     fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>> {
         async move {
             let cancelled = "SELECT id FROM @jobs WHERE worker = ANY ($1) AND state = 'cancelled'";
-            let mut conn = self.fetch_connection().await?;
-            let ids: Vec<String> = sqlx::query_scalar(self.sql(cancelled)).bind(workers).fetch_all(&mut *conn).await?;
-            *lock(&self.fetch_connection) = Some(conn);
+            let mut conn = self.engine_connection().await?;
+            let ids: Vec<String> = sqlx::query_scalar(self.sql(cancelled)).bind(workers).fetch_all(&mut *conn.connection).await?;
+            self.keep(conn);
             ids.iter().map(|id| parse_id(id)).collect()
         }
         .boxed()
@@ -564,13 +603,17 @@ impl Store for Postgres {
 
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64> {
         async move {
-            let prune = "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT old.id FROM unnest($2::text[], $3::float8[]) AS states (state, age)
+            let prune =
+                "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT old.id FROM unnest($2::text[], $3::float8[]) AS states (state, age)
                 CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = $1 AND jobs.state = states.state
                     AND jobs.state IN ('done', 'dead', 'cancelled') AND ended_at <= now() - make_interval(secs => states.age)
                     AND (unique_until IS NULL OR unique_until <= now()) AND worker IS NULL ORDER BY ended_at LIMIT 1000) AS old))";
             let prune = sqlx::query(self.sql(prune)).bind(queue).bind(["done", "cancelled", "dead"]);
             let prune = prune.bind([retention, retention, dead_retention].map(|age| age.as_secs_f64()));
-            Ok(prune.execute(&self.worker_pool).await?.rows_affected())
+            let mut conn = self.idle_connection().await?;
+            let deleted = prune.execute(&mut *conn.connection).await?.rows_affected();
+            self.keep(conn);
+            Ok(deleted)
         }
         .boxed()
     }
@@ -578,7 +621,9 @@ impl Store for Postgres {
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a> {
         async move {
             let keys = "SELECT DISTINCT limit_key FROM @jobs WHERE queue = $1 AND state = 'blocked' LIMIT 1000";
-            let keys: Vec<String> = sqlx::query_scalar(self.sql(keys)).bind(queue).fetch_all(&self.worker_pool).await?;
+            let mut conn = self.idle_connection().await?;
+            let keys: Vec<String> = sqlx::query_scalar(self.sql(keys)).bind(queue).fetch_all(&mut *conn.connection).await?;
+            self.keep(conn);
             self.unblock_keys(&vec![queue.to_owned(); keys.len()], &keys).await
         }
         .boxed()
@@ -684,23 +729,21 @@ impl Store for Postgres {
     /// Counts entries of the partial indexes.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
-            let query = "SELECT 'available', count(*) FROM @jobs WHERE queue = $1 AND state = 'available'
-                UNION ALL SELECT 'blocked', count(*) FROM @jobs WHERE queue = $1 AND state = 'blocked'
-                UNION ALL SELECT 'running', count(*) FROM @jobs WHERE worker IS NOT NULL AND queue = $1 AND state = 'running'
-                UNION ALL SELECT state, count(*) FROM @jobs WHERE queue = $1 AND state IN ('scheduled', 'retrying') GROUP BY state
-                UNION ALL SELECT state, count(*) FROM @jobs WHERE queue = $1 AND state IN ('done', 'dead', 'cancelled') GROUP BY state";
-            let mut counts = QueueCounts::default();
-            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(self.sql(query)).bind(queue).fetch_all(&self.pool).await? {
-                counts.add(&state, jobs);
-            }
-            Ok(counts)
+            // Each query uses the index of its state.
+            let counts = QueueCounts::STATES.map(|state| {
+                let held = if state == "running" { "worker IS NOT NULL AND " } else { "" };
+                format!("SELECT '{state}', count(*) FROM (SELECT FROM @jobs WHERE {held}queue = $1 AND state = '{state}' LIMIT {}) AS jobs", QueueCounts::LIMIT)
+            });
+            let counts = sqlx::query_as(self.sql(&counts.join(" UNION ALL "))).bind(queue).fetch_all(&self.pool).await?;
+            Ok(QueueCounts::new(counts))
         }
         .boxed()
     }
 
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a> {
         async move {
-            let pause = "INSERT INTO @queues (name, paused) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET paused = excluded.paused";
+            let pause =
+                "INSERT INTO @queues (name, paused) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET paused = excluded.paused";
             sqlx::query(self.sql(pause)).bind(queue).bind(is_paused).execute(&self.pool).await?;
             Ok(())
         }

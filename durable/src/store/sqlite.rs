@@ -1,6 +1,6 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
-    Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick,
+    RunAt, Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
@@ -239,14 +239,16 @@ const FETCH_LIMITED: &str = "UPDATE background_tasks_jobs SET
 
 const PROMOTE: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
-    WHERE queue = ?1 AND state IN ('scheduled', 'retrying') AND run_at <= ?2 ORDER BY run_at LIMIT 1000)";
+    WHERE queue = ?1 AND state IN ('scheduled', 'retrying') AND run_at <= ?2 LIMIT 1000)";
 
 const TICK: &str = "SELECT value AS name, coalesce(paused, 0) AS paused,
         coalesce(max_running IS NOT NULL OR max_running_per_key IS NOT NULL OR rate_jobs IS NOT NULL, 0) AS limited,
         EXISTS (SELECT 1 FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
             WHERE queue = value AND state = 'available') AS ready,
-        (SELECT min(run_at) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
-            WHERE queue = value AND state IN ('scheduled', 'retrying')) AS next_due
+        (SELECT min(due) FROM (SELECT min(run_at) AS due FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+                WHERE queue = value AND state = 'scheduled' AND state IN ('scheduled', 'retrying')
+            UNION ALL SELECT min(run_at) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+                WHERE queue = value AND state = 'retrying' AND state IN ('scheduled', 'retrying'))) AS next_due
     FROM json_each(?1) LEFT JOIN background_tasks_queues ON name = value";
 
 /// An outcome applies if no other outcome of the run was committed, and the worker has not lost the job.
@@ -262,6 +264,10 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
+/// Finds the jobs with a limit key that their handlers have completed.
+const COMPLETED: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
+    WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done' AND limit_key IS NOT NULL";
+
 /// Makes the next blocked job of a key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
@@ -275,7 +281,8 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
 const COLUMNS: &str = "id, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
 /// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
-const RECOVER: &str = "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
+const RECOVER: &str =
+    "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
         crashes = crashes + 1, error = 'the worker died',
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
@@ -357,7 +364,8 @@ impl Store for Sqlite {
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a> {
         async move {
             self.file.check_available()?;
-            let register = sqlx::query("INSERT INTO background_tasks_workers VALUES (?1, ?2, ?3)").bind(&worker.id).bind(worker.queue);
+            let register =
+                sqlx::query("INSERT INTO background_tasks_workers VALUES (?1, ?2, ?3)").bind(&worker.id).bind(worker.queue);
             register.bind(now().saturating_add(millis(worker.lease))).execute(&self.writer).await?;
             Ok(())
         }
@@ -368,7 +376,8 @@ impl Store for Sqlite {
         async move {
             let delete = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
             sqlx::query(delete).bind(json(&workers)).execute(&self.writer).await?;
-            let release = "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
+            let release =
+                "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
                 WHERE worker IN (SELECT value FROM json_each(?1))";
             sqlx::query(release).bind(json(&workers)).execute(&self.writer).await?;
             Ok(())
@@ -474,10 +483,11 @@ impl Store for Sqlite {
             let mut cancelled = HashSet::new();
             if applied.len() < ids.len() {
                 let others: Vec<_> = ids.iter().filter(|id| !applied.contains(*id)).collect();
-                let released: Vec<(String, String, Option<String>)> =
-                    sqlx::query_as(RELEASE_CANCELLED).bind(json(&others)).fetch_all(&self.writer).await?;
+                let (others, rows) = (json(&others), sqlx::query_as::<_, (String, String, Option<String>)>);
+                let released = rows(RELEASE_CANCELLED).bind(&others).fetch_all(&self.writer).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
+                ended.extend(rows(COMPLETED).bind(&others).fetch_all(&self.pool).await?);
             }
             let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
             for (queue, key) in keys {
@@ -640,21 +650,23 @@ impl Store for Sqlite {
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             self.file.check_available()?;
-            let query = "SELECT 'available', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
-                    WHERE queue = ?1 AND state = 'available'
-                UNION ALL SELECT 'blocked', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
-                    WHERE queue = ?1 AND state = 'blocked'
-                UNION ALL SELECT 'running', count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
-                    WHERE worker IS NOT NULL AND queue = ?1 AND state = 'running'
-                UNION ALL SELECT state, count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
-                    WHERE queue = ?1 AND state IN ('scheduled', 'retrying') GROUP BY state
-                UNION ALL SELECT state, count(*) FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
-                    WHERE queue = ?1 AND state IN ('done', 'dead', 'cancelled') GROUP BY state";
-            let mut counts = QueueCounts::default();
-            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&self.pool).await? {
-                counts.add(&state, jobs);
-            }
-            Ok(counts)
+            let counts = QueueCounts::STATES.map(|state| {
+                // The query planner cannot choose another index, whatever its statistics say. It takes a partial index only if the query
+                // repeats the condition of the index.
+                let (index, condition) = match state {
+                    "available" | "blocked" => (state, ""),
+                    "running" => ("held", "AND worker IS NOT NULL"),
+                    "scheduled" | "retrying" => ("due", "AND state IN ('scheduled', 'retrying')"),
+                    _ => ("ended", "AND state IN ('done', 'dead', 'cancelled')"),
+                };
+                format!(
+                    "SELECT '{state}', count(*) FROM (SELECT 1 FROM background_tasks_jobs INDEXED BY background_tasks_jobs_{index}
+                    WHERE queue = ?1 AND state = '{state}' {condition} LIMIT {})",
+                    QueueCounts::LIMIT
+                )
+            });
+            let counts = sqlx::query_as(AssertSqlSafe(counts.join(" UNION ALL "))).bind(queue).fetch_all(&self.pool).await?;
+            Ok(QueueCounts::new(counts))
         }
         .boxed()
     }
@@ -757,7 +769,8 @@ impl Heart for SqliteHeart {
 }
 
 pub(crate) async fn complete(conn: &mut SqliteConnection, completion: &Completion) -> StoreResult<bool> {
-    let complete = "UPDATE background_tasks_jobs SET state = 'done', worker = NULL, attempts = attempts + 1, ended_at = ?3, result = ?4,
+    let complete =
+        "UPDATE background_tasks_jobs SET state = 'done', worker = NULL, attempts = attempts + 1, ended_at = ?3, result = ?4,
         error = NULL, checkpoint = NULL WHERE id = ?1 AND run = ?2 AND state = 'running'";
     let complete = sqlx::query(complete).bind(completion.id.to_string()).bind(completion.run).bind(now()).bind(&completion.result);
     Ok(complete.execute(conn).await?.rows_affected() == 1)

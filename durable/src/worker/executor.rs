@@ -148,7 +148,8 @@ where
             Either::Left((result, _)) => result,
             Either::Right(_) => return Err(AttemptError::Cancelled),
         };
-        let timed_out = || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
+        let timed_out =
+            || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
         let value = result.ok_or_else(timed_out)?.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
         // The work is done. To repeat it would not improve the result.
         Ok(match catch_unwind(AssertUnwindSafe(|| serde_json::to_string(&value))) {

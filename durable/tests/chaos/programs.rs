@@ -109,7 +109,13 @@ async fn enqueuer() -> ExitCode {
     let queue = jobs.queue::<Work>(QUEUE);
     let record = Record::open(setting::<String>("RECORD"));
     for number in setting::<u64>("FROM")..setting("TO") {
-        let id = queue.enqueue(Work::Takes(number * 37 % 60)).unique_key(number.to_string()).unique_for(Duration::from_hours(1)).await.unwrap().id;
+        let id = queue
+            .enqueue(Work::Takes(number * 37 % 60))
+            .unique_key(number.to_string())
+            .unique_for(Duration::from_hours(1))
+            .await
+            .unwrap()
+            .id;
         record.line(format_args!("ok {number} {id}"));
         // Spreads the jobs over the time in which workers are killed.
         tokio::time::sleep(Duration::from_millis(number % 8)).await;

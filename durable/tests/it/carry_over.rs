@@ -4,6 +4,7 @@ use crate::common::{HANG, Mail, mail, numbers, on_each_database, registry};
 use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions, sqlx};
 use sqlx::{Connection, Executor};
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
@@ -47,7 +48,8 @@ async fn fill(address: &str, is_postgres: bool) {
             seconds if is_postgres => format!("to_timestamp({seconds})"),
             seconds => seconds.to_owned(),
         };
-        columns[3] = if is_postgres { format!("now() + interval '{} s'", columns[3]) } else { format!("unixepoch() + {}", columns[3]) };
+        columns[3] =
+            if is_postgres { format!("now() + interval '{} s'", columns[3]) } else { format!("unixepoch() + {}", columns[3]) };
         columns[6] = time(&columns[6]);
         columns[8] = match (&*columns[8], is_postgres) {
             ("NULL", _) => "NULL".to_owned(),
@@ -59,12 +61,14 @@ async fn fill(address: &str, is_postgres: bool) {
         } else {
             ("Jobs", format!(r#"CAST('{{"to":"{id}"}}' AS BLOB)"#))
         };
-        script += &format!(
+        write!(
+            script,
             "INSERT INTO {table} (id, job_type, job, status, attempts, max_attempts, run_at, last_result, lock_by, done_at, priority, metadata,
             idempotency_key) VALUES ('{}', 'mail', {payload}, {});",
             number(id),
             columns.join(", ")
-        );
+        )
+        .unwrap();
     }
     let script = sqlx::AssertSqlSafe(script);
     if is_postgres {
@@ -136,7 +140,11 @@ async fn jobs_of_the_old_tables_are_moved() {
 async fn tables_of_the_bare_engine_are_left_alone() {
     on_each_database(async |database| {
         fill(&database.address, database.is_postgres).await;
-        let drop = if database.is_postgres { "DROP TABLE apalis.background_tasks_migrations" } else { "DROP TABLE background_tasks_migrations" };
+        let drop = if database.is_postgres {
+            "DROP TABLE apalis.background_tasks_migrations"
+        } else {
+            "DROP TABLE background_tasks_migrations"
+        };
         if database.is_postgres {
             sqlx::PgConnection::connect(&database.address).await.unwrap().execute(drop).await.unwrap();
         } else {

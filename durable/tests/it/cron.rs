@@ -122,7 +122,8 @@ async fn failures_are_reported_and_ticks_continue() {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(reports(), 1);
         let is_sqlite = jobs.sqlite_pool().is_some();
-        let (elsewhere, name) = if is_sqlite { ("elsewhere", "background_tasks_jobs") } else { ("background_tasks.elsewhere", "jobs") };
+        let (elsewhere, name) =
+            if is_sqlite { ("elsewhere", "background_tasks_jobs") } else { ("background_tasks.elsewhere", "jobs") };
         sql(&jobs, &format!("ALTER TABLE {elsewhere} RENAME TO {name}")).await;
         let before = queue.counts().await.unwrap().waiting;
         until("the ticks continue", async || (queue.counts().await.unwrap().waiting > before).then_some(())).await;

@@ -9,6 +9,7 @@ mod errors;
 mod network;
 mod operations;
 mod outcomes;
+mod pgbouncer;
 mod promises;
 mod regressions;
 mod shutdown;

@@ -292,7 +292,9 @@ async fn heartbeats_continue_after_one_without_response() {
     store.wait_until_silent().await;
     let (mut heartbeats, mut last) = (0, i64::MAX);
     until("two more heartbeats have arrived", async || {
-        let age = numbers(&direct, "SELECT (extract(epoch FROM interval '10 s' - (expires_at - now())) * 1000)::bigint FROM {workers}").await[0];
+        let age =
+            numbers(&direct, "SELECT (extract(epoch FROM interval '10 s' - (expires_at - now())) * 1000)::bigint FROM {workers}")
+                .await[0];
         assert!(age < 10_000, "the worker counts as dead");
         heartbeats += i32::from(age < last && last < i64::MAX);
         last = age;

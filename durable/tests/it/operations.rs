@@ -158,6 +158,45 @@ async fn running_jobs_of_a_key_are_limited_and_do_not_block_other_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn job_that_its_handler_completes_frees_its_limit_key() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().running_per_key(1)).await.unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.push(queue.enqueue(mail("ann")).limit_key("ann").await.unwrap());
+        }
+        let (registry, losses) = registry();
+        let durable = jobs.clone();
+        let handler = move |job: Job<Mail>| {
+            let jobs = durable.clone();
+            async move {
+                if let Some(pool) = jobs.sqlite_pool() {
+                    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+                    job.complete_in(&mut *tx, &()).await?;
+                    tx.commit().await?;
+                } else {
+                    let mut tx = jobs.postgres_pool().unwrap().begin().await?;
+                    job.complete_in(&mut *tx, &()).await?;
+                    tx.commit().await?;
+                }
+                Ok::<_, Failure>(())
+            }
+        };
+        // Maintenance would free the key too.
+        let options = options().concurrency(4).maintenance_interval(HANG * 10);
+        queue.serve(&registry, options, handler).await.unwrap();
+        for id in ids {
+            let info = timeout(HANG, queue.wait(id)).await.expect("the key is free").unwrap().unwrap();
+            assert_eq!(info.status(), JobStatus::Done);
+        }
+        registry.shutdown().await;
+        assert_eq!(losses.all(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rate_limits_the_starts_of_a_period() {
     on_each_store(async |jobs: Durable| {
         let queue = jobs.queue::<Mail>("mail");
@@ -238,11 +277,10 @@ async fn dead_hook_is_called_and_dead_jobs_are_deleted_after_their_retention() {
         let (registry, _) = registry();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let hook = seen.clone();
-        let options = options()
-            .max_attempts(2)
-            .dead_retention(Duration::from_secs(1))
-            .maintenance_interval(Duration::from_secs(1))
-            .on_dead(move |job| hook.lock().unwrap().push((job.id(), job.attempts(), job.error().unwrap().to_owned(), job.status())));
+        let options =
+            options().max_attempts(2).dead_retention(Duration::from_secs(1)).maintenance_interval(Duration::from_secs(1)).on_dead(
+                move |job| hook.lock().unwrap().push((job.id(), job.attempts(), job.error().unwrap().to_owned(), job.status())),
+            );
         queue.serve(&registry, options, async |_: Job<Mail>| Err::<(), _>("no such address")).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
         until("the hook is called", async || {

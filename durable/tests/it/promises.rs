@@ -319,7 +319,8 @@ async fn outage_is_reported_and_fetching_continues() {
 
 /// Renames the table of workers, without which nothing can be fetched, or renames it back.
 async fn rename_workers(jobs: &Durable, hide: bool) {
-    let (prefix, to_prefix) = if jobs.sqlite_pool().is_some() { ("background_tasks_", "background_tasks_") } else { ("background_tasks.", "") };
+    let (prefix, to_prefix) =
+        if jobs.sqlite_pool().is_some() { ("background_tasks_", "background_tasks_") } else { ("background_tasks.", "") };
     let (from, to) = if hide { ("workers", "hidden") } else { ("hidden", "workers") };
     sql(jobs, &format!("ALTER TABLE {prefix}{from} RENAME TO {to_prefix}{to}")).await;
 }

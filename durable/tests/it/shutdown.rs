@@ -40,7 +40,8 @@ type Held = std::pin::Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send
 
 /// Counts the uncharged jobs that no worker holds.
 async fn free(jobs: &Durable) -> i64 {
-    let free = "SELECT count(*) FROM {jobs} WHERE state IN ('available', 'scheduled') AND worker IS NULL AND attempts = 0 AND crashes = 0";
+    let free =
+        "SELECT count(*) FROM {jobs} WHERE state IN ('available', 'scheduled') AND worker IS NULL AND attempts = 0 AND crashes = 0";
     numbers(jobs, free).await[0]
 }
 

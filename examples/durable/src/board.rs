@@ -26,10 +26,15 @@ pub(crate) fn router(jobs: &Durable) -> Router {
 }
 
 async fn mails_as_json(mails: &Queue<Welcome>) -> Result<Value, Error> {
-    let dead: Vec<_> = mails.dead().await?.iter().map(|job| {
-        let to = job.payload::<Welcome>().map_or_else(|_| "?".to_owned(), |mail| mail.to);
-        json!({ "id": job.id(), "to": to, "attempts": job.attempts(), "error": job.error() })
-    }).collect();
+    let dead: Vec<_> = mails
+        .dead()
+        .await?
+        .iter()
+        .map(|job| {
+            let to = job.payload::<Welcome>().map_or_else(|_| "?".to_owned(), |mail| mail.to);
+            json!({ "id": job.id(), "to": to, "attempts": job.attempts(), "error": job.error() })
+        })
+        .collect();
     Ok(json!({ "counts": mails.counts().await?, "dead": dead }))
 }
 
@@ -39,7 +44,8 @@ async fn page(mails: &Queue<Welcome>) -> Response {
             let cell = |value: &&Value| format!("<td>{}</td>", escaped(value.as_str().unwrap_or(&value.to_string())));
             format!("<tr>{}</tr>", cells.iter().map(cell).collect::<String>())
         };
-        let counts: String = all["counts"].as_object().into_iter().flatten().map(|(name, count)| row(&[&json!(name), count])).collect();
+        let counts: String =
+            all["counts"].as_object().into_iter().flatten().map(|(name, count)| row(&[&json!(name), count])).collect();
         let dead = all["dead"].as_array().into_iter().flatten();
         let dead: String = dead.map(|job| row(&[&job["id"], &job["to"], &job["attempts"], &job["error"]])).collect();
         Html(format!(

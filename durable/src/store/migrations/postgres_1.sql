@@ -23,7 +23,7 @@ CREATE TABLE @jobs (
     checkpoint text
 );
 CREATE INDEX jobs_available ON @jobs (queue, priority DESC, run_at, id) WHERE state = 'available';
-CREATE INDEX jobs_due ON @jobs (queue, run_at, state) WHERE state IN ('scheduled', 'retrying');
+CREATE INDEX jobs_due ON @jobs (queue, state, run_at) WHERE state IN ('scheduled', 'retrying');
 CREATE INDEX jobs_held ON @jobs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX jobs_ended ON @jobs (queue, state, ended_at, id) WHERE state IN ('done', 'dead', 'cancelled');
 CREATE INDEX jobs_blocked ON @jobs (queue, limit_key, priority DESC, run_at, id) WHERE state = 'blocked';

@@ -25,7 +25,7 @@ CREATE TABLE background_tasks_jobs (
     checkpoint text
 );
 CREATE INDEX background_tasks_jobs_available ON background_tasks_jobs (queue, priority DESC, run_at) WHERE state = 'available';
-CREATE INDEX background_tasks_jobs_due ON background_tasks_jobs (queue, run_at, state) WHERE state IN ('scheduled', 'retrying');
+CREATE INDEX background_tasks_jobs_due ON background_tasks_jobs (queue, state, run_at) WHERE state IN ('scheduled', 'retrying');
 CREATE INDEX background_tasks_jobs_held ON background_tasks_jobs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX background_tasks_jobs_ended ON background_tasks_jobs (queue, state, ended_at) WHERE state IN ('done', 'dead', 'cancelled');
 CREATE INDEX background_tasks_jobs_blocked ON background_tasks_jobs (queue, limit_key, priority DESC, run_at) WHERE state = 'blocked';

@@ -76,8 +76,12 @@ pub(crate) async fn on_each_database(test: impl AsyncFn(&TestDatabase)) {
 pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
-        (Some(pool), _) => sqlx::query(text("background_tasks_jobs", "background_tasks_workers")).execute(pool).await.unwrap().rows_affected(),
-        (_, Some(pool)) => sqlx::query(text("background_tasks.jobs", "background_tasks.workers")).execute(pool).await.unwrap().rows_affected(),
+        (Some(pool), _) => {
+            sqlx::query(text("background_tasks_jobs", "background_tasks_workers")).execute(pool).await.unwrap().rows_affected()
+        }
+        (_, Some(pool)) => {
+            sqlx::query(text("background_tasks.jobs", "background_tasks.workers")).execute(pool).await.unwrap().rows_affected()
+        }
         _ => unreachable!(),
     }
 }
@@ -86,8 +90,12 @@ pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
 pub(crate) async fn numbers(jobs: &Durable, text: &str) -> Vec<i64> {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
-        (Some(pool), _) => sqlx::query_scalar(text("background_tasks_jobs", "background_tasks_workers")).fetch_all(pool).await.unwrap(),
-        (_, Some(pool)) => sqlx::query_scalar(text("background_tasks.jobs", "background_tasks.workers")).fetch_all(pool).await.unwrap(),
+        (Some(pool), _) => {
+            sqlx::query_scalar(text("background_tasks_jobs", "background_tasks_workers")).fetch_all(pool).await.unwrap()
+        }
+        (_, Some(pool)) => {
+            sqlx::query_scalar(text("background_tasks.jobs", "background_tasks.workers")).fetch_all(pool).await.unwrap()
+        }
         _ => unreachable!(),
     }
 }
