@@ -63,7 +63,6 @@ pub(super) fn host(context: &Context) -> Result<()> {
 pub(super) fn durable(context: &Context) -> Result<()> {
     let sh = &context.sh;
     context.postgres();
-    context.program("pgbouncer", "pgbouncer");
     for some in ["", "sqlite", "postgres,cron"] {
         cmd!(
             sh,

@@ -24,6 +24,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     // What is installed must be tested.
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
+    required.extend(context.program("pgbouncer", "pgbouncer").then_some("pgbouncer"));
     required.extend(context.program("runsv", "runit").then_some("runit"));
     context.program("systemctl", "systemd");
     let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
