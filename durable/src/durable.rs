@@ -65,7 +65,8 @@ impl Durable {
     /// - [`Error::Unavailable`] if the file cannot be opened.
     /// - [`Error::Schema`] if the file is not a database, or a newer version has changed its tables.
     /// - [`Error::Locked`] if another process has locked the file for 10 seconds.
-    /// - [`Error::Address`] for a database in memory, which would not store anything permanently.
+    /// - [`Error::Address`] for a database in memory, which would not store anything permanently. For tests use
+    ///   [`in_memory`](Self::in_memory).
     /// - [`Error::Denied`] and [`Error::Full`].
     #[cfg(feature = "sqlite")]
     pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
@@ -75,6 +76,20 @@ impl Durable {
         }
         let runtime = Runtime::current()?;
         Ok(Self::new(Sqlite::open(path).await?, runtime))
+    }
+
+    /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
+    ///
+    /// Each call creates another database. The jobs do not survive the process: the database is deleted when the last clone of this handle
+    /// and the last worker are dropped. Otherwise it behaves as a file does, except that a call waits while another connection writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRuntime`] outside a tokio runtime.
+    #[cfg(feature = "sqlite")]
+    pub async fn in_memory() -> Result<Self, Error> {
+        let runtime = Runtime::current()?;
+        Ok(Self::new(Sqlite::in_memory().await?, runtime))
     }
 
     /// Connects to a Postgres database: `postgres://user:password@host:port/database`. The `PG…` environment variables supply missing

@@ -16,7 +16,6 @@ pub(crate) use self::worker_handle::{Command, JobLease, WorkerHandle};
 
 use self::slots::Slots;
 use self::waiters::Waiters;
-use crate::error::Error;
 use crate::outage::{Outage, Report, with_timeout};
 use crate::runtime::Runtime;
 use crate::store::{FetchRequest, FetchedJob, Notice, Store, StoreResult, WorkerLease};
@@ -26,6 +25,7 @@ use futures_channel::mpsc::{UnboundedSender, unbounded};
 use futures_timer::Delay;
 use futures_util::future::{Either, join, select};
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -171,7 +171,7 @@ impl Engine {
     }
 
     /// Looks at the queues after this delay at the latest.
-    fn look_in(&self, delay: Duration) {
+    pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
         if state.next_tick.is_some_and(|tick| tick > at) {
@@ -197,21 +197,22 @@ impl Engine {
     }
 
     /// Reports an error that concerns no single job to the observers of each worker.
-    fn report(&self, error: Error) {
-        let error = Arc::new(error);
+    fn report(&self, text: &str) {
+        let text = Arc::<str>::from(text);
         for worker in self.workers() {
-            worker.send(Command::Report(error.clone()));
+            worker.send(Command::Report(text.clone()));
         }
     }
 
-    fn reporter(self: &Arc<Self>) -> Report {
+    /// Returns a function that reports outages, and says which work is retried.
+    fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
-        Box::new(move |error| this.report(error))
+        Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
     }
 
     /// Fetches jobs until all workers have ended.
     async fn fetch_jobs(self: &Arc<Self>) {
-        let report = self.reporter();
+        let report = self.reporter("the worker cannot fetch jobs");
         let (mut outage, mut paused_until) = (Outage::new(&report), None::<Instant>);
         loop {
             let wake = self.wake.listen();
@@ -397,4 +398,14 @@ const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
 fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {
     workers.iter().filter_map(|worker| worker.options.poll_interval).min()
+}
+
+/// Lists jobs in a report.
+fn list(ids: &[Ulid]) -> String {
+    const MAX: usize = 10;
+    let mut text = ids.iter().take(MAX).map(Ulid::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = ids.len().checked_sub(MAX) {
+        let _ = write!(text, " and {more} more");
+    }
+    text
 }

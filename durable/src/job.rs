@@ -1,6 +1,6 @@
 use crate::error::Error;
 use crate::options::MAX_DURATION;
-use crate::running::RunningJob;
+use crate::running::JobHandle;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -52,12 +52,15 @@ impl FromStr for JobId {
 ///
 /// A handler receives a job *at least once*, because a process can die between the work and its acknowledgement. The ID makes repeated
 /// attempts harmless: use it as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
+///
+/// While a clone of a failed attempt's `Job` exists, the job is not retried. Move a clone into work that a
+/// [timeout](crate::WorkerOptions::timeout) does not stop, such as a blocking closure.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
     pub(crate) id: JobId,
     pub(crate) attempt: u32,
-    pub(crate) running: Arc<RunningJob>,
+    pub(crate) handle: Arc<JobHandle>,
 }
 
 impl<T> Job<T> {
@@ -215,6 +218,7 @@ impl fmt::Display for JobStatus {
 #[derive(Clone, Debug)]
 pub struct JobInfo {
     id: JobId,
+    queue: String,
     status: JobStatus,
     attempts: u32,
     crashes: u32,
@@ -229,6 +233,7 @@ pub struct JobInfo {
 /// A row of the store.
 pub(crate) struct JobRow<'a> {
     pub(crate) id: Ulid,
+    pub(crate) queue: String,
     pub(crate) state: &'a str,
     pub(crate) attempts: u32,
     pub(crate) crashes: u32,
@@ -244,6 +249,7 @@ impl JobInfo {
     pub(crate) fn new(row: JobRow<'_>) -> Self {
         Self {
             id: JobId(row.id),
+            queue: row.queue,
             status: JobStatus::of(row.state),
             attempts: row.attempts,
             crashes: row.crashes,
@@ -259,6 +265,11 @@ impl JobInfo {
     /// Returns the ID of the job.
     pub fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Returns the name of the job's queue.
+    pub fn queue(&self) -> &str {
+        &self.queue
     }
 
     /// Returns the status of the job.
@@ -304,6 +315,10 @@ impl JobInfo {
     /// [`Error::Decode`] if the result is not an `R`.
     pub fn result<R: DeserializeOwned>(&self) -> Result<Option<R>, Error> {
         self.result.as_ref().map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)
+    }
+
+    pub(crate) fn payload_text(&self) -> &[u8] {
+        &self.payload
     }
 
     /// Returns the payload as it was enqueued.

@@ -72,6 +72,7 @@ mod runtime;
 mod store;
 mod sync;
 mod tasks;
+pub mod testing;
 mod worker;
 
 #[doc = include_str!("migrating.md")]

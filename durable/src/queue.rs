@@ -6,6 +6,7 @@ use crate::limits::QueueLimits;
 use crate::store::{MAX_ROWS, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::any::type_name;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,11 @@ impl<T> Queue<T> {
     }
 
     /// Enqueues a job when the returned [`Enqueue`] is awaited.
+    ///
+    /// The program that enqueues a job need not be able to read it: the payload is serialized, but not read back. If a worker cannot
+    /// deserialize it, the job is dead after its first attempt. Such payloads have floats that are not finite (JSON stores them as `null`), are
+    /// nested more than 127 levels deep, or have a `Serialize` that does not match their `Deserialize`. A test with
+    /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds them.
     pub fn enqueue(&self, job: T) -> Enqueue
     where
         T: Serialize,
@@ -261,8 +267,39 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().counts(self.name)).await
     }
 
+    /// Reads a payload of this version.
+    pub(crate) fn read(&self, version: u32, payload: &[u8]) -> Result<T, ReadError>
+    where
+        T: DeserializeOwned,
+    {
+        let payload = match self.upgrades.get(&version) {
+            _ if version == self.version => serde_json::from_slice(payload),
+            Some(upgrade) => upgrade(payload),
+            None => {
+                let known: Vec<_> = self.upgrades.keys().chain([&self.version]).map(u32::to_string).collect();
+                let text = format!("unknown payload version {version}: this worker knows {}", known.join(", "));
+                return Err(ReadError::UnknownVersion(text));
+            }
+        };
+        payload.map_err(|error| ReadError::Invalid(format!("cannot deserialize the payload as {}: {error}", type_name::<T>())))
+    }
+
     fn store(&self) -> &dyn Store {
         &*self.durable.engine.store
+    }
+}
+
+/// Why a payload cannot be read.
+pub(crate) enum ReadError {
+    /// Another worker may know the version.
+    UnknownVersion(String),
+    Invalid(String),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::UnknownVersion(text) | Self::Invalid(text)) = self;
+        f.write_str(text)
     }
 }
 

@@ -74,6 +74,15 @@ pub(crate) struct FetchedJob {
     pub(crate) checkpoint: Option<String>,
 }
 
+/// A job that waits or is retried.
+pub(crate) struct EnqueuedRow {
+    pub(crate) info: JobInfo,
+    pub(crate) delay: Duration,
+    pub(crate) priority: u16,
+    pub(crate) unique_key: Option<String>,
+    pub(crate) limit_key: Option<String>,
+}
+
 /// The result of a fetch from a queue with limits.
 #[derive(Debug, Default)]
 pub(crate) struct LimitedFetch {
@@ -263,6 +272,10 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
+    /// Returns the jobs that wait or are retried, oldest first.
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>>;
+    /// Moves all times of jobs and queues into the past.
+    fn advance(&self, by: Duration) -> StoreFuture<'_>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
         None

@@ -1,7 +1,7 @@
 //! Commits outcomes, in batches. It retries until it succeeds, because outcomes are stored nowhere else.
 
-use super::{Engine, WorkerHandle};
-use crate::outage::{Outage, ResponseTimeout};
+use super::{Engine, WorkerHandle, list};
+use crate::outage::{Outage, Report, ResponseTimeout};
 use crate::store::{Committed, NextState, Outcome};
 use crate::worker::MAX_RESULT_SIZE;
 use futures_channel::mpsc::UnboundedReceiver;
@@ -27,7 +27,7 @@ pub(crate) struct Update {
 
 impl Engine {
     /// Runs until it is dropped.
-    pub(super) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
+    pub(crate) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
         let mut last_commit = None::<Instant>;
         while let Some(first) = updates.next().await {
             if last_commit.is_some_and(|at| at.elapsed() < BUSY_PERIOD) {
@@ -46,7 +46,12 @@ impl Engine {
     }
 
     async fn commit(self: &Arc<Self>, updates: Vec<Update>) {
-        let report = self.reporter();
+        let this = self.clone();
+        let jobs: Vec<_> = updates.iter().map(|update| update.outcome.id).collect();
+        let report: Report = Box::new(move |error| {
+            let jobs = list(&jobs);
+            this.report(&format!("the worker cannot store the outcomes of these jobs, and retries: {jobs}: {error}"));
+        });
         let limit = updates.iter().map(|update| update.worker.options.response_timeout).min().unwrap_or_default();
         let (mut outage, mut timeout) = (Outage::new(&report), ResponseTimeout(limit));
         let outcomes: Vec<_> = updates.iter().map(|update| update.outcome.clone()).collect();

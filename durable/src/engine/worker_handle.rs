@@ -2,7 +2,6 @@
 
 use super::completer::Update;
 use super::Engine;
-use crate::error::Error;
 use crate::job::{Failure, Next};
 use crate::options::WorkerOptions;
 use crate::running::RunningJob;
@@ -21,7 +20,7 @@ use ulid::Ulid;
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
     /// Reports an error that concerns no single job to the observers of the registry.
-    Report(Arc<Error>),
+    Report(Arc<str>),
 }
 
 pub(crate) struct WorkerHandle {
@@ -73,7 +72,7 @@ impl WorkerHandle {
         self.signal.clone()
     }
 
-    pub(super) fn connect(&self, updates: UnboundedSender<Update>) {
+    pub(crate) fn connect(&self, updates: UnboundedSender<Update>) {
         lock(&self.state).updates = Some(updates);
     }
 
@@ -103,6 +102,13 @@ impl WorkerHandle {
 
     pub(super) fn holds_jobs(&self) -> bool {
         !lock(&self.state).jobs.is_empty()
+    }
+
+    /// Returns the jobs whose outcome is not committed, oldest first.
+    pub(super) fn held_jobs(&self) -> Vec<Ulid> {
+        let mut ids: Vec<_> = lock(&self.state).jobs.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     pub(super) fn set_ready(&self, is_ready: bool) {
@@ -173,7 +179,7 @@ impl WorkerHandle {
 
     /// Adds a fetched job. Returns `None` if the job still runs in this worker: other workers treated it as lost while this process hung, and
     /// this worker has fetched it again. The run continues.
-    pub(super) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
+    pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
             held.running.run.store(job.run, SeqCst);

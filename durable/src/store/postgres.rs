@@ -1,5 +1,5 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
     Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
 };
 use crate::error::Error;
@@ -353,6 +353,7 @@ fn fetched(row: &PgRow) -> StoreResult<FetchedJob> {
 fn info(row: &PgRow) -> StoreResult<JobInfo> {
     Ok(JobInfo::new(JobRow {
         id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
         state: row.try_get("state")?,
         attempts: count(row.try_get::<i32, _>("attempts")?.into()),
         crashes: count(row.try_get::<i32, _>("crashes")?.into()),
@@ -716,6 +717,38 @@ impl Store for Postgres {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(self.sql(set)).bind(queue).bind(limits.running.map(version)).bind(limits.running_per_key.map(version));
             set.bind(jobs.map(f64::from)).bind(period.map(|it| it.as_secs_f64())).execute(&self.pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>> {
+        async move {
+            let jobs = format!(
+                "SELECT {COLUMNS}, priority, unique_key, limit_key, extract(epoch FROM run_at - enqueued_at)::float8 AS delay FROM @jobs
+                WHERE queue = $1 AND state IN ('scheduled', 'retrying', 'available', 'blocked') ORDER BY id"
+            );
+            let rows = sqlx::query(self.sql(&jobs)).bind(queue).fetch_all(&self.pool).await?;
+            let enqueued = |row: &PgRow| -> StoreResult<EnqueuedRow> {
+                Ok(EnqueuedRow {
+                    info: info(row)?,
+                    delay: Duration::try_from_secs_f64(row.try_get("delay")?).unwrap_or_default(),
+                    priority: u16::try_from(row.try_get::<i32, _>("priority")?).unwrap_or(u16::MAX),
+                    unique_key: row.try_get("unique_key")?,
+                    limit_key: row.try_get("limit_key")?,
+                })
+            };
+            rows.iter().map(enqueued).collect()
+        }
+        .boxed()
+    }
+
+    fn advance(&self, by: Duration) -> StoreFuture<'_> {
+        async move {
+            let advance = "WITH queues AS (UPDATE @queues SET rate_at = rate_at - make_interval(secs => $1))
+                UPDATE @jobs SET run_at = run_at - make_interval(secs => $1), enqueued_at = enqueued_at - make_interval(secs => $1),
+                ended_at = ended_at - make_interval(secs => $1), unique_until = unique_until - make_interval(secs => $1)";
+            sqlx::query(self.sql(advance)).bind(by.as_secs_f64()).execute(&self.pool).await?;
             Ok(())
         }
         .boxed()

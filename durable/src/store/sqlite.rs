@@ -1,5 +1,5 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick, RunAt,
     Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
 };
 use crate::error::Error;
@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 use ulid::Ulid;
 
@@ -26,21 +27,26 @@ pub(crate) struct Sqlite {
     /// A single connection: SQLite has one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
+    /// A database in memory exists while it has a connection. The pools may replace theirs.
+    _anchor: Option<Mutex<SqliteConnection>>,
 }
 
 impl Sqlite {
+    /// Creates a database that all its connections share, in the memory of this process.
+    pub(crate) async fn in_memory() -> StoreResult<Self> {
+        let name = format!("/background-tasks-{}", Ulid::generate());
+        let options = options(Path::new(&name)).vfs("memdb");
+        let anchor = options.connect().await?;
+        let (writer, pool) = (pool(1).idle_timeout(None).max_lifetime(None), pool(8));
+        let (writer, pool) = (writer.connect_with(options.clone()).await?, pool.connect_lazy_with(options));
+        migrate(&writer).await?;
+        Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
+    }
+
     pub(crate) async fn open(path: &Path) -> StoreResult<Self> {
         // The program may change its working directory.
         let path = &std::path::absolute(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
-        // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
-        // handler blocks the runtime.
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(LOCK_TIMEOUT)
-            .row_buffer_size(MAX_ROWS + 1);
+        let options = options(path);
         let denied = |reason: String| {
             Error::Denied(io::Error::new(ErrorKind::PermissionDenied, format!("{}: {reason}", path.display())).into())
         };
@@ -55,14 +61,6 @@ impl Sqlite {
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
-        let pool = |max_connections| {
-            let options = SqlitePoolOptions::new()
-                .max_connections(max_connections)
-                .acquire_timeout(LOCK_TIMEOUT * 3)
-                .test_before_acquire(false);
-            // SQLite rolls back when the disk is full, but the driver then counts an open transaction on this connection forever.
-            options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
-        };
         let connect = || pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone());
         let start = Instant::now();
         let writer = loop {
@@ -74,8 +72,26 @@ impl Sqlite {
         };
         migrate(&writer).await.map_err(with_path)?;
         let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
-        Ok(Self { file: File::at(path), writer, pool })
+        Ok(Self { file: File::at(path), writer, pool, _anchor: None })
     }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
+    // handler blocks the runtime.
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(LOCK_TIMEOUT)
+        .row_buffer_size(MAX_ROWS + 1)
+}
+
+fn pool(max_connections: u32) -> SqlitePoolOptions {
+    let options = SqlitePoolOptions::new().max_connections(max_connections).acquire_timeout(LOCK_TIMEOUT * 3).test_before_acquire(false);
+    // SQLite rolls back when the disk is full, but the driver then counts an open transaction on this connection forever.
+    options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
 /// How often the heartbeat thread reads the version of the file, which takes microseconds.
@@ -110,6 +126,7 @@ async fn migrate(writer: &SqlitePool) -> StoreResult {
 /// The identity of the opened file. If the file was deleted or replaced, writes still succeed but are lost.
 #[derive(Clone)]
 struct File {
+    /// Empty for a database in memory.
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
@@ -120,6 +137,9 @@ impl File {
     }
 
     fn check_available(&self) -> StoreResult {
+        if self.path.as_os_str().is_empty() {
+            return Ok(());
+        }
         let now = identity(&self.path);
         if now.is_some() && now == self.identity {
             return Ok(());
@@ -272,7 +292,7 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
     WHERE queue = ?1 AND state = ?2 AND state IN ('done', 'dead', 'cancelled') AND ended_at <= ?3
     AND (unique_until IS NULL OR unique_until <= ?4) AND worker IS NULL ORDER BY ended_at LIMIT 500)";
 
-const COLUMNS: &str = "id, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
+const COLUMNS: &str = "id, queue, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
 /// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
 const RECOVER: &str = "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
@@ -315,6 +335,7 @@ fn in_order(mut rows: Vec<SqliteRow>) -> Vec<SqliteRow> {
 fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
     Ok(JobInfo::new(JobRow {
         id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
         state: row.try_get("state")?,
         attempts: count(row.try_get("attempts")?),
         crashes: count(row.try_get("crashes")?),
@@ -681,6 +702,39 @@ impl Store for Sqlite {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(set).bind(queue).bind(limits.running).bind(limits.running_per_key).bind(jobs.map(f64::from));
             set.bind(period.map(|period| period.as_secs_f64())).bind(now()).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>> {
+        async move {
+            let jobs = format!(
+                "SELECT {COLUMNS}, priority, unique_key, limit_key, run_at - enqueued_at AS delay FROM background_tasks_jobs
+                WHERE queue = ?1 AND state IN ('scheduled', 'retrying', 'available', 'blocked') ORDER BY seq"
+            );
+            let rows = sqlx::query(AssertSqlSafe(jobs)).bind(queue).fetch_all(&self.pool).await?;
+            let enqueued = |row: &SqliteRow| -> StoreResult<EnqueuedRow> {
+                Ok(EnqueuedRow {
+                    info: info(row)?,
+                    delay: Duration::from_millis(u64::try_from(row.try_get::<i64, _>("delay")?).unwrap_or(0)),
+                    priority: row.try_get("priority")?,
+                    unique_key: row.try_get("unique_key")?,
+                    limit_key: row.try_get("limit_key")?,
+                })
+            };
+            rows.iter().map(enqueued).collect()
+        }
+        .boxed()
+    }
+
+    fn advance(&self, by: Duration) -> StoreFuture<'_> {
+        async move {
+            let advance = "UPDATE background_tasks_jobs SET run_at = run_at - ?1, enqueued_at = enqueued_at - ?1,
+                ended_at = ended_at - ?1, unique_until = unique_until - ?1";
+            sqlx::query(advance).bind(millis(by)).execute(&self.writer).await?;
+            let advance = "UPDATE background_tasks_queues SET rate_at = rate_at - ?1";
+            sqlx::query(advance).bind(millis(by)).execute(&self.writer).await?;
             Ok(())
         }
         .boxed()
