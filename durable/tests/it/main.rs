@@ -8,6 +8,7 @@ mod enqueue;
 mod errors;
 mod network;
 mod operations;
+mod operator;
 mod outcomes;
 mod promises;
 mod regressions;
