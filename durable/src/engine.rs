@@ -117,6 +117,13 @@ impl Engine {
         }
     }
 
+    /// Like `changed`, and waits until the other processes are notified, because the caller may exit. A lost notice delays a job until the
+    /// next look at its queue.
+    pub(crate) async fn notify_changed(&self, queue: &str) {
+        self.mark_ready(queue);
+        let _ = self.store.notify(vec![queue.to_owned()]).await;
+    }
+
     /// Notes that a transaction of the program will change a queue. A notice in the transaction itself would make all transactions with
     /// notices commit one after the other.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
@@ -151,11 +158,11 @@ impl Engine {
     }
 
     /// Notes that a job is cancelled, and notifies other processes.
-    pub(crate) fn cancelled(self: &Arc<Self>, queue: &str, id: Ulid) {
+    pub(crate) async fn cancelled(&self, queue: &str, id: Ulid) {
         let ids = HashSet::from([id]);
         self.workers().iter().for_each(|worker| worker.cancel(&ids));
         self.waiters.ended(&[id]);
-        self.changed(queue, Duration::ZERO);
+        self.notify_changed(queue).await;
     }
 
     /// Handles a notice of another process.

@@ -4,6 +4,7 @@ use crate::running::JobHandle;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
@@ -220,6 +221,8 @@ pub struct JobInfo {
     id: JobId,
     queue: String,
     status: JobStatus,
+    /// Where the job is in the lists of jobs.
+    pub(crate) position: Position,
     attempts: u32,
     crashes: u32,
     version: u32,
@@ -230,10 +233,20 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
+/// What orders the jobs of a list, in addition to their times and IDs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Position {
+    pub(crate) state: String,
+    pub(crate) priority: i64,
+    pub(crate) limit_key: Option<String>,
+}
+
 /// A row of the store.
 pub(crate) struct JobRow<'a> {
     pub(crate) id: Ulid,
     pub(crate) queue: String,
+    pub(crate) priority: i64,
+    pub(crate) limit_key: Option<String>,
     pub(crate) state: &'a str,
     pub(crate) attempts: u32,
     pub(crate) crashes: u32,
@@ -251,6 +264,7 @@ impl JobInfo {
             id: JobId(row.id),
             queue: row.queue,
             status: JobStatus::of(row.state),
+            position: Position { state: row.state.to_owned(), priority: row.priority, limit_key: row.limit_key },
             attempts: row.attempts,
             crashes: row.crashes,
             version: row.version,
@@ -267,7 +281,7 @@ impl JobInfo {
         self.id
     }
 
-    /// Returns the name of the job's queue.
+    /// Returns the name of the queue.
     pub fn queue(&self) -> &str {
         &self.queue
     }
@@ -290,6 +304,11 @@ impl JobInfo {
     /// Returns the version of the payload.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Returns when the job was enqueued, by the clock of the process that enqueued it.
+    pub fn enqueued(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.0.timestamp_ms())
     }
 
     /// Returns when the job is due, or, after a failure, when it is retried.
@@ -329,10 +348,20 @@ impl JobInfo {
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.payload).map_err(Error::Decode)
     }
+
+    /// Returns the payload as JSON, for programs that do not know its type.
+    pub fn payload_json(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.payload)
+    }
+
+    /// Returns the [result](JobInfo::result) as JSON.
+    pub fn result_json(&self) -> Option<&str> {
+        self.result.as_deref()
+    }
 }
 
 /// The number of jobs of a queue in each status. Finished jobs are deleted after their
-/// [retention](crate::WorkerOptions::retention).
+/// [retention](crate::WorkerOptions::retention). A number above [`LIMIT`](QueueCounts::LIMIT) means "at least this many".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueCounts {
@@ -351,6 +380,9 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
+    /// The number of jobs of each state that the store counts. If there are more, it stops, so that the call is fast however deep a queue is.
+    pub const LIMIT: u64 = 10_000;
+
     pub(crate) fn add(&mut self, state: &str, jobs: i64) {
         let count = match JobStatus::of(state) {
             JobStatus::Waiting => &mut self.waiting,

@@ -63,6 +63,7 @@ mod enqueue;
 mod error;
 mod job;
 mod limits;
+mod operator;
 mod options;
 mod outage;
 mod panics;
@@ -88,6 +89,7 @@ pub use self::enqueue::{Connection, Enqueue, EnqueueAll, Enqueued};
 pub use self::error::Error;
 pub use self::job::{Failure, Job, JobId, JobInfo, JobStatus, ParseJobIdError, QueueCounts};
 pub use self::limits::QueueLimits;
+pub use self::operator::{QueueInfo, UntypedQueue};
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
 /// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this version.

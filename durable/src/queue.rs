@@ -3,13 +3,13 @@ use crate::enqueue::{Enqueue, EnqueueAll};
 use crate::error::Error;
 use crate::job::{JobId, JobInfo, QueueCounts};
 use crate::limits::QueueLimits;
-use crate::store::{MAX_ROWS, Store};
+use crate::operator::{PAGE, UntypedQueue};
+use crate::store::Store;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::type_name;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fmt, iter};
 
 /// Converts a payload of another version.
@@ -98,7 +98,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn info(&self, id: JobId) -> Result<Option<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().info(self.name, id.0)).await
+        self.durable.runtime.enter(self.store().info(Some(self.name), id.0)).await
     }
 
     /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final), in any process. Returns `None` if the job is not in this
@@ -133,7 +133,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead(&self) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, None, DEAD_PAGE)).await
+        self.durable.runtime.enter(self.store().dead(self.name, None, PAGE)).await
     }
 
     /// Returns up to 100 dead jobs that follow this one in the list of dead jobs.
@@ -142,7 +142,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead_after(&self, last: &JobInfo) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, Some(last), DEAD_PAGE)).await
+        self.durable.runtime.enter(self.store().dead(self.name, Some(last), PAGE)).await
     }
 
     /// Enqueues a dead job again, with its full number of attempts. Returns `false` if the job is not dead, or if another job uses its
@@ -152,9 +152,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
-        let retried = self.durable.runtime.enter(self.store().retry(self.name, Some(id.0))).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(retried > 0)
+        self.untyped().retry(id).await
     }
 
     /// Enqueues all dead jobs again, each with its full number of attempts. Returns how many.
@@ -167,15 +165,7 @@ impl<T> Queue<T> {
     ///
     /// If the future is dropped, some of the jobs may have been enqueued.
     pub async fn retry_all(&self) -> Result<u64, Error> {
-        let mut all = 0;
-        loop {
-            let retried = self.durable.runtime.enter(self.store().retry(self.name, None)).await?;
-            self.durable.engine.changed(self.name, Duration::ZERO);
-            all += retried;
-            if retried < MAX_ROWS as u64 {
-                return Ok(all);
-            }
-        }
+        self.untyped().retry_all().await
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
@@ -185,7 +175,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn discard(&self, id: JobId) -> Result<bool, Error> {
-        Ok(self.durable.runtime.enter(self.store().discard(self.name, Some(id.0))).await? > 0)
+        self.untyped().discard(id).await
     }
 
     /// Deletes all dead jobs. Returns how many.
@@ -198,14 +188,7 @@ impl<T> Queue<T> {
     ///
     /// If the future is dropped, some of the jobs may have been deleted.
     pub async fn discard_all(&self) -> Result<u64, Error> {
-        let mut all = 0;
-        loop {
-            let discarded = self.durable.runtime.enter(self.store().discard(self.name, None)).await?;
-            all += discarded;
-            if discarded < MAX_ROWS as u64 {
-                return Ok(all);
-            }
-        }
+        self.untyped().discard_all().await
     }
 
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
@@ -218,9 +201,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn cancel(&self, id: JobId) -> Result<bool, Error> {
-        let is_cancelled = self.durable.runtime.enter(self.store().cancel(self.name, id.0)).await?;
-        self.durable.engine.cancelled(self.name, id.0);
-        Ok(is_cancelled)
+        self.untyped().cancel(id).await
     }
 
     /// Pauses the queue in all processes: its jobs are not fetched until [`resume`](Queue::resume). Jobs that run continue, and jobs can be
@@ -230,7 +211,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn pause(&self) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().pause(self.name, true)).await
+        self.untyped().pause().await
     }
 
     /// Ends a [pause](Queue::pause).
@@ -239,9 +220,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn resume(&self) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().pause(self.name, false)).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(())
+        self.untyped().resume().await
     }
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier ones. The limits outlive the processes.
@@ -252,9 +231,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn set_limits(&self, limits: QueueLimits) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().set_limits(self.name, limits)).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(())
+        self.untyped().set_limits(limits).await
     }
 
     /// Returns the number of jobs in each status. The store counts entries of indexes, which takes about a tenth of a second for each million
@@ -284,6 +261,10 @@ impl<T> Queue<T> {
         payload.map_err(|error| ReadError::Invalid(format!("cannot deserialize the payload as {}: {error}", type_name::<T>())))
     }
 
+    fn untyped(&self) -> UntypedQueue {
+        self.durable.untyped_queue(self.name)
+    }
+
     fn store(&self) -> &dyn Store {
         &*self.durable.engine.store
     }
@@ -302,6 +283,3 @@ impl fmt::Display for ReadError {
         f.write_str(text)
     }
 }
-
-/// The number of jobs in each list of dead jobs.
-const DEAD_PAGE: usize = 100;

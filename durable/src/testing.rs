@@ -126,7 +126,8 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
 pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<EnqueuedJob<T>>, Error> {
     let rows = queue.durable.runtime.enter(queue.durable.engine.store.enqueued(queue.name)).await?;
     let job = |row: EnqueuedRow| {
-        let EnqueuedRow { info, delay, priority, unique_key, limit_key } = row;
+        let EnqueuedRow { info, delay, unique_key } = row;
+        let (priority, limit_key) = (u16::try_from(info.position.priority).unwrap_or(u16::MAX), info.position.limit_key.clone());
         let (id, status, attempts) = (info.id(), info.status(), info.attempts());
         let payload = queue.read(info.version(), info.payload_text());
         let payload = payload.map_err(|error| Error::Decode(serde::de::Error::custom(format_args!("job {id}: {error}"))))?;

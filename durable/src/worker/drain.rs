@@ -82,7 +82,7 @@ where
                 // The store contains the outcome.
                 let _ = panics::catch(executor.clone().run(lease, job, permit)).await;
             }
-            all.extend(store.info(name, id).await?);
+            all.extend(store.info(Some(name), id).await?);
         }
     };
     let result = match select(pin!(jobs), pin!(engine.commit_outcomes(receiver))).await {

@@ -147,6 +147,8 @@ where
         let info = JobInfo::new(JobRow {
             id: lease.running.id,
             queue: job.queue,
+            priority: 0,
+            limit_key: None,
             state: "dead",
             attempts: job.attempts.saturating_add(1),
             crashes: job.crashes,

@@ -99,6 +99,43 @@ async fn jobs_that_are_not_due_cost_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn looking_at_all_queues_does_not_depend_on_their_depth() {
+    on_each_store(async |jobs: Durable| {
+        let states = ["available", "scheduled", "done", "dead"];
+        let fill_all = async |count| {
+            for state in states {
+                fill(&jobs, state, state, count).await;
+            }
+        };
+        let time = async || {
+            let mut times = Vec::new();
+            for _ in 0..5 {
+                let start = Instant::now();
+                let queues = jobs.queues().await.unwrap();
+                times.push(start.elapsed());
+                let counts = queues.iter().map(|queue| queue.counts.waiting + queue.counts.done + queue.counts.dead);
+                assert!(counts.clone().all(|count| count == 10_001), "{:?}", counts.collect::<Vec<_>>());
+            }
+            times.sort();
+            times[0]
+        };
+        analyze(&jobs).await;
+        fill_all(11_000).await;
+        let shallow = time().await;
+        sql(&jobs, "DELETE FROM {jobs}").await;
+        analyze(&jobs).await; // statistics of an empty table
+        fill_all(DEEP).await;
+        let deep = time().await;
+        analyze(&jobs).await;
+        let analyzed = time().await;
+        eprintln!("shallow {shallow:?}, deep {deep:?}, deep and analyzed {analyzed:?}");
+        let limit = shallow * 3 + Duration::from_millis(10);
+        assert!(deep < limit && analyzed < limit, "{shallow:?} {deep:?} {analyzed:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_statement_uses_an_index() {
     on_each_store(async |jobs: Durable| {
         for state in ["available", "scheduled", "done", "dead"] {
@@ -115,6 +152,19 @@ async fn every_statement_uses_an_index() {
         let dead = jobs.queue::<Mail>("dead");
         let page = dead.dead().await.unwrap();
         assert_eq!(page.len(), 100);
+        assert!(dead.dead_after(&page[99]).await.unwrap().len() == 100);
+        // What an operator's tool reads.
+        assert_eq!(jobs.queues().await.unwrap().len(), 5);
+        for state in ["available", "scheduled", "done", "dead"] {
+            let status = match state {
+                "done" => JobStatus::Done,
+                "dead" => JobStatus::Dead,
+                _ => JobStatus::Waiting,
+            };
+            let queue = jobs.untyped_queue(state);
+            let page = queue.jobs(status, None).await.unwrap();
+            assert_eq!(queue.jobs(status, page.last()).await.unwrap().len(), 100);
+        }
         sleep(Duration::from_secs(2)).await; // heartbeats, looks and maintenance
         registry.shutdown().await;
         assert_eq!(losses.all(), []);

@@ -9,6 +9,7 @@ mod errors;
 mod kit;
 mod network;
 mod operations;
+mod operator;
 mod outcomes;
 mod promises;
 mod regressions;
