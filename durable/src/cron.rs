@@ -218,7 +218,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                         }
                     }
                 };
-                let skipped_tick = |tick: DateTime<Utc>, why: &str| format!("the tick {tick} of {:?} is skipped: {why}", schedule.text);
+                let skipped_tick =
+                    |tick: DateTime<Utc>, why: &str| format!("the tick {tick} of {:?} is skipped: {why}", schedule.text);
                 let skip = |skipped: usize, before: DateTime<Utc>| {
                     if skipped > 0 {
                         let text = format!("{skipped} ticks of {:?} before {before} are skipped", schedule.text);

@@ -16,6 +16,7 @@ pub(crate) use self::worker_handle::{Command, JobLease, WorkerHandle};
 
 use self::slots::Slots;
 use self::waiters::Waiters;
+use crate::metrics::Metrics;
 use crate::outage::{Outage, Report, with_timeout};
 use crate::runtime::Runtime;
 use crate::store::{FetchRequest, FetchedJob, Notice, Store, StoreResult, WorkerLease};
@@ -39,6 +40,7 @@ pub(crate) struct Engine {
     pub(crate) runtime: Runtime,
     pub(crate) waiters: Waiters,
     pub(crate) slots: Slots,
+    pub(crate) metrics: Metrics,
     state: Mutex<State>,
     /// Notified when the engine has something to do.
     wake: Event,
@@ -67,6 +69,7 @@ impl Engine {
         Arc::new(Self {
             waiters: Waiters::default(),
             slots: Slots::default(),
+            metrics: Metrics::default(),
             state: Mutex::default(),
             wake: Event::new(),
             notices: Mutex::default(),
@@ -340,9 +343,11 @@ impl Engine {
         requests: &[FetchRequest],
         limited: &[(Arc<WorkerHandle>, FetchRequest)],
     ) -> StoreResult {
+        let start = self.metrics.now();
         if !requests.is_empty()
             && let Some(jobs) = self.unless_closing(workers, self.store.fetch(requests)).await?
         {
+            Metrics::fetched(start);
             let mut counts = vec![0; requests.len()];
             for job in jobs {
                 let Some(index) = requests.iter().position(|request| request.queue == job.queue) else { continue };
@@ -354,8 +359,10 @@ impl Engine {
             }
         }
         for (worker, request) in limited {
+            let start = self.metrics.now();
             let fetch = self.unless_closing(std::slice::from_ref(worker), self.store.fetch_limited(request)).await?;
             let Some(fetch) = fetch else { continue };
+            Metrics::fetched(start);
             for job in fetch.jobs {
                 self.start(worker, job);
             }

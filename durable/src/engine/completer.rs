@@ -1,6 +1,7 @@
 //! Commits outcomes, in batches. It retries until it succeeds, because outcomes are stored nowhere else.
 
 use super::{Engine, WorkerHandle, list};
+use crate::metrics::Metrics;
 use crate::outage::{Outage, Report, ResponseTimeout};
 use crate::store::{Committed, NextState, Outcome};
 use crate::worker::MAX_RESULT_SIZE;
@@ -22,6 +23,10 @@ const MAX_BATCH: usize = 1000;
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
+    /// Whether the handler has completed the job in a transaction, which may not have been committed.
+    pub(super) is_completed: bool,
+    /// The duration of the attempt, if metrics are recorded.
+    pub(super) duration: Option<Duration>,
     pub(super) committed: oneshot::Sender<Committed>,
 }
 
@@ -79,9 +84,26 @@ impl Engine {
             }
             // A commit without a response may have succeeded.
             let committed = if is_repeated && committed == Committed::Lost { Committed::Yes } else { committed };
+            if let Some(duration) = update.duration {
+                Metrics::attempt_ended(update.worker.queue, label(state, committed, update.is_completed), duration);
+            }
             let _ = update.committed.send(committed);
         }
         self.waiters.ended(&ended);
         self.wake();
+    }
+}
+
+/// Returns the outcome of an attempt in the metrics.
+fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
+    match (committed, state) {
+        (Committed::Lost, _) if is_completed => "done",
+        (Committed::Lost, _) => "lost",
+        (Committed::Cancelled, _) => "cancelled",
+        (Committed::Yes, NextState::Done) => "done",
+        (Committed::Yes, NextState::Dead) => "dead",
+        (Committed::Yes, NextState::Available) => "returned",
+        (Committed::Yes, NextState::Scheduled(_)) => "deferred",
+        (Committed::Yes, NextState::Retrying(_)) => "retried",
     }
 }

@@ -75,6 +75,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         }
         pulse.last = Instant::now();
         for worker in lost.iter().filter_map(|id| engine.worker(id)) {
+            engine.metrics.lease_lost(worker.queue);
             let jobs = match &*worker.held_jobs() {
                 [] => "it holds no jobs".to_owned(),
                 ids => format!("these jobs may run a second time: {}", list(ids)),
@@ -82,8 +83,12 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
             let text = format!("the worker could not renew its lease of {lease:?} in time, and {jobs}");
             worker.send(super::Command::Report(Error::LeaseLost(text).to_string().into()));
         }
-        if pulse.judges_from <= Instant::now() && with_timeout(limit, heart.recover()).await? > 0 {
-            engine.look_in(Duration::ZERO);
+        if pulse.judges_from <= Instant::now() {
+            let recovered = with_timeout(limit, heart.recover()).await?;
+            if recovered > 0 {
+                engine.metrics.recovered(recovered);
+                engine.look_in(Duration::ZERO);
+            }
         }
     }
     let wait = interval.saturating_sub(pulse.last.elapsed()).min(MAX_WAIT);

@@ -196,6 +196,7 @@ impl WorkerHandle {
             attempt,
             is_last_attempt: job.attempts.saturating_add(1) >= self.options.max_attempts,
             retry_delay: self.options.retry_delay(job.attempts.saturating_add(1)),
+            started: None,
             state: LeaseState::Fetched,
         })
     }
@@ -227,6 +228,8 @@ pub(crate) struct JobLease {
     is_last_attempt: bool,
     /// The backoff after a failure of this attempt.
     retry_delay: Duration,
+    /// When the attempt started, if metrics are recorded.
+    started: Option<Instant>,
     state: LeaseState,
 }
 
@@ -244,6 +247,7 @@ impl JobLease {
 
     pub(crate) fn start(&mut self) {
         self.state = LeaseState::Started;
+        self.started = self.engine.metrics.now();
     }
 
     /// Sends the outcome. The future resolves when it is committed, to `None` if it never will be because the runtime has dropped the engine.
@@ -263,7 +267,9 @@ impl JobLease {
         }
         let outcome = Outcome { id, run, state, is_charged, result, error };
         if let Some(updates) = &worker.updates {
-            let _ = updates.unbounded_send(Update { worker: self.worker.clone(), outcome, committed });
+            let is_completed = self.running.is_completed.load(SeqCst);
+            let duration = self.started.map(|start| start.elapsed());
+            let _ = updates.unbounded_send(Update { worker: self.worker.clone(), outcome, is_completed, duration, committed });
         }
         drop(worker);
         self.engine.wake(); // the worker may fetch another job

@@ -164,7 +164,12 @@ where
     }
 
     /// Returns the result as JSON, or why it cannot be stored.
-    async fn attempt(&self, lease: &JobLease, job: &FetchedJob, handle: Arc<JobHandle>) -> Result<Result<String, String>, AttemptError> {
+    async fn attempt(
+        &self,
+        lease: &JobLease,
+        job: &FetchedJob,
+        handle: Arc<JobHandle>,
+    ) -> Result<Result<String, String>, AttemptError> {
         let options = &self.options;
         if job.crashes > options.crashes {
             let text = format!("gave up after the process died {} times", job.crashes);
@@ -205,7 +210,6 @@ fn limited(mut error: String) -> String {
     error.truncate(error.floor_char_boundary(MAX_RESULT_SIZE));
     error
 }
-
 
 /// Describes the state of a job after an attempt.
 fn next_step(state: NextState) -> String {

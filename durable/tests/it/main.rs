@@ -7,6 +7,7 @@ mod depth;
 mod enqueue;
 mod errors;
 mod kit;
+mod metrics;
 mod network;
 mod operations;
 mod operator;
