@@ -1,5 +1,5 @@
 use crate::error::Error;
-use crate::outage::{Outage, RESPONSE_TIMEOUT, with_timeout};
+use crate::outage::{Outage, RESPONSE_TIMEOUT, Report, with_timeout};
 use crate::panics;
 use crate::queue::Queue;
 use crate::tasks::TaskNames;
@@ -196,11 +196,16 @@ impl<T: Serialize + Send + 'static> Queue<T> {
         let (queue, signal) = (self.clone(), registry.signal());
         let names = TaskNames::new(registry, self.name, Location::caller());
         let name = names.leak("cron");
-        let (report, report_panic) = (names.report(name), names.report_panic(name));
+        let (report, report_panic) = (Arc::new(names.report(name)), names.report_panic(name));
         names.check_open()?;
         let task = async move {
             let run = async {
-                let mut outage = Outage::new(&report);
+                let text = schedule.text.clone();
+                let report_outage: Report = Box::new({
+                    let report = report.clone();
+                    move |error| report(format!("the schedule {text:?} cannot enqueue its ticks, and retries: {error}").into())
+                });
+                let mut outage = Outage::new(&report_outage);
                 let remember = async |tick: Option<DateTime<Utc>>| {
                     let call = queue.durable.engine.store.last_tick(queue.name, &ticks.key, tick.map(|tick| tick.timestamp()));
                     with_timeout(RESPONSE_TIMEOUT, queue.durable.runtime.enter(call)).await
@@ -214,9 +219,12 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                         }
                     }
                 };
+                let skipped_tick =
+                    |tick: DateTime<Utc>, why: &str| format!("the tick {tick} of {:?} is skipped: {why}", schedule.text);
                 let skip = |skipped: usize, before: DateTime<Utc>| {
                     if skipped > 0 {
-                        report(Error::MissedTicks(format!("{skipped} ticks of {:?} before {before} are skipped", schedule.text)));
+                        let text = format!("{skipped} ticks of {:?} before {before} are skipped", schedule.text);
+                        report(Error::MissedTicks(text).to_string().into());
                     }
                 };
                 let now = Utc::now();
@@ -234,8 +242,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             match panics::catch(with_timeout(RESPONSE_TIMEOUT, enqueue)).await {
                                 Ok(Ok(_)) => outage.ended(),
                                 // A retry would fail in the same way.
-                                Err(payload) => report_panic(payload),
-                                Ok(Err(error @ Error::Encode(_))) => report(error),
+                                Err(payload) => report_panic(skipped_tick(tick, panics::message(&*payload))),
+                                Ok(Err(error @ Error::Encode(_))) => report(skipped_tick(tick, &error.to_string()).into()),
                                 Ok(Err(error)) => {
                                     outage.failed(error);
                                     Delay::new(RETRY_DELAY).await;

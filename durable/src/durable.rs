@@ -33,23 +33,36 @@ impl Durable {
     ///
     /// As `sqlite` and `postgres`. Any other address is an [`Error::Address`].
     pub async fn connect(address: &str) -> Result<Self, Error> {
-        let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
-        let is_postgres = matches!(scheme, "postgres" | "postgresql");
-        #[cfg(feature = "postgres")]
-        if is_postgres && address[scheme.len()..].starts_with("://") {
-            return Self::postgres(address).await;
+        match sqlite_path(address)? {
+            #[cfg(feature = "postgres")]
+            None => Self::postgres(address).await,
+            #[cfg(feature = "sqlite")]
+            Some(path) => Self::sqlite(path).await,
+            #[allow(unreachable_patterns, reason = "depends on the features")]
+            _ => unreachable!("the feature of the store is enabled"),
         }
-        #[cfg(feature = "sqlite")]
-        {
-            let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
-            let path = url.unwrap_or(address);
-            // The parameters of a URL would become part of the file name.
-            if !is_postgres && !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
-                return Self::sqlite(path).await;
-            }
+    }
+
+    /// Like [`connect`](Self::connect), for tools: opens a store that programs already use. Creates no file, schema or tables, and migrates
+    /// nothing.
+    ///
+    /// `schema` is the schema of the tables in Postgres. Default: `background_tasks`.
+    ///
+    /// # Errors
+    ///
+    /// As `connect`. [`Error::Schema`] if the database does not contain the tables of this version of the crate. [`Error::Address`] for a
+    /// schema with SQLite, which has none.
+    pub async fn open_existing(address: &str, schema: Option<&str>) -> Result<Self, Error> {
+        match sqlite_path(address)? {
+            #[cfg(feature = "postgres")]
+            None => Self::open_postgres(address, schema.unwrap_or(SCHEMA), true).await,
+            #[cfg(feature = "sqlite")]
+            Some(_) if schema.is_some() => Err(Error::Address("SQLite has no schemas".to_owned())),
+            #[cfg(feature = "sqlite")]
+            Some(path) => Self::open_sqlite(Path::new(path), true).await,
+            #[allow(unreachable_patterns, reason = "depends on the features")]
+            _ => unreachable!("the feature of the store is enabled"),
         }
-        // The rest of the address may contain a password.
-        Err(Error::Address(if scheme.is_empty() { "no scheme".to_owned() } else { format!("{scheme}:…") }))
     }
 
     /// Opens a SQLite file, and creates it if it is missing. Its folder must exist.
@@ -65,16 +78,35 @@ impl Durable {
     /// - [`Error::Unavailable`] if the file cannot be opened.
     /// - [`Error::Schema`] if the file is not a database, or a newer version has changed its tables.
     /// - [`Error::Locked`] if another process has locked the file for 10 seconds.
-    /// - [`Error::Address`] for a database in memory, which would not store anything permanently.
+    /// - [`Error::Address`] for a database in memory, which would not store anything permanently. For tests use
+    ///   [`in_memory`](Self::in_memory).
     /// - [`Error::Denied`] and [`Error::Full`].
     #[cfg(feature = "sqlite")]
     pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
+        Self::open_sqlite(path.as_ref(), false).await
+    }
+
+    #[cfg(feature = "sqlite")]
+    async fn open_sqlite(path: &Path, is_existing: bool) -> Result<Self, Error> {
         if path.as_os_str().is_empty() || path.to_string_lossy().contains(":memory:") {
             return Err(Error::Address(format!("{:?}", path.display().to_string())));
         }
         let runtime = Runtime::current()?;
-        Ok(Self::new(Sqlite::open(path).await?, runtime))
+        Ok(Self::new(Sqlite::open(path, is_existing).await?, runtime))
+    }
+
+    /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
+    ///
+    /// Each call creates another database. The jobs do not survive the process: the database is deleted when the last clone of this handle
+    /// and the last worker are dropped. Otherwise it behaves as a file does, except that a call waits while another connection writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRuntime`] outside a tokio runtime.
+    #[cfg(feature = "sqlite")]
+    pub async fn in_memory() -> Result<Self, Error> {
+        let runtime = Runtime::current()?;
+        Ok(Self::new(Sqlite::in_memory().await?, runtime))
     }
 
     /// Connects to a Postgres database: `postgres://user:password@host:port/database`. The `PG…` environment variables supply missing
@@ -125,11 +157,16 @@ impl Durable {
     /// As `postgres`. [`Error::Address`] if the name of the schema is empty or longer than 63 bytes.
     #[cfg(feature = "postgres")]
     pub async fn postgres_in(url: &str, schema: &str) -> Result<Self, Error> {
+        Self::open_postgres(url, schema, false).await
+    }
+
+    #[cfg(feature = "postgres")]
+    async fn open_postgres(url: &str, schema: &str, is_existing: bool) -> Result<Self, Error> {
         let runtime = Runtime::current()?;
         if schema.is_empty() || schema.len() > 63 || schema.contains(['\0', '@']) {
             return Err(Error::Address(format!("invalid schema {schema:?}")));
         }
-        Ok(Self::new(Postgres::connect(url, schema).await?, runtime))
+        Ok(Self::new(Postgres::connect(url, schema, is_existing).await?, runtime))
     }
 
     /// Returns the connection pool of the SQLite file, for transactions of the program. Returns `None` for
@@ -145,6 +182,28 @@ impl Durable {
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
         self.engine.store.postgres()
     }
+}
+
+/// Returns the path if the address names a SQLite file, or `None` if it names a Postgres database. Fails if the feature of the store is
+/// disabled.
+fn sqlite_path(address: &str) -> Result<Option<&str>, Error> {
+    let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
+    let is_postgres = matches!(scheme, "postgres" | "postgresql");
+    #[cfg(feature = "postgres")]
+    if is_postgres && address[scheme.len()..].starts_with("://") {
+        return Ok(None);
+    }
+    #[cfg(feature = "sqlite")]
+    {
+        let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+        let path = url.unwrap_or(address);
+        // The parameters of a URL would become part of the file name.
+        if !is_postgres && !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
+            return Ok(Some(path));
+        }
+    }
+    // The rest of the address may contain a password.
+    Err(Error::Address(if scheme.is_empty() { "no scheme".to_owned() } else { format!("{scheme}:…") }))
 }
 
 impl fmt::Debug for Durable {

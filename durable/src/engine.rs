@@ -16,7 +16,7 @@ pub(crate) use self::worker_handle::{Command, JobLease, WorkerHandle};
 
 use self::slots::Slots;
 use self::waiters::Waiters;
-use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::outage::{Outage, Report, with_timeout};
 use crate::runtime::Runtime;
 use crate::store::{FetchRequest, FetchedJob, Notice, Store, StoreResult, WorkerLease};
@@ -26,6 +26,7 @@ use futures_channel::mpsc::{UnboundedSender, unbounded};
 use futures_timer::Delay;
 use futures_util::future::{Either, join, select};
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ pub(crate) struct Engine {
     pub(crate) runtime: Runtime,
     pub(crate) waiters: Waiters,
     pub(crate) slots: Slots,
+    pub(crate) metrics: Metrics,
     state: Mutex<State>,
     /// Notified when the engine has something to do.
     wake: Event,
@@ -67,6 +69,7 @@ impl Engine {
         Arc::new(Self {
             waiters: Waiters::default(),
             slots: Slots::default(),
+            metrics: Metrics::default(),
             state: Mutex::default(),
             wake: Event::new(),
             notices: Mutex::default(),
@@ -117,6 +120,13 @@ impl Engine {
         }
     }
 
+    /// Like `changed`, and waits until the other processes are notified, because the caller may exit. A lost notice delays a job until the
+    /// next look at its queue.
+    pub(crate) async fn notify_changed(&self, queue: &str) {
+        self.mark_ready(queue);
+        let _ = self.store.notify(vec![queue.to_owned()]).await;
+    }
+
     /// Notes that a transaction of the program will change a queue. A notice in the transaction itself would make all transactions with
     /// notices commit one after the other.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
@@ -151,11 +161,11 @@ impl Engine {
     }
 
     /// Notes that a job is cancelled, and notifies other processes.
-    pub(crate) fn cancelled(self: &Arc<Self>, queue: &str, id: Ulid) {
+    pub(crate) async fn cancelled(&self, queue: &str, id: Ulid) {
         let ids = HashSet::from([id]);
         self.workers().iter().for_each(|worker| worker.cancel(&ids));
         self.waiters.ended(&[id]);
-        self.changed(queue, Duration::ZERO);
+        self.notify_changed(queue).await;
     }
 
     /// Handles a notice of another process.
@@ -171,7 +181,7 @@ impl Engine {
     }
 
     /// Looks at the queues after this delay at the latest.
-    fn look_in(&self, delay: Duration) {
+    pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
         if state.next_tick.is_some_and(|tick| tick > at) {
@@ -197,21 +207,22 @@ impl Engine {
     }
 
     /// Reports an error that concerns no single job to the observers of each worker.
-    fn report(&self, error: Error) {
-        let error = Arc::new(error);
+    fn report(&self, text: &str) {
+        let text = Arc::<str>::from(text);
         for worker in self.workers() {
-            worker.send(Command::Report(error.clone()));
+            worker.send(Command::Report(text.clone()));
         }
     }
 
-    fn reporter(self: &Arc<Self>) -> Report {
+    /// Returns a function that reports outages, and says which work is retried.
+    fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
-        Box::new(move |error| this.report(error))
+        Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
     }
 
     /// Fetches jobs until all workers have ended.
     async fn fetch_jobs(self: &Arc<Self>) {
-        let report = self.reporter();
+        let report = self.reporter("the worker cannot fetch jobs");
         let (mut outage, mut paused_until) = (Outage::new(&report), None::<Instant>);
         loop {
             let wake = self.wake.listen();
@@ -334,9 +345,11 @@ impl Engine {
         requests: &[FetchRequest],
         limited: &[(Arc<WorkerHandle>, FetchRequest)],
     ) -> StoreResult {
+        let start = self.metrics.now();
         if !requests.is_empty()
             && let Some(jobs) = self.unless_closing(workers, self.store.fetch(requests)).await?
         {
+            Metrics::fetched(start);
             let mut counts = vec![0; requests.len()];
             for job in jobs {
                 let Some(index) = requests.iter().position(|request| request.queue == job.queue) else { continue };
@@ -348,8 +361,10 @@ impl Engine {
             }
         }
         for (worker, request) in limited {
+            let start = self.metrics.now();
             let fetch = self.unless_closing(std::slice::from_ref(worker), self.store.fetch_limited(request)).await?;
             let Some(fetch) = fetch else { continue };
+            Metrics::fetched(start);
             for job in fetch.jobs {
                 self.start(worker, job);
             }
@@ -399,4 +414,14 @@ const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
 fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {
     workers.iter().filter_map(|worker| worker.options.poll_interval).min()
+}
+
+/// Lists jobs in a report.
+fn list(ids: &[Ulid]) -> String {
+    const MAX: usize = 10;
+    let mut text = ids.iter().take(MAX).map(Ulid::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = ids.len().checked_sub(MAX) {
+        let _ = write!(text, " and {more} more");
+    }
+    text
 }

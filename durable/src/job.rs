@@ -1,9 +1,10 @@
 use crate::error::Error;
 use crate::options::MAX_DURATION;
-use crate::running::RunningJob;
+use crate::running::JobHandle;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
@@ -52,12 +53,15 @@ impl FromStr for JobId {
 ///
 /// A handler receives a job *at least once*, because a process can die between the work and its acknowledgement. The ID makes repeated
 /// attempts harmless: use it as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
+///
+/// While a clone of a failed attempt's `Job` exists, the job is not retried. Move a clone into work that a
+/// [timeout](crate::WorkerOptions::timeout) does not stop, such as a blocking closure.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
     pub(crate) id: JobId,
     pub(crate) attempt: u32,
-    pub(crate) running: Arc<RunningJob>,
+    pub(crate) handle: Arc<JobHandle>,
 }
 
 impl<T> Job<T> {
@@ -215,7 +219,10 @@ impl fmt::Display for JobStatus {
 #[derive(Clone, Debug)]
 pub struct JobInfo {
     id: JobId,
+    queue: String,
     status: JobStatus,
+    /// Where the job is in the lists of jobs.
+    pub(crate) position: Position,
     attempts: u32,
     crashes: u32,
     version: u32,
@@ -226,9 +233,20 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
+/// What orders the jobs of a list, in addition to their times and IDs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Position {
+    pub(crate) state: String,
+    pub(crate) priority: i64,
+    pub(crate) limit_key: Option<String>,
+}
+
 /// A row of the store.
 pub(crate) struct JobRow<'a> {
     pub(crate) id: Ulid,
+    pub(crate) queue: String,
+    pub(crate) priority: i64,
+    pub(crate) limit_key: Option<String>,
     pub(crate) state: &'a str,
     pub(crate) attempts: u32,
     pub(crate) crashes: u32,
@@ -244,7 +262,9 @@ impl JobInfo {
     pub(crate) fn new(row: JobRow<'_>) -> Self {
         Self {
             id: JobId(row.id),
+            queue: row.queue,
             status: JobStatus::of(row.state),
+            position: Position { state: row.state.to_owned(), priority: row.priority, limit_key: row.limit_key },
             attempts: row.attempts,
             crashes: row.crashes,
             version: row.version,
@@ -259,6 +279,11 @@ impl JobInfo {
     /// Returns the ID of the job.
     pub fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Returns the name of the queue.
+    pub fn queue(&self) -> &str {
+        &self.queue
     }
 
     /// Returns the status of the job.
@@ -279,6 +304,11 @@ impl JobInfo {
     /// Returns the version of the payload.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Returns when the job was enqueued, by the clock of the process that enqueued it.
+    pub fn enqueued(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.0.timestamp_ms())
     }
 
     /// Returns when the job is due, or, after a failure, when it is retried.
@@ -306,6 +336,10 @@ impl JobInfo {
         self.result.as_ref().map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)
     }
 
+    pub(crate) fn payload_text(&self) -> &[u8] {
+        &self.payload
+    }
+
     /// Returns the payload as it was enqueued.
     ///
     /// # Errors
@@ -314,10 +348,20 @@ impl JobInfo {
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.payload).map_err(Error::Decode)
     }
+
+    /// Returns the payload as JSON, for programs that do not know its type.
+    pub fn payload_json(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.payload)
+    }
+
+    /// Returns the [result](JobInfo::result) as JSON.
+    pub fn result_json(&self) -> Option<&str> {
+        self.result.as_deref()
+    }
 }
 
-/// The number of jobs of a queue in each status, up to [`LIMIT`](QueueCounts::LIMIT). Finished jobs are deleted after their
-/// [retention](crate::WorkerOptions::retention).
+/// The number of jobs of a queue in each status. Finished jobs are deleted after their
+/// [retention](crate::WorkerOptions::retention). A number above [`LIMIT`](QueueCounts::LIMIT) means "at least this many".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueCounts {
@@ -336,25 +380,18 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
-    /// The largest number: it means this many jobs or more. To count millions of jobs would take the database seconds.
+    /// The number of jobs of each state that the store counts. If there are more, it stops, so that the call is fast however deep a queue is.
     pub const LIMIT: u64 = 10_000;
 
-    /// The states that a store counts, each up to the limit.
-    pub(crate) const STATES: [&str; 8] = ["scheduled", "retrying", "available", "blocked", "running", "done", "dead", "cancelled"];
-
-    pub(crate) fn new(states: Vec<(String, i64)>) -> Self {
-        let mut counts = Self::default();
-        for (state, jobs) in states {
-            let count = match JobStatus::of(&state) {
-                JobStatus::Waiting => &mut counts.waiting,
-                JobStatus::Running => &mut counts.running,
-                JobStatus::Retrying => &mut counts.retrying,
-                JobStatus::Done => &mut counts.done,
-                JobStatus::Dead => &mut counts.dead,
-                JobStatus::Cancelled => &mut counts.cancelled,
-            };
-            *count = Self::LIMIT.min(*count + u64::try_from(jobs).unwrap_or(0));
-        }
-        counts
+    pub(crate) fn add(&mut self, state: &str, jobs: i64) {
+        let count = match JobStatus::of(state) {
+            JobStatus::Waiting => &mut self.waiting,
+            JobStatus::Running => &mut self.running,
+            JobStatus::Retrying => &mut self.retrying,
+            JobStatus::Done => &mut self.done,
+            JobStatus::Dead => &mut self.dead,
+            JobStatus::Cancelled => &mut self.cancelled,
+        };
+        *count += u64::try_from(jobs).unwrap_or(0);
     }
 }

@@ -40,6 +40,10 @@
 //!                └───────────┘ a shutdown cut the job off
 //! ```
 //!
+//! # Tests
+//!
+//! The module [`testing`] runs the jobs of a program in a test: without a worker, without waiting, and on a store in memory.
+//!
 //! # Features
 //!
 //! | feature | enables |
@@ -47,6 +51,7 @@
 //! | `sqlite` (default) | `Durable::sqlite`: a file, for any number of processes on one machine |
 //! | `postgres` | `Durable::postgres`: a server, for workers on any number of machines |
 //! | `cron` | `Queue::cron`: a job at each tick of a schedule |
+//! | `metrics` | `Durable::record_metrics`: depth, age of the oldest job, attempts and others through the `metrics` facade |
 //!
 //! A library that only enqueues needs neither store feature: its program chooses the store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -63,6 +68,8 @@ mod enqueue;
 mod error;
 mod job;
 mod limits;
+mod metrics;
+mod operator;
 mod options;
 mod outage;
 mod panics;
@@ -72,6 +79,7 @@ mod runtime;
 mod store;
 mod sync;
 mod tasks;
+pub mod testing;
 mod worker;
 
 #[doc = include_str!("migrating.md")]
@@ -84,6 +92,7 @@ pub use self::enqueue::{Connection, Enqueue, EnqueueAll, Enqueued};
 pub use self::error::Error;
 pub use self::job::{Failure, Job, JobId, JobInfo, JobStatus, ParseJobIdError, QueueCounts};
 pub use self::limits::QueueLimits;
+pub use self::operator::{QueueInfo, UntypedQueue};
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
 /// The time types, for the [zone of a schedule](CronSchedule::zone).

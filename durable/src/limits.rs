@@ -31,4 +31,19 @@ impl QueueLimits {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self
     }
+
+    /// Returns the limit that [`running`](QueueLimits::running) sets.
+    pub fn get_running(&self) -> Option<u32> {
+        self.running
+    }
+
+    /// Returns the limit that [`running_per_key`](QueueLimits::running_per_key) sets.
+    pub fn get_running_per_key(&self) -> Option<u32> {
+        self.running_per_key
+    }
+
+    /// Returns the number of jobs and the period that [`rate`](QueueLimits::rate) sets.
+    pub fn get_rate(&self) -> Option<(u32, Duration)> {
+        self.rate
+    }
 }

@@ -113,6 +113,8 @@ impl WorkerOptions {
     }
 
     /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
+    ///
+    /// Blocking closures continue. The job is retried when the last clone of the handler's [`Job`](crate::Job) is dropped.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
         self

@@ -3,12 +3,13 @@ use crate::enqueue::{Enqueue, EnqueueAll};
 use crate::error::Error;
 use crate::job::{JobId, JobInfo, QueueCounts};
 use crate::limits::QueueLimits;
-use crate::store::{MAX_ROWS, Store};
+use crate::operator::{PAGE, UntypedQueue};
+use crate::store::Store;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::any::type_name;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fmt, iter};
 
 /// Converts a payload of another version.
@@ -70,6 +71,11 @@ impl<T> Queue<T> {
     }
 
     /// Enqueues a job when the returned [`Enqueue`] is awaited.
+    ///
+    /// The program that enqueues a job need not be able to read it: the payload is serialized, but not read back. If a worker cannot
+    /// deserialize it, the job is dead after its first attempt. Such payloads have floats that are not finite (JSON stores them as `null`), are
+    /// nested more than 127 levels deep, or have a `Serialize` that does not match their `Deserialize`. A test with
+    /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds them.
     pub fn enqueue(&self, job: T) -> Enqueue
     where
         T: Serialize,
@@ -92,7 +98,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn info(&self, id: JobId) -> Result<Option<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().info(self.name, id.0)).await
+        self.durable.runtime.enter(self.store().info(Some(self.name), id.0)).await
     }
 
     /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final), in any process. Returns `None` if the job is not in this
@@ -127,7 +133,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead(&self) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, None, DEAD_PAGE)).await
+        self.durable.runtime.enter(self.store().dead(self.name, None, PAGE)).await
     }
 
     /// Returns up to 100 dead jobs that follow this one in the list of dead jobs.
@@ -136,7 +142,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead_after(&self, last: &JobInfo) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, Some(last), DEAD_PAGE)).await
+        self.durable.runtime.enter(self.store().dead(self.name, Some(last), PAGE)).await
     }
 
     /// Enqueues a dead job again, with its full number of attempts. Returns `false` if the job is not dead, or if another job uses its
@@ -146,9 +152,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
-        let retried = self.durable.runtime.enter(self.store().retry(self.name, Some(id.0))).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(retried > 0)
+        self.untyped().retry(id).await
     }
 
     /// Enqueues all dead jobs again, each with its full number of attempts. Returns how many.
@@ -161,15 +165,7 @@ impl<T> Queue<T> {
     ///
     /// If the future is dropped, some of the jobs may have been enqueued.
     pub async fn retry_all(&self) -> Result<u64, Error> {
-        let mut all = 0;
-        loop {
-            let retried = self.durable.runtime.enter(self.store().retry(self.name, None)).await?;
-            self.durable.engine.changed(self.name, Duration::ZERO);
-            all += retried;
-            if retried < MAX_ROWS as u64 {
-                return Ok(all);
-            }
-        }
+        self.untyped().retry_all().await
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
@@ -179,7 +175,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn discard(&self, id: JobId) -> Result<bool, Error> {
-        Ok(self.durable.runtime.enter(self.store().discard(self.name, Some(id.0))).await? > 0)
+        self.untyped().discard(id).await
     }
 
     /// Deletes all dead jobs. Returns how many.
@@ -192,14 +188,7 @@ impl<T> Queue<T> {
     ///
     /// If the future is dropped, some of the jobs may have been deleted.
     pub async fn discard_all(&self) -> Result<u64, Error> {
-        let mut all = 0;
-        loop {
-            let discarded = self.durable.runtime.enter(self.store().discard(self.name, None)).await?;
-            all += discarded;
-            if discarded < MAX_ROWS as u64 {
-                return Ok(all);
-            }
-        }
+        self.untyped().discard_all().await
     }
 
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
@@ -212,9 +201,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn cancel(&self, id: JobId) -> Result<bool, Error> {
-        let is_cancelled = self.durable.runtime.enter(self.store().cancel(self.name, id.0)).await?;
-        self.durable.engine.cancelled(self.name, id.0);
-        Ok(is_cancelled)
+        self.untyped().cancel(id).await
     }
 
     /// Pauses the queue in all processes: its jobs are not fetched until [`resume`](Queue::resume). Jobs that run continue, and jobs can be
@@ -224,7 +211,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn pause(&self) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().pause(self.name, true)).await
+        self.untyped().pause().await
     }
 
     /// Ends a [pause](Queue::pause).
@@ -233,9 +220,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn resume(&self) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().pause(self.name, false)).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(())
+        self.untyped().resume().await
     }
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier ones. The limits outlive the processes.
@@ -246,9 +231,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn set_limits(&self, limits: QueueLimits) -> Result<(), Error> {
-        self.durable.runtime.enter(self.store().set_limits(self.name, limits)).await?;
-        self.durable.engine.changed(self.name, Duration::ZERO);
-        Ok(())
+        self.untyped().set_limits(limits).await
     }
 
     /// Returns the number of jobs in each status, up to [`QueueCounts::LIMIT`], in milliseconds.
@@ -260,10 +243,42 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().counts(self.name)).await
     }
 
+    /// Reads a payload of this version.
+    pub(crate) fn read(&self, version: u32, payload: &[u8]) -> Result<T, ReadError>
+    where
+        T: DeserializeOwned,
+    {
+        let payload = match self.upgrades.get(&version) {
+            _ if version == self.version => serde_json::from_slice(payload),
+            Some(upgrade) => upgrade(payload),
+            None => {
+                let known: Vec<_> = self.upgrades.keys().chain([&self.version]).map(u32::to_string).collect();
+                let text = format!("unknown payload version {version}: this worker knows {}", known.join(", "));
+                return Err(ReadError::UnknownVersion(text));
+            }
+        };
+        payload.map_err(|error| ReadError::Invalid(format!("cannot deserialize the payload as {}: {error}", type_name::<T>())))
+    }
+
+    fn untyped(&self) -> UntypedQueue {
+        self.durable.untyped_queue(self.name)
+    }
+
     fn store(&self) -> &dyn Store {
         &*self.durable.engine.store
     }
 }
 
-/// The number of jobs in each list of dead jobs.
-const DEAD_PAGE: usize = 100;
+/// Why a payload cannot be read.
+pub(crate) enum ReadError {
+    /// Another worker may know the version.
+    UnknownVersion(String),
+    Invalid(String),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::UnknownVersion(text) | Self::Invalid(text)) = self;
+        f.write_str(text)
+    }
+}

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicI32};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use ulid::Ulid;
 
 /// A job that a worker of this process runs.
@@ -24,6 +24,8 @@ pub(crate) struct RunningJob {
     pub(crate) is_completed: AtomicBool,
     is_cancelled: AtomicBool,
     cancel_event: Event,
+    /// Notified when the last clone of the handler's [`Job`] is dropped.
+    released: Event,
     checkpoint: Mutex<Option<String>>,
     store: Arc<dyn Store>,
     runtime: Runtime,
@@ -41,7 +43,8 @@ impl RunningJob {
     pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, id: Ulid, run: i32, checkpoint: Option<String>) -> Arc<Self> {
         let checkpoint = Mutex::new(checkpoint);
         let (is_completed, is_cancelled) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { id, run: run.into(), is_completed, is_cancelled, cancel_event: Event::new(), checkpoint, store, runtime })
+        let (cancel_event, released) = (Event::new(), Event::new());
+        Arc::new(Self { id, run: run.into(), is_completed, is_cancelled, cancel_event, released, checkpoint, store, runtime })
     }
 
     pub(crate) fn cancel(&self) {
@@ -63,6 +66,34 @@ impl RunningJob {
 impl fmt::Debug for RunningJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunningJob").field("id", &self.id).field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+/// What the clones of a [`Job`] share. It is dropped with the last clone.
+pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
+
+impl JobHandle {
+    /// Resolves when the last clone is dropped.
+    pub(crate) async fn dropped(handle: &Weak<Self>, running: &RunningJob) {
+        while handle.strong_count() > 0 {
+            let released = running.released.listen();
+            if handle.strong_count() > 0 {
+                released.await;
+            }
+        }
+    }
+}
+
+impl Drop for JobHandle {
+    fn drop(&mut self) {
+        // The strong count is already zero.
+        self.0.released.notify(usize::MAX);
+    }
+}
+
+impl fmt::Debug for JobHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -92,7 +123,7 @@ impl<T> Job<T> {
     /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Do not commit then.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn complete_in<C: Connection, R: Serialize>(&self, connection: &mut C, result: &R) -> Result<(), Error> {
-        let running = &self.running;
+        let running = &self.handle.0;
         let result = serde_json::to_string(result).map_err(Error::Encode)?;
         let completion = Completion { id: running.id, run: running.run.load(SeqCst), result };
         if !connection.complete(running.store.prefix(), &completion).await? {
@@ -108,7 +139,7 @@ impl<T> Job<T> {
     ///
     /// [`Error::Decode`] if the checkpoint is not a `C`.
     pub fn checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>, Error> {
-        let checkpoint = lock(&self.running.checkpoint);
+        let checkpoint = lock(&self.handle.0.checkpoint);
         checkpoint.as_ref().map(|text| serde_json::from_str(text)).transpose().map_err(Error::Decode)
     }
 
@@ -119,7 +150,7 @@ impl<T> Job<T> {
     /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Return from the handler then.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn save_checkpoint<C: Serialize>(&self, checkpoint: &C) -> Result<(), Error> {
-        let running = &self.running;
+        let running = &self.handle.0;
         let text = serde_json::to_string(checkpoint).map_err(Error::Encode)?;
         if !running.runtime.enter(running.store.save_checkpoint(running.id, running.run.load(SeqCst), &text)).await? {
             return Err(lost(running.id));
@@ -130,5 +161,5 @@ impl<T> Job<T> {
 }
 
 fn lost(id: Ulid) -> Error {
-    Error::LeaseLost(format!("this worker does not hold job {id} any longer"))
+    Error::LeaseLost(format!("this worker does not hold job {id} any longer: another worker has taken it, or it was cancelled"))
 }

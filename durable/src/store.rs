@@ -6,6 +6,7 @@
 use crate::error::Error;
 use crate::job::{JobInfo, JobStatus, QueueCounts};
 use crate::limits::QueueLimits;
+use crate::operator::QueueInfo;
 use crate::sync::lock;
 use futures_util::future::BoxFuture;
 use std::sync::Mutex;
@@ -72,6 +73,13 @@ pub(crate) struct FetchedJob {
     pub(crate) version: u32,
     pub(crate) payload: Vec<u8>,
     pub(crate) checkpoint: Option<String>,
+}
+
+/// A job that waits or is retried.
+pub(crate) struct EnqueuedRow {
+    pub(crate) info: JobInfo,
+    pub(crate) delay: Duration,
+    pub(crate) unique_key: Option<String>,
 }
 
 /// The result of a fetch from a queue with limits.
@@ -251,19 +259,34 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
+    /// Finds a job, in any queue if there is no name.
+    fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the states of those of these jobs that exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
     /// Returns dead jobs, oldest first.
     fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>>;
+    /// Returns jobs of one [state of the store](STATES), in the order of [`Order::of`].
+    fn jobs<'a>(
+        &'a self,
+        queue: &'a str,
+        state: &'static str,
+        after: Option<&'a JobInfo>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<JobInfo>>;
     /// Makes a dead job available, or up to `MAX_ROWS` dead jobs. Returns how many.
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     /// Deletes a job that does not run and is not done, or up to `MAX_ROWS` dead jobs. Returns how many.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
+    /// Looks at all queues in one statement, whose time does not depend on their depth.
+    fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>>;
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
+    /// Returns the jobs that wait or are retried, oldest first.
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>>;
+    /// Moves all times of jobs and queues into the past.
+    fn advance(&self, by: Duration) -> StoreFuture<'_>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
         None
@@ -272,6 +295,133 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn postgres(&self) -> Option<&sqlx::PgPool> {
         None
     }
+}
+
+/// The states of the store. Jobs of the first three are waiting, in this order.
+pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "running", "retrying", "done", "dead", "cancelled"];
+
+/// The order of the jobs in a list, which is that of the index of their state.
+#[derive(Clone, Copy)]
+enum Order {
+    /// In the order in which they run.
+    Priority,
+    /// By limit key, and then in the order in which they run.
+    LimitKey,
+    /// The first due ones first.
+    Due,
+    /// The last ones first.
+    Ended,
+}
+
+impl Order {
+    fn of(state: &str) -> Self {
+        match state {
+            "available" => Self::Priority,
+            "blocked" => Self::LimitKey,
+            "done" | "dead" | "cancelled" => Self::Ended,
+            _ => Self::Due,
+        }
+    }
+
+    /// Returns the order, and the condition of the jobs that follow a job. In both, `@id` is the column that decides between jobs with the
+    /// same time. In the condition, `@1` to `@4` are the job's priority, its time, its `@id` and its limit key.
+    fn sql(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Priority => (
+                "jobs.priority DESC, jobs.run_at, jobs.@id",
+                "jobs.priority <= @1 AND (jobs.priority < @1 OR (jobs.run_at, jobs.@id) > (@2, @3))",
+            ),
+            Self::LimitKey => (
+                "jobs.limit_key, jobs.priority DESC, jobs.run_at, jobs.@id",
+                "jobs.limit_key >= @4 AND (jobs.limit_key > @4 OR jobs.priority < @1 OR (jobs.priority = @1 AND (jobs.run_at, jobs.@id) > (@2, @3)))",
+            ),
+            Self::Due => ("jobs.run_at, jobs.@id", "(jobs.run_at, jobs.@id) > (@2, @3)"),
+            Self::Ended => ("jobs.ended_at DESC, jobs.@id DESC", "(jobs.ended_at, jobs.@id) < (@2, @3)"),
+        }
+    }
+
+    /// Returns the time that orders a job.
+    fn time(self, info: &JobInfo) -> SystemTime {
+        match self {
+            Self::Ended => info.ended().unwrap_or(SystemTime::UNIX_EPOCH),
+            _ => info.due(),
+        }
+    }
+}
+
+/// The condition of a state, in the words of the conditions of the partial indexes.
+fn state_condition(state: &str) -> String {
+    let index = match state {
+        "scheduled" | "retrying" => " AND jobs.state IN ('scheduled', 'retrying')",
+        "running" => " AND jobs.worker IS NOT NULL",
+        "done" | "dead" | "cancelled" => " AND jobs.state IN ('done', 'dead', 'cancelled')",
+        _ => "",
+    };
+    format!("jobs.state = '{state}'{index}")
+}
+
+/// Returns the end of the name of the index that contains the jobs of a state.
+fn index_of(state: &str) -> &str {
+    match state {
+        "scheduled" | "retrying" => "due",
+        "running" => "held",
+        "done" | "dead" | "cancelled" => "ended",
+        other => other,
+    }
+}
+
+/// Returns the SQL that counts the jobs of each state of the queue `names.name`, in columns that are called as the states. `indexed` makes
+/// SQLite use an index.
+fn count_columns(jobs: &str, indexed: impl Fn(&str) -> String) -> String {
+    let column = |state: &&str| {
+        format!(
+            ", (SELECT count(*) FROM (SELECT 1 FROM {jobs} AS jobs {} WHERE jobs.queue = names.name AND {} LIMIT {}) AS counted) AS {state}",
+            indexed(index_of(state)),
+            state_condition(state),
+            QueueCounts::LIMIT + 1
+        )
+    };
+    // The running jobs are counted for all queues together: their index is not sorted by queue.
+    STATES.iter().filter(|state| **state != "running").map(column).collect()
+}
+
+/// The row of a queue.
+struct QueueRow {
+    name: String,
+    is_paused: bool,
+    running: Option<i64>,
+    running_per_key: Option<i64>,
+    rate_jobs: Option<f64>,
+    rate_seconds: Option<f64>,
+    /// The age of the oldest job that is due.
+    oldest: Option<Duration>,
+    workers: i64,
+}
+
+impl QueueRow {
+    fn info(self, counts: QueueCounts) -> QueueInfo {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "limits are 32 bits")]
+        let rate = self
+            .rate_jobs
+            .zip(self.rate_seconds)
+            .map(|(jobs, seconds)| (jobs as u32, Duration::try_from_secs_f64(seconds).unwrap_or_default()));
+        let limits = QueueLimits { running: self.running.map(count), running_per_key: self.running_per_key.map(count), rate };
+        let workers = count(self.workers);
+        QueueInfo { name: self.name, is_paused: self.is_paused, limits, counts, oldest: self.oldest, workers }
+    }
+}
+
+/// Fails if a database does not contain the tables of this version. `done` is the version of its tables.
+fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
+    let Some(done) = done else {
+        return Err(Error::Schema("no tables of background-tasks-durable".to_owned()));
+    };
+    if missing_versions(all, done)?.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Schema(format!(
+        "an older version of this crate has created the tables ({done}); a program that uses this version migrates them when it starts"
+    )))
 }
 
 /// The versions of the tables, oldest first. Each version is applied once, in a transaction.

@@ -2,10 +2,7 @@
 //! registry covers only the jobs, and this crate can report an outage even if the registry is full.
 
 use crate::error::Error;
-use crate::outage::Report;
 use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
-#[cfg(feature = "cron")]
-use std::any::Any;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -46,24 +43,18 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
     }
 
     /// Returns a function that reports failures of this task, each as a failed task of the same name.
-    pub(crate) fn report(&self, name: &'static str) -> Report {
+    pub(crate) fn report(&self, name: &'static str) -> Box<dyn Fn(Arc<str>) + Send + Sync> {
         let (registry, location) = (self.registry.clone(), self.location);
-        Box::new(move |error| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(error) }))
-    }
-
-    /// Like `report`, for errors that several workers report.
-    pub(crate) fn report_shared(&self, name: &'static str) -> Box<dyn Fn(Arc<Error>) + Send + Sync> {
-        let (registry, location) = (self.registry.clone(), self.location);
-        Box::new(move |error| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(error) }))
+        Box::new(move |text| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(text) }))
     }
 
     /// Returns a function that reports panics of user code in this task, each as a panicked task of the same name.
     #[cfg(feature = "cron")]
-    pub(crate) fn report_panic(&self, name: &'static str) -> impl Fn(Box<dyn Any + Send>) + Send + Sync + use<S> {
+    pub(crate) fn report_panic(&self, name: &'static str) -> impl Fn(String) + Send + Sync + use<S> {
         let (registry, location) = (self.registry.clone(), self.location);
-        move |payload| {
-            let unwind: fn(Box<dyn Any + Send>) = |payload| std::panic::resume_unwind(payload);
-            registry.named(name).location(location).without_permit().run(async move { unwind(payload) });
+        move |text| {
+            let unwind: fn(String) = |text| std::panic::resume_unwind(Box::new(text));
+            registry.named(name).location(location).without_permit().run(async move { unwind(text) });
         }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! The worker is a tracked task, which cannot be aborted: when its jobs are aborted, it still returns them to the queue.
 
+mod drain;
 mod executor;
 
+pub(crate) use self::drain::drain;
 pub(crate) use self::executor::MAX_RESULT_SIZE;
 
 use self::executor::Executor;
@@ -35,6 +37,15 @@ impl<T> Queue<T> {
     /// A job's task ends when the outcome of the job is committed. A job that fails or panics counts as a failed or panicked task and is
     /// retried. If a [`Registry::abort`] outside a shutdown aborts the task, the attempt has failed.
     ///
+    /// The registry's observers receive a text that names the job and its attempt, and says what comes next. The name of the task is that
+    /// of the queue:
+    ///
+    /// ```text
+    /// job 01KAZ3V1Y3Q8RD7ZKJ1D3E5S9B, attempt 2 of 20: connection refused; retried in 1.7s
+    /// ```
+    ///
+    /// The message of a panic is reported in the same way, whatever the type of its payload is. Only an abort has no text.
+    ///
     /// # Shutdown
     ///
     /// When shutdown starts, the worker takes no more jobs, and jobs that were fetched but not started return to the queue. Running jobs
@@ -55,7 +66,18 @@ impl<T> Queue<T> {
     /// A handler that blocks its thread keeps its lease, because a dedicated thread sends the heartbeats. It may still delay the jobs, the
     /// outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar function. A
     /// [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
-    /// closure that the handler has started. The next attempt can then run at the same time as the closure.
+    /// closure that the handler has started. Move the [`Job`] or a clone of it into the closure: an attempt that fails ends when the
+    /// last clone is dropped. Until then the job keeps its permit and its lease, it is not retried, and a shutdown waits for it. Without a clone,
+    /// the next attempt can run at the same time as the closure.
+    ///
+    /// ```
+    /// # use background_tasks_durable::{Failure, Job};
+    /// # struct Video { path: String }
+    /// # fn encode(_: &str) -> Result<(), std::io::Error> { Ok(()) }
+    /// async fn convert(job: Job<Video>) -> Result<(), Failure> {
+    ///     Ok(tokio::task::spawn_blocking(move || encode(&job.path)).await??)
+    /// }
+    /// ```
     ///
     /// # Jobs that kill their process
     ///
@@ -105,7 +127,7 @@ impl<T> Queue<T> {
                 engine: durable.engine.clone(),
                 jobs: VecDeque::new(),
                 suspects: VecDeque::new(),
-                report: names.report_shared(worker_name),
+                report: names.report(worker_name),
                 start: Box::new(move |lease, job, permit| executor.clone().start(lease, job, permit).boxed()),
             };
             let worker = names.track(worker_name, durable.runtime.enter(worker.run(commands)))?;
@@ -126,7 +148,7 @@ struct WorkerTask {
     jobs: VecDeque<(JobLease, FetchedJob)>,
     /// Jobs that run alone.
     suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
-    report: Box<dyn Fn(Arc<Error>) + Send + Sync>,
+    report: Box<dyn Fn(Arc<str>) + Send + Sync>,
     /// Starts the task of a job. The future resolves when the registry has the task.
     start: Box<StartJob>,
 }
@@ -155,7 +177,7 @@ impl WorkerTask {
                         self.suspects.push_back((lease, job, self.engine.suspect()));
                     }
                     Some(Command::Start(lease, job)) => self.jobs.push_back((lease, job)),
-                    Some(Command::Report(error)) => (self.report)(error),
+                    Some(Command::Report(text)) => (self.report)(text),
                     None => return,
                 },
                 () = starting.select_next_some() => {}

@@ -1,7 +1,8 @@
 //! Commits outcomes, in batches. It retries until it succeeds, because outcomes are stored nowhere else.
 
-use super::{Engine, WorkerHandle};
-use crate::outage::{Outage, ResponseTimeout};
+use super::{Engine, WorkerHandle, list};
+use crate::metrics::Metrics;
+use crate::outage::{Outage, Report, ResponseTimeout};
 use crate::store::{Committed, NextState, Outcome};
 use crate::worker::MAX_RESULT_SIZE;
 use futures_channel::mpsc::UnboundedReceiver;
@@ -22,12 +23,16 @@ const MAX_BATCH: usize = 1000;
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
+    /// Whether the handler has completed the job in a transaction, which may not have been committed.
+    pub(super) is_completed: bool,
+    /// The duration of the attempt, if metrics are recorded.
+    pub(super) duration: Option<Duration>,
     pub(super) committed: oneshot::Sender<Committed>,
 }
 
 impl Engine {
     /// Runs until it is dropped.
-    pub(super) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
+    pub(crate) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
         let mut last_commit = None::<Instant>;
         while let Some(first) = updates.next().await {
             if last_commit.is_some_and(|at| at.elapsed() < BUSY_PERIOD) {
@@ -46,7 +51,12 @@ impl Engine {
     }
 
     async fn commit(self: &Arc<Self>, updates: Vec<Update>) {
-        let report = self.reporter();
+        let this = self.clone();
+        let jobs: Vec<_> = updates.iter().map(|update| update.outcome.id).collect();
+        let report: Report = Box::new(move |error| {
+            let jobs = list(&jobs);
+            this.report(&format!("the worker cannot store the outcomes of these jobs, and retries: {jobs}: {error}"));
+        });
         let limit = updates.iter().map(|update| update.worker.options.response_timeout).min().unwrap_or_default();
         let (mut outage, mut timeout) = (Outage::new(&report), ResponseTimeout(limit));
         let outcomes: Vec<_> = updates.iter().map(|update| update.outcome.clone()).collect();
@@ -74,9 +84,26 @@ impl Engine {
             }
             // A commit without a response may have succeeded.
             let committed = if is_repeated && committed == Committed::Lost { Committed::Yes } else { committed };
+            if let Some(duration) = update.duration {
+                Metrics::attempt_ended(update.worker.queue, label(state, committed, update.is_completed), duration);
+            }
             let _ = update.committed.send(committed);
         }
         self.waiters.ended(&ended);
         self.wake();
+    }
+}
+
+/// Returns the outcome of an attempt in the metrics.
+fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
+    match (committed, state) {
+        (Committed::Lost, _) if is_completed => "done",
+        (Committed::Lost, _) => "lost",
+        (Committed::Cancelled, _) => "cancelled",
+        (Committed::Yes, NextState::Done) => "done",
+        (Committed::Yes, NextState::Dead) => "dead",
+        (Committed::Yes, NextState::Available) => "returned",
+        (Committed::Yes, NextState::Scheduled(_)) => "deferred",
+        (Committed::Yes, NextState::Retrying(_)) => "retried",
     }
 }

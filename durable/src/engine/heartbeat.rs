@@ -1,7 +1,7 @@
 //! Renews the leases of the workers, and recovers the jobs of dead workers. A dedicated thread with its runtime does this, because a handler
 //! may block the runtime of the program. The thread also receives the notices of other processes.
 
-use super::{Engine, poll_interval};
+use super::{Engine, list, poll_interval};
 use crate::error::Error;
 use crate::outage::{Outage, with_timeout};
 use crate::store::{Heart, StoreResult};
@@ -26,14 +26,14 @@ pub(super) fn start(engine: Arc<Engine>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
             Ok(runtime) => runtime.block_on(run(&engine)),
-            Err(error) => engine.report(Error::Engine(format!("cannot create a runtime for heartbeats: {error}"))),
+            Err(error) => engine.report(&Error::Engine(format!("cannot create a runtime for heartbeats: {error}")).to_string()),
         }
     });
     thread.map(drop).expect("a thread for heartbeats can be started");
 }
 
 pub(super) async fn run(engine: &Arc<Engine>) {
-    let report = engine.reporter();
+    let report = engine.reporter("the worker cannot renew its lease");
     let (mut outage, mut pulse) = (Outage::new(&report), Pulse { last: Instant::now(), judges_from: Instant::now() });
     let mut heart = None;
     loop {
@@ -75,11 +75,20 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         }
         pulse.last = Instant::now();
         for worker in lost.iter().filter_map(|id| engine.worker(id)) {
-            let text = format!("the worker could not renew its lease of {lease:?} in time: its jobs may run twice");
-            worker.send(super::Command::Report(Arc::new(Error::LeaseLost(text))));
+            engine.metrics.lease_lost(worker.queue);
+            let jobs = match &*worker.held_jobs() {
+                [] => "it holds no jobs".to_owned(),
+                ids => format!("these jobs may run a second time: {}", list(ids)),
+            };
+            let text = format!("the worker could not renew its lease of {lease:?} in time, and {jobs}");
+            worker.send(super::Command::Report(Error::LeaseLost(text).to_string().into()));
         }
-        if pulse.judges_from <= Instant::now() && with_timeout(limit, heart.recover()).await? > 0 {
-            engine.look_in(Duration::ZERO);
+        if pulse.judges_from <= Instant::now() {
+            let recovered = with_timeout(limit, heart.recover()).await?;
+            if recovered > 0 {
+                engine.metrics.recovered(recovered);
+                engine.look_in(Duration::ZERO);
+            }
         }
     }
     let wait = interval.saturating_sub(pulse.last.elapsed()).min(MAX_WAIT);

@@ -16,7 +16,7 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 impl Engine {
     /// Runs until it is dropped.
     pub(super) async fn maintain(self: &Arc<Self>) {
-        let report = self.reporter();
+        let report = self.reporter("the worker cannot delete old jobs");
         let mut outage = Outage::new(&report);
         let mut due = HashMap::<String, Instant>::new();
         loop {

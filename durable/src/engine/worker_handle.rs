@@ -2,7 +2,6 @@
 
 use super::Engine;
 use super::completer::Update;
-use crate::error::Error;
 use crate::job::{Failure, Next};
 use crate::options::WorkerOptions;
 use crate::running::RunningJob;
@@ -21,7 +20,7 @@ use ulid::Ulid;
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
     /// Reports an error that concerns no single job to the observers of the registry.
-    Report(Arc<Error>),
+    Report(Arc<str>),
 }
 
 pub(crate) struct WorkerHandle {
@@ -77,7 +76,7 @@ impl WorkerHandle {
         self.signal.clone()
     }
 
-    pub(super) fn connect(&self, updates: UnboundedSender<Update>) {
+    pub(crate) fn connect(&self, updates: UnboundedSender<Update>) {
         lock(&self.state).updates = Some(updates);
     }
 
@@ -107,6 +106,13 @@ impl WorkerHandle {
 
     pub(super) fn holds_jobs(&self) -> bool {
         !lock(&self.state).jobs.is_empty()
+    }
+
+    /// Returns the jobs whose outcome is not committed, oldest first.
+    pub(super) fn held_jobs(&self) -> Vec<Ulid> {
+        let mut ids: Vec<_> = lock(&self.state).jobs.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     pub(super) fn set_ready(&self, is_ready: bool) {
@@ -177,7 +183,7 @@ impl WorkerHandle {
 
     /// Adds a fetched job. Returns `None` if the job still runs in this worker: other workers treated it as lost while this process hung, and
     /// this worker has fetched it again. The run continues.
-    pub(super) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
+    pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
             held.running.run.store(job.run, SeqCst);
@@ -194,6 +200,7 @@ impl WorkerHandle {
             attempt,
             is_last_attempt: job.attempts.saturating_add(1) >= self.options.max_attempts,
             retry_delay: self.options.retry_delay(job.attempts.saturating_add(1)),
+            started: None,
             state: LeaseState::Fetched,
         })
     }
@@ -225,6 +232,8 @@ pub(crate) struct JobLease {
     is_last_attempt: bool,
     /// The backoff after a failure of this attempt.
     retry_delay: Duration,
+    /// When the attempt started, if metrics are recorded.
+    started: Option<Instant>,
     state: LeaseState,
 }
 
@@ -242,6 +251,7 @@ impl JobLease {
 
     pub(crate) fn start(&mut self) {
         self.state = LeaseState::Started;
+        self.started = self.engine.metrics.now();
     }
 
     /// Sends the outcome. The future resolves when it is committed, to `None` if it never will be because the runtime has dropped the engine.
@@ -261,7 +271,9 @@ impl JobLease {
         }
         let outcome = Outcome { id, run, state, is_charged, result, error };
         if let Some(updates) = &worker.updates {
-            let _ = updates.unbounded_send(Update { worker: self.worker.clone(), outcome, committed });
+            let is_completed = self.running.is_completed.load(SeqCst);
+            let duration = self.started.map(|start| start.elapsed());
+            let _ = updates.unbounded_send(Update { worker: self.worker.clone(), outcome, is_completed, duration, committed });
         }
         drop(worker);
         self.engine.wake(); // the worker may fetch another job

@@ -1,10 +1,12 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick,
-    RunAt, Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order, Outcome,
+    Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count, count_columns,
+    missing_versions, new_ids, parse_id, state_condition,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
 use crate::limits::QueueLimits;
+use crate::operator::QueueInfo;
 use crate::running::Completion;
 use futures_timer::Delay;
 use futures_util::future::{Either, FutureExt, select};
@@ -41,7 +43,8 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    pub(crate) async fn connect(url: &str, schema: &str) -> StoreResult<Self> {
+    /// Connects to a database. Unless `is_existing`, creates and migrates its tables.
+    pub(crate) async fn connect(url: &str, schema: &str, is_existing: bool) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
         // A parameter that PgBouncer rejects. It concerns floating-point numbers in text.
         let options = options.extra_float_digits(None);
@@ -65,7 +68,11 @@ impl Postgres {
             return Err(Error::Schema(format!("the encoding is {encoding}, but must be UTF8 to store every job")));
         }
         let prefix = format!("{}.", quote(schema));
-        migrate(&mut conn, &prefix, schema).await?;
+        if is_existing {
+            check_tables(&mut conn, &prefix, schema).await?;
+        } else {
+            migrate(&mut conn, &prefix, schema).await?;
+        }
         Ok(Self { pool, worker_pool, engine_connection: Mutex::default(), prefix })
     }
 }
@@ -172,6 +179,22 @@ async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreRe
         sqlx::raw_sql(AssertSqlSafe(CARRY_OVER.replace('@', prefix))).execute(&mut *tx).await?;
     }
     Ok(tx.commit().await?)
+}
+
+/// Reads whether the schema has the tables of this version.
+async fn check_tables(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
+    let versions = format!("{prefix}versions");
+    let exists = "SELECT to_regclass($1) IS NOT NULL";
+    let version = if sqlx::query_scalar(exists).bind(&versions).fetch_one(&mut *conn).await? {
+        let newest = format!("SELECT coalesce(max(version), 0) FROM {versions}");
+        Some(sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(conn).await?)
+    } else {
+        None
+    };
+    check_version(&MIGRATIONS, version).map_err(|error| match error {
+        Error::Schema(text) => Error::Schema(format!("schema {schema}: {text}")),
+        other => other,
+    })
 }
 
 /// Quotes an identifier.
@@ -323,8 +346,49 @@ const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRA
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
         ORDER BY priority DESC, run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
 
-const COLUMNS: &str = "id, queue, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
+const COLUMNS: &str =
+    "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
+
+/// The names of the queues are found by skipping through the indexes, from one queue to the next, and in the first of them from one priority
+/// to the next: the first job of each priority is its oldest.
+const QUEUES: &str = "WITH RECURSIVE
+    available AS (
+        (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
+        UNION ALL SELECT next.queue, next.priority, next.run_at FROM available CROSS JOIN LATERAL (
+            (SELECT 1 AS step, queue, priority, run_at FROM @jobs WHERE state = 'available' AND queue = available.queue
+                AND priority < available.priority ORDER BY priority DESC, run_at LIMIT 1)
+            UNION ALL (SELECT 2 AS step, queue, priority, run_at FROM @jobs WHERE state = 'available' AND queue > available.queue
+                ORDER BY queue, priority DESC, run_at LIMIT 1)
+            ORDER BY step LIMIT 1) AS next),
+    due AS (
+        (SELECT queue, state, run_at FROM @jobs WHERE state IN ('scheduled', 'retrying') ORDER BY queue, state, run_at LIMIT 1)
+        UNION ALL SELECT next.queue, next.state, next.run_at FROM due CROSS JOIN LATERAL (
+            (SELECT 1 AS step, queue, state, run_at FROM @jobs WHERE state IN ('scheduled', 'retrying') AND queue = due.queue
+                AND state > due.state ORDER BY state, run_at LIMIT 1)
+            UNION ALL (SELECT 2 AS step, queue, state, run_at FROM @jobs WHERE state IN ('scheduled', 'retrying') AND queue > due.queue
+                ORDER BY queue, state, run_at LIMIT 1)
+            ORDER BY step LIMIT 1) AS next),
+    blocked AS (
+        (SELECT queue FROM @jobs WHERE state = 'blocked' ORDER BY queue LIMIT 1)
+        UNION ALL SELECT next.queue FROM blocked CROSS JOIN LATERAL
+            (SELECT queue FROM @jobs WHERE state = 'blocked' AND queue > blocked.queue ORDER BY queue LIMIT 1) AS next),
+    ended AS (
+        (SELECT queue FROM @jobs WHERE state IN ('done', 'dead', 'cancelled') ORDER BY queue LIMIT 1)
+        UNION ALL SELECT next.queue FROM ended CROSS JOIN LATERAL (SELECT queue FROM @jobs
+            WHERE state IN ('done', 'dead', 'cancelled') AND queue > ended.queue ORDER BY queue LIMIT 1) AS next),
+    held AS (SELECT queue, count(*) FILTER (WHERE state = 'running') AS running FROM @jobs WHERE worker IS NOT NULL GROUP BY queue),
+    live AS (SELECT queue, count(*) AS workers FROM @workers WHERE expires_at > now() GROUP BY queue),
+    names (name) AS (SELECT queue FROM available UNION SELECT queue FROM due UNION SELECT queue FROM blocked UNION SELECT queue FROM ended
+        UNION SELECT queue FROM held UNION SELECT queue FROM live UNION SELECT name FROM @queues)
+    SELECT names.name, coalesce(paused, false) AS paused, max_running::bigint, max_running_per_key::bigint, rate_jobs, rate_seconds,
+        (SELECT extract(epoch FROM now() - min(run_at))::float8
+            FROM (SELECT queue, run_at FROM available UNION ALL SELECT queue, run_at FROM due) AS heads
+            WHERE heads.queue = names.name AND run_at <= now()) AS oldest,
+        coalesce((SELECT running FROM held WHERE held.queue = names.name), 0) AS running,
+        coalesce((SELECT workers FROM live WHERE live.queue = names.name), 0) AS workers
+        %counts
+    FROM names LEFT JOIN @queues AS settings ON settings.name = names.name";
 
 /// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
 const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
@@ -364,6 +428,9 @@ fn fetched(row: &PgRow) -> StoreResult<FetchedJob> {
 fn info(row: &PgRow) -> StoreResult<JobInfo> {
     Ok(JobInfo::new(JobRow {
         id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
+        priority: row.try_get::<i32, _>("priority")?.into(),
+        limit_key: row.try_get("limit_key")?,
         state: row.try_get("state")?,
         attempts: count(row.try_get::<i32, _>("attempts")?.into()),
         crashes: count(row.try_get::<i32, _>("crashes")?.into()),
@@ -652,9 +719,10 @@ impl Store for Postgres {
         .boxed()
     }
 
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
+    fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
         async move {
-            let query = sqlx::query(self.sql(&format!("SELECT {COLUMNS} FROM @jobs WHERE id = $1 AND queue = $2")));
+            let query =
+                sqlx::query(self.sql(&format!("SELECT {COLUMNS} FROM @jobs WHERE id = $1 AND ($2::text IS NULL OR queue = $2)")));
             query.bind(id.to_string()).bind(queue).fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
         }
         .boxed()
@@ -678,6 +746,34 @@ impl Store for Postgres {
             );
             let (ended, id) = after.map_or((0, String::new()), |info| (micros(info.ended()), info.id().to_string()));
             let query = sqlx::query(self.sql(&query)).bind(queue).bind(ended).bind(id);
+            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
+        }
+        .boxed()
+    }
+
+    fn jobs<'a>(
+        &'a self,
+        queue: &'a str,
+        state: &'static str,
+        after: Option<&'a JobInfo>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<JobInfo>> {
+        async move {
+            let kind = Order::of(state);
+            let (order, next) = kind.sql();
+            let time = "('epoch'::timestamptz + $3::bigint * interval '1 microsecond')";
+            let next =
+                next.replace("jobs.@id", "jobs.id").replace("@1", "$2").replace("@2", time).replace("@3", "$4").replace("@4", "$5");
+            let query = format!(
+                "SELECT {COLUMNS} FROM @jobs AS jobs WHERE jobs.queue = $1 AND {} AND {} ORDER BY {} LIMIT $6",
+                state_condition(state),
+                if after.is_some() { &next } else { "true" },
+                order.replace("jobs.@id", "jobs.id"),
+            );
+            let query = sqlx::query(self.sql(&query)).bind(queue).bind(after.map_or(0, |info| info.position.priority));
+            let query = query.bind(micros(after.map(|info| kind.time(info))));
+            let query =
+                query.bind(after.map(|info| info.id().to_string())).bind(after.and_then(|info| info.position.limit_key.clone()));
             query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
         }
         .boxed()
@@ -729,13 +825,49 @@ impl Store for Postgres {
     /// Counts entries of the partial indexes.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
-            // Each query uses the index of its state.
-            let counts = QueueCounts::STATES.map(|state| {
-                let held = if state == "running" { "worker IS NOT NULL AND " } else { "" };
-                format!("SELECT '{state}', count(*) FROM (SELECT FROM @jobs WHERE {held}queue = $1 AND state = '{state}' LIMIT {}) AS jobs", QueueCounts::LIMIT)
-            });
-            let counts = sqlx::query_as(self.sql(&counts.join(" UNION ALL "))).bind(queue).fetch_all(&self.pool).await?;
-            Ok(QueueCounts::new(counts))
+            let count = |state| {
+                let condition = state_condition(state);
+                let limit = QueueCounts::LIMIT + 1;
+                format!("SELECT '{state}', count(*) FROM (SELECT FROM @jobs AS jobs WHERE queue = $1 AND {condition} LIMIT {limit}) AS jobs")
+            };
+            let query = self.sql(&STATES.map(count).join(" UNION ALL "));
+            let mut counts = QueueCounts::default();
+            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(&state, jobs);
+            }
+            Ok(counts)
+        }
+        .boxed()
+    }
+
+    fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>> {
+        async move {
+            let query = self.sql(&QUEUES.replace("%counts", &count_columns("@jobs", |_| String::new())));
+            // The settings of this connection keep the server from sorting and from compiling the plan.
+            let mut conn = self.idle_connection().await?;
+            let rows = sqlx::query(query).fetch_all(&mut *conn.connection).await?;
+            self.keep(conn);
+            let info = |row: &PgRow| -> StoreResult<QueueInfo> {
+                let mut counts = QueueCounts::default();
+                for state in STATES {
+                    counts.add(state, row.try_get(state)?);
+                }
+                let oldest: Option<f64> = row.try_get("oldest")?;
+                let row = QueueRow {
+                    name: row.try_get("name")?,
+                    is_paused: row.try_get("paused")?,
+                    running: row.try_get("max_running")?,
+                    running_per_key: row.try_get("max_running_per_key")?,
+                    rate_jobs: row.try_get("rate_jobs")?,
+                    rate_seconds: row.try_get("rate_seconds")?,
+                    oldest: oldest.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+                    workers: row.try_get("workers")?,
+                };
+                Ok(row.info(counts))
+            };
+            let mut queues = rows.iter().map(info).collect::<StoreResult<Vec<_>>>()?;
+            queues.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(queues)
         }
         .boxed()
     }
@@ -759,6 +891,36 @@ impl Store for Postgres {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(self.sql(set)).bind(queue).bind(limits.running.map(version)).bind(limits.running_per_key.map(version));
             set.bind(jobs.map(f64::from)).bind(period.map(|it| it.as_secs_f64())).execute(&self.pool).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>> {
+        async move {
+            let jobs = format!(
+                "SELECT {COLUMNS}, unique_key, extract(epoch FROM run_at - enqueued_at)::float8 AS delay FROM @jobs
+                WHERE queue = $1 AND state IN ('scheduled', 'retrying', 'available', 'blocked') ORDER BY id"
+            );
+            let rows = sqlx::query(self.sql(&jobs)).bind(queue).fetch_all(&self.pool).await?;
+            let enqueued = |row: &PgRow| -> StoreResult<EnqueuedRow> {
+                Ok(EnqueuedRow {
+                    info: info(row)?,
+                    delay: Duration::try_from_secs_f64(row.try_get("delay")?).unwrap_or_default(),
+                    unique_key: row.try_get("unique_key")?,
+                })
+            };
+            rows.iter().map(enqueued).collect()
+        }
+        .boxed()
+    }
+
+    fn advance(&self, by: Duration) -> StoreFuture<'_> {
+        async move {
+            let advance = "WITH queues AS (UPDATE @queues SET rate_at = rate_at - make_interval(secs => $1))
+                UPDATE @jobs SET run_at = run_at - make_interval(secs => $1), enqueued_at = enqueued_at - make_interval(secs => $1),
+                ended_at = ended_at - make_interval(secs => $1), unique_until = unique_until - make_interval(secs => $1)";
+            sqlx::query(self.sql(advance)).bind(by.as_secs_f64()).execute(&self.pool).await?;
             Ok(())
         }
         .boxed()

@@ -1,10 +1,12 @@
 use super::{
-    Committed, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Outcome, Pushed, QueueTick,
-    RunAt, Store, StoreFuture, StoreResult, WorkerLease, count, missing_versions, new_ids, parse_id,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order, Outcome,
+    Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count, count_columns,
+    index_of, missing_versions, new_ids, parse_id, state_condition,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
 use crate::limits::QueueLimits;
+use crate::operator::QueueInfo;
 use crate::running::Completion;
 use futures_timer::Delay;
 use futures_util::future::{FutureExt, ready};
@@ -15,6 +17,7 @@ use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 use ulid::Ulid;
 
@@ -26,26 +29,32 @@ pub(crate) struct Sqlite {
     /// A single connection: SQLite has one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
+    /// A database in memory exists while it has a connection. The pools may replace theirs.
+    _anchor: Option<Mutex<SqliteConnection>>,
 }
 
 impl Sqlite {
-    pub(crate) async fn open(path: &Path) -> StoreResult<Self> {
+    /// Creates a database that all its connections share, in the memory of this process.
+    pub(crate) async fn in_memory() -> StoreResult<Self> {
+        let name = format!("/background-tasks-{}", Ulid::generate());
+        let options = options(Path::new(&name)).vfs("memdb");
+        let anchor = options.connect().await?;
+        let (writer, pool) = (pool(1).idle_timeout(None).max_lifetime(None), pool(8));
+        let (writer, pool) = (writer.connect_with(options.clone()).await?, pool.connect_lazy_with(options));
+        migrate(&writer).await?;
+        Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
+    }
+
+    /// Opens a file. Unless `is_existing`, creates and migrates it.
+    pub(crate) async fn open(path: &Path, is_existing: bool) -> StoreResult<Self> {
         // The program may change its working directory.
         let path = &std::path::absolute(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
-        // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
-        // handler blocks the runtime.
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(LOCK_TIMEOUT)
-            .row_buffer_size(MAX_ROWS + 1);
+        let options = options(path).create_if_missing(!is_existing);
         let denied = |reason: String| {
             Error::Denied(io::Error::new(ErrorKind::PermissionDenied, format!("{}: {reason}", path.display())).into())
         };
         let with_path = |error| match error {
-            Error::Unavailable(text) => match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
+            Error::Unavailable(text) => match OpenOptions::new().write(true).create(!is_existing).truncate(false).open(path) {
                 Err(cause) if matches!(cause.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
                     denied(cause.to_string())
                 }
@@ -55,14 +64,10 @@ impl Sqlite {
             Error::Schema(text) => Error::Schema(format!("{}: {text}", path.display())),
             other => other,
         };
-        let pool = |max_connections| {
-            let options = SqlitePoolOptions::new()
-                .max_connections(max_connections)
-                .acquire_timeout(LOCK_TIMEOUT * 3)
-                .test_before_acquire(false);
-            // SQLite rolls back when the disk is full, but the driver then counts an open transaction on this connection forever.
-            options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
-        };
+        if is_existing {
+            check_tables(&options).await.map_err(with_path)?;
+        }
+        let options = options.journal_mode(SqliteJournalMode::Wal);
         let connect = || pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone());
         let start = Instant::now();
         let writer = loop {
@@ -72,10 +77,30 @@ impl Sqlite {
                 connected => break connected?,
             }
         };
-        migrate(&writer).await.map_err(with_path)?;
+        if !is_existing {
+            migrate(&writer).await.map_err(with_path)?;
+        }
         let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
-        Ok(Self { file: File::at(path), writer, pool })
+        Ok(Self { file: File::at(path), writer, pool, _anchor: None })
     }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
+    // handler blocks the runtime.
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(LOCK_TIMEOUT)
+        .row_buffer_size(MAX_ROWS + 1)
+}
+
+fn pool(max_connections: u32) -> SqlitePoolOptions {
+    let options =
+        SqlitePoolOptions::new().max_connections(max_connections).acquire_timeout(LOCK_TIMEOUT * 3).test_before_acquire(false);
+    // SQLite rolls back when the disk is full, but the driver then counts an open transaction on this connection forever.
+    options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
 /// How often the heartbeat thread reads the version of the file, which takes microseconds.
@@ -107,9 +132,23 @@ async fn migrate(writer: &SqlitePool) -> StoreResult {
     Ok(tx.commit().await?)
 }
 
+/// Reads whether the file has the tables of this version, and changes nothing in it.
+async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
+    let mut conn = options.clone().connect().await?;
+    let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'background_tasks_versions')";
+    let version = if sqlx::query_scalar(exists).fetch_one(&mut conn).await? {
+        Some(sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM background_tasks_versions").fetch_one(&mut conn).await?)
+    } else {
+        None
+    };
+    conn.close().await?;
+    check_version(&MIGRATIONS, version)
+}
+
 /// The identity of the opened file. If the file was deleted or replaced, writes still succeed but are lost.
 #[derive(Clone)]
 struct File {
+    /// Empty for a database in memory.
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
@@ -120,6 +159,9 @@ impl File {
     }
 
     fn check_available(&self) -> StoreResult {
+        if self.path.as_os_str().is_empty() {
+            return Ok(());
+        }
         let now = identity(&self.path);
         if now.is_some() && now == self.identity {
             return Ok(());
@@ -278,7 +320,7 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
     WHERE queue = ?1 AND state = ?2 AND state IN ('done', 'dead', 'cancelled') AND ended_at <= ?3
     AND (unique_until IS NULL OR unique_until <= ?4) AND worker IS NULL ORDER BY ended_at LIMIT 500)";
 
-const COLUMNS: &str = "id, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
+const COLUMNS: &str = "id, queue, priority, limit_key, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
 /// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
 const RECOVER: &str =
@@ -295,6 +337,49 @@ const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
 /// Reads whether there is anything to recover, because a write would wait for other writers.
 const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
+
+/// `?1` is the time. The names of the queues are found by skipping through the indexes, from one queue to the next, and in the first of them
+/// from one priority to the next: the first job of each priority is its oldest.
+const QUEUES: &str = "WITH RECURSIVE
+    available (queue, priority, run_at) AS (
+        SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
+            WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
+        UNION ALL SELECT next.queue, next.priority, next.run_at FROM available JOIN background_tasks_jobs AS next ON next.seq = coalesce(
+            (SELECT seq FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_available WHERE state = 'available'
+                AND queue = available.queue AND priority < available.priority ORDER BY priority DESC, run_at LIMIT 1),
+            (SELECT seq FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_available WHERE state = 'available'
+                AND queue > available.queue ORDER BY queue, priority DESC, run_at LIMIT 1))),
+    due (queue, state, run_at) AS (
+        SELECT * FROM (SELECT queue, state, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_due
+            WHERE state IN ('scheduled', 'retrying') ORDER BY queue, state, run_at LIMIT 1)
+        UNION ALL SELECT next.queue, next.state, next.run_at FROM due JOIN background_tasks_jobs AS next ON next.seq = coalesce(
+            (SELECT seq FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_due WHERE state IN ('scheduled', 'retrying')
+                AND queue = due.queue AND state > due.state ORDER BY state, run_at LIMIT 1),
+            (SELECT seq FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_due WHERE state IN ('scheduled', 'retrying')
+                AND queue > due.queue ORDER BY queue, state, run_at LIMIT 1))),
+    blocked (queue) AS (
+        SELECT * FROM (SELECT queue FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
+            WHERE state = 'blocked' ORDER BY queue LIMIT 1)
+        UNION ALL SELECT (SELECT queue FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_blocked
+            WHERE state = 'blocked' AND queue > blocked.queue ORDER BY queue LIMIT 1) FROM blocked WHERE blocked.queue IS NOT NULL),
+    ended (queue) AS (
+        SELECT * FROM (SELECT queue FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
+            WHERE state IN ('done', 'dead', 'cancelled') ORDER BY queue LIMIT 1)
+        UNION ALL SELECT (SELECT queue FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_ended
+            WHERE state IN ('done', 'dead', 'cancelled') AND queue > ended.queue ORDER BY queue LIMIT 1)
+            FROM ended WHERE ended.queue IS NOT NULL),
+    held AS (SELECT queue, count(*) FILTER (WHERE state = 'running') AS running
+        FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held WHERE worker IS NOT NULL GROUP BY queue),
+    live AS (SELECT queue, count(*) AS workers FROM background_tasks_workers WHERE expires_at > ?1 GROUP BY queue),
+    names (name) AS (SELECT queue FROM available UNION SELECT queue FROM due UNION SELECT queue FROM blocked UNION SELECT queue FROM ended
+        UNION SELECT queue FROM held UNION SELECT queue FROM live UNION SELECT name FROM background_tasks_queues)
+    SELECT names.name, coalesce(paused, 0) AS paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
+        (SELECT min(run_at) FROM (SELECT queue, run_at FROM available UNION ALL SELECT queue, run_at FROM due) AS heads
+            WHERE heads.queue = names.name AND run_at <= ?1) AS oldest,
+        coalesce((SELECT running FROM held WHERE held.queue = names.name), 0) AS running,
+        coalesce((SELECT workers FROM live WHERE live.queue = names.name), 0) AS workers
+        @counts
+    FROM names LEFT JOIN background_tasks_queues AS settings ON settings.name = names.name WHERE names.name IS NOT NULL ORDER BY names.name";
 
 /// Makes a statement use the index of jobs that have ended.
 const ENDED: &str = "INDEXED BY background_tasks_jobs_ended";
@@ -322,6 +407,9 @@ fn in_order(mut rows: Vec<SqliteRow>) -> Vec<SqliteRow> {
 fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
     Ok(JobInfo::new(JobRow {
         id: parse_id(row.try_get("id")?)?,
+        queue: row.try_get("queue")?,
+        priority: row.try_get("priority")?,
+        limit_key: row.try_get("limit_key")?,
         state: row.try_get("state")?,
         attempts: count(row.try_get("attempts")?),
         crashes: count(row.try_get("crashes")?),
@@ -563,10 +651,10 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn info<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
+    fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>> {
         async move {
             self.file.check_available()?;
-            let query = format!("SELECT {COLUMNS} FROM background_tasks_jobs WHERE id = ?1 AND queue = ?2");
+            let query = format!("SELECT {COLUMNS} FROM background_tasks_jobs WHERE id = ?1 AND (?2 IS NULL OR queue = ?2)");
             let query = sqlx::query(AssertSqlSafe(query)).bind(id.to_string()).bind(queue);
             query.fetch_optional(&self.pool).await?.map(|row| info(&row)).transpose()
         }
@@ -593,6 +681,38 @@ impl Store for Sqlite {
             );
             let (ended, id) = after.map_or((0, String::new()), |info| (info.ended().map_or(0, to_millis), info.id().to_string()));
             let query = sqlx::query(AssertSqlSafe(query)).bind(queue).bind(ended).bind(id);
+            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
+        }
+        .boxed()
+    }
+
+    fn jobs<'a>(
+        &'a self,
+        queue: &'a str,
+        state: &'static str,
+        after: Option<&'a JobInfo>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<JobInfo>> {
+        async move {
+            self.file.check_available()?;
+            let kind = Order::of(state);
+            let (order, next) = kind.sql();
+            // If the job has been deleted meanwhile, all jobs with its time follow.
+            let first = if matches!(kind, Order::Ended) { i64::MAX } else { 0 };
+            let seq = format!("coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?4), {first})");
+            let next = next.replace("@1", "?2").replace("@2", "?3").replace("@3", &seq).replace("@4", "?5");
+            let query = format!(
+                "SELECT {COLUMNS} FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_{}
+                WHERE jobs.queue = ?1 AND {} AND {} ORDER BY {order} LIMIT ?6",
+                index_of(state),
+                state_condition(state),
+                if after.is_some() { &next } else { "1" },
+            );
+            let query = query.replace("jobs.@id", "jobs.seq");
+            let query = sqlx::query(AssertSqlSafe(query)).bind(queue).bind(after.map_or(0, |info| info.position.priority));
+            let query = query.bind(after.map_or(0, |info| to_millis(kind.time(info))));
+            let query =
+                query.bind(after.map(|info| info.id().to_string())).bind(after.and_then(|info| info.position.limit_key.clone()));
             query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
         }
         .boxed()
@@ -650,23 +770,50 @@ impl Store for Sqlite {
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             self.file.check_available()?;
-            let counts = QueueCounts::STATES.map(|state| {
-                // The query planner cannot choose another index, whatever its statistics say. It takes a partial index only if the query
-                // repeats the condition of the index.
-                let (index, condition) = match state {
-                    "available" | "blocked" => (state, ""),
-                    "running" => ("held", "AND worker IS NOT NULL"),
-                    "scheduled" | "retrying" => ("due", "AND state IN ('scheduled', 'retrying')"),
-                    _ => ("ended", "AND state IN ('done', 'dead', 'cancelled')"),
-                };
+            // The query planner cannot choose another index, whatever its statistics say.
+            let count = |state| {
+                let (index, condition, limit) = (index_of(state), state_condition(state), QueueCounts::LIMIT + 1);
                 format!(
-                    "SELECT '{state}', count(*) FROM (SELECT 1 FROM background_tasks_jobs INDEXED BY background_tasks_jobs_{index}
-                    WHERE queue = ?1 AND state = '{state}' {condition} LIMIT {})",
-                    QueueCounts::LIMIT
+                    "SELECT '{state}', count(*) FROM (SELECT 1 FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_{index}
+                    WHERE queue = ?1 AND {condition} LIMIT {limit})"
                 )
-            });
-            let counts = sqlx::query_as(AssertSqlSafe(counts.join(" UNION ALL "))).bind(queue).fetch_all(&self.pool).await?;
-            Ok(QueueCounts::new(counts))
+            };
+            let query = AssertSqlSafe(STATES.map(count).join(" UNION ALL "));
+            let mut counts = QueueCounts::default();
+            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&self.pool).await? {
+                counts.add(&state, jobs);
+            }
+            Ok(counts)
+        }
+        .boxed()
+    }
+
+    fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>> {
+        async move {
+            self.file.check_available()?;
+            let index = |index: &str| format!("INDEXED BY background_tasks_jobs_{index}");
+            let query = QUEUES.replace("@counts", &count_columns("background_tasks_jobs", index));
+            let now = now();
+            let rows = sqlx::query(AssertSqlSafe(query)).bind(now).fetch_all(&self.pool).await?;
+            let info = |row: &SqliteRow| -> StoreResult<QueueInfo> {
+                let mut counts = QueueCounts::default();
+                for state in STATES {
+                    counts.add(state, row.try_get(state)?);
+                }
+                let oldest: Option<i64> = row.try_get("oldest")?;
+                let row = QueueRow {
+                    name: row.try_get("name")?,
+                    is_paused: row.try_get("paused")?,
+                    running: row.try_get("max_running")?,
+                    running_per_key: row.try_get("max_running_per_key")?,
+                    rate_jobs: row.try_get("rate_jobs")?,
+                    rate_seconds: row.try_get("rate_seconds")?,
+                    oldest: oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or(0))),
+                    workers: row.try_get("workers")?,
+                };
+                Ok(row.info(counts))
+            };
+            rows.iter().map(info).collect()
         }
         .boxed()
     }
@@ -693,6 +840,37 @@ impl Store for Sqlite {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(set).bind(queue).bind(limits.running).bind(limits.running_per_key).bind(jobs.map(f64::from));
             set.bind(period.map(|period| period.as_secs_f64())).bind(now()).execute(&self.writer).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>> {
+        async move {
+            let jobs = format!(
+                "SELECT {COLUMNS}, unique_key, run_at - enqueued_at AS delay FROM background_tasks_jobs
+                WHERE queue = ?1 AND state IN ('scheduled', 'retrying', 'available', 'blocked') ORDER BY seq"
+            );
+            let rows = sqlx::query(AssertSqlSafe(jobs)).bind(queue).fetch_all(&self.pool).await?;
+            let enqueued = |row: &SqliteRow| -> StoreResult<EnqueuedRow> {
+                Ok(EnqueuedRow {
+                    info: info(row)?,
+                    delay: Duration::from_millis(u64::try_from(row.try_get::<i64, _>("delay")?).unwrap_or(0)),
+                    unique_key: row.try_get("unique_key")?,
+                })
+            };
+            rows.iter().map(enqueued).collect()
+        }
+        .boxed()
+    }
+
+    fn advance(&self, by: Duration) -> StoreFuture<'_> {
+        async move {
+            let advance = "UPDATE background_tasks_jobs SET run_at = run_at - ?1, enqueued_at = enqueued_at - ?1,
+                ended_at = ended_at - ?1, unique_until = unique_until - ?1";
+            sqlx::query(advance).bind(millis(by)).execute(&self.writer).await?;
+            let advance = "UPDATE background_tasks_queues SET rate_at = rate_at - ?1";
+            sqlx::query(advance).bind(millis(by)).execute(&self.writer).await?;
             Ok(())
         }
         .boxed()

@@ -4,7 +4,8 @@ use crate::engine::{JobLease, Permit};
 use crate::job::{Failure, Job, JobId, JobInfo, JobRow};
 use crate::options::WorkerOptions;
 use crate::panics;
-use crate::queue::Queue;
+use crate::queue::{Queue, ReadError};
+use crate::running::JobHandle;
 use crate::store::{Committed, FetchedJob, NextState};
 use background_tasks::{Registry, Spawner};
 use futures_timer::Delay;
@@ -40,6 +41,18 @@ enum AttemptError {
     Cancelled,
 }
 
+/// Precedes the message of a panic in the error of a job.
+const PANICKED: &str = "panicked: ";
+
+/// How the handler's run has ended.
+#[derive(Clone, Copy)]
+enum End {
+    Completed,
+    Failed,
+    Panicked,
+    Cancelled,
+}
+
 impl<T, S, H, F, R, E> Executor<T, S, H>
 where
     S: Spawner + Clone + Send + Sync + 'static,
@@ -58,51 +71,73 @@ where
         }
     }
 
-    /// The task of a job. It ends when the outcome is committed.
-    async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), Failure> {
+    /// The task of a job. It ends when the outcome is committed. Its error, or the message of its panic, names the job and the attempt, and
+    /// says what comes next. The name of the task is that of the queue.
+    pub(super) async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), String> {
         lease.start();
-        let result = panics::catch(self.attempt(&lease, &job)).await;
+        let handle = Arc::new(JobHandle(lease.running.clone()));
+        let clones = Arc::downgrade(&handle);
+        let result = panics::catch(self.attempt(&lease, &job, handle)).await;
         let delay = self.options.unknown_version_delay;
         if let Ok(Err(AttemptError::UnknownVersion(_))) = result {
             permit.worker.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
         }
-        drop(permit);
-        let (state, is_charged, value, error, outcome) = match result {
+        let (state, is_charged, value, error, end) = match result {
             // The transaction has completed the job. If it was not committed, the attempt has failed.
             Ok(Ok(_)) if lease.running.is_completed.load(SeqCst) => {
                 let failure = Failure::retry("the transaction that completes the job was not committed");
-                (lease.after(&failure), true, None, Some(failure.to_string()), Ok(Ok(())))
+                (lease.after(&failure), true, None, Some(failure.to_string()), End::Completed)
             }
-            Ok(Ok(Ok(value))) => (NextState::Done, true, Some(value), None, Ok(Ok(()))),
-            Ok(Ok(Err(reason))) => (NextState::Done, true, None, Some(reason), Ok(Ok(()))),
+            Ok(Ok(Ok(value))) => (NextState::Done, true, Some(value), None, End::Completed),
+            Ok(Ok(Err(reason))) => (NextState::Done, true, None, Some(reason), End::Completed),
             Ok(Err(AttemptError::Failed(failure))) => {
-                (lease.after(&failure), true, None, Some(limited(failure.to_string())), Ok(Err(failure)))
+                (lease.after(&failure), true, None, Some(limited(failure.to_string())), End::Failed)
             }
-            Ok(Err(AttemptError::UnknownVersion(text))) => {
-                (NextState::Scheduled(delay), false, None, Some(text.clone()), Ok(Err(Failure::dead(text))))
-            }
-            Ok(Err(AttemptError::Cancelled)) => (NextState::Available, false, None, None, Ok(Ok(()))),
+            Ok(Err(AttemptError::UnknownVersion(text))) => (NextState::Scheduled(delay), false, None, Some(text), End::Failed),
+            Ok(Err(AttemptError::Cancelled)) => (NextState::Available, false, None, None, End::Cancelled),
             Err(payload) => {
-                let failure = Failure::retry(format_args!("panicked: {}", panics::message(&*payload)));
-                (lease.after(&failure), true, None, Some(limited(failure.to_string())), Err(payload))
+                let failure = Failure::retry(format_args!("{PANICKED}{}", panics::message(&*payload)));
+                (lease.after(&failure), true, None, Some(limited(failure.to_string())), End::Panicked)
             }
         };
+        if let NextState::Retrying(_) = state {
+            // For example, a blocking closure that has a clone of the job still runs.
+            let dropped = JobHandle::dropped(&clones, &lease.running);
+            select(pin!(dropped), pin!(lease.running.cancelled())).await;
+        }
+        drop(permit);
         let is_completed = lease.running.is_completed.load(SeqCst);
         let committed = lease.end(state, is_charged, value, error.clone()).await;
+        let is_success = match committed {
+            Some(Committed::Yes) => !is_completed,
+            Some(Committed::Lost) => is_completed,
+            Some(Committed::Cancelled) => true,
+            None => false,
+        };
+        if is_success && matches!(end, End::Completed | End::Cancelled) {
+            return Ok(());
+        }
+        let (id, attempts) = (lease.running.id, self.options.max_attempts.saturating_add(job.crashes));
+        let what = match (&error, end) {
+            (Some(error), End::Panicked) => error.strip_prefix(PANICKED).unwrap_or(error), // the outcome of the task says the same
+            (Some(error), _) if state != NextState::Done => error,
+            (_, End::Cancelled) => "cancelled",
+            _ => "completed",
+        };
+        let next = match committed {
+            Some(Committed::Yes) => next_step(state),
+            Some(Committed::Cancelled) => "the job is cancelled".to_owned(),
+            Some(Committed::Lost) if is_completed => "the job is done".to_owned(),
+            Some(Committed::Lost) => "the outcome is discarded because the lease had expired, and the job runs again".to_owned(),
+            None => "the outcome is not stored because the runtime of the worker has shut down, and the job runs again".to_owned(),
+        };
+        let report = format!("job {id}, attempt {} of {attempts}: {what}; {next}", lease.attempt);
         if committed == Some(Committed::Yes) && state == NextState::Dead {
             self.call_dead_hook(&lease, job, error);
         }
-        match (outcome, committed) {
-            (Err(payload), _) => resume_unwind(payload),
-            (Ok(_), None) => Err(Failure::dead("the outcome is not committed: the runtime of the worker has shut down")),
-            (Ok(Ok(())), Some(Committed::Yes)) if is_completed => {
-                Err(Failure::dead("the transaction that completes the job was not committed"))
-            }
-            (Ok(outcome), Some(Committed::Lost)) if !is_completed => Err(Failure::dead(match outcome {
-                Ok(()) => "the outcome is discarded: the lease of the worker had expired, and the job runs again".to_owned(),
-                Err(failure) => format!("the lease of the worker had expired, and the job runs again: {failure}"),
-            })),
-            (Ok(outcome), _) => outcome,
+        match end {
+            End::Panicked => resume_unwind(Box::new(report)),
+            _ => Err(report),
         }
     }
 
@@ -111,6 +146,9 @@ where
         let now = SystemTime::now();
         let info = JobInfo::new(JobRow {
             id: lease.running.id,
+            queue: job.queue,
+            priority: 0,
+            limit_key: None,
             state: "dead",
             attempts: job.attempts.saturating_add(1),
             crashes: job.crashes,
@@ -126,15 +164,23 @@ where
     }
 
     /// Returns the result as JSON, or why it cannot be stored.
-    async fn attempt(&self, lease: &JobLease, job: &FetchedJob) -> Result<Result<String, String>, AttemptError> {
+    async fn attempt(
+        &self,
+        lease: &JobLease,
+        job: &FetchedJob,
+        handle: Arc<JobHandle>,
+    ) -> Result<Result<String, String>, AttemptError> {
         let options = &self.options;
         if job.crashes > options.crashes {
             let text = format!("gave up after the process died {} times", job.crashes);
             return Err(AttemptError::Failed(Failure::dead(text)));
         }
-        let payload = read_payload(&self.queue, job)?;
-        let running = lease.running.clone();
-        let work = (self.handler)(Job { payload, id: JobId(job.id), attempt: lease.attempt, running: running.clone() });
+        let payload = self.queue.read(job.version, &job.payload).map_err(|error| match error {
+            ReadError::UnknownVersion(text) => AttemptError::UnknownVersion(text),
+            ReadError::Invalid(text) => AttemptError::Failed(Failure::dead(text)),
+        })?;
+        let running = &lease.running;
+        let work = (self.handler)(Job { payload, id: JobId(job.id), attempt: lease.attempt, handle });
         let work = async {
             match options.timeout {
                 None => Some(work.await),
@@ -166,15 +212,14 @@ fn limited(mut error: String) -> String {
     error
 }
 
-fn read_payload<T: DeserializeOwned>(queue: &Queue<T>, job: &FetchedJob) -> Result<T, AttemptError> {
-    let payload = match queue.upgrades.get(&job.version) {
-        _ if job.version == queue.version => serde_json::from_slice(&job.payload),
-        Some(upgrade) => upgrade(&job.payload),
-        None => {
-            let known: Vec<_> = queue.upgrades.keys().chain([&queue.version]).map(u32::to_string).collect();
-            let text = format!("unknown payload version {}: this worker knows {}", job.version, known.join(", "));
-            return Err(AttemptError::UnknownVersion(text));
+/// Describes the state of a job after an attempt.
+fn next_step(state: NextState) -> String {
+    match state {
+        NextState::Done => "the job is done".to_owned(),
+        NextState::Dead => "the job is dead".to_owned(),
+        NextState::Available | NextState::Scheduled(Duration::ZERO) | NextState::Retrying(Duration::ZERO) => {
+            "retried immediately".to_owned()
         }
-    };
-    payload.map_err(|error| AttemptError::Failed(Failure::dead(format_args!("cannot deserialize the payload: {error}"))))
+        NextState::Scheduled(delay) | NextState::Retrying(delay) => format!("retried in {delay:.1?}"),
+    }
 }

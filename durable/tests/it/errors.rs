@@ -153,7 +153,9 @@ async fn full_disk_is_reported_and_retried() {
     assert!(error.source().is_some());
     go.add_permits(100);
     let outage = until("the worker reports the outage", async || {
-        losses.all().into_iter().find(|(_, _, text)| text.starts_with("no space left for the database: "))
+        let start =
+            format!("the worker cannot store the outcomes of these jobs, and retries: {id}: no space left for the database: ");
+        losses.all().into_iter().find(|(_, _, text)| text.starts_with(&start))
     })
     .await;
     assert_eq!((outage.0, outage.1), ("failed", "mail worker"));

@@ -217,7 +217,9 @@ async fn outcome_without_response_is_committed_again() {
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the outcome is committed").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
+    let text =
+        format!("the worker cannot store the outcomes of these jobs, and retries: {id}: the database did not respond within 5s");
+    assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
 /// The outcome is committed, but the worker receives no response. The repeated commit must not apply to the next attempt, which already runs.
@@ -245,7 +247,8 @@ async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
     store.wait_until_silent().await;
     timeout(HANG, started.acquire()).await.expect("the second attempt starts").unwrap().forget();
     // The task of the first attempt ends when its outcome is committed again.
-    until("the outcome is committed again", async || losses.all().iter().any(|loss| loss.2 == "not yet").then_some(())).await;
+    let report = format!("job {id}, attempt 1 of 20: not yet; retried immediately");
+    until("the outcome is committed again", async || losses.all().iter().any(|loss| loss.2 == report).then_some(())).await;
     assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Running);
     go.add_permits(1);
     let info = timeout(HANG, queue.wait(id)).await.expect("the outcome is committed").unwrap().unwrap();
@@ -265,7 +268,8 @@ async fn fetch_without_response_is_repeated() {
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the job runs").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
+    let text = "the worker cannot fetch jobs, and retries: the database did not respond within 5s".to_owned();
+    assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,7 +307,8 @@ async fn heartbeats_continue_after_one_without_response() {
     .await;
     permits.add_permits(1);
     timeout(HANG, shutdown).await.expect("shutdown ends").unwrap();
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 4s".to_owned())]);
+    let text = "the worker cannot renew its lease, and retries: the database did not respond within 4s".to_owned();
+    assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,7 +323,8 @@ async fn maintenance_continues_after_a_call_without_response() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     until("the finished job is deleted", async || queue.info(id).await.unwrap().is_none().then_some(())).await;
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
-    assert_eq!(losses.all(), [("failed", "mail worker", "the database did not respond within 5s".to_owned())]);
+    let text = "the worker cannot delete old jobs, and retries: the database did not respond within 5s".to_owned();
+    assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
 /// As by a `VACUUM FULL`. The connection is not silent.

@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::unbounded_channel;
@@ -106,7 +106,8 @@ async fn dead_job_is_listed_and_can_be_retried() {
         let counts = queue.counts().await.unwrap();
         assert_eq!((counts.done, counts.dead, counts.waiting), (1, 1, 0));
         registry.shutdown().await;
-        assert_eq!(losses.all(), [("failed", "mail", "no ann".to_owned()), ("failed", "mail", "no bob".to_owned())]);
+        let report = |id, to| ("failed", "mail", format!("job {id}, attempt 1 of 20: no {to}; the job is dead"));
+        assert_eq!(losses.all(), [report(first, "ann"), report(second, "bob")]);
     })
     .await;
 }
@@ -168,7 +169,61 @@ async fn job_is_dead_after_its_last_attempt() {
         assert!(runs.is_empty());
         let summary = registry.shutdown().await;
         assert_eq!((summary.failed, summary.panicked), (6, 3));
-        assert_eq!(losses.all()[3], ("panicked", "mail", "at all".to_owned()));
+        let (outcome, name, text) = &losses.all()[3];
+        assert_eq!((*outcome, *name), ("panicked", "mail"));
+        assert!(text.ends_with(", attempt 1 of 3: at all; retried immediately"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_is_not_retried_while_a_clone_of_its_last_attempt_exists() {
+    on_each_store(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let retried = Arc::new((Mutex::new(false), Condvar::new()));
+        let overlaps = Arc::new(AtomicU32::new(0));
+        let (retry, overlap) = (retried.clone(), overlaps.clone());
+        let handler = move |job: Job<Mail>| {
+            let (retry, overlap) = (retry.clone(), overlap.clone());
+            async move {
+                if job.attempt() == 2 {
+                    *retry.0.lock().unwrap() = true;
+                    retry.1.notify_all();
+                    return Ok(());
+                }
+                // The timeout drops the handler, but does not stop this closure.
+                let closure = tokio::task::spawn_blocking(move || {
+                    let limit = Duration::from_millis(500);
+                    let (is_retried, _) = retry.1.wait_timeout_while(retry.0.lock().unwrap(), limit, |it| !*it).unwrap();
+                    overlap.fetch_add(u32::from(*is_retried), Ordering::SeqCst);
+                    drop(job);
+                });
+                closure.await.map_err(|error| error.to_string())
+            }
+        };
+        queue.serve(&registry, without_backoff().timeout(Duration::from_millis(20)), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        let info = ended(&queue, id).await;
+        assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 2));
+        assert_eq!(overlaps.load(Ordering::SeqCst), 0, "the second attempt starts after the closure has ended");
+        registry.shutdown().await;
+        assert_eq!(losses.all().len(), 1);
+
+        // A cancelled job does not wait for its clones.
+        let (started, mut starts) = unbounded_channel();
+        let (registry, _) = common::registry();
+        let handler = move |job: Job<Mail>| {
+            started.send(job).unwrap();
+            async { Err::<(), _>("failed") }
+        };
+        queue.serve(&registry, without_backoff(), handler).await.unwrap();
+        let id = queue.enqueue(mail("bob")).await.unwrap();
+        let clone = starts.recv().await.unwrap();
+        assert!(queue.cancel(id).await.unwrap());
+        registry.shutdown().await;
+        assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Cancelled);
+        drop(clone);
     })
     .await;
 }
@@ -345,7 +400,7 @@ async fn maximum_durations_are_accepted() {
         registry.shutdown().await;
         let known = ["later", "backoff", "failed", "unknown payload version 2: this worker knows 1"];
         for (outcome, name, text) in losses.all() {
-            assert!(outcome == "failed" && known.contains(&&*text), "{outcome} {name} {text}");
+            assert!(outcome == "failed" && known.iter().any(|known| text.contains(known)), "{outcome} {name} {text}");
         }
     })
     .await;

@@ -302,7 +302,8 @@ async fn outage_is_reported_and_fetching_continues() {
         rename_workers(&jobs, true).await;
         until("the outage is reported", async || {
             let mut losses = losses.all().into_iter();
-            losses.find(|(_, name, text)| *name == "engine worker" && text.starts_with("incompatible database"))
+            let outage = ", and retries: incompatible database: ";
+            losses.find(|(_, name, text)| *name == "engine worker" && text.contains(outage))
         })
         .await;
         rename_workers(&jobs, false).await;

@@ -195,7 +195,8 @@ async fn panic_is_counted_and_the_job_is_retried() {
         assert_eq!((info.attempts(), info.result().unwrap()), (2, Some(2)));
         let summary = registry.shutdown().await;
         assert_eq!((summary.panicked, summary.completed), (1, 2), "{summary}");
-        assert_eq!(losses.all(), [("panicked", "mail", "oh".to_owned())]);
+        let report = format!("job {id}, attempt 1 of 20: oh; retried immediately");
+        assert_eq!(losses.all(), [("panicked", "mail", report)]);
 
         // A panic during the drain is a failed attempt too.
         let (registry, losses) = common::registry();
@@ -215,7 +216,9 @@ async fn panic_is_counted_and_the_job_is_retried() {
         assert_eq!(registry.shutdown().await.panicked, 1);
         let info = queue.info(id).await.unwrap().unwrap();
         assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Retrying, 1, Some("panicked: at the end")));
-        assert_eq!(losses.all(), [("panicked", "mail", "at the end".to_owned())]);
+        let (outcome, name, text) = &losses.all()[0];
+        assert_eq!((losses.all().len(), *outcome, *name), (1, "panicked", "mail"));
+        assert!(text.starts_with(&format!("job {id}, attempt 1 of ")) && text.contains(": at the end; retried in "), "{text}");
     })
     .await;
 }

@@ -39,7 +39,7 @@ async fn unknown_version_waits_for_a_worker_that_knows_it() {
         let summary = before.shutdown().await;
         assert_eq!(summary.failed, losses.all().len() as u64);
         for loss in losses.all() {
-            assert_eq!(loss, ("failed", "mail", error.to_owned()));
+            assert_eq!(loss, ("failed", "mail", format!("job {id}, attempt 1 of 1: {error}; retried in 1.0s")));
         }
         assert!(old.dead().await.unwrap().is_empty());
 
@@ -85,12 +85,13 @@ async fn invalid_payload_is_dead_until_a_worker_can_read_it() {
         queue.serve(&before, WorkerOptions::default(), async |_| Ok::<_, Infallible>(())).await.unwrap();
         let info = queue.wait(broken).await.unwrap().unwrap();
         assert_eq!((info.status(), info.attempts()), (JobStatus::Dead, 1));
-        let error = "cannot deserialize the payload: invalid type: integer `7`, expected struct Mail at line 1 column 1";
+        let error =
+            "cannot deserialize the payload as it::common::Mail: invalid type: integer `7`, expected struct Mail at line 1 column 1";
         assert_eq!(info.error(), Some(error));
         assert_eq!(queue.dead().await.unwrap()[0].id(), broken);
         assert_eq!(info.payload::<u32>().unwrap(), 7);
         before.shutdown().await;
-        assert_eq!(losses.all(), [("failed", "mail", error.to_owned())]);
+        assert_eq!(losses.all(), [("failed", "mail", format!("job {broken}, attempt 1 of 20: {error}; the job is dead"))]);
 
         let (after, losses) = registry();
         assert!(numbers.retry(broken).await.unwrap());
@@ -127,7 +128,7 @@ async fn invalid_rows_do_not_stop_the_worker() {
         for id in &ids[..3] {
             let info = queue.wait(*id).await.unwrap().unwrap();
             assert_eq!(info.status(), JobStatus::Dead);
-            assert!(info.error().unwrap().starts_with("cannot deserialize the payload: "), "{info:?}");
+            assert!(info.error().unwrap().starts_with("cannot deserialize the payload as it::common::Mail: "), "{info:?}");
             assert!(info.payload::<Mail>().is_err());
         }
         assert_eq!(queue.dead().await.unwrap().len(), 3);
@@ -153,7 +154,8 @@ async fn panicking_upgrade_is_a_failed_attempt() {
         let info = queue.wait(id).await.unwrap().unwrap();
         assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Dead, 2, Some("panicked: no upgrade")));
         registry.shutdown().await;
-        assert_eq!(losses.all(), vec![("panicked", "mail", "no upgrade".to_owned()); 2]);
+        let report = |attempt, next| ("panicked", "mail", format!("job {id}, attempt {attempt} of 2: no upgrade; {next}"));
+        assert_eq!(losses.all(), [report(1, "retried immediately"), report(2, "the job is dead")]);
     })
     .await;
 }

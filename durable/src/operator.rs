@@ -1,0 +1,231 @@
+use crate::durable::Durable;
+use crate::error::Error;
+use crate::job::{JobId, JobInfo, JobStatus, QueueCounts};
+use crate::limits::QueueLimits;
+use crate::store::{MAX_ROWS, STATES, Store};
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// The number of jobs in each page of a list.
+pub(crate) const PAGE: usize = 100;
+
+/// What the store knows about a queue. [`Durable::queues`] returns it for each queue.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct QueueInfo {
+    /// The name of the queue.
+    pub name: String,
+    /// Whether the queue is [paused](crate::Queue::pause).
+    pub is_paused: bool,
+    /// The limits of the queue.
+    pub limits: QueueLimits,
+    /// The number of jobs in each status.
+    pub counts: QueueCounts,
+    /// How long the oldest job has been due that waits for a worker. `None` if no job is due. Jobs that wait for the limit of their
+    /// [key](crate::Enqueue::limit_key) do not count.
+    pub oldest: Option<Duration>,
+    /// The number of workers whose lease has not expired.
+    pub workers: u32,
+}
+
+impl Durable {
+    /// Returns all queues that have jobs, workers, limits or a pause, sorted by name. These include queues of other programs.
+    ///
+    /// This is a single statement. Its duration does not depend on the number of jobs, because each count stops at
+    /// [`QueueCounts::LIMIT`].
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn queues(&self) -> Result<Vec<QueueInfo>, Error> {
+        self.runtime.enter(self.engine.store.queues()).await
+    }
+
+    /// Finds a job by its ID, in any queue.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn job(&self, id: JobId) -> Result<Option<JobInfo>, Error> {
+        self.runtime.enter(self.engine.store.info(None, id.0)).await
+    }
+
+    /// Returns the queue with this name, for a program that does not know the type of its jobs. This call does not access the store.
+    pub fn untyped_queue(&self, name: impl Into<Cow<'static, str>>) -> UntypedQueue {
+        UntypedQueue { durable: self.clone(), name: name.into() }
+    }
+}
+
+/// A queue without the type of its jobs, for tools that operate the queues of other programs.
+///
+/// ```no_run
+/// # use background_tasks_durable::{Durable, Error, JobStatus};
+/// # async fn example() -> Result<(), Error> {
+/// let durable = Durable::open_existing("jobs.db", None).await?;
+/// for info in durable.queues().await? {
+///     println!("{}: {} dead", info.name, info.counts.dead);
+///     for job in durable.untyped_queue(info.name).jobs(JobStatus::Dead, None).await? {
+///         println!("{} {} {}", job.id(), job.payload_json(), job.error().unwrap_or_default());
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct UntypedQueue {
+    durable: Durable,
+    name: Cow<'static, str>,
+}
+
+impl fmt::Debug for UntypedQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UntypedQueue").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl UntypedQueue {
+    /// Returns the name of the queue.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns up to 100 jobs with this status: the first ones, or those that follow `after`.
+    ///
+    /// Waiting jobs are in the order in which they run: first the jobs that are due, by priority, then the jobs that wait for the limit of
+    /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled start with the last one. All others start with the
+    /// one that was due first.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn jobs(&self, status: JobStatus, after: Option<&JobInfo>) -> Result<Vec<JobInfo>, Error> {
+        let mut remaining = STATES.into_iter().filter(|state| JobStatus::of(state) == status).peekable();
+        // Continues with the state of the last job.
+        while after.is_some_and(|job| remaining.peek().is_some_and(|state| *state != job.position.state)) {
+            remaining.next();
+        }
+        let mut jobs = Vec::new();
+        for state in remaining {
+            let after = after.filter(|job| job.position.state == state);
+            let page = self.store().jobs(&self.name, state, after, PAGE - jobs.len());
+            jobs.extend(self.durable.runtime.enter(page).await?);
+            if jobs.len() >= PAGE {
+                break;
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// As [`Queue::counts`](crate::Queue::counts).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn counts(&self) -> Result<QueueCounts, Error> {
+        self.durable.runtime.enter(self.store().counts(&self.name)).await
+    }
+
+    /// As [`Queue::retry`](crate::Queue::retry).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
+        let retried = self.durable.runtime.enter(self.store().retry(&self.name, Some(id.0))).await?;
+        self.notify().await;
+        Ok(retried > 0)
+    }
+
+    /// As [`Queue::retry_all`](crate::Queue::retry_all).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store. Some of the jobs may have been enqueued then.
+    pub async fn retry_all(&self) -> Result<u64, Error> {
+        let mut all = 0;
+        loop {
+            let retried = self.durable.runtime.enter(self.store().retry(&self.name, None)).await?;
+            self.notify().await;
+            all += retried;
+            if retried < MAX_ROWS as u64 {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// As [`Queue::discard`](crate::Queue::discard).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn discard(&self, id: JobId) -> Result<bool, Error> {
+        Ok(self.durable.runtime.enter(self.store().discard(&self.name, Some(id.0))).await? > 0)
+    }
+
+    /// As [`Queue::discard_all`](crate::Queue::discard_all).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store. Some of the jobs may have been deleted then.
+    pub async fn discard_all(&self) -> Result<u64, Error> {
+        let mut all = 0;
+        loop {
+            let discarded = self.durable.runtime.enter(self.store().discard(&self.name, None)).await?;
+            all += discarded;
+            if discarded < MAX_ROWS as u64 {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// As [`Queue::cancel`](crate::Queue::cancel).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn cancel(&self, id: JobId) -> Result<bool, Error> {
+        let is_cancelled = self.durable.runtime.enter(self.store().cancel(&self.name, id.0)).await?;
+        self.durable.runtime.enter(self.durable.engine.cancelled(&self.name, id.0)).await;
+        Ok(is_cancelled)
+    }
+
+    /// As [`Queue::pause`](crate::Queue::pause).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.durable.runtime.enter(self.store().pause(&self.name, true)).await
+    }
+
+    /// As [`Queue::resume`](crate::Queue::resume).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.durable.runtime.enter(self.store().pause(&self.name, false)).await?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// As [`Queue::set_limits`](crate::Queue::set_limits).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub async fn set_limits(&self, limits: QueueLimits) -> Result<(), Error> {
+        self.durable.runtime.enter(self.store().set_limits(&self.name, limits)).await?;
+        self.notify().await;
+        Ok(())
+    }
+
+    async fn notify(&self) {
+        self.durable.runtime.enter(self.durable.engine.notify_changed(&self.name)).await;
+    }
+
+    fn store(&self) -> &dyn Store {
+        &*self.durable.engine.store
+    }
+}
