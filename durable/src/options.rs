@@ -1,5 +1,6 @@
 use crate::job::JobInfo;
 use crate::outage::RESPONSE_TIMEOUT;
+use crate::store::MAX_ROWS;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,11 +60,11 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how many jobs a fetch takes from the store. Default: 1. Minimum: 1. Maximum: 10,000.
+    /// Sets how many jobs a fetch takes from the store. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
     /// A larger batch is faster for short jobs. Fetched jobs wait in this worker until a permit is free, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
-        self.batch_size = jobs.clamp(1, 10_000);
+        self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
     }
 
