@@ -67,6 +67,7 @@ mod engine;
 mod enqueue;
 mod error;
 mod job;
+mod kit;
 mod limits;
 mod metrics;
 mod operator;

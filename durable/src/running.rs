@@ -7,9 +7,11 @@ use crate::runtime::Runtime;
 use crate::store::Store;
 use crate::sync::lock;
 use event_listener::Event;
+use futures_util::future::select;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::sync::{Arc, Mutex, Weak};
@@ -73,14 +75,17 @@ impl fmt::Debug for RunningJob {
 pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
 
 impl JobHandle {
-    /// Resolves when the last clone is dropped.
-    pub(crate) async fn dropped(handle: &Weak<Self>, running: &RunningJob) {
-        while handle.strong_count() > 0 {
-            let released = running.released.listen();
-            if handle.strong_count() > 0 {
-                released.await;
+    /// Resolves when the last clone is dropped, or the job is cancelled.
+    pub(crate) async fn released(clones: &Weak<Self>, running: &RunningJob) {
+        let dropped = async {
+            while clones.strong_count() > 0 {
+                let released = running.released.listen();
+                if clones.strong_count() > 0 {
+                    released.await;
+                }
             }
-        }
+        };
+        select(pin!(dropped), pin!(running.cancelled())).await;
     }
 }
 

@@ -67,8 +67,8 @@ impl<T> Queue<T> {
     /// outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar function. A
     /// [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
     /// closure that the handler has started. Move the [`Job`] or a clone of it into the closure: an attempt that fails ends when the
-    /// last clone is dropped. Until then the job keeps its permit and its lease, it is not retried, and a shutdown waits for it. Without a clone,
-    /// the next attempt can run at the same time as the closure.
+    /// last clone is dropped. Until then the job keeps its permit and its lease, it is not retried, and a shutdown waits for it. After an
+    /// [abort](Registry::abort), it keeps only the lease. Without a clone, the next attempt can run at the same time as the closure.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};

@@ -4,15 +4,18 @@ use super::Engine;
 use super::completer::Update;
 use crate::job::{Failure, Next};
 use crate::options::WorkerOptions;
-use crate::running::RunningJob;
+use crate::running::{JobHandle, RunningJob};
 use crate::store::{Committed, FetchedJob, MAX_ROWS, NextState, Outcome, QueueTick, WorkerLease};
 use crate::sync::lock;
 use background_tasks::ShutdownSignal;
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
+use futures_util::future::select;
 use std::collections::{HashMap, HashSet};
+use std::mem;
+use std::pin::pin;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
@@ -201,6 +204,7 @@ impl WorkerHandle {
             is_last_attempt: job.attempts.saturating_add(1) >= self.options.max_attempts,
             retry_delay: self.options.retry_delay(job.attempts.saturating_add(1)),
             started: None,
+            clones: Weak::new(),
             state: LeaseState::Fetched,
         })
     }
@@ -234,6 +238,8 @@ pub(crate) struct JobLease {
     retry_delay: Duration,
     /// When the attempt started, if metrics are recorded.
     started: Option<Instant>,
+    /// The clones of the handler's job.
+    clones: Weak<JobHandle>,
     state: LeaseState,
 }
 
@@ -249,9 +255,18 @@ impl JobLease {
         self.worker.is_closing()
     }
 
-    pub(crate) fn start(&mut self) {
+    /// Notes the start of the attempt. Returns what the clones of the handler's job share.
+    pub(crate) fn start(&mut self) -> Arc<JobHandle> {
         self.state = LeaseState::Started;
         self.started = self.engine.metrics.now();
+        let handle = Arc::new(JobHandle(self.running.clone()));
+        self.clones = Arc::downgrade(&handle);
+        handle
+    }
+
+    /// Resolves when the last clone of the handler's job is dropped, or the job is cancelled.
+    pub(crate) async fn released(&self) {
+        JobHandle::released(&self.clones, &self.running).await;
     }
 
     /// Sends the outcome. The future resolves when it is committed, to `None` if it never will be because the runtime has dropped the engine.
@@ -295,6 +310,21 @@ impl Drop for JobLease {
     fn drop(&mut self) {
         match self.state {
             LeaseState::Over => {}
+            LeaseState::Started if !self.is_closing() && self.clones.strong_count() > 0 => {
+                // For example, a blocking closure that has a clone of the job still runs. The next attempt must not overlap it.
+                let (clones, signal) = (mem::take(&mut self.clones), self.worker.signal());
+                let lease = Self {
+                    worker: self.worker.clone(),
+                    engine: self.engine.clone(),
+                    running: self.running.clone(),
+                    clones: Weak::new(),
+                    state: LeaseState::Started,
+                    ..*self
+                };
+                self.engine.runtime.spawn(async move {
+                    select(pin!(JobHandle::released(&clones, &lease.running)), signal).await;
+                });
+            }
             LeaseState::Started if !self.is_closing() => {
                 let failure = Failure::retry("the task was aborted");
                 drop(self.end(self.after(&failure), true, None, Some(failure.to_string())));

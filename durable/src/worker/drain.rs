@@ -33,12 +33,7 @@ impl Spawner for NoSpawner {
     }
 }
 
-pub(crate) async fn drain<T, H, F, R, E>(
-    queue: &Queue<T>,
-    options: WorkerOptions,
-    handler: H,
-    location: &'static Location<'static>,
-) -> Result<Vec<JobInfo>, Error>
+pub(crate) async fn drain<T, H, F, R, E>(queue: &Queue<T>, options: WorkerOptions, handler: H) -> Result<Vec<JobInfo>, Error>
 where
     T: DeserializeOwned + Send + 'static,
     H: Fn(Job<T>) -> F + Send + Sync + 'static,
@@ -52,7 +47,7 @@ where
     let (handle, _commands) = WorkerHandle::new(name, options.clone(), registry.signal());
     let (updates, receiver) = unbounded();
     handle.connect(updates);
-    let executor = Arc::new(Executor { queue: queue.clone(), options, handler, registry, location });
+    let executor = Arc::new(Executor { queue: queue.clone(), options, handler, registry, location: Location::caller() });
     store.register(&handle.lease()).await?;
     let jobs = async {
         let mut all = Vec::new();

@@ -74,9 +74,7 @@ where
     /// The task of a job. It ends when the outcome is committed. Its error, or the message of its panic, names the job and the attempt, and
     /// says what comes next. The name of the task is that of the queue.
     pub(super) async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), String> {
-        lease.start();
-        let handle = Arc::new(JobHandle(lease.running.clone()));
-        let clones = Arc::downgrade(&handle);
+        let handle = lease.start();
         let result = panics::catch(self.attempt(&lease, &job, handle)).await;
         let delay = self.options.unknown_version_delay;
         if let Ok(Err(AttemptError::UnknownVersion(_))) = result {
@@ -102,8 +100,7 @@ where
         };
         if let NextState::Retrying(_) = state {
             // For example, a blocking closure that has a clone of the job still runs.
-            let dropped = JobHandle::dropped(&clones, &lease.running);
-            select(pin!(dropped), pin!(lease.running.cancelled())).await;
+            lease.released().await;
         }
         drop(permit);
         let is_completed = lease.running.is_completed.load(SeqCst);

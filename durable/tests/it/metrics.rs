@@ -1,4 +1,5 @@
 //! `Durable::record_metrics`, tested on the text that the Prometheus exporter renders.
+#![expect(clippy::float_cmp, reason = "numbers of jobs are whole")]
 
 use crate::common::{HANG, Mail, mail, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Failure, Job, Queue, WorkerOptions};

@@ -180,39 +180,49 @@ async fn job_is_dead_after_its_last_attempt() {
 async fn job_is_not_retried_while_a_clone_of_its_last_attempt_exists() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        let (registry, losses) = registry();
-        let retried = Arc::new((Mutex::new(false), Condvar::new()));
-        let overlaps = Arc::new(AtomicU32::new(0));
-        let (retry, overlap) = (retried.clone(), overlaps.clone());
-        let handler = move |job: Job<Mail>| {
-            let (retry, overlap) = (retry.clone(), overlap.clone());
-            async move {
-                if job.attempt() == 2 {
-                    *retry.0.lock().unwrap() = true;
-                    retry.1.notify_all();
-                    return Ok(());
+        // Both drop the handler, but do not stop its closure.
+        for is_aborted in [false, true] {
+            let (registry, losses) = registry();
+            let retried = Arc::new((Mutex::new(false), Condvar::new()));
+            let overlaps = Arc::new(AtomicU32::new(0));
+            let (started, mut starts) = unbounded_channel();
+            let (retry, overlap) = (retried.clone(), overlaps.clone());
+            let handler = move |job: Job<Mail>| {
+                let (retry, overlap, started) = (retry.clone(), overlap.clone(), started.clone());
+                async move {
+                    if job.attempt() == 2 {
+                        *retry.0.lock().unwrap() = true;
+                        retry.1.notify_all();
+                        return Ok(());
+                    }
+                    let closure = tokio::task::spawn_blocking(move || {
+                        started.send(()).unwrap();
+                        let limit = Duration::from_millis(500);
+                        let (is_retried, _) = retry.1.wait_timeout_while(retry.0.lock().unwrap(), limit, |it| !*it).unwrap();
+                        overlap.fetch_add(u32::from(*is_retried), Ordering::SeqCst);
+                        drop(job);
+                    });
+                    closure.await.map_err(|error| error.to_string())
                 }
-                // The timeout drops the handler, but does not stop this closure.
-                let closure = tokio::task::spawn_blocking(move || {
-                    let limit = Duration::from_millis(500);
-                    let (is_retried, _) = retry.1.wait_timeout_while(retry.0.lock().unwrap(), limit, |it| !*it).unwrap();
-                    overlap.fetch_add(u32::from(*is_retried), Ordering::SeqCst);
-                    drop(job);
-                });
-                closure.await.map_err(|error| error.to_string())
+            };
+            let limit = if is_aborted { common::HANG } else { Duration::from_millis(20) };
+            queue.serve(&registry, without_backoff().timeout(limit), handler).await.unwrap();
+            let id = queue.enqueue(mail("ann")).await.unwrap();
+            starts.recv().await.unwrap();
+            if is_aborted {
+                let job = registry.tasks().into_iter().find(|task| task.name() == Some("mail")).unwrap();
+                registry.abort_task(job.id().unwrap()).unwrap();
             }
-        };
-        queue.serve(&registry, without_backoff().timeout(Duration::from_millis(20)), handler).await.unwrap();
-        let id = queue.enqueue(mail("ann")).await.unwrap();
-        let info = ended(&queue, id).await;
-        assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 2));
-        assert_eq!(overlaps.load(Ordering::SeqCst), 0, "the second attempt starts after the closure has ended");
-        registry.shutdown().await;
-        assert_eq!(losses.all().len(), 1);
+            let info = ended(&queue, id).await;
+            assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 2));
+            assert_eq!(overlaps.load(Ordering::SeqCst), 0, "the second attempt starts after the closure has ended: {is_aborted}");
+            registry.shutdown().await;
+            assert_eq!(losses.all().len(), 1);
+        }
 
         // A cancelled job does not wait for its clones.
         let (started, mut starts) = unbounded_channel();
-        let (registry, _) = common::registry();
+        let (registry, _) = registry();
         let handler = move |job: Job<Mail>| {
             started.send(job).unwrap();
             async { Err::<(), _>("failed") }

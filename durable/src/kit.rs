@@ -1,0 +1,98 @@
+//! The functions of the module `testing`.
+
+use crate::durable::Durable;
+use crate::error::Error;
+use crate::job::{Job, JobId, JobInfo, JobStatus};
+use crate::options::{MAX_DURATION, WorkerOptions};
+use crate::queue::Queue;
+use crate::store::EnqueuedRow;
+use crate::worker;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Display;
+use std::time::Duration;
+
+/// Runs the jobs of a queue that are due, one after the other in the order of a worker, until no job is due. Returns the job's info after each
+/// attempt.
+///
+/// The attempts are those of a worker with these options: attempts, backoff, timeouts, panics, upgrades, checkpoints, limits and
+/// [`on_dead`](WorkerOptions::on_dead) work as in production. The function also runs jobs that the handler enqueues in the queue, if they are
+/// due. A handler that always enqueues another job never ends. As in a worker, an attempt that fails ends when the last clone of its [`Job`] is
+/// dropped. A retry is not due before its backoff has expired: see [`advance`]. A queue that is paused, or that has no room under its limits,
+/// runs no jobs.
+///
+/// If a payload cannot be read back as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause. Assert the
+/// status of each attempt, because `drain` returns `Ok` for attempts that fail.
+///
+/// # Errors
+///
+/// Errors of the store.
+///
+/// # Cancel safety
+///
+/// If the future is dropped, the job that runs keeps its status [`Running`](JobStatus::Running) for 24 hours.
+pub async fn drain<T, H, F, R, E>(queue: &Queue<T>, options: WorkerOptions, handler: H) -> Result<Vec<JobInfo>, Error>
+where
+    T: DeserializeOwned + Send + 'static,
+    H: Fn(Job<T>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<R, E>> + Send + 'static,
+    R: Serialize + Send + 'static,
+    E: Display + Send + 'static,
+{
+    queue.durable.runtime.enter(worker::drain(queue, options, handler)).await
+}
+
+/// Moves the clock of the store forward: all times of its jobs move into the past, and so do the rates of [limits](crate::QueueLimits). Delays,
+/// backoffs, retentions and the periods of unique keys are shorter by this time.
+///
+/// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and [`JobInfo::ended`] return the moved times. Leases of workers and
+/// the schedules of `Queue::cron` keep their times.
+///
+/// # Errors
+///
+/// Errors of the store.
+pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
+    durable.runtime.enter(durable.engine.store.advance(by.min(MAX_DURATION))).await?;
+    durable.engine.look_in(Duration::ZERO);
+    Ok(())
+}
+
+/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The list has no limit.
+///
+/// # Errors
+///
+/// [`Error::Decode`] if a payload cannot be read back as a `T`, and errors of the store. The message names the job and the type.
+pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<EnqueuedJob<T>>, Error> {
+    let rows = queue.durable.runtime.enter(queue.durable.engine.store.enqueued(queue.name)).await?;
+    let job = |row: EnqueuedRow| {
+        let EnqueuedRow { info, delay, unique_key } = row;
+        let (priority, limit_key) = (u16::try_from(info.position.priority).unwrap_or(u16::MAX), info.position.limit_key.clone());
+        let (id, status, attempts) = (info.id(), info.status(), info.attempts());
+        let payload = queue.read(info.version(), info.payload_text());
+        let payload = payload.map_err(|error| Error::Decode(serde::de::Error::custom(format_args!("job {id}: {error}"))))?;
+        Ok(EnqueuedJob { id, payload, delay, priority, unique_key, limit_key, status, attempts })
+    };
+    rows.into_iter().map(job).collect()
+}
+
+/// A job that waits or is retried. [`enqueued`] returns it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EnqueuedJob<T> {
+    /// The ID of the job.
+    pub id: JobId,
+    /// The payload, as a worker would read it.
+    pub payload: T,
+    /// The time from the enqueue until the job is due.
+    pub delay: Duration,
+    /// The [priority](crate::Enqueue::priority).
+    pub priority: u16,
+    /// The [key](crate::Enqueue::unique_key).
+    pub unique_key: Option<String>,
+    /// The [key](crate::Enqueue::limit_key) for limits.
+    pub limit_key: Option<String>,
+    /// [`Waiting`](JobStatus::Waiting) or [`Retrying`](JobStatus::Retrying).
+    pub status: JobStatus,
+    /// The number of finished attempts.
+    pub attempts: u32,
+}

@@ -1,0 +1,164 @@
+use crate::durable::Durable;
+use crate::job::QueueCounts;
+use crate::operator::QueueInfo;
+use crate::options::MAX_DURATION;
+use crate::outage::{RESPONSE_TIMEOUT, with_timeout};
+use futures_timer::Delay;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use std::collections::HashSet;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+const JOBS: &str = "background_tasks_jobs";
+const OLDEST_DUE: &str = "background_tasks_jobs_oldest_due_seconds";
+const ATTEMPTS_TOTAL: &str = "background_tasks_job_attempts_total";
+const ATTEMPT_DURATION: &str = "background_tasks_job_attempt_duration_seconds";
+const FETCH_DURATION: &str = "background_tasks_job_fetch_duration_seconds";
+const LEASES_LOST_TOTAL: &str = "background_tasks_job_leases_lost_total";
+const RECOVERED_TOTAL: &str = "background_tasks_jobs_recovered_total";
+
+/// Whether the program has asked for metrics.
+#[derive(Default)]
+pub(crate) struct Metrics(AtomicBool);
+
+impl Metrics {
+    /// Returns the current time if metrics are recorded.
+    pub(crate) fn now(&self) -> Option<Instant> {
+        self.0.load(Relaxed).then(Instant::now)
+    }
+
+    /// Records a fetch that started at this time.
+    pub(crate) fn fetched(start: Option<Instant>) {
+        if let Some(start) = start {
+            histogram!(FETCH_DURATION).record(start.elapsed());
+        }
+    }
+
+    /// Records the end of an attempt.
+    pub(crate) fn attempt_ended(queue: &'static str, outcome: &'static str, duration: Duration) {
+        counter!(ATTEMPTS_TOTAL, "queue" => queue, "outcome" => outcome).increment(1);
+        histogram!(ATTEMPT_DURATION, "queue" => queue, "outcome" => outcome).record(duration);
+    }
+
+    pub(crate) fn lease_lost(&self, queue: &'static str) {
+        if self.0.load(Relaxed) {
+            counter!(LEASES_LOST_TOTAL, "queue" => queue).increment(1);
+        }
+    }
+
+    pub(crate) fn recovered(&self, jobs: u64) {
+        if self.0.load(Relaxed) {
+            counter!(RECOVERED_TOTAL).increment(jobs);
+        }
+    }
+}
+
+impl Durable {
+    /// Starts to record metrics of this store and of this process's workers through the [`metrics`](https://docs.rs/metrics) facade. The
+    /// program chooses and installs the exporter, before this call.
+    ///
+    /// | metric | type | labels |
+    /// | --- | --- | --- |
+    /// | `background_tasks_jobs` | gauge | `queue`; `state`: `waiting`, `running`, `retrying`, `done`, `dead`, `cancelled` |
+    /// | `background_tasks_jobs_oldest_due_seconds` | gauge | `queue` |
+    /// | `background_tasks_job_attempts_total` | counter | `queue`; `outcome`: `done`, `retried`, `dead`, `cancelled`, `returned`, `deferred`, `lost` |
+    /// | `background_tasks_job_attempt_duration_seconds` | histogram | `queue`, `outcome` |
+    /// | `background_tasks_job_fetch_duration_seconds` | histogram | |
+    /// | `background_tasks_job_leases_lost_total` | counter | `queue` |
+    /// | `background_tasks_jobs_recovered_total` | counter | |
+    ///
+    /// # Gauges
+    ///
+    /// One task of the process reads the gauges of all queues of the store, in a single statement at each interval. Minimum: 1 second. The
+    /// statement's duration does not depend on the number of jobs, because each count stops at
+    /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). All processes that record metrics report the same gauges, so aggregate them
+    /// with `max`. During an outage of the store they keep their last values.
+    ///
+    /// The oldest job that is due is the one that has waited longest for a worker. The gauge is 0 if no job is due. Alert on this gauge: it
+    /// rises when workers are missing, stuck or too slow, however deep the queue is.
+    ///
+    /// # Counters and histograms
+    ///
+    /// They count the workers of this process. An attempt is counted when its outcome is committed:
+    ///
+    /// - `retried`: the attempt has failed, and the job waits for its backoff.
+    /// - `returned`: a shutdown has cut the attempt off, and the job is in the queue again.
+    /// - `deferred`: the worker does not know the version of the payload.
+    /// - `lost`: the outcome was discarded, because the lease had expired.
+    ///
+    /// The duration of an attempt is that of the handler, and of blocking work that has a clone of the [`Job`](crate::Job). The duration of
+    /// a fetch is that of its statement. Recovered jobs are jobs of dead workers that this process has returned to their queues.
+    ///
+    /// Further calls have no effect. The task ends when all handles of the store and its workers are dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use background_tasks_durable::{Durable, Error};
+    /// # use std::time::Duration;
+    /// # async fn start() -> Result<(), Error> {
+    /// let durable = Durable::sqlite("jobs.db").await?;
+    /// durable.record_metrics(Duration::from_secs(15));
+    /// // background_tasks_jobs{queue="email",state="waiting"} 3
+    /// // background_tasks_job_attempts_total{queue="email",outcome="done"} 10
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn record_metrics(&self, interval: Duration) {
+        if self.engine.metrics.0.swap(true, Relaxed) {
+            return;
+        }
+        describe_gauge!(JOBS, Unit::Count, "Jobs in the store, by queue and state. Each count stops at 10,000.");
+        describe_gauge!(OLDEST_DUE, Unit::Seconds, "Age of the oldest job that is due and waits for a worker.");
+        describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts of jobs that ended, by outcome.");
+        describe_histogram!(ATTEMPT_DURATION, Unit::Seconds, "Time from the start of an attempt until its end.");
+        describe_histogram!(FETCH_DURATION, Unit::Seconds, "Duration of the statement that fetches jobs.");
+        describe_counter!(LEASES_LOST_TOTAL, Unit::Count, "Leases that a worker could not renew in time.");
+        describe_counter!(RECOVERED_TOTAL, Unit::Count, "Jobs of dead workers that returned to their queues.");
+        let interval = interval.clamp(Duration::from_secs(1), MAX_DURATION);
+        let engine = Arc::downgrade(&self.engine);
+        self.runtime.spawn(async move {
+            let mut known = HashSet::new();
+            while let Some(engine) = engine.upgrade() {
+                if let Ok(queues) = with_timeout(RESPONSE_TIMEOUT, engine.store.queues()).await {
+                    set_gauges(queues, &mut known);
+                }
+                drop(engine);
+                Delay::new(interval).await;
+            }
+        });
+    }
+}
+
+/// Sets the gauges of all queues. The gauges of a queue that no longer exists are zero.
+fn set_gauges(queues: Vec<QueueInfo>, known: &mut HashSet<String>) {
+    let mut gone = mem::take(known);
+    for queue in queues {
+        gone.remove(&queue.name);
+        set_gauges_of(&queue.name, &queue.counts, queue.oldest.unwrap_or_default());
+        known.insert(queue.name);
+    }
+    for name in gone {
+        set_gauges_of(&name, &QueueCounts::default(), Duration::ZERO);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn set_gauges_of(queue: &str, counts: &QueueCounts, oldest: Duration) {
+    let QueueCounts { waiting, running, retrying, done, dead, cancelled } = *counts;
+    let states = [
+        ("waiting", waiting),
+        ("running", running),
+        ("retrying", retrying),
+        ("done", done),
+        ("dead", dead),
+        ("cancelled", cancelled),
+    ];
+    for (state, jobs) in states {
+        gauge!(JOBS, "queue" => queue.to_owned(), "state" => state).set(jobs as f64);
+    }
+    gauge!(OLDEST_DUE, "queue" => queue.to_owned()).set(oldest.as_secs_f64());
+}
