@@ -90,7 +90,7 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status: the first ones, or those that follow `after`.
+    /// Returns up to 100 jobs with this status: the first jobs, or the jobs after `after`.
     ///
     /// Waiting jobs are in the order in which they run: first the jobs that are due, by priority, then the jobs that wait for the limit of
     /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled start with the last one. All others start with the
