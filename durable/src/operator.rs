@@ -100,13 +100,12 @@ impl UntypedQueue {
     ///
     /// Errors of the store.
     pub async fn jobs(&self, status: JobStatus, after: Option<&JobInfo>) -> Result<Vec<JobInfo>, Error> {
-        let mut states = STATES.into_iter().filter(|state| JobStatus::of(state) == status).peekable();
+        // A collection, because an iterator with closures makes the future not `Send`.
+        let states: Vec<_> = STATES.into_iter().filter(|state| JobStatus::of(state) == status).collect();
         // Continues with the state of the last job.
-        while after.is_some_and(|job| states.peek().is_some_and(|state| *state != job.position.state)) {
-            states.next();
-        }
+        let first = after.and_then(|job| states.iter().position(|state| *state == job.position.state)).unwrap_or(0);
         let mut jobs = Vec::new();
-        for state in states {
+        for state in states.into_iter().skip(first) {
             let after = after.filter(|job| job.position.state == state);
             let page = self.store().jobs(&self.name, state, after, PAGE - jobs.len());
             jobs.extend(self.durable.runtime.enter(page).await?);

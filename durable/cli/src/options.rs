@@ -48,13 +48,17 @@ pub(crate) enum Command {
         limit: usize,
     },
     /// Show a job with its payload, error and result
-    Show { job: JobId },
+    Show {
+        /// ID of the job, in any queue
+        job: JobId,
+    },
     /// Enqueue dead jobs again, with their full number of attempts
     Retry(Targets),
     /// Delete jobs that are waiting, retrying, dead or cancelled, or all dead jobs of a queue
     Discard(Targets),
     /// Cancel jobs that wait, run or are retried; the handler of a running job is dropped
     Cancel {
+        /// IDs of jobs, in any queue
         #[arg(required = true, value_name = "JOB")]
         jobs: Vec<JobId>,
     },
@@ -71,9 +75,9 @@ pub(crate) enum Command {
 }
 
 #[derive(Args, Debug)]
-#[group(required = true)]
 pub(crate) struct Targets {
-    #[arg(value_name = "JOB", group = "targets")]
+    /// IDs of jobs, in any queue
+    #[arg(value_name = "JOB", required_unless_present = "all")]
     pub(crate) jobs: Vec<JobId>,
     /// All dead jobs of this queue; asks before it starts
     #[arg(long, value_name = "QUEUE", conflicts_with = "jobs")]

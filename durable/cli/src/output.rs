@@ -7,7 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-/// The columns of a table, and how many characters of a cell it shows.
+/// How many characters of a cell a table shows.
 const MAX_CELL: usize = 60;
 
 pub(crate) fn queue_table(queues: &[QueueInfo]) -> String {
@@ -76,12 +76,15 @@ pub(crate) fn job_details(job: &JobInfo) -> String {
 /// Aligns the columns. `numbers` are aligned to the right.
 fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| shortened(cell))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut widths = [0; N];
+    for (column, cell) in rows.iter().flat_map(|row| row.iter().enumerate()) {
+        widths[column] = widths[column].max(cell.chars().count());
+    }
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
-            let width = width(column);
+            let width = widths[column];
             let _ = if numbers.contains(&column) { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
         }
         let _ = writeln!(text, "{}", line.trim_end());
