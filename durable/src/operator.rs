@@ -90,23 +90,22 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status: the first ones, or those that follow `after`.
+    /// Returns up to 100 jobs with this status: the first jobs, or the jobs after `after`.
     ///
     /// Waiting jobs are in the order in which they run: first the jobs that are due, by priority, then the jobs that wait for the limit of
     /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled start with the last one. All others start with the
-    /// one that was due first.
+    /// one that was due first. `after` must be a job of the same list.
     ///
     /// # Errors
     ///
     /// Errors of the store.
     pub async fn jobs(&self, status: JobStatus, after: Option<&JobInfo>) -> Result<Vec<JobInfo>, Error> {
-        let mut remaining = STATES.into_iter().filter(|state| JobStatus::of(state) == status).peekable();
+        // A collection, because an iterator with closures makes the future not `Send`.
+        let in_order: Vec<_> = STATES.into_iter().filter(|state| JobStatus::of(state) == status).collect();
         // Continues with the state of the last job.
-        while after.is_some_and(|job| remaining.peek().is_some_and(|state| *state != job.position.state)) {
-            remaining.next();
-        }
+        let first = after.and_then(|job| in_order.iter().position(|state| *state == job.position.state)).unwrap_or(0);
         let mut jobs = Vec::new();
-        for state in remaining {
+        for state in in_order.into_iter().skip(first) {
             let after = after.filter(|job| job.position.state == state);
             let page = self.store().jobs(&self.name, state, after, PAGE - jobs.len());
             jobs.extend(self.durable.runtime.enter(page).await?);

@@ -194,9 +194,63 @@ test("the board counts the mails, and requests nothing from other hosts", async 
   await work();
   await shows("message", /^The mail has been sent\.$/);
   await go(`${board}/`);
-  const shown = async () => await run("return document.body.innerText");
-  await until("the mail is counted", async () => /done\s+1/.test(await shown()));
+  // The cells are the queue, and the numbers of waiting, running, retrying, done, dead and cancelled mails.
+  assert.deepEqual(await run("return [...document.querySelectorAll('td')].slice(0, 7).map((cell) => cell.innerText.trim())"), ["mail", "0", "0", "0", "1", "0", "0"]);
   const hosts = await run("return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]");
-  assert.deepEqual(hosts, []);
-  if (env.SCREENSHOTS) await browser.screenshot(join(env.SCREENSHOTS, "board.png"));
+  assert.deepEqual(hosts, [new URL(board).origin]);
+  assert.deepEqual(await browser.log(), []);
+});
+
+test("the board's buttons operate the queue", async () => {
+  const { url, board } = await serve();
+  const press = async (description) => {
+    const button = `document.querySelector("button[aria-label='${description}']")`;
+    await until(description, () => run(`return !!${button}`));
+    await browser.click(button);
+  };
+  const shown = async (pattern) => await until(`${pattern}`, async () => pattern.test(await run("return document.body.innerText")));
+  const sign_up = async (email) => {
+    const answer = await fetch(`${url}/signups`, { method: "POST", body: new URLSearchParams({ email }) });
+    return (await answer.json()).id;
+  };
+  const [ada, eve, ann] = [await sign_up("ada@example.com"), await sign_up("eve@bounce.example"), await sign_up("ann@bounce.example")];
+  await go(`${board}/`);
+  await press("Pause mail");
+  await shown(/mail paused/);
+  await press(`Cancel ${ada}`);
+  await until("the job is cancelled", () => run(`return !document.body.innerText.includes("${ada}")`));
+  await work();
+  await press("Resume mail");
+  const dead = async (count) => {
+    await until(`${count} dead jobs`, async () => {
+      await go(`${board}/`);
+      return (await run("return document.querySelectorAll('[aria-labelledby=dead] tr').length")) === (count ? count + 1 : 0);
+    });
+  };
+  await dead(2);
+  await shown(/the mailbox does not exist/);
+  for (const scheme of ["light", "dark"]) {
+    for (const width of [320, 1280]) {
+      assert.ok((await browser.checkContrast(scheme, width)).length >= 20);
+      if (env.SCREENSHOTS) await browser.screenshot(join(env.SCREENSHOTS, `board-${scheme}-${width}.png`));
+    }
+  }
+  await press(`Retry ${eve}`);
+  await dead(2);
+  await press("Retry all dead jobs");
+  await dead(2);
+  await press(`Discard ${eve}`);
+  await dead(1);
+  assert.ok((await run("return document.body.innerText")).includes(ann));
+  // Two clicks: the first one only shows the button.
+  await browser.click("document.querySelector('summary')");
+  await press("Delete all dead jobs");
+  await dead(0);
+  // A page of another site cannot press a button.
+  await go(`${url}/`);
+  const status = await run(`return fetch("${board}/queues/mail/pause", { method: "POST", mode: "no-cors" }).then(() => "sent", () => "refused")`);
+  await go(`${board}/`);
+  assert.ok(["sent", "refused"].includes(status) && !/paused/.test(await run("return document.body.innerText")), status);
+  const forged = await fetch(`${board}/queues/mail/pause`, { method: "POST", headers: { origin: url, "sec-fetch-site": "same-site" } });
+  assert.equal(forged.status, 403);
 });

@@ -83,6 +83,7 @@ pub(super) fn durable(context: &Context) -> Result<()> {
     );
     if context.toolchain(&oldest, "") {
         cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-durable --all-features").run()?;
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-durable-cli").run()?;
     }
     Ok(())
 }

@@ -464,7 +464,7 @@ fn invalid_requests_are_rejected() {
     assert_eq!(on_sqlite(&site, "SELECT (SELECT count(*) FROM signups) + (SELECT count(*) FROM background_tasks_jobs)"), 0);
 }
 
-/// Checks that the board counts the mails, and rejects writes.
+/// Checks that the board counts the mails, and rejects writes of other sites.
 #[track_caller]
 fn check_board(board: SocketAddr) {
     let mails = get(board, "/api/mails").json();
@@ -476,8 +476,63 @@ fn check_board(board: SocketAddr) {
     for shown in [shown, get(board, "/api/mails"), get(board, "/missing")] {
         assert_eq!(shown.header("x-content-type-options"), Some("nosniff"), "{shown:?}");
     }
-    let push = request(board, "PUT", "/api/mails", &["content-type: application/json"], "{}");
-    assert_eq!(push.status, 405, "{push:?}");
+    for (headers, expected) in [
+        (&[][..], 403),
+        (&["sec-fetch-site: cross-site"], 403),
+        (&["sec-fetch-site: same-site", "origin: http://localhost"], 403),
+        (&["origin: http://example.com"], 403),
+        (&["origin: null"], 403),
+        (&["origin: http://localhost"], 405),
+        (&["sec-fetch-site: same-origin"], 405),
+    ] {
+        let put = request(board, "PUT", "/api/mails", headers, "{}");
+        assert_eq!(put.status, expected, "{headers:?}: {put:?}");
+        let expected = if expected == 403 { 403 } else { 404 };
+        let post = request(board, "POST", "/queues/missing/pause", headers, "");
+        assert_eq!(post.status, expected, "{headers:?}: {post:?}");
+    }
+}
+
+/// Posts as a form of the board does.
+#[track_caller]
+fn press(board: SocketAddr, path: &str, expected: u16) {
+    let answer = request(board, "POST", path, &["sec-fetch-site: same-origin", FORM], "");
+    assert_eq!(answer.status, expected, "{path}: {answer:?}");
+    if expected == 303 {
+        assert_eq!(answer.location(), "/?queue=mail");
+    }
+}
+
+/// Each button does what it says, and says so if it cannot.
+#[test]
+fn board_operates_the_queue() {
+    let site = Site::new();
+    let server = site.serve(&["server"]);
+    let board = server.board;
+    let job = |answer: &Response| answer.json()["id"].as_str().unwrap().to_owned();
+    press(board, "/queues/mail/pause", 404); // not known before its first job
+    let [ada, eve] = ["ada@example.com", "eve@bounce.example"].map(|address| sign_up(server.address, address));
+    press(board, "/queues/mail/pause", 303);
+    assert!(get(board, "/").text().contains("paused"));
+    press(board, &format!("/jobs/{}/cancel", job(&ada)), 303);
+    press(board, &format!("/jobs/{}/cancel", job(&ada)), 409);
+    press(board, &format!("/jobs/{}/retry", job(&eve)), 409);
+    press(board, "/queues/mail/resume", 303);
+    let _worker = site.work(&[]);
+    assert_eq!(wait_for_end(server.address, eve.location())["status"], "dead");
+    let shown = get(board, "/");
+    assert!(shown.text().contains("the mailbox does not exist") && shown.text().contains(&job(&eve)), "{shown:?}");
+    press(board, &format!("/jobs/{}/retry", job(&eve)), 303);
+    assert_eq!(wait_for_end(server.address, eve.location())["status"], "dead");
+    press(board, "/queues/mail/retry", 303);
+    assert_eq!(wait_for_end(server.address, eve.location())["status"], "dead");
+    press(board, &format!("/jobs/{}/discard", job(&eve)), 303);
+    for path in [&format!("/jobs/{}/discard", job(&eve)), "/jobs/1/retry", "/queues/mail/delete", "/queues/other/pause"] {
+        press(board, path, 404);
+    }
+    let counts = get(board, "/api/mails").json();
+    assert_eq!((&counts["counts"]["dead"], &counts["counts"]["cancelled"]), (&json!(0), &json!(1)));
+    assert_eq!(get(board, "/?queue=%3Cb%3E").status, 200);
 }
 
 #[test]
