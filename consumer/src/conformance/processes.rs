@@ -1,0 +1,250 @@
+//! The checks with worker processes.
+
+use super::{Broker, Violation};
+use crate::consumer::consumer;
+use crate::delivery::Delivery;
+use crate::source::Source;
+use background_tasks::{Registry, Spawner, Timer};
+use futures_timer::Delay;
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What [`processes`] does to the workers.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Plan {
+    messages: usize,
+    kills: usize,
+    stops: usize,
+    freezes: usize,
+}
+
+/// What the workers did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The number of messages, each of which was handled.
+    pub messages: usize,
+    /// The number of attempts beyond the first of each message. A kill or a freeze explains each of them.
+    pub repeated: usize,
+    /// The longest time from the start of a shutdown to the end of its process.
+    pub longest_stop: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { messages, repeated, longest_stop } = self;
+        write!(f, "{messages} messages, 0 lost, {repeated} repeated, longest stop {longest_stop:?}")
+    }
+}
+
+impl Plan {
+    /// Sends 100 messages, kills 2 workers, stops 2 and freezes 1.
+    pub const fn brief() -> Self {
+        Self { messages: 100, kills: 2, stops: 2, freezes: 1 }
+    }
+
+    /// Sends 500 messages, kills 5 workers, stops 5 and freezes 2.
+    pub const fn long() -> Self {
+        Self { messages: 500, kills: 5, stops: 5, freezes: 2 }
+    }
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    Stopped,
+    Frozen,
+}
+
+/// A line of a worker: it starts or ends a message.
+struct Event {
+    message: usize,
+    worker: usize,
+    is_end: bool,
+}
+
+type Events = Arc<Mutex<Vec<Event>>>;
+
+/// Serves a source in a worker process, until its stdin closes. The suite starts this process by the command of [`processes`].
+///
+/// Handles 16 messages at a time. Writes to stdout, which must carry nothing else.
+///
+/// # Panics
+///
+/// Panics if the registry has drained.
+pub async fn worker<P, S>(registry: &Registry<P>, source: S)
+where
+    P: Spawner + Timer<Sleep: Send> + Clone + Send + Sync + 'static,
+    S: Source,
+{
+    let (spawner, stopping) = (registry.spawner().clone(), registry.clone());
+    let handler = move |delivery: Delivery| {
+        let spawner = spawner.clone();
+        async move {
+            let payload = String::from_utf8_lossy(delivery.payload()).into_owned();
+            let (message, duration) = payload.split_once(' ').ok_or("the payload differs")?;
+            print_line("start", message);
+            spawner.sleep(Duration::from_millis(duration.parse().map_err(|_| "the payload differs")?)).await;
+            print_line("end", message);
+            Ok::<_, &str>(())
+        }
+    };
+    let backoff = Duration::from_millis(100);
+    let consumer = consumer(source).concurrency(16).max_attempts(1000).backoff(backoff, backoff);
+    consumer.serve(registry, "conformance", handler).expect("the registry is open");
+    thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        stopping.start_shutdown();
+    });
+    registry.signal().await;
+    registry.shutdown().await;
+}
+
+fn print_line(event: &str, message: &str) {
+    // One write, so that lines do not mix. A closed stdout is the end of the suite.
+    let _ = std::io::stdout().write_all(format!("{event} {message}\n").as_bytes());
+}
+
+struct Worker {
+    process: Child,
+}
+
+impl Worker {
+    fn start(command: &mut Command, number: usize, events: &Events) -> Result<Self, String> {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let stdout = process.stdout.take().ok_or("no stdout")?;
+        let events = events.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let Some((event, message)) = line.split_once(' ') else { continue };
+                let Ok(message) = message.parse() else { continue };
+                let event = Event { message, worker: number, is_end: event == "end" };
+                events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+            }
+        });
+        Ok(Self { process })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    fn signal(&self, signal: &str) {
+        let _ = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+    }
+
+    /// Stops the worker, and waits until it exits.
+    async fn stop(&mut self) -> Result<Duration, String> {
+        let start = Instant::now();
+        drop(self.process.stdin.take());
+        loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(start.elapsed()),
+                Ok(Some(status)) => return Err(format!("a worker ended with {status}")),
+                Ok(None) if start.elapsed() > Duration::from_secs(60) => return Err("a worker did not stop within 60 s".into()),
+                Ok(None) => Delay::new(Duration::from_millis(10)).await,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends messages, and starts, kills, freezes and stops workers until each message has been handled.
+///
+/// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. Uses the program `kill` to freeze
+/// workers.
+///
+/// # Errors
+///
+/// Returns the promise that the source breaks: messages are lost, a message is repeated although its worker was neither killed nor
+/// frozen, or a worker does not stop.
+pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
+    let violation = |promise| move |observed: String| Violation { promise, observed };
+    let runs = violation("a worker runs until it is stopped, and then exits");
+    for n in 0..plan.messages {
+        // Each fiftieth message takes longer than a short lease.
+        let duration = if n % 50 == 7 { 5000 } else { 50 + n * 37 % 250 };
+        broker.send(format!("{n} {duration}")).await;
+    }
+    let events = Events::default();
+    let mut ends = Vec::new();
+    let mut report = Report { messages: plan.messages, ..Report::default() };
+    for round in 0..plan.kills.max(plan.stops).max(plan.freezes) {
+        for (end, count) in [(End::Killed, plan.kills), (End::Stopped, plan.stops), (End::Frozen, plan.freezes)] {
+            if round >= count {
+                continue;
+            }
+            let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+            ends.push(end);
+            started(&events, ends.len() - 1).await;
+            // The moment of the end is random, so that it meets each step of the loop.
+            Delay::new(Duration::from_millis(fastrand::u64(200..1200))).await;
+            match end {
+                End::Killed => worker.kill(),
+                End::Stopped => report.longest_stop = report.longest_stop.max(worker.stop().await.map_err(runs)?),
+                End::Frozen => {
+                    worker.signal("-STOP");
+                    // Takes over the messages of the frozen worker.
+                    let mut other = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+                    ends.push(End::Stopped);
+                    Delay::new(broker.connect().await.lease().unwrap_or_default() + Duration::from_secs(1)).await;
+                    worker.signal("-CONT");
+                    worker.stop().await.map_err(runs)?;
+                    other.stop().await.map_err(runs)?;
+                }
+            }
+        }
+    }
+    let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+    ends.push(End::Stopped);
+    let start = Instant::now();
+    let mut missing = plan.messages;
+    while missing > 0 && start.elapsed() < Duration::from_secs(120) {
+        Delay::new(Duration::from_millis(50)).await;
+        let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handled = vec![false; plan.messages];
+        events.iter().filter(|event| event.is_end).for_each(|event| handled[event.message] = true);
+        missing = handled.iter().filter(|handled| !**handled).count();
+    }
+    report.longest_stop = report.longest_stop.max(worker.stop().await.map_err(runs)?);
+    if missing > 0 {
+        let promise = "each message is handled";
+        return Err(Violation { promise, observed: format!("{missing} of {} messages are lost", plan.messages) });
+    }
+    let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last_worker = HashMap::new();
+    for event in events.iter().filter(|event| !event.is_end) {
+        let Some(earlier) = last_worker.insert(event.message, event.worker) else { continue };
+        report.repeated += 1;
+        if ends[earlier] == End::Stopped {
+            let promise = "a message of a worker that was stopped in order is handled once";
+            return Err(Violation { promise, observed: format!("message {} was repeated", event.message) });
+        }
+    }
+    Ok(report)
+}
+
+/// Waits until a worker has started a message, at most ten seconds: there may be no messages left.
+async fn started(events: &Events, worker: usize) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(10) {
+        if events.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|event| event.worker == worker) {
+            return;
+        }
+        Delay::new(Duration::from_millis(10)).await;
+    }
+}
