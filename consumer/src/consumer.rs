@@ -77,7 +77,7 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Leases
     ///
-    /// The consumer extends the lease of each message while its handler runs, from a task of its own, so handlers may run longer than
+    /// The consumer extends the lease of each message while its handler runs, in a separate task, so handlers may run longer than
     /// the lease and may use the processor without yielding. If a lease cannot be extended in time, another consumer receives the
     /// message, and both run.
     ///

@@ -50,7 +50,7 @@ impl<'t, T: Timer> Lease<'t, T> {
         }
     }
 
-    /// Waits until the lease expires. If there is no lease or it has expired already, waits for `limit`.
+    /// Waits until the lease expires. Without a lease, or after it has expired, waits for `limit`.
     pub(crate) async fn until_expiry(&mut self, limit: Duration) {
         match &mut self.expiry {
             Some(expiry) if !self.is_expired => {

@@ -1,7 +1,7 @@
 //! The consumer's loop. It is one task, which the registry cannot abort.
 //!
 //! The loop takes a permit, receives as many messages as there are permits, and polls one future for each message until the message is
-//! settled. This future starts the handler as a task, extends the lease, and tells the broker how the attempt ended. Its own task ends
+//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends
 //! when each message is settled, so a drained registry has settled all messages.
 
 use crate::attempt::{Outcome, attempt};

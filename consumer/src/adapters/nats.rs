@@ -16,7 +16,7 @@ use std::time::Duration;
 /// (`max_deliver: -1`), no `backoff`, and a `max_ack_pending` of at least the concurrency of all workers. Its `ack_wait` is the lease.
 /// Dead messages are published to a subject, which a stream must store.
 ///
-/// The server confirms each acknowledgement, extension and release. The client connects again by itself. A message returns with a new
+/// The server confirms each acknowledgement, extension and release. The client reconnects. A message returns with a new
 /// attempt also if a shutdown cut it off.
 ///
 /// Give the client a `request_timeout`, and the JetStream context a timeout, that is shorter than the lease.

@@ -26,7 +26,7 @@ const REASON: &str = "x-dead-letter-reason";
 
 /// A queue of RabbitMQ, by AMQP 0.9.1 and [`lapin`]. Needs tokio.
 ///
-/// A message belongs to its consumer as long as the connection exists, so there is no lease. The program declares the queue and the
+/// A message belongs to its consumer as long as the connection exists, without a lease. The program declares the queue and the
 /// queue of its dead letters.
 ///
 /// - On a **quorum queue** the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the

@@ -85,6 +85,23 @@ pub(super) fn durable(context: &Context) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn consumer(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    each_feature(context, "background-tasks-consumer")?;
+    core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
+    let test = cmd!(sh, "cargo test --quiet -p background-tasks-consumer --all-features --test brokers").env("LONG", "1");
+    test.env("AZURITE", context.azurite().unwrap_or_default()).env("REQUIRE", context.brokers().join(",")).run()?;
+    let oldest = package(sh, "background-tasks-consumer")?.rust_version;
+    ensure!(
+        sh.read_file("consumer/README.md")?.contains(&format!("Rust {oldest} or later")),
+        "the README has another version of Rust"
+    );
+    if context.toolchain(&oldest, "") {
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-consumer --all-features").run()?;
+    }
+    Ok(())
+}
+
 pub(super) fn graphile(context: &Context) -> Result<()> {
     let required = if context.postgres() { "postgres" } else { "" };
     Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", required).run()?)

@@ -8,7 +8,13 @@ use std::path::Path;
 use xshell::cmd;
 
 /// The published packages.
-const PUBLISHED: [&str; 4] = ["background-tasks", "background-tasks-host", "background-tasks-runtimes", "background-tasks-durable"];
+const PUBLISHED: [&str; 5] = [
+    "background-tasks",
+    "background-tasks-host",
+    "background-tasks-runtimes",
+    "background-tasks-durable",
+    "background-tasks-consumer",
+];
 
 pub(super) fn fmt(context: &Context) -> Result<()> {
     cmd!(context.sh, "cargo fmt --all --check").run()?;
@@ -25,6 +31,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
     required.extend(context.program("runsv", "runit").then_some("runit"));
+    required.extend(context.brokers());
     context.program("systemctl", "systemd");
     let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
     let words = COMMAND.split(' ').skip(1);
@@ -32,6 +39,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     // More load than by default: rounds for the services, and jobs for the workers that are killed.
     let load = |name, default: &str| std::env::var(name).unwrap_or(default.to_owned());
     let test = cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required);
+    let test = test.env("AZURITE", context.azurite().unwrap_or_default());
     Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 

@@ -1,0 +1,116 @@
+//! Runs the conformance suite on real brokers, which it starts on free ports. The same binary is also the worker processes.
+//!
+//! `LONG=1` sends more messages and kills more workers. An argument selects brokers by a part of their names.
+
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
+mod server;
+
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_consumer::conformance::{self, Broker, Plan};
+use std::env;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// A queue on a broker. Another process creates the same queue from the same address.
+pub(crate) trait Queue: Broker {
+    const NAME: &'static str;
+
+    /// `address` is the server, and `name` is the queue. Creates the queue if it does not exist.
+    async fn open(address: &str, name: &str) -> Self;
+}
+
+/// Runs the suite. Returns whether the source passed it.
+async fn check<Q: Queue>(address: &str) -> bool {
+    static COUNTER: AtomicUsize = AtomicUsize::new(0);
+    let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    let start = Instant::now();
+    if let Err(violation) = conformance::source(async || Q::open(address, &name()).await).await {
+        eprintln!("{}: {violation}", Q::NAME);
+        return false;
+    }
+    println!("{}: each promise holds ({:.0?})", Q::NAME, start.elapsed());
+    let start = Instant::now();
+    let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
+    let name = name();
+    let queue = Q::open(address, &name).await;
+    let worker = || {
+        let mut command = Command::new(env::current_exe().expect("the program has a path"));
+        command.args(["worker", Q::NAME, address, &name]);
+        command
+    };
+    match conformance::processes(&queue, worker, plan).await {
+        Ok(report) => {
+            println!("{}: {report} ({:.0?})", Q::NAME, start.elapsed());
+            true
+        }
+        Err(violation) => {
+            eprintln!("{}: {violation}", Q::NAME);
+            false
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let [role, broker, address, name] = &arguments[..] {
+        assert_eq!(role, "worker");
+        runtime.block_on(work(broker, address, name));
+        return ExitCode::SUCCESS;
+    }
+    let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
+    let passed = runtime.block_on(async {
+        let mut passed = true;
+        #[cfg(feature = "nats")]
+        if selected("nats") {
+            match nats::start() {
+                Ok((_server, address)) => passed &= check::<nats::Nats>(&address).await,
+                Err(why) => testing::skip("nats-server", why),
+            }
+        }
+        #[cfg(feature = "rabbitmq")]
+        if selected("rabbitmq") {
+            match rabbitmq::start() {
+                Ok((_server, address)) => {
+                    passed &= check::<rabbitmq::Quorum>(&address).await;
+                    passed &= check::<rabbitmq::Classic>(&address).await;
+                }
+                Err(why) => testing::skip("rabbitmq-server", why),
+            }
+        }
+        #[cfg(feature = "azure")]
+        if selected("azure") {
+            match azure::start() {
+                Ok((_server, address)) => passed &= check::<azure::Azure>(&address).await,
+                Err(why) => testing::skip("azurite", why),
+            }
+        }
+        passed
+    });
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn work(broker: &str, address: &str, name: &str) {
+    match broker {
+        #[cfg(feature = "nats")]
+        nats::Nats::NAME => serve::<nats::Nats>(address, name).await,
+        #[cfg(feature = "rabbitmq")]
+        rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
+        #[cfg(feature = "rabbitmq")]
+        rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
+        #[cfg(feature = "azure")]
+        azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
+        _ => panic!("unknown broker {broker}"),
+    }
+}
+
+async fn serve<Q: Queue>(address: &str, name: &str) {
+    let source = Q::open(address, name).await.connect().await;
+    conformance::worker(&Registry::new(TokioSpawner), source).await;
+}
