@@ -58,7 +58,7 @@ where
         while !signal.is_triggered() {
             // A permit first: a message that waited here for a permit would use up its lease.
             if messages.len() >= self.options.concurrency {
-                messages.next().await;
+                signal.run_until_shutdown(messages.next()).await;
                 continue;
             }
             let free = self.options.concurrency - messages.len();

@@ -16,6 +16,8 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A queue of Azure Queue Storage, by [`azure_storage_queue`]. Needs tokio.
 ///
+/// For HTTPS, enable the feature `reqwest_rustls` or `reqwest_native_tls` of the crate `azure_core`.
+///
 /// The program creates the queue and the queue of its dead letters, and the clients with their credentials.
 ///
 /// - The service deletes a message 7 days after it was sent, also a message that waits for its retry, unless the sender chose another

@@ -24,7 +24,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ATTEMPTS: &str = "x-consumer-attempts";
 const REASON: &str = "x-dead-letter-reason";
 
-/// A queue of RabbitMQ, by AMQP 0.9.1 and [`lapin`]. Needs tokio.
+/// A queue of RabbitMQ, by AMQP 0.9.1 and [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
 ///
 /// A message belongs to its consumer as long as the connection exists, without a lease. The program declares the queue and the
 /// queue of its dead letters.
@@ -32,8 +32,8 @@ const REASON: &str = "x-dead-letter-reason";
 /// - On a **quorum queue** the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
 ///   queue has another `x-delivery-limit`: set -1, or more than [`max_attempts`](crate::Consumer::max_attempts).
 /// - On a **classic queue** the broker does not count. A message that failed is published again with a header that counts, and
-///   loses its place in the queue. Attempts that ended with a crash of the process do not count, so a message that kills its process is
-///   never dead.
+///   loses its place in the queue. Deliveries that ended without a failure, by a crash or by a shutdown, count as one attempt at most. A
+///   message that kills its process is therefore never dead.
 /// - RabbitMQ cannot delay a message. The consumer [holds](Source::can_delay) it, so keep the backoff short.
 /// - RabbitMQ closes the channel of a consumer that does not settle a message within 30 minutes (`consumer_timeout`).
 ///

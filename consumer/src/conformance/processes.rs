@@ -22,6 +22,7 @@ pub struct Plan {
     kills: usize,
     stops: usize,
     freezes: usize,
+    broker_fails: bool,
 }
 
 /// What the workers did.
@@ -30,7 +31,7 @@ pub struct Plan {
 pub struct Report {
     /// The number of messages, each of which was handled.
     pub messages: usize,
-    /// The number of attempts beyond the first of each message. A kill or a freeze explains each of them.
+    /// The number of attempts beyond the first of each message. A kill, a freeze or an outage explains each of them.
     pub repeated: usize,
     /// The longest time from the start of a shutdown to the end of its process.
     pub longest_stop: Duration,
@@ -44,14 +45,43 @@ impl fmt::Display for Report {
 }
 
 impl Plan {
+    /// Sends this number of messages, and only stops the last worker.
+    pub const fn new(messages: usize) -> Self {
+        Self { messages, kills: 0, stops: 0, freezes: 0, broker_fails: false }
+    }
+
     /// Sends 100 messages, kills 2 workers, stops 2 and freezes 1.
     pub const fn brief() -> Self {
-        Self { messages: 100, kills: 2, stops: 2, freezes: 1 }
+        Self::new(100).kills(2).stops(2).freezes(1)
     }
 
     /// Sends 500 messages, kills 5 workers, stops 5 and freezes 2.
     pub const fn long() -> Self {
-        Self { messages: 500, kills: 5, stops: 5, freezes: 2 }
+        Self::new(500).kills(5).stops(5).freezes(2)
+    }
+
+    /// Sets how many workers are killed. Default: 0.
+    pub const fn kills(mut self, workers: usize) -> Self {
+        self.kills = workers;
+        self
+    }
+
+    /// Sets how many workers are stopped in order while messages are left. Default: 0.
+    pub const fn stops(mut self, workers: usize) -> Self {
+        self.stops = workers;
+        self
+    }
+
+    /// Sets how many workers are frozen for longer than the lease. Default: 0.
+    pub const fn freezes(mut self, workers: usize) -> Self {
+        self.freezes = workers;
+        self
+    }
+
+    /// Sets that the caller kills or freezes the broker while [`processes`] runs, so that each message may be repeated.
+    pub const fn broker_fails(mut self) -> Self {
+        self.broker_fails = true;
+        self
     }
 }
 
@@ -230,7 +260,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     for event in events.iter().filter(|event| !event.is_end) {
         let Some(earlier) = last_worker.insert(event.message, event.worker) else { continue };
         report.repeated += 1;
-        if ends[earlier] == End::Stopped {
+        if ends[earlier] == End::Stopped && !plan.broker_fails {
             let promise = "a message of a worker that was stopped in order is handled once";
             return Err(Violation { promise, observed: format!("message {} was repeated", event.message) });
         }

@@ -34,7 +34,7 @@ pub(crate) fn start() -> Result<(Server, String), String> {
     let signature = String::from_utf8_lossy(&sign.stdout).trim().to_owned();
     let port = free_port();
     let options = format!("--queueHost 127.0.0.1 --queuePort {port} --location data --skipApiVersionCheck --silent");
-    let server = Server::start(&format!("exec {program} {options}"), port, Server::folder(), |_| ())?;
+    let server = Server::start(&format!("exec {program} {options}"), port, Server::folder(), Vec::new())?;
     Ok((server, format!("http://127.0.0.1:{port}/devstoreaccount1/QUEUE?{signature}")))
 }
 

@@ -12,10 +12,11 @@ mod server;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::conformance::{self, Broker, Plan};
+use server::Server;
 use std::env;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// A queue on a broker. Another process creates the same queue from the same address.
 pub(crate) trait Queue: Broker {
@@ -25,8 +26,15 @@ pub(crate) trait Queue: Broker {
     async fn open(address: &str, name: &str) -> Self;
 }
 
+/// What happens to the broker.
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    Kill,
+    Freeze,
+}
+
 /// Runs the suite. Returns whether the source passed it.
-async fn check<Q: Queue>(address: &str) -> bool {
+async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage]) -> bool {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
     let start = Instant::now();
@@ -35,25 +43,46 @@ async fn check<Q: Queue>(address: &str) -> bool {
         return false;
     }
     println!("{}: each promise holds ({:.0?})", Q::NAME, start.elapsed());
-    let start = Instant::now();
     let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
-    let name = name();
-    let queue = Q::open(address, &name).await;
+    let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", &AtomicBool::default()).await;
+    for &outage in outages {
+        let (name, plan) = (name(), Plan::new(100).broker_fails());
+        let what = format!("broker: {outage:?}");
+        let is_started = AtomicBool::new(false);
+        // The worker is busy for some seconds.
+        let fail = async {
+            while !is_started.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            tokio::task::block_in_place(|| match outage {
+                Outage::Kill => server.restart(),
+                Outage::Freeze => server.freeze(Duration::from_secs(5)),
+            });
+        };
+        let (held, ()) = futures_util::join!(run::<Q>(address, &name, plan, &what, &is_started), fail);
+        passed &= held;
+    }
+    passed
+}
+
+async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_started: &AtomicBool) -> bool {
+    let start = Instant::now();
+    let queue = Q::open(address, name).await;
     let worker = || {
+        is_started.store(true, Ordering::Relaxed);
         let mut command = Command::new(env::current_exe().expect("the program has a path"));
-        command.args(["worker", Q::NAME, address, &name]);
+        command.args(["worker", Q::NAME, address, name]);
         command
     };
     match conformance::processes(&queue, worker, plan).await {
-        Ok(report) => {
-            println!("{}: {report} ({:.0?})", Q::NAME, start.elapsed());
-            true
-        }
+        Ok(report) => println!("{}: {what}: {report} ({:.0?})", Q::NAME, start.elapsed()),
         Err(violation) => {
-            eprintln!("{}: {violation}", Q::NAME);
-            false
+            eprintln!("{}: {what}: {violation}", Q::NAME);
+            return false;
         }
     }
+    true
 }
 
 fn main() -> ExitCode {
@@ -70,16 +99,18 @@ fn main() -> ExitCode {
         #[cfg(feature = "nats")]
         if selected("nats") {
             match nats::start() {
-                Ok((_server, address)) => passed &= check::<nats::Nats>(&address).await,
+                Ok((mut server, address)) => {
+                    passed &= check::<nats::Nats>(&mut server, &address, &[Outage::Kill, Outage::Freeze]).await;
+                }
                 Err(why) => testing::skip("nats-server", why),
             }
         }
         #[cfg(feature = "rabbitmq")]
         if selected("rabbitmq") {
             match rabbitmq::start() {
-                Ok((_server, address)) => {
-                    passed &= check::<rabbitmq::Quorum>(&address).await;
-                    passed &= check::<rabbitmq::Classic>(&address).await;
+                Ok((mut server, address)) => {
+                    passed &= check::<rabbitmq::Quorum>(&mut server, &address, &[Outage::Kill, Outage::Freeze]).await;
+                    passed &= check::<rabbitmq::Classic>(&mut server, &address, &[Outage::Kill]).await;
                 }
                 Err(why) => testing::skip("rabbitmq-server", why),
             }
@@ -87,7 +118,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "azure")]
         if selected("azure") {
             match azure::start() {
-                Ok((_server, address)) => passed &= check::<azure::Azure>(&address).await,
+                // Killed, azurite loses what it has confirmed.
+                Ok((mut server, address)) => passed &= check::<azure::Azure>(&mut server, &address, &[Outage::Freeze]).await,
                 Err(why) => testing::skip("azurite", why),
             }
         }

@@ -19,7 +19,7 @@ pub(crate) struct Nats {
 pub(crate) fn start() -> Result<(Server, String), String> {
     let program = find("nats-server", &["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"])?;
     let port = free_port();
-    let server = Server::start(&format!("exec {program} -a 127.0.0.1 -p {port} -js -sd data"), port, Server::folder(), |_| ())?;
+    let server = Server::start(&format!("exec {program} -a 127.0.0.1 -p {port} -js -sd data"), port, Server::folder(), Vec::new())?;
     Ok((server, format!("127.0.0.1:{port}")))
 }
 

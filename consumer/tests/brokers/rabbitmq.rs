@@ -23,22 +23,23 @@ pub(crate) fn start() -> Result<(Server, String), String> {
     let script = format!("epmd -port {epmd} -address 127.0.0.1 & exec {program}");
     let folder = Server::folder();
     let path = folder.path().to_owned();
-    let server = Server::start(&script, port, folder, |command| {
-        command
-            .env("HOME", &path) // the cookie
-            .env("RABBITMQ_NODENAME", format!("test{port}@localhost"))
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODE_PORT", port.to_string())
-            .env("RABBITMQ_DIST_PORT", distribution.to_string())
-            .env("RABBITMQ_MNESIA_BASE", path.join("mnesia"))
-            .env("RABBITMQ_LOG_BASE", path.join("log"))
-            .env("RABBITMQ_PID_FILE", path.join("pid"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", path.join("enabled_plugins"))
-            .env("RABBITMQ_CONFIG_FILE", path.join("rabbitmq"))
-            .env("ERL_EPMD_PORT", epmd.to_string())
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2");
-    })?;
+    let at = |name: &str| path.join(name).display().to_string();
+    let variables = vec![
+        ("HOME", path.display().to_string()), // the cookie
+        ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODE_PORT", port.to_string()),
+        ("RABBITMQ_DIST_PORT", distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", at("mnesia")),
+        ("RABBITMQ_LOG_BASE", at("log")),
+        ("RABBITMQ_PID_FILE", at("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins")),
+        ("RABBITMQ_CONFIG_FILE", at("rabbitmq")),
+        ("ERL_EPMD_PORT", epmd.to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2".into()),
+    ];
+    let server = Server::start(&script, port, folder, variables)?;
     Ok((server, format!("amqp://guest:guest@127.0.0.1:{port}/%2f")))
 }
 

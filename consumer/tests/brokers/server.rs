@@ -12,8 +12,11 @@ use tempfile::TempDir;
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) struct Server {
-    guard: Child,
-    pub(crate) folder: TempDir,
+    guard: Option<Child>,
+    script: String,
+    port: u16,
+    variables: Vec<(&'static str, String)>,
+    folder: TempDir,
 }
 
 pub(crate) fn free_port() -> u16 {
@@ -30,33 +33,61 @@ impl Server {
     /// # Errors
     ///
     /// Why the server cannot start, with the end of its output.
-    pub(crate) fn start(script: &str, port: u16, folder: TempDir, set_up: impl FnOnce(&mut Command)) -> Result<Self, String> {
-        let log = folder.path().join("server.log");
-        let output = fs::File::create(&log).map_err(|error| error.to_string())?;
+    pub(crate) fn start(script: &str, port: u16, folder: TempDir, variables: Vec<(&'static str, String)>) -> Result<Self, String> {
         // The shell kills its process group when the test closes the pipe or dies.
         let script = format!("({script}) </dev/null & read line; kill -KILL 0");
+        let mut this = Self { guard: None, script, port, variables, folder };
+        this.launch()?;
+        Ok(this)
+    }
+
+    fn launch(&mut self) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        let log = self.folder.path().join("server.log");
+        let output = fs::File::create(&log).map_err(text)?;
         let mut command = Command::new("sh");
-        command.args(["-c", &script]).stdin(Stdio::piped()).process_group(0).current_dir(folder.path());
-        command.stderr(output.try_clone().map_err(|error| error.to_string())?).stdout(output);
-        set_up(&mut command);
-        let guard = command.spawn().map_err(|error| error.to_string())?;
-        let this = Self { guard, folder };
+        command.args(["-c", &self.script]).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).process_group(0).current_dir(self.folder.path());
+        command.stderr(output.try_clone().map_err(text)?).stdout(output);
+        self.guard = Some(command.spawn().map_err(text)?);
         let start = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
             if start.elapsed() > START_TIMEOUT {
                 let output = fs::read_to_string(&log).unwrap_or_default();
                 return Err(format!("it does not listen within {START_TIMEOUT:?}: {output}"));
             }
             thread::sleep(Duration::from_millis(50));
         }
-        Ok(this)
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
+    }
+
+    /// Kills the server, and starts it again after a pause, with the same data.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        thread::sleep(Duration::from_secs(3));
+        self.launch().expect("the server starts again");
+    }
+
+    /// Stops all threads of the server for this time.
+    pub(crate) fn freeze(&mut self, duration: Duration) {
+        let group = self.guard.as_ref().map(|guard| format!("-{}", guard.id())).expect("the server runs");
+        let signal = |signal: &str| Command::new("kill").args([signal, "--", &group]).status().expect("kill runs");
+        signal("-STOP");
+        thread::sleep(duration);
+        signal("-CONT");
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.guard.stdin.take());
-        let _ = self.guard.wait();
+        self.kill();
     }
 }
 

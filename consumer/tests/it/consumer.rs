@@ -102,6 +102,16 @@ fn consumer_receives_no_more_messages_than_it_has_permits() {
 }
 
 #[test]
+fn busy_consumer_returns_prefetched_messages_when_shutdown_starts() {
+    let sim = Simulation::new();
+    sim.send(1);
+    sim.consumer().concurrency(1).serve(&sim.registry, "job", never_ends).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    assert_eq!(sim.faults.stops.load(SeqCst), 1);
+}
+
+#[test]
 fn message_that_waits_for_a_permit_of_the_registry_is_extended() {
     let sim = Simulation::with_limit(1);
     sim.send(2);
