@@ -21,6 +21,7 @@ pub struct Plan {
     messages: usize,
     kills: usize,
     stops: usize,
+    aborts: usize,
     freezes: usize,
     broker_fails: bool,
 }
@@ -47,17 +48,17 @@ impl fmt::Display for Report {
 impl Plan {
     /// Sends this number of messages, and only stops the last worker.
     pub const fn new(messages: usize) -> Self {
-        Self { messages, kills: 0, stops: 0, freezes: 0, broker_fails: false }
+        Self { messages, kills: 0, stops: 0, aborts: 0, freezes: 0, broker_fails: false }
     }
 
-    /// Sends 100 messages, kills 2 workers, stops 2 and freezes 1.
+    /// Sends 100 messages, kills 2 workers, stops 2, aborts 1 and freezes 1.
     pub const fn brief() -> Self {
-        Self::new(100).kills(2).stops(2).freezes(1)
+        Self::new(100).kills(2).stops(2).aborts(1).freezes(1)
     }
 
-    /// Sends 500 messages, kills 5 workers, stops 5 and freezes 2.
+    /// Sends 500 messages, kills 5 workers, stops 5, aborts 2 and freezes 2.
     pub const fn long() -> Self {
-        Self::new(500).kills(5).stops(5).freezes(2)
+        Self::new(500).kills(5).stops(5).aborts(2).freezes(2)
     }
 
     /// Sets how many workers are killed. Default: 0.
@@ -69,6 +70,12 @@ impl Plan {
     /// Sets how many workers are stopped in order while messages are left. Default: 0.
     pub const fn stops(mut self, workers: usize) -> Self {
         self.stops = workers;
+        self
+    }
+
+    /// Sets how many workers are stopped and abort their handlers, as if the grace period had expired. Default: 0.
+    pub const fn aborts(mut self, workers: usize) -> Self {
+        self.aborts = workers;
         self
     }
 
@@ -90,6 +97,7 @@ impl Plan {
 enum End {
     Killed,
     Stopped,
+    Aborted,
     Frozen,
 }
 
@@ -104,7 +112,8 @@ type Events = Arc<Mutex<Vec<Event>>>;
 
 /// Serves a source in a worker process, until its stdin closes. The suite starts this process by the command of [`processes`].
 ///
-/// Handles 16 messages at a time. Writes to stdout, which must carry nothing else.
+/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
+/// messages at a time. It writes to stdout, which must carry nothing else.
 ///
 /// # Panics
 ///
@@ -130,8 +139,13 @@ where
     let consumer = consumer(source).concurrency(16).max_attempts(1000).backoff(backoff, backoff);
     consumer.serve(registry, "conformance", handler).expect("the registry is open");
     thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let mut input = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut input);
         stopping.start_shutdown();
+        while !input.is_empty() && !stopping.is_drained() {
+            stopping.abort();
+            thread::sleep(Duration::from_millis(10));
+        }
     });
     registry.signal().await;
     registry.shutdown().await;
@@ -171,10 +185,12 @@ impl Worker {
         let _ = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
     }
 
-    /// Stops the worker, and waits until it exits.
-    async fn stop(&mut self) -> Result<Duration, String> {
+    /// Stops the worker, and waits until it exits. Makes it abort its handlers if `input` is not empty.
+    async fn stop(&mut self, input: &[u8]) -> Result<Duration, String> {
         let start = Instant::now();
-        drop(self.process.stdin.take());
+        if let Some(mut stdin) = self.process.stdin.take() {
+            stdin.write_all(input).map_err(|error| error.to_string())?;
+        }
         loop {
             match self.process.try_wait() {
                 Ok(Some(status)) if status.success() => return Ok(start.elapsed()),
@@ -193,15 +209,14 @@ impl Drop for Worker {
     }
 }
 
-/// Sends messages, and starts, kills, freezes and stops workers until each message has been handled.
+/// Sends messages, and starts, kills, freezes, stops and aborts workers until each message has been handled.
 ///
 /// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. Uses the program `kill` to freeze
 /// workers.
 ///
 /// # Errors
 ///
-/// Returns the promise that the source breaks: messages are lost, a message is repeated although its worker was neither killed nor
-/// frozen, or a worker does not stop.
+/// Returns the promise that the source breaks: messages are lost, a message is repeated without a reason, or a worker does not stop.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");
@@ -213,8 +228,10 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     let events = Events::default();
     let mut ends = Vec::new();
     let mut report = Report { messages: plan.messages, ..Report::default() };
-    for round in 0..plan.kills.max(plan.stops).max(plan.freezes) {
-        for (end, count) in [(End::Killed, plan.kills), (End::Stopped, plan.stops), (End::Frozen, plan.freezes)] {
+    for round in 0..plan.kills.max(plan.stops).max(plan.aborts).max(plan.freezes) {
+        let counts =
+            [(End::Killed, plan.kills), (End::Stopped, plan.stops), (End::Aborted, plan.aborts), (End::Frozen, plan.freezes)];
+        for (end, count) in counts {
             if round >= count {
                 continue;
             }
@@ -225,7 +242,8 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
             Delay::new(Duration::from_millis(fastrand::u64(200..1200))).await;
             match end {
                 End::Killed => worker.kill(),
-                End::Stopped => report.longest_stop = report.longest_stop.max(worker.stop().await.map_err(runs)?),
+                End::Stopped => report.longest_stop = report.longest_stop.max(worker.stop(b"").await.map_err(runs)?),
+                End::Aborted => drop(worker.stop(b"abort").await.map_err(runs)?),
                 End::Frozen => {
                     worker.signal("-STOP");
                     // Takes over the messages of the frozen worker.
@@ -233,8 +251,8 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
                     ends.push(End::Stopped);
                     Delay::new(broker.connect().await.lease().unwrap_or_default() + Duration::from_secs(1)).await;
                     worker.signal("-CONT");
-                    worker.stop().await.map_err(runs)?;
-                    other.stop().await.map_err(runs)?;
+                    worker.stop(b"").await.map_err(runs)?;
+                    other.stop(b"").await.map_err(runs)?;
                 }
             }
         }
@@ -250,7 +268,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
         events.iter().filter(|event| event.is_end).for_each(|event| handled[event.message] = true);
         missing = handled.iter().filter(|handled| !**handled).count();
     }
-    report.longest_stop = report.longest_stop.max(worker.stop().await.map_err(runs)?);
+    report.longest_stop = report.longest_stop.max(worker.stop(b"").await.map_err(runs)?);
     if missing > 0 {
         let promise = "each message is handled";
         return Err(Violation { promise, observed: format!("{missing} of {} messages are lost", plan.messages) });
@@ -260,8 +278,14 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     for event in events.iter().filter(|event| !event.is_end) {
         let Some(earlier) = last_worker.insert(event.message, event.worker) else { continue };
         report.repeated += 1;
-        if ends[earlier] == End::Stopped && !plan.broker_fails {
-            let promise = "a message of a worker that was stopped in order is handled once";
+        let has_ended = events.iter().any(|other| other.is_end && (other.message, other.worker) == (event.message, earlier));
+        let is_explained = match ends[earlier] {
+            End::Killed | End::Frozen => true,
+            End::Aborted => !has_ended,
+            End::Stopped => false,
+        };
+        if !is_explained && !plan.broker_fails {
+            let promise = "a message that was handled before the end of a drain does not return";
             return Err(Violation { promise, observed: format!("message {} was repeated", event.message) });
         }
     }

@@ -144,5 +144,5 @@ async fn work(broker: &str, address: &str, name: &str) {
 
 async fn serve<Q: Queue>(address: &str, name: &str) {
     let source = Q::open(address, name).await.connect().await;
-    conformance::worker(&Registry::new(TokioSpawner), source).await;
+    conformance::worker(&Registry::builder(TokioSpawner).inspect().build(), source).await;
 }

@@ -240,10 +240,13 @@ impl Source for Faulty {
 
     async fn extend(&self, receipt: &mut MemoryReceipt) -> Result<(), Broken> {
         self.faults.extensions.fetch_add(1, SeqCst);
-        let result = self.call(self.queue.extend(receipt)).await;
+        // The response, which has the new receipt, comes later.
+        let mut extended = receipt.clone();
+        self.call(self.queue.extend(&mut extended)).await?;
         let delay = *self.faults.extension_delay.lock().unwrap();
         self.clock.sleep(delay).await;
-        result
+        *receipt = extended;
+        Ok(())
     }
 
     async fn release(&self, receipt: &mut MemoryReceipt, release: Release) -> Result<(), Broken> {
