@@ -234,6 +234,17 @@ fn ack_without_response_ends_with_the_lease() {
 fn call_with_a_void_receipt_is_not_repeated() {
     let sim = Simulation::new();
     sim.send(1);
+    sim.faults.void_receipts.store(true, SeqCst);
+    sim.consumer().serve(&sim.registry, "job", complete).unwrap();
+    sim.advance_secs(20);
+    sim.assert_losses(&["job failed: done, but not acknowledged: void"]);
+    assert_eq!(sim.faults.calls.load(SeqCst), 1);
+}
+
+#[test]
+fn worker_that_was_frozen_for_a_lease_reports_that_its_message_is_not_acknowledged() {
+    let sim = Simulation::new();
+    sim.send(1);
     let (_, handler) = slow(&sim, 2);
     sim.consumer().serve(&sim.registry, "job", handler).unwrap();
     sim.run();

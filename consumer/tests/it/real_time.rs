@@ -70,4 +70,5 @@ fn handler_that_blocks_its_thread_keeps_its_lease() {
         }
         assert!(registry.shutdown().await.is_clean());
     });
+    assert!(queue.dead_letters().is_empty());
 }

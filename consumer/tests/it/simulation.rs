@@ -175,6 +175,7 @@ pub(crate) struct Faults {
     pub(crate) panic_in_receive: AtomicBool,
     pub(crate) fail_calls: AtomicBool,
     pub(crate) hang_calls: AtomicBool,
+    pub(crate) void_receipts: AtomicBool,
     /// The number of calls of `ack`, `release` and `dead_letter`.
     pub(crate) calls: AtomicUsize,
     pub(crate) extensions: AtomicUsize,
@@ -206,6 +207,9 @@ impl Faulty {
         poll_fn(|_| if self.faults.hang_calls.load(SeqCst) { Poll::Pending } else { Poll::Ready(()) }).await;
         if self.faults.fail_calls.load(SeqCst) {
             return Err(Broken { is_void: false });
+        }
+        if self.faults.void_receipts.load(SeqCst) {
+            return Err(Broken { is_void: true });
         }
         call.await.map_err(|_| Broken { is_void: true })
     }
