@@ -255,6 +255,10 @@ impl Source for Faulty {
 
     async fn release(&self, receipt: &mut MemoryReceipt, release: Release) -> Result<(), Broken> {
         self.faults.calls.fetch_add(1, SeqCst);
+        let release = match release {
+            Release::After(_) if !self.can_delay() => Release::After(Duration::ZERO),
+            release => release,
+        };
         self.call(self.queue.release(receipt, release)).await
     }
 
