@@ -13,7 +13,7 @@ pub(crate) const CONSUMER: &str = "consumer";
 /// Returns a consumer of a queue, with the default settings.
 pub fn consumer<S: Source>(source: S) -> Consumer<S> {
     let options =
-        Options { concurrency: 16, max_attempts: 20, backoff: (Duration::from_secs(1), Duration::from_mins(10)), timeout: None };
+        Options { concurrency: 16, max_attempts: 20, backoff: (Duration::from_secs(1), Duration::from_secs(600)), timeout: None };
     Consumer { source, options }
 }
 

@@ -42,7 +42,7 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
     let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
     let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", &AtomicBool::default()).await;
     for &outage in outages {
-        let (name, plan) = (name(), Plan::new(100).broker_fails());
+        let (name, plan) = (name(), Plan::new(400).broker_fails());
         let what = format!("broker: {outage:?}");
         let is_started = AtomicBool::new(false);
         // The worker is busy for some seconds.

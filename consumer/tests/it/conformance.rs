@@ -69,10 +69,12 @@ impl Source for Buggy {
         };
         let mut received = self.queue.receive(count).await?;
         match self.bug {
-            Bug::NeverReturns if received.is_empty() => drop(futures_timer::Delay::new(Duration::from_secs(5)).await),
+            Bug::NeverReturns if received.is_empty() => futures_timer::Delay::new(Duration::from_secs(5)).await,
             Bug::CutsPayload => received.iter_mut().for_each(|message| message.delivery = Delivery::new("cut")),
             Bug::DoesNotCount => {
-                received.iter_mut().for_each(|message| message.delivery = message.delivery.clone().with_attempt(1));
+                for message in &mut received {
+                    message.delivery = message.delivery.clone().with_attempt(1);
+                }
             }
             Bug::ShowsMessages => {
                 for message in &mut received {
@@ -101,7 +103,7 @@ impl Source for Buggy {
             Bug::ForgetsAck => Ok(()),
             Bug::AcksAll => {
                 self.queue.ack(receipt).await?;
-                while self.queue.len() > 0 {
+                while !self.queue.is_empty() {
                     futures_timer::Delay::new(LEASE).await;
                     for mut message in self.queue.receive(10).await? {
                         self.queue.ack(&mut message.receipt).await?;

@@ -129,7 +129,9 @@ impl Simulation {
             let now = time.now;
             let due: Vec<_> = time.sleepers.extract_if(.., |sleeper| sleeper.0 <= now).collect();
             drop(time);
-            due.into_iter().for_each(|sleeper| sleeper.1.wake());
+            for (_, waker) in due {
+                waker.wake();
+            }
             if next.is_none() {
                 return self.run();
             }
