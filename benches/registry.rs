@@ -1,8 +1,8 @@
-//! The steady state, one operation each, to be compared with the last run of this machine.
+//! Measures single operations, and compares them with the last run on the same machine.
 //!
 //!     cargo bench --features async-executor
 //!
-//! How it compares with the peers is `benches/peers`.
+//! `benches/peers` compares a registry with other crates.
 
 #![expect(missing_docs, reason = "criterion declares a public function")]
 
@@ -26,7 +26,7 @@ impl Wake for Nobody {
     fn wake(self: Arc<Self>) {}
 }
 
-/// From the first thread's start to the last one's end, each of them doing all of it.
+/// Returns the time from the start of the first thread to the end of the last one. Each thread calls `operation` `times` times.
 fn on_threads(threads: usize, times: u64, operation: impl Fn() + Sync) -> Duration {
     let barrier = Barrier::new(threads);
     let run = || {
@@ -95,7 +95,7 @@ fn tasks(criterion: &mut Criterion) {
             EXECUTOR.try_tick()
         });
     });
-    // The executor's own handle, and a registry's.
+    // The handle of the executor, and the handle of a registry.
     group.bench_function("bare, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(EXECUTOR.spawn(async { 1 })))));
     group.bench_function("spawn, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(registry.spawn(async { 1 })))));
     group.bench_function("run, inspected", |bencher| {

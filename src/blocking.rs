@@ -71,7 +71,7 @@ impl Shutdown {
         let notifier = state.notifier();
         loop {
             let listener = notifier.listen();
-            let summary = state.final_summary();
+            let summary = state.poll_drained();
             if summary.is_some() {
                 drop(listener);
                 notifier.wake_deferred();

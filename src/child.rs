@@ -33,7 +33,7 @@ impl<S: Clone> Registry<S> {
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root.
     ///
     /// To give the child a name, call [`named`](Self::named) first. The states of children are small and come from a pool, as those of
-    /// other registries do. A child keeps the state of its root out of the pool until the last handle of the child is dropped.
+    /// other registries do.
     ///
     /// # Examples
     ///

@@ -1,25 +1,44 @@
 //! Defines the handles of a task: `JoinHandle`, which resolves to the task's output, and `AbortHandle`.
 
-use crate::platform::{Arc, Payload, drop_quietly, wake};
+use crate::platform::{Arc, Payload, drop_quietly, wake, wake_with};
 use crate::report::{JoinError, JoinLoss, RejectReason, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
 use crate::state::{InspectedTask, Token, UnreportedLoss, finish_departure};
 use crate::sync::join_cell::JoinCell;
 use crate::task::OutputReceiver;
 use core::future::Future;
-use core::mem::replace;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::{fmt, panic::Location};
 
-type Cell<T> = JoinCell<Result<T, JoinLoss>>;
-
-/// Passes the output of a task to the task's [`JoinHandle`].
-pub(crate) struct JoinSender<T> {
-    /// The cell, until the task has ended.
-    cell: Option<Arc<Cell<T>>>,
+/// What a task and its handle share.
+struct Joined<T> {
+    cell: JoinCell<Result<T, JoinLoss>>,
+    location: &'static Location<'static>,
+    name: Option<&'static str>,
+    inspected: Option<InspectedTask>,
     is_closure: bool,
-    has_waker: bool,
 }
+
+impl<T> Joined<T> {
+    /// An inspected task is aborted as `Registry::abort_task` does, so that the registry shows the abort.
+    fn abort(&self) {
+        match self.inspected {
+            Some(task) => task.abort(),
+            None => self.cell.abort(),
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "the signature of `Wake::wake`")]
+    fn wake_to_abort(this: Arc<Self>) {
+        this.abort();
+    }
+}
+
+// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the output and needs no second allocation.
+wake_with!([T: Send + 'static] Joined<T>, Joined::wake_to_abort);
+
+/// Passes the output of a task to the task's [`JoinHandle`]. `None` if the task has ended.
+pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
@@ -41,21 +60,15 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
     /// Reports the loss, drops all wakers of the task, and then stores the end and releases the count as one step (S2, S8, S11).
     #[inline]
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End) {
-        let Some(cell) = self.cell.take() else { return };
+        let Some(joined) = self.0.take() else { return };
         if let Some(loss) = &loss {
             token.report(loss);
         }
         token.prepare_departure(loss.is_none());
-        if self.has_waker {
-            cell.drop_waker();
-        }
-        match cell.end(end, || token.depart()) {
-            Ok((left, joiner)) => {
-                // The handle takes the output without a lock if this reference has been dropped.
-                drop(cell);
-                if joiner.is_some() {
-                    wake(joiner);
-                }
+        joined.cell.drop_waker();
+        match joined.cell.end(end, || token.depart()) {
+            Ok((left, waker)) => {
+                wake(waker);
                 finish_departure(left);
             }
             Err(end) => {
@@ -67,19 +80,20 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 
     #[inline]
     fn is_aborted(&self) -> bool {
-        self.cell.as_ref().is_some_and(|cell| cell.is_aborted())
+        self.0.as_ref().is_some_and(|joined| joined.cell.is_aborted())
     }
 
     #[inline]
     fn store_waker(&mut self, waker: &Waker) {
-        if let Some(cell) = &self.cell {
-            cell.store_waker(waker, !replace(&mut self.has_waker, true));
+        if let Some(joined) = &self.0 {
+            joined.cell.store_waker(waker);
         }
     }
 
     fn dropped(&self, token: &Token) -> UnreportedLoss {
         // A blocking closure that was aborted counts as aborted, because its abort has already ended it (L3).
-        if self.is_closure && self.is_aborted() { UnreportedLoss::Aborted } else { token.dropped() }
+        let is_aborted = self.0.as_ref().is_some_and(|joined| joined.is_closure && joined.cell.is_aborted());
+        if is_aborted { UnreportedLoss::Aborted } else { token.dropped() }
     }
 }
 
@@ -129,28 +143,22 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// # }).unwrap();
 /// ```
 #[must_use = "dropping the handle detaches the task; `run` starts a task without a handle"]
-pub struct JoinHandle<T> {
-    state: HandleState<T>,
-    location: &'static Location<'static>,
-    name: Option<&'static str>,
-    inspected: Option<InspectedTask>,
-    has_registered: bool,
-    aborts_on_drop: bool,
-}
+pub struct JoinHandle<T>(HandleState<T>);
 
 enum HandleState<T> {
-    Live(Arc<Cell<T>>),
-    Rejected(RejectReason),
-    Resolved,
+    Accepted(Arc<Joined<T>>),
+    /// The reason is `None` if the handle has resolved.
+    Rejected(Option<RejectReason>, &'static Location<'static>, Option<&'static str>),
 }
 
 impl<T> JoinHandle<T> {
     /// Returns the handle of an accepted task, and the sender of the task's output.
+    #[inline]
     pub(crate) fn new(info: &SpawnInfo, token: Token) -> (Self, JoinSender<T>) {
-        let cell = Arc::new(JoinCell::new());
-        let is_closure = info.kind == TaskKind::Blocking;
-        let sender = JoinSender { cell: Some(cell.clone()), is_closure, has_waker: false };
-        (Self::with_state(info, HandleState::Live(cell), token.inspected()), sender)
+        let SpawnInfo { location, name, kind, .. } = *info;
+        let (inspected, is_closure) = (token.inspected(), kind == TaskKind::Blocking);
+        let joined = Arc::new(Joined { cell: JoinCell::new(), location, name, inspected, is_closure });
+        (Self(HandleState::Accepted(joined.clone())), JoinSender(Some(joined)))
     }
 
     /// Drops rejected work, and returns a handle that resolves to the reason.
@@ -158,19 +166,17 @@ impl<T> JoinHandle<T> {
     pub(crate) fn rejected<W>(info: &SpawnInfo, rejected: Rejected<W>) -> Self {
         let reason = rejected.reason();
         drop_quietly(rejected);
-        Self::with_state(info, HandleState::Rejected(reason), None)
+        Self(HandleState::Rejected(Some(reason), info.location, info.name))
     }
 
-    #[inline]
-    fn with_state(info: &SpawnInfo, state: HandleState<T>, inspected: Option<InspectedTask>) -> Self {
-        let SpawnInfo { location, name, .. } = *info;
-        Self { state, location, name, inspected, has_registered: false, aborts_on_drop: false }
+    fn joined(&self) -> Option<&Arc<Joined<T>>> {
+        if let HandleState::Accepted(joined) = &self.0 { Some(joined) } else { None }
     }
 
-    fn cell(&self) -> Option<&Arc<Cell<T>>> {
-        match &self.state {
-            HandleState::Live(cell) => Some(cell),
-            HandleState::Rejected(_) | HandleState::Resolved => None,
+    fn task(&self) -> TaskInfo {
+        match &self.0 {
+            HandleState::Accepted(joined) => TaskInfo { id: self.id(), ..TaskInfo::new(joined.location, joined.name) },
+            HandleState::Rejected(_, location, name) => TaskInfo::new(location, *name),
         }
     }
 
@@ -198,10 +204,8 @@ impl<T> JoinHandle<T> {
     /// # });
     /// ```
     pub fn abort(&self) {
-        match (self.inspected, self.cell()) {
-            (Some(task), Some(_)) => task.abort(),
-            (None, Some(cell)) => cell.abort(),
-            (_, None) => {}
+        if let Some(joined) = self.joined() {
+            joined.abort();
         }
     }
 
@@ -213,33 +217,26 @@ impl<T> JoinHandle<T> {
     where
         T: Send + 'static,
     {
-        let aborter = match (self.inspected, self.cell()) {
-            (Some(task), Some(_)) => Aborter::Inspected(task),
-            (None, Some(cell)) => Aborter::Cell(cell.clone().into()),
-            (_, None) => Aborter::Ended,
-        };
-        AbortHandle { aborter, id: self.id() }
+        AbortHandle { aborter: self.joined().map_or_else(|| Waker::noop().clone(), |joined| joined.clone().into()), id: self.id() }
     }
 
     /// Makes the drop of the handle abort the task. Default: the drop of the handle detaches the task.
-    pub fn abort_on_drop(mut self) -> Self {
-        self.aborts_on_drop = true;
+    pub fn abort_on_drop(self) -> Self {
+        if let Some(joined) = self.joined() {
+            joined.cell.abort_on_drop();
+        }
         self
     }
 
     /// Returns whether the task has ended and its count has been released. The next poll of the handle then returns `Ready`.
     pub fn is_finished(&self) -> bool {
-        self.cell().is_none_or(|cell| cell.is_finished())
+        self.joined().is_none_or(|joined| joined.cell.is_finished())
     }
 
     /// Returns the ID of the task, or `None` if the registry is not [inspected](crate::RegistryBuilder::inspect) or has rejected
     /// the task.
     pub fn id(&self) -> Option<TaskId> {
-        self.inspected.map(|task| task.id)
-    }
-
-    fn error(&self, loss: JoinLoss) -> JoinError {
-        JoinError::new(TaskInfo { id: self.id(), ..TaskInfo::new(self.location, self.name) }, loss)
+        self.joined()?.inspected.map(|task| task.id)
     }
 }
 
@@ -247,35 +244,30 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let HandleState::Live(cell) = &self.state {
-            if !cell.has_ended() && cell.register(cx.waker(), !self.has_registered) {
-                self.has_registered = true;
-                return Poll::Pending;
+        let output = match &mut self.0 {
+            HandleState::Accepted(joined) => {
+                if !joined.cell.has_ended() && joined.cell.register(cx.waker()) {
+                    return Poll::Pending;
+                }
+                joined.cell.take()
             }
-        }
-        let output = match replace(&mut self.state, HandleState::Resolved) {
-            HandleState::Live(cell) => JoinCell::into_output(cell),
-            HandleState::Rejected(reason) => Err(JoinLoss::Rejected(reason)),
-            HandleState::Resolved => panic!("polled after it resolved"),
+            HandleState::Rejected(reason, ..) => reason.take().map(|reason| Err(JoinLoss::Rejected(reason))),
         };
-        Poll::Ready(output.map_err(|loss| self.error(loss)))
+        Poll::Ready(output.expect("polled after it resolved").map_err(|loss| JoinError::new(self.task(), loss)))
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        if self.aborts_on_drop {
-            self.abort();
-        }
-        if let HandleState::Live(cell) = &self.state {
-            cell.detach();
+        if let Some(joined) = self.joined() {
+            joined.cell.drop_handle(|| joined.abort());
         }
     }
 }
 
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let task = TaskInfo::new(self.location, self.name);
+        let task = TaskInfo { id: None, ..self.task() };
         f.debug_struct("JoinHandle")
             .field("task", &format_args!("{task}"))
             .field("is_finished", &self.is_finished())
@@ -286,26 +278,15 @@ impl<T> fmt::Debug for JoinHandle<T> {
 /// Aborts a task; see [`JoinHandle::abort_handle`].
 #[derive(Clone)]
 pub struct AbortHandle {
-    aborter: Aborter,
+    /// The waker of a [`Joined`]: to wake means to abort.
+    aborter: Waker,
     id: Option<TaskId>,
-}
-
-#[derive(Clone)]
-enum Aborter {
-    Inspected(InspectedTask),
-    /// The waker of a [`JoinCell`]: to wake means to abort.
-    Cell(Waker),
-    Ended,
 }
 
 impl AbortHandle {
     /// Aborts the task; see [`JoinHandle::abort`].
     pub fn abort(&self) {
-        match &self.aborter {
-            Aborter::Inspected(task) => task.abort(),
-            Aborter::Cell(waker) => waker.wake_by_ref(),
-            Aborter::Ended => {}
-        }
+        self.aborter.wake_by_ref();
     }
 
     /// Returns the ID of the task; see [`JoinHandle::id`].

@@ -96,8 +96,8 @@ pub trait Observer: Send + Sync + 'static {
     ///
     /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method once. If any observer of a registry returns
     /// true, the registry is [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind and an age, and the registry
-    /// calls [`started`](Self::started) and [`completed`](Self::completed) of all its observers. All threads share one lock for these
-    /// calls. If all observers return false, tasks pay nothing.
+    /// calls [`started`](Self::started) and [`completed`](Self::completed) of all its observers. Before each call, the
+    /// registry reads its list of observers under a lock that all threads share. If all observers return false, tasks pay nothing.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -95,6 +95,17 @@ impl LifeCheck {
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
+/// Sets a word to 0 although a read-modify-write operation of another thread may still change it.
+///
+/// Loom would let a plain store come between the read and the write of that operation.
+pub(crate) fn reset(word: &AtomicUsize) {
+    if cfg!(loom) {
+        word.swap(0, Ordering::Relaxed);
+    } else {
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (S6).
 ///
 /// The destructor of the panic's payload may panic as well. This function leaks the payload of that second panic.

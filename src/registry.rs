@@ -122,7 +122,7 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
     /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`](crate::Stragglers) show the name.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`] show the name.
     /// In a registry with observers, a named task occupies a slot, which holds information about the task.
     /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
     /// inspection, the name has no effect and costs almost nothing.
@@ -341,13 +341,13 @@ impl<S> Registry<S> {
 
     /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
     ///
-    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the run.
-    /// A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
+    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the
+    /// run. A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
     /// [services](Self::service) applies. Minimum of `period`: 1 millisecond.
     ///
-    /// The schedule exists only in memory and starts again with the process. Work that must be done although the process was not
-    /// running when it was due, or only once for several processes, is a durable job. The crate `background-tasks-durable` runs such
-    /// jobs, also on a cron schedule.
+    /// The schedule exists only in memory and starts again with the process. If the process is not running at a tick, that run is
+    /// lost, and each process has its own schedule. For work that must not be lost, or must run once for several processes, use a
+    /// durable job. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
     ///
     /// # Examples
     ///
@@ -605,6 +605,11 @@ impl<S> Registry<S> {
     /// cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
+    }
+
+    /// Returns whether the registry is [inspected](crate::RegistryBuilder::inspect): it lists its tasks, and can abort them.
+    pub fn is_inspected(&self) -> bool {
+        self.state().is_inspected()
     }
 
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number

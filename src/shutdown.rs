@@ -138,7 +138,7 @@ impl Future for Shutdown {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
         let state = self.state();
-        self.waiter.poll(cx, || state.final_summary())
+        self.waiter.poll(cx, || state.poll_drained())
     }
 }
 

@@ -1,5 +1,5 @@
 use crate::state::RegistryState;
-use crate::sync::wait_list::{Key, WaitList};
+use crate::sync::{slab::Key, wait_list::WaitList};
 use core::task::{Context, Poll};
 use core::{fmt, pin::Pin};
 use futures_util::future::FusedFuture;

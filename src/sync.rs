@@ -6,6 +6,7 @@ pub(crate) mod gate;
 pub(crate) mod join_cell;
 pub(crate) mod notifier;
 pub(crate) mod pool;
+pub(crate) mod slab;
 pub(crate) mod slot_table;
 pub(crate) mod wait_list;
 pub(crate) mod wait_queue;

@@ -38,19 +38,18 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished, and then calls the closure `release`, which releases the task's count (S2, S5).
-    /// Returns the value of the closure, or `None` if the future has already been dropped.
+    /// Drops a future that has not finished. Returns `None` if the future has already been dropped. Otherwise the caller must then
+    /// release the count of the returned token (S2, S5).
     ///
-    /// The closure receives the payload of the panic if the future's destructor panics.
-    fn drop_unfinished<T>(
+    /// The payload is that of the panic if the future's destructor panics.
+    fn drop_unfinished(
         mut self: Pin<&mut Self>,
         loss: impl FnOnce(&Token) -> UnreportedLoss,
-        release: impl FnOnce(Token, UnreportedLoss, Option<Payload>) -> T,
-    ) -> Option<T> {
+    ) -> Option<(Token, UnreportedLoss, Option<Payload>)> {
         let token = self.as_mut().token()?;
         let payload = catch(|| self.drop_future()).err();
         let loss = payload.as_ref().map_or_else(|| loss(&token), |payload| token.panicked(payload));
-        Some(release(token, loss, payload))
+        Some((token, loss, payload))
     }
 }
 
@@ -193,16 +192,9 @@ impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
     /// Drops a future that has not finished, and then releases the task's count (S2, S5).
     fn drop_unfinished(self: Pin<&mut Self>, loss: impl FnOnce(&R, &Token) -> UnreportedLoss) {
         let this = self.project();
-        let receiver = this.receiver;
-        let dropped = this.work.drop_unfinished(
-            |token| loss(receiver, token),
-            |token, loss, payload| {
-                let end = R::lost(&loss, payload);
-                (token, loss, end)
-            },
-        );
-        if let Some((token, loss, end)) = dropped {
-            receiver.release(token, Some(loss), end);
+        if let Some((token, loss, payload)) = this.work.drop_unfinished(|token| loss(this.receiver, token)) {
+            let end = R::lost(&loss, payload);
+            this.receiver.release(token, Some(loss), end);
         }
     }
 }
@@ -270,8 +262,9 @@ pin_project! {
 
     impl<F> PinnedDrop for Tracked<F> {
         fn drop(this: Pin<&mut Self>) {
-            let release = |token, loss, payload| release(token, Some(loss), payload);
-            match this.project().work.drop_unfinished(Token::dropped, release).flatten() {
+            let Some((token, loss, payload)) = this.project().work.drop_unfinished(Token::dropped) else { return };
+            token.lose(loss);
+            match payload {
                 Some(payload) if panicking_thread().is_some() => drop_quietly(payload),
                 Some(payload) => resume(payload),
                 None => {}
@@ -307,10 +300,7 @@ impl<F> fmt::Debug for Tracked<F> {
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
-    match if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss } {
-        None => token.leave(),
-        Some(loss) => token.lose(loss),
-    }
+    release(token, if is_panicked { Some(UnreportedLoss::Panicked("dropped by a panic".into())) } else { loss }, ());
 }
 
 fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {

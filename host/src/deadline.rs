@@ -65,6 +65,10 @@ impl Deadline {
         self.limits.grace
     }
 
+    pub(crate) fn is_infinite(&self) -> bool {
+        self.at.is_none()
+    }
+
     pub(crate) fn main_timeout(&self) -> Option<Duration> {
         self.limits.main_timeout
     }

@@ -2,27 +2,32 @@
 
 use crate::deadline::{ABORT_TIMEOUT, Deadline, Limits, MAIN_TIMEOUT, TOO_LATE};
 use crate::exit::exit_within;
+use crate::liveness::{LivenessChecks, WatchedTask};
 use crate::output_thread::LAST_LINES_TIMEOUT;
 use crate::phases::Phases;
 use crate::program::{FAILED, HostState};
 use crate::progress::{LINE_INTERVAL, Progress};
 use crate::signals::{self, HookKey};
+use crate::sync::block_on_until;
 use crate::terminal::{Level, emits_events};
-use background_tasks::{ShutdownSignal, Stragglers, Summary};
+use background_tasks::{Registry, ShutdownSignal, Stragglers, Summary};
 use futures_lite::FutureExt;
-use futures_lite::future::block_on;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The settings of a host that concern its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
+    /// How long the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
+    pub(crate) delay: Duration,
+    /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
+    pub(crate) liveness: Vec<WatchedTask>,
     /// Shows or hides the bar; see [`Host::progress_bar`](crate::Host::progress_bar).
     pub(crate) progress_bar: Option<bool>,
     /// Decides whether outcomes fail the program; see [`Host::fail_if`](crate::Host::fail_if).
@@ -32,16 +37,23 @@ pub(crate) struct Settings {
 /// Starts the thread that waits until shutdown starts, and then drains the registries.
 pub(crate) fn start(
     phases: Phases,
-    settings: Settings,
+    mut settings: Settings,
     stop_requested: ShutdownSignal,
     hook: HookKey,
     state: Arc<HostState>,
 ) -> io::Result<()> {
     let drain = move || {
         let signals = phases.signals().chain([stop_requested.clone()]).collect();
-        block_on(any(signals).or(state.program_ended()));
+        let mut shutdown_starts = pin!(any(signals).or(state.program_ended()));
+        let mut checks = LivenessChecks::new(std::mem::take(&mut settings.liveness));
+        while !block_on_until(shutdown_starts.as_mut(), checks.next()) {
+            if checks.check(&phases) {
+                state.set_exit_code(FAILED);
+                break;
+            }
+        }
         if state.is_awaited() {
-            Drain::new(phases, &settings, stop_requested, hook, state).run(settings.fail_if);
+            Drain::new(phases, &settings, stop_requested, hook, state.clone()).run(settings.delay, settings.fail_if);
         }
     };
     thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
@@ -71,25 +83,37 @@ impl Drain {
         Self { deadline, phases, state, stop_requested, hook, progress, has_reported_loss: false }
     }
 
-    fn run(mut self, fail_if: impl FnOnce(&Summary) -> bool) {
+    fn run(mut self, delay: Duration, fail_if: impl FnOnce(&Summary) -> bool) {
         let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
         // If the terminal is closed during the drain, SIGHUP must not end the drain.
         if let Err(error) = signals::survive_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
         self.state.set_output(self.progress.output().clone());
+        self.progress.notify_stopping(&self.deadline);
+        self.wait_before_drain(delay);
+        if !self.state.is_awaited() {
+            return;
+        }
         let first = self.phases.first().clone();
+        let can_abort = self.phases.can_abort();
         if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
+        // Read first: if the program ends now, it must not count as a task.
+        let program = usize::from(self.state.program_in_flight().is_some());
         let in_flight = self.phases.in_flight();
         // A program that has ended on its own with nothing in flight.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
         let is_logged = emits_events() && self.phases.are_shutdowns_logged();
         // Before the shutdown, whose start and end observers may log.
         self.report_cause();
+        // The program is dropped at the deadline even if its registry cannot abort.
+        if !can_abort && !self.deadline.is_infinite() && in_flight > program {
+            self.progress.log(Level::Warn, CANNOT_ABORT.to_owned());
+            self.progress.flush(LAST_LINES_TIMEOUT);
+        }
         first.start_shutdown();
-        self.progress.notify_stopping();
         if !is_silent {
             self.progress.start(in_flight, self.deadline.grace(), is_logged);
         }
@@ -123,6 +147,16 @@ impl Drain {
         }
     }
 
+    /// Lets the program continue for some time after a request to stop, unless a registry is shut down or the program ends before.
+    fn wait_before_drain(&self, delay: Duration) {
+        let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
+        let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
+        if is_requested && !block_on_until(is_over.as_mut(), Some(Instant::now())) {
+            self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:?}"));
+            block_on_until(is_over, Instant::now().checked_add(delay.min(self.deadline.remaining())));
+        }
+    }
+
     /// Reports what has ended the program, if that was not a signal.
     fn report_cause(&mut self) {
         self.state.report_error();
@@ -135,22 +169,45 @@ impl Drain {
 
     /// Shuts down and drains one registry after the other. Returns whether all have drained; also true if `run` was dropped.
     fn drain_phases(&mut self) -> bool {
-        for registry in self.phases.clone().registries() {
-            // The first update comes immediately, so that systemd shows a status from the start.
-            let mut interval = Duration::ZERO;
-            while let Err(_stragglers) = registry.shutdown().wait_timeout(interval) {
-                if !self.state.is_awaited() {
-                    return true;
+        let phases = self.phases.clone();
+        for len in 1..=phases.registries().len() {
+            let registries = &phases.registries()[..len];
+            registries[len - 1].start_shutdown();
+            match self.drain_registries(registries, phases.reserved_after(len)) {
+                Waited::Drained => {}
+                Waited::TimeIsReserved(stragglers) => {
+                    let headline = "the next registry shuts down now, because the rest of the grace period is reserved".to_owned();
+                    self.progress.log_stragglers(Level::Warn, headline, stragglers);
                 }
-                if self.deadline.remaining() == Duration::ZERO {
-                    return false;
-                }
-                let (phases, state) = (&self.phases, &self.state);
-                self.progress.update(phases, || oldest(phases, state), &self.deadline);
-                interval = self.deadline.remaining().min(self.progress.interval());
+                Waited::Dropped => return true,
+                Waited::Expired => return false,
             }
         }
         true
+    }
+
+    /// Waits until these registries have drained, or only this much of the grace period is left.
+    fn drain_registries(&mut self, registries: &[Registry<()>], reserved: Duration) -> Waited {
+        for registry in registries {
+            // The first update comes immediately, so that systemd shows a status from the start.
+            let mut interval = Duration::ZERO;
+            while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
+                let remaining = self.deadline.remaining();
+                if !self.state.is_awaited() {
+                    return Waited::Dropped;
+                }
+                if remaining == Duration::ZERO {
+                    return Waited::Expired;
+                }
+                if remaining <= reserved {
+                    return Waited::TimeIsReserved(stragglers);
+                }
+                let (phases, state) = (&self.phases, &self.state);
+                self.progress.update(phases, || oldest(phases, state), &self.deadline);
+                interval = remaining.saturating_sub(reserved).min(self.progress.interval());
+            }
+        }
+        Waited::Drained
     }
 
     /// Names the stragglers, aborts what can be aborted, and names the tasks that are still in flight after that.
@@ -196,6 +253,20 @@ impl Drain {
     fn elapsed(&self) -> impl Display + use<> {
         format!("{:.2} s", self.deadline.elapsed().as_secs_f64())
     }
+}
+
+const CANNOT_ABORT: &str = "no registry is inspected, so no task can be aborted when the grace period expires: \
+    build the registry with `inspect` to change this";
+
+/// How the wait for registries ended.
+enum Waited {
+    Drained,
+    /// The rest of the grace period belongs to later registries.
+    TimeIsReserved(Stragglers),
+    /// The grace period has expired.
+    Expired,
+    /// `run` was dropped.
+    Dropped,
 }
 
 /// Describes the oldest tasks in flight. Without inspection, only the program has a name.

@@ -1,6 +1,6 @@
 //! Ends the process.
 
-use crate::bar;
+use crate::{bar, windows_service};
 use std::process;
 use std::thread;
 use std::time::Duration;
@@ -10,6 +10,7 @@ pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce(
     let exit = move || {
         bar::finish();
         last_output();
+        windows_service::report_stopped(code);
         process::exit(code.into());
     };
     if thread::Builder::new().spawn(exit).is_ok() {

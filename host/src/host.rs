@@ -1,13 +1,17 @@
 use crate::deadline::{self, Limits};
-use crate::program::{FAILED, HostState, NotifyOnDrop};
+use crate::liveness::{Liveness, WatchedTask};
+use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
+use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::terminal::{Level, log};
-use crate::{drain, phases::Phases, systemd};
+use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
+use std::future::pending;
 use std::io;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +21,8 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. It polls the program's future. Shutdown starts when SIGTERM or SIGINT arrives (see [`shutdown_signal`](crate::shutdown_signal) for
-///    Windows), when the program has ended, or when one of the registries is shut down by other code.
+///    Windows), when the program asks for it ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has ended, or
+///    when one of the registries is shut down by other code.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
 ///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
 ///    so tasks that these requests start are accepted. The program takes [no permit](Registry::without_permit) of a registry that has a
@@ -29,7 +34,8 @@ use std::time::Duration;
 /// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
 ///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
 ///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
-///    these reports, and only these tasks are aborted. An aborted program counts as aborted if the first registry is inspected, and otherwise
+///    these reports, and only these tasks are aborted. If no registry is inspected and tasks are in flight, a warning at the start of the drain says
+///    so. An aborted program counts as aborted if the first registry is inspected, and otherwise
 ///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
 ///    client that has sent half of a request.
 ///
@@ -42,8 +48,8 @@ use std::time::Duration;
 ///
 /// # Signals
 ///
-/// A second signal ends the process immediately, with two exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
+/// A second signal ends the process immediately, with three exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
+/// same request. The first signal after a [request without a signal](crate::request_stop) repeats that request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
 /// even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
 ///
 /// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
@@ -67,7 +73,7 @@ use std::time::Duration;
 /// | --- | --- |
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
 /// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
-/// | 2 | the program returned an error, the loss of a task started the shutdown, or the host failed to start |
+/// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
 /// | 101 | the program panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
@@ -111,9 +117,13 @@ use std::time::Duration;
 pub struct Host {
     phases: Phases,
     limits: Limits,
+    delay: Duration,
+    liveness: Vec<WatchedTask>,
     repeat_window: Duration,
     fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
     progress_bar: Option<bool>,
+    stop_on: Pin<Box<dyn Future<Output = ()> + Send>>,
+    webjobs_file: bool,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -136,9 +146,13 @@ impl Host {
         Self {
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
+            delay: Duration::ZERO,
+            liveness: Vec::new(),
             repeat_window,
             fail_if: Box::new(|_| false),
             progress_bar: None,
+            stop_on: Box::pin(pending()),
+            webjobs_file: true,
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -152,8 +166,35 @@ impl Host {
     ///
     /// The registries can be [children](Registry::child) of one registry. Do not pass that registry too: its summary includes the tasks of its
     /// drained children, so the host would count these tasks twice.
-    pub fn then<S>(mut self, registry: &Registry<S>) -> Self {
-        self.phases.push(registry.with_spawner(()));
+    ///
+    /// Without a reserve, the earlier registries may use up the whole grace period. The shutdown of this registry then starts when the grace
+    /// period expires, immediately before its tasks are aborted. To prevent this, call [`then_with_reserve`](Self::then_with_reserve).
+    pub fn then<S>(self, registry: &Registry<S>) -> Self {
+        self.then_with_reserve(registry, Duration::ZERO)
+    }
+
+    /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
+    ///
+    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier registries
+    /// have the grace period less all later reserves, and one task that does not end cannot use up the time of the registries behind it. The host
+    /// then reports the stragglers. It waits for them until the grace period expires, and aborts them only then. Several reserves add up: with a
+    /// grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and 23 seconds.
+    /// If the reserves of this registry and of all later registries together are not shorter than the grace period, the shutdown of this registry
+    /// starts with the drain.
+    ///
+    /// # Examples
+    ///
+    /// Workers have five seconds to put their jobs back, even if a request hangs:
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # use std::time::Duration;
+    /// # let (requests, workers) = (Registry::new(()), Registry::new(()));
+    /// let host = Host::new(&requests).then_with_reserve(&workers, Duration::from_secs(5)).grace(Duration::from_secs(25));
+    /// ```
+    pub fn then_with_reserve<S>(mut self, registry: &Registry<S>, reserve: Duration) -> Self {
+        self.phases.push(registry.with_spawner(()), reserve);
         self
     }
 
@@ -167,6 +208,35 @@ impl Host {
     /// immediately.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
+        self
+    }
+
+    /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
+    ///
+    /// Use it for load balancers that must see the service become unready before it stops accepting connections. During the delay,
+    /// [`readiness`](Self::readiness) is false, the host has reported the stop to systemd or Windows, and the checks of [`liveness`](Self::liveness)
+    /// have ended. The registry's signal is not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a
+    /// longer grace period.
+    ///
+    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
+    /// that was not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the
+    /// process during the delay too.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Returns a value for a readiness probe. It is ready until the process is asked to stop or the shutdown of the first registry starts.
+    #[must_use = "this returns a value for a readiness probe"]
+    pub fn readiness(&self) -> Readiness {
+        Readiness::new(self.phases.first().clone())
+    }
+
+    /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
+    ///
+    /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
+    pub fn liveness(mut self, liveness: &Liveness) -> Self {
+        self.liveness.push(WatchedTask::new(liveness));
         self
     }
 
@@ -194,6 +264,61 @@ impl Host {
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
+        self
+    }
+
+    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that `main` has
+    /// after the drain are the same. Use it if something else than a signal ends the program, such as a message of an orchestrator.
+    ///
+    /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll it: if
+    /// another thread decides, that thread calls [`request_stop`](crate::request_stop), which works even then and describes what further
+    /// requests and signals do. If the future panics, the process stops too, with the exit code 101. With several calls of this method, the
+    /// first future that resolves decides.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::Host;
+    /// # let registry = Registry::new(());
+    /// # let lease_lost = std::future::pending();
+    /// let host = Host::new(&registry).stop_on(lease_lost);
+    /// ```
+    pub fn stop_on(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.stop_on = Box::pin(self.stop_on.or(stop));
+        self
+    }
+
+    /// Makes the process the Win32 service with this name. Call it in the main function of the service. Does nothing on other systems.
+    ///
+    /// | state of the service | when |
+    /// | --- | --- |
+    /// | start pending | from this call on, with a wait hint of 30 seconds |
+    /// | running | when [`run`](Self::run) starts the program |
+    /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
+    /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
+    ///
+    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, Windows leaves all services
+    /// together about 5 seconds. Services that accept preshutdown have 10 seconds before that. So choose a grace period of at most 8 seconds, or install
+    /// the service with a longer preshutdown timeout. When the service is reported as stopped, Windows may end the process: do the
+    /// clean-up in the program, and not after `run`.
+    ///
+    /// If the process is not a service, `run` reports that the host failed to start.
+    ///
+    /// The repository's `examples/windows-service` is a complete service, with commands to install and uninstall it.
+    #[cfg(feature = "windows-service")]
+    pub fn windows_service(mut self, name: &str) -> Self {
+        self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self
+    }
+
+    /// Sets whether a shutdown file of Azure WebJobs asks the process to stop, as a signal does. Default: true.
+    ///
+    /// WebJobs sends no signal. It names a file in the environment variable `WEBJOBS_SHUTDOWN_FILE`, and creates the file to stop the job. While the
+    /// host runs, a thread checks every tenth of a second whether the file exists. Without the variable, nothing is checked. WebJobs kills a
+    /// continuous job after its `stopping_wait_time` (default: 5 seconds), which is shorter than the default grace period.
+    pub fn webjobs_file(mut self, is_handled: bool) -> Self {
+        self.webjobs_file = is_handled;
         self
     }
 
@@ -287,25 +412,46 @@ impl Host {
         let hook = self.second_signal_hook.key();
         // This process may be a forked child of the process that created the host.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
-        let settings = drain::Settings { limits: self.limits, progress_bar: self.progress_bar, fail_if: self.fail_if };
-        let started = stop_requested.and_then(|stop| drain::start(self.phases.clone(), settings, stop, hook, state.clone()));
+        let settings = drain::Settings {
+            limits: self.limits,
+            delay: self.delay,
+            liveness: self.liveness,
+            progress_bar: self.progress_bar,
+            fail_if: self.fail_if,
+        };
+        let started = stop_requested.and_then(|stop| {
+            if self.webjobs_file {
+                webjobs::watch(&state)?;
+            }
+            drain::start(self.phases.clone(), settings, stop, hook, state.clone())
+        });
         if let Err(error) = started {
             log(Level::Error, format_args!("failed to start the host: {error}"));
             drop(program);
             for registry in self.phases.registries() {
                 registry.shutdown().await;
             }
+            windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
+        windows_service::report_running();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;
             state.finished().await;
         };
-        ended.or(systemd::keep_watchdog_alive()).await;
+        let stop = async {
+            if AssertUnwindSafe(self.stop_on).catch_unwind().await.is_err() {
+                state.set_exit_code(PANICKED);
+            }
+            signals::request_stop();
+            pending::<()>().await;
+        };
+        ended.or(systemd::keep_watchdog_alive()).or(stop).await;
         // `notify_on_drop` and the drop of the hook only serve a `run` that is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();
+        windows_service::report_stopped(state.exit_code());
         state.exit_code().into()
     }
 }

@@ -18,10 +18,12 @@ use hyper::rt::{Read, Timer, Write};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use std::error::Error;
+use std::future::poll_fn;
 use std::panic::Location;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use std::{fmt, io};
 use timed::{SharedTimer, TimeLimit, TimedIo};
@@ -60,7 +62,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// [`serve`](Self::serve) stops accepting connections once shutdown has started, and returns when all connections have closed:
 ///
-/// - A connection without a request, or with half the head of a request, closes immediately.
+/// - A connection without a request, or with half the head of a request, closes immediately. A connection that has had no request yet may have a
+///   [`late_head_timeout`](Self::late_head_timeout).
 /// - A request whose head has arrived is answered, and its connection closes afterwards.
 /// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read.
 ///
@@ -117,6 +120,7 @@ struct Settings {
     body_timeout: Duration,
     write_timeout: Duration,
     drain_timeout: Duration,
+    late_head_timeout: Duration,
     host_names: HostNames,
 }
 
@@ -138,6 +142,7 @@ impl<S> HttpServer<S> {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(5),
+            late_head_timeout: LAST_READ,
             host_names: Some(Vec::new()),
         };
         let max_connections = default_max_connections();
@@ -195,6 +200,18 @@ impl<S> HttpServer<S> {
         self
     }
 
+    /// Sets how long a connection that has had no request yet may still send its first request once the server has stopped accepting connections.
+    /// Default and minimum: 10 milliseconds.
+    ///
+    /// Such a client may have connected just before. Set a longer time, such as one second, if another process accepts the next connections: after
+    /// `systemctl restart` of a service with a socket unit, or during a rolling update. Then no client sees its connection close without an
+    /// answer. A client that sends nothing holds the drain for this long.
+    #[must_use = "this returns the server"]
+    pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);
+        self
+    }
+
     /// Accepts requests to this host name too, such as `"signups.example.com"`, on any port. Default: only `localhost` and IP addresses.
     ///
     /// A request to another host name is answered 421. This prevents DNS rebinding: an attacker gives the host name of a web page the
@@ -245,8 +262,8 @@ impl<S: Spawner> HttpServer<S> {
 
     /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve).
     ///
-    /// For a load balancer that must see the service become unready before the listener closes, `end` waits for a while after the registry's
-    /// [`signal`](Registry::signal). This time is part of the grace period.
+    /// Use it for a server that stops accepting connections at another time than the registry's [`signal`](Registry::signal). For a load balancer that must
+    /// see the service become unready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -324,17 +341,21 @@ impl Settings {
             if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
                 return;
             }
-            // A request that arrived before the end is answered.
-            let serve = async {
-                let _ = connection.as_mut().await;
-                true
-            };
-            let has_closed = or(serve, async {
-                self.timer.sleep(LAST_READ).await;
-                false
+            // A request that arrived before the end is answered, and so is a first request that arrives a little later.
+            let is_new = !has_request.load(Ordering::Relaxed);
+            let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
+            let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending if is_new && has_request.load(Ordering::Relaxed) => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
             });
+            let timed_out = async {
+                self.timer.sleep(timeout).await;
+                false
+            };
+            let has_closed = or(closed_or_first_request, timed_out).await;
             // hyper would wait for the rest of a first head, so a connection without a request is dropped here.
-            if !has_closed.await && has_request.load(Ordering::Relaxed) {
+            if !has_closed && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
             }

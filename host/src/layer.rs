@@ -58,8 +58,11 @@ use tower_service::Service;
 /// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. If the client disconnects before the end of such a
 /// response, the request counts as abandoned.
 ///
-/// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. Give the connection its own guard: call
-/// `registry.named("socket").without_permit().guard()` in the handler, and move the guard into the task that serves the connection.
+/// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. [`UntilShutdown`](crate::UntilShutdown) gives the
+/// connection a separate guard, and ends the connection at the signal. It does the same for streams.
+///
+/// If the client disconnects, the server drops the future of the handler at its current await point. [`DetachLayer`](crate::DetachLayer) lets the
+/// handler continue.
 ///
 /// # Examples
 ///
@@ -192,7 +195,8 @@ fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64>
     if has_no_body { Some(0) } else { content_length().or_else(|| response.body().size_hint().exact()) }
 }
 
-fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody<R>> {
+/// Returns the response to a request that the registry does not accept.
+pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody<R>> {
     let mut response = Response::new(RequestBody::new(None, None, None));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     if close_connection {
@@ -204,7 +208,8 @@ fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody<R>> {
 pin_project! {
     /// The body of a response. Its request is in flight until this body is dropped.
     ///
-    /// The default value has no request. Layers that answer in place of the service use it.
+    /// The default value has no request. Layers that answer in place of the service use it. The bodies of a
+    /// [`DetachLayer`](crate::DetachLayer) have no request either.
     #[derive(Debug)]
     pub struct RequestBody<B>
     where
@@ -231,6 +236,11 @@ pin_project! {
 }
 
 impl<B: Body> RequestBody<B> {
+    /// Returns a body whose request does not count.
+    pub(crate) fn without_request(inner: B) -> Self {
+        Self::new(Some(inner), None, None)
+    }
+
     fn new(inner: Option<B>, guard: Option<CompletionGuard>, unsent: Option<u64>) -> Self {
         Self { guarded: Guarded { inner, guard }, unsent, has_failed: false }
     }
@@ -238,7 +248,7 @@ impl<B: Body> RequestBody<B> {
 
 impl<B: Body + Default> Default for RequestBody<B> {
     fn default() -> Self {
-        Self::new(Some(B::default()), None, None)
+        Self::without_request(B::default())
     }
 }
 

@@ -29,8 +29,9 @@
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
 //! | `http` | `HttpServer`, an HTTP/1 server for every runtime that limits the connections, memory and time of its clients |
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
-//! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper |
+//! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper. `DetachLayer`, whose handlers continue if their client disconnects. `UntilShutdown`, for streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
+//! | `windows-service` | a `Host` that is a Win32 service; Windows |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "dashboard", feature = "http"))]
@@ -39,6 +40,8 @@ mod bar;
 #[cfg(feature = "dashboard")]
 mod dashboard;
 mod deadline;
+#[cfg(feature = "tower")]
+mod detach;
 mod drain;
 mod exit;
 mod host;
@@ -46,28 +49,44 @@ mod host;
 mod http;
 #[cfg(feature = "tower")]
 mod layer;
+mod liveness;
 mod observer;
 mod output_thread;
 mod phases;
 mod program;
 mod progress;
+mod readiness;
+#[cfg(feature = "tower")]
+mod settle;
 mod signals;
 mod sync;
 mod systemd;
 mod terminal;
+#[cfg(feature = "tower")]
+mod until_shutdown;
+mod webjobs;
+mod windows_service;
 
 #[cfg(feature = "dashboard")]
 pub use self::dashboard::{Dashboard, DashboardBody};
+#[cfg(feature = "tower")]
+pub use self::detach::{DetachFuture, DetachLayer, DetachService};
 pub use self::host::Host;
 #[cfg(feature = "http")]
 pub use self::http::{HttpServer, TimedBody};
 #[cfg(feature = "tower")]
 pub use self::layer::{RequestBody, RequestFuture, RequestLayer, RequestService};
+pub use self::liveness::Liveness;
 pub use self::observer::StderrObserver;
-pub use self::signals::shutdown_signal;
+pub use self::readiness::Readiness;
+#[cfg(feature = "tower")]
+pub use self::settle::{SettleFuture, SettleLayer, SettleService};
+pub use self::signals::{request_stop, shutdown_signal};
 #[cfg(feature = "systemd")]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
+#[cfg(feature = "tower")]
+pub use self::until_shutdown::UntilShutdown;
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
 #[doc = include_str!("../README.md")]

@@ -1,6 +1,6 @@
 //! The registries of a host.
 
-use background_tasks::{Registry, ShutdownSignal, Stragglers, Summary, TaskInfo};
+use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summary, TaskInfo};
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
@@ -9,41 +9,67 @@ const MAX_GROUPS: usize = 3;
 
 /// The registries of a host, in the order in which they drain.
 #[derive(Clone)]
-pub(crate) struct Phases(Vec<Registry<()>>);
+pub(crate) struct Phases {
+    registries: Vec<Registry<()>>,
+    /// The part of the grace period that is reserved for the registry with the same index.
+    reserves: Vec<Duration>,
+}
 
 impl Phases {
     pub(crate) fn new(first: Registry<()>) -> Self {
-        Self(vec![first])
+        Self { registries: vec![first], reserves: vec![Duration::ZERO] }
     }
 
-    pub(crate) fn push(&mut self, registry: Registry<()>) {
-        self.0.push(registry);
+    pub(crate) fn push(&mut self, registry: Registry<()>, reserve: Duration) {
+        self.registries.push(registry);
+        self.reserves.push(reserve);
     }
 
     pub(crate) fn insert_first(&mut self, registry: Registry<()>) {
-        self.0.insert(0, registry);
+        self.registries.insert(0, registry);
+        self.reserves.insert(0, Duration::ZERO);
     }
 
     pub(crate) fn first(&self) -> &Registry<()> {
-        &self.0[0]
+        &self.registries[0]
     }
 
     pub(crate) fn registries(&self) -> &[Registry<()>] {
-        &self.0
+        &self.registries
+    }
+
+    /// Returns the time that is reserved for the registries after the first `len` ones.
+    pub(crate) fn reserved_after(&self, len: usize) -> Duration {
+        self.reserves[len..].iter().fold(Duration::ZERO, |sum, reserve| sum.saturating_add(*reserve))
     }
 
     pub(crate) fn signals(&self) -> impl Iterator<Item = ShutdownSignal> {
-        self.0.iter().map(Registry::signal)
+        self.registries.iter().map(Registry::signal)
+    }
+
+    /// Returns whether at least one registry can abort its tasks.
+    pub(crate) fn can_abort(&self) -> bool {
+        self.registries.iter().any(Registry::is_inspected)
+    }
+
+    /// Returns a service with this name.
+    pub(crate) fn service(&self, name: &str) -> Option<ServiceInfo> {
+        self.registries.iter().flat_map(Registry::services).find(|service| service.task.name() == Some(name))
+    }
+
+    /// Returns the oldest inspected task with this name, in the first registry that has one.
+    pub(crate) fn task(&self, name: &str) -> Option<TaskInfo> {
+        self.registries.iter().flat_map(Registry::tasks).find(|task| task.name() == Some(name))
     }
 
     /// Returns the number of tasks in flight in all registries.
     pub(crate) fn in_flight(&self) -> usize {
-        self.0.iter().map(Registry::in_flight).sum()
+        self.registries.iter().map(Registry::in_flight).sum()
     }
 
     /// Describes the oldest tasks in flight, as groups of similar tasks. Returns an empty text if no registry is inspected.
     pub(crate) fn oldest(&self) -> String {
-        let mut tasks: Vec<_> = self.0.iter().flat_map(Registry::tasks).collect();
+        let mut tasks: Vec<_> = self.registries.iter().flat_map(Registry::tasks).collect();
         tasks.sort_by_key(|task| Reverse(task.age()));
         let mut groups: Vec<(TaskInfo, usize)> = Vec::new();
         for task in tasks {
@@ -58,13 +84,15 @@ impl Phases {
 
     /// Returns whether the observers of each registry log the start of its shutdown and the end of its drain.
     pub(crate) fn are_shutdowns_logged(&self) -> bool {
-        self.0.iter().all(Registry::is_shutdown_logged)
+        self.registries.iter().all(Registry::is_shutdown_logged)
     }
 
     /// Returns the outcomes of all registries together.
     pub(crate) fn summary(&self) -> Summary {
         let mut total = Summary::default();
-        for Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } in self.0.iter().map(Registry::summary) {
+        for Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } in
+            self.registries.iter().map(Registry::summary)
+        {
             total.completed += completed;
             total.failed += failed;
             total.panicked += panicked;
@@ -83,12 +111,12 @@ impl Phases {
 
     /// Returns the critical task whose loss started the shutdown of a registry, if there is one.
     pub(crate) fn lost_critical_task(&self) -> Option<TaskInfo> {
-        self.0.iter().find_map(Registry::shutdown_cause)
+        self.registries.iter().find_map(Registry::shutdown_cause)
     }
 
     /// Aborts all tasks, and each task that starts later.
     pub(crate) fn abort(&self) {
-        for registry in &self.0 {
+        for registry in &self.registries {
             _ = registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO);
         }
     }
@@ -97,7 +125,7 @@ impl Phases {
     pub(crate) fn shutdown_within(&self, time: Duration) -> Vec<Stragglers> {
         let deadline = Instant::now() + time;
         // All shutdowns start before the first wait.
-        let shutdowns: Vec<_> = self.0.iter().map(Registry::shutdown).collect();
+        let shutdowns: Vec<_> = self.registries.iter().map(Registry::shutdown).collect();
         let wait =
             |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
         shutdowns.into_iter().filter_map(wait).collect()
@@ -122,6 +150,18 @@ mod tests {
     use super::*;
     use background_tasks::SmolSpawner;
     use std::future::pending;
+
+    #[test]
+    fn reserves_add_up() {
+        let mut phases = Phases::new(Registry::new(()));
+        phases.push(Registry::new(()), Duration::from_secs(5));
+        phases.push(Registry::new(()), Duration::from_secs(2));
+        phases.insert_first(Registry::new(()));
+        let reserved: Vec<_> = (1..=4).map(|len| phases.reserved_after(len).as_secs()).collect();
+        assert_eq!(reserved, [7, 7, 2, 0]);
+        phases.push(Registry::new(()), Duration::MAX);
+        assert_eq!(phases.reserved_after(1), Duration::MAX);
+    }
 
     #[test]
     fn task_that_starts_after_the_last_abort_is_aborted() {

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 /// The exit code of a failure. Not 1, which Rust gives to a `main` that returns an error, and which here reports a missed deadline.
 pub(crate) const FAILED: u8 = 2;
 /// The exit code of a panic, as in Rust.
-const PANICKED: u8 = 101;
+pub(crate) const PANICKED: u8 = 101;
 
 /// The state that [`Host::run`](crate::Host::run) shares with the threads of the drain.
 pub(crate) struct HostState {

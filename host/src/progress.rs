@@ -4,15 +4,15 @@ use crate::bar;
 use crate::deadline::{Deadline, EXIT_MARGIN};
 use crate::output_thread::OutputThread;
 use crate::phases::{Phases, describe_in_flight};
-use crate::systemd;
 use crate::terminal::{Level, emits_events, log_stragglers};
+use crate::{systemd, windows_service};
 use background_tasks::Stragglers;
 use std::io;
 use std::time::{Duration, Instant};
 
 /// The time between two lines.
 pub(crate) const LINE_INTERVAL: Duration = Duration::from_secs(2);
-/// The longest extension that is requested from systemd. If no task ends for this long, systemd decides.
+/// The longest time that is requested from the supervisor. If no task ends for this long, the supervisor decides.
 const MAX_EXTENSION: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {
@@ -63,9 +63,10 @@ impl Progress {
         }
     }
 
-    /// Notifies systemd that shutdown has started.
-    pub(crate) fn notify_stopping(&self) {
+    /// Notifies the supervisor that shutdown has started.
+    pub(crate) fn notify_stopping(&self, deadline: &Deadline) {
         self.check(systemd::notify_stopping());
+        windows_service::report_stopping(extension(deadline));
     }
 
     /// Reports the tasks in flight. The function `oldest` describes the oldest ones.
@@ -73,7 +74,10 @@ impl Progress {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);
         let has_progressed = self.ended_at_last_status.replace(ended) != Some(ended);
-        let extension = has_progressed.then(|| deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN);
+        let extension = has_progressed.then(|| extension(deadline));
+        if let Some(extension) = extension {
+            windows_service::report_stopping(extension);
+        }
         self.check(systemd::notify_draining(in_flight, extension));
         if self.has_bar {
             let oldest = oldest();
@@ -99,4 +103,9 @@ impl Progress {
             self.output.run(move || systemd::log_failure(&error));
         }
     }
+}
+
+/// Returns how much more time is requested from the supervisor.
+fn extension(deadline: &Deadline) -> Duration {
+    deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN
 }

@@ -10,6 +10,7 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     installed: None,
     stop_request: None,
     requested_at: None,
+    first_signal_at: None,
     hooks: Vec::new(),
     kept: None,
     next_key: 0,
@@ -25,9 +26,11 @@ static REQUESTED: Condvar = Condvar::new();
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
     installed: Option<os::Installed>,
-    /// A registry without tasks, which the first signal shuts down.
+    /// A registry without tasks, which the first request to stop shuts down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
+    /// Later than `requested_at` if `request_stop` came first.
+    first_signal_at: Option<Instant>,
     /// The hooks of the hosts. The last one is the newest.
     hooks: Vec<Hook>,
     /// The hook of the last host whose `run` has returned.
@@ -65,6 +68,8 @@ pub(crate) struct HookKey(usize);
 /// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the
 /// few microseconds of the first call may be lost.
 ///
+/// The future also resolves after a call of [`request_stop`].
+///
 /// # Inherited settings
 ///
 /// A process inherits two settings of its parent:
@@ -97,6 +102,37 @@ pub fn shutdown_signal() -> ShutdownSignal {
     install().unwrap_or_else(|error| panic!("failed to install signal handlers: {error}"))
 }
 
+/// Asks this process to stop, as SIGTERM does. Any thread may call it, even before a [`Host`](crate::Host) exists.
+///
+/// Use this function if a supervisor asks in another way than by a signal: by an HTTP request, a message, or a callback of the system. The
+/// grace period, the exit code, and the time that `main` has after the drain are the same as after a signal. The executor does not need to be
+/// responsive: the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on) calls this function when a future
+/// resolves.
+///
+/// Further calls have no effect. The first signal after this call repeats the request, because some supervisors ask first and then send SIGTERM.
+/// Only a further signal, after the [repeat window](crate::Host::repeat_window), ends the process immediately.
+///
+/// # Examples
+///
+/// A handler that stops the service. Mount it where only the supervisor can reach it:
+///
+/// ```
+/// use axum::{Router, http::StatusCode, routing::post};
+///
+/// async fn stop() -> StatusCode {
+///     background_tasks_host::request_stop();
+///     StatusCode::ACCEPTED
+/// }
+///
+/// let app: Router = Router::new().route("/stop", post(stop));
+/// ```
+pub fn request_stop() {
+    let handlers = lock(&HANDLERS);
+    if handlers.requested_at.is_none() {
+        start_shutdown(handlers);
+    }
+}
+
 /// Makes signals ask this process to stop. Does nothing if they already do so.
 pub(crate) fn install() -> io::Result<ShutdownSignal> {
     lock(&HANDLERS).install()
@@ -126,7 +162,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
 /// Forgets that the process was asked to stop. The next signal is the first one of a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
-    handlers.survives_sighup = false;
+    (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
     // Without a request, the registry stays: the signals of its other users must remain connected.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
@@ -234,15 +270,18 @@ fn on_signal(signal: os::Signal) {
     if !handlers.has_users() || (is_sighup && !handlers.has_sighup()) {
         drop(handlers);
         os::run_default_action(signal);
-    } else if let Some(requested_at) = handlers.requested_at {
-        let insists = |hook: &&mut Hook| !is_sighup && requested_at.elapsed() >= hook.repeat_window;
+    } else if let Some(first_signal_at) = handlers.first_signal_at {
+        let insists = |hook: &&mut Hook| !is_sighup && first_signal_at.elapsed() >= hook.repeat_window;
         let on_second_signal = handlers.hooks.last_mut().filter(insists).and_then(|hook| hook.on_second_signal.take());
         drop(handlers);
         if let Some(on_second_signal) = on_second_signal {
             on_second_signal();
         }
     } else {
-        start_shutdown(handlers);
+        handlers.first_signal_at = Some(Instant::now());
+        if handlers.requested_at.is_none() {
+            start_shutdown(handlers);
+        }
     }
 }
 

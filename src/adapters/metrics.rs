@@ -16,9 +16,10 @@ const DURATION: &str = "background_tasks_duration_seconds";
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// The observer counts every loss when the loss happens. Completed tasks are not reported to observers. For this reason, the number
-/// of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the drain.
-/// Call `record` each time before the exporter collects the metrics.
+/// The observer counts every loss when the loss happens. By default, observers do not receive completed tasks. For this reason, the
+/// number of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the
+/// drain. Call `record` each time before the exporter collects the metrics. `record` counts the completed tasks of a
+/// [child](Registry::child) only after the child has drained, and counts an open child as one task in flight.
 ///
 /// [`by_name`](Self::by_name) adds metrics for each name of a task, and updates all metrics when tasks start and end.
 ///

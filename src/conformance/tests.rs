@@ -278,13 +278,12 @@ enum TimerFlaw {
 /// A timer that waits on a new thread for each future.
 struct ThreadTimer {
     flaw: TimerFlaw,
-    /// With [`TimerFlaw::ResolvesOneAfterTheOther`], only the thread that holds this lock waits.
-    queue: Arc<Mutex<()>>,
+    /// The latest deadline. With [`TimerFlaw::ResolvesOneAfterTheOther`], no later future resolves before this deadline.
+    latest: Mutex<Option<Instant>>,
 }
 
 struct ThreadSleep {
     flaw: TimerFlaw,
-    queue: Arc<Mutex<()>>,
     duration: Duration,
     /// `None` if no `Instant` can represent the deadline.
     deadline: Option<Instant>,
@@ -294,7 +293,7 @@ struct ThreadSleep {
 
 impl ThreadTimer {
     fn new(flaw: TimerFlaw) -> Self {
-        Self { flaw, queue: Arc::default() }
+        Self { flaw, latest: Mutex::default() }
     }
 }
 
@@ -302,7 +301,7 @@ impl Timer for ThreadTimer {
     type Sleep = ThreadSleep;
 
     fn sleep(&self, duration: Duration) -> ThreadSleep {
-        let (flaw, queue) = (self.flaw, self.queue.clone());
+        let flaw = self.flaw;
         let deadline = match flaw {
             TimerFlaw::BlocksInSleep => {
                 thread::sleep(duration);
@@ -310,11 +309,16 @@ impl Timer for ThreadTimer {
             }
             TimerFlaw::OverflowsAndPanics => Some(Instant::now() + duration),
             TimerFlaw::OverflowsAndResolves => Instant::now().checked_add(duration).or(Some(Instant::now())),
-            // Immediately, because a stall of the machine could make any other duration long enough.
-            TimerFlaw::ResolvesEarly => Some(Instant::now()),
+            // At the first poll, because a stall of the machine could make any other wait long enough.
+            TimerFlaw::ResolvesEarly if duration < Duration::from_secs(1) => Some(Instant::now()),
+            TimerFlaw::ResolvesOneAfterTheOther => {
+                let mut latest = self.latest.lock().unwrap();
+                *latest = latest.max(Instant::now().checked_add(duration));
+                *latest
+            }
             _ => Instant::now().checked_add(duration),
         };
-        ThreadSleep { flaw, queue, duration, deadline, waker: None }
+        ThreadSleep { flaw, duration, deadline, waker: None }
     }
 }
 
@@ -344,11 +348,9 @@ impl Future for ThreadSleep {
         let waker = Arc::new(Mutex::new(cx.waker().clone()));
         self.waker = Some(waker.clone());
         if let Some(deadline) = self.deadline.filter(|_| may_resolve && self.flaw != TimerFlaw::NeverWakes) {
-            let (flaw, queue) = (self.flaw, self.queue.clone());
+            let flaw = self.flaw;
             thread::spawn(move || {
-                let turn = (flaw == TimerFlaw::ResolvesOneAfterTheOther).then(|| queue.lock().unwrap());
                 thread::sleep(deadline.saturating_duration_since(Instant::now()));
-                drop(turn);
                 let waker = waker.lock().unwrap().clone();
                 waker.wake_by_ref();
                 if flaw == TimerFlaw::WakesTwice {

@@ -18,7 +18,7 @@
 //! - No method blocks the thread. [`Shutdown`](crate::Shutdown) has only async methods, and `WasmSpawner` does not implement
 //!   [`BlockingSpawner`](crate::BlockingSpawner).
 //! - [`Timer`](crate::Timer) uses `setTimeout`. Its futures are not `Send`, so services start with
-//!   [`service_local`](crate::Registry::service_local) and [`every_local`](crate::Registry::every_local). A browser delays the timers of
+//!   [`service_local`](crate::TaskBuilder::service_local) and [`every_local`](crate::TaskBuilder::every_local). A browser delays the timers of
 //!   a page in the background.
 //! - The ages of tasks come from JavaScript's `performance` object. Without the feature `wasm-bindgen-futures`, tasks have no age.
 //! - A worklet has neither a `performance` object nor `setTimeout`. With the feature `wasm-bindgen-futures`, a registry with inspection

@@ -5,7 +5,7 @@
 //!
 //! # Handles
 //!
-//! [`run`](crate::Registry::run) starts a task that nobody waits for. [`spawn`](crate::Registry::spawn) returns a
+//! [`run`](crate::Registry::run) starts a task without a handle. The registry waits for the task at shutdown. [`spawn`](crate::Registry::spawn) returns a
 //! [`JoinHandle`](crate::JoinHandle), which resolves to the output of the task, or to a [`JoinError`](crate::JoinError) if the task
 //! was lost. [`spawn_blocking`](crate::Registry::spawn_blocking) does the same for a closure that blocks its thread:
 //!
@@ -31,8 +31,8 @@
 //! # Children
 //!
 //! [`child`](crate::Registry::child) returns a registry inside a registry. Give each subsystem, connection or tenant that must end
-//! alone its own child. The parent waits for its children at shutdown. The parent's lists, aborts, observers and summary include its
-//! children.
+//! alone its own child. The parent waits for its children at shutdown. The parent's lists and aborts include the tasks of its
+//! children, and its observers receive their losses. The parent's summary includes a child once the child has drained.
 //!
 //! ```
 //! # #[cfg(feature = "smol")]
@@ -75,14 +75,14 @@
 //! registry.named("sweep").every(Duration::from_secs(60), || async { /* remove expired sessions */ });
 //!
 //! for service in registry.services() {
-//!     println!("{service}"); // sweep at src/main.rs:7:27 runs, 0 restarts
+//!     println!("{service}"); // sweep at src/main.rs:7:27 runs, restarts: 0
 //! }
 //! # registry.shutdown().await;
 //! # });
 //! ```
 //!
-//! The runs exist only in memory. Work that must be done although the process was not running when it was due is a durable job, for
-//! example of the crate `background-tasks-durable`.
+//! The runs exist only in memory. If the process is not running when a run is due, that run is lost. For work that must not be lost,
+//! use a durable job, for example of the crate `background-tasks-durable`.
 //!
 //! # Timers
 //!

@@ -122,7 +122,7 @@ impl SpawnInfo {
 
 /// Describes one service. [`Registry::services`](crate::Registry::services) returns this type.
 ///
-/// The `Display` text describes the service and its state, for example `outbox at src/main.rs:20:14 waits to run again, 3 restarts,
+/// The `Display` text describes the service and its state, for example `outbox at src/main.rs:20:14 waits to run again, restarts: 3,
 /// last loss: failed: connection refused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -143,7 +143,7 @@ pub struct ServiceInfo {
 impl fmt::Display for ServiceInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.is_running { "runs" } else { "waits to run again" };
-        write!(f, "{} {state}, {} restarts", self.task, self.restarts)?;
+        write!(f, "{} {state}, restarts: {}", self.task, self.restarts)?;
         self.last_loss.as_ref().map_or(Ok(()), |loss| write!(f, ", last loss: {loss}"))
     }
 }

@@ -1,6 +1,6 @@
 //! Implements the shutdown and the drain of a registry.
 
-use super::registry_state::RegistryState;
+use super::registry_state::{DRAINED, EVENT, RegistryState, SIGNALLED, WAITED};
 use super::token::Token;
 use crate::observer::Observer;
 use crate::platform::{HAS_CLOCK, Ordering, now};
@@ -26,17 +26,17 @@ impl RegistryState {
             in_flight = self.in_flight();
         }
         self.close();
-        self.for_each_descendant(
-            |child| !child.stays_open,
-            |child| {
-                let is_first = child.start_phase();
-                child.close();
-                if is_first {
-                    child.shard_drained();
-                }
-            },
-        );
-        if is_first {
+        // A drained registry has no open descendants (S12).
+        if !self.is_drained() {
+            self.for_each_descendant(
+                |child| !child.stays_open,
+                |child| {
+                    child.start_phase();
+                    child.close();
+                },
+            );
+        }
+        if is_first && !self.is_child() {
             if self.reports_shutdown() {
                 self.notify_observers(|observer| observer.shutdown_started(in_flight));
             }
@@ -61,8 +61,9 @@ impl RegistryState {
                 self.shard_drained();
             }
         }
-        for shard in self.shards() {
-            shard.signals().wake_all();
+        // If a child has drained and no signal was registered before, its list is empty; see `signals`.
+        if !self.is_child() || self.shared().drained.load(Ordering::Relaxed) & (DRAINED | SIGNALLED) != DRAINED {
+            self.shards().for_each(|shard| shard.signals().wake_all());
         }
         self.close_wait_queue();
     }
@@ -116,31 +117,33 @@ impl RegistryState {
 
     /// Counts one of the events that complete the drain.
     ///
-    /// Each shard causes one event, when its gate has drained. The report of the shutdown's start is one more event. The call that
-    /// counts the last event ends the drain (S3, S8, L2):
+    /// Each shard causes one event, when its gate has drained. In a root, the report of the shutdown's start is one more event. A child
+    /// has one shard and reports nothing, so its only event needs no count. The call for the last event ends the drain (S3, S8, L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
     /// 3. It makes `is_drained` return true.
     /// 4. In a child, it releases the child's count in the parent. A drained registry therefore has only drained descendants.
-    /// 5. It notifies the waiters.
+    /// 5. It notifies the waiters if there may be any.
     /// 6. It releases the reference that kept the state out of the pool while gates were in use.
     ///
     /// Returns the departure from the parent's gate, which the caller must finish.
     ///
     /// The first `fetch_add` in this function is `AcqRel`, so each call of this function synchronizes with the next call. The call that
-    /// counts the last event therefore sees what the tasks of all shards did. The second `fetch_add` in this function is Release and
-    /// pairs with the Acquire in `is_drained`.
-    pub(super) fn count_drain_event(&'static self) -> Option<(&'static Self, Departure)> {
+    /// counts the last event therefore sees what the tasks of all shards did. The `fetch_or` in this function is Release and pairs with
+    /// the Acquire in `is_drained`.
+    fn count_drain_event(&'static self) -> Option<(&'static Self, Departure)> {
         let drained = &self.shared().drained;
-        if drained.fetch_add(1, Ordering::AcqRel) != self.targets().len() {
+        if !self.is_child() && drained.fetch_add(EVENT, Ordering::AcqRel) / EVENT != self.targets().len() {
             return None;
         }
         self.report_drained();
         let token = self.leave_parent();
-        drained.fetch_add(1, Ordering::Release);
+        let before = drained.fetch_or(DRAINED, Ordering::Release);
         let departure = token.and_then(Token::leave_child);
-        self.notifier().notify();
+        if before & WAITED != 0 {
+            self.notifier().notify();
+        }
         self.release();
         departure
     }
@@ -155,8 +158,8 @@ impl RegistryState {
     }
 
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
-        if self.is_observed() {
-            self.root().rare().observers.notify(call);
+        if let Some(root) = if self.is_observed() { self.root() } else { None } {
+            root.state().rare().observers.notify(call);
         }
     }
 
@@ -173,7 +176,21 @@ impl RegistryState {
     /// Acquire pairs with the Release in `count_drain_event`: a thread that sees the end of the drain also sees the end of every task
     /// (S2, S3).
     pub(crate) fn is_drained(&'static self) -> bool {
-        self.shared().drained.load(Ordering::Acquire) == self.targets().len() + 2
+        self.shared().drained.load(Ordering::Acquire) & DRAINED != 0
+    }
+
+    /// Returns the final summary. If the registry has not drained, requests a notification at the end of the drain and returns `None`.
+    ///
+    /// A caller that waits registers a listener before it relies on `None`. `drained` has one modification order: if the request comes
+    /// before the end of the drain, `count_drain_event` notifies. Otherwise this function sees the end (L2). Acquire, as in
+    /// `is_drained`.
+    pub(crate) fn poll_drained(&'static self) -> Option<Summary> {
+        let drained = &self.shared().drained;
+        let mut word = drained.load(Ordering::Acquire);
+        if word & (DRAINED | WAITED) == 0 {
+            word = drained.fetch_or(WAITED, Ordering::Acquire);
+        }
+        (word & DRAINED != 0).then(|| self.summary())
     }
 
     /// Returns the final summary, or `None` if the registry has not drained.

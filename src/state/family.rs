@@ -19,11 +19,16 @@ impl RegistryState {
     /// A child that is made while its parent drains has its signal triggered and stays open until its last handle is dropped or it is
     /// shut down itself. Otherwise a child for each request would reject the work of the last requests.
     pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
-        let root = self.root();
-        let child = Self::take_for_child(root);
+        let of_parent = if self.is_child() { self.shared().family.with(|family| family.root) } else { None };
+        let root = Some(of_parent.unwrap_or_else(|| (self, self.phase() & !1)));
+        let child = Self::take_for_child();
         child.settings.set_for_child(&self.settings, limit);
+        // The observers of the root also receive the rejections of a drained child, until the child's state returns to its pool.
+        if let Some((root, _)) = root.filter(|_| child.is_observed()) {
+            root.retain();
+        }
         let Ok(token) = Token::enter(self, info) else {
-            child.shared().family.with(|family| family.root = Some(root));
+            child.shared().family.with(|family| family.root = root);
             child.start_shutdown();
             return child;
         };
@@ -43,12 +48,11 @@ impl RegistryState {
                 stays_open = self.is_shutting_down();
                 ListedChild { state: child, stays_open }
             });
-            *family = Family { root: Some(root), parent: Some(Parent { target, key, limiter }) };
+            *family = Family { root, parent: Some(Parent { target, key, limiter }) };
             stays_open
         });
-        if stays_open && child.start_phase() {
-            // The gate is open, so this event does not end the drain.
-            child.count_drain_event();
+        if stays_open {
+            child.start_phase();
         }
         // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either it finds the child, or the flag is
         // set here (L3).
@@ -58,14 +62,17 @@ impl RegistryState {
         child
     }
 
-    /// Returns the ancestor that has no parent. Its observers and its shutdown policy also apply to its descendants.
+    /// Returns the ancestor that has no parent. Its observers and its shutdown policy also apply to its descendants. Returns `None` if
+    /// this registry is a drained child whose root has ended.
     ///
-    /// The caller holds a handle, a task or a reference of this registry, which keeps the root out of the pool.
-    pub(super) fn root(&'static self) -> &'static Self {
+    /// A child in flight, and a child of an observed root, keep the root in use. Another drained child does not, so the root's state may
+    /// serve another registry, and then has another phase.
+    pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
-            return self;
+            return Some(StateRef::new(self));
         }
-        self.shared().family.with(|family| family.root).unwrap_or(self)
+        let (root, phase) = self.shared().family.with(|family| family.root)?;
+        StateRef::of_used(root).filter(|_| root.phase() & !1 == phase)
     }
 
     /// Calls `get` with the nearest ancestor that has a limit, if the tasks of this child take their permits there and this child has not
@@ -110,12 +117,12 @@ impl RegistryState {
             return self.shard().count(Lost::Rejected);
         }
         // `leave_parent` reads the count under the same lock.
-        let root = self.shared().family.with(|family| {
+        let has_left = self.shared().family.with(|family| {
             self.shard().count(Lost::Rejected);
-            if family.parent.is_none() { family.root } else { None }
+            family.parent.is_none()
         });
-        if let Some(root) = root {
-            root.shard().count(Lost::Rejected);
+        if let Some(root) = if has_left { self.root() } else { None } {
+            root.state().shard().count(Lost::Rejected);
         }
     }
 

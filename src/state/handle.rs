@@ -3,7 +3,7 @@
 use super::lifetime::StateRef;
 use super::registry_state::{Origin, RegistryState};
 use super::settings::Settings;
-use crate::platform::Ordering;
+use crate::platform::{AtomicUsize, Ordering};
 use crate::report::SpawnInfo;
 
 /// A handle of a registry. The shutdown starts when the last handle is dropped.
@@ -46,8 +46,11 @@ impl Clone for RegistryHandle {
 impl Drop for RegistryHandle {
     /// The drop of the last handle starts the shutdown. `AcqRel` makes each drop of a handle synchronize with the next drop of a
     /// handle. The thread that drops the last handle therefore sees every write that preceded the drop of any other handle.
+    ///
+    /// Only the owner of a handle clones it, so the owner of the only handle need not count down. Acquire, as in the `fetch_sub`.
     fn drop(&mut self) {
-        if self.0.origin != Origin::Static && self.0.shared().handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let is_last = |handles: &AtomicUsize| handles.load(Ordering::Acquire) == 1 || handles.fetch_sub(1, Ordering::AcqRel) == 1;
+        if self.0.origin != Origin::Static && is_last(&self.0.shared().handles) {
             self.0.start_shutdown();
             self.0.release();
         }

@@ -34,6 +34,10 @@ impl RegistryState {
         tasks
     }
 
+    pub(crate) fn is_inspected(&self) -> bool {
+        self.settings.has(INSPECTED)
+    }
+
     pub(crate) fn stragglers(&'static self) -> Stragglers {
         let tasks = self.tasks();
         Stragglers::new(self.in_flight(), self.summary(), tasks)
@@ -47,7 +51,7 @@ impl RegistryState {
 
     /// Aborts the tasks of this registry, but not of its descendants.
     fn abort_own(&'static self, report: &mut AbortReport) {
-        if !self.settings.has(INSPECTED) {
+        if !self.is_inspected() {
             report.not_abortable += self.in_flight().saturating_sub(self.child_count());
         }
         for shard in self.shards() {

@@ -4,9 +4,9 @@
 //! keep its state out of the pool, so the next registry can reuse the state while the signal exists. The signal detects the reuse
 //! because a signal is triggered if its stored phase differs from the state's current phase.
 
-use super::registry_state::{Origin, RegistryState};
+use super::registry_state::{Origin, RegistryState, Shared};
 use super::settings::Settings;
-use crate::platform::{Ordering, global, thread_number};
+use crate::platform::{Ordering, global, reset, thread_number};
 use crate::sync::pool::{Pool, ShardedPool};
 
 global!(static POOL: Pool<RegistryState> = Pool::new());
@@ -24,14 +24,10 @@ impl RegistryState {
         state
     }
 
-    /// Takes a state for a new child from the pool of children. `root` is the root of the child, to which the child has a
-    /// reference. The caller stores the root in the child's family.
-    ///
-    /// The caller holds a handle of the child's parent, which keeps the root out of the pool during this call.
-    pub(super) fn take_for_child(root: &'static Self) -> &'static Self {
+    /// Takes a state for a new child from the pool of children. The caller stores the child's root in the child's family.
+    pub(super) fn take_for_child() -> &'static Self {
         let child = CHILD_POOL.take(thread_number(), || Self::with_origin(Origin::Child));
         child.reopen();
-        root.retain();
         child
     }
 
@@ -53,8 +49,7 @@ impl RegistryState {
         let shared = self.shared();
         shared.life.begin();
         shared.handles.store(1, Ordering::Relaxed);
-        shared.references.store(2, Ordering::Relaxed);
-        shared.drained.store(0, Ordering::Relaxed);
+        reset(&shared.drained);
         if let Some(rare) = self.used_rare() {
             rare.lent.store(0, Ordering::Relaxed);
             rare.start.with(|start| start.cause = None);
@@ -63,13 +58,15 @@ impl RegistryState {
         // signal. The polling thread must then see every write that preceded the shutdown of that registry.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
+        // Release pairs with the Acquire in `StateRef::of_used`: a caller that takes a reference sees the new phase.
+        shared.references.store(2, Ordering::Release);
     }
 
     /// Adds a reference.
     ///
     /// Relaxed is enough because the caller holds a reference or a handle during this call, so the count of references cannot reach
     /// zero.
-    fn retain(&'static self) {
+    pub(super) fn retain(&'static self) {
         self.shared().references.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -78,26 +75,24 @@ impl RegistryState {
     /// `AcqRel` makes each release of a reference synchronize with the next release of a reference. The thread that returns the
     /// state to the pool therefore sees every write that preceded the release of any other reference.
     pub(super) fn release(&'static self) {
-        self.shared().life.touch();
-        if self.shared().references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            if self.is_child() {
-                return self.put_back_child();
-            }
-            if self.is_observed() {
-                self.rare().observers.clear();
-            }
-            POOL.put_back(self);
+        let Shared { life, references, .. } = self.shared();
+        life.touch();
+        // Only the owner of a reference adds references to a child, so the owner of the only reference need not release it. Acquire, as
+        // in the `fetch_sub`.
+        let is_only = self.is_child() && references.load(Ordering::Acquire) == 1;
+        if !is_only && references.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
         }
-    }
-
-    /// Returns the state of a child to the pool, and then releases the reference to the root. A root has no root, so this function
-    /// does not recurse.
-    fn put_back_child(&'static self) {
-        let root = self.shared().family.with(|family| family.root.take());
-        CHILD_POOL.put_back(thread_number(), self);
-        if let Some(root) = root {
-            root.release();
+        if self.is_child() {
+            let root = if self.is_observed() { self.shared().family.with(|family| family.root) } else { None };
+            CHILD_POOL.put_back(thread_number(), self);
+            // A root has no root, so this function calls itself at most once.
+            return root.into_iter().for_each(|(root, _)| root.release());
         }
+        if self.is_observed() {
+            self.rare().observers.clear();
+        }
+        POOL.put_back(self);
     }
 }
 
@@ -109,6 +104,15 @@ impl StateRef {
     pub(super) fn new(state: &'static RegistryState) -> Self {
         state.retain();
         Self(state)
+    }
+
+    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller holds neither a handle nor a reference,
+    /// so the state may serve another registry than the caller expects.
+    ///
+    /// Acquire pairs with the Release in `reopen`.
+    pub(super) fn of_used(root: &'static RegistryState) -> Option<Self> {
+        let add = |count| if count == 0 { None } else { Some(count + 1) };
+        root.shared().references.fetch_update(Ordering::Acquire, Ordering::Relaxed, add).ok().map(|_| Self(root))
     }
 
     pub(crate) fn state(&self) -> &'static RegistryState {

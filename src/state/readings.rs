@@ -5,7 +5,6 @@ use super::settings::LIMITED;
 use crate::platform::Ordering;
 use crate::report::Summary;
 use crate::sync::gate::{Gate, Snapshot};
-use core::array;
 
 impl RegistryState {
     pub(crate) fn in_flight(&'static self) -> usize {
@@ -31,23 +30,25 @@ impl RegistryState {
     /// A permit that a descendant's task holds makes `completed` too low, because the gate counts the permit but not the task. A drained
     /// registry has lent no permits.
     ///
-    /// This function reads the gates before the loss counters. A task that is lost after its gate was read and before the loss
-    /// counters are read can make `completed` too low. No task can make `completed` too high.
+    /// This function reads the gate of each shard before the loss counters of the shard. A task that is lost after its gate was read
+    /// and before the loss counters are read can make `completed` too low. No task can make `completed` too high.
     pub(crate) fn summary(&'static self) -> Summary {
-        let mut ended = 0;
+        let (mut ended, mut folded, mut sums) = (0, 0_usize, [0; 5]);
         for shard in self.shards() {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
+            // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their losses.
+            // The child itself counts as -1 here before it leaves the gate, so `completed` is never too high.
+            folded = folded.wrapping_add(shard.folded.load(Ordering::Acquire));
+            // Relaxed is enough because each loss is counted before its task leaves the gate of the same shard, and the snapshot above
+            // reads the gate with Acquire.
+            for (sum, count) in sums.iter_mut().zip(&shard.losses) {
+                *sum += count.load(Ordering::Relaxed) as u64;
+            }
         }
-        // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their losses. The
-        // child itself counts as -1 here before it leaves the gate, so `completed` is never too high.
-        let folded = self.shards().fold(0_usize, |sum, shard| sum.wrapping_add(shard.folded.load(Ordering::Acquire)));
         #[expect(clippy::cast_possible_wrap, reason = "the sum is negative while only empty children have drained")]
         let ended = ended.saturating_add_signed(folded as isize as i64);
-        // Relaxed is enough because each loss is counted before its task leaves the gate, and the snapshots above read the gates
-        // with Acquire.
-        let sum = |loss: usize| -> u64 { self.shards().map(|shard| shard.losses[loss].load(Ordering::Relaxed) as u64).sum() };
-        let [failed, panicked, abandoned, aborted, rejected] = array::from_fn(sum);
+        let [failed, panicked, abandoned, aborted, rejected] = sums;
         let completed = ended.saturating_sub(failed + panicked + abandoned + aborted);
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }

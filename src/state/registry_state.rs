@@ -6,11 +6,12 @@ use crate::platform::{
     AtomicUsize, CachePadded, LifeCheck, Mutex, Once, Ordering, const_unless_loom, per_thread, shard_count, thread_number,
 };
 use crate::report::{ServiceInfo, TaskInfo};
-use crate::sync::child_list::{ChildList, Key};
+use crate::sync::child_list::ChildList;
 use crate::sync::slot_table::{FreedSlots, SlotTable, TokenTarget};
 use crate::sync::{
     gate::Gate,
     notifier::Notifier,
+    slab::Key,
     wait_list::{MARGIN, WaitList},
     wait_queue::WaitQueue,
 };
@@ -62,9 +63,10 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
-    /// - Each descendant has one reference to its root until the state of the descendant returns to its pool.
+    /// - In an observed root, each descendant has one reference until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
-    /// The number of completed events of the drain; see `shard_drained`.
+    /// The progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in units of
+    /// [`EVENT`]; see `count_drain_event`.
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
@@ -73,10 +75,20 @@ pub(super) struct Shared {
     pub(super) life: LifeCheck,
 }
 
+/// A future or thread may wait for the drain.
+pub(super) const WAITED: usize = 1;
+/// A signal of a child may be registered. A root does not use this bit.
+pub(super) const SIGNALLED: usize = 2;
+/// The registry has drained.
+pub(super) const DRAINED: usize = 4;
+/// One event of the drain of a root.
+pub(super) const EVENT: usize = 8;
+
 /// The relatives of a child registry. In a root, both fields are `None`.
 pub(super) struct Family {
-    /// The ancestor that has no parent.
-    pub(super) root: Option<&'static RegistryState>,
+    /// The ancestor that has no parent, and its phase while it is open. After the child has drained, the root's state may serve another
+    /// registry, which has another phase.
+    pub(super) root: Option<(&'static RegistryState, usize)>,
     /// `None` if the child has drained.
     pub(super) parent: Option<Parent>,
 }
@@ -290,14 +302,31 @@ impl RegistryState {
     /// Returns the shard of the calling thread, and the [`TokenTarget`] of that shard.
     #[inline]
     pub(super) fn shard_and_target(&'static self) -> (&'static Shard, &'static TokenTarget<Shard>) {
-        let found = self.find();
-        (found.shard, found.target)
+        if let Some(found) = self.cached() {
+            return (found.shard, found.target);
+        }
+        let target = self.find_uncached();
+        (target.owner, target)
     }
 
     /// Returns the wait list of the calling thread's shard, for the shutdown signals that this thread polls.
     #[inline]
     pub(crate) fn signals(&'static self) -> &'static WaitList {
-        &self.find().lists.signals
+        self.cached().map_or_else(|| self.find_signals(), |found| &found.lists.signals)
+    }
+
+    /// Returns the wait list of the calling thread's shard. In a child, this function also records that the list is in use.
+    ///
+    /// Acquire pairs with the Release in `count_drain_event`. If this function comes later, the caller sees that the shutdown has
+    /// started, and registers no signal. Otherwise `close` finds the bit (L1).
+    #[inline(never)]
+    fn find_signals(&'static self) -> &'static WaitList {
+        let lists = self.find_uncached().owner.lists;
+        let drained = &self.shared().drained;
+        if self.is_child() && drained.load(Ordering::Acquire) & SIGNALLED == 0 {
+            drained.fetch_or(SIGNALLED, Ordering::Acquire);
+        }
+        &lists.signals
     }
 
     /// Returns the number of unused entries at both ends of a list of signals.
@@ -305,27 +334,25 @@ impl RegistryState {
         if self.is_child() { 0 } else { MARGIN }
     }
 
-    /// Returns what the calling thread uses of this state. Each thread caches what it used last, so most calls of this function read
-    /// only the cache.
+    /// Returns what the calling thread has used of this state, if the thread has used no other root since.
     #[inline]
-    fn find(&'static self) -> Found {
-        match LAST_USED.with(Cell::get) {
-            Some((state, found)) if ptr::eq(state, self) => found,
-            _ => self.find_uncached(),
-        }
+    fn cached(&'static self) -> Option<Found> {
+        LAST_USED.with(Cell::get).filter(|(state, _)| ptr::eq(*state, self)).map(|(_, found)| found)
     }
 
+    /// Returns the target of the calling thread's shard. This function returns one word, so that its callers keep what they have found
+    /// in registers.
     #[inline(never)]
-    fn find_uncached(&'static self) -> Found {
+    fn find_uncached(&'static self) -> &'static TokenTarget<Shard> {
         let targets = self.targets();
-        let number = if self.is_child() { 0 } else { thread_number() };
-        let target = &targets[number & (targets.len() - 1)];
-        let found = Found { shard: target.owner, target, lists: target.owner.lists };
         // A thread uses many children in turn, and its root in between, so a child does not replace the root in the cache.
-        if !self.is_child() {
-            LAST_USED.with(|last| last.set(Some((self, found))));
+        if self.is_child() {
+            return &targets[0];
         }
-        found
+        let target = &targets[thread_number() & (targets.len() - 1)];
+        let found = Found { shard: target.owner, target, lists: target.owner.lists };
+        LAST_USED.with(|last| last.set(Some((self, found))));
+        target
     }
 
     /// Returns the notifier for the tasks and threads that wait for the drain or for idleness.

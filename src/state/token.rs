@@ -1,6 +1,7 @@
 //! A token represents one piece of work in flight.
 
 use super::inspection::InspectedTask;
+use super::lifetime::StateRef;
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{
     ABORTING, EVERY_TASK, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC,
@@ -246,14 +247,15 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        if state.settings.has(policy) {
-            state.root().start_shutdown_after_loss(self.info());
-        } else if self.is_critical() {
-            state.start_shutdown_after_loss(self.info());
+        let root = if state.settings.has(policy) { state.root() } else { None };
+        let ended = root.as_ref().map(StateRef::state).or_else(|| self.is_critical().then_some(state));
+        if let Some(ended) = ended {
+            ended.start_shutdown_after_loss(self.info());
         }
     }
 
     /// Returns the identity of inspected work, or `None` if the work is not inspected.
+    #[inline]
     pub(crate) fn inspected(self) -> Option<InspectedTask> {
         let id = self.slot().and_then(|slot| self.shard().slots().id(slot))?;
         Some(InspectedTask { target: self.target, id })

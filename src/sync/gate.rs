@@ -29,7 +29,7 @@
 //! task leaves. The two words together give the total number of accepted entries. The total is exact while no task enters. While
 //! tasks enter, the function `accepted` corrects the total.
 
-use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
+use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
@@ -340,9 +340,13 @@ impl Gate {
     ///
     /// Release pairs with the Acquire in `drain`. The state that contains this gate may have belonged to an earlier registry. A
     /// task of the earlier registry may call `drain` so late that it drains the gate for the current registry, before this call
-    /// does. The thread of that task must then see the state as the current registry prepared it.
+    /// does. The thread of that task must then see the state as the current registry prepared it. Acquire, as in `drain`.
     pub(crate) fn close(&self) -> bool {
-        self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain()
+        // Most gates are empty. One operation closes and drains such a gate.
+        let word = self.word.load(Ordering::Relaxed);
+        let close = |next| self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
+            || (self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain())
     }
 
     /// Drains the gate if it is closed and empty. Returns whether this call drained the gate.
@@ -428,11 +432,9 @@ impl Gate {
     /// Relaxed is enough because of the mutex of the pool: everything that the previous registry did with the state happens before
     /// the next registry takes the state.
     ///
-    /// A late departure of a task of the previous registry may still clear `IDLE` with a `fetch_and`. On real hardware, a plain
-    /// store would be enough to reset the word. Loom, however, would let a store come between the read and the write of that
-    /// `fetch_and`. Therefore this function uses a swap.
+    /// A late departure of a task of the previous registry may still clear `IDLE` with a `fetch_and`.
     pub(crate) fn reopen(&self) {
-        self.word.swap(0, Ordering::Relaxed);
+        reset(&self.word);
         self.wraps.store(0, Ordering::Relaxed);
     }
 }

@@ -30,6 +30,15 @@ fn task_list_shows_name_call_site_kind_and_age() {
 }
 
 #[test]
+fn registry_says_whether_it_is_inspected() {
+    for registry in [Registry::builder(()).inspect().build(), Registry::new(())] {
+        let _guard = registry.guard().unwrap();
+        let is_inspected = !registry.tasks().is_empty();
+        assert_eq!((registry.is_inspected(), registry.child().is_inspected()), (is_inspected, is_inspected));
+    }
+}
+
+#[test]
 fn location_replaces_the_call_site_of_a_library() {
     #[track_caller]
     fn library(registry: &Registry<Manual>) {

@@ -1,11 +1,10 @@
 //! `MetricsObserver`, tested on the text that the Prometheus exporter renders.
 use crate::common::{Fake, Manual, panic_quietly, poll_once};
-use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Restart, Spawner, Summary};
+use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Spawner, Summary};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
 fn exporter() -> &'static PrometheusHandle {
@@ -20,10 +19,17 @@ fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
+/// Renders on one thread at a time. While a thread renders, it holds samples that the exporter does not show yet.
+fn render() -> String {
+    static RENDERING: Mutex<()> = Mutex::new(());
+    let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
+    exporter().render()
+}
+
 /// Returns the sorted lines of one registry, without its label and without the crate's prefix.
 fn rendered(registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
-    let text = exporter().render();
+    let text = render();
     let matching = text.lines().filter(|line| line.contains(&label));
     let mut lines: Vec<_> = matching.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
     lines.sort();
@@ -85,7 +91,7 @@ fn every_outcome_is_rendered_exactly() {
     assert!((0.0..60.0).contains(&sum), "{sum}");
     assert!(drain[2..].iter().all(|line| line.starts_with("drain_duration_seconds{…,quantile=")), "{drain:?}");
 
-    let text = exporter().render();
+    let text = render();
     let by_name = |line: &&str| line.contains("tasks_started") || line.contains("tasks_duration");
     let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#') && !by_name(line)).collect();
     headers.sort_unstable();
@@ -250,17 +256,7 @@ fn rejected_tasks_count_neither_as_started_nor_as_in_flight() {
 #[test]
 fn each_run_of_a_service_is_counted_by_name_without_a_duration() {
     let fake = Fake::default();
-    let lines = by_name(fake.clone(), |registry| {
-        let second = Duration::from_secs(1);
-        let mut runs = 0;
-        registry.named("outbox").service(Restart::always().backoff(second, second), move || {
-            runs += 1;
-            ready(if runs == 1 { Err("intentional failure") } else { Ok(()) })
-        });
-        for _ in 0..3 {
-            fake.advance(second);
-        }
-    });
+    let lines = by_name(fake.clone(), |registry| fake.run_outbox(registry));
     let expected = [
         r#"in_flight{task="outbox"} 1"#,
         r#"started_total{task="outbox"} 3"#,

@@ -373,7 +373,7 @@ fn services_are_listed_with_their_state() {
     assert_eq!((outbox.is_running, outbox.restarts, outbox.last_loss.as_deref()), (true, 1, Some("failed: no connection")));
     assert_eq!((sweep.is_running, sweep.restarts), (false, 1));
     let text = outbox.to_string();
-    assert!(text.starts_with("outbox at ") && text.ends_with(" runs, 1 restarts, last loss: failed: no connection"), "{text}");
+    assert!(text.starts_with("outbox at ") && text.ends_with(" runs, restarts: 1, last loss: failed: no connection"), "{text}");
     registry.abort();
     fake.tasks.poll_all();
     assert!(registry.services().is_empty());

@@ -1,7 +1,7 @@
 //! The events that `TracingObserver` emits, as a subscriber receives them.
 use crate::common::{Fake, Manual, Owns, PanicDrop, panic_quietly, poll_once};
 use background_tasks::{
-    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, Restart, SpanObserver, Spawner, StartWhenReady,
+    BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, SpanObserver, Spawner, StartWhenReady,
     TaskBuilder, TaskId, TaskOutput, TaskSpan, TracingObserver, Tracked,
 };
 use std::collections::BTreeMap;
@@ -609,17 +609,9 @@ fn span_of_a_service_records_the_outcome_of_each_run() {
     let (spans, fake) = (TaskSpans::default(), Fake::default());
     spans.in_scope(|| {
         let registry = Registry::builder(TaskSpan(fake.clone())).observer(SpanObserver).build();
-        let second = Duration::from_secs(1);
-        let mut runs = 0;
-        registry.named("outbox").service(Restart::always().backoff(second, second), move || {
-            runs += 1;
-            ready(if runs == 1 { Err("intentional failure") } else { Ok(()) })
-        });
-        for _ in 0..3 {
-            fake.advance(second);
-        }
+        fake.run_outbox(&registry);
         registry.start_shutdown();
-        fake.advance(second);
+        fake.advance(Duration::from_secs(1));
         assert_eq!(
             (registry.is_drained(), registry.summary().to_string()),
             (true, "2 completed, 1 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected".into())

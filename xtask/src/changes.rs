@@ -35,7 +35,7 @@ pub(crate) fn diff(context: &Context, paths: &[&str]) -> Result<String> {
 /// Returns the package in the innermost folder that contains the file. The core owns only the paths in `of_core`. All other files
 /// have no owner.
 fn owner<'a>(packages: &'a [Package], file: &str) -> Option<&'a Package> {
-    let of_core = ["src", "tests", "benches", "docs", "Cargo.toml", "README.md", "CHANGELOG.md"];
+    let of_core = ["build.rs", "src", "tests", "benches", "docs", "Cargo.toml", "README.md", "CHANGELOG.md"];
     let nested = packages.iter().filter(|package| package.folder != Path::new("") && Path::new(file).starts_with(&package.folder));
     let core = || {
         packages

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 const USAGE: &str = "\
 usage: peers [--quick] [--out DIR] [--doc FILE] [SECTION...]
 
-  --quick     few rounds of small counts, to see that all of it runs
-  --out DIR   where the numbers (JSON) and plots (SVG) go; target/peers if not given
-  --doc FILE  writes the tables into this markdown file, between its lines
+  --quick     checks that all sections run; the numbers have no meaning
+  --out DIR   writes the numbers (JSON) and the plots (SVG) to this folder
+              Default: target/peers
+  --doc FILE  writes the tables to this Markdown file, between the lines
               <!-- measured: begin --> and <!-- measured: end -->
 
-sections (all if none is given): ";
+SECTION is one of these names. Default: all sections.
+";
 
 pub enum Task {
     Measure(Options),
@@ -46,7 +48,7 @@ pub fn parse() -> Result<Task, lexopt::Error> {
             Long("scenario") => return Ok(Task::Scenario(parser.value()?.string()?, parser.value()?.parse()?)),
             Long("help") | Short('h') => return Ok(Task::Help),
             Value(name) if PLANS.iter().any(|plan| name == plan.name) => options.sections.push(name.string()?),
-            Value(name) => return Err(format!("there is no section {}", name.to_string_lossy()).into()),
+            Value(name) => return Err(format!("unknown section: {}", name.to_string_lossy()).into()),
             _ => return Err(argument.unexpected()),
         }
     }

@@ -1,4 +1,4 @@
-//! Where it was measured, and what.
+//! The machine, and the versions of the compared crates.
 
 use crate::cargo;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Caption {
 impl fmt::Display for Caption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}; kernel {}; {}.", self.machine(), self.kernel, self.rustc)?;
-        writeln!(f, "Beside {}.", self.peers())
+        writeln!(f, "Compared with {}.", self.peers())
     }
 }
 

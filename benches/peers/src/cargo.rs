@@ -1,4 +1,4 @@
-//! What cargo says, and what it builds.
+//! Runs cargo, and parses its output.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,28 +7,28 @@ pub const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
 
 const PEERS: [&str; 6] = ["async-executor", "async-shutdown", "swansong", "tokio", "tokio-graceful", "tokio-util"];
 
-/// Returns its stdout, or the first line of its stderr that tells of an error.
+/// Runs cargo. Returns its stdout, or the first error line of its stderr.
 pub fn run<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<String, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(arguments)
         .current_dir(folder)
         .output()
-        .map_err(|error| format!("cargo is not to be had: {error}"))?;
+        .map_err(|error| format!("failed to run cargo: {error}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(told.lines().find(|line| line.starts_with("error")).unwrap_or("cargo failed").to_owned())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(stderr.lines().find(|line| line.starts_with("error")).unwrap_or("cargo failed").to_owned())
 }
 
-/// Leaves out where a package comes from.
+/// Parses a line of `cargo tree`.
 pub fn name_and_version(line: &str) -> Option<(&str, &str)> {
     let mut words = line.split_whitespace();
     Some((words.next()?, words.next()?.trim_start_matches('v')))
 }
 
-/// Returns the versions of the peers.
+/// Returns the names and versions of the compared crates.
 pub fn peers() -> Result<Vec<(String, String)>, String> {
     let tree = run(Path::new(MANIFEST_DIR), "tree -p peers --depth 1 -e normal --prefix none".split(' '))?;
     let packages = tree.lines().filter_map(name_and_version).filter(|(name, _)| PEERS.contains(name));
@@ -37,5 +37,5 @@ pub fn peers() -> Result<Vec<(String, String)>, String> {
 
 pub fn version_of(peer: &str) -> Result<String, String> {
     let found = peers()?.into_iter().find(|(name, _)| name == peer);
-    found.map(|(_, version)| version).ok_or_else(|| format!("{peer} is not in the tree"))
+    found.map(|(_, version)| version).ok_or_else(|| format!("{peer} is not a dependency of this package"))
 }

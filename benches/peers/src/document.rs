@@ -1,4 +1,4 @@
-//! The measured part of a document.
+//! Replaces the measured part of a document.
 
 use std::fs;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::path::Path;
 const BEGIN: &str = "<!-- measured: begin -->";
 const END: &str = "<!-- measured: end -->";
 
-/// Looks whether there is a place for the tables, before anything is measured for them.
+/// Returns an error if the file has no lines for the tables. Call this function before the measurements.
 pub fn check(file: &Path) -> Result<(), String> {
-    parts(&read(file)?).map(drop).ok_or_else(|| format!("{}: there are no lines {BEGIN} and {END}", file.display()))
+    parts(&read(file)?).map(drop).ok_or_else(|| format!("{}: missing the lines {BEGIN} and {END}", file.display()))
 }
 
 pub fn rewrite(file: &Path, measured: &str) -> Result<(), String> {
@@ -23,7 +23,7 @@ fn read(file: &Path) -> Result<String, String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Returns what comes before the first mark's line, and after the second's words.
+/// Returns the text before the line `BEGIN`, and the text after the words of the line `END`.
 fn parts(text: &str) -> Option<(&str, &str)> {
     let begin = line_start(text, BEGIN)?;
     let rest = &text[begin..];

@@ -1,11 +1,10 @@
-//! Measures a registry beside its peers, prints tables of it, and writes the numbers and plots into a folder. `--help` says what can be
-//! asked of it.
+//! Compares a registry with similar crates, prints tables, and writes the numbers and plots to a folder. `--help` lists the options.
 
 mod arguments;
-mod bars;
 mod caption;
 mod cargo;
 mod document;
+mod goals;
 mod measure;
 mod plot;
 mod report;
@@ -16,7 +15,7 @@ mod waiting;
 use arguments::{Options, Task};
 use caption::Caption;
 use measure::Pace;
-use report::{Section, count_bars};
+use report::{Section, count_goals};
 use sections::{PLANS, Plan};
 use serde_json::json;
 use std::any::Any;
@@ -51,11 +50,11 @@ fn measure_all(options: &Options) -> Result<(), String> {
     println!("{caption}");
     let pace = Pace { quick: options.quick };
     let sections: Vec<_> = PLANS.iter().filter(|plan| options.has(plan.name)).map(|plan| measure(plan, pace)).collect();
-    let (met, missed) = count_bars(&sections);
+    let (met, missed) = count_goals(&sections);
     let count = if options.quick {
-        "All of it runs; the figures of so quick a run say nothing.".to_owned()
+        "Quick run: the numbers have no meaning.".to_owned()
     } else {
-        format!("{met} bars met, {missed} missed.")
+        format!("{met} goals met, {missed} missed.")
     };
     println!("{count}");
     write_out(options, &caption, &sections)?;
@@ -68,19 +67,19 @@ fn measure_all(options: &Options) -> Result<(), String> {
 }
 
 fn measure(plan: &Plan, pace: Pace) -> Section {
-    let mut outcome = catch_unwind(|| (plan.run)(pace)).unwrap_or_else(|panic| Err(told(&*panic)));
+    let mut outcome = catch_unwind(|| (plan.run)(pace)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
     if pace.quick {
-        // So quick a run's figures meet and miss nothing.
-        outcome.iter_mut().flatten().for_each(|table| table.bars.clear());
+        // The numbers of a quick run have no meaning.
+        outcome.iter_mut().flatten().for_each(|table| table.checks.clear());
     }
     let section = Section { name: plan.name, title: plan.title, outcome };
     print!("{section}");
     section
 }
 
-fn told(panic: &dyn Any) -> String {
+fn panic_message(panic: &dyn Any) -> String {
     let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
-    format!("it panicked: {}", message.unwrap_or("no message"))
+    format!("the section panicked: {}", message.unwrap_or("no message"))
 }
 
 fn write_out(options: &Options, caption: &Caption, sections: &[Section]) -> Result<(), String> {

@@ -1,13 +1,13 @@
-//! Rounds that run every contender once, in turn, so that what disturbs the machine disturbs all of them.
+//! Runs every contender once in each round, so that other load on the machine affects all contenders.
 
-use crate::report::{Figures, Row};
+use crate::report::{Numbers, Row};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many rounds and operations are made of what a section asks for.
+/// Scales the numbers of rounds and operations of a section.
 #[derive(Clone, Copy)]
 pub struct Pace {
     pub quick: bool,
@@ -22,13 +22,13 @@ impl Pace {
         if self.quick { full / 50 } else { full }
     }
 
-    /// Where a figure takes seconds, two contenders will do to see that it runs.
+    /// Returns only two contenders in a quick run, for sections whose contenders take seconds.
     pub fn few<T>(self, contenders: &[T]) -> &[T] {
         if self.quick { &contenders[..2] } else { contenders }
     }
 }
 
-/// `C` says what is asked of it, and differs from column to column; no figure says that it cannot do that.
+/// A crate, or a baseline. `C` describes one column of the table. `run` returns `None` if the contender does not support the column.
 pub struct Contender<C> {
     pub name: &'static str,
     pub run: Box<dyn Fn(C) -> Option<f64>>,
@@ -46,21 +46,21 @@ pub fn measure<C: Copy>(rounds: u32, columns: &[C], contenders: &[Contender<C>])
         let mut rounds_of = vec![Vec::new(); contenders.len()];
         let warm_up = u32::from(rounds > 1);
         for round in 0..warm_up + rounds {
-            // Each is the first in turn, as whoever comes after another finds the heap as that one left it.
-            for place in 0..contenders.len() {
-                let each = (round as usize + place) % contenders.len();
-                let figure = (contenders[each].run)(column);
-                rounds_of[each].extend(figure.filter(|_| round >= warm_up));
+            // The contenders take turns at being first, because each contender changes the heap for the next one.
+            for turn in 0..contenders.len() {
+                let each = (round as usize + turn) % contenders.len();
+                let number = (contenders[each].run)(column);
+                rounds_of[each].extend(number.filter(|_| round >= warm_up));
             }
         }
         for (row, measured) in rows.iter_mut().zip(rounds_of) {
-            row.cells.push(Figures::of(measured));
+            row.cells.push(Numbers::of(measured));
         }
     }
     rows
 }
 
-/// So many operations, made by so many threads together.
+/// The number of threads, and the number of operations of all threads together.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub threads: u32,
@@ -73,7 +73,7 @@ impl Load {
     }
 }
 
-/// Has each thread do `operation` on a clone of `shared`, with a waker of its own.
+/// Makes each thread call `operation` with a clone of `shared` and with a separate waker.
 pub fn threaded<S, O>(name: &'static str, shared: S, operation: O) -> Contender<Load>
 where
     S: Clone + Sync + 'static,
@@ -86,10 +86,10 @@ fn nanos_each<S: Clone + Sync>(load: Load, shared: &S, operation: &(impl Fn(&S, 
     let each = load.operations / load.threads;
     let elapsed = together(load.threads, |barrier| {
         let own = shared.clone();
-        let waker = Waker::from(Arc::new(Nobody));
+        let waker = Waker::from(Arc::new(NoopWaker));
         let mut cx = Context::from_waker(&waker);
         let mut start = Instant::now();
-        // The first time is a warm-up. One call alone, so that it is inlined, however long it is.
+        // The first pass warms up. The loop has only one call of `operation`, so that the compiler inlines it.
         for times in [1, each] {
             barrier.wait();
             start = Instant::now();
@@ -100,7 +100,7 @@ fn nanos_each<S: Clone + Sync>(load: Load, shared: &S, operation: &(impl Fn(&S, 
     nanos(elapsed, each * load.threads)
 }
 
-/// From the first start to the last end of what each thread says about itself.
+/// Returns the time from the first start to the last end that the threads report.
 fn together(threads: u32, work: impl Fn(&Barrier) -> (Instant, Instant) + Sync) -> Duration {
     let barrier = Barrier::new(threads as usize);
     let times: Vec<_> = thread::scope(|scope| {
@@ -116,8 +116,8 @@ pub fn nanos(elapsed: Duration, operations: u32) -> f64 {
     elapsed.as_secs_f64() * 1e9 / f64::from(operations)
 }
 
-struct Nobody;
+struct NoopWaker;
 
-impl Wake for Nobody {
+impl Wake for NoopWaker {
     fn wake(self: Arc<Self>) {}
 }

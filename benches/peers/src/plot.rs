@@ -1,4 +1,4 @@
-//! The plots.
+//! Draws the plots.
 
 use crate::caption::Caption;
 use crate::report::{Section, Table};
@@ -18,7 +18,7 @@ const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 
-/// Ours is the first; these can be told apart by who sees no red or green too.
+/// The registry has the first colour. Readers with red-green colour blindness can distinguish these colours.
 const COLOURS: [RGBColor; 11] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
@@ -33,7 +33,7 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(188, 189, 34),
 ];
 
-/// Draws the section, if it is one of those that say more in a plot.
+/// Draws the section, if it has a plot.
 pub fn draw(section: &Section, caption: &Caption, folder: &Path) -> Drawn {
     let panel: fn(&Table, &Area) -> Drawn = match section.name {
         "tokens" | "signals" => lines,
@@ -59,14 +59,13 @@ pub fn draw(section: &Section, caption: &Caption, folder: &Path) -> Drawn {
     Ok(())
 }
 
-/// Throughput over threads.
+/// Draws the throughput for each number of threads.
 fn lines(table: &Table, area: &Area) -> Drawn {
     let rates: Vec<Vec<_>> = medians(table).map(|row| row.map(|(x, nanos)| (x, 1e3 / nanos)).collect()).collect();
     let all = || rates.iter().flatten().map(|point| point.1);
     let (least, most) = (all().fold(f64::MAX, f64::min), all().fold(0.0, f64::max));
     let (plot, legend) = area.split_horizontally(WIDTH - LEGEND);
-    let title = table.title.split(", ns").next().unwrap_or_default();
-    let mut chart = builder(&plot, title)
+    let mut chart = builder(&plot, table.title)
         .build_cartesian_2d(categories(table), (10_f64.powf(least.log10().floor())..most * 1.5).log_scale())?;
     let name = |x: &f64| name_at(table, *x);
     let mut mesh = chart.configure_mesh();
@@ -75,7 +74,11 @@ fn lines(table: &Table, area: &Area) -> Drawn {
         .x_label_formatter(&name)
         .y_labels(30)
         .y_label_formatter(&|value| round_ones(*value));
-    mesh.y_desc("million a second, log scale").bold_line_style(FAINT).light_line_style(WHITE).label_style((FONT, 13)).draw()?;
+    mesh.y_desc("million operations per second (log scale)")
+        .bold_line_style(FAINT)
+        .light_line_style(WHITE)
+        .label_style((FONT, 13))
+        .draw()?;
     for (number, points) in rates.iter().enumerate() {
         let style = colour(table, number).stroke_width(if table.rows[number].name == table.ours { 3 } else { 2 });
         chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
@@ -84,16 +87,15 @@ fn lines(table: &Table, area: &Area) -> Drawn {
     draw_legend(table, &legend)
 }
 
-/// One bar for each contender, grouped by column.
+/// Draws one bar for each contender, grouped by column.
 fn bars(table: &Table, area: &Area) -> Drawn {
     let most = medians(table).flatten().map(|point| point.1).fold(0.0, f64::max);
     let (plot, legend) = area.split_horizontally(WIDTH - LEGEND);
-    let title = table.title.split(&format!(", {}", table.unit)).next().unwrap_or_default();
-    let mut chart = builder(&plot, title).build_cartesian_2d(categories(table), 0.0..most * 1.1)?;
+    let mut chart = builder(&plot, table.title).build_cartesian_2d(categories(table), 0.0..most * 1.1)?;
     let name = |x: &f64| name_at(table, *x);
     let mut mesh = chart.configure_mesh();
     mesh.disable_x_mesh().x_labels(2 * table.columns.len()).x_label_formatter(&name).y_label_formatter(&|value| decimals(*value));
-    mesh.y_desc(format!("{}, less is better", table.unit))
+    mesh.y_desc(format!("{} (lower is better)", table.unit))
         .bold_line_style(FAINT)
         .light_line_style(WHITE)
         .label_style((FONT, 13))
@@ -115,7 +117,7 @@ fn builder<'a, 'b>(plot: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGB
     chart
 }
 
-/// Each row's medians with their places on the x axis.
+/// Returns the medians of each row with their positions on the x axis.
 fn medians(table: &Table) -> impl Iterator<Item = impl Iterator<Item = (f64, f64)> + '_> + '_ {
     table.rows.iter().map(|row| (0u32..).map(f64::from).zip(&row.cells).filter_map(|(x, cell)| Some((x, cell.as_ref()?.median()))))
 }
@@ -129,7 +131,7 @@ fn name_at(table: &Table, x: f64) -> String {
     names.find(|(at, _)| (at - x).abs() < 0.01).map(|(_, name)| name.clone()).unwrap_or_default()
 }
 
-/// Labels no more than the ones, twos and fives of a logarithmic axis.
+/// Labels only the ones, twos and fives of a logarithmic axis.
 fn round_ones(value: f64) -> String {
     let leading = value / 10_f64.powf((value.log10() + 1e-9).floor());
     let is_round = [1.0, 2.0, 5.0].iter().any(|round| (leading - round).abs() < 0.01);
@@ -140,7 +142,7 @@ fn decimals(value: f64) -> String {
     ((value * 1000.0).round() / 1000.0).to_string()
 }
 
-/// Ours has the first colour wherever it stands.
+/// Returns the colour of a row. The registry always has the first colour.
 fn colour(table: &Table, number: usize) -> RGBColor {
     let ours = table.rows.iter().position(|row| row.name == table.ours).unwrap_or_default();
     match number {

@@ -1,14 +1,14 @@
-//! What was measured, as tables for people and as JSON.
+//! The results, as tables and as JSON.
 
-use crate::bars::{Bar, Goal};
+use crate::goals::{Check, Goal};
 use serde_json::{Value, json};
 use std::fmt;
 use std::ops::Range;
 
-/// One for each round, at least one.
-pub struct Figures(Vec<f64>);
+/// The numbers of all rounds. There is at least one.
+pub struct Numbers(Vec<f64>);
 
-impl Figures {
+impl Numbers {
     pub fn of(rounds: Vec<f64>) -> Option<Self> {
         (!rounds.is_empty()).then_some(Self(rounds))
     }
@@ -23,7 +23,7 @@ impl Figures {
         self.sorted()[self.0.len() / 2]
     }
 
-    /// The median of what comes of comparing each round's figures: the machine is fast in one round, slow in the next.
+    /// Compares the numbers of each round, and returns the median. Rounds differ in speed, but the contenders of one round differ less.
     fn compared(&self, other: &Self, compare: impl Fn(f64, f64) -> f64) -> f64 {
         Self(self.0.iter().zip(&other.0).map(|(&one, &other)| compare(one, other)).collect()).median()
     }
@@ -36,7 +36,7 @@ impl Figures {
 
 pub struct Row {
     pub name: &'static str,
-    pub cells: Vec<Option<Figures>>,
+    pub cells: Vec<Option<Numbers>>,
 }
 
 impl Row {
@@ -45,39 +45,40 @@ impl Row {
     }
 }
 
-/// Its first column is the contenders; the ratios are to the row called `ours`.
+/// The first column names the contenders. The ratios are relative to the row `ours`.
 pub struct Table {
     pub title: &'static str,
+    /// Empty if the columns have different units.
     pub unit: &'static str,
     pub ours: &'static str,
     pub columns: Vec<String>,
     pub rows: Vec<Row>,
-    pub bars: Vec<Bar>,
+    pub checks: Vec<Check>,
 }
 
 impl Table {
     pub fn new(title: &'static str, unit: &'static str, ours: &'static str, columns: Vec<String>, rows: Vec<Row>) -> Self {
-        Self { title, unit, ours, columns, rows, bars: Vec::new() }
+        Self { title, unit, ours, columns, rows, checks: Vec::new() }
     }
 
-    fn figures(&self, row: &str, column: usize) -> Option<&Figures> {
+    fn numbers(&self, row: &str, column: usize) -> Option<&Numbers> {
         let row = self.rows.iter().find(|each| each.name == row)?;
         row.cells.get(column)?.as_ref()
     }
 
-    /// Sets a bar for `upper / lower` in each of the columns where both have a figure.
+    /// Sets a goal for `upper / lower` in each of the columns in which both rows have a number.
     pub fn ratio(self, columns: Range<usize>, upper: &'static str, lower: &'static str, goal: Goal) -> Self {
-        let what = if lower == self.ours { upper.to_owned() } else { format!("{upper} / {lower}") };
+        let what = format!("{upper} / {lower}");
         self.compare(columns, upper, lower, &what, goal, |upper, lower| upper / lower)
     }
 
-    /// Sets a bar for `upper - lower`.
+    /// Sets a goal for `upper - lower`.
     pub fn difference(self, column: usize, upper: &'static str, lower: &'static str, goal: Goal) -> Self {
         let what = format!("{upper} − {lower}");
         self.compare(column..column + 1, upper, lower, &what, goal, |upper, lower| upper - lower)
     }
 
-    /// Sets a bar for the figure itself.
+    /// Sets a goal for the number itself.
     pub fn value(self, column: usize, row: &'static str, goal: Goal) -> Self {
         self.compare(column..column + 1, row, row, row, goal, |value, _| value)
     }
@@ -92,33 +93,33 @@ impl Table {
         compare: impl Fn(f64, f64) -> f64,
     ) -> Self {
         for column in columns {
-            if let (Some(upper), Some(lower)) = (self.figures(upper, column), self.figures(lower, column)) {
+            if let (Some(upper), Some(lower)) = (self.numbers(upper, column), self.numbers(lower, column)) {
                 let what = format!("{}, {what}", self.columns[column]);
                 let measured = upper.compared(lower, &compare);
-                self.bars.push(Bar { what, measured, goal });
+                self.checks.push(Check { what, measured, goal });
             }
         }
         self
     }
 
     fn cell(&self, row: &Row, column: usize) -> String {
-        let Some(figures) = &row.cells[column] else { return "–".to_owned() };
-        let median = figures.median();
+        let Some(numbers) = &row.cells[column] else { return "–".to_owned() };
+        let median = numbers.median();
         let decimals = if median < 1000.0 { 2 } else { 0 };
-        match self.figures(self.ours, column).map(|ours| figures.compared(ours, |one, ours| one / ours)) {
+        match self.numbers(self.ours, column).map(|ours| numbers.compared(ours, |one, ours| one / ours)) {
             Some(ratio) if ratio.is_finite() => format!("{median:.decimals$} ({ratio:.2})"),
             _ => format!("{median:.decimals$}"),
         }
     }
 
     pub fn json(&self) -> Value {
-        let figures = |row: &Row| -> serde_json::Map<String, Value> {
-            let cells = row.cells.iter().map(|cell| cell.as_ref().map_or(Value::Null, Figures::json));
+        let numbers = |row: &Row| -> serde_json::Map<String, Value> {
+            let cells = row.cells.iter().map(|cell| cell.as_ref().map_or(Value::Null, Numbers::json));
             self.columns.iter().cloned().zip(cells).collect()
         };
-        let rows: Vec<_> = self.rows.iter().map(|row| json!({ "name": row.name, "figures": figures(row) })).collect();
-        let bars: Vec<_> = self.bars.iter().map(Bar::json).collect();
-        json!({ "title": self.title, "unit": self.unit, "ratio_to": self.ours, "rows": rows, "bars": bars })
+        let rows: Vec<_> = self.rows.iter().map(|row| json!({ "name": row.name, "numbers": numbers(row) })).collect();
+        let goals: Vec<_> = self.checks.iter().map(Check::json).collect();
+        json!({ "title": self.title, "unit": self.unit, "ratio_to": self.ours, "rows": rows, "goals": goals })
     }
 }
 
@@ -133,7 +134,8 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..=self.columns.len())
             .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
             .collect();
-        writeln!(f, "{}:\n", self.title)?;
+        let unit = if self.unit.is_empty() { String::new() } else { format!(", {}", self.unit) };
+        writeln!(f, "{}{unit} (ratio to {}):\n", self.title, self.ours)?;
         for (number, line) in lines.iter().enumerate() {
             write!(f, "| {:<width$} |", line[0], width = widths[0])?;
             for (cell, width) in line.iter().zip(&widths).skip(1) {
@@ -146,14 +148,14 @@ impl fmt::Display for Table {
                 writeln!(f)?;
             }
         }
-        if !self.bars.is_empty() {
+        if !self.checks.is_empty() {
             writeln!(f)?;
         }
-        self.bars.iter().try_for_each(|bar| writeln!(f, "- {bar}"))
+        self.checks.iter().try_for_each(|check| writeln!(f, "- {check}"))
     }
 }
 
-/// A section's tables, or why there are none.
+/// The tables of a section, or the reason why the section was skipped.
 pub struct Section {
     pub name: &'static str,
     pub title: &'static str,
@@ -181,9 +183,9 @@ impl fmt::Display for Section {
     }
 }
 
-/// How many of the bars are met, and how many missed.
-pub fn count_bars(sections: &[Section]) -> (usize, usize) {
-    let bars = || sections.iter().flat_map(Section::tables).flat_map(|table| &table.bars);
-    let met = bars().filter(|bar| bar.is_met()).count();
-    (met, bars().count() - met)
+/// Returns how many goals are met, and how many are missed.
+pub fn count_goals(sections: &[Section]) -> (usize, usize) {
+    let checks = || sections.iter().flat_map(Section::tables).flat_map(|table| &table.checks);
+    let met = checks().filter(|check| check.is_met()).count();
+    (met, checks().count() - met)
 }

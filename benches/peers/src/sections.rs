@@ -1,4 +1,4 @@
-//! What is measured: one module a section.
+//! The sections, one module each.
 
 mod build;
 mod children;
@@ -27,7 +27,7 @@ const ASYNC_SHUTDOWN: &str = "async-shutdown";
 const GRACEFUL: &str = "tokio-graceful";
 const BARE: &str = "bare";
 
-/// An error says why the section is skipped.
+/// An error is the reason why the section is skipped.
 type Measured = Result<Vec<Table>, String>;
 
 pub struct Plan {
@@ -37,21 +37,21 @@ pub struct Plan {
 }
 
 pub const PLANS: [Plan; 12] = [
-    Plan { name: "tokens", title: "made and dropped on the same thread", run: |pace| Ok(tokens::run(pace)) },
-    Plan { name: "handed-over", title: "tokens made on one thread and dropped on another", run: |pace| Ok(handed_over::run(pace)) },
-    Plan { name: "signals", title: "waited on once, and dropped", run: |pace| Ok(signals::run(pace)) },
-    Plan { name: "triggered", title: "asking whether the shutdown has begun", run: |pace| Ok(triggered::run(pace)) },
-    Plan { name: "tasks", title: "ready at once, from start to end", run: |pace| Ok(tasks::run(pace)) },
-    Plan { name: "handles", title: "tasks whose output is awaited, from start to output", run: |pace| Ok(handles::run(pace)) },
-    Plan { name: "fan-out", title: "tasks that wait on the signal, from trigger to drained", run: |pace| Ok(fan_out::run(pace)) },
-    Plan { name: "children", title: "children of a registry", run: |pace| Ok(children::run(pace)) },
-    Plan { name: "drain", title: "tasks in flight, from letting them go to drained", run: |pace| Ok(drain::run(pace)) },
-    Plan { name: "memory", title: "by valgrind's dhat", run: memory::run },
-    Plan { name: "instructions", title: "by valgrind's callgrind", run: instructions::run },
+    Plan { name: "tokens", title: "created and dropped on the same thread", run: |pace| Ok(tokens::run(pace)) },
+    Plan { name: "handed-over", title: "tokens that another thread drops", run: |pace| Ok(handed_over::run(pace)) },
+    Plan { name: "signals", title: "polled once and dropped", run: |pace| Ok(signals::run(pace)) },
+    Plan { name: "triggered", title: "checks whether shutdown has started", run: |pace| Ok(triggered::run(pace)) },
+    Plan { name: "tasks", title: "ready when first polled", run: |pace| Ok(tasks::run(pace)) },
+    Plan { name: "handles", title: "tasks whose output is awaited", run: |pace| Ok(handles::run(pace)) },
+    Plan { name: "fan-out", title: "tasks that wait for the shutdown signal", run: |pace| Ok(fan_out::run(pace)) },
+    Plan { name: "children", title: "created, used, shut down and drained", run: |pace| Ok(children::run(pace)) },
+    Plan { name: "drain", title: "many tasks that end at the same time", run: |pace| Ok(drain::run(pace)) },
+    Plan { name: "memory", title: "allocations and bytes, counted by Valgrind's dhat", run: memory::run },
+    Plan { name: "instructions", title: "instructions, counted by Valgrind's callgrind", run: instructions::run },
     Plan { name: "build", title: "a program with one dependency", run: build::run },
 ];
 
-/// What the program runs itself as, under valgrind.
+/// Runs one scenario. The program starts itself under Valgrind with the name of a scenario.
 pub fn scenario(name: &str, count: u32) -> Result<(), String> {
     let load = Load { threads: 1, operations: count };
     let on = On { runtime: Runtime::CurrentThread, tasks: count };
@@ -59,12 +59,12 @@ pub fn scenario(name: &str, count: u32) -> Result<(), String> {
     match group {
         tokens::GROUP => only(&tokens::contenders(), contender, load),
         signals::GROUP => only(&signals::contenders(), contender, load),
-        children::GROUP => only(&children::lives(), contender, load),
         tasks::GROUP => only(&tasks::contenders(), contender, on),
         memory::GROUP => memory::wait(contender, count),
+        memory::CHILDREN => memory::open_children(contender, count),
         _ => None,
     }
-    .ok_or_else(|| format!("there is no scenario {name}"))
+    .ok_or_else(|| format!("unknown scenario: {name}"))
 }
 
 fn only<C>(contenders: &[Contender<C>], name: &str, column: C) -> Option<()> {
@@ -76,6 +76,6 @@ fn headers(threads: &[u32]) -> Vec<String> {
     threads.iter().map(|&threads| format!("{threads} thread{}", if threads == 1 { "" } else { "s" })).collect()
 }
 
-struct Nobody;
+struct NoopObserver;
 
-impl Observer for Nobody {}
+impl Observer for NoopObserver {}

@@ -1,11 +1,11 @@
-//! Counts under valgrind: this program as it runs one scenario, so many times and twice as many, and the difference for each.
+//! Counts with Valgrind. Runs this program with one scenario, `count` times and twice as often, and divides the difference by `count`.
 
 use std::env::current_exe;
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
-/// Which tool, and what it prints: the count is the number that stands so many words after these ones.
+/// A tool of Valgrind, and how to find the counts in its output: the text before a count, and the number of words between them.
 pub struct Tool {
     pub arguments: &'static [&'static str],
     pub counts: &'static [(&'static str, usize)],
@@ -14,9 +14,9 @@ pub struct Tool {
 type Counts = Vec<f64>;
 
 impl Tool {
-    /// Returns each scenario's counts for one operation, in the scenarios' order.
+    /// Returns the counts of each scenario for one operation.
     pub fn differences(&self, scenarios: &[String], count: u32) -> Result<Vec<Counts>, String> {
-        is_there()?;
+        check_valgrind()?;
         let left = Mutex::new(scenarios.iter().enumerate());
         let next = || left.lock().ok()?.next();
         let work = || -> Result<Vec<(usize, Counts)>, String> {
@@ -25,7 +25,7 @@ impl Tool {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         let mut counts = thread::scope(|scope| {
             let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            running.into_iter().map(|worker| worker.join().expect("a worker returns its errors")).collect::<Result<Vec<_>, _>>()
+            running.into_iter().map(|worker| worker.join().expect("no worker panics")).collect::<Result<Vec<_>, _>>()
         })?
         .concat();
         counts.sort_unstable_by_key(|(number, _)| *number);
@@ -38,26 +38,26 @@ impl Tool {
     }
 
     fn counts(&self, scenario: &str, count: u32) -> Result<Counts, String> {
-        let program = current_exe().map_err(|error| format!("this program's path: {error}"))?;
+        let program = current_exe().map_err(|error| format!("failed to find the path of this program: {error}"))?;
         let output = Command::new("valgrind")
             .args(self.arguments)
             .arg(program)
             .args(["--scenario", scenario, &count.to_string()])
             .output()
-            .map_err(|error| format!("valgrind: {error}"))?;
-        let told = String::from_utf8_lossy(&output.stderr);
-        let find = |&(after, words)| number(&told, after, words);
+            .map_err(|error| format!("failed to run valgrind: {error}"))?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let find = |&(after, words)| number(&stderr, after, words);
         let counts: Option<Counts> = self.counts.iter().map(find).collect();
         counts.filter(|_| output.status.success()).ok_or_else(|| {
-            let last = told.lines().last().unwrap_or_default();
+            let last = stderr.lines().last().unwrap_or_default();
             format!("valgrind with {scenario}: {}: {last}", output.status)
         })
     }
 }
 
-fn is_there() -> Result<(), String> {
+fn check_valgrind() -> Result<(), String> {
     let found = Command::new("valgrind").arg("--version").output();
-    found.map(drop).map_err(|error| format!("valgrind is not to be had: {error}"))
+    found.map(drop).map_err(|error| format!("failed to run valgrind: {error}"))
 }
 
 fn number(text: &str, after: &str, words: usize) -> Option<f64> {

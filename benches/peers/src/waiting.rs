@@ -1,4 +1,4 @@
-//! Many tasks that all wait, and are let go at once.
+//! Many tasks that wait, and then end at the same time.
 
 use crate::measure::{Contender, measure};
 use crate::report::Table;
@@ -17,10 +17,10 @@ pub struct Waiting<'a> {
     pub tasks: u32,
 }
 
-/// Tasks that have been polled once, of the contender that runs.
+/// The number of tasks of the current contender that have been polled once.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 
-/// Starts the tasks, each by `start`, and measures how long `drain` takes, in milliseconds, once all of them wait.
+/// Starts each task with `start`. When all tasks wait, measures how long `drain` takes, in milliseconds.
 pub fn contender<'a, T>(
     name: &'static str,
     new: impl Fn() -> T + 'static,
@@ -33,7 +33,7 @@ pub fn contender<'a, T>(
         let host = new();
         runtime.block_on(async {
             while metrics.num_alive_tasks() > 0 {
-                yield_now().await; // the last ones of the contender before
+                yield_now().await; // tasks of the previous contender are still alive
             }
             (0..tasks).for_each(|_| start(&host));
             while PARKED.load(Ordering::Relaxed) < tasks {
@@ -65,7 +65,7 @@ pub fn two_workers() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).build().expect("tokio starts")
 }
 
-/// Measures the contenders with so many tasks, on the two workers.
+/// Measures the contenders on the two workers.
 pub fn table<'a>(title: &'static str, waiting: Waiting<'a>, rounds: u32, contenders: &[Contender<Waiting<'a>>]) -> Table {
     let columns = vec![format!("{} tasks on 2 workers", waiting.tasks)];
     Table::new(title, "ms", REGISTRY, columns, measure(rounds, &[waiting], contenders))

@@ -10,11 +10,13 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
-use background_tasks_host::{Dashboard, Host, HttpServer, RequestLayer};
+use background_tasks_host::{Dashboard, Host, HttpServer, Readiness, RequestLayer};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use listenfd::ListenFd;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ struct Service {
     tasks: Tasks,
     prometheus: PrometheusHandle,
     outbox: Outbox,
+    readiness: Readiness,
     /// How long the simulated mail server takes.
     takes: Duration,
 }
@@ -49,18 +52,18 @@ fn main() -> ExitCode {
 
     // Created before the runtime starts threads: then no signal is lost.
     // The subscriber writes above the progress bar.
-    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
-    let program = run(options, tasks, prometheus);
+    let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
+    let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
 /// Serves until shutdown has started and all connections have closed.
-async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle) -> Result<(), String> {
-    let Options { address, hosts, dir, takes, grace, linger, .. } = options;
+async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
+    let Options { address, hosts, dir, takes, grace, .. } = options;
     let outbox = Outbox::open(&dir)?;
-    let service = Arc::new(Service { tasks, prometheus, outbox, takes });
+    let service = Arc::new(Service { tasks, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
-    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
     let mut app = Router::new()
@@ -68,7 +71,7 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle) -> Re
         // Counts requests to the routes above. The drain does not need to wait for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(readiness))
+        .route("/readyz", get(show_readiness))
         .route("/metrics", get(show_metrics))
         .layer(DefaultBodyLimit::max(1024));
     if options.dashboard {
@@ -78,6 +81,8 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle) -> Re
     let app = app.with_state(service.clone());
 
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
+        // A client may have connected just before the signal. It has the time for one round trip to send its request.
+        .late_head_timeout(Duration::from_secs(1))
         // Half a body holds the drain for at most this long, so this is shorter than the grace period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
         // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
@@ -87,14 +92,18 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle) -> Re
     let server = hosts.iter().fold(server, |server, host| server.host_name(host));
     info!("listening on http://{bound}");
     background_tasks_host::notify_ready();
-    let signal = service.tasks.signal();
-    let end = async move {
-        signal.await;
-        sleep(linger).await;
-    };
     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
-    server.serve_until(end, accept, TowerToHyperService::new(app)).await;
+    server.serve(accept, TowerToHyperService::new(app)).await;
     Ok(())
+}
+
+/// Takes the listener that systemd has opened for signups.socket. Without one, opens a listener.
+///
+/// While systemd restarts the service, the system queues new connections of its listener, and the next process accepts them.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Accepts an address, and starts a background task that sends a mail to it.
@@ -125,9 +134,9 @@ async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     append.await.map_err(io::Error::other)?
 }
 
-/// Answers 503 once shutdown has started, so that load balancers send no more requests.
-async fn readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
-    if service.tasks.is_shutting_down() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+/// Answers 503 once the process has been asked to stop, so that load balancers send no more requests.
+async fn show_readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
+    if service.readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
 }
 
 async fn show_metrics(State(service): State<Arc<Service>>) -> String {

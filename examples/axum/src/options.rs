@@ -8,7 +8,7 @@ const MORE_HELP: &str = "\
 Try:
   curl -d ada@example.com http://127.0.0.1:3000/signups    sign up
   curl http://127.0.0.1:3000/healthz                       liveness
-  curl http://127.0.0.1:3000/readyz                        readiness: 503 once shutdown has started
+  curl http://127.0.0.1:3000/readyz                        readiness: 503 after SIGTERM or Ctrl-C
   curl http://127.0.0.1:3000/metrics                       metrics for Prometheus
 
 Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the service failed to start
@@ -18,7 +18,7 @@ or to serve, 130 after a second SIGTERM or Ctrl-C.";
 #[derive(Debug, Parser)]
 #[command(name = "signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
-    /// Listen on this address
+    /// Listen on this address, unless systemd passes a listener
     #[arg(long, default_value = "127.0.0.1:3000")]
     pub(crate) address: SocketAddr,
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
@@ -36,9 +36,9 @@ pub(crate) struct Options {
     /// After SIGTERM or Ctrl-C, wait this long for tasks and requests
     #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
-    /// Accept connections for this part of the grace period, so that load balancers see /readyz fail
+    /// After SIGTERM or Ctrl-C, continue for this part of the grace period, so that load balancers see /readyz fail
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
-    pub(crate) linger: Duration,
+    pub(crate) delay: Duration,
     /// Serve a dashboard at /background, where everyone who can connect can abort tasks; needs a loopback address
     #[arg(long)]
     pub(crate) dashboard: bool,

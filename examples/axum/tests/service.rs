@@ -4,10 +4,12 @@
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -136,18 +138,17 @@ fn current_request_finishes_after_the_signal() {
     assert_eq!(sent, ["ada@example.com"]);
 }
 
-/// While the service lingers, it accepts connections and requests, but is not ready.
+/// During the delay, the service accepts connections and requests, but is not ready.
 #[test]
 fn service_is_not_ready_after_the_signal() {
-    let mut service = Service::start(&["--grace", "3600", "--linger", "3600"]);
+    let mut service = Service::start(&["--grace", "3600", "--delay", "3600"]);
     let mut open = service.connect();
     assert_eq!(get(&mut open, "/healthz"), (200, "alive\n".into()));
     assert_eq!(get(&mut open, "/readyz"), (200, "ready\n".into()));
     let mut late = service.connect();
     start_sign_up(&mut late, 15);
     service.process.terminate();
-    // Logged once the registry is shutting down.
-    service.process.line("background task shutdown started in_flight=4");
+    service.process.line("asked to stop: the drain starts in 3600s");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(get(client, "/readyz"), (503, "draining\n".into()));
         assert_eq!(get(client, "/healthz"), (200, "alive\n".into()));
@@ -155,22 +156,71 @@ fn service_is_not_ready_after_the_signal() {
     }
     late.send(b"ada@example.com").unwrap();
     assert_eq!(late.response().unwrap().status, 202);
-    // A second signal does not wait for the linger time.
+    // A second signal does not wait for the delay.
     service.process.signal_until_exit(Signal::TERM);
     service.wait(130);
 }
 
+/// A delay that is longer than the grace period leaves no time for the drain. The mail is still in flight at the deadline.
 #[test]
-fn linger_time_is_part_of_the_grace_period() {
-    for (grace, linger, code, expected) in
-        [("60", "0.3", 0, "background tasks drained took_seconds="), ("0.3", "3600", 1, "still in flight task.name=\"program\" ")]
-    {
-        let service = Service::start(&["--grace", grace, "--linger", linger]);
+fn delay_is_part_of_the_grace_period() {
+    for (grace, delay, takes, code, expected) in [
+        ("60", "0.3", "0", 0, "background tasks drained took_seconds="),
+        ("0.3", "3600", "3600000", 1, "still in flight task.name=\"welcome-mail\" "),
+    ] {
+        let service = Service::start(&["--grace", grace, "--delay", delay, "--takes", takes]);
+        assert_eq!(sign_up(&mut service.connect(), "ada@example.com").unwrap(), 202);
         let start = Instant::now();
         service.process.terminate();
         let (output, _) = service.wait(code);
         assert!(output.contains(expected) && start.elapsed() >= Duration::from_millis(300), "{output}");
     }
+}
+
+/// A supervisor keeps the listener open, as systemd does for a socket unit, and restarts the service five times while 32 clients connect.
+#[test]
+fn restart_with_an_inherited_listener_refuses_no_connection() {
+    const CLIENTS: usize = 32;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let start = || {
+        // The shell makes its stdin the first inherited file descriptor, and then becomes the service.
+        let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_signups"), "--dir"]).arg(dir.path());
+        command.stdin(OwnedFd::from(listener.try_clone().unwrap())).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command);
+        assert_eq!(process.rest_of_line("listening on http://"), address.to_string());
+        process
+    };
+    let (is_over, answered, failed) = (&AtomicBool::new(false), &AtomicUsize::new(0), &Mutex::new(Vec::new()));
+    let client = || {
+        while !is_over.load(Ordering::Relaxed) {
+            match Client::connect(address).and_then(|mut client| sign_up(&mut client, "ada@example.com")) {
+                Ok(202) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                other => failed.lock().unwrap().push(other),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let mut process = start();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        for round in 1..=5 {
+            poll_until(&"the clients wait", || answered.load(Ordering::Relaxed) > round * 4 * CLIENTS);
+            process.stop().assert_code(0);
+            process = start();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().unwrap();
+        }
+        process.stop().assert_code(0);
+    });
+    let (answered, failed) = (answered.load(Ordering::Relaxed), failed.lock().unwrap());
+    println!("{answered} sign-ups were answered during five restarts");
+    assert!(failed.is_empty(), "{} of {} sign-ups failed: {failed:?}", failed.len(), answered + failed.len());
+    assert_eq!(fs::read_to_string(dir.path().join("outbox")).unwrap().lines().count(), answered);
 }
 
 #[test]

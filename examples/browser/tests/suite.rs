@@ -129,7 +129,7 @@ async fn services_run_again_until_the_shutdown() {
     let (ticks, runs) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let millisecond = Duration::from_millis(1);
     let (ticked, ran) = (ticks.clone(), runs.clone());
-    registry.every_local(millisecond, move || {
+    registry.task().every_local(millisecond, move || {
         ticked.set(ticked.get() + 1);
         async {}
     });

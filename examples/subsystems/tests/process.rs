@@ -72,7 +72,7 @@ fn failed_consumer_starts_again_and_is_listed() {
     assert_eq!(client.request("3 apples"), "accepted: 3 apples for 75 cents");
     process.line("shipping: shipped 3 apples");
     let services = client.request("services");
-    assert!(services.contains(" 1 restart") && services.ends_with("hung up at 2000 bricks for 50000 cents"), "{services}");
+    assert!(services.contains(" restarts: 1, ") && services.ends_with("hung up at 2000 bricks for 50000 cents"), "{services}");
     let ended = process.stop();
     ended.assert_code(0).assert_line("order at examples/subsystems/src/main.rs:");
     assert_order(&ended, &["connected to the carrier", "connected to the carrier", "shipping: closed", "archive: closed"]);

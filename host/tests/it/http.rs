@@ -227,6 +227,32 @@ async fn shutdown_closes_connections_without_a_whole_head() {
     }
 }
 
+/// A client that has connected just before the shutdown sends its request in two parts.
+#[tokio::test]
+async fn first_request_may_be_late() {
+    let server = Server::start(|server| server.late_head_timeout(LONG), service_fn(echo)).await;
+    let (mut late, mut kept_alive) = (server.connect().await, server.connect().await);
+    assert_eq!(kept_alive.get().await, 200);
+    server.wait_for_connections(2).await;
+    server.registry.start_shutdown();
+    // A later request has no such time.
+    assert_eq!(kept_alive.closed().await, "");
+    // Only a server that closes the connection early needs this time.
+    tokio::time::sleep(SHORT).await;
+    late.send(&GET[..10]).await;
+    late.send(&GET[10..]).await;
+    assert_eq!(late.receive().await.0, 200);
+    assert_eq!(late.closed().await, "");
+    server.stop().await;
+
+    let server = Server::start(|server| server.late_head_timeout(SHORT), service_fn(echo)).await;
+    let mut half = server.connect().await;
+    half.send(HALF_HEAD).await;
+    server.wait_for_connections(1).await;
+    server.stop().await;
+    assert_eq!(half.closed().await, "");
+}
+
 #[tokio::test]
 async fn request_that_has_arrived_before_the_shutdown_is_answered() {
     let server = Server::start(|server| server, service_fn(echo)).await;

@@ -40,9 +40,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Longer than any step of a test takes: what takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn soon<F: Future>(future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("timed out")
 }
 
@@ -61,7 +61,7 @@ async fn receive_body(calls: mpsc::UnboundedSender<Call>) -> Channel<Bytes> {
     body.await.unwrap()
 }
 
-async fn listen() -> (TcpListener, SocketAddr) {
+pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
@@ -97,19 +97,19 @@ where
 }
 
 /// A client with one HTTP/1 connection.
-struct Client {
+pub(crate) struct Client {
     sender: http1::SendRequest<Empty<Bytes>>,
-    connection: AbortHandle,
+    pub(crate) connection: AbortHandle,
 }
 
 impl Client {
-    async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
         let (sender, connection) = http1::handshake(stream).await.unwrap();
         Self { sender, connection: tokio::spawn(connection).abort_handle() }
     }
 
-    async fn get(&mut self) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn get(&mut self) -> hyper::Result<Response<Incoming>> {
         soon(self.sender.ready()).await?;
         soon(self.sender.send_request(request())).await
     }
@@ -126,7 +126,7 @@ async fn connect_http2(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> 
     sender
 }
 
-async fn text(response: Response<Incoming>) -> String {
+pub(crate) async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(soon(response.into_body().collect()).await.unwrap().to_bytes().into()).unwrap()
 }
 

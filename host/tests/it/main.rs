@@ -2,9 +2,13 @@
 
 #[cfg(feature = "dashboard")]
 mod dashboard;
+#[cfg(feature = "tower")]
+mod detach;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "tower")]
 mod layer;
 #[cfg(all(target_os = "linux", feature = "systemd"))]
 mod systemd;
+#[cfg(feature = "tower")]
+mod until_shutdown;

@@ -3,7 +3,7 @@
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
-use background_tasks_host::{Host, StderrObserver, shutdown_signal};
+use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
 use fork::Fork;
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
@@ -24,12 +24,34 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "success" => ends_with(Ok(())),
         "panic" => panics(),
         "phases" => phases(),
+        "hung_request" => slow_request(pending()),
+        "slow_request" => slow_request(released()),
+        "delayed" => delayed(),
+        "run_dropped_in_delay" => run_dropped_in_delay(),
+        "pending_in_delay" => block_on(host(&registry(SmolSpawner)).delay(Duration::from_secs(3600)).run(async {
+            ready();
+            pending::<()>().await;
+        })),
+        "stalled" => stalled(),
+        "stalled_and_critical" => stalled_and_critical(),
+        "waiting_service" => waiting_service(),
         "shutdown_signal" => shutdown_signal_without_host(),
         "waits" => waits(|host| host),
         "waits_with_sighup" => waits(Host::handle_sighup),
         "signal_before_run" => signal_before_run(),
         "runtime_blocked" => runtime_blocked(),
-        "untracked_blocked" => untracked_blocked(),
+        "untracked_blocked" => untracked_blocked(|host| host),
+        "untracked_blocked_with_stop_on" => untracked_blocked(|host| host.stop_on(released())),
+        "stop_on_panics" => waits(|host| host.stop_on(async { panic!("broken") })),
+        "blocked_with_request_stop" => {
+            stop_when_released();
+            on_tokio(|| blocked(TokioSpawner))
+        }
+        "request_stop" => requests_stop(),
+        "http_stop" => http_stop(),
+        #[cfg(feature = "tower")]
+        "lambda" => lambda(),
+        "task_without_webjobs_file" => waits_with_task(|host| host.webjobs_file(false)),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
         "critical" => critical(),
@@ -97,8 +119,12 @@ fn full_registry() -> Registry<SmolSpawner> {
     registry
 }
 
+/// Returns a setting of the test, in seconds.
+fn seconds(name: &str) -> Option<Duration> {
+    env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()))
+}
+
 fn host<S>(registry: &Registry<S>) -> Host {
-    let seconds = |name| env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()));
     let mut host = Host::new(registry).grace(seconds("GRACE").unwrap_or(Duration::from_secs(3600)));
     if let Some(timeout) = seconds("MAIN_TIMEOUT") {
         host = host.main_timeout(timeout);
@@ -206,6 +232,117 @@ fn phases() -> ExitCode {
     }))
 }
 
+/// A worker of the second phase puts its job back after the signal, which takes a while.
+fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode {
+    let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
+    requests.named("request").run(request);
+    let signal = workers.signal();
+    workers.named("worker").run(async move {
+        signal.await;
+        smol::Timer::after(Duration::from_secs(1)).await;
+        println!("the job is back");
+    });
+    let host = match seconds("RESERVE") {
+        Some(reserve) => host(&requests).then_with_reserve(&workers, reserve),
+        None => host(&requests).then(&workers),
+    };
+    block_on(host.run(async {
+        ready();
+        requests.signal().await;
+    }))
+}
+
+/// The program shows what a load balancer sees.
+fn delayed() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let host = host(&registry).delay(seconds("DELAY").unwrap());
+    let readiness = host.readiness();
+    block_on(host.run(async {
+        println!("is ready: {}, is shutting down: {}", readiness.is_ready(), registry.is_shutting_down());
+        shutdown_signal().await;
+        println!("is ready: {}, is shutting down: {}", readiness.is_ready(), registry.is_shutting_down());
+        smol::future::or(registry.signal(), released()).await;
+        println!("the program ends, is shutting down: {}", registry.is_shutting_down());
+    }))
+}
+
+fn run_dropped_in_delay() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let host = host(&registry).delay(Duration::from_secs(3600));
+    let drop_run = async {
+        released().await;
+        0.into()
+    };
+    let program = async {
+        ready();
+        pending::<()>().await;
+    };
+    block_on(smol::future::or(host.run(program), drop_run));
+    println!("dropped");
+    block_on(released());
+    println!("the registry is shutting down: {}", registry.is_shutting_down());
+    7.into()
+}
+
+const LIVENESS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A task reports no progress until the test releases it. The task `short` has ended, and must not be reported.
+fn stalled() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let (short, importer) = (Liveness::new("short", LIVENESS_TIMEOUT), Liveness::new("importer", LIVENESS_TIMEOUT));
+    let host = host(&registry).liveness(&short).liveness(&importer);
+    drop(short);
+    let signal = registry.signal();
+    registry.named("importer").run(async move {
+        released().await;
+        let mut has_signal = false;
+        while !has_signal {
+            importer.report_progress();
+            has_signal = smol::future::or(
+                async {
+                    signal.clone().await;
+                    true
+                },
+                async {
+                    smol::Timer::after(Duration::from_millis(1)).await;
+                    false
+                },
+            )
+            .await;
+        }
+    });
+    block_on(host.run(registry.signal()))
+}
+
+/// A task blocks the executor's only thread forever.
+fn stalled_and_critical() -> ExitCode {
+    on_tokio(async || {
+        let registry = Registry::new(TokioSpawner);
+        let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
+        let host = host(&registry).liveness(&liveness);
+        registry.named("importer").run(async move {
+            liveness.report_progress();
+            block_forever()
+        });
+        host.run(registry.signal()).await
+    })
+}
+
+/// A service that waits to run again makes no progress, and need not.
+fn waiting_service() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
+    let host = host(&registry).liveness(&liveness);
+    registry.named("importer").every(Duration::from_secs(3600), move || {
+        let liveness = liveness.clone();
+        async move { liveness.report_progress() }
+    });
+    block_on(host.run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
 fn shutdown_signal_without_host() -> ExitCode {
     let signal = shutdown_signal();
     ready();
@@ -278,15 +415,93 @@ fn runtime_blocked() -> ExitCode {
 }
 
 /// `main` drops a runtime that waits for blocking work which no registry counts.
-fn untracked_blocked() -> ExitCode {
-    on_tokio(async || {
+fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
+    on_tokio(async move || {
         let registry = registry(TokioSpawner);
-        let host = host(&registry);
+        let host = configure(host(&registry));
         tokio::task::spawn_blocking(|| {
             ready();
             block_forever();
         });
         host.run(registry.signal()).await
+    })
+}
+
+/// Starts a thread that asks the process to stop when the test releases it.
+fn stop_when_released() {
+    thread::spawn(|| {
+        stdin().read_line(&mut String::new()).unwrap();
+        request_stop();
+    });
+}
+
+/// The process is asked to stop twice by other code.
+fn requests_stop() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(host(&registry).run(async {
+        request_stop();
+        registry.signal().await;
+        request_stop();
+        ready();
+        released().await;
+    }))
+}
+
+/// The recipe of the README: an orchestrator stops the service by a request.
+fn http_stop() -> ExitCode {
+    use axum::http::StatusCode;
+    use axum::{Router, routing::post};
+
+    let registry = registry(TokioSpawner);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(host(&registry).run(async {
+        let stop = async || {
+            request_stop();
+            StatusCode::ACCEPTED
+        };
+        let app = Router::new().route("/stop", post(stop));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("listening on {}", listener.local_addr()?);
+        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
+    }))
+}
+
+/// A runtime of AWS Lambda: it asks for an event, handles it, sends the response, and asks for the next event.
+#[cfg(feature = "tower")]
+fn lambda() -> ExitCode {
+    use background_tasks_host::SettleLayer;
+    use event_listener::Event;
+    use std::sync::Arc;
+    use testing::Client;
+    use tower::{Service, ServiceBuilder, service_fn};
+
+    async fn request(method: &'static str, path: String) -> String {
+        let address = env::var("RUNTIME_API").unwrap().parse().unwrap();
+        smol::unblock(move || Client::connect(address).unwrap().request(method, &path, &[]).unwrap().text().to_owned()).await
+    }
+
+    let registry = registry(SmolSpawner);
+    let tasks = registry.clone();
+    let handle_and_respond = service_fn(move |event: String| {
+        let responded = Arc::new(Event::new());
+        let (listener, name) = (responded.listen(), event.clone());
+        tasks.run(async move {
+            listener.await;
+            smol::Timer::after(Duration::from_millis(300)).await;
+            request("POST", format!("/{name}/task-has-ended")).await;
+        });
+        async move {
+            request("POST", format!("/{event}/response")).await;
+            responded.notify(1);
+            Ok::<_, std::io::Error>(())
+        }
+    });
+    let mut service = ServiceBuilder::new().layer(SettleLayer::new(&registry)).service(handle_and_respond);
+    block_on(async {
+        loop {
+            let event = request("GET", "/next".into()).await;
+            service.call(event).await.unwrap();
+        }
     })
 }
 
@@ -301,8 +516,8 @@ fn pending_task() -> ExitCode {
 
 fn critical() -> ExitCode {
     let registry = registry(SmolSpawner);
-    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     start_task(&registry);
+    registry.named("lease").critical().run(async { Err::<(), _>("lost") });
     block_on(host(&registry).run(registry.signal()))
 }
 

@@ -1,7 +1,10 @@
 //! The tests: each starts programs and checks their output and exit.
 
-use std::env;
 use std::io::Write;
+#[cfg(feature = "tower")]
+use std::io::{BufRead, BufReader};
+#[cfg(feature = "tower")]
+use std::net::TcpListener;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,6 +12,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 use testing::{Client, Ended, Line, Process, Signal};
 
 macro_rules! tests {
@@ -24,6 +28,15 @@ const TESTS: &[(&str, fn())] = tests! {
     program_end_starts_drain
     idle_program_prints_nothing
     phases_drain_in_order
+    reserve_gives_a_later_phase_its_time
+    reserve_leaves_earlier_phases_the_grace_period
+    delay_precedes_the_drain
+    delay_is_part_of_the_grace_period
+    run_dropped_in_delay_shuts_nothing_down
+    stalled_task_is_reported
+    stalled_critical_task_starts_the_shutdown
+    waiting_service_is_not_stalled
+    missing_inspection_is_reported_with_tasks_in_flight
     shutdown_signal_stays_triggered
     sighup_is_handled_only_on_request
     signal_before_run_is_kept
@@ -58,6 +71,14 @@ const TESTS: &[(&str, fn())] = tests! {
     straggler_is_aborted
     blocked_runtime_destructor_does_not_delay_exit
     untracked_blocking_work_does_not_delay_exit
+    stop_future_limits_main_as_a_signal_does
+    panic_of_a_stop_future_stops_the_process
+    request_to_stop_has_the_grace_period_with_blocked_executor
+    first_signal_after_a_request_to_stop_repeats_it
+    request_by_http_stops_the_process
+    webjobs_file_stops_the_process
+    #[cfg(feature = "tower")]
+    settle_layer_ends_tasks_before_lambda_freezes_the_process
     unread_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
@@ -104,13 +125,18 @@ fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) 
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
-fn miss_deadline(program: Program, straggler: &str) -> Duration {
+/// Starts a program with the grace period [`GRACE`], and stops it. Returns how it ended, and the time from the signal to the exit.
+fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
     process.signal(Signal::TERM);
     let ended = process.wait();
-    let took = start.elapsed();
+    (ended, start.elapsed())
+}
+
+/// Stops a program that does not drain within its grace period. Returns the time from the signal to the exit.
+fn miss_deadline(program: Program, straggler: &str) -> Duration {
+    let (ended, took) = stop(program);
     ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr(straggler);
     assert!(took >= Duration::from_millis(500), "{took:?}");
     took
@@ -191,6 +217,122 @@ fn phases_drain_in_order() {
     assert!(ended.has_stdout("its task is accepted: true") && ended.has_stdout("the request's task has ended"), "{ended:#?}");
     let position = |text: &str| ended.lines.iter().position(|line| *line == Line::Stdout(text.into()));
     assert!(position("its task is accepted: true") < position("the workers have the signal"), "{ended:#?}");
+}
+
+/// A request hangs. Without a reserve, the worker gets the signal at the deadline.
+fn reserve_gives_a_later_phase_its_time() {
+    let process = Program::new("hung_request").with("GRACE", "3").with("RESERVE", "2").start_ready();
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended
+        .assert_code(1)
+        .assert_stderr("the next registry shuts down now, because the rest of the grace period is reserved: 1 background task")
+        .assert_stderr("the grace period of 3s has expired: ")
+        .assert_stderr(": 2 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted");
+    assert!(ended.has_stdout("the job is back"), "{ended:#?}");
+
+    let process = Program::new("hung_request").with("GRACE", GRACE).start_ready();
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended.assert_code(1).assert_stderr(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 2 aborted");
+    assert!(!ended.has_stdout("the job is back"), "{ended:#?}");
+}
+
+/// The reserve is as long as the grace period, so all phases shut down immediately, and the request may still end.
+fn reserve_leaves_earlier_phases_the_grace_period() {
+    let mut process = Program::new("slow_request").with("RESERVE", "1e19").start_ready();
+    process.signal(Signal::TERM);
+    process.stdout_line("the job is back");
+    process.release();
+    process.wait().assert_code(0).assert_stderr("drained in ").assert_stderr(": 3 completed");
+}
+
+fn delay_precedes_the_drain() {
+    let start = |delay| {
+        let mut process = Program::new("delayed").with("DELAY", delay).with("REPEAT_WINDOW", "0").start();
+        process.stdout_line("is ready: true, is shutting down: false");
+        process.signal(Signal::TERM);
+        process.stdout_line("is ready: false, is shutting down: false");
+        process
+    };
+    let begun = Instant::now();
+    let ended = start("0.3").wait();
+    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 300ms");
+    ended.assert_stderr("draining: 1 in flight").assert_stderr("drained in ");
+    assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+
+    // The end of the program starts the drain.
+    let mut process = start("1e19");
+    process.release();
+    process.stdout_line("the program ends, is shutting down: false");
+    process.wait().assert_code(0).assert_stderr("drained in ");
+
+    let mut process = start("3600");
+    process.process.signal_until_exit(Signal::TERM);
+    process.wait().assert_code(130);
+}
+
+fn delay_is_part_of_the_grace_period() {
+    exits_within_a_second_of_the_deadline(|| {
+        let (ended, took) = stop(Program::new("pending_in_delay"));
+        ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
+        took
+    });
+}
+
+fn run_dropped_in_delay_shuts_nothing_down() {
+    let mut process = Program::new("run_dropped_in_delay").start_ready();
+    process.signal(Signal::TERM);
+    process.stderr_line("asked to stop: the drain starts in 3600s");
+    process.release();
+    process.stdout_line("dropped");
+    // Only a host that shuts the registry down needs this time.
+    thread::sleep(Duration::from_millis(200));
+    process.release();
+    process.stdout_line("the registry is shutting down: false");
+    process.wait().assert_code(7);
+}
+
+fn stalled_task_is_reported() {
+    let mut process = Program::new("stalled").start();
+    process.stderr_line("importer at host/tests/process/programs.rs:");
+    process.release();
+    process.stderr_line(" reports progress again");
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended.assert_code(0).assert_stderr(" has reported no progress for ").assert_stderr("drained in ");
+    assert!(!ended.has_line("short"), "{ended:#?}");
+}
+
+/// The thread of the executor is blocked.
+fn stalled_critical_task_starts_the_shutdown() {
+    let ended = Program::new("stalled_and_critical").with("GRACE", GRACE).start().wait();
+    ended
+        .assert_code(2)
+        .assert_stderr("shutting down because importer has reported no progress for ")
+        .assert_stderr("the grace period of 500ms has expired: ");
+}
+
+fn waiting_service_is_not_stalled() {
+    let process = Program::new("waiting_service").start_ready();
+    // Longer than the timeout of the task: only a host that counts the wait needs this time.
+    thread::sleep(Duration::from_secs(2));
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
+}
+
+/// The program itself needs no inspection.
+fn missing_inspection_is_reported_with_tasks_in_flight() {
+    for (program, is_reported) in [("task_without_inspection", true), ("many_tasks", false), ("server_without_inspection", false)] {
+        let mut process = Program::new(program).with("GRACE", GRACE).start();
+        process.process.line(if program.starts_with("server") { "listening on " } else { "ready" });
+        process.signal(Signal::TERM);
+        let ended = process.wait();
+        let line = "no registry is inspected, so no task can be aborted";
+        assert_eq!(ended.lines.iter().filter(|other| other.text().contains(line)).count(), usize::from(is_reported), "{ended:#?}");
+    }
 }
 
 fn shutdown_signal_stays_triggered() {
@@ -327,11 +469,8 @@ fn program_that_outlives_its_registry_has_the_grace_period() {
 
 fn signal_after_drain_limits_main() {
     exits_within_a_second_of_the_deadline(|| {
-        let process = Program::new("main_blocked").with("GRACE", GRACE).start_ready();
-        let start = Instant::now();
-        process.signal(Signal::TERM);
-        process.wait().assert_code(1).assert_stderr("`main` has not returned");
-        let took = start.elapsed();
+        let (ended, took) = stop(Program::new("main_blocked"));
+        ended.assert_code(1).assert_stderr("`main` has not returned");
         assert!(took >= Duration::from_millis(500), "{took:?}");
         took
     });
@@ -513,12 +652,100 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
 /// All tracked tasks have ended, so the rest of the grace period is for `main`.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
-        let process = Program::new("untracked_blocked").with("GRACE", GRACE).start_ready();
+        let (ended, took) = stop(Program::new("untracked_blocked"));
+        ended.assert_code(1).assert_stderr("drained in ");
+        took
+    });
+}
+
+/// With `start_shutdown` in place of a request to stop, `main` would hang.
+fn stop_future_limits_main_as_a_signal_does() {
+    let mut process = Program::new("untracked_blocked_with_stop_on").with("GRACE", GRACE).start_ready();
+    process.release();
+    process.wait().assert_code(1).assert_stderr("drained in ").assert_stderr("`main` has not returned");
+}
+
+fn panic_of_a_stop_future_stops_the_process() {
+    Program::new("stop_on_panics").start().wait().assert_code(101).assert_stderr("broken").assert_stderr("drained in ");
+}
+
+fn request_to_stop_has_the_grace_period_with_blocked_executor() {
+    exits_within_a_second_of_the_deadline(|| {
+        let mut process = Program::new("blocked_with_request_stop").with("GRACE", GRACE).start_ready();
         let start = Instant::now();
-        process.signal(Signal::TERM);
-        process.wait().assert_code(1).assert_stderr("drained in ");
+        process.release();
+        process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr("1 × blocker at ");
         start.elapsed()
     });
+}
+
+/// A supervisor may ask by another way first, and then send SIGTERM.
+fn first_signal_after_a_request_to_stop_repeats_it() {
+    let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
+    process.signal(Signal::TERM);
+    process.release();
+    process.wait().assert_code(0).assert_stderr("drained in ");
+
+    let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
+    process.process.signal_until_exit(Signal::TERM);
+    process.wait().assert_code(130).assert_stderr("exiting immediately, ");
+}
+
+fn request_by_http_stops_the_process() {
+    let mut process = Program::new("http_stop").start();
+    let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
+    let response = Client::connect(address).unwrap().request("POST", "/stop", &[]).unwrap();
+    assert_eq!(response.status, 202);
+    process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+fn webjobs_file_stops_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shutdown");
+    let name = file.to_str().unwrap();
+    let start = |program| Program::new(program).with("WEBJOBS_SHUTDOWN_FILE", name).start_ready();
+    let mut process = start("task");
+    fs::write(&file, "").unwrap();
+    process.stderr_line("draining: ");
+    drains(process);
+
+    let mut process = start("task_without_webjobs_file");
+    // Only a host that ignores the setting needs this time.
+    thread::sleep(Duration::from_millis(500));
+    process.release();
+    process.stdout_line("the task ends, the registry is shutting down: false");
+}
+
+/// This thread takes the place of Lambda's Runtime API: it freezes the process as soon as the process asks for the next event.
+#[cfg(feature = "tower")]
+fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let process = Program::new("lambda").with("RUNTIME_API", &listener.local_addr().unwrap().to_string()).start();
+    let mut requests = Vec::new();
+    let mut events = ["event-1", "event-2"].into_iter();
+    for stream in listener.incoming() {
+        let mut stream = BufReader::new(stream.unwrap());
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(stream.read_line(&mut head).unwrap() > 0);
+        }
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let is_next = path == "/next";
+        requests.push(path);
+        let mut body = "";
+        if is_next {
+            process.signal(Signal::STOP);
+            // No event arrives for longer than the task takes.
+            thread::sleep(Duration::from_millis(500));
+            let Some(event) = events.next() else { break };
+            body = event;
+            process.signal(Signal::CONT);
+        }
+        write!(stream.get_mut(), "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).unwrap();
+    }
+    let expected =
+        ["/next", "/event-1/response", "/event-1/task-has-ended", "/next", "/event-2/response", "/event-2/task-has-ended", "/next"];
+    assert_eq!(requests, expected);
 }
 
 /// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.

@@ -233,6 +233,46 @@ fn rejection_races_fold() {
     });
 }
 
+/// S5: A drained child rejects work while its root ends and the root's state serves another registry. The other registry does not count
+/// the rejection.
+#[test]
+fn rejection_races_reuse_of_root() {
+    for swapped in [false, true] {
+        check_with_bound(2, 1, move || {
+            let registry = Registry::new(());
+            let child = registry.child();
+            child.start_shutdown();
+            let reuse = move || {
+                drop(registry);
+                let other = Registry::new(());
+                assert_eq!(counts(other.summary()), [0, 0, 0, 0]);
+                other
+            };
+            let (other, child) = race(swapped, reuse, move || {
+                assert!(child.guard().is_err());
+                child
+            });
+            drop(child);
+            assert_eq!(counts(other.shutdown().wait()), [0, 0, 0, 0]);
+        });
+    }
+}
+
+/// L2: The last task of a child leaves while a future starts to wait for the child's drain.
+#[test]
+fn drain_of_child_races_waiter() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let guard = child.guard().unwrap();
+        let mut shutdown = Polled::new(child.shutdown());
+        let worker = spawn_on_shard(0, move || drop(guard));
+        let polled = shutdown.poll();
+        worker.join().unwrap();
+        assert_eq!(counts(shutdown.finish(polled)), [1, 0, 0, 0]);
+    });
+}
+
 /// L3: `or_abort` aborts while a child is made. The child's task is aborted before its first poll.
 #[test]
 fn creation_races_or_abort() {

@@ -9,8 +9,8 @@ mod runtimes;
 #[cfg(feature = "async-executor")]
 pub(crate) use runtimes::*;
 
-use background_tasks::{Registry, RegistryBuilder, Spawner, Summary, Timer};
-use std::future::Future;
+use background_tasks::{Registry, RegistryBuilder, Restart, Spawner, Summary, Timer};
+use std::future::{Future, ready};
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -183,6 +183,20 @@ impl Fake {
     pub(crate) fn advance(&self, duration: Duration) {
         self.timer.advance(duration);
         self.tasks.poll_all();
+    }
+
+    /// Starts the service `outbox`, which runs again after one second, and lets three seconds pass. The first run fails, and the others
+    /// complete.
+    pub(crate) fn run_outbox<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static>(&self, registry: &Registry<S>) {
+        let second = Duration::from_secs(1);
+        let mut runs = 0;
+        registry.named("outbox").service(Restart::always().backoff(second, second), move || {
+            runs += 1;
+            ready(if runs == 1 { Err("intentional failure") } else { Ok(()) })
+        });
+        for _ in 0..3 {
+            self.advance(second);
+        }
     }
 }
 

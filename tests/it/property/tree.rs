@@ -563,7 +563,7 @@ impl InFlight {
 }
 
 fn describe(service: &ServiceInfo) -> (Option<&'static str>, bool, u64, Option<String>) {
-    (service.task().name(), service.is_running(), service.restarts(), service.last_loss().map(str::to_owned))
+    (service.task.name(), service.is_running, service.restarts, service.last_loss.clone())
 }
 
 /// Returns how a future with this behavior ends, or `None` if it is pending.

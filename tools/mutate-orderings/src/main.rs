@@ -125,7 +125,7 @@ fn mirror(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The folder with the copies of `src` and `models`.
+/// The folder with the copies of `src`, `models` and `build.rs`.
 struct Sandbox(PathBuf);
 
 impl Sandbox {
@@ -135,6 +135,7 @@ impl Sandbox {
         for folder in ["src", "models"] {
             mirror(&root.join(folder), &sandbox.join(folder))?;
         }
+        fs::copy(root.join("build.rs"), sandbox.join("build.rs"))?;
         Ok(Self(sandbox))
     }
 

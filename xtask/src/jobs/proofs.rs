@@ -9,9 +9,11 @@ use std::process::{Command, Output};
 use xshell::cmd;
 
 /// The core's tests that have threads.
-const THREADED: [&str; 13] = [
+const THREADED: [&str; 15] = [
     "stress::",
     "join::",
+    "child::",
+    "services::",
     "shutdown_signal::",
     "release_order::",
     "outcomes::",

@@ -20,6 +20,37 @@ pub(super) fn systems(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Exports a function that Rust's standard library imports and that Wine 8 does not have.
+const BCRYPTPRIMITIVES: &str = "\
+#include <windows.h>
+BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
+__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T len) { return SystemFunction036(data, (ULONG)len); }
+";
+
+/// Runs tests for Windows with Wine.
+pub(super) fn wine(context: &Context) -> Result<()> {
+    const TARGET: &str = "x86_64-pc-windows-gnu";
+    let programs = [("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"), ("wine", "wine")];
+    if !programs.iter().all(|(program, package)| context.program(program, package)) || !context.target(TARGET) {
+        return Ok(());
+    }
+    let sh = &context.sh;
+    let prefix = context.built("wine");
+    let _prefix = sh.push_env("WINEPREFIX", &prefix);
+    let _log = sh.push_env("WINEDEBUG", "-all");
+    let library = prefix.join("drive_c/windows/system32/bcryptprimitives.dll");
+    if !library.exists() {
+        cmd!(sh, "timeout 300 wineboot -i").quiet().ignore_stderr().run()?;
+        let source = prefix.join("bcryptprimitives.c");
+        sh.write_file(&source, BCRYPTPRIMITIVES)?;
+        cmd!(sh, "x86_64-w64-mingw32-gcc -shared -o {library} {source} -ladvapi32").run()?;
+    }
+    let test = cmd!(sh, "timeout 600 cargo test --quiet -p invoices --target {TARGET}");
+    let tested = test.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", "wine").run();
+    cmd!(sh, "wineserver -k").quiet().ignore_status().run()?;
+    Ok(tested?)
+}
+
 pub(super) fn bare(context: &Context) -> Result<()> {
     const BARE: &str = "critical-section,portable-atomic";
     let sh = &context.sh;

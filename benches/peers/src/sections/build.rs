@@ -1,8 +1,8 @@
 use super::{ASYNC_SHUTDOWN, GRACEFUL, Measured, SWANSONG};
-use crate::bars::Goal;
 use crate::cargo::{self, MANIFEST_DIR};
+use crate::goals::Goal;
 use crate::measure::Pace;
-use crate::report::{Figures, Row, Table};
+use crate::report::{Numbers, Row, Table};
 use std::collections::BTreeSet;
 use std::env::temp_dir;
 use std::fs;
@@ -26,19 +26,19 @@ pub fn run(pace: Pace) -> Measured {
     }
     let row = |(program, times): (&Program, _)| Row {
         name: program.dependency,
-        cells: vec![Figures::of(vec![program.crates]), Figures::of(times)],
+        cells: vec![Numbers::of(vec![program.crates]), Numbers::of(times)],
     };
     let rows = programs.iter().zip(times).map(row).collect();
     let columns = vec!["crates".to_owned(), "seconds".to_owned()];
-    let title = "A release build from nothing (ratio to background-tasks)";
-    let table = Table::new(title, "by column", OURS, columns, rows)
+    let title = "A release build from scratch";
+    let table = Table::new(title, "", OURS, columns, rows)
         .value(0, OURS, Goal::at_most(8.0))
         .ratio(1..2, OURS, TOKIO_UTIL, Goal::at_most(1.0))
         .ratio(1..2, OURS, SWANSONG, Goal::at_most(1.0));
     Ok(vec![table])
 }
 
-/// An empty program that depends on one crate, resolved as this workspace is.
+/// An empty program that depends on one crate, with the versions in this workspace's lockfile.
 struct Program {
     dependency: &'static str,
     folder: PathBuf,
@@ -49,12 +49,12 @@ struct Program {
 impl Program {
     fn new(scratch: &Path, dependency: &'static str) -> Result<Self, String> {
         let folder = scratch.join(dependency);
-        let told = |error| format!("{}: {error}", folder.display());
+        let error_in_folder = |error| format!("{}: {error}", folder.display());
         let root = Path::new(MANIFEST_DIR).join("../..");
-        fs::create_dir_all(folder.join("src")).map_err(told)?;
-        fs::write(folder.join("src/main.rs"), "fn main() {}\n").map_err(told)?;
-        fs::write(folder.join("Cargo.toml"), manifest(dependency, &root)?).map_err(told)?;
-        fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).map_err(told)?;
+        fs::create_dir_all(folder.join("src")).map_err(error_in_folder)?;
+        fs::write(folder.join("src/main.rs"), "fn main() {}\n").map_err(error_in_folder)?;
+        fs::write(folder.join("Cargo.toml"), manifest(dependency, &root)?).map_err(error_in_folder)?;
+        fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).map_err(error_in_folder)?;
         let mut program = Self { dependency, folder, is_offline: true, crates: 0.0 };
         let tree = program.tree().or_else(|_| {
             program.is_offline = false;
@@ -70,7 +70,7 @@ impl Program {
         self.cargo(&["tree", "-e", "normal", "--prefix", "none"])
     }
 
-    /// Returns how many seconds it took.
+    /// Returns the build time in seconds.
     fn build(&self) -> Result<f64, String> {
         let start = Instant::now();
         self.cargo(&["build", "--release", "--target-dir", "target"])?;
@@ -100,7 +100,7 @@ fn manifest(dependency: &str, root: &Path) -> Result<String, String> {
     ))
 }
 
-/// A folder that goes when this does.
+/// A folder that is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -114,7 +114,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} stays: {error}", self.0.display());
+            eprintln!("failed to remove {}: {error}", self.0.display());
         }
     }
 }

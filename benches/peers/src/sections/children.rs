@@ -1,5 +1,5 @@
 use super::{REGISTRY, headers};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Load, Pace, measure, threaded};
 use crate::report::Table;
 use background_tasks::Registry;
@@ -9,13 +9,11 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub const GROUP: &str = "child";
-
-const PAIR: &str = "child token + TaskTracker";
+pub const PAIR: &str = "child token + TaskTracker";
 const THREADS: [u32; 2] = [1, 2];
 const LIVES: u32 = 200_000;
 const CHILDREN: u32 = 10_000;
-/// The tokens that each child makes: a connection with four requests.
+/// The tokens that each child creates, like a connection with four requests.
 const TOKENS: [(); 4] = [(); 4];
 
 pub fn run(pace: Pace) -> Vec<Table> {
@@ -23,7 +21,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
     let fan_out = measure(pace.rounds(11), &[pace.count(CHILDREN)], &fan_outs());
     vec![
         Table::new(
-            "A child made, used for four tokens, shut down and drained, ns (ratio to a registry)",
+            "Create a child, create and drop four tokens in it, shut it down and drain it",
             "ns",
             REGISTRY,
             headers(&THREADS),
@@ -32,17 +30,17 @@ pub fn run(pace: Pace) -> Vec<Table> {
         .ratio(0..1, REGISTRY, PAIR, Goal::at_most(1.1))
         .ratio(1..2, REGISTRY, PAIR, Goal::at_most(0.7)),
         Table::new(
-            "Open children without tasks, from the shutdown of their parent to drained, ms (ratio to a registry)",
+            "Shut down and drain a parent whose children are open and have no tasks",
             "ms",
             REGISTRY,
-            vec!["10,000 children".into()],
+            vec![format!("{} children", pace.count(CHILDREN))],
             fan_out,
         )
         .ratio(0..1, REGISTRY, PAIR, Goal::at_most(2.0)),
     ]
 }
 
-pub fn lives() -> Vec<Contender<Load>> {
+fn lives() -> Vec<Contender<Load>> {
     vec![
         threaded(REGISTRY, Registry::new(()), |registry, cx| {
             let child = registry.child();
@@ -55,6 +53,25 @@ pub fn lives() -> Vec<Contender<Load>> {
             child.cancel();
             tracker.close();
             poll(tracker.wait(), cx);
+        }),
+    ]
+}
+
+/// The contenders create this number of children and keep them open. They measure no time.
+pub fn open() -> Vec<Contender<u32>> {
+    fn keep<T>(count: u32, child: impl Fn() -> T) -> Option<f64> {
+        let mut children = Vec::with_capacity(count as usize);
+        children.extend((0..count).map(|_| child()));
+        Some(0.0)
+    }
+    vec![
+        Contender::new(REGISTRY, |count| {
+            let registry = Registry::new(());
+            keep(count, || registry.child())
+        }),
+        Contender::new(PAIR, |count| {
+            let token = CancellationToken::new();
+            keep(count, || (token.child_token(), TaskTracker::new()))
         }),
     ]
 }

@@ -1,5 +1,5 @@
 use super::{REGISTRY, TRACKER};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace};
 use crate::report::Table;
 use crate::waiting::{Waiting, contender, counted, table, two_workers};
@@ -10,14 +10,14 @@ use tokio_util::task::TaskTracker;
 
 const TASKS: u32 = 1_000_000;
 
-/// What all tasks wait on.
+/// All tasks wait for this notification.
 static GATE: Notify = Notify::const_new();
 
 static IN_FLIGHT: AtomicU32 = AtomicU32::new(0);
 static DRAINED: Notify = Notify::const_new();
 
 pub fn run(pace: Pace) -> Vec<Table> {
-    let title = "From letting them go to drained, ms (ratio to a registry)";
+    let title = "From the wake-up of all tasks to the end of the drain";
     let runtime = two_workers();
     let waiting = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
     let table = table(title, waiting, pace.rounds(7), &contenders());
@@ -27,7 +27,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
 fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
     vec![
         contender(
-            "bare, one count",
+            "bare, one counter",
             || (),
             |()| {
                 IN_FLIGHT.fetch_add(1, Ordering::Relaxed);

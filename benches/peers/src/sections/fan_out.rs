@@ -1,5 +1,5 @@
 use super::{ASYNC_SHUTDOWN, REGISTRY, SWANSONG};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace};
 use crate::report::Table;
 use crate::waiting::{Waiting, contender, counted, table, two_workers};
@@ -14,11 +14,11 @@ const TASKS: u32 = 100_000;
 const PAIR: &str = "CancellationToken + TaskTracker";
 
 pub fn run(pace: Pace) -> Vec<Table> {
-    let title = "From trigger to drained, ms (ratio to a registry)";
+    let title = "From the start of shutdown to the end of the drain";
     let runtime = two_workers();
     let waiting = Waiting { runtime: &runtime, tasks: pace.count(TASKS) };
     let table = table(title, waiting, pace.rounds(11), &contenders());
-    vec![table.ratio(0..1, REGISTRY, PAIR, Goal::at_most(1.0).aim(0.8))]
+    vec![table.ratio(0..1, REGISTRY, PAIR, Goal::at_most(1.0).stretch(0.8))]
 }
 
 fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
@@ -66,7 +66,7 @@ fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
                 drop(tokio::spawn(waits.expect("no shutdown has completed")));
             },
             async |manager| {
-                manager.trigger_shutdown(()).expect("no shutdown has begun");
+                manager.trigger_shutdown(()).expect("no shutdown has started");
                 manager.wait_shutdown_complete().await;
             },
         ),

@@ -1,5 +1,5 @@
 use super::{ASYNC_SHUTDOWN, INSPECTED, REGISTRY, SWANSONG, TRACKER};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace, measure, nanos};
 use crate::report::Table;
 use async_shutdown::ShutdownManager;
@@ -17,10 +17,9 @@ const BATCHES_BETWEEN: usize = 4;
 pub fn run(pace: Pace) -> Vec<Table> {
     let rows = measure(pace.rounds(11), &[pace.count(TOKENS)], &contenders());
     let columns = vec!["2 threads".to_owned()];
-    let table =
-        Table::new("A token made on one thread and dropped on another, ns (ratio to a registry)", "ns", REGISTRY, columns, rows)
-            .ratio(0..1, TRACKER, REGISTRY, Goal::at_least(2.0))
-            .ratio(0..1, SWANSONG, REGISTRY, Goal::at_least(1.5));
+    let table = Table::new("Create a token on one thread and drop it on another", "ns", REGISTRY, columns, rows)
+        .ratio(0..1, TRACKER, REGISTRY, Goal::at_least(2.0))
+        .ratio(0..1, SWANSONG, REGISTRY, Goal::at_least(1.5));
     vec![table]
 }
 
@@ -45,7 +44,7 @@ fn contender<T: Send + 'static>(name: &'static str, token: impl Fn() -> T + Sync
         let make = || {
             let start = Instant::now();
             for _ in 0..tokens / BATCH {
-                sender.send((0..BATCH).map(|_| token()).collect()).expect("the other thread receives until the sender is gone");
+                sender.send((0..BATCH).map(|_| token()).collect()).expect("the other thread receives until the sender is dropped");
             }
             drop(sender);
             start

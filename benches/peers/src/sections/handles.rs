@@ -1,8 +1,6 @@
-//! Tasks whose output the caller awaits.
-
 use super::tasks::{EXECUTOR, On, Runtime};
 use super::{BARE, REGISTRY};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace, measure, nanos};
 use crate::report::Table;
 use background_tasks::{Registry, TokioSpawner};
@@ -34,7 +32,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
     });
     let (headers, columns): (Vec<_>, Vec<_>) = each.into_iter().flatten().unzip();
     let rows = measure(pace.rounds(21), &columns, &contenders());
-    let table = Table::new("A task that is started and awaited, ns (ratio to a registry's)", "ns", REGISTRY, headers, rows)
+    let table = Table::new("Start a task and await its output", "ns", REGISTRY, headers, rows)
         .ratio(0..4, REGISTRY, BARE, Goal::at_most(1.25))
         .ratio(4..6, REGISTRY, BARE, Goal::at_most(1.5));
     vec![table]
@@ -62,11 +60,11 @@ fn contender<T: Future + Send + 'static, E: Future>(
         .expect("tokio starts");
         let spawn = tokio.clone();
         let spawner = runtime.spawn(async move { batches(on.tasks, size, &spawn).await });
-        Some(runtime.block_on(spawner).expect("nothing panics"))
+        Some(runtime.block_on(spawner).expect("no task panics"))
     })
 }
 
-/// The first batch, of which the queues grow, is not timed.
+/// Does not time the first batch, in which the queues grow.
 async fn batches<H: Future>(tasks: u32, size: u32, spawn: &impl Fn() -> H) -> f64 {
     let mut handles = Vec::new();
     let mut start = Instant::now();

@@ -1,7 +1,7 @@
-use super::{BARE, Measured, REGISTRY, TRACKER, tasks};
-use crate::bars::Goal;
+use super::{BARE, Measured, REGISTRY, TRACKER, children, tasks};
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace};
-use crate::report::{Figures, Row, Table};
+use crate::report::{Numbers, Row, Table};
 use crate::valgrind::Tool;
 use crate::waiting::{Waiting, contender, counted};
 use background_tasks::{Registry, TokioSpawner};
@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub const GROUP: &str = "waiting";
+pub const CHILDREN: &str = "open-child";
 
-/// A power of two, at which what doubles as it grows is full.
-const TASKS: u32 = 1 << 14;
-const QUICK_TASKS: u32 = 1 << 10;
+/// A power of two, so that collections that double their size have no unused capacity.
+const COUNT: u32 = 1 << 14;
+const QUICK_COUNT: u32 = 1 << 10;
 
 const SIGNAL: &str = "registry, signal";
 const UNTIL: &str = "registry, run_until_shutdown";
@@ -26,36 +27,45 @@ const DHAT: Tool =
     Tool { arguments: &["--tool=dhat", "--dhat-out-file=/dev/null"], counts: &[(" Total: ", 3), (" At t-gmax: ", 0)] };
 
 pub fn run(pace: Pace) -> Measured {
-    let (ready, waiting) = (pace.few(&READY), pace.few(&WAITING));
-    let count = if pace.quick { QUICK_TASKS } else { TASKS };
-    let mut counts = DHAT.differences(&scenarios(ready, waiting), count)?.into_iter();
+    let (ready, waiting, children) = (pace.few(&READY), pace.few(&WAITING), pace.few(&[REGISTRY, children::PAIR]));
+    let count = if pace.quick { QUICK_COUNT } else { COUNT };
+    let mut counts = DHAT.differences(&scenarios(ready, waiting, children), count)?.into_iter();
     let mut rows = |names: &[&'static str], kinds: usize| -> Vec<Row> {
         let row = |(&name, counts): (_, Vec<f64>)| Row {
             name,
-            cells: counts.into_iter().take(kinds).map(|count| Figures::of(vec![count])).collect(),
+            cells: counts.into_iter().take(kinds).map(|count| Numbers::of(vec![count])).collect(),
         };
         names.iter().zip(counts.by_ref()).map(row).collect()
     };
-    let (ready, waiting) = (rows(ready, 1), rows(waiting, 2));
-    let columns = || vec!["allocations".to_owned(), "bytes in flight".to_owned()];
-    let ready = Table::new("A ready task on tokio's current thread", "by column", REGISTRY, columns()[..1].into(), ready)
-        .difference(0, REGISTRY, BARE, Goal::at_most(0.0));
-    let waiting =
-        Table::new("A task that waits (the first two and TaskTracker's: for ever)", "by column", REGISTRY, columns(), waiting)
+    let (ready, waiting, children) = (rows(ready, 1), rows(waiting, 2), rows(children, 2));
+    let table = |title, rows: Vec<Row>| {
+        let columns = ["allocations", "bytes at the peak"].map(str::to_owned);
+        let kinds = rows.first().map_or(0, |row| row.cells.len());
+        Table::new(title, "", REGISTRY, columns[..kinds].into(), rows)
+    };
+    Ok(vec![
+        table("Run a ready task on tokio's current-thread runtime", ready).difference(0, REGISTRY, BARE, Goal::at_most(0.0)),
+        table("A task that waits forever, or for shutdown in the rows with a signal or CancellationToken", waiting)
             .difference(0, UNTIL, BARE, Goal::below(0.01))
-            .difference(1, REGISTRY, TRACKER, Goal::at_most(8.0));
-    Ok(vec![ready, waiting])
+            .difference(1, REGISTRY, TRACKER, Goal::at_most(8.0)),
+        table("An open child without tasks, with its handle", children).value(1, REGISTRY, Goal::at_most(512.0)),
+    ])
 }
 
-fn scenarios(ready: &[&str], waiting: &[&str]) -> Vec<String> {
-    let ready = ready.iter().map(|name| format!("{}/{name}", tasks::GROUP));
-    ready.chain(waiting.iter().map(|name| format!("{GROUP}/{name}"))).collect()
+fn scenarios(ready: &[&str], waiting: &[&str], children: &[&str]) -> Vec<String> {
+    let groups = [(tasks::GROUP, ready), (GROUP, waiting), (CHILDREN, children)];
+    groups.into_iter().flat_map(|(group, names)| names.iter().map(move |name| format!("{group}/{name}"))).collect()
 }
 
-/// Has so many tasks wait, and drops them.
+/// Starts waiting tasks, and drops them.
 pub fn wait(name: &str, tasks: u32) -> Option<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("tokio starts");
     super::only(&contenders(), name, Waiting { runtime: &runtime, tasks })
+}
+
+/// Creates children of one registry, and drops them.
+pub fn open_children(name: &str, count: u32) -> Option<()> {
+    super::only(&children::open(), name, count)
 }
 
 fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
@@ -87,7 +97,7 @@ fn contenders<'a>() -> Vec<Contender<Waiting<'a>>> {
 
 #[test]
 fn each_scenario_runs() {
-    for name in scenarios(&READY, &WAITING) {
+    for name in scenarios(&READY, &WAITING, &[REGISTRY, children::PAIR]) {
         super::scenario(&name, 1).unwrap();
     }
 }

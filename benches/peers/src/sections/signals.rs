@@ -1,5 +1,5 @@
 use super::{ASYNC_SHUTDOWN, CANCELLATION, GRACEFUL, REGISTRY, SWANSONG, headers, tokens};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Load, Pace, measure, threaded};
 use crate::report::Table;
 use async_shutdown::ShutdownManager;
@@ -21,15 +21,15 @@ pub fn run(pace: Pace) -> Vec<Table> {
         Table::new(title, "ns", REGISTRY, headers(&THREADS), rows)
             .ratio(0..1, CANCELLATION, REGISTRY, Goal::at_least(1.5))
             .ratio(1..THREADS.len(), CANCELLATION, REGISTRY, Goal::at_least(5.0))
-            .ratio(0..THREADS.len(), SWANSONG, REGISTRY, Goal::at_least(1.0).aim(1.3))
+            .ratio(0..THREADS.len(), SWANSONG, REGISTRY, Goal::at_least(1.0).stretch(1.3))
     };
     vec![
-        table("A signal cloned, polled once and dropped, ns (ratio to a registry's)", &contenders()),
-        table("A future run until the shutdown, polled once and dropped, ns (ratio to a registry's)", &combinators()),
+        table("Clone, poll once and drop a signal", &contenders()),
+        table("Poll once and drop a future that runs until shutdown", &combinators()),
     ]
 }
 
-/// Swansong has no signal without a future that it interrupts.
+/// The signals of swansong always interrupt a future.
 pub fn contenders() -> Vec<Contender<Load>> {
     vec![
         threaded(REGISTRY, kept(Registry::new(())), |(_, signal), cx| poll(signal.clone(), cx)),
@@ -52,7 +52,7 @@ fn combinators() -> Vec<Contender<Load>> {
     ]
 }
 
-/// The registry's last handle must not go: that triggers its signals.
+/// Keeps the last handle of the registry, because its drop would start the shutdown.
 fn kept(registry: Registry<()>) -> (Registry<()>, background_tasks::ShutdownSignal) {
     let signal = registry.signal();
     (registry, signal)

@@ -1,5 +1,5 @@
 use super::{BARE, REGISTRY, SWANSONG, TRACKER};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Pace, measure, nanos};
 use crate::report::Table;
 use async_executor::Executor;
@@ -23,7 +23,7 @@ pub static EXECUTOR: Executor<'static> = Executor::new();
 pub enum Runtime {
     CurrentThread,
     TwoWorkers,
-    /// [`EXECUTOR`], run by so many threads.
+    /// [`EXECUTOR`], run by this number of threads.
     Executor(u32),
 }
 
@@ -43,11 +43,11 @@ pub fn run(pace: Pace) -> Vec<Table> {
     let columns = runtimes.map(|(_, runtime)| On { runtime, tasks: pace.count(TASKS) });
     let headers = runtimes.map(|(name, _)| name.to_owned()).into();
     let rows = measure(pace.rounds(21), &columns, &contenders());
-    let table = Table::new("A task that is ready at once, ns (ratio to a registry's)", "ns", REGISTRY, headers, rows).ratio(
+    let table = Table::new("Run a task that is ready when first polled", "ns", REGISTRY, headers, rows).ratio(
         0..columns.len(),
         REGISTRY,
         BARE,
-        Goal::at_most(1.05).aim(1.02),
+        Goal::at_most(1.05).stretch(1.02),
     );
     vec![table]
 }
@@ -98,10 +98,10 @@ fn on_tokio(on: On, spawn: impl Spawn) -> Option<f64> {
     .expect("tokio starts");
     let spawner = runtime.spawn(async move {
         let metrics = Handle::current().metrics();
-        // This task is alive too.
+        // This task counts as alive too.
         batches(on.tasks, spawn, || metrics.num_alive_tasks() == 1, tokio::task::yield_now).await
     });
-    Some(runtime.block_on(spawner).expect("nothing panics"))
+    Some(runtime.block_on(spawner).expect("no task panics"))
 }
 
 fn on_executor(threads: u32, tasks: u32, spawn: &impl Spawn) -> f64 {
@@ -120,7 +120,7 @@ fn on_executor(threads: u32, tasks: u32, spawn: &impl Spawn) -> f64 {
     })
 }
 
-/// The first batch, of which the queues grow, is not timed.
+/// Does not time the first batch, in which the queues grow.
 async fn batches<T: Future>(tasks: u32, spawn: impl Fn(), is_done: impl Fn() -> bool, turn: impl Fn() -> T) -> f64 {
     let batch = async |size| {
         (0..size).for_each(|_| spawn());

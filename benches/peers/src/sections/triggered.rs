@@ -1,5 +1,5 @@
 use super::{ASYNC_SHUTDOWN, CANCELLATION, REGISTRY, SWANSONG, headers};
-use crate::bars::Goal;
+use crate::goals::Goal;
 use crate::measure::{Contender, Load, Pace, measure, threaded};
 use crate::report::Table;
 use async_shutdown::ShutdownManager;
@@ -10,14 +10,17 @@ use swansong::Swansong;
 use tokio_util::sync::CancellationToken;
 
 const THREADS: [u32; 2] = [1, 2];
-const LOOKS: u32 = 10_000_000;
-const RELAXED: &str = "a relaxed load";
+const CHECKS: u32 = 10_000_000;
+const RELAXED: &str = "relaxed load";
 
 pub fn run(pace: Pace) -> Vec<Table> {
-    let rows = measure(pace.rounds(11), &Load::each(&THREADS, pace.count(LOOKS)), &contenders());
-    let table =
-        Table::new("A look whether the shutdown has begun, ns (ratio to a registry's)", "ns", REGISTRY, headers(&THREADS), rows)
-            .ratio(0..THREADS.len(), RELAXED, REGISTRY, Goal::at_least(0.9));
+    let rows = measure(pace.rounds(11), &Load::each(&THREADS, pace.count(CHECKS)), &contenders());
+    let table = Table::new("Check whether shutdown has started", "ns", REGISTRY, headers(&THREADS), rows).ratio(
+        0..THREADS.len(),
+        RELAXED,
+        REGISTRY,
+        Goal::at_least(0.9),
+    );
     vec![table]
 }
 
@@ -26,16 +29,20 @@ fn contenders() -> Vec<Contender<Load>> {
     let registry = Registry::new(());
     let signal = registry.signal();
     vec![
-        looks(RELAXED, &PLAIN, |plain| plain.load(Ordering::Relaxed) != 0),
-        looks(REGISTRY, (signal, registry), |(signal, _)| signal.is_triggered()),
-        looks(CANCELLATION, CancellationToken::new(), CancellationToken::is_cancelled),
-        looks(SWANSONG, Swansong::new(), |swansong| swansong.state().is_shutting_down()),
-        looks(ASYNC_SHUTDOWN, ShutdownManager::<()>::new(), ShutdownManager::is_shutdown_triggered),
+        checks(RELAXED, &PLAIN, |plain| plain.load(Ordering::Relaxed) != 0),
+        checks(REGISTRY, (signal, registry), |(signal, _)| signal.is_triggered()),
+        checks(CANCELLATION, CancellationToken::new(), CancellationToken::is_cancelled),
+        checks(SWANSONG, Swansong::new(), |swansong| swansong.state().is_shutting_down()),
+        checks(ASYNC_SHUTDOWN, ShutdownManager::<()>::new(), ShutdownManager::is_shutdown_triggered),
     ]
 }
 
-fn looks<S: Clone + Sync + 'static>(name: &'static str, shared: S, look: impl Fn(&S) -> bool + Sync + 'static) -> Contender<Load> {
+fn checks<S: Clone + Sync + 'static>(
+    name: &'static str,
+    shared: S,
+    is_triggered: impl Fn(&S) -> bool + Sync + 'static,
+) -> Contender<Load> {
     threaded(name, shared, move |shared, _| {
-        black_box(look(black_box(shared)));
+        black_box(is_triggered(black_box(shared)));
     })
 }

@@ -1,0 +1,15 @@
+//! A Win32 service that sends invoices. When it is stopped, it starts no new invoices, and finishes those in flight.
+
+#[cfg(windows)]
+mod service;
+
+#[cfg(windows)]
+fn main() -> std::process::ExitCode {
+    service::main()
+}
+
+#[cfg(not(windows))]
+fn main() -> std::process::ExitCode {
+    eprintln!("this program is a Windows service: build it for Windows");
+    2.into()
+}

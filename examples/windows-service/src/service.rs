@@ -1,0 +1,110 @@
+use background_tasks::{Registry, SmolSpawner};
+use background_tasks_host::{Host, StderrObserver};
+use smol::Timer;
+use std::env;
+use std::error::Error;
+use std::ffi::OsString;
+use std::fs::File;
+use std::future::pending;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use windows_service::service::{ServiceAccess, ServiceErrorControl, ServiceInfo, ServiceStartType, ServiceType};
+use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
+use windows_service::{define_windows_service, service_dispatcher};
+
+const NAME: &str = "invoices";
+const USAGE: &str = "\
+usage: invoices COMMAND
+  install      install the service, as an administrator; then `sc start invoices`
+  uninstall    stop and uninstall the service, as an administrator
+  console      run in this console until Ctrl-C
+  service      run as the service; only Windows uses this command";
+
+pub(crate) fn main() -> ExitCode {
+    let command = env::args().nth(1).unwrap_or_default();
+    let done = match command.as_str() {
+        "install" => install(),
+        "uninstall" => uninstall(),
+        "console" => return run(|host| host, &[]),
+        // Returns when the service has stopped.
+        "service" => service_dispatcher::start(NAME, ffi_service_main).map_err(Into::into),
+        _ => Err(USAGE.into()),
+    };
+    if let Err(error) = done {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        eprintln!("{error}{cause}");
+        return 2.into();
+    }
+    0.into()
+}
+
+fn install() -> Result<(), Box<dyn Error>> {
+    let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CREATE_SERVICE)?;
+    let service = ServiceInfo {
+        name: NAME.into(),
+        display_name: "Invoices".into(),
+        service_type: ServiceType::OWN_PROCESS,
+        start_type: ServiceStartType::AutoStart,
+        error_control: ServiceErrorControl::Normal,
+        executable_path: env::current_exe()?,
+        launch_arguments: vec!["service".into()],
+        dependencies: Vec::new(),
+        account_name: None, // the local system
+        account_password: None,
+    };
+    let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG)?;
+    service.set_description("Sends invoices, and finishes those in flight before it stops")?;
+    // When the system shuts down, Windows waits this long: longer than the grace period.
+    service.set_preshutdown_timeout(Duration::from_secs(12))?;
+    Ok(())
+}
+
+fn uninstall() -> Result<(), Box<dyn Error>> {
+    let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT)?;
+    let service = manager.open_service(NAME, ServiceAccess::STOP | ServiceAccess::DELETE)?;
+    // Fails if the service does not run. A service that runs is deleted when it has stopped.
+    let _ = service.stop();
+    service.delete()?;
+    Ok(())
+}
+
+define_windows_service!(ffi_service_main, service_main);
+
+/// The main function of the service. The host has reported the exit code when this function returns.
+fn service_main(arguments: Vec<OsString>) {
+    run(|host| host.windows_service(NAME), &arguments);
+}
+
+/// Runs the program. The tests start the service with arguments.
+fn run(configure: impl FnOnce(Host) -> Host, arguments: &[OsString]) -> ExitCode {
+    let has_argument = |expected: &str| arguments.iter().any(|argument| argument == expected);
+    let registry = Registry::builder(SmolSpawner).observer(StderrObserver).inspect().build();
+    let host = configure(Host::new(&registry).grace(Duration::from_secs(8)));
+    if has_argument("slow-start") {
+        thread::sleep(Duration::from_secs(3));
+    }
+    if has_argument("hang") {
+        registry.named("hang").run(pending::<()>());
+    }
+    smol::block_on(host.run(async {
+        // A service has no console.
+        let log = Arc::new(File::create(env::temp_dir().join("invoices.log"))?);
+        let signal = registry.signal();
+        let mut number = 0;
+        while signal.run_until_shutdown(Timer::after(Duration::from_millis(500))).await.is_some() {
+            number += 1;
+            registry.named("invoice").run(send(number, log.clone()));
+        }
+        writeln!(&*log, "{number} invoices were started")?;
+        io::Result::Ok(())
+    }))
+}
+
+/// Simulates an invoice, which takes three seconds.
+async fn send(number: u32, log: Arc<File>) -> io::Result<()> {
+    Timer::after(Duration::from_secs(3)).await;
+    writeln!(&*log, "invoice {number} is sent")
+}

@@ -1,0 +1,81 @@
+//! Tests of the service with Windows' service control manager, as an administrator, or with Wine's.
+#![cfg(windows)]
+
+use std::env;
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+use windows_service::service::{Service, ServiceAccess, ServiceExitCode, ServiceState, ServiceStatus};
+use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a command of the service's program.
+fn run(command: &str) -> bool {
+    // This program is in the folder `deps` of the folder of that program.
+    let program = env::current_exe().unwrap().parent().unwrap().with_file_name("invoices.exe");
+    Command::new(program).arg(command).status().unwrap().success()
+}
+
+/// Queries the state of the service until it is the expected one. Returns all states that differ from the state before.
+fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut states: Vec<ServiceStatus> = Vec::new();
+    loop {
+        let state = service.query_status().unwrap();
+        if states.last() != Some(&state) {
+            states.push(state.clone());
+        }
+        if state.current_state == expected {
+            return states;
+        }
+        assert!(Instant::now() < deadline, "{states:#?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn log() -> String {
+    fs::read_to_string(env::temp_dir().join("invoices.log")).unwrap()
+}
+
+/// One test, because the computer has one service of this name.
+#[test]
+fn service_reports_its_states_and_finishes_its_tasks() {
+    // An earlier run that failed may have left the service, which may still run.
+    run("uninstall");
+    let deadline = Instant::now() + PATIENCE;
+    while !run("install") {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(100));
+    }
+    let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT).unwrap();
+    let service = manager.open_service("invoices", ServiceAccess::all()).unwrap();
+
+    service.start(&["slow-start"]).unwrap();
+    let states = states_until(&service, ServiceState::Running);
+    let is_host = |state: &ServiceStatus| state.current_state == ServiceState::StartPending && state.wait_hint.as_secs() == 30;
+    assert!(states.iter().any(is_host), "{states:#?}");
+    // Invoices are in flight, and end one after the other.
+    thread::sleep(Duration::from_secs(2));
+    service.stop().unwrap();
+    let states = states_until(&service, ServiceState::Stopped);
+    let pending: Vec<_> = states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect();
+    assert!(pending.len() > 1 && pending.is_sorted_by(|a, b| a.checkpoint < b.checkpoint), "{states:#?}");
+    assert!(pending.iter().all(|state| state.wait_hint <= Duration::from_secs(9)), "{states:#?}");
+    assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::Win32(0), "{states:#?}");
+    let log = log();
+    let started: usize = log.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
+    assert!(started > 1 && log.matches("is sent").count() == started, "{log}");
+
+    // A task that hangs: the exit code is that of a missed deadline.
+    service.start(&["hang"]).unwrap();
+    states_until(&service, ServiceState::Running);
+    service.stop().unwrap();
+    let states = states_until(&service, ServiceState::Stopped);
+    assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(1), "{states:#?}");
+    drop(service);
+    assert!(run("uninstall"));
+    // The program is not a service now.
+    assert!(!run("service"));
+}

@@ -1,0 +1,148 @@
+use crate::layer::{RequestBody, rejection};
+use background_tasks::{JoinHandle, Registry, RejectReason, Spawner};
+use http::{Request, Response, Version};
+use http_body::Body;
+use std::fmt;
+use std::panic::{Location, resume_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// A layer that runs each call of its service as a task of a registry, so that a client that disconnects does not cancel the call.
+///
+/// A server drops the future of a handler when its client disconnects. The handler then ends at any of its await points, for example between
+/// two writes that belong together. Below this layer the handler continues to its end, and nobody receives its response. The drain waits for the task, whose
+/// outcome the registry counts. At the end of the grace period an [inspected](background_tasks::RegistryBuilder::inspect) registry aborts the task.
+///
+/// The layer passes the request to the service unchanged, so limits of bodies and extensions of outer layers apply. Only the rest of a body that the
+/// client has not sent is missing: a handler that still reads the body receives an error.
+///
+/// # Outcomes
+///
+/// | outcome | meaning |
+/// | --- | --- |
+/// | completed | The service returned a response or an error. |
+/// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
+/// | aborted | The task was aborted. The request is answered 503. |
+/// | rejected | The registry has drained. The request is answered 503, and the future of the service is dropped before its first poll. |
+///
+/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit.
+///
+/// # Other layers
+///
+/// A task ends when the service returns its response, so work in the body of a response, such as a stream, still ends with the connection. To make
+/// the drain wait for bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. It counts each request in addition to the task. If the client
+/// disconnects, the request counts as abandoned, and the task with its own outcome. A timeout layer inside ends the work, and one outside ends only the wait.
+///
+/// The task does not have the tracing span of the request, unless the spawner passes the span on: use
+/// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).
+///
+/// # Examples
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use background_tasks::{Registry, TokioSpawner};
+/// use background_tasks_host::{DetachLayer, RequestLayer};
+///
+/// fn app(registry: &Registry<TokioSpawner>) -> Router {
+///     let order = async || { /* charges the card, and then stores the order */ };
+///     Router::new().route("/orders", post(order)).layer(DetachLayer::new(registry)).layer(RequestLayer::new(registry))
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct DetachLayer<S> {
+    registry: Registry<S>,
+    name: &'static str,
+    location: &'static Location<'static>,
+}
+
+impl<S: Clone> DetachLayer<S> {
+    /// Returns a layer that runs calls as tasks of `registry`, with the name `handler` and this call as their call site.
+    ///
+    /// The layer and its services each keep a handle of the registry.
+    #[track_caller]
+    pub fn new(registry: &Registry<S>) -> Self {
+        Self { registry: registry.clone(), name: "handler", location: Location::caller() }
+    }
+
+    /// Sets the name of the tasks; see [`Registry::named`]. Default: `handler`.
+    #[must_use]
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+}
+
+impl<S: Clone, I> Layer<I> for DetachLayer<S> {
+    type Service = DetachService<S, I>;
+
+    fn layer(&self, inner: I) -> DetachService<S, I> {
+        DetachService { inner, layer: self.clone() }
+    }
+}
+
+/// The service of a [`DetachLayer`]. Its calls are tasks.
+#[derive(Debug, Clone)]
+pub struct DetachService<S, I> {
+    inner: I,
+    layer: DetachLayer<S>,
+}
+
+impl<S, I, B, R> Service<Request<B>> for DetachService<S, I>
+where
+    S: Spawner,
+    I: Service<Request<B>, Response = Response<R>, Error: Send + 'static, Future: Send + 'static>,
+    R: Body + Send + 'static,
+{
+    type Response = Response<RequestBody<R>>;
+    type Error = I::Error;
+    type Future = DetachFuture<Response<R>, I::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let DetachLayer { registry, name, location } = &self.layer;
+        let has_connections = request.version() < Version::HTTP_2;
+        let call = self.inner.call(request);
+        let started = registry.named(name).location(location).without_permit().try_spawn(call);
+        let is_open = started.as_ref().is_err_and(|rejected| rejected.reason() != RejectReason::Drained);
+        DetachFuture { task: started.ok(), close_connection: has_connections && !is_open }
+    }
+}
+
+/// The future of a [`DetachService`]. If it is dropped, its task continues.
+#[must_use = "futures do nothing unless polled"]
+pub struct DetachFuture<T, E> {
+    /// `None` if the registry has rejected the task.
+    task: Option<JoinHandle<Result<T, E>>>,
+    /// For a response in place of that of the service.
+    close_connection: bool,
+}
+
+impl<R: Body, E> Future for DetachFuture<Response<R>, E> {
+    type Output = Result<Response<RequestBody<R>>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ended = match &mut self.task {
+            Some(task) => Some(ready!(Pin::new(task).poll(cx))),
+            None => None,
+        };
+        let lost = match ended {
+            Some(Ok(result)) => return Poll::Ready(result.map(|response| response.map(RequestBody::without_request))),
+            Some(Err(error)) => error.try_into_panic().ok(),
+            None => None,
+        };
+        match lost {
+            Some(payload) => resume_unwind(payload),
+            None => Poll::Ready(Ok(rejection(self.close_connection))),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for DetachFuture<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DetachFuture").field("task", &self.task).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,161 @@
+//! Tasks that must report progress.
+
+use crate::output_thread::OutputThread;
+use crate::phases::Phases;
+use crate::terminal::Level;
+use background_tasks::TaskInfo;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// The bounds of the time between two checks.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A handle with which a task or a service reports progress to the [`Host`](crate::Host).
+///
+/// A task that waits forever, for example for a connection that no longer answers, does not end and is not lost, so no other report
+/// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning has the call site of the task if
+/// the name is that of a service, or of a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task reports
+/// progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts the shutdown.
+/// The process then exits with code 2 after the drain.
+///
+/// Give the handle to the host with [`Host::liveness`](crate::Host::liveness), and move it into the task. All clones report for the same task.
+///
+/// The time starts when the host's [`run`](crate::Host::run) starts, and again at each report. The checks of a handle end when its last clone is
+/// dropped, which usually happens when the task ends. All checks end when the process is asked to stop or the shutdown starts. While a
+/// [service](background_tasks::Registry::service) with the name waits to run again, no time passes. When the service runs again, the time starts
+/// again.
+///
+/// The host checks on a separate thread, so it also notices a task that blocks the executor. A check happens at least every quarter of the
+/// timeout, or every second if that is shorter.
+///
+/// # Examples
+///
+/// ```no_run
+/// # use background_tasks::{Registry, SmolSpawner};
+/// # use background_tasks_host::{Host, Liveness};
+/// # use std::{process::ExitCode, time::Duration};
+/// # async fn import_next() {}
+/// fn main() -> ExitCode {
+///     let registry = Registry::builder(SmolSpawner).inspect().build();
+///     let liveness = Liveness::new("importer", Duration::from_secs(60)).critical();
+///     let host = Host::new(&registry).liveness(&liveness);
+///     let signal = registry.signal();
+///     registry.named("importer").run(async move {
+///         while signal.run_until_shutdown(import_next()).await.is_some() {
+///             liveness.report_progress();
+///         }
+///     });
+///     smol::block_on(host.run(registry.signal()))
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Liveness(Arc<Progress>);
+
+#[derive(Debug)]
+struct Progress {
+    name: &'static str,
+    timeout: Duration,
+    is_critical: bool,
+    created: Instant,
+    /// The time of the last report, in microseconds since the creation.
+    reported: AtomicU64,
+}
+
+impl Liveness {
+    /// Returns a handle for the task or service with this [name](background_tasks::Registry::named).
+    pub fn new(name: &'static str, timeout: Duration) -> Self {
+        let created = Instant::now();
+        Self(Arc::new(Progress { name, timeout, is_critical: false, created, reported: AtomicU64::new(0) }))
+    }
+
+    /// Makes the host start the shutdown if the task reports no progress in time.
+    ///
+    /// Call this method before you clone the handle and before you pass it to [`Host::liveness`](crate::Host::liveness): it returns a new handle,
+    /// and the host watches only the handle that it has received.
+    #[must_use = "this returns the critical handle"]
+    pub fn critical(self) -> Self {
+        let Progress { name, timeout, created, .. } = *self.0;
+        Self(Arc::new(Progress { name, timeout, is_critical: true, created, reported: AtomicU64::new(0) }))
+    }
+
+    /// Reports progress. This reads the clock and stores the time, so a task may call it for each item of its work.
+    pub fn report_progress(&self) {
+        let elapsed = self.0.created.elapsed().as_micros();
+        self.0.reported.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Checks the progress of the tasks until the drain starts.
+pub(crate) struct LivenessChecks {
+    tasks: Vec<WatchedTask>,
+    /// Not the output of the drain, which starts later. `None` without tasks.
+    output: Option<OutputThread>,
+}
+
+/// What the host stores for a handle. The handle itself belongs to the task.
+pub(crate) struct WatchedTask {
+    progress: Weak<Progress>,
+    /// The time does not start before this.
+    not_before: Instant,
+    restarts: u64,
+    is_late: bool,
+}
+
+impl WatchedTask {
+    pub(crate) fn new(liveness: &Liveness) -> Self {
+        Self { progress: Arc::downgrade(&liveness.0), not_before: Instant::now(), restarts: 0, is_late: false }
+    }
+}
+
+impl LivenessChecks {
+    pub(crate) fn new(tasks: Vec<WatchedTask>) -> Self {
+        let mut checks = Self { output: (!tasks.is_empty()).then(OutputThread::start), tasks };
+        for task in &mut checks.tasks {
+            task.not_before = Instant::now();
+        }
+        checks
+    }
+
+    /// Returns the time of the next check. Returns `None` if there is nothing to check.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let shortest = self.tasks.iter().filter_map(|task| Some(task.progress.upgrade()?.timeout)).min()?;
+        Instant::now().checked_add((shortest / 4).clamp(MIN_INTERVAL, MAX_INTERVAL))
+    }
+
+    /// Logs which tasks are late, and which are no longer late. Returns whether a critical task is late.
+    pub(crate) fn check(&mut self, phases: &Phases) -> bool {
+        let Some(output) = &self.output else { return false };
+        self.tasks.iter_mut().any(|task| task.check(phases, output))
+    }
+}
+
+impl WatchedTask {
+    fn check(&mut self, phases: &Phases, output: &OutputThread) -> bool {
+        let Some(progress) = self.progress.upgrade() else { return false };
+        let service = phases.service(progress.name);
+        if let Some(service) = &service {
+            let has_run_again = std::mem::replace(&mut self.restarts, service.restarts) != service.restarts;
+            if has_run_again || !service.is_running {
+                self.not_before = Instant::now();
+            }
+        }
+        let reported = progress.created + Duration::from_micros(progress.reported.load(Ordering::Relaxed));
+        let since = reported.max(self.not_before).elapsed();
+        let is_late = since > progress.timeout;
+        if std::mem::replace(&mut self.is_late, is_late) == is_late {
+            return false;
+        }
+        let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
+        let task = task.map_or_else(|| progress.name.to_owned(), |task: TaskInfo| task.to_string());
+        match (is_late, progress.is_critical) {
+            (true, true) => {
+                output.log(Level::Error, format!("shutting down because {task} has reported no progress for {since:.1?}"));
+            }
+            (true, false) => output.log(Level::Warn, format!("{task} has reported no progress for {since:.1?}")),
+            (false, _) => output.log(Level::Info, format!("{task} reports progress again")),
+        }
+        is_late && progress.is_critical
+    }
+}

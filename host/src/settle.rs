@@ -1,0 +1,112 @@
+use background_tasks::{Registry, WaitIdle};
+use pin_project_lite::pin_project;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// A layer whose calls end only when no task of a registry is in flight, for platforms that freeze the process between two calls.
+///
+/// AWS Lambda freezes the process when its runtime asks for the next event. A task that a handler has started then stops half-way, until the next
+/// event arrives or forever. Put this layer around the service that handles an event and sends the response. The caller receives the response
+/// immediately. The runtime asks for the next event after the tasks have ended.
+///
+/// The layer is generic: the service, its requests, its responses and its errors can be of any type. With the crate `lambda_runtime`, the
+/// service is the runtime: `Runtime::new(handler).layer(SettleLayer::new(&registry)).run().await`. There the layer is outside the service that sends the
+/// response.
+///
+/// # Tasks that do not end
+///
+/// The layer waits as [`Registry::wait_idle`] does: for all tasks and guards, and for each open [child](Registry::child), even an empty one. It does
+/// not wait for the [services](Registry::service) of the registry itself. A task that waits for the registry's signal, or
+/// that never ends for another reason, keeps the runtime from asking for the next event until the platform's timeout kills the process. Start
+/// such work as a service of this registry, or with [`every`](Registry::every). It is frozen between events, so it must tolerate that.
+///
+/// # Shutdown
+///
+/// Lambda sends SIGTERM before it ends the process only if an extension is registered. The function
+/// `spawn_graceful_shutdown_handler` of the crate `lambda_runtime` registers an extension and handles SIGTERM. Call
+/// [`Registry::shutdown_or_abort`] in the closure that you pass to it, and do not use a [`Host`](crate::Host) in addition. Tasks need no such
+/// handler, because they have ended before the process is frozen.
+///
+/// # Examples
+///
+/// ```
+/// use background_tasks::{Registry, TokioSpawner};
+/// use background_tasks_host::SettleLayer;
+/// use tower_layer::Layer;
+/// # use tower::service_fn;
+///
+/// let registry = Registry::new(TokioSpawner);
+/// let tasks = registry.clone();
+/// let handle_and_respond = service_fn(move |event: String| {
+///     tasks.run(async { /* send a mail */ });
+///     async { Ok::<_, std::io::Error>(()) /* the response is sent here */ }
+/// });
+/// let service = SettleLayer::new(&registry).layer(handle_and_respond);
+/// # let _ = tower::ServiceExt::<String>::boxed(service);
+/// ```
+#[derive(Debug, Clone)]
+pub struct SettleLayer(Registry<()>);
+
+impl SettleLayer {
+    /// Returns a layer that waits for the tasks of `registry`.
+    pub fn new<S>(registry: &Registry<S>) -> Self {
+        Self(registry.with_spawner(()))
+    }
+}
+
+impl<I> Layer<I> for SettleLayer {
+    type Service = SettleService<I>;
+
+    fn layer(&self, inner: I) -> SettleService<I> {
+        SettleService { inner, registry: self.0.clone() }
+    }
+}
+
+/// The service of a [`SettleLayer`].
+#[derive(Debug, Clone)]
+pub struct SettleService<I> {
+    inner: I,
+    registry: Registry<()>,
+}
+
+impl<I: Service<Q>, Q> Service<Q> for SettleService<I> {
+    type Response = I::Response;
+    type Error = I::Error;
+    type Future = SettleFuture<I::Future, Result<I::Response, I::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Q) -> Self::Future {
+        SettleFuture { call: self.inner.call(request), result: None, idle: self.registry.wait_idle() }
+    }
+}
+
+pin_project! {
+    /// The future of a [`SettleService`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct SettleFuture<F, R> {
+        #[pin]
+        call: F,
+        // The result of the call, while tasks are in flight.
+        result: Option<R>,
+        idle: WaitIdle,
+    }
+}
+
+impl<F: Future> Future for SettleFuture<F, F::Output> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if this.result.is_none() {
+            *this.result = Some(ready!(this.call.poll(cx)));
+        }
+        ready!(Pin::new(this.idle).poll(cx));
+        Poll::Ready(this.result.take().expect("polled after completion"))
+    }
+}

@@ -1,0 +1,161 @@
+use background_tasks::{Guard, Registry, ShutdownSignal};
+use futures_lite::Stream;
+use http_body::{Body, Frame};
+use pin_project_lite::pin_project;
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+pin_project! {
+    /// A stream, a body or an upgraded connection that ends when shutdown starts, and is in flight until it is dropped.
+    ///
+    /// A stream of events and a WebSocket do not end on their own. Without an end at the signal, the drain waits for their clients until the grace
+    /// period expires. And an upgraded connection belongs to no request, so without a guard the drain does not wait for it at all.
+    ///
+    /// | the value | what ends at the signal | required |
+    /// | --- | --- | --- |
+    /// | a [`Stream`]: server-sent events, the messages of a WebSocket | the next item is `None` | |
+    /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The length must not have been announced. | |
+    /// | hyper's `Read`, such as `hyper::upgrade::Upgraded` | a read returns the end of the input. Writes continue, so a protocol can close properly. | the feature `http` |
+    ///
+    /// For tokio's traits, wrap the value in `hyper_util::rt::TokioIo`, which converts in both directions.
+    ///
+    /// Use [`get_mut`](Self::get_mut) to send a last message, such as the close frame of a WebSocket. Until the value is dropped, its
+    /// [guard](Registry::guard) keeps the registry from draining, and the drain waits. Limit that time if the client must answer.
+    ///
+    /// # Examples
+    ///
+    /// Server-sent events that end at the signal:
+    ///
+    /// ```
+    /// use axum::body::Body;
+    /// use background_tasks::{Registry, TokioSpawner};
+    /// use background_tasks_host::UntilShutdown;
+    /// use futures_lite::{Stream, StreamExt};
+    /// use std::convert::Infallible;
+    ///
+    /// fn events(registry: &Registry<TokioSpawner>, events: impl Stream<Item = String> + Send + 'static) -> Body {
+    ///     Body::from_stream(UntilShutdown::new(registry, events).map(Ok::<_, Infallible>))
+    /// }
+    /// ```
+    ///
+    /// The messages of a WebSocket, whose type is a stream. After the loop, the server sends its close frame:
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::UntilShutdown;
+    /// # use futures_lite::{Stream, StreamExt};
+    /// # async fn serve<S>(registry: Registry<S>, socket: impl Stream<Item = Result<String, axum::Error>> + Unpin) {
+    /// let mut socket = UntilShutdown::new(&registry, socket);
+    /// while let Some(Ok(message)) = socket.next().await {
+    ///     // Answer with `socket.get_mut().send(…)`.
+    /// }
+    /// // `socket.get_mut().send(Message::Close(None))`
+    /// # }
+    /// ```
+    #[derive(Debug)]
+    pub struct UntilShutdown<T> {
+        #[pin]
+        inner: T,
+        signal: ShutdownSignal,
+        // `None` if the registry has drained.
+        guard: Option<Guard>,
+    }
+}
+
+impl<T> UntilShutdown<T> {
+    /// Wraps a stream, a body or a connection.
+    ///
+    /// It is in flight as a guard with the name `stream` and this call as its call site, and takes no permit. If the registry has drained, the
+    /// value ends immediately.
+    #[track_caller]
+    pub fn new<S>(registry: &Registry<S>, inner: T) -> Self {
+        let guard = registry.named("stream").location(Location::caller()).without_permit().guard();
+        Self { inner, signal: registry.signal(), guard: guard.ok() }
+    }
+
+    /// Returns the inner value, for example to send a last message.
+    pub fn get_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+
+    /// Returns the inner value, which then neither ends at the signal nor is in flight.
+    pub fn into_inner(self) -> T {
+        self.inner
+    }
+
+    /// Polls the inner value, or returns `end` once shutdown has started.
+    fn poll_until_shutdown<P>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        end: P,
+        poll: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<P>,
+    ) -> Poll<P> {
+        let this = self.project();
+        // First, because a value that is always ready must end too.
+        if Pin::new(this.signal).poll(cx).is_ready() { Poll::Ready(end) } else { poll(this.inner, cx) }
+    }
+}
+
+impl<T: Stream> Stream for UntilShutdown<T> {
+    type Item = T::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
+        self.poll_until_shutdown(cx, None, Stream::poll_next)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, self.inner.size_hint().1)
+    }
+}
+
+/// The length of the body is unknown, because the body may end early.
+impl<T: Body> Body for UntilShutdown<T> {
+    type Data = T::Data;
+    type Error = T::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<T::Data>, T::Error>>> {
+        self.poll_until_shutdown(cx, None, Body::poll_frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+}
+
+#[cfg(feature = "http")]
+mod io {
+    use super::UntilShutdown;
+    use hyper::rt::{Read, ReadBufCursor, Write};
+    use std::io::{self, IoSlice};
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    impl<T: Read> Read for UntilShutdown<T> {
+        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+            self.poll_until_shutdown(cx, Ok(()), |inner, cx| inner.poll_read(cx, buffer))
+        }
+    }
+
+    impl<T: Write> Write for UntilShutdown<T> {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.project().inner.poll_write(cx, bytes)
+        }
+
+        fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+            self.project().inner.poll_write_vectored(cx, bytes)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.inner.is_write_vectored()
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.project().inner.poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.project().inner.poll_shutdown(cx)
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The state of a Win32 service, on Windows with the feature `windows-service`. Nothing is reported before a service is registered.
+
+pub(crate) use imp::*;
+
+#[cfg(all(feature = "windows-service", windows))]
+mod imp {
+    use crate::signals;
+    use crate::sync::lock;
+    use crate::terminal::{Level, log};
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::Duration;
+    use windows_service::service::{
+        ServiceControl, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus, ServiceType,
+    };
+    use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
+
+    /// How long the start may take until the host runs.
+    const START_WAIT_HINT: Duration = Duration::from_secs(30);
+
+    /// The registered service, until it is reported as stopped.
+    static SERVICE: Mutex<Option<Service>> = Mutex::new(None);
+
+    struct Service {
+        handle: ServiceStatusHandle,
+        /// Rises with each report while the service stops.
+        checkpoint: u32,
+    }
+
+    /// Makes the service control manager's requests ask the process to stop, and reports that the service starts.
+    pub(crate) fn register(name: &str) -> io::Result<()> {
+        let on_control = |control| match control {
+            ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
+                signals::request_stop();
+                ServiceControlHandlerResult::NoError
+            }
+            ServiceControl::Interrogate => ServiceControlHandlerResult::NoError,
+            _ => ServiceControlHandlerResult::NotImplemented,
+        };
+        let handle = service_control_handler::register(name, on_control).map_err(|error| match error {
+            windows_service::Error::Winapi(error) => error,
+            error => io::Error::other(error),
+        })?;
+        *lock(&SERVICE) = Some(Service { handle, checkpoint: 0 });
+        report(ServiceState::StartPending, START_WAIT_HINT, 0);
+        Ok(())
+    }
+
+    pub(crate) fn report_running() {
+        report(ServiceState::Running, Duration::ZERO, 0);
+    }
+
+    /// Reports that the service stops and has made progress, and that more progress or the end follows within this time.
+    pub(crate) fn report_stopping(wait_hint: Duration) {
+        report(ServiceState::StopPending, wait_hint, 0);
+    }
+
+    /// Reports the exit code. The process may exit from then on.
+    pub(crate) fn report_stopped(exit_code: u8) {
+        report(ServiceState::Stopped, Duration::ZERO, exit_code);
+    }
+
+    fn report(state: ServiceState, wait_hint: Duration, exit_code: u8) {
+        let mut registered = lock(&SERVICE);
+        let Some(service) = &mut *registered else { return };
+        let is_pending = matches!(state, ServiceState::StartPending | ServiceState::StopPending);
+        service.checkpoint = if is_pending { service.checkpoint + 1 } else { 0 };
+        let controls = ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN;
+        let status = ServiceStatus {
+            service_type: ServiceType::OWN_PROCESS,
+            current_state: state,
+            controls_accepted: if state == ServiceState::Running { controls } else { ServiceControlAccept::empty() },
+            exit_code: match exit_code {
+                0 => ServiceExitCode::Win32(0),
+                code => ServiceExitCode::ServiceSpecific(code.into()),
+            },
+            checkpoint: service.checkpoint,
+            wait_hint,
+            process_id: None,
+        };
+        let reported = service.handle.set_service_status(status);
+        if state == ServiceState::Stopped {
+            *registered = None;
+        }
+        drop(registered);
+        if let Err(error) = reported {
+            log(Level::Warn, format_args!("failed to report the state of the service: {error}"));
+        }
+    }
+}
+
+#[cfg(not(all(feature = "windows-service", windows)))]
+mod imp {
+    use std::time::Duration;
+
+    #[cfg(feature = "windows-service")]
+    #[expect(clippy::unnecessary_wraps, reason = "the signature on Windows")]
+    pub(crate) fn register(_name: &str) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn report_running() {}
+
+    pub(crate) fn report_stopping(_wait_hint: Duration) {}
+
+    pub(crate) fn report_stopped(_exit_code: u8) {}
+}

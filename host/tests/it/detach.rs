@@ -1,0 +1,104 @@
+//! `DetachLayer`.
+
+use crate::layer::{Client, listen, soon, text};
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_host::{DetachLayer, RequestLayer};
+use bytes::Bytes;
+use hyper::header::CONNECTION;
+use hyper::{Request, StatusCode};
+use std::future::pending;
+use std::net::SocketAddr;
+use tokio::sync::{mpsc, oneshot};
+use tower::ServiceExt;
+
+async fn serve(app: Router) -> SocketAddr {
+    let (listener, address) = listen().await;
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    address
+}
+
+#[tokio::test]
+async fn disconnected_client_does_not_cancel_its_handler() {
+    let (requests, handlers) = (Registry::new(TokioSpawner), Registry::new(TokioSpawner));
+    let (calls, mut started) = mpsc::unbounded_channel();
+    let handler = async move || {
+        let (release, released) = oneshot::channel::<()>();
+        calls.send(release).unwrap();
+        released.await.unwrap();
+    };
+    let app = Router::new().route("/", get(handler)).layer(DetachLayer::new(&handlers)).layer(RequestLayer::new(&requests));
+    let mut client = Client::connect(serve(app).await).await;
+    let connection = client.connection.clone();
+    tokio::spawn(async move { client.get().await.map(drop) });
+    let release = soon(started.recv()).await.unwrap();
+
+    connection.abort();
+    // The server has then dropped the call.
+    soon(requests.wait_idle()).await;
+    assert_eq!((requests.summary().abandoned, handlers.in_flight()), (1, 1));
+    let drained = handlers.shutdown();
+    assert!(!handlers.is_drained());
+    release.send(()).unwrap();
+    let summary = soon(drained).await;
+    assert_eq!((summary.completed, summary.abandoned), (1, 0));
+}
+
+#[tokio::test]
+async fn aborted_and_rejected_calls_are_answered_503() {
+    let registry = Registry::builder(TokioSpawner).inspect().build();
+    let (calls, mut started) = mpsc::unbounded_channel();
+    let handler = async move || {
+        calls.send(()).unwrap();
+        pending::<()>().await;
+    };
+    let address = serve(Router::new().route("/", get(handler)).layer(DetachLayer::new(&registry).named("order"))).await;
+    let mut client = Client::connect(address).await;
+    let response = tokio::spawn(async move { client.get().await.unwrap() });
+    soon(started.recv()).await.unwrap();
+    assert_eq!(registry.tasks()[0].name(), Some("order"));
+    // A host does this at the end of the grace period.
+    soon(registry.shutdown_or_abort(std::time::Duration::ZERO, crate::layer::PATIENCE)).await.unwrap();
+    let aborted = soon(response).await.unwrap();
+    let rejected = Client::connect(address).await.get().await.unwrap();
+    for response in [aborted, rejected] {
+        assert_eq!(
+            (response.status(), &response.headers()[CONNECTION]),
+            (StatusCode::SERVICE_UNAVAILABLE, &"close".parse().unwrap())
+        );
+        assert_eq!(text(response).await, "");
+    }
+    let summary = registry.summary();
+    assert_eq!((summary.completed, summary.aborted, summary.rejected), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn limits_and_extensions_are_preserved() {
+    let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
+    let _full = registry.guard().unwrap();
+    let handler = async |Extension(number): Extension<u8>, body: Bytes| (Extension(number + 1), format!("{number} {}", body.len()));
+    let app = Router::new()
+        .route("/", post(handler))
+        .layer(DetachLayer::new(&registry))
+        .layer(DefaultBodyLimit::max(4))
+        .layer(Extension(7_u8));
+    for (body, status) in [("four", StatusCode::OK), ("fifth", StatusCode::PAYLOAD_TOO_LARGE)] {
+        let request = Request::post("/").body(axum::body::Body::from(body)).unwrap();
+        let response = soon(app.clone().oneshot(request)).await.unwrap();
+        let number = (status == StatusCode::OK).then_some(8);
+        assert_eq!((response.status(), response.extensions().get::<u8>().copied()), (status, number));
+    }
+    assert_eq!((registry.summary().completed, registry.summary().rejected), (2, 0));
+}
+
+#[tokio::test]
+async fn panic_of_a_handler_continues_in_its_connection() {
+    let registry = Registry::new(TokioSpawner);
+    let panics = async || -> &str { panic!("expected") };
+    let address = serve(Router::new().route("/", get(panics)).layer(DetachLayer::new(&registry))).await;
+    assert!(Client::connect(address).await.get().await.is_err());
+    let summary = soon(registry.shutdown()).await;
+    assert_eq!((summary.completed, summary.panicked), (0, 1));
+}
