@@ -18,7 +18,7 @@
 //!     Ok(())
 //! }
 //!
-//! // In production: `RabbitQueue` or `JetStream`.
+//! // In production: `RabbitQueue`, `JetStream` or `AzureQueue`.
 //! let queue = MemoryQueue::new(Duration::from_secs(30));
 //! queue.send(r#"{"to": "a@example.com"}"#);
 //! let registry = Registry::builder(SmolSpawner).inspect().build(); // can abort handlers after the grace period
@@ -53,6 +53,7 @@
 //! | --- | --- | --- |
 //! | `RabbitQueue` | `rabbitmq` | RabbitMQ, quorum and classic queues |
 //! | `JetStream` | `nats` | NATS JetStream, pull consumers |
+//! | `AzureQueue` | `azure` | Azure Queue Storage |
 //! | [`MemoryQueue`] | | the memory of the process, for tests and for development |
 //!
 //! To use another broker, implement [`Source`]. The module `conformance` (feature `conformance`) tests the implementation.
@@ -62,7 +63,7 @@
 //! | feature | enables |
 //! | --- | --- |
 //! | `json` (default) | `Delivery::json` |
-//! | `nats`, `rabbitmq` | the sources above; each needs tokio |
+//! | `azure`, `nats`, `rabbitmq` | the sources above; each needs tokio |
 //! | `conformance` | the module `conformance` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -78,6 +79,8 @@ mod memory;
 mod source;
 mod worker;
 
+#[cfg(feature = "azure")]
+pub use self::adapters::azure::{AzureQueue, AzureReceipt};
 #[cfg(feature = "nats")]
 pub use self::adapters::nats::JetStream;
 #[cfg(feature = "rabbitmq")]

@@ -50,7 +50,7 @@ use Tier::{Full, Nightly, OnRequest};
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
     Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: everywhere::fmt },
-    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd, nats-server, RabbitMQ", seconds: 700, run: everywhere::test },
+    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd, nats-server, RabbitMQ, azurite", seconds: 700, run: everywhere::test },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features; the compiler names missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
@@ -70,7 +70,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "wine", about: "the service of examples/windows-service under Wine", tier: Nightly(1), paths: &["host/src", "examples/windows-service"], tools: "Windows target, MinGW, Wine", seconds: 120, run: targets::wine },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
     Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
-    Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(6), paths: &["consumer"], tools: "nats-server, RabbitMQ, toolchain 1.89", seconds: 600, run: companions::consumer },
+    Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(6), paths: &["consumer"], tools: "nats-server, RabbitMQ, Node, azurite, toolchain 1.89", seconds: 600, run: companions::consumer },
     Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature; what tokio-console receives", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },

@@ -49,6 +49,21 @@ impl Context {
         available
     }
 
+    /// Returns the path of the emulator of Azure Queue Storage. Tries to install it.
+    pub(crate) fn azurite(&self) -> Option<std::path::PathBuf> {
+        let root = self.built("tools/azurite-3.35.0");
+        let program = root.join("node_modules/.bin/azurite-queue");
+        if !program.is_file() {
+            let install = cmd!(self.sh, "npm install --no-audit --no-fund --prefix {root} azurite@3.35.0");
+            let _ = install.quiet().ignore_stdout().ignore_stderr().run();
+        }
+        if !program.is_file() {
+            self.skip("azurite is not available");
+            return None;
+        }
+        Some(program)
+    }
+
     /// Returns whether Node, Chromium and its driver are available. Tries to install them.
     pub(crate) fn browser(&self) -> bool {
         let programs = [("node", "nodejs"), ("chromium", "chromium"), ("chromedriver", "chromium-driver")];

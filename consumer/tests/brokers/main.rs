@@ -2,7 +2,11 @@
 //!
 //! `LONG=1` sends more messages and kills more workers. An argument selects brokers by a part of their names.
 
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod server;
 
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
     let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
     let passed = runtime.block_on(async {
         let mut passed = true;
+        #[cfg(feature = "nats")]
         if selected("nats") {
             match nats::start() {
                 Ok((mut server, address)) => {
@@ -100,6 +105,7 @@ fn main() -> ExitCode {
                 Err(why) => testing::skip("nats-server", why),
             }
         }
+        #[cfg(feature = "rabbitmq")]
         if selected("rabbitmq") {
             match rabbitmq::start() {
                 Ok((mut server, address)) => {
@@ -109,6 +115,14 @@ fn main() -> ExitCode {
                 Err(why) => testing::skip("rabbitmq-server", why),
             }
         }
+        #[cfg(feature = "azure")]
+        if selected("azure") {
+            match azure::start() {
+                // Killed, azurite loses what it has confirmed.
+                Ok((mut server, address)) => passed &= check::<azure::Azure>(&mut server, &address, &[Outage::Freeze]).await,
+                Err(why) => testing::skip("azurite", why),
+            }
+        }
         passed
     });
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -116,9 +130,14 @@ fn main() -> ExitCode {
 
 async fn work(broker: &str, address: &str, name: &str) {
     match broker {
+        #[cfg(feature = "nats")]
         nats::Nats::NAME => serve::<nats::Nats>(address, name).await,
+        #[cfg(feature = "rabbitmq")]
         rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
+        #[cfg(feature = "rabbitmq")]
         rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
+        #[cfg(feature = "azure")]
+        azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
         _ => panic!("unknown broker {broker}"),
     }
 }

@@ -90,9 +90,9 @@ pub(super) fn durable(context: &Context) -> Result<()> {
 pub(super) fn consumer(context: &Context) -> Result<()> {
     let sh = &context.sh;
     each_feature(context, "background-tasks-consumer")?;
-    core_is_light(context, &["lapin", "async-nats"])?;
+    core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
     let test = cmd!(sh, "cargo test --quiet -p background-tasks-consumer --all-features --test brokers").env("LONG", "1");
-    test.env("REQUIRE", context.brokers().join(",")).run()?;
+    test.env("AZURITE", context.azurite().unwrap_or_default()).env("REQUIRE", context.brokers().join(",")).run()?;
     let oldest = package(sh, "background-tasks-consumer")?.rust_version;
     ensure!(
         sh.read_file("consumer/README.md")?.contains(&format!("Rust {oldest} or later")),

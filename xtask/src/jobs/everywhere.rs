@@ -39,6 +39,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     // More load than by default: rounds for the services, and jobs for the workers that are killed.
     let load = |name, default: &str| std::env::var(name).unwrap_or(default.to_owned());
     let test = cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required);
+    let test = test.env("AZURITE", context.azurite().unwrap_or_default());
     Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 
