@@ -2,11 +2,8 @@
 //!
 //! `LONG=1` sends more messages and kills more workers. An argument selects brokers by a part of their names.
 
-#[cfg(feature = "azure")]
 mod azure;
-#[cfg(feature = "nats")]
 mod nats;
-#[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod server;
 
@@ -16,7 +13,9 @@ use server::Server;
 use std::env;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 /// A queue on a broker. Another process creates the same queue from the same address.
 pub(crate) trait Queue: Broker {
@@ -86,57 +85,53 @@ async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_sta
 }
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let arguments: Vec<_> = env::args().skip(1).collect();
     if let [role, broker, address, name] = &arguments[..] {
         assert_eq!(role, "worker");
-        runtime.block_on(work(broker, address, name));
+        runtime().block_on(work(broker, address, name));
         return ExitCode::SUCCESS;
     }
     let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
-    let passed = runtime.block_on(async {
-        let mut passed = true;
-        #[cfg(feature = "nats")]
-        if selected("nats") {
-            match nats::start() {
-                Ok((mut server, address)) => {
-                    passed &= check::<nats::Nats>(&mut server, &address, &[Outage::Kill, Outage::Freeze]).await;
-                }
-                Err(why) => testing::skip("nats-server", why),
-            }
-        }
-        #[cfg(feature = "rabbitmq")]
-        if selected("rabbitmq") {
-            match rabbitmq::start() {
-                Ok((mut server, address)) => {
-                    passed &= check::<rabbitmq::Quorum>(&mut server, &address, &[Outage::Kill, Outage::Freeze]).await;
-                    passed &= check::<rabbitmq::Classic>(&mut server, &address, &[Outage::Kill]).await;
-                }
-                Err(why) => testing::skip("rabbitmq-server", why),
-            }
-        }
-        #[cfg(feature = "azure")]
-        if selected("azure") {
-            match azure::start() {
-                // Killed, azurite loses what it has confirmed.
-                Ok((mut server, address)) => passed &= check::<azure::Azure>(&mut server, &address, &[Outage::Freeze]).await,
-                Err(why) => testing::skip("azurite", why),
-            }
-        }
-        passed
+    // Simultaneously, because they mostly wait for leases.
+    let passed = thread::scope(|scope| {
+        let brokers = [
+            selected(nats::Nats::NAME)
+                .then(|| scope.spawn(|| test::<nats::Nats>("nats-server", server::nats, &[Outage::Kill, Outage::Freeze]))),
+            selected(rabbitmq::Quorum::NAME).then(|| {
+                scope.spawn(|| test::<rabbitmq::Quorum>("rabbitmq-server", server::rabbitmq, &[Outage::Kill, Outage::Freeze]))
+            }),
+            selected(rabbitmq::Classic::NAME)
+                .then(|| scope.spawn(|| test::<rabbitmq::Classic>("rabbitmq-server", server::rabbitmq, &[Outage::Kill]))),
+            // Killed, azurite loses what it has confirmed.
+            selected(azure::Azure::NAME)
+                .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
+        ];
+        // Joins each thread, also after a failure.
+        brokers.into_iter().flatten().map(|broker| broker.join().unwrap_or(false)).fold(true, |all, passed| all && passed)
     });
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("the runtime starts")
+}
+
+/// Runs the suite on a broker, if the broker is installed.
+fn test<Q: Queue>(program: &str, start: fn() -> Result<(Server, String), String>, outages: &[Outage]) -> bool {
+    match start() {
+        Ok((mut server, address)) => runtime().block_on(check::<Q>(&mut server, &address, outages)),
+        Err(why) => {
+            testing::skip(program, why);
+            true
+        }
+    }
+}
+
 async fn work(broker: &str, address: &str, name: &str) {
     match broker {
-        #[cfg(feature = "nats")]
         nats::Nats::NAME => serve::<nats::Nats>(address, name).await,
-        #[cfg(feature = "rabbitmq")]
         rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
-        #[cfg(feature = "rabbitmq")]
         rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
-        #[cfg(feature = "azure")]
         azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
         _ => panic!("unknown broker {broker}"),
     }

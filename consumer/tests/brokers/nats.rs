@@ -1,5 +1,4 @@
 use crate::Queue;
-use crate::server::{Server, find, free_port};
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use background_tasks_consumer::JetStream;
@@ -14,13 +13,6 @@ pub(crate) struct Nats {
     name: String,
     context: jetstream::Context,
     stream: stream::Stream,
-}
-
-pub(crate) fn start() -> Result<(Server, String), String> {
-    let program = find("nats-server", &["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"])?;
-    let port = free_port();
-    let server = Server::start(&format!("exec {program} -a 127.0.0.1 -p {port} -js -sd data"), port, Server::folder(), Vec::new())?;
-    Ok((server, format!("127.0.0.1:{port}")))
 }
 
 async fn context(address: &str) -> jetstream::Context {

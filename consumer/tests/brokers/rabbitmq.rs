@@ -1,5 +1,4 @@
 use crate::Queue;
-use crate::server::{Server, find, free_port};
 use background_tasks_consumer::RabbitQueue;
 use background_tasks_consumer::conformance::Broker;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
@@ -15,33 +14,6 @@ struct Rabbit {
 
 pub(crate) struct Quorum(Rabbit);
 pub(crate) struct Classic(Rabbit);
-
-pub(crate) fn start() -> Result<(Server, String), String> {
-    let program = find("rabbitmq-server", &["/usr/lib/rabbitmq/bin/rabbitmq-server"])?;
-    let (port, distribution, epmd) = (free_port(), free_port(), free_port());
-    // epmd would outlive the broker if the broker started it.
-    let script = format!("epmd -port {epmd} -address 127.0.0.1 & exec {program}");
-    let folder = Server::folder();
-    let path = folder.path().to_owned();
-    let at = |name: &str| path.join(name).display().to_string();
-    let variables = vec![
-        ("HOME", path.display().to_string()), // the cookie
-        ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
-        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
-        ("RABBITMQ_NODE_PORT", port.to_string()),
-        ("RABBITMQ_DIST_PORT", distribution.to_string()),
-        ("RABBITMQ_MNESIA_BASE", at("mnesia")),
-        ("RABBITMQ_LOG_BASE", at("log")),
-        ("RABBITMQ_PID_FILE", at("pid")),
-        ("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins")),
-        ("RABBITMQ_CONFIG_FILE", at("rabbitmq")),
-        ("ERL_EPMD_PORT", epmd.to_string()),
-        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
-        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2".into()),
-    ];
-    let server = Server::start(&script, port, folder, variables)?;
-    Ok((server, format!("amqp://guest:guest@127.0.0.1:{port}/%2f")))
-}
 
 impl Rabbit {
     async fn open(address: &str, name: &str, kind: &str) -> Self {
