@@ -53,7 +53,7 @@ impl Context {
     pub(crate) fn azurite(&self) -> Option<std::path::PathBuf> {
         let root = self.built("tools/azurite-3.35.0");
         let program = root.join("node_modules/.bin/azurite-queue");
-        if !program.is_file() {
+        if !program.is_file() && self.program("node", "nodejs") && self.program("npm", "npm") {
             let install = cmd!(self.sh, "npm install --no-audit --no-fund --prefix {root} azurite@3.35.0");
             let _ = install.quiet().ignore_stdout().ignore_stderr().run();
         }

@@ -91,8 +91,11 @@ pub(super) fn consumer(context: &Context) -> Result<()> {
     let sh = &context.sh;
     each_feature(context, "background-tasks-consumer")?;
     core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
+    let azurite = context.azurite();
+    let mut required = context.brokers();
+    required.extend(azurite.as_ref().map(|_| "azurite"));
     let test = cmd!(sh, "cargo test --quiet -p background-tasks-consumer --all-features --test brokers").env("LONG", "1");
-    test.env("AZURITE", context.azurite().unwrap_or_default()).env("REQUIRE", context.brokers().join(",")).run()?;
+    test.env("AZURITE", azurite.unwrap_or_default()).env("REQUIRE", required.join(",")).run()?;
     let oldest = package(sh, "background-tasks-consumer")?.rust_version;
     ensure!(
         sh.read_file("consumer/README.md")?.contains(&format!("Rust {oldest} or later")),

@@ -31,7 +31,9 @@ pub(super) fn test(context: &Context) -> Result<()> {
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
     required.extend(context.program("runsv", "runit").then_some("runit"));
+    let azurite = context.azurite();
     required.extend(context.brokers());
+    required.extend(azurite.as_ref().map(|_| "azurite"));
     context.program("systemctl", "systemd");
     let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
     let words = COMMAND.split(' ').skip(1);
@@ -39,7 +41,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     // More load than by default: rounds for the services, and jobs for the workers that are killed.
     let load = |name, default: &str| std::env::var(name).unwrap_or(default.to_owned());
     let test = cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required);
-    let test = test.env("AZURITE", context.azurite().unwrap_or_default());
+    let test = test.env("AZURITE", azurite.unwrap_or_default());
     Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 
