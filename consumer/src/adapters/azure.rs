@@ -71,7 +71,7 @@ impl AzureQueue {
     async fn show_after(&self, receipt: &mut AzureReceipt, delay: Duration) -> Result<(), Error> {
         let response = self.queue.update_message(&receipt.id, &receipt.pop_receipt, seconds(delay), None).await?;
         // The response has the new receipt in this header alone.
-        receipt.pop_receipt = response.headers().get_str(&"x-ms-popreceipt".into())?.to_owned();
+        response.headers().get_str(&"x-ms-popreceipt".into())?.clone_into(&mut receipt.pop_receipt);
         Ok(())
     }
 }

@@ -106,8 +106,7 @@ fn main() -> ExitCode {
             selected(azure::Azure::NAME)
                 .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
         ];
-        // Joins each thread, also after a failure.
-        brokers.into_iter().flatten().map(|broker| broker.join().unwrap_or(false)).fold(true, |all, passed| all && passed)
+        brokers.into_iter().flatten().all(|broker| broker.join().unwrap_or(false))
     });
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

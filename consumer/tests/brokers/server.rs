@@ -9,7 +9,7 @@ use std::{env, fs, thread};
 use tempfile::TempDir;
 
 /// Longer than a server needs to start on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(100);
 
 pub(crate) struct Server {
     guard: Option<Child>,

@@ -199,7 +199,7 @@ where
     F: Future<Output = Result<(), Failure>> + Send + 'static,
 {
     let consumer = consumer(source).concurrency(CONCURRENCY.into()).max_attempts(MAX_ATTEMPTS);
-    let consumer = consumer.backoff(Duration::from_secs(1), Duration::from_secs(60)).timeout(Duration::from_secs(60));
+    let consumer = consumer.backoff(Duration::from_secs(1), Duration::from_mins(1)).timeout(Duration::from_mins(1));
     consumer.serve(tasks, name, handler).map_err(|reason| reason.to_string())
 }
 
