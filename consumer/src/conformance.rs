@@ -1,6 +1,6 @@
-//! A test suite for implementations of [`Source`].
+//! A test suite for implementations of [`Source`](crate::Source).
 //!
-//! [`source`] calls the methods of a source one by one. [`processes`] starts worker processes that serve the source, kills, freezes and
+//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that serve the source, kills, freezes and
 //! stops them, and compares what they did with what was sent. Both return the first promise that the source breaks.
 //!
 //! ```
