@@ -11,6 +11,7 @@ mod server;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::{Source, consumer};
+use futures_util::stream::{self, StreamExt};
 use load::Load;
 use rustix::time::{ClockId, clock_gettime};
 use std::convert::Infallible;
@@ -62,7 +63,7 @@ async fn main() {
         row::<rabbitmq::Rabbit>("RabbitMQ, quorum", server::rabbitmq(), messages(4000), rounds).await;
     }
     if is_wanted("azure") {
-        row::<azure::Azure>("Azure Queue (azurite)", server::azurite(), messages(1000), rounds).await;
+        row::<azure::Azure>("Azure Queue (azurite)", server::azurite(), messages(300), rounds).await;
     }
 }
 
@@ -94,9 +95,7 @@ async fn row<Q: Queue>(name: &str, server: Result<(server::Server, String), Stri
 
 async fn filled<Q: Queue>(address: &str, messages: usize) -> Q {
     let queue = Q::create(address).await;
-    for _ in 0..messages {
-        queue.send(&[b'x'; 100]).await;
-    }
+    stream::iter(0..messages).map(|_| queue.send(&[b'x'; 100])).buffer_unordered(50).for_each(async |()| {}).await;
     queue
 }
 
