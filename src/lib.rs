@@ -80,7 +80,8 @@
 //! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
 //!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
-//!   that must survive a crash in a durable queue, for example with the crate `background-tasks-durable`.
+//!   that must survive a crash in a durable queue: in your SQL database with the crate `background-tasks-durable`, or on a broker
+//!   that you run already with the crate `background-tasks-consumer`.
 //!
 //! # Features
 //!

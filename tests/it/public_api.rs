@@ -9,7 +9,7 @@ use syn::{Attribute, File, ImplItem, ImplItemFn, Item, TraitItem, Type, UseTree,
 
 #[test]
 fn public_api_matches_its_snapshot() {
-    for folder in [".", "durable", "host", "runtimes"] {
+    for folder in [".", "consumer", "durable", "host", "runtimes"] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let api = public_api(&root.join("src"));
         let snapshot_path = root.join("tests/public_api.txt");

@@ -50,12 +50,13 @@ use Tier::{Full, Nightly, OnRequest};
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
     Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: everywhere::fmt },
-    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, runit, systemd", seconds: 460, run: everywhere::test },
+    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, PgBouncer, runit, systemd", seconds: 500, run: everywhere::test },
+    Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer"], tools: "nats-server, RabbitMQ, Node, azurite", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
-    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable"], tools: "", seconds: 120, run: everywhere::docs },
+    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features; the compiler names missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
     Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
-    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable"], tools: "", seconds: 6, run: everywhere::package },
+    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
     Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
@@ -70,13 +71,14 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "wine", about: "the service of examples/windows-service under Wine", tier: Nightly(1), paths: &["host/src", "examples/windows-service"], tools: "Windows target, MinGW, Wine", seconds: 120, run: targets::wine },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
     Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
+    Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(6), paths: &["consumer", "examples/consumer"], tools: "nats-server, RabbitMQ, Node, azurite, toolchain 1.89", seconds: 600, run: companions::consumer },
     Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature; what tokio-console receives", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
     Job { name: "bench", about: "the benchmarks, briefly", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 60, run: core::bench },
     Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
-    Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
+    Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
 ];
 
 /// Prints the table of the jobs.

@@ -40,6 +40,30 @@ impl Context {
         self.debian("postgresql", servers)
     }
 
+    /// Returns the brokers that are available, by the names that their tests require. Tries to install them.
+    pub(crate) fn brokers(&self) -> Vec<&'static str> {
+        let mut available = Vec::new();
+        available.extend(self.program("nats-server", "nats-server").then_some("nats-server"));
+        let rabbitmq = || Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").is_file();
+        available.extend(self.debian("rabbitmq-server", rabbitmq).then_some("rabbitmq-server"));
+        available
+    }
+
+    /// Returns the path of the emulator of Azure Queue Storage. Tries to install it.
+    pub(crate) fn azurite(&self) -> Option<std::path::PathBuf> {
+        let root = self.built("tools/azurite-3.35.0");
+        let program = root.join("node_modules/.bin/azurite-queue");
+        if !program.is_file() && self.program("node", "nodejs") && self.program("npm", "npm") {
+            let install = cmd!(self.sh, "npm install --no-audit --no-fund --prefix {root} azurite@3.35.0");
+            let _ = install.quiet().ignore_stdout().ignore_stderr().run();
+        }
+        if !program.is_file() {
+            self.skip("azurite is not available");
+            return None;
+        }
+        Some(program)
+    }
+
     /// Returns whether Node, Chromium and its driver are available. Tries to install them.
     pub(crate) fn browser(&self) -> bool {
         let programs = [("node", "nodejs"), ("chromium", "chromium"), ("chromedriver", "chromium-driver")];

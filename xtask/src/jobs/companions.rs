@@ -88,6 +88,38 @@ pub(super) fn durable(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Runs tests that use the brokers.
+fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Result<()> {
+    let azurite = context.azurite();
+    let mut required = context.brokers();
+    required.extend(azurite.as_ref().map(|_| "azurite"));
+    let mut test = cmd!(context.sh, "cargo test --quiet --all-features {arguments...}");
+    if long {
+        test = test.env("LONG", "1");
+    }
+    Ok(test.env("AZURITE", azurite.unwrap_or_default()).env("REQUIRE", required.join(",")).run()?)
+}
+
+pub(super) fn brokers(context: &Context) -> Result<()> {
+    test_with_brokers(context, &["-p", "background-tasks-consumer", "-p", "broker-signups"], false)
+}
+
+pub(super) fn consumer(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    each_feature(context, "background-tasks-consumer")?;
+    core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
+    test_with_brokers(context, &["-p", "background-tasks-consumer", "--test", "brokers"], true)?;
+    let oldest = package(sh, "background-tasks-consumer")?.rust_version;
+    ensure!(
+        sh.read_file("consumer/README.md")?.contains(&format!("Rust {oldest} or later")),
+        "the README has another version of Rust"
+    );
+    if context.toolchain(&oldest, "") {
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-consumer --all-features").run()?;
+    }
+    Ok(())
+}
+
 pub(super) fn graphile(context: &Context) -> Result<()> {
     let required = if context.postgres() { "postgres" } else { "" };
     Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", required).run()?)

@@ -1,0 +1,170 @@
+//! Compares the consumer with hand-written loops over the bare clients, in rounds that run both in turn, and prints a table. Arguments
+//! select brokers by a part of their names. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short check whose numbers have no meaning.
+
+mod azure;
+mod load;
+mod nats;
+mod rabbitmq;
+#[expect(dead_code, reason = "the tests of the crate use the rest")]
+#[path = "../../../consumer/tests/brokers/server.rs"]
+mod server;
+
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_consumer::{Source, consumer};
+use futures_util::stream::{self, StreamExt};
+use load::Load;
+use rustix::time::{ClockId, clock_gettime};
+use std::convert::Infallible;
+use std::env;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+const LEASE: Duration = Duration::from_secs(30);
+const CONCURRENCY: usize = 16;
+const IN_FLIGHT: usize = 100;
+
+/// A queue on a broker.
+trait Queue: Sized {
+    type Source: Source;
+
+    /// Creates an empty queue.
+    async fn create(address: &str) -> Self;
+    async fn send(&self, payload: &'static [u8]);
+    async fn source(&self, concurrency: u16) -> Self::Source;
+    /// Handles messages by a hand-written loop, until `load` has all its messages and each is acknowledged. It acknowledges in the same way
+    /// as the source.
+    async fn bare(&self, concurrency: usize, load: Arc<Load>);
+}
+
+/// One round of one contender.
+struct Sample {
+    /// Messages per second.
+    rate: f64,
+    /// Microseconds of this process for each message. The broker is another process.
+    cpu: f64,
+    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages, whose handlers end at that moment.
+    drain: f64,
+}
+
+#[tokio::main]
+async fn main() {
+    let wanted: Vec<_> = env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_quick = env::var_os("QUICK").is_some();
+    let rounds = env::var("ROUNDS").map_or(if is_quick { 1 } else { 5 }, |rounds| rounds.parse().expect("ROUNDS is a number"));
+    let messages = |messages| if is_quick { messages / 20 } else { messages };
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(&**word));
+    println!("| broker | messages/s, bare | consumer | ratio | CPU in µs, bare | consumer | ms to drain 100, bare | consumer |");
+    println!("| --- | --: | --: | --: | --: | --: | --: | --: |");
+    if is_wanted("nats") {
+        row::<nats::Nats>("NATS JetStream", server::nats(), messages(4000), rounds).await;
+    }
+    if is_wanted("rabbitmq") {
+        row::<rabbitmq::Rabbit>("RabbitMQ, quorum", server::rabbitmq(), messages(4000), rounds).await;
+    }
+    if is_wanted("azure") {
+        row::<azure::Azure>("Azure Queue (azurite)", server::azurite(), messages(300), rounds).await;
+    }
+}
+
+async fn row<Q: Queue>(name: &str, server: Result<(server::Server, String), String>, messages: usize, rounds: usize) {
+    let address = match &server {
+        Ok((_, address)) => address,
+        Err(why) => return println!("{name} skipped: {why}"),
+    };
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    // The first round warms up. The contenders take turns at being first.
+    for round in 0..=rounds {
+        for turn in 0..2 {
+            let is_bare = (round + turn) % 2 == 0;
+            let (rate, cpu) = process(&filled::<Q>(address, messages).await, messages, is_bare).await;
+            let drain = drain(&filled::<Q>(address, IN_FLIGHT).await, is_bare).await;
+            if round > 0 {
+                if is_bare { &mut bare } else { &mut ours }.push(Sample { rate, cpu, drain });
+            }
+        }
+    }
+    let [rate, cpu, drain] = [|sample: &Sample| sample.rate, |sample: &Sample| sample.cpu, |sample: &Sample| sample.drain]
+        .map(|field| [&bare, &ours].map(|samples| median(samples.iter().map(field).collect())));
+    let ratio = rate[1] / rate[0];
+    println!(
+        "| {name} | {:.0} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.0} | {:.0} |",
+        rate[0], rate[1], cpu[0], cpu[1], drain[0], drain[1]
+    );
+}
+
+async fn filled<Q: Queue>(address: &str, messages: usize) -> Q {
+    let queue = Q::create(address).await;
+    stream::iter(0..messages).map(|_| queue.send(&[b'x'; 100])).buffer_unordered(50).for_each(async |()| {}).await;
+    queue
+}
+
+/// Returns the messages per second, and the microseconds of processor time for each message.
+async fn process<Q: Queue>(queue: &Q, messages: usize, is_bare: bool) -> (f64, f64) {
+    let load = Load::open(messages);
+    let source = queue.source(CONCURRENCY as u16).await;
+    let (start, cpu_start) = (Instant::now(), cpu());
+    let read = || {
+        let messages = messages as f64;
+        (messages / start.elapsed().as_secs_f64(), (cpu() - cpu_start).as_secs_f64() * 1e6 / messages)
+    };
+    if is_bare {
+        drop(source); // it may have received messages in advance
+        queue.bare(CONCURRENCY, load).await;
+        return read();
+    }
+    let registry = serve(source, CONCURRENCY, &load);
+    load.all_started().await;
+    // A task ends when the broker has confirmed that it deleted the message. The consumer itself is in flight too.
+    while registry.in_flight() > 1 {
+        sleep(Duration::from_micros(100)).await;
+    }
+    let sample = read();
+    assert!(registry.shutdown().await.is_clean());
+    sample
+}
+
+async fn drain<Q: Queue>(queue: &Q, is_bare: bool) -> f64 {
+    let load = Load::held(IN_FLIGHT);
+    let milliseconds = |start: Instant| start.elapsed().as_secs_f64() * 1e3;
+    if is_bare {
+        let release = async {
+            load.all_started().await;
+            load.release();
+            Instant::now()
+        };
+        let (start, ()) = futures_util::join!(release, queue.bare(IN_FLIGHT, load.clone()));
+        return milliseconds(start);
+    }
+    let registry = serve(queue.source(IN_FLIGHT as u16).await, IN_FLIGHT, &load);
+    load.all_started().await;
+    let start = Instant::now();
+    let drained = registry.shutdown();
+    load.release();
+    assert!(drained.await.is_clean());
+    milliseconds(start)
+}
+
+fn serve(source: impl Source, concurrency: usize, load: &Arc<Load>) -> Registry<TokioSpawner> {
+    let registry = Registry::builder(TokioSpawner).inspect().build();
+    let load = load.clone();
+    let handler = move |_| {
+        let load = load.clone();
+        async move {
+            load.handle().await;
+            Ok::<_, Infallible>(())
+        }
+    };
+    consumer(source).concurrency(concurrency).serve(&registry, "message", handler).expect("the registry is open");
+    registry
+}
+
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("the clock is not negative")
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,69 @@
+use crate::load::Load;
+use crate::{LEASE, Queue};
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::{self, stream};
+use background_tasks_consumer::JetStream;
+use futures_util::StreamExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+pub(crate) struct Nats {
+    context: jetstream::Context,
+    consumer: PullConsumer,
+    subject: String,
+}
+
+impl Queue for Nats {
+    type Source = JetStream;
+
+    async fn create(address: &str) -> Self {
+        static COUNTER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let context = jetstream::new(async_nats::connect(address).await.unwrap());
+        let subjects = vec![format!("{name}.*")];
+        let stream =
+            context.create_stream(stream::Config { name: name.clone(), subjects, ..stream::Config::default() }).await.unwrap();
+        let subject = format!("{name}.jobs");
+        let config = pull::Config {
+            durable_name: Some("workers".into()),
+            filter_subject: subject.clone(),
+            ack_wait: LEASE,
+            max_deliver: -1,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await.unwrap();
+        Self { context, consumer, subject }
+    }
+
+    async fn send(&self, payload: &'static [u8]) {
+        self.context.publish(self.subject.clone(), payload.into()).await.unwrap().await.unwrap();
+    }
+
+    async fn source(&self, _: u16) -> JetStream {
+        JetStream::new(self.context.clone(), self.consumer.clone(), "dead").unwrap()
+    }
+
+    async fn bare(&self, concurrency: usize, load: Arc<Load>) {
+        let (mut received, mut tasks) = (0, JoinSet::new());
+        while received < load.messages() {
+            // Fetches only what can start immediately, because a message that waited here would use up its `ack_wait`.
+            while tasks.len() >= concurrency {
+                tasks.join_next().await;
+            }
+            while tasks.try_join_next().is_some() {}
+            let batch = self.consumer.batch().max_messages(concurrency - tasks.len()).expires(Duration::from_secs(1));
+            let mut messages = batch.messages().await.unwrap();
+            while let Some(message) = messages.next().await {
+                let (message, load) = (message.unwrap(), load.clone());
+                received += 1;
+                tasks.spawn(async move {
+                    load.handle().await;
+                    message.double_ack().await.unwrap();
+                });
+            }
+        }
+        tasks.join_all().await;
+    }
+}

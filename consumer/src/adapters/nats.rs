@@ -1,0 +1,125 @@
+use crate::delivery::Delivery;
+use crate::source::{Message, Release, Source};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer};
+use async_nats::jetstream::message::Acker;
+use async_nats::jetstream::{self, AckKind};
+use async_nats::{Error, HeaderMap};
+use futures_util::StreamExt;
+use futures_util::future::{Either, select};
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+/// A pull consumer of NATS JetStream, from [`async_nats`]. Needs tokio.
+///
+/// The program creates the stream and the consumer. The consumer must have the policy [`AckPolicy::Explicit`], no limit on deliveries
+/// (`max_deliver: -1`), no `backoff`, and a `max_ack_pending` of at least the concurrency of all workers. Its `ack_wait` is the lease.
+/// Dead messages are published to a subject, which a stream must store.
+///
+/// The server confirms each acknowledgement, extension and release. The client reconnects. A message returns with a new
+/// attempt also if a shutdown cut it off.
+///
+/// Give the client a `request_timeout`, and the JetStream context a timeout, that is shorter than the lease.
+pub struct JetStream {
+    context: jetstream::Context,
+    consumer: PullConsumer,
+    lease: Duration,
+    dead_letters: String,
+}
+
+impl JetStream {
+    /// Creates a source from a consumer. `dead_letters` is the subject to which dead messages are published.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the consumer has another configuration than this type requires.
+    pub fn new(context: jetstream::Context, consumer: PullConsumer, dead_letters: impl Into<String>) -> Result<Self, Error> {
+        let config = &consumer.cached_info().config;
+        if config.ack_policy != AckPolicy::Explicit {
+            return Err("the consumer must have the ack policy `Explicit`".into());
+        }
+        if config.max_deliver > 0 {
+            return Err("the consumer must have `max_deliver: -1`: the server drops messages at that limit".into());
+        }
+        if !config.backoff.is_empty() {
+            return Err("the consumer must have no `backoff`, which replaces `ack_wait`".into());
+        }
+        let lease = config.ack_wait;
+        Ok(Self { context, consumer, lease, dead_letters: dead_letters.into() })
+    }
+
+    async fn confirmed(&self, acker: &Acker, kind: AckKind) -> Result<(), Error> {
+        // An answer that was lost with its connection never comes.
+        match select(pin!(acker.double_ack_with(kind)), futures_timer::Delay::new(self.lease / 4)).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => Err("the server does not respond".into()),
+        }
+    }
+}
+
+impl Source for JetStream {
+    type Receipt = Acker;
+    type Error = Error;
+
+    fn lease(&self) -> Option<Duration> {
+        Some(self.lease)
+    }
+
+    async fn receive(&self, most: usize) -> Result<Vec<Message<Acker>>, Error> {
+        let mut batch = self.consumer.batch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
+        let mut messages = Vec::new();
+        while let Some(message) = batch.next().await {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) if messages.is_empty() => return Err(error),
+                Err(_) => break,
+            };
+            let mut delivery = Delivery::new(message.payload.to_vec());
+            for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+                for value in values {
+                    delivery = delivery.with_header(name.to_string(), value.as_str());
+                }
+            }
+            let info = message.info()?;
+            let attempt = u32::try_from(info.delivered).unwrap_or(u32::MAX);
+            let delivery = delivery.with_id(format!("{}:{}", info.stream, info.stream_sequence)).with_attempt(attempt);
+            messages.push(Message { delivery, receipt: message.split().1 });
+        }
+        Ok(messages)
+    }
+
+    async fn ack(&self, acker: &mut Acker) -> Result<(), Error> {
+        self.confirmed(acker, AckKind::Ack).await
+    }
+
+    async fn extend(&self, acker: &mut Acker) -> Result<(), Error> {
+        self.confirmed(acker, AckKind::Progress).await
+    }
+
+    async fn release(&self, acker: &mut Acker, release: Release) -> Result<(), Error> {
+        let delay = match release {
+            Release::After(delay) if !delay.is_zero() => Some(delay),
+            _ => None,
+        };
+        self.confirmed(acker, AckKind::Nak(delay)).await
+    }
+
+    async fn dead_letter(&self, delivery: &Delivery, acker: &mut Acker, reason: &str) -> Result<(), Error> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in delivery.headers() {
+            headers.append(name, value);
+        }
+        // The stream of the dead letters stores a repeated copy once.
+        headers.insert("Nats-Msg-Id", format!("dead:{}", delivery.id()));
+        headers.insert("Dead-Letter-Reason", reason.replace(['\r', '\n'], " "));
+        let payload = delivery.payload().to_vec().into();
+        self.context.publish_with_headers(self.dead_letters.clone(), headers, payload).await?.await?;
+        self.confirmed(acker, AckKind::Term).await
+    }
+}
+
+impl fmt::Debug for JetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JetStream").field("lease", &self.lease).field("dead_letters", &self.dead_letters).finish_non_exhaustive()
+    }
+}

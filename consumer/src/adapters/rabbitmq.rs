@@ -1,0 +1,330 @@
+use crate::delivery::Delivery;
+use crate::source::{Message, Release, Source};
+use futures_timer::Delay;
+use futures_util::future::{Either, FutureExt, select};
+use futures_util::lock::Mutex;
+use futures_util::stream::StreamExt;
+
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+    BasicRejectOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Acker, BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long a `receive` waits for the first message.
+const RECEIVE_WAIT: Duration = Duration::from_millis(500);
+/// How long a connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// The header that counts the failed attempts of a message of a classic queue.
+const ATTEMPTS: &str = "x-consumer-attempts";
+const REASON: &str = "x-dead-letter-reason";
+
+/// A queue of RabbitMQ, by AMQP 0.9.1 and [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
+///
+/// A message belongs to its consumer as long as the connection exists, without a lease. The program declares the queue and the
+/// queue of its dead letters.
+///
+/// - On a **quorum queue** the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
+///   queue has another `x-delivery-limit`: set -1, or more than [`max_attempts`](crate::Consumer::max_attempts).
+/// - On a **classic queue** the broker does not count. A message that failed is published again with a header that counts, and
+///   loses its place in the queue. Deliveries that ended without a failure, by a crash or by a shutdown, count as one attempt at most. A
+///   message that kills its process is therefore never dead.
+/// - RabbitMQ cannot delay a message. The consumer [holds](Source::can_delay) it, so keep the backoff short.
+/// - RabbitMQ closes the channel of a consumer that does not settle a message within 30 minutes (`consumer_timeout`).
+///
+/// AMQP does not confirm acknowledgements. A lost acknowledgement makes the message return, and loses nothing. During the drain, each
+/// acknowledgement is followed by a call that the broker answers, so a process that exits after the drain has lost none.
+///
+/// When the connection is lost, the next `receive` connects again. Messages that were held then return to the queue, so they are handled
+/// twice.
+pub struct RabbitQueue {
+    uri: String,
+    queue: String,
+    dead_letters: String,
+    prefetch: u16,
+    is_quorum: bool,
+    link: Mutex<Option<Link>>,
+    is_stopping: AtomicBool,
+}
+
+struct Link {
+    /// Closes when it is dropped.
+    _connection: Connection,
+    channel: Channel,
+    consumer: Consumer,
+}
+
+/// The receipt of a [`RabbitQueue`].
+pub struct RabbitReceipt {
+    channel: Channel,
+    acker: Acker,
+    properties: BasicProperties,
+    data: Vec<u8>,
+    failed_attempts: u32,
+    /// The copy exists already, for a repeated call.
+    is_copied: bool,
+}
+
+/// The error of a [`RabbitQueue`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RabbitError {
+    /// The connection, its channel or a queue is not available.
+    Connection(lapin::Error),
+    /// The channel of the message has closed. The message is in its queue again.
+    Closed,
+    /// The broker has not stored the copy of a message.
+    NotStored,
+}
+
+impl RabbitQueue {
+    /// Creates a source for a quorum queue. `dead_letters` is the queue of its dead messages. Connects at the first `receive`.
+    pub fn quorum(uri: impl Into<String>, queue: impl Into<String>, dead_letters: impl Into<String>) -> Self {
+        Self::new(uri.into(), queue.into(), dead_letters.into(), true)
+    }
+
+    /// Creates a source for a classic queue. `dead_letters` is the queue of its dead messages. Connects at the first `receive`.
+    pub fn classic(uri: impl Into<String>, queue: impl Into<String>, dead_letters: impl Into<String>) -> Self {
+        Self::new(uri.into(), queue.into(), dead_letters.into(), false)
+    }
+
+    fn new(uri: String, queue: String, dead_letters: String, is_quorum: bool) -> Self {
+        let (link, is_stopping) = (Mutex::new(None), AtomicBool::new(false));
+        Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, is_stopping }
+    }
+
+    /// Sets how many messages the broker sends in advance. Default: 16. Use the concurrency of the consumer.
+    #[must_use]
+    pub fn prefetch(mut self, messages: u16) -> Self {
+        self.prefetch = messages.max(1);
+        self
+    }
+
+    /// Connects now, to find a wrong address or a missing queue at the start of the program.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError::Connection`] if the broker or one of the queues is not available.
+    pub async fn connect(&self) -> Result<(), RabbitError> {
+        let mut link = self.link.lock().await;
+        if link.is_none() {
+            let connect = pin!(self.open());
+            *link = Some(match select(connect, Delay::new(CONNECT_LIMIT)).await {
+                Either::Left((link, _)) => link?,
+                Either::Right(_) => return Err(RabbitError::Connection(std::io::Error::from(std::io::ErrorKind::TimedOut).into())),
+            });
+        }
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Link, RabbitError> {
+        let connection = Connection::connect(&self.uri, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        // Without this queue, dead messages would be lost.
+        let exists = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(self.dead_letters.as_str().into(), exists, FieldTable::default()).await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
+        Ok(Link { _connection: connection, channel, consumer })
+    }
+
+    /// Publishes a copy of a message, and waits until the broker has stored it.
+    async fn copy(&self, receipt: &mut RabbitReceipt, queue: &str, header: &str, value: AMQPValue) -> Result<(), RabbitError> {
+        if receipt.is_copied {
+            return Ok(());
+        }
+        let mut headers = receipt.properties.headers().clone().unwrap_or_default();
+        headers.insert(header.into(), value);
+        let properties = receipt.properties.clone().with_headers(headers).with_delivery_mode(2);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let published = receipt.channel.basic_publish("".into(), queue.into(), options, &receipt.data, properties);
+        match published.await?.await? {
+            Confirmation::Ack(None) => {
+                receipt.is_copied = true;
+                Ok(())
+            }
+            _ => Err(RabbitError::NotStored),
+        }
+    }
+
+    /// Checks the result of an acknowledgement.
+    async fn settled(&self, receipt: &RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
+        if !result? {
+            return Err(RabbitError::Closed);
+        }
+        // The broker answers in order, so the answer to this call confirms the acknowledgement.
+        if self.is_stopping.load(Ordering::Relaxed) {
+            receipt.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    fn message(&self, channel: &Channel, delivery: lapin::message::Delivery) -> Message<RabbitReceipt> {
+        let lapin::message::Delivery { properties, data, acker, redelivered, .. } = delivery;
+        let headers = properties.headers().clone().unwrap_or_default();
+        let number = |name: &str| headers.inner().get(name).and_then(integer);
+        let failed_attempts = if self.is_quorum { 0 } else { number(ATTEMPTS).unwrap_or(0) };
+        let earlier = match self.is_quorum.then(|| number("x-delivery-count")).flatten() {
+            Some(count) => count,
+            None => failed_attempts + u32::from(redelivered),
+        };
+        let id = properties.message_id().as_ref().map_or("", |id| id.as_str());
+        let mut public = Delivery::new(data.clone()).with_id(id).with_attempt(earlier.saturating_add(1));
+        for (name, value) in headers.inner() {
+            if let Some(value) = text(value) {
+                public = public.with_header(name.as_str(), value);
+            }
+        }
+        let receipt = RabbitReceipt { channel: channel.clone(), acker, properties, data, failed_attempts, is_copied: false };
+        Message { delivery: public, receipt }
+    }
+}
+
+impl Source for RabbitQueue {
+    type Receipt = RabbitReceipt;
+    type Error = RabbitError;
+
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn receive(&self, most: usize) -> Result<Vec<Message<RabbitReceipt>>, RabbitError> {
+        self.connect().await?;
+        let mut guard = self.link.lock().await;
+        let Some(link) = &mut *guard else { return Ok(Vec::new()) };
+        let mut messages = Vec::new();
+        // Most calls find a message, and need no timer.
+        let mut next = link.consumer.next().now_or_never();
+        if next.is_none() {
+            next = match select(link.consumer.next(), Delay::new(RECEIVE_WAIT)).await {
+                Either::Left((next, _)) => Some(next),
+                Either::Right(_) => return Ok(messages),
+            };
+        }
+        while let Some(delivery) = next {
+            match delivery {
+                Some(Ok(delivery)) => messages.push(self.message(&link.channel, delivery)),
+                broken => {
+                    *guard = None;
+                    // Messages that came before are in the queue again.
+                    return Err(if let Some(Err(error)) = broken { error.into() } else { RabbitError::Closed });
+                }
+            }
+            next = if messages.len() < most { link.consumer.next().now_or_never() } else { None };
+        }
+        Ok(messages)
+    }
+
+    async fn ack(&self, receipt: &mut RabbitReceipt) -> Result<(), RabbitError> {
+        let result = receipt.acker.ack(BasicAckOptions::default()).await;
+        self.settled(receipt, result).await
+    }
+
+    async fn extend(&self, _: &mut RabbitReceipt) -> Result<(), RabbitError> {
+        Ok(())
+    }
+
+    async fn release(&self, receipt: &mut RabbitReceipt, release: Release) -> Result<(), RabbitError> {
+        let result = match release {
+            // From RabbitMQ 4.3 on, a quorum queue does not count this as an attempt.
+            Release::Shutdown => receipt.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await,
+            Release::After(_) if self.is_quorum => receipt.acker.reject(BasicRejectOptions { requeue: true }).await,
+            Release::After(_) => {
+                let attempts = AMQPValue::LongUInt(receipt.failed_attempts.saturating_add(1));
+                self.copy(receipt, &self.queue, ATTEMPTS, attempts).await?;
+                receipt.acker.ack(BasicAckOptions::default()).await
+            }
+        };
+        self.settled(receipt, result).await
+    }
+
+    async fn dead_letter(&self, _: &Delivery, receipt: &mut RabbitReceipt, reason: &str) -> Result<(), RabbitError> {
+        self.copy(receipt, &self.dead_letters, REASON, AMQPValue::LongString(reason.into())).await?;
+        self.ack(receipt).await
+    }
+
+    fn can_delay(&self) -> bool {
+        false
+    }
+
+    fn is_void(&self, error: &RabbitError) -> bool {
+        !matches!(error, RabbitError::NotStored)
+    }
+
+    async fn stop(&self) -> Result<(), RabbitError> {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        let mut link = self.link.lock().await;
+        let Some(link) = &mut *link else { return Ok(()) };
+        link.channel.basic_cancel(link.consumer.tag(), BasicCancelOptions::default()).await?;
+        // The consumer's stream ends with the messages that were sent in advance.
+        while let Some(Some(Ok(delivery))) = link.consumer.next().now_or_never() {
+            delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await?;
+        }
+        link.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        Ok(())
+    }
+}
+
+/// Returns the value of a header that counts.
+fn integer(value: &AMQPValue) -> Option<u32> {
+    match value {
+        AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),
+        AMQPValue::LongInt(number) => u32::try_from(*number).ok(),
+        AMQPValue::LongUInt(number) => Some(*number),
+        _ => None,
+    }
+}
+
+/// Returns the value of a header that is text.
+fn text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+impl From<lapin::Error> for RabbitError {
+    fn from(error: lapin::Error) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl fmt::Display for RabbitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(error) => error.fmt(f),
+            Self::Closed => f.write_str("the channel has closed, so the message is in its queue again"),
+            Self::NotStored => f.write_str("the broker has not stored a copy of the message; check that the queue exists"),
+        }
+    }
+}
+
+impl std::error::Error for RabbitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connection(error) => Some(error),
+            Self::Closed | Self::NotStored => None,
+        }
+    }
+}
+
+impl fmt::Debug for RabbitQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the URI, which has a password.
+        f.debug_struct("RabbitQueue").field("queue", &self.queue).field("dead_letters", &self.dead_letters).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RabbitReceipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitReceipt").field("is_copied", &self.is_copied).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,40 @@
+use crate::source::Source;
+use std::fmt;
+use std::future::Future;
+
+/// A broker with a queue, as the suite needs it.
+pub trait Broker {
+    /// The source under test.
+    type Source: Source;
+
+    /// Returns a source of this queue with its own connection, as another process has it.
+    fn connect(&self) -> impl Future<Output = Self::Source>;
+
+    /// Sends a message to the queue.
+    fn send(&self, payload: String) -> impl Future<Output = ()>;
+
+    /// Returns the payloads of all dead messages of the queue.
+    fn dead_letters(&self) -> impl Future<Output = Vec<Vec<u8>>>;
+}
+
+/// A promise that a source breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub(super) promise: &'static str,
+    pub(super) observed: String,
+}
+
+impl Violation {
+    /// Returns the promise.
+    pub fn promise(&self) -> &'static str {
+        self.promise
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the source breaks its contract. Required: {}. Observed: {}", self.promise, self.observed)
+    }
+}
+
+impl std::error::Error for Violation {}

@@ -1,0 +1,304 @@
+//! The checks with worker processes.
+
+use super::{Broker, Violation};
+use crate::consumer::consumer;
+use crate::delivery::Delivery;
+use crate::source::Source;
+use background_tasks::{Registry, Spawner, Timer};
+use futures_timer::Delay;
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What [`processes`] does to the workers.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Plan {
+    messages: usize,
+    kills: usize,
+    stops: usize,
+    aborts: usize,
+    freezes: usize,
+    broker_fails: bool,
+}
+
+/// What the workers did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The number of messages, each of which was handled.
+    pub messages: usize,
+    /// The number of attempts beyond the first of each message. A kill, a freeze or an outage explains each of them.
+    pub repeated: usize,
+    /// The longest time from the start of a shutdown to the end of its process.
+    pub longest_stop: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { messages, repeated, longest_stop } = self;
+        write!(f, "{messages} messages, 0 lost, {repeated} repeated, longest stop {longest_stop:?}")
+    }
+}
+
+impl Plan {
+    /// Sends this number of messages, and only stops the last worker.
+    pub const fn new(messages: usize) -> Self {
+        Self { messages, kills: 0, stops: 0, aborts: 0, freezes: 0, broker_fails: false }
+    }
+
+    /// Sends 100 messages, kills 2 workers, stops 2, aborts 1 and freezes 1.
+    pub const fn brief() -> Self {
+        Self::new(100).kills(2).stops(2).aborts(1).freezes(1)
+    }
+
+    /// Sends 500 messages, kills 5 workers, stops 5, aborts 2 and freezes 2.
+    pub const fn long() -> Self {
+        Self::new(500).kills(5).stops(5).aborts(2).freezes(2)
+    }
+
+    /// Sets how many workers are killed. Default: 0.
+    pub const fn kills(mut self, workers: usize) -> Self {
+        self.kills = workers;
+        self
+    }
+
+    /// Sets how many workers are stopped in order while messages are left. Default: 0.
+    pub const fn stops(mut self, workers: usize) -> Self {
+        self.stops = workers;
+        self
+    }
+
+    /// Sets how many workers are stopped and abort their handlers, as if the grace period had expired. Default: 0.
+    pub const fn aborts(mut self, workers: usize) -> Self {
+        self.aborts = workers;
+        self
+    }
+
+    /// Sets how many workers are frozen for longer than the lease. Default: 0.
+    pub const fn freezes(mut self, workers: usize) -> Self {
+        self.freezes = workers;
+        self
+    }
+
+    /// Sets that the caller kills or freezes the broker while [`processes`] runs, so that each message may be repeated.
+    pub const fn broker_fails(mut self) -> Self {
+        self.broker_fails = true;
+        self
+    }
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    Stopped,
+    Aborted,
+    Frozen,
+}
+
+/// A line of a worker: it starts or ends a message.
+struct Event {
+    message: usize,
+    worker: usize,
+    is_end: bool,
+}
+
+type Events = Arc<Mutex<Vec<Event>>>;
+
+/// Serves a source in a worker process, until its stdin closes. The suite starts this process by the command of [`processes`].
+///
+/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
+/// messages at a time. It writes to stdout, which must carry nothing else.
+///
+/// # Panics
+///
+/// Panics if the registry has drained.
+pub async fn worker<P, S>(registry: &Registry<P>, source: S)
+where
+    P: Spawner + Timer<Sleep: Send> + Clone + Send + Sync + 'static,
+    S: Source,
+{
+    let (spawner, stopping) = (registry.spawner().clone(), registry.clone());
+    let handler = move |delivery: Delivery| {
+        let spawner = spawner.clone();
+        async move {
+            let payload = String::from_utf8_lossy(delivery.payload()).into_owned();
+            let (message, duration) = payload.split_once(' ').ok_or("the payload differs")?;
+            print_line("start", message);
+            spawner.sleep(Duration::from_millis(duration.parse().map_err(|_| "the payload differs")?)).await;
+            print_line("end", message);
+            Ok::<_, &str>(())
+        }
+    };
+    let backoff = Duration::from_millis(100);
+    let consumer = consumer(source).concurrency(16).max_attempts(1000).backoff(backoff, backoff);
+    consumer.serve(registry, "conformance", handler).expect("the registry is open");
+    thread::spawn(move || {
+        let mut input = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut input);
+        stopping.start_shutdown();
+        while !input.is_empty() && !stopping.is_drained() {
+            stopping.abort();
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    registry.signal().await;
+    registry.shutdown().await;
+}
+
+fn print_line(event: &str, message: &str) {
+    // One write, so that lines do not mix. A closed stdout is the end of the suite.
+    let _ = std::io::stdout().write_all(format!("{event} {message}\n").as_bytes());
+}
+
+struct Worker {
+    process: Child,
+}
+
+impl Worker {
+    fn start(command: &mut Command, number: usize, events: &Events) -> Result<Self, String> {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let stdout = process.stdout.take().ok_or("no stdout")?;
+        let events = events.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let Some((event, message)) = line.split_once(' ') else { continue };
+                let Ok(message) = message.parse() else { continue };
+                let event = Event { message, worker: number, is_end: event == "end" };
+                events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+            }
+        });
+        Ok(Self { process })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    fn signal(&self, signal: &str) {
+        let _ = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+    }
+
+    /// Stops the worker, and waits until it exits. Makes it abort its handlers if `input` is not empty.
+    async fn stop(&mut self, input: &[u8]) -> Result<Duration, String> {
+        let start = Instant::now();
+        if let Some(mut stdin) = self.process.stdin.take() {
+            stdin.write_all(input).map_err(|error| error.to_string())?;
+        }
+        loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(start.elapsed()),
+                Ok(Some(status)) => return Err(format!("a worker ended with {status}")),
+                Ok(None) if start.elapsed() > Duration::from_secs(60) => return Err("a worker did not stop within 60 s".into()),
+                Ok(None) => Delay::new(Duration::from_millis(10)).await,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends messages, and starts, kills, freezes, stops and aborts workers until each message has been handled.
+///
+/// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. Uses the program `kill` to freeze
+/// workers.
+///
+/// # Errors
+///
+/// Returns the promise that the source breaks: messages are lost, a message is repeated without a reason, or a worker does not stop.
+pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
+    let violation = |promise| move |observed: String| Violation { promise, observed };
+    let runs = violation("a worker runs until it is stopped, and then exits");
+    for n in 0..plan.messages {
+        // Each fiftieth message takes longer than a short lease.
+        let duration = if n % 50 == 7 { 5000 } else { 50 + n * 37 % 250 };
+        broker.send(format!("{n} {duration}")).await;
+    }
+    let events = Events::default();
+    let mut ends = Vec::new();
+    let mut report = Report { messages: plan.messages, ..Report::default() };
+    for round in 0..plan.kills.max(plan.stops).max(plan.aborts).max(plan.freezes) {
+        let counts =
+            [(End::Killed, plan.kills), (End::Stopped, plan.stops), (End::Aborted, plan.aborts), (End::Frozen, plan.freezes)];
+        for (end, count) in counts {
+            if round >= count {
+                continue;
+            }
+            let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+            ends.push(end);
+            started(&events, ends.len() - 1).await;
+            // The moment of the end is random, so that it meets each step of the loop.
+            Delay::new(Duration::from_millis(fastrand::u64(200..1200))).await;
+            match end {
+                End::Killed => worker.kill(),
+                End::Stopped => report.longest_stop = report.longest_stop.max(worker.stop(b"").await.map_err(runs)?),
+                End::Aborted => drop(worker.stop(b"abort").await.map_err(runs)?),
+                End::Frozen => {
+                    worker.signal("-STOP");
+                    // Takes over the messages of the frozen worker.
+                    let mut other = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+                    ends.push(End::Stopped);
+                    Delay::new(broker.connect().await.lease().unwrap_or_default() + Duration::from_secs(1)).await;
+                    worker.signal("-CONT");
+                    worker.stop(b"").await.map_err(runs)?;
+                    other.stop(b"").await.map_err(runs)?;
+                }
+            }
+        }
+    }
+    let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
+    ends.push(End::Stopped);
+    let start = Instant::now();
+    let mut missing = plan.messages;
+    while missing > 0 && start.elapsed() < Duration::from_secs(120) {
+        Delay::new(Duration::from_millis(50)).await;
+        let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handled = vec![false; plan.messages];
+        events.iter().filter(|event| event.is_end).for_each(|event| handled[event.message] = true);
+        missing = handled.iter().filter(|handled| !**handled).count();
+    }
+    report.longest_stop = report.longest_stop.max(worker.stop(b"").await.map_err(runs)?);
+    if missing > 0 {
+        let promise = "each message is handled";
+        return Err(Violation { promise, observed: format!("{missing} of {} messages are lost", plan.messages) });
+    }
+    let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last_worker = HashMap::new();
+    for event in events.iter().filter(|event| !event.is_end) {
+        let Some(earlier) = last_worker.insert(event.message, event.worker) else { continue };
+        report.repeated += 1;
+        let has_ended = events.iter().any(|other| other.is_end && (other.message, other.worker) == (event.message, earlier));
+        let is_explained = match ends[earlier] {
+            End::Killed | End::Frozen => true,
+            End::Aborted => !has_ended,
+            End::Stopped => false,
+        };
+        if !is_explained && !plan.broker_fails {
+            let promise = "a message that was handled before the end of a drain does not return";
+            return Err(Violation { promise, observed: format!("message {} was repeated", event.message) });
+        }
+    }
+    Ok(report)
+}
+
+/// Waits until a worker has started a message, at most ten seconds: there may be no messages left.
+async fn started(events: &Events, worker: usize) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(10) {
+        if events.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|event| event.worker == worker) {
+            return;
+        }
+        Delay::new(Duration::from_millis(10)).await;
+    }
+}

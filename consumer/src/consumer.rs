@@ -1,0 +1,142 @@
+use crate::delivery::Delivery;
+use crate::source::Source;
+use crate::worker::Worker;
+use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Timer};
+use futures_util::FutureExt;
+use std::fmt::{self, Display};
+use std::panic::{AssertUnwindSafe, Location};
+use std::time::Duration;
+
+/// The name of the consumer's own task, and of the tasks that report its errors.
+pub(crate) const CONSUMER: &str = "consumer";
+
+/// Returns a consumer of a queue, with the default settings.
+pub fn consumer<S: Source>(source: S) -> Consumer<S> {
+    let options =
+        Options { concurrency: 16, max_attempts: 20, backoff: (Duration::from_secs(1), Duration::from_secs(600)), timeout: None };
+    Consumer { source, options }
+}
+
+/// Configures how the messages of a queue are handled. [`consumer`] returns this type.
+#[must_use = "a consumer handles no messages until `serve` is called"]
+pub struct Consumer<S> {
+    source: S,
+    options: Options,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) concurrency: usize,
+    pub(crate) max_attempts: u32,
+    pub(crate) backoff: (Duration, Duration),
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl<S: Source> Consumer<S> {
+    /// Sets how many messages this consumer handles at the same time. Default: 16. Minimum: 1.
+    ///
+    /// The consumer receives a message only if one of these permits is free.
+    pub fn concurrency(mut self, messages: usize) -> Self {
+        self.options.concurrency = messages.max(1);
+        self
+    }
+
+    /// Sets how many attempts a message has before it is dead. Default: 20. Minimum: 1.
+    ///
+    /// The default is generous because most brokers charge an attempt for each delivery, also if a shutdown cut it off or its process
+    /// was killed.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// Sets the first and the longest delay before a failed message is retried. Default: 1 second and 10 minutes.
+    ///
+    /// The delay doubles with each attempt. It is then shortened by up to half at random, so that messages that failed together do not
+    /// return together.
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.options.backoff = (first, longest);
+        self
+    }
+
+    /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.options.timeout = Some(limit);
+        self
+    }
+
+    /// Starts to handle messages, until the registry shuts down. Each attempt is a task of the registry with the name `name`.
+    ///
+    /// # Outcomes
+    ///
+    /// A task whose handler has completed ends when the broker has confirmed that it deleted the message. If the broker does not
+    /// confirm in time, the task counts as failed with the text `done, but not acknowledged`, and the message is handled again. A
+    /// handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
+    /// retried after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
+    /// [`Failure::dead`](crate::Failure::dead), it moves to the dead-letter queue.
+    ///
+    /// # Leases
+    ///
+    /// The consumer extends the lease of each message while its handler runs, in a separate task, so handlers may run longer than
+    /// the lease and may use the processor without yielding. If a lease cannot be extended in time, another consumer receives the
+    /// message, and both run.
+    ///
+    /// # Shutdown
+    ///
+    /// When shutdown starts, the consumer receives nothing more, and releases messages whose handlers have not started. Running handlers
+    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. The registry is drained
+    /// when the broker has confirmed each acknowledgement and each release, or the lease has expired. Only a registry with
+    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    ///
+    /// # Tasks in flight
+    ///
+    /// The consumer is a task with the name `consumer`, which is in flight until shutdown. It takes [no
+    /// permit](Registry::without_permit), and it cannot be aborted. If the registry has a
+    /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, with extensions. If the source panics,
+    /// the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the registry, so
+    /// dropping the program's last handle does not start the shutdown.
+    ///
+    /// An outage of the broker is reported to the registry's observers as one failed task named `consumer`. The consumer tries again
+    /// after 100 milliseconds to 5 seconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason if the registry rejects the consumer because it has drained.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the registry's spawner panics, as tokio's does outside its runtime.
+    #[track_caller]
+    pub fn serve<P, H, F, E>(self, registry: &Registry<P>, name: &'static str, handler: H) -> Result<(), RejectReason>
+    where
+        P: Spawner + Timer<Sleep: Send> + Clone + Send + Sync + 'static,
+        H: Fn(Delivery) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        let location = Location::caller();
+        let Self { source, options } = self;
+        let worker = Worker { source, options, registry: registry.clone(), name, location, handler };
+        let task = registry.named(CONSUMER).location(location).critical().without_permit();
+        // Tracked, not run: an abort cuts the handlers off, and not the consumer, which releases their messages.
+        let consumer = task.track(worker.run()).map_err(|rejected| rejected.reason())?;
+        let consumer = AssertUnwindSafe(consumer).catch_unwind().map(drop);
+        registry.spawner().spawn_with_info(consumer, &SpawnInfo::new(Some(CONSUMER), location));
+        Ok(())
+    }
+}
+
+impl Options {
+    /// Returns the delay after a failed attempt: doubled, capped, and up to half of it subtracted at random.
+    pub(crate) fn retry_delay(&self, attempt: u32) -> Duration {
+        let (first, longest) = self.backoff;
+        let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(longest);
+        doubled.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
+    }
+}
+
+impl<S> fmt::Debug for Consumer<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("options", &self.options).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,98 @@
+#[cfg(feature = "json")]
+use crate::failure::Failure;
+use std::fmt;
+use std::sync::Arc;
+
+/// A message as its handler receives it. A clone shares the payload.
+#[derive(Clone)]
+pub struct Delivery(Arc<Parts>);
+
+#[derive(Clone)]
+struct Parts {
+    id: String,
+    payload: Vec<u8>,
+    attempt: u32,
+    headers: Vec<(String, String)>,
+}
+
+impl Delivery {
+    /// Creates a delivery without an ID and headers, at its first attempt. Sources call this, and tests of handlers.
+    pub fn new(payload: impl Into<Vec<u8>>) -> Self {
+        Self(Arc::new(Parts { id: String::new(), payload: payload.into(), attempt: 1, headers: Vec::new() }))
+    }
+
+    /// Sets the ID.
+    #[must_use]
+    pub fn with_id(self, id: impl Into<String>) -> Self {
+        self.change(|parts| parts.id = id.into())
+    }
+
+    /// Sets the number of the attempt. Minimum: 1.
+    #[must_use]
+    pub fn with_attempt(self, attempt: u32) -> Self {
+        self.change(|parts| parts.attempt = attempt.max(1))
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with_header(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.change(|parts| parts.headers.push((name.into(), value.into())))
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Parts)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Returns the ID of the message, which is the same at every attempt. Use it as an idempotency key.
+    ///
+    /// The ID is empty if neither the broker nor the sender sets one: in RabbitMQ the sender sets `message_id`.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Returns the bytes of the message.
+    pub fn payload(&self) -> &[u8] {
+        &self.0.payload
+    }
+
+    /// Returns the number of this attempt, as the broker counts. The first attempt is 1.
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// Returns the headers of the message. For a header that the message repeats, returns each value.
+    ///
+    /// A propagator of OpenTelemetry extracts the context of the sender from the headers `traceparent` and `tracestate`.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.headers.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Returns the first header with this name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers().find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(value))
+    }
+
+    /// Returns the payload as a `T`.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::dead`] if the payload is not the JSON of a `T`, because another attempt would fail too.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(self.payload()).map_err(|error| Failure::dead(format_args!("invalid payload: {error}")))
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the payload and the values of headers, which may be confidential.
+        let headers: Vec<_> = self.headers().map(|(name, _)| name).collect();
+        f.debug_struct("Delivery")
+            .field("id", &self.0.id)
+            .field("attempt", &self.0.attempt)
+            .field("bytes", &self.0.payload.len())
+            .field("headers", &headers)
+            .finish()
+    }
+}

@@ -1,0 +1,96 @@
+//! Runs the messages of a broker's queue as tasks of a [`background_tasks`] registry.
+//!
+//! ```
+//! # smol::block_on(async {
+//! use background_tasks::{Registry, SmolSpawner};
+//! use background_tasks_consumer::{Delivery, Failure, MemoryQueue, consumer};
+//! use serde::Deserialize;
+//! use std::time::Duration;
+//!
+//! #[derive(Deserialize)]
+//! struct Email {
+//!     to: String,
+//! }
+//!
+//! async fn send(delivery: Delivery) -> Result<(), Failure> {
+//!     let email: Email = delivery.json()?; // a malformed message is dead
+//!     println!("to {}, Message-ID {}", email.to, delivery.id());
+//!     Ok(())
+//! }
+//!
+//! // In production: `RabbitQueue`, `JetStream` or `AzureQueue`.
+//! let queue = MemoryQueue::new(Duration::from_secs(30));
+//! queue.send(r#"{"to": "a@example.com"}"#);
+//! let registry = Registry::builder(SmolSpawner).inspect().build(); // can abort handlers after the grace period
+//! consumer(queue.clone()).concurrency(16).serve(&registry, "email", send)?;
+//! # while !queue.is_empty() {
+//! #     smol::Timer::after(Duration::from_millis(1)).await;
+//! # }
+//! # registry.shutdown().await;
+//! # Ok::<_, background_tasks::RejectReason>(())
+//! # }).unwrap();
+//! ```
+//!
+//! The broker stores the messages and delivers them. This crate is the loop between the broker and the handler:
+//!
+//! - It receives only as many messages as it can start immediately, up to the [concurrency](Consumer::concurrency).
+//! - Each attempt is a named task of the registry: counted, observed and drained. A panic is a failed attempt.
+//! - It extends the lease of a message while the handler runs.
+//! - It acknowledges a message after its handler has completed, and waits for the broker's confirmation.
+//! - It retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
+//! - At shutdown it receives nothing more, and running handlers continue. If the registry aborts them when the grace period expires,
+//!   their messages return to the queue immediately.
+//!
+//! It does not send messages, and it does not create queues: the broker's own client does both.
+//!
+//! **Every message is handled at least once.** A process can die between the work and its acknowledgement. The message then returns, so
+//! handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate promises no order, no priority and no
+//! deduplication.
+//!
+//! # Sources
+//!
+//! | source | feature | broker |
+//! | --- | --- | --- |
+//! | `RabbitQueue` | `rabbitmq` | RabbitMQ, quorum and classic queues |
+//! | `JetStream` | `nats` | NATS JetStream, pull consumers |
+//! | `AzureQueue` | `azure` | Azure Queue Storage |
+//! | [`MemoryQueue`] | | the memory of the process, for tests and for development |
+//!
+//! To use another broker, implement [`Source`]. The module `conformance` (feature `conformance`) tests the implementation.
+//!
+//! # Features
+//!
+//! | feature | enables |
+//! | --- | --- |
+//! | `json` (default) | `Delivery::json` |
+//! | `azure`, `nats`, `rabbitmq` | the sources above; each needs tokio |
+//! | `conformance` | the module `conformance` |
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod adapters;
+mod attempt;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod consumer;
+mod delivery;
+mod failure;
+mod lease;
+mod memory;
+mod source;
+mod worker;
+
+#[cfg(feature = "azure")]
+pub use self::adapters::azure::{AzureQueue, AzureReceipt};
+#[cfg(feature = "nats")]
+pub use self::adapters::nats::JetStream;
+#[cfg(feature = "rabbitmq")]
+pub use self::adapters::rabbitmq::{RabbitError, RabbitQueue, RabbitReceipt};
+pub use self::consumer::{Consumer, consumer};
+pub use self::delivery::Delivery;
+pub use self::failure::Failure;
+pub use self::memory::{MemoryQueue, MemoryReceipt, ReceiptVoid};
+pub use self::source::{Message, Release, Source};
+
+#[cfg(all(doctest, feature = "nats"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

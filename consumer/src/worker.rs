@@ -1,0 +1,256 @@
+//! The consumer's loop. It is one task, which the registry cannot abort.
+//!
+//! The loop takes a permit, receives as many messages as there are permits, and polls one future for each message until the message is
+//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends
+//! when each message is settled, so a drained registry has settled all messages.
+
+use crate::attempt::{Outcome, attempt};
+use crate::consumer::{CONSUMER, Options};
+use crate::delivery::Delivery;
+use crate::failure::Next;
+use crate::lease::Lease;
+use crate::source::{Message, Release, Source};
+use background_tasks::{Registry, ShutdownSignal, Spawner, Timer};
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::fmt::Display;
+use std::future::pending;
+use std::panic::Location;
+use std::pin::pin;
+use std::time::Duration;
+
+/// The shortest and the longest pause after a failed `receive`.
+const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long a call to the broker may take if no lease limits it.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Worker<S, P, H> {
+    pub(crate) source: S,
+    pub(crate) options: Options,
+    pub(crate) registry: Registry<P>,
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) handler: H,
+}
+
+/// How a delivery is settled.
+enum Settlement {
+    Ack,
+    Release(Release),
+    DeadLetter(String),
+}
+
+impl<S, P, H, F, E> Worker<S, P, H>
+where
+    S: Source,
+    P: Spawner + Timer<Sleep: Send> + Clone + Send + Sync + 'static,
+    H: Fn(Delivery) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: Display + Send + 'static,
+{
+    pub(crate) async fn run(self) {
+        let signal = self.registry.signal();
+        let mut messages = FuturesUnordered::new();
+        let mut backoff = RECEIVE_BACKOFF.0;
+        while !signal.is_triggered() {
+            // A permit first: a message that waited here for a permit would use up its lease.
+            if messages.len() >= self.options.concurrency {
+                signal.run_until_shutdown(messages.next()).await;
+                continue;
+            }
+            let free = self.options.concurrency - messages.len();
+            match meanwhile(&mut messages, self.receive(free, &signal)).await {
+                Ok(received) => {
+                    backoff = RECEIVE_BACKOFF.0;
+                    let pause = if received.is_empty() { self.source.poll_interval() } else { Duration::ZERO };
+                    messages.extend(received.into_iter().map(|message| self.handle(message, &signal)));
+                    if !pause.is_zero() {
+                        meanwhile(&mut messages, signal.run_until_shutdown(self.sleep(pause))).await;
+                    }
+                }
+                Err(error) => {
+                    // Only the first failure of an outage is reported.
+                    if backoff == RECEIVE_BACKOFF.0 {
+                        self.report(format!("cannot receive messages: {error}"));
+                    }
+                    meanwhile(&mut messages, signal.run_until_shutdown(self.sleep(backoff))).await;
+                    backoff = (backoff * 2).min(RECEIVE_BACKOFF.1);
+                }
+            }
+        }
+        let stop = async {
+            match select(pin!(self.source.stop()), pin!(self.sleep(CALL_LIMIT))).await {
+                Either::Left((Err(error), _)) => self.report(format!("cannot stop receiving: {error}")),
+                Either::Left((Ok(()), _)) | Either::Right(_) => {}
+            }
+        };
+        meanwhile(&mut messages, stop).await;
+        while messages.next().await.is_some() {}
+    }
+
+    /// Receives messages.
+    ///
+    /// The shutdown does not end this: messages that the broker sends to a dropped `receive` are invisible until their leases expire.
+    /// One lease after the start of the shutdown, they are visible again.
+    async fn receive(&self, most: usize, signal: &ShutdownSignal) -> Result<Vec<Message<S::Receipt>>, String> {
+        let limit = async {
+            signal.clone().await;
+            self.sleep(self.source.lease().unwrap_or(CALL_LIMIT)).await;
+        };
+        match select(pin!(self.source.receive(most)), pin!(limit)).await {
+            Either::Left((received, _)) => received.map_err(|error| error.to_string()),
+            Either::Right(_) => Err("the broker does not respond".into()),
+        }
+    }
+
+    /// Runs the handler of a message and settles the message.
+    async fn handle(&self, message: Message<S::Receipt>, signal: &ShutdownSignal) {
+        let Message { delivery, mut receipt } = message;
+        let mut lease = Lease::new(self.registry.spawner(), self.source.lease());
+        if signal.is_triggered() {
+            return self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::Shutdown)).await;
+        }
+        let max_attempts = self.options.max_attempts;
+        if delivery.attempt() > max_attempts {
+            // No attempt has reported a failure, so each must have died with its process.
+            let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
+            let settled = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::DeadLetter(reason.clone())).await;
+            let text =
+                settled.map_or_else(|error| format!("{reason}; cannot move it to the dead letters: {error}"), |()| reason.clone());
+            return self.registry.named(self.name).location(self.location).run(async { Err::<(), _>(text) });
+        }
+
+        let (outcome_sender, outcome) = oneshot::channel();
+        let (settled_sender, settled) = oneshot::channel();
+        let (handler, argument, spawner) = (self.handler.clone(), delivery.clone(), self.registry.spawner().clone());
+        let timeout = self.options.timeout;
+        let work = async move { handler(argument).await };
+        let task = attempt(work, spawner, timeout, outcome_sender, settled);
+        let task = self.registry.named(self.name).location(self.location).run_when_ready(task);
+        let outcome = async {
+            // A rejected task is dropped, as an aborted task is. Either drops the sender.
+            let _ = task.await;
+            outcome.await.unwrap_or(Outcome::Dropped)
+        };
+        let (text, next) = match self.extend_until(&mut receipt, &mut lease, outcome).await {
+            Outcome::Completed => {
+                let acked = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::Ack).await;
+                let _ = settled_sender.send(acked.map_err(|error| format!("done, but not acknowledged: {error}")));
+                return;
+            }
+            Outcome::Dropped if signal.is_triggered() => {
+                return self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::Shutdown)).await;
+            }
+            Outcome::Dropped => ("the task was aborted or dropped".into(), Next::Backoff),
+            Outcome::Failed(failure) => failure.into_parts(),
+        };
+        if delivery.attempt() >= max_attempts || next == Next::Dead {
+            let moved = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::DeadLetter(text.clone())).await;
+            let moved = moved.map_or_else(|error| format!("cannot move it to the dead letters: {error}"), |()| "it is dead".into());
+            let _ = settled_sender.send(Err(format!("{text} (attempt {}; {moved})", delivery.attempt())));
+            return;
+        }
+        let _ = settled_sender.send(Err(text));
+        let delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
+        let delay = if self.source.can_delay() {
+            delay
+        } else {
+            let hold = signal.run_until_shutdown(self.sleep(delay));
+            self.extend_until(&mut receipt, &mut lease, hold).await;
+            Duration::ZERO
+        };
+        self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::After(delay))).await;
+    }
+
+    /// Extends the lease until the future resolves.
+    async fn extend_until<T>(&self, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        while let Some(interval) = lease.until_extension() {
+            match select(future.as_mut(), pin!(interval)).await {
+                Either::Left((output, _)) => return output,
+                Either::Right(_) => {}
+            }
+            // Waits for the extension even if the future resolves: the call that settles the message needs the new receipt.
+            match select(future.as_mut(), pin!(lease.extend(self.source.extend(receipt)))).await {
+                Either::Left((output, extension)) => {
+                    extension.await;
+                    return output;
+                }
+                Either::Right(_) => {}
+            }
+        }
+        future.await
+    }
+
+    async fn settle_or_report(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, how: Settlement) {
+        if let Err(error) = self.settle(delivery, receipt, lease, &how).await {
+            self.report(format!("cannot release message {:?}: {error}", delivery.id()));
+        }
+    }
+
+    /// Settles a message, and repeats this until the broker confirms it, the receipt is void or the lease has expired.
+    async fn settle(
+        &self,
+        delivery: &Delivery,
+        receipt: &mut S::Receipt,
+        lease: &mut Lease<'_, P>,
+        how: &Settlement,
+    ) -> Result<(), String> {
+        // Another consumer may have the message by now. Work that is done is done for both; the rest is left to the other consumer.
+        if lease.is_expired() && !matches!(how, Settlement::Ack) {
+            return Err("the lease has expired".into());
+        }
+        let mut last_error = "the broker does not respond".into();
+        // A call whose response was lost is repeated while the lease lasts.
+        let limit = self.source.lease().unwrap_or(CALL_LIMIT) / 3;
+        let calls = async {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                let call = async {
+                    match how {
+                        Settlement::Ack => self.source.ack(receipt).await,
+                        Settlement::Release(release) => self.source.release(receipt, *release).await,
+                        Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, reason).await,
+                    }
+                };
+                match select(pin!(call), pin!(self.sleep(limit))).await {
+                    Either::Left((Ok(()), _)) => return Ok(()),
+                    Either::Left((Err(error), _)) if self.source.is_void(&error) => return Err(error.to_string()),
+                    Either::Left((Err(error), _)) => last_error = error.to_string(),
+                    Either::Right(_) => {}
+                }
+                self.sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        };
+        if let Either::Left((result, _)) = select(pin!(calls), pin!(lease.until_expiry(CALL_LIMIT))).await {
+            return result;
+        }
+        Err(last_error)
+    }
+
+    /// Reports a failure to the observers, which is not the failure of a handler.
+    fn report(&self, text: String) {
+        self.registry.named(CONSUMER).location(self.location).without_permit().run(async { Err::<(), _>(text) });
+    }
+
+    /// Returns a future that resolves when `duration` has elapsed since this call.
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + use<S, P, H, F, E> {
+        self.registry.spawner().sleep(duration).map(drop)
+    }
+}
+
+/// Runs a future while the futures of the messages run.
+async fn meanwhile<F: Future, M: Future>(messages: &mut FuturesUnordered<M>, future: F) -> F::Output {
+    let others = async {
+        while messages.next().await.is_some() {}
+        pending().await
+    };
+    match select(pin!(future), pin!(others)).await {
+        Either::Left((output, _)) => output,
+        Either::Right((never, _)) => never,
+    }
+}

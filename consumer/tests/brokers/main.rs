@@ -1,0 +1,142 @@
+//! Runs the conformance suite on real brokers, which it starts on free ports. The same binary is also the worker processes.
+//!
+//! `LONG=1` sends more messages and kills more workers. An argument selects brokers by a part of their names.
+
+mod azure;
+mod nats;
+mod rabbitmq;
+mod server;
+
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_consumer::conformance::{self, Broker, Plan};
+use server::Server;
+use std::env;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// A queue on a broker. Another process creates the same queue from the same address.
+pub(crate) trait Queue: Broker {
+    const NAME: &'static str;
+
+    /// `address` is the server, and `name` is the queue. Creates the queue if it does not exist.
+    async fn open(address: &str, name: &str) -> Self;
+}
+
+/// What happens to the broker.
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    Kill,
+    Freeze,
+}
+
+/// Runs the suite. Returns whether the source passed it.
+async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage]) -> bool {
+    static COUNTER: AtomicUsize = AtomicUsize::new(0);
+    let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    let start = Instant::now();
+    if let Err(violation) = conformance::source(async || Q::open(address, &name()).await).await {
+        eprintln!("{}: {violation}", Q::NAME);
+        return false;
+    }
+    println!("{}: each promise holds ({:.0?})", Q::NAME, start.elapsed());
+    let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
+    let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", &AtomicBool::default()).await;
+    for &outage in outages {
+        let (name, plan) = (name(), Plan::new(400).broker_fails());
+        let what = format!("broker: {outage:?}");
+        let is_started = AtomicBool::new(false);
+        // The worker is busy for some seconds.
+        let fail = async {
+            while !is_started.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            tokio::task::block_in_place(|| match outage {
+                Outage::Kill => server.restart(),
+                Outage::Freeze => server.freeze(Duration::from_secs(5)),
+            });
+        };
+        let (held, ()) = futures_util::join!(run::<Q>(address, &name, plan, &what, &is_started), fail);
+        passed &= held;
+    }
+    passed
+}
+
+async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_started: &AtomicBool) -> bool {
+    let start = Instant::now();
+    let queue = Q::open(address, name).await;
+    let worker = || {
+        is_started.store(true, Ordering::Relaxed);
+        let mut command = Command::new(env::current_exe().expect("the program has a path"));
+        command.args(["worker", Q::NAME, address, name]);
+        command
+    };
+    match conformance::processes(&queue, worker, plan).await {
+        Ok(report) => println!("{}: {what}: {report} ({:.0?})", Q::NAME, start.elapsed()),
+        Err(violation) => {
+            eprintln!("{}: {what}: {violation}", Q::NAME);
+            return false;
+        }
+    }
+    true
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let [role, broker, address, name] = &arguments[..] {
+        assert_eq!(role, "worker");
+        runtime().block_on(work(broker, address, name));
+        return ExitCode::SUCCESS;
+    }
+    let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
+    // Simultaneously, because they mostly wait for leases.
+    let passed = thread::scope(|scope| {
+        let brokers = [
+            selected(nats::Nats::NAME)
+                .then(|| scope.spawn(|| test::<nats::Nats>("nats-server", server::nats, &[Outage::Kill, Outage::Freeze]))),
+            selected(rabbitmq::Quorum::NAME).then(|| {
+                scope.spawn(|| test::<rabbitmq::Quorum>("rabbitmq-server", server::rabbitmq, &[Outage::Kill, Outage::Freeze]))
+            }),
+            selected(rabbitmq::Classic::NAME)
+                .then(|| scope.spawn(|| test::<rabbitmq::Classic>("rabbitmq-server", server::rabbitmq, &[Outage::Kill]))),
+            // Killed, azurite loses what it has confirmed.
+            selected(azure::Azure::NAME)
+                .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
+        ];
+        brokers.into_iter().flatten().all(|broker| broker.join().unwrap_or(false))
+    });
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("the runtime starts")
+}
+
+/// Runs the suite on a broker, if the broker is installed.
+fn test<Q: Queue>(program: &str, start: fn() -> Result<(Server, String), String>, outages: &[Outage]) -> bool {
+    match start() {
+        Ok((mut server, address)) => runtime().block_on(check::<Q>(&mut server, &address, outages)),
+        Err(why) => {
+            testing::skip(program, why);
+            true
+        }
+    }
+}
+
+async fn work(broker: &str, address: &str, name: &str) {
+    match broker {
+        nats::Nats::NAME => serve::<nats::Nats>(address, name).await,
+        rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
+        rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
+        azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
+        _ => panic!("unknown broker {broker}"),
+    }
+}
+
+async fn serve<Q: Queue>(address: &str, name: &str) {
+    let source = Q::open(address, name).await.connect().await;
+    conformance::worker(&Registry::builder(TokioSpawner).inspect().build(), source).await;
+}

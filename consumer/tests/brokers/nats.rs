@@ -1,0 +1,67 @@
+use crate::Queue;
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::{self, stream};
+use background_tasks_consumer::JetStream;
+use background_tasks_consumer::conformance::Broker;
+use futures_util::StreamExt;
+use std::time::Duration;
+
+const LEASE: Duration = Duration::from_secs(3);
+
+pub(crate) struct Nats {
+    address: String,
+    name: String,
+    context: jetstream::Context,
+    stream: stream::Stream,
+}
+
+async fn context(address: &str) -> jetstream::Context {
+    let mut context = jetstream::new(async_nats::connect(address).await.unwrap());
+    context.set_timeout(Duration::from_secs(2));
+    context
+}
+
+impl Nats {
+    async fn consumer(&self) -> PullConsumer {
+        let config = pull::Config {
+            durable_name: Some("workers".into()),
+            filter_subject: format!("{}.jobs", self.name),
+            ack_wait: LEASE,
+            max_ack_pending: 10_000,
+            max_deliver: -1,
+            ..pull::Config::default()
+        };
+        self.stream.get_or_create_consumer("workers", config).await.unwrap()
+    }
+}
+
+impl Queue for Nats {
+    const NAME: &'static str = "nats";
+
+    async fn open(address: &str, name: &str) -> Self {
+        let context = context(address).await;
+        let subjects = vec![format!("{name}.jobs"), format!("{name}.dead")];
+        let config = stream::Config { name: name.into(), subjects, ..stream::Config::default() };
+        let stream = context.get_or_create_stream(config).await.unwrap();
+        Self { address: address.into(), name: name.into(), context, stream }
+    }
+}
+
+impl Broker for Nats {
+    type Source = JetStream;
+
+    async fn connect(&self) -> JetStream {
+        JetStream::new(context(&self.address).await, self.consumer().await, format!("{}.dead", self.name)).unwrap()
+    }
+
+    async fn send(&self, payload: String) {
+        self.context.publish(format!("{}.jobs", self.name), payload.into()).await.unwrap().await.unwrap();
+    }
+
+    async fn dead_letters(&self) -> Vec<Vec<u8>> {
+        let config = pull::Config { filter_subject: format!("{}.dead", self.name), ..pull::Config::default() };
+        let consumer = self.stream.create_consumer(config).await.unwrap();
+        let messages = consumer.batch().max_messages(100).expires(Duration::from_secs(1)).messages().await.unwrap();
+        messages.map(|message| message.unwrap().payload.to_vec()).collect().await
+    }
+}

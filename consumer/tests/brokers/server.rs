@@ -1,0 +1,172 @@
+//! The brokers, as child processes on free ports. Each has its own process group, which ends with the test.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+use tempfile::TempDir;
+
+/// Longer than a server needs to start on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(100);
+
+pub(crate) struct Server {
+    guard: Option<Child>,
+    script: String,
+    port: u16,
+    variables: Vec<(&'static str, String)>,
+    folder: TempDir,
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+impl Server {
+    pub(crate) fn folder() -> TempDir {
+        TempDir::new().expect("a temporary folder")
+    }
+
+    /// Starts the commands of a shell script, and waits until the last command listens on `port`.
+    ///
+    /// # Errors
+    ///
+    /// Why the server cannot start, with the end of its output.
+    pub(crate) fn start(script: &str, port: u16, folder: TempDir, variables: Vec<(&'static str, String)>) -> Result<Self, String> {
+        // The shell kills its process group when the test closes the pipe or dies.
+        let script = format!("({script}) </dev/null & read line; kill -KILL 0");
+        let mut this = Self { guard: None, script, port, variables, folder };
+        this.launch()?;
+        Ok(this)
+    }
+
+    fn launch(&mut self) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        let log = self.folder.path().join("server.log");
+        let output = fs::File::create(&log).map_err(text)?;
+        let mut command = Command::new("sh");
+        command.args(["-c", &self.script]).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).process_group(0).current_dir(self.folder.path());
+        command.stderr(output.try_clone().map_err(text)?).stdout(output);
+        self.guard = Some(command.spawn().map_err(text)?);
+        let start = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            if start.elapsed() > START_TIMEOUT {
+                let output = fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("it does not listen within {START_TIMEOUT:?}: {output}"));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
+    }
+
+    /// Kills the server, and starts it again after a pause, with the same data.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        thread::sleep(Duration::from_secs(3));
+        self.launch().expect("the server starts again");
+    }
+
+    /// Stops all threads of the server for this time.
+    pub(crate) fn freeze(&mut self, duration: Duration) {
+        let group = self.guard.as_ref().map(|guard| format!("-{}", guard.id())).expect("the server runs");
+        let signal = |signal: &str| Command::new("kill").args([signal, "--", &group]).status().expect("kill runs");
+        signal("-STOP");
+        thread::sleep(duration);
+        signal("-CONT");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Returns the first of these files that exists.
+///
+/// # Errors
+///
+/// Names the program that is missing.
+pub(crate) fn find(name: &str, paths: &[&str]) -> Result<String, String> {
+    let path = paths.iter().find(|path| Path::new(path).is_file());
+    path.map(ToString::to_string).ok_or_else(|| format!("{name} is not installed"))
+}
+
+/// Starts NATS with JetStream. Returns its address.
+///
+/// # Errors
+///
+/// Why the server cannot start.
+pub(crate) fn nats() -> Result<(Server, String), String> {
+    let program = find("nats-server", &["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"])?;
+    let port = free_port();
+    let server = Server::start(&format!("exec {program} -a 127.0.0.1 -p {port} -js -sd data"), port, Server::folder(), Vec::new())?;
+    Ok((server, format!("127.0.0.1:{port}")))
+}
+
+/// Starts RabbitMQ. Returns its URI.
+///
+/// # Errors
+///
+/// Why the server cannot start.
+pub(crate) fn rabbitmq() -> Result<(Server, String), String> {
+    let program = find("rabbitmq-server", &["/usr/lib/rabbitmq/bin/rabbitmq-server"])?;
+    let (port, distribution, epmd) = (free_port(), free_port(), free_port());
+    // epmd would outlive the broker if the broker started it.
+    let script = format!("epmd -port {epmd} -address 127.0.0.1 & exec {program}");
+    let folder = Server::folder();
+    let path = folder.path().to_owned();
+    let at = |name: &str| path.join(name).display().to_string();
+    let variables = vec![
+        ("HOME", path.display().to_string()), // the cookie
+        ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODE_PORT", port.to_string()),
+        ("RABBITMQ_DIST_PORT", distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", at("mnesia")),
+        ("RABBITMQ_LOG_BASE", at("log")),
+        ("RABBITMQ_PID_FILE", at("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins")),
+        ("RABBITMQ_CONFIG_FILE", at("rabbitmq")),
+        ("ERL_EPMD_PORT", epmd.to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2".into()),
+    ];
+    let server = Server::start(&script, port, folder, variables)?;
+    Ok((server, format!("amqp://guest:guest@127.0.0.1:{port}/%2f")))
+}
+
+/// Prints a shared access signature for the account that azurite has, with its key, which is public.
+const SIGN: &str = r"
+const key = 'Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==';
+const fields = ['devstoreaccount1', 'rwdlacup', 'q', 'sco', '', '2099-01-01T00:00:00Z', '', 'https,http', '2021-12-02', '', ''];
+const signature = require('crypto').createHmac('sha256', Buffer.from(key, 'base64')).update(fields.join('\n')).digest('base64');
+console.log('sv=2021-12-02&ss=q&srt=sco&sp=rwdlacup&se=2099-01-01T00:00:00Z&spr=https,http&sig=' + encodeURIComponent(signature));
+";
+
+/// Starts azurite. Returns the URL of a queue named `QUEUE`, with a shared access signature.
+///
+/// The environment variable `AZURITE` names the program `azurite-queue`, unless it is in one of the usual folders.
+///
+/// # Errors
+///
+/// Why the server cannot start.
+pub(crate) fn azurite() -> Result<(Server, String), String> {
+    let program = env::var("AZURITE").unwrap_or_default();
+    let program = find("azurite-queue", &[&program, "/usr/local/bin/azurite-queue", "/usr/bin/azurite-queue"])?;
+    let sign = Command::new("node").args(["-e", SIGN]).output().map_err(|error| format!("node: {error}"))?;
+    let signature = String::from_utf8_lossy(&sign.stdout).trim().to_owned();
+    let port = free_port();
+    let options = format!("--queueHost 127.0.0.1 --queuePort {port} --location data --skipApiVersionCheck --silent");
+    let server = Server::start(&format!("exec {program} {options}"), port, Server::folder(), Vec::new())?;
+    Ok((server, format!("http://127.0.0.1:{port}/devstoreaccount1/QUEUE?{signature}")))
+}

@@ -1,0 +1,74 @@
+//! Tests that need threads.
+
+use background_tasks::{Registry, TokioSpawner};
+use background_tasks_consumer::{Delivery, MemoryQueue, MemoryReceipt, Message, ReceiptVoid, Release, Source, consumer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+/// Counts extensions.
+struct Counting {
+    queue: MemoryQueue,
+    extensions: Arc<AtomicUsize>,
+}
+
+impl Source for Counting {
+    type Receipt = MemoryReceipt;
+    type Error = ReceiptVoid;
+
+    fn lease(&self) -> Option<Duration> {
+        self.queue.lease()
+    }
+
+    async fn receive(&self, most: usize) -> Result<Vec<Message<MemoryReceipt>>, ReceiptVoid> {
+        self.queue.receive(most).await
+    }
+
+    async fn ack(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
+        self.queue.ack(receipt).await
+    }
+
+    async fn extend(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
+        self.queue.extend(receipt).await?;
+        self.extensions.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    async fn release(&self, receipt: &mut MemoryReceipt, release: Release) -> Result<(), ReceiptVoid> {
+        self.queue.release(receipt, release).await
+    }
+
+    async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), ReceiptVoid> {
+        self.queue.dead_letter(delivery, receipt, reason).await
+    }
+
+    fn poll_interval(&self) -> Duration {
+        self.queue.poll_interval()
+    }
+}
+
+/// A handler that never yields cannot delay the extensions, because another task makes them.
+#[test]
+fn handler_that_blocks_its_thread_keeps_its_lease() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let queue = MemoryQueue::new(Duration::from_secs(3));
+    queue.send("");
+    let extensions = Arc::new(AtomicUsize::new(0));
+    let source = Counting { queue: queue.clone(), extensions: extensions.clone() };
+    let handler = move |delivery: Delivery| {
+        let extensions = extensions.clone();
+        async move {
+            testing::poll_until(&"extensions of the lease", || extensions.load(SeqCst) >= 4);
+            if delivery.attempt() == 1 { Ok(()) } else { Err("handled twice") }
+        }
+    };
+    let registry = Registry::new(TokioSpawner);
+    runtime.block_on(async {
+        consumer(source).max_attempts(1).serve(&registry, "job", handler).unwrap();
+        while !queue.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(registry.shutdown().await.is_clean());
+    });
+    assert!(queue.dead_letters().is_empty());
+}

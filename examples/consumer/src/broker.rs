@@ -1,0 +1,254 @@
+//! The broker, as this program needs it: two queues, a `send` that the broker confirms, and a consumer.
+//!
+//! A program that has one broker needs one of the variants, and no enum.
+
+use crate::Tasks;
+use crate::options::{Options, queue_url};
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream::{self, RetentionPolicy};
+use async_nats::jetstream::{self};
+use azure_core::http::Url;
+use azure_storage_queue::QueueClient;
+use azure_storage_queue::models::{QueueClientSendMessageOptions, QueueMessage};
+use background_tasks_consumer::{AzureQueue, Delivery, Failure, JetStream, MemoryQueue, RabbitQueue, Source, consumer};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+/// Mails to send: from the server to the workers.
+pub(crate) const MAILS: &str = "mails";
+/// What became of the mails: from the workers to the server.
+pub(crate) const NOTICES: &str = "notices";
+
+/// After this number of attempts, a message is dead.
+pub(crate) const MAX_ATTEMPTS: u32 = 20;
+
+/// How many messages a process handles at the same time.
+const CONCURRENCY: u16 = 4;
+
+/// How long the broker may take to confirm that it has stored a message.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub(crate) enum Broker {
+    /// Loses all messages when the process exits.
+    Memory {
+        mails: MemoryQueue,
+        notices: MemoryQueue,
+    },
+    Nats(jetstream::Context),
+    Rabbit {
+        uri: String,
+        link: Arc<Mutex<Option<(Connection, Channel)>>>,
+    },
+    Azure(Url),
+}
+
+impl Broker {
+    /// Connects to the broker of `QUEUE_URL`, and creates the queues that are missing.
+    pub(crate) async fn connect(options: &Options, mails: MemoryQueue) -> Result<Self, String> {
+        let url = queue_url();
+        let scheme = url.split_once("://").map_or(&*url, |(scheme, _)| scheme);
+        let broker = match scheme {
+            "memory" if options.role.is_some() => {
+                return Err("a queue in memory has no other processes: set QUEUE_URL, or pass no role".into());
+            }
+            "memory" => Self::Memory { mails, notices: MemoryQueue::new(options.lease) },
+            "nats" => {
+                let mut context = jetstream::new(async_nats::connect(&url).await.map_err(failed("connect to NATS"))?);
+                context.set_timeout(options.lease / 2);
+                Self::Nats(context)
+            }
+            "amqp" => Self::Rabbit { uri: url, link: Arc::default() },
+            "http" | "https" => Self::Azure(Url::parse(&url).map_err(failed("parse QUEUE_URL"))?),
+            _ => return Err("QUEUE_URL must be memory, or start with nats://, amqp://, http:// or https://".into()),
+        };
+        broker.create_queues().await?;
+        Ok(broker)
+    }
+
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Memory { .. })
+    }
+
+    async fn create_queues(&self) -> Result<(), String> {
+        match self {
+            Self::Memory { .. } => {}
+            Self::Nats(context) => {
+                let config = stream::Config {
+                    name: "signups".into(),
+                    subjects: vec!["signups.*".into()],
+                    retention: RetentionPolicy::WorkQueue, // deletes acknowledged messages
+                    ..stream::Config::default()
+                };
+                context.get_or_create_stream(config).await.map_err(failed("create the stream"))?;
+            }
+            Self::Rabbit { uri, link } => {
+                let opened = open(uri).await.map_err(failed("connect to RabbitMQ"))?;
+                *link.lock().await = Some(opened);
+            }
+            Self::Azure(url) => {
+                for name in [MAILS, NOTICES].map(|queue| [azure_name(queue), dead(&azure_name(queue))]).as_flattened() {
+                    match client(url, name)?.create(None).await {
+                        Err(error) if error.http_status() != Some(azure_core::http::StatusCode::Conflict) => {
+                            return Err(failed("create a queue")(error));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message, and waits until the broker has stored it.
+    ///
+    /// # Errors
+    ///
+    /// If the broker has not confirmed the message in time. It may have stored it nevertheless.
+    pub(crate) async fn send(&self, queue: &str, id: &str, payload: String) -> Result<(), String> {
+        let send = async {
+            match self {
+                Self::Memory { mails, notices } => {
+                    let queue = if queue == MAILS { mails } else { notices };
+                    queue.send_delivery(Delivery::new(payload).with_id(id));
+                    Ok(())
+                }
+                Self::Nats(context) => {
+                    let stored = context.publish(subject(queue), payload.into()).await.map_err(failed("send"))?;
+                    stored.await.map(drop).map_err(failed("send"))
+                }
+                Self::Rabbit { uri, link } => {
+                    let mut link = link.lock().await;
+                    let open = match link.take() {
+                        Some(open) if open.1.status().connected() => open,
+                        _ => open(uri).await.map_err(failed("connect to RabbitMQ"))?,
+                    };
+                    let (_, channel) = link.insert(open);
+                    publish(channel, queue, id, payload.as_bytes()).await
+                }
+                Self::Azure(url) => {
+                    let message = QueueMessage { message_text: Some(payload) };
+                    // Without a limit: by default, the service deletes a message after 7 days.
+                    let options = QueueClientSendMessageOptions {
+                        message_time_to_live: Some(-1),
+                        ..QueueClientSendMessageOptions::default()
+                    };
+                    let message = message.try_into().map_err(failed("send"))?;
+                    client(url, &azure_name(queue))?.send_message(message, Some(options)).await.map(drop).map_err(failed("send"))
+                }
+            }
+        };
+        timeout(SEND_TIMEOUT, send).await.unwrap_or_else(|_| Err("the broker does not respond".into()))
+    }
+
+    /// Runs each message of a queue as a task with the name `name`, until the registry shuts down.
+    pub(crate) async fn serve<H, F>(
+        &self,
+        queue: &str,
+        tasks: &Tasks,
+        name: &'static str,
+        lease: Duration,
+        handler: H,
+    ) -> Result<(), String>
+    where
+        H: Fn(Delivery) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        match self {
+            Self::Memory { mails, notices } => {
+                let queue = if queue == MAILS { mails } else { notices };
+                start(queue.clone(), tasks, name, handler)
+            }
+            Self::Nats(context) => {
+                let config = pull::Config {
+                    durable_name: Some(queue.into()),
+                    filter_subject: subject(queue),
+                    ack_wait: lease,
+                    max_deliver: -1, // otherwise, the server drops messages
+                    ..pull::Config::default()
+                };
+                let stream = context.get_stream("signups").await.map_err(failed("find the stream"))?;
+                let workers = stream.get_or_create_consumer(queue, config).await.map_err(failed("create a consumer"))?;
+                let source = JetStream::new(context.clone(), workers, dead(&subject(queue))).map_err(|error| error.to_string())?;
+                start(source, tasks, name, handler)
+            }
+            Self::Rabbit { uri, .. } => {
+                let source = RabbitQueue::quorum(uri, queue, dead(queue)).prefetch(CONCURRENCY);
+                source.connect().await.map_err(failed("connect to RabbitMQ"))?;
+                start(source, tasks, name, handler)
+            }
+            Self::Azure(url) => {
+                let name_of_queue = azure_name(queue);
+                let source = AzureQueue::new(client(url, &name_of_queue)?, client(url, &dead(&name_of_queue))?, lease);
+                start(source, tasks, name, handler)
+            }
+        }
+    }
+}
+
+fn start<S, H, F>(source: S, tasks: &Tasks, name: &'static str, handler: H) -> Result<(), String>
+where
+    S: Source,
+    H: Fn(Delivery) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+{
+    let consumer = consumer(source).concurrency(CONCURRENCY.into()).max_attempts(MAX_ATTEMPTS);
+    let consumer = consumer.backoff(Duration::from_secs(1), Duration::from_mins(1)).timeout(Duration::from_mins(1));
+    consumer.serve(tasks, name, handler).map_err(|reason| reason.to_string())
+}
+
+fn subject(queue: &str) -> String {
+    format!("signups.{queue}")
+}
+
+fn azure_name(queue: &str) -> String {
+    format!("signups-{queue}")
+}
+
+fn dead(queue: &str) -> String {
+    format!("{queue}-dead")
+}
+
+/// Returns the client of a queue. The URL is that of the account.
+fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
+    let mut url = account.clone();
+    url.set_path(&format!("{}/{queue}", account.path().trim_end_matches('/')));
+    QueueClient::new(url, None, None).map_err(failed("create a client"))
+}
+
+/// Connects to RabbitMQ, and declares the queues.
+async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
+    let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    for queue in [MAILS, NOTICES] {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        channel.queue_declare(dead(queue).into(), durable, arguments.clone()).await?;
+        // The broker drops a message at this limit, so the consumer must reach its own limit first.
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1000));
+        channel.queue_declare(queue.into(), durable, arguments).await?;
+    }
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok((connection, channel))
+}
+
+async fn publish(channel: &Channel, queue: &str, id: &str, payload: &[u8]) -> Result<(), String> {
+    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()); // 2: persistent
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let published = channel.basic_publish("".into(), queue.into(), options, payload, properties).await.map_err(failed("send"))?;
+    match published.await.map_err(failed("send"))? {
+        Confirmation::Ack(None) => Ok(()),
+        _ => Err("the broker has not stored the message".into()),
+    }
+}
+
+fn failed<E: Display>(what: &str) -> impl Fn(E) -> String {
+    move |error| format!("cannot {what}: {error}")
+}

@@ -1,0 +1,72 @@
+//! Sign-ups over HTTP. The mails are messages of a broker, and a worker in a separate process sends them.
+
+mod broker;
+#[path = "../../durable/src/mail.rs"]
+mod mail;
+mod options;
+#[path = "../../durable/src/page.rs"]
+mod page;
+mod server;
+mod signups;
+#[path = "../../durable/src/together.rs"]
+mod together;
+mod worker;
+
+use crate::broker::Broker;
+use crate::options::{Options, Role};
+use crate::server::Server;
+use background_tasks::{Registry, TokioSpawner, TracingObserver};
+use background_tasks_consumer::MemoryQueue;
+use background_tasks_host::Host;
+use clap::Parser;
+use std::io::Write;
+use std::process::ExitCode;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+type Tasks = Registry<TokioSpawner>;
+
+fn main() -> ExitCode {
+    // Exits after printing the help or an error.
+    let options = Options::parse();
+    tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
+    // Inspection lets the host abort handlers when the grace period expires, so their messages return to the broker immediately.
+    let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
+    let mails = MemoryQueue::new(options.lease);
+    // Before the runtime starts threads, so that no signal is lost.
+    // The subscriber writes above the progress bar.
+    let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
+    let runtime = Runtime::new().expect("the runtime starts");
+    let code = runtime.block_on(host.run(run(tasks, mails.clone(), options)));
+    if !mails.is_empty() {
+        let _ = writeln!(background_tasks_host::stderr(), "lost mails, which were in memory only: {}", mails.len());
+    }
+    code
+}
+
+/// Runs the roles of this process until shutdown has started and they have finished.
+async fn run(tasks: Tasks, mails: MemoryQueue, options: Options) -> Result<(), String> {
+    let broker = Broker::connect(&options, mails).await?;
+    if options.role == Some(Role::Worker) {
+        worker::start(&tasks, &broker, &options).await?;
+        return worker::until_stopped(&tasks, &options).await;
+    }
+    let server = Server::bind(tasks.clone(), &broker, &options).await?;
+    match options.role {
+        Some(_) => server.run().await,
+        None if broker.is_in_memory() => {
+            worker::start(&tasks, &broker, &options).await?;
+            server.run().await
+        }
+        None => {
+            // The server stops first, because the worker may send the mails of its last requests.
+            let (stop_worker, stop) = oneshot::channel();
+            let serve = async {
+                server.run().await?;
+                drop(stop_worker);
+                Ok(())
+            };
+            tokio::try_join!(serve, together::keep_a_worker(&options, stop)).map(drop)
+        }
+    }
+}

@@ -1,0 +1,95 @@
+use clap::{Parser, ValueEnum};
+use std::env;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const MORE_HELP: &str = "\
+QUEUE_URL is the broker [default: memory]
+  memory                                   the memory of this process: the mails are lost when it exits
+  nats://HOST:4222                         NATS JetStream
+  amqp://USER:PASSWORD@HOST:5672/%2f       RabbitMQ
+  http://HOST:10001/devstoreaccount1?SAS   azurite, with a shared access signature of the account
+
+Try:
+  curl -d email=ada@example.com http://127.0.0.1:8080/signups    sign up
+  curl http://127.0.0.1:8080/signups/ID                          show the status of the mail
+  curl -N http://127.0.0.1:8080/signups/ID/events                stream the status of the mail
+
+Exit status: 0 if drained, 1 if the grace period expired, 2 after an error or if the child worker has
+not drained, 130 after a second SIGTERM or Ctrl-C.";
+
+/// Signs people up. The mail to each of them is a message of a broker, which a worker sends
+#[derive(Debug, Parser)]
+#[command(name = "broker-signups", args_override_self = true, after_help = MORE_HELP)]
+pub(crate) struct Options {
+    /// What this process does: serve HTTP, or send mails; any number of workers, on any number of machines [default: serve HTTP, and start a
+    /// worker as a child process]
+    pub(crate) role: Option<Role>,
+    /// Address of the HTTP server
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Write each mail to a file in this folder, and create the folder if it is missing
+    #[arg(long, value_name = "FOLDER", default_value = "outbox")]
+    pub(crate) outbox: PathBuf,
+    /// Send the mails to this mail server instead, without encryption
+    #[arg(long, value_name = "HOST:PORT", value_parser = relay)]
+    pub(crate) smtp: Option<Relay>,
+    /// After how long the broker delivers the messages of a dead worker again; at least 3; with NATS, the first process sets it; RabbitMQ
+    /// has none
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = lease)]
+    pub(crate) lease: Duration,
+    /// How long to drain after SIGTERM or Ctrl-C; a child worker drains after the server, with half of this time
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) grace: Duration,
+    /// Worker: also stop at the end of the standard input
+    #[arg(long)]
+    pub(crate) until_eof: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    Server,
+    Worker,
+}
+
+/// A mail server.
+#[derive(Clone, Debug)]
+pub(crate) struct Relay {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Options {
+    /// Returns the arguments of a child worker: the same options, but half of the grace period, because it drains last.
+    pub(crate) fn worker_args(&self) -> Vec<OsString> {
+        let mut args = vec!["worker".into()];
+        args.extend(env::args_os().skip(1));
+        args.extend(["--until-eof".into(), "--grace".into(), (self.grace / 2).as_secs_f64().to_string().into()]);
+        args
+    }
+}
+
+/// Returns `QUEUE_URL` or its default.
+pub(crate) fn queue_url() -> String {
+    env::var("QUEUE_URL").unwrap_or_else(|_| "memory".into())
+}
+
+fn relay(value: &str) -> Result<Relay, String> {
+    let parts = value.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    match parts {
+        Some((host, port)) if !host.is_empty() => Ok(Relay { host: host.to_owned(), port }),
+        _ => Err("expected HOST:PORT".into()),
+    }
+}
+
+fn lease(value: &str) -> Result<Duration, String> {
+    let lease = Duration::from_secs(value.parse().map_err(|_| "expected a whole number of seconds")?);
+    if lease >= Duration::from_secs(3) { Ok(lease) } else { Err("the minimum is 3 seconds".into()) }
+}
+
+fn seconds(value: &str) -> Result<Duration, String> {
+    let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

@@ -1,0 +1,169 @@
+//! The sign-ups and the status of their mails, as far as this server knows them.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// How many sign-ups the server remembers.
+const CAPACITY: usize = 10_000;
+
+/// The status of a mail. A later status is greater, within one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    Waiting,
+    Running,
+    Retrying,
+    Done,
+    Dead,
+}
+
+/// The message of the queue `mails`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// The ID of the sign-up. Makes a repeated attempt harmless.
+    pub(crate) id: Uuid,
+    pub(crate) to: String,
+}
+
+/// The message of the queue `notices`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Notice {
+    pub(crate) id: Uuid,
+    pub(crate) to: String,
+    pub(crate) status: Status,
+    pub(crate) attempt: u32,
+    pub(crate) error: Option<String>,
+}
+
+/// A sign-up and the status of its mail.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Signup {
+    pub(crate) id: Uuid,
+    pub(crate) address: String,
+    pub(crate) status: Status,
+    /// Whether the status is final.
+    pub(crate) ended: bool,
+    /// The number of started attempts.
+    pub(crate) attempts: u32,
+    /// The status as a sentence.
+    pub(crate) message: String,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Signups(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    signups: HashMap<Uuid, watch::Sender<Signup>>,
+    /// The oldest first.
+    order: VecDeque<Uuid>,
+}
+
+impl Signups {
+    pub(crate) fn insert(&self, signup: Signup) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.order.push_back(signup.id);
+        known.signups.insert(signup.id, watch::Sender::new(signup));
+        if known.order.len() > CAPACITY
+            && let Some(oldest) = known.order.pop_front()
+        {
+            known.signups.remove(&oldest);
+        }
+    }
+
+    /// Returns the sign-up, and its changes.
+    pub(crate) fn find(&self, id: Uuid) -> Option<watch::Receiver<Signup>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.signups.get(&id).map(watch::Sender::subscribe)
+    }
+
+    /// Applies a notice. A broker may deliver notices twice and in another order, so only a later status replaces the known one.
+    pub(crate) fn apply(&self, notice: Notice) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).signups.get(&notice.id).cloned();
+        let signup = Signup::new(notice);
+        match known {
+            Some(known) => drop(known.send_if_modified(|old| {
+                let is_later = signup.rank() > old.rank();
+                if is_later {
+                    *old = signup;
+                }
+                is_later
+            })),
+            // Another server, or this one before its restart, accepted the sign-up.
+            None => self.insert(signup),
+        }
+    }
+}
+
+impl Signup {
+    pub(crate) fn accepted(id: Uuid, to: String) -> Self {
+        Self::new(Notice { id, to, status: Status::Waiting, attempt: 0, error: None })
+    }
+
+    fn new(notice: Notice) -> Self {
+        let Notice { id, to, status, attempt, error } = notice;
+        let error = error.unwrap_or_default();
+        let message = match status {
+            Status::Waiting => "The mail is about to be sent.".into(),
+            Status::Running => "The mail is being sent.".into(),
+            Status::Retrying => format!("The mail could not be sent yet: {error}. It will be retried."),
+            Status::Done if attempt == 1 => "The mail has been sent.".into(),
+            Status::Done => format!("The mail has been sent, at attempt {attempt}."),
+            Status::Dead => format!("The mail could not be sent: {error}."),
+        };
+        Self { id, address: to, status, ended: status >= Status::Done, attempts: attempt, message }
+    }
+
+    /// Orders the notices of one mail. A final status is never replaced.
+    fn rank(&self) -> (bool, u32, Status) {
+        if self.ended { (true, 0, Status::Done) } else { (false, self.attempts, self.status) }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Done => "done",
+            Self::Dead => "dead",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_and_repeated_notices_change_nothing() {
+        let (signups, id) = (Signups::default(), Uuid::new_v4());
+        signups.insert(Signup::accepted(id, "ada@example.com".into()));
+        let apply = |attempt, status| {
+            signups.apply(Notice { id, to: "ada@example.com".into(), status, attempt, error: None });
+            let signup = signups.find(id).unwrap().borrow().clone();
+            (signup.attempts, signup.status)
+        };
+        assert_eq!(apply(1, Status::Retrying), (1, Status::Retrying));
+        assert_eq!(apply(1, Status::Running), (1, Status::Retrying));
+        assert_eq!(apply(2, Status::Running), (2, Status::Running));
+        assert_eq!(apply(2, Status::Done), (2, Status::Done));
+        assert_eq!(apply(3, Status::Running), (2, Status::Done));
+        assert_eq!(apply(3, Status::Done), (2, Status::Done));
+    }
+
+    #[test]
+    fn oldest_signup_is_forgotten() {
+        let signups = Signups::default();
+        let ids: Vec<_> = (0..=CAPACITY).map(|_| Uuid::new_v4()).collect();
+        for &id in &ids {
+            signups.insert(Signup::accepted(id, "ada@example.com".into()));
+        }
+        assert!(signups.find(ids[0]).is_none() && signups.find(ids[1]).is_some());
+    }
+}

@@ -1,0 +1,86 @@
+//! Sends the mails. If this process dies, the broker delivers its messages to another worker.
+
+use crate::Tasks;
+use crate::broker::{Broker, MAILS, MAX_ATTEMPTS, NOTICES};
+use crate::mail::{Mailer, Refusal};
+use crate::options::Options;
+use crate::signups::{Notice, Status, Welcome};
+use background_tasks_consumer::{Delivery, Failure};
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tracing::info;
+
+/// Starts to send mails, until shutdown starts. The drain then waits for mails in flight.
+pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> Result<(), String> {
+    let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
+    let notices = broker.clone();
+    let handler = move |delivery: Delivery| {
+        let (mailer, notices) = (mailer.clone(), notices.clone());
+        async move { handle(&mailer, &notices, &delivery).await }
+    };
+    broker.serve(MAILS, tasks, "mail", options.lease, handler).await?;
+    info!("the worker is ready");
+    Ok(())
+}
+
+/// Waits until shutdown starts or, with `--until-eof`, the standard input ends.
+pub(crate) async fn until_stopped(tasks: &Tasks, options: &Options) -> Result<(), String> {
+    background_tasks_host::notify_ready();
+    if options.until_eof {
+        let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
+        tasks.signal().run_until_shutdown(ended).await;
+    } else {
+        tasks.signal().await;
+    }
+    Ok(())
+}
+
+/// Sends a mail at least once, and a notice of its status before and after.
+///
+/// The message is acknowledged when this function has returned, so the last notice is stored before. A repeated attempt sends the
+/// mail and the notice again. The ID of the sign-up identifies such duplicates.
+async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result<(), Failure> {
+    let mail: Welcome = delivery.json()?;
+    let attempt = delivery.attempt();
+    let notify = async |status, error: Option<String>| {
+        let notice = Notice { id: mail.id, to: mail.to.clone(), status, attempt, error };
+        let payload = serde_json::to_string(&notice).expect("a notice can be serialized as JSON");
+        broker.send(NOTICES, &mail.id.to_string(), payload).await.map_err(Failure::retry)
+    };
+    notify(Status::Running, None).await?;
+    match send(mailer, &mail, attempt).await {
+        Ok(()) => notify(Status::Done, None).await,
+        Err(Refusal::Temporary(reason)) if attempt < MAX_ATTEMPTS => {
+            notify(Status::Retrying, Some(reason.clone())).await?;
+            Err(Failure::retry_after(reason, Duration::from_secs(2)))
+        }
+        Err(Refusal::Temporary(reason) | Refusal::Permanent(reason)) => {
+            notify(Status::Dead, Some(reason.clone())).await?;
+            Err(Failure::dead(reason))
+        }
+    }
+}
+
+async fn send(mailer: &Mailer, mail: &Welcome, attempt: u32) -> Result<(), Refusal> {
+    // Two test domains that show a failure and a retry without a mail server.
+    match mail.to.rsplit_once('@') {
+        Some((_, "bounce.example")) => return Err(Refusal::Permanent("the mailbox does not exist".into())),
+        Some((_, "flaky.example")) if attempt == 1 => return Err(Refusal::Temporary("the mailbox is busy".into())),
+        _ => {}
+    }
+    mailer.send(&mail.id.to_string(), attempt, &mail.to).await
+}
+
+/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
+fn input_ended() -> io::Result<impl Future<Output = ()>> {
+    let (sender, ended) = oneshot::channel::<()>();
+    thread::Builder::new().name("input".into()).spawn(move || {
+        let mut buffer = [0; 64];
+        while io::stdin().read(&mut buffer).is_ok_and(|len| len > 0) {}
+        drop(sender);
+    })?;
+    Ok(async { drop(ended.await) })
+}
