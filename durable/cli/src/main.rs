@@ -16,7 +16,7 @@ use std::process::ExitCode;
 /// Why the program fails. Each kind has its own exit code.
 #[derive(Debug)]
 enum Failure {
-    /// There is no such job or queue, or the job's status does not allow the action.
+    /// The job or queue does not exist, or the job's status does not allow the action.
     NotPossible(String),
     /// A bulk action is not confirmed, or there is no address of a database.
     Usage(String),

@@ -239,7 +239,7 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     format!("{}\n", serde_json::to_string(value).expect("text and numbers are JSON"))
 }
 
-/// Returns an array with each element in a line of its own.
+/// Returns an array with one element on each line.
 fn array(lines: impl Iterator<Item = String>) -> String {
     let lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
     format!("[{}]\n", lines.join(",\n"))
