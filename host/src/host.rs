@@ -206,6 +206,10 @@ impl Host {
     /// the other second is a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the time of the
     /// `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are aborted
     /// immediately.
+    ///
+    /// The default is too long for two signals of Windows. After the closing of the console and the shutdown of the system, Windows ends the
+    /// process after about 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's.
+    /// If a program must handle these signals, choose at most 3 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self

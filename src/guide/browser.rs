@@ -1,4 +1,4 @@
-//! Describes how to run tasks in a browser, a web worker or Node.
+//! Describes how to run tasks in a browser, a web worker, Node or a Cloudflare Worker.
 //!
 //! On `wasm32-unknown-unknown`, `WasmSpawner` (feature `wasm-bindgen-futures`) runs tasks as JavaScript microtasks:
 //!
@@ -30,6 +30,22 @@
 //! listener for `pagehide`. Tasks that need only microtasks finish before the browser calls the next event listener. Tasks that
 //! wait for a timer or a response do not finish. The example `examples/browser`, in the repository, starts the shutdown in a
 //! listener for `pagehide`, and reports the lost tasks at the next visit.
+//!
+//! # Cloudflare Workers
+//!
+//! A Worker's runtime cancels what a request has started when it has sent the response, unless the handler passes a promise to
+//! `ctx.waitUntil`. Make a registry for each request, and pass its drain:
+//!
+//! ```ignore
+//! let drained = registry.shutdown();
+//! context.wait_until(&future_to_promise(async move {
+//!     drained.await;
+//!     Ok(JsValue::UNDEFINED)
+//! }));
+//! ```
+//!
+//! The runtime waits 30 seconds at most, so limit the drain with [`or_abort`](crate::Shutdown::or_abort). Do not share one registry between
+//! requests: a task that the runtime has cancelled stays in flight forever. The example is `examples/worker`, in the repository.
 //!
 //! # Panics
 //!

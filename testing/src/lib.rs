@@ -1,18 +1,27 @@
 //! Helpers that the tests of several packages share.
 //!
 //! `webdriver.mjs` in this folder has the helpers of the tests that run in Chromium.
-#![cfg(unix)]
 
+#[cfg(windows)]
+mod console;
 mod http;
+#[cfg(unix)]
 mod notify_socket;
 mod process;
+#[cfg(unix)]
 mod skip;
+#[cfg(unix)]
 mod tmpfs;
 
+#[cfg(windows)]
+pub use console::{Signal, raise_ctrl_c, raise_ctrl_c_on_request};
 pub use http::{Client, Response};
+#[cfg(unix)]
 pub use notify_socket::NotifySocket;
-pub use process::{
-    Ended, Line, PATIENCE, Process, Signal, only_child, poll_until, poll_until_ok, poll_until_some, prefixed, with_open_files,
-};
+pub use process::{Ended, Line, PATIENCE, Process, poll_until, poll_until_ok, poll_until_some};
+#[cfg(unix)]
+pub use process::{Signal, only_child, prefixed, with_open_files};
+#[cfg(unix)]
 pub use skip::{run_or_skip, skip};
+#[cfg(unix)]
 pub use tmpfs::Tmpfs;

@@ -1,15 +1,21 @@
 //! Processes, their output and their exit.
 
+#[cfg(windows)]
+use crate::console::{CtrlC, Signal};
+#[cfg(unix)]
 use rustix::process::{Pid, kill_process, kill_process_group};
 use std::fmt::Debug;
+#[cfg(unix)]
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+#[cfg(unix)]
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
 pub use rustix::process::Signal;
 
 /// The time limit of each step of a test. A step that exceeds this limit hangs.
@@ -60,7 +66,10 @@ impl Line {
 pub struct Process {
     child: Child,
     /// The process to which `signal` sends signals: this process or, after `redirect_signals_to_child`, its child.
+    #[cfg(unix)]
     pid: Pid,
+    #[cfg(windows)]
+    ctrl_c: CtrlC,
     lines: Receiver<Line>,
     seen: Vec<Line>,
 }
@@ -75,7 +84,10 @@ impl Process {
     ///
     /// The process ignores no termination signals, even if the test runs under `nohup` or in the background of a shell.
     pub fn spawn(command: &mut Command) -> Self {
+        #[cfg(unix)]
         stop_ignoring_signals();
+        #[cfg(windows)]
+        let ctrl_c = CtrlC::new(command);
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -84,8 +96,15 @@ impl Process {
         if let Some(stderr) = child.stderr.take() {
             forward(stderr, sender, Line::Stderr);
         }
-        let pid = Pid::from_child(&child);
-        Self { child, pid, lines, seen: Vec::new() }
+        Self {
+            #[cfg(unix)]
+            pid: Pid::from_child(&child),
+            #[cfg(windows)]
+            ctrl_c,
+            child,
+            lines,
+            seen: Vec::new(),
+        }
     }
 
     /// Returns the process ID.
@@ -99,12 +118,20 @@ impl Process {
     }
 
     /// Makes `signal`, `terminate` and `stop` signal the process's only child, such as the first process of a namespace.
+    #[cfg(unix)]
     pub fn redirect_signals_to_child(&mut self) {
         self.pid = only_child(self.child.id()).and_then(Pid::from_raw).expect("one child");
     }
 
+    #[cfg(unix)]
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Makes the process raise Ctrl-C. The process must have called `raise_ctrl_c_on_request`.
+    #[cfg(windows)]
+    pub fn signal(&self, _: Signal) {
+        self.ctrl_c.request();
     }
 
     /// Sends a signal again and again until the process has ended.
@@ -122,6 +149,7 @@ impl Process {
     }
 
     /// Sends a signal to the process group that the process leads.
+    #[cfg(unix)]
     pub fn signal_group(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -226,6 +254,7 @@ impl Drop for Process {
 /// Installs handlers that do nothing for the termination signals that this process ignores.
 ///
 /// A child inherits ignored signals, but no handlers. In the child, signals that had handlers have their default actions.
+#[cfg(unix)]
 fn stop_ignoring_signals() {
     static STOPPED: Once = Once::new();
     STOPPED.call_once(|| {
@@ -250,6 +279,7 @@ fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) 
 }
 
 /// Returns `command` with these words in front.
+#[cfg(unix)]
 pub fn prefixed(words: &[&str], command: &Command) -> Command {
     let mut longer = Command::new(words[0]);
     longer.args(&words[1..]).arg(command.get_program()).args(command.get_args());
@@ -266,11 +296,13 @@ pub fn prefixed(words: &[&str], command: &Command) -> Command {
 }
 
 /// Returns `command` for a process that can have this number of files open.
+#[cfg(unix)]
 pub fn with_open_files(limit: u32, command: &Command) -> Command {
     prefixed(&["sh", "-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)], command)
 }
 
 /// Returns the ID of the child of a process that has exactly one, from Linux's `/proc`.
+#[cfg(unix)]
 pub fn only_child(id: u32) -> Option<i32> {
     fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok()
 }

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use anyhow::Result;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use xshell::cmd;
 
 fn is_installed(program: &str) -> bool {
@@ -13,7 +13,7 @@ fn is_installed(program: &str) -> bool {
 
 impl Context {
     /// Returns whether Debian's `package` is installed, as `test` finds out. Tries to install it first if not.
-    fn debian(&self, package: &str, test: impl Fn() -> bool) -> bool {
+    pub(crate) fn debian(&self, package: &str, test: impl Fn() -> bool) -> bool {
         if test() {
             return true;
         }
@@ -113,5 +113,22 @@ impl Context {
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
         Ok(Some(std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?))
+    }
+
+    /// Returns the folder in which an npm package is installed, once for each version.
+    pub(crate) fn npm_package(&self, name: &str, version: &str) -> Result<Option<PathBuf>> {
+        let root = self.built(&format!("tools/{name}-{version}"));
+        if !root.join("node_modules").join(name).is_dir() {
+            if !self.program("npm", "npm") {
+                return Ok(None);
+            }
+            std::fs::create_dir_all(&root)?;
+            let install = cmd!(self.sh, "npm install --prefix {root} --no-audit --no-fund {name}@{version}");
+            if install.quiet().ignore_stdout().ignore_stderr().run().is_err() {
+                self.skip(&format!("npm's package {name} {version} is not available"));
+                return Ok(None);
+            }
+        }
+        Ok(Some(root))
     }
 }

@@ -1,20 +1,14 @@
-//! Tests of `Host` with real processes and real signals.
+//! Tests of `Host` with real processes and real signals. On Windows, the signals are Ctrl-C.
 //!
 //! This binary is the test suite. Started by a test with `PROGRAM` in the environment, it is also the program under test, because the exit code that
 //! `main` returns and the destructors that run in `main` are part of what is tested.
 
-#[cfg(unix)]
 mod programs;
-#[cfg(unix)]
 mod suite;
 
-#[cfg(unix)]
 fn main() -> std::process::ExitCode {
-    match std::env::var("PROGRAM") {
-        Ok(program) => programs::run(&program),
-        Err(_) => suite::run(),
-    }
+    let Ok(program) = std::env::var("PROGRAM") else { return suite::run() };
+    #[cfg(windows)]
+    testing::raise_ctrl_c_on_request();
+    programs::run(&program)
 }
-
-#[cfg(not(unix))]
-fn main() {}

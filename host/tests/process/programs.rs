@@ -4,14 +4,19 @@
 use background_tasks::{Observer, TracingObserver};
 use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
+#[cfg(unix)]
 use fork::Fork;
+#[cfg(unix)]
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
 use std::env;
 use std::future::Future;
-use std::io::{Write, stdin, stdout};
+use std::io::{Write, stderr, stdin, stdout};
+#[cfg(unix)]
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitCode, ExitStatus, exit, id};
+use std::process::ExitCode;
+#[cfg(unix)]
+use std::process::{Command, ExitStatus, exit, id};
 use std::thread;
 use std::time::Duration;
 
@@ -67,8 +72,11 @@ pub(crate) fn run(program: &str) -> ExitCode {
             waits_with_task(|host| host)
         }
         "task_with_ignored" => waits_with_task(|host| host.handle_ignored().handle_sighup()),
+        #[cfg(unix)]
         "blocked_signals" => blocked_signals(),
+        #[cfg(unix)]
         "forked" => forked(|| ()),
+        #[cfg(unix)]
         "signal_between_fork_and_run" => forked(signal_self),
         "host_dropped" => host_dropped(),
         "run_dropped_in_drain" => run_dropped_in_drain(),
@@ -131,6 +139,9 @@ fn host<S>(registry: &Registry<S>) -> Host {
     }
     if let Some(window) = seconds("REPEAT_WINDOW") {
         host = host.repeat_window(window);
+    }
+    if env::var_os("HELD_STDERR").is_some() {
+        std::mem::forget(stderr().lock());
     }
     host
 }
@@ -363,6 +374,10 @@ fn waits(configure: fn(Host) -> Host) -> ExitCode {
     }))
 }
 
+#[cfg(windows)]
+use testing::raise_ctrl_c as signal_self;
+
+#[cfg(unix)]
 fn signal_self() {
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
 }
@@ -375,6 +390,7 @@ fn signal_before_run() -> ExitCode {
 }
 
 /// Becomes another program, which inherits blocked signals.
+#[cfg(unix)]
 fn blocked_signals() -> ExitCode {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).thread_block().unwrap();
     let error = Command::new(env::current_exe().unwrap()).env("PROGRAM", "task_with_sighup").exec();
@@ -382,6 +398,7 @@ fn blocked_signals() -> ExitCode {
 }
 
 /// The program creates a host and then forks, as a daemon does. The host runs in the child. The parent exits with the child's exit code.
+#[cfg(unix)]
 fn forked(before_run: fn()) -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry);

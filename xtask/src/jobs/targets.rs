@@ -3,6 +3,8 @@
 use crate::context::Context;
 use crate::workspace::locked_version;
 use anyhow::{Result, ensure};
+use std::ffi::OsString;
+use std::path::Path;
 use xshell::cmd;
 
 pub(super) fn systems(context: &Context) -> Result<()> {
@@ -27,6 +29,28 @@ BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
 __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T len) { return SystemFunction036(data, (ULONG)len); }
 ";
 
+/// The tests of the core that do not run under Wine, each with the reason.
+const NOT_UNDER_WINE: [(&str, &str); 2] = [
+    ("documentation::feature_table_of_each_crate_lists_every_feature", "it starts cargo"),
+    ("documentation::runtime_table_matches_manifests_and_sources", "it starts cargo"),
+];
+
+/// The tests of the core that do not run on an emulated processor, each with the reason.
+const NOT_EMULATED: [(&str, &str); 4] = [
+    ("documentation::", "they check the source"),
+    ("layout::", "they check the source"),
+    ("property::", "they take minutes there, and use one thread"),
+    ("public_api::", "they check the source"),
+];
+
+/// Reports the tests that do not run in an environment. Returns the arguments that skip these tests.
+fn skip_tests(context: &Context, tests: &'static [(&str, &str)], environment: &str) -> Vec<&'static str> {
+    for (test, reason) in tests {
+        context.skip(&format!("{test} {environment}: {reason}"));
+    }
+    tests.iter().flat_map(|(test, _)| ["--skip", test]).collect()
+}
+
 /// Runs tests for Windows with Wine.
 pub(super) fn wine(context: &Context) -> Result<()> {
     const TARGET: &str = "x86_64-pc-windows-gnu";
@@ -38,6 +62,7 @@ pub(super) fn wine(context: &Context) -> Result<()> {
     let prefix = context.built("wine");
     let _prefix = sh.push_env("WINEPREFIX", &prefix);
     let _log = sh.push_env("WINEDEBUG", "-all");
+    let _runner = sh.push_env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", "wine");
     let library = prefix.join("drive_c/windows/system32/bcryptprimitives.dll");
     if !library.exists() {
         cmd!(sh, "timeout 300 wineboot -i").quiet().ignore_stderr().run()?;
@@ -45,10 +70,44 @@ pub(super) fn wine(context: &Context) -> Result<()> {
         sh.write_file(&source, BCRYPTPRIMITIVES)?;
         cmd!(sh, "x86_64-w64-mingw32-gcc -shared -o {library} {source} -ladvapi32").run()?;
     }
-    let test = cmd!(sh, "timeout 600 cargo test --quiet -p invoices --target {TARGET}");
-    let tested = test.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", "wine").run();
+    let skips = skip_tests(context, &NOT_UNDER_WINE, "under Wine");
+    let suites = [
+        ("-p background-tasks --all-features --lib --test allocation --test it", skips),
+        // The suite of its processes prints the tests that need Unix.
+        ("-p background-tasks-host --all-features --lib --tests", vec![]),
+        ("-p invoices", vec![]),
+    ];
+    let run = |suite: &str, skips: &[&str]| {
+        let words = &suite.split(' ').collect::<Vec<_>>()[..];
+        cmd!(sh, "cargo test --quiet {words...} --target {TARGET} --no-run").run()?;
+        cmd!(sh, "timeout 600 cargo test --quiet {words...} --target {TARGET} -- {skips...}").run()
+    };
+    let tested = suites.iter().try_for_each(|(suite, skips)| run(suite, skips));
+    // Its services would keep the output of this job open.
     cmd!(sh, "wineserver -k").quiet().ignore_status().run()?;
     Ok(tested?)
+}
+
+/// Runs the tests of the core on an emulated processor. This shows that the code for the processor is right. It does not show the
+/// weaker order of its memory operations, because QEMU uses the order of this computer.
+pub(super) fn aarch64(context: &Context) -> Result<()> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    const TESTS: [&str; 4] = ["--all-features", "--lib", "--test=allocation", "--test=it"];
+    let has_libc = || Path::new("/usr/aarch64-linux-gnu/lib/libc.so").exists();
+    let has_tools = context.program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")
+        && context.program("qemu-aarch64", "qemu-user")
+        && context.debian("libc6-dev-arm64-cross", has_libc);
+    if !has_tools || !context.target(TARGET) {
+        return Ok(());
+    }
+    let sh = &context.sh;
+    let _linker = sh.push_env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+    let _runner = sh.push_env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64 -L /usr/aarch64-linux-gnu");
+    cmd!(sh, "cargo test --quiet {TESTS...} --target {TARGET} --no-run").run()?;
+    let skips = skip_tests(context, &NOT_EMULATED, "on aarch64");
+    let test = cmd!(sh, "timeout 900 cargo test --quiet {TESTS...} --target {TARGET} -- {skips...}");
+    // A tenth of the tasks.
+    Ok(test.env("SOAK", "20000").run()?)
 }
 
 pub(super) fn bare(context: &Context) -> Result<()> {
@@ -96,6 +155,34 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Returns a `PATH` with the programs of wasm-bindgen, which must have the version of the library. Without TLS, which they do not need.
+fn wasm_bindgen(context: &Context) -> Result<Option<OsString>> {
+    let version = locked_version(&context.sh, "wasm-bindgen")?;
+    let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];
+    context.cargo_tool("wasm-bindgen-cli", &version, &arguments)
+}
+
+/// Runs the example Worker in workerd, the runtime of Cloudflare Workers.
+pub(super) fn worker(context: &Context) -> Result<()> {
+    const TARGET: &str = "wasm32-unknown-unknown";
+    let sh = &context.sh;
+    if !context.target(TARGET) || !context.program("node", "nodejs") {
+        return Ok(());
+    }
+    cmd!(sh, "cargo clippy --quiet --target {TARGET} -p receipts -- -D warnings").run()?;
+    let Some(package) = context.npm_package("workerd", "1.20261117.1")? else { return Ok(()) };
+    let Some(path) = wasm_bindgen(context)? else { return Ok(()) };
+    cmd!(sh, "cargo build --quiet -p receipts --target {TARGET}").run()?;
+    let built = context.built("wasm32-unknown-unknown/debug/receipts.wasm");
+    cmd!(sh, "wasm-bindgen --target web --no-typescript --out-dir examples/worker/pkg {built}").env("PATH", path).run()?;
+    let workerd = {
+        let _folder = sh.push_dir(package);
+        let script = "require('workerd').default";
+        cmd!(sh, "node --print {script}").quiet().read()?
+    };
+    Ok(cmd!(sh, "timeout 120 node --test examples/worker/tests/worker.mjs").env("WORKERD", workerd).run()?)
+}
+
 pub(super) fn wasm(context: &Context) -> Result<()> {
     const TARGET: &str = "wasm32-unknown-unknown";
     let sh = &context.sh;
@@ -107,10 +194,7 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     }
     cmd!(sh, "cargo clippy --quiet --target {TARGET} -p drafts --all-targets -- -D warnings").run()?;
 
-    // The programs must have the version of the library. Without TLS, which they do not need.
-    let version = locked_version(sh, "wasm-bindgen")?;
-    let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];
-    let Some(path) = context.cargo_tool("wasm-bindgen-cli", &version, &arguments)? else { return Ok(()) };
+    let Some(path) = wasm_bindgen(context)? else { return Ok(()) };
     let _path = sh.push_env("PATH", path);
     let _runner = sh.push_env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", "wasm-bindgen-test-runner");
     // The runner rejects the harness's option `--quiet`.
