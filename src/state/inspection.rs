@@ -28,7 +28,14 @@ impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::new());
-        self.for_each_in_subtree(|state| state.shards().for_each(|shard| shard.slots().list(now, &mut tasks)));
+        self.for_each_in_subtree(|state| {
+            let first = tasks.len();
+            state.shards().for_each(|shard| shard.slots().list(now, &mut tasks));
+            let own = &mut tasks[first..];
+            if let Some(parent) = if own.is_empty() { None } else { state.id_in_parent() } {
+                own.iter_mut().for_each(|task| task.parent = Some(parent));
+            }
+        });
         // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
