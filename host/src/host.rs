@@ -294,7 +294,7 @@ impl Host {
     /// | state of the service | when |
     /// | --- | --- |
     /// | start pending | from this call on, with a wait hint of 30 seconds |
-    /// | running | when [`run`](Self::run) starts the program |
+    /// | running | when [`run`](Self::run) starts the program, or later: see [`running_when_ready`](Self::running_when_ready) |
     /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
@@ -309,6 +309,21 @@ impl Host {
     #[cfg(feature = "windows-service")]
     pub fn windows_service(mut self, name: &str) -> Self {
         self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self
+    }
+
+    /// Keeps the [Win32 service](Self::windows_service) start pending until the program calls [`notify_ready`](crate::notify_ready). Default: the
+    /// service is running when [`run`](Self::run) starts the program.
+    ///
+    /// Services that depend on this service then start once the program is ready, and `net start` and `Start-Service` return then, or report that the
+    /// start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30 seconds for the start: if the
+    /// program needs more, Windows may report that the service does not respond. If the program ends or shutdown starts before it is ready, the service
+    /// is stop pending and then stopped.
+    ///
+    /// Does nothing on other systems, and in a process that is not a service.
+    #[cfg(feature = "windows-service")]
+    pub fn running_when_ready(self) -> Self {
+        windows_service::wait_for_ready();
         self
     }
 
@@ -434,7 +449,7 @@ impl Host {
             windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
-        windows_service::report_running();
+        windows_service::report_started();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;
