@@ -3,6 +3,7 @@ use crate::liveness::{Liveness, WatchedTask};
 use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
 use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
+use crate::status::HostStatus;
 use crate::terminal::{Level, log};
 use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
@@ -116,6 +117,7 @@ use std::time::Duration;
 #[must_use = "a host does nothing until it runs"]
 pub struct Host {
     phases: Phases,
+    status: Arc<HostStatus>,
     limits: Limits,
     delay: Duration,
     liveness: Vec<WatchedTask>,
@@ -144,6 +146,7 @@ impl Host {
         let repeat_window = Duration::from_secs(1);
         let second_signal_hook = deadline::exit_on_second_signal(&phases, repeat_window);
         Self {
+            status: Arc::new(HostStatus::new(&phases)),
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
             delay: Duration::ZERO,
@@ -195,6 +198,7 @@ impl Host {
     /// ```
     pub fn then_with_reserve<S>(mut self, registry: &Registry<S>, reserve: Duration) -> Self {
         self.phases.push(registry.with_spawner(()), reserve);
+        self.status.set_phases(&self.phases);
         self
     }
 
@@ -214,9 +218,8 @@ impl Host {
     /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
     ///
     /// Use it for load balancers that must see the service become unready before it stops accepting connections. During the delay,
-    /// [`readiness`](Self::readiness) is false, the host has reported the stop to systemd or Windows, and the checks of [`liveness`](Self::liveness)
-    /// have ended. The registry's signal is not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a
-    /// longer grace period.
+    /// [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is not triggered, and
+    /// new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
     ///
     /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
     /// that was not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the
@@ -232,11 +235,17 @@ impl Host {
         Readiness::new(self.phases.first().clone())
     }
 
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn status(&self) -> Arc<HostStatus> {
+        self.status.clone()
+    }
+
     /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
     ///
     /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
         self.liveness.push(WatchedTask::new(liveness));
+        self.status.add_liveness(liveness);
         self
     }
 
@@ -431,6 +440,7 @@ impl Host {
             limits: self.limits,
             delay: self.delay,
             liveness: self.liveness,
+            status: self.status,
             progress_bar: self.progress_bar,
             fail_if: self.fail_if,
         };

@@ -59,6 +59,7 @@ mod readiness;
 #[cfg(feature = "tower")]
 mod settle;
 mod signals;
+mod status;
 mod sync;
 mod systemd;
 mod terminal;
