@@ -27,13 +27,13 @@ impl InspectedTask {
 impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
-        let (now, mut tasks) = (now(), Vec::new());
+        let (now, mut tasks) = (now(), Vec::<TaskInfo>::new());
         self.for_each_in_subtree(|state| {
             let first = tasks.len();
             state.shards().for_each(|shard| shard.slots().list(now, &mut tasks));
-            let own = &mut tasks[first..];
-            if let Some(parent) = if own.is_empty() { None } else { state.id_in_parent() } {
-                own.iter_mut().for_each(|task| task.parent = Some(parent));
+            let parent = if tasks.len() > first { state.id_in_parent() } else { None };
+            for task in &mut tasks[first..] {
+                task.parent = parent;
             }
         });
         // A stable sort would need a buffer that does not fit on the stack of a microcontroller.

@@ -17,7 +17,9 @@ impl RegistryState {
                 let first = services.len();
                 rare.services.with(|list| services.extend(list.iter().map(Service::current_info)));
                 let parent = if services.len() > first { state.id_in_parent() } else { None };
-                services[first..].iter_mut().for_each(|service| service.task.parent = parent);
+                for service in &mut services[first..] {
+                    service.task.parent = parent;
+                }
             }
         });
         services
