@@ -178,15 +178,16 @@ test("a row shows why its task could not be aborted", async () => {
 });
 
 test("the keyboard alone cancels and confirms an abort, and keeps the focus on the page", async () => {
-  await start();
-  const { id, closed } = await straggle();
-  const button = `Abort connection ${id}`;
+  await open_shop();
+  await is_listed("checkout");
+  const id = await run(`return ${row("checkout")}.dataset.id`);
+  const button = `Abort checkout ${id}`;
   const is_open = () => run("return document.getElementById('confirm').open");
   await tab_to(`^${button}$`);
   for (const cancel of [ESCAPE, ENTER]) {
     await browser.press(ENTER);
     assert.equal(await active(), "keep", "the button that aborts nothing has the focus");
-    assert.match(await text("confirm-title"), /^Abort connection\?$/);
+    assert.match(await text("confirm-title"), /^Abort checkout\?$/);
     assert.match(await text("confirm-text"), new RegExp(`^Future ${id}\\. `));
     await browser.press(cancel);
     assert.equal(await is_open(), false);
@@ -197,8 +198,7 @@ test("the keyboard alone cancels and confirms an abort, and keeps the focus on t
   assert.equal(await active(), "abort");
   assert.equal(await ended("aborted"), 0);
   await browser.press(ENTER);
-  await closed;
-  await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
+  await has_ended("checkout");
   assert.notEqual(await run("return document.activeElement.localName"), "body");
   await until("the counter", async () => (await ended("aborted")) === 1);
 });
@@ -452,6 +452,15 @@ test("the browser logs no errors", async () => {
   assert.deepEqual(await browser.log(), []);
 });
 
+async function take(name, scheme, width, height) {
+  await browser.prefer(scheme);
+  await browser.resize(width, height);
+  await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
+  await run("scrollTo(0, 0)");
+  await new Promise((resolve) => setTimeout(resolve, 600));
+  await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
+}
+
 test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
   await start("--grace", "3600");
   block("blocked");
@@ -471,14 +480,18 @@ test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => 
   await click_abort(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
   await until("an abort", () => ended("aborted"));
   await new Promise((resolve) => setTimeout(resolve, 5000));
-  for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
-    await browser.prefer(scheme);
-    await browser.resize(width, height);
-    await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
-    await run("scrollTo(0, 0)");
-    await new Promise((resolve) => setTimeout(resolve, 600));
-    await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
-  }
+  await take("wide", "light", 1280, 800);
+  await take("narrow", "dark", 400, 1180);
   stop = true;
   await Promise.all(load);
+});
+
+test("screenshot of a drain", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
+  await open_shop(25);
+  await shows("late-tasks", /indexer/);
+  await new Promise((resolve) => setTimeout(resolve, 20_000));
+  service.child.kill("SIGTERM");
+  await shows("state", /^Draining$/);
+  await new Promise((resolve) => setTimeout(resolve, 8000));
+  await take("drain", "dark", 1280, 1200);
 });
