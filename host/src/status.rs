@@ -8,7 +8,6 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 /// The state that a [`Host`](crate::Host) shares with dashboards.
-#[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards read the state"))]
 pub(crate) struct HostStatus {
     phases: Mutex<Phases>,
     liveness: Mutex<Vec<WeakLiveness>>,
@@ -17,7 +16,6 @@ pub(crate) struct HostStatus {
 
 /// The times of the stop. All are `None` until the process is asked to stop or shutdown starts.
 #[derive(Clone, Copy, Default)]
-#[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards read the times"))]
 pub(crate) struct Stop {
     pub(crate) deadline: Option<Deadline>,
     /// The end of the [delay](crate::Host::delay).
