@@ -19,7 +19,7 @@ impl<S: Clone> Registry<S> {
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
     /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of all
-    /// its descendants. The
+    /// its descendants; [`TaskInfo::parent`](crate::TaskInfo::parent) returns which descendant a task belongs to. The
     /// [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants, but neither the start of a
     /// child's shutdown nor the end of its drain. The [`Summary`](crate::Summary) of a registry includes the tasks of a descendant once
     /// that descendant has drained. [`in_flight`](Self::in_flight) counts a child as one.

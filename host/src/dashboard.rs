@@ -2,22 +2,26 @@
 
 mod body;
 mod origin;
+mod state;
 
 pub use body::DashboardBody;
 
 use crate::authority::{authority, is_trusted};
+use crate::host::Host;
 use background_tasks::{AbortError, Registry, TaskId};
 use body::Events;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use std::fmt::Display;
+use state::{HostSource, Source};
+use std::fmt::{self, Display};
+use std::sync::Arc;
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
 
 /// Allows only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-mtuJS4yd8xPTvnBCDwzBupNZaYdNnf6NrYDmVwKsoOo='; \
-    style-src 'sha256-BWfbYYNrleIf4zUMlvSa3FxxbIJPWNqgAF5RrBoOlb8='; \
+    script-src 'sha256-+LoJTx7J1bcrLMrpbhRK2g5ODAMRWay2FlQbouSfKlY='; \
+    style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The names that `Host` and `RequestLayer` give to tasks that serve.
@@ -25,8 +29,12 @@ const SERVING: [&str; 2] = ["program", "request"];
 
 /// A web page that shows the tasks of a registry and aborts them.
 ///
-/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain. If the
-/// registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page cannot list tasks: it shows the counts and says so.
+/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain. It lists
+/// [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as groups. With
+/// [`phases`](Self::phases), it also shows the phases of a host, the rest of its grace period and late tasks. If the registry is not
+/// [inspected](background_tasks::RegistryBuilder::inspect), the page lists only services: it shows the counts and says so.
+///
+/// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. It asks before it aborts a task.
 ///
 /// The dashboard serves three resources, selected by the last segment of the path: `…/events` is a stream of events for the page,
 /// `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount it at any path that does not end with `events` or `abort`,
@@ -34,6 +42,15 @@ const SERVING: [&str; 2] = ["program", "request"];
 ///
 /// The dashboard and each open stream of events keep a handle of the registry. Over HTTP/1.1 a browser opens at most six connections to a host,
 /// and each open page uses one.
+///
+/// The events are JSON for the page of the same release. They may change in every release, so other programs must not read them:
+/// [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`] serialize to documented JSON.
+///
+/// # Cost
+///
+/// Without an open page, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 groups, but the registry must read the slots of
+/// all tasks for it. Events are made twice per second, and ten times per second during a drain. If events are expensive, because more than a thousand tasks
+/// are in flight, the pages share them, and they are made less often.
 ///
 /// # Security
 ///
@@ -47,7 +64,7 @@ const SERVING: [&str; 2] = ["program", "request"];
 ///
 /// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own once shutdown has
 /// started and only tasks that [serve](Self::serving) are in flight; without inspection, it ends when shutdown starts. Streams check this every
-/// tenth of a second, so they delay a drain by at most this long. A client that does not read delays its response like any other; the grace period
+/// tenth of a second, so they delay a drain by at most this long, or three times as long with many tasks. A client that does not read delays its response like any other; the grace period
 /// limits that.
 ///
 /// # Examples
@@ -66,17 +83,50 @@ const SERVING: [&str; 2] = ["program", "request"];
 /// ```
 ///
 /// With axum and the feature `tower`: `Router::new().nest_service("/background", dashboard)`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Dashboard {
-    registry: Registry<()>,
+    source: Arc<Source>,
     allowed_hosts: Vec<String>,
-    serving: Vec<&'static str>,
+}
+
+impl fmt::Debug for Dashboard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dashboard").field("registry", &self.source.registry).finish_non_exhaustive()
+    }
 }
 
 impl Dashboard {
     /// Returns the dashboard of a registry.
     pub fn new<S>(registry: &Registry<S>) -> Self {
-        Self { registry: registry.with_spawner(()), allowed_hosts: Vec::new(), serving: SERVING.to_vec() }
+        let source = Source::new(registry.with_spawner(()), SERVING.to_vec());
+        Self { source: Arc::new(source), allowed_hosts: Vec::new() }
+    }
+
+    /// Shows all registries of a host as phases, with their tasks, groups and services. Also shows whether the host is
+    /// [ready](Host::readiness), its [delay](Host::delay), the rest of its grace period, and tasks that exceed their [`Liveness`](crate::Liveness)
+    /// timeout.
+    ///
+    /// The first registry of the host has the first name, and so on. A phase without a name is shown with its number.
+    ///
+    /// The registry that was passed to [`new`](Self::new) must be the one in which the requests of the page are in flight: a registry of the host, or
+    /// a child of one. The page disconnects when this registry has only [serving](Self::serving) tasks in flight during its drain. To watch all
+    /// phases until their end, serve the page in the last phase.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use background_tasks::Registry;
+    /// # use background_tasks_host::{Dashboard, Host};
+    /// # use std::time::Duration;
+    /// # let registry = || Registry::builder(()).inspect().build();
+    /// let (requests, workers, admin) = (registry(), registry(), registry());
+    /// let host = Host::new(&requests).then_with_reserve(&workers, Duration::from_secs(5)).then(&admin);
+    /// let dashboard = Dashboard::new(&admin).phases(&host, &["requests", "workers", "admin"]);
+    /// ```
+    #[must_use = "this returns the dashboard"]
+    pub fn phases(mut self, host: &Host, names: &'static [&'static str]) -> Self {
+        self.configure().host = Some(HostSource { status: host.status(), names });
+        self
     }
 
     /// Serves the page under this host name too, such as `"tasks.example.com"`, on any port. Default: only `localhost` and IP addresses.
@@ -92,8 +142,12 @@ impl Dashboard {
     /// for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`](crate::Host) uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
-        self.serving.extend(names);
+        self.configure().serving.extend(names);
         self
+    }
+
+    fn configure(&mut self) -> &mut Source {
+        Arc::make_mut(&mut self.source)
     }
 
     /// Returns the response to a request, without reading its body.
@@ -124,7 +178,7 @@ impl Dashboard {
     }
 
     fn events(&self) -> Response<DashboardBody> {
-        let events = Events::new(self.registry.clone(), self.serving.clone());
+        let events = Events::new(self.source.clone());
         let mut response = respond(StatusCode::OK, "text/event-stream", DashboardBody::events(events));
         // Otherwise nginx buffers the events.
         response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -138,7 +192,7 @@ impl Dashboard {
             Some(Err(error)) => return text(StatusCode::BAD_REQUEST, error),
             None => return text(StatusCode::BAD_REQUEST, "missing task ID: use abort?id=12-7"),
         };
-        match self.registry.abort_task(id) {
+        match self.source.abort(id) {
             Ok(()) => {
                 let mut response = Response::new(DashboardBody::whole(""));
                 *response.status_mut() = StatusCode::NO_CONTENT;

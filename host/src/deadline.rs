@@ -47,6 +47,7 @@ pub(crate) struct Limits {
 }
 
 /// The end of the grace period.
+#[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     limits: Limits,
     started: Instant,

@@ -8,6 +8,7 @@ use crate::phases::Phases;
 use crate::program::{FAILED, HostState};
 use crate::progress::{LINE_INTERVAL, Progress};
 use crate::signals::{self, HookKey};
+use crate::status::HostStatus;
 use crate::sync::block_on_until;
 use crate::terminal::{Level, emits_events};
 use background_tasks::{Registry, ShutdownSignal, Stragglers, Summary};
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
+    /// What dashboards show.
+    pub(crate) status: Arc<HostStatus>,
     /// Shows or hides the bar; see [`Host::progress_bar`](crate::Host::progress_bar).
     pub(crate) progress_bar: Option<bool>,
     /// Decides whether outcomes fail the program; see [`Host::fail_if`](crate::Host::fail_if).
@@ -53,7 +56,7 @@ pub(crate) fn start(
             }
         }
         if state.is_awaited() {
-            Drain::new(phases, &settings, stop_requested, hook, state.clone()).run(settings.delay, settings.fail_if);
+            Drain::new(phases, &settings, checks, stop_requested, hook, state.clone()).run(settings.delay, settings.fail_if);
         }
     };
     thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
@@ -73,14 +76,25 @@ struct Drain {
     hook: HookKey,
     deadline: Deadline,
     progress: Progress,
+    checks: LivenessChecks,
+    status: Arc<HostStatus>,
     has_reported_loss: bool,
 }
 
 impl Drain {
-    fn new(phases: Phases, settings: &Settings, stop_requested: ShutdownSignal, hook: HookKey, state: Arc<HostState>) -> Self {
+    fn new(
+        phases: Phases,
+        settings: &Settings,
+        checks: LivenessChecks,
+        stop_requested: ShutdownSignal,
+        hook: HookKey,
+        state: Arc<HostState>,
+    ) -> Self {
         let deadline = Deadline::start(settings.limits);
+        settings.status.start_stop(deadline);
         let progress = Progress::new(&phases, settings.progress_bar);
-        Self { deadline, phases, state, stop_requested, hook, progress, has_reported_loss: false }
+        let status = settings.status.clone();
+        Self { deadline, phases, state, stop_requested, hook, progress, checks, status, has_reported_loss: false }
     }
 
     fn run(mut self, delay: Duration, fail_if: impl FnOnce(&Summary) -> bool) {
@@ -148,12 +162,17 @@ impl Drain {
     }
 
     /// Lets the program continue for some time after a request to stop, unless a registry is shut down or the program ends before.
-    fn wait_before_drain(&self, delay: Duration) {
+    fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
         let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
         if is_requested && !block_on_until(is_over.as_mut(), Some(Instant::now())) {
             self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:?}"));
-            block_on_until(is_over, Instant::now().checked_add(delay.min(self.deadline.remaining())));
+            let end = Instant::now().checked_add(delay.min(self.deadline.remaining()));
+            self.status.start_delay(end);
+            let next_check = |checks: &LivenessChecks| [checks.next(), end].into_iter().flatten().min();
+            while !block_on_until(is_over.as_mut(), next_check(&self.checks)) && end.is_none_or(|end| Instant::now() < end) {
+                self.checks.check_in_drain(&self.phases, self.progress.output());
+            }
         }
     }
 
@@ -204,7 +223,9 @@ impl Drain {
                 }
                 let (phases, state) = (&self.phases, &self.state);
                 self.progress.update(phases, || oldest(phases, state), &self.deadline);
-                interval = remaining.saturating_sub(reserved).min(self.progress.interval());
+                self.checks.check_in_drain(phases, self.progress.output());
+                let next_check = self.checks.interval().unwrap_or(Duration::MAX).max(MIN_CHECK_INTERVAL);
+                interval = remaining.saturating_sub(reserved).min(self.progress.interval()).min(next_check);
             }
         }
         Waited::Drained
@@ -257,6 +278,9 @@ impl Drain {
 
 const CANNOT_ABORT: &str = "no registry is inspected, so no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
+
+/// The shortest time between two checks of liveness during the drain, because each check also updates the progress.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How the wait for registries ended.
 enum Waited {

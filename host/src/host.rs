@@ -3,6 +3,7 @@ use crate::liveness::{Liveness, WatchedTask};
 use crate::program::{FAILED, HostState, NotifyOnDrop, PANICKED};
 use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
+use crate::status::HostStatus;
 use crate::terminal::{Level, log};
 use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
@@ -116,6 +117,7 @@ use std::time::Duration;
 #[must_use = "a host does nothing until it runs"]
 pub struct Host {
     phases: Phases,
+    status: Arc<HostStatus>,
     limits: Limits,
     delay: Duration,
     liveness: Vec<WatchedTask>,
@@ -144,6 +146,7 @@ impl Host {
         let repeat_window = Duration::from_secs(1);
         let second_signal_hook = deadline::exit_on_second_signal(&phases, repeat_window);
         Self {
+            status: Arc::new(HostStatus::new(&phases)),
             phases,
             limits: Limits { grace: Duration::from_secs(10), main_timeout: None },
             delay: Duration::ZERO,
@@ -195,6 +198,7 @@ impl Host {
     /// ```
     pub fn then_with_reserve<S>(mut self, registry: &Registry<S>, reserve: Duration) -> Self {
         self.phases.push(registry.with_spawner(()), reserve);
+        self.status.set_phases(&self.phases);
         self
     }
 
@@ -218,9 +222,8 @@ impl Host {
     /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
     ///
     /// Use it for load balancers that must see the service become unready before it stops accepting connections. During the delay,
-    /// [`readiness`](Self::readiness) is false, the host has reported the stop to systemd or Windows, and the checks of [`liveness`](Self::liveness)
-    /// have ended. The registry's signal is not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a
-    /// longer grace period.
+    /// [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is not triggered, and
+    /// new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
     ///
     /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
     /// that was not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the
@@ -236,11 +239,17 @@ impl Host {
         Readiness::new(self.phases.first().clone())
     }
 
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn status(&self) -> Arc<HostStatus> {
+        self.status.clone()
+    }
+
     /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
     ///
     /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
         self.liveness.push(WatchedTask::new(liveness));
+        self.status.add_liveness(liveness);
         self
     }
 
@@ -298,7 +307,7 @@ impl Host {
     /// | state of the service | when |
     /// | --- | --- |
     /// | start pending | from this call on, with a wait hint of 30 seconds |
-    /// | running | when [`run`](Self::run) starts the program |
+    /// | running | when [`run`](Self::run) starts the program, or later: see [`running_when_ready`](Self::running_when_ready) |
     /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
@@ -313,6 +322,21 @@ impl Host {
     #[cfg(feature = "windows-service")]
     pub fn windows_service(mut self, name: &str) -> Self {
         self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self
+    }
+
+    /// Keeps the [Win32 service](Self::windows_service) start pending until the program calls [`notify_ready`](crate::notify_ready). Default: the
+    /// service is running when [`run`](Self::run) starts the program.
+    ///
+    /// Services that depend on this service then start once the program is ready, and `net start` and `Start-Service` return then, or report that the
+    /// start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30 seconds for the start: if the
+    /// program needs more, Windows may report that the service does not respond. If the program ends or shutdown starts before it is ready, the service
+    /// is stop pending and then stopped.
+    ///
+    /// Does nothing on other systems, and in a process that is not a service.
+    #[cfg(feature = "windows-service")]
+    pub fn running_when_ready(self) -> Self {
+        windows_service::wait_for_ready();
         self
     }
 
@@ -420,6 +444,7 @@ impl Host {
             limits: self.limits,
             delay: self.delay,
             liveness: self.liveness,
+            status: self.status,
             progress_bar: self.progress_bar,
             fail_if: self.fail_if,
         };
@@ -438,7 +463,7 @@ impl Host {
             windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
-        windows_service::report_running();
+        windows_service::report_started();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;

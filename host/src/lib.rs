@@ -31,7 +31,7 @@
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
 //! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper. `DetachLayer`, whose handlers continue if their client disconnects. `UntilShutdown`, for streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
-//! | `windows-service` | a `Host` that is a Win32 service; Windows |
+//! | `windows-service` | a `Host` that is a Win32 service, and `notify_ready`; Windows |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "dashboard", feature = "http"))]
@@ -59,6 +59,7 @@ mod readiness;
 #[cfg(feature = "tower")]
 mod settle;
 mod signals;
+mod status;
 mod sync;
 mod systemd;
 mod terminal;
@@ -82,7 +83,7 @@ pub use self::readiness::Readiness;
 #[cfg(feature = "tower")]
 pub use self::settle::{SettleFuture, SettleLayer, SettleService};
 pub use self::signals::{request_stop, shutdown_signal};
-#[cfg(feature = "systemd")]
+#[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]

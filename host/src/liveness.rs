@@ -4,7 +4,7 @@ use crate::output_thread::OutputThread;
 use crate::phases::Phases;
 use crate::terminal::Level;
 use background_tasks::TaskInfo;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,12 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// Give the handle to the host with [`Host::liveness`](crate::Host::liveness), and move it into the task. All clones report for the same task.
 ///
 /// The time starts when the host's [`run`](crate::Host::run) starts, and again at each report. The checks of a handle end when its last clone is
-/// dropped, which usually happens when the task ends. All checks end when the process is asked to stop or the shutdown starts. While a
-/// [service](background_tasks::Registry::service) with the name waits to run again, no time passes. When the service runs again, the time starts
-/// again.
+/// dropped, which usually happens when the task ends. While a [service](background_tasks::Registry::service) with the name waits to run again,
+/// no time passes. When the service runs again, the time starts again.
+///
+/// From the request to stop to the end of the drain, the host still reports services and tasks of inspected registries, until they end. A critical
+/// handle then has no further effect, because the process stops already. The host does not report other tasks in this time, because it cannot
+/// distinguish a task that is late from a task that has ended.
 ///
 /// The host checks on a separate thread, so it also notices a task that blocks the executor. A check happens at least every quarter of the
 /// timeout, or every second if that is shorter.
@@ -61,13 +64,14 @@ struct Progress {
     created: Instant,
     /// The time of the last report, in microseconds since the creation.
     reported: AtomicU64,
+    /// Whether the last check found that the task is late.
+    is_late: AtomicBool,
 }
 
 impl Liveness {
     /// Returns a handle for the task or service with this [name](background_tasks::Registry::named).
     pub fn new(name: &'static str, timeout: Duration) -> Self {
-        let created = Instant::now();
-        Self(Arc::new(Progress { name, timeout, is_critical: false, created, reported: AtomicU64::new(0) }))
+        Self::with(name, timeout, false, Instant::now())
     }
 
     /// Makes the host start the shutdown if the task reports no progress in time.
@@ -77,7 +81,16 @@ impl Liveness {
     #[must_use = "this returns the critical handle"]
     pub fn critical(self) -> Self {
         let Progress { name, timeout, created, .. } = *self.0;
-        Self(Arc::new(Progress { name, timeout, is_critical: true, created, reported: AtomicU64::new(0) }))
+        Self::with(name, timeout, true, created)
+    }
+
+    fn with(name: &'static str, timeout: Duration, is_critical: bool, created: Instant) -> Self {
+        let (reported, is_late) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self(Arc::new(Progress { name, timeout, is_critical, created, reported, is_late }))
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakLiveness {
+        WeakLiveness(Arc::downgrade(&self.0))
     }
 
     /// Reports progress. This reads the clock and stores the time, so a task may call it for each item of its work.
@@ -87,10 +100,36 @@ impl Liveness {
     }
 }
 
-/// Checks the progress of the tasks until the drain starts.
+#[cfg(feature = "dashboard")]
+impl Liveness {
+    pub(crate) fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.0.timeout
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        self.0.is_late.load(Ordering::Relaxed)
+    }
+}
+
+/// A handle of a host, which does not keep the checks going.
+#[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
+pub(crate) struct WeakLiveness(Weak<Progress>);
+
+impl WeakLiveness {
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn upgrade(&self) -> Option<Liveness> {
+        self.0.upgrade().map(Liveness)
+    }
+}
+
+/// Checks the progress of the tasks.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// Not the output of the drain, which starts later. `None` without tasks.
+    /// The output until the drain has its own. `None` without tasks.
     output: Option<OutputThread>,
 }
 
@@ -101,11 +140,13 @@ pub(crate) struct WatchedTask {
     not_before: Instant,
     restarts: u64,
     is_late: bool,
+    /// Whether the task was not found during the drain.
+    has_ended: bool,
 }
 
 impl WatchedTask {
     pub(crate) fn new(liveness: &Liveness) -> Self {
-        Self { progress: Arc::downgrade(&liveness.0), not_before: Instant::now(), restarts: 0, is_late: false }
+        Self { progress: Arc::downgrade(&liveness.0), not_before: Instant::now(), restarts: 0, is_late: false, has_ended: false }
     }
 }
 
@@ -120,20 +161,34 @@ impl LivenessChecks {
 
     /// Returns the time of the next check. Returns `None` if there is nothing to check.
     pub(crate) fn next(&self) -> Option<Instant> {
-        let shortest = self.tasks.iter().filter_map(|task| Some(task.progress.upgrade()?.timeout)).min()?;
-        Instant::now().checked_add((shortest / 4).clamp(MIN_INTERVAL, MAX_INTERVAL))
+        Instant::now().checked_add(self.interval()?)
+    }
+
+    /// Returns the time between two checks. Returns `None` if there is nothing to check.
+    pub(crate) fn interval(&self) -> Option<Duration> {
+        let watched = self.tasks.iter().filter(|task| !task.has_ended);
+        let shortest = watched.filter_map(|task| Some(task.progress.upgrade()?.timeout)).min()?;
+        Some((shortest / 4).clamp(MIN_INTERVAL, MAX_INTERVAL))
     }
 
     /// Logs which tasks are late, and which are no longer late. Returns whether a critical task is late.
     pub(crate) fn check(&mut self, phases: &Phases) -> bool {
         let Some(output) = &self.output else { return false };
-        self.tasks.iter_mut().any(|task| task.check(phases, output))
+        self.tasks.iter_mut().any(|task| task.check(phases, output, false))
+    }
+
+    /// Does what [`check`](Self::check) does, after the process was asked to stop or shutdown has started.
+    pub(crate) fn check_in_drain(&mut self, phases: &Phases, output: &OutputThread) {
+        for task in &mut self.tasks {
+            task.check(phases, output, true);
+        }
     }
 }
 
 impl WatchedTask {
-    fn check(&mut self, phases: &Phases, output: &OutputThread) -> bool {
-        let Some(progress) = self.progress.upgrade() else { return false };
+    /// Returns whether the task starts the shutdown.
+    fn check(&mut self, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
+        let Some(progress) = self.progress.upgrade().filter(|_| !self.has_ended) else { return false };
         let service = phases.service(progress.name);
         if let Some(service) = &service {
             let has_run_again = std::mem::replace(&mut self.restarts, service.restarts) != service.restarts;
@@ -148,14 +203,21 @@ impl WatchedTask {
             return false;
         }
         let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
+        // During the drain tasks end, and a clone of the handle may outlive its task.
+        self.has_ended = in_drain && task.is_none();
+        progress.is_late.store(is_late && !self.has_ended, Ordering::Relaxed);
+        if self.has_ended {
+            return false;
+        }
+        let starts_shutdown = is_late && progress.is_critical && !in_drain;
         let task = task.map_or_else(|| progress.name.to_owned(), |task: TaskInfo| task.to_string());
-        match (is_late, progress.is_critical) {
+        match (is_late, starts_shutdown) {
             (true, true) => {
                 output.log(Level::Error, format!("shutting down because {task} has reported no progress for {since:.1?}"));
             }
             (true, false) => output.log(Level::Warn, format!("{task} has reported no progress for {since:.1?}")),
             (false, _) => output.log(Level::Info, format!("{task} reports progress again")),
         }
-        is_late && progress.is_critical
+        starts_shutdown
     }
 }

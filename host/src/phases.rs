@@ -43,6 +43,12 @@ impl Phases {
         self.reserves[len..].iter().fold(Duration::ZERO, |sum, reserve| sum.saturating_add(*reserve))
     }
 
+    /// Returns the time that is reserved for the registry with this index.
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn reserve(&self, index: usize) -> Duration {
+        self.reserves[index]
+    }
+
     pub(crate) fn signals(&self) -> impl Iterator<Item = ShutdownSignal> {
         self.registries.iter().map(Registry::signal)
     }

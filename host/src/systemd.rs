@@ -1,15 +1,21 @@
 //! Notifications to systemd, on Linux with the feature `systemd`. Without `NOTIFY_SOCKET` in the environment nothing is sent.
 
 use crate::terminal::{Level, log};
+#[cfg(any(feature = "systemd", feature = "windows-service"))]
+use crate::windows_service;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Notifies systemd that the service is ready, which a unit of `Type=notify` requires. Call it once the listener is bound.
+/// Notifies the service manager that the service is ready. Call it once the listener is bound.
 ///
-/// Does nothing on other systems, and if systemd did not start the process. If the notification fails, one line on stderr reports it.
-#[cfg(feature = "systemd")]
+/// A systemd unit of `Type=notify` requires this call (feature `systemd`), and so does a Win32 service with `Host::running_when_ready` (feature
+/// `windows-service`). In other cases, such as a process that no service manager started, the call has no effect. If the notification fails, one line on
+/// stderr reports it.
+#[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub fn notify_ready() {
+    windows_service::report_ready();
+    #[cfg(feature = "systemd")]
     notify::ready().unwrap_or_else(|error| log_failure(&error));
 }
 

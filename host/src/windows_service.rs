@@ -9,6 +9,7 @@ mod imp {
     use crate::terminal::{Level, log};
     use std::io;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
     use windows_service::service::{
         ServiceControl, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus, ServiceType,
@@ -20,9 +21,12 @@ mod imp {
 
     /// The registered service, until it is reported as stopped.
     static SERVICE: Mutex<Option<Service>> = Mutex::new(None);
+    /// Whether the service is start pending until the program is ready.
+    static WAITS_FOR_READY: AtomicBool = AtomicBool::new(false);
 
     struct Service {
         handle: ServiceStatusHandle,
+        state: ServiceState,
         /// Rises with each report while the service stops.
         checkpoint: u32,
     }
@@ -41,13 +45,28 @@ mod imp {
             windows_service::Error::Winapi(error) => error,
             error => io::Error::other(error),
         })?;
-        *lock(&SERVICE) = Some(Service { handle, checkpoint: 0 });
+        *lock(&SERVICE) = Some(Service { handle, state: ServiceState::StartPending, checkpoint: 0 });
         report(ServiceState::StartPending, START_WAIT_HINT, 0);
         Ok(())
     }
 
-    pub(crate) fn report_running() {
-        report(ServiceState::Running, Duration::ZERO, 0);
+    /// Keeps the service start pending until [`report_ready`], instead of [`report_started`].
+    pub(crate) fn wait_for_ready() {
+        WAITS_FOR_READY.store(true, Ordering::Relaxed);
+    }
+
+    /// Reports that the program has started.
+    pub(crate) fn report_started() {
+        if !WAITS_FOR_READY.load(Ordering::Relaxed) {
+            report(ServiceState::Running, Duration::ZERO, 0);
+        }
+    }
+
+    /// Reports that the program is ready, which has no effect unless the service waits for it.
+    pub(crate) fn report_ready() {
+        if WAITS_FOR_READY.load(Ordering::Relaxed) {
+            report(ServiceState::Running, Duration::ZERO, 0);
+        }
     }
 
     /// Reports that the service stops and has made progress, and that more progress or the end follows within this time.
@@ -63,6 +82,11 @@ mod imp {
     fn report(state: ServiceState, wait_hint: Duration, exit_code: u8) {
         let mut registered = lock(&SERVICE);
         let Some(service) = &mut *registered else { return };
+        // The shutdown may have started before the program was ready, and a program may be ready twice.
+        if state == ServiceState::Running && service.state != ServiceState::StartPending {
+            return;
+        }
+        service.state = state;
         let is_pending = matches!(state, ServiceState::StartPending | ServiceState::StopPending);
         service.checkpoint = if is_pending { service.checkpoint + 1 } else { 0 };
         let controls = ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN;
@@ -99,7 +123,13 @@ mod imp {
         Ok(())
     }
 
-    pub(crate) fn report_running() {}
+    #[cfg(feature = "windows-service")]
+    pub(crate) fn wait_for_ready() {}
+
+    pub(crate) fn report_started() {}
+
+    #[cfg(any(feature = "systemd", feature = "windows-service"))]
+    pub(crate) fn report_ready() {}
 
     pub(crate) fn report_stopping(_wait_hint: Duration) {}
 

@@ -1,4 +1,5 @@
-// The dashboard of a notes service in Chromium: `NOTES=path/to/notes-tokio node --test host/tests/dashboard.mjs`. Needs chromium, chromedriver, mkfifo.
+// The dashboards of a notes service and of host/examples/dashboard.rs in Chromium. Needs chromium, chromedriver, mkfifo:
+// `NOTES=path/to/notes-tokio SHOP=path/to/examples/dashboard node --test host/tests/dashboard.mjs`.
 // With SCREENSHOTS=folder it also takes the screenshots in docs/.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
@@ -40,6 +41,53 @@ async function start(...options) {
   await shows("state", /^Running$/);
 }
 
+/// Starts the example with phases, which has this grace period and delay in seconds, and opens its dashboard.
+async function open_shop(grace = 3600, delay = 0) {
+  const child = spawn(env.SHOP, ["0", String(grace), String(delay)], { stdio: ["ignore", "pipe", "ignore"] });
+  service = { child, exit: once(child, "exit") };
+  [[, service.url]] = await matchLines(child.stdout, /^listening on (http:.*)$/);
+  await go(service.url);
+  await shows("state", /^Running$/);
+}
+
+/// Lets the tasks of the example with these names end.
+const release = (...names) => Promise.all(names.map((name) => fetch(`${service.url}/release/${name}`, { method: "POST" })));
+const shop_tasks = ["checkout", "import", "report", "export", "upload"];
+
+const RECORD = `
+  window.said = [];
+  for (const region of document.querySelectorAll("[role=status], [role=alert], [aria-live]"))
+    new MutationObserver(() => said.push(region.textContent)).observe(region, { childList: true, characterData: true, subtree: true });
+`;
+
+/// Records the texts that screen readers say from now on, or that they say on a new page.
+const record = () => run(RECORD);
+async function go_and_record(url) {
+  const source = `addEventListener("DOMContentLoaded", () => { ${RECORD} })`;
+  const { identifier } = await browser.devtools("Page.addScriptToEvaluateOnNewDocument", { source });
+  await go(url);
+  await browser.devtools("Page.removeScriptToEvaluateOnNewDocument", { identifier });
+}
+const said = () => run("return said");
+
+const active = () => run("return document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.localName");
+const [TAB, ENTER, ESCAPE] = ["\uE004", "\uE007", "\uE00C"];
+
+/// Presses Tab until an element has the focus.
+async function tab_to(expected) {
+  for (let n = 0; n < 100; n += 1) {
+    if ((await active()).match(expected)) return;
+    await browser.press(TAB);
+  }
+  assert.fail(`Tab does not reach ${expected}`);
+}
+
+/// Clicks the abort button that a script returns, and confirms.
+async function click_abort(button) {
+  await browser.click(button);
+  await browser.click("document.getElementById('abort')");
+}
+
 const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
 
 /// Makes the write of a note block, until `unblock` opens the named pipe for writing.
@@ -66,6 +114,7 @@ async function straggle() {
 
 before(async () => {
   assert.ok(env.NOTES, "NOTES is the path of a notes service");
+  assert.ok(env.SHOP, "SHOP is the path of the example with phases");
   browser = await Browser.start();
 });
 
@@ -76,7 +125,7 @@ afterEach(async () => {
   if (!service) return;
   service.child.kill("SIGKILL");
   await service.exit;
-  await rm(service.folder, { recursive: true, force: true });
+  if (service.folder) await rm(service.folder, { recursive: true, force: true });
   service = undefined;
 });
 
@@ -106,7 +155,7 @@ test("a click aborts a straggler and removes its row", async () => {
   await start();
   const { id, closed } = await straggle();
   const line = `document.querySelector('#rows tr[data-id="${id}"]')`;
-  await browser.click(`${line}.querySelector("button")`);
+  await click_abort(`${line}.querySelector("button")`);
   await shows("announcement", /^connection: /);
   await until("the row's end", () => run(`return !${line}`));
   await closed;
@@ -120,30 +169,151 @@ test("a row shows why its task could not be aborted", async () => {
   await send_half();
   await is_listed("connection");
   await run("window.original = fetch; window.fetch = (to, how) => original(to.replace(/=.*/, '=0-0'), how)");
-  await browser.click(`${row("connection")}.querySelector("button")`);
+  await click_abort(`${row("connection")}.querySelector("button")`);
   await until("the answer", async () => /Not aborted: no task with this ID is in flight; it may have ended \(404\)\./.test(await listed("connection")));
   await run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))");
-  await browser.click(`${row("connection")}.querySelector("button")`);
+  await click_abort(`${row("connection")}.querySelector("button")`);
   await until("the answer", async () => /Not aborted: the service did not answer\./.test(await listed("connection")));
   assert.equal(await ended("aborted"), 0);
 });
 
-test("the keyboard aborts a straggler and keeps the focus on the page", async () => {
-  await start();
-  const { id, closed } = await straggle();
-  await run(`document.querySelector('#rows tr[data-id="${id}"] button').focus()`);
-  await browser.press("\uE007"); // Enter
-  await closed;
-  await until("the row's end", () => run(`return !document.querySelector('#rows tr[data-id="${id}"]')`));
+test("the keyboard alone cancels and confirms an abort, and keeps the focus on the page", async () => {
+  await open_shop();
+  await is_listed("checkout");
+  const id = await run(`return ${row("checkout")}.dataset.id`);
+  const button = `Abort checkout ${id}`;
+  const is_open = () => run("return document.getElementById('confirm').open");
+  await tab_to(`^${button}$`);
+  for (const cancel of [ESCAPE, ENTER]) {
+    await browser.press(ENTER);
+    assert.equal(await active(), "keep", "the button that aborts nothing has the focus");
+    assert.match(await text("confirm-title"), /^Abort checkout\?$/);
+    assert.match(await text("confirm-text"), new RegExp(`^Future ${id}\\. `));
+    await browser.press(cancel);
+    assert.equal(await is_open(), false);
+    assert.equal(await active(), button, "the focus returns to the row");
+  }
+  await browser.press(ENTER);
+  await browser.press(TAB);
+  assert.equal(await active(), "abort");
+  assert.equal(await ended("aborted"), 0);
+  await browser.press(ENTER);
+  await has_ended("checkout");
   assert.notEqual(await run("return document.activeElement.localName"), "body");
   await until("the counter", async () => (await ended("aborted")) === 1);
+});
+
+test("the confirmation closes when its task ends", async () => {
+  await open_shop();
+  await is_listed("checkout");
+  await record();
+  await browser.click(`${row("checkout")}.querySelector("button")`);
+  assert.ok(await run("return document.getElementById('confirm').open"));
+  await release("checkout");
+  await until("the end of the dialog", () => run("return !document.getElementById('confirm').open"));
+  assert.ok((await said()).includes("checkout has ended."));
+  assert.notEqual(await run("return document.activeElement.localName"), "body");
+});
+
+test("services show their state, restarts and last loss", async () => {
+  await open_shop();
+  await shows("service-rows", /outbox in workers\s+\S+dashboard\.rs:\d+:\d+\s+Last loss: failed: no connection to the mail server\s+(Waiting|Running)\s+\d+/);
+  await shows("service-rows", /prices in workers\s+\S+dashboard\.rs:\d+:\d+\s+Waiting\s+[1-9]/);
+  const restarts = () => run("return Number(document.querySelector('#service-rows tr td:last-child').innerText)");
+  const before = await restarts();
+  await until("a restart", async () => (await restarts()) > before);
+  await click_abort(`${row("outbox")}.querySelector("button")`);
+  await until("the end of the service", async () => !(await text("service-rows")).includes("outbox"));
+  assert.match(await text("service-rows"), /prices/);
+});
+
+test("child registries are groups, and tasks show their group", async () => {
+  await open_shop();
+  await shows("group-rows", /tenant-a in workers\s+\S+\s+3\s+\d[^]*tenant-b in workers\s+\S+\s+1\s[^]*connection in workers › tenant-a\s+\S+\s+1\s/);
+  for (const [task, group] of [["checkout", "requests"], ["export", "workers › tenant-b"], ["upload", "workers › tenant-a › connection"]])
+    assert.match(await listed(task), new RegExp(`future in ${group}\\s`));
+  assert.equal(await listed("tenant-a"), null, "a group is not a task");
+  await release("import");
+  await shows("group-rows", /tenant-a in workers\s+\S+\s+2\s/);
+});
+
+test("phases show a drain from the request to its end", async () => {
+  await open_shop(3600, 4);
+  await shows("phase-list", /^requests\s+Open\s+1 in flight\s+workers\s+Open\s+7 in flight · 5 s reserved\s+admin\s+Open/);
+  await shows("stop", /^Ready$/);
+  await go_and_record(service.url);
+  await shows("late-tasks", /^indexer has reported no progress for more than 1 s$/);
+  service.child.kill("SIGTERM");
+  await shows("stop", /^Asked to stop: the drain starts in [\d.]+ s\. Grace period: (1 h 00|59) min .*left\.$/);
+  assert.equal(await text("state"), "Running");
+  await shows("phase-list", /^requests\s+Draining\s+1 in flight\s+workers\s+Open\s+7 in flight · drain starts within 59 min/);
+  await shows("state", /^Draining$/);
+  await release("checkout");
+  await shows("phase-list", /^requests\s+Drained\s+0 in flight\s+workers\s+Draining\s+4 in flight\s+admin\s+Open/);
+  await until("the end of the warning", async () => !(await text("late-tasks")));
+  await release(...shop_tasks);
+  assert.deepEqual(await within("the end of the process", service.exit), [0, null]);
+  await shows("phase-list", /workers\s+Drained\s+0 in flight\s+admin\s+Draining/);
+  await shows("state", /^The service has exited or is exiting$/);
+  const texts = (await said()).join("\n");
+  const phases = ["requests", "workers", "admin"].map((name) => `${name}: Draining`);
+  for (const text of ["indexer has reported no progress", "requests: Drained", "workers: Drained", ...phases])
+    assert.equal(texts.split(text).length, 2, `"${text}" is said once: ${texts}`);
+  assert.doesNotMatch(await text("last-update"), /Other phases/);
+});
+
+test("the page shows the rest of an expired grace period", async () => {
+  await open_shop(6);
+  await is_listed("checkout");
+  service.child.kill("SIGTERM");
+  // The reserve of five seconds starts the second phase before the first one has drained.
+  await shows("phase-list", /^requests\s+Draining[^]*workers\s+Draining/);
+  await shows("stop", /^Grace period: [0-4]\.\d s left\.$/);
+  assert.deepEqual(await within("the end of the process", service.exit), [1, null]);
+});
+
+test("live regions are silent while only numbers change", async () => {
+  await open_shop();
+  await shows("late-tasks", /indexer/);
+  await shows("service-rows", /Last loss/);
+  await record();
+  const completed = await ended("completed");
+  await until("two more runs", async () => (await ended("completed")) >= completed + 2);
+  assert.deepEqual(await said(), []);
+});
+
+test("the accessibility tree names every region, table, button and dialog", async () => {
+  await open_shop();
+  await is_listed("upload");
+  await shows("late-tasks", /indexer/);
+  const tree = async () => {
+    await browser.devtools("Accessibility.enable");
+    const { nodes } = await browser.devtools("Accessibility.getFullAXTree");
+    return nodes.filter((node) => !node.ignored).map((node) => [node.role.value, node.name?.value ?? "", node.description?.value ?? ""]);
+  };
+  const nodes = await tree();
+  const names = (...roles) => nodes.filter(([role]) => roles.includes(role)).map(([, name]) => name);
+  for (const [role, name] of nodes)
+    if (["region", "table", "button", "dialog", "progressbar", "list"].includes(role) && role !== "list") assert.ok(name, `${role} has a name`);
+  for (const region of ["No progress", "Phases", "In flight", "Services", "Child registries", "Tasks in flight, oldest first"])
+    assert.ok(names("region").includes(region), `${region}: ${names("region")}`);
+  for (const table of ["Services", "Child registries", "Tasks in flight, oldest first"]) assert.ok(names("table").includes(table), table);
+  assert.ok(names("columnheader").includes("Restarts"), names("columnheader").join());
+  assert.ok(names("rowheader").some((name) => /^tenant-b in workers/.test(name)), names("rowheader").join());
+  assert.ok(names("list").includes("Phases"));
+  assert.ok(names("button").some((name) => /^Abort upload \d+-\d+$/.test(name)), names("button").join());
+  assert.deepEqual(names("heading").slice(0, 1), ["Background tasks"]);
+  await browser.click(`${row("upload")}.querySelector("button")`);
+  const dialog = (await tree()).find(([role]) => role === "dialog");
+  assert.equal(dialog?.[1], "Abort upload?");
+  assert.match(dialog?.[2], /^Future \d+-\d+\. The future is dropped at its next await point\.$/);
 });
 
 test("a page that aborts its own connection reconnects", async () => {
   await start();
   await is_listed("connection");
   await run("window.states = []; new MutationObserver(() => states.push(state.dataset.is)).observe(state, { attributes: true })");
-  await run("document.querySelectorAll('#rows button:enabled').forEach((button) => button.click())");
+  await run("document.querySelectorAll('#rows button:enabled').forEach((button) => { button.click(); document.getElementById('abort').click(); })");
   await until("the reconnection", () => run("return states.includes('lost') && states.at(-1) === 'running'"));
   assert.ok((await ended("aborted")) >= 1);
 });
@@ -220,7 +390,8 @@ test("the oldest two hundred tasks are listed, and the others are counted", asyn
 test("the page shows the counts of a registry that is not inspected", async (t) => {
   const html = await readFile(new URL("../src/dashboard/dashboard.html", import.meta.url));
   const summary = { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 };
-  const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, names: {}, tasks: [], more: 0 };
+  const lists = { names: {}, tasks: [], more: 0, groups: [], more_groups: 0, services: [], more_services: 0 };
+  const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, inspected: false, ...lists };
   const streams = [];
   const server = createServer((request, response) => {
     if (request.url === "/") return response.setHeader("content-type", "text/html").end(html);
@@ -248,18 +419,28 @@ test("the page shows the counts of a registry that is not inspected", async (t) 
 });
 
 test("both color schemes have enough contrast, and the page fits the window", async () => {
-  await start();
-  await send_half();
-  await is_listed("connection");
-  const contrasts = [];
-  for (const scheme of ["light", "dark"]) {
-    for (const width of [400, 1280]) {
-      const found = await browser.checkContrast(scheme, width);
-      assert.ok(found.length > 20);
-      contrasts.push(found[0].toString());
+  await open_shop();
+  const check = async (...texts) => {
+    const contrasts = [];
+    for (const scheme of ["light", "dark"]) {
+      for (const width of [320, 400, 1280]) {
+        const found = await browser.checkContrast(scheme, width);
+        for (const text of texts) assert.ok(found.some(([other]) => other.includes(text)), `${text} is shown`);
+        contrasts.push(found[0].toString());
+      }
     }
-  }
-  assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
+    assert.equal(new Set(contrasts).size, 2, "the two schemes differ");
+  };
+  await shows("service-rows", /Last loss/);
+  await shows("late-tasks", /indexer/);
+  await check("No progress", "Last loss", "Waiting", "tenant-a", "Open", "Ready");
+  await browser.click(`${row("checkout")}.querySelector("button")`);
+  await check("Abort checkout?", "Keep it running");
+  await run("document.getElementById('confirm').close()");
+  service.child.kill("SIGTERM");
+  await release("checkout");
+  await shows("phase-list", /Drained/);
+  await check("Drained", "Draining", "drain starts within");
 });
 
 test("the browser logs no errors", async () => {
@@ -270,6 +451,15 @@ test("the browser logs no errors", async () => {
   await is_listed("request");
   assert.deepEqual(await browser.log(), []);
 });
+
+async function take(name, scheme, width, height) {
+  await browser.prefer(scheme);
+  await browser.resize(width, height);
+  await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
+  await run("scrollTo(0, 0)");
+  await new Promise((resolve) => setTimeout(resolve, 600));
+  await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
+}
 
 test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
   await start("--grace", "3600");
@@ -287,17 +477,21 @@ test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => 
   });
   await new Promise((resolve) => setTimeout(resolve, 45_000));
   for (const half of halves.slice(0, 1)) half.destroy();
-  await browser.click(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
+  await click_abort(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
   await until("an abort", () => ended("aborted"));
   await new Promise((resolve) => setTimeout(resolve, 5000));
-  for (const [name, scheme, width, height] of [["wide", "light", 1280, 800], ["narrow", "dark", 400, 1180]]) {
-    await browser.prefer(scheme);
-    await browser.resize(width, height);
-    await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
-    await run("scrollTo(0, 0)");
-    await new Promise((resolve) => setTimeout(resolve, 600));
-    await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
-  }
+  await take("wide", "light", 1280, 800);
+  await take("narrow", "dark", 400, 1180);
   stop = true;
   await Promise.all(load);
+});
+
+test("screenshot of a drain", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
+  await open_shop(25);
+  await shows("late-tasks", /indexer/);
+  await new Promise((resolve) => setTimeout(resolve, 20_000));
+  service.child.kill("SIGTERM");
+  await shows("state", /^Draining$/);
+  await new Promise((resolve) => setTimeout(resolve, 8000));
+  await take("drain", "dark", 1280, 1200);
 });

@@ -7,11 +7,13 @@ use serde::{Serialize, Serializer};
 /// Serializes the fields `name` and `location`. Each of the fields `id`, `kind` and `age_seconds` is present only if its value is
 /// known. The field `is_abortable` is present if and only if the field `kind` is present.
 ///
-/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true.
+/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent`, an ID, is
+/// present only if the task belongs to a child registry.
 impl Serialize for TaskInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let known = usize::from(self.id().is_some()) + 2 * usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
-        let mut fields = serializer.serialize_struct("TaskInfo", 2 + known + usize::from(self.abort_requested()))?;
+        let more = usize::from(self.abort_requested()) + usize::from(self.parent().is_some());
+        let mut fields = serializer.serialize_struct("TaskInfo", 2 + known + more)?;
         if let Some(id) = self.id() {
             fields.serialize_field("id", &id)?;
         }
@@ -29,6 +31,9 @@ impl Serialize for TaskInfo {
         }
         if self.abort_requested() {
             fields.serialize_field("abort_requested", &true)?;
+        }
+        if let Some(parent) = self.parent() {
+            fields.serialize_field("parent", &parent)?;
         }
         fields.end()
     }

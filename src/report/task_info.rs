@@ -19,12 +19,13 @@ pub struct TaskInfo {
     pub(crate) age: Option<Duration>,
     pub(crate) abort_requested: bool,
     pub(crate) is_abortable: bool,
+    pub(crate) parent: Option<TaskId>,
 }
 
 impl TaskInfo {
     /// Describes a task of a registry that is not inspected.
     pub(crate) fn new(location: &'static Location<'static>, name: Option<&'static str>) -> Self {
-        Self { id: None, name, location, kind: None, age: None, abort_requested: false, is_abortable: false }
+        Self { id: None, name, location, kind: None, age: None, abort_requested: false, is_abortable: false, parent: None }
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
@@ -49,6 +50,30 @@ impl TaskInfo {
     /// Returns `None` if the registry is not inspected.
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
+    }
+
+    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. In the list of tasks of an ancestor, the
+    /// child registry has this ID.
+    ///
+    /// Returns `None` if the task belongs to a registry without a parent. Only [`Registry::tasks`](crate::Registry::tasks),
+    /// [`Registry::services`](crate::Registry::services) and [`Stragglers`](crate::Stragglers) set this ID, and only if the registry is
+    /// [inspected](crate::RegistryBuilder::inspect).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use background_tasks::{Registry, TaskKind};
+    ///
+    /// let registry = Registry::builder(()).inspect().build();
+    /// let tenant = registry.named("tenant").child();
+    /// let _guard = tenant.named("import").guard();
+    /// let tasks = registry.tasks();
+    /// let find = |name| tasks.iter().find(|task| task.name() == Some(name)).unwrap();
+    /// assert_eq!(find("tenant").kind(), Some(TaskKind::Child));
+    /// assert_eq!(find("import").parent(), find("tenant").id());
+    /// ```
+    pub fn parent(&self) -> Option<TaskId> {
+        self.parent
     }
 
     /// Returns how long the task has been in flight.

@@ -10,7 +10,7 @@ use super::registry_state::{Family, ListedChild, Lost, Parent, RegistryState};
 use super::settings::{ABORTING, LIMITED, LIMITED_BY_ANCESTOR};
 use super::token::Token;
 use crate::platform::Ordering;
-use crate::report::SpawnInfo;
+use crate::report::{SpawnInfo, TaskId};
 use alloc::vec::Vec;
 
 impl RegistryState {
@@ -81,6 +81,16 @@ impl RegistryState {
     /// `leave_parent` takes the same lock before this child leaves its ancestors, so `get` may take a reference to the ancestor.
     pub(super) fn limiting_ancestor<T>(&'static self, get: impl FnOnce(&'static Self) -> T) -> Option<T> {
         self.shared().family.with(|family| family.parent.as_ref()?.limiter.map(get))
+    }
+
+    /// Returns the ID of this child in its parent. Returns `None` if this registry is not inspected, is not a child, or has drained.
+    ///
+    /// `leave_parent` takes the same lock before the child's token leaves the parent, so the slot still belongs to the child.
+    pub(super) fn id_in_parent(&'static self) -> Option<TaskId> {
+        self.shared().family.with(|family| {
+            let target = family.parent.as_ref()?.target;
+            target.slot.and_then(|slot| target.owner.slots().id(slot))
+        })
     }
 
     /// Adds the counts of a drained child to its parent, and removes the child from the parent's list. Returns the child's token in

@@ -27,8 +27,15 @@ impl InspectedTask {
 impl RegistryState {
     /// Returns the inspected tasks. The oldest task comes first.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
-        let (now, mut tasks) = (now(), Vec::new());
-        self.for_each_in_subtree(|state| state.shards().for_each(|shard| shard.slots().list(now, &mut tasks)));
+        let (now, mut tasks) = (now(), Vec::<TaskInfo>::new());
+        self.for_each_in_subtree(|state| {
+            let first = tasks.len();
+            state.shards().for_each(|shard| shard.slots().list(now, &mut tasks));
+            let parent = if tasks.len() > first { state.id_in_parent() } else { None };
+            for task in &mut tasks[first..] {
+                task.parent = parent;
+            }
+        });
         // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks

@@ -11,10 +11,15 @@ impl RegistryState {
     /// This function reads the slots under the lock of the list. A service takes this lock before it leaves, so each slot still holds
     /// its service.
     pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
-        let mut services = Vec::new();
+        let mut services = Vec::<ServiceInfo>::new();
         self.for_each_in_subtree(|state| {
             if let Some(rare) = state.used_rare() {
+                let first = services.len();
                 rare.services.with(|list| services.extend(list.iter().map(Service::current_info)));
+                let parent = if services.len() > first { state.id_in_parent() } else { None };
+                for service in &mut services[first..] {
+                    service.task.parent = parent;
+                }
             }
         });
         services

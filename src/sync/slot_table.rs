@@ -322,6 +322,7 @@ impl<O> Row<O> {
             age,
             abort_requested,
             is_abortable: self.slot.is_abortable(),
+            parent: None,
         })
     }
 }

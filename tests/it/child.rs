@@ -89,6 +89,37 @@ fn open_child_is_one_piece_of_work_in_its_parent() {
 }
 
 #[test]
+fn listed_tasks_have_the_id_of_their_child() {
+    let (_, registry) = inspected();
+    let tenant = registry.named("tenant").child();
+    let connection = tenant.named("connection").child();
+    let guards = [("own", &registry), ("import", &tenant), ("read", &connection)];
+    let _guards = guards.map(|(name, registry)| registry.named(name).guard().unwrap());
+    let tasks = registry.tasks();
+    let find = |name| tasks.iter().find(|task| task.name() == Some(name)).unwrap();
+    let parent = |name| find(name).parent().map(|id| tasks.iter().find(|task| task.id() == Some(id)).unwrap().name().unwrap());
+    let parents = ["own", "tenant", "import", "connection", "read"].map(parent);
+    assert_eq!(parents, [None, None, Some("tenant"), Some("tenant"), Some("connection")]);
+    let mut shutdown = registry.shutdown();
+    assert!(poll_once(&mut shutdown).is_pending());
+    let stragglers = shutdown.wait_timeout(std::time::Duration::ZERO).unwrap_err();
+    assert!(stragglers.tasks().iter().any(|task| task.name() == Some("read") && task.parent() == find("connection").id()));
+}
+
+#[test]
+fn listed_services_have_the_id_of_their_child() {
+    let fake = Fake::default();
+    let registry = fake.builder().inspect().build();
+    let tenant = registry.named("tenant").child();
+    for (name, registry) in [("own", &registry), ("outbox", &tenant)] {
+        registry.named(name).service(Restart::on_failure(), pending::<()>);
+    }
+    let id = registry.tasks().into_iter().find(|task| task.name() == Some("tenant")).unwrap().id();
+    let services: Vec<_> = registry.services().iter().map(|service| (service.task.name(), service.task.parent())).collect();
+    assert_eq!(services, [(Some("own"), None), (Some("outbox"), id)]);
+}
+
+#[test]
 fn forgotten_map_of_children_does_not_delay_the_drain() {
     let registry = Registry::new(());
     let tenants: Vec<_> = (0..100).map(|_| registry.child()).collect();

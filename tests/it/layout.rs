@@ -31,7 +31,7 @@ const MAY_NAME_ORDERINGS: [&str; 4] = ["state", "sync", "platform", "conformance
 const MAX_CFG_ATTRIBUTES: usize = 12;
 
 /// Lines of code (neither blank nor comment) of the core must stay below this number.
-const MAX_LINES_OF_CODE: usize = 4830;
+const MAX_LINES_OF_CODE: usize = 4850;
 /// Modules that are not the core, and the platform that only models compile.
 const NOT_COUNTED: [&str; 4] = ["adapters", "conformance", "guide", "platform/model.rs"];
 

@@ -1,23 +1,26 @@
 //! The bodies of the dashboard's responses: a text, or a stream of events.
 
+use super::state::Source;
 use async_io::Timer;
-use background_tasks::{Registry, ShutdownSignal, Summary, TaskInfo};
+use background_tasks::ShutdownSignal;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use serde::Serialize;
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 /// The time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The time between two events during a drain. A stream delays a drain by at most this long.
+/// The longest time between two events. The page waits longer before it treats the connection as lost.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
+/// The time between two events during a drain. A stream delays a drain by this long.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
-/// The largest number of tasks that an event lists.
-const MAX_TASKS: usize = 200;
+const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
+/// The time between two events is at least this many times as long as the work for the first one.
+const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response of a [`Dashboard`](crate::Dashboard).
 ///
@@ -74,8 +77,7 @@ impl fmt::Debug for DashboardBody {
 
 /// A stream of events, each with the current state of a registry.
 pub(super) struct Events {
-    registry: Registry<()>,
-    serving: Vec<&'static str>,
+    source: Arc<Source>,
     signal: ShutdownSignal,
     draining: bool,
     /// Fires at the next event.
@@ -84,9 +86,9 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(registry: Registry<()>, serving: Vec<&'static str>) -> Self {
-        let signal = registry.signal();
-        Self { registry, serving, signal, draining: false, timer: Timer::after(Duration::ZERO), ended: false }
+    pub(super) fn new(source: Arc<Source>) -> Self {
+        let signal = source.registry.signal();
+        Self { source, signal, draining: false, timer: Timer::after(Duration::ZERO), ended: false }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -98,49 +100,10 @@ impl Events {
             self.timer.set_after(Duration::ZERO);
         }
         ready!(Pin::new(&mut self.timer).poll(cx));
-        self.timer.set_after(if self.draining { DRAIN_INTERVAL } else { INTERVAL });
-        Poll::Ready(Some(self.next_event()))
+        let event = self.source.event(self.draining);
+        let (min, max) = if event.has_drain { (DRAIN_INTERVAL, MAX_DRAIN_INTERVAL) } else { (INTERVAL, MAX_INTERVAL) };
+        self.timer.set_after((event.cost * IDLE_FACTOR).clamp(min, max));
+        self.ended = event.is_last;
+        Poll::Ready(Some(event.data))
     }
-
-    /// Returns an event with the current state. During a drain, it is the last event if no other tasks than serving ones are listed.
-    fn next_event(&mut self) -> Bytes {
-        let mut tasks = self.registry.tasks();
-        let mut names = BTreeMap::<_, usize>::new();
-        for task in &tasks {
-            *names.entry(task.name().unwrap_or_default()).or_default() += 1;
-        }
-        self.ended = self.draining && names.keys().all(|name| self.serving.contains(name));
-        let in_flight = self.registry.in_flight().max(tasks.len());
-        let more = tasks.len().saturating_sub(MAX_TASKS);
-        tasks.truncate(MAX_TASKS);
-        let state = State {
-            in_flight,
-            summary: self.registry.summary(),
-            shutting_down: self.draining,
-            drained: self.registry.is_drained(),
-            last: self.ended,
-            names,
-            tasks,
-            more,
-        };
-        let state = serde_json::to_string(&state).expect("the state can be represented in JSON");
-        // An event's data is one line: JSON escapes line breaks.
-        format!("data: {state}\n\n").into()
-    }
-}
-
-#[derive(Serialize)]
-struct State {
-    in_flight: usize,
-    summary: Summary,
-    shutting_down: bool,
-    drained: bool,
-    /// Whether this is the last event of the stream.
-    last: bool,
-    /// The number of tasks in flight by name.
-    names: BTreeMap<&'static str, usize>,
-    /// Oldest first.
-    tasks: Vec<TaskInfo>,
-    /// How many tasks are not listed.
-    more: usize,
 }

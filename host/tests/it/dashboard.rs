@@ -1,7 +1,7 @@
 //! The dashboard: its responses, who may use it, and the end of its streams.
 
-use background_tasks::{Guard, Registry, SmolSpawner, TaskId};
-use background_tasks_host::{Dashboard, DashboardBody};
+use background_tasks::{Guard, Registry, Restart, SmolSpawner, TaskId};
+use background_tasks_host::{Dashboard, DashboardBody, Host};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use futures_lite::future::{block_on, pending, poll_fn, zip};
 use http::{Request, Response, StatusCode, header};
@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 fn inspected() -> Registry<SmolSpawner> {
     Registry::builder(SmolSpawner).inspect().build()
@@ -350,6 +351,143 @@ fn oldest_two_hundred_tasks_are_listed() {
     assert!(ages.is_sorted_by(|one, next| one >= next));
     assert_eq!(state["more"], 11);
     drop((first, others));
+}
+
+fn list<'a>(state: &'a Value, name: &str) -> &'a [Value] {
+    state[name].as_array().unwrap()
+}
+
+fn has_name(name: &str) -> impl Fn(&&Value) -> bool {
+    move |item| item["name"] == name || item["task"]["name"] == name
+}
+
+#[test]
+fn services_are_listed_with_their_restarts_and_last_loss() {
+    let registry = Registry::new(SmolSpawner);
+    let long = Duration::from_secs(3600);
+    registry.named("outbox").service(Restart::on_failure().backoff(long, long), async || Err::<(), _>("é".repeat(1000)));
+    registry.named("prices").service(Restart::always(), pending::<()>);
+    let mut body = watch(&Dashboard::new(&registry));
+    let state = (0..MANY).map(|_| event(&mut body)).find(|state| state["services"][0]["is_running"] == false).unwrap();
+    let [outbox, prices] = list(&state, "services") else { panic!("{state}") };
+    assert_eq!(outbox["task"]["name"], "outbox");
+    assert_eq!(outbox["restarts"], 0);
+    let loss = outbox["last_loss"].as_str().unwrap();
+    assert!(loss.starts_with("failed: é") && loss.ends_with("é …") && loss.chars().count() < 310, "{loss}");
+    assert_eq!((&prices["is_running"], &prices["last_loss"]), (&true.into(), &Value::Null));
+    assert_eq!(state["inspected"], false);
+    registry.start_shutdown();
+}
+
+#[test]
+fn child_registries_are_groups() {
+    let registry = inspected();
+    let tenant = registry.named("tenant").child();
+    let connection = tenant.named("connection").child();
+    let guards = [&registry, &tenant, &tenant, &connection].map(|registry| registry.named("work").guard().unwrap());
+    let state = event(&mut watch(&Dashboard::new(&registry)));
+    assert_eq!((&state["in_flight"], &state["names"]), (&4.into(), &serde_json::json!({ "work": 4 })));
+    let group = |name| list(&state, "groups").iter().find(has_name(name)).unwrap();
+    assert_eq!((&group("tenant")["in_flight"], &group("connection")["in_flight"]), (&3.into(), &1.into()));
+    let id = |name| group(name)["task"]["id"].clone();
+    assert_eq!(group("connection")["task"]["parent"], id("tenant"));
+    let tasks = list(&state, "tasks");
+    let count = |parent: &Value| tasks.iter().filter(|task| &task["parent"] == parent).count();
+    assert_eq!([Value::Null, id("tenant"), id("connection")].map(|id| count(&id)), [1, 2, 1]);
+    assert_eq!(tasks.len(), 4);
+    drop(guards);
+}
+
+#[test]
+fn long_lists_of_groups_and_services_are_limited() {
+    let registry = inspected();
+    let children: Vec<_> = (0..60).map(|_| registry.child()).collect();
+    let _guard = children[55].guard().unwrap();
+    (0..110).for_each(|_| registry.service(Restart::always(), pending::<()>));
+    let long = Duration::from_secs(3600);
+    registry.named("lost").service(Restart::on_failure().backoff(long, long), async || Err::<(), _>("no connection"));
+    let mut body = watch(&Dashboard::new(&registry));
+    let is_lost = |state: &Value| state["services"][0]["last_loss"] == "failed: no connection";
+    let state = (0..MANY).map(|_| event(&mut body)).find(is_lost).unwrap();
+    assert_eq!((list(&state, "services").len(), &state["more_services"]), (100, &11.into()));
+    assert_eq!((list(&state, "groups").len(), &state["more_groups"]), (50, &10.into()));
+    assert_eq!(state["groups"][0]["in_flight"], 1);
+    registry.start_shutdown();
+}
+
+#[test]
+fn child_registry_does_not_keep_the_stream_open() {
+    let registry = inspected();
+    let child = registry.child();
+    let serving = child.named("request").guard().unwrap();
+    registry.start_shutdown();
+    assert_eq!(event(&mut watch(&Dashboard::new(&registry)))["last"], true);
+    drop(serving);
+}
+
+#[test]
+fn phases_of_a_host_are_listed() {
+    let (requests, workers, admin) = (inspected(), inspected(), inspected());
+    let host = Host::new(&requests);
+    let dashboard = Dashboard::new(&admin).phases(&host, &["requests", "workers"]);
+    // The dashboard also shows registries that are added later.
+    let host = host.then_with_reserve(&workers, Duration::from_secs(5)).then(&admin);
+    let tenant = workers.named("tenant").child();
+    let (request, import) = (requests.named("request").guard().unwrap(), tenant.named("import").guard().unwrap());
+    workers.named("job").run(pending::<()>());
+    let mut body = watch(&dashboard);
+    let state = event(&mut body);
+    assert_eq!((&state["in_flight"], &state["shutting_down"], &state["inspected"]), (&3.into(), &false.into(), &true.into()));
+    let phase = |name: Option<&str>, state: &str, in_flight: usize, reserve: f64| serde_json::json!({ "name": name, "state": state, "in_flight": in_flight, "reserve": reserve, "shutdown_within": null });
+    let expected = |first, in_flight| {
+        [phase(Some("requests"), first, in_flight, 0.0), phase(Some("workers"), "open", 2, 5.0), phase(None, "open", 0, 0.0)]
+    };
+    assert_eq!(list(&state["host"], "phases"), expected("open", 1));
+    assert_eq!((&state["host"]["is_ready"], &state["host"]["stop"]), (&true.into(), &Value::Null));
+    let phase_of = |name| list(&state, "tasks").iter().find(has_name(name)).unwrap()["phase"].clone();
+    assert_eq!(["request", "import", "job"].map(phase_of), [0, 1, 1]);
+    assert_eq!(state["groups"][0]["phase"], 1);
+
+    requests.start_shutdown();
+    let state = event(&mut body);
+    assert_eq!(list(&state["host"], "phases"), expected("draining", 1));
+    assert_eq!(
+        (&state["shutting_down"], &state["host"]["is_ready"], &state["drained"]),
+        (&true.into(), &false.into(), &false.into())
+    );
+    drop(request);
+    let state = event(&mut body);
+    assert_eq!(list(&state["host"], "phases"), expected("drained", 0));
+    assert_eq!(state["last"], false, "the registry of the page is open");
+
+    let job = list(&state, "tasks").iter().find(has_name("job")).unwrap()["id"].as_str().unwrap().to_owned();
+    assert_eq!(post(&dashboard, &format!("/abort?id={job}")), StatusCode::NO_CONTENT);
+    drop((host, import, tenant));
+    block_on(workers.shutdown());
+    admin.start_shutdown();
+    assert_eq!(last_event(&mut body)["drained"], true);
+    assert_eq!(workers.summary().aborted, 1);
+}
+
+#[test]
+fn streams_share_expensive_events() {
+    let registry = inspected();
+    let dashboard = Dashboard::new(&registry);
+    let first = |dashboard| next(&mut watch(dashboard)).unwrap();
+    // Returns whether the second event is the first one, although another task is in flight.
+    let is_shared = |dashboard, other| {
+        let before = first(dashboard);
+        let _guard = registry.guard().unwrap();
+        before == first(other)
+    };
+    let few: Vec<_> = (0..900).map(|_| registry.guard().unwrap()).collect();
+    assert!(!is_shared(&dashboard, &dashboard));
+    let many: Vec<_> = (0..100).map(|_| registry.guard().unwrap()).collect();
+    // The time for which an event is shared may expire in between.
+    assert!((0..MANY).any(|_| is_shared(&dashboard, &dashboard)));
+    let other = dashboard.clone().serving(&["other"]);
+    assert!(!is_shared(&dashboard, &other), "a dashboard with other settings has other events");
+    drop((few, many));
 }
 
 struct Woken(AtomicBool);

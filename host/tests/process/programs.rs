@@ -2,7 +2,7 @@
 
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
-use background_tasks::{Registry, SmolSpawner, Spawner, TokioSpawner};
+use background_tasks::{Registry, ShutdownSignal, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
 #[cfg(unix)]
 use fork::Fork;
@@ -39,6 +39,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         })),
         "stalled" => stalled(),
         "stalled_and_critical" => stalled_and_critical(),
+        "stalled_in_drain" => stalled_in_drain(),
         "waiting_service" => waiting_service(),
         "shutdown_signal" => shutdown_signal_without_host(),
         "waits" => waits(|host| host),
@@ -323,6 +324,32 @@ fn stalled() -> ExitCode {
         }
     });
     block_on(host.run(registry.signal()))
+}
+
+/// After the signal, the task `importer` reports no progress until the test releases it. The task `finished` ends at the signal, but its handle is
+/// still held.
+fn stalled_in_drain() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let timeout = Duration::from_secs(2);
+    let [finished, importer] = ["finished", "importer"].map(|name| Liveness::new(name, timeout).critical());
+    let host = host(&registry).liveness(&finished).liveness(&importer);
+    let work = async |liveness: &Liveness, signal: ShutdownSignal| {
+        while signal.run_until_shutdown(smol::Timer::after(Duration::from_millis(10))).await.is_some() {
+            liveness.report_progress();
+        }
+    };
+    let (handle, signal) = (finished.clone(), registry.signal());
+    registry.named("finished").run(async move { work(&handle, signal).await });
+    let signal = registry.signal();
+    registry.named("importer").run(async move {
+        work(&importer, signal).await;
+        released().await;
+        drop(importer);
+    });
+    ready();
+    let exit_code = block_on(host.run(registry.signal()));
+    drop(finished);
+    exit_code
 }
 
 /// A task blocks the executor's only thread forever.

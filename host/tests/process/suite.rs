@@ -53,6 +53,7 @@ const TESTS: &[(&str, fn())] = tests! {
     run_dropped_in_delay_shuts_nothing_down
     stalled_task_is_reported
     stalled_critical_task_starts_the_shutdown
+    task_without_progress_is_reported_in_the_drain
     waiting_service_is_not_stalled
     missing_inspection_is_reported_with_tasks_in_flight
     shutdown_signal_stays_triggered
@@ -348,6 +349,18 @@ fn stalled_critical_task_starts_the_shutdown() {
         .assert_code(2)
         .assert_stderr("shutting down because importer has reported no progress for ")
         .assert_stderr("the grace period of 500ms has expired: ");
+}
+
+fn task_without_progress_is_reported_in_the_drain() {
+    let mut process = Program::new("stalled_in_drain").start_ready();
+    process.signal(Signal::TERM);
+    process.stderr_line("importer at host/tests/process/programs.rs:");
+    process.release();
+    let ended = process.wait();
+    ended.assert_code(0).assert_stderr(" has reported no progress for ").assert_stderr("drained in ");
+    for line in ["shutting down because", "finished"] {
+        assert!(!ended.has_line(line), "{ended:#?}");
+    }
 }
 
 fn waiting_service_is_not_stalled() {

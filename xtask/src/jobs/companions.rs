@@ -41,7 +41,9 @@ pub(super) fn host(context: &Context) -> Result<()> {
     ensure!(dockerfile.lines().any(|line| line == "ENTRYPOINT [\"/signups\"]"), "the image does not run the service as process 1");
     if context.browser() {
         let notes = context.built("debug/notes-tokio");
-        cmd!(sh, "timeout 300 node --test host/tests/dashboard.mjs").env("NOTES", notes).run()?;
+        cmd!(sh, "cargo build --quiet -p background-tasks-host --example dashboard --features dashboard,http").run()?;
+        let shop = context.built("debug/examples/dashboard");
+        cmd!(sh, "timeout 300 node --test host/tests/dashboard.mjs").env("NOTES", notes).env("SHOP", shop).run()?;
     }
 
     let host = package(sh, "background-tasks-host")?;
