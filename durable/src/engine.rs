@@ -171,6 +171,7 @@ impl Engine {
     /// Handles a notice of another process.
     fn noticed(&self, notice: &Notice) {
         match notice {
+            #[cfg(feature = "postgres")]
             Notice::Queue(queue) => {
                 self.mark_ready(queue);
                 self.look_in(LOOK_AFTER_NOTICE);
@@ -410,6 +411,7 @@ impl Engine {
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
 /// How soon the engine looks for delayed jobs after a notice.
+#[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
 fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {

@@ -9,7 +9,7 @@ pub(crate) use self::recording::Metrics;
 /// Records nothing.
 #[cfg(not(feature = "metrics"))]
 #[derive(Default)]
-pub(crate) struct Metrics;
+pub(crate) struct Metrics(());
 
 #[cfg(not(feature = "metrics"))]
 #[allow(clippy::unused_self, reason = "as with the feature")]

@@ -199,6 +199,7 @@ pub(crate) struct WorkerLease {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// A queue may have jobs.
+    #[cfg(feature = "postgres")]
     Queue(String),
     /// Anything may have changed.
     Any,
@@ -223,7 +224,7 @@ pub(crate) trait Store: Send + Sync + 'static {
         Ok(())
     }
     /// The prefix of the tables' names.
-    #[expect(clippy::unnecessary_literal_bound, reason = "Postgres returns a prefix of its own")]
+    #[expect(clippy::unnecessary_literal_bound, reason = "Postgres returns the name of its schema")]
     fn prefix(&self) -> &str {
         ""
     }
@@ -256,10 +257,11 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Makes the next job of each limit key available, in case a process died before it could.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
     /// Stores the last tick of a schedule, and returns the previous one. Without a tick it only returns.
+    #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Finds a job, in any queue if there is no name.
+    /// Finds a job, in any queue if no name is given.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the states of those of these jobs that exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;

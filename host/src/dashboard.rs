@@ -139,7 +139,7 @@ impl Dashboard {
     }
 
     /// Adds names of tasks that only serve requests, such as `"connection"`. A stream of events may keep such tasks in flight, so it does not wait
-    /// for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`](crate::Host) uses.
+    /// for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`] uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);

@@ -83,7 +83,10 @@ pub use self::readiness::Readiness;
 #[cfg(feature = "tower")]
 pub use self::settle::{SettleFuture, SettleLayer, SettleService};
 pub use self::signals::{request_stop, shutdown_signal};
-#[cfg(any(feature = "systemd", feature = "windows-service"))]
+#[cfg(feature = "systemd")]
+pub use self::systemd::notify_ready;
+// A cfg with one feature, because the compiler then names this feature if it is missing.
+#[cfg(all(not(feature = "systemd"), feature = "windows-service"))]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 enum Failure {
     /// The job or queue does not exist, or the job's status does not allow the action.
     NotPossible(String),
-    /// A bulk action is not confirmed, or there is no address of a database.
+    /// A bulk action is not confirmed, or no address of a database is given.
     Usage(String),
     /// The store cannot be opened, read or changed.
     Store(Error),

@@ -696,6 +696,7 @@ impl Store for Postgres {
         .boxed()
     }
 
+    #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>> {
         async move {
             let last = "SELECT last_tick FROM @schedules WHERE queue = $1 AND key = $2";
@@ -832,9 +833,12 @@ impl Store for Postgres {
             };
             let query = self.sql(&STATES.map(count).join(" UNION ALL "));
             let mut counts = QueueCounts::default();
-            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&self.pool).await? {
+            // The settings of this connection keep the server from scanning a table that it has not analyzed.
+            let mut conn = self.idle_connection().await?;
+            for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&mut *conn.connection).await? {
                 counts.add(&state, jobs);
             }
+            self.keep(conn);
             Ok(counts)
         }
         .boxed()

@@ -626,6 +626,7 @@ impl Store for Sqlite {
         .boxed()
     }
 
+    #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>> {
         async move {
             self.file.check_available()?;
