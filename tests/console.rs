@@ -3,6 +3,9 @@
 #![cfg(all(tokio_unstable, feature = "tokio-console"))]
 
 use background_tasks::{BlockingSpawner, DynSpawner, LocalSpawner, Registry, Restart, Spawner, Timer, TokioSpawner};
+use console_api::instrument::instrument_client::InstrumentClient;
+use console_api::instrument::{InstrumentRequest, Update};
+use console_subscriber::{ConsoleLayer, ServerParts};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::ready;
@@ -10,8 +13,13 @@ use std::panic::Location;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
+use tonic::Streaming;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::subscriber::with_default;
@@ -172,6 +180,57 @@ fn name_contains_the_call_site_that_tokio_does_not_receive() {
     assert!(names[2].starts_with("thumbnail at tests/console.rs:"), "{}", names[2]);
     assert!(names[3].starts_with("task at tests/console.rs:"), "{}", names[3]);
     assert_eq!(names.len(), 4);
+}
+
+/// Returns the values of the next task's fields and its location, as a connected tokio-console receives them.
+async fn next_task(updates: &mut Streaming<Update>) -> (Vec<String>, String) {
+    loop {
+        let update = updates.message().await.unwrap().expect("the server runs");
+        for task in update.task_update.unwrap_or_default().new_tasks {
+            let fields: Vec<_> = task.fields.iter().map(|field| field.value.as_ref().unwrap().to_string()).collect();
+            // The future of `block_on` is not a task of a registry.
+            if !fields.contains(&"block_on".to_owned()) {
+                return (fields, task.location.unwrap().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn console_subscriber_sends_the_name_and_the_call_site() {
+    let (layer, server) = ConsoleLayer::builder().publish_interval(Duration::from_millis(10)).build();
+    let ServerParts { instrument_server, aggregator, .. } = server.into_parts();
+    let (address, bound) = std::sync::mpsc::channel();
+    // The subscriber of this test is that of its thread, so it sees no task of the server.
+    thread::spawn(move || {
+        runtime().block_on(async {
+            let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).unwrap();
+            address.send(incoming.local_addr().unwrap()).unwrap();
+            let serve = Server::builder().add_service(instrument_server).serve_with_incoming(incoming);
+            drop(tokio::join!(serve, aggregator.run()));
+        });
+    });
+    let url = format!("http://{}", bound.recv().unwrap());
+    let (sent, site) = with_default(tracing_subscriber::registry().with(layer), || {
+        let site = runtime().block_on(async {
+            let registry = Registry::new(TokioSpawner);
+            let site = run_named(&registry);
+            assert_eq!(registry.shutdown().await.completed, 1);
+            site
+        });
+        // Outside the runtime of the task, whose client has tasks of its own.
+        let sent = thread::spawn(move || {
+            runtime().block_on(async {
+                let mut client = InstrumentClient::connect(url).await.unwrap();
+                let mut updates = client.watch_updates(InstrumentRequest {}).await.unwrap().into_inner();
+                next_task(&mut updates).await
+            })
+        });
+        (sent.join().unwrap(), site)
+    });
+    let (fields, location) = sent;
+    assert!(fields.contains(&"mail".to_owned()), "{fields:?}");
+    assert_eq!(location, site.to_string());
 }
 
 #[test]
