@@ -17,7 +17,7 @@ pub(crate) use self::worker_handle::{Command, JobLease, WorkerHandle};
 use self::slots::Slots;
 use self::waiters::Waiters;
 use crate::metrics::Metrics;
-use crate::outage::{Outage, Report, with_timeout};
+use crate::outage::{Outage, RESPONSE_TIMEOUT, Report, with_timeout};
 use crate::runtime::Runtime;
 use crate::store::{FetchRequest, FetchedJob, Notice, Store, StoreResult, WorkerLease};
 use crate::sync::lock;
@@ -124,7 +124,7 @@ impl Engine {
     /// next look at its queue.
     pub(crate) async fn notify_changed(&self, queue: &str) {
         self.mark_ready(queue);
-        let _ = self.store.notify(vec![queue.to_owned()]).await;
+        let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
     /// Notes that a transaction of the program will change a queue. A notice in the transaction itself would make all transactions with
@@ -151,7 +151,7 @@ impl Engine {
             if queues.is_empty() {
                 return;
             }
-            let _ = self.store.notify(queues).await;
+            let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(queues)).await;
         }
     }
 
@@ -160,11 +160,11 @@ impl Engine {
         self.wake();
     }
 
-    /// Notes that a job is cancelled, and notifies other processes.
+    /// Stops a job that is cancelled if it runs here, and notifies other processes.
     pub(crate) async fn cancelled(&self, queue: &str, id: Ulid) {
         let ids = HashSet::from([id]);
         self.workers().iter().for_each(|worker| worker.cancel(&ids));
-        self.waiters.ended(&[id]);
+        self.waiters.wake(&[id]);
         self.notify_changed(queue).await;
     }
 
@@ -200,11 +200,16 @@ impl Engine {
         lock(&self.state).workers.iter().find(|worker| worker.id == id).cloned()
     }
 
-    /// Returns the leases to renew, or stops the heartbeats if all workers have ended.
+    /// Returns the leases to renew.
     fn leases(&self) -> Vec<WorkerLease> {
+        lock(&self.state).workers.iter().map(|worker| worker.lease()).collect()
+    }
+
+    /// Returns the shortest lease, or ends the heartbeats if there is no worker.
+    fn shortest_lease(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
         state.has_heart = !state.workers.is_empty();
-        state.workers.iter().map(|worker| worker.lease()).collect()
+        state.workers.iter().map(|worker| worker.options.lease).min()
     }
 
     /// Reports an error that concerns no single job to the observers of each worker.
@@ -269,9 +274,10 @@ impl Engine {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
+        // First, so that a heartbeat that registers them again meanwhile notices it.
+        lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
         // If this fails, the leases expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
-        lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
         for worker in ended {
             worker.close();
         }
@@ -285,7 +291,7 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Looks at the queues, and cancels jobs. Returns false if a shutdown has started meanwhile.
+    /// Looks at the queues and at the held jobs. Returns false if a shutdown has started meanwhile.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
@@ -293,25 +299,40 @@ impl Engine {
         let interval = self.store.look_interval(poll_interval(workers));
         // A notice during the look asks for another look.
         lock(&self.state).next_tick = Some(Instant::now() + interval);
-        let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
-        for tick in &ticks {
-            for worker in open.iter().filter(|worker| worker.queue == tick.queue) {
-                worker.looked(tick);
-            }
-            if let Some(due) = tick.next_due {
-                self.look_in(due.max(Duration::from_millis(1)));
-            }
-        }
-        let busy: Vec<_> = workers.iter().filter(|worker| worker.holds_jobs()).map(|worker| worker.id.clone()).collect();
-        if !busy.is_empty() {
-            let cancelled: HashSet<Ulid> = self.store.cancelled(&busy).await?.into_iter().collect();
-            if !cancelled.is_empty() {
-                for worker in workers {
-                    worker.cancel(&cancelled);
+        if !open.is_empty() {
+            let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
+            for tick in &ticks {
+                for worker in open.iter().filter(|worker| worker.queue == tick.queue) {
+                    worker.looked(tick);
+                }
+                if let Some(due) = tick.next_due {
+                    self.look_in(due.max(Duration::from_millis(1)));
                 }
             }
         }
+        self.compare_held_jobs(workers).await?;
         Ok(true)
+    }
+
+    /// Compares the jobs that the workers hold in the store with those that they run. Stops the cancelled ones, and returns those to their
+    /// queues that no worker knows: the response to their fetch was lost.
+    async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
+        let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
+        let limit = response_timeout(workers);
+        let (cancelled, running): (Vec<_>, Vec<_>) =
+            with_timeout(limit, self.store.held(&ids)).await?.into_iter().partition(|job| job.is_cancelled);
+        let cancelled = cancelled.iter().map(|job| job.id).collect();
+        for worker in workers {
+            worker.cancel(&cancelled);
+        }
+        let unknown: Vec<_> = running.into_iter().filter(|job| !workers.iter().any(|worker| worker.holds(job.id))).collect();
+        if !unknown.is_empty() {
+            with_timeout(limit, self.store.give_back(&unknown)).await?;
+            for worker in workers {
+                worker.set_ready(true);
+            }
+        }
+        Ok(())
     }
 
     /// Fetches jobs for the workers that are ready and have free permits. Returns whether it has called the store.
@@ -389,7 +410,7 @@ impl Engine {
         workers: &[Arc<WorkerHandle>],
         call: impl Future<Output = StoreResult<T>>,
     ) -> StoreResult<Option<T>> {
-        let limit = workers.iter().map(|worker| worker.options.response_timeout).min().unwrap_or(SHUTDOWN_DELAY);
+        let limit = response_timeout(workers);
         let closing = async {
             loop {
                 let wake = self.wake.listen();
@@ -413,6 +434,10 @@ const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_
 /// How soon the engine looks for delayed jobs after a notice.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
+
+fn response_timeout(workers: &[Arc<WorkerHandle>]) -> Duration {
+    workers.iter().map(|worker| worker.options.response_timeout).min().unwrap_or(RESPONSE_TIMEOUT)
+}
 
 fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {
     workers.iter().filter_map(|worker| worker.options.poll_interval).min()

@@ -2,7 +2,7 @@ use crate::durable::Durable;
 use crate::error::Error;
 use crate::job::{JobId, JobInfo, JobStatus, QueueCounts};
 use crate::limits::QueueLimits;
-use crate::store::{MAX_ROWS, STATES, Store};
+use crate::store::{MAX_ROWS, Order, STATES, Store};
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
@@ -107,7 +107,7 @@ impl UntypedQueue {
         let mut jobs = Vec::new();
         for state in in_order.into_iter().skip(first) {
             let after = after.filter(|job| job.position.state == state);
-            let page = self.store().jobs(&self.name, state, after, PAGE - jobs.len());
+            let page = self.store().jobs(&self.name, state, Order::of(state), after, PAGE - jobs.len());
             jobs.extend(self.durable.runtime.enter(page).await?);
             if jobs.len() >= PAGE {
                 break;
@@ -185,7 +185,9 @@ impl UntypedQueue {
     /// Errors of the store.
     pub async fn cancel(&self, id: JobId) -> Result<bool, Error> {
         let is_cancelled = self.durable.runtime.enter(self.store().cancel(&self.name, id.0)).await?;
-        self.durable.runtime.enter(self.durable.engine.cancelled(&self.name, id.0)).await;
+        if is_cancelled {
+            self.durable.runtime.enter(self.durable.engine.cancelled(&self.name, id.0)).await;
+        }
         Ok(is_cancelled)
     }
 

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::job::{JobId, JobInfo, QueueCounts};
 use crate::limits::QueueLimits;
 use crate::operator::{PAGE, UntypedQueue};
-use crate::store::Store;
+use crate::store::{Order, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::type_name;
@@ -133,7 +133,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead(&self) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, None, PAGE)).await
+        self.durable.runtime.enter(self.store().jobs(self.name, "dead", Order::Oldest, None, PAGE)).await
     }
 
     /// Returns up to 100 dead jobs that follow this one in the list of dead jobs.
@@ -142,7 +142,7 @@ impl<T> Queue<T> {
     ///
     /// Errors of the store.
     pub async fn dead_after(&self, last: &JobInfo) -> Result<Vec<JobInfo>, Error> {
-        self.durable.runtime.enter(self.store().dead(self.name, Some(last), PAGE)).await
+        self.durable.runtime.enter(self.store().jobs(self.name, "dead", Order::Oldest, Some(last), PAGE)).await
     }
 
     /// Enqueues a dead job again, with its full number of attempts. Returns `false` if the job is not dead, or if another job uses its

@@ -75,6 +75,15 @@ pub(crate) struct FetchedJob {
     pub(crate) checkpoint: Option<String>,
 }
 
+/// A job that a worker holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldJob {
+    pub(crate) id: Ulid,
+    pub(crate) run: i32,
+    /// Cancelled jobs are held until their worker has noticed it.
+    pub(crate) is_cancelled: bool,
+}
+
 /// A job that waits or is retried.
 pub(crate) struct EnqueuedRow {
     pub(crate) info: JobInfo,
@@ -211,6 +220,8 @@ pub(crate) enum Notice {
 pub(crate) trait Heart: Send {
     /// Renews leases. Returns the workers whose lease had expired and whose jobs the store has given away. They are registered again.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
+    /// Deletes workers that a heartbeat has registered again after their end.
+    fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Returns the jobs of dead workers to their queues. Returns how many.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
     /// Waits for a change by another process.
@@ -250,8 +261,10 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
     /// Commits outcomes, and makes jobs available whose limit key is free again.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
-    /// Returns the cancelled jobs that these workers still run.
-    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>>;
+    /// Returns the jobs that these workers hold.
+    fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
+    /// Makes jobs available that were fetched but not started.
+    fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns how many.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
     /// Makes the next job of each limit key available, in case a process died before it could.
@@ -265,13 +278,12 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the states of those of these jobs that exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
-    /// Returns dead jobs, oldest first.
-    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Returns jobs of one [state of the store](STATES), in the order of [`Order::of`].
+    /// Returns jobs of one [state of the store](STATES).
     fn jobs<'a>(
         &'a self,
         queue: &'a str,
         state: &'static str,
+        order: Order,
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
@@ -304,7 +316,7 @@ pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "runn
 
 /// The order of the jobs in a list, which is that of the index of their state.
 #[derive(Clone, Copy)]
-enum Order {
+pub(crate) enum Order {
     /// In the order in which they run.
     Priority,
     /// By limit key, and then in the order in which they run.
@@ -313,10 +325,13 @@ enum Order {
     Due,
     /// The last ones first.
     Ended,
+    /// The first ones first.
+    Oldest,
 }
 
 impl Order {
-    fn of(state: &str) -> Self {
+    /// Returns the order of a list for an operator.
+    pub(crate) fn of(state: &str) -> Self {
         match state {
             "available" => Self::Priority,
             "blocked" => Self::LimitKey,
@@ -339,13 +354,14 @@ impl Order {
             ),
             Self::Due => ("jobs.run_at, jobs.@id", "(jobs.run_at, jobs.@id) > (@2, @3)"),
             Self::Ended => ("jobs.ended_at DESC, jobs.@id DESC", "(jobs.ended_at, jobs.@id) < (@2, @3)"),
+            Self::Oldest => ("jobs.ended_at, jobs.@id", "(jobs.ended_at, jobs.@id) > (@2, @3)"),
         }
     }
 
     /// Returns the time that orders a job.
     fn time(self, info: &JobInfo) -> SystemTime {
         match self {
-            Self::Ended => info.ended().unwrap_or(SystemTime::UNIX_EPOCH),
+            Self::Ended | Self::Oldest => info.ended().unwrap_or(SystemTime::UNIX_EPOCH),
             _ => info.due(),
         }
     }
@@ -437,6 +453,10 @@ fn missing_versions<'a>(all: &[&'a str], done: i64) -> StoreResult<Vec<(i64, &'a
 
 fn parse_id(text: &str) -> StoreResult<Ulid> {
     text.parse().map_err(|_| Error::Schema(format!("invalid job ID {text}")))
+}
+
+fn held_job((id, run, is_cancelled): (String, i32, bool)) -> StoreResult<HeldJob> {
+    Ok(HeldJob { id: parse_id(&id)?, run, is_cancelled })
 }
 
 fn count(number: i64) -> u32 {

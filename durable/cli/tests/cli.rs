@@ -130,12 +130,18 @@ fn queues_and_jobs_are_shown() {
             (&rows[1][..7], &rows[2][..7]),
             (&["numbers", "1", "0", "0", "1", "1", "0"][..], &["other", "1", "0", "0", "0", "0", "0"][..])
         );
-        let queues = store.json(&["queues"]);
+        // If the database is busy when a worker ends, its lease expires.
+        let queues = loop {
+            let queues = store.json(&["queues"]);
+            if queues[0]["workers"] == 0 {
+                break queues;
+            }
+        };
         assert_eq!(
             (&queues[0]["name"], &queues[0]["counts"]["dead"], &queues[0]["paused"]),
             (&"numbers".into(), &1.into(), &false.into())
         );
-        assert!(queues[0]["oldest_seconds"].is_number() && queues[0]["workers"] == 0, "{queues}");
+        assert!(queues[0]["oldest_seconds"].is_number(), "{queues}");
 
         for (status, id) in [("waiting", waiting), ("done", done), ("dead", dead)] {
             let jobs = store.json(&["jobs", "numbers", status]);

@@ -3,7 +3,7 @@
 use super::{Engine, WorkerHandle, list};
 use crate::metrics::Metrics;
 use crate::outage::{Outage, Report, ResponseTimeout};
-use crate::store::{Committed, NextState, Outcome};
+use crate::store::{Committed, MAX_ROWS, NextState, Outcome};
 use crate::worker::MAX_RESULT_SIZE;
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_channel::oneshot;
@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 /// commit of one.
 const GROUP_DELAY: Duration = Duration::from_millis(2);
 const BUSY_PERIOD: Duration = Duration::from_millis(10);
-
-const MAX_BATCH: usize = 1000;
 
 /// The outcome of a job of a worker.
 pub(crate) struct Update {
@@ -40,7 +38,7 @@ impl Engine {
             }
             let size = |update: &Update| update.outcome.result.as_ref().map_or(0, String::len);
             let (mut total, mut all) = (size(&first), vec![first]);
-            while all.len() < MAX_BATCH && total < MAX_RESULT_SIZE {
+            while all.len() < MAX_ROWS && total < MAX_RESULT_SIZE {
                 let Ok(next) = updates.try_recv() else { break };
                 total += size(&next);
                 all.push(next);
@@ -68,12 +66,12 @@ impl Engine {
             }
             is_repeated = true;
         };
-        let mut ended = Vec::new();
+        let ids: Vec<_> = outcomes.iter().map(|outcome| outcome.id).collect();
         for (update, committed) in updates.into_iter().zip(committed) {
             let Outcome { id, run, state, .. } = update.outcome;
             update.worker.remove(id, run);
             match state {
-                NextState::Done | NextState::Dead => ended.push(id),
+                NextState::Done | NextState::Dead => {}
                 NextState::Available | NextState::Scheduled(Duration::ZERO) | NextState::Retrying(Duration::ZERO) => {
                     update.worker.set_ready(true);
                 }
@@ -82,14 +80,15 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another one
             }
-            // A commit without a response may have succeeded.
-            let committed = if is_repeated && committed == Committed::Lost { Committed::Yes } else { committed };
+            // A commit without a response may have succeeded. The transaction of a handler has succeeded, or the job is lost.
+            let may_be_applied = is_repeated && !update.is_completed;
+            let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {
                 Metrics::attempt_ended(update.worker.queue, label(state, committed, update.is_completed), duration);
             }
             let _ = update.committed.send(committed);
         }
-        self.waiters.ended(&ended);
+        self.waiters.wake(&ids);
         self.wake();
     }
 }

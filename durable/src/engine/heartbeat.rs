@@ -37,8 +37,7 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     let (mut outage, mut pulse) = (Outage::new(&report), Pulse { last: Instant::now(), judges_from: Instant::now() });
     let mut heart = None;
     loop {
-        let leases = engine.leases();
-        let Some(lease) = leases.iter().map(|worker| worker.lease).min() else { return };
+        let Some(lease) = engine.shortest_lease() else { return };
         match beat(engine, &mut heart, &mut pulse, lease).await {
             Ok(true) => outage.ended(),
             Ok(false) => {}
@@ -63,9 +62,13 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
     // Two of the five intervals in a lease, which leaves time for further heartbeats.
     let limit = (interval * 2).max(MIN_LIMIT);
     let is_new = heart.is_none();
-    let heart = match heart {
-        Some(heart) => heart,
-        None => heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart(poll_interval(&engine.workers()))).await?),
+    let heart = if let Some(heart) = heart {
+        heart
+    } else {
+        let connect = engine.store.heart(poll_interval(&engine.workers()));
+        let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), connect).await?);
+        engine.look_in(Duration::ZERO); // earlier notices are lost
+        heart
     };
     let is_due = is_new || pulse.last.elapsed() >= interval;
     if is_due {
@@ -74,6 +77,10 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
             pulse.judges_from = Instant::now() + lease;
         }
         pulse.last = Instant::now();
+        let (lost, ended): (Vec<_>, Vec<_>) = lost.into_iter().partition(|id| engine.worker(id).is_some());
+        if !ended.is_empty() {
+            with_timeout(limit, heart.deregister(&ended)).await?; // the engine deregistered them before this heartbeat
+        }
         for worker in lost.iter().filter_map(|id| engine.worker(id)) {
             engine.metrics.lease_lost(worker.queue);
             let jobs = match &*worker.held_jobs() {

@@ -1,6 +1,7 @@
 //! The `wait`s of the process. One statement looks at the jobs of all of them.
 
 use super::Engine;
+use crate::outage::{RESPONSE_TIMEOUT, with_timeout};
 use crate::sync::lock;
 use futures_channel::oneshot;
 use futures_timer::Delay;
@@ -23,8 +24,8 @@ struct State {
 }
 
 impl Waiters {
-    /// Wakes the waiters of these jobs.
-    pub(super) fn ended(&self, ids: &[Ulid]) {
+    /// Wakes the waiters of these jobs, which read their states.
+    pub(super) fn wake(&self, ids: &[Ulid]) {
         let mut state = lock(&self.0);
         for waiter in ids.iter().filter_map(|id| state.jobs.remove(id)).flatten() {
             let _ = waiter.send(());
@@ -49,6 +50,7 @@ impl Engine {
     async fn poll_waiters(&self) {
         let mut interval = INTERVALS.0;
         loop {
+            Delay::new(interval).await; // a waiter has just read the state of its job
             let ids: Vec<_> = {
                 let mut state = lock(&self.waiters.0);
                 state.jobs.retain(|_, waiters| {
@@ -62,12 +64,11 @@ impl Engine {
             if ids.is_empty() {
                 return;
             }
-            let waiting: HashSet<_> = match self.store.statuses(&ids).await {
+            let waiting: HashSet<_> = match with_timeout(RESPONSE_TIMEOUT, self.store.statuses(&ids)).await {
                 Ok(statuses) => statuses.into_iter().filter(|(_, status)| !status.is_final()).map(|(id, _)| id).collect(),
                 Err(_) => HashSet::new(), // the waiters then receive the error themselves
             };
-            self.waiters.ended(&ids.into_iter().filter(|id| !waiting.contains(id)).collect::<Vec<_>>());
-            Delay::new(interval).await;
+            self.waiters.wake(&ids.into_iter().filter(|id| !waiting.contains(id)).collect::<Vec<_>>());
         }
     }
 }

@@ -111,6 +111,11 @@ impl WorkerHandle {
         !lock(&self.state).jobs.is_empty()
     }
 
+    /// Returns whether the outcome of a job is not committed.
+    pub(super) fn holds(&self, id: Ulid) -> bool {
+        lock(&self.state).jobs.contains_key(&id)
+    }
+
     /// Returns the jobs whose outcome is not committed, oldest first.
     pub(super) fn held_jobs(&self) -> Vec<Ulid> {
         let mut ids: Vec<_> = lock(&self.state).jobs.keys().copied().collect();

@@ -1,7 +1,7 @@
 use super::{
-    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order, Outcome,
-    Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count, count_columns,
-    missing_versions, new_ids, parse_id, state_condition,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, HeldJob, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order,
+    Outcome, Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count,
+    count_columns, held_job, missing_versions, new_ids, parse_id, state_condition,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
@@ -337,8 +337,9 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
 /// Releases cancelled jobs, whose outcomes did not apply.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds the jobs with a limit key that their handlers have completed.
-const COMPLETED: &str = "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND state = 'done' AND limit_key IS NOT NULL";
+/// Finds the jobs with a limit key that their handlers have completed, or whose outcomes an earlier call has committed.
+const ENDED_OTHERWISE: &str =
+    "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
 /// Makes the next blocked job of each of these keys available.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
@@ -642,7 +643,7 @@ impl Store for Postgres {
                 let released = rows(self.sql(RELEASE_CANCELLED)).bind(&others).fetch_all(&self.worker_pool).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
-                ended.extend(rows(self.sql(COMPLETED)).bind(&others).fetch_all(&self.worker_pool).await?);
+                ended.extend(rows(self.sql(ENDED_OTHERWISE)).bind(&others).fetch_all(&self.worker_pool).await?);
             }
             let keys = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?)));
             let (queues, keys): (Vec<_>, Vec<_>) = keys.collect::<HashSet<_>>().into_iter().unzip();
@@ -657,13 +658,27 @@ impl Store for Postgres {
         .boxed()
     }
 
-    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>> {
+    fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>> {
         async move {
-            let cancelled = "SELECT id FROM @jobs WHERE worker = ANY ($1) AND state = 'cancelled'";
+            let held = "SELECT id, run, state = 'cancelled' FROM @jobs WHERE worker = ANY ($1)";
             let mut conn = self.engine_connection().await?;
-            let ids: Vec<String> = sqlx::query_scalar(self.sql(cancelled)).bind(workers).fetch_all(&mut *conn.connection).await?;
+            let held = sqlx::query_as(self.sql(held)).bind(workers).fetch_all(&mut *conn.connection).await?;
             self.keep(conn);
-            ids.iter().map(|id| parse_id(id)).collect()
+            held.into_iter().map(held_job).collect()
+        }
+        .boxed()
+    }
+
+    fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a> {
+        async move {
+            let give_back = "UPDATE @jobs AS jobs SET state = 'available', worker = NULL FROM unnest($1::text[], $2::integer[]) AS held (id, run)
+                WHERE jobs.id = held.id AND jobs.run = held.run AND jobs.state = 'running'";
+            let give_back = sqlx::query(self.sql(give_back)).bind(jobs.iter().map(|job| job.id.to_string()).collect::<Vec<_>>());
+            let give_back = give_back.bind(jobs.iter().map(|job| job.run).collect::<Vec<_>>());
+            let mut conn = self.engine_connection().await?;
+            give_back.execute(&mut *conn.connection).await?;
+            self.keep(conn);
+            Ok(())
         }
         .boxed()
     }
@@ -739,29 +754,16 @@ impl Store for Postgres {
         .boxed()
     }
 
-    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>> {
-        async move {
-            let query = format!(
-                "SELECT {COLUMNS} FROM @jobs WHERE queue = $1 AND state = 'dead'
-                AND (ended_at, id) > ('epoch'::timestamptz + $2 * interval '1 microsecond', $3) ORDER BY @jobs.ended_at, id LIMIT $4"
-            );
-            let (ended, id) = after.map_or((0, String::new()), |info| (micros(info.ended()), info.id().to_string()));
-            let query = sqlx::query(self.sql(&query)).bind(queue).bind(ended).bind(id);
-            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
-        }
-        .boxed()
-    }
-
     fn jobs<'a>(
         &'a self,
         queue: &'a str,
         state: &'static str,
+        order: Order,
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>> {
         async move {
-            let kind = Order::of(state);
-            let (order, next) = kind.sql();
+            let (columns, next) = order.sql();
             let time = "('epoch'::timestamptz + $3::bigint * interval '1 microsecond')";
             let next =
                 next.replace("jobs.@id", "jobs.id").replace("@1", "$2").replace("@2", time).replace("@3", "$4").replace("@4", "$5");
@@ -769,10 +771,10 @@ impl Store for Postgres {
                 "SELECT {COLUMNS} FROM @jobs AS jobs WHERE jobs.queue = $1 AND {} AND {} ORDER BY {} LIMIT $6",
                 state_condition(state),
                 if after.is_some() { &next } else { "true" },
-                order.replace("jobs.@id", "jobs.id"),
+                columns.replace("jobs.@id", "jobs.id"),
             );
             let query = sqlx::query(self.sql(&query)).bind(queue).bind(after.map_or(0, |info| info.position.priority));
-            let query = query.bind(micros(after.map(|info| kind.time(info))));
+            let query = query.bind(micros(after.map(|info| order.time(info))));
             let query =
                 query.bind(after.map(|info| info.id().to_string())).bind(after.and_then(|info| info.position.limit_key.clone()));
             query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
@@ -963,6 +965,15 @@ impl Heart for PostgresHeart {
                 lost.push(worker.id.clone());
             }
             Ok(lost)
+        }
+        .boxed()
+    }
+
+    fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a> {
+        async move {
+            let delete = sqlx::query(sql("DELETE FROM @workers WHERE id = ANY ($1)", &self.prefix)).bind(workers);
+            delete.execute(&mut self.listener).await?;
+            Ok(())
         }
         .boxed()
     }

@@ -1,7 +1,7 @@
 use super::{
-    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order, Outcome,
-    Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count, count_columns,
-    index_of, missing_versions, new_ids, parse_id, state_condition,
+    Committed, EnqueuedRow, FetchRequest, FetchedJob, Heart, HeldJob, JobSpec, LimitedFetch, LimitsRow, MAX_ROWS, Notice, Order,
+    Outcome, Pushed, QueueRow, QueueTick, RunAt, STATES, Store, StoreFuture, StoreResult, WorkerLease, check_version, count,
+    count_columns, held_job, index_of, missing_versions, new_ids, parse_id, state_condition,
 };
 use crate::error::Error;
 use crate::job::{JobInfo, JobRow, JobStatus, QueueCounts};
@@ -306,9 +306,9 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds the jobs with a limit key that their handlers have completed.
-const COMPLETED: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
-    WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done' AND limit_key IS NOT NULL";
+/// Finds the jobs with a limit key that their handlers have completed, or whose outcomes an earlier call has committed.
+const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
+    WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
 /// Makes the next blocked job of a key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
@@ -558,9 +558,9 @@ impl Store for Sqlite {
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>> {
         async move {
             self.file.check_available()?;
-            let row = |outcome: &Outcome| {
+            let row = |outcome: &'a Outcome| {
                 let delay = outcome.delay().map(millis);
-                let (result, error) = (outcome.result.clone(), outcome.error.clone());
+                let (result, error) = (outcome.result.as_deref(), outcome.error.as_deref());
                 (outcome.id.to_string(), outcome.run, outcome.state(), i32::from(outcome.is_charged), delay, result, error)
             };
             let rows = json(&outcomes.iter().map(row).collect::<Vec<_>>());
@@ -575,7 +575,7 @@ impl Store for Sqlite {
                 let released = rows(RELEASE_CANCELLED).bind(&others).fetch_all(&self.writer).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
-                ended.extend(rows(COMPLETED).bind(&others).fetch_all(&self.pool).await?);
+                ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.pool).await?);
             }
             let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
             for (queue, key) in keys {
@@ -591,12 +591,24 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn cancelled<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<Ulid>> {
+    fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>> {
         async move {
-            let cancelled = "SELECT id FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
-                WHERE worker IN (SELECT value FROM json_each(?1)) AND worker IS NOT NULL AND state = 'cancelled'";
-            let ids: Vec<String> = sqlx::query_scalar(cancelled).bind(json(&workers)).fetch_all(&self.pool).await?;
-            ids.iter().map(|id| parse_id(id)).collect()
+            self.file.check_available()?;
+            let held = "SELECT id, run, state = 'cancelled' FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
+                WHERE worker IN (SELECT value FROM json_each(?1)) AND worker IS NOT NULL";
+            sqlx::query_as(held).bind(json(&workers)).fetch_all(&self.pool).await?.into_iter().map(held_job).collect()
+        }
+        .boxed()
+    }
+
+    fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a> {
+        async move {
+            let give_back = "UPDATE background_tasks_jobs AS jobs SET state = 'available', worker = NULL
+                FROM (SELECT value ->> 0 AS id, value ->> 1 AS run FROM json_each(?1)) AS held
+                WHERE jobs.id = held.id AND jobs.run = held.run AND jobs.state = 'running'";
+            let jobs: Vec<_> = jobs.iter().map(|job| (job.id.to_string(), job.run)).collect();
+            sqlx::query(give_back).bind(json(&jobs)).execute(&self.writer).await?;
+            Ok(())
         }
         .boxed()
     }
@@ -673,45 +685,31 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn dead<'a>(&'a self, queue: &'a str, after: Option<&'a JobInfo>, limit: usize) -> StoreFuture<'a, Vec<JobInfo>> {
-        async move {
-            self.file.check_available()?;
-            let query = format!(
-                "SELECT {COLUMNS} FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended WHERE queue = ?1 AND state = 'dead'
-                AND state IN ('done', 'dead', 'cancelled') AND (ended_at, seq) > (?2, coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?3), -1)) ORDER BY ended_at, seq LIMIT ?4"
-            );
-            let (ended, id) = after.map_or((0, String::new()), |info| (info.ended().map_or(0, to_millis), info.id().to_string()));
-            let query = sqlx::query(AssertSqlSafe(query)).bind(queue).bind(ended).bind(id);
-            query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
-        }
-        .boxed()
-    }
-
     fn jobs<'a>(
         &'a self,
         queue: &'a str,
         state: &'static str,
+        order: Order,
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>> {
         async move {
             self.file.check_available()?;
-            let kind = Order::of(state);
-            let (order, next) = kind.sql();
+            let (columns, next) = order.sql();
             // If the job has been deleted meanwhile, all jobs with its time follow.
-            let first = if matches!(kind, Order::Ended) { i64::MAX } else { 0 };
+            let first = if matches!(order, Order::Ended) { i64::MAX } else { 0 };
             let seq = format!("coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?4), {first})");
             let next = next.replace("@1", "?2").replace("@2", "?3").replace("@3", &seq).replace("@4", "?5");
             let query = format!(
                 "SELECT {COLUMNS} FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_{}
-                WHERE jobs.queue = ?1 AND {} AND {} ORDER BY {order} LIMIT ?6",
+                WHERE jobs.queue = ?1 AND {} AND {} ORDER BY {columns} LIMIT ?6",
                 index_of(state),
                 state_condition(state),
                 if after.is_some() { &next } else { "1" },
             );
             let query = query.replace("jobs.@id", "jobs.seq");
             let query = sqlx::query(AssertSqlSafe(query)).bind(queue).bind(after.map_or(0, |info| info.position.priority));
-            let query = query.bind(after.map_or(0, |info| to_millis(kind.time(info))));
+            let query = query.bind(after.map_or(0, |info| to_millis(order.time(info))));
             let query =
                 query.bind(after.map(|info| info.id().to_string())).bind(after.and_then(|info| info.position.limit_key.clone()));
             query.bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.pool).await?.iter().map(info).collect()
@@ -910,6 +908,15 @@ impl Heart for SqliteHeart {
                 lost.push(worker.id.clone());
             }
             Ok(lost)
+        }
+        .boxed()
+    }
+
+    fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a> {
+        async move {
+            let delete = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
+            sqlx::query(delete).bind(json(&workers)).execute(&mut self.conn).await?;
+            Ok(())
         }
         .boxed()
     }

@@ -225,7 +225,8 @@ async fn outcome_without_response_is_committed_again() {
 /// The outcome is committed, but the worker receives no response. The repeated commit must not apply to the next attempt, which already runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
-    let Some(store) = ProxiedStore::new(&["jobs SET state = outcome.state"], true).await else { return };
+    // The driver prepares the statement first. Then it sends the state.
+    let Some(store) = ProxiedStore::new(&["jobs SET state = outcome.state", "available"], true).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
     let (go, started) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -265,6 +266,24 @@ async fn fetch_without_response_is_repeated() {
     store.arm();
     queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     let id = queue.enqueue(mail("ann")).await.unwrap();
+    let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the job runs").unwrap().unwrap();
+    assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
+    timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
+    let text = "the worker cannot fetch jobs, and retries: the database did not respond within 5s".to_owned();
+    assert_eq!(losses.all(), [("failed", "mail worker", text)]);
+}
+
+/// The server has executed the fetch, so the jobs belong to a worker that does not know them.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_fetch_whose_response_is_lost_run() {
+    // The driver prepares the statement first. Then it sends the name of the queue.
+    let Some(store) = ProxiedStore::new(&["WITH fetched AS", "mail"], true).await else { return };
+    let (registry, losses) = registry();
+    let queue = store.jobs.queue::<Mail>("mail");
+    let id = queue.enqueue(mail("ann")).await.unwrap();
+    store.arm();
+    queue.serve(&registry, impatient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    store.wait_until_silent().await;
     let info = timeout(HANG, store.direct().await.wait(id)).await.expect("the job runs").unwrap().unwrap();
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");

@@ -57,6 +57,50 @@ async fn cancelled_job_never_runs_and_a_running_one_stops() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_of_another_queue_changes_nothing() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        let (started, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (start, permits) = (started.clone(), go.clone());
+        let handler = move |_: Job<Mail>| {
+            let go = permits.clone();
+            start.add_permits(1);
+            async move {
+                go.acquire().await.unwrap().forget();
+                Ok::<_, Infallible>(())
+            }
+        };
+        queue.serve(&registry, options(), handler).await.unwrap();
+        let id = queue.enqueue(mail("ann")).await.unwrap();
+        timeout(HANG, started.acquire()).await.unwrap().unwrap().forget();
+        assert!(!jobs.queue::<Mail>("other").cancel(id).await.unwrap());
+        go.add_permits(1);
+        let info = timeout(HANG, queue.wait(id)).await.expect("the handler continues").unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1));
+        assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+        assert_eq!(started.available_permits(), 0, "there is no second attempt");
+    })
+    .await;
+}
+
+/// For example, the response to the fetch was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_its_worker_does_not_know_returns_to_the_queue() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        let (registry, losses) = registry();
+        queue.serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        let id = queue.enqueue(mail("ann")).delay(HANG).await.unwrap();
+        sql(&jobs, "UPDATE {jobs} SET state = 'running', run = run + 1, worker = (SELECT id FROM {workers})").await;
+        let info = timeout(HANG / 2, queue.wait(id)).await.expect("the job runs").unwrap().unwrap();
+        assert_eq!((info.status(), info.attempts(), info.crashes()), (JobStatus::Done, 1, 0));
+        assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+    })
+    .await;
+}
+
 struct DropCounter(Arc<Semaphore>);
 
 impl Drop for DropCounter {

@@ -51,6 +51,8 @@ async fn each_loss_names_its_job_its_attempt_and_what_comes_next() {
         let queue = jobs.queue::<Mail>("mail");
         let ((registry, losses), go) = (registry(), Arc::new(Semaphore::new(0)));
         serve(&jobs, &queue, &registry, &go).await;
+        let never = if jobs.sqlite_pool().is_some() { "9000000000000000" } else { "now() + interval '1 year'" };
+        sql(&jobs, &format!("INSERT INTO {{workers}} VALUES ('another', 'mail', {never})")).await;
         let discarded = "the outcome is discarded because the lease had expired, and the job runs again";
         let table = [
             ("fails", "failed", vec!["attempt 1 of 3: no route; retried in 8.0s".to_owned()]),
@@ -90,7 +92,8 @@ async fn each_loss_names_its_job_its_attempt_and_what_comes_next() {
             let before = losses.all().len();
             let id = queue.enqueue(mail(to)).await.unwrap();
             if to.starts_with("loses") {
-                let running = format!("UPDATE {{jobs}} SET run = run + 1 WHERE id = '{id}' AND state = 'running'");
+                let running =
+                    format!("UPDATE {{jobs}} SET run = run + 1, worker = 'another' WHERE id = '{id}' AND state = 'running'");
                 until("another worker has the job", async || (sql(&jobs, &running).await == 1).then_some(())).await;
                 go.add_permits(1);
             }

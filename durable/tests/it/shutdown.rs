@@ -11,7 +11,7 @@ use std::future::{Future, pending, ready};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::sleep;
@@ -43,6 +43,28 @@ async fn free(jobs: &Durable) -> i64 {
     let free =
         "SELECT count(*) FROM {jobs} WHERE state IN ('available', 'scheduled') AND worker IS NULL AND attempts = 0 AND crashes = 0";
     numbers(jobs, free).await[0]
+}
+
+/// Its first heartbeat must not register it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_that_ends_while_it_starts_is_deregistered() {
+    on_each_database(async |database| {
+        let (mut all, mut slow) = (Vec::new(), 0);
+        for _ in 0..20 {
+            let jobs = database.open().await;
+            let (registry, _) = registry();
+            let queue = jobs.queue::<Mail>("mail");
+            queue.serve(&registry, patient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+            let start = Instant::now();
+            registry.shutdown().await;
+            // A shutdown waits briefly for a busy database. Then the lease expires.
+            slow += i64::from(start.elapsed() > Duration::from_millis(200));
+            all.push(jobs);
+        }
+        let workers = async || numbers(&all[0], "SELECT count(*) FROM {workers}").await[0];
+        until("the workers are deregistered", async || (workers().await <= slow).then_some(())).await;
+    })
+    .await;
 }
 
 /// Checks that another worker runs these jobs without delay.
