@@ -118,7 +118,8 @@ impl From<sqlx::Error> for Error {
                 match code.as_str() {
                     "55P03" => Self::Locked(error),
                     "53100" => Self::Full(error),
-                    "3D000" => Self::Unavailable(cause.message().to_owned()),
+                    // The database does not exist, or the server has closed the connection or starts.
+                    "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
                     // Another process has used the name of the statement, or never prepared it.
                     "26000" | "42P05" => Self::Schema(format!("{}: a pooler must be in session mode", cause.message())),

@@ -471,8 +471,14 @@ impl Postgres {
 
     /// Takes the connection of the engine's calls if none of them uses it. They do not wait for its return.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
-        let connection = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
-        let connection = match connection {
+        let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
+        // After a restart of the server, no call of the program fails because of an old connection.
+        if let Some(connection) = &mut kept
+            && end_transaction(connection).await.is_err()
+        {
+            kept = None;
+        }
+        let connection = match kept {
             Some(connection) => connection,
             None => self.worker_pool.acquire().await?,
         };

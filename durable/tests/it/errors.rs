@@ -440,6 +440,8 @@ async fn restarted_server_is_used_again() {
         Err(reason) => return testing::skip("postgres", reason),
     };
     let jobs = Durable::postgres(&server.url()).await.unwrap();
+    let other = Durable::postgres(&server.url()).await.unwrap();
+    assert_eq!(other.queue::<Mail>("mail").counts().await.unwrap().done, 0);
     let queue = jobs.queue::<Mail>("mail");
     let (registry, losses) = registry();
     let (go, started) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -471,11 +473,20 @@ async fn restarted_server_is_used_again() {
     assert_eq!((info.status(), info.attempts()), (JobStatus::Done, 1), "the job runs once");
     let id = until("the server accepts jobs", async || queue.enqueue(mail("bob")).await.ok()).await;
     assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
-    assert_eq!(queue.counts().await.unwrap().done, 2);
+    assert_eq!(other.queue::<Mail>("mail").counts().await.expect("the first call uses a new connection").done, 2);
     registry.shutdown().await;
     for (outcome, name, text) in losses.all() {
         assert_eq!((outcome, name), ("failed", "mail worker"), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_the_server_closes_means_that_it_is_unavailable() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let jobs = database.open().await;
+    let close = sqlx::query("SELECT pg_terminate_backend(pg_backend_pid())").execute(jobs.postgres_pool().unwrap());
+    let error = Error::from(close.await.unwrap_err());
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
