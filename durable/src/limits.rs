@@ -26,8 +26,8 @@ impl QueueLimits {
 
     /// Sets how many jobs start per period on average. Default: no limit. Minimum: 1 job, and 1 millisecond.
     ///
-    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, `jobs` jobs may start together,
-    /// and each further job waits for a token.
+    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, `jobs` jobs may start
+    /// together, and each further job waits for a token.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self

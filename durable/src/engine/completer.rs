@@ -80,7 +80,7 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another one
             }
-            // If a repeated commit finds nothing to update, an earlier one without a response may have succeeded, so it counts as committed.
+            // If a repeated commit finds nothing to update, an earlier one without a response may have succeeded: it counts as committed.
             // After `complete_in` it does not: then the handler's transaction was committed, or the job is lost.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };

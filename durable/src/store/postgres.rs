@@ -52,7 +52,7 @@ impl Postgres {
         // connection would be rolled back with it.
         let pool =
             pool_options().before_acquire(|conn, _| ping(conn).boxed()).after_release(|conn, _| end_transaction(conn).boxed());
-        // There is no call at the release, so that the next statement of the engine finds this connection in the pool.
+        // Without `after_release`, so that the next statement of the engine finds this connection in the pool.
         let worker_pool = pool_options().before_acquire(|conn, _| end_transaction(conn).boxed()).idle_timeout(IDLE_TIMEOUT);
         let worker_pool = worker_pool.after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
