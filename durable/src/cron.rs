@@ -13,13 +13,13 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How late a tick may be enqueued while the schedule runs, for example because of a short outage of the store. Later ticks are missed.
+/// How late a tick may be while the schedule runs, for example because of a short outage of the store. Later ticks count as missed.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
 /// How long the key of a tick is kept. It must be longer than a tick can be late.
 const KEY_PERIOD: Duration = Duration::from_mins(15);
 
-/// The longest sleep. The clock may be set while the task sleeps, so it rechecks the time.
+/// The longest sleep, after which the task rechecks the time: the clock may have been set.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 /// The delay before a tick is enqueued again after a failure.
@@ -28,23 +28,24 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How far back missed ticks are counted and enqueued.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// What happens to ticks that were due while no process ran the schedule, or during a long outage of the store. See [`CronSchedule::missed`].
+/// A policy for ticks that were due while no process ran the schedule, or during a long outage of the store. See [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
-    /// Enqueues the job of the last one.
+    /// Enqueues the job of the last missed tick.
     #[default]
     Last,
     /// Enqueues the jobs of all missed ticks of the last day.
     All,
-    /// Enqueues no job.
+    /// Enqueues no job of a missed tick.
     Skip,
 }
 
 /// A schedule for [`Queue::cron`].
 ///
-/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. `0 0 3 * * *` is every night at
-/// three. Days of the week have names, such as `MON-FRI`: numbers are rejected, because they mean different days in different programs.
+/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. `0 0 3 * * *` is every night
+/// at three. Days of the week must be names, such as `MON-FRI`: numbers are rejected, because they mean different days in different
+/// programs.
 #[derive(Clone)]
 #[must_use = "pass the schedule to `cron`"]
 pub struct CronSchedule {
@@ -64,7 +65,7 @@ impl CronSchedule {
         Self { text: text.into(), zone: None, missed: MissedTicks::default(), next }
     }
 
-    /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` has the zones of the world.
+    /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` has the zones of the IANA database.
     ///
     /// When clocks are set forward, times that do not exist are skipped. When they are set back, times that exist twice have two ticks.
     pub fn zone<Z>(mut self, zone: Z) -> Self
@@ -76,8 +77,8 @@ impl CronSchedule {
         self
     }
 
-    /// Sets what happens to missed ticks. Default: [`MissedTicks::Last`]. Skipped ticks are reported to the registry's observers
-    /// ([`Error::MissedTicks`]).
+    /// Sets the policy for missed ticks. Default: [`MissedTicks::Last`]. Skipped ticks are reported to the registry's observers as a failed
+    /// task ([`Error::MissedTicks`]).
     pub fn missed(mut self, missed: MissedTicks) -> Self {
         self.missed = missed;
         self
@@ -169,18 +170,23 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// in UTC, or a [`CronSchedule`].
     ///
     /// Any number of processes may run the same schedule. The job of each tick has the schedule and the tick as its
-    /// [key](crate::Enqueue::unique_key), so it is enqueued once. The key depends on the times of the schedule, not on its text. Two schedules
-    /// with the same times on the same queue therefore share their ticks, even if they create different jobs.
+    /// [key](crate::Enqueue::unique_key), so it is enqueued once. The key depends on the times of the schedule, not on its text. Two
+    /// schedules with the same times on the same queue therefore share their ticks, even if they create different jobs.
     ///
-    /// The store remembers the last tick. If ticks were missed since then, the task enqueues the job of the last one when it starts, or
-    /// does what [`CronSchedule::missed`] says. When a schedule is new, the last tick of the previous 5 minutes counts as missed.
+    /// The last tick is stored. If ticks were missed since then, the task applies [`CronSchedule::missed`] when it starts. When a schedule
+    /// is new, the task enqueues the job of the last tick of the previous 5 minutes, for every policy.
     ///
-    /// During an outage of the store the task retries, and reports one failed task to the registry's observers. Ticks that are more than 5
-    /// minutes late then are missed. If `job` panics, its tick is skipped and counts as a panicked task.
+    /// During an outage of the store the task retries the current tick for up to a day, and reports one failed task to the registry's
+    /// observers. Later ticks count as missed if they are then more than 5 minutes late. If `job` panics, its tick is skipped and reported
+    /// as a panicked task.
     ///
     /// # Errors
     ///
     /// [`Error::Schedule`] if the schedule is invalid, and [`Error::Refused`] if the registry rejects the task.
+    ///
+    /// # Panics
+    ///
+    /// If the registry's spawner panics, as tokio's does outside a runtime.
     #[track_caller]
     pub fn cron<S>(
         &self,

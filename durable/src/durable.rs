@@ -15,7 +15,7 @@ use std::sync::Arc;
 ///
 /// Create it within a tokio runtime, which the database driver needs. The handle keeps this runtime, so any executor may poll its
 /// futures. The runtime must outlive the handle: the driver panics after its runtime has shut down. Jobs run on the executor of their
-/// registry. If the registry's spawner uses the ambient runtime, it uses this one.
+/// registry. If its spawner uses the runtime of the current context, that is this runtime.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) engine: Arc<Engine>,
@@ -31,7 +31,7 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// As `sqlite` and `postgres`. Any other address is an [`Error::Address`].
+    /// The errors of `sqlite` and `postgres`. [`Error::Address`] for any other address, and for a store whose feature is disabled.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -43,15 +43,15 @@ impl Durable {
         }
     }
 
-    /// Like [`connect`](Self::connect), for tools: opens a store that programs already use. Creates no file, schema or tables, and migrates
-    /// nothing.
+    /// Opens a store that programs already use, for tools. Takes the addresses of [`connect`](Self::connect), creates no file, schema or
+    /// tables, and migrates nothing.
     ///
     /// `schema` is the schema of the tables in Postgres. Default: `background_tasks`.
     ///
     /// # Errors
     ///
-    /// As `connect`. [`Error::Schema`] if the database does not contain the tables of this version of the crate. [`Error::Address`] for a
-    /// schema with SQLite, which has none.
+    /// The errors of `connect`. [`Error::Schema`] if the database does not contain the tables of this version of the crate.
+    /// [`Error::Address`] if `schema` is set for SQLite, which has no schemas.
     pub async fn open_existing(address: &str, schema: Option<&str>) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -71,16 +71,17 @@ impl Durable {
     /// failure: the file has a write-ahead log and `synchronous = FULL`. The names of the tables start with `background_tasks_`.
     ///
     /// Jobs of the tables that this crate used before, `Jobs` and `Workers`, are moved when the first process opens the file. Stop the old
-    /// workers first: a job that one of them runs is run again.
+    /// workers first: a job that an old worker runs is run again.
     ///
     /// # Errors
     ///
+    /// - [`Error::NoRuntime`] outside a tokio runtime.
     /// - [`Error::Unavailable`] if the file cannot be opened.
     /// - [`Error::Schema`] if the file is not a database, or a newer version has changed its tables.
     /// - [`Error::Locked`] if another process has locked the file for 10 seconds.
-    /// - [`Error::Address`] for a database in memory, which would not store anything permanently. For tests use
+    /// - [`Error::Address`] for an empty path and for `:memory:`, which stores nothing permanently. For tests use
     ///   [`in_memory`](Self::in_memory).
-    /// - [`Error::Denied`] and [`Error::Full`].
+    /// - [`Error::Denied`] if the file may not be opened or written, and [`Error::Full`] if the disk is full.
     #[cfg(feature = "sqlite")]
     pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_sqlite(path.as_ref(), false).await
@@ -98,7 +99,7 @@ impl Durable {
     /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
     ///
     /// Each call creates another database. The jobs do not survive the process: the database is deleted when the last clone of this handle
-    /// and the last worker are dropped. Otherwise it behaves as a file does, except that a call waits while another connection writes.
+    /// and the last worker are dropped. Otherwise the database behaves like a file, except that reads wait while another connection writes.
     ///
     /// # Errors
     ///
@@ -114,13 +115,13 @@ impl Durable {
     ///
     /// # Tables and privileges
     ///
-    /// The tables are in the schema `background_tasks`, or in the schema that [`postgres_in`](Self::postgres_in) names. The first process to
-    /// connect creates the schema. The owner of the database may do this. Any other user needs `CREATE` on the database, or the owner must
-    /// connect once, and again after each update that changes the tables. After that, a user needs `USAGE` on the schema, and `SELECT`,
-    /// `INSERT`, `UPDATE` and `DELETE` on its tables.
+    /// The tables are in the schema `background_tasks`, or in the schema that [`postgres_in`](Self::postgres_in) names. The first process
+    /// to connect creates the schema. The owner of the database may do this. Any other user needs `CREATE` on the database, or the owner
+    /// must connect once, and again after each update that changes the tables. After that, a user needs `USAGE` on the schema, and
+    /// `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
     ///
     /// Jobs of the tables that this crate used before, in the schema `apalis`, are moved when the first process connects. Stop the old
-    /// workers first: a job that one of them runs is run again.
+    /// workers first: a job that an old worker runs is run again.
     ///
     /// # Connections
     ///
@@ -129,32 +130,34 @@ impl Durable {
     /// connections. During a deploy the server needs room for the old and the new processes.
     ///
     /// If a connection does not respond, a worker repeats the call on another connection and reports the outage to the registry's
-    /// observers. It waits two fifths of its lease for a heartbeat, and the [response timeout](crate::WorkerOptions::response_timeout) for
-    /// other calls. Calls of the program wait as long as the operating system does, so give them a time limit.
+    /// observers. The time limit of a heartbeat is two fifths of the shortest lease, at least 2 seconds. The limit of other calls is the
+    /// [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no such limit, so give them one.
     ///
     /// The connections must reach the server directly or through a pooler in session mode. In transaction mode, `PgBouncer` forwards
-    /// neither prepared statements nor notices.
+    /// no notices, and before version 1.21 no prepared statements.
     ///
     /// # Clocks
     ///
-    /// Only the clock of the server decides when jobs are due and leases expire.
+    /// The clock of the server decides when jobs are due and leases expire. The clock of the process decides when schedules tick.
     ///
     /// # Errors
     ///
-    /// - [`Error::Unavailable`] if the server or the database cannot be reached.
+    /// - [`Error::NoRuntime`] outside a tokio runtime.
+    /// - [`Error::Unavailable`] if the database does not exist, or its server accepts no connection within about 10 seconds.
     /// - [`Error::Denied`] if the user has no access.
-    /// - [`Error::Schema`] if a newer version has changed the tables, or the database's encoding is not UTF8.
+    /// - [`Error::Schema`] if a newer version has changed the tables, the schema has a table `jobs` of another program, or the
+    ///   encoding of the database is not UTF8.
     /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
     pub async fn postgres(url: &str) -> Result<Self, Error> {
         Self::postgres_in(url, SCHEMA).await
     }
 
-    /// Like [`postgres`](Self::postgres), with the tables in this schema. The queues of two schemas are separate.
+    /// Connects like [`postgres`](Self::postgres), with the tables in this schema. The queues of two schemas are separate.
     ///
     /// # Errors
     ///
-    /// As `postgres`. [`Error::Address`] if the name of the schema is empty or longer than 63 bytes.
+    /// The errors of `postgres`. [`Error::Address`] if the name of the schema is empty, longer than 63 bytes, or contains NUL or `@`.
     #[cfg(feature = "postgres")]
     pub async fn postgres_in(url: &str, schema: &str) -> Result<Self, Error> {
         Self::open_postgres(url, schema, false).await
@@ -169,15 +172,14 @@ impl Durable {
         Ok(Self::new(Postgres::connect(url, schema, is_existing).await?, runtime))
     }
 
-    /// Returns the connection pool of the SQLite file, for transactions of the program. Returns `None` for
-    /// Postgres.
+    /// Returns the pool of up to 8 connections to the SQLite file, for transactions of the program. Returns `None` for Postgres.
     #[cfg(feature = "sqlite")]
     pub fn sqlite_pool(&self) -> Option<&sqlx::SqlitePool> {
         self.engine.store.sqlite()
     }
 
-    /// Returns the connection pool of the Postgres database, for transactions of the program. Returns `None`
-    /// for SQLite.
+    /// Returns the pool of up to 10 connections to the Postgres database, for transactions of the program and calls of this handle.
+    /// Returns `None` for SQLite.
     #[cfg(feature = "postgres")]
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
         self.engine.store.postgres()

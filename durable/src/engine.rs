@@ -1,7 +1,7 @@
-//! The engine: one for each store of a process. It fetches jobs for all workers of the process, and commits their outcomes.
+//! The engine fetches jobs for all workers of one store in a process, and commits their outcomes.
 //!
-//! It is woken when this process enqueues a job, when a permit is free, and by notices of other processes. In addition it looks at the queues
-//! at an interval, because a notice can be lost, and when the next job is due. A job that is not due costs nothing until then.
+//! It is woken when this process enqueues a job, when a permit is free, and by notices of other processes. It also checks the queues when
+//! the next job is due, and at an interval, because a notice can be lost. A job that is not due costs nothing until then.
 
 mod completer;
 mod heartbeat;
@@ -53,11 +53,11 @@ struct State {
     /// Where the workers send outcomes, while the engine runs.
     updates: Option<UnboundedSender<Update>>,
     has_heart: bool,
-    /// When to look at the queues.
+    /// The time of the next check of the queues.
     next_tick: Option<Instant>,
 }
 
-/// The queues whose notices are not yet sent.
+/// The queues whose notices have not been sent.
 #[derive(Default)]
 struct PendingNotices {
     queues: HashSet<String>,
@@ -105,7 +105,7 @@ impl Engine {
         self.wake.notify(usize::MAX);
     }
 
-    /// Notes that a queue has jobs that are due after a delay, and notifies other processes.
+    /// Records that a queue has jobs that are due after a delay, and notifies other processes.
     pub(crate) fn changed(self: &Arc<Self>, queue: &str, delay: Duration) {
         if delay.is_zero() {
             self.mark_ready(queue);
@@ -120,15 +120,15 @@ impl Engine {
         }
     }
 
-    /// Like `changed`, and waits until the other processes are notified, because the caller may exit. A lost notice delays a job until the
-    /// next look at its queue.
+    /// Like `changed`, but waits until the other processes are notified, because the caller may exit. A lost notice delays a job until the
+    /// next check of its queue.
     pub(crate) async fn notify_changed(&self, queue: &str) {
         self.mark_ready(queue);
         let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
-    /// Notes that a transaction of the program will change a queue. A notice in the transaction itself would make all transactions with
-    /// notices commit one after the other.
+    /// Sends notices for jobs that a transaction of the program enqueues. With notices inside the transactions, the server would commit
+    /// these transactions one at a time.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
         let this = self.clone();
         self.runtime.spawn(async move {
@@ -139,8 +139,8 @@ impl Engine {
         });
     }
 
-    /// Sends notices outside the transactions of their jobs: a server commits one transaction with notices at a time. While one call is in
-    /// progress, further notices collect. A lost notice delays a job until the next look at its queue.
+    /// Sends notices outside the transactions of their jobs: a server commits one transaction with notices at a time. Notices that arrive
+    /// during a call are sent together in the next call. A lost notice delays a job until the next check of its queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {
@@ -160,7 +160,7 @@ impl Engine {
         self.wake();
     }
 
-    /// Stops a job that is cancelled if it runs here, and notifies other processes.
+    /// Stops a cancelled job if it runs in this process, and notifies other processes.
     pub(crate) async fn cancelled(&self, queue: &str, id: Ulid) {
         let ids = HashSet::from([id]);
         self.workers().iter().for_each(|worker| worker.cancel(&ids));
@@ -181,7 +181,7 @@ impl Engine {
         }
     }
 
-    /// Looks at the queues after this delay at the latest.
+    /// Schedules a check of the queues after this delay at the latest.
     pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
@@ -205,14 +205,14 @@ impl Engine {
         lock(&self.state).workers.iter().map(|worker| worker.lease()).collect()
     }
 
-    /// Returns the shortest lease, or ends the heartbeats if there is no worker.
+    /// Returns the shortest lease. Without workers, returns `None` and records that the heartbeats end.
     fn shortest_lease(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
         state.has_heart = !state.workers.is_empty();
         state.workers.iter().map(|worker| worker.options.lease).min()
     }
 
-    /// Reports an error that concerns no single job to the observers of each worker.
+    /// Reports an error that does not belong to a single job to the observers of each worker.
     fn report(&self, text: &str) {
         let text = Arc::<str>::from(text);
         for worker in self.workers() {
@@ -220,7 +220,7 @@ impl Engine {
         }
     }
 
-    /// Returns a function that reports outages, and says which work is retried.
+    /// Returns a function that reports outages of the named work.
     fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
         Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
@@ -267,14 +267,14 @@ impl Engine {
         }
     }
 
-    /// Deregisters the workers that have no jobs left and end.
+    /// Deregisters the workers that are closing and hold no jobs.
     async fn remove_ended(&self, workers: &[Arc<WorkerHandle>]) {
         let ended: Vec<_> = workers.iter().filter(|worker| worker.has_ended()).collect();
         if ended.is_empty() {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
-        // First, so that a heartbeat that registers them again meanwhile notices it.
+        // Before the call, so that a heartbeat that registers them again at the same time finds that they have ended.
         lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
         // If this fails, the leases expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
@@ -291,13 +291,13 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Looks at the queues and at the held jobs. Returns false if a shutdown has started meanwhile.
+    /// Checks the queues and the held jobs. Returns false if a shutdown has started in the meantime.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
         let queues: Vec<_> = queues.into_iter().collect();
         let interval = self.store.look_interval(poll_interval(workers));
-        // A notice during the look asks for another look.
+        // Before the call, so that a notice during the call schedules another check.
         lock(&self.state).next_tick = Some(Instant::now() + interval);
         if !open.is_empty() {
             let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
@@ -314,8 +314,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Compares the jobs that the workers hold in the store with those that they run. Stops the cancelled ones, and returns those to their
-    /// queues that no worker knows: the response to their fetch was lost.
+    /// Compares the jobs that the workers hold in the store with the jobs that they run. Stops cancelled jobs. Returns jobs that no worker
+    /// runs to their queues: the response to their fetch was lost.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
         let limit = response_timeout(workers);
@@ -404,7 +404,7 @@ impl Engine {
         }
     }
 
-    /// Calls the store with the time limit of these workers. Returns `None` if one of them ends meanwhile and the call does not end soon.
+    /// Calls the store with the time limit of these workers. Returns `None` if a worker closes and the call then exceeds `SHUTDOWN_DELAY`.
     async fn unless_closing<T>(
         &self,
         workers: &[Arc<WorkerHandle>],
@@ -428,10 +428,10 @@ impl Engine {
     }
 }
 
-/// When a transaction of the program has probably been committed: most take less than the first delay.
+/// The delays of the notices for jobs in a transaction of the program. Most transactions commit within the first delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// How soon the engine looks for delayed jobs after a notice.
+/// How soon after a notice the engine checks for delayed and cancelled jobs.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 

@@ -14,9 +14,13 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 
 /// Enqueues one or more jobs when it is awaited or passed to a [transaction](Enqueue::in_transaction): all or none.
 ///
-/// `Ok` means committed: the jobs are in the store and survive a power failure. An error means that nothing was enqueued, with two
-/// exceptions. If the server disappears during the commit ([`Error::Unavailable`]) or the future is dropped, the jobs may have been
-/// enqueued. To repeat such a call safely, set a [key](Enqueue::unique_key).
+/// `Ok` means committed: the jobs are in the store and survive a power failure. An error means that nothing was enqueued, with one
+/// exception: if the server becomes unavailable during the commit ([`Error::Unavailable`]), the jobs may have been enqueued. To repeat such
+/// a call safely, set a [key](Enqueue::unique_key).
+///
+/// # Cancel safety
+///
+/// If the future is dropped, the jobs may have been enqueued.
 #[must_use = "jobs are enqueued when this is awaited"]
 pub struct Enqueue<R = JobId> {
     durable: Durable,
@@ -28,7 +32,7 @@ pub struct Enqueue<R = JobId> {
 /// A job that was enqueued with a [key](Enqueue::unique_key).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enqueued {
-    /// The ID of the new job, or of the job that uses the key.
+    /// The ID of the new job, or of the existing job that uses the key.
     pub id: JobId,
     /// Whether the job is new. If not, nothing was enqueued.
     pub is_new: bool,
@@ -50,19 +54,19 @@ impl<R> Enqueue<R> {
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs: they start no earlier than this long from now, by the clock of the store.
+    /// Delays the jobs: they start no earlier than this time after the enqueue, by the clock of the store. Default: zero.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
         self
     }
 
-    /// Schedules the jobs: they start no earlier than this time. SQLite rounds it up to whole milliseconds.
+    /// Schedules the jobs: they start no earlier than this time. SQLite rounds the time up to milliseconds, Postgres to microseconds.
     pub fn run_at(mut self, time: SystemTime) -> Self {
         self.spec.run_at = RunAt::At(time.min(SystemTime::UNIX_EPOCH + MAX_RUN_AT));
         self
     }
 
-    /// Sets the priority. Of the jobs that are due, those with the highest priority start first. Default: 0.
+    /// Sets the priority. Default: 0. Of the jobs that are due, jobs with the highest priority start first.
     pub fn priority(mut self, priority: u16) -> Self {
         self.spec.priority = priority;
         self
@@ -76,12 +80,13 @@ impl<R> Enqueue<R> {
 
     /// Enqueues the jobs in a transaction of the caller on the same database. The jobs exist if and only if the transaction commits.
     ///
-    /// A connection without an open transaction commits immediately. Workers find the jobs within
-    /// milliseconds if the transaction commits within 0.2 seconds, and at their next poll otherwise. On SQLite start the transaction with `BEGIN IMMEDIATE`: a transaction that reads before it writes can fail if another one has written.
+    /// Without an open transaction, the connection commits immediately. Workers are notified 10 and 200 milliseconds after this call. If
+    /// the transaction commits later, they find the jobs at their next poll. On SQLite start the transaction with `BEGIN IMMEDIATE`: a
+    /// transaction that reads before it writes can fail if another one has written in between.
     ///
     /// # Errors
     ///
-    /// Errors of the store.
+    /// [`Error::Encode`] and errors of the store.
     pub async fn in_transaction<C: Connection>(self, connection: &mut C) -> Result<R, Error> {
         self.durable.engine.store.check_available()?;
         let payloads = self.payloads.map_err(Error::Encode)?;
@@ -96,10 +101,10 @@ impl<R> Enqueue<R> {
 }
 
 impl Enqueue {
-    /// Sets a key, which is unique among the jobs of the queue that wait, run or are retried. If such a job has this key, nothing is
+    /// Sets a key that is unique among the jobs of the queue that wait, run or are retried. If such a job has this key, nothing is
     /// enqueued, and the call returns the ID of that job.
     ///
-    /// When the job is done, dead or cancelled, the key is free again, unless [`unique_for`](Enqueue::unique_for) keeps it longer.
+    /// When the job is done, dead, cancelled or deleted, the key is free again, unless [`unique_for`](Enqueue::unique_for) reserves it.
     pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
         let to_output = |pushed: Pushed| Enqueued { id: JobId(pushed.ids[0]), is_new: pushed.is_new };
         let Self { durable, mut spec, payloads, .. } = self;
@@ -109,9 +114,10 @@ impl Enqueue {
 }
 
 impl Enqueue<Enqueued> {
-    /// Keeps the [key](Enqueue::unique_key) in use for this long from now, even if the job ends earlier. Default: zero.
+    /// Reserves the [key](Enqueue::unique_key) for this time after the enqueue, even if the job ends earlier. Default: zero.
     ///
-    /// The job stays in the store for this long, whatever the [retention](crate::WorkerOptions::retention) is.
+    /// Unless it is [discarded](crate::Queue::discard), the job stays in the store for this time, even if its
+    /// [retention](crate::WorkerOptions::retention) is shorter.
     pub fn unique_for(mut self, period: Duration) -> Self {
         self.spec.unique_for = Some(period.min(MAX_DURATION));
         self
@@ -147,7 +153,7 @@ impl<R> fmt::Debug for Enqueue<R> {
     }
 }
 
-/// A connection to the database that stores the jobs: `sqlx::SqliteConnection` or `sqlx::PgConnection`. `&mut *transaction` is one.
+/// A connection to the database that stores the jobs: `sqlx::SqliteConnection` or `sqlx::PgConnection`. Pass `&mut *transaction`.
 pub trait Connection: sealed::Push {}
 
 mod sealed {
@@ -161,7 +167,7 @@ mod sealed {
             spec: &'a JobSpec,
             payloads: &'a [Vec<u8>],
         ) -> BoxFuture<'a, Result<Pushed, Error>>;
-        /// Marks a running job as done. Returns false if the worker has lost the job.
+        /// Marks a running job as done. Returns `false` if the worker has lost the job.
         fn complete<'a>(&'a mut self, prefix: &'a str, completion: &'a Completion) -> BoxFuture<'a, Result<bool, Error>>;
     }
 

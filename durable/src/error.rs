@@ -1,15 +1,15 @@
 use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
-/// Why a call failed. The message names the problem. Unless [`Queue::enqueue`](crate::Queue::enqueue) says otherwise, a failed call has
-/// changed nothing.
+/// The error of a call. A failed call has changed nothing, unless its documentation says otherwise. One exception applies to all calls: if
+/// the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The caller is not in a tokio runtime, which the database driver needs. Jobs can run on any executor, but a
     /// [`Durable`](crate::Durable) must be created within a tokio runtime.
     NoRuntime,
-    /// The address does not name a database that stores jobs permanently.
+    /// The address does not name a database that stores jobs permanently, or the name of the schema is invalid.
     Address(String),
     /// The file, its folder, the database or its server does not exist or cannot be reached, or no connection became free in time.
     Unavailable(String),
@@ -19,21 +19,21 @@ pub enum Error {
     Full(sqlx::Error),
     /// The database may not be opened or written.
     Denied(sqlx::Error),
-    /// The tables do not belong to this version of the crate, or the file is not a database.
+    /// The tables do not belong to this version of the crate, the file is not a database, or a pooler is not in session mode.
     Schema(String),
-    /// The job cannot be serialized as JSON.
+    /// The payload, result or checkpoint cannot be serialized as JSON.
     Encode(serde_json::Error),
     /// The stored value does not have the requested type.
     Decode(serde_json::Error),
-    /// The registry rejected the worker or the schedule.
+    /// The registry rejected the task of a worker or a schedule.
     Refused(RejectReason),
     /// The schedule is invalid.
     Schedule(String),
-    /// Ticks of a schedule were skipped, because the program did not run when they were due.
+    /// Ticks of a schedule were skipped, because no process enqueued them in time. Only reported to observers, never returned.
     MissedTicks(String),
-    /// A worker could not renew its lease in time, or it no longer holds a job. Another worker may run the job.
+    /// A worker could not renew its lease in time, or no longer holds a job. Another worker may run the job.
     LeaseLost(String),
-    /// A part of this crate cannot run.
+    /// A part of this crate cannot run. Only reported to observers, never returned.
     Engine(String),
     /// Any other error of the database.
     Database(sqlx::Error),
@@ -59,7 +59,7 @@ impl fmt::Display for Error {
             Self::Full(error) => write!(f, "no space left for the database: {}", short(error)),
             Self::Denied(error) => write!(f, "no permission to open or write the database: {}", short(error)),
             Self::Schema(text) => write!(f, "incompatible database: {text}"),
-            Self::Encode(error) => write!(f, "cannot serialize the job as JSON: {error}"),
+            Self::Encode(error) => write!(f, "cannot serialize as JSON: {error}"),
             Self::Decode(error) => write!(f, "the stored value does not have the requested type: {error}"),
             Self::Refused(reason) => write!(f, "the registry rejected the task: {reason}"),
             Self::Schedule(text) => write!(f, "invalid schedule: {text}"),

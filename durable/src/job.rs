@@ -49,7 +49,7 @@ impl FromStr for JobId {
     }
 }
 
-/// A job as its handler receives it: the payload, the [ID](Job::id) and the attempt. It dereferences to the payload.
+/// The argument of a handler: the payload, the [ID](Job::id) and the attempt of a job. It dereferences to the payload.
 ///
 /// A handler receives a job *at least once*, because a process can die between the work and its acknowledgement. The ID makes repeated
 /// attempts harmless: use it as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
@@ -65,12 +65,12 @@ pub struct Job<T> {
 }
 
 impl<T> Job<T> {
-    /// Returns the ID of the job, which is the same at every attempt.
+    /// Returns the ID of the job. The ID is the same at every attempt.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// Returns the number of this attempt, starting at 1. Attempts that ended with a crash of their process count.
+    /// Returns the number of this attempt, starting at 1. Attempts that ended with the death of their worker count.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -95,7 +95,8 @@ impl<T> DerefMut for Job<T> {
     }
 }
 
-/// An error of a handler that also says whether and when to retry the job. Any other error retries the job with the worker's backoff.
+/// An error of a handler that also decides whether and when to retry the job. Any other error retries the job with the worker's backoff.
+/// If the [last attempt](crate::WorkerOptions::max_attempts) fails, the job is dead in any case.
 ///
 /// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. For that reason `Failure` itself does not
 /// implement `Error`. For other types that implement `Display` use [`Failure::retry`].
@@ -128,7 +129,7 @@ pub(crate) enum Next {
 }
 
 impl Failure {
-    /// Creates a failure that makes the job dead, because a retry would fail too. [`Queue::dead`](crate::Queue::dead) lists dead jobs.
+    /// Creates a failure that makes the job dead without further attempts. [`Queue::dead`](crate::Queue::dead) lists dead jobs.
     pub fn dead(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Dead }
     }
@@ -172,7 +173,7 @@ pub enum JobStatus {
     Waiting,
     /// A worker holds the job.
     Running,
-    /// The job has failed, or its worker died, and it is retried when its backoff expires. After that it is waiting.
+    /// The job has failed, or its worker died. When its backoff has expired, a worker of the queue makes it waiting.
     Retrying,
     /// The job has completed.
     Done,
@@ -184,7 +185,7 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// Returns whether the status stays the same until somebody acts on the job.
+    /// Returns whether the job has ended: it is done, dead or cancelled.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
@@ -215,13 +216,13 @@ impl fmt::Display for JobStatus {
     }
 }
 
-/// What the store knows about a job.
+/// The stored state of a job.
 #[derive(Clone, Debug)]
 pub struct JobInfo {
     id: JobId,
     queue: String,
     status: JobStatus,
-    /// Where the job is in the lists of jobs.
+    /// The position of the job in the lists of jobs.
     pub(crate) position: Position,
     attempts: u32,
     crashes: u32,
@@ -233,7 +234,7 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
-/// What orders the jobs of a list, in addition to their times and IDs.
+/// The values that order the jobs of a list, in addition to their times and IDs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
     pub(crate) state: String,
@@ -321,13 +322,13 @@ impl JobInfo {
         self.ended
     }
 
-    /// Returns the error of the last attempt, why the job waits, or why the result of a job that is done could not be stored.
+    /// Returns the error of the last attempt that had one, why the job was deferred, or why the result of a done job could not be stored.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
     /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` otherwise. Also returns `None` if the result
-    /// could not be stored. Then [`error`](JobInfo::error) is the reason.
+    /// could not be stored. Then [`error`](JobInfo::error) returns the reason.
     ///
     /// # Errors
     ///
@@ -360,7 +361,7 @@ impl JobInfo {
     }
 }
 
-/// The number of jobs of a queue in each status. Finished jobs are deleted after their
+/// The number of jobs of a queue in each status. Jobs that have ended are deleted after their
 /// [retention](crate::WorkerOptions::retention). A number above [`LIMIT`](QueueCounts::LIMIT) means "at least this many".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -369,7 +370,7 @@ pub struct QueueCounts {
     pub waiting: u64,
     /// Jobs that a worker holds.
     pub running: u64,
-    /// Jobs that have failed and whose backoff has not expired.
+    /// Jobs that have failed, or whose worker died, and that wait for their backoff.
     pub retrying: u64,
     /// Jobs that have completed.
     pub done: u64,
@@ -380,7 +381,7 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
-    /// The number of jobs of each state that the store counts. If there are more, it stops, so that the call is fast however deep a queue is.
+    /// The largest exact number. The store stops counting above it, so that the call is fast at any depth.
     pub const LIMIT: u64 = 10_000;
 
     pub(crate) fn add(&mut self, state: &str, jobs: i64) {

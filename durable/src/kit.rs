@@ -12,17 +12,17 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Runs the jobs of a queue that are due, one after the other in the order of a worker, until no job is due. Returns the job's info after each
-/// attempt.
+/// Runs the due jobs of a queue one at a time, in the order in which a worker starts them, until no job is due. Returns the state of the
+/// job after each attempt.
 ///
-/// The attempts are those of a worker with these options: attempts, backoff, timeouts, panics, upgrades, checkpoints, limits and
-/// [`on_dead`](WorkerOptions::on_dead) work as in production. The function also runs jobs that the handler enqueues in the queue, if they are
-/// due. A handler that always enqueues another job never ends. As in a worker, an attempt that fails ends when the last clone of its [`Job`] is
-/// dropped. A retry is not due before its backoff has expired: see [`advance`]. A queue that is paused, or that has no room under its limits,
-/// runs no jobs.
+/// Each attempt runs as in a worker with these options: attempts, backoff, timeouts, panics, upgrades, checkpoints, limits and
+/// [`on_dead`](WorkerOptions::on_dead) work as in production. The function also runs due jobs that the handler enqueues in the queue. If
+/// the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
+/// [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. A queue that is paused, or that has no room
+/// under its limits, runs no jobs.
 ///
-/// If a payload cannot be read back as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause. Assert the
-/// status of each attempt, because `drain` returns `Ok` for attempts that fail.
+/// If a payload cannot be read back as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
+/// Assert the status of each attempt, because `drain` returns `Ok` for attempts that fail.
 ///
 /// # Errors
 ///
@@ -30,7 +30,7 @@ use std::time::Duration;
 ///
 /// # Cancel safety
 ///
-/// If the future is dropped, the job that runs keeps its status [`Running`](JobStatus::Running) for 24 hours.
+/// If the future is dropped during an attempt, the job stays [`Running`](JobStatus::Running) for 24 hours.
 pub async fn drain<T, H, F, R, E>(queue: &Queue<T>, options: WorkerOptions, handler: H) -> Result<Vec<JobInfo>, Error>
 where
     T: DeserializeOwned + Send + 'static,
@@ -42,11 +42,11 @@ where
     queue.durable.runtime.enter(worker::drain(queue, options, handler)).await
 }
 
-/// Moves the clock of the store forward: all times of its jobs move into the past, and so do the rates of [limits](crate::QueueLimits). Delays,
-/// backoffs, retentions and the periods of unique keys are shorter by this time.
+/// Moves the clock of the store forward by moving the times of all jobs, and of the rates of [limits](crate::QueueLimits), into the past.
+/// Delays, backoffs, retentions and the periods of unique keys become shorter by this time.
 ///
-/// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and [`JobInfo::ended`] return the moved times. Leases of workers and
-/// the schedules of `Queue::cron` keep their times.
+/// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and
+/// [`JobInfo::ended`] return the moved times. Leases of workers and the schedules of `Queue::cron` keep their times.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// [`Error::Decode`] if a payload cannot be read back as a `T`, and errors of the store. The message names the job and the type.
+/// [`Error::Decode`] if a payload cannot be read back as a `T`: the message names the job and the type. Errors of the store.
 pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<EnqueuedJob<T>>, Error> {
     let rows = queue.durable.runtime.enter(queue.durable.engine.store.enqueued(queue.name)).await?;
     let job = |row: EnqueuedRow| {
@@ -87,12 +87,12 @@ pub struct EnqueuedJob<T> {
     pub delay: Duration,
     /// The [priority](crate::Enqueue::priority).
     pub priority: u16,
-    /// The [key](crate::Enqueue::unique_key).
+    /// The [unique key](crate::Enqueue::unique_key).
     pub unique_key: Option<String>,
-    /// The [key](crate::Enqueue::limit_key) for limits.
+    /// The [limit key](crate::Enqueue::limit_key).
     pub limit_key: Option<String>,
     /// [`Waiting`](JobStatus::Waiting) or [`Retrying`](JobStatus::Retrying).
     pub status: JobStatus,
-    /// The number of finished attempts.
+    /// The number of finished attempts, including crashes.
     pub attempts: u32,
 }

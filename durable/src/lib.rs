@@ -25,9 +25,9 @@
 //! # }
 //! ```
 //!
-//! **Every job runs at least once.** A process can die between the work and its acknowledgement. The job then runs again in another
-//! process, so handlers must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the idempotency
-//! key of a request. The page on [`migrating`] shows how, and for which work a plain registry is the better choice.
+//! **Every job runs at least once.** A process can die between the work and its acknowledgement. The job then runs again, so handlers
+//! must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the idempotency key of a request.
+//! The page on [`migrating`] shows how, and for which work a plain registry is the better choice.
 //!
 //! # Life of a job
 //!
@@ -36,13 +36,13 @@
 //!                ▲           │
 //!                │           ├──▶ Retrying: failed, or its worker died; until its backoff expires ──▶ Waiting
 //!                │           ├──▶ Dead: failed too often or permanently ──▶ Waiting, by `Queue::retry`
-//!                │           ├──▶ Cancelled, by `Queue::cancel`
+//!                │           ├──▶ Cancelled, by `Queue::cancel`, which also cancels waiting and retrying jobs
 //!                └───────────┘ a shutdown cut the job off
 //! ```
 //!
 //! # Tests
 //!
-//! The module [`testing`] runs the jobs of a program in a test: without a worker, without waiting, and on a store in memory.
+//! The module [`testing`] runs the jobs of a program in a test: without a worker, without delays, and on a store in memory.
 //!
 //! # Features
 //!
@@ -51,7 +51,7 @@
 //! | `sqlite` (default) | `Durable::sqlite`: a file, for any number of processes on one machine |
 //! | `postgres` | `Durable::postgres`: a server, for workers on any number of machines |
 //! | `cron` | `Queue::cron`: a job at each tick of a schedule |
-//! | `metrics` | `Durable::record_metrics`: depth, age of the oldest job, attempts and others through the `metrics` facade |
+//! | `metrics` | `Durable::record_metrics`: depth, age of the oldest due job, attempts and others through the `metrics` facade |
 //!
 //! A library that only enqueues needs neither store feature: its program chooses the store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -99,7 +99,8 @@ pub use self::queue::Queue;
 /// The time types, for the [zone of a schedule](CronSchedule::zone).
 #[cfg(feature = "cron")]
 pub use chrono;
-/// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this version.
+/// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this
+/// version.
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "cron", feature = "sqlite"))]

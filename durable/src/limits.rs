@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-/// Limits of a queue, which all its workers share, in any number of processes. See [`Queue::set_limits`](crate::Queue::set_limits).
+/// Limits of a queue, shared by all its workers in any number of processes. See [`Queue::set_limits`](crate::Queue::set_limits).
 ///
-/// The limits are exact. A queue with limits fetches more slowly, because its workers take turns.
+/// The limits are exact: a job counts from its fetch. A queue with limits fetches more slowly, because its workers take turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[must_use = "pass the limits to `set_limits`"]
 pub struct QueueLimits {
@@ -24,9 +24,10 @@ impl QueueLimits {
         self
     }
 
-    /// Sets how many jobs start in each period. Default: no limit. Minimum: 1 job, and 1 millisecond.
+    /// Sets how many jobs start per period on average. Default: no limit. Minimum: 1 job, and 1 millisecond.
     ///
-    /// After a pause of a period or more, all of these jobs may start together.
+    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, `jobs` jobs may start
+    /// together, and each further job waits for a token.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self

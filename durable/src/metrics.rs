@@ -1,4 +1,4 @@
-//! Metrics through the `metrics` facade. Without the feature, or until the program asks for them, nothing is recorded.
+//! Metrics through the `metrics` facade. Nothing is recorded without the feature, or before the program calls `record_metrics`.
 
 #[cfg(feature = "metrics")]
 mod recording;

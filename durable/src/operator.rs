@@ -10,7 +10,7 @@ use std::time::Duration;
 /// The number of jobs in each page of a list.
 pub(crate) const PAGE: usize = 100;
 
-/// What the store knows about a queue. [`Durable::queues`] returns it for each queue.
+/// The stored state of a queue. [`Durable::queues`] returns it for each queue.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct QueueInfo {
@@ -22,7 +22,7 @@ pub struct QueueInfo {
     pub limits: QueueLimits,
     /// The number of jobs in each status.
     pub counts: QueueCounts,
-    /// How long the oldest job has been due that waits for a worker. `None` if no job is due. Jobs that wait for the limit of their
+    /// How long the oldest due job has waited for a worker. `None` if no job is due. Jobs that wait for the limit of their
     /// [key](crate::Enqueue::limit_key) do not count.
     pub oldest: Option<Duration>,
     /// The number of workers whose lease has not expired.
@@ -30,9 +30,9 @@ pub struct QueueInfo {
 }
 
 impl Durable {
-    /// Returns all queues that have jobs, workers, limits or a pause, sorted by name. These include queues of other programs.
+    /// Returns all queues that have jobs or workers, or ever had limits or a pause, sorted by name. These include queues of other programs.
     ///
-    /// This is a single statement. Its duration does not depend on the number of jobs, because each count stops at
+    /// This is a single statement. Its duration does not depend on the number of jobs, because each count stops above
     /// [`QueueCounts::LIMIT`].
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Durable {
         self.runtime.enter(self.engine.store.queues()).await
     }
 
-    /// Finds a job by its ID, in any queue.
+    /// Finds a job by its ID, in any queue. Returns `None` if it does not exist.
     ///
     /// # Errors
     ///
@@ -93,8 +93,8 @@ impl UntypedQueue {
     /// Returns up to 100 jobs with this status: the first jobs, or the jobs after `after`.
     ///
     /// Waiting jobs are in the order in which they run: first the jobs that are due, by priority, then the jobs that wait for the limit of
-    /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled start with the last one. All others start with the
-    /// one that was due first. `after` must be a job of the same list.
+    /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled are sorted by their end, latest first. Running
+    /// and retrying jobs are sorted by their due time, earliest first. `after` must be a job of the same list.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl UntypedQueue {
         Ok(jobs)
     }
 
-    /// As [`Queue::counts`](crate::Queue::counts).
+    /// Counts the jobs in each status: see [`Queue::counts`](crate::Queue::counts).
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl UntypedQueue {
         self.durable.runtime.enter(self.store().counts(&self.name)).await
     }
 
-    /// As [`Queue::retry`](crate::Queue::retry).
+    /// Enqueues a dead job again: see [`Queue::retry`](crate::Queue::retry).
     ///
     /// # Errors
     ///
@@ -136,11 +136,11 @@ impl UntypedQueue {
         Ok(retried > 0)
     }
 
-    /// As [`Queue::retry_all`](crate::Queue::retry_all).
+    /// Enqueues all dead jobs again: see [`Queue::retry_all`](crate::Queue::retry_all).
     ///
     /// # Errors
     ///
-    /// Errors of the store. Some of the jobs may have been enqueued then.
+    /// Errors of the store. Some of the jobs may have been enqueued before the error.
     pub async fn retry_all(&self) -> Result<u64, Error> {
         let mut all = 0;
         loop {
@@ -153,7 +153,7 @@ impl UntypedQueue {
         }
     }
 
-    /// As [`Queue::discard`](crate::Queue::discard).
+    /// Deletes a job that is not running or done: see [`Queue::discard`](crate::Queue::discard).
     ///
     /// # Errors
     ///
@@ -162,11 +162,11 @@ impl UntypedQueue {
         Ok(self.durable.runtime.enter(self.store().discard(&self.name, Some(id.0))).await? > 0)
     }
 
-    /// As [`Queue::discard_all`](crate::Queue::discard_all).
+    /// Deletes all dead jobs: see [`Queue::discard_all`](crate::Queue::discard_all).
     ///
     /// # Errors
     ///
-    /// Errors of the store. Some of the jobs may have been deleted then.
+    /// Errors of the store. Some of the jobs may have been deleted before the error.
     pub async fn discard_all(&self) -> Result<u64, Error> {
         let mut all = 0;
         loop {
@@ -178,7 +178,7 @@ impl UntypedQueue {
         }
     }
 
-    /// As [`Queue::cancel`](crate::Queue::cancel).
+    /// Cancels a job: see [`Queue::cancel`](crate::Queue::cancel).
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl UntypedQueue {
         Ok(is_cancelled)
     }
 
-    /// As [`Queue::pause`](crate::Queue::pause).
+    /// Pauses the queue: see [`Queue::pause`](crate::Queue::pause).
     ///
     /// # Errors
     ///
@@ -200,7 +200,7 @@ impl UntypedQueue {
         self.durable.runtime.enter(self.store().pause(&self.name, true)).await
     }
 
-    /// As [`Queue::resume`](crate::Queue::resume).
+    /// Ends a pause: see [`Queue::resume`](crate::Queue::resume).
     ///
     /// # Errors
     ///
@@ -211,7 +211,7 @@ impl UntypedQueue {
         Ok(())
     }
 
-    /// As [`Queue::set_limits`](crate::Queue::set_limits).
+    /// Sets the limits of the queue: see [`Queue::set_limits`](crate::Queue::set_limits).
     ///
     /// # Errors
     ///

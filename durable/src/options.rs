@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Configures how a worker serves a queue. The defaults are safe for jobs of any length.
 ///
-/// Durations that are too short for the store are lengthened.
+/// A value below its minimum or above its maximum is replaced by this limit. The maximum of durations is a century.
 #[derive(Clone)]
 #[must_use = "pass the options to `serve`"]
 pub struct WorkerOptions {
@@ -60,9 +60,10 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how many jobs a fetch takes from the store. Default: 1. Minimum: 1. Maximum: 1,000.
+    /// Sets the batch size of fetches. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
-    /// A larger batch is faster for short jobs. Fetched jobs wait in this worker until a permit is free, even if other workers are idle.
+    /// A worker fetches when at least one permit is free. A fetch takes up to one job for each free permit, or up to this many if that is
+    /// more. Larger batches are faster for short jobs. Jobs without a permit wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
@@ -70,20 +71,22 @@ impl WorkerOptions {
 
     /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
-    /// Jobs that the same process enqueues start immediately. On Postgres, so do jobs of other processes, because they send notices: the
-    /// process polls only in case a notice is lost. On SQLite the process polls for changes of the file, which takes microseconds. The
-    /// workers of a process share the shortest interval.
+    /// Jobs that the same process enqueues start immediately. On Postgres, so do jobs of other processes, because processes send notices:
+    /// polls find jobs whose notice was lost. On SQLite the process polls for changes of the file, at least once a second, which takes
+    /// microseconds. On Postgres the workers of a process share the shortest interval that one of them sets. On SQLite the first worker
+    /// of the process sets it for all.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
     }
 
-    /// Sets how long a worker counts as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
+    /// Sets how long a worker is treated as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take its jobs. A process sends five heartbeats in its shortest lease, from a dedicated thread.
+    /// When the lease expires, other workers take its jobs. A process sends five heartbeats during its shortest lease, from a dedicated
+    /// thread.
     ///
-    /// The lease must be longer than any outage, lock or stall of the store, and than any forward jump of its clock. Otherwise a worker of
-    /// another process may treat this one as dead, and its jobs run twice. Use short leases in tests only.
+    /// The lease must be longer than any outage, lock or stall of the store, and than any forward jump of its clock. Otherwise another
+    /// process may treat this worker as dead, and the worker's jobs run twice. Use short leases in tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
@@ -97,8 +100,8 @@ impl WorkerOptions {
 
     /// Sets how many deaths of its worker a job survives. Default: 10.
     ///
-    /// Deaths do not count as attempts. A death is charged to every job that was in flight, but a job whose worker has died twice runs
-    /// alone in its process, so that it does not die for other jobs.
+    /// Deaths do not count towards [`max_attempts`](Self::max_attempts). A death is charged to every job that the worker held. A job whose
+    /// worker has died twice runs alone in its process, so that it is not charged for deaths that other jobs cause.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
         self
@@ -106,8 +109,8 @@ impl WorkerOptions {
 
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt. It is then shortened by up to half at random, so that jobs that failed together do not
-    /// return together.
+    /// The delay doubles with each attempt. It is then shortened by up to half at random, so that jobs that failed together are not
+    /// retried together.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));
         self
@@ -115,7 +118,7 @@ impl WorkerOptions {
 
     /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
     ///
-    /// Blocking closures continue. The job is retried when the last clone of the handler's [`Job`](crate::Job) is dropped.
+    /// Blocking closures continue. The backoff starts when the last clone of the handler's [`Job`](crate::Job) is dropped.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
         self
@@ -123,14 +126,15 @@ impl WorkerOptions {
 
     /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When this time expires, the worker repeats the call on another connection. The time limit doubles with each repetition, because the
-    /// store may be overloaded.
+    /// When this time expires, the worker repeats the call, on Postgres with another connection. For commits of outcomes, the time limit
+    /// doubles with each repetition, up to 10 minutes, because the store may be overloaded. Heartbeats have a separate time limit: two
+    /// fifths of the shortest lease.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
     }
 
-    /// Sets how long the store keeps a job with its result after it is done or cancelled. Default: 7 days.
+    /// Sets how long the store keeps a job with its result after the job is done or cancelled. Default: 7 days.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention.min(MAX_DURATION);
         self
@@ -142,29 +146,30 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets a function that is called when a handler of this worker has made a job dead. Default: none.
+    /// Sets a function that is called when an attempt in this worker has made a job dead. Default: none.
     ///
-    /// The function is called after the outcome is committed, and may enqueue other jobs in a task. It is not called if the process dies in
-    /// between. If it panics, the panic is ignored.
+    /// The function is called after the outcome is committed. To enqueue other jobs, it can start a task. It is not called if the process
+    /// dies before the call, or if the last attempt was aborted. If it panics, the panic is ignored.
     pub fn on_dead(mut self, hook: impl Fn(&JobInfo) + Send + Sync + 'static) -> Self {
         self.on_dead = Some(Arc::new(hook));
         self
     }
 
-    /// Sets how often the worker deletes finished jobs. Default: 60 seconds. Minimum: 1 second.
+    /// Sets how often the worker deletes jobs whose retention has expired. Default: 60 seconds. Minimum: 1 second.
     pub fn maintenance_interval(mut self, interval: Duration) -> Self {
         self.maintenance_interval = interval.clamp(Duration::from_secs(1), MAX_DURATION);
         self
     }
 
-    /// Sets how long a job with an unknown payload version waits before a worker, perhaps a newer one, fetches it again. Default: 60
-    /// seconds.
+    /// Sets how long a job with an unknown payload version waits before a worker fetches it again. Default: 60 seconds.
+    ///
+    /// For twice this time, at most 5 minutes, this worker fetches only about once a second, so that newer workers fetch first.
     pub fn unknown_version_delay(mut self, delay: Duration) -> Self {
         self.unknown_version_delay = delay.min(MAX_DURATION);
         self
     }
 
-    /// Returns the delay after a failed attempt: doubled, capped, and half of it at random ("equal jitter"):
+    /// Returns the delay after a failed attempt: doubled, capped, and shortened by up to half at random ("equal jitter"):
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     pub(crate) fn retry_delay(&self, attempt: u32) -> Duration {
         let (first, longest) = self.backoff;

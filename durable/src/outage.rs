@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 /// The first and the longest delay before a retry.
 pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout), and the limit for the schedules of `Queue::cron`.
+/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout), and the limit for the schedules of
+/// `Queue::cron`.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Reports a failure that concerns no single job to the registry's observers.
+/// Reports a failure that does not belong to a single job to the registry's observers.
 pub(crate) type Report = Box<dyn Fn(Error) + Send + Sync>;
 
 /// Calls the store with a time limit.
@@ -24,7 +25,7 @@ pub(crate) async fn with_timeout<T>(limit: Duration, call: impl Future<Output = 
     }
 }
 
-/// A time limit that doubles each time it expires, because the store may have much to do.
+/// A time limit that doubles each time it expires, because the store may be overloaded.
 pub(crate) struct ResponseTimeout(pub(crate) Duration);
 
 impl ResponseTimeout {

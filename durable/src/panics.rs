@@ -1,4 +1,4 @@
-//! Panics of user code and of the engine.
+//! Catches panics of user code.
 
 use futures_util::future::FutureExt;
 use std::any::Any;

@@ -15,10 +15,10 @@ use std::{fmt, iter};
 /// Converts a payload of another version.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(&[u8]) -> Result<T, serde_json::Error> + Send + Sync>;
 
-/// A named queue of jobs of one type. Clones, and queues of the same name in other processes with the same store, are the same queue.
+/// A named queue of jobs of one type. Clones, and queues of the same name in all processes with the same store, are the same queue.
 ///
 /// Names and payloads outlive a deploy. Every job carries the [version](Queue::version) of its queue. A worker that does not know this
-/// version leaves the job to another worker.
+/// version returns the job to the queue.
 pub struct Queue<T> {
     pub(crate) durable: Durable,
     pub(crate) name: &'static str,
@@ -50,15 +50,15 @@ impl Durable {
 impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
-    /// Raise it whenever stored payloads cannot or must not be read as the new `T`. Workers of the previous release leave jobs of the new
-    /// version alone.
+    /// Raise it whenever stored payloads cannot or must not be read as the new `T`. Workers of the previous release return jobs of the new
+    /// version to the queue, for the time of [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
     }
 
-    /// Sets how to convert payloads of another version to `T`.
+    /// Sets how to convert payloads of the version `from` to `T`. If such a payload is not an `Old`, the job is dead.
     #[must_use]
     pub fn upgrade<Old: DeserializeOwned>(mut self, from: u32, to: impl Fn(Old) -> T + Send + Sync + 'static) -> Self {
         self.upgrades.insert(from, Arc::new(move |payload| serde_json::from_slice(payload).map(&to)));
@@ -70,10 +70,10 @@ impl<T> Queue<T> {
         self.name
     }
 
-    /// Enqueues a job when the returned [`Enqueue`] is awaited.
+    /// Serializes a job, and enqueues it when the returned [`Enqueue`] is awaited.
     ///
-    /// The program that enqueues a job need not be able to read it: the payload is serialized, but not read back. If a worker cannot
-    /// deserialize it, the job is dead after its first attempt. Such payloads have floats that are not finite (JSON stores them as `null`), are
+    /// The program that enqueues a job need not be able to read it: the payload is not read back. If a worker cannot deserialize the
+    /// payload, the job is dead after its first attempt. Such payloads contain floats that are not finite (JSON stores them as `null`), are
     /// nested more than 127 levels deep, or have a `Serialize` that does not match their `Deserialize`. A test with
     /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds them.
     pub fn enqueue(&self, job: T) -> Enqueue
@@ -83,7 +83,7 @@ impl<T> Queue<T> {
         Enqueue::new(&self.durable, self.name, self.version, iter::once(job), |pushed| JobId(pushed.ids[0]))
     }
 
-    /// Enqueues jobs when the returned [`EnqueueAll`] is awaited, all or none. This is much faster than to enqueue them one by one.
+    /// Serializes jobs, and enqueues all or none when the returned [`EnqueueAll`] is awaited. This is much faster than single enqueues.
     pub fn enqueue_all(&self, jobs: impl IntoIterator<Item = T>) -> EnqueueAll
     where
         T: Serialize,
@@ -91,8 +91,7 @@ impl<T> Queue<T> {
         Enqueue::new(&self.durable, self.name, self.version, jobs, |pushed| pushed.ids.into_iter().map(JobId).collect())
     }
 
-    /// Returns what the store knows about a job. Returns `None` if the job was never in this queue or has been deleted after its
-    /// retention.
+    /// Returns the stored state of a job. Returns `None` if the job was never in this queue or has been deleted.
     ///
     /// # Errors
     ///
@@ -102,14 +101,14 @@ impl<T> Queue<T> {
     }
 
     /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final), in any process. Returns `None` if the job is not in this
-    /// queue.
+    /// queue or has been deleted. The wait has no time limit.
     ///
     /// The wait ends immediately for jobs of workers in this process, and up to a quarter of a second late for jobs of other processes. One
     /// statement polls the store for all waits of the process.
     ///
     /// # Errors
     ///
-    /// Errors of the store.
+    /// Errors of the store. An outage ends the wait.
     ///
     /// # Cancel safety
     ///
@@ -127,7 +126,7 @@ impl<T> Queue<T> {
     /// Returns up to 100 dead jobs, oldest first. They stay in the store until they are [retried](Queue::retry) or
     /// [discarded](Queue::discard), or until their [retention](crate::WorkerOptions::dead_retention) expires.
     ///
-    /// [`dead_after`](Queue::dead_after) returns the next ones.
+    /// [`dead_after`](Queue::dead_after) returns the next page.
     ///
     /// # Errors
     ///
@@ -136,7 +135,7 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().jobs(self.name, "dead", Order::Oldest, None, PAGE)).await
     }
 
-    /// Returns up to 100 dead jobs that follow this one in the list of dead jobs.
+    /// Returns up to 100 dead jobs that follow `last` in the list of dead jobs.
     ///
     /// # Errors
     ///
@@ -145,7 +144,7 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().jobs(self.name, "dead", Order::Oldest, Some(last), PAGE)).await
     }
 
-    /// Enqueues a dead job again, with its full number of attempts. Returns `false` if the job is not dead, or if another job uses its
+    /// Enqueues a dead job again, and resets its attempts and crashes. Returns `false` if the job is not dead, or if another job uses its
     /// [key](crate::Enqueue::unique_key) now.
     ///
     /// # Errors
@@ -155,11 +154,11 @@ impl<T> Queue<T> {
         self.untyped().retry(id).await
     }
 
-    /// Enqueues all dead jobs again, each with its full number of attempts. Returns how many.
+    /// [Retries](Queue::retry) all dead jobs whose key no other job uses. Returns the number of jobs.
     ///
     /// # Errors
     ///
-    /// Errors of the store. Some of the jobs may have been enqueued then.
+    /// Errors of the store. Some of the jobs may have been enqueued before the error.
     ///
     /// # Cancel safety
     ///
@@ -169,7 +168,7 @@ impl<T> Queue<T> {
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
-    /// unknown.
+    /// unknown, or if it was cancelled and its worker has not stopped it yet.
     ///
     /// # Errors
     ///
@@ -178,11 +177,11 @@ impl<T> Queue<T> {
         self.untyped().discard(id).await
     }
 
-    /// Deletes all dead jobs. Returns how many.
+    /// Deletes all dead jobs. Returns the number of jobs.
     ///
     /// # Errors
     ///
-    /// Errors of the store. Some of the jobs may have been deleted then.
+    /// Errors of the store. Some of the jobs may have been deleted before the error.
     ///
     /// # Cancel safety
     ///
@@ -193,9 +192,9 @@ impl<T> Queue<T> {
 
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
-    /// A job that waits never runs. If the job runs, its worker drops the handler's future: at the handler's next await point, and within a
-    /// second or, on SQLite, within milliseconds. Whatever the handler returns until then is discarded. A blocking closure that the handler
-    /// has started continues.
+    /// A job that waits never runs. If the job runs, its worker drops the handler's future at the handler's next await point: immediately
+    /// in this process, usually within 0.1 seconds in another process, and within a second if a notice is lost. A result that the handler
+    /// returns before the drop is discarded. A blocking closure that the handler has started continues.
     ///
     /// # Errors
     ///
@@ -204,8 +203,8 @@ impl<T> Queue<T> {
         self.untyped().cancel(id).await
     }
 
-    /// Pauses the queue in all processes: its jobs are not fetched until [`resume`](Queue::resume). Jobs that run continue, and jobs can be
-    /// enqueued. The pause outlives the processes.
+    /// Pauses the queue in all processes: its jobs are not fetched until [`resume`](Queue::resume). Jobs that were already fetched still
+    /// run, and jobs can be enqueued. The pause is stored.
     ///
     /// # Errors
     ///
@@ -223,9 +222,9 @@ impl<T> Queue<T> {
         self.untyped().resume().await
     }
 
-    /// Sets the limits of the queue for its workers in all processes, and replaces earlier ones. The limits outlive the processes.
+    /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored.
     ///
-    /// A worker that waits for the limit of another process looks for free room once a second.
+    /// If the limit of running jobs is reached, a worker checks once a second whether jobs of other processes have ended.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the handler of a running job can do with its job.
+//! The calls of a handler on its running job.
 
 use crate::enqueue::Connection;
 use crate::error::Error;
@@ -20,7 +20,7 @@ use ulid::Ulid;
 /// A job that a worker of this process runs.
 pub(crate) struct RunningJob {
     pub(crate) id: Ulid,
-    /// The run in the store. It changes if the worker loses the job and fetches it again while it still runs here.
+    /// The run in the store. It changes if the worker loses the job and fetches it again while the handler still runs.
     pub(crate) run: AtomicI32,
     /// Whether the handler has completed the job in a transaction, which may not have been committed.
     pub(crate) is_completed: AtomicBool,
@@ -71,7 +71,7 @@ impl fmt::Debug for RunningJob {
     }
 }
 
-/// What the clones of a [`Job`] share. It is dropped with the last clone.
+/// The state that the clones of a [`Job`] share. It is dropped with the last clone.
 pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
 
 impl JobHandle {
@@ -104,10 +104,10 @@ impl fmt::Debug for JobHandle {
 
 impl<T> Job<T> {
     /// Completes the job in a transaction of the handler on the same database. The job is done if and only if the transaction commits,
-    /// so what the transaction writes happens exactly once.
+    /// so the writes of the transaction happen exactly once.
     ///
-    /// Commit the transaction, and then return `Ok` from the handler. Its value is ignored, because `result` is stored. If the handler
-    /// returns without a commit, the attempt has failed and the job is retried.
+    /// Commit the transaction, and then return `Ok` from the handler. The value in `Ok` is ignored, because `result` is stored. If the
+    /// handler returns without a commit, the attempt has failed and the job is retried.
     ///
     /// ```
     /// use background_tasks_durable::{Failure, Job, sqlx};
@@ -125,7 +125,7 @@ impl<T> Job<T> {
     ///
     /// # Errors
     ///
-    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Do not commit then.
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Then do not commit.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn complete_in<C: Connection, R: Serialize>(&self, connection: &mut C, result: &R) -> Result<(), Error> {
         let running = &self.handle.0;
@@ -138,7 +138,7 @@ impl<T> Job<T> {
         Ok(())
     }
 
-    /// Returns the last checkpoint of this job, from this attempt or an earlier one.
+    /// Returns the last checkpoint of this job, from this attempt or an earlier one, or `None` if there is none.
     ///
     /// # Errors
     ///
@@ -148,11 +148,11 @@ impl<T> Job<T> {
         checkpoint.as_ref().map(|text| serde_json::from_str(text)).transpose().map_err(Error::Decode)
     }
 
-    /// Stores how far a long job has come, so that the next attempt can continue from there.
+    /// Stores a checkpoint and replaces the previous one, so that the next attempt of a long job can continue from it.
     ///
     /// # Errors
     ///
-    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Return from the handler then.
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Then return from the handler.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn save_checkpoint<C: Serialize>(&self, checkpoint: &C) -> Result<(), Error> {
         let running = &self.handle.0;
@@ -166,5 +166,5 @@ impl<T> Job<T> {
 }
 
 fn lost(id: Ulid) -> Error {
-    Error::LeaseLost(format!("this worker does not hold job {id} any longer: another worker has taken it, or it was cancelled"))
+    Error::LeaseLost(format!("this worker no longer holds job {id}: another worker has taken it, or it was cancelled"))
 }

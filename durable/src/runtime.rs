@@ -15,7 +15,7 @@ impl Runtime {
         Handle::try_current().map(Self).map_err(|_| Error::NoRuntime)
     }
 
-    /// Starts a task of this crate. It ends with the runtime.
+    /// Starts a task of this crate. The task ends with the runtime at the latest.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.0.spawn(task));
     }

@@ -1,4 +1,4 @@
-//! What the engine and the queues need from a database. Only the stores contain SQL.
+//! The operations of a database that the engine and the queues call. Only the stores contain SQL.
 //!
 //! Each call of the engine is a single statement where possible. The server, or the thread of the SQLite driver, then executes it to its
 //! end, so a handler that blocks the runtime never keeps a lock or a transaction open.
@@ -21,7 +21,7 @@ pub(crate) mod sqlite;
 pub(crate) type StoreResult<T = ()> = Result<T, Error>;
 pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 
-/// How many jobs a statement changes at most. The statements of bulk calls are repeated.
+/// The most jobs of one fetch, one commit or one statement of a bulk call. Bulk calls repeat their statement.
 pub(crate) const MAX_ROWS: usize = 1000;
 
 /// When a job is due.
@@ -33,7 +33,7 @@ pub(crate) enum RunAt {
     At(SystemTime),
 }
 
-/// What the jobs of one `enqueue` have in common: everything but their payloads.
+/// The common part of the jobs of one `enqueue`: everything but their payloads.
 #[derive(Clone, Debug)]
 pub struct JobSpec {
     pub(crate) queue: &'static str,
@@ -42,7 +42,7 @@ pub struct JobSpec {
     pub(crate) priority: u16,
     /// For a single job only.
     pub(crate) unique_key: Option<String>,
-    /// How long the key stays in use after the job has ended, counted from the enqueue.
+    /// How long the key stays in use, counted from the enqueue, even if the job has ended.
     pub(crate) unique_for: Option<Duration>,
     pub(crate) limit_key: Option<String>,
 }
@@ -51,7 +51,7 @@ pub struct JobSpec {
 #[derive(Debug)]
 pub struct Pushed {
     pub(crate) ids: Vec<Ulid>,
-    /// False if the key is in use: then the ID is that of the job with the key.
+    /// False if the key is in use. Then `ids` contains the ID of the job that uses the key.
     pub(crate) is_new: bool,
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct FetchedJob {
 pub(crate) struct HeldJob {
     pub(crate) id: Ulid,
     pub(crate) run: i32,
-    /// Cancelled jobs are held until their worker has noticed it.
+    /// A cancelled job is held until its worker has stopped it.
     pub(crate) is_cancelled: bool,
 }
 
@@ -97,7 +97,7 @@ pub(crate) struct LimitedFetch {
     pub(crate) jobs: Vec<FetchedJob>,
     /// Whether another fetch may find more jobs immediately.
     pub(crate) has_more: bool,
-    /// When the rate allows more jobs.
+    /// The time until the rate allows another job.
     pub(crate) retry_after: Option<Duration>,
 }
 
@@ -175,7 +175,7 @@ impl Outcome {
     }
 }
 
-/// What the store has done with an outcome.
+/// The result of the commit of an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
     Yes,
@@ -185,7 +185,7 @@ pub(crate) enum Committed {
     Lost,
 }
 
-/// What a look at a queue found.
+/// The result of a check of a queue.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueTick {
     pub(crate) queue: String,
@@ -196,7 +196,7 @@ pub(crate) struct QueueTick {
     pub(crate) is_limited: bool,
 }
 
-/// A worker in the store. Its lease starts at each heartbeat.
+/// A worker in the store. Each heartbeat renews its lease.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerLease {
     pub(crate) id: String,
@@ -218,11 +218,11 @@ pub(crate) enum Notice {
 
 /// The connection of the heartbeat thread.
 pub(crate) trait Heart: Send {
-    /// Renews leases. Returns the workers whose lease had expired and whose jobs the store has given away. They are registered again.
+    /// Renews leases. Registers the workers again whose lease had expired and whose jobs were recovered, and returns their IDs.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
-    /// Deletes workers that a heartbeat has registered again after their end.
+    /// Deletes workers that a heartbeat has registered again after they ended.
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
-    /// Returns the jobs of dead workers to their queues. Returns how many.
+    /// Returns the jobs of dead workers to their queues. Returns the number of jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
     /// Waits for a change by another process.
     fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice>;
@@ -230,16 +230,16 @@ pub(crate) trait Heart: Send {
 
 /// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
 pub(crate) trait Store: Send + Sync + 'static {
-    /// Fails if the file was deleted while it was open.
+    /// Fails if the file was deleted or replaced while it was open.
     fn check_available(&self) -> StoreResult {
         Ok(())
     }
-    /// The prefix of the tables' names.
+    /// Returns the prefix of the tables' names.
     #[expect(clippy::unnecessary_literal_bound, reason = "Postgres returns the name of its schema")]
     fn prefix(&self) -> &str {
         ""
     }
-    /// How often the engine looks at its queues, with this [poll interval](crate::WorkerOptions::poll_interval).
+    /// Returns how often the engine checks its queues, for this [poll interval](crate::WorkerOptions::poll_interval).
     fn look_interval(&self, poll_interval: Option<Duration>) -> Duration;
 
     /// Commits all jobs or none.
@@ -253,7 +253,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
     /// Returns the jobs that these workers hold to their queues, and deletes the workers. A later fetch of a deleted worker finds nothing.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
-    /// Makes jobs available that are due, and looks at these queues.
+    /// Makes the due jobs of these queues available, and checks the queues.
     fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>>;
     /// Fetches jobs in order. Each queue occurs once. A queue that is paused or limited has none.
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
@@ -265,18 +265,18 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
     /// Makes jobs available that were fetched but not started.
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
-    /// Deletes some of the jobs whose retention has expired. Returns how many.
+    /// Deletes some of the jobs whose retention has expired. Returns the number of jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next job of each limit key available, in case a process died before it could.
+    /// Makes the next job of each limit key available, in case a process died before it did so.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Stores the last tick of a schedule, and returns the previous one. Without a tick it only returns.
+    /// Returns the stored tick of a schedule, and replaces it if `tick` is given and later.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
     /// Finds a job, in any queue if no name is given.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
-    /// Returns the states of those of these jobs that exist.
+    /// Returns the status of each of these jobs that exists.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
     /// Returns jobs of one [state of the store](STATES).
     fn jobs<'a>(
@@ -287,13 +287,13 @@ pub(crate) trait Store: Send + Sync + 'static {
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Makes a dead job available, or up to `MAX_ROWS` dead jobs. Returns how many.
+    /// Makes a dead job available, or up to `MAX_ROWS` dead jobs. Returns the number of jobs.
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
-    /// Deletes a job that does not run and is not done, or up to `MAX_ROWS` dead jobs. Returns how many.
+    /// Deletes a job that does not run and is not done, or up to `MAX_ROWS` dead jobs. Returns the number of jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
-    /// Looks at all queues in one statement, whose time does not depend on their depth.
+    /// Returns all queues, in one statement. Its time does not depend on the depth of the queues.
     fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>>;
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
@@ -314,18 +314,18 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// The states of the store. Jobs of the first three are waiting, in this order.
 pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "running", "retrying", "done", "dead", "cancelled"];
 
-/// The order of the jobs in a list, which is that of the index of their state.
+/// The order of the jobs in a list. It is the order of the index of their state.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
     /// In the order in which they run.
     Priority,
     /// By limit key, and then in the order in which they run.
     LimitKey,
-    /// The first due ones first.
+    /// By due time, earliest first.
     Due,
-    /// The last ones first.
+    /// By end, latest first.
     Ended,
-    /// The first ones first.
+    /// By end, earliest first.
     Oldest,
 }
 
@@ -340,8 +340,8 @@ impl Order {
         }
     }
 
-    /// Returns the order, and the condition of the jobs that follow a job. In both, `@id` is the column that decides between jobs with the
-    /// same time. In the condition, `@1` to `@4` are the job's priority, its time, its `@id` and its limit key.
+    /// Returns the order, and the condition of the jobs that follow a job. In both, `@id` is the column that orders jobs with the same
+    /// time. In the condition, `@1` to `@4` are the job's priority, its time, its `@id` and its limit key.
     fn sql(self) -> (&'static str, &'static str) {
         match self {
             Self::Priority => (
@@ -367,7 +367,7 @@ impl Order {
     }
 }
 
-/// The condition of a state, in the words of the conditions of the partial indexes.
+/// Returns the condition of a state in the form of the partial indexes' conditions, so that the planner can use them.
 fn state_condition(state: &str) -> String {
     let index = match state {
         "scheduled" | "retrying" => " AND jobs.state IN ('scheduled', 'retrying')",
@@ -388,7 +388,7 @@ fn index_of(state: &str) -> &str {
     }
 }
 
-/// Returns the SQL that counts the jobs of each state of the queue `names.name`, in columns that are called as the states. `indexed` makes
+/// Returns the SQL that counts the jobs of each state of the queue `names.name`, in columns with the names of the states. `indexed` makes
 /// SQLite use an index.
 fn count_columns(jobs: &str, indexed: impl Fn(&str) -> String) -> String {
     let column = |state: &&str| {

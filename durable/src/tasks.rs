@@ -6,7 +6,7 @@ use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
 use std::panic::Location;
 use std::sync::Arc;
 
-/// Names the tasks of one worker or schedule, and the call site that started it.
+/// The names and the call site of the tasks of one worker or schedule.
 pub(crate) struct TaskNames<S> {
     registry: Registry<S>,
     queue: &'static str,
@@ -23,7 +23,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Box::leak(format!("{} {role}", self.queue).into_boxed_str())
     }
 
-    /// Fails if the registry is shutting down: until it has drained, it still takes tasks.
+    /// Fails if the registry is shutting down: it accepts tasks until it has drained.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.registry.is_shutting_down() && !self.registry.is_drained() {
             return Err(Error::Refused(RejectReason::ShuttingDown));

@@ -1,8 +1,8 @@
 //! Helpers for tests of programs that enqueue and run jobs.
 //!
-//! [`Durable::in_memory`](crate::Durable::in_memory) creates a store for one test. [`enqueued`] lists the jobs that wait. [`drain`] runs the jobs that are due, without a
-//! registry and without a worker. [`advance`] moves the clock of the store forward, so that a job which is due in an hour, or which waits for its
-//! backoff, is due now.
+//! [`Durable::in_memory`](crate::Durable::in_memory) creates a store for one test. [`enqueued`] lists the jobs that wait. [`drain`] runs
+//! the jobs that are due, without a registry and without a worker. [`advance`] moves the clock of the store forward: a job that is due in
+//! an hour, or that waits for its backoff, becomes due.
 //!
 //! ```
 //! use background_tasks_durable::testing::{advance, drain, enqueued};

@@ -1,6 +1,6 @@
-//! A worker: its task receives jobs from the engine and starts them as tasks of the registry.
+//! A worker receives jobs from the engine and starts them as tasks of the registry.
 //!
-//! The worker is a tracked task, which cannot be aborted: when its jobs are aborted, it still returns them to the queue.
+//! The worker's own task is tracked, so it cannot be aborted: when its jobs are aborted, it still returns them to the queue.
 
 mod drain;
 mod executor;
@@ -29,45 +29,44 @@ use std::panic::Location;
 use std::sync::Arc;
 
 impl<T> Queue<T> {
-    /// Starts a worker, which runs jobs of this queue as tasks of the registry until the registry shuts down. The tasks have the name of
-    /// the queue. The future resolves when the worker is in flight in the registry.
+    /// Starts a worker when the returned future is awaited. The worker runs jobs of this queue as tasks of the registry until the registry
+    /// shuts down. The tasks have the name of the queue. The future resolves when the worker is in flight in the registry.
     ///
     /// # Outcomes
     ///
-    /// A job's task ends when the outcome of the job is committed. A job that fails or panics counts as a failed or panicked task and is
-    /// retried. If a [`Registry::abort`] outside a shutdown aborts the task, the attempt has failed.
+    /// A job's task ends when the outcome of the job is committed. If an attempt fails or panics, its task counts as failed or panicked,
+    /// and the job is retried or dead. If a [`Registry::abort`] outside a shutdown aborts the task, the attempt has failed.
     ///
-    /// The registry's observers receive a text that names the job and its attempt, and says what comes next. The name of the task is that
-    /// of the queue:
+    /// For each failed attempt, the registry's observers receive the job, the attempt and the next step as a text:
     ///
     /// ```text
     /// job 01KAZ3V1Y3Q8RD7ZKJ1D3E5S9B, attempt 2 of 20: connection refused; retried in 1.7s
     /// ```
     ///
-    /// The message of a panic is reported in the same way, whatever the type of its payload is. Only an abort has no text.
+    /// For each panicked attempt, they receive the message of the panic in the same form. For an aborted task they receive no text.
     ///
     /// # Shutdown
     ///
     /// When shutdown starts, the worker takes no more jobs, and jobs that were fetched but not started return to the queue. Running jobs
-    /// continue, with heartbeats, and end before the registry is drained. If a [`Registry::abort`] cuts them off, they return to the queue
+    /// continue, with heartbeats, and end before the registry is drained. If a [`Registry::abort`] cuts jobs off, they return to the queue
     /// without a charged attempt. Only a registry with [inspection](background_tasks::RegistryBuilder::inspect) can abort.
     ///
-    /// Jobs that still run when the process exits without an abort go to other workers when the [lease](WorkerOptions::lease) expires, and
-    /// are charged a [crash](WorkerOptions::crashes).
+    /// If the process exits without an abort, other workers take its running jobs when the [lease](WorkerOptions::lease) expires, and each
+    /// of these jobs is charged a [crash](WorkerOptions::crashes).
     ///
     /// # Outages of the store
     ///
-    /// The worker retries during an outage, at least every 5 seconds, and keeps outcomes that it could not commit. A shutdown waits for
-    /// them, so set a deadline for the shutdown. Each outage is reported to the registry's observers as one failed task named
-    /// `QUEUE worker`. So is a lease that the worker could not renew in time ([`Error::LeaseLost`]).
+    /// During an outage the worker retries after 0.1 to 5 seconds, and keeps outcomes that it could not commit. A shutdown waits for them,
+    /// so set a deadline for the shutdown. Fetches, heartbeats, maintenance and each batch of outcomes report an outage once, as a failed
+    /// task named `QUEUE worker`. A lease that the worker could not renew in time is reported in the same way ([`Error::LeaseLost`]).
     ///
     /// # Handlers that block
     ///
     /// A handler that blocks its thread keeps its lease, because a dedicated thread sends the heartbeats. It may still delay the jobs, the
     /// outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar function. A
     /// [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
-    /// closure that the handler has started. Move the [`Job`] or a clone of it into the closure: an attempt that fails ends when the
-    /// last clone is dropped. Until then the job keeps its permit and its lease, it is not retried, and a shutdown waits for it. After an
+    /// closure that the handler has started. Move the [`Job`] or a clone of it into the closure: a failed attempt then ends when the
+    /// last clone is dropped. Until then the job keeps its permit and its lease, is not retried, and a shutdown waits for it. After an
     /// [abort](Registry::abort), it keeps only the lease. Without a clone, the next attempt can run at the same time as the closure.
     ///
     /// ```
@@ -81,22 +80,27 @@ impl<T> Queue<T> {
     ///
     /// # Jobs that kill their process
     ///
-    /// When a worker dies, its jobs are retried after 2 to 3 seconds. The delay doubles with each death. A job whose worker has died twice is a
-    /// suspect: it runs while no other job of its process runs. While it waits for the others to end, the process fetches no jobs.
+    /// When the lease of a dead worker has expired, its jobs wait for a backoff of 2 seconds. The backoff doubles with each death, up to 10
+    /// minutes, and is made up to half shorter or longer at random. A job whose worker has died twice is a suspect: it runs while no other
+    /// job of its process runs. While a suspect waits or runs, the process fetches no jobs.
     ///
     /// # Tasks in flight
     ///
-    /// The worker is a task, `QUEUE worker`, which is in flight until shutdown. [`wait_idle`](Registry::wait_idle) waits for it. If the
-    /// registry has a [limit](background_tasks::RegistryBuilder::max_in_flight), this task takes [no permit](Registry::without_permit).
-    /// Jobs wait for a permit.
+    /// The worker's own task, `QUEUE worker`, is in flight until shutdown, so [`wait_idle`](Registry::wait_idle) does not return before. If
+    /// the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight), this task takes [no permit](Registry::without_permit),
+    /// and jobs wait for permits.
     ///
     /// # Errors
     ///
-    /// Errors of the store, which is queried once, and [`Error::Refused`] if the registry rejects the worker.
+    /// Errors of the store while the worker is registered, and [`Error::Refused`] if the registry rejects the worker.
     ///
     /// # Panics
     ///
-    /// If the registry's spawner panics, as tokio's does outside its runtime.
+    /// The future panics if the registry's spawner panics, as tokio's does outside a runtime, or if no thread can be started.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it resolves, no worker is started.
     #[track_caller]
     pub fn serve<S, H, F, R, E>(
         &self,
@@ -140,7 +144,7 @@ impl<T> Queue<T> {
 
 type StartJob = dyn Fn(JobLease, FetchedJob, Permit) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// The task of a worker. It ends when the engine has committed the outcomes of all its jobs after the start of the shutdown.
+/// The task of a worker. After shutdown has started, it ends when the outcomes of all its jobs are committed.
 struct WorkerTask {
     handle: Arc<WorkerHandle>,
     engine: Arc<Engine>,
@@ -149,11 +153,11 @@ struct WorkerTask {
     /// Jobs that run alone.
     suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
     report: Box<dyn Fn(Arc<str>) + Send + Sync>,
-    /// Starts the task of a job. The future resolves when the registry has the task.
+    /// Starts the task of a job. The future resolves when the registry has accepted or rejected the task.
     start: Box<StartJob>,
 }
 
-/// A job whose worker has died this often runs alone. All jobs of a process that dies count a crash, so one crash does not make a suspect.
+/// A job whose worker has died this often runs alone. A death is charged to all jobs of the worker, so one crash does not make a suspect.
 const SUSPICIOUS_CRASHES: u32 = 2;
 
 impl WorkerTask {

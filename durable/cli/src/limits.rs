@@ -6,13 +6,13 @@ use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct LimitOptions {
-    /// Running jobs of the queue
+    /// Maximum number of running jobs of the queue
     #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..))]
     running: Option<u32>,
-    /// Running jobs with the same limit key
+    /// Maximum number of running jobs with the same limit key
     #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..))]
     running_per_key: Option<u32>,
-    /// Jobs that start in a period, such as 100/60s or 5000/1d; units: ms, s, m, h, d
+    /// Jobs that start per period, such as 100/60s or 5000/1d; units: ms, s, m, h, d
     #[arg(long, value_name = "JOBS/PERIOD", value_parser = rate)]
     rate: Option<(u32, Duration)>,
     /// Remove all other limits
@@ -53,7 +53,7 @@ fn rate(text: &str) -> Result<(u32, Duration), String> {
     parse().ok_or_else(|| "expected JOBS/PERIOD, such as 100/60s".to_owned())
 }
 
-/// Returns the limits as the options that set them. Returns an empty text without limits.
+/// Returns the limits as the options that set them, or an empty text if there are no limits.
 pub(crate) fn show(limits: &QueueLimits) -> String {
     let mut parts = Vec::new();
     parts.extend(limits.get_running().map(|jobs| format!("--running {jobs}")));

@@ -1,4 +1,4 @@
-//! Shows and operates the queues of `background-tasks-durable`, of any program.
+//! Shows and operates the queues of any program that uses `background-tasks-durable`.
 
 mod limits;
 mod options;
@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::process::ExitCode;
 
-/// Why the program fails. Each kind has its own exit code.
+/// The reason of a failure. Each kind has its own exit code.
 #[derive(Debug)]
 enum Failure {
     /// The job or queue does not exist, or the job's status does not allow the action.
@@ -104,7 +104,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// What happens to jobs.
+/// A change of jobs.
 struct Action {
     infinitive: &'static str,
     participle: &'static str,
@@ -121,7 +121,11 @@ impl Action {
     const DISCARD: Self = Self {
         infinitive: "discard",
         participle: "discarded",
-        reason: |status| if status == JobStatus::Done { "its retention deletes it" } else { "cancel it first" },
+        reason: |status| match status {
+            JobStatus::Done => "workers delete it when its retention expires",
+            JobStatus::Cancelled => "its worker has not stopped it yet",
+            _ => "cancel it first",
+        },
     };
     const CANCEL: Self = Self {
         infinitive: "cancel",
@@ -144,7 +148,7 @@ struct Tool {
 }
 
 impl Tool {
-    /// Finds a queue that exists. A misspelled name must not pause another queue than the intended one.
+    /// Finds a queue that exists, so that a misspelled name cannot create a queue.
     async fn info(&self, name: &str) -> Result<QueueInfo, Failure> {
         let queues = self.durable.queues().await?;
         let names: Vec<_> = queues.iter().map(|queue| queue.name.clone()).collect();
@@ -172,7 +176,7 @@ impl Tool {
         Ok(())
     }
 
-    /// Changes all of the jobs that can be changed, and fails if one cannot.
+    /// Changes all jobs that can be changed. Fails if a job cannot be changed.
     async fn change_jobs(&self, action: &Action, ids: &[JobId]) -> Result<(), Failure> {
         let (mut changed, mut errors) = (Vec::new(), Vec::new());
         for id in ids {
@@ -184,7 +188,7 @@ impl Tool {
                 changed.push(*id);
                 continue;
             }
-            // The status may have changed meanwhile.
+            // The status may have changed since the first read.
             let status = self.durable.job(*id).await?.map_or(job.status(), |job| job.status());
             let reason = (action.reason)(status);
             errors.push(format!("cannot {} job {id}, which is {status}: {reason}", action.infinitive));
@@ -216,14 +220,14 @@ impl Tool {
         jobs.truncate(limit);
         self.print(|| job_table(&jobs), || output::jobs(&jobs));
         if has_more {
-            eprintln!("background-tasks-durable: there are more jobs; --limit shows them");
+            eprintln!("background-tasks-durable: there are more jobs; pass a larger --limit");
         }
     }
 
     fn print(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> String) {
         let text = if self.json { json() } else { text() };
         match io::stdout().write_all(text.as_bytes()) {
-            // The reader, such as `head`, has enough.
+            // The reader, such as `head`, has exited.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => eprintln!("background-tasks-durable: cannot write: {error}"),
             _ => {}
         }
@@ -252,7 +256,7 @@ fn number(count: u64) -> String {
     if count > QueueCounts::LIMIT { format!("{}+", QueueCounts::LIMIT) } else { count.to_string() }
 }
 
-/// Asks on the terminal. Without a terminal nobody could answer.
+/// Asks for confirmation on the terminal. Fails without a terminal.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Pass --yes to confirm")));

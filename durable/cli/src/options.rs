@@ -3,7 +3,7 @@ use background_tasks_durable::{JobId, JobStatus};
 use clap::{Args, Parser, Subcommand};
 
 const MORE_HELP: &str = "\
-Times are in UTC. A count of 10000+ means that there are more jobs.
+Times are in UTC. A count of 10000+ means more than 10,000 jobs.
 
 Exit status: 0 on success; 1 if there is no such job or queue, or a job's status does not allow the
 action; 2 for invalid arguments, or a bulk action that is not confirmed; 3 if the database cannot be
@@ -30,7 +30,7 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// List all queues with their depth, workers and limits
     Queues,
-    /// List the jobs of a queue that have this status, the next ones first; ended jobs: the last ones first
+    /// List jobs of a queue by status: the next to run first, or the last to end first
     Jobs {
         queue: String,
         /// waiting, running, retrying, done, dead or cancelled
@@ -40,7 +40,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "JOBS", default_value_t = 100)]
         limit: usize,
     },
-    /// List dead jobs with their errors, the last ones first, of one queue or of all
+    /// List dead jobs of one queue or of all queues, with their errors, the last to end first
     Dead {
         queue: Option<String>,
         /// Show at most this many jobs
@@ -52,7 +52,7 @@ pub(crate) enum Command {
         /// ID of the job, in any queue
         job: JobId,
     },
-    /// Enqueue dead jobs again, with their full number of attempts
+    /// Enqueue dead jobs again, and reset their attempts
     Retry(Targets),
     /// Delete jobs that are waiting, retrying, dead or cancelled, or all dead jobs of a queue
     Discard(Targets),
@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Pause { queue: String },
     /// End a pause
     Resume { queue: String },
-    /// Show or set the limits of a queue, which all its workers share; limits that are not named stay
+    /// Show or set the limits that all workers of a queue share; limits that are not named stay
     Limits {
         queue: String,
         #[command(flatten)]
@@ -79,10 +79,10 @@ pub(crate) struct Targets {
     /// IDs of jobs, in any queue
     #[arg(value_name = "JOB", required_unless_present = "all")]
     pub(crate) jobs: Vec<JobId>,
-    /// All dead jobs of this queue; asks before it starts
+    /// All dead jobs of this queue; asks for confirmation
     #[arg(long, value_name = "QUEUE", conflicts_with = "jobs")]
     pub(crate) all: Option<String>,
-    /// Do not ask; required without a terminal
+    /// Do not ask for confirmation; required without a terminal
     #[arg(long, short, requires = "all")]
     pub(crate) yes: bool,
 }

@@ -7,7 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-/// How many characters of a cell a table shows.
+/// The maximum number of characters of a cell.
 const MAX_CELL: usize = 60;
 
 pub(crate) fn queue_table(queues: &[QueueInfo]) -> String {
@@ -92,7 +92,7 @@ fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) 
     text
 }
 
-/// Returns the first line, if it is not too long.
+/// Returns the first line, shortened to `MAX_CELL` characters.
 fn shortened(cell: &str) -> String {
     let (line, rest) = cell.split_once('\n').unwrap_or((cell, ""));
     let mut line = printable(line);
@@ -102,12 +102,12 @@ fn shortened(cell: &str) -> String {
     line
 }
 
-/// Replaces control characters: the text of a job must not control the terminal.
+/// Replaces control characters, so that the text of a job cannot control the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }
 
-/// Returns a time from now, such as `5 min ago` or `in 2 h`.
+/// Returns a time relative to now, such as `5 min ago` or `in 2 h`.
 fn relative(time: SystemTime) -> String {
     match SystemTime::now().duration_since(time) {
         Ok(age) if age.as_secs() == 0 => "now".to_owned(),
@@ -126,7 +126,7 @@ fn span(duration: Duration) -> String {
     }
 }
 
-/// Returns a time in UTC, as RFC 3339 describes.
+/// Returns a time in UTC in the format of RFC 3339.
 fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);

@@ -185,7 +185,7 @@ fn lists_longer_than_their_limit_say_so() {
         let output = store.run(&["jobs", "numbers", "waiting", "--json", "--limit", "249"]);
         let jobs: Vec<serde_json::Value> = serde_json::from_str(&output.stdout).unwrap();
         assert_eq!(jobs.iter().map(|job| job["payload"].as_i64().unwrap()).collect::<Vec<_>>(), (0..249).collect::<Vec<_>>());
-        assert!(output.code == 0 && output.stderr.contains("there are more jobs; --limit shows them"), "{}", output.stderr);
+        assert!(output.code == 0 && output.stderr.contains("there are more jobs; pass a larger --limit"), "{}", output.stderr);
         assert_eq!(store.ok(&["jobs", "numbers", "waiting", "--limit", "250"]).lines().count(), 251);
         assert!(store.ok(&["jobs", "numbers", "waiting", "--limit", "1000"]).contains(&ids[249].to_string()));
     });
@@ -206,7 +206,7 @@ fn single_jobs_are_retried_discarded_and_cancelled() {
         let output = store.run(&["discard", &id(2), &id(0), &id(1)]);
         assert_eq!((output.code, output.stdout), (1, format!("discarded {}\ndiscarded {}\n", id(0), id(1))));
         let done = store.work("numbers", &[1])[0].to_string();
-        store.fails(&["discard", &done], 1, "its retention deletes it");
+        store.fails(&["discard", &done], 1, "workers delete it when its retention expires");
         for action in ["retry", "discard", "cancel"] {
             store.fails(&[action, &id(2)], 1, "no job");
             store.fails(&[action, "1"], 2, "invalid job ID");

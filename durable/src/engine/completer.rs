@@ -12,8 +12,8 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an outcome waits for others if the last commit was less than `BUSY_PERIOD` ago. A commit of many outcomes costs as much as a
-/// commit of one.
+/// How long an outcome waits for further outcomes if the last commit was less than `BUSY_PERIOD` ago. A commit of many outcomes costs as
+/// much as a commit of one.
 const GROUP_DELAY: Duration = Duration::from_millis(2);
 const BUSY_PERIOD: Duration = Duration::from_millis(10);
 
@@ -80,7 +80,8 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another one
             }
-            // A commit without a response may have succeeded. The transaction of a handler has succeeded, or the job is lost.
+            // If a repeated commit finds nothing to update, an earlier one without a response may have succeeded: it counts as committed.
+            // After `complete_in` it does not: then the handler's transaction was committed, or the job is lost.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {
@@ -93,7 +94,7 @@ impl Engine {
     }
 }
 
-/// Returns the outcome of an attempt in the metrics.
+/// Returns the label of an attempt's outcome in the metrics.
 fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
     match (committed, state) {
         (Committed::Lost, _) if is_completed => "done",

@@ -1,5 +1,5 @@
-//! Renews the leases of the workers, and recovers the jobs of dead workers. A dedicated thread with its runtime does this, because a handler
-//! may block the runtime of the program. The thread also receives the notices of other processes.
+//! Renews the leases of the workers, and recovers the jobs of dead workers, in a dedicated thread with its own runtime: a handler may block
+//! the runtime of the program. The thread also receives the notices of other processes.
 
 use super::{Engine, list, poll_interval};
 use crate::error::Error;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How many heartbeats a worker sends in a lease.
 const BEATS: u32 = 5;
 
-/// How often the thread checks whether it has anything to do.
+/// How long the thread waits for a notice at most.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The shortest time limit for a heartbeat, and for a connection.
@@ -49,17 +49,17 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     }
 }
 
-/// When the leases were renewed.
+/// The times of the last and of the first reliable renewal.
 struct Pulse {
     last: Instant,
-    /// When this process may treat other workers as dead. After an outage the others have a lease's time to renew their leases.
+    /// The time from which this process may treat other workers as dead. After an outage, they have the time of a lease to renew theirs.
     judges_from: Instant,
 }
 
-/// Renews the leases if it is time to, and waits for a notice or the next time. Returns whether it has renewed them.
+/// Renews the leases if they are due, and waits until a notice arrives or the next renewal is due. Returns whether it renewed the leases.
 async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &mut Pulse, lease: Duration) -> StoreResult<bool> {
     let interval = lease / BEATS;
-    // Two of the five intervals in a lease, which leaves time for further heartbeats.
+    // Two of the five intervals of a lease, so that a failed heartbeat leaves time for further ones.
     let limit = (interval * 2).max(MIN_LIMIT);
     let is_new = heart.is_none();
     let heart = if let Some(heart) = heart {

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often this task checks which queues are due.
+/// How often this task checks which workers' maintenance is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The delay after the start of a worker.
+/// The delay of the first maintenance after the start of a worker.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {

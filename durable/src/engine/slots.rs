@@ -1,5 +1,5 @@
-//! Which jobs of the process may start. A suspect, a job whose worker has died several times, runs while no other job of the process runs, so
-//! that the process does not die for other jobs.
+//! Decides which jobs of the process may start. A suspect is a job whose worker has died several times. It runs while no other job of the
+//! process runs, so that its crash is not charged to other jobs.
 
 use crate::engine::{Engine, WorkerHandle};
 use crate::sync::lock;
@@ -22,7 +22,7 @@ struct SlotState {
 }
 
 impl Slots {
-    /// The event that is notified when a job may start.
+    /// Returns the event that is notified when a job may start.
     pub(crate) fn changed(&self) -> &Event {
         &self.changed
     }
@@ -47,7 +47,7 @@ impl Engine {
         Some(Permit { engine: self.clone(), worker: worker.clone(), is_alone: is_suspect })
     }
 
-    /// Notes that a suspect waits for its start.
+    /// Records that a suspect waits for its start.
     pub(crate) fn suspect(self: &Arc<Self>) -> Suspect {
         lock(&self.slots.state).suspects += 1;
         Suspect(self.clone())

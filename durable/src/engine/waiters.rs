@@ -1,4 +1,4 @@
-//! The `wait`s of the process. One statement looks at the jobs of all of them.
+//! Waits for the end of jobs. One statement reads the jobs of all waits of the process.
 
 use super::Engine;
 use crate::outage::{RESPONSE_TIMEOUT, with_timeout};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ulid::Ulid;
 
-/// The first and the longest interval between looks at the jobs.
+/// The first and the longest interval between reads of the jobs.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct State {
 }
 
 impl Waiters {
-    /// Wakes the waiters of these jobs, which read their states.
+    /// Wakes the waiters of these jobs. Each waiter then reads its job.
     pub(super) fn wake(&self, ids: &[Ulid]) {
         let mut state = lock(&self.0);
         for waiter in ids.iter().filter_map(|id| state.jobs.remove(id)).flatten() {
@@ -50,7 +50,7 @@ impl Engine {
     async fn poll_waiters(&self) {
         let mut interval = INTERVALS.0;
         loop {
-            Delay::new(interval).await; // a waiter has just read the state of its job
+            Delay::new(interval).await; // each new waiter has just read its job
             let ids: Vec<_> = {
                 let mut state = lock(&self.waiters.0);
                 state.jobs.retain(|_, waiters| {
@@ -66,7 +66,7 @@ impl Engine {
             }
             let waiting: HashSet<_> = match with_timeout(RESPONSE_TIMEOUT, self.store.statuses(&ids)).await {
                 Ok(statuses) => statuses.into_iter().filter(|(_, status)| !status.is_final()).map(|(id, _)| id).collect(),
-                Err(_) => HashSet::new(), // the waiters then receive the error themselves
+                Err(_) => HashSet::new(), // the waiters read their jobs and receive the error
             };
             self.waiters.wake(&ids.into_iter().filter(|id| !waiting.contains(id)).collect::<Vec<_>>());
         }

@@ -1,4 +1,4 @@
-//! A worker as the engine sees it: its permits, and the jobs that it holds.
+//! The engine's state of a worker: its permits, and the jobs that it holds.
 
 use super::Engine;
 use super::completer::Update;
@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// What the engine sends to the task of a worker.
+/// A command of the engine to the task of a worker.
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
-    /// Reports an error that concerns no single job to the observers of the registry.
+    /// Reports an error that does not belong to a single job to the observers of the registry.
     Report(Arc<str>),
 }
 
@@ -38,16 +38,16 @@ pub(crate) struct WorkerHandle {
 #[derive(Default)]
 struct WorkerState {
     updates: Option<UnboundedSender<Update>>,
-    /// The held jobs whose outcome is not committed.
+    /// The held jobs: their outcomes are not committed.
     jobs: HashMap<Ulid, InFlightJob>,
     /// The jobs that have a permit.
     running: usize,
     /// Whether the queue may have jobs.
     is_ready: bool,
     is_limited: bool,
-    /// The task of the worker has ended.
+    /// Whether the task of the worker has ended.
     is_gone: bool,
-    /// The worker has met a job that it cannot run, and lets other workers fetch first.
+    /// Until this time, other workers fetch first: the worker has fetched a job that it cannot run.
     backs_off_until: Option<Instant>,
     /// When the next fetch is allowed.
     next_fetch: Option<Instant>,
@@ -93,7 +93,7 @@ impl WorkerHandle {
         self.commands.close_channel();
     }
 
-    /// Notes that the task of the worker has ended.
+    /// Records that the task of the worker has ended.
     pub(crate) fn set_gone(&self) {
         lock(&self.state).is_gone = true;
     }
@@ -131,7 +131,7 @@ impl WorkerHandle {
         lock(&self.state).is_limited
     }
 
-    /// Stores what a look at the queue found.
+    /// Stores the result of a check of the queue.
     pub(super) fn looked(&self, tick: &QueueTick) {
         let mut state = lock(&self.state);
         state.is_limited = tick.is_limited;
@@ -150,12 +150,12 @@ impl WorkerHandle {
         (free > 0).then(|| free.max(self.options.batch_size).min(MAX_ROWS))
     }
 
-    /// Notes the end of a fetch.
+    /// Records the end of a fetch.
     pub(super) fn fetched(&self, has_more: bool) {
         let mut state = lock(&self.state);
         state.is_ready |= has_more;
         let backs_off = state.backs_off_until.is_some_and(|until| Instant::now() < until);
-        // At random times, so that each worker is the first at some time.
+        // At random times, so that each of several workers is sometimes the first to fetch.
         state.next_fetch = backs_off.then(|| Instant::now() + BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5));
     }
 
@@ -189,8 +189,8 @@ impl WorkerHandle {
         lock(&self.state).running -= 1;
     }
 
-    /// Adds a fetched job. Returns `None` if the job still runs in this worker: other workers treated it as lost while this process hung, and
-    /// this worker has fetched it again. The run continues.
+    /// Adds a fetched job. Returns `None` if the job still runs in this worker, and the run continues: another process recovered the job
+    /// while this process hung, and this worker has fetched the job again.
     pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
@@ -227,11 +227,11 @@ impl WorkerHandle {
     }
 }
 
-/// How often a worker fetches that backs off. Other workers look at least this often.
+/// The mean interval of the fetches of a worker that backs off. Other workers check the queue at least this often by default.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A fetched job. It sends exactly one outcome, whatever happens to the job's task: if it is dropped before the job has ended, it sends the
-/// outcome itself.
+/// The lease of a fetched job. It sends exactly one outcome, however the job's task ends: if it is dropped before the job has ended, the
+/// drop sends the outcome.
 pub(crate) struct JobLease {
     worker: Arc<WorkerHandle>,
     engine: Arc<Engine>,
@@ -260,7 +260,7 @@ impl JobLease {
         self.worker.is_closing()
     }
 
-    /// Notes the start of the attempt. Returns what the clones of the handler's job share.
+    /// Records the start of the attempt. Returns the state that the clones of the handler's job share.
     pub(crate) fn start(&mut self) -> Arc<JobHandle> {
         self.state = LeaseState::Started;
         self.started = self.engine.metrics.now();
@@ -274,7 +274,7 @@ impl JobLease {
         JobHandle::released(&self.clones, &self.running).await;
     }
 
-    /// Sends the outcome. The future resolves when it is committed, to `None` if it never will be because the runtime has dropped the engine.
+    /// Sends the outcome. The future resolves when the outcome is committed, or to `None` if the runtime shuts down before.
     pub(crate) fn end(
         &mut self,
         state: NextState,

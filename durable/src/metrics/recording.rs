@@ -20,7 +20,7 @@ const FETCH_DURATION: &str = "background_tasks_job_fetch_duration_seconds";
 const LEASES_LOST_TOTAL: &str = "background_tasks_job_leases_lost_total";
 const RECOVERED_TOTAL: &str = "background_tasks_jobs_recovered_total";
 
-/// Whether the program has asked for metrics.
+/// Whether the program has called `record_metrics`.
 #[derive(Default)]
 pub(crate) struct Metrics(AtomicBool);
 
@@ -57,8 +57,8 @@ impl Metrics {
 }
 
 impl Durable {
-    /// Starts to record metrics of this store and of this process's workers through the [`metrics`](https://docs.rs/metrics) facade. The
-    /// program chooses and installs the exporter, before this call.
+    /// Starts to record metrics of this store and of this process's workers through the [`metrics`](https://docs.rs/metrics) facade.
+    /// Install an exporter of your choice before this call. Further calls have no effect.
     ///
     /// | metric | type | labels |
     /// | --- | --- | --- |
@@ -72,27 +72,28 @@ impl Durable {
     ///
     /// # Gauges
     ///
-    /// One task of the process reads the gauges of all queues of the store, in a single statement at each interval. Minimum: 1 second. The
-    /// statement's duration does not depend on the number of jobs, because each count stops at
+    /// One task of the process reads the gauges of all queues of the store, in one statement per `interval`. Minimum: 1 second. The
+    /// statement's duration does not depend on the number of jobs, because each count stops above
     /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). All processes that record metrics report the same gauges, so aggregate them
-    /// with `max`. During an outage of the store they keep their last values.
+    /// with `max`. During an outage of the store the gauges keep their last values.
     ///
-    /// The oldest job that is due is the one that has waited longest for a worker. The gauge is 0 if no job is due. Alert on this gauge: it
-    /// rises when workers are missing, stuck or too slow, however deep the queue is.
+    /// `background_tasks_jobs_oldest_due_seconds` is the time for which the oldest due job has waited for a worker, or 0 if no job is due.
+    /// Alert on this gauge: at any depth of the queue, it rises when workers are missing, stuck or too slow, or the queue is paused.
     ///
     /// # Counters and histograms
     ///
-    /// They count the workers of this process. An attempt is counted when its outcome is committed:
+    /// They cover the workers of this process. An attempt is counted when its outcome is committed:
     ///
     /// - `retried`: the attempt has failed, and the job waits for its backoff.
     /// - `returned`: a shutdown has cut the attempt off, and the job is in the queue again.
     /// - `deferred`: the worker does not know the version of the payload.
     /// - `lost`: the outcome was discarded, because the lease had expired.
     ///
-    /// The duration of an attempt is that of the handler, and of blocking work that has a clone of the [`Job`](crate::Job). The duration of
-    /// a fetch is that of its statement. Recovered jobs are jobs of dead workers that this process has returned to their queues.
+    /// The duration of an attempt includes the handler and, after a failure, blocking work that has a clone of the [`Job`](crate::Job). The
+    /// duration of a fetch is the duration of its statement. Recovered jobs are jobs of dead workers that this process has returned to
+    /// their queues.
     ///
-    /// Further calls have no effect. The task ends when all handles of the store and its workers are dropped.
+    /// The task ends when all handles of the store and its workers are dropped.
     ///
     /// # Examples
     ///
@@ -111,13 +112,13 @@ impl Durable {
         if self.engine.metrics.0.swap(true, Relaxed) {
             return;
         }
-        describe_gauge!(JOBS, Unit::Count, "Jobs in the store, by queue and state. Each count stops at 10,000.");
+        describe_gauge!(JOBS, Unit::Count, "Jobs in the store, by queue and state. Each count stops above 10,000.");
         describe_gauge!(OLDEST_DUE, Unit::Seconds, "Age of the oldest job that is due and waits for a worker.");
-        describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts of jobs that ended, by outcome.");
+        describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts that have ended, by outcome.");
         describe_histogram!(ATTEMPT_DURATION, Unit::Seconds, "Time from the start of an attempt until its end.");
         describe_histogram!(FETCH_DURATION, Unit::Seconds, "Duration of the statement that fetches jobs.");
         describe_counter!(LEASES_LOST_TOTAL, Unit::Count, "Leases that a worker could not renew in time.");
-        describe_counter!(RECOVERED_TOTAL, Unit::Count, "Jobs of dead workers that returned to their queues.");
+        describe_counter!(RECOVERED_TOTAL, Unit::Count, "Jobs of dead workers that have returned to their queues.");
         let interval = interval.clamp(Duration::from_secs(1), MAX_DURATION);
         let engine = Arc::downgrade(&self.engine);
         self.runtime.spawn(async move {

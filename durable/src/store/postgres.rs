@@ -25,7 +25,7 @@ use ulid::Ulid;
 /// How long a call waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// When an idle connection of the workers is closed.
+/// How long a connection of the workers may be idle before it is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection may take to respond when it leaves its pool and when it returns.
@@ -35,7 +35,7 @@ pub(crate) struct Postgres {
     pool: PgPool,
     /// Connections of the workers: handlers may use all connections of `pool`.
     worker_pool: PgPool,
-    /// The connection of the calls that the engine makes one after the other, such as `tick` and `fetch`. A connection returns to its pool too
+    /// The connection of the calls that the engine makes one at a time, such as `tick` and `fetch`. A connection returns to its pool too
     /// late for the next call, so the pool would open more connections than needed.
     engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
     /// The quoted schema and a dot.
@@ -46,13 +46,13 @@ impl Postgres {
     /// Connects to a database. Unless `is_existing`, creates and migrates its tables.
     pub(crate) async fn connect(url: &str, schema: &str, is_existing: bool) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
-        // A parameter that PgBouncer rejects. It concerns floating-point numbers in text.
+        // PgBouncer rejects this parameter, which only affects floating-point numbers in text.
         let options = options.extra_float_digits(None);
-        // If the future of a `begin` is dropped, the driver does not know about the open transaction (sqlx issue 4393). Everything that is
-        // later done on that connection would be rolled back with it.
+        // If the future of a `begin` is dropped, the driver does not record the open transaction (sqlx issue 4393). All later calls on that
+        // connection would be rolled back with it.
         let pool =
             pool_options().before_acquire(|conn, _| ping(conn).boxed()).after_release(|conn, _| end_transaction(conn).boxed());
-        // Without a call at the release, the next statement of the engine finds this connection in the pool.
+        // Without `after_release`, so that the next statement of the engine finds this connection in the pool.
         let worker_pool = pool_options().before_acquire(|conn, _| end_transaction(conn).boxed()).idle_timeout(IDLE_TIMEOUT);
         let worker_pool = worker_pool.after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
@@ -78,7 +78,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection without its pool, whose own way to take it back needs a runtime.
+    /// Closes the connection without its pool, because a return to the pool needs a runtime.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
@@ -94,8 +94,8 @@ async fn ping(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(conn.ping()).await.map(|()| true)
 }
 
-/// Ends a transaction that the driver does not know about. Without a time limit, a silent connection would occupy the pool until the
-/// kernel gives up.
+/// Ends a transaction that the driver has not recorded. Without a time limit, a silent connection would occupy the pool until the kernel
+/// closes it.
 async fn end_transaction(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn)).await.map(|_| true)
 }
@@ -104,9 +104,9 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
     timeout(PING_TIMEOUT, call).await.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into())))
 }
 
-/// Sets limits for the workers' connections. Without the first, the server keeps the locks of a silent connection's transaction, usually for
-/// two hours. Without the second, a connection that waits for a lock looks like a silent one. The others keep the server from sorting a whole
-/// queue when its statistics are old, and from compiling a plan that they make look expensive.
+/// Sets limits for the workers' connections. Without the first, the server keeps the locks of a silent connection's transaction, usually
+/// for two hours. Without the second, a connection that waits for a lock looks like a silent one. The others keep the server from sorting a
+/// whole queue when its statistics are old, and from compiling a plan whose estimated cost they raise.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
     let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
         SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
@@ -181,7 +181,7 @@ async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreRe
     Ok(tx.commit().await?)
 }
 
-/// Reads whether the schema has the tables of this version.
+/// Fails if the schema does not have the tables of this version.
 async fn check_tables(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
     let versions = format!("{prefix}versions");
     let exists = "SELECT to_regclass($1) IS NOT NULL";
@@ -265,10 +265,10 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs, whatever its statistics say. A limit that is a parameter, or a queue
-/// that was empty when its statistics were taken, would make other forms sort the whole queue at each fetch.
+/// The lateral join makes the server use the index of available jobs for any statistics. In other forms, a limit that is a parameter, or
+/// statistics of an empty queue, make the server sort the whole queue at each fetch.
 ///
-/// The commit is synchronous. After a crash of the server, a fetch that is lost would let another worker run the job at the same time.
+/// The commit is synchronous: if a crash of the server lost a fetch, another worker would run the job at the same time.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
     FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
@@ -306,7 +306,7 @@ const FETCH_LIMITED: &str = "WITH next AS (
 
 const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
 
-/// Makes due jobs available. The outer query sees the jobs as they were before.
+/// Makes due jobs available. The outer query reads the state before this update.
 const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
@@ -351,8 +351,8 @@ const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
-/// The names of the queues are found by skipping through the indexes, from one queue to the next, and in the first of them from one priority
-/// to the next: the first job of each priority is its oldest.
+/// Finds the names of the queues by skipping through each index from one queue to the next. In the index of available jobs, also skips from
+/// one priority to the next, because the first job of each priority is its oldest.
 const QUEUES: &str = "WITH RECURSIVE
     available AS (
         (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
@@ -391,20 +391,19 @@ const QUEUES: &str = "WITH RECURSIVE
         %counts
     FROM names LEFT JOIN @queues AS settings ON settings.name = names.name";
 
-/// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
+/// A recovered job waits for 2 seconds, doubled with each further crash up to 10 minutes, then made up to half shorter or longer at random.
 const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
     lost AS (UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL, crashes = crashes + 1,
         error = 'the worker died', run_at = now() + least(600, power(2, crashes + 1)) * (0.5 + random()) * interval '1 second'
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// Releases jobs that were fetched while their worker was deregistered. Nobody has started them.
+/// Releases jobs that were fetched while their worker was deregistered. No worker has started them.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
 
-/// Sorts the rows of a fetch, which the server returns in any order. A sort by the server would look expensive to its planner, which the
-/// settings of the connection forbid.
+/// Sorts the rows of a fetch, which the server returns in any order. The settings of the connection disable sorts by the server.
 fn in_order(mut rows: Vec<PgRow>) -> Vec<PgRow> {
     let key = |row: &PgRow| -> sqlx::Result<(i64, i64, String)> {
         Ok((-i64::from(row.try_get::<i32, _>("priority")?), row.try_get("due")?, row.try_get("id")?))
@@ -459,7 +458,7 @@ impl Postgres {
         sql(text, &self.prefix)
     }
 
-    /// Returns the connection of the engine's calls, when no other such call uses it.
+    /// Waits until no other call of the engine uses the engine's connection, and returns it.
     async fn engine_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut slot = self.engine_connection.lock().await;
         let connection = match slot.take() {
@@ -469,7 +468,7 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// Takes the connection of the engine's calls if none of them uses it. They do not wait for its return.
+    /// Returns the engine's connection if it is free, or another one of the pool. Calls of the engine do not wait for its return.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
         // After a restart of the server, no call of the program fails because of an old connection.
@@ -485,7 +484,7 @@ impl Postgres {
         Ok(EngineConnection { slot: None, connection })
     }
 
-    /// Makes a connection available to the next call. A call that fails or is dropped returns it to its pool instead.
+    /// Keeps a connection for the next call. A call that fails or is dropped returns its connection to the pool instead.
     fn keep<'a>(&'a self, used: EngineConnection<'a>) {
         if let Some(mut slot) = used.slot.or_else(|| self.engine_connection.try_lock().ok()) {
             slot.get_or_insert(used.connection);
@@ -510,7 +509,7 @@ impl Store for Postgres {
         &self.prefix
     }
 
-    /// Other processes notify this one, so it looks only for lost notices.
+    /// Processes send notices, so these checks only find jobs whose notice was lost.
     fn look_interval(&self, poll_interval: Option<Duration>) -> Duration {
         poll_interval.unwrap_or(Duration::from_secs(1))
     }

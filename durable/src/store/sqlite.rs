@@ -29,7 +29,7 @@ pub(crate) struct Sqlite {
     /// A single connection: SQLite has one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
-    /// A database in memory exists while it has a connection. The pools may replace theirs.
+    /// A database in memory exists while it has a connection. The pools may close their connections.
     _anchor: Option<Mutex<SqliteConnection>>,
 }
 
@@ -110,7 +110,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(25);
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/sqlite_carry_over.sql");
 
-/// Runs all migrations in one transaction: if several processes start together, one creates the tables and the others find them.
+/// Runs all migrations in one transaction: if several processes start together, one of them creates the tables.
 async fn migrate(writer: &SqlitePool) -> StoreResult {
     let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1 COLLATE NOCASE)";
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
@@ -132,7 +132,7 @@ async fn migrate(writer: &SqlitePool) -> StoreResult {
     Ok(tx.commit().await?)
 }
 
-/// Reads whether the file has the tables of this version, and changes nothing in it.
+/// Fails if the file does not have the tables of this version. Changes nothing in the file.
 async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     let mut conn = options.clone().connect().await?;
     let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'background_tasks_versions')";
@@ -251,7 +251,7 @@ pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: 
     }
 }
 
-/// The query planner cannot choose another index, whatever its statistics say.
+/// `INDEXED BY` keeps the query planner from choosing another index.
 const FETCH: &str = "UPDATE background_tasks_jobs SET state = 'running', run = run + 1, worker = ?2 WHERE seq IN (
         SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available WHERE queue = ?1 AND state = 'available'
         AND EXISTS (SELECT 1 FROM background_tasks_workers WHERE id = ?2 AND expires_at > ?4)
@@ -322,24 +322,24 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
 
 const COLUMNS: &str = "id, queue, priority, limit_key, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
-/// A recovered job waits for 2 seconds, doubled with each crash up to 10 minutes, and changed by up to half at random.
+/// A recovered job waits for 2 seconds, doubled with each further crash up to 10 minutes, then made up to half shorter or longer at random.
 const RECOVER: &str =
     "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
         crashes = crashes + 1, error = 'the worker died',
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// Releases jobs that were fetched while their worker was deregistered. Nobody has started them.
+/// Releases jobs that were fetched while their worker was deregistered. No worker has started them.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
 
-/// Reads whether there is anything to recover, because a write would wait for other writers.
+/// Reads whether a job or worker must be recovered: a read does not wait for other writers, as an update would.
 const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
-/// `?1` is the time. The names of the queues are found by skipping through the indexes, from one queue to the next, and in the first of them
-/// from one priority to the next: the first job of each priority is its oldest.
+/// `?1` is the time. Finds the names of the queues by skipping through each index from one queue to the next. In the index of available
+/// jobs, also skips from one priority to the next, because the first job of each priority is its oldest.
 const QUEUES: &str = "WITH RECURSIVE
     available (queue, priority, run_at) AS (
         SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
@@ -696,7 +696,7 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let (columns, next) = order.sql();
-            // If the job has been deleted meanwhile, all jobs with its time follow.
+            // If the job has been deleted in the meantime, all jobs with its time follow.
             let first = if matches!(order, Order::Ended) { i64::MAX } else { 0 };
             let seq = format!("coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?4), {first})");
             let next = next.replace("@1", "?2").replace("@2", "?3").replace("@3", &seq).replace("@4", "?5");
@@ -769,7 +769,7 @@ impl Store for Sqlite {
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             self.file.check_available()?;
-            // The query planner cannot choose another index, whatever its statistics say.
+            // `INDEXED BY` keeps the query planner from choosing another index.
             let count = |state| {
                 let (index, condition, limit) = (index_of(state), state_condition(state), QueueCounts::LIMIT + 1);
                 format!(
@@ -882,7 +882,7 @@ impl Store for Sqlite {
 
 struct SqliteHeart {
     file: File,
-    /// Not a connection of a pool: a blocked runtime keeps the connections of its pools.
+    /// Not a connection of a pool: a blocked runtime does not release the connections of its pools.
     conn: SqliteConnection,
     /// Changes when another connection commits.
     version: Option<i64>,

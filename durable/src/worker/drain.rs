@@ -1,5 +1,5 @@
-//! Runs the jobs of a queue in the caller's task, for tests. Each attempt takes the path of an attempt of a worker: only the fetch differs,
-//! which is repeated until the queue has no job that is due.
+//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the code of a worker's attempt. Only the fetch differs: it
+//! is repeated until the queue has no job that is due.
 
 use super::executor::Executor;
 use crate::engine::WorkerHandle;
@@ -20,7 +20,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Nothing renews the lease, which is longer than any test.
+/// Longer than any test, because nothing renews the lease.
 const LEASE: Duration = Duration::from_hours(24);
 
 /// The spawner of the registry that the executor needs. Nothing is spawned.

@@ -19,13 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The longest time for which a worker that has met an unknown version lets other workers fetch first.
+/// The longest time for which a worker backs off after a job with an unknown version, so that other workers fetch first.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
 
 /// The size of the largest result or error that is stored.
 pub(crate) const MAX_RESULT_SIZE: usize = 32 << 20;
 
-/// What all jobs of a worker share.
+/// The parts that all jobs of a worker share.
 pub(super) struct Executor<T, S, H> {
     pub(super) queue: Queue<T>,
     pub(super) options: WorkerOptions,
@@ -44,7 +44,7 @@ enum AttemptError {
 /// Precedes the message of a panic in the error of a job.
 const PANICKED: &str = "panicked: ";
 
-/// How the handler's run has ended.
+/// The end of the handler's run.
 #[derive(Clone, Copy)]
 enum End {
     Completed,
@@ -71,8 +71,8 @@ where
         }
     }
 
-    /// The task of a job. It ends when the outcome is committed. Its error, or the message of its panic, names the job and the attempt, and
-    /// says what comes next. The name of the task is that of the queue.
+    /// The task of a job. It ends when the outcome is committed. Its error, or the message of its panic, names the job, the attempt and the
+    /// next step. The task has the name of the queue.
     pub(super) async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), String> {
         let handle = lease.start();
         let result = panics::catch(self.attempt(&lease, &job, handle)).await;
@@ -81,7 +81,7 @@ where
             permit.worker.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
         }
         let (state, is_charged, value, error, end) = match result {
-            // The transaction has completed the job. If it was not committed, the attempt has failed.
+            // The handler has completed the job in a transaction. If the transaction was not committed, the attempt has failed.
             Ok(Ok(_)) if lease.running.is_completed.load(SeqCst) => {
                 let failure = Failure::retry("the transaction that completes the job was not committed");
                 (lease.after(&failure), true, None, Some(failure.to_string()), End::Completed)
@@ -116,7 +116,7 @@ where
         }
         let (id, attempts) = (lease.running.id, self.options.max_attempts.saturating_add(job.crashes));
         let what = match (&error, end) {
-            (Some(error), End::Panicked) => error.strip_prefix(PANICKED).unwrap_or(error), // the outcome of the task says the same
+            (Some(error), End::Panicked) => error.strip_prefix(PANICKED).unwrap_or(error), // the task counts as panicked
             (Some(error), _) if state != NextState::Done => error,
             (_, End::Cancelled) => "cancelled",
             _ => "completed",
@@ -156,7 +156,7 @@ where
             result: None,
             payload: job.payload,
         });
-        // The job is dead, whatever the hook does.
+        // A panic of the hook does not change the outcome.
         let _ = catch_unwind(AssertUnwindSafe(|| hook(&info)));
     }
 
@@ -194,7 +194,7 @@ where
         let timed_out =
             || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
         let value = result.ok_or_else(timed_out)?.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
-        // The work is done. To repeat it would not improve the result.
+        // The work is done, so a result that cannot be stored does not repeat it.
         Ok(match catch_unwind(AssertUnwindSafe(|| serde_json::to_string(&value))) {
             Ok(Ok(text)) if text.len() > MAX_RESULT_SIZE => Err(format!("cannot store the result: it has {} bytes", text.len())),
             Ok(Ok(text)) => Ok(text),

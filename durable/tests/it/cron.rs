@@ -116,7 +116,7 @@ async fn failures_are_reported_and_ticks_continue() {
         until("two ticks are enqueued", async || (queue.counts().await.unwrap().waiting >= 2).then_some(())).await;
         let skipped = |text: &str| {
             let (tick, reason) = text.split_once(" of ").unwrap();
-            tick.starts_with("the tick 20") && reason == "\"* * * * * *\" is skipped: cannot serialize the job as JSON: even"
+            tick.starts_with("the tick 20") && reason == "\"* * * * * *\" is skipped: cannot serialize as JSON: even"
         };
         assert!(losses.all().iter().any(|(outcome, name, text)| (*outcome, *name) == ("failed", "ticks cron") && skipped(text)));
         // An outage is reported once, and the schedule continues after it.

@@ -295,7 +295,7 @@ async fn bulk_enqueue_is_atomic() {
         let queue: Queue<Number> = jobs.queue("numbers");
         let error = queue.enqueue_all((0..5).map(Number)).await.unwrap_err();
         assert!(matches!(error, Error::Encode(_)));
-        assert_eq!(error.to_string(), "cannot serialize the job as JSON: three is invalid");
+        assert_eq!(error.to_string(), "cannot serialize as JSON: three is invalid");
         let error = queue.enqueue(Number(3)).await.unwrap_err();
         assert!(matches!(error, Error::Encode(_)));
         assert_eq!(queue.counts().await.unwrap().waiting, 0);
