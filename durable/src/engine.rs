@@ -192,6 +192,13 @@ impl Engine {
         }
     }
 
+    /// Returns the shortest poll interval of the workers.
+    fn poll_interval(&self) -> Duration {
+        let default = self.store.poll_interval();
+        let state = lock(&self.state);
+        state.workers.iter().map(|worker| worker.options.poll_interval.unwrap_or(default)).min().unwrap_or(default)
+    }
+
     fn workers(&self) -> Vec<Arc<WorkerHandle>> {
         lock(&self.state).workers.clone()
     }
@@ -296,7 +303,7 @@ impl Engine {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
         let queues: Vec<_> = queues.into_iter().collect();
-        let interval = self.store.look_interval(poll_interval(workers));
+        let interval = self.store.look_interval(self.poll_interval());
         // Before the call, so that a notice during the call schedules another check.
         lock(&self.state).next_tick = Some(Instant::now() + interval);
         if !open.is_empty() {
@@ -437,10 +444,6 @@ const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
 fn response_timeout(workers: &[Arc<WorkerHandle>]) -> Duration {
     workers.iter().map(|worker| worker.options.response_timeout).min().unwrap_or(RESPONSE_TIMEOUT)
-}
-
-fn poll_interval(workers: &[Arc<WorkerHandle>]) -> Option<Duration> {
-    workers.iter().filter_map(|worker| worker.options.poll_interval).min()
 }
 
 /// Lists jobs in a report.

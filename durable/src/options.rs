@@ -73,8 +73,7 @@ impl WorkerOptions {
     ///
     /// Jobs that the same process enqueues start immediately. On Postgres, so do jobs of other processes, because processes send notices:
     /// polls find jobs whose notice was lost. On SQLite the process polls for changes of the file, at least once a second, which takes
-    /// microseconds. On Postgres the workers of a process share the shortest interval that one of them sets. On SQLite the first worker
-    /// of the process sets it for all.
+    /// microseconds. The workers of a process share the shortest of their intervals.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self

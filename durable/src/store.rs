@@ -225,7 +225,7 @@ pub(crate) trait Heart: Send {
     /// Returns the jobs of dead workers to their queues. Returns the number of jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
     /// Waits for a change by another process.
-    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice>;
+    fn next_notice(&mut self, limit: Duration, poll_interval: Duration) -> StoreFuture<'_, Notice>;
 }
 
 /// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
@@ -239,8 +239,12 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn prefix(&self) -> &str {
         ""
     }
-    /// Returns how often the engine checks its queues, for this [poll interval](crate::WorkerOptions::poll_interval).
-    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration;
+    /// The default of the [poll interval](crate::WorkerOptions::poll_interval).
+    fn poll_interval(&self) -> Duration;
+    /// Returns how often the engine checks its queues, for this poll interval.
+    fn look_interval(&self, poll_interval: Duration) -> Duration {
+        poll_interval
+    }
 
     /// Commits all jobs or none.
     fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed>;
@@ -249,7 +253,7 @@ pub(crate) trait Store: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
-    fn heart(&self, poll_interval: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>>;
+    fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>>;
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
     /// Returns the jobs that these workers hold to their queues, and deletes the workers. A later fetch of a deleted worker finds nothing.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;

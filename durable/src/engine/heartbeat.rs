@@ -1,7 +1,7 @@
 //! Renews the leases of the workers, and recovers the jobs of dead workers, in a dedicated thread with its own runtime: a handler may block
 //! the runtime of the program. The thread also receives the notices of other processes.
 
-use super::{Engine, list, poll_interval};
+use super::{Engine, list};
 use crate::error::Error;
 use crate::outage::{Outage, with_timeout};
 use crate::store::{Heart, StoreResult};
@@ -65,8 +65,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
     let heart = if let Some(heart) = heart {
         heart
     } else {
-        let connect = engine.store.heart(poll_interval(&engine.workers()));
-        let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), connect).await?);
+        let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart()).await?);
         engine.look_in(Duration::ZERO); // earlier notices are lost
         heart
     };
@@ -99,6 +98,6 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         }
     }
     let wait = interval.saturating_sub(pulse.last.elapsed()).min(MAX_WAIT);
-    engine.noticed(&heart.next_notice(wait).await?);
+    engine.noticed(&heart.next_notice(wait, engine.poll_interval()).await?);
     Ok(is_due)
 }

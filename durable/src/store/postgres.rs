@@ -510,8 +510,8 @@ impl Store for Postgres {
     }
 
     /// Processes send notices, so these checks only find jobs whose notice was lost.
-    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration {
-        poll_interval.unwrap_or(Duration::from_secs(1))
+    fn poll_interval(&self) -> Duration {
+        Duration::from_secs(1)
     }
 
     fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed> {
@@ -522,7 +522,7 @@ impl Store for Postgres {
         async move { notify(&mut *self.pool.acquire().await?, &self.prefix, &queues).await }.boxed()
     }
 
-    fn heart(&self, _: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>> {
+    fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>> {
         async move {
             // The driver's listener needs a pool.
             let pool = pool_options().max_connections(1).idle_timeout(None).max_lifetime(None);
@@ -992,7 +992,7 @@ impl Heart for PostgresHeart {
         .boxed()
     }
 
-    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice> {
+    fn next_notice(&mut self, limit: Duration, _: Duration) -> StoreFuture<'_, Notice> {
         async move {
             match select(pin!(self.listener.try_recv()), Delay::new(limit)).await {
                 Either::Left((notice, _)) => Ok(notice?.map_or(Notice::Any, |notice| Notice::Queue(notice.payload().to_owned()))),

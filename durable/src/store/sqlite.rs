@@ -427,9 +427,13 @@ impl Store for Sqlite {
         self.file.check_available()
     }
 
+    fn poll_interval(&self) -> Duration {
+        POLL_INTERVAL
+    }
+
     /// The heartbeat thread polls for changes instead.
-    fn look_interval(&self, poll_interval: Option<Duration>) -> Duration {
-        poll_interval.unwrap_or_default().max(Duration::from_secs(1))
+    fn look_interval(&self, poll_interval: Duration) -> Duration {
+        poll_interval.max(Duration::from_secs(1))
     }
 
     fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed> {
@@ -440,11 +444,10 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn heart(&self, poll_interval: Option<Duration>) -> StoreFuture<'_, Box<dyn Heart>> {
+    fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>> {
         async move {
-            let poll_interval = poll_interval.unwrap_or(POLL_INTERVAL);
             let conn = self.writer.connect_options().as_ref().clone().create_if_missing(false).connect().await?;
-            Ok(Box::new(SqliteHeart { file: self.file.clone(), conn, version: None, poll_interval }) as Box<dyn Heart>)
+            Ok(Box::new(SqliteHeart { file: self.file.clone(), conn, version: None }) as Box<dyn Heart>)
         }
         .boxed()
     }
@@ -886,7 +889,6 @@ struct SqliteHeart {
     conn: SqliteConnection,
     /// Changes when another connection commits.
     version: Option<i64>,
-    poll_interval: Duration,
 }
 
 impl Heart for SqliteHeart {
@@ -935,7 +937,7 @@ impl Heart for SqliteHeart {
         .boxed()
     }
 
-    fn next_notice(&mut self, limit: Duration) -> StoreFuture<'_, Notice> {
+    fn next_notice(&mut self, limit: Duration, poll_interval: Duration) -> StoreFuture<'_, Notice> {
         async move {
             let deadline = Instant::now() + limit;
             loop {
@@ -947,7 +949,7 @@ impl Heart for SqliteHeart {
                 if time_left.is_zero() {
                     return Ok(Notice::Nothing);
                 }
-                Delay::new(time_left.min(self.poll_interval)).await;
+                Delay::new(time_left.min(poll_interval)).await;
             }
         }
         .boxed()

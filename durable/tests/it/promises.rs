@@ -204,6 +204,22 @@ async fn retry_after_reschedules_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn shortest_poll_interval_applies_to_all_workers_of_a_process() {
+    on_each_store(async |jobs: Durable| {
+        let (registry, done) = (registry(), async |_: Job<u32>| Ok::<_, Infallible>(()));
+        jobs.queue("slow").serve(&registry, quick().poll_interval(PATIENCE * 10), done).await.unwrap();
+        let queue = jobs.queue::<u32>("numbers");
+        queue.serve(&registry, WorkerOptions::default(), done).await.unwrap();
+        let id = queue.enqueue(1).delay(PATIENCE * 10).await.unwrap();
+        // No notice says that the job is available.
+        sql(&jobs, "UPDATE {jobs} SET state = 'available'").await;
+        assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn outcome_is_committed_before_the_task_ends() {
     on_each_store(async |jobs: Durable| {
         let (queue, registry, runs) = (jobs.queue::<u32>("ack"), registry(), Runs::new());
