@@ -12,6 +12,7 @@ enum Bug {
     CutsPayload,
     NeverReturns,
     IgnoresMost,
+    WaitsForMore,
     ShowsMessages,
     ForgetsAck,
     AcksAll,
@@ -70,6 +71,7 @@ impl Source for Buggy {
         let mut received = self.queue.receive(count).await?;
         match self.bug {
             Bug::NeverReturns if received.is_empty() => futures_timer::Delay::new(Duration::from_secs(5)).await,
+            Bug::WaitsForMore if received.len() < most => futures_timer::Delay::new(Duration::from_millis(300)).await,
             Bug::CutsPayload => received.iter_mut().for_each(|message| message.delivery = Delivery::new("cut")),
             Bug::DoesNotCount => {
                 for message in &mut received {
@@ -164,6 +166,7 @@ fn suite_names_the_promise_that_a_source_breaks() {
         (Bug::CutsPayload, "a message arrives unchanged, at its first attempt"),
         (Bug::NeverReturns, "`receive` returns within about a second if the queue is empty"),
         (Bug::IgnoresMost, "`receive` returns at most `most` messages"),
+        (Bug::WaitsForMore, "`receive` returns the messages that it has, and does not wait for more"),
         (Bug::ShowsMessages, "no other consumer receives a message that belongs to one"),
         (Bug::ForgetsAck, "an acknowledged message does not return"),
         (Bug::AcksAll, "each receipt settles one message"),
