@@ -70,7 +70,8 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a message to the queue.
     fn release(&self, receipt: &mut Self::Receipt, release: Release) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Moves a message to the dead-letter queue. If this takes two steps, the copy comes before the deletion.
+    /// Moves a message to the dead-letter queue. If this takes two steps, the copy comes before the deletion, and a
+    /// repeated call makes no second copy.
     fn dead_letter(
         &self,
         delivery: &Delivery,

@@ -40,7 +40,7 @@ pub async fn source<B: Broker>(empty: impl AsyncFn() -> B) -> Result<(), Violati
     check!("a delayed message returns when its delay has elapsed", delayed);
     check!("an extended message belongs to its consumer beyond its first lease", extended);
     check!("an attempt of a process that died counts", crash_counts);
-    check!("a dead message moves to the dead-letter queue", dead);
+    check!("a dead message moves to the dead-letter queue, once if the call is repeated", dead);
     check!("`stop` returns the messages that were fetched in advance", stopped);
     Ok(())
 }
@@ -254,6 +254,8 @@ async fn dead<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     let mut message = one::<B>(&source).await?;
     source.dead_letter(&message.delivery, &mut message.receipt, "too bad\nreally").await.map_err(text)?;
+    // As after a lost response. The receipt may be void by now.
+    let _ = source.dead_letter(&message.delivery, &mut message.receipt, "too bad\nreally").await;
     drop(message);
     none::<B>(&reconnect(broker, source).await, MARGIN).await?;
     let dead = broker.dead_letters().await;

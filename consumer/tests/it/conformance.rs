@@ -23,6 +23,7 @@ enum Bug {
     KeepsReceipt,
     LosesMessages,
     ForgetsCopy,
+    CopiesTwice,
     ForgetsDeletion,
     KeepsPrefetched,
 }
@@ -136,6 +137,13 @@ impl Source for Buggy {
     async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), ReceiptVoid> {
         match self.bug {
             Bug::ForgetsCopy => self.queue.ack(receipt).await,
+            Bug::CopiesTwice => {
+                self.queue.send_delivery(delivery.clone());
+                for mut message in self.queue.receive(1).await? {
+                    self.queue.dead_letter(&message.delivery, &mut message.receipt, reason).await?;
+                }
+                self.queue.ack(receipt).await
+            }
             Bug::ForgetsDeletion => Ok(()),
             _ => self.queue.dead_letter(delivery, receipt, reason).await,
         }
@@ -176,8 +184,9 @@ fn suite_names_the_promise_that_a_source_breaks() {
         (Bug::ForgetsExtension, "an extended message belongs to its consumer beyond its first lease"),
         (Bug::KeepsReceipt, "an extended message belongs to its consumer beyond its first lease"),
         (Bug::LosesMessages, "a message that was not settled returns"),
-        (Bug::ForgetsCopy, "a dead message moves to the dead-letter queue"),
-        (Bug::ForgetsDeletion, "a dead message moves to the dead-letter queue"),
+        (Bug::ForgetsCopy, "a dead message moves to the dead-letter queue, once if the call is repeated"),
+        (Bug::CopiesTwice, "a dead message moves to the dead-letter queue, once if the call is repeated"),
+        (Bug::ForgetsDeletion, "a dead message moves to the dead-letter queue, once if the call is repeated"),
         (Bug::KeepsPrefetched, "`stop` returns the messages that were fetched in advance"),
     ];
     std::thread::scope(|scope| {
