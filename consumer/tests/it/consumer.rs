@@ -2,7 +2,7 @@
 
 use crate::simulation::{LEASE, Simulation};
 use background_tasks::RejectReason;
-use background_tasks_consumer::{Delivery, Failure};
+use background_tasks_consumer::{Delivery, Failure, MemoryQueue, Release, Source as _};
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -449,6 +449,24 @@ fn panic_of_the_source_starts_the_shutdown() {
     sim.advance_secs(1);
     assert!(sim.registry.is_drained());
     sim.assert_losses(&["consumer panicked: the source panics"]);
+}
+
+#[test]
+fn memory_queue_survives_the_longest_durations_and_repeated_calls() {
+    smol::block_on(async {
+        let queue = MemoryQueue::with_clock(Duration::MAX, || Duration::from_secs(1));
+        queue.send("");
+        let mut receipt = queue.receive(1).await.unwrap().remove(0).receipt;
+        queue.extend(&mut receipt).await.unwrap();
+        // The second call repeats the first, whose response was lost.
+        for _ in 0..2 {
+            queue.release(&mut receipt, Release::Shutdown).await.unwrap();
+        }
+        let mut message = queue.receive(1).await.unwrap().remove(0);
+        assert_eq!(message.delivery.attempt(), 1);
+        queue.release(&mut message.receipt, Release::After(Duration::MAX)).await.unwrap();
+        assert_eq!((queue.len(), queue.visible()), (1, 0));
+    });
 }
 
 #[cfg(feature = "json")]
