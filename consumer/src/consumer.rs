@@ -73,7 +73,8 @@ impl<S: Source> Consumer<S> {
     /// confirm in time, the task counts as failed with the text `done, but not acknowledged`, and the message is handled again. A
     /// handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
     /// retried after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
-    /// [`Failure::dead`](crate::Failure::dead), it moves to the dead-letter queue.
+    /// [`Failure::dead`](crate::Failure::dead), it moves to the dead-letter queue. If this fails, the message returns when its lease
+    /// expires or, on a source without a lease, after a backoff.
     ///
     /// # Leases
     ///

@@ -131,12 +131,12 @@ impl MemoryQueue {
     }
 
     fn show_after(&self, receipt: &mut MemoryReceipt, delay: Duration, uncharged: u32) -> Result<(), ReceiptVoid> {
-        let visible_at = (self.0.clock)() + delay;
+        let visible_at = (self.0.clock)().saturating_add(delay);
         self.change(receipt, |state, receipt| {
             if let Some(entry) = state.messages.get_mut(&receipt.key) {
                 entry.visible_at = visible_at;
                 entry.generation += 1;
-                entry.deliveries -= uncharged;
+                entry.deliveries = entry.deliveries.saturating_sub(uncharged);
                 receipt.generation = entry.generation;
             }
         })
@@ -158,7 +158,7 @@ impl Source for MemoryQueue {
         let receive = visible.map(|(&key, entry)| {
             entry.deliveries += 1;
             entry.generation += 1;
-            entry.visible_at = now + self.0.lease;
+            entry.visible_at = now.saturating_add(self.0.lease);
             let receipt = MemoryReceipt { key, generation: entry.generation };
             Message { delivery: entry.delivery.clone().with_attempt(entry.deliveries), receipt }
         });

@@ -37,7 +37,8 @@ pub enum Release {
 /// - Until then, no other consumer receives the message.
 /// - `Ok` means that the broker has confirmed the call. A source that only writes to a socket loses confirmations when the
 ///   process exits.
-/// - `receive` returns within about a second, with an empty vector if the queue is empty. It returns at most `most` messages.
+/// - `receive` returns within about a second, with an empty vector if the queue is empty. It returns at most `most` messages, and
+///   does not wait for more when it has one.
 /// - A call that fails can be repeated, unless [`is_void`](Self::is_void) returns `true` for its error. A source reconnects.
 /// - A dropped future of any method except `receive` loses no message. The consumer drops futures that have not resolved when the
 ///   lease expires.
@@ -69,7 +70,8 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a message to the queue.
     fn release(&self, receipt: &mut Self::Receipt, release: Release) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Moves a message to the dead-letter queue. If this takes two steps, the copy comes before the deletion.
+    /// Moves a message to the dead-letter queue. If this takes two steps, the copy comes before the deletion, and a
+    /// repeated call makes no second copy.
     fn dead_letter(
         &self,
         delivery: &Delivery,

@@ -15,7 +15,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::future::pending;
 use std::panic::Location;
 use std::pin::pin;
@@ -37,10 +37,24 @@ pub(crate) struct Worker<S, P, H> {
 }
 
 /// How a delivery is settled.
-enum Settlement {
+#[derive(Clone, Copy)]
+enum Settlement<'a> {
     Ack,
     Release(Release),
-    DeadLetter(String),
+    DeadLetter(&'a str),
+}
+
+/// Why a delivery is not settled.
+struct Unsettled {
+    error: String,
+    /// The message still belongs to this consumer, and no lease returns it.
+    is_held: bool,
+}
+
+impl Display for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
 }
 
 impl<S, P, H, F, E> Worker<S, P, H>
@@ -56,6 +70,8 @@ where
         let mut messages = FuturesUnordered::new();
         let mut backoff = RECEIVE_BACKOFF.0;
         while !signal.is_triggered() {
+            // One `receive` for all free permits.
+            while messages.next().now_or_never().flatten().is_some() {}
             // A permit first: a message that waited here for a permit would use up its lease.
             if messages.len() >= self.options.concurrency {
                 signal.run_until_shutdown(messages.next()).await;
@@ -111,16 +127,23 @@ where
         let Message { delivery, mut receipt } = message;
         let mut lease = Lease::new(self.registry.spawner(), self.source.lease());
         if signal.is_triggered() {
-            return self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::Shutdown)).await;
+            return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
         let max_attempts = self.options.max_attempts;
         if delivery.attempt() > max_attempts {
             // No attempt has reported a failure, so each must have died with its process.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
-            let settled = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::DeadLetter(reason.clone())).await;
-            let text =
-                settled.map_or_else(|error| format!("{reason}; cannot move it to the dead letters: {error}"), |()| reason.clone());
-            return self.registry.named(self.name).location(self.location).run(async { Err::<(), _>(text) });
+            let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&reason)).await;
+            let is_held = moved.as_ref().is_err_and(|error| error.is_held);
+            let text = match moved {
+                Ok(()) => reason,
+                Err(error) => format!("{reason}; cannot move it to the dead letters: {error}"),
+            };
+            self.registry.named(self.name).location(self.location).run(async { Err::<(), _>(text) });
+            if is_held {
+                self.retry(&delivery, &mut receipt, &mut lease, signal, Next::Backoff).await;
+            }
+            return;
         }
 
         let (outcome_sender, outcome) = oneshot::channel();
@@ -137,32 +160,47 @@ where
         };
         let (text, next) = match self.extend_until(&mut receipt, &mut lease, outcome).await {
             Outcome::Completed => {
-                let acked = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::Ack).await;
+                let acked = self.settle(&delivery, &mut receipt, &mut lease, Settlement::Ack).await;
                 let _ = settled_sender.send(acked.map_err(|error| format!("done, but not acknowledged: {error}")));
                 return;
             }
             Outcome::Dropped if signal.is_triggered() => {
-                return self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::Shutdown)).await;
+                return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
             }
             Outcome::Dropped => ("the task was aborted or dropped".into(), Next::Backoff),
             Outcome::Failed(failure) => failure.into_parts(),
         };
-        if delivery.attempt() >= max_attempts || next == Next::Dead {
-            let moved = self.settle(&delivery, &mut receipt, &mut lease, &Settlement::DeadLetter(text.clone())).await;
+        let mut returns = true;
+        let text = if delivery.attempt() >= max_attempts || next == Next::Dead {
+            let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&text)).await;
+            returns = moved.as_ref().is_err_and(|error| error.is_held);
             let moved = moved.map_or_else(|error| format!("cannot move it to the dead letters: {error}"), |()| "it is dead".into());
-            let _ = settled_sender.send(Err(format!("{text} (attempt {}; {moved})", delivery.attempt())));
-            return;
-        }
-        let _ = settled_sender.send(Err(text));
-        let delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
-        let delay = if self.source.can_delay() {
-            delay
+            format!("{text} (attempt {}; {moved})", delivery.attempt())
         } else {
-            let hold = signal.run_until_shutdown(self.sleep(delay));
-            self.extend_until(&mut receipt, &mut lease, hold).await;
-            Duration::ZERO
+            text
         };
-        self.settle_or_report(&delivery, &mut receipt, &mut lease, Settlement::Release(Release::After(delay))).await;
+        let _ = settled_sender.send(Err(text));
+        if returns {
+            self.retry(&delivery, &mut receipt, &mut lease, signal, next).await;
+        }
+    }
+
+    /// Returns a message to its queue after its delay.
+    async fn retry(
+        &self,
+        delivery: &Delivery,
+        receipt: &mut S::Receipt,
+        lease: &mut Lease<'_, P>,
+        signal: &ShutdownSignal,
+        next: Next,
+    ) {
+        let mut delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
+        if !self.source.can_delay() {
+            let hold = signal.run_until_shutdown(self.sleep(delay));
+            self.extend_until(receipt, lease, hold).await;
+            delay = Duration::ZERO;
+        }
+        self.release(delivery, receipt, lease, Release::After(delay)).await;
     }
 
     /// Extends the lease until the future resolves.
@@ -185,8 +223,8 @@ where
         future.await
     }
 
-    async fn settle_or_report(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, how: Settlement) {
-        if let Err(error) = self.settle(delivery, receipt, lease, &how).await {
+    async fn release(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, release: Release) {
+        if let Err(error) = self.settle(delivery, receipt, lease, Settlement::Release(release)).await {
             self.report(format!("cannot release message {:?}: {error}", delivery.id()));
         }
     }
@@ -197,11 +235,11 @@ where
         delivery: &Delivery,
         receipt: &mut S::Receipt,
         lease: &mut Lease<'_, P>,
-        how: &Settlement,
-    ) -> Result<(), String> {
+        how: Settlement<'_>,
+    ) -> Result<(), Unsettled> {
         // Another consumer may have the message by now. Work that is done is done for both; the rest is left to the other consumer.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
-            return Err("the lease has expired".into());
+            return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }
         let mut last_error = "the broker does not respond".into();
         // A call whose response was lost is repeated while the lease lasts.
@@ -212,13 +250,15 @@ where
                 let call = async {
                     match how {
                         Settlement::Ack => self.source.ack(receipt).await,
-                        Settlement::Release(release) => self.source.release(receipt, *release).await,
+                        Settlement::Release(release) => self.source.release(receipt, release).await,
                         Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, reason).await,
                     }
                 };
                 match select(pin!(call), pin!(self.sleep(limit))).await {
                     Either::Left((Ok(()), _)) => return Ok(()),
-                    Either::Left((Err(error), _)) if self.source.is_void(&error) => return Err(error.to_string()),
+                    Either::Left((Err(error), _)) if self.source.is_void(&error) => {
+                        return Err(Unsettled { error: error.to_string(), is_held: false });
+                    }
                     Either::Left((Err(error), _)) => last_error = error.to_string(),
                     Either::Right(_) => {}
                 }
@@ -229,7 +269,7 @@ where
         if let Either::Left((result, _)) = select(pin!(calls), pin!(lease.until_expiry(CALL_LIMIT))).await {
             return result;
         }
-        Err(last_error)
+        Err(Unsettled { error: last_error, is_held: self.source.lease().is_none() })
     }
 
     /// Reports a failure to the observers, which is not the failure of a handler.

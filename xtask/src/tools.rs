@@ -50,18 +50,8 @@ impl Context {
     }
 
     /// Returns the path of the emulator of Azure Queue Storage. Tries to install it.
-    pub(crate) fn azurite(&self) -> Option<std::path::PathBuf> {
-        let root = self.built("tools/azurite-3.35.0");
-        let program = root.join("node_modules/.bin/azurite-queue");
-        if !program.is_file() && self.program("node", "nodejs") && self.program("npm", "npm") {
-            let install = cmd!(self.sh, "npm install --no-audit --no-fund --prefix {root} azurite@3.35.0");
-            let _ = install.quiet().ignore_stdout().ignore_stderr().run();
-        }
-        if !program.is_file() {
-            self.skip("azurite is not available");
-            return None;
-        }
-        Some(program)
+    pub(crate) fn azurite(&self) -> Result<Option<PathBuf>> {
+        Ok(self.npm_package("azurite", "3.35.0")?.map(|root| root.join("node_modules/.bin/azurite-queue")))
     }
 
     /// Returns whether Node, Chromium and its driver are available. Tries to install them.

@@ -40,6 +40,8 @@ pub struct AzureReceipt {
     /// Each update of the message replaces it.
     pop_receipt: String,
     text: String,
+    /// The copy exists already, for a repeated call.
+    is_copied: bool,
 }
 
 impl AzureQueue {
@@ -105,7 +107,7 @@ impl Source for AzureQueue {
             let attempt = message.dequeue_count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
             let payload = decoded.unwrap_or_else(|| text.clone().into_bytes());
             let delivery = Delivery::new(payload).with_id(id.clone()).with_attempt(attempt);
-            Some(Message { delivery, receipt: AzureReceipt { id, pop_receipt, text } })
+            Some(Message { delivery, receipt: AzureReceipt { id, pop_receipt, text, is_copied: false } })
         });
         Ok(messages.collect())
     }
@@ -128,9 +130,13 @@ impl Source for AzureQueue {
     }
 
     async fn dead_letter(&self, _: &Delivery, receipt: &mut AzureReceipt, _: &str) -> Result<(), Error> {
-        let copy = QueueMessage { message_text: Some(receipt.text.clone()) };
-        let options = QueueClientSendMessageOptions { message_time_to_live: Some(-1), ..QueueClientSendMessageOptions::default() };
-        self.dead_letters.send_message(copy.try_into()?, Some(options)).await?;
+        if !receipt.is_copied {
+            let copy = QueueMessage { message_text: Some(receipt.text.clone()) };
+            let options =
+                QueueClientSendMessageOptions { message_time_to_live: Some(-1), ..QueueClientSendMessageOptions::default() };
+            self.dead_letters.send_message(copy.try_into()?, Some(options)).await?;
+            receipt.is_copied = true;
+        }
         self.ack(receipt).await
     }
 

@@ -66,7 +66,8 @@ impl Source for JetStream {
     }
 
     async fn receive(&self, most: usize) -> Result<Vec<Message<Acker>>, Error> {
-        let mut batch = self.consumer.batch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
+        // Returns as soon as there are messages. `expires` makes it wait for the first one, and ends it if a response is lost.
+        let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
         let mut messages = Vec::new();
         while let Some(message) = batch.next().await {
             let message = match message {
@@ -115,6 +116,11 @@ impl Source for JetStream {
         let payload = delivery.payload().to_vec().into();
         self.context.publish_with_headers(self.dead_letters.clone(), headers, payload).await?.await?;
         self.confirmed(acker, AckKind::Term).await
+    }
+
+    /// The server ends a request immediately if it holds messages back, for example at `max_ack_pending`, and other requests wait.
+    fn poll_interval(&self) -> Duration {
+        Duration::from_millis(10)
     }
 }
 

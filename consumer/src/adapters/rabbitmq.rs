@@ -64,7 +64,8 @@ pub struct RabbitReceipt {
     channel: Channel,
     acker: Acker,
     properties: BasicProperties,
-    data: Vec<u8>,
+    /// Shares its payload with the delivery of the handler.
+    delivery: Delivery,
     failed_attempts: u32,
     /// The copy exists already, for a repeated call.
     is_copied: bool,
@@ -144,7 +145,7 @@ impl RabbitQueue {
         headers.insert(header.into(), value);
         let properties = receipt.properties.clone().with_headers(headers).with_delivery_mode(2);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let published = receipt.channel.basic_publish("".into(), queue.into(), options, &receipt.data, properties);
+        let published = receipt.channel.basic_publish("".into(), queue.into(), options, receipt.delivery.payload(), properties);
         match published.await?.await? {
             Confirmation::Ack(None) => {
                 receipt.is_copied = true;
@@ -156,7 +157,8 @@ impl RabbitQueue {
 
     /// Checks the result of an acknowledgement.
     async fn settled(&self, receipt: &RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
-        if !result? {
+        // `false` also means that an earlier call, whose future was dropped, has settled the message.
+        if !result? && receipt.acker.poisoned() {
             return Err(RabbitError::Closed);
         }
         // The broker answers in order, so the answer to this call confirms the acknowledgement.
@@ -173,17 +175,20 @@ impl RabbitQueue {
         let failed_attempts = if self.is_quorum { 0 } else { number(ATTEMPTS).unwrap_or(0) };
         let earlier = match self.is_quorum.then(|| number("x-delivery-count")).flatten() {
             Some(count) => count,
-            None => failed_attempts + u32::from(redelivered),
+            None => failed_attempts.saturating_add(redelivered.into()),
         };
         let id = properties.message_id().as_ref().map_or("", |id| id.as_str());
-        let mut public = Delivery::new(data.clone()).with_id(id).with_attempt(earlier.saturating_add(1));
+        let mut delivery = Delivery::new(data).with_id(id).with_attempt(earlier.saturating_add(1));
         for (name, value) in headers.inner() {
             if let Some(value) = text(value) {
-                public = public.with_header(name.as_str(), value);
+                delivery = delivery.with_header(name.as_str(), value);
             }
         }
-        let receipt = RabbitReceipt { channel: channel.clone(), acker, properties, data, failed_attempts, is_copied: false };
-        Message { delivery: public, receipt }
+        let (channel, shared) = (channel.clone(), delivery.clone());
+        Message {
+            delivery,
+            receipt: RabbitReceipt { channel, acker, properties, delivery: shared, failed_attempts, is_copied: false },
+        }
     }
 }
 

@@ -8,7 +8,9 @@ mod rabbitmq;
 mod server;
 
 use background_tasks::{Registry, TokioSpawner};
+use background_tasks_consumer::Source;
 use background_tasks_consumer::conformance::{self, Broker, Plan};
+use futures_util::FutureExt;
 use server::Server;
 use std::env;
 use std::process::{Command, ExitCode};
@@ -41,6 +43,10 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
         eprintln!("{}: {violation}", Q::NAME);
         return false;
     }
+    if let Err(error) = repeated_ack(&Q::open(address, &name()).await).await {
+        eprintln!("{}: a repeated acknowledgement: {error}", Q::NAME);
+        return false;
+    }
     println!("{}: each promise holds ({:.0?})", Q::NAME, start.elapsed());
     let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
     let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", &AtomicBool::default()).await;
@@ -63,6 +69,20 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
         passed &= held;
     }
     passed
+}
+
+/// Drops the future of an acknowledgement, as the consumer does after its time limit, and repeats the call.
+async fn repeated_ack<Q: Queue>(queue: &Q) -> Result<(), String> {
+    queue.send("1".into()).await;
+    let source = queue.connect().await;
+    loop {
+        let received = source.receive(1).await.map_err(|error| error.to_string())?;
+        if let Some(mut message) = received.into_iter().next() {
+            let _ = source.ack(&mut message.receipt).now_or_never();
+            return source.ack(&mut message.receipt).await.map_err(|error| error.to_string());
+        }
+        tokio::time::sleep(source.poll_interval()).await;
+    }
 }
 
 async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_started: &AtomicBool) -> bool {

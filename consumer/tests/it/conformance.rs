@@ -12,6 +12,7 @@ enum Bug {
     CutsPayload,
     NeverReturns,
     IgnoresMost,
+    WaitsForMore,
     ShowsMessages,
     ForgetsAck,
     AcksAll,
@@ -22,6 +23,7 @@ enum Bug {
     KeepsReceipt,
     LosesMessages,
     ForgetsCopy,
+    CopiesTwice,
     ForgetsDeletion,
     KeepsPrefetched,
 }
@@ -70,6 +72,7 @@ impl Source for Buggy {
         let mut received = self.queue.receive(count).await?;
         match self.bug {
             Bug::NeverReturns if received.is_empty() => futures_timer::Delay::new(Duration::from_secs(5)).await,
+            Bug::WaitsForMore if received.len() < most => futures_timer::Delay::new(Duration::from_millis(300)).await,
             Bug::CutsPayload => received.iter_mut().for_each(|message| message.delivery = Delivery::new("cut")),
             Bug::DoesNotCount => {
                 for message in &mut received {
@@ -134,6 +137,13 @@ impl Source for Buggy {
     async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), ReceiptVoid> {
         match self.bug {
             Bug::ForgetsCopy => self.queue.ack(receipt).await,
+            Bug::CopiesTwice => {
+                self.queue.send_delivery(delivery.clone());
+                for mut message in self.queue.receive(1).await? {
+                    self.queue.dead_letter(&message.delivery, &mut message.receipt, reason).await?;
+                }
+                self.queue.ack(receipt).await
+            }
             Bug::ForgetsDeletion => Ok(()),
             _ => self.queue.dead_letter(delivery, receipt, reason).await,
         }
@@ -164,6 +174,7 @@ fn suite_names_the_promise_that_a_source_breaks() {
         (Bug::CutsPayload, "a message arrives unchanged, at its first attempt"),
         (Bug::NeverReturns, "`receive` returns within about a second if the queue is empty"),
         (Bug::IgnoresMost, "`receive` returns at most `most` messages"),
+        (Bug::WaitsForMore, "`receive` returns the messages that it has, and does not wait for more"),
         (Bug::ShowsMessages, "no other consumer receives a message that belongs to one"),
         (Bug::ForgetsAck, "an acknowledged message does not return"),
         (Bug::AcksAll, "each receipt settles one message"),
@@ -173,8 +184,9 @@ fn suite_names_the_promise_that_a_source_breaks() {
         (Bug::ForgetsExtension, "an extended message belongs to its consumer beyond its first lease"),
         (Bug::KeepsReceipt, "an extended message belongs to its consumer beyond its first lease"),
         (Bug::LosesMessages, "a message that was not settled returns"),
-        (Bug::ForgetsCopy, "a dead message moves to the dead-letter queue"),
-        (Bug::ForgetsDeletion, "a dead message moves to the dead-letter queue"),
+        (Bug::ForgetsCopy, "a dead message moves to the dead-letter queue, once if the call is repeated"),
+        (Bug::CopiesTwice, "a dead message moves to the dead-letter queue, once if the call is repeated"),
+        (Bug::ForgetsDeletion, "a dead message moves to the dead-letter queue, once if the call is repeated"),
         (Bug::KeepsPrefetched, "`stop` returns the messages that were fetched in advance"),
     ];
     std::thread::scope(|scope| {

@@ -2,7 +2,7 @@
 
 use crate::simulation::{LEASE, Simulation};
 use background_tasks::RejectReason;
-use background_tasks_consumer::{Delivery, Failure};
+use background_tasks_consumer::{Delivery, Failure, MemoryQueue, Release, Source as _};
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -98,7 +98,8 @@ fn consumer_receives_no_more_messages_than_it_has_permits() {
     assert_eq!(*sim.faults.asked.lock().unwrap(), [3]);
     sim.advance_secs(1);
     assert_eq!((calls.load(SeqCst), sim.queue.visible()), (6, 4));
-    assert!(sim.faults.asked.lock().unwrap().iter().all(|most| (1..=3).contains(most)));
+    // All permits that are free by then.
+    assert_eq!(*sim.faults.asked.lock().unwrap(), [3, 3]);
 }
 
 #[test]
@@ -328,6 +329,41 @@ fn failure_chooses_the_delay_or_death() {
     sim.assert_losses(&["job failed: busy", "job failed: no such user (attempt 1; it is dead)"]);
 }
 
+/// Such as RabbitMQ after its dead-letter queue was deleted. The message would stay with the consumer until its connection closes.
+#[test]
+fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.faults.fail_dead_letters.store(true, SeqCst);
+    sim.send(1);
+    let backoff = Duration::from_secs(4);
+    sim.consumer().max_attempts(1).backoff(backoff, backoff).serve(&sim.registry, "job", fail).unwrap();
+    sim.advance_secs(9);
+    sim.assert_losses(&[]);
+    sim.advance_secs(1);
+    let first = "job failed: no mailbox (attempt 1; cannot move it to the dead letters: broken)";
+    sim.assert_losses(&[first]);
+    sim.advance_secs(14); // the backoff, and another ten seconds of calls
+    let second = "job failed: not handled: 1 attempts have not settled message \"1\"; cannot move it to the dead letters: broken";
+    sim.assert_losses(&[first, second]);
+    sim.faults.fail_dead_letters.store(false, SeqCst);
+    sim.advance_secs(4);
+    assert_eq!(sim.queue.dead_letters().len(), 1);
+}
+
+/// The broker has the message already.
+#[test]
+fn message_whose_receipt_is_void_is_not_released() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.faults.void_receipts.store(true, SeqCst);
+    sim.send(1);
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", fail).unwrap();
+    sim.advance_secs(20);
+    sim.assert_losses(&["job failed: no mailbox (attempt 1; cannot move it to the dead letters: void)"]);
+    assert_eq!(sim.faults.calls.load(SeqCst), 1);
+}
+
 #[test]
 fn panic_is_a_failed_attempt() {
     let sim = Simulation::new();
@@ -449,6 +485,24 @@ fn panic_of_the_source_starts_the_shutdown() {
     sim.advance_secs(1);
     assert!(sim.registry.is_drained());
     sim.assert_losses(&["consumer panicked: the source panics"]);
+}
+
+#[test]
+fn memory_queue_survives_the_longest_durations_and_repeated_calls() {
+    smol::block_on(async {
+        let queue = MemoryQueue::with_clock(Duration::MAX, || Duration::from_secs(1));
+        queue.send("");
+        let mut receipt = queue.receive(1).await.unwrap().remove(0).receipt;
+        queue.extend(&mut receipt).await.unwrap();
+        // The second call repeats the first, whose response was lost.
+        for _ in 0..2 {
+            queue.release(&mut receipt, Release::Shutdown).await.unwrap();
+        }
+        let mut message = queue.receive(1).await.unwrap().remove(0);
+        assert_eq!(message.delivery.attempt(), 1);
+        queue.release(&mut message.receipt, Release::After(Duration::MAX)).await.unwrap();
+        assert_eq!((queue.len(), queue.visible()), (1, 0));
+    });
 }
 
 #[cfg(feature = "json")]

@@ -173,6 +173,8 @@ pub(crate) struct Faults {
     pub(crate) receive_delay: Mutex<Duration>,
     pub(crate) extension_delay: Mutex<Duration>,
     pub(crate) cannot_delay: AtomicBool,
+    pub(crate) has_no_lease: AtomicBool,
+    pub(crate) fail_dead_letters: AtomicBool,
     pub(crate) fail_receive: AtomicBool,
     pub(crate) panic_in_receive: AtomicBool,
     pub(crate) fail_calls: AtomicBool,
@@ -222,7 +224,7 @@ impl Source for Faulty {
     type Error = Broken;
 
     fn lease(&self) -> Option<Duration> {
-        self.queue.lease()
+        (!self.faults.has_no_lease.load(SeqCst)).then_some(LEASE)
     }
 
     async fn receive(&self, most: usize) -> Result<Vec<Message<MemoryReceipt>>, Broken> {
@@ -266,6 +268,9 @@ impl Source for Faulty {
 
     async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), Broken> {
         self.faults.calls.fetch_add(1, SeqCst);
+        if self.faults.fail_dead_letters.load(SeqCst) {
+            return Err(Broken { is_void: false });
+        }
         self.call(self.queue.dead_letter(delivery, receipt, reason)).await
     }
 

@@ -46,7 +46,11 @@ pub(crate) enum Broker {
         uri: String,
         link: Arc<Mutex<Option<(Connection, Channel)>>>,
     },
-    Azure(Url),
+    Azure {
+        account: Url,
+        mails: Arc<QueueClient>,
+        notices: Arc<QueueClient>,
+    },
 }
 
 impl Broker {
@@ -65,7 +69,11 @@ impl Broker {
                 Self::Nats(context)
             }
             "amqp" => Self::Rabbit { uri: url, link: Arc::default() },
-            "http" | "https" => Self::Azure(Url::parse(&url).map_err(failed("parse QUEUE_URL"))?),
+            "http" | "https" => {
+                let account = Url::parse(&url).map_err(failed("parse QUEUE_URL"))?;
+                let [mails, notices] = [MAILS, NOTICES].map(|queue| client(&account, &azure_name(queue)).map(Arc::new));
+                Self::Azure { mails: mails?, notices: notices?, account }
+            }
             _ => return Err("QUEUE_URL must be memory, or start with nats://, amqp://, http:// or https://".into()),
         };
         broker.create_queues().await?;
@@ -90,11 +98,12 @@ impl Broker {
             }
             Self::Rabbit { uri, link } => {
                 let opened = open(uri).await.map_err(failed("connect to RabbitMQ"))?;
+                declare(&opened.1).await.map_err(failed("create the queues"))?;
                 *link.lock().await = Some(opened);
             }
-            Self::Azure(url) => {
+            Self::Azure { account, .. } => {
                 for name in [MAILS, NOTICES].map(|queue| [azure_name(queue), dead(&azure_name(queue))]).as_flattened() {
-                    match client(url, name)?.create(None).await {
+                    match client(account, name)?.create(None).await {
                         Err(error) if error.http_status() != Some(azure_core::http::StatusCode::Conflict) => {
                             return Err(failed("create a queue")(error));
                         }
@@ -124,15 +133,18 @@ impl Broker {
                     stored.await.map(drop).map_err(failed("send"))
                 }
                 Self::Rabbit { uri, link } => {
-                    let mut link = link.lock().await;
-                    let open = match link.take() {
-                        Some(open) if open.1.status().connected() => open,
-                        _ => open(uri).await.map_err(failed("connect to RabbitMQ"))?,
+                    let channel = {
+                        let mut link = link.lock().await;
+                        let open = match link.take() {
+                            Some(open) if open.1.status().connected() => open,
+                            _ => open(uri).await.map_err(failed("connect to RabbitMQ"))?,
+                        };
+                        link.insert(open).1.clone()
                     };
-                    let (_, channel) = link.insert(open);
-                    publish(channel, queue, id, payload.as_bytes()).await
+                    publish(&channel, queue, id, payload.as_bytes()).await
                 }
-                Self::Azure(url) => {
+                Self::Azure { mails, notices, .. } => {
+                    let queue = if queue == MAILS { mails } else { notices };
                     let message = QueueMessage { message_text: Some(payload) };
                     // Without a limit: by default, the service deletes a message after 7 days.
                     let options = QueueClientSendMessageOptions {
@@ -140,7 +152,7 @@ impl Broker {
                         ..QueueClientSendMessageOptions::default()
                     };
                     let message = message.try_into().map_err(failed("send"))?;
-                    client(url, &azure_name(queue))?.send_message(message, Some(options)).await.map(drop).map_err(failed("send"))
+                    queue.send_message(message, Some(options)).await.map(drop).map_err(failed("send"))
                 }
             }
         };
@@ -183,9 +195,9 @@ impl Broker {
                 source.connect().await.map_err(failed("connect to RabbitMQ"))?;
                 start(source, tasks, name, handler)
             }
-            Self::Azure(url) => {
+            Self::Azure { account, .. } => {
                 let name_of_queue = azure_name(queue);
-                let source = AzureQueue::new(client(url, &name_of_queue)?, client(url, &dead(&name_of_queue))?, lease);
+                let source = AzureQueue::new(client(account, &name_of_queue)?, client(account, &dead(&name_of_queue))?, lease);
                 start(source, tasks, name, handler)
             }
         }
@@ -222,10 +234,15 @@ fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
     QueueClient::new(url, None, None).map_err(failed("create a client"))
 }
 
-/// Connects to RabbitMQ, and declares the queues.
+/// Connects to RabbitMQ.
 async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
     let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok((connection, channel))
+}
+
+async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     for queue in [MAILS, NOTICES] {
         let mut arguments = FieldTable::default();
@@ -235,8 +252,7 @@ async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1000));
         channel.queue_declare(queue.into(), durable, arguments).await?;
     }
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok((connection, channel))
+    Ok(())
 }
 
 async fn publish(channel: &Channel, queue: &str, id: &str, payload: &[u8]) -> Result<(), String> {

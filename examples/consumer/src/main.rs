@@ -10,11 +10,14 @@ mod server;
 mod signups;
 #[path = "../../durable/src/together.rs"]
 mod together;
+#[path = "../../durable/src/values.rs"]
+mod values;
 mod worker;
 
 use crate::broker::Broker;
-use crate::options::{Options, Role};
+use crate::options::Options;
 use crate::server::Server;
+use crate::values::Role;
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_consumer::MemoryQueue;
 use background_tasks_host::Host;
@@ -22,7 +25,6 @@ use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 type Tasks = Registry<TokioSpawner>;
 
@@ -49,7 +51,7 @@ async fn run(tasks: Tasks, mails: MemoryQueue, options: Options) -> Result<(), S
     let broker = Broker::connect(&options, mails).await?;
     if options.role == Some(Role::Worker) {
         worker::start(&tasks, &broker, &options).await?;
-        return worker::until_stopped(&tasks, &options).await;
+        return together::until_stopped(&tasks, options.until_eof).await;
     }
     let server = Server::bind(tasks.clone(), &broker, &options).await?;
     match options.role {
@@ -58,15 +60,6 @@ async fn run(tasks: Tasks, mails: MemoryQueue, options: Options) -> Result<(), S
             worker::start(&tasks, &broker, &options).await?;
             server.run().await
         }
-        None => {
-            // The server stops first, because the worker may send the mails of its last requests.
-            let (stop_worker, stop) = oneshot::channel();
-            let serve = async {
-                server.run().await?;
-                drop(stop_worker);
-                Ok(())
-            };
-            tokio::try_join!(serve, together::keep_a_worker(&options, stop)).map(drop)
-        }
+        None => together::serve(server.run(), options.grace).await,
     }
 }

@@ -1,6 +1,6 @@
-use clap::{Parser, ValueEnum};
+use crate::values::{Relay, Role, lease, relay, seconds};
+use clap::Parser;
 use std::env;
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,48 +48,7 @@ pub(crate) struct Options {
     pub(crate) until_eof: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Role {
-    Server,
-    Worker,
-}
-
-/// A mail server.
-#[derive(Clone, Debug)]
-pub(crate) struct Relay {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
-
-impl Options {
-    /// Returns the arguments of a child worker: the same options, but half of the grace period, because it drains last.
-    pub(crate) fn worker_args(&self) -> Vec<OsString> {
-        let mut args = vec!["worker".into()];
-        args.extend(env::args_os().skip(1));
-        args.extend(["--until-eof".into(), "--grace".into(), (self.grace / 2).as_secs_f64().to_string().into()]);
-        args
-    }
-}
-
 /// Returns `QUEUE_URL` or its default.
 pub(crate) fn queue_url() -> String {
     env::var("QUEUE_URL").unwrap_or_else(|_| "memory".into())
-}
-
-fn relay(value: &str) -> Result<Relay, String> {
-    let parts = value.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    match parts {
-        Some((host, port)) if !host.is_empty() => Ok(Relay { host: host.to_owned(), port }),
-        _ => Err("expected HOST:PORT".into()),
-    }
-}
-
-fn lease(value: &str) -> Result<Duration, String> {
-    let lease = Duration::from_secs(value.parse().map_err(|_| "expected a whole number of seconds")?);
-    if lease >= Duration::from_secs(3) { Ok(lease) } else { Err("the minimum is 3 seconds".into()) }
-}
-
-fn seconds(value: &str) -> Result<Duration, String> {
-    let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

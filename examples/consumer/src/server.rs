@@ -2,11 +2,11 @@
 
 use crate::broker::{Broker, MAILS, NOTICES};
 use crate::options::Options;
+use crate::page::{self, Wants};
 use crate::signups::{Notice, Signup, Signups, Welcome};
-use crate::{Tasks, mail, page};
+use crate::{Tasks, mail};
 use axum::extract::rejection::FormRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -161,22 +161,6 @@ fn stream_of(changes: watch::Receiver<Signup>, signal: ShutdownSignal) -> impl S
     })
 }
 
-/// The format that the client accepts.
-#[derive(Debug, PartialEq)]
-enum Wants {
-    Page,
-    Data,
-}
-
-impl<S: Sync> FromRequestParts<S> for Wants {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let accepts = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-        Ok(if accepts.is_some_and(|accept| accept.contains("text/html")) { Self::Page } else { Self::Data })
-    }
-}
-
 /// An error response with a message.
 struct Refusal {
     status: StatusCode,
@@ -194,9 +178,6 @@ impl Refusal {
 
     fn answer(self, wants: &Wants) -> Response {
         let Self { status, reason } = self;
-        match wants {
-            Wants::Page => page::refused(status, &reason),
-            Wants::Data => (status, Json(json!({ "error": reason }))).into_response(),
-        }
+        wants.refused(status, &reason)
     }
 }

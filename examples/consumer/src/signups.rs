@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -65,36 +65,44 @@ struct Known {
 
 impl Signups {
     pub(crate) fn insert(&self, signup: Signup) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.order.push_back(signup.id);
-        known.signups.insert(signup.id, watch::Sender::new(signup));
-        if known.order.len() > CAPACITY
-            && let Some(oldest) = known.order.pop_front()
-        {
-            known.signups.remove(&oldest);
-        }
+        self.lock().insert(signup);
     }
 
     /// Returns the sign-up, and its changes.
     pub(crate) fn find(&self, id: Uuid) -> Option<watch::Receiver<Signup>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.signups.get(&id).map(watch::Sender::subscribe)
+        self.lock().signups.get(&id).map(watch::Sender::subscribe)
     }
 
     /// Applies a notice. A broker may deliver notices twice and in another order, so only a later status replaces the known one.
     pub(crate) fn apply(&self, notice: Notice) {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).signups.get(&notice.id).cloned();
         let signup = Signup::new(notice);
-        match known {
-            Some(known) => drop(known.send_if_modified(|old| {
-                let is_later = signup.rank() > old.rank();
-                if is_later {
-                    *old = signup;
-                }
-                is_later
-            })),
+        let mut known = self.lock();
+        let Some(old) = known.signups.get(&signup.id) else {
             // Another server, or this one before its restart, accepted the sign-up.
-            None => self.insert(signup),
+            return known.insert(signup);
+        };
+        old.send_if_modified(|old| {
+            let is_later = signup.rank() > old.rank();
+            if is_later {
+                *old = signup;
+            }
+            is_later
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn insert(&mut self, signup: Signup) {
+        self.order.push_back(signup.id);
+        self.signups.insert(signup.id, watch::Sender::new(signup));
+        if self.order.len() > CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.signups.remove(&oldest);
         }
     }
 }

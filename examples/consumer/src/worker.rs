@@ -6,11 +6,8 @@ use crate::mail::{Mailer, Refusal};
 use crate::options::Options;
 use crate::signups::{Notice, Status, Welcome};
 use background_tasks_consumer::{Delivery, Failure};
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tracing::info;
 
 /// Starts to send mails, until shutdown starts. The drain then waits for mails in flight.
@@ -23,18 +20,6 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
     };
     broker.serve(MAILS, tasks, "mail", options.lease, handler).await?;
     info!("the worker is ready");
-    Ok(())
-}
-
-/// Waits until shutdown starts or, with `--until-eof`, the standard input ends.
-pub(crate) async fn until_stopped(tasks: &Tasks, options: &Options) -> Result<(), String> {
-    background_tasks_host::notify_ready();
-    if options.until_eof {
-        let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
-        tasks.signal().run_until_shutdown(ended).await;
-    } else {
-        tasks.signal().await;
-    }
     Ok(())
 }
 
@@ -72,15 +57,4 @@ async fn send(mailer: &Mailer, mail: &Welcome, attempt: u32) -> Result<(), Refus
         _ => {}
     }
     mailer.send(&mail.id.to_string(), attempt, &mail.to).await
-}
-
-/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
-fn input_ended() -> io::Result<impl Future<Output = ()>> {
-    let (sender, ended) = oneshot::channel::<()>();
-    thread::Builder::new().name("input".into()).spawn(move || {
-        let mut buffer = [0; 64];
-        while io::stdin().read(&mut buffer).is_ok_and(|len| len > 0) {}
-        drop(sender);
-    })?;
-    Ok(async { drop(ended.await) })
 }

@@ -1,6 +1,6 @@
 //! Sends mails to a folder or to a mail server.
 
-use crate::options::Relay;
+use crate::values::Relay;
 use lettre::message::header::ContentType;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use std::fmt::Display;

@@ -7,18 +7,19 @@ mod page;
 mod server;
 mod signups;
 mod together;
+mod values;
 mod worker;
 
-use crate::options::{Options, Role, database};
+use crate::options::{Options, database};
 use crate::server::Server;
 use crate::signups::Signups;
+use crate::values::Role;
 use background_tasks::{Registry, TokioSpawner, TracingObserver};
 use background_tasks_durable::Durable;
 use background_tasks_host::Host;
 use clap::Parser;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 type Tasks = Registry<TokioSpawner>;
 
@@ -44,12 +45,5 @@ async fn run(tasks: Tasks, options: Options) -> Result<(), String> {
     if options.role == Some(Role::Server) {
         return server.run().await;
     }
-    // The server stops first, because the worker may send the mails of its last requests.
-    let (stop_worker, stop) = oneshot::channel();
-    let serve = async {
-        server.run().await?;
-        drop(stop_worker);
-        Ok(())
-    };
-    tokio::try_join!(serve, together::keep_a_worker(&options, stop)).map(drop)
+    together::serve(server.run(), options.grace).await
 }

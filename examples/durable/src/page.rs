@@ -1,9 +1,13 @@
 //! The page for the user: a form, and the status of a mail. It works without its script, which only adds live updates.
 
 use crate::signups::Signup;
-use axum::http::StatusCode;
-use axum::http::header;
+use axum::Json;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use serde_json::json;
+use std::convert::Infallible;
 
 const HTML: &str = include_str!("page.html");
 
@@ -16,6 +20,32 @@ const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-UsfFXIyzM9DT1uG9+K7uKrUTtlDFYkXWzwaEr8WUqeY='; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
+/// The format that the client accepts.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Wants {
+    Page,
+    Data,
+}
+
+impl<S: Sync> FromRequestParts<S> for Wants {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let accepts = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        Ok(if accepts.is_some_and(|accept| accept.contains("text/html")) { Self::Page } else { Self::Data })
+    }
+}
+
+impl Wants {
+    /// Returns an error response with a message.
+    pub(crate) fn refused(&self, status: StatusCode, reason: &str) -> Response {
+        match self {
+            Self::Page => refused(status, reason),
+            Self::Data => (status, Json(json!({ "error": reason }))).into_response(),
+        }
+    }
+}
+
 /// Returns the form.
 pub(crate) fn form() -> Response {
     page(StatusCode::OK, |name| match name {
@@ -27,7 +57,7 @@ pub(crate) fn form() -> Response {
 }
 
 /// Returns the form with an error message.
-pub(crate) fn refused(status: StatusCode, reason: &str) -> Response {
+fn refused(status: StatusCode, reason: &str) -> Response {
     page(status, |name| match name {
         "title" | "refusal" => reason,
         "state" => "refused",

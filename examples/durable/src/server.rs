@@ -1,12 +1,11 @@
 //! HTTP: accepts sign-ups and shows the status of their mails.
 
 use crate::options::Options;
-use crate::page;
+use crate::page::{self, Wants};
 use crate::signups::{Signup, Signups, StoreError};
 use crate::{Tasks, board, mail};
 use axum::extract::rejection::{FormRejection, JsonRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -202,22 +201,6 @@ impl Changes {
     }
 }
 
-/// The format that the client accepts.
-#[derive(Debug, PartialEq)]
-enum Wants {
-    Page,
-    Data,
-}
-
-impl<S: Sync> FromRequestParts<S> for Wants {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let accepts = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-        Ok(if accepts.is_some_and(|accept| accept.contains("text/html")) { Self::Page } else { Self::Data })
-    }
-}
-
 /// A valid mail address, from a form or from JSON.
 struct Email(String);
 
@@ -266,10 +249,7 @@ impl Refusal {
     fn answer(self, wants: &Wants) -> Response {
         let Self { status, reason } = self;
         let reason = if reason.is_empty() { "There is no such sign-up.".into() } else { reason };
-        match wants {
-            Wants::Page => page::refused(status, &reason),
-            Wants::Data => (status, Json(json!({ "error": reason }))).into_response(),
-        }
+        wants.refused(status, &reason)
     }
 }
 

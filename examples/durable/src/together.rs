@@ -1,8 +1,9 @@
-//! Runs a worker as a child process, and restarts it when it dies.
+//! Runs a worker as a child process of the server, and restarts it when it dies.
 
-use crate::options::Options;
-use std::io::{IsTerminal, Write};
+use crate::{Tasks, values};
+use std::io::{self, IsTerminal, Read, Write};
 use std::process::{ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
@@ -10,12 +11,47 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+/// Runs a server, and a worker as a child process. `grace` is the grace period of the server.
+pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grace: Duration) -> Result<(), String> {
+    // The server stops first, because the worker may send the mails of its last requests.
+    let (stop_worker, stop) = oneshot::channel();
+    let server = async {
+        server.await?;
+        drop(stop_worker);
+        Ok(())
+    };
+    tokio::try_join!(server, keep_a_worker(grace, stop)).map(drop)
+}
+
+/// Runs a worker until shutdown starts or, with `--until-eof`, the standard input ends.
+pub(crate) async fn until_stopped(tasks: &Tasks, until_eof: bool) -> Result<(), String> {
+    background_tasks_host::notify_ready();
+    if until_eof {
+        let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
+        tasks.signal().run_until_shutdown(ended).await;
+    } else {
+        tasks.signal().await;
+    }
+    Ok(())
+}
+
+/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
+fn input_ended() -> io::Result<impl Future<Output = ()>> {
+    let (sender, ended) = oneshot::channel::<()>();
+    thread::Builder::new().name("input".into()).spawn(move || {
+        let mut buffer = [0; 64];
+        while io::stdin().read(&mut buffer).is_ok_and(|len| len > 0) {}
+        drop(sender);
+    })?;
+    Ok(async { drop(ended.await) })
+}
+
 /// Keeps a worker running until `stop` resolves, then drains it.
 ///
 /// The worker stops when its standard input ends. This process holds the other end, so the worker drains even if this process is killed.
-pub(crate) async fn keep_a_worker(options: &Options, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
+async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
     loop {
-        let mut worker = start(options).map_err(|error| format!("cannot start a worker: {error}"))?;
+        let mut worker = start(grace).map_err(|error| format!("cannot start a worker: {error}"))?;
         // `wait` would close the pipe.
         let input = worker.stdin.take();
         let log = tokio::spawn(forward(worker.stderr.take()));
@@ -46,14 +82,14 @@ fn exited(status: ExitStatus) -> Result<(), String> {
     Ok(())
 }
 
-fn start(options: &Options) -> std::io::Result<Child> {
+fn start(grace: Duration) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(options.worker_args()).stdin(Stdio::piped());
+    command.args(values::worker_args(grace)).stdin(Stdio::piped());
     // Ctrl-C signals the whole process group of a terminal. The worker must drain after the server, so it has its own group.
     #[cfg(unix)]
     command.process_group(0);
     // A terminal shows one progress bar, so the log of the worker is forwarded.
-    if std::io::stderr().is_terminal() {
+    if io::stderr().is_terminal() {
         command.stderr(Stdio::piped());
     }
     command.spawn()

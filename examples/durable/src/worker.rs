@@ -1,15 +1,12 @@
 //! Sends the mails. If this process dies, another worker sends the remaining ones.
 
-use crate::Tasks;
 use crate::mail::{Mailer, Refusal};
 use crate::options::Options;
 use crate::signups::{self, Welcome};
+use crate::{Tasks, together};
 use background_tasks_durable::{self as durable, Durable, Failure, Job};
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tracing::info;
 
 /// Sends mails until shutdown starts or, with `--until-eof`, the standard input ends. The drain then waits for mails in flight.
@@ -22,14 +19,7 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     };
     signups::queue(&jobs).serve(&tasks, limits, send).await.map_err(|error| error.to_string())?;
     info!("the worker is ready");
-    background_tasks_host::notify_ready();
-    if options.until_eof {
-        let ended = input_ended().map_err(|error| format!("cannot watch the standard input: {error}"))?;
-        tasks.signal().run_until_shutdown(ended).await;
-    } else {
-        tasks.signal().await;
-    }
-    Ok(())
+    together::until_stopped(&tasks, options.until_eof).await
 }
 
 /// Sends a mail at least once: if a worker is killed after it has sent a mail and before that is committed, the next one sends it again. The
@@ -47,15 +37,4 @@ async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
         Refusal::Temporary(reason) => Failure::retry(reason),
         Refusal::Permanent(reason) => Failure::dead(reason),
     })
-}
-
-/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
-fn input_ended() -> io::Result<impl Future<Output = ()>> {
-    let (sender, ended) = oneshot::channel::<()>();
-    thread::Builder::new().name("input".into()).spawn(move || {
-        let mut buffer = [0; 64];
-        while io::stdin().read(&mut buffer).is_ok_and(|len| len > 0) {}
-        drop(sender);
-    })?;
-    Ok(async { drop(ended.await) })
 }

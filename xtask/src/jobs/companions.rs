@@ -78,21 +78,26 @@ pub(super) fn durable(context: &Context) -> Result<()> {
         let signups = context.built("debug/durable-signups");
         cmd!(sh, "timeout 600 node --test examples/durable/tests/page.mjs").env("SIGNUPS", signups).run()?;
     }
-    let oldest = package(sh, "background-tasks-durable")?.rust_version;
+    check_oldest(context, "durable", &["-p", "background-tasks-durable-cli"])
+}
+
+/// Checks that a companion builds with the oldest Rust that its README names. `others` selects more packages.
+fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<()> {
+    let (sh, name) = (&context.sh, format!("background-tasks-{companion}"));
+    let oldest = package(sh, &name)?.rust_version;
     ensure!(
-        sh.read_file("durable/README.md")?.contains(&format!("Rust {oldest} or later")),
+        sh.read_file(format!("{companion}/README.md"))?.contains(&format!("Rust {oldest} or later")),
         "the README has another version of Rust"
     );
     if context.toolchain(&oldest, "") {
-        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-durable --all-features").run()?;
-        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-durable-cli").run()?;
+        cmd!(sh, "rustup run {oldest} cargo check --quiet -p {name} {others...} --all-features").run()?;
     }
     Ok(())
 }
 
 /// Runs tests that use the brokers.
 fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Result<()> {
-    let azurite = context.azurite();
+    let azurite = context.azurite()?;
     let mut required = context.brokers();
     required.extend(azurite.as_ref().map(|_| "azurite"));
     let mut test = cmd!(context.sh, "cargo test --quiet --all-features {arguments...}");
@@ -107,19 +112,10 @@ pub(super) fn brokers(context: &Context) -> Result<()> {
 }
 
 pub(super) fn consumer(context: &Context) -> Result<()> {
-    let sh = &context.sh;
     each_feature(context, "background-tasks-consumer")?;
     core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
     test_with_brokers(context, &["-p", "background-tasks-consumer", "--test", "brokers"], true)?;
-    let oldest = package(sh, "background-tasks-consumer")?.rust_version;
-    ensure!(
-        sh.read_file("consumer/README.md")?.contains(&format!("Rust {oldest} or later")),
-        "the README has another version of Rust"
-    );
-    if context.toolchain(&oldest, "") {
-        cmd!(sh, "rustup run {oldest} cargo check --quiet -p background-tasks-consumer --all-features").run()?;
-    }
-    Ok(())
+    check_oldest(context, "consumer", &[])
 }
 
 pub(super) fn graphile(context: &Context) -> Result<()> {
