@@ -32,7 +32,7 @@ async function start(...options) {
   const folder = await mkdtemp(join(tmpdir(), "notes-"));
   const [dir, stalls] = [join(folder, "notes"), join(folder, "stalls")];
   await mkdir(stalls);
-  const args = ["--port", "0", "--dir", dir, "--stall", stalls, "--dashboard", ...options];
+  const args = ["--listen", "127.0.0.1:0", "--dir", dir, "--stall", stalls, "--dashboard", ...options];
   const child = spawn(env.NOTES, args, { stdio: ["ignore", "pipe", "inherit"] });
   service = { folder, dir, stalls, child, exit: once(child, "exit") };
   [[, service.url]] = await matchLines(child.stdout, /^listening on (http:.*)$/);
@@ -372,7 +372,7 @@ test("the page continues when the service has restarted", async () => {
   service.child.kill("SIGKILL");
   await service.exit;
   await shows("state", /^Connection lost, retrying$/);
-  const child = spawn(env.NOTES, ["--port", port, "--dir", service.dir, "--dashboard"], { stdio: ["ignore", "ignore", "inherit"] });
+  const child = spawn(env.NOTES, ["--listen", `127.0.0.1:${port}`, "--dir", service.dir, "--dashboard"], { stdio: ["ignore", "ignore", "inherit"] });
   Object.assign(service, { child, exit: once(child, "exit") });
   await shows("state", /^Running$/);
   assert.equal(await text("last-update"), "");

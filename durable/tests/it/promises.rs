@@ -211,6 +211,7 @@ async fn shortest_poll_interval_applies_to_all_workers_of_a_process() {
         let queue = jobs.queue::<u32>("numbers");
         queue.serve(&registry, WorkerOptions::default(), done).await.unwrap();
         let id = queue.enqueue(1).delay(PATIENCE * 10).await.unwrap();
+        sleep(Duration::from_secs(1)).await; // the process handles the notice of this call
         // No notice says that the job is available.
         sql(&jobs, "UPDATE {jobs} SET state = 'available'").await;
         assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);

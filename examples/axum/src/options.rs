@@ -19,8 +19,8 @@ or to serve, 130 after a second SIGTERM or Ctrl-C.";
 #[command(name = "signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
     /// Listen on this address, unless systemd passes a listener
-    #[arg(long, default_value = "127.0.0.1:3000")]
-    pub(crate) address: SocketAddr,
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
+    pub(crate) listen: SocketAddr,
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
@@ -52,7 +52,7 @@ impl Options {
     pub(crate) fn from_args() -> Self {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
-        if options.dashboard && !options.public_dashboard && !options.address.ip().is_loopback() {
+        if options.dashboard && !options.public_dashboard && !options.listen.ip().is_loopback() {
             let why =
                 "the dashboard has no login: use a loopback address, or --public-dashboard if other programs reject strangers";
             Self::command().error(ErrorKind::ArgumentConflict, why).exit();

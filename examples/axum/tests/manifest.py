@@ -11,7 +11,7 @@ assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"
 pod = deployment["spec"]["template"]["spec"]
 [container] = pod["containers"]
 [port] = container["ports"]
-assert container["args"][container["args"].index("--address") + 1] == f"0.0.0.0:{port['containerPort']}"
+assert container["args"][container["args"].index("--listen") + 1] == f"0.0.0.0:{port['containerPort']}"
 assert service["spec"]["ports"][0]["targetPort"] == port["name"]
 assert container["args"][container["args"].index("--host") + 1] == service["metadata"]["name"], "the service rejects its own name"
 for probe, path in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]:

@@ -36,7 +36,7 @@ impl Service {
     #[track_caller]
     fn start_as(command: &mut Command, options: &[&str]) -> Self {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut process = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path()).args(options));
+        let mut process = Process::start(command.args(["--listen", "127.0.0.1:0", "--dir"]).arg(dir.path()).args(options));
         let address = process.rest_of_line("listening on http://").parse().unwrap();
         Self { process, address, dir }
     }
@@ -394,7 +394,7 @@ fn outbox_must_be_a_regular_file() {
     fs::write(&other, "the file of another service\n").unwrap();
     let is_refused = || {
         let mut command = program();
-        let ended = Process::start(command.args(["--address", "127.0.0.1:0", "--dir"]).arg(dir.path())).wait();
+        let ended = Process::start(command.args(["--listen", "127.0.0.1:0", "--dir"]).arg(dir.path())).wait();
         ended.assert_code(2).assert_line(&format!("cannot append to '{}', which must be a regular file: ", outbox.display()));
     };
     symlink(&other, &outbox).unwrap();
@@ -428,7 +428,7 @@ fn invalid_address_is_rejected() {
 
 #[test]
 fn dashboard_is_optional() {
-    for (options, expected) in [(&[][..], 404), (&["--dashboard"], 200), (&["--public-dashboard", "--address", "0.0.0.0:0"], 200)] {
+    for (options, expected) in [(&[][..], 404), (&["--dashboard"], 200), (&["--public-dashboard", "--listen", "0.0.0.0:0"], 200)] {
         let service = Service::start(options);
         assert_eq!(get(&mut service.connect(), "/background").0, expected);
         service.process.terminate();
@@ -456,13 +456,13 @@ fn invalid_options_are_reported() {
     fs::write(&file, "").unwrap();
     let (taken, file) = (service.address.to_string(), file.to_str().unwrap());
     for (args, why) in [
-        (&["--address", &taken, "--dir", dir.path().to_str().unwrap()][..], format!("cannot listen on {taken}: ")),
-        (&["--address", "127.0.0.1:0", "--dir", file], format!("cannot write to '{file}': ")),
+        (&["--listen", &taken, "--dir", dir.path().to_str().unwrap()][..], format!("cannot listen on {taken}: ")),
+        (&["--listen", "127.0.0.1:0", "--dir", file], format!("cannot write to '{file}': ")),
         (&["--unknown"], "unexpected argument '--unknown'".into()),
-        (&["--address", "localhost"], "invalid value 'localhost' for '--address <ADDRESS>'".into()),
+        (&["--listen", "localhost"], "invalid value 'localhost' for '--listen <ADDRESS>'".into()),
         (&["--grace", "-1"], "invalid value '-1' for '--grace <SECONDS>'".into()),
         (&["--max-in-flight", "0"], "invalid value '0' for '--max-in-flight <MAILS>'".into()),
-        (&["--address", "0.0.0.0:0", "--dashboard"], "the dashboard has no login".into()),
+        (&["--listen", "0.0.0.0:0", "--dashboard"], "the dashboard has no login".into()),
     ] {
         let output = Process::start(program().args(args)).wait().assert_code(2).output();
         assert!(output.contains(&why), "{args:?}: {output}");

@@ -280,7 +280,7 @@ pub fn blocked_write_does_not_delay_exit(program: Program) {
 pub fn port_in_use(program: Program) {
     let service = Service::start(program, &[]);
     let dir = program.dir();
-    let args = ["--port", &service.port(), "--dir", dir.path().to_str().unwrap()];
+    let args = ["--listen", &service.address().to_string(), "--dir", dir.path().to_str().unwrap()];
     fails_to_start(program, &args, &format!("the program failed: cannot listen on {}: ", service.address()));
 }
 
@@ -290,15 +290,17 @@ pub fn invalid_folder(program: Program) {
     fs::write(&file, "").unwrap();
     for folder in [file.join("below"), file] {
         let folder = folder.to_str().unwrap();
-        fails_to_start(program, &["--port", "0", "--dir", folder], &format!("the program failed: cannot write to '{folder}': "));
+        fails_to_start(program, &["--listen", "127.0.0.1:0", "--dir", folder], &format!("the program failed: cannot write to '{folder}': "));
     }
 }
 
 pub fn options(program: Program) {
     is_refused(program, &["--unknown"], "error: unexpected argument '--unknown' found");
     is_refused(program, &["stray"], "error: unexpected argument 'stray' found");
-    is_refused(program, &["--port"], "error: a value is required for '--port <PORT>' but none was supplied");
-    is_refused(program, &["--port", "65536"], "error: invalid value '65536' for '--port <PORT>': 65536 is not in 0..=65535");
+    is_refused(program, &["--listen"], "error: a value is required for '--listen <ADDRESS>' but none was supplied");
+    for (address, why) in [("127.0.0.1:65536", "invalid socket address syntax"), ("0.0.0.0:0", "expected a loopback address")] {
+        is_refused(program, &["--listen", address], &format!("error: invalid value '{address}' for '--listen <ADDRESS>': {why}"));
+    }
     is_refused(program, &["--grace", "-1"], "error: invalid value '-1' for '--grace <SECONDS>': ");
     is_refused(program, &["--grace", "soon"], "error: invalid value 'soon' for '--grace <SECONDS>': invalid float literal");
     is_refused(program, &["--memory", "1"], "error: invalid value '1' for '--memory <MIB>': the minimum is 2");

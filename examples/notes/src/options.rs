@@ -1,5 +1,6 @@
 use crate::folder::MAX_NOTE;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,9 +8,9 @@ use std::time::Duration;
 #[derive(clap::Parser)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Options {
-    /// Listen on this port of 127.0.0.1; 0 selects a free port
-    #[arg(long, value_name = "PORT", default_value_t = 7878)]
-    pub(crate) port: u16,
+    /// Listen on this loopback address, because the service has no login; port 0 selects a free port
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878", value_parser = loopback)]
+    pub(crate) listen: SocketAddr,
     /// Store the notes in this folder, and create it if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "notes-cache")]
     pub(crate) dir: PathBuf,
@@ -37,6 +38,11 @@ Examples:
 
 Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the
 service failed to start, 130 after a second SIGTERM or Ctrl-C.";
+
+fn loopback(value: &str) -> Result<SocketAddr, String> {
+    let address = value.parse::<SocketAddr>().map_err(|error| error.to_string())?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("expected a loopback address".into()) }
+}
 
 fn seconds(value: &str) -> Result<Duration, String> {
     let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;

@@ -39,7 +39,7 @@ where
 pub struct Server<S> {
     notes: Arc<Notes<S>>,
     http: HttpServer<S>,
-    port: u16,
+    address: SocketAddr,
 }
 
 fn context(message: impl Display) -> impl FnOnce(io::Error) -> String {
@@ -53,12 +53,12 @@ impl<S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static> Server<S> {
         let http = HttpServer::new(&registry, timer).drain_timeout(options.grace / 2);
         let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
-        Ok(Self { notes, http, port: options.port })
+        Ok(Self { notes, http, address: options.listen })
     }
 
     /// Returns the address to listen on.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        self.address
     }
 
     /// Prints the address of the listener and notifies systemd.

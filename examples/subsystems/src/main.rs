@@ -96,9 +96,8 @@ async fn ship(orders: Arc<tokio::sync::Mutex<UnboundedReceiver<Order>>>, receipt
 }
 
 /// Accepts connections until shutdown starts.
-async fn accept(client: Client) -> io::Result<()> {
-    let address = std::env::args().nth(1);
-    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:4000")).await?;
+async fn accept(client: Client, listen: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
     println!("listening on {}", listener.local_addr()?);
     let signal = client.connections.signal();
     while let Some(accepted) = signal.run_until_shutdown(listener.accept()).await {

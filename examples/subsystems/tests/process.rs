@@ -21,7 +21,7 @@ impl Client {
 
 #[track_caller]
 fn start() -> (Process, Client) {
-    let mut process = Process::start(Command::new(env!("CARGO_BIN_EXE_subsystems")).arg("127.0.0.1:0"));
+    let mut process = Process::start(Command::new(env!("CARGO_BIN_EXE_subsystems")).args(["--listen", "127.0.0.1:0"]));
     let stream = TcpStream::connect(process.rest_of_line("listening on ")).unwrap();
     stream.set_read_timeout(Some(testing::PATIENCE)).unwrap();
     (process, Client(BufReader::new(stream)))

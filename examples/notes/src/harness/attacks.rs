@@ -76,7 +76,7 @@ pub fn folder_is_locked(program: Program) {
     let service = Service::start(program, &[]);
     let folder = service.dir().to_str().unwrap();
     let why = format!("the program failed: cannot write to '{folder}': another process uses this folder");
-    fails_to_start(program, &["--port", "0", "--dir", folder], &why);
+    fails_to_start(program, &["--listen", "127.0.0.1:0", "--dir", folder], &why);
     assert_eq!(service.connect().put("note", b"note").unwrap().status, 202);
     assert_drained(&service.stop().0);
 }

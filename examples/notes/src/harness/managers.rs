@@ -102,7 +102,7 @@ impl ServiceFolder {
 
     fn command(&self, program: Program, grace: &str) -> String {
         let (notes, stalls) = (self.notes(), self.stalls());
-        format!("{} --port 0 --dir {} --stall {} --grace {grace}", program.path, notes.display(), stalls.display())
+        format!("{} --listen 127.0.0.1:0 --dir {} --stall {} --grace {grace}", program.path, notes.display(), stalls.display())
     }
 }
 

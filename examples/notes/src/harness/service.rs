@@ -56,7 +56,7 @@ impl Program {
 
     /// Returns a command that starts the service with its notes in `dir`.
     pub(crate) fn serve(self, dir: &Path, options: &[&str]) -> Command {
-        let args = ["--port", "0", "--dir", dir.to_str().unwrap()];
+        let args = ["--listen", "127.0.0.1:0", "--dir", dir.to_str().unwrap()];
         self.command(args.iter().chain(options))
     }
 
