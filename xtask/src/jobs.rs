@@ -77,7 +77,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature; what tokio-console receives", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
-    Job { name: "bench", about: "the benchmarks, briefly", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 60, run: core::bench },
+    Job { name: "bench", about: "the benchmarks, briefly; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
     Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
     Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },

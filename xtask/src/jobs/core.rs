@@ -115,5 +115,7 @@ pub(super) fn minimal(context: &Context) -> Result<()> {
 pub(super) fn bench(context: &Context) -> Result<()> {
     context.program("valgrind", "valgrind");
     let out = context.built("peers-quick");
-    Ok(cmd!(context.sh, "cargo run --quiet -p peers -- --quick --out {out}").run()?)
+    cmd!(context.sh, "cargo run --quiet -p peers -- --quick --out {out}").run()?;
+    // Fails if the service on background-tasks loses work silently.
+    Ok(cmd!(context.sh, "cargo run --quiet -p lost-work -- --stops 1").run()?)
 }
