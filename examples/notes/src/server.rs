@@ -8,7 +8,7 @@ use hyper::rt::{Read, Timer, Write};
 use hyper_util::service::TowerToHyperService;
 use std::fmt::Display;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tower::Layer;

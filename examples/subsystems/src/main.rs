@@ -6,6 +6,8 @@
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
 use background_tasks_host::{Host, StderrObserver};
+use clap::Parser;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,8 +34,17 @@ struct Client {
     orders: UnboundedSender<Order>,
 }
 
+/// Receives orders over TCP, ships them, and files their receipts
+#[derive(Parser)]
+struct Options {
+    /// Listen on this address
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4000")]
+    listen: SocketAddr,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    let options = Options::parse();
     let root = Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();
     // The children share the observer and the settings of the root.
     let connections = root.named("connections").child_with_limit(100);
@@ -43,7 +54,7 @@ async fn main() -> ExitCode {
     // A subsystem is shut down after the subsystems before it have drained.
     let host = Host::new(&connections).then(&shipping).then(&archive).grace(Duration::from_secs(25));
     let orders = start_shipping(&shipping, start_archive(&archive));
-    host.run(accept(Client { connections, shipping, orders })).await
+    host.run(accept(Client { connections, shipping, orders }, options.listen)).await
 }
 
 fn start_archive(archive: &Tasks) -> Receipts {

@@ -129,10 +129,6 @@ impl Service {
         Self { process, address: (Ipv4Addr::LOCALHOST, port).into(), dir }
     }
 
-    pub(crate) fn port(&self) -> String {
-        self.address.port().to_string()
-    }
-
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
