@@ -1,6 +1,24 @@
-//! Contains pages about subsystems, special environments and child processes. The pages exist only in the documentation.
+//! Explains the crate by subject, and contains recipes and answers. The pages exist only in the documentation.
+//!
+//! | page | contents |
+//! | --- | --- |
+//! | [`handles`] | handles, child registries, services and timers |
+//! | [`child_processes`] | child processes that survive Ctrl-C until their tasks have ended |
+//! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
+//! | [`bare_metal`] | programs without the standard library |
 
-pub mod bare_metal;
-pub mod browser;
-pub mod child_processes;
-pub mod subsystems;
+/// Declares a module for each page. A link such as `[limits]` has a definition at the end of its file, for readers of the
+/// repository. The definition before the text has precedence, and makes the link point to the module.
+macro_rules! pages {
+    ($($page:ident)*) => {
+        pages!([concat!($("[", stringify!($page), "]: crate::guide::", stringify!($page), "\n",)*)] $($page)*);
+    };
+    ([$links:expr] $($page:ident)*) => {$(
+        #[doc = $links]
+        #[doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))]
+        pub mod $page {}
+    )*};
+}
+pages! {
+    handles child_processes browser bare_metal
+}

@@ -103,9 +103,8 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
-//! programs without `std`. The page [`guide::browser`] describes programs in a browser. The page [`guide::child_processes`]
-//! describes tasks that wait for child processes. The page [`guide::subsystems`] describes handles, children, services and timers.
+//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The [`guide`] has pages about
+//! [programs without `std`](guide::bare_metal) and [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!
@@ -134,7 +133,8 @@ mod builder;
 mod child;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(any(doc, doctest))]
+// The doctests of the pages use these runtimes. `doc` is also set for doctests.
+#[cfg(all(doc, any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio"))))]
 pub mod guide;
 mod join;
 mod observer;
