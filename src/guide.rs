@@ -2,6 +2,10 @@
 //!
 //! | page | contents |
 //! | --- | --- |
+//! | [`concepts`] | the terms: registry, task, drain, outcome, loss |
+//! | [`migrating`] | the counterparts of `tokio::spawn`, `TaskTracker`, `CancellationToken` and `JoinSet` |
+//! | [`shutdown`] | phases, grace period, abort, reserve, exit codes, and what is lost |
+//! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
 //! | [`child_processes`] | child processes that survive Ctrl-C until their tasks have ended |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
@@ -20,5 +24,5 @@ macro_rules! pages {
     )*};
 }
 pages! {
-    handles child_processes browser bare_metal
+    concepts migrating shutdown observing handles child_processes browser bare_metal
 }
