@@ -7,6 +7,7 @@
 //! | [`shutdown`] | phases, grace period, abort, reserve, exit codes, and what is lost |
 //! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
+//! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
 //! | [`child_processes`] | child processes that survive Ctrl-C until their tasks have ended |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
 //! | [`bare_metal`] | programs without the standard library |
@@ -24,5 +25,5 @@ macro_rules! pages {
     )*};
 }
 pages! {
-    concepts migrating shutdown observing handles child_processes browser bare_metal
+    concepts migrating shutdown observing handles limits child_processes browser bare_metal
 }
