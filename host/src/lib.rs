@@ -19,7 +19,8 @@
 //! }
 //! ```
 //!
-//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal.
+//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal. The page [`recipes`] has
+//! programs for axum, tonic, actix-web, warp and poem.
 //!
 //! # Features
 //!
@@ -91,6 +92,11 @@ pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]
 pub use self::until_shutdown::UntilShutdown;
+
+// The doctests of the page need the feature. `doc` is also set for doctests.
+#[cfg(all(doc, any(not(doctest), feature = "tower")))]
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
 #[doc = include_str!("../README.md")]
