@@ -8,7 +8,10 @@
 //! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
 //! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
-//! | [`child_processes`] | child processes that survive Ctrl-C until their tasks have ended |
+//! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
+//! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
+//! | [`deployment`] | Kubernetes, Docker, systemd, Windows |
+//! | [`spawners`] | a spawner for another executor |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
 //! | [`bare_metal`] | programs without the standard library |
 
@@ -25,5 +28,5 @@ macro_rules! pages {
     )*};
 }
 pages! {
-    concepts migrating shutdown observing handles limits child_processes browser bare_metal
+    concepts migrating shutdown observing handles limits recipes child_processes deployment spawners browser bare_metal
 }
