@@ -14,6 +14,9 @@
 //! | [`spawners`] | a spawner for another executor |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
 //! | [`bare_metal`] | programs without the standard library |
+//! | [`durable`] | work that must survive a crash |
+//! | [`troubleshooting`] | symptoms with their causes |
+//! | [`faq`] | frequent questions |
 
 /// Declares a module for each page. A link such as `[limits]` has a definition at the end of its file, for readers of the
 /// repository. The definition before the text has precedence, and makes the link point to the module.
@@ -29,4 +32,5 @@ macro_rules! pages {
 }
 pages! {
     concepts migrating shutdown observing handles limits recipes child_processes deployment spawners browser bare_metal
+    durable troubleshooting faq
 }
