@@ -40,6 +40,8 @@
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight. [`Registry::child`] returns a registry inside a
 //! registry, for a connection, a tenant or a plug-in that must be shut down alone.
 //!
+//! The [`guide`] explains the crate by subject. It has pages about migrating from tokio's types, recipes and troubleshooting.
+//!
 //! # The life of a registry
 //!
 //! ```text
@@ -103,7 +105,7 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The [`guide`] has pages about
+//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. See the pages about
 //! [programs without `std`](guide::bare_metal) and [programs in a browser](guide::browser).
 //!
 //! # Cost
