@@ -135,8 +135,7 @@ mod builder;
 mod child;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-// The doctests of the pages use these runtimes. `doc` is also set for doctests.
-#[cfg(all(doc, any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio"))))]
+#[cfg(doc)] // also set for doctests
 pub mod guide;
 mod join;
 mod observer;

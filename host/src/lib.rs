@@ -93,9 +93,8 @@ pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]
 pub use self::until_shutdown::UntilShutdown;
 
-// The doctests of the page need the feature. `doc` is also set for doctests.
-#[cfg(all(doc, any(not(doctest), feature = "tower")))]
-#[doc = include_str!("recipes.md")]
+#[cfg(doc)] // also set for doctests, which need the feature
+#[cfg_attr(any(not(doctest), feature = "tower"), doc = include_str!("recipes.md"))]
 pub mod recipes {}
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
