@@ -1,6 +1,40 @@
-//! Contains pages about subsystems, special environments and child processes. The pages exist only in the documentation.
+//! Explains the crate by subject, and contains recipes and answers. The pages exist only in the documentation.
+//!
+//! | page | contents |
+//! | --- | --- |
+//! | [`concepts`] | the terms: registry, task, drain, outcome, loss |
+//! | [`migrating`] | the counterparts of `tokio::spawn`, `TaskTracker`, `CancellationToken` and `JoinSet` |
+//! | [`shutdown`] | phases, grace period, abort, reserve, exit codes, and what is lost |
+//! | [`observing`] | how to observe, list and abort tasks |
+//! | [`handles`] | handles, child registries, services and timers |
+//! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
+//! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
+//! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
+//! | [`deployment`] | Kubernetes, Docker, systemd, Windows |
+//! | [`spawners`] | a spawner for another executor |
+//! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
+//! | [`bare_metal`] | programs without the standard library |
+//! | [`durable`] | work that must survive a crash |
+//! | [`troubleshooting`] | symptoms with their causes |
+//! | [`faq`] | frequent questions |
 
-pub mod bare_metal;
-pub mod browser;
-pub mod child_processes;
-pub mod subsystems;
+/// Declares a module for each page. A link such as `[limits]` has a definition at the end of its file, for readers of the
+/// repository. The definition before the text has precedence, and makes the link point to the module.
+macro_rules! pages {
+    ($($page:ident)*) => {
+        pages!([concat!($("[", stringify!($page), "]: crate::guide::", stringify!($page), "\n",)*)] $($page)*);
+    };
+    ([$links:expr] $($page:ident)*) => {$(
+        #[doc = $links]
+        // The doctests use these runtimes. A cfg on the module would appear in the documentation.
+        #[cfg_attr(
+            any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio")),
+            doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))
+        )]
+        pub mod $page {}
+    )*};
+}
+pages! {
+    concepts migrating shutdown observing handles limits recipes child_processes deployment spawners browser bare_metal
+    durable troubleshooting faq
+}

@@ -40,6 +40,8 @@
 //! lists its tasks, can abort its tasks, or limits the number of tasks in flight. [`Registry::child`] returns a registry inside a
 //! registry, for a connection, a tenant or a plug-in that must be shut down alone.
 //!
+//! The [`guide`] explains the crate by subject. It has pages about migrating from tokio's types, recipes and troubleshooting.
+//!
 //! # The life of a registry
 //!
 //! ```text
@@ -103,9 +105,8 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. The page [`guide::bare_metal`] describes
-//! programs without `std`. The page [`guide::browser`] describes programs in a browser. The page [`guide::child_processes`]
-//! describes tasks that wait for child processes. The page [`guide::subsystems`] describes handles, children, services and timers.
+//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. See the pages about
+//! [programs without `std`](guide::bare_metal) and [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!
@@ -134,7 +135,7 @@ mod builder;
 mod child;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(any(doc, doctest))]
+#[cfg(doc)] // also set for doctests
 pub mod guide;
 mod join;
 mod observer;

@@ -19,7 +19,8 @@
 //! }
 //! ```
 //!
-//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal.
+//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal. The page [`recipes`] has
+//! programs for axum, tonic, actix-web, warp and poem.
 //!
 //! # Features
 //!
@@ -91,6 +92,10 @@ pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]
 pub use self::until_shutdown::UntilShutdown;
+
+#[cfg(doc)] // also set for doctests, which need the feature
+#[cfg_attr(any(not(doctest), feature = "tower"), doc = include_str!("recipes.md"))]
+pub mod recipes {}
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
 #[doc = include_str!("../README.md")]

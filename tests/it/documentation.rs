@@ -1,4 +1,4 @@
-//! The tables of features and runtimes in the documentation match the manifests and the sources.
+//! The tables of features and runtimes in the documentation match the manifests and the sources. The guide lists all its pages.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,4 +123,26 @@ fn runtime_table_of_the_companion_is_part_of_the_main_table() {
     let main = rows(&read("README.md"), "## Runtimes");
     let companion = rows(&read("runtimes/README.md"), "## Runtimes");
     assert!(!companion.is_empty() && main.windows(companion.len()).any(|part| part == companion));
+}
+
+/// rustdoc resolves the links between pages to modules. Readers of the repository need a definition of each link in its file.
+#[test]
+fn guide_lists_its_pages_and_defines_their_links() {
+    let guide = read("src/guide.rs");
+    let listed: BTreeSet<_> = rows(&guide, "//! Explains").iter().map(|row| quoted(&row[0])[0].to_owned()).collect();
+    let declared = guide.split_once("pages! {").unwrap().1.trim_end().trim_end_matches('}');
+    let declared: BTreeSet<_> = declared.split_whitespace().map(str::to_owned).collect();
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide")).unwrap();
+    let pages: BTreeSet<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap().trim_end_matches(".md").to_owned()).collect();
+    assert_eq!((&listed, &declared), (&pages, &pages), "src/guide.rs");
+    for page in &pages {
+        let text = read(&format!("docs/guide/{page}.md"));
+        let is_link = |line: &&str| line.starts_with('[') && line.contains("]: ");
+        let defined: BTreeSet<_> = text.lines().filter(is_link).map(str::to_owned).collect();
+        let used = text.split("][").skip(1).map(|rest| rest.split_once(']').unwrap().0);
+        let expected: BTreeSet<_> = used.map(|used| format!("[{used}]: {used}.md")).collect();
+        assert_eq!(defined, expected, "docs/guide/{page}.md");
+        assert!(expected.iter().all(|link| pages.contains(link.split_once(": ").unwrap().1.trim_end_matches(".md"))), "{page}");
+    }
 }

@@ -95,7 +95,7 @@ pub(super) fn package(context: &Context) -> Result<()> {
 fn tracked_files(context: &Context, package: &Package) -> Result<Vec<String>> {
     let _folder = (package.folder != Path::new("")).then(|| context.sh.push_dir(&package.folder));
     let readme = ["Cargo.toml", "README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"];
-    let docs = ["build.rs", "docs/architecture.md", "docs/invariants.md", "docs/performance.md"];
+    let docs = ["build.rs", "docs/guide", "docs/architecture.md", "docs/invariants.md", "docs/performance.md"];
     let of_core = if package.folder == Path::new("") { &docs[..] } else { &[] };
     let files = cmd!(context.sh, "git ls-files -- src {readme...} {of_core...}").quiet().read()?;
     Ok(files.lines().map(str::to_owned).collect())
