@@ -11,6 +11,7 @@
 //! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
 //! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
 //! | [`deployment`] | Kubernetes, Docker, systemd, Windows |
+//! | [`runtimes`] | what each runtime can do, and what happens to its tasks when it is dropped |
 //! | [`spawners`] | a spawner for another executor |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
 //! | [`bare_metal`] | programs without the standard library |
@@ -35,6 +36,6 @@ macro_rules! pages {
     )*};
 }
 pages! {
-    concepts migrating shutdown observing handles limits recipes child_processes deployment spawners browser bare_metal
+    concepts migrating shutdown observing handles limits recipes child_processes deployment runtimes spawners browser bare_metal
     durable troubleshooting faq
 }

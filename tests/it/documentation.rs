@@ -89,7 +89,7 @@ fn runtime_table_matches_manifests_and_sources() {
         all_traits.flat_map(|(spawner, traits)| traits.iter().map(|trait_name| (spawner.clone(), trait_name.clone())));
     let mut undocumented: BTreeSet<_> = implementations.filter(|(spawner, _)| !WRAPPERS.contains(&&**spawner)).collect();
     let mut feature = String::new();
-    for row in rows(&read("README.md"), "## Runtimes") {
+    for row in rows(&read("docs/guide/runtimes.md"), "# Runtimes") {
         let [_, feature_cell, version, spawner_cell, trait_cells @ ..] = &row[..] else { panic!("{row:?}") };
         if let [name] = quoted(feature_cell)[..] {
             feature = name.to_owned();
@@ -115,12 +115,12 @@ fn runtime_table_matches_manifests_and_sources() {
             }
         }
     }
-    assert_eq!(undocumented, BTreeSet::new(), "the README does not list these implementations");
+    assert_eq!(undocumented, BTreeSet::new(), "docs/guide/runtimes.md does not list these implementations");
 }
 
 #[test]
 fn runtime_table_of_the_companion_is_part_of_the_main_table() {
-    let main = rows(&read("README.md"), "## Runtimes");
+    let main = rows(&read("docs/guide/runtimes.md"), "# Runtimes");
     let companion = rows(&read("runtimes/README.md"), "## Runtimes");
     assert!(!companion.is_empty() && main.windows(companion.len()).any(|part| part == companion));
 }
