@@ -381,7 +381,7 @@ test("the page continues when the service has restarted", async () => {
 test("the oldest two hundred tasks are listed, and the others are counted", async () => {
   await start();
   await Promise.all(Array.from({ length: 120 }, send_half));
-  // 120 connections and as many requests, and those of the page.
+  // 120 connections and as many requests, and the connections and requests of the page.
   await shows("more", /^and 4\d more$/);
   assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
   await shows("by-name", /request\s+121/);
