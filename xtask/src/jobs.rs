@@ -5,6 +5,7 @@ mod core;
 mod everywhere;
 mod proofs;
 mod targets;
+mod words;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -54,6 +55,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer"], tools: "nats-server, RabbitMQ, Node, azurite", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
+    Job { name: "words", about: "the spelling, and phrases to avoid in prose", tier: Full, paths: &[], tools: "typos, Python", seconds: 2, run: words::words },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features; the compiler names missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
     Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
     Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
