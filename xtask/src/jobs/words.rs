@@ -10,7 +10,7 @@ use xshell::cmd;
 
 const LIST: &str = "xtask/words.txt";
 /// The files that are prose or contain prose. In Rust files, only comments and string literals are checked.
-const FILES: [&str; 10] = ["*.md", "*.rs", "*.html", "*.yml", "*.yaml", "*.toml", "*.mjs", "*.py", "*.sh", "*.service"];
+const FILES: [&str; 11] = ["*.md", "*.rs", "*.html", "*.svg", "*.yml", "*.yaml", "*.toml", "*.mjs", "*.py", "*.sh", "*.service"];
 
 pub(super) fn words(context: &Context) -> Result<()> {
     let list = List::parse(&context.sh.read_file(LIST)?)?;
