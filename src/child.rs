@@ -32,7 +32,7 @@ impl<S: Clone> Registry<S> {
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root.
     ///
-    /// To give the child a name, call [`named`](Self::named) first. The states of children are small and come from a pool, as those of
+    /// To give the child a name, call [`named`](Self::named) first. The states of children are small and come from a pool, as the states of
     /// other registries do.
     ///
     /// # Examples
@@ -58,7 +58,7 @@ impl<S: Clone> Registry<S> {
     }
 
     /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time. Its
-    /// minimum and maximum are those of [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
+    /// minimum and maximum are the same as for [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
     ///
     /// This limit replaces the limits of the child's ancestors for the tasks of the child and of its descendants. Use such a child for
     /// work that must not compete with other work for permits. Otherwise the method does what [`child`](Self::child) does.

@@ -43,7 +43,7 @@ pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
 
-    /// The owner of the handle receives the output, so an `Err` counts as completed, as that of a tracked future does.
+    /// The owner of the handle receives the output, so an `Err` counts as completed, as for a tracked future.
     #[inline]
     fn completed(_: Token, output: T) -> (Option<UnreportedLoss>, Self::End) {
         (None, Ok(output))

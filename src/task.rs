@@ -41,7 +41,7 @@ impl<F> Work<F> {
     /// Drops a future that has not finished. Returns `None` if the future has already been dropped. Otherwise the caller must then
     /// release the count of the returned token (S2, S5).
     ///
-    /// The payload is that of the panic if the future's destructor panics.
+    /// The outcome contains the payload of the panic if the future's destructor panics.
     fn drop_unfinished(
         mut self: Pin<&mut Self>,
         loss: impl FnOnce(&Token) -> UnreportedLoss,
@@ -107,7 +107,7 @@ pub(crate) trait OutputReceiver<T> {
     /// Converts the output of the task. The loss is `None` if the task completed.
     fn completed(token: Token, output: T) -> (Option<UnreportedLoss>, Self::End);
 
-    /// Converts the loss of a task that has no output. The payload is that of the task's panic, if there was a panic.
+    /// Converts the loss of a task that has no output. `payload` is the payload of the task's panic, if there was a panic.
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
 
     /// Releases the task's count, and passes the end of the task on.

@@ -117,7 +117,7 @@ where
 pub struct DetachFuture<T, E> {
     /// `None` if the registry has rejected the task.
     task: Option<JoinHandle<Result<T, E>>>,
-    /// For a response in place of that of the service.
+    /// For a response that replaces the response of the service.
     close_connection: bool,
 }
 

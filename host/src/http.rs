@@ -69,7 +69,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
 /// connections, and they are listed among the stragglers. If the service panics, the connection closes, and the registry counts a panicked
-/// task. Add a `RequestLayer` (feature `tower`) if requests must have outcomes of their own.
+/// task. Add a `RequestLayer` (feature `tower`) if each request must have its own outcome.
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
 /// [`signal`](Registry::signal).
@@ -125,7 +125,7 @@ struct Settings {
 }
 
 impl<S> HttpServer<S> {
-    /// Returns a server whose connections are tasks of `registry`, with this call as their call site. The timer is that of the runtime.
+    /// Returns a server whose connections are tasks of `registry`, with this call as their call site. The timer belongs to the runtime.
     ///
     /// The server keeps a handle of the registry.
     #[track_caller]

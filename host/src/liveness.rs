@@ -16,7 +16,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// A task that waits forever, for example for a connection that no longer answers, does not end and is not lost, so no other report
 /// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning has the call site of the task if
-/// the name is that of a service, or of a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task reports
+/// the name must belong to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task reports
 /// progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts the shutdown.
 /// The process then exits with code 2 after the drain.
 ///

@@ -7,7 +7,7 @@ use tower_service::Service;
 
 /// A layer whose calls end only when no task of a registry is in flight, for platforms that freeze the process between two calls.
 ///
-/// AWS Lambda freezes the process when its runtime asks for the next event. A task that a handler has started then stops half-way, until the next
+/// AWS Lambda freezes the process when its runtime asks for the next event. A task that a handler has started then stops before it finishes, until the next
 /// event arrives or forever. Put this layer around the service that handles an event and sends the response. The caller receives the response
 /// immediately. The runtime asks for the next event after the tasks have ended.
 ///

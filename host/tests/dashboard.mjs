@@ -1,6 +1,6 @@
 // The dashboards of a notes service and of host/examples/dashboard.rs in Chromium. Needs chromium, chromedriver, mkfifo:
 // `NOTES=path/to/notes-tokio SHOP=path/to/examples/dashboard node --test host/tests/dashboard.mjs`.
-// With SCREENSHOTS=folder it also takes the screenshots in docs/.
+// With SCREENSHOTS=folder it also takes the screenshots in docs/pictures/.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
@@ -381,7 +381,7 @@ test("the page continues when the service has restarted", async () => {
 test("the oldest two hundred tasks are listed, and the others are counted", async () => {
   await start();
   await Promise.all(Array.from({ length: 120 }, send_half));
-  // 120 connections and as many requests, and those of the page.
+  // 120 connections and as many requests, and the connections and requests of the page.
   await shows("more", /^and 4\d more$/);
   assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
   await shows("by-name", /request\s+121/);
@@ -452,13 +452,15 @@ test("the browser logs no errors", async () => {
   assert.deepEqual(await browser.log(), []);
 });
 
-async function take(name, scheme, width, height) {
-  await browser.prefer(scheme);
+async function take(name, width, height) {
   await browser.resize(width, height);
   await browser.devtools("Emulation.setScrollbarsHidden", { hidden: true });
   await run("scrollTo(0, 0)");
-  await new Promise((resolve) => setTimeout(resolve, 600));
-  await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}.png`));
+  for (const scheme of ["light", "dark"]) {
+    await browser.prefer(scheme);
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await browser.screenshot(join(env.SCREENSHOTS, `dashboard-${name}-${scheme}.png`));
+  }
 }
 
 test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => {
@@ -480,8 +482,8 @@ test("screenshots", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, async () => 
   await click_abort(`[...document.querySelectorAll("#rows button:enabled")].at(-1)`);
   await until("an abort", () => ended("aborted"));
   await new Promise((resolve) => setTimeout(resolve, 5000));
-  await take("wide", "light", 1280, 800);
-  await take("narrow", "dark", 400, 1180);
+  await take("wide", 1280, 690);
+  await take("narrow", 400, 1180);
   stop = true;
   await Promise.all(load);
 });
@@ -492,6 +494,11 @@ test("screenshot of a drain", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, as
   await new Promise((resolve) => setTimeout(resolve, 20_000));
   service.child.kill("SIGTERM");
   await shows("state", /^Draining$/);
-  await new Promise((resolve) => setTimeout(resolve, 8000));
-  await take("drain", "dark", 1280, 1200);
+  // The first phase drains, and then tenants of the second one end.
+  for (const name of ["checkout", "import", "export"]) {
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+    await release(name);
+  }
+  await new Promise((resolve) => setTimeout(resolve, 2500));
+  await take("drain", 1280, 1200);
 });

@@ -126,7 +126,7 @@ impl Event {
     }
 }
 
-/// Stands in for the data that a registry state overwrites when the pool reuses the state.
+/// Models the data that a registry state overwrites when the pool reuses the state.
 ///
 /// Every use of the state by one registry must happen before the next registry reuses the state. Loom fails a run that violates
 /// this order.

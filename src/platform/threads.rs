@@ -64,7 +64,7 @@ pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 /// each core.
 ///
 /// The number of a thread selects its shard; see [`thread_number`]. With several shards for each core, two threads that run
-/// simultaneously seldom share a shard.
+/// simultaneously rarely share a shard.
 pub(crate) fn shard_count() -> usize {
     static SHARDS: OnceLock<usize> = OnceLock::new();
     *SHARDS.get_or_init(|| {

@@ -186,7 +186,7 @@ pub enum TaskKind {
     Blocking,
     /// A future that the caller of [`Registry::track`](crate::Registry::track) polls.
     Tracked,
-    /// A guard, which stands for work that is not a future; see [`Registry::guard`](crate::Registry::guard).
+    /// A guard, which represents work that is not a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
     /// A task that starts its work again; see [`Registry::service`](crate::Registry::service) and
     /// [`Registry::every`](crate::Registry::every).

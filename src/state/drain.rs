@@ -68,7 +68,7 @@ impl RegistryState {
         self.close_wait_queue();
     }
 
-    /// Returns whether the observers receive the start of the shutdown and the end of the drain. Those of a child are not reported.
+    /// Returns whether the observers receive the start of the shutdown and the end of the drain. A child reports neither event.
     fn reports_shutdown(&self) -> bool {
         self.is_observed() && !self.is_child()
     }

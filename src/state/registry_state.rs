@@ -33,7 +33,7 @@ use core::{array, cell::Cell, fmt, ptr};
 /// ```
 pub struct RegistryState {
     /// The phase is even while the registry is open, and odd once its shutdown has started. A pooled state serves several
-    /// registries one after another, and each of these registries has two phase values of its own.
+    /// registries one after another, and each of these registries has two separate phase values.
     pub(super) phase: AtomicUsize,
     pub(super) origin: Origin,
     /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
@@ -53,7 +53,7 @@ pub(super) enum Origin {
     Child,
 }
 
-/// The fields that many threads write, but seldom.
+/// The fields that many threads write, but rarely.
 pub(super) struct Shared {
     /// The number of handles of the registry. The count starts at 1, because a new registry has one handle. The shutdown starts
     /// when the last handle is dropped.
@@ -148,7 +148,7 @@ pub(crate) struct Shard {
     /// fields.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
-    /// The lists have cache lines of their own, because other threads write them: a task may leave the gate while this thread
+    /// The lists have separate cache lines, because other threads write them: a task may leave the gate while this thread
     /// registers a signal (H2).
     lists: &'static Lists,
 }

@@ -6,7 +6,7 @@ use crate::report::{ServiceInfo, TaskInfo, TaskKind};
 use alloc::vec::Vec;
 
 impl RegistryState {
-    /// Returns the services in flight of this registry, in the order of their starts, and then those of its descendants.
+    /// Returns the services in flight of this registry, in the order of their starts, and then the services of its descendants.
     ///
     /// This function reads the slots under the lock of the list. A service takes this lock before it leaves, so each slot still holds
     /// its service.

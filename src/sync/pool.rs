@@ -38,7 +38,7 @@ impl<T> Pool<T> {
     }
 }
 
-/// A pool with several parts. Threads that take and return items at the same time seldom use the same part, so they do not wait for
+/// A pool with several parts. Threads that take and return items at the same time rarely use the same part, so they do not wait for
 /// one lock.
 pub(crate) struct ShardedPool<T: 'static>(Once<Box<[CachePadded<Pool<T>>]>>);
 

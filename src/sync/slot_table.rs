@@ -46,7 +46,7 @@ pub(crate) struct FreedSlots(AtomicUsize);
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
     slot: &'static Slot,
-    /// The task that occupied this row most recently. `Slot::is_live` tells whether this task is still in flight.
+    /// The task that occupied this row most recently. `Slot::is_live` is whether this task is still in flight.
     task: Option<Occupant>,
     /// The number of tasks that have occupied this row, modulo 2³².
     generation: u32,

@@ -80,7 +80,7 @@ impl Process {
         Self::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
-    /// Starts a process, and reads those of its outputs that are pipes.
+    /// Starts a process, and reads each of its outputs that is a pipe.
     ///
     /// The process ignores no termination signals, even if the test runs under `nohup` or in the background of a shell.
     pub fn spawn(command: &mut Command) -> Self {

@@ -230,7 +230,7 @@ fn last_leave_races_enter() {
 #[test]
 fn task_enters_another_shard_when_its_own_has_drained() {
     let registry = Registry::new(());
-    // The guard keeps only this thread's shard open. If there are several shards, those of most other threads have drained.
+    // The guard keeps only this thread's shard open. If there are several shards, the shards of most other threads have drained.
     let guard = registry.guard().unwrap();
     registry.start_shutdown();
     for _ in 0..8 {

@@ -1,4 +1,4 @@
-//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a binary of its own, because
+//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a separate binary, because
 //! the tests of one process share a pool of registries, and so change what another test allocates.
 
 #[macro_use]

@@ -186,7 +186,7 @@ impl Observer for CountingLosses {
     }
 }
 
-/// Returns the outcome that a loss stands for, and its text.
+/// Returns the outcome of a loss, and its text.
 fn outcome(loss: &Loss<'_>) -> (Outcome, String) {
     match *loss {
         Loss::Failed(error) => (Outcome::Failed, error.into()),

@@ -3,8 +3,10 @@
 mod companions;
 mod core;
 mod everywhere;
+mod pictures;
 mod proofs;
 mod targets;
+mod words;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -54,6 +56,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "docs/guide", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
+    Job { name: "words", about: "the spelling, and phrases to avoid in prose", tier: Full, paths: &[], tools: "typos, Python", seconds: 5, run: words::words },
     Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features; the compiler names missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
     Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
     Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
@@ -80,6 +83,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "bench", about: "the benchmarks, briefly; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
     Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
+    Job { name: "pictures", about: "makes the pictures in docs/pictures again; does not check them", tier: OnRequest, paths: &["docs/pictures"], tools: "util-linux, Node, Chromium", seconds: 100, run: pictures::pictures },
     Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
 ];
 

@@ -22,7 +22,7 @@ Runs the checks of this repository.
     cargo xtask ci                 `full`, and an eighth of `nightly`: another eighth after each commit
     cargo xtask --list             the jobs, with their paths, tools and durations
 
-A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or those of the last
+A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or the files of the last
 commit if there are none.
 
 Environment:

@@ -105,6 +105,27 @@ impl Context {
         Ok(Some(std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?))
     }
 
+    /// Returns the path of a program from the Python index, which is installed once for each version.
+    pub(crate) fn python_program(&self, name: &str, version: &str) -> Option<PathBuf> {
+        let root = self.built(&format!("tools/{name}-{version}"));
+        let bin = root.join(if cfg!(windows) { "Scripts" } else { "bin" });
+        let program = bin.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+        if !program.is_file() {
+            let python = if cfg!(windows) { "python" } else { "python3" };
+            if !self.program(python, "python3-venv") {
+                return None;
+            }
+            let pip = bin.join("pip");
+            let is_installed = cmd!(self.sh, "{python} -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok()
+                && cmd!(self.sh, "{pip} install --quiet {name}=={version}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+            if !is_installed {
+                self.skip(&format!("PyPI's package {name} {version} is not available"));
+                return None;
+            }
+        }
+        Some(program)
+    }
+
     /// Returns the folder in which an npm package is installed, once for each version.
     pub(crate) fn npm_package(&self, name: &str, version: &str) -> Result<Option<PathBuf>> {
         let root = self.built(&format!("tools/{name}-{version}"));

@@ -1,4 +1,4 @@
-//! What idle workers cost: those of many empty queues, and one whose jobs are all due later.
+//! Measures the cost of idle workers: workers of many empty queues, and a worker whose jobs are all due later.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};

@@ -45,7 +45,7 @@ impl Row {
     }
 }
 
-/// The first column names the contenders. The ratios are relative to the row `ours`.
+/// The first column names the contenders. The ratios are relative to the row whose index is `ours`.
 pub struct Table {
     pub title: &'static str,
     /// Empty if the columns have different units.

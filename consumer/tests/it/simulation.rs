@@ -59,7 +59,7 @@ pub(crate) struct SimSpawner {
 
 impl Spawner for SimSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
-        Executor::spawn(&self.executor, task).detach(); // the method is also that of the trait, with the feature `async-executor`
+        Executor::spawn(&self.executor, task).detach(); // a method of the trait has the same name, with the feature `async-executor`
     }
 }
 

@@ -14,7 +14,7 @@ thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::start()));
 
 struct Visit {
     tasks: Registry<WasmSpawner>,
-    /// The time of the start, which identifies the visit among those of all pages.
+    /// The time of the start, which identifies the visit among the visits of all pages.
     started: f64,
 }
 

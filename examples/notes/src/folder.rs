@@ -145,7 +145,7 @@ fn remove_temporaries(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether a name is that of a temporary file: `.PROCESS-NUMBER.tmp`.
+/// Returns whether a file with this name is a temporary file: `.PROCESS-NUMBER.tmp`.
 fn is_temporary(name: &str) -> bool {
     let numbers = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.split_once('-'));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -32,8 +32,8 @@ const AFTER_HELP: &str = "\
 Examples:
   curl -T file http://127.0.0.1:7878/notes/name    store a note of up to 1 MiB
   curl http://127.0.0.1:7878/notes/name            read the note
-  curl http://127.0.0.1:7878/                      show what is in flight and what was written
-  curl http://127.0.0.1:7878/tasks                 list what is in flight
+  curl http://127.0.0.1:7878/                      show the tasks in flight and the notes
+  curl http://127.0.0.1:7878/tasks                 list the tasks in flight
   curl http://127.0.0.1:7878/readyz                readiness: 503 once shutdown has started
 
 Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the

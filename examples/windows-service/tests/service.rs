@@ -68,7 +68,7 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     let started: usize = log.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
     assert!(started > 1 && log.matches("is sent").count() == started, "{log}");
 
-    // A task that hangs: the exit code is that of a missed deadline.
+    // A task hangs, so the service exits with the code of a missed deadline.
     service.start(&["hang"]).unwrap();
     states_until(&service, ServiceState::Running);
     service.stop().unwrap();

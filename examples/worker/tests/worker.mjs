@@ -74,7 +74,7 @@ test("receipts are sent after the response", async () => {
 
 test("receipts are lost without waitUntil", async () => {
   await post("forgotten", "?forget");
-  // The receipts of a later order take as long, so those of the first order would have arrived before.
+  // The receipts of a later order take as long, so the receipts of the first order would have arrived before.
   await post("later");
   await until(() => has_receipts("later"));
   await post("last");

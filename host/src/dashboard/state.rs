@@ -135,7 +135,7 @@ impl Source {
 #[derive(Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a field of the JSON")]
 struct State {
-    /// The number of tasks in flight, those of child registries included.
+    /// The number of tasks in flight, including the tasks of child registries.
     in_flight: usize,
     summary: Summary,
     shutting_down: bool,

@@ -38,7 +38,7 @@ pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(
     if trusted { Ok(()) } else { Err(UNKNOWN_HOST) }
 }
 
-/// Returns the response of the service, or that of the server in its place. `timed_out` is whether the body of the request was too slow.
+/// Returns the response of the service, or the response with which the server replaces it. `timed_out` is whether the body of the request was too slow.
 pub(super) async fn answer<F, B, E>(
     called: Result<F, Refusal>,
     timed_out: Arc<AtomicBool>,

@@ -82,7 +82,7 @@ pub(super) fn package(context: &Context) -> Result<()> {
         for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
             ensure!(
                 sh.read_file(license)? == sh.read_file(package.folder.join(license))?,
-                "{license} of {name} differs from that of the core"
+                "{license} of {name} differs from {license} of the core"
             );
         }
         println!("{name} {}: {} files", package.version, listed.len());

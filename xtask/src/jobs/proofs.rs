@@ -130,7 +130,7 @@ fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     }
     let arguments = &arguments[..];
     let _folder = sh.push_dir(copy);
-    // Target folders of their own: cargo would take the copy's packages for those of the repository, and not build them again.
+    // Separate target folders: cargo would take the copy's packages for the repository's packages, and not build them again.
     let _target = sh.push_env("CARGO_TARGET_DIR", context.built(if model.is_some() { "hazards-models" } else { "hazards-target" }));
     let _flags = model.map(|_| sh.push_env("RUSTFLAGS", "--cfg loom"));
     let test = || -> Result<Output> {

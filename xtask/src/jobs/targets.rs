@@ -123,7 +123,7 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(error.contains("needs the feature `std`, or `critical-section`"), "unclear error without a lock: {error}");
 
-    // The atomics of these targets have no 64 bits; those of the last two have no compare-and-swap.
+    // The atomics of these targets have no 64 bits, and the atomics of the last two have no compare-and-swap.
     let targets = [
         ("thumbv7em-none-eabihf", ""),
         ("thumbv7em-none-eabihf", BARE),
