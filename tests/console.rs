@@ -201,7 +201,7 @@ fn console_subscriber_sends_the_name_and_the_call_site() {
     let (layer, server) = ConsoleLayer::builder().publish_interval(Duration::from_millis(10)).build();
     let ServerParts { instrument_server, aggregator, .. } = server.into_parts();
     let (address, bound) = std::sync::mpsc::channel();
-    // The subscriber of this test is that of its thread, so it sees no task of the server.
+    // The subscriber applies to the thread of this test, so it sees no task of the server.
     thread::spawn(move || {
         runtime().block_on(async {
             let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -218,7 +218,7 @@ fn console_subscriber_sends_the_name_and_the_call_site() {
             assert_eq!(registry.shutdown().await.completed, 1);
             site
         });
-        // Outside the runtime of the task, whose client has tasks of its own.
+        // On another thread, because the client also starts tasks.
         let sent = thread::spawn(move || {
             runtime().block_on(async {
                 let mut client = InstrumentClient::connect(url).await.unwrap();

@@ -113,7 +113,7 @@ async fn jobs_of_the_old_tables_are_moved() {
         let again = queue.enqueue(mail("A")).unique_key("key").await.unwrap();
         assert_eq!((again.id, again.is_new), (number("A").parse().unwrap(), false));
 
-        // The old tables are gone, so a worker of the old version cannot run, and nothing is moved twice.
+        // The old tables do not exist any more, so a worker of the old version cannot run, and nothing is moved twice.
         let old = if database.is_postgres { "apalis.jobs" } else { "Jobs" };
         let exists = if database.is_postgres {
             format!("SELECT CASE WHEN to_regclass('{old}') IS NULL THEN 0::bigint ELSE 1 END")

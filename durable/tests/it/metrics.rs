@@ -35,7 +35,7 @@ fn value(metric: &str, labels: &str) -> Option<f64> {
     lines.first().map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
 }
 
-/// Returns a queue whose name no other test uses: the exporter is that of the process.
+/// Returns a queue whose name no other test uses: the process has one exporter.
 fn queue(jobs: &Durable, name: [&'static str; 2]) -> (Queue<Mail>, String) {
     exporter();
     let name = name[usize::from(jobs.sqlite_pool().is_none())];

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Serves until shutdown has started and all connections have closed.
 async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
-    let Options { address, hosts, dir, takes, grace, .. } = options;
+    let Options { listen: address, hosts, dir, takes, grace, .. } = options;
     let outbox = Outbox::open(&dir)?;
     let service = Arc::new(Service { tasks, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");

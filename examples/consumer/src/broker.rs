@@ -227,7 +227,7 @@ fn dead(queue: &str) -> String {
     format!("{queue}-dead")
 }
 
-/// Returns the client of a queue. The URL is that of the account.
+/// Returns the client of a queue. The URL names the account.
 fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
     let mut url = account.clone();
     url.set_path(&format!("{}/{queue}", account.path().trim_end_matches('/')));

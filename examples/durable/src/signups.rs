@@ -182,7 +182,7 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Limits the wait for the database. Commits have no limit: a commit must not be abandoned half-way.
+/// Limits the wait for the database. Commits have no limit: a commit must not be abandoned before it has ended.
 async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(DATABASE_TIMEOUT, work).await {
         Ok(result) => result.map_err(StoreError::of),

@@ -36,7 +36,7 @@ pub(crate) fn seconds(value: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// Returns the arguments of a child worker: those of this process, but half of its grace period, because the worker drains last.
+/// Returns the arguments of a child worker: the same as this process, but half of its grace period, because the worker drains last.
 pub(crate) fn worker_args(grace: Duration) -> Vec<OsString> {
     let mut args = vec!["worker".into()];
     args.extend(env::args_os().skip(1));

@@ -290,7 +290,11 @@ pub fn invalid_folder(program: Program) {
     fs::write(&file, "").unwrap();
     for folder in [file.join("below"), file] {
         let folder = folder.to_str().unwrap();
-        fails_to_start(program, &["--listen", "127.0.0.1:0", "--dir", folder], &format!("the program failed: cannot write to '{folder}': "));
+        fails_to_start(
+            program,
+            &["--listen", "127.0.0.1:0", "--dir", folder],
+            &format!("the program failed: cannot write to '{folder}': "),
+        );
     }
 }
 

@@ -266,7 +266,7 @@ fn signal(name: &str, processes: &[u32]) {
     let _ = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
 }
 
-/// Returns the child processes. Returns none on systems without `/proc`: there the children exit by themselves, as they watch their parent.
+/// Returns the child processes. Returns none on systems without `/proc`: there the children exit without help, because they watch their parent.
 fn children(process: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
