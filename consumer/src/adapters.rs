@@ -6,3 +6,5 @@ pub(crate) mod azure;
 pub(crate) mod nats;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbitmq;
+#[cfg(feature = "sqs")]
+pub(crate) mod sqs;

@@ -18,7 +18,7 @@
 //!     Ok(())
 //! }
 //!
-//! // In production: `RabbitQueue`, `JetStream` or `AzureQueue`.
+//! // In production: `RabbitQueue`, `JetStream`, `AzureQueue` or `SqsQueue`.
 //! let queue = MemoryQueue::new(Duration::from_secs(30));
 //! queue.send(r#"{"to": "a@example.com"}"#);
 //! let registry = Registry::builder(SmolSpawner).inspect().build(); // can abort handlers after the grace period
@@ -54,6 +54,7 @@
 //! | `RabbitQueue` | `rabbitmq` | RabbitMQ, quorum and classic queues |
 //! | `JetStream` | `nats` | NATS JetStream, pull consumers |
 //! | `AzureQueue` | `azure` | Azure Queue Storage |
+//! | `SqsQueue` | `sqs` | Amazon SQS, standard queues |
 //! | [`MemoryQueue`] | | the memory of the process, for tests and for development |
 //!
 //! To use another broker, implement [`Source`]. The module `conformance` (feature `conformance`) tests the implementation.
@@ -63,7 +64,7 @@
 //! | feature | enables |
 //! | --- | --- |
 //! | `json` (default) | `Delivery::json` |
-//! | `azure`, `nats`, `rabbitmq` | the sources above; each needs tokio |
+//! | `azure`, `nats`, `rabbitmq`, `sqs` | the sources above; each needs tokio |
 //! | `conformance` | the module `conformance` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -85,6 +86,8 @@ pub use self::adapters::azure::{AzureQueue, AzureReceipt};
 pub use self::adapters::nats::JetStream;
 #[cfg(feature = "rabbitmq")]
 pub use self::adapters::rabbitmq::{RabbitError, RabbitQueue, RabbitReceipt};
+#[cfg(feature = "sqs")]
+pub use self::adapters::sqs::{SqsError, SqsQueue, SqsReceipt};
 pub use self::consumer::{Consumer, consumer};
 pub use self::delivery::Delivery;
 pub use self::failure::Failure;

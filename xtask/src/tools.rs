@@ -54,6 +54,23 @@ impl Context {
         Ok(self.npm_package("azurite", "3.35.0")?.map(|root| root.join("node_modules/.bin/azurite-queue")))
     }
 
+    /// Returns the path of a Python interpreter that has moto, the emulator of Amazon SQS. Tries to install it.
+    pub(crate) fn moto(&self) -> Option<PathBuf> {
+        let root = self.built("tools/moto-5.2.5");
+        let is_installed = || root.join("bin/moto_server").is_file(); // pip writes it last
+        let create = || cmd!(self.sh, "python3 -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+        if !is_installed() && self.debian("python3-venv", create) {
+            let pip = root.join("bin/pip");
+            let install = cmd!(self.sh, "{pip} install --disable-pip-version-check moto[server]==5.2.5");
+            let _ = install.quiet().ignore_stdout().ignore_stderr().run();
+        }
+        if !is_installed() {
+            self.skip("moto is not available");
+            return None;
+        }
+        Some(root.join("bin/python3"))
+    }
+
     /// Returns whether Node, Chromium and its driver are available. Tries to install them.
     pub(crate) fn browser(&self) -> bool {
         let programs = [("node", "nodejs"), ("chromium", "chromium"), ("chromedriver", "chromium-driver")];

@@ -6,6 +6,7 @@ mod azure;
 mod nats;
 mod rabbitmq;
 mod server;
+mod sqs;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::Source;
@@ -25,6 +26,9 @@ pub(crate) trait Queue: Broker {
 
     /// `address` is the server, and `name` is the queue. Creates the queue if it does not exist.
     async fn open(address: &str, name: &str) -> Self;
+
+    /// Checks what only this source promises. Panics if it breaks a promise.
+    async fn check_details(_address: &str) {}
 }
 
 /// What happens to the broker.
@@ -39,6 +43,7 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
     let start = Instant::now();
+    Q::check_details(address).await;
     if let Err(violation) = conformance::source(async || Q::open(address, &name()).await).await {
         eprintln!("{}: {violation}", Q::NAME);
         return false;
@@ -125,6 +130,8 @@ fn main() -> ExitCode {
             // Killed, azurite loses what it has confirmed.
             selected(azure::Azure::NAME)
                 .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
+            // Killed, moto loses all messages.
+            selected(sqs::Sqs::NAME).then(|| scope.spawn(|| test::<sqs::Sqs>("moto", server::moto, &[Outage::Freeze]))),
         ];
         brokers.into_iter().flatten().all(|broker| broker.join().unwrap_or(false))
     });
@@ -152,6 +159,7 @@ async fn work(broker: &str, address: &str, name: &str) {
         rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
         rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
         azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
+        sqs::Sqs::NAME => serve::<sqs::Sqs>(address, name).await,
         _ => panic!("unknown broker {broker}"),
     }
 }

@@ -170,3 +170,49 @@ pub(crate) fn azurite() -> Result<(Server, String), String> {
     let server = Server::start(&format!("exec {program} {options}"), port, Server::folder(), Vec::new())?;
     Ok((server, format!("http://127.0.0.1:{port}/devstoreaccount1/QUEUE?{signature}")))
 }
+
+/// Runs moto with a lock. Its threads change a queue without one, so deleted messages returned, and sent messages could get lost.
+const MOTO: &str = "
+import threading, time
+from moto.server import main
+from moto.sqs.models import SQSBackend
+
+lock = threading.RLock()
+
+def locked(name):
+    method = getattr(SQSBackend, name)
+    def call(*args, **kwargs):
+        with lock:
+            return method(*args, **kwargs)
+    return call
+
+for name in ['create_queue', 'send_message', 'delete_message', 'change_message_visibility', 'receive_message']:
+    setattr(SQSBackend, name, locked(name))
+receive = SQSBackend.receive_message
+
+def poll(self, queue_name, count, wait, *args, **kwargs):
+    end = time.monotonic() + wait
+    while True:
+        messages = receive(self, queue_name, count, 0, *args, **kwargs)
+        if messages or time.monotonic() >= end:
+            return messages
+        time.sleep(0.02)
+
+SQSBackend.receive_message = poll
+main()
+";
+
+/// Starts moto's emulator of Amazon SQS. Returns its URL.
+///
+/// The environment variable `MOTO` names an interpreter of Python that has the package `moto[server]`.
+///
+/// # Errors
+///
+/// Why the server cannot start.
+pub(crate) fn moto() -> Result<(Server, String), String> {
+    let python = find("moto", &[&env::var("MOTO").unwrap_or_default()])?;
+    let port = free_port();
+    let script = format!("exec {python} -c \"$SCRIPT\" -H 127.0.0.1 -p {port}");
+    let server = Server::start(&script, port, Server::folder(), vec![("SCRIPT", MOTO.into())])?;
+    Ok((server, format!("http://127.0.0.1:{port}")))
+}

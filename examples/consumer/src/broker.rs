@@ -7,10 +7,13 @@ use crate::options::{Options, queue_url};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream::{self, RetentionPolicy};
 use async_nats::jetstream::{self};
+use aws_config::BehaviorVersion;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_sqs::error::DisplayErrorContext;
 use azure_core::http::Url;
 use azure_storage_queue::QueueClient;
 use azure_storage_queue::models::{QueueClientSendMessageOptions, QueueMessage};
-use background_tasks_consumer::{AzureQueue, Delivery, Failure, JetStream, MemoryQueue, RabbitQueue, Source, consumer};
+use background_tasks_consumer::{AzureQueue, Delivery, Failure, JetStream, MemoryQueue, RabbitQueue, Source, SqsQueue, consumer};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -51,6 +54,10 @@ pub(crate) enum Broker {
         mails: Arc<QueueClient>,
         notices: Arc<QueueClient>,
     },
+    Sqs {
+        client: aws_sdk_sqs::Client,
+        account: String,
+    },
 }
 
 impl Broker {
@@ -71,10 +78,21 @@ impl Broker {
             "amqp" => Self::Rabbit { uri: url, link: Arc::default() },
             "http" | "https" => {
                 let account = Url::parse(&url).map_err(failed("parse QUEUE_URL"))?;
-                let [mails, notices] = [MAILS, NOTICES].map(|queue| client(&account, &azure_name(queue)).map(Arc::new));
+                let [mails, notices] = [MAILS, NOTICES].map(|queue| client(&account, &full_name(queue)).map(Arc::new));
                 Self::Azure { mails: mails?, notices: notices?, account }
             }
-            _ => return Err("QUEUE_URL must be memory, or start with nats://, amqp://, http:// or https://".into()),
+            "sqs+http" | "sqs+https" => {
+                let account = Url::parse(url.trim_start_matches("sqs+")).map_err(failed("parse QUEUE_URL"))?;
+                // Longer than a `receive`, and shorter than the lease.
+                let timeouts = TimeoutConfig::builder().operation_timeout(options.lease * 9 / 10).build();
+                let config = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
+                let config = config.http_client(aws_smithy_http_client::Builder::new().build_http());
+                let config =
+                    aws_sdk_sqs::config::Builder::from(&config.load().await).endpoint_url(account.origin().ascii_serialization());
+                let client = aws_sdk_sqs::Client::from_conf(config.build());
+                Self::Sqs { client, account: account.as_str().trim_end_matches('/').into() }
+            }
+            _ => return Err("QUEUE_URL must be memory, or a URL with nats, amqp, http, https, sqs+http or sqs+https".into()),
         };
         broker.create_queues().await?;
         Ok(broker)
@@ -102,13 +120,19 @@ impl Broker {
                 *link.lock().await = Some(opened);
             }
             Self::Azure { account, .. } => {
-                for name in [MAILS, NOTICES].map(|queue| [azure_name(queue), dead(&azure_name(queue))]).as_flattened() {
+                for name in [MAILS, NOTICES].map(|queue| [full_name(queue), dead(&full_name(queue))]).as_flattened() {
                     match client(account, name)?.create(None).await {
                         Err(error) if error.http_status() != Some(azure_core::http::StatusCode::Conflict) => {
                             return Err(failed("create a queue")(error));
                         }
                         _ => {}
                     }
+                }
+            }
+            Self::Sqs { client, .. } => {
+                for name in [MAILS, NOTICES].map(|queue| [full_name(queue), dead(&full_name(queue))]).as_flattened() {
+                    let create = client.create_queue().queue_name(name);
+                    create.send().await.map_err(DisplayErrorContext).map_err(failed("create a queue"))?;
                 }
             }
         }
@@ -154,6 +178,10 @@ impl Broker {
                     let message = message.try_into().map_err(failed("send"))?;
                     queue.send_message(message, Some(options)).await.map(drop).map_err(failed("send"))
                 }
+                Self::Sqs { client, account } => {
+                    let message = client.send_message().queue_url(format!("{account}/{}", full_name(queue))).message_body(payload);
+                    message.send().await.map(drop).map_err(DisplayErrorContext).map_err(failed("send"))
+                }
             }
         };
         timeout(SEND_TIMEOUT, send).await.unwrap_or_else(|_| Err("the broker does not respond".into()))
@@ -196,9 +224,14 @@ impl Broker {
                 start(source, tasks, name, handler)
             }
             Self::Azure { account, .. } => {
-                let name_of_queue = azure_name(queue);
+                let name_of_queue = full_name(queue);
                 let source = AzureQueue::new(client(account, &name_of_queue)?, client(account, &dead(&name_of_queue))?, lease);
                 start(source, tasks, name, handler)
+            }
+            Self::Sqs { client, account } => {
+                let url = format!("{account}/{}", full_name(queue));
+                let dead_letters = dead(&url);
+                start(SqsQueue::new(client.clone(), url, dead_letters, lease), tasks, name, handler)
             }
         }
     }
@@ -219,7 +252,7 @@ fn subject(queue: &str) -> String {
     format!("signups.{queue}")
 }
 
-fn azure_name(queue: &str) -> String {
+fn full_name(queue: &str) -> String {
     format!("signups-{queue}")
 }
 

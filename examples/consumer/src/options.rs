@@ -7,10 +7,11 @@ use std::time::Duration;
 
 const MORE_HELP: &str = "\
 QUEUE_URL is the broker [default: memory]
-  memory                                   the memory of this process: the mails are lost when it exits
-  nats://HOST:4222                         NATS JetStream
-  amqp://USER:PASSWORD@HOST:5672/%2f       RabbitMQ
-  http://HOST:10001/devstoreaccount1?SAS   azurite, with a shared access signature of the account
+  memory                                          the memory of this process: the mails are lost when it exits
+  nats://HOST:4222                                NATS JetStream
+  amqp://USER:PASSWORD@HOST:5672/%2f              RabbitMQ
+  http://HOST:10001/devstoreaccount1?SAS          azurite, with a shared access signature of the account
+  sqs+https://sqs.REGION.amazonaws.com/ACCOUNT    Amazon SQS, with the variables or files of the AWS CLI
 
 Try:
   curl -d email=ada@example.com http://127.0.0.1:8080/signups    sign up

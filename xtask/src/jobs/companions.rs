@@ -97,14 +97,16 @@ fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<(
 
 /// Runs tests that use the brokers.
 fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Result<()> {
-    let azurite = context.azurite()?;
+    let (azurite, moto) = (context.azurite()?, context.moto());
     let mut required = context.brokers();
     required.extend(azurite.as_ref().map(|_| "azurite"));
+    required.extend(moto.as_ref().map(|_| "moto"));
     let mut test = cmd!(context.sh, "cargo test --quiet --all-features {arguments...}");
     if long {
         test = test.env("LONG", "1");
     }
-    Ok(test.env("AZURITE", azurite.unwrap_or_default()).env("REQUIRE", required.join(",")).run()?)
+    let test = test.env("AZURITE", azurite.unwrap_or_default()).env("MOTO", moto.unwrap_or_default());
+    Ok(test.env("REQUIRE", required.join(",")).run()?)
 }
 
 pub(super) fn brokers(context: &Context) -> Result<()> {
@@ -113,7 +115,7 @@ pub(super) fn brokers(context: &Context) -> Result<()> {
 
 pub(super) fn consumer(context: &Context) -> Result<()> {
     each_feature(context, "background-tasks-consumer")?;
-    core_is_light(context, &["lapin", "async-nats", "azure_core"])?;
+    core_is_light(context, &["lapin", "async-nats", "aws-sdk-sqs", "azure_core"])?;
     test_with_brokers(context, &["-p", "background-tasks-consumer", "--test", "brokers"], true)?;
     check_oldest(context, "consumer", &[])
 }

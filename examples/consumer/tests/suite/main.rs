@@ -91,6 +91,7 @@ fn queue_in_memory_has_one_process() {
 fn broker(name: &str, start: fn() -> Result<(Server, String), String>) -> Option<(Server, String)> {
     match start() {
         Ok((server, address)) if name == "nats-server" => Some((server, format!("nats://{address}"))),
+        Ok((server, address)) if name == "moto" => Some((server, format!("sqs+{address}/123456789012"))),
         Ok((server, address)) => Some((server, address.replace("/QUEUE", ""))),
         Err(why) => {
             skip(name, why);
@@ -158,6 +159,13 @@ fn on_rabbitmq() {
 #[test]
 fn on_azurite() {
     let Some((_server, url)) = broker("azurite", server::azurite) else { return };
+    one_command_keeps_a_worker(&url);
+    no_crash_loses_a_mail(&url);
+}
+
+#[test]
+fn on_moto() {
+    let Some((_server, url)) = broker("moto", server::moto) else { return };
     one_command_keeps_a_worker(&url);
     no_crash_loses_a_mail(&url);
 }

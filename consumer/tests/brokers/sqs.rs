@@ -1,0 +1,235 @@
+use crate::Queue;
+use aws_credential_types::Credentials;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::{BehaviorVersion, Region};
+use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
+use aws_sdk_sqs::primitives::Blob;
+use aws_sdk_sqs::types::{
+    Message as SqsMessage, MessageAttributeValue, MessageSystemAttributeName, MessageSystemAttributeNameForSends,
+    MessageSystemAttributeValue,
+};
+use background_tasks_consumer::conformance::Broker;
+use background_tasks_consumer::{Message, Release, Source, SqsQueue, SqsReceipt};
+use std::collections::BTreeMap;
+use std::io::{Read, Write, copy};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+const LEASE: Duration = Duration::from_secs(3);
+
+pub(crate) struct Sqs {
+    address: String,
+    client: Client,
+    queue: String,
+}
+
+fn client(address: &str) -> Client {
+    let config = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
+        .endpoint_url(address)
+        .http_client(aws_smithy_http_client::Builder::new().build_http());
+    Client::from_conf(config.build())
+}
+
+impl Sqs {
+    fn dead(&self) -> String {
+        format!("{}-dead", self.queue)
+    }
+
+    async fn dead_messages(&self) -> Vec<SqsMessage> {
+        let receive = self.client.receive_message().queue_url(self.dead()).max_number_of_messages(10);
+        let receive = receive.message_attribute_names("All").message_system_attribute_names(MessageSystemAttributeName::All);
+        receive.send().await.unwrap().messages.unwrap_or_default()
+    }
+
+    fn message(&self, body: &str) -> SendMessageFluentBuilder {
+        self.client.send_message().queue_url(&self.queue).message_body(body)
+    }
+}
+
+impl Queue for Sqs {
+    const NAME: &'static str = "sqs";
+
+    async fn open(address: &str, name: &str) -> Self {
+        let client = client(address);
+        let queue = client.create_queue().queue_name(name).send().await.unwrap().queue_url.unwrap();
+        client.create_queue().queue_name(format!("{name}-dead")).send().await.unwrap();
+        Self { address: address.into(), client, queue }
+    }
+
+    async fn check_details(address: &str) {
+        let open = async |name: &str| Self::open(address, name).await;
+        attributes_are_headers_and_stay_with_the_dead_message(&open("attributes").await).await;
+        dead_message_without_room_has_no_reason(&open("room").await).await;
+        repeated_dead_letter_sends_one_copy(&open("repeated").await).await;
+        delay_beyond_the_limit_is_shortened(address).await;
+        settled_message_makes_its_receipt_void(&open("void").await).await;
+        errors_name_their_cause(&open("errors").await).await;
+        late_response_delivers_nothing(&open("late").await).await;
+    }
+}
+
+impl Broker for Sqs {
+    type Source = SqsQueue;
+
+    async fn connect(&self) -> SqsQueue {
+        SqsQueue::new(client(&self.address), &self.queue, self.dead(), LEASE)
+    }
+
+    async fn send(&self, payload: String) {
+        self.message(&payload).send().await.unwrap();
+    }
+
+    async fn dead_letters(&self) -> Vec<Vec<u8>> {
+        self.dead_messages().await.into_iter().map(|message| message.body.unwrap_or_default().into_bytes()).collect()
+    }
+}
+
+fn text(kind: &str, value: &str) -> MessageAttributeValue {
+    MessageAttributeValue::builder().data_type(kind).string_value(value).build().unwrap()
+}
+
+/// Receives the only message of a queue.
+async fn one(source: &SqsQueue) -> Message<SqsReceipt> {
+    let [message] = <[_; 1]>::try_from(source.receive(10).await.unwrap()).unwrap();
+    message
+}
+
+async fn attributes_are_headers_and_stay_with_the_dead_message(queue: &Sqs) {
+    let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1";
+    let binary = MessageAttributeValue::builder().data_type("Binary").binary_value(Blob::new([0, 255])).build().unwrap();
+    let message = queue.message("<1>").message_attributes("traceparent", text("String", context));
+    let message = message.message_attributes("number", text("Number", "7")).message_attributes("bytes", binary.clone());
+    let header = MessageSystemAttributeValue::builder().data_type("String").string_value(trace).build().unwrap();
+    let message = message.message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, header);
+    let id = message.send().await.unwrap().message_id.unwrap();
+
+    let source = queue.connect().await;
+    let Message { delivery, mut receipt } = one(&source).await;
+    assert_eq!(delivery.id(), id);
+    let headers: BTreeMap<_, _> = delivery.headers().collect();
+    assert_eq!(headers, BTreeMap::from([("traceparent", context), ("number", "7"), ("X-Amzn-Trace-Id", trace)]));
+
+    source.dead_letter(&delivery, &mut receipt, "too bad\n\u{1}really").await.unwrap();
+    let [dead] = <[_; 1]>::try_from(queue.dead_messages().await).unwrap();
+    assert_eq!(dead.body(), Some("<1>"));
+    assert_eq!(dead.attributes().unwrap().get(&MessageSystemAttributeName::AwsTraceHeader).map(String::as_str), Some(trace));
+    let attributes = dead.message_attributes().unwrap();
+    let expected = [
+        ("traceparent", text("String", context)),
+        ("number", text("Number", "7")),
+        ("bytes", binary),
+        ("Dead-Letter-Reason", text("String", "too bad  really")),
+    ];
+    assert_eq!(attributes.len(), expected.len());
+    for (name, value) in expected {
+        assert_eq!(attributes.get(name), Some(&value));
+    }
+}
+
+async fn dead_message_without_room_has_no_reason(queue: &Sqs) {
+    let source = queue.connect().await;
+    let mut full = queue.message("full");
+    for n in 0..10 {
+        full = full.message_attributes(format!("a{n}"), text("String", "1"));
+    }
+    for (message, reason) in [(full, "why"), (queue.message(&"x".repeat(200 * 1024)), "why"), (queue.message("short"), "")] {
+        message.send().await.unwrap();
+        let Message { delivery, mut receipt } = one(&source).await;
+        source.dead_letter(&delivery, &mut receipt, reason).await.unwrap();
+    }
+    let dead = queue.dead_messages().await;
+    assert_eq!(dead.len(), 3);
+    assert!(dead.iter().filter_map(SqsMessage::message_attributes).all(|names| !names.contains_key("Dead-Letter-Reason")));
+}
+
+async fn repeated_dead_letter_sends_one_copy(queue: &Sqs) {
+    queue.send("1".into()).await;
+    let source = queue.connect().await;
+    let Message { delivery, mut receipt } = one(&source).await;
+    // The copy succeeds, and the deletion fails.
+    queue.client.delete_queue().queue_url(&queue.queue).send().await.unwrap();
+    for _ in 0..2 {
+        source.dead_letter(&delivery, &mut receipt, "why").await.unwrap_err();
+    }
+    assert_eq!(queue.dead_letters().await, [b"1"]);
+}
+
+async fn delay_beyond_the_limit_is_shortened(address: &str) {
+    for n in 0.. {
+        let queue = Sqs::open(address, &format!("delay{n}")).await;
+        let source = queue.connect().await;
+        // moto counts the limit from the time at which a message was sent, and the service from its receipt. This message is received
+        // by a call that started before it was sent, so that it satisfies both.
+        let (received, ()) = futures_util::join!(source.receive(1), queue.send("1".into()));
+        if let Some(Message { mut receipt, .. }) = received.unwrap().pop() {
+            source.release(&mut receipt, Release::After(Duration::from_secs(100_000))).await.unwrap();
+            assert!(source.receive(1).await.unwrap().is_empty());
+            return;
+        }
+    }
+}
+
+async fn settled_message_makes_its_receipt_void(queue: &Sqs) {
+    queue.send("1".into()).await;
+    let source = queue.connect().await;
+    let Message { mut receipt, .. } = one(&source).await;
+    source.ack(&mut receipt).await.unwrap();
+    source.ack(&mut receipt).await.unwrap();
+    let error = source.extend(&mut receipt).await.unwrap_err();
+    assert!(source.is_void(&error), "{error}");
+}
+
+async fn errors_name_their_cause(queue: &Sqs) {
+    let missing = SqsQueue::new(client(&queue.address), format!("{}-missing", queue.queue), queue.dead(), LEASE);
+    let error = missing.receive(1).await.unwrap_err();
+    assert!(error.to_string().contains("The specified queue does not exist"), "{error}");
+    assert!(missing.is_void(&error));
+
+    let address = format!("http://127.0.0.1:{}", crate::server::free_port());
+    let unreachable = SqsQueue::new(client(&address), &queue.queue, queue.dead(), LEASE);
+    let error = unreachable.receive(1).await.unwrap_err();
+    assert!(error.to_string().contains("Connection refused"), "{error}");
+    assert!(!unreachable.is_void(&error));
+}
+
+/// Starts a proxy for one connection. The receiver reports the first response of the server, which the proxy holds until the
+/// sender is dropped.
+fn holding_proxy(server: &str) -> (String, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let server = server.trim_start_matches("http://").to_owned();
+    let ((responds, response), (release, released)) = (mpsc::channel(), mpsc::channel::<()>());
+    thread::spawn(move || {
+        let mut client = listener.accept().unwrap().0;
+        let mut server = TcpStream::connect(server).unwrap();
+        let (mut requests, mut sink) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || copy(&mut requests, &mut sink));
+        let mut first = [0];
+        server.read_exact(&mut first).unwrap();
+        responds.send(()).unwrap();
+        let _ = released.recv();
+        client.write_all(&first).and_then(|()| copy(&mut server, &mut client))
+    });
+    (address, response, release)
+}
+
+async fn late_response_delivers_nothing(queue: &Sqs) {
+    queue.send("1".into()).await;
+    let (address, response, release) = holding_proxy(&queue.address);
+    let late = SqsQueue::new(client(&address), &queue.queue, queue.dead(), LEASE);
+    let take_over = async {
+        tokio::task::spawn_blocking(move || response.recv()).await.unwrap().unwrap();
+        let other = queue.connect().await;
+        // The lease of the held delivery expires.
+        while other.receive(1).await.unwrap().is_empty() {}
+        drop(release);
+    };
+    let (received, ()) = futures_util::join!(late.receive(1), take_over);
+    assert!(received.unwrap().is_empty());
+}
