@@ -19,7 +19,7 @@ use std::fmt::{self, Display};
 use std::future::pending;
 use std::panic::Location;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The shortest and the longest pause after a failed `receive`.
 const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -116,7 +116,10 @@ where
             signal.clone().await;
             self.sleep(self.source.lease().unwrap_or(CALL_LIMIT)).await;
         };
+        let start = Instant::now();
         match select(pin!(self.source.receive(most)), pin!(limit)).await {
+            // The process or the connection hung, and other consumers may have the messages.
+            Either::Left((Ok(_), _)) if self.source.lease().is_some_and(|lease| start.elapsed() >= lease) => Ok(Vec::new()),
             Either::Left((received, _)) => received.map_err(|error| error.to_string()),
             Either::Right(_) => Err("the broker does not respond".into()),
         }

@@ -141,10 +141,6 @@ impl Source for SqsQueue {
             .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
             .send();
         let received = received.await.map_err(error)?.messages.unwrap_or_default();
-        // The process was frozen, or the response was late: other consumers may have the messages.
-        if received_at.elapsed() >= self.lease {
-            return Ok(Vec::new());
-        }
         let messages = received.into_iter().filter_map(|message| {
             let handle = message.receipt_handle?;
             let attributes = message.message_attributes.unwrap_or_default();

@@ -11,10 +11,6 @@ use aws_sdk_sqs::types::{
 use background_tasks_consumer::conformance::Broker;
 use background_tasks_consumer::{Message, Release, Source, SqsQueue, SqsReceipt};
 use std::collections::BTreeMap;
-use std::io::{Read, Write, copy};
-use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -69,7 +65,6 @@ impl Queue for Sqs {
         delay_beyond_the_limit_is_shortened(address).await;
         settled_message_makes_its_receipt_void(&open("void").await).await;
         errors_name_their_cause(&open("errors").await).await;
-        late_response_delivers_nothing(&open("late").await).await;
     }
 }
 
@@ -196,40 +191,4 @@ async fn errors_name_their_cause(queue: &Sqs) {
     let error = unreachable.receive(1).await.unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");
     assert!(!unreachable.is_void(&error));
-}
-
-/// Starts a proxy for one connection. The receiver reports the first response of the server, which the proxy holds until the
-/// sender is dropped.
-fn holding_proxy(server: &str) -> (String, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = server.trim_start_matches("http://").to_owned();
-    let ((responds, response), (release, released)) = (mpsc::channel(), mpsc::channel::<()>());
-    thread::spawn(move || {
-        let mut client = listener.accept().unwrap().0;
-        let mut server = TcpStream::connect(server).unwrap();
-        let (mut requests, mut sink) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-        thread::spawn(move || copy(&mut requests, &mut sink));
-        let mut first = [0];
-        server.read_exact(&mut first).unwrap();
-        responds.send(()).unwrap();
-        let _ = released.recv();
-        client.write_all(&first).and_then(|()| copy(&mut server, &mut client))
-    });
-    (address, response, release)
-}
-
-async fn late_response_delivers_nothing(queue: &Sqs) {
-    queue.send("1".into()).await;
-    let (address, response, release) = holding_proxy(&queue.address);
-    let late = SqsQueue::new(client(&address), &queue.queue, queue.dead(), LEASE);
-    let take_over = async {
-        tokio::task::spawn_blocking(move || response.recv()).await.unwrap().unwrap();
-        let other = queue.connect().await;
-        // The lease of the held delivery expires.
-        while other.receive(1).await.unwrap().is_empty() {}
-        drop(release);
-    };
-    let (received, ()) = futures_util::join!(late.receive(1), take_over);
-    assert!(received.unwrap().is_empty());
 }

@@ -3,7 +3,7 @@
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::{Delivery, MemoryQueue, MemoryReceipt, Message, ReceiptVoid, Release, Source, consumer};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 /// Counts extensions.
@@ -45,6 +45,64 @@ impl Source for Counting {
     fn poll_interval(&self) -> Duration {
         self.queue.poll_interval()
     }
+}
+
+/// Its first response is as late as that of a process that was frozen.
+struct Late(MemoryQueue, AtomicBool);
+
+impl Source for Late {
+    type Receipt = MemoryReceipt;
+    type Error = ReceiptVoid;
+
+    fn lease(&self) -> Option<Duration> {
+        self.0.lease()
+    }
+
+    async fn receive(&self, most: usize) -> Result<Vec<Message<MemoryReceipt>>, ReceiptVoid> {
+        let received = self.0.receive(most).await;
+        if !self.1.swap(true, SeqCst) {
+            tokio::time::sleep(LEASE).await;
+        }
+        received
+    }
+
+    async fn ack(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
+        self.0.ack(receipt).await
+    }
+
+    async fn extend(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
+        self.0.extend(receipt).await
+    }
+
+    async fn release(&self, receipt: &mut MemoryReceipt, release: Release) -> Result<(), ReceiptVoid> {
+        self.0.release(receipt, release).await
+    }
+
+    async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), ReceiptVoid> {
+        self.0.dead_letter(delivery, receipt, reason).await
+    }
+
+    fn poll_interval(&self) -> Duration {
+        self.0.poll_interval()
+    }
+}
+
+const LEASE: Duration = Duration::from_secs(1);
+
+/// When the response arrives, another consumer may have the message.
+#[tokio::test]
+async fn message_that_arrives_after_its_lease_is_not_handled() {
+    let queue = MemoryQueue::new(LEASE);
+    queue.send("");
+    let (sender, mut attempts) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |delivery: Delivery| {
+        sender.send(delivery.attempt()).unwrap();
+        async { Ok::<_, ReceiptVoid>(()) }
+    };
+    let registry = Registry::new(TokioSpawner);
+    consumer(Late(queue, AtomicBool::new(false))).serve(&registry, "job", handler).unwrap();
+    assert_eq!(attempts.recv().await, Some(2));
+    assert!(registry.shutdown().await.is_clean());
 }
 
 /// A handler that never yields cannot delay the extensions, because another task makes them.
