@@ -47,7 +47,7 @@ impl Source for Counting {
     }
 }
 
-/// Its first response is as late as that of a process that was frozen.
+/// Its first response is late, as after a freeze of the process.
 struct Late(MemoryQueue, AtomicBool);
 
 impl Source for Late {
