@@ -78,7 +78,7 @@ pub(crate) use wake_with;
 pub(crate) struct LifeCheck;
 
 #[cfg(not(loom))]
-#[expect(clippy::unused_self, reason = "the shape of the model's")]
+#[expect(clippy::unused_self, reason = "the type for loom models has the same methods")]
 impl LifeCheck {
     pub(crate) const fn new() -> Self {
         Self

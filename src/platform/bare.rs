@@ -106,12 +106,12 @@ pub(crate) fn panic_message(payload: &Payload) -> &str {
     match **payload {}
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "the shape of the one that catches")]
+#[expect(clippy::unnecessary_wraps, reason = "the signature of the function that catches panics")]
 pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     Ok(f())
 }
 
-#[expect(clippy::boxed_local, clippy::needless_pass_by_value, reason = "the shape of the one that resumes")]
+#[expect(clippy::boxed_local, clippy::needless_pass_by_value, reason = "the signature of the function that resumes panics")]
 pub(crate) fn resume(payload: Payload) -> ! {
     match *payload {}
 }

@@ -61,7 +61,7 @@ impl RegistryState {
                 self.shard_drained();
             }
         }
-        // If a child has drained and no signal was registered before, its list is empty; see `signals`.
+        // If a child has drained and no signal was registered before, its list is empty; see `find_signals`.
         if !self.is_child() || self.shared().drained.load(Ordering::Relaxed) & (DRAINED | SIGNALLED) != DRAINED {
             self.shards().for_each(|shard| shard.signals().wake_all());
         }

@@ -53,8 +53,8 @@ impl RegistryState {
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }
 
-    /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight notifies
-    /// these waiters.
+    /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight
+    /// notifies these waiters. While services are in flight in a gate, each departure from that gate notifies them.
     pub(crate) fn request_idle(&'static self) {
         self.shards().for_each(|shard| shard.gate().request_idle());
     }

@@ -334,7 +334,7 @@ impl RegistryState {
         if self.is_child() { 0 } else { MARGIN }
     }
 
-    /// Returns what the calling thread has used of this state, if the thread has used no other root since.
+    /// Returns the calling thread's part of this state, if this state is the root that the thread used last.
     #[inline]
     fn cached(&'static self) -> Option<Found> {
         LAST_USED.with(Cell::get).filter(|(state, _)| ptr::eq(*state, self)).map(|(_, found)| found)

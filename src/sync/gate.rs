@@ -33,8 +33,8 @@ use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter has requested a notification for the moment at which the in-flight count reaches zero. The departure that makes the
-/// count zero clears this bit.
+/// A waiter has requested a notification about idleness. The departure that makes the in-flight count zero clears this bit.
+/// While services are in flight, each departure and each start of a service clears it.
 const IDLE: usize = 2;
 /// The wait queue is not empty. While this bit is set, each departure that releases a permit wakes the first waiter in the queue. A
 /// new entry that takes a permit must not overtake any waiter.
@@ -101,7 +101,8 @@ pub(crate) enum Refused {
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
-    /// The caller must notify the tasks and threads that wait for idleness, because for an instant no task was in flight.
+    /// The caller must notify the tasks and threads that wait for idleness, because for an instant this gate had no task in
+    /// flight, or because it counts services.
     pub(crate) idle: bool,
     /// The caller must record that this gate has drained.
     pub(crate) drained: bool,
@@ -364,8 +365,8 @@ impl Gate {
         false
     }
 
-    /// Requests a notification: when a departure next makes the in-flight count zero, the tasks and threads that wait for idleness
-    /// are notified.
+    /// Requests a notification of the tasks and threads that wait for idleness. The next departure that makes the in-flight
+    /// count zero notifies them. While services are in flight, the next departure or the next start of a service does.
     ///
     /// The word has one modification order. A departure that comes after the request in this order finds `IDLE` set. A departure that
     /// comes before the request is visible in the snapshot that the waiter takes next. Acquire pairs with the Release in

@@ -15,7 +15,7 @@ pub(crate) struct JoinCell<T> {
     /// Whether the task has stored a waker. Only the task reads and writes this word, so it orders nothing.
     has_waker: UnmodelledAtomicUsize,
     /// What the drop of the handle does: one of the values [`DETACH`], [`ABORT`] and [`NOTHING`]. Only the handle reads and writes this
-    /// word. It is stored here because a handle of one word moves at less cost.
+    /// word.
     on_drop: UnmodelledAtomicUsize,
     shared: Mutex<Shared<T>>,
 }

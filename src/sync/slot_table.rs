@@ -11,10 +11,10 @@
 //! FreedSlots, one word                                freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when `free` is empty
 //! ```
 //!
-//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each other.
-//! Therefore a task that ends does not lock the table. Instead, the task's token clears `is_live` in the slot and pushes the slot
-//! on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one atomic operation. This avoids
-//! the ABA problem.
+//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each
+//! other. Therefore the release of a slot does not lock the table. Only the report of a loss, or of a completion to an observer
+//! of every task, locks it. The task's token clears `is_live` in the slot and pushes the slot on the stack [`FreedSlots`]. The
+//! table never pops a single slot, but takes the whole stack in one atomic operation. This avoids the ABA problem.
 //!
 //! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort state, and the waker that an abort
 //! calls.
@@ -186,8 +186,8 @@ impl<O> SlotTable<O> {
         self.0.with(|rows| rows.row(slot.row).info(now))
     }
 
-    /// Returns what the caller of [`insert`](Self::insert) said about the task in a slot. Only the token of a task in flight calls
-    /// this function.
+    /// Returns the information that the caller of [`insert`](Self::insert) passed for the task in a slot. Only the token of a
+    /// task in flight calls this function.
     pub(crate) fn spawn_info(&self, slot: &'static Slot) -> Option<SpawnInfo> {
         self.0.with(|rows| rows.row(slot.row).task.map(|task| task.info))
     }

@@ -29,7 +29,7 @@ pub(crate) type Owner = usize;
 
 pub(crate) struct WaitQueue(Mutex<Waiters>);
 
-/// The gate below whose limit tasks wait for a permit.
+/// A gate that has a limit, and the kind of permit that a task takes from it.
 #[derive(Clone, Copy)]
 pub(crate) struct LimitedGate<'a> {
     pub(crate) gate: &'a Gate,
