@@ -6,7 +6,8 @@ use event_listener::Listener;
 use std::time::{Duration, Instant};
 
 impl Shutdown {
-    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async.
+    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. This method, and
+    /// the other methods that block, need the feature `std`, and do not exist on WebAssembly.
     ///
     /// # Deadlocks
     ///
@@ -23,8 +24,8 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, the method does not
-    /// block and only checks whether the registry has drained.
+    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, the method does
+    /// not block and only checks whether the registry has drained. If `timeout` is [`Duration::MAX`], the wait has no limit.
     ///
     /// # Errors
     ///

@@ -10,9 +10,9 @@ impl<S> Registry<S> {
     ///
     /// The registry has no observers, no inspection and no limit. To configure them, use [`builder`](Self::builder).
     ///
-    /// The registry takes its state from a process-wide pool. The state returns to the pool when the registry has drained and all
-    /// handles have been dropped. Because states are reused, memory is bounded by the largest number of registries that existed at
-    /// the same time.
+    /// The registry takes its state from a process-wide pool. The state returns to the pool when the registry has drained, and
+    /// all its handles, waiting futures and shutdown guards have been dropped. Because states are reused, memory is bounded by
+    /// the largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
@@ -79,9 +79,9 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
     /// limits are reduced to the maximum.
     ///
-    /// When the limit is reached, [`run`](Registry::run) and [`try_run`](Registry::try_run) reject further tasks as
-    /// [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a permit. Tracked futures and
-    /// guards count towards the limit.
+    /// When the limit is reached, methods that do not wait, such as [`run`](Registry::run) and [`guard`](Registry::guard),
+    /// reject further tasks as [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a
+    /// permit. Tracked futures, guards and services count towards the limit. Child registries do not.
     ///
     /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use this setting for
     /// requests and for other work that starts tasks. If requests took all permits, the registry would reject their tasks. In the

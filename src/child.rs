@@ -6,23 +6,25 @@ impl<S: Clone> Registry<S> {
     /// Returns a new child registry: a part of this registry that can be shut down, drained and aborted alone. Use a child for each
     /// connection, each tenant or each plug-in.
     ///
-    /// A child is a [`Registry`], so it has all methods of a registry, including `child`. It uses the spawner of this handle and the
-    /// settings of its root, which is the registry that [`Registry::new`] or a builder has made.
+    /// A child is a [`Registry`], so it has all methods of a registry, including `child`. It uses the spawner of this handle,
+    /// and the observers, the inspection and the shutdown policy of its root, which is the registry that [`Registry::new`] or a
+    /// builder has made.
     ///
     /// In its parent, a child that is open or not empty counts as one piece of work in flight, of the kind
     /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open child.
     ///
-    /// The shutdown of a registry starts the shutdown of all its children, and then waits for their drain. A child without tasks drains
-    /// immediately, so a forgotten map of children does not delay the drain. If this registry is draining already, the new child's
-    /// signal is triggered, but the child stays open until its last handle is dropped or it is shut down itself. If this registry has
-    /// drained, the child has drained too.
+    /// The shutdown of a registry starts the shutdown of all its children, and then waits for their drain. A child without
+    /// tasks drains immediately, so a forgotten map of children does not delay the drain. If this registry is draining already,
+    /// the new child's signal is triggered, but the child stays open until its last handle is dropped or it is shut down
+    /// itself. If this registry has drained, the child has drained too, and this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
-    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of all
-    /// its descendants; [`TaskInfo::parent`](crate::TaskInfo::parent) returns which descendant a task belongs to. The
-    /// [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants, but neither the start of a
-    /// child's shutdown nor the end of its drain. The [`Summary`](crate::Summary) of a registry includes the tasks of a descendant once
-    /// that descendant has drained. [`in_flight`](Self::in_flight) counts a child as one.
+    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks
+    /// of all its descendants; [`TaskInfo::parent`](crate::TaskInfo::parent) returns which descendant a task belongs to. The
+    /// [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants, but neither the start
+    /// of a child's shutdown nor the end of its drain. The [`Summary`](crate::Summary) of a registry includes the tasks of a
+    /// descendant once that descendant, and all registries between it and this registry, have drained.
+    /// [`in_flight`](Self::in_flight) counts a child as one.
     ///
     /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, it also applies to the tasks of the child: they take
     /// permits of the same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a

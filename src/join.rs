@@ -10,7 +10,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::{fmt, panic::Location};
 
-/// What a task and its handle share.
+/// The data that a task and its handle share.
 struct Joined<T> {
     cell: JoinCell<Result<T, JoinLoss>>,
     location: &'static Location<'static>,
@@ -106,8 +106,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// When the handle resolves, the future of the task has been dropped, and the count of the task released. In a registry with a
 /// [limit](crate::RegistryBuilder::max_in_flight), the task's permit is free. When the registry has drained, all handles are ready.
 ///
-/// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output of
-/// a detached task is dropped before the task stops counting as in flight. To abort the task instead, call
+/// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output
+/// of a detached task is dropped before the task stops counting as in flight. To abort the task instead, call
 /// [`abort_on_drop`](Self::abort_on_drop).
 ///
 /// A task must not await its own handle.
@@ -183,12 +183,12 @@ impl<T> JoinHandle<T> {
     /// Aborts the task at its next await point, or before its first poll. The registry need not be
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// The task's executor drops the task's future. The task then counts as aborted, and the handle resolves to an error. If the
-    /// task has ended or finishes in its current poll, `abort` has no effect, so the handle may still resolve to an output. A
-    /// blocking closure is aborted only if it has not started. A second call has no effect.
+    /// The executor drops the task's future in its current or next poll of the task. The task then counts as aborted, and the
+    /// handle resolves to an error. If the task has ended or finishes in its current poll, `abort` has no effect, so the handle
+    /// may still resolve to an output. A blocking closure is aborted only if it has not started. A second call has no effect.
     ///
     /// `abort` returns immediately. To wait until the future has been dropped, await the handle. In an inspected registry, this
-    /// method does the same as [`Registry::abort_task`](crate::Registry::abort_task).
+    /// method aborts the task as [`Registry::abort_task`](crate::Registry::abort_task) does.
     ///
     /// # Examples
     ///
@@ -228,7 +228,8 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns whether the task has ended and its count has been released. The next poll of the handle then returns `Ready`.
+    /// Returns whether the task has ended and its count has been released, or the task was rejected. The next poll of a handle
+    /// that has not resolved then returns `Ready`.
     pub fn is_finished(&self) -> bool {
         self.joined().is_none_or(|joined| joined.cell.is_finished())
     }

@@ -27,8 +27,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task, and counts how
-//!   the task ended.
+//! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task (with
+//!   `std`), and counts how the task ended.
 //! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
 //! - [`Registry::shutdown_within`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight, or
 //!   to [`Stragglers`] if tasks are still in flight after the grace period. [`Registry::shutdown`] waits without a deadline.
@@ -65,22 +65,24 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`, a task with a handle returned any output, or a guard was dropped. |
-//! | [failed](Summary::failed) | yes | The task returned `Err`. |
-//! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A task with a handle or a tracked future finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
+//! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
+//! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call of `complete`. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point, or a blocking closure before it started. |
-//! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point or before its first poll, or a blocking closure before it started. |
+//! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full, or because the shutdown started while the task waited for a permit. |
 //!
 //! # Guarantees
 //!
-//! - The registry counts a task before it starts the task. The task stays in flight until its future, its error and its panic
-//!   payload have been dropped. Because the drain waits for all tasks, no code of any task runs after the drain has ended.
+//! - The registry counts a task before it starts the task. The task stays in flight until its future has been dropped, and its
+//!   output or panic payload has been dropped or passed to its handle. Because the drain waits for all tasks, no code of any
+//!   task runs after the drain has ended.
 //! - These promises cover the task itself, but not the work that the task starts outside the registry. For example, a closure in
 //!   `tokio::task::spawn_blocking`, or an operation of `tokio::fs`, continues if the task is aborted or dropped. To count such
 //!   work, start it with [`Registry::run_blocking`], or move a [`Guard`] into it.
-//! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with `std`).
-//!   Rust has one exception: a destructor that panics while the same task is already panicking aborts the process.
+//! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with
+//!   `std` and `panic = "unwind"`). A [tracked](Registry::track) future passes its panic to the caller that polls it. Rust has
+//!   one exception: a destructor that panics while the same task is already panicking aborts the process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
 //!   that must survive a crash in a durable queue: in your SQL database with the crate `background-tasks-durable`, or on a broker
 //!   that you run already with the crate `background-tasks-consumer`.
@@ -89,7 +91,7 @@
 //!
 //! | feature | provides |
 //! | --- | --- |
-//! | `std` (default) | catching of panics, shutdown waits that block the thread, ages of tasks, and about four shards for each core |
+//! | `std` (default) | catching of panics, shutdown waits that block the thread (not on WebAssembly), ages of tasks, and about four shards for each core |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
 //! | `tokio-console` | the names of tasks in tokio-console, in programs that are built with `--cfg tokio_unstable`; see `TokioSpawner` |
 //! | `smol` | `SmolSpawner` |
@@ -100,7 +102,7 @@
 //! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `SpanObserver`, which records outcomes in these spans; `InSpan`, which runs tasks in the span of their caller |
 //! | `metrics` | `MetricsObserver`, which counts tasks, also by name with their durations |
 //! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits and of [`Timer`] |
-//! | `serde` | `Serialize` for [`TaskInfo`], [`Stragglers`], [`Summary`] and their parts |
+//! | `serde` | `Serialize` for [`TaskInfo`], [`ServiceInfo`], [`Stragglers`], [`Summary`], [`AbortReport`], [`RejectReason`] and their parts |
 //! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
@@ -117,10 +119,11 @@
 //! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
 //! therefore bounded by the largest number of registries that existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless it is used. An observer costs nothing until a task is lost, unless it
-//! [observes every task](Observer::observes_every_task). Inspection
-//! makes each task take a timestamp and occupy a slot, which holds information about the task. A limit on the tasks in flight makes
-//! all threads share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
+//! An option of [`RegistryBuilder`] costs nothing unless it is used. In a registry with observers, each task that has a name
+//! occupies a slot, which holds information about the task. Other tasks pay nothing until a task is lost, unless an observer
+//! [observes every task](Observer::observes_every_task). Inspection makes each task take a timestamp and occupy a slot. A limit
+//! on the tasks in flight makes all threads share one counter. The benchmark `cargo run --release -p peers`, in the repository,
+//! measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -10,8 +10,8 @@ use core::time::Duration;
 ///
 /// # Order
 ///
-/// - The registry first counts a loss and then reports it. During the report, the lost task still counts as in flight. Therefore
-///   every loss of an accepted task has been reported when the drain ends.
+/// - The registry first counts a loss and then reports it. During the report, a lost task that was accepted still counts as in
+///   flight. Therefore every loss of an accepted task has been reported when the drain ends.
 /// - The registry calls [`shutdown_started`](Self::shutdown_started) once. Later it calls [`drained`](Self::drained) once. The
 ///   registry wakes all futures that wait for the drain after `drained` has returned.
 /// - The registry calls its observers one after the other, in the order in which they were added.
@@ -54,8 +54,8 @@ use core::time::Duration;
 pub trait Observer: Send + Sync + 'static {
     /// Called when a task was lost: the task failed or panicked, or was abandoned, aborted or rejected.
     ///
-    /// If the observer itself starts a task while it handles a rejection and the registry rejects that task, the second rejection
-    /// is counted but not reported.
+    /// If the observer itself starts a task while it handles a rejection, and any registry rejects that task, the second
+    /// rejection is counted but not reported.
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {}
 
     /// Called when the registry has accepted a task, if an observer [observes every task](Self::observes_every_task). The call comes
@@ -94,10 +94,11 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Returns whether this observer receives the start and the completion of every task, in addition to each loss. Default: false.
     ///
-    /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method once. If any observer of a registry returns
-    /// true, the registry is [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind and an age, and the registry
-    /// calls [`started`](Self::started) and [`completed`](Self::completed) of all its observers. Before each call, the
-    /// registry reads its list of observers under a lock that all threads share. If all observers return false, tasks pay nothing.
+    /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method once. If any observer of a registry
+    /// returns true, the registry is [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind, and an age
+    /// unless the task was rejected, and the registry calls [`started`](Self::started) and [`completed`](Self::completed) of
+    /// all its observers. Before each call, the registry reads its list of observers under a lock that all threads share. If
+    /// all observers return false, tasks pay nothing.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -122,10 +122,11 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
     /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks) and [`Stragglers`] show the name.
-    /// In a registry with observers, a named task occupies a slot, which holds information about the task.
+    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
+    /// [`JoinError`](crate::JoinError) and the [spawner](Spawner::spawn_with_info) receive the name. In a registry with
+    /// observers, a named task occupies a slot, which holds information about the task.
     /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
-    /// inspection, the name has no effect and costs almost nothing.
+    /// inspection, the name costs almost nothing.
     ///
     /// # Examples
     ///
@@ -178,9 +179,10 @@ impl<S> Registry<S> {
     /// Use this setting for work that must not compete for permits with the tasks that it starts: a request, a connection, or a
     /// task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
-    /// In a registry without a limit, this setting has no effect. In a registry with a limit, the task occupies a slot;
-    /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit can be in
-    /// flight simultaneously (1,023 on 32-bit targets). The registry rejects further ones as [full](crate::RejectReason::Full).
+    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a
+    /// slot; [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit
+    /// can be in flight simultaneously (1,023 on 32-bit targets). The registry rejects further tasks without a permit as
+    /// [full](crate::RejectReason::Full).
     ///
     /// # Examples
     ///
@@ -307,6 +309,11 @@ impl<S> Registry<S> {
     /// In a registry with a limit, a service holds one permit, unless it is started [without a permit](Self::without_permit). If the
     /// registry rejects the service, it drops `make`, and counts and reports the rejection.
     ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics. In this case the service counts as abandoned. If the [`Timer`] panics, the call does not panic,
+    /// and the service counts as panicked.
+    ///
     /// # Examples
     ///
     /// ```
@@ -341,13 +348,18 @@ impl<S> Registry<S> {
 
     /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
     ///
-    /// Runs never overlap. A tick that comes during a run is skipped, so the next run starts at the next tick after the end of the
-    /// run. A run that fails or panics is counted and reported, and the service continues. Otherwise everything that applies to
-    /// [services](Self::service) applies. Minimum of `period`: 1 millisecond.
+    /// Runs never overlap. If a period ends during a run, the service skips that tick. The next run starts at the next tick
+    /// after the end of the run. A run that fails or panics is counted and reported, and the service continues. Otherwise
+    /// everything that applies to [services](Self::service) applies. Minimum of `period`: 1 millisecond. Shorter periods are
+    /// raised to the minimum.
     ///
     /// The schedule exists only in memory and starts again with the process. If the process is not running at a tick, that run is
     /// lost, and each process has its own schedule. For work that must not be lost, or must run once for several processes, use a
     /// durable job. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics, as [`service`](Self::service) does.
     ///
     /// # Examples
     ///
@@ -493,6 +505,7 @@ impl<S> Registry<S> {
     /// # Panics
     ///
     /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    /// The poll that aborts the tasks starts the timer of `abort_timeout`, so it panics if the timer is not available to its thread.
     ///
     /// # Cancel safety
     ///
@@ -527,8 +540,8 @@ impl<S> Registry<S> {
         self.shutdown().or_abort(grace, move || self.sleep(abort_timeout))
     }
 
-    /// Returns a future that resolves after `duration`. With a duration of zero, the future is ready at its first poll, which a future
-    /// of the timer need not be.
+    /// Returns a future that resolves after `duration`. If the duration is zero, the returned future is ready at its first
+    /// poll. A future of the timer need not be.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> OptionFuture<S::Sleep>
     where
@@ -543,9 +556,10 @@ impl<S> Registry<S> {
     /// All shutdown signals of the registry are triggered when this method returns. If the shutdown has already started, the method
     /// does nothing.
     ///
-    /// Call `start_shutdown` in a task, a signal handler or an endpoint for administrators. Elsewhere, usually at the end of
-    /// `main`, call [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in flight are lost when the process
-    /// exits.
+    /// Call `start_shutdown` in a task, for example in a task that waits for a signal of the operating system, or in an
+    /// endpoint for administrators. Do not call it in a signal handler that `sigaction` installs, because it is not
+    /// async-signal-safe. Elsewhere, usually at the end of `main`, call [`shutdown`](Self::shutdown) and await the drain.
+    /// Otherwise the tasks in flight are lost when the process exits.
     ///
     /// # Examples
     ///
@@ -578,8 +592,8 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Waits until no task is in flight, without starting the shutdown. [Services](Self::service) do not count, even while they run. An
-    /// open [child](Self::child) counts as a task in flight.
+    /// Returns a future that waits until no task is in flight. This method does not start the shutdown.
+    /// [Services](Self::service) do not count, even while they run. An open [child](Self::child) counts as a task in flight.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have
@@ -598,8 +612,8 @@ impl<S> Registry<S> {
         WaitIdle::new(self.handle.state_ref())
     }
 
-    /// Returns the tasks in flight, oldest first. The list is empty unless the registry is
-    /// [inspected](crate::RegistryBuilder::inspect).
+    /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. The list is empty
+    /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
     /// The list may or may not include tasks that start or end while `tasks` runs. `tasks` reads all slots of the registry, so its
     /// cost grows with the number of slots.
@@ -615,10 +629,11 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// An await point, in this documentation, is an `.await` that waits: the poll of the task returns `Pending` there. A task that
-    /// waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at the await
-    /// point that it reaches, unless it finishes first. A blocking closure that has not started never starts, and counts as aborted. The closure
-    /// stays in flight until its executor tries to start the closure or drops it.
+    /// An await point, in this documentation, is an `.await` that waits: the poll of the task returns `Pending` there. A task
+    /// that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at the
+    /// await point that it reaches, unless it finishes first. A task that has not been polled is dropped before its first poll.
+    /// A blocking closure that has not started never starts, and counts as aborted. The closure stays in flight until its
+    /// executor tries to start the closure or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
@@ -646,7 +661,8 @@ impl<S> Registry<S> {
     /// # Errors
     ///
     /// - [`AbortError::NotInFlight`] if no task with this ID is in flight.
-    /// - [`AbortError::NotAbortable`] if the task is a guard, a tracked future or a blocking closure that has started.
+    /// - [`AbortError::NotAbortable`] if the task is a guard, a tracked future, a child registry or a blocking closure that has
+    ///   started.
     pub fn abort_task(&self, id: TaskId) -> Result<(), AbortError> {
         self.state().abort_task(id)
     }
@@ -672,8 +688,9 @@ impl<S> Registry<S> {
     ///
     /// The loss of a [critical](Self::critical) task can start the shutdown. With
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the loss of any task can start the shutdown. The
-    /// registry also reports this loss to its [observers](crate::Observer).
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task can start the
+    /// shutdown. The registry also reports this loss to its [observers](crate::Observer). The returned value may lack the name
+    /// of the task if the task is not critical and the registry has neither observers nor inspection.
     ///
     /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can choose its exit code by
     /// the returned value.
@@ -732,15 +749,15 @@ impl<S> Registry<S> {
 
     /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free.
     ///
-    /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in which
-    /// these futures were first polled. While a future waits for a permit, methods that do not wait, such as `run`, reject their
-    /// tasks as full.
+    /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in
+    /// which these futures were first polled. While futures wait for permits, methods that do not wait, such as `run`, reject
+    /// their tasks as full unless more permits are free than futures wait.
     ///
     /// # Errors
     ///
-    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`] if
-    /// no permit is available and the shutdown has started. A task in flight that must still start work uses
-    /// [`follow_up`](Self::follow_up). The returned future then also waits during the drain.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`]
+    /// if no permit is available and the shutdown has started. To start work from a task in flight during the drain, use
+    /// [`follow_up`](Self::follow_up): the returned future then also waits during the drain.
     ///
     /// # Panics
     ///
@@ -748,8 +765,8 @@ impl<S> Registry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future also drops the task's future. In this case the registry neither starts nor counts the task, and
-    /// the caller loses its position in the wait queue.
+    /// Dropping the returned future also drops the task's future. In this case the registry neither starts nor counts the task,
+    /// and the future loses its position in the wait queue.
     ///
     /// # Deadlocks
     ///

@@ -21,7 +21,7 @@ use core::time::Duration;
 use core::{mem, ptr};
 use futures_util::future::{Either, select};
 
-/// The shortest delay and the shortest period. A shorter one could make a service run without ever waiting.
+/// The shortest delay and the shortest period. Without this minimum, a service could run without ever waiting.
 const MIN_DELAY: Duration = Duration::from_millis(1);
 
 /// Decides when a service starts its work again, after what delay, and how often; see [`Registry::service`](crate::Registry::service).
@@ -64,16 +64,17 @@ impl Restart {
         Self { after_completion: true, ..Self::on_failure() }
     }
 
-    /// Sets the delay before a restart. Default: 100 milliseconds, at most 30 seconds. Minimum: 1 millisecond.
+    /// Sets the delay before a restart. Default: `min` is 100 milliseconds, and `max` is 30 seconds. A `min` below 1
+    /// millisecond is raised to 1 millisecond, and a `max` below `min` is raised to `min`.
     ///
-    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. After a run that lasted at
-    /// least `max`, the delay is `min` again. Up to half of each delay is subtracted at random, so that services which failed
+    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. After a run that lasted
+    /// at least `max`, the delay is `min` again. Up to half of each delay is subtracted at random, so that services that failed
     /// simultaneously do not all start again simultaneously.
     pub const fn backoff(self, min: Duration, max: Duration) -> Self {
         Self { min_backoff: min, max_backoff: max, ..self }
     }
 
-    /// Limits the restarts within any time window of the length `window`. Default: 5 restarts in 60 seconds.
+    /// Limits the number of restarts within any time window of the length `window`. Default: 5 restarts in 60 seconds.
     ///
     /// A service that would exceed the limit ends, and the loss of its last run is the loss of the service. If the last run
     /// completed, the service counts as failed. With a limit of 0, the service never starts its work again.
@@ -87,7 +88,7 @@ impl Restart {
     }
 }
 
-/// The error of a service whose last run completed, and which may not start its work again.
+/// The error of a service whose last run completed, but which has reached its limit on restarts.
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// How a service ends: with the output of its last run, or with `None` if the service ended between two runs.

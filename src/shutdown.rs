@@ -75,7 +75,8 @@ impl Shutdown {
     /// Returns [`Stragglers`] if tasks are still in flight when the future returned by `abort_timeout` resolves. A task can still
     /// be in flight for one of these reasons:
     ///
-    /// - The task is a guard, a tracked future or a blocking closure that has started. These tasks cannot be aborted.
+    /// - The task is a guard, a tracked future, a child registry or a blocking closure that has started. These tasks cannot be
+    ///   aborted.
     /// - The task is a blocking closure that was aborted before it started, and its executor has not dropped it yet.
     /// - The task has not reached an await point.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
@@ -149,9 +150,11 @@ impl FusedFuture for Shutdown {
     }
 }
 
-/// Resolves when a poll finds that no task but [services](crate::Registry::service) is in flight. [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
+/// Resolves when a poll finds no task in flight except [services](crate::Registry::service).
+/// [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
-/// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll finds again that no task is in flight.
+/// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll again finds no task in flight except
+/// services.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitIdle {

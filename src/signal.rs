@@ -12,6 +12,7 @@ use pin_project_lite::pin_project;
 ///
 /// - A caller starts it, for example with [`Registry::shutdown`](crate::Registry::shutdown).
 /// - The registry's last handle is dropped.
+/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts or had started before it was created.
 /// - A [critical](crate::Registry::critical) task is lost.
 /// - A task fails or panics, and the registry is configured to start the shutdown in this case.
 ///
@@ -84,7 +85,7 @@ impl ShutdownSignal {
     /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
     /// `None`. To notice the shutdown, the loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
     ///
-    /// With the feature `std`, waiting allocates memory only when the list that stores the waker must grow.
+    /// With the feature `std`, the wait allocates memory only when the list that stores the waker must grow.
     ///
     /// # Cancel safety
     ///

@@ -101,7 +101,7 @@ fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
 
 /// Receives the output of a task, and can abort the task.
 pub(crate) trait OutputReceiver<T> {
-    /// What remains of the task when the task ends.
+    /// The output or the loss of a task that has ended, as the receiver passes it on.
     type End;
 
     /// Converts the output of the task. The loss is `None` if the task completed.
@@ -252,8 +252,9 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. Polling a `Tracked`
-    /// that has returned `Ready` panics.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If the destructor
+    /// of the inner future panics while the `Tracked` is dropped, the drop panics with the same payload, unless the thread is
+    /// already panicking. Polling a `Tracked` that has returned `Ready` or has panicked panics.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]

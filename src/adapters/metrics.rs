@@ -70,10 +70,11 @@ impl MetricsObserver {
     /// value. Names are `&'static str`, so the number of time series is limited by the names in the program. Put no IDs into
     /// names. Call sites are not labels.
     ///
-    /// The duration is the time from the acceptance of the task until its end, which includes the time in which the task waits for its
-    /// executor. Rejected tasks have no duration, and count neither as started nor as in flight. Tracked futures and guards are
-    /// recorded as tasks are. A child registry is not a task, but its tasks are recorded. Each run of a
-    /// [service](crate::Registry::service) counts as started and ended. Services have no duration.
+    /// The duration is the time from the acceptance of the task until its end, which includes the time in which the task waits
+    /// for its executor. Rejected tasks have no duration, and count neither as started nor as in flight. Tracked futures and
+    /// guards are recorded as tasks are. A child registry is not a task, but its tasks are recorded, and a rejected child
+    /// counts as a rejected task. Each run of a [service](crate::Registry::service) counts as started and ended. Services have
+    /// no duration.
     ///
     /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry,
     /// and each task occupies a slot and takes timestamps. The metrics are always current, so [`record`](Self::record) does nothing.

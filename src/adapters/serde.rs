@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 /// Serializes the fields `name` and `location`. Each of the fields `id`, `kind` and `age_seconds` is present only if its value is
 /// known. The field `is_abortable` is present if and only if the field `kind` is present.
 ///
-/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent`, an ID, is
-/// present only if the task belongs to a child registry.
+/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field
+/// `parent`, an ID, is present only if the task belongs to a child registry.
 impl Serialize for TaskInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let known = usize::from(self.id().is_some()) + 2 * usize::from(self.kind().is_some()) + usize::from(self.age().is_some());
@@ -24,7 +24,7 @@ impl Serialize for TaskInfo {
             fields.serialize_field("is_abortable", &self.is_abortable())?;
         }
         if let Some(age) = self.age() {
-            // Rounds the age to microseconds.
+            // Truncates the age to microseconds.
             #[expect(clippy::cast_precision_loss, reason = "the precision suffices for 285 million years")]
             let seconds = age.as_secs() as f64 + f64::from(age.subsec_micros()) / 1e6;
             fields.serialize_field("age_seconds", &seconds)?;

@@ -16,9 +16,10 @@ use tracing::{error, info, warn};
 /// | shutdown started | info | `in_flight` |
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
-/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
-/// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. Events about
-/// rejected tasks have neither `task.id` nor `task.age_seconds`.
+/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the
+/// registry is [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task
+/// fields. A field without a value is omitted: `task.name` of a task without a name, and `task.id` and `task.age_seconds` of a
+/// rejected task.
 ///
 /// The events for the start of the shutdown and for the end of the drain have no span, because they concern no single request. The
 /// event for a loss belongs to the span in which the loss happens.

@@ -10,9 +10,9 @@ pub enum Loss<'a> {
     /// The task returned an `Err`. Contains the `Display` text of the error in its alternate form, `{:#}`. An error of `anyhow`
     /// prints its whole chain of causes in this form.
     Failed(&'a str),
-    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or
-    /// a [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic. For guards, which do not receive the panic,
-    /// the text is always `dropped by a panic`.
+    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or a
+    /// [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic, or a placeholder if the panic has no
+    /// message. For guards, which do not receive the panic, the text is always `dropped by a panic`.
     Panicked(&'a str),
     /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call of
     /// `complete`.
@@ -65,9 +65,10 @@ pub struct Rejected<F> {
 pub enum RejectReason {
     /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
-    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight). This limit does not
-    /// apply to work that is started [without a permit](crate::Registry::without_permit). The registry rejects such work only if
-    /// 4,194,303 tasks without a permit are in flight (1,023 on 32-bit targets).
+    /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight), or the free permits are
+    /// reserved for futures that [wait](crate::Registry::run_when_ready). This limit does not apply to work that is started
+    /// [without a permit](crate::Registry::without_permit). The registry rejects such work only if 4,194,303 tasks without a
+    /// permit are in flight (1,023 on 32-bit targets).
     ///
     /// On 32-bit targets, a registry is also full when the counters of its shards are full. Each shard can count at most 2²⁰ - 1
     /// tasks in flight.

@@ -13,16 +13,18 @@ use core::fmt;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// Tasks that finished with `()` or `Ok`, tracked futures that finished, and guards that were dropped.
+    /// Tasks that finished with `()`, `Ok` or `None`, tasks with a handle and tracked futures that finished with any output,
+    /// and guards that were dropped or completed.
     pub completed: u64,
-    /// Tasks that finished with `Err`.
+    /// Tasks without a handle that finished with `Err`.
     pub failed: u64,
     /// Tasks that panicked, tasks whose destructor panicked, and guards that a panic dropped.
     pub panicked: u64,
-    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
-    /// dropped.
+    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself
+    /// is dropped. Also each [`CompletionGuard`](crate::CompletionGuard) that was dropped without a call of `complete`.
     pub abandoned: u64,
-    /// Tasks that an [abort](crate::Registry::abort) ended: futures at an await point, and blocking closures that never started.
+    /// Tasks that an [abort](crate::Registry::abort) ended: futures at an await point or before their first poll, and blocking
+    /// closures that never started.
     pub aborted: u64,
     /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
@@ -70,7 +72,8 @@ impl Stragglers {
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
-    /// Returns the number of tasks that were still in flight. Minimum: 1.
+    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task.
+    /// If the registry is inspected, the tasks of the child count too.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
@@ -81,7 +84,7 @@ impl Stragglers {
         self.summary
     }
 
-    /// Returns the tasks that were still in flight, oldest first.
+    /// Returns the tasks that were still in flight, in the order of [`Registry::tasks`](crate::Registry::tasks): oldest first.
     ///
     /// The list is empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
     pub fn tasks(&self) -> &[TaskInfo] {

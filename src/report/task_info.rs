@@ -2,14 +2,14 @@ use crate::platform::ThreadId;
 use alloc::string::{String, ToString};
 use core::{fmt, panic::Location, str::FromStr, time::Duration};
 
-/// Describes one task, tracked future or guard. Observers receive this type, and [`Registry::tasks`](crate::Registry::tasks)
-/// returns it.
+/// Describes one task, tracked future, guard, service or child registry. Observers receive this type, and
+/// [`Registry::tasks`](crate::Registry::tasks) returns it.
 ///
-/// The call site is always present, and the name is present if the task has a name. The ID, the kind and the age are present only
-/// if the registry is [inspected](crate::RegistryBuilder::inspect).
+/// The call site is always present. The ID, the kind and the age are present only if the registry is
+/// [inspected](crate::RegistryBuilder::inspect).
 ///
-/// The `Display` text consists of the name and the call site, for example `welcome-mail at src/main.rs:20:14`. If the task has no
-/// name, the text starts with the kind.
+/// The `Display` text consists of the name and the call site, for example `welcome-mail at src/main.rs:20:14`. If there is no
+/// name, the text starts with the kind, or with `task` if the kind is not present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskInfo {
     pub(crate) id: Option<TaskId>,
@@ -29,11 +29,14 @@ impl TaskInfo {
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
+    ///
+    /// [`Registry::shutdown_cause`](crate::Registry::shutdown_cause) may also lack the name, as its docs describe.
     pub fn name(&self) -> Option<&'static str> {
         self.name
     }
 
-    /// Returns the call site: the source location of the call of `run`, `track`, `guard` or a similar method.
+    /// Returns the call site: the source location of the call of `run`, `track`, `guard` or a similar method, or the location that was
+    /// passed to [`TaskBuilder::location`](crate::TaskBuilder::location).
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }
@@ -47,7 +50,8 @@ impl TaskInfo {
 
     /// Returns the kind of the task.
     ///
-    /// Returns `None` if the registry is not inspected.
+    /// Returns `None` if the registry is not inspected, except in a [`ServiceInfo`]. Returns `None` in a
+    /// [`JoinError`](crate::JoinError).
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
@@ -78,23 +82,23 @@ impl TaskInfo {
 
     /// Returns how long the task has been in flight.
     ///
-    /// Returns `None` if the registry is not inspected, or if the task was rejected. Also returns `None` if the program has no
-    /// clock. A program has no clock if the feature `std` is off. In the browser, a program also needs the feature
-    /// `wasm-bindgen-futures` to have a clock.
+    /// Returns `None` if the registry is not inspected, if the task was rejected, or in a [`JoinError`](crate::JoinError). Also
+    /// returns `None` if the program has no clock. A program has no clock if the feature `std` is off. In the browser, a
+    /// program also needs the feature `wasm-bindgen-futures` to have a clock.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }
 
-    /// Returns whether the task is still in flight although an abort was requested.
+    /// Returns whether an abort of the task was requested. Returns false if the registry is not inspected.
     ///
-    /// After an abort, a task stays in flight until it reaches an await point. A blocking closure that had not started stays in
-    /// flight until its executor drops it, and never starts. A task that [cannot be aborted](Self::is_abortable) stays in flight
-    /// until it finishes.
+    /// After an abort, a task stays in flight until it reaches an await point. A blocking closure that had not started never
+    /// starts, and stays in flight until its executor tries to start it or drops it. A task that
+    /// [cannot be aborted](Self::is_abortable) stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
 
-    /// Returns whether an abort can end the task, or an earlier abort has ended the task.
+    /// Returns whether an abort can end the task, or an earlier abort ends the task.
     ///
     /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
     /// method returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not inspected.
@@ -196,7 +200,7 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
-    /// Returns whether tasks of this kind can be aborted. Guards and tracked futures cannot be aborted.
+    /// Returns whether tasks of this kind can be aborted. Guards, tracked futures and child registries cannot be aborted.
     ///
     /// A blocking closure can be aborted only until it starts; see [`TaskInfo::is_abortable`].
     pub fn is_abortable(self) -> bool {
@@ -226,7 +230,7 @@ impl fmt::Display for TaskKind {
 pub struct TaskId {
     /// The number of the task's slot.
     pub(crate) slot: u32,
-    /// The number of tasks that have used the slot.
+    /// The number of tasks that have used the slot, modulo 2³².
     pub(crate) generation: u32,
 }
 
