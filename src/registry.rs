@@ -123,10 +123,11 @@ impl<S> Registry<S> {
     /// `"welcome-mail"`.
     ///
     /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
-    /// [`JoinError`](crate::JoinError) and the [spawner](Spawner::spawn_with_info) receive the name. In a registry with
-    /// observers, a named task occupies a slot, which holds information about the task.
-    /// [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In a registry without observers and without
-    /// inspection, the name costs almost nothing.
+    /// [`shutdown_cause`](Self::shutdown_cause), [`JoinError`](crate::JoinError) and the [spawner](Spawner::spawn_with_info) receive
+    /// the name. In a registry with observers, [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot, which holds information about
+    /// the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries, the name costs almost
+    /// nothing.
     ///
     /// # Examples
     ///

@@ -80,8 +80,8 @@ impl Token {
 
     /// Creates the token of a piece of work. The caller has counted the work already.
     ///
-    /// The work gets a slot in six cases: the registry is inspected, the work is critical, the work has a name that observers can
-    /// receive, the work has no permit in a registry with a limit, the work has a permit of an ancestor, or the work is a guard that
+    /// The work gets a slot in six cases: the registry is inspected, the work is critical, the work has a name that observers or
+    /// the cause of a shutdown can contain, the work has no permit in a registry with a limit, the work has a permit of an ancestor, or the work is a guard that
     /// was taken during a panic. In the last three cases, the slot records how the work must leave.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
@@ -93,8 +93,8 @@ impl Token {
             false if settings.has(LIMITED_BY_ANCESTOR) => PermitKind::OfAncestor,
             _ => PermitKind::Own,
         };
-        let is_observed_name = info.name.is_some() && settings.has(OBSERVED);
-        let needs_slot = is_inspected || info.critical || is_observed_name || info.panicking_at_start.is_some();
+        let is_name_used = info.name.is_some() && settings.has(OBSERVED | SHUTDOWN_ON_FAILURE | SHUTDOWN_ON_PANIC);
+        let needs_slot = is_inspected || info.critical || is_name_used || info.panicking_at_start.is_some();
         if needs_slot || permit != PermitKind::Own {
             let is_aborting = || settings.has(ABORTING);
             let target = shard.slots().insert(&shard.freed, shard, *info, permit, is_inspected, is_aborting);

@@ -318,13 +318,8 @@ struct Model {
     counts: Counts,
     shutting_down: bool,
     /// The loss that started the shutdown, if a loss did.
-    cause: Option<Cause>,
+    cause: Option<Identity>,
     events: Vec<Event>,
-}
-
-struct Cause {
-    identity: Identity,
-    critical: bool,
 }
 
 /// Calls a method of a registry, or of a `TaskBuilder` if the options need one.
@@ -430,7 +425,7 @@ impl Model {
         let identity = (options.name, None, kind);
         self.expect_event(Event::Lost(Outcome::Rejected, identity, reason.to_string()));
         if options.critical {
-            self.start_shutdown(Some(Cause { identity, critical: true }));
+            self.start_shutdown(Some(identity));
         }
     }
 
@@ -446,7 +441,7 @@ impl Model {
         self.in_flight.push(InFlight { options, kind, id, abort_requested: false, script, waker, body, spawned, handle });
     }
 
-    fn start_shutdown(&mut self, cause: Option<Cause>) {
+    fn start_shutdown(&mut self, cause: Option<Identity>) {
         if mem::replace(&mut self.shutting_down, true) {
             return;
         }
@@ -488,7 +483,7 @@ impl Model {
             _ => options.critical,
         };
         if starts_shutdown {
-            self.start_shutdown(Some(Cause { identity, critical: options.critical }));
+            self.start_shutdown(Some(identity));
         }
         let work = self.in_flight.remove(index);
         work.waker.check();
@@ -852,10 +847,7 @@ impl Model {
         let cause = self.registry().shutdown_cause();
         assert_eq!(cause.is_some(), self.cause.is_some());
         if let (Some(actual), Some(expected)) = (cause, &self.cause) {
-            // A registry without observers and inspection keeps the names of critical tasks only.
-            if self.setup.inspected || self.setup.observed || expected.critical {
-                assert_eq!(identity(&actual), expected.identity);
-            }
+            assert_eq!(identity(&actual), *expected);
         }
     }
 
