@@ -30,15 +30,15 @@ use std::time::Duration;
 ///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
 ///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
-///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). Otherwise the host ends
-///    the process, for example if a runtime's destructor waits for a blocking read of stdin.
+///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). If `main`
+///    takes longer, for example because a runtime's destructor waits for a blocking read of stdin, the host ends the process.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
-///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
-///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
-///    these reports, and only these tasks are aborted. If no registry is inspected and tasks are in flight, a warning at the start of the drain says
-///    so. An aborted program counts as aborted if the first registry is inspected, and otherwise
-///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
-///    client that has sent half of a request.
+///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. It waits at most another half
+///    a second for the aborted tasks, and then reports the remaining stragglers. Only the tasks of
+///    [inspected](background_tasks::RegistryBuilder::inspect) registries have names in these reports, and only these tasks are aborted.
+///    If no registry is inspected and tasks are in flight, a warning at the start of the drain says so. An aborted program counts as
+///    aborted if the first registry is inspected, and otherwise as abandoned. If only the program is left, the report says so. In a
+///    server, a connection is then usually still open, for example because a client has sent half a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
@@ -49,9 +49,12 @@ use std::time::Duration;
 ///
 /// # Signals
 ///
-/// A second signal ends the process immediately, with three exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. The first signal after a [request without a signal](crate::request_stop) repeats that request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
-/// even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
+/// A second signal ends the process immediately, with three exceptions:
+///
+/// - Signals shortly after the first signal [repeat](Self::repeat_window) the same request.
+/// - The first signal after a [request without a signal](crate::request_stop) repeats that request.
+/// - SIGHUP does not end the process during the delay and the drain, with or without [`handle_sighup`](Self::handle_sighup), because the
+///   work must end even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
 ///
 /// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
 /// blocked.
@@ -75,13 +78,13 @@ use std::time::Duration;
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
 /// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
 /// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
-/// | 101 | the program panicked |
+/// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
 /// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
 /// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). The first of the codes 1, 2 and 101 stays: if a program that
-/// failed also misses the deadline, the process exits with code 2.
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If several of the codes 1, 2 and 101 apply, the first
+/// one stays: if a program that failed also misses the deadline, the process exits with code 2.
 ///
 /// # Output
 ///
@@ -89,11 +92,11 @@ use std::time::Duration;
 /// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. The host reports nothing if the program
 /// succeeds without a signal, no task is in flight, and no task was lost.
 ///
-/// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. Each straggler (at most the
-/// 100 oldest) is an event with the fields of
-/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). The host then draws no progress
-/// bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
-/// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
+/// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. The stragglers, at
+/// most the 100 oldest of each registry, are events with the fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). The host then draws no
+/// progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that [logs the
+/// shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
 /// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
 /// [`Observer`](background_tasks::Observer) reports each loss, for example [`StderrObserver`](crate::StderrObserver).
@@ -202,7 +205,10 @@ impl Host {
         self
     }
 
-    /// Sets the grace period: the longest time from the shutdown signal until the last registry has drained. Default: 10 seconds.
+    /// Sets the grace period: the longest time until the last registry has drained. Default: 10 seconds.
+    ///
+    /// The grace period starts when the process is asked to stop or, without such a request, when shutdown starts. A time that the clock
+    /// cannot represent, such as `Duration::MAX`, has no end.
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
@@ -246,20 +252,20 @@ impl Host {
 
     /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
     ///
-    /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
+    /// Call this method once for each task. The host keeps no clone of the handle.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
         self.liveness.push(WatchedTask::new(liveness));
         self.status.add_liveness(liveness);
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if a signal has asked the process to stop, and otherwise
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise
     /// unlimited. A shutdown that the program or a task starts is not such a request.
     ///
-    /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
-    /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
-    /// the grace period has expired, the host reports an error and ends the process with the exit code 1. A time that is set with this method also
-    /// applies to a program that ends on its own.
+    /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking
+    /// work that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this
+    /// time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless another code than 0
+    /// was set before. A time that is set with this method also applies to a program that ends on its own.
     ///
     /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits as soon as the
     /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a program reads
@@ -280,8 +286,9 @@ impl Host {
         self
     }
 
-    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that `main` has
-    /// after the drain are the same. Use it if something else than a signal ends the program, such as a message of an orchestrator.
+    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that
+    /// `main` has after the drain are the same. Use it if something other than a signal ends the program, such as a message of an
+    /// orchestrator.
     ///
     /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll it: if
     /// another thread decides, that thread calls [`request_stop`](crate::request_stop), which works even then and describes what further
@@ -352,15 +359,17 @@ impl Host {
 
     /// Makes SIGHUP start the shutdown too. A closed terminal sends SIGHUP. Without this call, SIGHUP ends the process if the drain has not started.
     ///
-    /// `nohup` makes programs ignore SIGHUP. SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called too.
+    /// `nohup` makes programs ignore SIGHUP. On Linux, SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called
+    /// too. On Windows, which has no SIGHUP, this method has no effect.
     pub fn handle_sighup(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
         self
     }
 
-    /// Handles signals that were ignored when the program started. Without this call they stay ignored, except SIGTERM.
+    /// Handles signals that were ignored when the program started. Without this call, they stay ignored on Linux, except SIGTERM.
     ///
-    /// SIGHUP is ignored under `nohup`, and SIGINT in a background job of a shell script; see [`shutdown_signal`](crate::shutdown_signal).
+    /// SIGHUP is ignored under `nohup`, and SIGINT in a background job of a shell script. On systems without `/proc/self/status`, ignored
+    /// signals are always handled; see [`shutdown_signal`](crate::shutdown_signal).
     pub fn handle_ignored(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_ignored());
         self
@@ -368,8 +377,8 @@ impl Host {
 
     /// Forgets an earlier request to stop the process, so that this host runs until the next one.
     ///
-    /// Use it in a process that runs several hosts one after the other, such as a test or a supervisor. The earlier hosts no longer limit how long
-    /// `main` may take, if they drained in time. Signals that [`shutdown_signal`](crate::shutdown_signal) returned before stay resolved.
+    /// Use it in a process that runs several hosts one after the other, such as a test or a supervisor. Earlier hosts that drained in time
+    /// no longer limit how long `main` may take. Signals that [`shutdown_signal`](crate::shutdown_signal) returned before stay resolved.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());
@@ -379,9 +388,10 @@ impl Host {
     /// Makes the process exit with code 1 if `is_failure` returns true. Default: it returns false. A loss that starts the shutdown
     /// gives code 2 without this function.
     ///
-    /// The host calls `is_failure` once if all registries drain within the grace period, on a thread of the host, and otherwise never. The summary counts
-    /// the tasks of all registries. If `is_failure` returns true, the last line of the host says so, at the level of an error. An exit code
-    /// other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1 too.
+    /// The host calls `is_failure` once, on a thread of the host, if all registries drain within the grace period. Otherwise it does not
+    /// call `is_failure`. The summary counts the tasks of all registries. If `is_failure` returns true, the last line of the host says so,
+    /// at the level of an error. An exit code other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1
+    /// too.
     ///
     /// A second call replaces the function of the first call.
     ///
