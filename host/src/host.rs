@@ -22,16 +22,18 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. It polls the program's future. Shutdown starts when SIGTERM or SIGINT arrives (see [`shutdown_signal`](crate::shutdown_signal) for
-///    Windows), after a request without a signal ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has ended,
-///    when a task with a [critical](Liveness::critical) handle reports no progress in time, or when other code shuts one of the registries down.
+///    Windows), after a request without a signal ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has
+///    ended, when a task with a [critical](Liveness::critical) handle reports no progress in time, or when other code shuts one of the
+///    registries down.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
-///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, with the name `program`,
-///    so the registry accepts the tasks that these requests start. The program takes [no permit](Registry::without_permit) of a registry that has a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
-///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
+///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, with the name
+///    `program`, so the registry accepts the tasks that these requests start. The program takes [no permit](Registry::without_permit) of a
+///    registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A
+///    program that must still start tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
 /// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. When the last task has ended, `run` returns the
-///    exit code, at most two seconds later if stderr is blocked. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). If `main`
-///    takes longer, for example because a runtime's destructor waits for a blocking read of stdin, the host ends the process.
+///    exit code, at most two seconds later if stderr is blocked. If the process was asked to stop, `main` must then return within the
+///    [`main_timeout`](Self::main_timeout). If `main` takes longer, for example because a runtime's destructor waits for a blocking read of
+///    stdin, the host ends the process.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
 ///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. It waits at most another half
 ///    a second for the aborted tasks, and then reports the remaining stragglers. Only the tasks of
@@ -44,8 +46,8 @@ use std::time::Duration;
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
 /// exit, the host flushes stdout, unless nobody reads it. The host uses separate threads for all of this.
 ///
-/// If the program ends on its own, the time of `main` is unlimited, for example to write a report. If the process is asked to stop
-/// meanwhile, `main` must return within the grace period, which then starts with the signal.
+/// If the program ends on its own, `main` has unlimited time by default, for example to write a report. If the process is asked to stop
+/// meanwhile, `main` must return within the grace period, which then starts with the request.
 ///
 /// # Signals
 ///
@@ -62,13 +64,14 @@ use std::time::Duration;
 ///
 /// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
 /// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads. A signal that arrives in
-/// the microsecond of the fork itself can block the child, because the thread that waits for signals may hold a lock. To exclude this, block the
-/// signals during the fork, or fork before you create the host.
+/// the microsecond of the fork itself can block the child, because the thread that waits for signals may hold a lock. To exclude this,
+/// block the signals during the fork, or fork before you create the host.
 ///
 /// # Several hosts
 ///
 /// A request to stop concerns the whole process. A host that is created later in the same process stops immediately, unless it
-/// [forgets](Self::forget_stop_request) the request. While several hosts exist, the host whose `new` or `run` was called last reacts to a second signal, and limits the time of `main`.
+/// [forgets](Self::forget_stop_request) the request. While several hosts exist, the host whose `new` or `run` was called last reacts to a
+/// second signal, and limits the time of `main`.
 ///
 /// # Exit codes
 ///
@@ -87,9 +90,9 @@ use std::time::Duration;
 ///
 /// # Output
 ///
-/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
-/// at the start, and a line with the oldest tasks every two seconds. In both cases it writes a line with the outcomes at the end. The host reports nothing if the program
-/// succeeds without a signal, no task is in flight, and no task was lost.
+/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a
+/// line at the start, and a line with the oldest tasks every two seconds. In both cases it writes a line with the outcomes at the end. The
+/// host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. The stragglers, at
 /// most the 100 oldest of each registry, are events with the fields of
@@ -97,8 +100,8 @@ use std::time::Duration;
 /// progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that [logs the
 /// shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
-/// The reports name tasks only if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The host does not report each loss:
-/// an [`Observer`](background_tasks::Observer) of the registry does, for example [`StderrObserver`](crate::StderrObserver).
+/// The reports name tasks only if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The host does not report each
+/// loss: an [`Observer`](background_tasks::Observer) of the registry does, for example [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
 ///
@@ -166,8 +169,8 @@ impl Host {
 
     /// Adds a registry that is shut down after the registries before it have drained.
     ///
-    /// Until then the registry stays open, and accepts tasks that the tasks of the earlier registries start. A typical order: requests, then
-    /// workers, then the tasks of the connection pool.
+    /// Until then the registry stays open, and accepts tasks that the tasks of the earlier registries start. A typical order: requests,
+    /// then workers, then the tasks of the connection pool.
     ///
     /// The registries can be [children](Registry::child) of one registry. Do not pass that registry too: its summary includes the tasks of its
     /// drained children, so the host would count these tasks twice.
@@ -180,13 +183,12 @@ impl Host {
 
     /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
     ///
-    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier registries
-    /// have the grace period less all later reserves, and one task that does not end cannot use up the time of the later registries. When only the
-    /// reserve is left, the host reports the stragglers of the earlier registries. It aborts them only when the grace period expires. Several
-    /// reserves add up: with a
-    /// grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and 23 seconds.
-    /// If the reserves of this registry and of all later registries together are not shorter than the grace period, the shutdown of this registry
-    /// starts with the drain.
+    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier
+    /// registries have the grace period less all later reserves, and one task that does not end cannot use up the time of the later
+    /// registries. When only the reserve is left, the host reports the stragglers of the earlier registries. It aborts them only when the
+    /// grace period expires. Several reserves add up: with a grace period of 25 seconds and two later registries with reserves of 5 and 2
+    /// seconds, their shutdowns start after at most 18 and 23 seconds. If the reserves of this registry and of all later registries
+    /// together are not shorter than the grace period, the shutdown of this registry starts with the drain.
     ///
     /// # Examples
     ///
@@ -212,14 +214,14 @@ impl Host {
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
-    /// The supervisor must wait at least two seconds longer before it kills the process: one second for the host to report and abort stragglers, and
-    /// one second as a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the time of the
-    /// `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are aborted
-    /// immediately.
+    /// The supervisor must wait at least two seconds longer before it kills the process: one second for the host to report and abort
+    /// stragglers, and one second as a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the
+    /// time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are
+    /// aborted immediately.
     ///
-    /// The default is too long for two signals of Windows: when the console is closed or the system shuts down, Windows ends the process after about
-    /// 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's.
-    /// If a program must handle these signals, choose at most 3 seconds.
+    /// The default is too long for two signals of Windows: when the console is closed or the system shuts down, Windows ends the process
+    /// after about 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's. If a
+    /// program must handle these signals, choose at most 3 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
@@ -227,12 +229,12 @@ impl Host {
 
     /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
     ///
-    /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. During the delay,
-    /// [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is not triggered, and
-    /// new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
+    /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. During the
+    /// delay, [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is
+    /// not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
     ///
-    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
-    /// that starts without a request to stop has no delay. A second signal ends the process during the delay too.
+    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A
+    /// shutdown that starts without a request to stop has no delay. A second signal ends the process during the delay too.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
@@ -266,9 +268,9 @@ impl Host {
     /// time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless another code than 0
     /// was set before. A time that is set with this method also applies to a program that ends on its own.
     ///
-    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits when the last
-    /// task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a program reads
-    /// stdin on a runtime, and its `main` only returns the exit code.
+    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits when the
+    /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a
+    /// program reads stdin on a runtime, and its `main` only returns the exit code.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
@@ -276,9 +278,9 @@ impl Host {
 
     /// Sets how long after the first signal further signals repeat the same request to stop. Default: 1 second.
     ///
-    /// One request may arrive several times within milliseconds. For example, a launcher such as `npm` forwards the Ctrl-C that the terminal has
-    /// already sent to the whole process group. A supervisor may signal a process and then its group. A signal after this time ends the process
-    /// immediately. With zero, any second signal does so.
+    /// One request may arrive several times within milliseconds. For example, a launcher such as `npm` forwards the Ctrl-C that the
+    /// terminal has already sent to the whole process group. A supervisor may signal a process and then its group. A signal after this time
+    /// ends the process immediately. With zero, any second signal does so.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
@@ -290,8 +292,9 @@ impl Host {
     /// orchestrator.
     ///
     /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll
-    /// the future: [`request_stop`](crate::request_stop) works even then, and its documentation describes further requests and signals. If the future
-    /// panics, the process stops too, with exit code 101. After several calls of this method, the process stops when the first of the futures resolves.
+    /// the future: [`request_stop`](crate::request_stop) works even then, and its documentation describes further requests and signals. If
+    /// the future panics, the process stops too, with exit code 101. After several calls of this method, the process stops when the first
+    /// of the futures resolves.
     ///
     /// # Examples
     ///
@@ -316,10 +319,10 @@ impl Host {
     /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
-    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, all services together have
-    /// about 5 seconds. Before that, services that accept preshutdown, such as this one, have 10 seconds. So choose a grace period of at most 8 seconds, or install
-    /// the service with a longer preshutdown timeout. When the service is reported as stopped, Windows may end the process: do the
-    /// clean-up in the program, and not after `run`.
+    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, all services
+    /// together have about 5 seconds. Before that, services that accept preshutdown, such as this one, have 10 seconds. So choose a grace
+    /// period of at most 8 seconds, or install the service with a longer preshutdown timeout. When the service is reported as stopped,
+    /// Windows may end the process: do the clean-up in the program, and not after `run`.
     ///
     /// If the process is not a service, `run` reports that the host failed to start.
     ///
@@ -333,10 +336,10 @@ impl Host {
     /// Keeps the [Win32 service](Self::windows_service) start pending until the program calls [`notify_ready`](crate::notify_ready). Default: the
     /// service is running when [`run`](Self::run) starts the program.
     ///
-    /// Services that depend on this service then start when the program is ready, and `net start` and `Start-Service` wait for that, or report that the
-    /// start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30 seconds for the start: if the
-    /// program needs more time, Windows may report that the service does not respond. If the program ends or shutdown starts before it is ready, the service
-    /// is stop pending and then stopped.
+    /// Services that depend on this service then start when the program is ready, and `net start` and `Start-Service` wait for that, or
+    /// report that the start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30
+    /// seconds for the start: if the program needs more time, Windows may report that the service does not respond. If the program ends or
+    /// shutdown starts before it is ready, the service is stop pending and then stopped.
     ///
     /// Does nothing on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
@@ -355,8 +358,8 @@ impl Host {
         self
     }
 
-    /// Makes SIGHUP start the shutdown too. The system sends SIGHUP when the terminal is closed. Without this call, SIGHUP ends the process before the
-    /// shutdown. On Windows, this method has no effect.
+    /// Makes SIGHUP start the shutdown too. The system sends SIGHUP when the terminal is closed. Without this call, SIGHUP ends the process
+    /// if no drain or delay has started.
     ///
     /// `nohup` makes programs ignore SIGHUP. On Linux, SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called
     /// too. On Windows, which has no SIGHUP, this method has no effect.
@@ -411,8 +414,8 @@ impl Host {
         self
     }
 
-    /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not a terminal,
-    /// the bar is never shown.
+    /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
+    /// a terminal, the bar is never shown.
     ///
     /// A subscriber that writes to the same terminal overwrites the bar. Before you show the bar in a program with a subscriber, make the
     /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Its lines
@@ -425,8 +428,8 @@ impl Host {
 
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
-    /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal handlers, it
-    /// logs the error, drops the program's future, drains the registries without a deadline, and returns exit code 2.
+    /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal
+    /// handlers, it logs the error, drops the program's future, drains the registries without a deadline, and returns exit code 2.
     ///
     /// # Cancel safety
     ///
