@@ -53,8 +53,7 @@ impl Options {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
         if options.dashboard && !options.public_dashboard && !options.listen.ip().is_loopback() {
-            let why =
-                "the dashboard has no login: use a loopback address, or --public-dashboard if a proxy restricts access to it";
+            let why = "the dashboard has no login: use a loopback address, or --public-dashboard if a proxy restricts access to it";
             Self::command().error(ErrorKind::ArgumentConflict, why).exit();
         }
         options
