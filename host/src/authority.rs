@@ -13,8 +13,8 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     (agreed && is_host_and_port(&first)).then_some(first)
 }
 
-/// Rejects authorities that only look like a trusted host: user information (`localhost@`), and `[::1].example`, whose host the parser takes to be
-/// `[::1]`.
+/// Rejects authorities that resemble a trusted host: user information (`localhost@`), and `[::1].example`, in which the parser finds the
+/// host `[::1]`.
 fn is_host_and_port(authority: &Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))

@@ -36,9 +36,9 @@ const SERVING: [&str; 2] = ["program", "request"];
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. It asks before it aborts a task.
 ///
-/// The dashboard serves three resources, selected by the last segment of the path: `…/events` is a stream of events for the page,
-/// `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount it at any path that does not end with `events` or `abort`,
-/// whether or not the server strips the prefix. The page loads nothing from other servers.
+/// The dashboard serves three resources, selected by the last segment of the path: `…/events` is a stream of events for the page, a POST to
+/// `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount it at any path that does not end with `events` or
+/// `abort`, whether or not the server strips the prefix. The page loads nothing from other servers.
 ///
 /// The dashboard and each open stream of events keep a handle of the registry. Over HTTP/1.1 a browser opens at most six connections to a host,
 /// and each open page uses one.
@@ -48,9 +48,10 @@ const SERVING: [&str; 2] = ["program", "request"];
 ///
 /// # Cost
 ///
-/// Without an open page, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 groups, but the registry must read the slots of
-/// all tasks for it. Events are made twice per second, and ten times per second during a drain. If events are expensive, because more than a thousand tasks
-/// are in flight, the pages share them, and they are made less often.
+/// Without an open page, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 groups, but the registry must
+/// read the slots of all tasks for it. Events are made twice per second, and ten times per second during a drain. If an event is expensive,
+/// the next one follows later, at most 2 seconds later, or 250 milliseconds during a drain. With at least a thousand tasks in flight, the
+/// pages share events.
 ///
 /// # Security
 ///
@@ -62,10 +63,10 @@ const SERVING: [&str; 2] = ["program", "request"];
 ///
 /// # Shutdown
 ///
-/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own once shutdown has
-/// started and only tasks that [serve](Self::serving) are in flight; without inspection, it ends when shutdown starts. Streams check this every
-/// tenth of a second, so they delay a drain by at most this long, or three times as long with many tasks. A client that does not read delays its response like any other; the grace period
-/// limits that.
+/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own once shutdown
+/// has started and only tasks that [serve](Self::serving) are in flight; without inspection, it ends when shutdown starts. Streams check
+/// this every tenth of a second. So they delay a drain by at most this long, or by three times as long with many tasks. A client that does
+/// not read its response can delay the drain until the grace period expires, unless the server limits this time.
 ///
 /// # Examples
 ///
@@ -138,8 +139,10 @@ impl Dashboard {
         self
     }
 
-    /// Adds names of tasks that only serve requests, such as `"connection"`. A stream of events may keep such tasks in flight, so it does not wait
-    /// for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`] uses.
+    /// Adds names of tasks that only serve requests, such as `"connection"`. A stream of events may keep such tasks in flight, so it does
+    /// not wait for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`] uses. If an
+    /// `HttpServer` with the same registry serves the page, add `"connection"`: otherwise an open page holds the drain until the grace
+    /// period expires.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);
@@ -207,7 +210,7 @@ impl Dashboard {
 fn html(body: DashboardBody) -> Response<DashboardBody> {
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let headers = response.headers_mut();
-    // The response to a HEAD has no body to take the length from.
+    // The response to a HEAD request has no body that gives the length.
     headers.insert(header::CONTENT_LENGTH, HTML.len().into());
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

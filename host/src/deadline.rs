@@ -1,4 +1,4 @@
-//! What limits a drain: the deadline, and a second shutdown signal.
+//! The limits of a drain: the deadline, and a second signal.
 
 use crate::exit::exit_within;
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};

@@ -11,12 +11,13 @@ use tower_service::Service;
 
 /// A layer that runs each call of its service as a task of a registry, so that a client that disconnects does not cancel the call.
 ///
-/// A server drops the future of a handler when its client disconnects. The handler then ends at any of its await points, for example between
-/// two writes that belong together. Below this layer the handler continues to its end, and nobody receives its response. The drain waits for the task, whose
-/// outcome the registry counts. At the end of the grace period an [inspected](background_tasks::RegistryBuilder::inspect) registry aborts the task.
+/// A server drops the future of a handler when its client disconnects. The handler then ends at any of its await points, for example
+/// between two writes that belong together. Below this layer, the handler continues to its end, and nobody receives its response. The
+/// registry counts the outcome of the task, and the drain waits for it. When the grace period expires, a [`Host`](crate::Host) aborts the
+/// task if the registry is [inspected](background_tasks::RegistryBuilder::inspect).
 ///
-/// The layer passes the request to the service unchanged, so limits of bodies and extensions of outer layers apply. Only the rest of a body that the
-/// client has not sent is missing: a handler that still reads the body receives an error.
+/// The layer passes the request to the service unchanged, so limits of bodies and extensions of outer layers apply. After a disconnect,
+/// only the part of the body that the client has not sent is missing: a handler that reads it receives an error.
 ///
 /// # Outcomes
 ///
@@ -25,15 +26,17 @@ use tower_service::Service;
 /// | completed | The service returned a response or an error. |
 /// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
 /// | aborted | The task was aborted. The request is answered 503. |
+/// | abandoned | The executor dropped the task. The request is answered 503. |
 /// | rejected | The registry has drained. The request is answered 503, and the future of the service is dropped before its first poll. |
 ///
 /// The tasks take [no permits](Registry::without_permit) of a registry that has a limit.
 ///
 /// # Other layers
 ///
-/// A task ends when the service returns its response, so work in the body of a response, such as a stream, still ends with the connection. To make
-/// the drain wait for bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. It counts each request in addition to the task. If the client
-/// disconnects, the request counts as abandoned, and the task with its own outcome. A timeout layer inside ends the work, and one outside ends only the wait.
+/// A task ends when the service returns its response, so work in the body of a response, such as a stream, still ends with the connection.
+/// To make the drain wait for bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. It counts each request in addition
+/// to the task. If the client disconnects, the request counts as abandoned, and the task with its own outcome. A timeout layer inside this
+/// layer ends the work. A timeout layer outside it ends only the wait.
 ///
 /// The task does not have the tracing span of the request, unless the spawner passes the span on: use
 /// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).

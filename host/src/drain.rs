@@ -29,7 +29,7 @@ pub(crate) struct Settings {
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
-    /// What dashboards show.
+    /// The state that dashboards show.
     pub(crate) status: Arc<HostStatus>,
     /// Shows or hides the bar; see [`Host::progress_bar`](crate::Host::progress_bar).
     pub(crate) progress_bar: Option<bool>,
@@ -176,7 +176,7 @@ impl Drain {
         }
     }
 
-    /// Reports what has ended the program, if that was not a signal.
+    /// Reports the program's error, and the loss that started a shutdown.
     fn report_cause(&mut self) {
         self.state.report_error();
         if let (false, Some(task)) = (self.has_reported_loss, self.phases.lost_critical_task()) {

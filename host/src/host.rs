@@ -22,81 +22,86 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. It polls the program's future. Shutdown starts when SIGTERM or SIGINT arrives (see [`shutdown_signal`](crate::shutdown_signal) for
-///    Windows), when the program asks for it ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has ended, or
-///    when one of the registries is shut down by other code.
+///    Windows), after a request without a signal ([`stop_on`](Self::stop_on), [`request_stop`](crate::request_stop)), when the program has
+///    ended, when a task with a [critical](Liveness::critical) handle reports no progress in time, or when other code shuts one of the
+///    registries down.
 /// 2. It shuts the first registry down, which triggers the registry's signal. The program continues until it ends: a server that waits for the
-///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, under the name `program`,
-///    so tasks that these requests start are accepted. The program takes [no permit](Registry::without_permit) of a registry that has a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A program that must still start
-///    tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
-/// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. As soon as the last task has ended, `run` returns the
-///    exit code. If the process was asked to stop, `main` must then return within the [`main_timeout`](Self::main_timeout). Otherwise the host ends
-///    the process, for example if a runtime's destructor waits for a blocking read of stdin.
+///    signal accepts no new connections and finishes its current requests. Meanwhile the program counts as in flight, with the name
+///    `program`, so the registry accepts the tasks that these requests start. The program takes [no permit](Registry::without_permit) of a
+///    registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight), so it is in flight even if the registry is full. A
+///    program that must still start tasks in a full registry marks them as [follow-ups](Registry::follow_up), which may wait for a permit.
+/// 3. It drains the first registry, then each registry of [`then`](Self::then) in order. When the last task has ended, `run` returns the
+///    exit code, at most two seconds later if stderr is blocked. If the process was asked to stop, `main` must then return within the
+///    [`main_timeout`](Self::main_timeout). If `main` takes longer, for example because a runtime's destructor waits for a blocking read of
+///    stdin, the host ends the process.
 /// 4. If the drain takes longer than the [grace period](Self::grace), it shuts all registries down and reports the stragglers. Then it
-///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. Half a second later it stops waiting, and
-///    reports the remaining stragglers. Only the tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries have names in
-///    these reports, and only these tasks are aborted. If no registry is inspected and tasks are in flight, a warning at the start of the drain says
-///    so. An aborted program counts as aborted if the first registry is inspected, and otherwise
-///    as abandoned. If only the program is left, the report says so. For a server this means that a connection is still open, for example of a
-///    client that has sent half of a request.
+///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. It waits at most another half
+///    a second for the aborted tasks, and then reports the remaining stragglers. Only the tasks of
+///    [inspected](background_tasks::RegistryBuilder::inspect) registries have names in these reports, and only these tasks are aborted.
+///    If no registry is inspected and tasks are in flight, a warning at the start of the drain says so. An aborted program counts as
+///    aborted if the first registry is inspected, and otherwise as abandoned. If only the program is left, the report says so. In a
+///    server, a connection is then usually still open, for example because a client has sent half a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
 /// exit, the host flushes stdout, unless nobody reads it. The host uses separate threads for all of this.
 ///
-/// If the program ends on its own, `main` may work as long as it needs, for example to write a report. If the process is asked to stop
-/// meanwhile, `main` must return within the grace period, which then starts with the signal.
+/// If the program ends on its own, `main` has unlimited time by default, for example to write a report. If the process is asked to stop
+/// meanwhile, `main` must return within the grace period, which then starts with the request.
 ///
 /// # Signals
 ///
-/// A second signal ends the process immediately, with three exceptions. Signals shortly after the first one [repeat](Self::repeat_window) the
-/// same request. The first signal after a [request without a signal](crate::request_stop) repeats that request. SIGHUP does not end the process during the drain, with or without [`handle_sighup`](Self::handle_sighup), because the work must end
-/// even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
+/// A second signal ends the process immediately, with three exceptions:
 ///
-/// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes what happens to signals that the parent process has ignored or
-/// blocked.
+/// - Signals shortly after the first signal [repeat](Self::repeat_window) the same request.
+/// - The first signal after a [request without a signal](crate::request_stop) repeats that request.
+/// - SIGHUP does not end the process during the delay and the drain, with or without [`handle_sighup`](Self::handle_sighup), because the
+///   work must end even if the terminal was closed. After the drain, SIGHUP limits the time of `main`, as SIGTERM does.
+///
+/// [`shutdown_signal`](crate::shutdown_signal) lists the signals, and describes signals that the parent process has ignored or blocked.
 ///
 /// # Fork
 ///
 /// A program may create the host and then fork, to become a daemon. [`run`](Self::run) then receives the signals of the child, including
 /// signals that arrived between the fork and `run`. Fork before `run`, and before the program has started threads. A signal that arrives in
-/// the microsecond of the fork itself can block the child, because the thread that waits for signals may hold a lock. Block the signals during the
-/// fork, or fork before you create the host, to exclude this.
+/// the microsecond of the fork itself can block the child, because the thread that waits for signals may hold a lock. To exclude this,
+/// block the signals during the fork, or fork before you create the host.
 ///
 /// # Several hosts
 ///
 /// A request to stop concerns the whole process. A host that is created later in the same process stops immediately, unless it
-/// [forgets](Self::forget_stop_request) the request. While several hosts exist, the newest one reacts to a second signal, and limits `main`.
+/// [forgets](Self::forget_stop_request) the request. While several hosts exist, the host whose `new` or `run` was called last reacts to a
+/// second signal, and limits the time of `main`.
 ///
 /// # Exit codes
 ///
 /// | exit code | meaning |
 /// | --- | --- |
 /// | 0 | all registries drained within the grace period, and `main` returned in time |
-/// | 1 | the grace period expired first, `main` did not return in time, or [`fail_if`](Self::fail_if) returned true |
+/// | 1 | the grace period expired first, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
 /// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
-/// | 101 | the program panicked |
+/// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
 /// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
 /// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). The first of the codes 1, 2 and 101 stays: if a program that
-/// failed also misses the deadline, the process exits with code 2.
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If several of the codes 1, 2 and 101 apply, the first
+/// one stays: if a program that failed also misses the deadline, the process exits with code 2.
 ///
 /// # Output
 ///
-/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a line
-/// at the start, a line with the oldest tasks every two seconds, and a line with the outcomes at the end. The host reports nothing if the program
-/// succeeds without a signal, no task is in flight, and no task was lost.
+/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a
+/// line at the start, and a line with the oldest tasks every two seconds. In both cases it writes a line with the outcomes at the end. The
+/// host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
-/// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. Each straggler (at most the
-/// 100 oldest) is an event with the fields of
-/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). The host then draws no progress
-/// bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that
-/// [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
+/// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. The stragglers, at
+/// most the 100 oldest of each registry, are events with the fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). The host then draws no
+/// progress bar unless `progress_bar` asks for it. If all registries have a `TracingObserver`, or another observer that [logs the
+/// shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end a second time.
 ///
-/// Tasks appear by name if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The registry's
-/// [`Observer`](background_tasks::Observer) reports each loss, for example [`StderrObserver`](crate::StderrObserver).
+/// The reports name tasks only if their registry is [inspected](background_tasks::RegistryBuilder::inspect). The host does not report each
+/// loss: an [`Observer`](background_tasks::Observer) of the registry does, for example [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
 ///
@@ -132,7 +137,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Returns the host of a registry, and installs the signal handlers.
+    /// Returns the host of a registry, and installs the signal handlers. If this fails, [`run`](Self::run) reports the error.
     ///
     /// Signals that arrive between this call and [`run`](Self::run) are kept. In an async `main`, such as one with `#[tokio::main]`, the runtime
     /// has already started threads. A signal that arrives in the few microseconds of this call may then be lost. To exclude this, create the host
@@ -164,8 +169,8 @@ impl Host {
 
     /// Adds a registry that is shut down after the registries before it have drained.
     ///
-    /// Until then it stays open, and accepts the tasks that the earlier registries' tasks start. A typical order: requests, then workers, then
-    /// the tasks of the connection pool.
+    /// Until then the registry stays open, and accepts tasks that the tasks of the earlier registries start. A typical order: requests,
+    /// then workers, then the tasks of the connection pool.
     ///
     /// The registries can be [children](Registry::child) of one registry. Do not pass that registry too: its summary includes the tasks of its
     /// drained children, so the host would count these tasks twice.
@@ -178,16 +183,16 @@ impl Host {
 
     /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
     ///
-    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier registries
-    /// have the grace period less all later reserves, and one task that does not end cannot use up the time of the registries behind it. The host
-    /// then reports the stragglers. It waits for them until the grace period expires, and aborts them only then. Several reserves add up: with a
-    /// grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, their shutdowns start after at most 18 and 23 seconds.
-    /// If the reserves of this registry and of all later registries together are not shorter than the grace period, the shutdown of this registry
-    /// starts with the drain.
+    /// The shutdown of this registry starts when the registries before it have drained, or when only the reserve is left. So the earlier
+    /// registries have the grace period less all later reserves, and one task that does not end cannot use up the time of the later
+    /// registries. When only the reserve is left, the host reports the stragglers of the earlier registries. It aborts them only when the
+    /// grace period expires. Several reserves add up: with a grace period of 25 seconds and two later registries with reserves of 5 and 2
+    /// seconds, their shutdowns start after at most 18 and 23 seconds. If the reserves of this registry and of all later registries
+    /// together are not shorter than the grace period, the shutdown of this registry starts with the drain.
     ///
     /// # Examples
     ///
-    /// Workers have five seconds to put their jobs back, even if a request hangs:
+    /// Workers have five seconds to return their jobs to the queue, even if a request hangs:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -202,18 +207,21 @@ impl Host {
         self
     }
 
-    /// Sets the grace period: the longest time from the shutdown signal until the last registry has drained. Default: 10 seconds.
+    /// Sets the grace period: the longest time until the last registry has drained. Default: 10 seconds.
+    ///
+    /// The grace period starts when the process is asked to stop or, without such a request, when shutdown starts. A time that the clock
+    /// cannot represent, such as `Duration::MAX`, has no end.
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
-    /// The supervisor must wait at least two seconds longer before it kills the process: after the deadline, the host needs up to one second, and
-    /// the other second is a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the time of the
-    /// `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are aborted
-    /// immediately.
+    /// The supervisor must wait at least two seconds longer before it kills the process: one second for the host to report and abort
+    /// stragglers, and one second as a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the
+    /// time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are
+    /// aborted immediately.
     ///
-    /// The default is too long for two signals of Windows. After the closing of the console and the shutdown of the system, Windows ends the
-    /// process after about 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's.
-    /// If a program must handle these signals, choose at most 3 seconds.
+    /// The default is too long for two signals of Windows: when the console is closed or the system shuts down, Windows ends the process
+    /// after about 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's. If a
+    /// program must handle these signals, choose at most 3 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
@@ -221,13 +229,12 @@ impl Host {
 
     /// Sets how long the program continues after a request to stop, before the drain starts. Default: zero.
     ///
-    /// Use it for load balancers that must see the service become unready before it stops accepting connections. During the delay,
-    /// [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is not triggered, and
-    /// new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
+    /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. During the
+    /// delay, [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is
+    /// not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
     ///
-    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A shutdown
-    /// that was not requested by a signal, [`stop_on`](Self::stop_on) or [`request_stop`](crate::request_stop) has no delay. A second signal ends the
-    /// process during the delay too.
+    /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A
+    /// shutdown that starts without a request to stop has no delay. A second signal ends the process during the delay too.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
@@ -246,47 +253,48 @@ impl Host {
 
     /// Makes the host report a task or service that reports no progress for too long; see [`Liveness`].
     ///
-    /// The host keeps no clone of the handle. It may be called several times, with handles of several tasks.
+    /// Call this method once for each task. The host keeps no clone of the handle.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
         self.liveness.push(WatchedTask::new(liveness));
         self.status.add_liveness(liveness);
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if a signal has asked the process to stop, and otherwise
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise
     /// unlimited. A shutdown that the program or a task starts is not such a request.
     ///
-    /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking work
-    /// that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this time or
-    /// the grace period has expired, the host reports an error and ends the process with the exit code 1. A time that is set with this method also
-    /// applies to a program that ends on its own.
+    /// `main` returns after its own clean-up and the destructors of its variables. The destructor of a tokio runtime waits for blocking
+    /// work that no registry counts, such as a read of stdin, and for blocking closures of libraries. If `main` has not returned when this
+    /// time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless another code than 0
+    /// was set before. A time that is set with this method also applies to a program that ends on its own.
     ///
-    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits as soon as the
-    /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a program reads
-    /// stdin on a runtime, and its `main` only returns the exit code.
+    /// With zero, the host does not wait for `main`: [`run`](Self::run) does not return after a drain in time. The process exits when the
+    /// last task has ended, with the exit code that `run` would have returned. After a missed deadline, `run` returns. Use zero if a
+    /// program reads stdin on a runtime, and its `main` only returns the exit code.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
     }
 
-    /// Sets how long after the first signal further signals count as the same request to stop. Default: 1 second.
+    /// Sets how long after the first signal further signals repeat the same request to stop. Default: 1 second.
     ///
-    /// One request may arrive several times within milliseconds. For example, a launcher such as `npm` forwards the Ctrl-C that the terminal has
-    /// already sent to the whole process group. A supervisor may signal a process and then its group. A signal after this time ends the process
-    /// immediately. With zero, every second signal ends the process immediately.
+    /// One request may arrive several times within milliseconds. For example, a launcher such as `npm` forwards the Ctrl-C that the
+    /// terminal has already sent to the whole process group. A supervisor may signal a process and then its group. A signal after this time
+    /// ends the process immediately. With zero, any second signal does so.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
         self
     }
 
-    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that `main` has
-    /// after the drain are the same. Use it if something else than a signal ends the program, such as a message of an orchestrator.
+    /// Asks the process to stop when `stop` resolves. This counts as a signal does: the grace period, the exit codes, and the time that
+    /// `main` has after the drain are the same. Use it if something other than a signal ends the program, such as a message of an
+    /// orchestrator.
     ///
-    /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll it: if
-    /// another thread decides, that thread calls [`request_stop`](crate::request_stop), which works even then and describes what further
-    /// requests and signals do. If the future panics, the process stops too, with the exit code 101. With several calls of this method, the
-    /// first future that resolves decides.
+    /// [`run`](Self::run) polls the future together with the program, so it may use the program's runtime. A blocked executor cannot poll
+    /// the future: [`request_stop`](crate::request_stop) works even then, and its documentation describes further requests and signals. If
+    /// the future panics, the process stops too, with exit code 101. After several calls of this method, the process stops when the first
+    /// of the futures resolves.
     ///
     /// # Examples
     ///
@@ -311,10 +319,10 @@ impl Host {
     /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
     /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
     ///
-    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, Windows leaves all services
-    /// together about 5 seconds. Services that accept preshutdown have 10 seconds before that. So choose a grace period of at most 8 seconds, or install
-    /// the service with a longer preshutdown timeout. When the service is reported as stopped, Windows may end the process: do the
-    /// clean-up in the program, and not after `run`.
+    /// The controls stop, shutdown and preshutdown ask the process to stop, as a signal does. When the system shuts down, all services
+    /// together have about 5 seconds. Before that, services that accept preshutdown, such as this one, have 10 seconds. So choose a grace
+    /// period of at most 8 seconds, or install the service with a longer preshutdown timeout. When the service is reported as stopped,
+    /// Windows may end the process: do the clean-up in the program, and not after `run`.
     ///
     /// If the process is not a service, `run` reports that the host failed to start.
     ///
@@ -328,10 +336,10 @@ impl Host {
     /// Keeps the [Win32 service](Self::windows_service) start pending until the program calls [`notify_ready`](crate::notify_ready). Default: the
     /// service is running when [`run`](Self::run) starts the program.
     ///
-    /// Services that depend on this service then start once the program is ready, and `net start` and `Start-Service` return then, or report that the
-    /// start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30 seconds for the start: if the
-    /// program needs more, Windows may report that the service does not respond. If the program ends or shutdown starts before it is ready, the service
-    /// is stop pending and then stopped.
+    /// Services that depend on this service then start when the program is ready, and `net start` and `Start-Service` wait for that, or
+    /// report that the start has failed. Until the program is ready, Windows sends the service no request to stop. The host announces 30
+    /// seconds for the start: if the program needs more time, Windows may report that the service does not respond. If the program ends or
+    /// shutdown starts before it is ready, the service is stop pending and then stopped.
     ///
     /// Does nothing on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
@@ -350,17 +358,20 @@ impl Host {
         self
     }
 
-    /// Makes SIGHUP start the shutdown too. A closed terminal sends SIGHUP. Without this call, SIGHUP ends the process if the drain has not started.
+    /// Makes SIGHUP start the shutdown too. The system sends SIGHUP when the terminal is closed. Without this call, SIGHUP ends the process
+    /// if no drain or delay has started.
     ///
-    /// `nohup` makes programs ignore SIGHUP. SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called too.
+    /// `nohup` makes programs ignore SIGHUP. On Linux, SIGHUP then stays ignored, unless [`handle_ignored`](Self::handle_ignored) is called
+    /// too. On Windows, which has no SIGHUP, this method has no effect.
     pub fn handle_sighup(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
         self
     }
 
-    /// Handles signals that were ignored when the program started. Without this call they stay ignored, except SIGTERM.
+    /// Handles signals that were ignored when the program started. Without this call, they stay ignored on Linux, except SIGTERM.
     ///
-    /// SIGHUP is ignored under `nohup`, and SIGINT in a background job of a shell script; see [`shutdown_signal`](crate::shutdown_signal).
+    /// SIGHUP is ignored under `nohup`, and SIGINT in a background job of a shell script. On systems without `/proc/self/status`, ignored
+    /// signals are always handled; see [`shutdown_signal`](crate::shutdown_signal).
     pub fn handle_ignored(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_ignored());
         self
@@ -368,26 +379,27 @@ impl Host {
 
     /// Forgets an earlier request to stop the process, so that this host runs until the next one.
     ///
-    /// Use it in a process that runs several hosts one after the other, such as a test or a supervisor. The earlier hosts no longer limit how long
-    /// `main` may take, if they drained in time. Signals that [`shutdown_signal`](crate::shutdown_signal) returned before stay resolved.
+    /// Use it in a process that runs several hosts one after the other, such as a test or a supervisor. Earlier hosts that drained in time
+    /// no longer limit how long `main` may take. Signals that [`shutdown_signal`](crate::shutdown_signal) returned before stay resolved.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());
         self
     }
 
-    /// Makes the process exit with code 1 if `is_failure` returns true. Default: it returns false. A loss that starts the shutdown
-    /// gives code 2 without this function.
+    /// Makes the process exit with code 1 if `is_failure` returns true. Default: losses do not change the exit code. A loss that starts the
+    /// shutdown results in code 2 even without this function.
     ///
-    /// The host calls `is_failure` once if all registries drain within the grace period, on a thread of the host, and otherwise never. The summary counts
-    /// the tasks of all registries. If `is_failure` returns true, the last line of the host says so, at the level of an error. An exit code
-    /// other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1 too.
+    /// The host calls `is_failure` once, on a thread of the host, if all registries drain within the grace period. Otherwise it does not
+    /// call `is_failure`. The summary counts the tasks of all registries. If `is_failure` returns true, the last line of the host says so,
+    /// at the level of an error. An exit code other than 0 that was set before stays. If `is_failure` panics, the process exits with code 1
+    /// too.
     ///
     /// A second call replaces the function of the first call.
     ///
     /// # Examples
     ///
-    /// A service that answers before its work is done should at least fail visibly if it had to reject work:
+    /// A service that answers before its work is done exits with code 1 if it had to reject work:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -402,11 +414,12 @@ impl Host {
         self
     }
 
-    /// Shows or hides the progress bar of the drain on a terminal. Default: shown, unless the host reports the drain as tracing events.
+    /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
+    /// a terminal, the bar is never shown.
     ///
     /// A subscriber that writes to the same terminal overwrites the bar. Before you show the bar in a program with a subscriber, make the
-    /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Lines above
-    /// the bar are then complete.
+    /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Its lines
+    /// then appear above the bar.
     #[cfg(feature = "bar")]
     pub fn progress_bar(mut self, is_shown: bool) -> Self {
         self.progress_bar = Some(is_shown);
@@ -415,8 +428,8 @@ impl Host {
 
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
-    /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal handlers, it
-    /// logs the error, drops the program's future, and drains the registries without a deadline.
+    /// Return the exit code from `main`. If the host fails to start, because the system refuses a thread or the resources for signal
+    /// handlers, it logs the error, drops the program's future, drains the registries without a deadline, and returns exit code 2.
     ///
     /// # Cancel safety
     ///

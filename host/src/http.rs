@@ -52,7 +52,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends half the body of a request | [`body_timeout`](Self::body_timeout) |
 /// | does not read a response | [`write_timeout`](Self::write_timeout) |
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
-/// | reaches the server under a foreign host name | [`host_name`](Self::host_name) |
+/// | uses an unknown host name | [`host_name`](Self::host_name) |
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. A service that sends a large
 /// response in small frames therefore needs less memory. One thousand connections with half a head of 31 KiB need about 45 MB. The service itself
@@ -62,13 +62,13 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// [`serve`](Self::serve) stops accepting connections once shutdown has started, and returns when all connections have closed:
 ///
-/// - A connection without a request, or with half the head of a request, closes immediately. A connection that has had no request yet may have a
-///   [`late_head_timeout`](Self::late_head_timeout).
+/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has had no request
+///   yet has the [`late_head_timeout`](Self::late_head_timeout) to send its first head.
 /// - A request whose head has arrived is answered, and its connection closes afterwards.
 /// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read.
 ///
 /// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
-/// connections, and they are listed among the stragglers. If the service panics, the connection closes, and the registry counts a panicked
+/// connections, and the stragglers include them. If the service panics, the connection closes, and the registry counts a panicked
 /// task. Add a `RequestLayer` (feature `tower`) if each request must have its own outcome.
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
@@ -125,9 +125,9 @@ struct Settings {
 }
 
 impl<S> HttpServer<S> {
-    /// Returns a server whose connections are tasks of `registry`, with this call as their call site. The timer belongs to the runtime.
+    /// Returns a server whose connections are tasks of `registry`, with this call as their call site.
     ///
-    /// The server keeps a handle of the registry.
+    /// The timer must work on the runtime that polls the connections. The server keeps a handle of the registry.
     #[track_caller]
     pub fn new(registry: &Registry<S>, timer: impl Timer + Clone + Send + Sync + 'static) -> Self
     where
@@ -154,7 +154,7 @@ impl<S> HttpServer<S> {
     /// The other descriptors are for the work of the service, such as files and connections to databases. At the limit, the server does not accept
     /// connections until one closes. New clients wait in the listener's backlog.
     ///
-    /// On Windows, the default is 4096.
+    /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]
     pub fn max_connections(self, connections: usize) -> Self {
         Self { max_connections: connections.max(1), ..self }
@@ -173,8 +173,9 @@ impl<S> HttpServer<S> {
 
     /// Sets how long the body of a request may take to arrive, from the moment when the service first waits for it. Default: 30 seconds.
     ///
-    /// When the time is over, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server responds 408.
-    /// If the service returns a response with an error status, the server sets the status to 408. Afterwards the connection closes.
+    /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
+    /// responds 408. If the service returns a response with an error status, the server sets the status to 408. Afterwards the connection
+    /// closes.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);
@@ -200,12 +201,13 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets how long a connection that has had no request yet may still send its first request once the server has stopped accepting connections.
-    /// Default and minimum: 10 milliseconds.
+    /// Sets how long the first request head of a connection may take once the server has stopped accepting connections. Default and
+    /// minimum: 10 milliseconds.
     ///
-    /// Such a client may have connected just before. Set a longer time, such as one second, if another process accepts the next connections: after
-    /// `systemctl restart` of a service with a socket unit, or during a rolling update. Then no client sees its connection close without an
-    /// answer. A client that sends nothing holds the drain for this long.
+    /// The client of such a connection may have connected just before. Set a longer time, such as one second, if another process accepts
+    /// the next connections: after `systemctl restart` of a service with a socket unit, or during a rolling update. Then no client sees its
+    /// connection close without an answer. A client that sends nothing holds the drain for this long, so the time must be shorter than the
+    /// grace period.
     #[must_use = "this returns the server"]
     pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);
@@ -260,7 +262,8 @@ impl<S: Spawner> HttpServer<S> {
         self.serve_until(self.registry.signal(), accept, service).await;
     }
 
-    /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve).
+    /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve). The end takes the place of the start of the
+    /// shutdown in the descriptions of this type.
     ///
     /// Use it for a server that stops accepting connections at another time than the registry's [`signal`](Registry::signal). For a load balancer that must
     /// see the service become unready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
@@ -387,7 +390,7 @@ fn is_of_the_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// The place of one open connection below the limit.
+/// The permit of one open connection.
 struct Permit {
     guard: Option<Guard>,
     closed: Arc<Event>,

@@ -21,10 +21,10 @@ use tower_service::Service;
 ///
 /// # Limits
 ///
-/// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight). The
-/// limit covers the tasks that requests start, and a request is accepted even when tasks hold all permits. (The registry rejects a request only
-/// if 4,194,303 requests are in flight, or 1,023 on 32-bit targets. It is answered 503 too.) To limit requests, add a layer for that purpose, such as
-/// `ConcurrencyLimitLayer` of the crate `tower`.
+/// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight).
+/// The limit covers the tasks that requests start, and a request is accepted even when tasks hold all permits. (The registry rejects a
+/// request only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. Such a request is answered 503 too.) To
+/// limit requests, add a layer for that purpose, such as `ConcurrencyLimitLayer` of the crate `tower`.
 ///
 /// If the registry is full, `run` drops the task, and only the registry's observers and summary report it. A handler that answers 202 must
 /// not lose work in this way. It calls [`try_run`](Registry::try_run) and answers 503 after a rejection, as in the example. Or it awaits

@@ -1,4 +1,5 @@
-//! Runs a program whose background tasks [`background_tasks`] counts: handles termination signals, drains the registries, and returns an exit code.
+//! Runs a program whose background tasks are in a [`background_tasks`] registry: handles termination signals, drains the registries, and
+//! returns an exit code.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};

@@ -15,10 +15,10 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// A handle with which a task or a service reports progress to the [`Host`](crate::Host).
 ///
 /// A task that waits forever, for example for a connection that no longer answers, does not end and is not lost, so no other report
-/// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning has the call site of the task if
-/// the name must belong to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task reports
-/// progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts the shutdown.
-/// The process then exits with code 2 after the drain.
+/// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning contains the call site if
+/// the name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task
+/// reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts
+/// the shutdown. The process then exits with code 2 after the drain.
 ///
 /// Give the handle to the host with [`Host::liveness`](crate::Host::liveness), and move it into the task. All clones report for the same task.
 ///
@@ -30,8 +30,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// handle then has no further effect, because the process stops already. The host does not report other tasks in this time, because it cannot
 /// distinguish a task that is late from a task that has ended.
 ///
-/// The host checks on a separate thread, so it also notices a task that blocks the executor. A check happens at least every quarter of the
-/// timeout, or every second if that is shorter.
+/// The host checks on a separate thread, so it also notices a task that blocks the executor. The time between two checks is a quarter of
+/// the host's shortest timeout, but at most one second and at least 10 milliseconds (about 100 milliseconds during the drain).
 ///
 /// # Examples
 ///
@@ -69,7 +69,8 @@ struct Progress {
 }
 
 impl Liveness {
-    /// Returns a handle for the task or service with this [name](background_tasks::Registry::named).
+    /// Returns a handle for the task or service with this [name](background_tasks::Registry::named). The timeout is the longest time
+    /// between two reports of progress.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
         Self::with(name, timeout, false, Instant::now())
     }
@@ -115,7 +116,7 @@ impl Liveness {
     }
 }
 
-/// A handle of a host, which does not keep the checks going.
+/// A handle of a host. The checks end although this handle exists.
 #[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
 pub(crate) struct WeakLiveness(Weak<Progress>);
 

@@ -60,10 +60,10 @@ pub(crate) struct HookKey(usize);
 /// system do so; the last two leave the process some seconds. The future works on every runtime and without one, because a separate thread
 /// waits for the signals.
 ///
-/// From this call on (not from the first poll), these signals no longer end the process. The caller ends it, or a [`Host`](crate::Host). Without a
-/// host, a second signal has no effect. With a host, a signal after the [repeat window](crate::Host::repeat_window) ends the process immediately.
-/// For process 1 of a container, the kernel ignores
-/// a signal without a handler. Such a program must make this call or run a host to react to SIGTERM at all.
+/// From this call on (not from the first poll), these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
+/// Without a host, a second signal has no effect. With a host, a signal after the [repeat window](crate::Host::repeat_window) ends the
+/// process immediately. The kernel ignores signals to process 1 of a container that have no handler. Such a program must make this call or
+/// run a host to react to SIGTERM at all.
 ///
 /// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the
 /// few microseconds of the first call may be lost.
@@ -88,7 +88,8 @@ pub(crate) struct HookKey(usize);
 ///
 /// # Panics
 ///
-/// Panics if the system refuses a thread or, on Unix, a pair of file descriptors. [`Host::run`](crate::Host::run) reports this error instead.
+/// Panics if the system refuses a thread, a signal handler or, on Unix, file descriptors. [`Host::run`](crate::Host::run) reports these
+/// errors instead.
 ///
 /// # Examples
 ///
@@ -369,8 +370,8 @@ mod os {
         };
         let missing: Vec<_> = SIGNALS.iter().filter(is_missing).collect();
         with_blocked(&missing, || missing.iter().try_for_each(|state| installed.handle(state)))?;
-        // The thread unblocks the signals. In a child, a signal may have arrived after the thread has looked and before the handlers write to its
-        // pipe.
+        // The thread unblocks the signals. In a child, a signal may have arrived after the thread's check and before the handlers write to
+        // its pipe.
         if missing.is_empty() && !is_forked { Ok(()) } else { installed.wake.write_all(&[0]) }
     }
 

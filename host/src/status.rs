@@ -1,4 +1,4 @@
-//! What a host publishes about itself. A dashboard shows it.
+//! The state of a host that a dashboard shows.
 
 use crate::deadline::Deadline;
 use crate::liveness::{Liveness, WeakLiveness};

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 /// Notifies the service manager that the service is ready. Call it once the listener is bound.
 ///
-/// A systemd unit of `Type=notify` requires this call (feature `systemd`), and so does a Win32 service with `Host::running_when_ready` (feature
-/// `windows-service`). In other cases, such as a process that no service manager started, the call has no effect. If the notification fails, one line on
-/// stderr reports it.
+/// A systemd unit of `Type=notify` requires this call (feature `systemd`), and so does a Win32 service with `Host::running_when_ready`
+/// (feature `windows-service`). In other cases, such as a process that no service manager started, the call has no effect. The first
+/// notification of the process that fails is logged: on stderr, or as a tracing event.
 #[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub fn notify_ready() {
     windows_service::report_ready();

@@ -19,7 +19,8 @@ pub fn stderr() -> Stderr {
 /// Writing never fails, even if stderr is closed: Ctrl-C also ends the `tee` of `service 2>&1 | tee log`, and the drain must continue then.
 /// `eprintln!` would panic.
 ///
-/// Do not use it during a write to `std::io::stderr` (in a `Display` that logs, for example): it deadlocks, because it takes the lock of stderr.
+/// Do not use it during a write to `std::io::stderr`, for example in a `Display` that logs. With the progress bar, this can deadlock: this
+/// thread holds the lock of stderr and waits for the bar, while another thread holds the bar and waits for stderr.
 #[derive(Debug)]
 pub struct Stderr {
     text: Vec<u8>,

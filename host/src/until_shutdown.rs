@@ -12,7 +12,7 @@ pin_project! {
     /// A stream of events and a WebSocket do not end on their own. Without an end at the signal, the drain waits for their clients until the grace
     /// period expires. And an upgraded connection belongs to no request, so without a guard the drain does not wait for it at all.
     ///
-    /// | the value | what ends at the signal | required |
+    /// | the value | after the signal | required |
     /// | --- | --- | --- |
     /// | a [`Stream`]: server-sent events, the messages of a WebSocket | the next item is `None` | |
     /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The length must not have been announced. | |

@@ -10,7 +10,7 @@ use std::{env, io, thread};
 /// The time between two checks, which is short compared with the time that WebJobs leaves a job.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Starts a thread that asks the process to stop once the file exists. The thread ends if the host's `run` is dropped.
+/// Starts a thread that asks the process to stop once the file exists. The thread ends then, or if the host's `run` is dropped.
 pub(crate) fn watch(state: &Arc<HostState>) -> io::Result<()> {
     let Some(file) = env::var_os("WEBJOBS_SHUTDOWN_FILE").filter(|file| !file.is_empty()).map(PathBuf::from) else { return Ok(()) };
     let state = Arc::downgrade(state);

@@ -50,8 +50,8 @@ fn main() -> ExitCode {
         .max_in_flight(options.max_in_flight.into())
         .build();
 
-    // Created before the runtime starts threads: then no signal is lost.
-    // The subscriber writes above the progress bar.
+    // Created before the runtime starts threads, so that no signal is lost.
+    // The bar is shown although the host emits events, because the subscriber writes above it.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
@@ -81,9 +81,9 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let app = app.with_state(service.clone());
 
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
-        // A client may have connected just before the signal. It has the time for one round trip to send its request.
+        // A client may have connected just before the signal. It has one second to send the head of its request.
         .late_head_timeout(Duration::from_secs(1))
-        // Half a body holds the drain for at most this long, so this is shorter than the grace period.
+        // A client that sends half a body holds the drain for at most this long, so the time is shorter than the grace period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
         // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
         .configure(|http| {

@@ -8,11 +8,11 @@ const MORE_HELP: &str = "\
 Try:
   curl -d ada@example.com http://127.0.0.1:3000/signups    sign up
   curl http://127.0.0.1:3000/healthz                       liveness
-  curl http://127.0.0.1:3000/readyz                        readiness: 503 after SIGTERM or Ctrl-C
+  curl http://127.0.0.1:3000/readyz                        readiness: 503 during --delay
   curl http://127.0.0.1:3000/metrics                       metrics for Prometheus
 
-Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the service failed to start
-or to serve, 130 after a second SIGTERM or Ctrl-C.";
+Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the service failed to start,
+130 after a second SIGTERM or Ctrl-C.";
 
 /// Signs people up, and sends each of them a mail after the response
 #[derive(Debug, Parser)]
@@ -42,7 +42,7 @@ pub(crate) struct Options {
     /// Serve a dashboard at /background, where everyone who can connect can abort tasks; needs a loopback address
     #[arg(long)]
     pub(crate) dashboard: bool,
-    /// Serve the dashboard on any address: add this option only if other programs reject strangers
+    /// Serve the dashboard on any address; add this option only if a proxy restricts access to it
     #[arg(long)]
     pub(crate) public_dashboard: bool,
 }
@@ -53,8 +53,7 @@ impl Options {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
         if options.dashboard && !options.public_dashboard && !options.listen.ip().is_loopback() {
-            let why =
-                "the dashboard has no login: use a loopback address, or --public-dashboard if other programs reject strangers";
+            let why = "the dashboard has no login: use a loopback address, or --public-dashboard if a proxy restricts access to it";
             Self::command().error(ErrorKind::ArgumentConflict, why).exit();
         }
         options

@@ -26,7 +26,7 @@ struct Order {
     in_flight: CompletionGuard,
 }
 
-/// What a client can reach.
+/// The values that a connection uses.
 #[derive(Clone)]
 struct Client {
     connections: Tasks,
@@ -80,7 +80,7 @@ fn file(receipts: &Receipts) {
     }
 }
 
-/// Starts the consumer. If it fails, it starts again. If it fails too often, the program ends, because the consumer is critical.
+/// Starts the consumer. If it fails, it runs again. If it fails too often, the program ends, because the consumer is critical.
 fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order> {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));

@@ -16,7 +16,7 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// The longest time between two events. The page waits longer before it treats the connection as lost.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// The time between two events during a drain. A stream delays a drain by this long.
+/// The time between two events during a drain, unless events are expensive. A stream delays a drain by at most this long.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
 /// The time between two events is at least this many times as long as the work for the first one.
@@ -24,7 +24,7 @@ const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response of a [`Dashboard`](crate::Dashboard).
 ///
-/// A stream of events has no length, and ends before a drain would have to wait for it.
+/// A stream of events has no announced length. During a drain it ends once only [serving](crate::Dashboard::serving) tasks are in flight.
 pub struct DashboardBody(Content);
 
 enum Content {

@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time is over. The first call starts the time. After `stop`, the next call starts it again.
+    /// Resolves when the time has expired. The first call starts the time. After `stop`, the next call starts it again.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
@@ -51,7 +51,8 @@ impl TimeLimit {
 
 /// The body of a request to an [`HttpServer`](crate::HttpServer). It must arrive in time.
 ///
-/// If the body does not arrive within the server's [`body_timeout`](crate::HttpServer::body_timeout), it returns an error of the kind
+/// If the rest of the body does not arrive within the server's [`body_timeout`](crate::HttpServer::body_timeout), or within the
+/// [`drain_timeout`](crate::HttpServer::drain_timeout) once shutdown has started, the next frame is an error of the kind
 /// [`TimedOut`](io::ErrorKind::TimedOut). All other errors come from hyper, for example because the client has disconnected.
 pub struct TimedBody {
     body: Incoming,
@@ -60,7 +61,7 @@ pub struct TimedBody {
 }
 
 impl TimedBody {
-    /// Returns a body that sets `timed_out` when the time is over.
+    /// Returns a body that sets `timed_out` when the time has expired.
     pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>) -> Self {
         Self { body, limit, timed_out }
     }
