@@ -1,7 +1,7 @@
 //! Hides the differences between programs with an operating system, bare-metal programs, and loom models.
 //!
-//! Each of these three platforms has its own module. All platform modules export the same items, so the layers above contain no
-//! `cfg`.
+//! Each of these three platforms has its own module. All platform modules export the same items, so the layers above need no
+//! `cfg(feature = "std")`.
 
 #[cfg(not(feature = "std"))]
 mod bare;

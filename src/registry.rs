@@ -299,12 +299,12 @@ impl<S> Registry<S> {
     ///
     /// # Accounting
     ///
-    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic of `make`, of a
-    /// future or of its destructor ends only the run. The settings [`critical`](Self::critical),
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic of `make`,
+    /// of a future or of its destructor ends only the run. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply to the loss of the service, and not to a lost run that
-    /// is followed by another one. A service that ends while it waits after a lost run counts as completed once more, or as aborted or
-    /// abandoned.
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply to the loss of the service, and not to a lost
+    /// run that is followed by another run. A service that ends while it waits after a lost run counts as completed once more,
+    /// or as aborted or abandoned.
     ///
     /// [`services`](Self::services) lists the services with their restarts. [`wait_idle`](Self::wait_idle) does not wait for services.
     /// In a registry with a limit, a service holds one permit, unless it is started [without a permit](Self::without_permit). If the
@@ -384,9 +384,9 @@ impl<S> Registry<S> {
         self.task().every(period, make);
     }
 
-    /// Returns the [services](Self::service) in flight with their restarts, their state and their last loss. The services of this
-    /// registry come first, in the order of their starts, and then the services of its [children](Self::child). The registry need not
-    /// be inspected.
+    /// Returns the [services](Self::service) in flight with their restarts, their state and their last loss. The services of
+    /// this registry come first, in the order of their starts, and then the services of its [descendants](Self::child). The
+    /// registry need not be inspected.
     pub fn services(&self) -> Vec<ServiceInfo> {
         self.state().services()
     }
@@ -554,8 +554,7 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown and returns immediately. To wait for the drain as well, call [`shutdown`](Self::shutdown) instead.
     ///
-    /// All shutdown signals of the registry are triggered when this method returns. If the shutdown has already started, the method
-    /// does nothing.
+    /// All shutdown signals of the registry are triggered when this method returns. A second call has no effect.
     ///
     /// Call `start_shutdown` in a task, for example in a task that waits for a signal of the operating system, or in an
     /// endpoint for administrators. Do not call it in a signal handler that `sigaction` installs, because it is not
@@ -680,7 +679,8 @@ impl<S> Registry<S> {
         self.state().in_flight()
     }
 
-    /// Returns whether the shutdown has started.
+    /// Returns whether the shutdown has started, that is, whether the [signal](Self::signal) is triggered. Returns true for a
+    /// [child](Self::child) that was created while its parent was draining, although such a child stays open.
     pub fn is_shutting_down(&self) -> bool {
         self.state().is_shutting_down()
     }

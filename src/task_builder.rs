@@ -91,7 +91,7 @@ impl<'a, S> TaskBuilder<'a, S> {
     /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the
     /// work in the error.
     #[track_caller]
-    #[expect(clippy::inline_always, reason = "so that a call without a name compares none: measured at a third of a token")]
+    #[expect(clippy::inline_always, reason = "measured: without a name, the inlined checks save a third of the cost of a token")]
     #[inline(always)]
     fn admit<W>(self, info: &SpawnInfo, work: W) -> Result<(W, Token), Rejected<W>> {
         let is_plain = info.name.is_none() && !info.critical && info.panicking_at_start.is_none();

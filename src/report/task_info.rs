@@ -222,7 +222,8 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// Identifies one task in flight. No other task of any inspected registry in the program has the same ID.
+/// Identifies one task in flight. No other task of any inspected registry in the program has the same ID, until 2³² tasks have
+/// used the same slot.
 ///
 /// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. Therefore a program can write an ID to a log
 /// line or a URL and read it back.

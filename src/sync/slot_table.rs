@@ -205,7 +205,7 @@ impl<O> SlotTable<O> {
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
-            // An abort of all tasks passes over children: their tasks are in the tables of the children.
+            // An abort of all tasks skips children, because their tasks are in the tables of the children.
             let is_meant = |row: &&mut Row<O>| row.is_live() && id.map_or_else(|| !row.is_child(), |id| id == row.id());
             for row in rows.iter_mut().filter(is_meant) {
                 let Some(is_aborted) = row.abort() else { continue };
