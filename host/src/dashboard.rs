@@ -24,8 +24,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; i
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The names that `Host` and `RequestLayer` give to tasks that serve.
-const SERVING: [&str; 2] = ["program", "request"];
+/// The names that `Host`, `HttpServer` and `RequestLayer` give to tasks that serve.
+const SERVING: [&str; 3] = ["program", "connection", "request"];
 
 /// A web page that shows the tasks of a registry and aborts them.
 ///
@@ -139,10 +139,9 @@ impl Dashboard {
         self
     }
 
-    /// Adds names of tasks that only serve requests, such as `"connection"`. A stream of events may keep such tasks in flight, so it does
-    /// not wait for them during a drain. Default: `"request"`, which `RequestLayer` uses, and `"program"`, which [`Host`] uses. If an
-    /// `HttpServer` with the same registry serves the page, add `"connection"`: otherwise an open page holds the drain until the grace
-    /// period expires.
+    /// Adds names of tasks that only serve requests, such as `"stream"`. A stream of events may keep such tasks in flight, so it does
+    /// not wait for them during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which `HttpServer` uses, and
+    /// `"program"`, which [`Host`] uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);

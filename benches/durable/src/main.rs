@@ -21,7 +21,7 @@ use database::Database;
 use postgres::Postgres;
 use rustix::time::{ClockId, clock_gettime};
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -56,7 +56,13 @@ impl Settings {
         let (mut words, mut out) = (Vec::new(), None);
         while let Some(argument) = arguments.next() {
             match &*argument {
-                "--out" => out = Some(arguments.next().expect("--out needs a folder").into()),
+                "--out" => {
+                    // Cargo runs benchmarks in the folder of their package.
+                    let folder =
+                        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(arguments.next().expect("--out needs a folder"));
+                    assert!(folder.is_dir(), "{} is not a folder", folder.display());
+                    out = Some(folder);
+                }
                 // Cargo passes it.
                 "--bench" => {}
                 _ => words.push(argument),

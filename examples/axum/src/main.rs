@@ -59,12 +59,13 @@ fn main() -> ExitCode {
 
 /// Serves until shutdown has started and all connections have closed.
 async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
-    let Options { listen: address, hosts, dir, takes, grace, .. } = options;
-    let outbox = Outbox::open(&dir)?;
+    let Options { listen: address, ref hosts, ref dir, takes, grace, .. } = options;
+    let outbox = Outbox::open(dir)?;
     let service = Arc::new(Service { tasks, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
+    options.check(bound)?; // systemd may pass another listener
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))

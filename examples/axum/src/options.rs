@@ -52,11 +52,20 @@ impl Options {
     pub(crate) fn from_args() -> Self {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
-        if options.dashboard && !options.public_dashboard && !options.listen.ip().is_loopback() {
-            let why = "the dashboard has no login: use a loopback address, or --public-dashboard if a proxy restricts access to it";
+        if let Err(why) = options.check(options.listen) {
             Self::command().error(ErrorKind::ArgumentConflict, why).exit();
         }
         options
+    }
+
+    /// Checks the address of the listener.
+    pub(crate) fn check(&self, address: SocketAddr) -> Result<(), &'static str> {
+        if self.dashboard && !self.public_dashboard && !address.ip().is_loopback() {
+            return Err(
+                "the dashboard has no login: use a loopback address, or --public-dashboard if a proxy restricts access to it",
+            );
+        }
+        Ok(())
     }
 }
 

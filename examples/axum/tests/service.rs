@@ -3,8 +3,8 @@
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
@@ -177,6 +177,25 @@ fn delay_is_part_of_the_grace_period() {
     }
 }
 
+/// Returns the command of a service that inherits a listener.
+fn with_listener(listener: &TcpListener) -> Command {
+    // The shell makes its stdin the first inherited file descriptor, and then becomes the service.
+    let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_signups")]);
+    command.stdin(OwnedFd::from(listener.try_clone().unwrap())).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn dashboard_needs_a_loopback_listener() {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let process = Process::spawn(with_listener(&listener).arg("--dashboard").arg("--dir").arg(dir.path()));
+    let output = process.wait().assert_code(2).output();
+    assert!(output.contains("the dashboard has no login"), "{output}");
+}
+
 /// A supervisor keeps the listener open, as systemd does for a socket unit, and restarts the service five times while 32 clients connect.
 #[test]
 fn restart_with_an_inherited_listener_refuses_no_connection() {
@@ -185,12 +204,7 @@ fn restart_with_an_inherited_listener_refuses_no_connection() {
     let address = listener.local_addr().unwrap();
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let start = || {
-        // The shell makes its stdin the first inherited file descriptor, and then becomes the service.
-        let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" \"$@\"";
-        let mut command = Command::new("sh");
-        command.args(["-c", script, env!("CARGO_BIN_EXE_signups"), "--dir"]).arg(dir.path());
-        command.stdin(OwnedFd::from(listener.try_clone().unwrap())).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = Process::spawn(&mut command);
+        let mut process = Process::spawn(with_listener(&listener).arg("--dir").arg(dir.path()));
         assert_eq!(process.rest_of_line("listening on http://"), address.to_string());
         process
     };
@@ -434,6 +448,19 @@ fn dashboard_is_optional() {
         service.process.terminate();
         service.wait(0);
     }
+}
+
+/// A page that stays open does not hold the drain until the grace period expires.
+#[test]
+fn open_dashboard_does_not_delay_exit() {
+    let service = Service::start(&["--dashboard", "--grace", "3600"]);
+    let mut page = TcpStream::connect(service.address).unwrap();
+    page.write_all(b"GET /background/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut status = [0; 12];
+    page.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    service.process.terminate();
+    service.wait(0);
 }
 
 #[cfg(target_os = "linux")]

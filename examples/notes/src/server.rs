@@ -51,7 +51,7 @@ impl<S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static> Server<S> {
         let store = Store::open(options).map_err(context(format_args!("cannot write to '{}'", options.dir.display())))?;
         // A client that sends half a body must not hold the drain until the grace period expires.
         let http = HttpServer::new(&registry, timer).drain_timeout(options.grace / 2);
-        let dashboard = options.dashboard.then(|| Dashboard::new(&registry).serving(&["connection"]));
+        let dashboard = options.dashboard.then(|| Dashboard::new(&registry));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
         Ok(Self { notes, http, address: options.listen })
     }

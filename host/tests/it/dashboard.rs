@@ -532,8 +532,8 @@ fn last_event(body: &mut DashboardBody) -> Value {
 #[test]
 fn stream_ends_when_only_serving_tasks_are_left() {
     let registry = inspected();
-    let dashboard = Dashboard::new(&registry).serving(&["connection"]).serving(&["stream"]);
-    let serving = ["program", "request", "connection", "stream"].map(|name| registry.named(name).guard().unwrap());
+    let dashboard = Dashboard::new(&registry).serving(&["stream"]).serving(&["upload"]);
+    let serving = ["program", "request", "connection", "stream", "upload"].map(|name| registry.named(name).guard().unwrap());
     let work = registry.named("work").guard().unwrap();
     let mut body = watch(&dashboard);
     assert_eq!(event(&mut body)["last"], false, "the registry is not draining");
@@ -545,13 +545,13 @@ fn stream_ends_when_only_serving_tasks_are_left() {
     let last = last_event(&mut body);
     assert_eq!(last["shutting_down"], true);
     assert_eq!(last["drained"], false);
-    assert_eq!(last["in_flight"], 4);
+    assert_eq!(last["in_flight"], 5);
     drop(serving);
 }
 
 #[test]
 fn tasks_without_a_serving_name_keep_the_stream_open() {
-    for name in [None, Some("connection")] {
+    for name in [None, Some("stream")] {
         let registry = inspected();
         let work = name.map_or_else(|| registry.guard(), |name| registry.named(name).guard()).unwrap();
         registry.start_shutdown();
