@@ -1,5 +1,5 @@
-//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if they can. The
-//! next visit reports the others.
+//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if
+//! they can. The next visit reports the others.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 mod browser;
@@ -49,8 +49,8 @@ pub fn save(text: String) {
     tasks.named("save").run_local(save_slowly(text, tasks.clone()));
 }
 
-/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another task that stores
-/// the time. That task is accepted even during the shutdown, because this one is still in flight.
+/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another
+/// task that stores the time. The registry accepts that task even during the shutdown, because the saving task is still in flight.
 async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), String> {
     let leaving = tasks.signal();
     for (end, _) in text.char_indices() {
@@ -114,7 +114,8 @@ pub fn arrive() -> Vec<String> {
     reports::take()
 }
 
-/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same event.
+/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same
+/// event.
 #[wasm_bindgen]
 pub fn leave() {
     tasks().start_shutdown();

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// The largest size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The number of files that are open simultaneously. The server's reserve of file descriptors must be larger, because a note whose file cannot be
+/// The maximum number of open files. The server's reserve of file descriptors must be larger, because a note whose file cannot be
 /// opened is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
@@ -28,7 +28,7 @@ pub(crate) struct Folder {
     stall: Option<PathBuf>,
 }
 
-/// Why a note cannot be read.
+/// The reason why a note cannot be read.
 pub(crate) enum ReadError {
     /// The memory for bodies is used up.
     Memory,
@@ -42,7 +42,8 @@ impl From<io::Error> for ReadError {
 }
 
 impl Folder {
-    /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and removed.
+    /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and
+    /// removed.
     pub(crate) fn open(path: &Path, stall: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         let lock = lock(path)?;
@@ -107,7 +108,7 @@ fn read_up_to(file: &File, len: usize, reservation: Reservation) -> io::Result<B
     Ok(reservation.hold(body))
 }
 
-/// A file that becomes a note when it is renamed. Otherwise its drop removes it.
+/// A file that becomes a note when it is renamed. If it is dropped before that, its destructor removes it.
 pub(crate) struct Temporary<'a> {
     pub(crate) file: File,
     path: PathBuf,
@@ -128,13 +129,13 @@ impl Temporary<'_> {
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.is_renamed {
-            // If that fails, the next start of the service removes the file.
+            // If the removal fails, the next start of the service removes the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Removes the temporary files of a process that was killed. The folder is locked, so they belong to no other process.
+/// Removes the temporary files of a process that was killed. The folder is locked, so no other process uses them.
 fn remove_temporaries(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;

@@ -153,7 +153,8 @@ fn allow(methods: &'static str) -> Response<Reply> {
     response
 }
 
-/// A body in parts. A server that copies what it sends would copy a whole body, and its memory would not be reserved any longer.
+/// A body that is sent in parts. A server that copies the data before it sends them would copy a whole body into memory that is not
+/// reserved.
 struct Parts(Bytes);
 
 const MAX_PART: usize = 16 << 10;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would fit.
+/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would
+/// fit.
 const OVERHEAD: usize = 1 << 10;
 
 /// The memory that bodies may use.
