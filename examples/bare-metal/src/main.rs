@@ -61,7 +61,7 @@ async fn program() {
     let rejected = TASKS.try_run(async {}).expect_err("the registry has drained");
     println!("{rejected}");
 
-    // The 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
+    // Completed: the 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
     assert_eq!(TASKS.summary().to_string(), "103 completed, 1 failed, 0 panicked, 1 abandoned, 0 aborted, 1 rejected");
     process::exit(0);
 }

@@ -36,7 +36,7 @@ impl Observer for ConsoleObserver {
     }
 }
 
-/// Logs panics: without a hook, a panic traps without a message.
+/// Logs panics. Without this hook, a panic traps without a message.
 #[wasm_bindgen(start)]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| web_sys::console::error_1(&panic.to_string().into())));
@@ -104,7 +104,7 @@ pub fn abort() {
     tasks().abort();
 }
 
-/// Starts a visit if the last one has ended. Returns the reports of earlier visits.
+/// Starts a visit if the previous visit has ended. Returns the reports of earlier visits.
 #[wasm_bindgen]
 #[must_use]
 pub fn arrive() -> Vec<String> {
@@ -121,7 +121,7 @@ pub fn leave() {
     tasks().start_shutdown();
 }
 
-/// Stores a report for the next visit. Call it in a listener after the one that calls [`leave`].
+/// Stores a report for the next visit. Call it in a later listener than [`leave`].
 #[wasm_bindgen]
 pub fn report() {
     VISIT.with_borrow(|visit| reports::store(&visit.tasks, visit.started));

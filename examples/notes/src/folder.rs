@@ -54,7 +54,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Creates a temporary file.
+    /// Creates a temporary file, which holds the permit until it is dropped.
     pub(crate) fn create<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -67,7 +67,7 @@ impl Folder {
         }
     }
 
-    /// Reads a note. Returns `None` if there is none. Blocks while `MAX_FILES` files are open.
+    /// Reads a note. Returns `None` if the note does not exist. Blocks while `MAX_FILES` files are open.
     pub(crate) fn read(&self, name: &Name, memory: &Arc<Memory>) -> Result<Option<Bytes>, ReadError> {
         let _permit = self.permit(name);
         let file = match open_without_links(&self.path.join(name)) {
@@ -84,7 +84,7 @@ impl Folder {
         Ok(Some(read_up_to(&file, len, reservation)?))
     }
 
-    /// Blocks while `MAX_FILES` files are open, and while the note is stalled.
+    /// Returns a permit to open a file. Blocks while `MAX_FILES` files are open, and while the note is stalled.
     pub(crate) fn permit(&self, name: &Name) -> Permit<'_> {
         let permit = self.permits.acquire();
         if let Some(stall) = &self.stall {
@@ -94,7 +94,7 @@ impl Folder {
         permit
     }
 
-    /// Syncs the folder to disk, and with it the renames in it.
+    /// Syncs the folder, with the renames in it, to disk. Does nothing on Windows.
     pub(crate) fn sync(&self) -> io::Result<()> {
         // On Windows, `lock` is a file in the folder.
         if cfg!(unix) { self.lock.sync_all() } else { Ok(()) }

@@ -69,7 +69,7 @@ impl<S: BlockingSpawner> Notes<S> {
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Receives a body for which there is memory. Does not read a body whose announced length is above the limit.
+    /// Receives a body, if there is memory for it. Does not read a body whose announced length is above the limit.
     async fn receive(&self, mut body: TimedBody) -> Result<Bytes, StatusCode> {
         // A chunked body announces no length.
         let announced = body.size_hint().upper().map_or(Ok(MAX_NOTE), usize::try_from);

@@ -134,7 +134,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
+    /// Writes the note to disk, unless a newer note of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
         self.write_through().map_err(|error| self.name.error(&error))
     }
