@@ -6,7 +6,8 @@ import { pathToFileURL } from "node:url";
 
 const types = { html: "text/html", js: "text/javascript", wasm: "application/wasm" };
 
-/// Listens on `port`, or on a free port if it is 0, and returns the server. `onDraft` receives each draft. The response waits for its promise.
+/// Listens on `port`, or on a free port if `port` is 0, and resolves to the server. `onDraft` receives each draft. The response waits for the promise
+/// that `onDraft` returns.
 export function serve(port, onDraft) {
   const server = createServer(async (request, response) => {
     // `URL` removes `..` from the path.

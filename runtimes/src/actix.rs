@@ -6,14 +6,15 @@ use std::time::Duration;
 
 /// Spawns on one arbiter of an actix system, from any thread.
 ///
-/// An arbiter that stops drops its tasks, which then count as abandoned. A panic of a task that no registry tracks stays in the task's handle.
+/// An arbiter that stops drops its tasks, which then count as abandoned. If a task that was spawned without a registry panics, the runtime
+/// catches the panic.
 ///
-/// The tasks of an arbiter are tokio's local tasks. Inside a system, `background_tasks::TokioSpawner` spawns on the caller's arbiter, including
-/// local tasks and blocking work.
+/// The tasks of an arbiter are tokio's local tasks. Inside a system, `background_tasks::TokioSpawner` spawns on the caller's arbiter, and
+/// also starts local tasks and blocking work.
 ///
 /// # Panics
 ///
-/// Spawning panics if the arbiter has stopped. `sleep` panics if the calling thread is not in an actix system.
+/// Spawning panics if the arbiter has stopped. `sleep` panics if the calling thread is neither in an actix system nor in a tokio runtime.
 #[derive(Debug, Clone)]
 pub struct ArbiterSpawner(pub ArbiterHandle);
 

@@ -4,11 +4,11 @@ use std::ops::Deref;
 
 /// Spawns on a task pool of bevy, from any thread.
 ///
-/// A pool that is dropped stops its threads and then drops its tasks, which count as abandoned. bevy's own pools are statics: tasks in flight when
-/// `main` returns are lost, and their destructors do not run. A panic of a task that no registry tracks does not end the pool. bevy has no threads for
-/// blocking work: run it in a task on `AsyncComputeTaskPool`.
+/// A pool that is dropped stops its threads and then drops its tasks, which count as abandoned. bevy's own pools are statics: tasks in
+/// flight when `main` returns are lost, and their destructors do not run. A panic of a task that was spawned without a registry does not
+/// end the pool. bevy has no threads for blocking work: run it in a task on `AsyncComputeTaskPool`.
 ///
-/// Not available on wasm, where bevy spawns on the event loop of the page.
+/// This type is not available on wasm, where bevy spawns on the event loop of the page.
 ///
 /// # Examples
 ///

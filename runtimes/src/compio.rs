@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 
 /// Spawns on the caller's compio runtime, and runs blocking work on the thread pool of that runtime.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. A runtime drops its tasks when its last handle is dropped, and they count as
-/// abandoned. Blocking work that has not started is dropped too; blocking work that has started continues. A panic of a task that no registry tracks
-/// stays in the task's handle.
+/// A task runs on the thread that started it, even if it is `Send`. A runtime drops its tasks when its last handle is dropped, and they
+/// count as abandoned. It also drops blocking work that has not started. Blocking work that has started continues. If a task that was
+/// spawned without a registry panics, the runtime catches the panic.
 ///
-/// compio's queue holds at most 64 wake-ups from other threads by default. A thread that wakes more tasks, as a shutdown does, waits until the
-/// runtime's thread has emptied the queue. In compio 0.19 the runtime can miss the last wake-up and sleep on. To avoid this, set
+/// compio's queue holds at most 64 wake-ups from other threads by default. A thread that wakes more tasks, as a shutdown does, waits until
+/// the runtime's thread has emptied the queue. In compio 0.19, the runtime can miss the last wake-up and stay asleep. To avoid this, set
 /// `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the runtime's thread.
 ///
 /// # Panics
 ///
-/// Each method panics outside a compio runtime. The message says how to fix it.
+/// Each method panics if the calling thread is not in a compio runtime. The message contains advice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompioSpawner;
 

@@ -8,22 +8,22 @@ use std::time::Duration;
 
 /// Spawns on the caller's glommio executor, in the caller's task queue, and runs blocking work on the threads of that executor.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. In glommio, a waiting task is owned by its wakers. This spawner stores the tasks
-/// instead, at the cost of one allocation each, so that an executor that is dropped drops its tasks, which count as abandoned. A panic of a task that
-/// no registry tracks unwinds through `run`. Needs Linux 5.8 or newer.
+/// A task runs on the thread that started it, even if it is `Send`. In glommio, a waiting task belongs to its wakers. This spawner stores
+/// the tasks itself, at the cost of one allocation each. When an executor is dropped, its tasks are dropped too, and count as abandoned. A
+/// panic of a task that was spawned without a registry unwinds through `run`. glommio needs Linux 5.8 or later.
 ///
 /// Blocking work runs on the threads that `LocalExecutorBuilder::blocking_thread_pool_placement` configures. Default: one thread.
 ///
 /// # Panics
 ///
-/// Each method panics outside a glommio executor. The message says how to fix it.
+/// Each method panics if the calling thread is not in a glommio executor. The message contains advice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlommioSpawner;
 
 const ADVICE: &str = "GlommioSpawner needs a glommio executor, and this thread is not in one: call it from a task or inside \
                       `LocalExecutor::run`";
 
-/// Drops an executor's tasks when the executor is dropped: the executor owns this value in a task queue that stays empty.
+/// Drops an executor's tasks when the executor is dropped. The executor owns this value in a task queue that stays empty.
 struct DropTasks(usize);
 
 impl SharesManager for DropTasks {

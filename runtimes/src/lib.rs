@@ -44,6 +44,6 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
 
-/// A duration that no program waits for, and that every clock can add to its current time: 30 years.
+/// The longest duration of a timer: 30 years. Every clock can add it to its current time.
 #[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
 const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

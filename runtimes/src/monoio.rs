@@ -8,18 +8,18 @@ use std::time::Duration;
 
 /// Spawns on the caller's monoio runtime, and runs blocking work on the thread pool that is attached to it.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. In monoio, a waiting task is owned by its wakers. This spawner stores the tasks
-/// instead, at the cost of one allocation each. Tasks in flight are dropped, and count as abandoned, when their thread ends or at
-/// [`abandon_all`](Self::abandon_all). monoio immediately drops a task that has no wakers left. A panic of a task that no registry tracks unwinds
-/// through `block_on`.
+/// A task runs on the thread that started it, even if it is `Send`. In monoio, a waiting task belongs to its wakers. This spawner stores
+/// the tasks itself, at the cost of one allocation each. Tasks in flight are dropped, and count as abandoned, when their thread ends or
+/// calls [`abandon_all`](Self::abandon_all). A waiting task is also dropped if its last waker is dropped on the task's thread. A panic of a
+/// task that was spawned without a registry unwinds through `block_on`.
 ///
-/// Blocking work needs `RuntimeBuilder::attach_thread_pool`. With `BlockingStrategy::ExecuteLocal` it blocks the caller. The timer needs
-/// `RuntimeBuilder::enable_timer`.
+/// Blocking work needs `RuntimeBuilder::attach_thread_pool`. Without a thread pool, `BlockingStrategy::ExecuteLocal` runs the work in the
+/// call, on the caller's thread. The timer needs `RuntimeBuilder::enable_timer`.
 ///
 /// # Panics
 ///
-/// Each method panics outside a monoio runtime. The message says how to fix it. `run_blocking` also panics if the runtime has no thread pool,
-/// and `sleep` if the runtime has no timer.
+/// Each method panics if the calling thread is not in a monoio runtime. `spawn_blocking` also panics if the runtime has neither a thread
+/// pool nor `BlockingStrategy::ExecuteLocal`, and `sleep` panics if the runtime has no timer. The message contains advice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MonoioSpawner;
 
@@ -30,7 +30,8 @@ const ADVICE: &str = "MonoioSpawner needs a monoio runtime, and this thread is n
                       blocking work, call `attach_thread_pool` on the runtime's builder; for its timer, call `enable_timer` on the builder";
 
 impl MonoioSpawner {
-    /// Drops all tasks of this thread, which then count as abandoned. Call it on a thread that outlives its runtime.
+    /// Drops all tasks that this spawner has stored on the calling thread. They then count as abandoned. Call this function after a runtime
+    /// has been dropped, on a thread that continues.
     pub fn abandon_all() {
         drop_all(RUNTIME);
     }
@@ -60,8 +61,8 @@ impl BlockingSpawner for MonoioSpawner {
 impl Timer for MonoioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// A future of monoio 0.2.4 wakes the task that polled it first, even if another task has polled it since. So this future replaces it when the
-    /// waker changes.
+    /// A timer future of monoio 0.2.4 wakes the task that polled it first, even if another task has polled it later. When the waker
+    /// changes, the returned future therefore replaces monoio's future.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));

@@ -1,8 +1,8 @@
 //! Stores the futures of runtimes that do not store them.
 //!
-//! monoio and glommio own a task only while it is queued. While the task waits, its wakers own it. A waker that outlives the runtime then keeps the
-//! task alive, and in monoio the last waker drops the task on its own thread, although the task is not `Send`. So this module stores the futures on
-//! their thread, and the runtime gets a [`TaskRef`] in place of each.
+//! monoio and glommio own a task only while it is queued. While the task waits, its wakers own it. A waker that outlives the runtime then
+//! keeps the task alive, and in monoio the last waker drops the task on its own thread, although the task is not `Send`. So this module
+//! stores the futures on their thread, and the runtime receives a [`TaskRef`] in place of each future.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ struct OwnedTasks {
 
 thread_local!(static TASKS: OwnedTasks = OwnedTasks::default());
 
-/// A future that polls a task of its thread. It can be dropped on any thread.
+/// A future that polls a stored task. It can be dropped on any thread, but drops its task only on the task's thread.
 pub(crate) struct TaskRef {
     thread: ThreadId,
     runtime: usize,
@@ -41,7 +41,7 @@ pub(crate) fn store(runtime: usize, task: impl Future<Output = ()> + 'static) ->
     })
 }
 
-/// Returns whether a task of this runtime was ever stored on this thread.
+/// Returns whether a task of this runtime was stored on this thread, since the start of the thread or the last `drop_all`.
 #[cfg(all(feature = "glommio", target_os = "linux"))]
 pub(crate) fn is_known(runtime: usize) -> bool {
     TASKS.with(|tasks| tasks.waiting.borrow().contains_key(&runtime))
@@ -49,7 +49,8 @@ pub(crate) fn is_known(runtime: usize) -> bool {
 
 /// Drops the tasks of a runtime of this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // At the thread's end, the tasks have been dropped already. Destructors of tasks may use this module, so they run outside the borrow.
+    // Fails while the thread ends: the destructor of `TASKS` drops the tasks. Destructors of tasks may use this module, so they run outside
+    // the borrow.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);
 }

@@ -8,7 +8,8 @@ use critical_section::Mutex;
 
 static READY: Mutex<RefCell<VecDeque<Runnable>>> = Mutex::new(RefCell::new(VecDeque::new()));
 
-/// Starts futures, which [`run`] polls. It can be called from anywhere. A task whose last waker is dropped is dropped.
+/// Starts futures, which [`run`] polls. Any code may call it, interrupt handlers included. If the last waker of a waiting task is dropped,
+/// [`run`] drops the task.
 pub struct Executor;
 
 impl Spawner for Executor {

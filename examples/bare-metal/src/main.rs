@@ -1,5 +1,5 @@
-//! Background tasks without an operating system. The program and an interrupt start them, an interrupt starts the shutdown, and the program
-//! drains and accounts for them.
+//! Background tasks without an operating system. The program and an interrupt start tasks, the interrupt starts the shutdown, and the
+//! program waits for the drain and checks the outcomes.
 
 #![no_std]
 #![no_main]
@@ -30,7 +30,7 @@ static TASKS: Registry<Executor> = Registry::in_static(&STATE, Executor);
 /// A transfer is not a future: it is in flight until the interrupt at its end drops the guard.
 static TRANSFER: Mutex<Cell<Option<Guard>>> = Mutex::new(Cell::new(None));
 
-/// How many readings the timer starts before it starts the shutdown.
+/// The number of readings that the timer starts before it starts the shutdown.
 const READINGS: u32 = 100;
 
 #[entry]
@@ -61,7 +61,7 @@ async fn program() {
     let rejected = TASKS.try_run(async {}).expect_err("the registry has drained");
     println!("{rejected}");
 
-    // The 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
+    // Completed: the 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
     assert_eq!(TASKS.summary().to_string(), "103 completed, 1 failed, 0 panicked, 1 abandoned, 0 aborted, 1 rejected");
     process::exit(0);
 }
@@ -109,7 +109,7 @@ async fn read() {
 fn SysTick() {
     static mut STARTED: u32 = 0;
     if *STARTED < READINGS {
-        // The heap limits how many readings can be in flight. A tick that comes too early starts none.
+        // The heap limits how many readings can be in flight. If the limit is reached, the tick starts no reading.
         if TASKS.in_flight() < 10 {
             TASKS.run(read());
             *STARTED += 1;

@@ -39,7 +39,7 @@ pub(crate) fn keys() -> Vec<String> {
     (0..length).filter_map(|n| storage.key(n).ok()?).collect()
 }
 
-/// Returns the milliseconds since 1970, with fractions.
+/// Returns the milliseconds since 1970, with fractions, or 0 if the browser has no clock.
 pub(crate) fn now() -> f64 {
     let performance = window().ok().and_then(|window| window.performance());
     performance.map_or(0.0, |performance| performance.time_origin() + performance.now())
@@ -55,7 +55,7 @@ pub(crate) async fn sleep(milliseconds: i32) -> Result<(), String> {
     JsFuture::from(elapsed).await.map(drop).map_err(error_text)
 }
 
-/// Posts a text, and waits for the response.
+/// Posts a text, and waits for the response. Returns an error if the status is not 2xx.
 pub(crate) async fn post(path: &str, text: &str) -> Result<(), String> {
     let request = RequestInit::new();
     request.set_method("POST");
@@ -65,7 +65,7 @@ pub(crate) async fn post(path: &str, text: &str) -> Result<(), String> {
     if response.ok() { Ok(()) } else { Err(format!("the server responded with status {}", response.status())) }
 }
 
-/// Makes the browser post a text, even after the page has been closed. The response is discarded.
+/// Queues a text that the browser posts, even after the page has been closed. The browser discards the response.
 pub(crate) fn send_beacon(path: &str, text: &str) -> Result<(), String> {
     match window()?.navigator().send_beacon_with_opt_str(path, Some(text)) {
         Ok(true) => Ok(()),

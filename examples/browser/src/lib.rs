@@ -1,5 +1,5 @@
-//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if they can. The
-//! next visit reports the others.
+//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if
+//! they can. The next visit reports the others.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 mod browser;
@@ -36,7 +36,7 @@ impl Observer for ConsoleObserver {
     }
 }
 
-/// Logs panics: without a hook, a panic traps without a message.
+/// Logs panics. Without this hook, a panic traps without a message.
 #[wasm_bindgen(start)]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| web_sys::console::error_1(&panic.to_string().into())));
@@ -49,8 +49,8 @@ pub fn save(text: String) {
     tasks.named("save").run_local(save_slowly(text, tasks.clone()));
 }
 
-/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another task that stores
-/// the time. That task is accepted even during the shutdown, because this one is still in flight.
+/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another
+/// task that stores the time. The registry accepts that task even during the shutdown, because the saving task is still in flight.
 async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), String> {
     let leaving = tasks.signal();
     for (end, _) in text.char_indices() {
@@ -104,7 +104,7 @@ pub fn abort() {
     tasks().abort();
 }
 
-/// Starts a visit if the last one has ended. Returns the reports of earlier visits.
+/// Starts a visit if the previous visit has ended. Returns the reports of earlier visits.
 #[wasm_bindgen]
 #[must_use]
 pub fn arrive() -> Vec<String> {
@@ -114,13 +114,14 @@ pub fn arrive() -> Vec<String> {
     reports::take()
 }
 
-/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same event.
+/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same
+/// event.
 #[wasm_bindgen]
 pub fn leave() {
     tasks().start_shutdown();
 }
 
-/// Stores a report for the next visit. Call it in a listener after the one that calls [`leave`].
+/// Stores a report for the next visit. Call it in a later listener than [`leave`].
 #[wasm_bindgen]
 pub fn report() {
     VISIT.with_borrow(|visit| reports::store(&visit.tasks, visit.started));

@@ -7,8 +7,8 @@ use wasm_bindgen_futures::spawn_local;
 
 const PREFIX: &str = "report/";
 
-/// Stores a report of a visit's tasks: the stragglers now, and the summary if they end later. They end if the page was only hidden, or if the user
-/// returns to it.
+/// Stores a report of a visit's tasks: the stragglers now, and the summary if they end later. They end if the page was only hidden, or if
+/// the user returns to it.
 pub(crate) fn store(tasks: &Registry<WasmSpawner>, started: f64) {
     let key = format!("{PREFIX}{started}");
     let (drained, now) = (tasks.shutdown(), tasks.shutdown().until(ready(())));

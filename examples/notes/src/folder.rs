@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// The largest size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The number of files that are open simultaneously. The server's reserve of file descriptors must be larger, because a note whose file cannot be
+/// The maximum number of open files. The server's reserve of file descriptors must be larger, because a note whose file cannot be
 /// opened is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
@@ -28,7 +28,7 @@ pub(crate) struct Folder {
     stall: Option<PathBuf>,
 }
 
-/// Why a note cannot be read.
+/// The reason why a note cannot be read.
 pub(crate) enum ReadError {
     /// The memory for bodies is used up.
     Memory,
@@ -42,7 +42,8 @@ impl From<io::Error> for ReadError {
 }
 
 impl Folder {
-    /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and removed.
+    /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and
+    /// removed.
     pub(crate) fn open(path: &Path, stall: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         let lock = lock(path)?;
@@ -53,7 +54,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Creates a temporary file.
+    /// Creates a temporary file, which holds the permit until it is dropped.
     pub(crate) fn create<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -66,7 +67,7 @@ impl Folder {
         }
     }
 
-    /// Reads a note. Returns `None` if there is none. Blocks while `MAX_FILES` files are open.
+    /// Reads a note. Returns `None` if the note does not exist. Blocks while `MAX_FILES` files are open.
     pub(crate) fn read(&self, name: &Name, memory: &Arc<Memory>) -> Result<Option<Bytes>, ReadError> {
         let _permit = self.permit(name);
         let file = match open_without_links(&self.path.join(name)) {
@@ -83,7 +84,7 @@ impl Folder {
         Ok(Some(read_up_to(&file, len, reservation)?))
     }
 
-    /// Blocks while `MAX_FILES` files are open, and while the note is stalled.
+    /// Returns a permit to open a file. Blocks while `MAX_FILES` files are open, and while the note is stalled.
     pub(crate) fn permit(&self, name: &Name) -> Permit<'_> {
         let permit = self.permits.acquire();
         if let Some(stall) = &self.stall {
@@ -93,7 +94,7 @@ impl Folder {
         permit
     }
 
-    /// Syncs the folder to disk, and with it the renames in it.
+    /// Syncs the folder, with the renames in it, to disk. Does nothing on Windows.
     pub(crate) fn sync(&self) -> io::Result<()> {
         // On Windows, `lock` is a file in the folder.
         if cfg!(unix) { self.lock.sync_all() } else { Ok(()) }
@@ -107,7 +108,7 @@ fn read_up_to(file: &File, len: usize, reservation: Reservation) -> io::Result<B
     Ok(reservation.hold(body))
 }
 
-/// A file that becomes a note when it is renamed. Otherwise its drop removes it.
+/// A file that becomes a note when it is renamed. If it is dropped before that, its destructor removes it.
 pub(crate) struct Temporary<'a> {
     pub(crate) file: File,
     path: PathBuf,
@@ -128,13 +129,13 @@ impl Temporary<'_> {
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.is_renamed {
-            // If that fails, the next start of the service removes the file.
+            // If the removal fails, the next start of the service removes the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Removes the temporary files of a process that was killed. The folder is locked, so they belong to no other process.
+/// Removes the temporary files of a process that was killed. The folder is locked, so no other process uses them.
 fn remove_temporaries(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;

@@ -69,7 +69,7 @@ impl<S: BlockingSpawner> Notes<S> {
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Receives a body for which there is memory. Does not read a body whose announced length is above the limit.
+    /// Receives a body, if there is memory for it. Does not read a body whose announced length is above the limit.
     async fn receive(&self, mut body: TimedBody) -> Result<Bytes, StatusCode> {
         // A chunked body announces no length.
         let announced = body.size_hint().upper().map_or(Ok(MAX_NOTE), usize::try_from);
@@ -153,7 +153,8 @@ fn allow(methods: &'static str) -> Response<Reply> {
     response
 }
 
-/// A body in parts. A server that copies what it sends would copy a whole body, and its memory would not be reserved any longer.
+/// A body that is sent in parts. A server that copies the data before it sends them would copy a whole body into memory that is not
+/// reserved.
 struct Parts(Bytes);
 
 const MAX_PART: usize = 16 << 10;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would fit.
+/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would
+/// fit.
 const OVERHEAD: usize = 1 << 10;
 
 /// The memory that bodies may use.
@@ -19,7 +20,7 @@ impl Memory {
         Arc::new(Self { limit, used: AtomicUsize::new(0) })
     }
 
-    /// Reserves memory for a body of this length. Returns `None` above the limit.
+    /// Reserves memory for a body of this length in bytes. Returns `None` if the limit would be exceeded.
     pub(crate) fn reserve(self: &Arc<Self>, len: usize) -> Option<Reservation> {
         let bytes = len + OVERHEAD;
         let add = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
@@ -35,7 +36,8 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Returns a body that keeps its memory reserved until its last clone or part is dropped. The body is at most as long as announced.
+    /// Returns a body that keeps its memory reserved until its last clone or part is dropped. The body must not be longer than the
+    /// reserved length.
     pub(crate) fn hold(mut self, body: Vec<u8>) -> Bytes {
         let unused = self.bytes - OVERHEAD - body.len();
         self.release(unused);

@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Serve a dashboard at /background; everyone who can reach the port can abort tasks there
     #[arg(long)]
     pub(crate) dashboard: bool,
-    /// To try a disk that hangs, stall each note that has a named pipe in this folder, until a program writes to the pipe
+    /// To try a disk that hangs, stall each note that has a named pipe in this folder, until a program opens the pipe for writing
     #[arg(long, value_name = "FOLDER")]
     pub(crate) stall: Option<PathBuf>,
 }

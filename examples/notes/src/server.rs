@@ -13,10 +13,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tower::Layer;
 
-/// Runs the service with the options of the command line, until the process is asked to stop. `serve` binds the listener and accepts connections.
+/// Runs the service with the options of the command line, until a signal stops the process. Returns the exit code. `serve` binds the
+/// listener and accepts connections.
 ///
-/// This call (not the first poll) installs the signal handlers. Call it before the runtime starts threads. If the options are invalid or ask for the
-/// help, it exits the process.
+/// This call, not the first poll, installs the signal handlers. Call it before the runtime starts threads. If the options are invalid or
+/// request the help, this call exits the process.
 pub fn run<S, F>(spawner: S, timer: impl Timer + Clone + Send + Sync + 'static, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,

@@ -50,8 +50,8 @@ pub(crate) struct Store {
     folder: Folder,
     pub(crate) memory: Arc<Memory>,
     drafts: Mutex<Drafts>,
-    /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the lock of
-    /// `drafts`: requests would wait for the disk.
+    /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the
+    /// lock of `drafts`: requests would wait for the disk.
     renames: Mutex<()>,
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Writes the note to disk, unless a newer one of the same name has been accepted. Blocks.
+    /// Writes the note to disk, unless a newer note of the same name has been accepted. Blocks.
     pub(crate) fn write(self) -> Result<(), String> {
         self.write_through().map_err(|error| self.name.error(&error))
     }

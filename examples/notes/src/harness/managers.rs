@@ -157,7 +157,7 @@ impl Drop for Runit {
     }
 }
 
-/// Returns whether all programs of `what` are installed, and reports the first that is not.
+/// Returns whether all programs of `what` are installed, and reports the first missing program.
 fn are_installed(what: &str, programs: &[&str]) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
@@ -202,7 +202,7 @@ StandardOutput=append:FOLDER/log
 StandardError=append:FOLDER/log
 ";
 
-/// Empty units that systemd always looks for.
+/// Empty units that systemd always requires.
 const TARGETS: [&str; 5] = ["default", "basic", "sysinit", "shutdown", "initrd"];
 
 const BOOT: &str = r#"
