@@ -1,6 +1,6 @@
-//! The broker, as this program needs it: two queues, a `send` that the broker confirms, and a consumer.
+//! The operations of each broker: create two queues, send a message and wait for the confirmation, and consume a queue.
 //!
-//! A program that has one broker needs one of the variants, and no enum.
+//! A program for a single broker needs no enum.
 
 use crate::Tasks;
 use crate::options::{Options, queue_url};
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 /// Mails to send: from the server to the workers.
 pub(crate) const MAILS: &str = "mails";
-/// What became of the mails: from the workers to the server.
+/// The statuses of the mails: from the workers to the server.
 pub(crate) const NOTICES: &str = "notices";
 
 /// After this number of attempts, a message is dead.
