@@ -1,4 +1,4 @@
-//! Compares the consumer with hand-written loops over the bare clients, in rounds that run both in turn, and prints a table. Arguments
+//! Compares the consumer with hand-written loops over the bare clients, in rounds in which both take turns, and prints a table. Arguments
 //! select brokers by a part of their names. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short check whose numbers have no meaning.
 
 mod azure;
@@ -43,7 +43,7 @@ struct Sample {
     rate: f64,
     /// Microseconds of this process for each message. The broker is another process.
     cpu: f64,
-    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages, whose handlers end at that moment.
+    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages. Their handlers end when it starts.
     drain: f64,
 }
 
