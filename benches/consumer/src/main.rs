@@ -32,8 +32,8 @@ trait Queue: Sized {
     async fn create(address: &str) -> Self;
     async fn send(&self, payload: &'static [u8]);
     async fn source(&self, concurrency: u16) -> Self::Source;
-    /// Handles messages by a hand-written loop, until `load` has all its messages and each is acknowledged. It acknowledges in the same way
-    /// as the source.
+    /// Handles messages in a hand-written loop until all messages of `load` are acknowledged. The loop acknowledges in the same way as the
+    /// source.
     async fn bare(&self, concurrency: usize, load: Arc<Load>);
 }
 
@@ -115,7 +115,7 @@ async fn process<Q: Queue>(queue: &Q, messages: usize, is_bare: bool) -> (f64, f
     }
     let registry = serve(source, CONCURRENCY, &load);
     load.all_started().await;
-    // A task ends when the broker has confirmed that it deleted the message. The consumer itself is in flight too.
+    // A task ends when the source has acknowledged the message. The consumer is in flight too.
     while registry.in_flight() > 1 {
         sleep(Duration::from_micros(100)).await;
     }
