@@ -44,7 +44,8 @@ impl<S: Source> Consumer<S> {
     /// Sets how many attempts a message has before it is dead. Default: 20. Minimum: 1.
     ///
     /// The default is high because most brokers count each delivery as an attempt, even if a shutdown cut the attempt off or its
-    /// process was killed.
+    /// process was killed. If a message is delivered after its last attempt, no handler runs: the message moves to the dead-letter
+    /// queue, and a task with the name of the handler's tasks fails.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
@@ -61,21 +62,22 @@ impl<S: Source> Consumer<S> {
 
     /// Sets a time limit for each attempt. Default: none.
     ///
-    /// When it expires, the handler's future is dropped at its await point, and the attempt has failed. The time that a message waits
-    /// for a permit does not count.
+    /// When the limit expires, the handler's future is dropped at its await point, and the attempt has failed. The limit does not include
+    /// the time that a message waits for a permit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options.timeout = Some(limit);
         self
     }
 
-    /// Handles messages until the registry shuts down. Each attempt is a task of the registry with the name `name`.
+    /// Starts the consumer, which handles messages until the registry shuts down. Each attempt is a task of the registry with the name
+    /// `name`.
     ///
     /// # Outcomes
     ///
     /// A task whose handler has completed ends when the source has acknowledged the message: the broker has confirmed that it deleted
     /// the message, except that RabbitMQ confirms only during the drain. The consumer repeats failed calls until the lease expires or,
-    /// on a source without a lease, for 10 seconds. After that, or if the receipt is void, the task counts as failed with the text
-    /// `done, but not acknowledged`, and the message may be handled again.
+    /// on a source without a lease, for 10 seconds. After that, or if the receipt is void, the task counts as failed with a text that
+    /// starts with `done, but not acknowledged`, and the message may be handled again.
     ///
     /// A handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
     /// retried after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
@@ -90,10 +92,12 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the consumer receives nothing more, and releases messages whose handlers have not started. Running handlers
-    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. The registry is drained
-    /// when the broker has confirmed each acknowledgement and each release, or the lease has expired or, on a source without a lease,
-    /// the calls have failed for 10 seconds. Only a registry with [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    /// When shutdown starts, the consumer starts no other `receive`, and releases messages whose tasks have not started. Running handlers
+    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. Only a registry with
+    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    ///
+    /// The registry drains when each message is settled or its lease has expired. On a source without a lease, the consumer gives up
+    /// after 10 seconds. The drain also waits for a `receive` in progress, for at most one lease or 10 seconds.
     ///
     /// # Tasks in flight
     ///

@@ -38,8 +38,8 @@
 //! - It extends the lease of a message while the handler runs.
 //! - It acknowledges a message after its handler has completed, and waits for the broker's confirmation if the broker sends one.
 //! - It retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
-//! - When shutdown starts, it receives nothing more, and running handlers continue. If the registry aborts them when the grace period expires,
-//!   their messages return to the queue immediately.
+//! - When shutdown starts, it receives nothing more, and running handlers continue. If the registry aborts them when the grace period
+//!   expires, their messages return to the queue immediately.
 //!
 //! The crate does not send messages or create queues. Use the broker's own client for both.
 //!

@@ -31,7 +31,7 @@ pub enum Release {
 ///
 /// # For implementors
 ///
-/// A source must satisfy the following contract. The module `conformance` (feature `conformance`) checks it.
+/// A source must satisfy the following contract. The module `conformance` (feature `conformance`) tests it.
 ///
 /// - A message that has not been settled becomes available again when its lease has expired, or when its connection has closed.
 /// - Until then, no other consumer receives the message.

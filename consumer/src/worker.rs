@@ -1,8 +1,8 @@
 //! The consumer's loop. It is one task, which the registry cannot abort.
 //!
 //! The loop takes a permit, receives as many messages as there are permits, and polls one future for each message until the message is
-//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends
-//! when each message is settled or its lease has expired, and the registry drains only then.
+//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends when each message is
+//! settled or its lease has expired, and the registry drains only then.
 
 use crate::attempt::{Outcome, attempt};
 use crate::consumer::{CONSUMER, Options};

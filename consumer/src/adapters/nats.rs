@@ -112,7 +112,7 @@ impl Source for JetStream {
         for (name, value) in delivery.headers() {
             headers.append(name, value);
         }
-        // The stream of the dead letters stores a repeated copy once.
+        // The stream of the dead letters ignores a second copy with this ID, within its `duplicate_window`.
         headers.insert("Nats-Msg-Id", format!("dead:{}", delivery.id()));
         headers.insert("Dead-Letter-Reason", reason.replace(['\r', '\n'], " "));
         let payload = delivery.payload().to_vec().into();

@@ -79,7 +79,8 @@ pub struct RabbitReceipt {
 pub enum RabbitError {
     /// The connection, its channel or a queue is not available.
     Connection(lapin::Error),
-    /// The channel of the message has closed. The message is in its queue again.
+    /// The channel has closed, or the broker has ended the consumer, for example because the queue was deleted. If the queue still
+    /// exists, it has the messages again.
     Closed,
     /// The broker has not stored the copy of a message.
     NotStored,

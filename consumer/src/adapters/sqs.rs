@@ -34,7 +34,7 @@ const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 ///   [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period of its queue has elapsed since it was sent. Default: 4 days. Maximum: 14 days.
 /// - Delays and leases are whole seconds, rounded up. A message is invisible for at most 12 hours after it was received: a longer delay
-///   ends then, and a handler that runs longer loses its lease.
+///   ends then. The service rejects an extension beyond this limit, so a lease can end up to one lease before it.
 /// - After its lease has expired, an acknowledgement has no effect if another consumer has received the message.
 /// - The headers are the message attributes, except those with binary values. The trace header of X-Ray is the header
 ///   `X-Amzn-Trace-Id`.
