@@ -31,7 +31,7 @@ pub(crate) const NOTICES: &str = "notices";
 /// After this number of attempts, a message is dead.
 pub(crate) const MAX_ATTEMPTS: u32 = 20;
 
-/// How many messages a process handles at the same time.
+/// How many messages of each queue a process handles at the same time.
 const CONCURRENCY: u16 = 4;
 
 /// How long the broker may take to confirm that it has stored a message.
@@ -143,7 +143,7 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// If the broker has not confirmed the message in time. It may have stored it nevertheless.
+    /// Returns an error if the broker has not confirmed the message within 5 seconds. It may have stored the message nevertheless.
     pub(crate) async fn send(&self, queue: &str, id: &str, payload: String) -> Result<(), String> {
         let send = async {
             match self {
