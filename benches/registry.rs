@@ -1,4 +1,4 @@
-//! Measures single operations, and compares them with the last run on the same machine.
+//! Measures single operations of a registry, and compares them with the last run on the same machine.
 //!
 //!     cargo bench --features async-executor
 //!

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import assert from "node:assert/strict";
 
-/// Longer than any step of a test takes: what takes longer hangs.
+/// The time limit of each step of a test. A step that exceeds this limit counts as hung.
 export const TIMEOUT = 60_000;
 
 /// Calls `poll` until it returns a truthy value.
@@ -21,7 +21,7 @@ export async function until(what, poll) {
   }
 }
 
-/// Waits for a promise that must resolve.
+/// Waits for a promise. Throws an error if the promise does not resolve within the time limit.
 export const within = (what, promise) =>
   Promise.race([promise, new Promise((_, reject) => setTimeout(reject, TIMEOUT, new Error(`timed out: ${what}`)).unref())]);
 

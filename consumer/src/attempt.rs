@@ -1,4 +1,4 @@
-//! The task of one attempt.
+//! Runs one attempt as a task.
 
 use crate::failure::Failure;
 use background_tasks::Timer;
@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
     Dropped,
 }
 
-/// Runs a handler, sends its outcome to the consumer, and waits until the consumer has settled the message.
+/// Runs a handler, sends its outcome to the consumer, and waits until the consumer has settled the message or cannot settle it.
 pub(crate) async fn attempt<F, E, T>(
     work: F,
     timer: T,

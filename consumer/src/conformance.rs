@@ -1,7 +1,8 @@
 //! A test suite for implementations of [`Source`](crate::Source).
 //!
-//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that serve the source, kills, freezes and
-//! stops them, and compares what they did with what was sent. Both return the first promise that the source breaks.
+//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that serve the source. It kills, freezes
+//! and stops the workers, and compares the messages that they handled with the messages that were sent. Both functions return the first
+//! promise that the source breaks.
 //!
 //! ```
 //! use background_tasks_consumer::{MemoryQueue, conformance};

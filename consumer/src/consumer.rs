@@ -7,7 +7,7 @@ use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, Location};
 use std::time::Duration;
 
-/// The name of the consumer's own task, and of the tasks that report its errors.
+/// The name of the consumer's task, and of the tasks that report its errors.
 pub(crate) const CONSUMER: &str = "consumer";
 
 /// Returns a consumer of a queue, with the default settings.
@@ -35,7 +35,7 @@ pub(crate) struct Options {
 impl<S: Source> Consumer<S> {
     /// Sets how many messages this consumer handles at the same time. Default: 16. Minimum: 1.
     ///
-    /// The consumer receives a message only if one of these permits is free.
+    /// The consumer receives messages only while it handles fewer than this number.
     pub fn concurrency(mut self, messages: usize) -> Self {
         self.options.concurrency = messages.max(1);
         self
@@ -43,8 +43,9 @@ impl<S: Source> Consumer<S> {
 
     /// Sets how many attempts a message has before it is dead. Default: 20. Minimum: 1.
     ///
-    /// The default is generous because most brokers charge an attempt for each delivery, also if a shutdown cut it off or its process
-    /// was killed.
+    /// The default is high because most brokers count each delivery as an attempt, even if a shutdown cut the attempt off or its
+    /// process was killed. If a message is delivered after its last attempt, no handler runs: the message moves to the dead-letter
+    /// queue, and a task with the name of the handler's tasks fails.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
@@ -52,53 +53,63 @@ impl<S: Source> Consumer<S> {
 
     /// Sets the first and the longest delay before a failed message is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt. It is then shortened by up to half at random, so that messages that failed together do not
-    /// return together.
+    /// The delay doubles with each attempt. A random part of up to half is then subtracted, so that messages that failed at the same
+    /// time return at different times. [`Failure::retry_after`](crate::Failure::retry_after) replaces the delay.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.options.backoff = (first, longest);
         self
     }
 
-    /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
+    /// Sets a time limit for each attempt. Default: none.
+    ///
+    /// When the limit expires, the handler's future is dropped at its await point, and the attempt has failed. The limit does not include
+    /// the time that a message waits for a permit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options.timeout = Some(limit);
         self
     }
 
-    /// Starts to handle messages, until the registry shuts down. Each attempt is a task of the registry with the name `name`.
+    /// Starts the consumer, which handles messages until the registry shuts down. Each attempt is a task of the registry with the name
+    /// `name`.
     ///
     /// # Outcomes
     ///
-    /// A task whose handler has completed ends when the broker has confirmed that it deleted the message. If the broker does not
-    /// confirm in time, the task counts as failed with the text `done, but not acknowledged`, and the message is handled again. A
-    /// handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
+    /// A task whose handler has completed ends when the source has acknowledged the message: the broker has confirmed that it deleted
+    /// the message, except that RabbitMQ confirms only during the drain. The consumer repeats failed calls until the lease expires or,
+    /// on a source without a lease, for 10 seconds. After that, or if the receipt is void, the task counts as failed with a text that
+    /// starts with `done, but not acknowledged`, and the message may be handled again.
+    ///
+    /// A handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
     /// retried after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
     /// [`Failure::dead`](crate::Failure::dead), it moves to the dead-letter queue. If this fails, the message returns when its lease
-    /// expires or, on a source without a lease, after a backoff.
+    /// expires or, on a source without a lease, after a backoff. A task that is aborted before shutdown is a failed attempt too.
     ///
     /// # Leases
     ///
-    /// The consumer extends the lease of each message while its handler runs, in a separate task, so handlers may run longer than
-    /// the lease and may use the processor without yielding. If a lease cannot be extended in time, another consumer receives the
-    /// message, and both run.
+    /// The consumer extends the lease of each message while its handler runs, so handlers may run longer than the lease. The
+    /// extensions run in another task, so a handler may block its thread if the executor has another free thread. If a lease cannot be
+    /// extended in time, another consumer can receive the message, and both run.
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the consumer receives nothing more, and releases messages whose handlers have not started. Running handlers
-    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. The registry is drained
-    /// when the broker has confirmed each acknowledgement and each release, or the lease has expired. Only a registry with
+    /// When shutdown starts, the consumer starts no other `receive`, and releases messages whose tasks have not started. Running handlers
+    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. Only a registry with
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    ///
+    /// The registry drains when each message is settled or its lease has expired. On a source without a lease, the consumer gives up
+    /// after 10 seconds. The drain also waits for a `receive` in progress, for at most one lease or 10 seconds.
     ///
     /// # Tasks in flight
     ///
-    /// The consumer is a task with the name `consumer`, which is in flight until shutdown. It takes [no
-    /// permit](Registry::without_permit), and it cannot be aborted. If the registry has a
+    /// The consumer is a task with the name `consumer`. It is in flight until shutdown has started and all its messages are settled.
+    /// It takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
     /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, with extensions. If the source panics,
     /// the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the registry, so
     /// dropping the program's last handle does not start the shutdown.
     ///
-    /// An outage of the broker is reported to the registry's observers as one failed task named `consumer`. The consumer tries again
-    /// after 100 milliseconds to 5 seconds.
+    /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles up to 5 seconds. The first failure
+    /// of an outage is reported to the registry's observers as a failed task named `consumer`, as is each message that cannot be
+    /// released.
     ///
     /// # Errors
     ///
@@ -119,7 +130,7 @@ impl<S: Source> Consumer<S> {
         let Self { source, options } = self;
         let worker = Worker { source, options, registry: registry.clone(), name, location, handler };
         let task = registry.named(CONSUMER).location(location).critical().without_permit();
-        // Tracked, not run: an abort cuts the handlers off, and not the consumer, which releases their messages.
+        // Tracked, not run: an abort must end the handlers, but not the consumer, which releases their messages.
         let consumer = task.track(worker.run()).map_err(|rejected| rejected.reason())?;
         let consumer = AssertUnwindSafe(consumer).catch_unwind().map(drop);
         registry.spawner().spawn_with_info(consumer, &SpawnInfo::new(Some(CONSUMER), location));

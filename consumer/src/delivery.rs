@@ -16,18 +16,18 @@ struct Parts {
 }
 
 impl Delivery {
-    /// Creates a delivery without an ID and headers, at its first attempt. Sources call this, and tests of handlers.
+    /// Creates a delivery for a source, or for the test of a handler. It has no ID and no headers, and its attempt is 1.
     pub fn new(payload: impl Into<Vec<u8>>) -> Self {
         Self(Arc::new(Parts { id: String::new(), payload: payload.into(), attempt: 1, headers: Vec::new() }))
     }
 
-    /// Sets the ID.
+    /// Sets the ID. Default: empty.
     #[must_use]
     pub fn with_id(self, id: impl Into<String>) -> Self {
         self.change(|parts| parts.id = id.into())
     }
 
-    /// Sets the number of the attempt. Minimum: 1.
+    /// Sets the number of the attempt. Default: 1. Minimum: 1.
     #[must_use]
     pub fn with_attempt(self, attempt: u32) -> Self {
         self.change(|parts| parts.attempt = attempt.max(1))
@@ -46,7 +46,7 @@ impl Delivery {
 
     /// Returns the ID of the message, which is the same at every attempt. Use it as an idempotency key.
     ///
-    /// The ID is empty if neither the broker nor the sender sets one: in RabbitMQ the sender sets `message_id`.
+    /// RabbitMQ assigns no ID: the ID is the property `message_id`, and it is empty if the sender has not set this property.
     pub fn id(&self) -> &str {
         &self.0.id
     }
@@ -56,28 +56,28 @@ impl Delivery {
         &self.0.payload
     }
 
-    /// Returns the number of this attempt, as the broker counts. The first attempt is 1.
+    /// Returns the number of this attempt, from the broker's count of deliveries. The first attempt is 1.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
 
-    /// Returns the headers of the message. For a header that the message repeats, returns each value.
+    /// Returns the headers of the message whose values are text. A header with several values appears once for each value.
     ///
-    /// A propagator of OpenTelemetry extracts the context of the sender from the headers `traceparent` and `tracestate`.
+    /// An OpenTelemetry propagator extracts the sender's context from the headers `traceparent` and `tracestate`.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.headers.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Returns the first header with this name, in any case.
+    /// Returns the value of the first header with this name. Ignores the case of ASCII letters.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers().find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(value))
     }
 
-    /// Returns the payload as a `T`.
+    /// Parses the payload as JSON.
     ///
     /// # Errors
     ///
-    /// [`Failure::dead`] if the payload is not the JSON of a `T`, because another attempt would fail too.
+    /// Returns a [`Failure::dead`] if the payload is not the JSON of a `T`, because another attempt would fail too.
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(self.payload()).map_err(|error| Failure::dead(format_args!("invalid payload: {error}")))

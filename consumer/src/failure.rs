@@ -4,8 +4,9 @@ use std::time::Duration;
 
 /// An error of a handler that decides what happens to the message.
 ///
-/// A handler may return any error that implements `Display`. Any error but this type means [`retry`](Self::retry). The operator `?`
-/// converts each `std::error::Error`.
+/// A handler may return any error that implements `Display`. An error of another type has the effect of [`retry`](Self::retry). The
+/// operator `?` converts each `std::error::Error` to a `Failure`. After the last
+/// [attempt](crate::Consumer::max_attempts), every failure moves the message to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     text: String,
@@ -25,12 +26,12 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::Dead }
     }
 
-    /// Creates a failure that retries the message after this delay.
+    /// Creates a failure that retries the message after this delay, in place of the consumer's backoff. The broker may limit the delay.
     pub fn retry_after(error: impl fmt::Display, delay: Duration) -> Self {
         Self { text: format!("{error:#}"), next: Next::After(delay) }
     }
 
-    /// Creates a failure that retries the message with the consumer's backoff, as any other error does.
+    /// Creates a failure that retries the message after the consumer's [backoff](crate::Consumer::backoff).
     pub fn retry(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Backoff }
     }

@@ -1,4 +1,4 @@
-//! How long a delivery belongs to this consumer, by the timer of the spawner.
+//! Measures a lease with the spawner's timer.
 
 use background_tasks::Timer;
 use futures_util::future::{Either, select};
@@ -29,7 +29,7 @@ impl<'t, T: Timer> Lease<'t, T> {
 
     /// Returns a future that resolves when the lease should be extended. Returns `None` if there is nothing to extend.
     ///
-    /// A third of the lease leaves time to repeat a failed extension.
+    /// The first extension starts after a third of the lease, which leaves time to repeat it if it fails.
     pub(crate) fn until_extension(&self) -> Option<T::Sleep> {
         let length = self.length.filter(|_| !self.is_expired)?;
         Some(self.timer.sleep(length / if self.last_extension_failed { 10 } else { 3 }))
@@ -38,7 +38,7 @@ impl<'t, T: Timer> Lease<'t, T> {
     /// Waits for the broker's response to an extension, at most until the lease expires.
     pub(crate) async fn extend<E>(&mut self, extension: impl Future<Output = Result<(), E>>) {
         let (Some(length), Some(expiry)) = (self.length, &mut self.expiry) else { return };
-        // The new lease starts at the broker after this moment.
+        // The broker starts the new lease later than this moment, so this timer expires first.
         let extended = self.timer.sleep(length);
         match select(pin!(extension), expiry.as_mut()).await {
             Either::Left((Ok(()), _)) => {

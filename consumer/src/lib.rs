@@ -33,15 +33,15 @@
 //!
 //! The broker stores the messages and delivers them. This crate is the loop between the broker and the handler:
 //!
-//! - It receives only as many messages as it can start immediately, up to the [concurrency](Consumer::concurrency).
+//! - It receives only as many messages as it can handle at the same time: the [concurrency](Consumer::concurrency).
 //! - Each attempt is a named task of the registry: counted, observed and drained. A panic is a failed attempt.
 //! - It extends the lease of a message while the handler runs.
-//! - It acknowledges a message after its handler has completed, and waits for the broker's confirmation.
+//! - It acknowledges a message after its handler has completed, and waits for the broker's confirmation if the broker sends one.
 //! - It retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
-//! - At shutdown it receives nothing more, and running handlers continue. If the registry aborts them when the grace period expires,
-//!   their messages return to the queue immediately.
+//! - When shutdown starts, it receives nothing more, and running handlers continue. If the registry aborts them when the grace period
+//!   expires, their messages return to the queue immediately.
 //!
-//! It does not send messages, and it does not create queues: the broker's own client does both.
+//! The crate does not send messages or create queues. Use the broker's own client for both.
 //!
 //! **Every message is handled at least once.** A process can die between the work and its acknowledgement. The message then returns, so
 //! handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate promises no order, no priority and no

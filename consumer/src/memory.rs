@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 /// A queue in the memory of this process, for tests and for development. A clone is another handle of the same queue.
 ///
-/// Its messages are lost when the process exits. It works as a broker with leases: a message that is not settled is delivered again
-/// when its lease has expired, and each extension replaces the receipt.
+/// The messages are lost when the process exits. The queue behaves as a broker with leases: it delivers a message again if the message
+/// is not settled when its lease expires, and each extension replaces the receipt. A shutdown charges no attempt.
 ///
 /// # Examples
 ///
@@ -64,12 +64,12 @@ pub struct MemoryReceipt {
     generation: u64,
 }
 
-/// The error of a [`MemoryQueue`]: the message was settled, or delivered again after its lease had expired.
+/// The error of a [`MemoryQueue`]: the message was settled or delivered again, or another call has replaced the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptVoid(());
 
 impl MemoryQueue {
-    /// Creates an empty queue. `lease` is how long a delivery belongs to its consumer.
+    /// Creates an empty queue. `lease` is how long a delivery belongs to its consumer unless it is extended.
     pub fn new(lease: Duration) -> Self {
         let start = Instant::now();
         Self::with_clock(lease, move || start.elapsed())
@@ -80,12 +80,12 @@ impl MemoryQueue {
         Self(Arc::new(Inner { lease, clock: Box::new(clock), state: Mutex::default() }))
     }
 
-    /// Adds a message. Its ID is the number of the message.
+    /// Adds a message. The first message has the ID 1, the second one the ID 2.
     pub fn send(&self, payload: impl Into<Vec<u8>>) {
         self.send_delivery(Delivery::new(payload));
     }
 
-    /// Adds a message that has headers.
+    /// Adds a message with its headers and its ID. An empty ID becomes the number of the message. The attempt starts at 1.
     pub fn send_delivery(&self, delivery: Delivery) {
         let mut state = self.lock();
         state.last_key += 1;
@@ -99,18 +99,18 @@ impl MemoryQueue {
         self.lock().messages.len()
     }
 
-    /// Returns whether each message is acknowledged or dead.
+    /// Returns whether all messages are acknowledged or dead.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the number of messages that no consumer holds and that are due.
+    /// Returns the number of messages that a consumer can receive now.
     pub fn visible(&self) -> usize {
         let now = (self.0.clock)();
         self.lock().messages.values().filter(|entry| entry.visible_at <= now).count()
     }
 
-    /// Returns the dead messages with the reasons, the oldest first.
+    /// Returns the dead messages with their reasons, in the order in which they became dead.
     pub fn dead_letters(&self) -> Vec<(Delivery, String)> {
         self.lock().dead.clone()
     }

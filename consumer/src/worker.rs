@@ -1,8 +1,8 @@
 //! The consumer's loop. It is one task, which the registry cannot abort.
 //!
 //! The loop takes a permit, receives as many messages as there are permits, and polls one future for each message until the message is
-//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends
-//! when each message is settled, so a drained registry has settled all messages.
+//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends when each message is
+//! settled or its lease has expired, and the registry drains only then.
 
 use crate::attempt::{Outcome, attempt};
 use crate::consumer::{CONSUMER, Options};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// The shortest and the longest pause after a failed `receive`.
 const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long a call to the broker may take if no lease limits it.
+/// How long the consumer waits for the broker, repeated calls included, if no lease limits this.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Worker<S, P, H> {
@@ -72,7 +72,7 @@ where
         while !signal.is_triggered() {
             // One `receive` for all free permits.
             while messages.next().now_or_never().flatten().is_some() {}
-            // A permit first: a message that waited here for a permit would use up its lease.
+            // Takes a permit before it receives: a message that waited for a permit would use up its lease.
             if messages.len() >= self.options.concurrency {
                 signal.run_until_shutdown(messages.next()).await;
                 continue;
@@ -109,8 +109,8 @@ where
 
     /// Receives messages.
     ///
-    /// The shutdown does not end this: messages that the broker sends to a dropped `receive` are invisible until their leases expire.
-    /// One lease after the start of the shutdown, they are visible again.
+    /// The shutdown does not cancel `receive`: messages that the broker sends to a dropped `receive` are invisible until their leases
+    /// expire. One lease after the start of the shutdown, these messages are visible again, so the future is dropped.
     async fn receive(&self, most: usize, signal: &ShutdownSignal) -> Result<Vec<Message<S::Receipt>>, String> {
         let limit = async {
             signal.clone().await;
@@ -134,7 +134,7 @@ where
         }
         let max_attempts = self.options.max_attempts;
         if delivery.attempt() > max_attempts {
-            // No attempt has reported a failure, so each must have died with its process.
+            // The last attempt has not settled the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
             let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&reason)).await;
             let is_held = moved.as_ref().is_err_and(|error| error.is_held);
@@ -157,7 +157,7 @@ where
         let task = attempt(work, spawner, timeout, outcome_sender, settled);
         let task = self.registry.named(self.name).location(self.location).run_when_ready(task);
         let outcome = async {
-            // A rejected task is dropped, as an aborted task is. Either drops the sender.
+            // A rejected or aborted task is dropped, which drops the sender.
             let _ = task.await;
             outcome.await.unwrap_or(Outcome::Dropped)
         };
@@ -240,7 +240,7 @@ where
         lease: &mut Lease<'_, P>,
         how: Settlement<'_>,
     ) -> Result<(), Unsettled> {
-        // Another consumer may have the message by now. Work that is done is done for both; the rest is left to the other consumer.
+        // Another consumer may have the message by now. An acknowledgement of completed work helps both; other calls are left to it.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
             return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }
@@ -275,7 +275,7 @@ where
         Err(Unsettled { error: last_error, is_held: self.source.lease().is_none() })
     }
 
-    /// Reports a failure to the observers, which is not the failure of a handler.
+    /// Reports a failure of the consumer, not of a handler, to the observers.
     fn report(&self, text: String) {
         self.registry.named(CONSUMER).location(self.location).without_permit().run(async { Err::<(), _>(text) });
     }

@@ -1,7 +1,7 @@
 //! Ctrl-C on Windows.
 //!
-//! Windows has no call that sends Ctrl-C to one other process: all processes of a console receive it. So each process under test has its own
-//! console, without a window, and raises Ctrl-C there when its test requests it. Wine does the same.
+//! On Windows, all processes of a console receive Ctrl-C: no call sends it to a single process. Therefore each process under test has its
+//! own console, without a window, and raises Ctrl-C there when the test requests it. This also works under Wine.
 
 use crate::PATIENCE;
 use std::cell::OnceCell;

@@ -1,4 +1,4 @@
-//! A blocking HTTP/1.1 client with one connection, which is kept alive. It covers only what the tests need.
+//! A blocking HTTP/1.1 client with one persistent connection. It supports only the features that the tests need.
 
 use crate::{PATIENCE, poll_until_ok};
 use std::fmt::{self, Debug, Formatter};

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// A socket to which a service sends its notifications, as systemd has it. Set its path as `NOTIFY_SOCKET`.
+/// A socket that receives the notifications of a service in place of systemd. Set its path as `NOTIFY_SOCKET`.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: UnixDatagram,

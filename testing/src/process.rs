@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 #[cfg(unix)]
 pub use rustix::process::Signal;
 
-/// The time limit of each step of a test. A step that exceeds this limit hangs.
+/// The time limit of each step of a test. A step that exceeds this limit counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Calls a function until it returns `Ok`. Panics with the last error if that takes longer than [`PATIENCE`].
@@ -61,7 +61,8 @@ impl Line {
     }
 }
 
-/// A process. Dropping it kills the process, and waits until its children have closed the outputs that they share with it.
+/// A process. Dropping it kills the process, and waits at most [`PATIENCE`] until its children have closed the outputs that they share
+/// with it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,

@@ -1,4 +1,4 @@
-//! What every job uses: a shell in the repository's root, the job's arguments, and the skips.
+//! The state that all jobs share: a shell in the repository's root, the job's arguments, and the skips.
 
 use anyhow::{Context as _, Result};
 use std::cell::RefCell;
@@ -33,8 +33,8 @@ impl Context {
         Ok(Self { sh, arguments, round: None, target, skips: RefCell::default() })
     }
 
-    /// Returns the index of the slice that a mutation job tests, from 0, and the number of slices. This number is `slices` in `ci`.
-    /// Otherwise it is 1, and the slice contains all mutants.
+    /// Returns the index of the slice that a mutation job tests, from 0, and the number of slices. In `ci` there are `slices` slices.
+    /// Otherwise there is one slice, which contains all mutants.
     pub(crate) fn slice(&self, slices: usize) -> (usize, usize) {
         self.round.map_or((0, 1), |round| (round % slices, slices))
     }
@@ -44,7 +44,7 @@ impl Context {
         self.target.join(path)
     }
 
-    /// Notes that a part of a job cannot run on this machine.
+    /// Records and prints that a part of a job cannot run on this machine.
     pub(crate) fn skip(&self, reason: &str) {
         println!("skipped: {reason}");
         self.skips.borrow_mut().push(format!("skipped: {reason}"));

@@ -30,14 +30,14 @@ pub(crate) struct Job {
 pub(crate) enum Tier {
     /// Runs on every change.
     Full,
-    /// Runs in `nightly`, and in every eighth run of `ci`, at this turn.
+    /// Runs in `nightly`, and in the runs of `ci` with this turn, from 0 to 7.
     Nightly(usize),
     /// Runs only by its name.
     OnRequest,
 }
 
 impl Tier {
-    /// Returns whether `ci` runs such a job at this turn.
+    /// Returns whether `ci` runs the jobs of this tier at this turn.
     pub(crate) fn has_turn(self, turn: usize) -> bool {
         match self {
             Tier::Full => true,
@@ -55,11 +55,11 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, PgBouncer, runit, systemd", seconds: 500, run: everywhere::test },
     Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
-    Job { name: "docs", about: "the documentation of each published crate, with and without features", tier: Full, paths: &["src", "docs/guide", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
+    Job { name: "docs", about: "the documentation of each published crate, with all features and with the default features", tier: Full, paths: &["src", "docs/guide", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
     Job { name: "words", about: "the spelling, and phrases to avoid in prose", tier: Full, paths: &[], tools: "typos, Python", seconds: 5, run: words::words },
-    Job { name: "features", about: "the core without std and with each feature alone; its dependencies without features; the compiler names missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
+    Job { name: "features", about: "the core without std and with each feature alone, its dependencies without features, and the compiler's errors for missing features", tier: Full, paths: &["src", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
     Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
-    Job { name: "package", about: "the files of each published package", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
+    Job { name: "package", about: "the files of each published package; a dry run of publishing the core", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
     Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
@@ -69,21 +69,21 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "miri", about: "the core's tests without a reactor under Miri", tier: Nightly(0), paths: &["src", "tests"], tools: "nightly, Miri", seconds: 400, run: proofs::miri },
     Job { name: "tsan", about: "the core's tests with threads under ThreadSanitizer", tier: Nightly(1), paths: &["src", "tests"], tools: "nightly, rust-src", seconds: 300, run: proofs::tsan },
     Job { name: "wasm", about: "the core in Node and Chromium, and the page of the example", tier: Nightly(2), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/browser", "testing/webdriver.mjs"], tools: "wasm32, Node, Chromium, nightly", seconds: 230, run: targets::wasm },
-    Job { name: "bare", about: "the core without std, and its example on two emulated boards", tier: Nightly(3), paths: &["src", "tests/it/bare.rs", "tests/it/common", "examples/bare-metal"], tools: "three targets, QEMU", seconds: 150, run: targets::bare },
-    Job { name: "systems", about: "Windows, macOS and 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 250, run: targets::systems },
+    Job { name: "bare", about: "the core without std, and its example on two emulated boards", tier: Nightly(3), paths: &["src", "tests/it/bare.rs", "tests/it/common", "examples/bare-metal"], tools: "four targets, QEMU", seconds: 150, run: targets::bare },
+    Job { name: "systems", about: "the core, host/ and runtimes/ compile for Windows and macOS; the unit tests of the core on 32 bits", tier: Nightly(3), paths: &["src", "host", "runtimes"], tools: "three targets", seconds: 250, run: targets::systems },
     Job { name: "wine", about: "the core, host/ and the service of examples/windows-service under Wine", tier: Nightly(1), paths: &["src", "tests", "host", "testing", "examples/windows-service"], tools: "Windows target, MinGW, Wine", seconds: 240, run: targets::wine },
     Job { name: "aarch64", about: "the core on an emulated processor", tier: Nightly(6), paths: &["src", "tests"], tools: "aarch64 target, GCC, QEMU", seconds: 150, run: targets::aarch64 },
     Job { name: "worker", about: "the Worker of examples/worker in workerd", tier: Nightly(3), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/worker"], tools: "wasm32, Node, npm", seconds: 30, run: targets::worker },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
     Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
     Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(2), paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto, toolchain 1.89", seconds: 600, run: companions::consumer },
-    Job { name: "runtimes", about: "the tests of runtimes/, each of its features alone, on shared cache lines, and with the oldest Rust of each feature; what tokio-console receives", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
+    Job { name: "runtimes", about: "the tests of runtimes/, its features alone, its shared cache lines, and the oldest Rust of each feature; the names in tokio-console", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
-    Job { name: "minimal", about: "the core with the oldest versions of its dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
-    Job { name: "bench", about: "the benchmarks, briefly; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
-    Job { name: "deny", about: "licences, advisories and sources of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
+    Job { name: "minimal", about: "the core with the oldest versions of its direct dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
+    Job { name: "bench", about: "the benchmarks peers and lost-work, briefly; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
+    Job { name: "deny", about: "bans, licences, sources and advisories of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
-    Job { name: "pictures", about: "makes the pictures in docs/pictures again; does not check them", tier: OnRequest, paths: &["docs/pictures"], tools: "util-linux, Node, Chromium", seconds: 100, run: pictures::pictures },
+    Job { name: "pictures", about: "makes the pictures in docs/pictures, except lifecycle.svg", tier: OnRequest, paths: &["docs/pictures"], tools: "util-linux, Node, Chromium", seconds: 100, run: pictures::pictures },
     Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
 ];
 
@@ -101,7 +101,8 @@ pub(crate) fn print_list() {
         println!("{:36}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
     println!(
-        "\nseconds: an estimate for two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`."
+        "\ntier -: the job runs only by its name\n\
+        seconds: an estimate for two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`"
     );
 }
 

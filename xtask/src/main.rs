@@ -18,16 +18,17 @@ Runs the checks of this repository.
     cargo xtask                    formatting, lints and tests of the packages that changed
     cargo xtask JOB [ARGUMENTS]    one job
     cargo xtask full               the jobs that every change must pass
-    cargo xtask nightly            the other jobs
-    cargo xtask ci                 `full`, and an eighth of `nightly`: another eighth after each commit
+    cargo xtask nightly            the jobs that take longer
+    cargo xtask ci                 `full`, and one of eight parts of `nightly`: the next part after each commit
     cargo xtask --list             the jobs, with their paths, tools and durations
 
 A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or the files of the last
 commit if there are none.
 
 Environment:
-    REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails
-    TURN=N                         the eighth of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
+    REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails. Default of `test`: the tools that are installed.
+                                   `brokers`, `consumer` and `graphile` always require the tools that are installed
+    TURN=N                         the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
 
 A job installs what it needs (as root, on Debian) and prints `skipped: why` if that is not available.";
 
@@ -71,7 +72,7 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
     }
 }
 
-/// Returns the eighth of the nightly jobs that this run takes: `TURN`, or the one that follows from the number of commits.
+/// Returns the part of the nightly jobs that this run executes: `TURN`, or the number of commits modulo 8.
 fn turn(commits: usize) -> Result<usize> {
     let Ok(turn) = std::env::var("TURN") else { return Ok(commits % 8) };
     turn.parse().ok().filter(|turn| *turn < 8).context("TURN must be a number from 0 to 7")

@@ -1,4 +1,4 @@
-//! Installs what a job needs beyond the Rust toolchain, or notes that it is not available.
+//! Installs the tools that a job needs beyond the Rust toolchain, or records that a tool is not available.
 
 use crate::context::Context;
 use anyhow::Result;
@@ -12,7 +12,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 impl Context {
-    /// Returns whether Debian's `package` is installed, as `test` finds out. Tries to install it first if not.
+    /// Returns whether `test` succeeds. If it fails, tries to install Debian's `package` and repeats the test.
     pub(crate) fn debian(&self, package: &str, test: impl Fn() -> bool) -> bool {
         if test() {
             return true;
@@ -97,7 +97,8 @@ impl Context {
         is_available
     }
 
-    /// Returns a `PATH` with the programs of a crate, which is built once for each version, without optimisation.
+    /// Returns a `PATH` with the programs of a crate, or `None` if the crate cannot be installed. Each version is built once, without
+    /// optimisation.
     pub(crate) fn cargo_tool(&self, name: &str, version: &str, arguments: &[&str]) -> Result<Option<OsString>> {
         let root = self.built(&format!("tools/{name}-{version}"));
         let bin = root.join("bin");

@@ -1,4 +1,4 @@
-//! Compares the consumer with hand-written loops over the bare clients, in rounds that run both in turn, and prints a table. Arguments
+//! Compares the consumer with hand-written loops over the bare clients, in rounds in which both take turns, and prints a table. Arguments
 //! select brokers by a part of their names. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short check whose numbers have no meaning.
 
 mod azure;
@@ -32,8 +32,8 @@ trait Queue: Sized {
     async fn create(address: &str) -> Self;
     async fn send(&self, payload: &'static [u8]);
     async fn source(&self, concurrency: u16) -> Self::Source;
-    /// Handles messages by a hand-written loop, until `load` has all its messages and each is acknowledged. It acknowledges in the same way
-    /// as the source.
+    /// Handles messages in a hand-written loop until all messages of `load` are acknowledged. The loop acknowledges in the same way as the
+    /// source.
     async fn bare(&self, concurrency: usize, load: Arc<Load>);
 }
 
@@ -43,7 +43,7 @@ struct Sample {
     rate: f64,
     /// Microseconds of this process for each message. The broker is another process.
     cpu: f64,
-    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages, whose handlers end at that moment.
+    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages. Their handlers end when it starts.
     drain: f64,
 }
 
@@ -115,7 +115,7 @@ async fn process<Q: Queue>(queue: &Q, messages: usize, is_bare: bool) -> (f64, f
     }
     let registry = serve(source, CONCURRENCY, &load);
     load.all_started().await;
-    // A task ends when the broker has confirmed that it deleted the message. The consumer itself is in flight too.
+    // A task ends when the source has acknowledged the message. The consumer is in flight too.
     while registry.in_flight() > 1 {
         sleep(Duration::from_micros(100)).await;
     }

@@ -64,7 +64,7 @@ impl Queue for Rabbit {
             });
         }
         tasks.join_all().await;
-        // The broker answers in order, so the answer confirms all acknowledgements.
+        // The broker handles calls in order, so the response confirms all acknowledgements.
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
     }
 }

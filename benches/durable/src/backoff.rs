@@ -1,4 +1,4 @@
-//! What jobs in backoff cost the jobs that are due.
+//! Measures how jobs in backoff slow down the jobs that are due.
 
 use crate::contender::{Contender, Worker as _};
 use crate::durable::Durable;

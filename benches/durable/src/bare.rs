@@ -131,7 +131,7 @@ impl Contender for Bare {
         macro_rules! work {
             ($storage:expr, $config:expr) => {{
                 let config = $config.queue(self.queue).batch_size(batch).heartbeat_interval(LEASE / 3).missed_heartbeats(3);
-                // The engine refuses the name of another worker.
+                // The engine rejects a name that another worker has.
                 let worker = WorkerBuilder::new(format!("apalis {}", NEXT.fetch_add(1, Ordering::Relaxed)))
                     .backend($storage.clone().with_config(config).poll_with_interval(POLL))
                     .data(Arc::clone(load))

@@ -1,4 +1,4 @@
-//! What every contender does.
+//! The operations of a contender.
 
 use crate::database::Database;
 use crate::load::Load;

@@ -1,4 +1,4 @@
-//! A new database for each contender, so that none has the tables of another.
+//! A new database for each contender, so that no contender has the tables of another.
 
 use crate::postgres::Postgres;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -62,7 +62,7 @@ impl Database {
         self.run("ANALYZE", "VACUUM ANALYZE").await;
     }
 
-    /// Writes everything to its final place, so that no measurement pays for the jobs that were enqueued before it.
+    /// Writes all changes from the log to the tables, so that no measurement includes the cost of jobs that were enqueued before it.
     pub async fn checkpoint(&self) {
         self.run("PRAGMA wal_checkpoint(TRUNCATE)", "CHECKPOINT").await;
     }

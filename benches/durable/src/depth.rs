@@ -1,4 +1,4 @@
-//! How fast a worker processes jobs while many wait.
+//! Measures how fast a worker processes jobs while many jobs wait.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 const BATCH: usize = 10;
 const CONCURRENCY: usize = 16;
 
-/// How long and how many jobs a round measures.
+/// The limits of a measurement in one round: the time, and the number of jobs.
 const WINDOW: Duration = Duration::from_secs(2);
 const LIMIT: usize = 20_000;
 
@@ -40,7 +40,7 @@ pub struct Curve {
     rounds: Vec<Vec<Round>>,
 }
 
-/// What a round measures at one depth.
+/// The measurements of one round at one depth.
 #[derive(Clone, Copy)]
 pub struct Round {
     /// Jobs per second.

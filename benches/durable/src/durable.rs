@@ -1,4 +1,4 @@
-//! Durable jobs, as a program uses them.
+//! Durable jobs, used as in a program.
 
 use crate::contender::Contender;
 use crate::database::Database;

@@ -1,4 +1,4 @@
-//! The engine `graphile_worker`, as its documentation shows. On Postgres only.
+//! The engine `graphile_worker`, used as in its documentation. It needs Postgres.
 
 use crate::contender::Contender;
 use crate::database::Database;
@@ -105,7 +105,7 @@ impl Contender for Graphile {
             .pg_pool(self.0.clone())
             .define_job::<Number>()
             .concurrency(concurrency)
-            // Without it each slot takes one job for each notification or poll.
+            // Without a local queue, each slot takes one job for each notification or poll.
             .local_queue(LocalQueueConfig::default().with_size(batch.max(concurrency)))
             .heartbeat_interval(LEASE / 3)
             .sweep_interval(LEASE / 3)

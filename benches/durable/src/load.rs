@@ -1,4 +1,4 @@
-//! What every job does in all contenders: it is counted, and ends when the gate is open.
+//! The work of each job, in all contenders: the job is counted, and ends when the gate is open.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

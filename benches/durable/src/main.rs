@@ -35,9 +35,9 @@ Arguments select the rows whose names contain all of them: sqlite, postgres, spe
 
 --out FOLDER  writes the plot of the depth curve to this folder
 
-ROUNDS=5      the number of rounds
-JOBS=100000   the largest queue
-QUICK=1       checks that all rows run; the numbers have no meaning";
+ROUNDS=N   the number of rounds. Default: 5, with QUICK 1
+JOBS=N     the size of the largest queue. Default: 100000, with QUICK 2000
+QUICK=1    checks that all rows run; the numbers have no meaning";
 
 struct Settings {
     words: Vec<String>,
@@ -119,7 +119,7 @@ fn main() {
 
 async fn compare(settings: &Settings) {
     let mut panels = Vec::new();
-    // Statistics are updated when the benchmark does, and never while a contender is measured.
+    // Without autovacuum, only the benchmark updates the statistics, and never while it measures a contender.
     let postgres = Postgres::start_with(&[("autovacuum", "off")]);
     for server in [Ok(Server::Sqlite), postgres.map(Server::Postgres)] {
         let server = match server {

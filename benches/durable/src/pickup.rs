@@ -1,4 +1,4 @@
-//! How long a job waits for an idle worker if another process enqueues it.
+//! Measures how long a job waits for an idle worker if another process enqueues it.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};
@@ -71,7 +71,7 @@ pub async fn enqueue(contender: &str, database: &str, jobs: u64) {
 async fn push<C: Contender>(database: &Database, jobs: u64) {
     let mut queue = C::queue(&C::connect(database).await, "bench");
     for job in 0..jobs {
-        // Gaps that no interval of a poll divides, so that jobs arrive at all phases of it.
+        // The gaps are not multiples of a poll interval, so jobs arrive at all phases of the interval.
         sleep(Duration::from_millis(40 + job * 37 % 101)).await;
         queue.enqueue(now()).await;
     }

@@ -1,4 +1,4 @@
-//! How fast jobs are enqueued and processed, and how long a drain takes.
+//! Measures how fast jobs are enqueued and processed, and how long a drain takes.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker};
@@ -11,7 +11,7 @@ use crate::{Server, Settings, cpu};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A row of the table: what it measures, with how many jobs.
+/// A row of the table: the measured operation, and the number of jobs.
 #[derive(Clone, Copy)]
 enum Work {
     Singly { jobs: usize },
@@ -113,13 +113,13 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
         }
         Work::Process { jobs, batch, concurrency } => {
             contender.enqueue_all((0..jobs as u64).collect()).await;
-            // Maintenance does the same. Without it the first contender would have another query plan.
+            // Maintenance does the same. Without new statistics, the first contender would have another query plan.
             database.analyze().await;
             let load = Arc::new(Load::open(jobs));
             let meter = Meter::start();
             let worker = contender.work(batch, concurrency, &load).await;
             load.all_started().await;
-            // A job is finished when its outcome is committed. Without it the job may run again.
+            // A job is finished when its outcome is committed. Before that, the job may run again.
             while contender.unfinished().await > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

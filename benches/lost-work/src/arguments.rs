@@ -7,8 +7,8 @@ use std::path::PathBuf;
 pub const USAGE: &str = "\
 usage: lost-work [--stops N] [--seed N] [--doc FILE]
 
-  --stops N   stops each variant N times; default: 20
-  --seed N    the seed of the load and of the times of the stops; default: random
+  --stops N   stops each variant N times. Default: 20. Minimum: 1
+  --seed N    the seed of the load and of the times of the stops. Default: random
   --doc FILE  writes the results to this Markdown file, between the lines
               <!-- measured: begin --> and <!-- measured: end -->
 

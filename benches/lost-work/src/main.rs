@@ -1,4 +1,4 @@
-//! Stops the same service under load, written with several crates, and prints what each of them lost. `--help` lists the options.
+//! Stops a service under load, in variants that use several crates, and prints how much work each variant lost. `--help` lists the options.
 
 mod arguments;
 #[path = "../../peers/src/document.rs"]

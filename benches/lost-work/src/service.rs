@@ -1,4 +1,4 @@
-//! What all variants share: the routes, the jobs, and the signal.
+//! The code that all variants share: the routes, the jobs, and the signal.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -23,7 +23,7 @@ enum Kind {
     Succeed,
     Fail,
     Panic,
-    /// Never ends, as a call to a server that does not answer.
+    /// Never ends, like a call to a server that does not respond.
     Hang,
 }
 
@@ -68,7 +68,7 @@ impl Job {
         self.work().await.map_err(|error| JobError { id, error })
     }
 
-    /// Does the work in two steps, of which each waits for another server, and then writes a line to the outbox.
+    /// Simulates two calls to other servers, and writes a line to the outbox after each call.
     async fn work(self) -> io::Result<()> {
         let wait = Duration::from_millis(25 + self.id * 37 % 125);
         sleep(wait).await;
@@ -84,7 +84,7 @@ impl Job {
     }
 }
 
-/// Appends a line to the outbox, which is the file that the command line ends with, and syncs it to disk.
+/// Appends a line to the outbox, and syncs the file to disk. The last argument of the command line is the path of the outbox.
 async fn write(line: String) -> io::Result<()> {
     static OUTBOX: LazyLock<File> = LazyLock::new(|| {
         let path = args_os().next_back().expect("the command line ends with the outbox");

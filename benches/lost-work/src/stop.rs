@@ -50,7 +50,7 @@ pub fn stop(variant: &Variant, seed: u64) -> Result<Stop, String> {
     let mut process = Process::spawn(&mut command);
     let address = process.line("127.0.0.1:").parse().map_err(|error| format!("{}: {error}", variant.name))?;
 
-    // All variants get the same jobs, and the signal after the same time.
+    // All variants receive the same jobs, and the signal after the same time.
     let mut rng = Rng::with_seed(seed);
     let clients: Vec<_> = (0..CONNECTIONS.into())
         .map(|first| (first, rng.fork()))

@@ -14,17 +14,19 @@ const MAX_BATCH: usize = 32;
 /// The service's limit for the time in which a message is invisible.
 const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// A queue of Azure Queue Storage, by [`azure_storage_queue`]. Needs tokio.
+/// A queue of Azure Queue Storage, with the client [`azure_storage_queue`]. Needs tokio.
 ///
 /// For HTTPS, enable the feature `reqwest_rustls` or `reqwest_native_tls` of the crate `azure_core`.
 ///
-/// The program creates the queue and the queue of its dead letters, and the clients with their credentials.
+/// The program creates the queue, the queue of its dead letters, and the clients with their credentials.
 ///
-/// - The service deletes a message 7 days after it was sent, also a message that waits for its retry, unless the sender chose another
+/// - The service deletes a message 7 days after it was sent, even while the message waits for its retry, unless the sender sets another
 ///   time to live. Send with -1, which means no limit.
-/// - Each delivery counts as an attempt, also if a shutdown cut it off.
+/// - Each delivery counts as an attempt, even if a shutdown cut it off.
 /// - Delays and leases are whole seconds, rounded up, of at most 7 days.
-/// - Messages have no headers, and at most 64 KiB.
+/// - Messages have no headers, and at most 64 KiB. The copy of a dead message has no reason and no time to live. If the response to the
+///   copy is lost, a second copy may exist.
+/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message.
 pub struct AzureQueue {
     queue: QueueClient,
     dead_letters: QueueClient,
@@ -40,7 +42,7 @@ pub struct AzureReceipt {
     /// Each update of the message replaces it.
     pop_receipt: String,
     text: String,
-    /// The copy exists already, for a repeated call.
+    /// Whether the dead-letter queue has the copy. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
@@ -56,14 +58,16 @@ impl AzureQueue {
 
     /// Decodes the payload of each message as base64. Default: the payload is the text of the message.
     ///
-    /// Older .NET libraries and Azure Functions encode their messages. A message that is not base64 is delivered as it is.
+    /// Older .NET libraries and Azure Functions encode their messages. A message that is not valid base64 is delivered unchanged.
     #[must_use]
     pub fn base64(mut self) -> Self {
         self.is_base64 = true;
         self
     }
 
-    /// Sets how long the consumer waits after it found no message. Default: 1 second. Each poll is a transaction of the service.
+    /// Sets how long the consumer waits after it found no message. Default: 1 second. Minimum: 1 millisecond.
+    ///
+    /// Each poll is a transaction for which the service charges.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval.max(Duration::from_millis(1));
@@ -72,7 +76,7 @@ impl AzureQueue {
 
     async fn show_after(&self, receipt: &mut AzureReceipt, delay: Duration) -> Result<(), Error> {
         let response = self.queue.update_message(&receipt.id, &receipt.pop_receipt, seconds(delay), None).await?;
-        // The response has the new receipt in this header alone.
+        // Only this header of the response contains the new receipt.
         response.headers().get_str(&"x-ms-popreceipt".into())?.clone_into(&mut receipt.pop_receipt);
         Ok(())
     }

@@ -10,14 +10,15 @@ use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
-/// A pull consumer of NATS JetStream, from [`async_nats`]. Needs tokio.
+/// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
 /// The program creates the stream and the consumer. The consumer must have the policy [`AckPolicy::Explicit`], no limit on deliveries
 /// (`max_deliver: -1`), no `backoff`, and a `max_ack_pending` of at least the concurrency of all workers. Its `ack_wait` is the lease.
-/// Dead messages are published to a subject, which a stream must store.
+/// Dead messages are published to a subject that a stream must store, with the header `Dead-Letter-Reason`. The stream ignores a second
+/// copy within its `duplicate_window`.
 ///
-/// The server confirms each acknowledgement, extension and release. The client reconnects. A message returns with a new
-/// attempt also if a shutdown cut it off.
+/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects. Each
+/// delivery counts as an attempt, even if a shutdown cut it off.
 ///
 /// Give the client a `request_timeout`, and the JetStream context a timeout, that is shorter than the lease.
 pub struct JetStream {
@@ -32,7 +33,8 @@ impl JetStream {
     ///
     /// # Errors
     ///
-    /// Returns an error if the consumer has another configuration than this type requires.
+    /// Returns an error if the policy, `max_deliver` or `backoff` of the consumer differs from the requirements above. `max_ack_pending`
+    /// is not checked.
     pub fn new(context: jetstream::Context, consumer: PullConsumer, dead_letters: impl Into<String>) -> Result<Self, Error> {
         let config = &consumer.cached_info().config;
         if config.ack_policy != AckPolicy::Explicit {
@@ -49,7 +51,7 @@ impl JetStream {
     }
 
     async fn confirmed(&self, acker: &Acker, kind: AckKind) -> Result<(), Error> {
-        // An answer that was lost with its connection never comes.
+        // If the connection was lost, its response never arrives.
         match select(pin!(acker.double_ack_with(kind)), futures_timer::Delay::new(self.lease / 4)).await {
             Either::Left((result, _)) => result,
             Either::Right(_) => Err("the server does not respond".into()),
@@ -66,7 +68,7 @@ impl Source for JetStream {
     }
 
     async fn receive(&self, most: usize) -> Result<Vec<Message<Acker>>, Error> {
-        // Returns as soon as there are messages. `expires` makes it wait for the first one, and ends it if a response is lost.
+        // Returns as soon as there are messages. `expires` limits the wait for the first one, also if a response is lost.
         let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
         let mut messages = Vec::new();
         while let Some(message) = batch.next().await {
@@ -110,7 +112,7 @@ impl Source for JetStream {
         for (name, value) in delivery.headers() {
             headers.append(name, value);
         }
-        // The stream of the dead letters stores a repeated copy once.
+        // The stream of the dead letters ignores a second copy with this ID, within its `duplicate_window`.
         headers.insert("Nats-Msg-Id", format!("dead:{}", delivery.id()));
         headers.insert("Dead-Letter-Reason", reason.replace(['\r', '\n'], " "));
         let payload = delivery.payload().to_vec().into();
@@ -118,7 +120,7 @@ impl Source for JetStream {
         self.confirmed(acker, AckKind::Term).await
     }
 
-    /// The server ends a request immediately if it holds messages back, for example at `max_ack_pending`, and other requests wait.
+    /// Prevents a busy loop: the server can end a request without a message, for example at `max_ack_pending` while other requests wait.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

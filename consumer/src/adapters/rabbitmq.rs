@@ -20,28 +20,30 @@ use std::time::Duration;
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The header that counts the failed attempts of a message of a classic queue.
+/// The header with the number of failed attempts of a message of a classic queue.
 const ATTEMPTS: &str = "x-consumer-attempts";
 const REASON: &str = "x-dead-letter-reason";
 
-/// A queue of RabbitMQ, by AMQP 0.9.1 and [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
+/// A queue of RabbitMQ, over AMQP 0.9.1 with the client [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
 ///
 /// A message belongs to its consumer as long as the connection exists, without a lease. The program declares the queue and the
 /// queue of its dead letters.
 ///
 /// - On a **quorum queue** the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
 ///   queue has another `x-delivery-limit`: set -1, or more than [`max_attempts`](crate::Consumer::max_attempts).
-/// - On a **classic queue** the broker does not count. A message that failed is published again with a header that counts, and
-///   loses its place in the queue. Deliveries that ended without a failure, by a crash or by a shutdown, count as one attempt at most. A
-///   message that kills its process is therefore never dead.
+/// - On a **classic queue** the broker does not count attempts. The source publishes a failed message again, at the end of the queue,
+///   with the number of failures in the header `x-consumer-attempts`. Deliveries that ended without a failure, by a crash or by a
+///   shutdown, count as one attempt at most. A message that always kills its process is therefore never dead, unless `max_attempts`
+///   is 1.
 /// - RabbitMQ cannot delay a message. The consumer [holds](Source::can_delay) it, so keep the backoff short.
-/// - RabbitMQ closes the channel of a consumer that does not settle a message within 30 minutes (`consumer_timeout`).
+/// - By default, RabbitMQ closes the channel of a consumer that does not settle a message within 30 minutes (`consumer_timeout`).
+/// - A dead message has the header `x-dead-letter-reason`. If the confirmation of a copy is lost, a second copy may exist.
 ///
-/// AMQP does not confirm acknowledgements. A lost acknowledgement makes the message return, and loses nothing. During the drain, each
-/// acknowledgement is followed by a call that the broker answers, so a process that exits after the drain has lost none.
+/// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
+/// follows each acknowledgement by a call to which the broker responds, so a process that exits after the drain has lost none.
 ///
-/// When the connection is lost, the next `receive` connects again. Messages that were held then return to the queue, so they are handled
-/// twice.
+/// When the connection is lost, the current `receive` fails, and the next one connects again. The messages in progress return to the
+/// queue, so they are handled twice.
 pub struct RabbitQueue {
     uri: String,
     queue: String,
@@ -53,7 +55,7 @@ pub struct RabbitQueue {
 }
 
 struct Link {
-    /// Closes when it is dropped.
+    /// Its drop closes the connection.
     _connection: Connection,
     channel: Channel,
     consumer: Consumer,
@@ -67,7 +69,7 @@ pub struct RabbitReceipt {
     /// Shares its payload with the delivery of the handler.
     delivery: Delivery,
     failed_attempts: u32,
-    /// The copy exists already, for a repeated call.
+    /// Whether the broker has stored the copy. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
@@ -77,7 +79,8 @@ pub struct RabbitReceipt {
 pub enum RabbitError {
     /// The connection, its channel or a queue is not available.
     Connection(lapin::Error),
-    /// The channel of the message has closed. The message is in its queue again.
+    /// The channel has closed, or the broker has ended the consumer, for example because the queue was deleted. If the queue still
+    /// exists, it has the messages again.
     Closed,
     /// The broker has not stored the copy of a message.
     NotStored,
@@ -99,18 +102,19 @@ impl RabbitQueue {
         Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, is_stopping }
     }
 
-    /// Sets how many messages the broker sends in advance. Default: 16. Use the concurrency of the consumer.
+    /// Sets how many messages the broker sends in advance. Default: 16. Minimum: 1. Use the concurrency of the consumer.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = messages.max(1);
         self
     }
 
-    /// Connects now, to find a wrong address or a missing queue at the start of the program.
+    /// Connects, to detect a wrong address or a missing queue at the start of the program. Does nothing if a connection exists.
     ///
     /// # Errors
     ///
-    /// [`RabbitError::Connection`] if the broker or one of the queues is not available.
+    /// [`RabbitError::Connection`] if the broker or one of the queues is not available, or if the broker does not respond within 10
+    /// seconds.
     pub async fn connect(&self) -> Result<(), RabbitError> {
         let mut link = self.link.lock().await;
         if link.is_none() {
@@ -161,7 +165,7 @@ impl RabbitQueue {
         if !result? && receipt.acker.poisoned() {
             return Err(RabbitError::Closed);
         }
-        // The broker answers in order, so the answer to this call confirms the acknowledgement.
+        // The broker handles calls in order, so the response to this call confirms the acknowledgement.
         if self.is_stopping.load(Ordering::Relaxed) {
             receipt.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
         }
@@ -218,7 +222,7 @@ impl Source for RabbitQueue {
                 Some(Ok(delivery)) => messages.push(self.message(&link.channel, delivery)),
                 broken => {
                     *guard = None;
-                    // Messages that came before are in the queue again.
+                    // The messages that arrived before are in the queue again.
                     return Err(if let Some(Err(error)) = broken { error.into() } else { RabbitError::Closed });
                 }
             }
@@ -277,7 +281,7 @@ impl Source for RabbitQueue {
     }
 }
 
-/// Returns the value of a header that counts.
+/// Returns the value of a header that is a count.
 fn integer(value: &AMQPValue) -> Option<u32> {
     match value {
         AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),

@@ -23,28 +23,28 @@ const MAX_PAYLOAD_WITH_REASON: usize = 128 * 1024;
 /// The name that the trace header of X-Ray has in HTTP, as propagators expect it.
 const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 
-/// A standard queue of Amazon SQS, by [`aws_sdk_sqs`]. Needs tokio.
+/// A standard queue of Amazon SQS, with the client [`aws_sdk_sqs`]. Needs tokio.
 ///
-/// The program creates the queue and the queue of its dead letters, and the client with its region, credentials and HTTP client, usually
-/// by the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
+/// The program creates the queue and the queue of its dead letters. It also creates the client with its region, credentials and HTTP
+/// client, usually with the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
 /// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue of the dead letters.
 ///
-/// - Each delivery counts as an attempt, also if a shutdown cut it off.
-/// - A redrive policy moves a message at its `maxReceiveCount` without a report. Use none, or set it above
+/// - Each delivery counts as an attempt, even if a shutdown cut it off. The service counts approximately.
+/// - A redrive policy moves a message at its `maxReceiveCount` without a report. Use no redrive policy, or set `maxReceiveCount` above
 ///   [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period of its queue has elapsed since it was sent. Default: 4 days. Maximum: 14 days.
 /// - Delays and leases are whole seconds, rounded up. A message is invisible for at most 12 hours after it was received: a longer delay
-///   ends then, and a handler that runs longer loses its lease.
+///   ends then. The service rejects an extension beyond this limit, so a lease can end up to one lease before it.
 /// - After its lease has expired, an acknowledgement has no effect if another consumer has received the message.
 /// - The headers are the message attributes, except those with binary values. The trace header of X-Ray is the header
 ///   `X-Amzn-Trace-Id`.
-/// - A dead message keeps its attributes. It has the attribute `Dead-Letter-Reason`, unless it has 10 other attributes or more than
-///   128 KiB. If the response of a copy is lost, a second copy may exist.
-/// - Each empty `receive` waits for 1 second, and is a request for which the service charges.
+/// - A dead message keeps its attributes. It has the attribute `Dead-Letter-Reason`, of at most 1000 characters, unless it has 10 other
+///   attributes or more than 128 KiB. If the response to the copy is lost, a second copy may exist.
+/// - A `receive` from an empty queue takes 1 second, and is a request for which the service charges.
 /// - FIFO queues are not supported: messages of one group run simultaneously, and a copy to a FIFO queue of dead letters fails.
 ///
-/// Give the client an operation timeout of more than 2 seconds that is shorter than the lease. By default the client has no timeout, and
-/// waits for a lost response forever.
+/// Give the client an operation timeout of more than 2 seconds that is shorter than the lease. By default the client has no operation
+/// timeout, and waits for a lost response forever.
 pub struct SqsQueue {
     client: Client,
     queue_url: String,
@@ -59,7 +59,7 @@ pub struct SqsReceipt {
     received_at: Instant,
     attributes: HashMap<String, MessageAttributeValue>,
     trace_header: Option<String>,
-    /// The dead-letter queue has the message already, for a repeated call.
+    /// Whether the dead-letter queue has the copy. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
@@ -70,8 +70,8 @@ pub struct SqsError(Error);
 impl SqsQueue {
     /// Creates a source. `dead_letter_url` is the URL of the queue of the dead messages.
     ///
-    /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 12 hours. It replaces
-    /// the visibility timeout of the queue.
+    /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 12 hours. The lease
+    /// replaces the visibility timeout of the queue.
     pub fn new(client: Client, queue_url: impl Into<String>, dead_letter_url: impl Into<String>, lease: Duration) -> Self {
         let lease = lease.clamp(Duration::from_secs(3), MAX_INVISIBLE);
         let lease = Duration::from_secs(u64::from(seconds(lease).unsigned_abs()));

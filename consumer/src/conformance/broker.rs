@@ -2,12 +2,12 @@ use crate::source::Source;
 use std::fmt;
 use std::future::Future;
 
-/// A broker with a queue, as the suite needs it.
+/// A broker with a queue, for the suite.
 pub trait Broker {
     /// The source under test.
     type Source: Source;
 
-    /// Returns a source of this queue with its own connection, as another process has it.
+    /// Returns a source of this queue with a new connection, as another process would.
     fn connect(&self) -> impl Future<Output = Self::Source>;
 
     /// Sends a message to the queue.
@@ -25,7 +25,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// Returns the promise.
+    /// Returns the promise, as a sentence.
     pub fn promise(&self) -> &'static str {
         self.promise
     }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What [`processes`] does to the workers.
+/// The messages that [`processes`] sends, and how its workers end.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Plan {
@@ -26,15 +26,15 @@ pub struct Plan {
     broker_fails: bool,
 }
 
-/// What the workers did.
+/// The result of [`processes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// The number of messages, each of which was handled.
     pub messages: usize,
-    /// The number of attempts beyond the first of each message. A kill, a freeze or an outage explains each of them.
+    /// The number of attempts beyond the first of each message. Each follows a kill, a freeze, an abort or an outage.
     pub repeated: usize,
-    /// The longest time from the start of a shutdown to the end of its process.
+    /// The longest time from the start of a shutdown to the end of its process. Workers that abort or were frozen do not count.
     pub longest_stop: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Plan {
         self
     }
 
-    /// Sets how many workers are stopped in order while messages are left. Default: 0.
+    /// Sets how many workers are stopped gracefully while messages are left. Default: 0.
     pub const fn stops(mut self, workers: usize) -> Self {
         self.stops = workers;
         self
@@ -79,13 +79,13 @@ impl Plan {
         self
     }
 
-    /// Sets how many workers are frozen for longer than the lease. Default: 0.
+    /// Sets how many workers are frozen for one second longer than the lease. Default: 0.
     pub const fn freezes(mut self, workers: usize) -> Self {
         self.freezes = workers;
         self
     }
 
-    /// Sets that the caller kills or freezes the broker while [`processes`] runs, so that each message may be repeated.
+    /// Allows each message to be repeated, because the caller kills or freezes the broker while [`processes`] runs.
     pub const fn broker_fails(mut self) -> Self {
         self.broker_fails = true;
         self
@@ -101,7 +101,7 @@ enum End {
     Frozen,
 }
 
-/// A line of a worker: it starts or ends a message.
+/// A line of a worker's output: the handler of a message has started or ended.
 struct Event {
     message: usize,
     worker: usize,
@@ -110,7 +110,7 @@ struct Event {
 
 type Events = Arc<Mutex<Vec<Event>>>;
 
-/// Serves a source in a worker process, until its stdin closes. The suite starts this process by the command of [`processes`].
+/// Serves a source in a worker process until its stdin closes, then drains the registry and returns. [`processes`] starts this process.
 ///
 /// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
 /// messages at a time. It writes to stdout, which must carry nothing else.
@@ -152,7 +152,7 @@ where
 }
 
 fn print_line(event: &str, message: &str) {
-    // One write, so that lines do not mix. A closed stdout is the end of the suite.
+    // One write, so that lines do not mix. If stdout is closed, the suite has ended.
     let _ = std::io::stdout().write_all(format!("{event} {message}\n").as_bytes());
 }
 
@@ -211,8 +211,8 @@ impl Drop for Worker {
 
 /// Sends messages, and starts, kills, freezes, stops and aborts workers until each message has been handled.
 ///
-/// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. Uses the program `kill` to freeze
-/// workers.
+/// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. To freeze workers, this function
+/// runs the program `kill`, so a plan with freezes needs Unix. After the last worker has started, the messages have two minutes to end.
 ///
 /// # Errors
 ///

@@ -11,12 +11,13 @@ type Received<B> = Message<<<B as Broker>::Source as Source>::Receipt>;
 
 /// How long a broker may take until a message that is due arrives.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a broker may take longer than it promises, and how long the suite waits for a message that must not come.
+/// How much longer than promised a broker may take, and how long the suite waits for a message that must not arrive.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Checks each promise of a source by direct calls. `empty` returns a broker with a new, empty queue.
+/// Checks the contract of a source by direct calls, except dropped futures and lost connections. `empty` returns a broker with a new,
+/// empty queue.
 ///
-/// The suite waits for leases, so use the shortest lease that the broker allows. It takes about ten leases.
+/// Use the shortest lease that the broker allows, because the suite waits for about ten leases and ten seconds.
 ///
 /// # Errors
 ///

@@ -117,7 +117,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
-    // Simultaneously, because they mostly wait for leases.
+    // The suites run simultaneously, because they mostly wait for leases.
     let passed = thread::scope(|scope| {
         let brokers = [
             selected(nats::Nats::NAME)
@@ -127,10 +127,10 @@ fn main() -> ExitCode {
             }),
             selected(rabbitmq::Classic::NAME)
                 .then(|| scope.spawn(|| test::<rabbitmq::Classic>("rabbitmq-server", server::rabbitmq, &[Outage::Kill]))),
-            // Killed, azurite loses what it has confirmed.
+            // A killed azurite loses messages that it has confirmed.
             selected(azure::Azure::NAME)
                 .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
-            // Killed, moto loses all messages.
+            // A killed moto loses all messages.
             selected(sqs::Sqs::NAME).then(|| scope.spawn(|| test::<sqs::Sqs>("moto", server::moto, &[Outage::Freeze]))),
         ];
         brokers.into_iter().flatten().all(|broker| broker.join().unwrap_or(false))

@@ -171,7 +171,7 @@ pub(crate) fn azurite() -> Result<(Server, String), String> {
     Ok((server, format!("http://127.0.0.1:{port}/devstoreaccount1/QUEUE?{signature}")))
 }
 
-/// Runs moto with a lock. Its threads change a queue without one, so deleted messages returned, and sent messages could get lost.
+/// Runs moto with a lock. Without it, moto's threads change a queue concurrently: deleted messages return, and sent messages can be lost.
 const MOTO: &str = "
 import threading, time
 from moto.server import main

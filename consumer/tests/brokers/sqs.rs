@@ -159,8 +159,8 @@ async fn delay_beyond_the_limit_is_shortened(address: &str) {
     for n in 0.. {
         let queue = Sqs::open(address, &format!("delay{n}")).await;
         let source = queue.connect().await;
-        // moto counts the limit from the time at which a message was sent, and the service from its receipt. This message is received
-        // by a call that started before it was sent, so that it satisfies both.
+        // moto starts the limit when a message is sent, and the service starts it when the message is received. This message is sent
+        // while the call that receives it waits, so both times are the same.
         let (received, ()) = futures_util::join!(source.receive(1), queue.send("1".into()));
         if let Some(Message { mut receipt, .. }) = received.unwrap().pop() {
             source.release(&mut receipt, Release::After(Duration::from_secs(100_000))).await.unwrap();

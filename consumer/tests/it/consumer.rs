@@ -1,4 +1,4 @@
-//! The promises of the loop, with a clock that the test sets.
+//! The promises of the consumer's loop, with a clock that the test sets.
 
 use crate::simulation::{LEASE, Simulation};
 use background_tasks::RejectReason;
@@ -98,7 +98,7 @@ fn consumer_receives_no_more_messages_than_it_has_permits() {
     assert_eq!(*sim.faults.asked.lock().unwrap(), [3]);
     sim.advance_secs(1);
     assert_eq!((calls.load(SeqCst), sim.queue.visible()), (6, 4));
-    // All permits that are free by then.
+    // The next `receive` is for all permits that are free.
     assert_eq!(*sim.faults.asked.lock().unwrap(), [3, 3]);
 }
 
@@ -170,7 +170,7 @@ fn ack_waits_for_an_extension_and_uses_its_receipt() {
     let sim = Simulation::new();
     sim.send(1);
     *sim.faults.extension_delay.lock().unwrap() = Duration::from_secs(5);
-    // The handler ends while the response of the extension is under way.
+    // The handler ends before the response to the extension arrives.
     let (calls, handler) = slow(&sim, 12);
     sim.consumer().serve(&sim.registry, "job", handler).unwrap();
     sim.advance_secs(60);
@@ -329,7 +329,8 @@ fn failure_chooses_the_delay_or_death() {
     sim.assert_losses(&["job failed: busy", "job failed: no such user (attempt 1; it is dead)"]);
 }
 
-/// Such as RabbitMQ after its dead-letter queue was deleted. The message would stay with the consumer until its connection closes.
+/// For example RabbitMQ after its dead-letter queue was deleted. Without the retry, the consumer would hold the message until its
+/// connection closes.
 #[test]
 fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     let sim = Simulation::new();
@@ -351,7 +352,7 @@ fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     assert_eq!(sim.queue.dead_letters().len(), 1);
 }
 
-/// The broker has the message already.
+/// A void receipt means that the broker has the message again.
 #[test]
 fn message_whose_receipt_is_void_is_not_released() {
     let sim = Simulation::new();

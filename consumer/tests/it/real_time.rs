@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-/// Counts extensions.
+/// A source that counts extensions.
 struct Counting {
     queue: MemoryQueue,
     extensions: Arc<AtomicUsize>,
@@ -47,7 +47,7 @@ impl Source for Counting {
     }
 }
 
-/// Its first response is late, as after a freeze of the process.
+/// A source whose first response is late, as after a freeze of the process.
 struct Late(MemoryQueue, AtomicBool);
 
 impl Source for Late {
@@ -105,7 +105,7 @@ async fn message_that_arrives_after_its_lease_is_not_handled() {
     assert!(registry.shutdown().await.is_clean());
 }
 
-/// A handler that never yields cannot delay the extensions, because another task makes them.
+/// A handler that blocks its thread cannot delay the extensions, because another task on another thread makes them.
 #[test]
 fn handler_that_blocks_its_thread_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

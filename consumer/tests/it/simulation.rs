@@ -167,7 +167,7 @@ impl Simulation {
     }
 }
 
-/// What the source does wrong.
+/// The faults of the source.
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) receive_delay: Mutex<Duration>,
@@ -235,7 +235,7 @@ impl Source for Faulty {
             return Err(Broken { is_void: false });
         }
         let delay = *self.faults.receive_delay.lock().unwrap();
-        // The broker hands out the messages before the consumer has the response.
+        // The broker delivers the messages before the consumer has the response.
         let received = self.queue.receive(most).await;
         self.clock.sleep(delay).await;
         received.map_err(|_| Broken { is_void: true })

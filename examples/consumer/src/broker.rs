@@ -1,6 +1,6 @@
-//! The broker, as this program needs it: two queues, a `send` that the broker confirms, and a consumer.
+//! The operations of each broker: create two queues, send a message and wait for the confirmation, and consume a queue.
 //!
-//! A program that has one broker needs one of the variants, and no enum.
+//! A program for a single broker needs no enum.
 
 use crate::Tasks;
 use crate::options::{Options, queue_url};
@@ -25,13 +25,13 @@ use tokio::time::timeout;
 
 /// Mails to send: from the server to the workers.
 pub(crate) const MAILS: &str = "mails";
-/// What became of the mails: from the workers to the server.
+/// The statuses of the mails: from the workers to the server.
 pub(crate) const NOTICES: &str = "notices";
 
 /// After this number of attempts, a message is dead.
 pub(crate) const MAX_ATTEMPTS: u32 = 20;
 
-/// How many messages a process handles at the same time.
+/// How many messages of each queue a process handles at the same time.
 const CONCURRENCY: u16 = 4;
 
 /// How long the broker may take to confirm that it has stored a message.
@@ -143,7 +143,7 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// If the broker has not confirmed the message in time. It may have stored it nevertheless.
+    /// Returns an error if the broker has not confirmed the message within 5 seconds. It may have stored the message nevertheless.
     pub(crate) async fn send(&self, queue: &str, id: &str, payload: String) -> Result<(), String> {
         let send = async {
             match self {

@@ -25,8 +25,8 @@ not drained, 130 after a second SIGTERM or Ctrl-C.";
 #[derive(Debug, Parser)]
 #[command(name = "broker-signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
-    /// What this process does: serve HTTP, or send mails; any number of workers, on any number of machines [default: serve HTTP, and start a
-    /// worker as a child process]
+    /// What this process does: serve HTTP, or send mails; any number of workers, on any number of machines [default: serve HTTP, and send
+    /// mails in a child process or, without a broker, in this process]
     pub(crate) role: Option<Role>,
     /// Address of the HTTP server
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
@@ -37,8 +37,8 @@ pub(crate) struct Options {
     /// Send the mails to this mail server instead, without encryption
     #[arg(long, value_name = "HOST:PORT", value_parser = relay)]
     pub(crate) smtp: Option<Relay>,
-    /// After how long the broker delivers the messages of a dead worker again; at least 3; with NATS, the first process sets it; RabbitMQ
-    /// has none
+    /// How long the messages of a worker belong to it after its last extension; at least 3; with NATS, the first process sets this time;
+    /// without effect on RabbitMQ
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = lease)]
     pub(crate) lease: Duration,
     /// How long to drain after SIGTERM or Ctrl-C; a child worker drains after the server, with half of this time

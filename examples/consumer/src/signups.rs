@@ -1,4 +1,4 @@
-//! The sign-ups and the status of their mails, as far as this server knows them.
+//! The sign-ups that this server knows, with the status of their mails.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -10,7 +10,7 @@ use uuid::Uuid;
 /// How many sign-ups the server remembers.
 const CAPACITY: usize = 10_000;
 
-/// The status of a mail. A later status is greater, within one attempt.
+/// The status of a mail. Within one attempt, a later status is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
@@ -78,7 +78,7 @@ impl Signups {
         let signup = Signup::new(notice);
         let mut known = self.lock();
         let Some(old) = known.signups.get(&signup.id) else {
-            // Another server, or this one before its restart, accepted the sign-up.
+            // Another server accepted the sign-up, or this server did before its restart or before it forgot the sign-up.
             return known.insert(signup);
         };
         old.send_if_modified(|old| {

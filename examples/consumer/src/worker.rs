@@ -23,7 +23,7 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
     Ok(())
 }
 
-/// Sends a mail at least once, and a notice of its status before and after.
+/// Sends a mail at least once, and a notice of its status before and after the mail.
 ///
 /// The message is acknowledged when this function has returned, so the last notice is stored before. A repeated attempt sends the
 /// mail and the notice again. The ID of the sign-up identifies such duplicates.

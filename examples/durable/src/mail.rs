@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-/// After this time, a temporary file is what a killed worker has left. A worker writes a mail within seconds.
+/// After this time, the worker of a temporary file counts as killed. A worker writes a mail within seconds.
 const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
@@ -28,9 +28,11 @@ pub(crate) enum Refusal {
 }
 
 impl Mailer {
+    /// Creates the folder if it is missing, and removes old temporary files from it.
+    ///
     /// # Errors
     ///
-    /// If the folder cannot be created.
+    /// If the folder cannot be created or read.
     pub(crate) fn new(outbox: &Path, smtp: Option<&Relay>) -> Result<Self, String> {
         let Some(Relay { host, port }) = smtp else {
             fs::create_dir_all(outbox)
@@ -43,8 +45,8 @@ impl Mailer {
         Ok(Self::Smtp(relay.timeout(Some(Duration::from_secs(20))).build()))
     }
 
-    /// Sends a mail. The ID makes a repeated call harmless: in the folder it changes nothing, and a mail server, which may receive the mail
-    /// twice, finds the ID in the `Message-ID`.
+    /// Sends a mail. The ID makes a repeated call harmless: in the folder, the call changes nothing. A mail server may receive the mail
+    /// twice, and can identify the duplicate by its `Message-ID`.
     pub(crate) async fn send(&self, id: &str, attempt: u32, to: &str) -> Result<(), Refusal> {
         let mail = compose(id, to).map_err(Refusal::Permanent)?;
         match self {

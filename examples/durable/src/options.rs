@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Send the mails to this mail server instead, without encryption
     #[arg(long, value_name = "HOST:PORT", value_parser = relay)]
     pub(crate) smtp: Option<Relay>,
-    /// How long a worker counts as alive after its last heartbeat; at least 3
+    /// How long the jobs of a worker belong to it after its last heartbeat; at least 3
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = lease)]
     pub(crate) lease: Duration,
     /// How long to drain after SIGTERM or Ctrl-C; a child worker drains after the server, with half of this time

@@ -102,7 +102,7 @@ impl Signups {
                 let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
-                    // A deleted file accepts commits while it is open. The queue checks for that, the connection does not.
+                    // SQLite commits to an open file even if the file was deleted. The queue checks for this, and the connection does not.
                     self.mails.info(id).await.map_err(StoreError::of)?;
                     tx.commit().await.map_err(StoreError::in_commit)?;
                     return Ok((id, true));

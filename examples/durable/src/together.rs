@@ -73,7 +73,7 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
     }
 }
 
-/// Checks whether to restart the worker. A restart cannot fix its own error, exit code 2.
+/// Returns an error if a restart of the worker cannot help: after exit code 2, an error of the worker.
 fn exited(status: ExitStatus) -> Result<(), String> {
     if status.code() == Some(2) {
         return Err("the worker failed with exit code 2".into());

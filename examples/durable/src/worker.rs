@@ -1,4 +1,4 @@
-//! Sends the mails. If this process dies, another worker sends the remaining ones.
+//! Sends the mails. If this process dies, another worker sends the remaining mails.
 
 use crate::mail::{Mailer, Refusal};
 use crate::options::Options;
@@ -22,8 +22,8 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     together::until_stopped(&tasks, options.until_eof).await
 }
 
-/// Sends a mail at least once: if a worker is killed after it has sent a mail and before that is committed, the next one sends it again. The
-/// ID of the job identifies such duplicates.
+/// Sends a mail at least once. If a worker is killed after it has sent a mail and before the outcome is committed, another worker sends the
+/// mail again. The ID of the job identifies such duplicates.
 async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
     // Two test domains that show a failure and a retry without a mail server.
     match mail.to.rsplit_once('@') {

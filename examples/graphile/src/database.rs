@@ -6,7 +6,7 @@ use std::error::Error;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// After this time without a connection, a lost server is an error.
+/// How long the pool waits for a connection before it reports an error.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects to the database of a URL. An error names the server that did not accept the connection, the cause, and what to do.

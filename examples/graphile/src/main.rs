@@ -1,4 +1,4 @@
-//! Sign-ups whose mails survive a crash, with `graphile_worker` on Postgres and no further crate between the engine and the registry.
+//! Sign-ups whose mails survive a crash, with `graphile_worker` on Postgres and no crate between the engine and the registry.
 
 mod database;
 mod options;

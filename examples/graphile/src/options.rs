@@ -5,8 +5,8 @@ use std::time::Duration;
 const MORE_HELP: &str = "\
 DATABASE_URL is the URL of a Postgres database: postgres://user:password@host:port/database
 
-Exit status: 0 if all mails in flight were sent or returned to the queue, 1 if the grace period expired
-first, 2 after an error or if the database was lost, 130 after a second SIGTERM or Ctrl-C.";
+Exit status: 0 if all mails in flight were sent or returned to the queue, 1 if two seconds after the grace
+period some were not, 2 after an error or if the database was lost, 130 after a second SIGTERM or Ctrl-C.";
 
 /// Signs people up, and sends each a mail that survives a crash
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create the tables; run it once, before the others
+    /// Create the tables; run this command once, before the other commands
     Migrate,
     /// Sign people up
     SignUp {
@@ -33,7 +33,7 @@ pub(crate) enum Command {
     /// Send the mails until SIGTERM or Ctrl-C
     #[command(args_override_self = true)]
     Work {
-        /// How long a worker counts as alive after its last heartbeat; at least 1
+        /// How long the jobs of a worker belong to it after its last heartbeat; at least 1
         #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = lease, allow_negative_numbers = true)]
         lease: Duration,
         /// How long to wait for mails in flight after SIGTERM or Ctrl-C

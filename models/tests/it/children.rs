@@ -1,4 +1,4 @@
-//! Children are made, used and dropped while their parent shuts down, lists tasks, aborts or is read.
+//! Children are made, used and dropped while another thread shuts their parent down, lists or aborts its tasks, or reads its summary.
 
 use crate::common::{
     Effect, ManualSpawner, Polled, Registry, check, check_with_bound, counts, manual_builder, race, spawn_on_shard,
@@ -20,12 +20,12 @@ fn creation_races_shutdown() {
         drop(registry);
         let [completed, _, _, rejected] = counts(shutdown.finish(polled));
         assert_eq!(completed, accepted);
-        // The guard is rejected, and so is the child if the parent had drained.
+        // The guard is rejected. The child is rejected too if the parent had drained.
         assert!(rejected <= 2 * (1 - accepted));
     });
 }
 
-/// L1: A child that is made during the shutdown of its parent is shut down by it, or finds that it has started.
+/// L1: If a child is made during the shutdown of its parent, the shutdown reaches the child, or the child sees that it has started.
 #[test]
 fn kept_child_races_shutdown() {
     check(1, || {
@@ -303,7 +303,7 @@ fn waiter(registry: &Arc<background_tasks::Registry<ManualSpawner>>) -> Polled<i
     Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
 }
 
-/// S10, L4: A task of a child releases the parent's permit while a waiter of the parent arrives, and the other way round.
+/// S10, L4: A task of a child releases the parent's permit while a waiter of the parent arrives. The same with parent and child exchanged.
 #[test]
 fn permit_of_ancestor_races_waiter() {
     for swapped in [false, true] {

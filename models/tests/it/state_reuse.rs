@@ -7,7 +7,7 @@ use core::task::Poll;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// L2: A leaver may notify the idle waiters only after the state is reused. A waiter of the next registry loses no wake-up by that.
+/// L2: A leaver may notify the idle waiters only after the state is reused. A waiter of the next registry still loses no wake-up.
 #[test]
 fn late_idle_notification_loses_no_waiter() {
     check(1, || {
@@ -220,7 +220,7 @@ fn next_registry_has_default_settings() {
     });
 }
 
-/// L4: A leaver may wake the wait queue only after the state is reused. A waiter of the next registry loses no wake-up by that.
+/// L4: A leaver may wake the wait queue only after the state is reused. A waiter of the next registry still loses no wake-up.
 #[test]
 fn late_permit_notification_loses_no_waiter() {
     check(1, || {

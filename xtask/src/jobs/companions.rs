@@ -22,7 +22,7 @@ pub(super) fn host(context: &Context) -> Result<()> {
         sh.write_file(&path, unit)?;
         let socket = context.built("unit/signups.socket");
         sh.copy_file("examples/axum/signups.socket", &socket)?;
-        // For an unknown directive it only warns, and exits with 0.
+        // For an unknown directive, `systemd-analyze` only prints a warning, and exits with 0.
         let output = cmd!(sh, "systemd-analyze verify --man=no {path} {socket}").ignore_status().output()?;
         let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success() && !warnings.contains("signups.s"), "a unit is invalid: {warnings}");

@@ -29,7 +29,7 @@ pub(super) fn features(context: &Context) -> Result<()> {
 
 /// Checks that the compiler names the feature of each item that a program imports without this feature.
 ///
-/// The compiler can do so for an explicit `pub use` behind a `cfg`, and not for a glob.
+/// The compiler can name the feature for an explicit `pub use` behind a `cfg`, but not for a glob.
 fn compiler_names_missing_features(context: &Context, package: &str, folder: &str) -> Result<()> {
     let (sh, root) = (&context.sh, context.sh.current_dir());
     let source = sh.read_file(root.join(folder).join("src/lib.rs"))?;
@@ -52,7 +52,7 @@ fn compiler_names_missing_features(context: &Context, package: &str, folder: &st
         ),
     )?;
     sh.write_file(path.join("src/lib.rs"), program)?;
-    // The locked versions have been downloaded.
+    // Works offline, because the locked versions have been downloaded.
     sh.copy_file(root.join("Cargo.lock"), path.join("Cargo.lock"))?;
     let manifest = path.join("Cargo.toml");
     let output = cmd!(sh, "cargo check --offline --quiet --manifest-path {manifest}").quiet().ignore_status().output()?;
@@ -95,7 +95,7 @@ pub(super) fn minimal(context: &Context) -> Result<()> {
     let archive = context.built(&format!("package/background-tasks-{version}.crate"));
     cmd!(sh, "tar -xzf {archive} --strip-components=1 -C {copy}").run()?;
     let _folder = sh.push_dir(&copy);
-    // The versions for the tests are another matter.
+    // Without the dependencies of the tests, whose oldest versions are not checked.
     let (mut manifest, mut keep) = (String::new(), true);
     for line in sh.read_file("Cargo.toml")?.lines() {
         if line.starts_with('[') {

@@ -32,7 +32,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     const COMMAND: &str = "cargo test --workspace --all-features --exclude background-tasks-runtimes --exclude graphile-recipe \
         --exclude background-tasks-consumer --exclude broker-signups --exclude consumer-bench";
     ensure!(context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND), "README.md has another command");
-    // What is installed must be tested.
+    // A test must not be skipped if its tool is installed.
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
     required.extend(context.program("pgbouncer", "pgbouncer").then_some("pgbouncer"));
@@ -47,7 +47,7 @@ pub(super) fn test(context: &Context) -> Result<()> {
     Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 
-/// The tests that also run on Windows and macOS.
+/// Runs the tests that also run on Windows and macOS.
 pub(super) fn portable(context: &Context) -> Result<()> {
     Ok(cmd!(context.sh, "cargo test -p background-tasks -p background-tasks-host --all-features").run()?)
 }
@@ -104,7 +104,7 @@ fn tracked_files(context: &Context, package: &Package) -> Result<Vec<String>> {
 pub(super) fn deny(context: &Context) -> Result<()> {
     let Some(path) = context.cargo_tool("cargo-deny", "0.18.5", &[])? else { return Ok(()) };
     cmd!(context.sh, "cargo deny --all-features check bans licenses sources").env("PATH", &path).run()?;
-    // The database of advisories is a git repository elsewhere.
+    // The database of advisories is a git repository on another server.
     if cmd!(context.sh, "cargo deny --all-features check advisories").env("PATH", &path).run().is_err() {
         let fetched = cmd!(context.sh, "cargo deny fetch db").env("PATH", &path).ignore_stderr().run().is_ok();
         ensure!(!fetched, "there are advisories");
@@ -127,7 +127,7 @@ pub(super) fn semver(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Checks with every feature alone, with none, and with all.
+/// Checks a package with each feature alone, without features, and with all features.
 pub(super) fn each_feature(context: &Context, name: &str) -> Result<()> {
     let features = workspace::package(&context.sh, name)?.features;
     let all = features.join(",");

@@ -1,4 +1,4 @@
-//! Jobs that look for what ordinary tests do not find: models, mutations and sanitizers.
+//! Jobs that find bugs that ordinary tests miss: models, mutations and sanitizers.
 
 use crate::changes;
 use crate::context::Context;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use xshell::cmd;
 
-/// The core's tests that have threads.
+/// The tests of the core that use threads.
 const THREADED: [&str; 15] = [
     "stress::",
     "join::",
@@ -84,7 +84,7 @@ pub(super) fn hazards(context: &Context) -> Result<()> {
     patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
     patches.sort();
     ensure!(!patches.is_empty(), "there is no hazard");
-    // All must apply, so that no patch rots until its turn comes.
+    // Checks all patches, including the patches of other slices, so that a change of the source cannot break a patch unnoticed.
     for patch in &patches {
         cmd!(sh, "git apply --check --recount {patch}")
             .quiet()

@@ -83,13 +83,13 @@ pub(super) fn wine(context: &Context) -> Result<()> {
         cmd!(sh, "timeout 600 cargo test --quiet {words...} --target {TARGET} -- {skips...}").run()
     };
     let tested = suites.iter().try_for_each(|(suite, skips)| run(suite, skips));
-    // Its services would keep the output of this job open.
+    // Otherwise, Wine's services would keep the output of this job open.
     cmd!(sh, "wineserver -k").quiet().ignore_status().run()?;
     Ok(tested?)
 }
 
-/// Runs the tests of the core on an emulated processor. This shows that the code for the processor is right. It does not show the
-/// weaker order of its memory operations, because QEMU uses the order of this computer.
+/// Runs the tests of the core on an emulated processor. This tests the compiled code. It does not test the weaker memory order of the
+/// processor, because QEMU uses the memory order of this computer.
 pub(super) fn aarch64(context: &Context) -> Result<()> {
     const TARGET: &str = "aarch64-unknown-linux-gnu";
     const TESTS: [&str; 4] = ["--all-features", "--lib", "--test=allocation", "--test=it"];
@@ -106,7 +106,7 @@ pub(super) fn aarch64(context: &Context) -> Result<()> {
     cmd!(sh, "cargo test --quiet {TESTS...} --target {TARGET} --no-run").run()?;
     let skips = skip_tests(context, &NOT_EMULATED, "on aarch64");
     let test = cmd!(sh, "timeout 900 cargo test --quiet {TESTS...} --target {TARGET} -- {skips...}");
-    // A tenth of the tasks.
+    // A tenth of the default, because the emulator is slow.
     Ok(test.env("SOAK", "20000").run()?)
 }
 
@@ -155,7 +155,7 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Returns a `PATH` with the programs of wasm-bindgen, which must have the version of the library. Without TLS, which they do not need.
+/// Returns a `PATH` with the programs of wasm-bindgen, in the version of the library. They are built without TLS, which they do not need.
 fn wasm_bindgen(context: &Context) -> Result<Option<OsString>> {
     let version = locked_version(&context.sh, "wasm-bindgen")?;
     let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];

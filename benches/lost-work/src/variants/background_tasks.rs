@@ -1,4 +1,4 @@
-//! This crate, with its companion for the process.
+//! This crate, with its companion `background-tasks-host`.
 
 use crate::service::{self, GRACE};
 use axum::http::StatusCode;

@@ -41,7 +41,7 @@ pub async fn main() -> ExitCode {
     }
     eprintln!("{} jobs are late", tracker.len());
     deadline.cancel();
-    // A job that blocks its thread does not react.
+    // A job that blocks its thread does not react to the token.
     let _ = timeout(Duration::from_millis(500), tracker.wait()).await;
     ExitCode::FAILURE
 }

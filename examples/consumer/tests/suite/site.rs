@@ -21,7 +21,7 @@ impl Site {
 
     pub(crate) fn start(&self, args: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_broker-signups"));
-        // moto accepts any.
+        // moto accepts any credentials.
         command.envs([("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")]);
         Process::start(command.current_dir(self.folder.path()).env("QUEUE_URL", &self.queue).args(args))
     }
