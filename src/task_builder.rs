@@ -130,8 +130,9 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Clone,
     {
         let info = self.spawn_info(TaskKind::Service);
+        let spawner = self.spawner.clone(); // before the service counts, because it may panic
         let Ok((make, token)) = self.admit(&info, make).map_err(drop_quietly) else { return };
-        let service = Service::new(token, self.name, make, self.spawner.clone());
+        let service = Service::new(token, self.name, make, spawner);
         spawn(self.spawner, Task::new(supervise(service), token, NoReceiver), &info);
     }
 }

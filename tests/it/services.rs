@@ -9,6 +9,7 @@ use background_tasks::{
 };
 use futures_lite::future::block_on;
 use std::future::{Future, pending, poll_fn, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -47,6 +48,37 @@ impl Losses {
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
+}
+
+/// A spawner that panics when a service clones it.
+struct Unclonable;
+
+impl Clone for Unclonable {
+    fn clone(&self) -> Self {
+        panic_quietly("clone")
+    }
+}
+
+impl Spawner for Unclonable {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, _: F) {
+        unreachable!("the service does not start")
+    }
+}
+
+impl Timer for Unclonable {
+    type Sleep = std::future::Pending<()>;
+
+    fn sleep(&self, _: Duration) -> Self::Sleep {
+        pending()
+    }
+}
+
+#[test]
+fn service_whose_spawner_panics_is_not_in_flight() {
+    let registry = Registry::new(Unclonable);
+    let started = catch_unwind(AssertUnwindSafe(|| registry.service(Restart::on_failure(), || ready(()))));
+    assert_eq!((started.is_err(), registry.in_flight()), (true, 0));
+    assert!(registry.shutdown().wait().is_clean());
 }
 
 #[test]

@@ -78,9 +78,11 @@ impl SqsQueue {
         Self { client, queue_url: queue_url.into(), dead_letter_url: dead_letter_url.into(), lease }
     }
 
-    async fn show_after(&self, receipt: &SqsReceipt, seconds: i32) -> Result<(), SqsError> {
+    async fn show_after(&self, receipt: &SqsReceipt, delay: Duration) -> Result<(), SqsError> {
+        // Rounded down: the service refuses a time beyond its limit, which starts at the receipt.
+        let left = Duration::from_secs(MAX_INVISIBLE.saturating_sub(receipt.received_at.elapsed()).as_secs());
         let call = self.client.change_message_visibility().queue_url(&self.queue_url).receipt_handle(&receipt.handle);
-        call.visibility_timeout(seconds).send().await.map_err(error)?;
+        call.visibility_timeout(seconds(delay.min(left))).send().await.map_err(error)?;
         Ok(())
     }
 
@@ -165,14 +167,12 @@ impl Source for SqsQueue {
     }
 
     async fn extend(&self, receipt: &mut SqsReceipt) -> Result<(), SqsError> {
-        self.show_after(receipt, seconds(self.lease)).await
+        self.show_after(receipt, self.lease).await
     }
 
     async fn release(&self, receipt: &mut SqsReceipt, release: Release) -> Result<(), SqsError> {
         let delay = if let Release::After(delay) = release { delay } else { Duration::ZERO };
-        // Rounded down: the service refuses a delay beyond its limit.
-        let left = MAX_INVISIBLE.saturating_sub(receipt.received_at.elapsed()).as_secs();
-        self.show_after(receipt, seconds(delay.min(Duration::from_secs(left)))).await
+        self.show_after(receipt, delay).await
     }
 
     async fn dead_letter(&self, delivery: &Delivery, receipt: &mut SqsReceipt, reason: &str) -> Result<(), SqsError> {
