@@ -25,7 +25,7 @@ impl InspectedTask {
 }
 
 impl RegistryState {
-    /// Returns the inspected tasks. The oldest task comes first. Without a clock, the order is that of the IDs.
+    /// Returns the inspected tasks. The oldest task comes first. Without a clock, the tasks are in the order of their IDs.
     pub(crate) fn tasks(&'static self) -> Vec<TaskInfo> {
         let (now, mut tasks) = (now(), Vec::<TaskInfo>::new());
         self.for_each_in_subtree(|state| {
