@@ -196,7 +196,7 @@ impl Engine {
     fn poll_interval(&self) -> Duration {
         let default = self.store.poll_interval();
         let state = lock(&self.state);
-        state.workers.iter().map(|worker| worker.options.poll_interval.unwrap_or(default)).max().unwrap_or(default)
+        state.workers.iter().map(|worker| worker.options.poll_interval.unwrap_or(default)).min().unwrap_or(default)
     }
 
     fn workers(&self) -> Vec<Arc<WorkerHandle>> {
