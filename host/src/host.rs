@@ -232,6 +232,8 @@ impl Host {
     /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. During the
     /// delay, [`readiness`](Self::readiness) is false, and the host has reported the stop to systemd or Windows. The registry's signal is
     /// not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a longer grace period.
+    /// The host requests no more time from systemd or Windows until the drain starts, so the delay must be shorter than `TimeoutStopSec`,
+    /// or than 30 seconds on Windows.
     ///
     /// The drain starts earlier if the program ends or a registry is shut down by other code, for example by the loss of a critical task. A
     /// shutdown that starts without a request to stop has no delay. A second signal ends the process during the delay too.
