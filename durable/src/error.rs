@@ -80,6 +80,10 @@ fn short(error: &sqlx::Error) -> String {
     }
 }
 
+fn pooler(message: &str) -> String {
+    format!("{message}: a pooler must be in session mode")
+}
+
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
@@ -122,7 +126,8 @@ impl From<sqlx::Error> for Error {
                     "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
                     // Another process has used the name of the statement, or never prepared it.
-                    "26000" | "42P05" => Self::Schema(format!("{}: a pooler must be in session mode", cause.message())),
+                    "26000" | "42P05" => Self::Schema(pooler(cause.message())),
+                    "08P01" if cause.message().contains("prepared statement") => Self::Schema(pooler(cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),
                     "42P01" | "42703" | "42883" | "3F000" => Self::Schema(cause.message().to_owned()),
                     _ => Self::Database(error),
