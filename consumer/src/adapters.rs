@@ -1,5 +1,8 @@
 //! The sources of this crate. Each uses the public API only.
 
+#[cfg(any(feature = "azure", feature = "sqs"))]
+use std::time::Duration;
+
 #[cfg(feature = "azure")]
 pub(crate) mod azure;
 #[cfg(feature = "nats")]
@@ -8,3 +11,17 @@ pub(crate) mod nats;
 pub(crate) mod rabbitmq;
 #[cfg(feature = "sqs")]
 pub(crate) mod sqs;
+
+/// Rounds up to whole seconds, of at most `max`.
+#[cfg(any(feature = "azure", feature = "sqs"))]
+fn whole_seconds(duration: Duration, max: Duration) -> u32 {
+    let duration = duration.min(max);
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+/// Returns a lease of whole seconds, of at least 3 and at most `max`.
+#[cfg(any(feature = "azure", feature = "sqs"))]
+fn whole_lease(lease: Duration, max: Duration) -> Duration {
+    Duration::from_secs(whole_seconds(lease.max(Duration::from_secs(3)), max).into())
+}

@@ -56,19 +56,7 @@ impl Context {
 
     /// Returns the path of a Python interpreter that has moto, the emulator of Amazon SQS. Tries to install it.
     pub(crate) fn moto(&self) -> Option<PathBuf> {
-        let root = self.built("tools/moto-5.2.5");
-        let is_installed = || root.join("bin/moto_server").is_file(); // pip writes it last
-        let create = || cmd!(self.sh, "python3 -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
-        if !is_installed() && self.debian("python3-venv", create) {
-            let pip = root.join("bin/pip");
-            let install = cmd!(self.sh, "{pip} install --disable-pip-version-check moto[server]==5.2.5");
-            let _ = install.quiet().ignore_stdout().ignore_stderr().run();
-        }
-        if !is_installed() {
-            self.skip("moto is not available");
-            return None;
-        }
-        Some(root.join("bin/python3"))
+        self.python_package("moto", "[server]", "5.2.5", "moto_server").map(|bin| bin.join("python3"))
     }
 
     /// Returns whether Node, Chromium and its driver are available. Tries to install them.
@@ -123,25 +111,25 @@ impl Context {
         Ok(Some(std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?))
     }
 
-    /// Returns the path of a program from the Python index, which is installed once for each version.
-    pub(crate) fn python_program(&self, name: &str, version: &str) -> Option<PathBuf> {
+    /// Returns the folder of the programs of a Python package, among them `program`. The package is installed once for each version.
+    pub(crate) fn python_package(&self, name: &str, extra: &str, version: &str, program: &str) -> Option<PathBuf> {
         let root = self.built(&format!("tools/{name}-{version}"));
         let bin = root.join(if cfg!(windows) { "Scripts" } else { "bin" });
-        let program = bin.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-        if !program.is_file() {
+        // pip writes the programs last.
+        if !bin.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)).is_file() {
             let python = if cfg!(windows) { "python" } else { "python3" };
-            if !self.program(python, "python3-venv") {
+            let create = || cmd!(self.sh, "{python} -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+            if !self.debian("python3-venv", create) {
                 return None;
             }
             let pip = bin.join("pip");
-            let is_installed = cmd!(self.sh, "{python} -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok()
-                && cmd!(self.sh, "{pip} install --quiet {name}=={version}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
-            if !is_installed {
+            let install = cmd!(self.sh, "{pip} install --quiet --disable-pip-version-check {name}{extra}=={version}");
+            if install.quiet().ignore_stdout().ignore_stderr().run().is_err() {
                 self.skip(&format!("PyPI's package {name} {version} is not available"));
                 return None;
             }
         }
-        Some(program)
+        Some(bin)
     }
 
     /// Returns the folder in which an npm package is installed, once for each version.

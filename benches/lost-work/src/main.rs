@@ -1,6 +1,8 @@
 //! Stops a service under load, in variants that use several crates, and prints how much work each variant lost. `--help` lists the options.
 
 mod arguments;
+#[path = "../../peers/src/cargo.rs"]
+mod cargo;
 #[path = "../../peers/src/document.rs"]
 mod document;
 mod report;

@@ -1,12 +1,12 @@
 //! The results as Markdown.
 
 use crate::arguments::Options;
+use crate::cargo;
 use crate::service::GRACE;
 use crate::stop::{KILL_AFTER, Stop};
 use crate::variants::Variant;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::process::Command;
 use std::time::Duration;
 
 const PEERS: [&str; 4] = ["axum", "swansong", "tokio", "tokio-util"];
@@ -98,18 +98,6 @@ fn typical_round(results: &[Results]) -> Option<usize> {
 
 /// Returns the names and versions of the compared crates.
 fn peers() -> Result<String, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["tree", "--package", "lost-work", "--depth", "1", "--edges", "normal", "--prefix", "none"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .map_err(|error| format!("failed to run cargo: {error}"))?;
-    let tree = String::from_utf8_lossy(&output.stdout);
-    let crates = tree.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        Some((words.next()?, words.next()?.trim_start_matches('v')))
-    });
-    let peers: Vec<_> =
-        crates.filter(|(name, _)| PEERS.contains(name)).map(|(name, version)| format!("{name} {version}")).collect();
+    let peers: Vec<_> = cargo::versions(&PEERS)?.iter().map(|(name, version)| format!("{name} {version}")).collect();
     if peers.is_empty() { Err("cargo tree lists no compared crate".into()) } else { Ok(peers.join(", ")) }
 }

@@ -7,6 +7,8 @@ use std::fs::read_to_string;
 use std::process::Command;
 use std::thread::available_parallelism;
 
+const PEERS: [&str; 6] = ["async-executor", "async-shutdown", "swansong", "tokio", "tokio-graceful", "tokio-util"];
+
 pub struct Caption {
     cpu: String,
     cores: String,
@@ -22,7 +24,7 @@ impl Caption {
             cores: or_unknown(available_parallelism().ok().map(|cores| cores.to_string())),
             kernel: or_unknown(read_to_string("/proc/sys/kernel/osrelease").ok()),
             rustc: or_unknown(rustc()),
-            peers: cargo::peers().unwrap_or_default(),
+            peers: cargo::versions(&PEERS).unwrap_or_default(),
         }
     }
 

@@ -5,8 +5,6 @@ use std::process::Command;
 
 pub const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
 
-const PEERS: [&str; 6] = ["async-executor", "async-shutdown", "swansong", "tokio", "tokio-graceful", "tokio-util"];
-
 /// Runs cargo. Returns its stdout, or the first error line of its stderr.
 pub fn run<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<String, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -28,14 +26,10 @@ pub fn name_and_version(line: &str) -> Option<(&str, &str)> {
     Some((words.next()?, words.next()?.trim_start_matches('v')))
 }
 
-/// Returns the names and versions of the compared crates.
-pub fn peers() -> Result<Vec<(String, String)>, String> {
-    let tree = run(Path::new(MANIFEST_DIR), "tree -p peers --depth 1 -e normal --prefix none".split(' '))?;
-    let packages = tree.lines().filter_map(name_and_version).filter(|(name, _)| PEERS.contains(name));
+/// Returns the names and versions of these crates, if this package depends on them.
+pub fn versions(crates: &[&str]) -> Result<Vec<(String, String)>, String> {
+    let arguments = ["tree", "-p", env!("CARGO_PKG_NAME"), "--depth", "1", "-e", "normal", "--prefix", "none"];
+    let tree = run(Path::new(MANIFEST_DIR), arguments)?;
+    let packages = tree.lines().filter_map(name_and_version).filter(|(name, _)| crates.contains(name));
     Ok(packages.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
-}
-
-pub fn version_of(peer: &str) -> Result<String, String> {
-    let found = peers()?.into_iter().find(|(name, _)| name == peer);
-    found.map(|(_, version)| version).ok_or_else(|| format!("{peer} is not a dependency of this package"))
 }

@@ -51,8 +51,7 @@ impl AzureQueue {
     ///
     /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 7 days.
     pub fn new(queue: QueueClient, dead_letters: QueueClient, lease: Duration) -> Self {
-        let lease = lease.clamp(Duration::from_secs(3), MAX_DELAY);
-        let lease = Duration::from_secs(u64::from(seconds(lease).unsigned_abs()));
+        let lease = super::whole_lease(lease, MAX_DELAY);
         Self { queue, dead_letters, lease, poll_interval: Duration::from_secs(1), is_base64: false }
     }
 
@@ -82,11 +81,9 @@ impl AzureQueue {
     }
 }
 
-/// Rounds up to whole seconds.
+/// Returns whole seconds, as the client needs them.
 fn seconds(duration: Duration) -> i32 {
-    let duration = duration.min(MAX_DELAY);
-    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
-    i32::try_from(seconds).unwrap_or(i32::MAX)
+    super::whole_seconds(duration, MAX_DELAY).cast_signed()
 }
 
 impl Source for AzureQueue {

@@ -34,7 +34,7 @@ const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 ///   [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period of its queue has elapsed since it was sent. Default: 4 days. Maximum: 14 days.
 /// - Delays and leases are whole seconds, rounded up. A message is invisible for at most 12 hours after it was received: a longer delay
-///   ends then. The service rejects an extension beyond this limit, so a lease can end up to one lease before it.
+///   ends then, and so does an extension.
 /// - After its lease has expired, an acknowledgement has no effect if another consumer has received the message.
 /// - The headers are the message attributes, except those with binary values. The trace header of X-Ray is the header
 ///   `X-Amzn-Trace-Id`.
@@ -73,8 +73,7 @@ impl SqsQueue {
     /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 12 hours. The lease
     /// replaces the visibility timeout of the queue.
     pub fn new(client: Client, queue_url: impl Into<String>, dead_letter_url: impl Into<String>, lease: Duration) -> Self {
-        let lease = lease.clamp(Duration::from_secs(3), MAX_INVISIBLE);
-        let lease = Duration::from_secs(u64::from(seconds(lease).unsigned_abs()));
+        let lease = super::whole_lease(lease, MAX_INVISIBLE);
         Self { client, queue_url: queue_url.into(), dead_letter_url: dead_letter_url.into(), lease }
     }
 
@@ -114,11 +113,9 @@ fn is_text(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
-/// Rounds up to whole seconds.
+/// Returns whole seconds, as the client needs them.
 fn seconds(duration: Duration) -> i32 {
-    let duration = duration.min(MAX_INVISIBLE);
-    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
-    i32::try_from(seconds).unwrap_or(i32::MAX)
+    super::whole_seconds(duration, MAX_INVISIBLE).cast_signed()
 }
 
 impl Source for SqsQueue {

@@ -10,6 +10,14 @@ use std::time::Duration;
 struct Counting {
     queue: MemoryQueue,
     extensions: Arc<AtomicUsize>,
+    /// Delays the first response, as a freeze of the process does.
+    is_late: AtomicBool,
+}
+
+impl Counting {
+    fn new(queue: &MemoryQueue, is_late: bool) -> Self {
+        Self { queue: queue.clone(), extensions: Arc::default(), is_late: is_late.into() }
+    }
 }
 
 impl Source for Counting {
@@ -21,7 +29,11 @@ impl Source for Counting {
     }
 
     async fn receive(&self, most: usize) -> Result<Vec<Message<MemoryReceipt>>, ReceiptVoid> {
-        self.queue.receive(most).await
+        let received = self.queue.receive(most).await;
+        if self.is_late.swap(false, SeqCst) {
+            tokio::time::sleep(self.queue.lease().unwrap()).await;
+        }
+        received
     }
 
     async fn ack(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
@@ -47,52 +59,10 @@ impl Source for Counting {
     }
 }
 
-/// A source whose first response is late, as after a freeze of the process.
-struct Late(MemoryQueue, AtomicBool);
-
-impl Source for Late {
-    type Receipt = MemoryReceipt;
-    type Error = ReceiptVoid;
-
-    fn lease(&self) -> Option<Duration> {
-        self.0.lease()
-    }
-
-    async fn receive(&self, most: usize) -> Result<Vec<Message<MemoryReceipt>>, ReceiptVoid> {
-        let received = self.0.receive(most).await;
-        if !self.1.swap(true, SeqCst) {
-            tokio::time::sleep(LEASE).await;
-        }
-        received
-    }
-
-    async fn ack(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
-        self.0.ack(receipt).await
-    }
-
-    async fn extend(&self, receipt: &mut MemoryReceipt) -> Result<(), ReceiptVoid> {
-        self.0.extend(receipt).await
-    }
-
-    async fn release(&self, receipt: &mut MemoryReceipt, release: Release) -> Result<(), ReceiptVoid> {
-        self.0.release(receipt, release).await
-    }
-
-    async fn dead_letter(&self, delivery: &Delivery, receipt: &mut MemoryReceipt, reason: &str) -> Result<(), ReceiptVoid> {
-        self.0.dead_letter(delivery, receipt, reason).await
-    }
-
-    fn poll_interval(&self) -> Duration {
-        self.0.poll_interval()
-    }
-}
-
-const LEASE: Duration = Duration::from_secs(1);
-
 /// When the response arrives, another consumer may have the message.
 #[tokio::test]
 async fn message_that_arrives_after_its_lease_is_not_handled() {
-    let queue = MemoryQueue::new(LEASE);
+    let queue = MemoryQueue::new(Duration::from_secs(1));
     queue.send("");
     let (sender, mut attempts) = tokio::sync::mpsc::unbounded_channel();
     let handler = move |delivery: Delivery| {
@@ -100,7 +70,7 @@ async fn message_that_arrives_after_its_lease_is_not_handled() {
         async { Ok::<_, ReceiptVoid>(()) }
     };
     let registry = Registry::new(TokioSpawner);
-    consumer(Late(queue, AtomicBool::new(false))).serve(&registry, "job", handler).unwrap();
+    consumer(Counting::new(&queue, true)).serve(&registry, "job", handler).unwrap();
     assert_eq!(attempts.recv().await, Some(2));
     assert!(registry.shutdown().await.is_clean());
 }
@@ -111,8 +81,8 @@ fn handler_that_blocks_its_thread_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let queue = MemoryQueue::new(Duration::from_secs(3));
     queue.send("");
-    let extensions = Arc::new(AtomicUsize::new(0));
-    let source = Counting { queue: queue.clone(), extensions: extensions.clone() };
+    let source = Counting::new(&queue, false);
+    let extensions = source.extensions.clone();
     let handler = move |delivery: Delivery| {
         let extensions = extensions.clone();
         async move {

@@ -50,7 +50,8 @@ impl Engine {
 
     async fn commit(self: &Arc<Self>, updates: Vec<Update>) {
         let this = self.clone();
-        let jobs: Vec<_> = updates.iter().map(|update| update.outcome.id).collect();
+        let ids: Vec<_> = updates.iter().map(|update| update.outcome.id).collect();
+        let jobs = ids.clone();
         let report: Report = Box::new(move |error| {
             let jobs = list(&jobs);
             this.report(&format!("the worker cannot store the outcomes of these jobs, and retries: {jobs}: {error}"));
@@ -66,7 +67,6 @@ impl Engine {
             }
             is_repeated = true;
         };
-        let ids: Vec<_> = outcomes.iter().map(|outcome| outcome.id).collect();
         for (update, committed) in updates.into_iter().zip(committed) {
             let Outcome { id, run, state, .. } = update.outcome;
             update.worker.remove(id, run);

@@ -76,11 +76,12 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
             pulse.judges_from = Instant::now() + lease;
         }
         pulse.last = Instant::now();
-        let (lost, ended): (Vec<_>, Vec<_>) = lost.into_iter().partition(|id| engine.worker(id).is_some());
-        if !ended.is_empty() {
-            with_timeout(limit, heart.deregister(&ended)).await?; // the engine deregistered them before this heartbeat
-        }
-        for worker in lost.iter().filter_map(|id| engine.worker(id)) {
+        let mut ended = Vec::new();
+        for id in lost {
+            let Some(worker) = engine.worker(&id) else {
+                ended.push(id); // the engine deregistered it before this heartbeat
+                continue;
+            };
             engine.metrics.lease_lost(worker.queue);
             let jobs = match &*worker.held_jobs() {
                 [] => "it holds no jobs".to_owned(),
@@ -88,6 +89,9 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
             };
             let text = format!("the worker could not renew its lease of {lease:?} in time, and {jobs}");
             worker.send(super::Command::Report(Error::LeaseLost(text).to_string().into()));
+        }
+        if !ended.is_empty() {
+            with_timeout(limit, heart.deregister(&ended)).await?;
         }
         if pulse.judges_from <= Instant::now() {
             let recovered = with_timeout(limit, heart.recover()).await?;

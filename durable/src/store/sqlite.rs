@@ -381,6 +381,8 @@ const QUEUES: &str = "WITH RECURSIVE
         @counts
     FROM names LEFT JOIN background_tasks_queues AS settings ON settings.name = names.name WHERE names.name IS NOT NULL ORDER BY names.name";
 
+const DEREGISTER: &str = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
+
 /// Makes a statement use the index of jobs that have ended.
 const ENDED: &str = "INDEXED BY background_tasks_jobs_ended";
 
@@ -465,8 +467,7 @@ impl Store for Sqlite {
 
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a> {
         async move {
-            let delete = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
-            sqlx::query(delete).bind(json(&workers)).execute(&self.writer).await?;
+            sqlx::query(DEREGISTER).bind(json(&workers)).execute(&self.writer).await?;
             let release =
                 "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
                 WHERE worker IN (SELECT value FROM json_each(?1))";
@@ -916,8 +917,7 @@ impl Heart for SqliteHeart {
 
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a> {
         async move {
-            let delete = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
-            sqlx::query(delete).bind(json(&workers)).execute(&mut self.conn).await?;
+            sqlx::query(DEREGISTER).bind(json(&workers)).execute(&mut self.conn).await?;
             Ok(())
         }
         .boxed()

@@ -26,7 +26,8 @@ pub(super) fn words(context: &Context) -> Result<()> {
     }
     ensure!(findings.is_empty(), "the text contains phrases that {LIST} lists: {}", findings.len());
 
-    let Some(typos) = context.python_program("typos", "1.52.0") else { return Ok(()) };
+    let Some(bin) = context.python_package("typos", "", "1.52.0", "typos") else { return Ok(()) };
+    let typos = bin.join("typos");
     Ok(cmd!(context.sh, "{typos}").run()?)
 }
 

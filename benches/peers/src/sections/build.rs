@@ -90,7 +90,10 @@ fn manifest(dependency: &str, root: &Path) -> Result<String, String> {
         let path = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
         format!("path = '{}'", path.display())
     } else {
-        let version = cargo::version_of(dependency)?;
+        let version = cargo::versions(&[dependency])?
+            .pop()
+            .map(|(_, version)| version)
+            .ok_or_else(|| format!("{dependency} is not a dependency of this package"))?;
         let features = if dependency == TOKIO_UTIL { ", features = [\"rt\"]" } else { "" };
         format!("version = \"={version}\"{features}")
     };
