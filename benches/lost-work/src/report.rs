@@ -70,7 +70,8 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     let Options { stops, seed, .. } = options;
     writeln!(
         text,
-        "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL {KILL_AFTER:?}. The crates are {peers}.\n"
+        "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL came \
+         {KILL_AFTER:?} after SIGTERM. The crates are {peers}.\n"
     )?;
     writeln!(
         text,
