@@ -71,7 +71,8 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     writeln!(
         text,
         "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL came \
-         {KILL_AFTER:?} after SIGTERM. The crates are {peers}.\n"
+         {KILL_AFTER:?} after SIGTERM.\n\
+         The crates are {peers}.\n"
     )?;
     writeln!(
         text,
