@@ -1,4 +1,4 @@
-//! Methods of `Shutdown` that block the calling thread until the registry has drained.
+//! Implements the methods of `Shutdown` that block the calling thread until the registry has drained.
 
 use crate::report::{Stragglers, Summary};
 use crate::shutdown::Shutdown;
@@ -89,8 +89,8 @@ impl Shutdown {
     }
 }
 
-/// Returns the time at which `timeout` expires. Returns `None`, which means no deadline, if an `Instant` cannot represent this
-/// time.
+/// Returns the time at which `timeout` expires. If an `Instant` cannot represent this time, returns `None`, which means that
+/// there is no deadline.
 fn deadline_after(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)
 }

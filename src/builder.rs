@@ -8,7 +8,7 @@ use core::fmt;
 impl<S> Registry<S> {
     /// Returns a new registry that starts its tasks with `spawner`.
     ///
-    /// The registry has no observers, no inspection and no limit. To configure them, use [`builder`](Self::builder).
+    /// The registry has no observers, no inspection and no limit. To set these options, use [`builder`](Self::builder).
     ///
     /// The registry takes its state from a process-wide pool. The pool gets the state back when the registry has drained, and all
     /// its handles, waiting futures and shutdown guards have been dropped. Because the pool reuses states, memory is bounded by

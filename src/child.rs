@@ -10,22 +10,22 @@ impl<S: Clone> Registry<S> {
     /// handle. It uses the observers, the inspection and the shutdown policy of its root: the registry at the top, which
     /// [`Registry::new`] or a builder has made.
     ///
-    /// Until a child has drained, it counts as one piece of work in flight in its parent. The kind of this work is
+    /// Until a child has drained, its parent counts the child as one piece of work in flight. The kind of this work is
     /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open
     /// child.
     ///
-    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. At this
-    /// time, a child without tasks drains immediately, even if the program still holds handles of the child. If this registry is
-    /// already draining, the signal of the new child is triggered, but the child stays open. Such a child is open until its last
-    /// handle is dropped or its own shutdown is started. If this registry has drained, the new child is drained too, and this
-    /// registry counts and reports a rejection.
+    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A child
+    /// without tasks then drains immediately, even if the program still holds handles of the child. If this registry is already
+    /// draining, the signal of the new child is triggered, but the child stays open. Such a child is open until its last handle
+    /// is dropped or its own shutdown is started. If this registry has drained, the new child is drained too, and this registry
+    /// counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
     /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of
     /// all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
     /// to. The [observers](crate::RegistryBuilder::observer) of the root are called for the losses of all descendants. They are
     /// not called when the shutdown of a child starts or its drain ends. When a child has drained, its counts are added to the
-    /// [`Summary`](crate::Summary) of its parent. [`in_flight`](Self::in_flight) counts a child as one.
+    /// [`Summary`](crate::Summary) of its parent. [`in_flight`](Self::in_flight) counts a child as one task.
     ///
     /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the tasks of the child take permits of the
     /// same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a separate

@@ -10,7 +10,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::{fmt, panic::Location};
 
-/// The data that a task and its handle share.
+/// Contains the data that a task and its handle share.
 struct Joined<T> {
     cell: JoinCell<Result<T, JoinLoss>>,
     location: &'static Location<'static>,
@@ -58,8 +58,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         })
     }
 
-    /// Reports the loss, and drops all wakers of the task. Then stores the result and releases the task's count in one step
-    /// (invariants S2, S8 and S11).
+    /// Reports the loss, and drops all wakers of the task. Then stores the result and stops counting the task as in flight, in
+    /// one step (invariants S2, S8 and S11).
     #[inline]
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End) {
         let Some(joined) = self.0.take() else { return };
@@ -117,7 +117,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 ///
 /// # Panics
 ///
-/// Polling a handle that has resolved panics.
+/// Panics if the handle is polled after it has resolved.
 ///
 /// # Cancel safety
 ///

@@ -29,16 +29,15 @@
 //!
 //! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. When the task ends, the registry counts its outcome.
 //!   With the feature `std`, the registry also catches a panic of the task.
-//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown
-//!   in this way.
+//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can await such a future.
 //! - [`Registry::shutdown_within`] starts the shutdown. Its future resolves to a [`Summary`] as soon as all tasks have ended. If
 //!   tasks are still in flight (started, but not ended) after the grace period, the future resolves to [`Stragglers`].
 //!   [`Registry::shutdown`] waits without a deadline.
 //!
-//! Most programs need only these methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`]. The handle resolves to
-//! the task's output, and can abort the task. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
-//! counts work that is not a future, such as a thread. [`Registry::service`] restarts work that has failed, and
-//! [`Registry::every`] runs work periodically. With [`Registry::builder`], a program can add [observers](Observer), list and
+//! Most programs need only these four methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`]. The handle
+//! resolves to the task's output, and can abort the task. [`Registry::track`] counts a future that the caller polls.
+//! [`Registry::guard`] counts work that is not a future, such as a thread. [`Registry::service`] restarts work that has failed,
+//! and [`Registry::every`] runs work periodically. With [`Registry::builder`], a program can add [observers](Observer), list and
 //! abort tasks, or limit the number of tasks in flight. [`Registry::child`] returns a registry inside another registry. Use a
 //! child for a connection, a tenant or a plug-in that must be shut down separately.
 //!
@@ -115,18 +114,18 @@
 //!
 //! # Cost
 //!
-//! To count a task, the registry makes two atomic operations. The count makes the task two words larger, and allocates no memory.
-//! The counters of a registry are split into shards, and each thread uses one shard. Threads therefore rarely share the cache
-//! line of the two atomic operations. There are about four shards for each core, at most 128. [`Registry::spawn`] allocates
-//! memory once for each task, for the handle. [`ShutdownSignal::run_until_shutdown`] allocates memory only when a shard's list of
-//! wakers must grow. A registry takes its state from a process-wide pool, which reuses the states of former registries. Memory is
-//! therefore bounded by the largest number of registries that existed at the same time.
+//! To count a task, the registry performs two atomic operations, and allocates no memory. A counted task is two machine words
+//! larger than its future. The counters of a registry are split into shards, and each thread uses one shard. Threads therefore
+//! rarely share the cache line of the two atomic operations. A registry has about four shards for each core, at most 128.
+//! [`Registry::spawn`] allocates memory once for each task, for the handle. [`ShutdownSignal::run_until_shutdown`] allocates
+//! memory only when a shard's list of wakers must grow. A registry takes its state from a process-wide pool, which reuses the
+//! states of former registries. Memory is therefore bounded by the largest number of registries that existed at the same time.
 //!
 //! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
-//! has a name occupies a slot: a table entry with information about the task. A task without a name costs nothing more unless the
-//! task is lost, or an observer [observes every task](Observer::observes_every_task). In an inspected registry, each task takes a
-//! timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads share one counter. The benchmark
-//! `cargo run --release -p peers`, in the repository, measures these costs.
+//! has a name occupies a slot: a table entry with information about the task. Observers add no cost to a task without a name,
+//! unless the task is lost or an observer [observes every task](Observer::observes_every_task). In an inspected registry, each
+//! task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads share one counter.
+//! The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -64,10 +64,10 @@ pub trait Observer: Send + Sync + 'static {
     /// happens before the spawner receives the task. When the task ends, the registry calls [`completed`](Self::completed) or
     /// [`lost`](Self::lost) exactly one time.
     ///
-    /// Tracked futures and guards are reported too. A child registry is not reported, but the tasks of the child are. The start
-    /// and the end of each run of a [service](crate::Registry::service) are reported. The reported age of a run is the age of the
-    /// service. If a run is lost, the start of the next run is reported immediately after the loss. If a run completes, its end
-    /// is reported when the next run starts or the service ends.
+    /// Tracked futures and guards are reported too. A child registry is not reported, but the tasks of the child are reported.
+    /// The start and the end of each run of a [service](crate::Registry::service) are reported. The reported age of a run is the
+    /// age of the service. If a run is lost, the start of the next run is reported immediately after the loss. If a run
+    /// completes, its end is reported when the next run starts or the service ends.
     fn started(&self, task: &TaskInfo) {}
 
     /// Called when a task has completed, if any observer [observes every task](Self::observes_every_task).

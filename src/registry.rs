@@ -23,7 +23,7 @@ use futures_util::future::OptionFuture;
 /// - *Drained*: no task is in flight. The registry never accepts a task again.
 ///
 /// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
-/// wait for the drain with a deadline.
+/// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
 /// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. A task
 /// that owns a handle of its registry therefore keeps that registry open.
@@ -89,7 +89,7 @@ impl<S> Registry<S> {
 
     /// Returns another handle of this registry. The returned handle starts its tasks with `spawner`.
     ///
-    /// With such handles, one registry can count and drain the tasks of several executors, or the tasks of several [wrapping
+    /// If its handles have different spawners, one registry can manage the tasks of several executors, or of several [wrapping
     /// spawners](Spawner#wrapping-each-task).
     ///
     /// # Examples
@@ -125,8 +125,8 @@ impl<S> Registry<S> {
     ///
     /// The name appears in [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
     /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError).
-    /// [Observers](crate::RegistryBuilder::observer) and the [spawner](Spawner::spawn_with_info) receive the name too. In a
-    /// registry with observers, [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [Observers](crate::RegistryBuilder::observer) and the [spawner](Spawner::spawn_with_info) receive the name too. If the
+    /// registry has observers, or the option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot: a table entry with
     /// information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries,
     /// the name costs almost nothing.
@@ -180,8 +180,8 @@ impl<S> Registry<S> {
     /// example [`run`](TaskBuilder::run) and [`guard`](TaskBuilder::guard). With this setting,
     /// [`run_when_ready`](TaskBuilder::run_when_ready) does not wait.
     ///
-    /// Use this setting for work that starts tasks and must not take the permits of these tasks. Examples are a request, a
-    /// connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
+    /// Use this setting for work that starts tasks, so that the work does not use up the permits that these tasks need. Examples
+    /// are a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
     /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot:
     /// a table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots.
@@ -208,10 +208,10 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a follow-up. A follow-up is a task that continues the work of a task in flight. For example,
     /// a task can start a follow-up for each item of a list.
     ///
-    /// A follow-up can wait for a permit while the registry drains: its [`run_when_ready`](TaskBuilder::run_when_ready) resolves
-    /// to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown
-    /// starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do not use
-    /// `follow_up` in code that accepts new work, such as a server's loop.
+    /// For a follow-up, [`run_when_ready`](TaskBuilder::run_when_ready) also waits for a permit while the registry drains. Its
+    /// future resolves to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the
+    /// shutdown starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do
+    /// not use `follow_up` in code that accepts new work, such as a server's loop.
     ///
     /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
     /// the drain cannot end while the task itself is in flight. `follow_up` does not change methods that do not wait, such as
@@ -220,8 +220,8 @@ impl<S> Registry<S> {
     /// # Deadlocks
     ///
     /// While a task waits for a permit for its follow-up, the task keeps its own permit. If tasks that wait hold all permits,
-    /// they wait forever. To avoid this deadlock, start these tasks [without a permit](Self::without_permit), or start fewer of
-    /// these tasks than the limit allows.
+    /// these tasks wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
+    /// start fewer waiting tasks than the limit allows.
     ///
     /// # Examples
     ///
@@ -296,7 +296,7 @@ impl<S> Registry<S> {
     /// The closure `make` creates the future of each run. One task supervises all runs of a service. This task is in flight until
     /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
-    /// - The work ends, and `restart` does not start it again. With [`Restart::on_failure`], a run that completes ends the
+    /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], a run that completes ends the
     ///   service. If the last run is lost, the service is lost in the same way.
     /// - The shutdown starts. If the service waits between two runs, the service ends immediately. If a run is in progress, the
     ///   run is not interrupted. The future of the run should end when the [signal](Self::signal) resolves. After the shutdown
@@ -308,9 +308,9 @@ impl<S> Registry<S> {
     /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. If `make`, the future
     /// of a run or a destructor of the future panics, only this run ends. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply if the service is lost. They do not apply to a
-    /// lost run if another run follows. If a service ends while it waits after a lost run, the registry counts one more task, as
-    /// completed, aborted or abandoned.
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. The loss of
+    /// a run does not start the shutdown if another run follows. If a service ends while it waits after a lost run, the registry
+    /// counts one more task, as completed, aborted or abandoned.
     ///
     /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not
     /// wait for services. In a registry with a limit, a service holds one permit, unless it is started [without a
@@ -406,13 +406,13 @@ impl<S> Registry<S> {
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] when the registry has drained.
     ///
     /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
-    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
+    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call to `shutdown`
     /// returns another future that waits for the same drain. To wait with a time limit, call
     /// [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods whose deadline can be any future, and
     /// methods that block the thread.
     ///
     /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code already waits for the
-    /// drain, call [`start_shutdown`](Self::start_shutdown) instead.
+    /// drain, call [`start_shutdown`](Self::start_shutdown) instead of `shutdown`.
     ///
     /// # In `select!`
     ///
@@ -565,10 +565,10 @@ impl<S> Registry<S> {
     ///
     /// All shutdown signals of the registry are triggered when this method returns. A second call has no effect.
     ///
-    /// Call `start_shutdown` in a task, for example in a task that waits for a signal of the operating system, or in an endpoint
-    /// for administrators. Do not call `start_shutdown` in a signal handler that `sigaction` installs, because the method is not
-    /// async-signal-safe. Other code, usually the end of `main`, must call [`shutdown`](Self::shutdown) and await the drain.
-    /// Otherwise the tasks in flight are lost when the process exits.
+    /// Call `start_shutdown` in a task. Examples are a task that waits for a signal of the operating system, and the HTTP handler
+    /// of an endpoint for administrators. Do not call `start_shutdown` in a signal handler that `sigaction` installs, because the
+    /// method is not async-signal-safe. Other code, usually the end of `main`, must call [`shutdown`](Self::shutdown) and await
+    /// the drain. Otherwise the tasks in flight are lost when the process exits.
     ///
     /// # Examples
     ///
@@ -600,8 +600,8 @@ impl<S> Registry<S> {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Returns a future that waits until no task is in flight. This method does not start the shutdown. [Services](Self::service)
-    /// do not count as tasks in flight here, even while they run. An open [child](Self::child) counts as a task in flight.
+    /// Returns a future that waits until no task is in flight. This method does not start the shutdown. `wait_idle` does not wait
+    /// for [services](Self::service), even while they run. An open [child](Self::child) counts as a task in flight.
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks
     /// start. The returned future resolves when a poll finds that no task is in flight. New tasks can start before the caller
@@ -623,8 +623,8 @@ impl<S> Registry<S> {
     /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. The list is empty
     /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// A task that starts or ends while `tasks` runs is possibly missing from the list. `tasks` reads all slots of the registry,
-    /// so its cost grows with the number of slots. [`inspect`](crate::RegistryBuilder::inspect) describes the slots.
+    /// A task that starts or ends while `tasks` runs is possibly missing from the list. `tasks` reads all slots (table entries
+    /// for tasks) of the registry, so its cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
     }
@@ -665,8 +665,7 @@ impl<S> Registry<S> {
     /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as
     /// [`abort`](Self::abort) does.
     ///
-    /// `abort_task` searches all slots of the registry, so its cost grows with the number of slots.
-    /// [`inspect`](crate::RegistryBuilder::inspect) describes the slots.
+    /// `abort_task` searches all slots (table entries for tasks) of the registry, so its cost grows with the number of slots.
     ///
     /// # Errors
     ///
@@ -758,12 +757,12 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as a permit is free. A registry with a [limit](crate::RegistryBuilder::max_in_flight) has as many
-    /// permits as its limit allows tasks in flight.
+    /// Starts a task as soon as a permit is free. A registry with a [limit](crate::RegistryBuilder::max_in_flight) has one permit
+    /// for each task that the limit allows.
     ///
     /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order
-    /// of their first polls. During this time, methods that do not wait, such as `run`, start a task only if there are more free
-    /// permits than waiting futures. Otherwise these methods reject the task as full.
+    /// of their first polls. While futures wait, methods that do not wait, such as `run`, start a task only if there are more
+    /// free permits than waiting futures. Otherwise these methods reject the task as full.
     ///
     /// # Errors
     ///
@@ -786,8 +785,8 @@ impl<S> Registry<S> {
     /// [without a permit](Self::without_permit). If tasks that wait for a permit hold all permits, no permit is ever
     /// released.
     ///
-    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
-    /// never polled again blocks all futures behind it. For this reason, do not pass a waiting future to `mem::forget`.
+    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that
+    /// is never polled again blocks all futures behind it. Therefore do not pass a waiting future to `mem::forget`.
     ///
     /// # Examples
     ///

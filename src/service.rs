@@ -84,13 +84,13 @@ impl Restart {
         Self { max_restarts: Some(restarts), window, ..self }
     }
 
-    /// Removes the limit on restarts. Even a service that always fails then continues until the shutdown.
+    /// Removes the limit on restarts. Without a limit, a service continues until the shutdown, even if its runs always fail.
     pub const fn unlimited(self) -> Self {
         Self { max_restarts: None, ..self }
     }
 }
 
-/// The error of a service that has reached its limit on restarts, although its last run completed.
+/// The error of a service whose last run completed, but whose limit allows no further restart.
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// The result of a service: the output of its last run, or `None` if the service ended between two runs.
@@ -139,7 +139,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Runs the work immediately, and again at each tick: whenever a period has elapsed. Skips the ticks during a run.
+    /// Runs the work immediately, and again each time that a period has elapsed. If a period ends during a run, no other run
+    /// starts.
     pub(crate) async fn every(mut self, period: Duration) -> End<F::Output> {
         let period = period.max(MIN_DELAY);
         let mut tick = pin!(self.timer.sleep(period));
@@ -244,7 +245,7 @@ fn loss<O: TaskOutput>(run: Result<O, Payload>) -> Option<UnreportedLoss> {
     })
 }
 
-/// Returns whether a future of a timer is ready. Passes a waker that wakes no task.
+/// Returns whether a future of a timer is ready. Polls the future with a waker that wakes no task.
 fn has_elapsed(sleep: Pin<&mut impl Future>) -> bool {
     sleep.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
@@ -265,7 +266,7 @@ impl<T: Timer> Restarts<T> {
     fn new(policy: Restart) -> Self {
         let min_backoff = policy.min_backoff.max(MIN_DELAY);
         let max_backoff = policy.max_backoff.max(min_backoff);
-        // If services start simultaneously, the address is different for each service.
+        // The address gives services that start simultaneously different random numbers.
         let random = now() ^ ptr::from_ref(&policy).addr() as u64 | 1;
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }

@@ -191,8 +191,8 @@ impl FusedFuture for WaitIdle {
     }
 }
 
-/// A guard that starts the shutdown when the guard is dropped. [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop)
-/// returns this guard.
+/// A guard that starts the shutdown when it is dropped. [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop) returns
+/// this guard.
 #[derive(Debug)]
 #[must_use = "a guard that is dropped immediately starts the shutdown immediately"]
 pub struct ShutdownGuard(Option<StateRef>);

@@ -23,8 +23,8 @@ use pin_project_lite::pin_project;
 /// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
 /// because each further poll of the signal also returns `Ready`.
 ///
-/// A clone of a signal writes no memory that threads share. The first poll of a signal registers a waker in a list that belongs
-/// to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// Cloning a signal writes no memory that threads share. The first poll of a signal registers a waker in a list that belongs to
+/// the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///
@@ -51,8 +51,8 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The phase of the state while this signal's registry is open. This value is even. If the state's current phase is
-    /// different, the signal is triggered.
+    /// The phase (a counter) that the state has while this signal's registry is open. This phase is even. If the state has a
+    /// different phase, the signal is triggered.
     ///
     /// After this signal has resolved, the field is one less, and therefore odd. The state had this phase in its previous life,
     /// for another registry. All later phases are different, so the signal stays triggered.

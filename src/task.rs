@@ -38,8 +38,8 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
-    /// the count of the returned token (invariants S2 and S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must stop
+    /// counting the work of the returned token as in flight (invariants S2 and S5).
     ///
     /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
@@ -58,7 +58,7 @@ impl<F: Future> Work<F> {
     ///
     /// 1. It drops the future in place.
     /// 2. It passes the future's value to the closure `output`, or the payload of the panic to the closure `panic`.
-    /// 3. It passes the result of step 2 to the closure `release`, which releases the task's count.
+    /// 3. It passes the result of step 2 to the closure `release`, which stops counting the task as in flight.
     #[inline]
     fn poll<T, R>(
         mut self: Pin<&mut Self>,
@@ -89,7 +89,7 @@ impl<F: Future> Work<F> {
     }
 }
 
-/// Releases the count of a task that ended with the given loss, or completed.
+/// Stops counting a task as in flight. If `loss` is `None`, the task completed.
 #[inline]
 fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
     match loss {
@@ -112,7 +112,7 @@ pub(crate) trait OutputReceiver<T> {
     /// panic.
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
 
-    /// Releases the task's count, and passes the result of the task to the task's handle, if there is a handle.
+    /// Stops counting the task as in flight, and passes the result of the task to its handle, if there is a handle.
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End);
 
     /// Returns whether the receiver has aborted the task.
@@ -192,7 +192,7 @@ impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
         Self { work: Work::Live { future, token }, receiver }
     }
 
-    /// Drops a future that has not finished, and then releases the task's count (invariants S2 and S5).
+    /// Drops a future that has not finished, and then stops counting the task as in flight (invariants S2 and S5).
     fn drop_unfinished(self: Pin<&mut Self>, loss: impl FnOnce(&R, &Token) -> UnreportedLoss) {
         let this = self.project();
         if let Some((token, loss, payload)) = this.work.drop_unfinished(|token| loss(this.receiver, token)) {
@@ -301,8 +301,8 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Releases the count of a guard's work. The work counts as panicked if the current thread is panicking, and the panic started
-/// after the guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+/// Stops counting a guard's work as in flight. The work counts as panicked if the current thread is panicking, and the panic
+/// started after the guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));

@@ -87,8 +87,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         RegistryHandle::child(self.state, &info, limit)
     }
 
-    /// Counts a piece of work as in flight (invariant S1), and returns the work with a token for its count. If the registry
-    /// rejects the work, the error contains the work.
+    /// Counts a piece of work as in flight (invariant S1), and returns the work together with its token. If the registry rejects
+    /// the work, the error contains the work.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "measured: without a name, the inlined checks save a third of the cost of a token")]
     #[inline(always)]
@@ -187,8 +187,8 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
     /// Starts a task as soon as the [limit](crate::RegistryBuilder::max_in_flight) allows one more task. The returned future
     /// resolves to the task's handle.
     ///
-    /// In all other respects, this method is the same as [`run_when_ready`](crate::Registry::run_when_ready). Its docs also
-    /// describe the panics, the cancel safety and possible deadlocks of this method.
+    /// In all other respects, this method is the same as [`run_when_ready`](crate::Registry::run_when_ready). The docs of
+    /// `run_when_ready` also describe the panics, the cancel safety and the deadlocks of this method.
     ///
     /// # Errors
     ///

@@ -54,8 +54,8 @@ impl TaskInfo {
         self.kind
     }
 
-    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. The lists of tasks of the child's
-    /// ancestors contain the child registry under this ID.
+    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. The ancestors of the child
+    /// registry list the child registry under this ID.
     ///
     /// Returns `None` if the task belongs to a registry without a parent. Only values from
     /// [`Registry::tasks`](crate::Registry::tasks), [`Registry::services`](crate::Registry::services) and
@@ -126,7 +126,7 @@ pub struct SpawnInfo {
     pub(crate) kind: TaskKind,
     /// Whether a loss of the task starts the shutdown.
     pub(crate) critical: bool,
-    /// Whether the task takes no permit of a registry with a limit.
+    /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
     /// The thread that takes a guard, if this thread is panicking at that moment. Otherwise `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
