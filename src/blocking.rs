@@ -65,7 +65,8 @@ impl Shutdown {
 
     /// Blocks until the registry has drained or `deadline` has passed. If `deadline` is `None`, there is no deadline.
     ///
-    /// After the deadline, this method checks one more time whether the registry has drained. If not, the method returns `None`.
+    /// After the deadline, this method checks one more time whether the registry has drained. If the registry has not drained,
+    /// the method returns `None`.
     fn block(&self, deadline: Option<Instant>) -> Option<Summary> {
         let state = self.state();
         let notifier = state.notifier();

@@ -128,7 +128,7 @@ impl<S> RegistryBuilder<S> {
     }
 }
 
-/// Checks that the limit is not 0, and reduces a limit that is larger than `MAX_PERMITS`.
+/// Returns the limit, reduced to `MAX_PERMITS` if it is larger. Panics if the limit is 0.
 #[track_caller]
 pub(crate) fn checked_limit(limit: usize, method: &str) -> usize {
     assert_ne!(limit, 0, "{method}(0) would reject every task; the minimum is 1");

@@ -1,4 +1,4 @@
-//! Explains the crate, with one page for each subject. The modules are empty, and exist only in the documentation.
+//! Explains the crate, with one page for each subject. The modules contain no code, and exist only in the documentation.
 //!
 //! | page | contents |
 //! | --- | --- |

@@ -44,7 +44,7 @@ pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
 
-    /// An output `Err` also counts as completed, because the owner of the handle receives the error.
+    /// A task that returns `Err` also counts as completed, because the owner of its handle receives the error.
     #[inline]
     fn completed(_: Token, output: T) -> (Option<UnreportedLoss>, Self::End) {
         (None, Ok(output))

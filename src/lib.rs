@@ -122,8 +122,8 @@
 //! states of former registries. Memory is therefore bounded by the largest number of registries that existed at the same time.
 //!
 //! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
-//! has a name occupies a slot: a table entry with information about the task. Observers add no cost to a task without a name,
-//! unless the task is lost or an observer [observes every task](Observer::observes_every_task). In an inspected registry, each
+//! has a name occupies a slot: a table entry with information about the task. Observers add a cost to a task without a name only
+//! if the task is lost, or if an observer [observes every task](Observer::observes_every_task). In an inspected registry, each
 //! task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads share one counter.
 //! The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 

@@ -180,8 +180,8 @@ impl<S> Registry<S> {
     /// example [`run`](TaskBuilder::run) and [`guard`](TaskBuilder::guard). With this setting,
     /// [`run_when_ready`](TaskBuilder::run_when_ready) does not wait.
     ///
-    /// Use this setting for work that starts tasks, so that the work does not use up the permits that these tasks need. Examples
-    /// are a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
+    /// Use this setting for work that starts tasks. The work then does not use up the permits that these tasks need. Examples are
+    /// a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
     /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot:
     /// a table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots.
@@ -505,7 +505,8 @@ impl<S> Registry<S> {
     /// the future has requested the abort of the tasks.
     ///
     /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`],
-    /// the future does not wait for the aborted tasks. A wait of [`Duration::MAX`] has no limit.
+    /// the future does not wait for the aborted tasks. If one of the durations is [`Duration::MAX`], the future waits without a
+    /// limit.
     ///
     /// # Errors
     ///

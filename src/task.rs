@@ -38,8 +38,8 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must stop
-    /// counting the work of the returned token as in flight (invariants S2 and S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
+    /// the returned token, which still counts the task as in flight (invariants S2 and S5).
     ///
     /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
@@ -259,7 +259,7 @@ pin_project! {
     ///
     /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If a `Tracked` is
     /// dropped and the destructor of the inner future panics, the drop panics with the same payload, unless the thread is already
-    /// panicking. After a `Tracked` has returned `Ready` or has panicked, another poll panics.
+    /// panicking. A poll also panics if the `Tracked` has already returned `Ready` or has already panicked.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -319,8 +319,8 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 /// must not count as completed in this case, call [`require_completion`](Self::require_completion).
 ///
 /// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. As with the mutexes
-/// of `std`, the panic does not count if the thread was already panicking when the guard was taken. Therefore, during a panic, a
-/// destructor can take a guard and drop the guard, and the work counts as completed.
+/// of `std`, the panic does not count if the thread was already panicking when the guard was taken. Therefore a destructor that
+/// runs during a panic can take and drop a guard, and the work counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 
