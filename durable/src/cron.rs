@@ -28,7 +28,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The greatest age of a missed tick. Older ticks are neither counted nor enqueued.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// The policy for missed ticks: ticks that were due while no process ran the schedule, or during a long outage of the store. See
+/// The policy for missed ticks. A tick is missed if it was due while no process ran the schedule, or during a long outage of the store. See
 /// [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -171,12 +171,12 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down. A tick is a time at
     /// which the schedule is due. The schedule is a string whose times are in UTC, or a [`CronSchedule`].
     ///
-    /// Any number of processes can run the same schedule. Only one of them enqueues the job of a tick, because the [unique
-    /// key](crate::Enqueue::unique_key) of the job consists of the schedule and the tick. The key depends on the times of the schedule, not
-    /// on the spelling of its text. If two schedules of a queue have the same times, only one of them enqueues a job at each tick, even if
-    /// their jobs differ.
+    /// Any number of processes can run the same schedule. The job of each tick is enqueued only one time, because its [unique
+    /// key](crate::Enqueue::unique_key) consists of the schedule and the tick. The key depends on the times of the schedule, not on the
+    /// spelling of its text. If two schedules of a queue have the same times, only one job is enqueued at each tick, even if the schedules
+    /// create different jobs.
     ///
-    /// The last tick of a schedule is stored. If ticks were missed since the last tick, the task applies the policy of
+    /// The store contains the last tick of each schedule. If ticks were missed since the last tick, the task applies the policy of
     /// [`CronSchedule::missed`] when it starts. If a schedule is new, the task enqueues the job of the last tick of the previous 5 minutes,
     /// with every policy.
     ///

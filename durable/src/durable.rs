@@ -119,9 +119,9 @@ impl Durable {
     ///
     /// The tables are in the schema `background_tasks`. To use another schema, call [`postgres_in`](Self::postgres_in). The first process
     /// that connects creates the schema and the tables. This process must connect as the owner of the database, or as a user with the
-    /// privilege `CREATE` on the database. If the workers' user has no such privilege, the owner must connect first, and again after each
-    /// update that changes the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and
-    /// `DELETE` on its tables.
+    /// privilege `CREATE` on the database. If the program connects as another user, the owner must connect with this crate first, and again
+    /// after each update that changes the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`,
+    /// `UPDATE` and `DELETE` on its tables.
     ///
     /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects moves these jobs to the new
     /// tables. Stop the old workers before that, because a job that an old worker still runs is run again.
@@ -129,14 +129,14 @@ impl Durable {
     /// # Connections
     ///
     /// A process opens up to 10 connections for its own calls and for [transactions of the program](Self::postgres_pool). All workers of
-    /// the process together open up to 10 further connections for jobs, and one connection for heartbeats and notifications. While its
+    /// the process together open up to 10 further connections for jobs. Heartbeats and notifications use one more connection. While its
     /// queues are idle, a process has about three connections. During a deploy, the server must accept the connections of the old and the
     /// new processes at the same time.
     ///
-    /// If a connection does not respond in time, a worker repeats the call on another connection and reports the outage to the registry's
-    /// observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. The time limit of all other
-    /// calls of a worker is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time limit, so
-    /// wrap them in a timeout.
+    /// If a connection does not respond in time, a worker repeats the call on another connection. The worker also reports the outage to the
+    /// registry's observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. The time limit of
+    /// all other calls of a worker is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time
+    /// limit, so wrap them in a timeout.
     ///
     /// Connect to the server directly, or through a pooler in session mode. In transaction mode, `PgBouncer` does not forward
     /// notifications. Versions of `PgBouncer` before 1.21 do not forward prepared statements either.

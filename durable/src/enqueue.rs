@@ -15,9 +15,9 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 /// A request to enqueue one or more jobs, either all of them or none. The jobs are enqueued when the request is awaited, or by its method
 /// [`in_transaction`](Enqueue::in_transaction).
 ///
-/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. An error means that nothing was
-/// enqueued, with one exception: if the server becomes unavailable during the commit ([`Error::Unavailable`]), the jobs may have been
-/// enqueued. To retry safely after this error, set a [unique key](Enqueue::unique_key).
+/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
+/// enqueued, with one exception: after [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
+/// unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
 ///
 /// # Cancel safety
 ///

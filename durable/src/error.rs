@@ -19,7 +19,8 @@ pub enum Error {
     Full(sqlx::Error),
     /// The program has no permission to open or write the database.
     Denied(sqlx::Error),
-    /// The tables do not belong to this version of the crate, the file is not a database, or a pooler is not in session mode.
+    /// The tables do not belong to this version of the crate, or the file is not a database. The same error means that a pooler is not in
+    /// session mode.
     Schema(String),
     /// The payload, result or checkpoint cannot be serialized as JSON.
     Encode(serde_json::Error),

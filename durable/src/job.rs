@@ -51,11 +51,11 @@ impl FromStr for JobId {
 
 /// The argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number of a job, and dereferences to the payload.
 ///
-/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. Use the ID to make
-/// repeated attempts harmless: as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
+/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. The ID makes repeated
+/// attempts harmless if it is the key of an upsert, the idempotency key of a payment, or the `Message-ID` of a mail.
 ///
-/// After a failed attempt, the job is not retried while a clone of its `Job` exists. If the handler starts work that a
-/// [timeout](crate::WorkerOptions::timeout) does not stop, such as a blocking closure, move a clone into that work.
+/// After a failed attempt, the job is not retried while a clone of its `Job` exists. A [timeout](crate::WorkerOptions::timeout) does not
+/// stop a blocking closure that the handler has started, so move a clone into such a closure.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
@@ -323,8 +323,8 @@ impl JobInfo {
         self.ended
     }
 
-    /// Returns the last error of the job: why an attempt failed, why a worker deferred the job, or why the result of a done job could not
-    /// be stored.
+    /// Returns the last error of the job. The error says why an attempt failed, why a worker deferred the job, or why the result of a done
+    /// job could not be stored.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }

@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Runs the due jobs of a queue one at a time, in the order in which a worker starts them, until no job is due. Returns one [`JobInfo`] for
-/// each attempt, which contains the state of the job after the attempt.
+/// Runs the due jobs of a queue until no job is due. The jobs run one at a time, in the order in which a worker starts them. Returns one
+/// [`JobInfo`] for each attempt, which contains the state of the job after the attempt.
 ///
-/// Each attempt runs as in a worker with these options: attempts, backoff, timeouts, panics, upgrades, checkpoints, limits and
-/// [`on_dead`](WorkerOptions::on_dead) work as in production. If the handler enqueues due jobs in the queue, the function also runs these
-/// jobs. If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone
-/// of its [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. If the queue is paused, or if its limits
-/// allow no more jobs, the function runs no jobs.
+/// Each attempt runs as in a worker with these options. The function handles backoffs, timeouts, panics, upgrades, checkpoints, limits and
+/// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
+/// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
+/// [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. If the queue is paused, or if its limits allow
+/// no more jobs, the function runs no jobs.
 ///
 /// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
 /// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.

@@ -43,7 +43,8 @@
 //!
 //! # Tests
 //!
-//! With the module [`testing`], a test can run the jobs of a program without a worker, without delays, and with a store in memory.
+//! With the module [`testing`], a test runs the jobs of a program without a worker and without delays. The store of the test can be in
+//! memory.
 //!
 //! # Features
 //!

@@ -92,7 +92,8 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status. These are the first jobs of the list, or the jobs that follow the job `after` in the list.
+    /// Returns up to 100 jobs with this status. If `after` is `None`, these are the first jobs of the list. Otherwise these are the jobs
+    /// that follow the job `after`.
     ///
     /// Waiting jobs are listed in the order in which they run. Jobs that are due come first, sorted by priority. After them come jobs that
     /// wait because of the limit of their key, and at last jobs that are due later. Jobs that are done, dead or cancelled are sorted by the

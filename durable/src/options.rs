@@ -64,7 +64,7 @@ impl WorkerOptions {
     /// Sets the batch size of fetches. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
     /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
-    /// takes up to as many jobs as there are free permits, or up to the batch size if that is larger. Larger batches are faster for short
+    /// takes one job for each free permit, or as many jobs as the batch size if that number is larger. Larger batches are faster for short
     /// jobs. Fetched jobs without a permit wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
@@ -75,8 +75,8 @@ impl WorkerOptions {
     ///
     /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
     /// because the processes send notifications. The polls find only jobs whose notification was lost. On SQLite, the process polls for
-    /// changes of the file, at least once a second. Each of these polls takes microseconds. All workers of a process use the shortest of
-    /// their intervals.
+    /// changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of a process have different
+    /// intervals, all of them use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
@@ -112,7 +112,7 @@ impl WorkerOptions {
 
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt. A random part of up to half is then subtracted, so that jobs that failed at the same time are
+    /// The delay doubles with each attempt, and is then shortened by up to half at random. Jobs that failed at the same time are therefore
     /// retried at different times.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));

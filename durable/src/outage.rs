@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 /// The first and the longest delay before a retry.
 pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout), and the time limit for calls of
-/// `Queue::cron`.
+/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout). `Queue::cron` uses the same time limit for
+/// its calls to the store.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 

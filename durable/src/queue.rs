@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::{fmt, iter};
 
-/// Converts a payload of another version to the type of the queue.
+/// Converts a payload of another version to the payload type of the queue.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(&[u8]) -> Result<T, serde_json::Error> + Send + Sync>;
 
 /// A named queue of jobs of one type. All `Queue` values with the same name and the same store are the same queue, even in different
@@ -77,8 +77,8 @@ impl<T> Queue<T> {
     /// Serializes a job, and enqueues it when the returned [`Enqueue`] is awaited.
     ///
     /// This call does not check whether the payload can be deserialized. If a worker cannot deserialize the payload, the job is dead after
-    /// its first attempt. This happens if the payload contains floats that are not finite (JSON stores them as `null`), if it is nested
-    /// more than 127 levels deep, or if its `Serialize` does not match its `Deserialize`. A test with
+    /// its first attempt. This happens if the payload contains floats that are not finite, because JSON stores them as `null`. It also
+    /// happens if the payload is nested more than 127 levels deep, or if its `Serialize` does not match its `Deserialize`. A test with
     /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds such payloads.
     pub fn enqueue(&self, job: T) -> Enqueue
     where
@@ -173,7 +173,7 @@ impl<T> Queue<T> {
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
-    /// unknown, or if it was cancelled and its worker has not stopped it yet.
+    /// unknown. Also returns `false` for a cancelled job whose worker has not stopped it yet.
     ///
     /// # Errors
     ///
@@ -198,9 +198,9 @@ impl<T> Queue<T> {
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
     /// If the job waits, it never runs. If the job runs, its worker drops the handler's future at the handler's next await point. A worker
-    /// in this process does this immediately. A worker in another process usually does it within 0.1 seconds, and within a second if a
-    /// notification is lost. If the handler returns a result before its future is dropped, the result is discarded. A blocking closure that
-    /// the handler has started continues.
+    /// in this process drops the future immediately. A worker in another process usually drops the future within 0.1 seconds, and within a
+    /// second if a notification is lost. If the handler returns a result before its future is dropped, the result is discarded. A blocking
+    /// closure that the handler has started continues.
     ///
     /// # Errors
     ///

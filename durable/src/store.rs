@@ -21,8 +21,7 @@ pub(crate) mod sqlite;
 pub(crate) type StoreResult<T = ()> = Result<T, Error>;
 pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 
-/// The maximum number of jobs in one fetch, one commit, or one statement of a call that changes many jobs. Such a call repeats its
-/// statement.
+/// The maximum number of jobs that one statement fetches, commits or changes. A call that changes more jobs repeats its statement.
 pub(crate) const MAX_ROWS: usize = 1000;
 
 /// When a job is due.
@@ -222,7 +221,7 @@ pub(crate) trait Heart: Send {
     /// Renews the leases of these workers. If another process has removed a worker because its lease had expired, registers the worker
     /// again. Returns the IDs of the workers that were registered again.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
-    /// Deletes workers that a heartbeat has registered again after they ended.
+    /// Deletes workers that had already ended when a heartbeat registered them again.
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Puts the jobs of dead workers back into their queues. Returns the number of these jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;

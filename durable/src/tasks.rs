@@ -1,5 +1,5 @@
 //! Starts the tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. These tasks take no permits of the
-//! registry. A limit of the registry therefore applies only to the jobs, and this crate can report an outage even if the registry is full.
+//! registry. A limit of the registry therefore applies only to the jobs. Even if the registry is full, this crate can report an outage.
 
 use crate::error::Error;
 use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
@@ -32,7 +32,7 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Ok(())
     }
 
-    /// Counts a task as in flight, but makes it impossible to abort the task: an abort outside a shutdown must not stop a worker or a
+    /// Counts a task as in flight. An abort has no effect on this task, because an abort outside a shutdown must not stop a worker or a
     /// schedule.
     pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
         let task = self.registry.named(name).location(self.location).without_permit().track(task);

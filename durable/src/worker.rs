@@ -61,18 +61,18 @@ impl<T> Queue<T> {
     ///
     /// During an outage, the worker retries its calls after 0.1 to 5 seconds. It keeps outcomes that it could not commit in memory. A
     /// shutdown waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a failed task
-    /// named `QUEUE worker`: one report each for fetches, heartbeats, maintenance and every batch of outcomes. If the worker could not
-    /// renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
+    /// named `QUEUE worker`. Fetches, heartbeats, maintenance and each batch of outcomes report the same outage separately, one time each.
+    /// If the worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
     ///
     /// # Handlers that block
     ///
     /// If a handler blocks its thread, its worker keeps the lease, because a dedicated thread sends the heartbeats. The blocked thread can
-    /// still delay other jobs, their outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar
-    /// function. A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a
-    /// blocking closure that the handler has started. Move the [`Job`] or a clone of the `Job` into the closure. A failed attempt then ends
-    /// when the last clone is dropped. Until the last clone is dropped, the job keeps its permit and its lease, it is not retried, and a
-    /// shutdown waits for it. After an [abort](Registry::abort), the job keeps only the lease. If the closure has no clone, the next
-    /// attempt can run at the same time as the closure.
+    /// still delay other jobs, their outcomes and the shutdown of the process. Therefore move blocking work to `spawn_blocking` or a
+    /// similar function. A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not
+    /// stop a blocking closure that the handler has started. Move the [`Job`] or a clone of the `Job` into the closure. A failed attempt
+    /// then ends when the last clone is dropped. Until the last clone is dropped, the job keeps its permit and its lease, and is not
+    /// retried. A shutdown waits for the last clone. After an [abort](Registry::abort), the job keeps only the lease. If the closure has no
+    /// clone, the next attempt can run at the same time as the closure.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};
@@ -86,14 +86,14 @@ impl<T> Queue<T> {
     /// # Jobs that kill their process
     ///
     /// When the lease of a dead worker has expired, its jobs wait for a backoff of 2 seconds. The backoff doubles with each death, up to 10
-    /// minutes. At random, it is then made up to half shorter or longer. A job whose worker has died twice is called a suspect. A process
+    /// minutes. A random amount of up to half is then added or subtracted. A job whose worker has died twice is called a suspect. A process
     /// runs a suspect only while no other job of the process runs. While a suspect waits or runs, the process fetches no jobs.
     ///
     /// # Tasks in flight
     ///
     /// The worker's own task, `QUEUE worker`, is in flight until shutdown starts, so [`wait_idle`](Registry::wait_idle) does not return
-    /// before the shutdown. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight) of tasks in flight, the
-    /// worker's own task takes [no permit](Registry::without_permit), and only the jobs wait for permits.
+    /// before the shutdown. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight) of tasks in flight, only the
+    /// jobs wait for permits. The worker's own task takes [no permit](Registry::without_permit).
     ///
     /// # Errors
     ///

@@ -55,8 +55,8 @@ struct WorkerState {
 
 struct InFlightJob {
     running: Arc<RunningJob>,
-    /// Whether the run of the handler has ended. As soon as the outcome of the run is committed, the job can be fetched again, even before
-    /// this worker receives the response to the commit.
+    /// Whether the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again. This can happen
+    /// before this worker receives the response to the commit.
     is_over: bool,
 }
 
@@ -231,8 +231,8 @@ impl WorkerHandle {
 /// The mean interval between two fetches while a worker fetches less often. By default, other workers check the queue at least this often.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lease of a fetched job. A lease sends exactly one outcome, however the job's task ends: if the lease is dropped before the job has
-/// ended, the drop sends the outcome.
+/// The lease of a fetched job. However the task of the job ends, its lease sends exactly one outcome. If the lease is dropped before the
+/// job has ended, the drop sends the outcome.
 pub(crate) struct JobLease {
     worker: Arc<WorkerHandle>,
     engine: Arc<Engine>,

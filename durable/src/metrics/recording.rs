@@ -78,8 +78,8 @@ impl Durable {
     /// `max`. During an outage of the store, the gauges keep their last values.
     ///
     /// `background_tasks_jobs_oldest_due_seconds` is the time for which the oldest due job has waited for a worker, or 0 if no job is due.
-    /// Base alerts on this gauge: it rises when workers are missing, stuck or too slow, or when the queue is paused, whether the queue is
-    /// short or long.
+    /// Base alerts on this gauge, because it does not depend on the depth of the queue. The gauge rises when workers are missing, stuck or
+    /// too slow, or when the queue is paused.
     ///
     /// # Counters and histograms
     ///

@@ -28,15 +28,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection of the workers can be idle before it is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The time limit for the checks of a connection when it is taken from its pool, and when it is put back.
+/// The time limit for checking that a connection responds. The pool checks a connection before each use, and some connections after each
+/// use.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) struct Postgres {
     pool: PgPool,
     /// The workers have a separate pool, because handlers may use all connections of `pool`.
     worker_pool: PgPool,
-    /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, a connection
-    /// would not be back in the pool before the next call, and the pool would open more connections than needed.
+    /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, it would
+    /// open more connections than needed, because a connection is not back in the pool before the next call.
     engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
     /// The quoted name of the schema, followed by a dot.
     prefix: String,
@@ -204,7 +205,7 @@ fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Inserts jobs with a single statement, which is a transaction of its own. If the unique key is in use, inserts nothing.
+/// Inserts jobs with a single statement, which needs no explicit transaction. If the unique key is in use, inserts nothing.
 const PUSH: &str = "INSERT INTO @jobs (id, queue, state, priority, run_at, version, unique_key, unique_until, limit_key, payload)
     SELECT id, $1, CASE WHEN due <= now() THEN 'available' ELSE 'scheduled' END, $2, due, $3, $4, now() + make_interval(secs => $5), $6, payload
     FROM (SELECT coalesce('epoch'::timestamptz + $7 * interval '1 microsecond', now() + make_interval(secs => $8)) AS due) AS due,
@@ -267,11 +268,11 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. With other forms of this
-/// statement, the server sorts the whole queue at each fetch if the limit is a parameter, or if the statistics are from an empty queue.
+/// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. In other forms of this
+/// statement, a limit that is a parameter makes the server sort the whole queue at each fetch. Statistics of an empty queue have the same
+/// effect.
 ///
-/// The commit is synchronous. Without this, a crash of the server could undo a fetch, and another worker would run the job at the same
-/// time.
+/// The commit is synchronous. Otherwise a crash of the server could undo a fetch, and another worker would run the job at the same time.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
     FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
@@ -341,8 +342,8 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
 /// Releases cancelled jobs from their workers. The outcomes of these jobs have changed nothing.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key whose outcomes were not committed by this call: the handler has called `complete_in`, or an earlier call has
-/// committed the outcome.
+/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
+/// their outcomes.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
@@ -357,7 +358,8 @@ const COLUMNS: &str =
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
 /// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
-/// available jobs, it also skips from one priority to the next, because the first job of each priority is the oldest job of this priority.
+/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
+/// priority.
 const QUEUES: &str = "WITH RECURSIVE
     available AS (
         (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
@@ -396,8 +398,8 @@ const QUEUES: &str = "WITH RECURSIVE
         %counts
     FROM names LEFT JOIN @queues AS settings ON settings.name = names.name";
 
-/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. This delay doubles with each further crash, up to 10 minutes,
-/// and is then made up to half shorter or longer at random.
+/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
+/// random amount of up to half is then added or subtracted.
 const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
     lost AS (UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL, crashes = crashes + 1,
         error = 'the worker died', run_at = now() + least(600, power(2, crashes + 1)) * (0.5 + random()) * interval '1 second'

@@ -29,7 +29,8 @@ pub(crate) struct Sqlite {
     /// A pool with a single connection. SQLite allows one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
-    /// Keeps a database in memory open. It is deleted when its last connection is closed, and the pools may close their connections.
+    /// A connection that keeps a database in memory open. The pools may close all their connections, and the database is deleted with its
+    /// last connection.
     _anchor: Option<Mutex<SqliteConnection>>,
 }
 
@@ -221,7 +222,7 @@ const PUSHED: &str = "SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND 
     UNION ALL SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2 AND unique_until IS NOT NULL AND unique_until > ?3
     LIMIT 1";
 
-/// Inserts the jobs with a single statement. The statement is a transaction of its own, and needs one round trip to the driver's thread.
+/// Inserts the jobs with a single statement, which needs no explicit transaction and only one round trip to the driver's thread.
 pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Pushed> {
     let (ids, mut end) = (new_ids(payloads.len()), 0);
     let parts = ids.iter().zip(payloads).map(|(id, payload)| {
@@ -308,8 +309,8 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key whose outcomes were not committed by this call: the handler has called `complete_in`, or an earlier call has
-/// committed the outcome.
+/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
+/// their outcomes.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
@@ -325,8 +326,8 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
 
 const COLUMNS: &str = "id, queue, priority, limit_key, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
-/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. This delay doubles with each further crash, up to 10 minutes,
-/// and is then made up to half shorter or longer at random.
+/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
+/// random amount of up to half is then added or subtracted.
 const RECOVER: &str =
     "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
         crashes = crashes + 1, error = 'the worker died',
@@ -343,8 +344,8 @@ const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WH
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
 /// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
-/// available jobs, it also skips from one priority to the next, because the first job of each priority is the oldest job of this priority.
-/// `?1` is the current time.
+/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
+/// priority. `?1` is the current time.
 const QUEUES: &str = "WITH RECURSIVE
     available (queue, priority, run_at) AS (
         SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available

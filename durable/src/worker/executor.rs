@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The longest time for which a worker fetches less often after a job with an unknown version, so that other workers fetch first.
+/// After a job with an unknown version, a worker fetches less often, so that other workers fetch first. This is the longest time for which
+/// it does so.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
 
 /// The size in bytes of the largest result or error that is stored.
