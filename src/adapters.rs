@@ -1,5 +1,5 @@
-//! Contains spawners for each supported runtime, spawners that erase the type of another spawner or wrap it, and observers for tracing and
-//! metrics.
+//! Contains the spawners of all supported runtimes, spawners that wrap another spawner or hide its type, and observers for
+//! tracing and metrics.
 //!
 //! The adapters use only the crate's public API.
 

@@ -328,16 +328,15 @@ impl Engine {
     /// held job, the response to its fetch was lost, so the job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
-        let limit = response_timeout(workers);
-        let (cancelled, running): (Vec<_>, Vec<_>) =
-            with_timeout(limit, self.store.held(&ids)).await?.into_iter().partition(|job| job.is_cancelled);
+        let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };
+        let (cancelled, running): (Vec<_>, Vec<_>) = held.into_iter().partition(|job| job.is_cancelled);
         let cancelled = cancelled.iter().map(|job| job.id).collect();
         for worker in workers {
             worker.cancel(&cancelled);
         }
         let unknown: Vec<_> = running.into_iter().filter(|job| !workers.iter().any(|worker| worker.holds(job.id))).collect();
         if !unknown.is_empty() {
-            with_timeout(limit, self.store.give_back(&unknown)).await?;
+            self.unless_closing(workers, self.store.give_back(&unknown)).await?;
             for worker in workers {
                 worker.set_ready(true);
             }

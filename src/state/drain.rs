@@ -15,11 +15,15 @@ impl RegistryState {
     ///
     /// Children that were made after the first start of the shutdown stay open; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
+        self.start_shutdown_by(|| self.start_phase());
+    }
+
+    fn start_shutdown_by(&'static self, start_phase: impl FnOnce() -> bool) {
         // Most last handles are dropped after the drain, which has closed every gate.
         if self.is_drained() {
             return;
         }
-        let is_first = self.start_phase();
+        let is_first = start_phase();
         let mut in_flight = 0;
         if is_first && self.reports_shutdown() {
             self.rare().start.with(|start| start.at = now());
@@ -73,15 +77,21 @@ impl RegistryState {
         self.is_observed() && !self.is_child()
     }
 
-    /// Starts the shutdown after `task` was lost, and records `task` as the cause.
+    /// Starts the shutdown after `task` was lost, and records `task` as the cause if no other call has started the shutdown.
     ///
     /// The caller has checked that this loss must start the shutdown: either the task is critical, or the task has failed or panicked
     /// and the registry has the setting `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
-        if !self.is_shutting_down() {
-            self.rare().start.with(|start| _ = start.cause.get_or_insert(task));
-        }
-        self.start_shutdown();
+        // The phase changes under the lock, so a thread that sees the change also sees the cause.
+        self.start_shutdown_by(|| {
+            self.rare().start.with(|start| {
+                let is_first = self.start_phase();
+                if is_first {
+                    start.cause = Some(task);
+                }
+                is_first
+            })
+        });
     }
 
     /// Performs the actions that a task's [`Departure`] from a gate requires. If the registry is a child that has drained, it leaves its

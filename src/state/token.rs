@@ -1,7 +1,6 @@
 //! A token represents one piece of work in flight.
 
 use super::inspection::InspectedTask;
-use super::lifetime::StateRef;
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{
     ABORTING, EVERY_TASK, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC,
@@ -247,10 +246,12 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        let root = if state.settings.has(policy) { state.root() } else { None };
-        let ended = root.as_ref().map(StateRef::state).or_else(|| self.is_critical().then_some(state));
-        if let Some(ended) = ended {
-            ended.start_shutdown_after_loss(self.info());
+        // A child that was made during the drain of the root stays open, so its own shutdown is started too.
+        if self.is_critical() {
+            state.start_shutdown_after_loss(self.info());
+        }
+        if let Some(root) = if state.settings.has(policy) { state.root() } else { None } {
+            root.state().start_shutdown_after_loss(self.info());
         }
     }
 

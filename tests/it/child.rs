@@ -1,7 +1,7 @@
 //! Child registries: their own drain, and what their parents do with them.
 
 use crate::common::{Counts, Fake, HANG, Manual, counting_waker, counts, inspected, poll, poll_once, waker_fn};
-use background_tasks::{AbortError, Loss, Observer, Registry, RejectReason, Restart, Spawner, TaskInfo, TaskKind};
+use background_tasks::{AbortError, Loss, Observer, Registry, RegistryBuilder, RejectReason, Restart, Spawner, TaskInfo, TaskKind};
 use futures_lite::future::block_on;
 use std::future::{pending, ready};
 use std::sync::{Arc, Mutex};
@@ -145,6 +145,22 @@ fn child_made_while_its_parent_drains_is_open() {
     assert!(poll_once(&mut shutdown).is_pending());
     drop(child);
     assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [4, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn critical_loss_closes_a_child_that_was_made_while_its_parent_drains() {
+    for configure in [|builder: RegistryBuilder<Manual>| builder, RegistryBuilder::shutdown_on_failure] {
+        let spawner = Manual::default();
+        let registry = configure(Registry::builder(spawner.clone())).build();
+        let guard = registry.guard().unwrap();
+        let shutdown = registry.shutdown();
+        let child = registry.child();
+        child.critical().run(ready(Err::<(), _>("intentional failure")));
+        spawner.poll_all();
+        assert!(child.is_drained());
+        drop(guard);
+        assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [1, 1, 0, 0, 0, 0]);
+    }
 }
 
 #[test]

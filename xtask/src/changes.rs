@@ -51,15 +51,15 @@ pub(crate) fn check(context: &Context) -> Result<()> {
     let changed: BTreeSet<&str> = files.iter().filter_map(|file| owner(&packages, file)).map(|package| &*package.name).collect();
     let names = if changed.is_empty() { "no package".to_owned() } else { changed.iter().copied().collect::<Vec<_>>().join(", ") };
     println!("{} files changed, in {names}", files.len());
-    cmd!(sh, "cargo fmt --all --check").run()?;
+    crate::jobs::fmt(context)?;
     if !changed.is_empty() {
         let of_changed: Vec<&str> = changed.iter().flat_map(|name| ["-p", name]).collect();
         let of_changed = &of_changed[..];
         cmd!(sh, "cargo clippy --quiet {of_changed...} --all-targets --all-features -- -D warnings").run()?;
         cmd!(sh, "cargo test --quiet {of_changed...} --all-features --lib --bins --tests").run()?;
     }
-    for (job, paths) in crate::jobs::concerned(&files) {
-        println!("these changes also concern `cargo xtask {job}` ({paths})");
+    for job in crate::jobs::concerned(&files) {
+        println!("these changes also concern `cargo xtask {}` ({}; {} s)", job.name, job.tier.name(), job.seconds);
     }
     context.print_skips()?;
     println!("passed in {} s", start.elapsed().as_secs());

@@ -8,6 +8,8 @@ mod proofs;
 mod targets;
 mod words;
 
+pub(crate) use everywhere::fmt;
+
 use crate::context::Context;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -22,7 +24,7 @@ pub(crate) struct Job {
     /// What the job needs beyond the Rust toolchain.
     tools: &'static str,
     /// An estimate of the duration on two cores, in seconds.
-    seconds: u32,
+    pub(crate) seconds: u32,
     pub(crate) run: fn(&Context) -> Result<()>,
 }
 
@@ -37,6 +39,14 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Tier::Full => "full",
+            Tier::Nightly(_) => "nightly",
+            Tier::OnRequest => "-",
+        }
+    }
+
     /// Returns whether `ci` runs the jobs of this tier at this turn.
     pub(crate) fn has_turn(self, turn: usize) -> bool {
         match self {
@@ -51,7 +61,7 @@ use Tier::{Full, Nightly, OnRequest};
 
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
-    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: everywhere::fmt },
+    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: fmt },
     Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, PgBouncer, runit, systemd", seconds: 500, run: everywhere::test },
     Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
@@ -75,8 +85,8 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "aarch64", about: "the core on an emulated processor", tier: Nightly(6), paths: &["src", "tests"], tools: "aarch64 target, GCC, QEMU", seconds: 150, run: targets::aarch64 },
     Job { name: "worker", about: "the Worker of examples/worker in workerd", tier: Nightly(3), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/worker"], tools: "wasm32, Node, npm", seconds: 30, run: targets::worker },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
-    Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
-    Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(2), paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto, toolchain 1.89", seconds: 600, run: companions::consumer },
+    Job { name: "durable", about: "durable/ compiles with each store alone and with the oldest Rust; the page of the example in Chromium", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
+    Job { name: "consumer", about: "consumer/ compiles with each feature alone and with the oldest Rust; its worker processes on each broker for longer", tier: Nightly(2), paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto, toolchain 1.89", seconds: 600, run: companions::consumer },
     Job { name: "runtimes", about: "the tests of runtimes/, its features alone, its shared cache lines, and the oldest Rust of each feature; the names in tokio-console", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its direct dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
@@ -91,12 +101,7 @@ pub(crate) const JOBS: &[Job] = &[
 pub(crate) fn print_list() {
     println!("{:15} {:8} {:>9}  checks", "job", "tier", "seconds");
     for job in JOBS {
-        let tier = match job.tier {
-            Full => "full",
-            Nightly(_) => "nightly",
-            OnRequest => "-",
-        };
-        println!("{:15} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
+        println!("{:15} {:8} {:>9}  {}", job.name, job.tier.name(), job.seconds, job.about);
         let paths = if job.paths.is_empty() { "all".to_owned() } else { job.paths.join(" ") };
         println!("{:36}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
@@ -106,9 +111,8 @@ pub(crate) fn print_list() {
     );
 }
 
-/// Returns the jobs that check one of these files beyond formatting, lints and tests, with their paths.
-pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = (&'static str, String)> {
+/// Returns the jobs whose paths contain one of these files.
+pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = &'static Job> {
     let has = |path: &str| files.iter().any(|file| Path::new(file).starts_with(path));
-    let jobs = JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)));
-    jobs.map(|job| (job.name, job.paths.join(" ")))
+    JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)))
 }

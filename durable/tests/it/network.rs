@@ -292,6 +292,18 @@ async fn jobs_of_a_fetch_whose_response_is_lost_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn shutdown_does_not_wait_for_the_comparison_of_held_jobs() {
+    let Some(store) = ProxiedStore::on(&["state = 'cancelled' FROM"]).await else { return };
+    let (registry, losses) = registry();
+    store.arm();
+    let options = WorkerOptions::default().response_timeout(Duration::from_hours(1));
+    store.jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    store.wait_until_silent().await;
+    timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
+    assert_eq!(losses.all(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_continue_after_one_without_response() {
     let Some(store) = ProxiedStore::on(&["workers AS workers SET expires_at"]).await else { return };
     let (registry, losses) = registry();

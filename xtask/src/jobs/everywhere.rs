@@ -20,7 +20,7 @@ const PUBLISHED: [&str; 6] = [
 /// The published packages that are programs, and so have no API.
 const PROGRAMS: [&str; 1] = ["background-tasks-durable-cli"];
 
-pub(super) fn fmt(context: &Context) -> Result<()> {
+pub(crate) fn fmt(context: &Context) -> Result<()> {
     cmd!(context.sh, "cargo fmt --all --check").run()?;
     for manifest in ["models/Cargo.toml", "examples/bare-metal/Cargo.toml", "tools/mutate-orderings/Cargo.toml"] {
         cmd!(context.sh, "cargo fmt --check --manifest-path {manifest}").run()?;
