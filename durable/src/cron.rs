@@ -19,7 +19,7 @@ const MAX_LATENESS: Duration = Duration::from_mins(5);
 /// How long the unique key of a tick is reserved. This period must be longer than `MAX_LATENESS`.
 const KEY_PERIOD: Duration = Duration::from_mins(15);
 
-/// The longest sleep of the task. After this time, the task reads the clock again, because the clock may have been set.
+/// The longest sleep of the task. After this time, the task reads the clock again, because the clock may have been changed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 /// How long the task waits after a failure before it tries again to enqueue the job of a tick.

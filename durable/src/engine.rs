@@ -221,7 +221,7 @@ impl Engine {
         state.workers.iter().map(|worker| worker.options.lease).min()
     }
 
-    /// Reports an error to the observers of every worker if the error does not belong to a single job.
+    /// Reports an error to the observers of every worker. It is used for errors that do not belong to a single job.
     fn report(&self, text: &str) {
         let text = Arc::<str>::from(text);
         for worker in self.workers() {
@@ -413,8 +413,8 @@ impl Engine {
         }
     }
 
-    /// Calls the store with the time limit of these workers. Returns `None` if a worker shuts down and the call then takes longer than
-    /// `SHUTDOWN_DELAY`.
+    /// Calls the store with the shortest response timeout of these workers. Returns `None` if a worker shuts down and the call then takes
+    /// longer than `SHUTDOWN_DELAY`.
     async fn unless_closing<T>(
         &self,
         workers: &[Arc<WorkerHandle>],

@@ -16,7 +16,7 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 /// [`in_transaction`](Enqueue::in_transaction).
 ///
 /// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
-/// enqueued, with one exception: after [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
+/// enqueued, with one exception. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
 /// unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
 ///
 /// # Cancel safety
@@ -119,8 +119,8 @@ impl Enqueue {
 impl Enqueue<Enqueued> {
     /// Reserves the [key](Enqueue::unique_key) for this time after the enqueue, even if the job ends earlier. Default: zero.
     ///
-    /// The job stays in the store for this time, even if its [retention](crate::WorkerOptions::retention) is shorter. If the job is
-    /// [discarded](crate::Queue::discard), the key is free earlier.
+    /// The job stays in the store until this time has passed, even if its [retention](crate::WorkerOptions::retention) is shorter. If the
+    /// job is [discarded](crate::Queue::discard), the key is free earlier.
     pub fn unique_for(mut self, period: Duration) -> Self {
         self.spec.unique_for = Some(period.min(MAX_DURATION));
         self

@@ -97,7 +97,7 @@ impl error::Error for Error {
     }
 }
 
-/// Converts an error of the driver by its code. In a result code of SQLite, the lowest byte is the kind of the error
+/// Converts an error of the database driver according to its code. In a result code of SQLite, the lowest byte is the kind of the error
 /// (<https://sqlite.org/rescode.html>). Postgres groups its SQLSTATE codes into classes
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 impl From<sqlx::Error> for Error {

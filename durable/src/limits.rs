@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// The limits of a queue. All workers of the queue share them, in any number of processes. See
+/// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
 /// [`Queue::set_limits`](crate::Queue::set_limits).
 ///
 /// The limits are exact, because a job counts as running as soon as a worker fetches it. If a queue has limits, fetches take longer,

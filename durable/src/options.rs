@@ -84,8 +84,8 @@ impl WorkerOptions {
 
     /// Sets how long a worker is treated as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. It sends
-    /// five heartbeats during the shortest lease of the workers.
+    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. This
+    /// thread sends five heartbeats during the shortest lease of the workers.
     ///
     /// The lease must be longer than any time for which the store is down, locked or stalled. It must also be longer than any forward jump
     /// of the store's clock. Otherwise another process may treat this worker as dead, and the worker's jobs run twice. Use short leases in
@@ -131,9 +131,9 @@ impl WorkerOptions {
 
     /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When this time expires, the worker repeats the call. On Postgres, the worker repeats the call on another connection. When the worker
-    /// commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded. Heartbeats have a
-    /// separate time limit: two fifths of the shortest lease, and at least 2 seconds.
+    /// When the response timeout expires, the worker repeats the call. On Postgres, the worker repeats the call on another connection. When
+    /// the worker commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded.
+    /// Heartbeats have a separate time limit: two fifths of the shortest lease, and at least 2 seconds.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self

@@ -14,7 +14,7 @@ pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(10
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Reports a failure to the registry's observers if the failure does not belong to a single job.
+/// Reports a failure to the registry's observers. It is used for failures that do not belong to a single job.
 pub(crate) type Report = Box<dyn Fn(Error) + Send + Sync>;
 
 /// Calls the store with a time limit.
@@ -62,7 +62,7 @@ impl<'a> Outage<'a> {
         delay
     }
 
-    /// Ends the outage, so that the next failure is reported again.
+    /// Ends the outage, so that the next failure is reported as a new outage.
     pub(crate) fn ended(&mut self) {
         self.retry_delay = RETRY_BACKOFF.0;
     }

@@ -53,7 +53,7 @@ impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
     /// Raise the version whenever stored payloads cannot or must not be deserialized as the new `T`. Workers of the previous release cannot
-    /// run jobs of the new version. They put these jobs back into the queue with a delay, the
+    /// run jobs of the new version. They put these jobs back into the queue, where the jobs wait for the
     /// [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
@@ -197,10 +197,10 @@ impl<T> Queue<T> {
 
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
-    /// If the job waits, it never runs. If the job runs, its worker drops the handler's future at the handler's next await point. A worker
-    /// in this process drops the future immediately. A worker in another process usually drops the future within 0.1 seconds, and within a
-    /// second if a notification is lost. If the handler returns a result before its future is dropped, the result is discarded. A blocking
-    /// closure that the handler has started continues.
+    /// A job that is still waiting will never run. If the job runs, its worker drops the handler's future at the handler's next await
+    /// point. A worker in this process drops the future immediately. A worker in another process usually drops the future within 0.1
+    /// seconds, and within a second if a notification is lost. If the handler returns a result before its future is dropped, the result is
+    /// discarded. A blocking closure that the handler has started continues.
     ///
     /// # Errors
     ///

@@ -276,7 +276,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
     /// Makes the next blocked job of each limit key available, because a process may have died before it could do this.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Returns the last tick of a schedule that is stored. If `tick` is later, stores `tick` in its place.
+    /// Returns the stored last tick of a schedule. If `tick` is later, stores `tick` in its place.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
@@ -366,7 +366,7 @@ impl Order {
         }
     }
 
-    /// Returns the time of a job by which this order sorts.
+    /// Returns the time by which this order sorts a job.
     fn time(self, info: &JobInfo) -> SystemTime {
         match self {
             Self::Ended | Self::Oldest => info.ended().unwrap_or(SystemTime::UNIX_EPOCH),

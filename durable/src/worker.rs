@@ -49,20 +49,20 @@ impl<T> Queue<T> {
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the worker fetches no more jobs. It puts jobs that it has fetched but not started back into the queue. Running
-    /// jobs continue, and so do the heartbeats. The registry is drained only after the running jobs have ended. If [`Registry::abort`]
-    /// interrupts jobs during the shutdown, they go back into the queue, and the interrupted attempt is not counted. Only a registry with
-    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
+    /// When shutdown starts, the worker fetches no more jobs. Jobs that are fetched but not started go back into the queue. Running jobs
+    /// continue, and so do the heartbeats. The registry is drained only after the running jobs have ended. If [`Registry::abort`]
+    /// interrupts a job during the shutdown, the job goes back into the queue, and the interrupted attempt is not counted. Only a registry
+    /// with [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
     ///
     /// If the process exits without an abort, other workers take its running jobs when the [lease](WorkerOptions::lease) expires. The exit
     /// is counted as a [crash](WorkerOptions::crashes) of each of these jobs.
     ///
     /// # Outages of the store
     ///
-    /// During an outage, the worker retries its calls after 0.1 to 5 seconds. It keeps outcomes that it could not commit in memory. A
-    /// shutdown waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a failed task
-    /// named `QUEUE worker`. Fetches, heartbeats, maintenance and each batch of outcomes report the same outage separately, one time each.
-    /// If the worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
+    /// During an outage, the worker retries its calls after 0.1 to 5 seconds. Outcomes that it could not commit stay in memory. A shutdown
+    /// waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a failed task named
+    /// `QUEUE worker`. Fetches, heartbeats, maintenance and each batch of outcomes report the same outage separately, one time each. If the
+    /// worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
     ///
     /// # Handlers that block
     ///
@@ -86,14 +86,15 @@ impl<T> Queue<T> {
     /// # Jobs that kill their process
     ///
     /// When the lease of a dead worker has expired, its jobs wait for a backoff of 2 seconds. The backoff doubles with each death, up to 10
-    /// minutes. A random amount of up to half is then added or subtracted. A job whose worker has died twice is called a suspect. A process
-    /// runs a suspect only while no other job of the process runs. While a suspect waits or runs, the process fetches no jobs.
+    /// minutes. A random part of up to half of the backoff is then added or subtracted. A job whose worker has died twice is called a
+    /// suspect. A process runs a suspect only while no other job of the process runs. While a suspect waits or runs, the process fetches no
+    /// jobs.
     ///
     /// # Tasks in flight
     ///
-    /// The worker's own task, `QUEUE worker`, is in flight until shutdown starts, so [`wait_idle`](Registry::wait_idle) does not return
-    /// before the shutdown. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight) of tasks in flight, only the
-    /// jobs wait for permits. The worker's own task takes [no permit](Registry::without_permit).
+    /// The worker's own task, `QUEUE worker`, stays in flight until the registry shuts down, so [`wait_idle`](Registry::wait_idle) does not
+    /// return before the shutdown. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight) of tasks in flight, only
+    /// the jobs wait for permits. The worker's own task takes [no permit](Registry::without_permit).
     ///
     /// # Errors
     ///
@@ -163,7 +164,7 @@ struct WorkerTask {
     start: Box<StartJob>,
 }
 
-/// The number of deaths of its worker after which a job is a suspect. One death is not enough, because a death is counted for all jobs of
+/// A job becomes a suspect after its worker has died this many times. One death is not enough, because a death is counted for all jobs of
 /// the worker.
 const SUSPICIOUS_CRASHES: u32 = 2;
 

@@ -21,7 +21,7 @@ const BUSY_PERIOD: Duration = Duration::from_millis(10);
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
-    /// Whether the handler has called `complete_in`. The transaction of that call may not have been committed.
+    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(super) is_completed: bool,
     /// The duration of the attempt, if metrics are recorded.
     pub(super) duration: Option<Duration>,

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the task checks for which workers the maintenance is due.
+/// How often the task checks whether the maintenance of a worker is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long after the start of a worker its first maintenance is due.
+/// The time from the start of a worker until its first maintenance.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {

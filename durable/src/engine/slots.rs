@@ -54,7 +54,7 @@ impl Engine {
     }
 }
 
-/// The right to run one job. The drop of the permit records that the job has ended.
+/// The right to run one job. When the permit is dropped, the job counts as ended.
 pub(crate) struct Permit {
     engine: Arc<Engine>,
     pub(crate) worker: Arc<WorkerHandle>,

@@ -22,7 +22,7 @@ use ulid::Ulid;
 /// A command that the engine sends to the task of a worker.
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
-    /// Reports an error to the observers of the registry if the error does not belong to a single job.
+    /// Reports an error to the observers of the registry. It is used for errors that do not belong to a single job.
     Report(Arc<str>),
 }
 

@@ -399,7 +399,7 @@ const QUEUES: &str = "WITH RECURSIVE
     FROM names LEFT JOIN @queues AS settings ON settings.name = names.name";
 
 /// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
-/// random amount of up to half is then added or subtracted.
+/// random part of up to half of the delay is then added or subtracted.
 const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
     lost AS (UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL, crashes = crashes + 1,
         error = 'the worker died', run_at = now() + least(600, power(2, crashes + 1)) * (0.5 + random()) * interval '1 second'

@@ -327,7 +327,7 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
 const COLUMNS: &str = "id, queue, priority, limit_key, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
 /// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
-/// random amount of up to half is then added or subtracted.
+/// random part of up to half of the delay is then added or subtracted.
 const RECOVER: &str =
     "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
         crashes = crashes + 1, error = 'the worker died',

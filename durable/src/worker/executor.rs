@@ -42,7 +42,7 @@ enum AttemptError {
     Cancelled,
 }
 
-/// The start of a job's error if the attempt panicked.
+/// The prefix of a job's error after an attempt that panicked.
 const PANICKED: &str = "panicked: ";
 
 /// How the run of a handler ended.
