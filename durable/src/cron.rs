@@ -264,7 +264,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If the tick cannot be stored, it counts as missed at the next start, and its unique key prevents a second job.
+                        // If the tick cannot be stored, it counts as missed at the next start. Its unique key prevents a second job during
+                        // `KEY_PERIOD`.
                         let _ = remember(Some(tick)).await;
                     }
                     // If the clock was set back, the next tick is searched from the new time.
