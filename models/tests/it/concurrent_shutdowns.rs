@@ -1,9 +1,10 @@
-//! Two threads start the shutdown.
+//! Two threads start the shutdown at the same time.
 
 use crate::common::{Registry, check, counts, race, spawn_on_shard};
 use std::sync::Arc;
 
-/// S3, S4: When either call returns, a registry with nothing in flight rejects every entry. The registry drains once.
+/// Invariants S3, S4: When one of the two calls returns, a registry with no task in flight rejects every new task. The registry
+/// drains once.
 #[test]
 fn each_shutdown_closes_every_gate() {
     fn close(registry: &Registry) {
