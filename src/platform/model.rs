@@ -5,7 +5,8 @@ use core::cell::Cell;
 use loom::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-/// An atomic integer that loom does not model. Loom need not explore its accesses, because they order no other memory access.
+/// An atomic integer that loom does not model. Loom need not explore the accesses to this integer, because no other memory access
+/// depends on their order.
 pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
@@ -128,8 +129,8 @@ impl Event {
 
 /// Represents the data that is overwritten when the pool reuses a registry state.
 ///
-/// Every use of the state by one registry must happen before the next registry reuses the state. Loom fails a run that violates
-/// this order.
+/// Every use of the state by one registry must happen before the next registry reuses the state. If a run violates this order, loom
+/// fails the run.
 pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
 
 impl LifeCheck {

@@ -11,8 +11,8 @@ pub(crate) use event_listener::Event;
 pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
 
-/// A mutex that is never held while user code runs (invariant S7). Therefore a thread that holds the lock never panics, and the
-/// mutex ignores poisoning.
+/// This mutex is never held while user code runs (invariant S7). Therefore a thread that holds the lock never panics, and the mutex
+/// ignores poisoning.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
@@ -57,11 +57,11 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// The number of slots that a slot table allocates at a time.
+/// A slot table allocates this many slots at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
-/// Returns the number of shards of each registry. The number is a power of two and at most 128. There are about four shards for
-/// each core.
+/// Returns the number of shards of each registry. The number is a power of two and at most 128. The number is about four times the
+/// number of cores.
 ///
 /// The number of a thread selects the thread's shard; see [`thread_number`]. With several shards for each core, two threads that
 /// run simultaneously rarely share a shard.
@@ -79,8 +79,8 @@ pub(crate) fn pool_count() -> usize {
     shard_count().min(16)
 }
 
-/// Returns the number of shards that a test of this crate has set in an environment variable. A release build does not read this
-/// variable.
+/// Returns the number of shards that an environment variable sets. Only tests of this crate set this variable. A release build does
+/// not read this variable.
 fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }

@@ -21,7 +21,7 @@ impl From<Refused> for RejectReason {
     }
 }
 
-/// The registry whose limit applies to a task.
+/// Describes the registry whose limit applies to a task.
 struct Limiter {
     state: &'static RegistryState,
     at: LimitedGate<'static>,
@@ -51,7 +51,7 @@ impl RegistryState {
 
     /// Counts one more task. This function tries the shard of the calling thread first, and then the other shards.
     ///
-    /// The other shards matter because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
+    /// It tries the other shards because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
     /// limit, this function tries only the shard with index 0, because only that shard counts tasks.
     ///
     /// If `without_permit` is true and the registry has a limit, the task must leave the gate through `Gate::leave_without_permit`.
@@ -84,7 +84,7 @@ impl RegistryState {
         })
     }
 
-    /// Takes a permit of the ancestor whose limit applies, and then enters the child's own gate.
+    /// Takes a permit from the ancestor whose limit applies. Then enters the child's own gate.
     fn enter_with_permit_of_ancestor(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         let limiter = self.limiter().ok_or(RejectReason::Drained)?;
         limiter.state.take_permit(limiter.at)?;
@@ -133,7 +133,7 @@ impl RegistryState {
         Some(Limiter { state, at: LimitedGate { gate: target.owner.gate(), limit, permit }, _ancestor: ancestor })
     }
 
-    /// Returns the value that identifies the waiters of this registry in a wait queue.
+    /// Returns a value that identifies this registry as the owner of a waiter in a wait queue.
     fn owner(&'static self) -> Owner {
         ptr::from_ref(self).addr()
     }
@@ -221,8 +221,8 @@ impl RegistryState {
         self.count_rejection();
         let kind = self.settings.has(INSPECTED).then_some(info.kind);
         let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
-        // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
-        // not reported, because its report could cause a third rejection, and so on forever.
+        // An observer that handles a rejection can itself start a task that is rejected. This second rejection is not reported,
+        // because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));

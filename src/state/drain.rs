@@ -95,9 +95,9 @@ impl RegistryState {
         });
     }
 
-    /// Performs the actions that a task's [`Departure`] from a gate requires. If a child has drained, it leaves the gate of its
-    /// parent, and then the parent may drain too. This function uses a loop instead of recursion, because registries can nest to
-    /// any depth.
+    /// Performs the actions that are required after a task has left a gate; see [`Departure`]. If a child has drained, it leaves
+    /// the gate of its parent, and then the parent may drain too. This function uses a loop instead of recursion, because
+    /// registries can nest to any depth.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         let mut next = Some((self, departure));
         while let Some((state, departure)) = next {
@@ -127,11 +127,11 @@ impl RegistryState {
         }
     }
 
-    /// Counts one of the events that complete the drain.
+    /// Counts one of the events that must occur before the drain is complete.
     ///
     /// Each shard causes one event when its gate has drained. A root causes one more event when it has reported the start of the
-    /// shutdown. A child has only one shard and reports no start, so its only event needs no count. The call for the last event
-    /// ends the drain (invariants S3, S8, L2):
+    /// shutdown. A child has only one shard and reports no start, so its only event needs no count. The call that counts the last
+    /// event ends the drain in these steps (invariants S3, S8, L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
@@ -140,7 +140,7 @@ impl RegistryState {
     /// 5. It notifies the waiters for the drain if the bit `WAITED` is set.
     /// 6. It releases the reference that all gates share. This reference kept the state out of the pool while a gate was in use.
     ///
-    /// Returns the departure from the parent's gate, which the caller must finish.
+    /// If a child has left the gate of its parent, returns this departure, and the caller must finish it.
     ///
     /// The `fetch_add` in this function is `AcqRel`, so each call to this function synchronizes with the next call. Therefore the
     /// call that counts the last event sees everything that the tasks of all shards did. The `fetch_or` in this function is Release

@@ -3,7 +3,7 @@
 //! Until a child has drained, its parent counts the child as one task in flight. The parent also lists its children, so that the
 //! shutdown, an abort and the list of tasks include the children. The root is the ancestor that has no parent.
 //!
-//! A walk over the descendants uses a worklist instead of recursion, because registries can nest to any depth.
+//! The functions that visit all descendants use a list instead of recursion, because registries can nest to any depth.
 
 use super::lifetime::StateRef;
 use super::registry_state::{Family, ListedChild, Lost, Parent, RegistryState};
@@ -56,8 +56,8 @@ impl RegistryState {
         if stays_open {
             child.start_phase();
         }
-        // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either it finds the child, or the flag
-        // is set here (invariant L3).
+        // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either `start_aborting` finds the child,
+        // or the flag is set here (invariant L3).
         if self.settings.has(ABORTING) {
             child.settings.start_aborting();
         }

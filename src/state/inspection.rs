@@ -36,7 +36,7 @@ impl RegistryState {
                 task.parent = parent;
             }
         });
-        // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
+        // This sort is unstable, because a stable sort needs a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }

@@ -21,7 +21,7 @@ impl RegistryState {
         self.used_rare().map_or(0, |rare| rare.lent.load(Ordering::Relaxed))
     }
 
-    /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
+    /// Returns the number of tasks in flight in a snapshot of one of this registry's gates.
     fn in_flight_of(&self, snapshot: Snapshot) -> usize {
         if self.settings.has(LIMITED) { snapshot.in_flight_with_limit() } else { snapshot.in_flight() }
     }
@@ -102,8 +102,8 @@ impl RegistryState {
             if counts() == (in_flight, accepted) && has_same_services() && wraps() == wraps_before {
                 return in_flight == services_before.0;
             }
-            // A task entered between the snapshots, or a service started or ended. Check again immediately instead of waiting for a
-            // notification, because perhaps no other task will leave and notify the waiter.
+            // A task entered a gate between the snapshots, or a service started or ended. Check again immediately instead of
+            // waiting for a notification, because perhaps no other task will leave and notify the waiter.
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct RegistryState {
     /// registries one after another. No two of these registries have the same phase values.
     pub(super) phase: AtomicUsize,
     pub(super) origin: Origin,
-    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
+    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for the task's shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     shared: Once<&'static Shared>,
@@ -65,8 +65,8 @@ pub(super) struct Shared {
     /// - Each [`StateRef`](super::StateRef) has one reference.
     /// - In an observed root, each descendant has one reference until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
-    /// The progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in units of
-    /// [`EVENT`]; see `count_drain_event`.
+    /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
+    /// units of [`EVENT`]; see `count_drain_event`.
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
@@ -84,7 +84,7 @@ pub(super) const DRAINED: usize = 4;
 /// The unit in which a root counts the events of its drain.
 pub(super) const EVENT: usize = 8;
 
-/// The relatives of a child registry. In a root, both fields are `None`.
+/// Stores the parent and the root of a child registry. In a root, both fields are `None`.
 pub(super) struct Family {
     /// The ancestor that has no parent, and the phase of this ancestor while it is open. After the child has drained, the root's
     /// state may serve another registry, which has another phase.
@@ -97,7 +97,7 @@ pub(super) struct Family {
 pub(super) struct Parent {
     /// The target of the token that counts the child as in flight in the parent.
     pub(super) target: &'static TokenTarget<Shard>,
-    /// The key of the child in the list of the target's shard.
+    /// The key of the child in its parent's list of children.
     pub(super) key: Key,
     /// The nearest ancestor that has a limit. This field is `None` if the child has its own limit or if no ancestor has a limit.
     pub(super) limiter: Option<&'static RegistryState>,
@@ -106,8 +106,8 @@ pub(super) struct Parent {
 /// An entry in a parent's list of the children that have not drained.
 pub(super) struct ListedChild {
     pub(super) state: &'static RegistryState,
-    /// Whether the child was made after the shutdown of its parent had started. A second start of the parent's shutdown does not
-    /// close such a child.
+    /// Whether the child was made after the shutdown of its parent had started. If the parent's shutdown is started again, such a
+    /// child stays open.
     pub(super) stays_open: bool,
 }
 
@@ -143,7 +143,7 @@ pub(crate) struct Shard {
     gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
-    /// The sum of the accepted tasks of all drained children, minus the number of these children. The sum wraps around.
+    /// The number of tasks that all drained children have accepted, minus the number of these children. This number wraps around.
     pub(super) folded: AtomicUsize,
     /// The slots of tasks that have ended. This field shares cache lines with the gate, because a task with a slot writes both
     /// fields when it ends.
@@ -160,7 +160,7 @@ pub(super) struct Lists {
     children: ChildList<ListedChild>,
 }
 
-/// The outcomes that have their own counters.
+/// The outcomes for which each shard has a counter.
 #[derive(Clone, Copy)]
 pub(super) enum Lost {
     Failed,
@@ -255,7 +255,7 @@ impl RegistryState {
         })
     }
 
-    /// Leaks a part of this state. The part shares no cache line with other data, unless the state belongs to a child.
+    /// Leaks a part of this state. If the state does not belong to a child, the part gets its own cache lines.
     fn leak<T>(&self, part: T) -> &'static T {
         if self.is_child() { Box::leak(Box::new(part)) } else { &Box::leak(Box::new(CachePadded(part))).0 }
     }
@@ -276,7 +276,7 @@ impl RegistryState {
         })
     }
 
-    /// Returns the fields that few registries use, or `None` if this state never used them.
+    /// Returns the fields that few registries use, or `None` if this state has not used these fields.
     pub(super) fn used_rare(&'static self) -> Option<&'static Rare> {
         self.shared().rare.get().map(|rare| &**rare)
     }
@@ -335,7 +335,7 @@ impl RegistryState {
         if self.is_child() { 0 } else { MARGIN }
     }
 
-    /// Returns the calling thread's part of this state, if this state is the root that the thread used last.
+    /// If this state is the root that the calling thread used last, returns the parts of this state that the thread uses.
     #[inline]
     fn cached(&'static self) -> Option<Found> {
         LAST_USED.with(Cell::get).filter(|(state, _)| ptr::eq(*state, self)).map(|(_, found)| found)
@@ -367,7 +367,7 @@ impl RegistryState {
     }
 }
 
-/// The part of a state that one thread uses.
+/// Refers to the parts of a state that one thread uses.
 #[derive(Clone, Copy)]
 struct Found {
     shard: &'static Shard,
@@ -379,7 +379,7 @@ per_thread!(static LAST_USED: Option<(&'static RegistryState, Found)> = None);
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The output omits the shards because each shard refers back to this state.
+        // The output does not contain the shards, because each shard refers to this state.
         f.debug_struct("RegistryState").finish_non_exhaustive()
     }
 }

@@ -4,7 +4,7 @@ use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
 
-/// The settings that the builder collects.
+/// Stores the settings that the builder collects.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
@@ -27,7 +27,7 @@ pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
 /// The observers are notified when a task starts and when a task completes. A registry with this flag is also inspected.
 pub(crate) const EVERY_TASK: usize = 128;
 
-/// The settings that the registry reads for each new task.
+/// Stores the settings that the registry reads for each new task.
 ///
 /// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists. The only flag that
 /// is written later is `ABORTING`.

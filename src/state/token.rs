@@ -58,7 +58,7 @@ impl Token {
         state.enter().map(|target| Self { target, location: Some(location) })
     }
 
-    /// Counts a piece of work as in flight, or counts its rejection.
+    /// Counts a piece of work as in flight. If the registry rejects the work, counts the rejection.
     #[inline(never)]
     pub(crate) fn enter(state: &'static RegistryState, info: &SpawnInfo) -> Result<Self, RejectReason> {
         match state.enter_any(info.without_permit) {
@@ -115,7 +115,8 @@ impl Token {
         Self { target, location: Some(info.location) }
     }
 
-    /// Returns the token that counts a child in its parent. `target` is the [`target`](Self::target) of this token.
+    /// Returns the token that counts a child in its parent. The caller obtained `target` from the function [`target`](Self::target)
+    /// of this token.
     #[track_caller]
     pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
         Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
@@ -207,8 +208,8 @@ impl Token {
     /// Frees the slot if the work has a slot. Releases the permit of an ancestor if the work holds such a permit. Then leaves the
     /// gate. The caller must pass the result to [`finish_departure`].
     ///
-    /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code, so it may be called
-    /// under a lock.
+    /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code. In this case, the
+    /// caller may hold a lock.
     #[inline]
     pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
         let shard = self.shard();
@@ -246,7 +247,7 @@ impl Token {
         finish_departure(self.depart());
     }
 
-    /// Does what [`lose`](Self::lose) does, but does not stop counting the work as in flight.
+    /// Works like [`lose`](Self::lose), but the work still counts as in flight.
     #[cold]
     pub(crate) fn report(self, loss: &UnreportedLoss) {
         self.count_and_report(loss);
@@ -283,7 +284,7 @@ impl Token {
         self.report_progress(<dyn Observer>::started);
     }
 
-    /// Calls a method of all observers with a description of the work, if one of the observers observes every task.
+    /// If an observer observes every task, calls a method of each observer with a description of the work.
     #[inline(never)]
     fn report_progress(self, call: fn(&dyn Observer, &TaskInfo)) {
         if self.state().settings.has(EVERY_TASK) {
@@ -340,7 +341,8 @@ impl UnfinishedDeparture {
     }
 }
 
-/// Performs the actions that a departure requires. This function may call user code, so the caller holds no lock.
+/// Performs the actions that are required after work has left its gate. This function may call user code, so the caller holds no
+/// lock.
 #[inline]
 pub(crate) fn finish_departure(left: [Option<UnfinishedDeparture>; 2]) {
     left.into_iter().flatten().for_each(UnfinishedDeparture::finish);

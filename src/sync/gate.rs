@@ -92,7 +92,7 @@ impl Permit {
     }
 }
 
-/// The reason why a gate refused an entry.
+/// The reason why a gate refused a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
     Drained,
@@ -105,7 +105,7 @@ pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
     /// The caller must notify the tasks and threads that wait until the registry is idle. Either this gate had no task in flight
-    /// for an instant, or this gate counts services.
+    /// for an instant, or some of its tasks in flight are services.
     pub(crate) idle: bool,
     /// The caller must record that this gate has drained.
     pub(crate) drained: bool,

@@ -55,8 +55,8 @@ impl<T> JoinCell<T> {
     /// Aborts the task at its next await point, or before its first poll.
     ///
     /// Relaxed is enough because this function sets the flag before it takes the lock. If [`store_waker`](Self::store_waker) takes
-    /// the lock later, the lock makes the flag visible to the call to `is_aborted` after `store_waker`. Otherwise this function
-    /// finds the stored waker and calls it (invariant L3).
+    /// the lock later, the next call to `is_aborted` sees the flag. Otherwise this function finds the stored waker and calls it
+    /// (invariant L3).
     pub(crate) fn abort(&self) {
         self.is_aborted.store(true, Ordering::Relaxed);
         wake(self.shared.with(|shared| shared.task.take()));

@@ -68,7 +68,7 @@ impl DeferredWaker {
 
 wake_with!(DeferredWaker, DeferredWaker::defer);
 
-/// The registration of one future with a notifier. The future keeps its registration between polls.
+/// Registers one future with a notifier. The future keeps its registration between polls.
 pub(crate) struct Waiter {
     notifier: &'static Notifier,
     listening: Option<(EventListener, Arc<DeferredWaker>)>,
@@ -81,7 +81,7 @@ impl Waiter {
     }
 
     /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. Otherwise this function
-    /// registers the waker of the polling task.
+    /// registers the waker in `cx`.
     ///
     /// After a new registration, this function calls `condition` again, because the event may have occurred before the
     /// registration. Therefore the waiter misses no notification (invariant L2).

@@ -81,7 +81,7 @@ pub(crate) struct Slot {
     /// Whether the task is in flight. The table sets this flag under its lock, and the task's token clears this flag.
     is_live: AtomicBool,
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
-    /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
+    /// the task has started, this word changes at most once, from `ABORTABLE` to one of the other values.
     abort_state: AtomicUsize,
     /// One of the values of [`PermitKind`]. The table writes this word before the task starts.
     permit: AtomicUsize,
@@ -237,8 +237,8 @@ impl<O> SlotTable<O> {
         })
     }
 
-    /// Aborts the task with the given ID if it still occupies the slot. This function does what [`abort`](Self::abort) does with
-    /// the ID, but reads only the row of the slot.
+    /// Aborts the task with the given ID if it still occupies the slot. This function works like [`abort`](Self::abort) with an ID,
+    /// but reads only the row of this slot.
     pub(crate) fn abort_in_slot(&self, slot: &'static Slot, id: TaskId) {
         let is_aborted = self.0.with(|rows| {
             let row = rows.row(slot.row);
@@ -351,8 +351,8 @@ impl Slot {
     /// (invariant L3).
     ///
     /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. If
-    /// [`store_waker`](Self::store_waker) locks that mutex later, the mutex makes the word visible to the call to `is_aborted`
-    /// after `store_waker`. Otherwise the abort finds the stored waker and calls it.
+    /// [`store_waker`](Self::store_waker) locks that mutex later, the next call to `is_aborted` sees the word. Otherwise the abort
+    /// finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) == ABORTED
@@ -372,7 +372,7 @@ impl Slot {
         previous != Err(NOT_ABORTABLE)
     }
 
-    /// Ensures that no later abort ends the task. Returns whether an earlier abort ends the task.
+    /// Ensures that a later abort does not end the task. Returns whether an earlier abort ends the task.
     ///
     /// The task of a blocking closure calls this function before the closure starts. Either an abort or this call changes the word
     /// first. Therefore a closure that an abort has reported as aborted never starts (invariant L3).

@@ -5,7 +5,7 @@
 //! task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter. When a
 //! waiter enters the gate or gives up, it wakes the next waiter if another permit is free.
 //!
-//! A task that does not wait enters only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
+//! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
 //! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
 //! [`WaitQueue::wake_first`] (invariant L4).
 //!
@@ -27,7 +27,7 @@ use core::task::{Poll, Waker};
 /// The position of a waiter in the queue. Later waiters have higher tickets.
 pub(crate) type Ticket = u64;
 
-/// Identifies the registry whose task waits.
+/// Identifies the registry that owns a waiter.
 pub(crate) type Owner = usize;
 
 pub(crate) struct WaitQueue(Mutex<Waiters>);

@@ -31,8 +31,8 @@ fn summary_across_a_wrap_never_overstates() {
     });
 }
 
-/// Invariant S5: Another thread has flipped the top bit and has not yet counted the wrap. The summary still includes the ended task
-/// of this thread.
+/// Invariant S5: Another thread has flipped the top bit and has not yet counted the wrap. The summary still counts the task that
+/// this thread has ended.
 #[test]
 fn summary_during_a_wrap_includes_own_task() {
     check(1, || {

@@ -15,7 +15,7 @@ fn inspected() -> Arc<Registry> {
     Arc::new(manual_builder().inspect().build())
 }
 
-/// Takes a guard of the registry. The call site is the same for all guards.
+/// Takes a guard from the registry. The call site is the same for all guards.
 fn enter(registry: &Registry) -> Guard {
     registry.guard().unwrap()
 }
@@ -124,7 +124,7 @@ fn slot_taken_and_freed_during_another_take_is_not_shared() {
     });
 }
 
-/// Invariant S9: A slot is freed while another thread takes the other free slot. Three later tasks share no slot.
+/// Invariant S9: A slot is freed while another thread takes the other free slot. Three later tasks each get a separate slot.
 #[test]
 fn slot_freed_during_another_take_is_not_shared() {
     check(1, || {
@@ -140,7 +140,8 @@ fn slot_freed_during_another_take_is_not_shared() {
     });
 }
 
-/// Invariant S9: Two threads each free a slot, and one thread immediately takes a slot again. Three later tasks share no slot.
+/// Invariant S9: Two threads each free a slot, and one thread immediately takes a slot again. Three later tasks each get a separate
+/// slot.
 #[test]
 fn two_slots_freed_concurrently_are_not_shared() {
     check(1, || {

@@ -49,7 +49,7 @@ impl Drop for NumberOnDrop {
     }
 }
 
-/// The order of the two destructors is unspecified, so two threads create the thread-locals in both orders.
+/// Rust does not specify the order of the two destructors. Therefore two threads create the two thread-locals in different orders.
 #[test]
 fn destructor_of_a_thread_local_may_ask_for_the_number() {
     std::thread_local!(static ON_EXIT: NumberOnDrop = const { NumberOnDrop });
