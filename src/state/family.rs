@@ -67,9 +67,9 @@ impl RegistryState {
     /// Returns the root: the ancestor that has no parent. The observers and the shutdown policy of a root also apply to its
     /// descendants. Returns `None` if this registry is a drained child and the root's state no longer serves the same registry.
     ///
-    /// A child that has not drained keeps its root in use. Each child of an observed root does so even after the drain. Any other
-    /// drained child does not, so the root's state may already serve another registry. In this case, the phase of the state has
-    /// changed.
+    /// A child that has not drained keeps its root in use. Each child of an observed root keeps this root in use even after the
+    /// drain. Any other drained child does not, so the root's state may already serve another registry. In this case, the phase of
+    /// the state has changed.
     pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
             return Some(StateRef::new(self));

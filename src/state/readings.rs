@@ -55,8 +55,8 @@ impl RegistryState {
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }
 
-    /// Requests a notification for the tasks and threads that wait until the registry is idle. The next task that leaves a gate as
-    /// its last task notifies these waiters. While a gate counts services, any task that leaves this gate notifies them.
+    /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
+    /// a gate, it notifies these waiters. While a gate counts services, any task that leaves this gate notifies them.
     pub(crate) fn request_idle(&'static self) {
         self.shards().for_each(|shard| shard.gate().request_idle());
     }

@@ -86,11 +86,11 @@ impl Token {
     /// - The registry is inspected.
     /// - The work is critical.
     /// - The work has a name that observers receive or that the cause of a shutdown can contain.
-    /// - The work is a guard that was taken during a panic. The slot stores the thread.
+    /// - The work is a guard that was taken during a panic.
     /// - The work has no permit in a registry with a limit.
     /// - The work has a permit of an ancestor.
     ///
-    /// In the last two cases, the slot stores how the work must leave the gate.
+    /// For a guard, the slot stores the thread. In the last two cases, the slot stores how the work must leave the gate.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;

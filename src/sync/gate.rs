@@ -35,8 +35,8 @@ use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter has requested a notification when the registry becomes idle. A task that leaves the gate as the last task clears this
-/// bit. While services are in flight, each task that leaves and each service that starts clears this bit.
+/// A waiter has requested a notification when the registry becomes idle. The last task that leaves the gate clears this bit. While
+/// services are in flight, each task that leaves and each service that starts clears this bit.
 const IDLE: usize = 2;
 /// The wait queue is not empty. While this bit is set, each task that releases a permit wakes the first waiter in the queue. A new
 /// task that takes a permit must not overtake any waiter.
@@ -376,9 +376,9 @@ impl Gate {
         false
     }
 
-    /// Requests a notification for the tasks and threads that wait until the registry is idle. The next task that leaves the gate
-    /// as the last task notifies these waiters. While services are in flight, the next task that leaves or the next service that
-    /// starts notifies them.
+    /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
+    /// the gate, it notifies these waiters. While services are in flight, the next task that leaves or the next service that starts
+    /// notifies them.
     ///
     /// The word has one modification order. A task that leaves after the request in this order finds `IDLE` set. If a task leaves
     /// before the request, the waiter's next snapshot shows that the task has left. Acquire pairs with the Release in

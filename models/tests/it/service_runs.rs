@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 type Run = Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>;
 
-/// Returns a factory whose first `ended` runs return `output`, and whose next run is `last`. Also returns the number of started runs.
+/// Returns a closure that creates the runs of a service. The first `ended` runs return `output`. The closure `last` creates the
+/// next run. Also returns the number of started runs.
 fn runs(
     ended: u64,
     output: Result<(), &'static str>,

@@ -52,7 +52,8 @@ fn late_leaver_drains_next_registry_once() {
     });
 }
 
-/// Invariant L1: A signal of the previous registry is dropped after the reuse. The drop removes no waker of the next registry.
+/// Invariant L1: A signal of the previous registry is dropped after the next registry has taken the state. The drop removes no
+/// waker of the next registry.
 #[test]
 fn stale_signal_drop_removes_no_waker() {
     check(1, || {
@@ -70,8 +71,8 @@ fn stale_signal_drop_removes_no_waker() {
     });
 }
 
-/// Invariant L1: A signal of the previous registry is polled with another waker after the reuse. The poll replaces no waker of the
-/// next registry.
+/// Invariant L1: A signal of the previous registry is polled with another waker after the next registry has taken the state. The
+/// poll replaces no waker of the next registry.
 #[test]
 fn stale_signal_poll_replaces_no_waker() {
     check(1, || {
@@ -93,8 +94,8 @@ fn stale_signal_poll_replaces_no_waker() {
     });
 }
 
-/// Invariant L1: A signal of the previous registry is first polled after the reuse. The signal is triggered, and everything that
-/// happened before the shutdown of its registry is visible.
+/// Invariant L1: A signal of the previous registry is first polled after the next registry has taken the state. The signal is
+/// triggered, and everything that happened before the shutdown of its registry is visible.
 ///
 /// One thread puts the state back into the pool, and another thread takes it from the pool.
 #[test]

@@ -5,7 +5,7 @@ use background_tasks::Guard;
 use loom::thread::JoinHandle;
 use std::sync::Arc;
 
-/// Invariant L2: The poll of the wait is ready, or the last task that ends wakes the waiter.
+/// Invariant L2: The poll of a `wait_idle` future is ready, or the last task that ends wakes this future.
 #[test]
 fn leave_wakes_waiter() {
     check(2, || {
@@ -79,15 +79,15 @@ fn leave_wakes_two_waiters() {
     });
 }
 
-/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task ends. The check
-/// reads the shard of the child task last.
+/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task has ended. The
+/// check reads the shard of the child task last.
 #[test]
 fn child_on_later_shard_delays_idle() {
     parent_hands_over_to_child([0, 1]);
 }
 
-/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task ends. The check
-/// reads the shard of the child task first.
+/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task has ended. The
+/// check reads the shard of the child task first.
 #[test]
 fn child_on_earlier_shard_delays_idle() {
     parent_hands_over_to_child([1, 0]);
