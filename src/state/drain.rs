@@ -131,7 +131,7 @@ impl RegistryState {
     ///
     /// Each shard causes one event when its gate has drained. A root causes one more event when it has reported the start of the
     /// shutdown. A child has only one shard and reports no start, so its only event needs no count. The call that counts the last
-    /// event ends the drain in these steps (invariants S3, S8, L2):
+    /// event ends the drain in these steps (invariants S3, S8 and L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
@@ -187,7 +187,7 @@ impl RegistryState {
     /// Returns whether the registry has drained.
     ///
     /// Acquire pairs with the Release in `count_drain_event`: a thread that sees the end of the drain also sees the end of every
-    /// task (invariants S2, S3).
+    /// task (invariants S2 and S3).
     pub(crate) fn is_drained(&'static self) -> bool {
         self.shared().drained.load(Ordering::Acquire) & DRAINED != 0
     }

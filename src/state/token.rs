@@ -236,7 +236,7 @@ impl Token {
         }
     }
 
-    /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (invariants S2, S5, S8). The
+    /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (invariants S2, S5 and S8). The
     /// caller has already dropped the work.
     ///
     /// If the loss requires a shutdown, this function also starts the shutdown.
@@ -257,7 +257,8 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        // A child that was made during the drain of the root stays open, so its own shutdown is started too.
+        // A child that was made during the drain of the root stays open. Therefore this code also starts the shutdown of the child
+        // itself.
         if self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
@@ -273,7 +274,7 @@ impl Token {
         Some(InspectedTask { target: self.target, id })
     }
 
-    /// Counts and reports the end of one run of a service, and counts the next run in its place (invariants S5, S8). The loss is
+    /// Counts and reports the end of one run of a service, and counts the next run in its place (invariants S5 and S8). The loss is
     /// `None` if the run completed. The caller has already dropped the run.
     pub(crate) fn end_run(self, loss: Option<&UnreportedLoss>) {
         match loss {

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! When a task takes a permit, the gate compares only the low half with the limit, so the limit is exact (invariant S10). The gate
-//! drains when both halves are zero. Therefore a task without a permit also keeps the gate from draining (invariants S3, S4).
+//! drains when both halves are zero. Therefore a task without a permit also keeps the gate from draining (invariants S3 and S4).
 //!
 //! The accepted count wraps around. If a new task flips the top bit of the accepted count, the thread that starts the task also
 //! increments a second word, `wraps`, before the task leaves the gate. Both words together give the total number of accepted tasks.
@@ -177,7 +177,7 @@ impl Gate {
         }
     }
 
-    /// Counts one more task, unless the gate has drained or is full (invariants S1, S4).
+    /// Counts one more task, unless the gate has drained or is full (invariants S1 and S4).
     ///
     /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
     /// visible.
@@ -303,7 +303,7 @@ impl Gate {
     ///
     /// Release pairs with the Acquire in `drain` and in `snapshot`. If a thread sees in one of these functions that a task has
     /// left, the thread also sees everything that the task did. This includes the task's destructor and the counted outcome of the
-    /// task (invariants S2, S3).
+    /// task (invariants S2 and S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         self.leave_by(ONE)

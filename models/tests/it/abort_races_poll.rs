@@ -4,8 +4,8 @@ use crate::common::{check, manual_builder, race, spawn_on_shard};
 use core::future::pending;
 use std::sync::Arc;
 
-/// Invariants S3, S5: A task finishes in a poll that races an abort. The task is counted once, as completed or as aborted, and the
-/// registry drains.
+/// Invariants S3 and S5: A task finishes in a poll that races an abort. The task is counted once, as completed or as aborted, and
+/// the registry drains.
 #[test]
 fn finishing_task_is_counted_once() {
     for swapped in [false, true] {

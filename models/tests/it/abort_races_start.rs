@@ -17,7 +17,7 @@ fn start_closure() -> (Arc<Registry>, Closure, Arc<AtomicBool>) {
     (registry, closure, has_run)
 }
 
-/// Invariants L3, S5: If an abort reports a closure as aborted, the closure does not run, and is counted as aborted.
+/// Invariants L3 and S5: If an abort reports a closure as aborted, the closure does not run, and is counted as aborted.
 #[test]
 fn aborted_closure_never_starts() {
     for swapped in [false, true] {
@@ -34,7 +34,8 @@ fn aborted_closure_never_starts() {
     }
 }
 
-/// Invariants L3, S5: If an abort reports a closure as aborted and the executor drops the closure, the closure counts as aborted.
+/// Invariants L3 and S5: If an abort reports a closure as aborted and the executor drops the closure, the closure counts as
+/// aborted.
 #[test]
 fn dropped_closure_counts_as_reported() {
     for swapped in [false, true] {
@@ -49,7 +50,7 @@ fn dropped_closure_counts_as_reported() {
     }
 }
 
-/// Invariants L3, S5: Two threads abort one closure. If one of them reports the closure as aborted, the closure does not run.
+/// Invariants L3 and S5: Two threads abort one closure. If one of them reports the closure as aborted, the closure does not run.
 /// Otherwise the closure runs.
 #[test]
 fn two_aborts_report_the_same_closure_alike() {

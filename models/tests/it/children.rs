@@ -8,8 +8,8 @@ use core::future::{Future, pending, ready};
 use core::task::Poll;
 use std::sync::Arc;
 
-/// Invariants S3, S5: One thread makes and drops a child while its parent shuts down. Both registries drain, and the parent counts
-/// the child's work.
+/// Invariants S3 and S5: One thread makes and drops a child while its parent shuts down. Both registries drain, and the parent
+/// counts the child's work.
 #[test]
 fn creation_races_shutdown() {
     check(1, || {
@@ -63,7 +63,7 @@ fn signal_of_child_races_shutdown() {
     });
 }
 
-/// Invariants S2, S3: The last task of a child ends while the parent shuts down. The parent drains once. After the drain, the
+/// Invariants S2 and S3: The last task of a child ends while the parent shuts down. The parent drains once. After the drain, the
 /// effects of the task are visible.
 #[test]
 fn last_task_of_child_races_shutdown() {
@@ -129,7 +129,7 @@ fn reused_child_is_not_shut_down() {
     });
 }
 
-/// Invariants S3, S5: One thread makes and drops a grandchild while the root shuts down.
+/// Invariants S3 and S5: One thread makes and drops a grandchild while the root shuts down.
 #[test]
 fn creation_of_grandchild_races_shutdown() {
     check_with_bound(2, 1, || {
@@ -143,8 +143,8 @@ fn creation_of_grandchild_races_shutdown() {
     });
 }
 
-/// Invariants S9, L3: A registry lists and aborts the tasks of its children while one child drains and another registry reuses its
-/// state.
+/// Invariants S9 and L3: A registry lists and aborts the tasks of its children while one child drains and another registry reuses
+/// its state.
 #[test]
 fn walk_races_reuse() {
     check_with_bound(2, 1, || {
@@ -311,8 +311,8 @@ fn waiter(registry: &Arc<background_tasks::Registry<ManualSpawner>>) -> Polled<i
     Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
 }
 
-/// Invariants S10, L4: A task of a child releases the parent's permit while a new waiter of the parent arrives. The model also runs
-/// with the roles of parent and child exchanged.
+/// Invariants S10 and L4: A task of a child releases the parent's permit while a new waiter of the parent arrives. The model also
+/// runs with the roles of parent and child exchanged.
 #[test]
 fn permit_of_ancestor_races_waiter() {
     for swapped in [false, true] {
@@ -333,7 +333,7 @@ fn permit_of_ancestor_races_waiter() {
     }
 }
 
-/// Invariants S10, S11, L4: A task of a child stores its output and releases the parent's permit under one lock. A waiter of the
+/// Invariants S10, S11 and L4: A task of a child stores its output and releases the parent's permit under one lock. A waiter of the
 /// parent gets the permit.
 #[test]
 fn end_of_joined_task_races_waiter_for_its_permit() {
@@ -355,7 +355,7 @@ fn end_of_joined_task_races_waiter_for_its_permit() {
     }
 }
 
-/// Invariants S10, S11: When the output of a child's task arrives, the parent's permit is already free.
+/// Invariants S10 and S11: When the output of a child's task arrives, the parent's permit is already free.
 #[test]
 fn joiner_finds_permit_of_ancestor_free() {
     for swapped in [false, true] {
@@ -414,7 +414,7 @@ fn shutdown_of_child_races_its_waiter() {
     });
 }
 
-/// Invariants S3, S10: The last task of a child holds a permit of the parent, and ends while both registries shut down.
+/// Invariants S3 and S10: The last task of a child holds a permit of the parent, and ends while both registries shut down.
 #[test]
 fn last_permit_of_ancestor_races_shutdown() {
     check_with_bound(2, 1, || {

@@ -3,15 +3,15 @@
 use crate::common::{Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// Invariants S3, S4, S5: Two threads with different shards start a task. Each task is accepted and delays the drain, or is
+/// Invariants S3, S4 and S5: Two threads with different shards start a task. Each task is accepted and delays the drain, or is
 /// rejected and counted.
 #[test]
 fn entries_on_two_shards_are_accepted_or_rejected() {
     close_races_two_entries([0, 1]);
 }
 
-/// Invariants S3, S4, S5: Two threads with the same shard start a task. Each task is accepted and delays the drain, or is rejected
-/// and counted.
+/// Invariants S3, S4 and S5: Two threads with the same shard start a task. Each task is accepted and delays the drain, or is
+/// rejected and counted.
 #[test]
 fn entries_on_one_shard_are_accepted_or_rejected() {
     close_races_two_entries([0, 0]);

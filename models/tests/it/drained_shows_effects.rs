@@ -6,13 +6,13 @@
 use crate::common::{Effect, Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// Invariants S2, S3: Two tasks on one shard end. If `is_drained` returns true, the effects of both tasks are visible.
+/// Invariants S2 and S3: Two tasks on one shard end. If `is_drained` returns true, the effects of both tasks are visible.
 #[test]
 fn drained_shows_effects_of_two_tasks_on_one_shard() {
     two_leaves([0, 0]);
 }
 
-/// Invariants S2, S3: Two tasks on different shards end. If `is_drained` returns true, the effects of both tasks are visible.
+/// Invariants S2 and S3: Two tasks on different shards end. If `is_drained` returns true, the effects of both tasks are visible.
 #[test]
 fn drained_shows_effects_of_tasks_on_two_shards() {
     two_leaves([0, 1]);
@@ -49,7 +49,7 @@ fn two_leaves(shards: [usize; 2]) {
     });
 }
 
-/// Invariants S2, S3: A task leaves a gate while another thread closes the gate. Either thread may drain the gate.
+/// Invariants S2 and S3: A task leaves a gate while another thread closes the gate. Either thread may drain the gate.
 ///
 /// If the closing thread drains the gate, the effects of the task must be visible. If the task drains the gate, the start of the
 /// shutdown and everything that happened before it must be visible.
@@ -83,7 +83,7 @@ fn drained_shows_effects_of_task_and_closer() {
     });
 }
 
-/// Invariants S3, S5: If `is_drained` returns true, the summary is exact, whichever task ended last.
+/// Invariants S3 and S5: If `is_drained` returns true, the summary is exact, whichever task ended last.
 #[test]
 fn summary_once_drained_is_exact() {
     check(1, || {

@@ -32,7 +32,7 @@ impl Drop for Value {
     }
 }
 
-/// Invariants S2, S11: When the handle returns the output, the task is no longer in flight and its effects are visible. If the
+/// Invariants S2 and S11: When the handle returns the output, the task is no longer in flight and its effects are visible. If the
 /// handle is pending, it is woken.
 #[test]
 fn end_races_joiner() {

@@ -4,7 +4,8 @@ use crate::common::{Polled, Registry, check, counts, spawn_on_shard};
 use background_tasks::RejectReason;
 use std::sync::Arc;
 
-/// Invariants S3, S4, S5: The new task is accepted and delays the drain, or the registry rejects the new task and every later task.
+/// Invariants S3, S4 and S5: The new task is accepted and delays the drain, or the registry rejects the new task and every later
+/// task.
 #[test]
 fn entry_is_accepted_or_rejected() {
     check(1, || {

@@ -2,7 +2,7 @@
 
 use crate::common::{Effect, Polled, Registry, check, counts, spawn_on_shard};
 
-/// Invariants S2, S3, L2: If a `Shutdown` future is polled while the last task ends, the future is ready, or it is woken later.
+/// Invariants S2, S3 and L2: If a `Shutdown` future is polled while the last task ends, the future is ready, or it is woken later.
 /// When the future is ready, the task's effects are visible.
 #[test]
 fn polled_shutdown_is_ready_or_woken() {
@@ -39,8 +39,8 @@ fn repolled_shutdown_wakes_latest_waker() {
     });
 }
 
-/// Invariants S2, S3, L2: A thread that waits for the drain is unblocked. The task's effects are visible to this thread even before
-/// it joins the worker thread.
+/// Invariants S2, S3 and L2: A thread that waits for the drain is unblocked. The task's effects are visible to this thread even
+/// before it joins the worker thread.
 #[test]
 fn blocked_thread_is_unblocked() {
     check(2, || {

@@ -196,7 +196,7 @@ fn try_never_overtakes_queued_waiter() {
     });
 }
 
-/// Invariants L4, S10: Another thread tries to take the released permit at the same time as a new waiter. The waiter gets the
+/// Invariants L4 and S10: Another thread tries to take the released permit at the same time as a new waiter. The waiter gets the
 /// permit at the latest when the other thread has released it.
 #[test]
 fn new_waiter_is_woken_as_another_thread_tries() {
@@ -216,7 +216,7 @@ fn new_waiter_is_woken_as_another_thread_tries() {
     });
 }
 
-/// Invariants L4, S4: The shutdown rejects a queued waiter and a new waiter. Each of the two is rejected once.
+/// Invariants L4 and S4: The shutdown rejects a queued waiter and a new waiter. Each of the two is rejected once.
 #[test]
 fn shutdown_rejects_queued_and_new_waiter_once() {
     check(1, || {
@@ -233,7 +233,7 @@ fn shutdown_rejects_queued_and_new_waiter_once() {
     });
 }
 
-/// Invariants L4, S3: A new follow-up gets a permit, or the follow-up is woken and rejected when the registry has drained.
+/// Invariants L4 and S3: A new follow-up gets a permit, or the follow-up is woken and rejected when the registry has drained.
 #[test]
 fn follow_up_enters_or_is_rejected_by_the_drain() {
     for swapped in [false, true] {

@@ -137,7 +137,7 @@ fn end_is_reported_before_a_third_thread_sees_it() {
     });
 }
 
-/// Invariants S2, S8: A loss is reported before the end of the drain, even if another task ends last.
+/// Invariants S2 and S8: A loss is reported before the end of the drain, even if another task ends last.
 #[test]
 fn loss_is_reported_before_end() {
     check(1, || {
@@ -155,7 +155,7 @@ fn loss_is_reported_before_end() {
     });
 }
 
-/// Invariants S2, S8: A loss is reported before the end of the drain, even if the last task ends on another shard.
+/// Invariants S2 and S8: A loss is reported before the end of the drain, even if the last task ends on another shard.
 #[test]
 fn loss_is_reported_before_end_on_another_shard() {
     check(2, || {

@@ -59,7 +59,7 @@ fn completed_runs_across_a_wrap_are_never_overstated() {
     });
 }
 
-/// Invariants S3, S5, L1: A shutdown during the runs ends the service, and each run has one outcome.
+/// Invariants S3, S5 and L1: A shutdown during the runs ends the service, and each run has one outcome.
 #[test]
 fn shutdown_races_runs() {
     for swapped in [false, true] {
@@ -92,7 +92,7 @@ fn shutdown_races_runs() {
     }
 }
 
-/// Invariants L3, S5: An abort during the runs ends the service, and the service counts as aborted once. All completed runs are
+/// Invariants L3 and S5: An abort during the runs ends the service, and the service counts as aborted once. All completed runs are
 /// counted.
 #[test]
 fn abort_races_runs() {

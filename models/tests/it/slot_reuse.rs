@@ -305,7 +305,7 @@ fn departure_keeps_waker_of_next_task() {
     });
 }
 
-/// Invariants S3, S9: A registry that has drained lists no task, and an abort finds none.
+/// Invariants S3 and S9: A registry that has drained lists no task, and an abort finds none.
 #[test]
 fn drained_registry_lists_and_aborts_no_task() {
     check(1, || {

@@ -125,7 +125,7 @@ fn stale_signal_first_polled_after_reuse_is_triggered() {
     });
 }
 
-/// Invariants S3, S5: The next registry counts only its own tasks.
+/// Invariants S3 and S5: The next registry counts only its own tasks.
 #[test]
 fn next_registry_counts_from_zero() {
     check(2, || {
@@ -143,7 +143,7 @@ fn next_registry_counts_from_zero() {
     });
 }
 
-/// Invariants S3, S5: The reuse of a state resets the counts. The end of every task of the previous registry happens before this
+/// Invariants S3 and S5: The reuse of a state resets the counts. The end of every task of the previous registry happens before this
 /// reset.
 #[test]
 fn every_leave_happens_before_reuse() {
@@ -200,7 +200,7 @@ fn last_handle_drop_happens_before_reuse() {
     });
 }
 
-/// Invariants S8, S10: The next registry does not use the settings of the previous registry, and reports nothing to the previous
+/// Invariants S8 and S10: The next registry does not use the settings of the previous registry, and reports nothing to the previous
 /// observers.
 #[test]
 fn next_registry_has_default_settings() {

@@ -10,7 +10,7 @@ fn limited() -> Arc<Registry> {
     Arc::new(background_tasks::Registry::builder(()).max_in_flight(1).build())
 }
 
-/// Invariants S3, S4: While a request without a permit is in flight, a draining registry accepts the tasks of this request.
+/// Invariants S3 and S4: While a request without a permit is in flight, a draining registry accepts the tasks of this request.
 #[test]
 fn request_without_permit_keeps_registry_open() {
     for swapped in [false, true] {
@@ -31,7 +31,7 @@ fn request_without_permit_keeps_registry_open() {
     }
 }
 
-/// Invariants S3, S4: The last request without a permit ends while another thread starts a task with a permit and a third thread
+/// Invariants S3 and S4: The last request without a permit ends while another thread starts a task with a permit and a third thread
 /// starts the shutdown.
 #[test]
 fn last_request_leaves_as_task_enters() {
@@ -100,8 +100,8 @@ fn last_request_wakes_idle_waiter() {
     }
 }
 
-/// Invariants S9, S10: A request without a permit ends, and a task with a permit reuses its slot and ends. Both counts are released
-/// correctly.
+/// Invariants S9 and S10: A request without a permit ends, and a task with a permit reuses its slot and ends. Both counts are
+/// released correctly.
 #[test]
 fn slot_of_request_is_reused_by_task_with_permit() {
     for swapped in [false, true] {
@@ -117,7 +117,7 @@ fn slot_of_request_is_reused_by_task_with_permit() {
     }
 }
 
-/// Invariants S3, L4: A follow-up waits while the last request and the last task end. The drain wakes and rejects the follow-up.
+/// Invariants S3 and L4: A follow-up waits while the last request and the last task end. The drain wakes and rejects the follow-up.
 #[test]
 fn last_request_leaves_as_follow_up_waits() {
     for swapped in [false, true] {
