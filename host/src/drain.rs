@@ -193,12 +193,12 @@ impl Drain {
             let registries = &phases.registries()[..len];
             registries[len - 1].start_shutdown();
             match self.drain_registries(registries, phases.reserved_after(len)) {
-                Waited::Drained => {}
+                Waited::Drained if self.state.is_awaited() => {}
                 Waited::TimeIsReserved(stragglers) => {
                     let headline = "the next registry shuts down now, because the rest of the grace period is reserved".to_owned();
                     self.progress.log_stragglers(Level::Warn, headline, stragglers);
                 }
-                Waited::Dropped => return true,
+                Waited::Drained | Waited::Dropped => return true,
                 Waited::Expired => return false,
             }
         }
