@@ -150,6 +150,7 @@ impl<S> HttpServer<S> {
     }
 
     /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
+    /// Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
     /// The other descriptors are for the work of the service, such as files and connections to databases. At the limit, the server does not accept
     /// connections until one closes. New clients wait in the listener's backlog.
