@@ -96,6 +96,7 @@ pub use self::until_shutdown::UntilShutdown;
 
 #[cfg(doc)] // also set for doctests, which need the feature
 #[cfg_attr(any(not(doctest), feature = "tower"), doc = include_str!("recipes.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("frameworks.md"))] // its doctests are in runtimes/, with the frameworks as dependencies
 pub mod recipes {}
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
