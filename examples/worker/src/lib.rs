@@ -54,7 +54,8 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     worker::respond(202, &format!("{order} is accepted\n"))
 }
 
-/// Returns a promise that resolves when all tasks have ended. Aborts and logs the tasks that have not ended within the grace period.
+/// Returns a promise that resolves when all tasks have ended, at the latest one second after the grace period. Aborts the tasks that are in
+/// flight when the grace period expires, and logs the tasks that are still in flight one second later.
 fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     let drained = tasks.shutdown().or_abort(WasmSpawner.sleep(grace), async || WasmSpawner.sleep(Duration::from_secs(1)).await);
     future_to_promise(async move {
