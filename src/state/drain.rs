@@ -83,16 +83,8 @@ impl RegistryState {
     /// The caller has checked that this loss must start the shutdown. Either the task is critical, or the setting
     /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC` applies to the loss.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
-        // The phase changes under the lock, so a thread that sees the change also sees the cause.
-        self.start_shutdown_by(|| {
-            self.rare().start.with(|start| {
-                let is_first = self.start_phase();
-                if is_first {
-                    start.cause = Some(task);
-                }
-                is_first
-            })
-        });
+        // The phase changes under the lock, so a thread that sees the change also sees the cause. Before the change, there is no cause.
+        self.start_shutdown_by(|| self.rare().start.with(|start| self.start_phase() && start.cause.replace(task).is_none()));
     }
 
     /// Performs the actions that are required after a task has left a gate; see [`Departure`]. If a child has drained, it leaves
