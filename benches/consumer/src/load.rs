@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
-/// The work of the handlers: nothing, or to wait until all handlers are released.
+/// The work of the handlers. A handler ends immediately, or waits until the benchmark calls `release`.
 pub(crate) struct Load {
     messages: usize,
     started: AtomicUsize,

@@ -26,7 +26,7 @@ pub fn name_and_version(line: &str) -> Option<(&str, &str)> {
     Some((words.next()?, words.next()?.trim_start_matches('v')))
 }
 
-/// Returns the names and versions of these crates, if this package depends on them.
+/// Returns the names and versions of the crates in `crates` on which this package depends.
 pub fn versions(crates: &[&str]) -> Result<Vec<(String, String)>, String> {
     let arguments = ["tree", "-p", env!("CARGO_PKG_NAME"), "--depth", "1", "-e", "normal", "--prefix", "none"];
     let tree = run(Path::new(MANIFEST_DIR), arguments)?;
