@@ -133,7 +133,7 @@ fn numbers_after(words: &str, text: &str) -> HashSet<u64> {
     rests.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
 }
 
-/// Returns the last number that directly precedes `words` in the text. Returns 0 if there is no number of this kind.
+/// Returns the last number that directly precedes `words` in the text. Returns 0 if no number precedes `words`.
 fn number_before(words: &str, text: &str) -> usize {
     let ends = text.match_indices(words).map(|(end, _)| &text[..end]);
     let numbers = ends.filter_map(|before| before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
