@@ -17,7 +17,7 @@ type Task = Pin<Box<dyn Future<Output = ()>>>;
 /// The tasks of the runtimes on this thread. When the thread ends, the destructor of this value drops the tasks.
 #[derive(Default)]
 struct OwnedTasks {
-    /// All stored tasks except the task that is being polled. The keys are the runtime and the number of the task.
+    /// All stored tasks, except tasks that are currently being polled. The keys are the runtime and the number of the task.
     waiting: RefCell<BTreeMap<usize, BTreeMap<u64, Task>>>,
     next_number: Cell<u64>,
 }

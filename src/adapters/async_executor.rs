@@ -41,9 +41,9 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running.
 ///
 /// Dropping the last clone blocks until all threads have exited, but at most for one second. The method
-/// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls tasks at most 200 more times
-/// before it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached
-/// thread exits when the poll of the blocking task returns. The executor drops the other tasks in flight at that time.
+/// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls at most 200 more tasks before
+/// it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread
+/// exits when the poll of the blocking task returns. The executor drops the other tasks in flight at that time.
 ///
 /// If the last clone is dropped on one of the spawner's own threads, the drop waits only for the other threads.
 ///
@@ -139,7 +139,7 @@ impl fmt::Debug for ThreadsSpawner {
 }
 
 struct Threads {
-    /// The threads exit when the shutdown signal of this registry is triggered.
+    /// The shutdown of this registry makes the threads exit.
     stop: Registry<()>,
     executor: Arc<Executor<'static>>,
     handles: HashMap<ThreadId, JoinHandle<()>>,
@@ -149,15 +149,15 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns the closure that one of the threads runs. If a task panics, the thread continues, because async-executor catches the
-    /// panic.
+    /// Returns a closure that runs the executor. Each thread runs one of these closures. If a task panics, the thread continues, because
+    /// async-executor catches the panic.
     fn run(&self, exit: Sender<ThreadId>) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();
         move || {
             block_on(executor.run(stopped));
             drop(executor);
-            // The send fails if the drop of the spawner has already detached this thread.
+            // The send fails if the spawner has been dropped without waiting for this thread.
             _ = exit.send(thread::current().id());
         }
     }

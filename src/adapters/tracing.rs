@@ -25,9 +25,9 @@ use tracing::{error, info, warn};
 ///
 /// # Spans
 ///
-/// By default, a task does not run in a span, and has no relation to the span of the code that started the task. To give each task a span
-/// that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration in this
-/// span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
+/// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task
+/// a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration
+/// in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
 /// [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's future, as in the example
 /// below. A span that is attached to a future contains the events that the future emits. This span does not contain the event that
 /// `TracingObserver` emits if the task is lost.

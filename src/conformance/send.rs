@@ -113,8 +113,8 @@ pub(super) fn on_four_threads<S: Send + Sync + 'static>(
     })
 }
 
-/// Runs more panicking tasks than an executor usually has threads. After these tasks have ended, this function runs tasks that must
-/// complete.
+/// Runs tasks that panic. There are more of these tasks than an executor usually has threads. After these tasks have ended, this function
+/// runs tasks that must complete.
 fn survives_panics<S: Spawner>(registry: &Registry<S>) -> CheckResult {
     for _ in 0..20 {
         registry.run(async { panic_intentionally() });
@@ -140,7 +140,8 @@ const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 /// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. The thread
 /// returns the waker that it called last.
 ///
-/// Every second poll of the task waits until the thread has called the waker. The executor must therefore handle a wake-up during a poll.
+/// Every second poll of the task blocks until the thread has called the waker. The executor must therefore handle a wake-up during a
+/// poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));
@@ -204,7 +205,7 @@ fn runs_tasks_while_one_waits<S: Spawner + Send + Sync + 'static>(registry: &Reg
     expect_outcomes(summary.recv().map_err(|_| String::from("the inner drain was not awaited"))?, 3, 0)
 }
 
-/// Holds wakers that outlive their executor.
+/// A list of wakers that outlive their executor.
 pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
 /// Returns tasks that never finish. These tasks are still in flight when the check drops the executor.

@@ -123,7 +123,7 @@ async fn wakes_once<T: Timer>(timer: Rc<T>) -> CheckResult {
     let woken_before_drop = dropped.get();
     drop(to_drop);
     let mut short = pin!(timer.sleep(SHORT));
-    // A future that is ready at its first poll wakes no task.
+    // If the future is ready at its first poll, no wake-up is expected.
     let expected = usize::from(poll_with(short.as_mut(), &elapsed.waker()).is_pending());
     timer.sleep(SHORT * 2).await;
     while elapsed.get() < expected {

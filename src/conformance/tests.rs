@@ -36,8 +36,8 @@ enum Flaw {
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-/// Makes each thread that panics record its panic in `HAS_PANICKED`. The flawed executors read this variable, because the registry
-/// catches panics before an executor can see them.
+/// Installs a panic hook. When a thread panics, the hook sets the variable `HAS_PANICKED` of this thread. The flawed executors read this
+/// variable, because the registry catches panics before an executor can see them.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -148,7 +148,7 @@ impl Drop for ThreadExecutor {
     }
 }
 
-/// An executor that runs on its caller's thread. When one of its tasks has been woken, the executor polls all its tasks.
+/// An executor that runs on the thread of its caller. When one of its tasks has been woken, the executor polls all its tasks.
 struct LocalExecutor {
     flaw: Flaw,
     tasks: RefCell<Vec<BoxLocalTask>>,

@@ -309,7 +309,7 @@ fn tasks_that_end_during_an_abort_are_not_counted_as_not_abortable() {
     assert_eq!((report.aborted, report.not_abortable, registry.summary().aborted), (5, 3, 5));
 }
 
-/// Checks invariant S6.
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn waker_destructor_panic_does_not_leave_the_registry() {
     let (spawner, registry) = inspected();
@@ -448,7 +448,7 @@ fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     assert_eq!(Arc::strong_count(&woken), 1, "the registry must keep no clone of the waker");
 }
 
-/// A waker whose destructor aborts every task.
+/// A waker whose destructor aborts all tasks.
 struct AbortOnDrop(Registry<Manual>);
 
 impl Wake for AbortOnDrop {

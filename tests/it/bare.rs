@@ -80,7 +80,7 @@ fn failure() -> Ready<Result<(), &'static str>> {
     ready(Err(FAILURE))
 }
 
-/// Checks invariant S8.
+/// Checks invariant S8 of `docs/invariants.md`.
 #[test]
 fn observer_is_notified_of_each_loss_and_of_the_shutdown() {
     let (manual, recorder) = (Manual::default(), Recorder::default());
@@ -224,7 +224,7 @@ fn task_builder_overrides_the_call_site() {
     assert_eq!(registry.tasks()[0].location().line(), line);
 }
 
-/// Checks the invariants L3 and S9.
+/// Checks the invariants L3 and S9 of `docs/invariants.md`.
 #[test]
 fn abort_task_wakes_and_ends_only_the_task_with_that_id() {
     let (manual, registry) = inspected();
@@ -299,7 +299,7 @@ fn expired_grace_period_aborts_the_tasks() {
     assert_eq!(summary.aborted, 1);
 }
 
-/// Checks the invariants S10 and L4.
+/// Checks the invariants S10 and L4 of `docs/invariants.md`.
 #[test]
 fn full_registry_rejects_and_passes_a_released_permit_to_the_first_waiter() {
     let (manual, recorder) = (Manual::default(), Recorder::default());
@@ -494,7 +494,7 @@ fn drained_registry_returns_its_state_to_the_pool() {
     assert!(allocations < ROUNDS, "{ROUNDS} registries leave {allocations} allocations");
 }
 
-/// Checks the invariants S5, S8 and S10.
+/// Checks the invariants S5, S8 and S10 of `docs/invariants.md`.
 #[test]
 fn counts_events_and_limit_are_exact_on_many_threads() {
     const THREADS: usize = 4;

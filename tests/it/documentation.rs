@@ -33,7 +33,7 @@ fn features(package: &Value) -> BTreeMap<String, Vec<String>> {
     serde_json::from_value(package["features"].clone()).unwrap()
 }
 
-/// Returns the rows of the table under a heading, without the header of the table.
+/// Returns the rows of the table that follows a heading, without the header row.
 fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     let section = text.split_once(heading).expect(heading).1.lines().skip(1);
     let lines = section.map(|line| line.trim_start_matches("//!").trim()).take_while(|line| !line.starts_with('#'));

@@ -238,7 +238,7 @@ fn queued_closures() -> (Receiver<BoxWork>, Registry<DynBlockingSpawner>) {
     (closures, Registry::new(DynBlockingSpawner::from_fn(move |work| queue.send(work).unwrap())))
 }
 
-/// Checks invariant L3.
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn closure_that_its_handle_aborts_before_it_starts_never_runs() {
     let (closures, registry) = queued_closures();
@@ -362,7 +362,7 @@ fn handle_and_registry_abort_an_inspected_task_alike() {
     assert_eq!(registry.summary().aborted, 2);
 }
 
-/// Checks invariant L3.
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn task_spawned_after_or_abort_is_never_polled() {
     let (manual, registry) = inspected();
@@ -418,7 +418,7 @@ fn rejected_critical_task_with_a_handle_starts_the_shutdown() {
     drop(guard);
 }
 
-/// Checks invariant S8.
+/// Checks invariant S8 of `docs/invariants.md`.
 #[test]
 fn loss_is_reported_before_the_handle_resolves() {
     #[derive(Clone, Default)]
@@ -456,7 +456,7 @@ fn handle_wakes_its_latest_waker() {
     assert!(poll_once(&mut handle).is_ready());
 }
 
-/// Checks invariant L3.
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn abort_wakes_the_latest_waker_of_the_task() {
     for (manual, registry) in [manual(), inspected()] {
@@ -471,7 +471,7 @@ fn abort_wakes_the_latest_waker_of_the_task() {
     }
 }
 
-/// Checks invariant S6.
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn panics_of_wakers_do_not_leave_the_registry() {
     for (manual, registry) in [manual(), inspected()] {
@@ -484,7 +484,7 @@ fn panics_of_wakers_do_not_leave_the_registry() {
     }
 }
 
-/// Checks invariant S2.
+/// Checks invariant S2 of `docs/invariants.md`.
 #[test]
 fn waker_of_the_task_is_dropped_before_release() {
     for (manual, registry) in [manual(), inspected()] {
@@ -501,7 +501,7 @@ fn waker_of_the_task_is_dropped_before_release() {
     }
 }
 
-/// Checks invariant S7.
+/// Checks invariant S7 of `docs/invariants.md`.
 #[test]
 fn waker_of_the_handle_may_drop_the_handle() {
     let (manual, registry) = manual();

@@ -283,7 +283,7 @@ fn work_without_a_permit_enters_a_full_registry() {
     assert_eq!((summary.completed, summary.abandoned, summary.rejected), (1, 5, 2));
 }
 
-/// Checks the invariants S3 and S4.
+/// Checks the invariants S3 and S4 of `docs/invariants.md`.
 #[test]
 fn work_without_a_permit_keeps_a_limited_registry_from_draining() {
     let (spawner, registry) = limited(1);
@@ -322,7 +322,7 @@ fn work_without_a_permit_is_waited_for_and_its_losses_count() {
     }
 }
 
-/// Checks invariant S9.
+/// Checks invariant S9 of `docs/invariants.md`.
 #[test]
 fn work_without_a_permit_is_listed_and_aborted() {
     let spawner = Manual::default();
@@ -370,7 +370,7 @@ fn waiter_waker_may_call_the_registry() {
     drop((waiting, waker));
 }
 
-/// Checks invariant S6.
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn waker_destructor_panic_leaks_no_permit() {
     let (spawner, registry) = limited(1);

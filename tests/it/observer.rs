@@ -104,7 +104,7 @@ fn every_loss_is_reported_and_completion_is_not() {
     );
 }
 
-/// An error that prints its cause in the alternate form, as `anyhow::Error` does.
+/// An error that prints its cause with the format `{:#}`, as `anyhow::Error` does.
 struct Chain;
 
 impl fmt::Display for Chain {

@@ -157,7 +157,7 @@ fn result_of_a_task_that_never_succeeds_counts_as_failed() {
         unreachable!("only called for an `Ok`")
     }
     let (manual, registry) = manual_registry();
-    // The type of the output is `Result<!, &str>`, which stable Rust cannot name.
+    // The output has the type `Result<!, &str>`. Stable Rust has no syntax for this type.
     registry.run(async { Err("failed loop").map(never) });
     manual.poll_all();
     assert_eq!(counts(registry.shutdown().wait()), [0, 1, 0, 0, 0, 0]);
@@ -334,7 +334,7 @@ fn guard_counts_as_panicked_if_a_panic_drops_it() {
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 0, 0, 0]);
 }
 
-/// Calls the closure in a destructor while a panic unwinds.
+/// Calls the closure in a destructor that runs during the unwinding of a panic.
 fn while_a_panic_unwinds(f: impl Fn()) {
     struct CallOnDrop<F: Fn()>(F);
 

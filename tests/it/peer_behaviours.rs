@@ -164,7 +164,7 @@ fn work_that_ends_inside_a_signal_waker_drains_after_the_start_is_reported() {
     assert!(registry.is_drained());
 }
 
-/// Checks invariant S6.
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn panic_in_a_waker_stops_no_other_wake_up() {
     let panicking = waker_fn(|| panic!("intentional panic in a waker"));
@@ -500,7 +500,7 @@ impl Spawner for PanickingSpawner {
     }
 }
 
-/// Checks the invariants S10 and L4.
+/// Checks the invariants S10 and L4 of `docs/invariants.md`.
 #[test]
 fn spawner_panic_passes_the_permit_to_the_next_waiter() {
     let registry = Registry::builder(PanickingSpawner).max_in_flight(1).build();

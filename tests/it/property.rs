@@ -205,7 +205,7 @@ const DROP_PANIC: &str = "intentional panic in a destructor";
 /// A future whose script decides what each poll does.
 struct Work(Script);
 
-/// The next behavior of a [`Work`]. The model sets it before each poll.
+/// The behavior of the next poll of a [`Work`]. The model sets this behavior before each poll.
 type Script = Arc<Mutex<Behavior>>;
 
 fn new_script() -> Script {
@@ -303,7 +303,7 @@ struct Waiter {
     future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
 
-/// The registry under test, and the state that it should have.
+/// A registry under test, and the state that the registry should have.
 struct Model {
     setup: Setup,
     manual: Manual,
@@ -899,7 +899,7 @@ impl Model {
     }
 }
 
-/// Asserts that the handle of a task that has ended is ready, and that its output or its loss agrees with the outcome.
+/// Asserts that the handle of an ended task is ready. The output or the loss in the handle must agree with the outcome.
 fn check_output(mut handle: JoinHandle<Result<(), &'static str>>, outcome: Outcome, text: &str, failed: bool) {
     match poll_once(&mut handle) {
         Poll::Pending => panic!("the handle of a task that has ended is ready"),

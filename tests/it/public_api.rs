@@ -57,7 +57,7 @@ fn expand_pin_project(item: Item) -> Vec<Item> {
     }
 }
 
-/// Returns the names that an item exports. All modules are private, so a name is public only if a `pub use` exports it.
+/// Returns the names that an item exports. All modules are private, so an item is public only if a `pub use` exports its name.
 fn exported_names(item: &Item) -> Option<Vec<String>> {
     fn names(tree: &UseTree) -> Vec<String> {
         match tree {

@@ -44,7 +44,7 @@ fn task_list_serializes_every_known_field() {
     let (tracked, guard) = (registry.track(pending::<()>()).unwrap(), registry.guard().unwrap());
 
     let mut tasks = registry.tasks();
-    // Tasks that start at the same timestamp are listed in any order.
+    // The list has no fixed order for tasks that started at the same time.
     tasks.sort_by_key(|task| task.kind().map(|kind| kind.to_string()));
     let Value::Array(mut serialized) = to_value(&tasks).unwrap() else { panic!("a task list serializes to an array") };
     for (serialized, task) in serialized.iter_mut().zip(&tasks) {
@@ -81,7 +81,7 @@ fn services_children_and_tasks_with_handles_serialize_as_tasks() {
         take_id_and_age(task);
         task.as_object_mut().unwrap().remove("location").unwrap();
     }
-    // Tasks that start at the same timestamp are listed in any order.
+    // The list has no fixed order for tasks that started at the same time.
     tasks.sort_by_key(|task| task["kind"].to_string());
     let expected = [
         json!({ "name": "tenant", "kind": "child", "is_abortable": false }),

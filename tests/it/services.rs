@@ -240,7 +240,7 @@ fn panics_in_each_part_of_a_run_end_only_the_run() {
     assert_eq!((counts(registry.summary()), registry.in_flight()), ([1, 0, 4, 0, 0, 0], 0));
 }
 
-/// Checks the invariants S2 and S6.
+/// Checks the invariants S2 and S6 of `docs/invariants.md`.
 #[test]
 fn panic_in_the_destructor_of_a_finished_run_ends_only_the_run() {
     let (fake, losses) = (Fake::default(), Losses::default());

@@ -172,7 +172,7 @@ fn critical_panic_signals_and_drains_other_tasks<S: Spawner>(registry: &Registry
     assert_eq!((summary.completed, summary.panicked), (1, 1));
 }
 
-/// Waits for the drain without starting the shutdown, because the task under test must start it.
+/// Waits for the drain, but does not start the shutdown. The task under test must start the shutdown.
 fn wait_until_drained<S>(registry: &Registry<S>) -> Summary {
     futures_lite::future::block_on(registry.signal());
     registry.shutdown().wait_timeout(HANG).unwrap()

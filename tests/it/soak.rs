@@ -65,7 +65,7 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let polled = Pin::new(&mut self.0).poll(cx);
         match polled {
-            // An earlier run may have stored its outcome during the same poll of the service.
+            // Removes the outcome that an earlier run may have stored during the same poll of the service.
             Poll::Pending => LAST_OUTCOME.set(None),
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => _ = self.1.fetch_add(1, Ordering::Relaxed),

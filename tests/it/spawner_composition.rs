@@ -16,7 +16,7 @@ fn span_id() -> Option<tracing::Id> {
     Span::current().id()
 }
 
-/// Records the current span in each task and at each reported loss.
+/// A list of spans. Each task adds its current span, and this observer adds the current span at each loss.
 #[derive(Clone, Default)]
 struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
 

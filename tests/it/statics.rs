@@ -40,7 +40,7 @@ fn static_registry_signals_drains_and_counts_its_tasks() {
     assert_eq!(TASKS.summary().rejected, 2);
 }
 
-/// Checks invariant L1.
+/// Checks invariant L1 of `docs/invariants.md`.
 #[test]
 fn shutdown_wakes_the_last_waker_of_each_signal_once() {
     static STATE: RegistryState = RegistryState::new();
@@ -58,7 +58,7 @@ fn shutdown_wakes_the_last_waker_of_each_signal_once() {
     assert!(poll_once(&mut TASKS.signal()).is_ready());
 }
 
-/// Checks invariant L2.
+/// Checks invariant L2 of `docs/invariants.md`.
 #[test]
 fn wait_idle_is_woken_after_the_last_task_and_not_before() {
     static STATE: RegistryState = RegistryState::new();

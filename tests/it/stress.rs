@@ -11,7 +11,7 @@ use std::thread;
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 200 };
 const PER_ROUND: u64 = if cfg!(miri) { 50 } else { 500 };
 
-/// Checks invariant S2.
+/// Checks invariant S2 of `docs/invariants.md`.
 #[test]
 fn drain_makes_the_effects_of_tasks_visible() {
     for _ in 0..ROUNDS {
@@ -30,7 +30,7 @@ fn drain_makes_the_effects_of_tasks_visible() {
     }
 }
 
-/// Checks invariant S4.
+/// Checks invariant S4 of `docs/invariants.md`.
 #[test]
 fn accepted_and_rejected_guards_add_up_when_they_race_the_shutdown() {
     for _ in 0..ROUNDS {
@@ -76,7 +76,7 @@ fn guards_dropped_on_another_thread_add_up() {
     dropper.join().unwrap();
 }
 
-/// Checks invariant L1.
+/// Checks invariant L1 of `docs/invariants.md`.
 #[test]
 fn signals_resolve_when_their_polls_and_drops_race_the_shutdown() {
     for _ in 0..ROUNDS {
@@ -98,7 +98,7 @@ fn signals_resolve_when_their_polls_and_drops_race_the_shutdown() {
     }
 }
 
-/// Checks invariant L2.
+/// Checks invariant L2 of `docs/invariants.md`.
 #[test]
 fn wait_idle_resolves_while_other_threads_start_and_end_work() {
     let registry = Registry::new(());
@@ -142,7 +142,7 @@ fn registries_on_many_threads_reuse_states_without_mixing_counts() {
     });
 }
 
-/// Checks invariant S5.
+/// Checks invariant S5 of `docs/invariants.md`.
 #[test]
 fn outcomes_on_two_threads_add_up() {
     let total = ROUNDS * PER_ROUND / 10;
@@ -187,7 +187,7 @@ fn task_on_an_inline_spawner_may_start_another_task() {
     assert_eq!((runs.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
 }
 
-/// Checks invariant S12.
+/// Checks invariant S12 of `docs/invariants.md`.
 #[test]
 fn children_come_and_go_while_their_root_shuts_down() {
     for round in 0..ROUNDS {

@@ -115,7 +115,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanRecorder {
     }
 }
 
-/// Runs `f` with an observed registry whose limit is two tasks, and with a recorder of all events.
+/// Runs `f` with a registry whose limit is two tasks, and with a recorder that receives all events of this registry.
 fn with_recorder<T>(inspected: bool, f: impl FnOnce(&Manual, &Registry<Manual>, &Recorder) -> T) -> T {
     let (recorder, manual) = (Recorder::default(), Manual::default());
     with_default(tracing_subscriber::registry().with(recorder.clone()), || {
@@ -491,7 +491,7 @@ impl TaskSpans {
     }
 }
 
-/// Starts one task for each outcome that is possible on every runtime, and drains the registry.
+/// Starts one task for each outcome that is possible on all runtimes, and drains the registry.
 fn outcomes_and_durations_are_recorded_in_the_spans<S: Spawner>(registry: &Registry<S>) {
     let spans = TaskSpans::default();
     spans.in_scope(|| {

@@ -11,14 +11,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Creates a load whose handlers end immediately.
+    /// Creates the work of handlers that end immediately.
     pub(crate) fn open(messages: usize) -> Arc<Self> {
         let load = Self::held(messages);
         load.release();
         load
     }
 
-    /// Creates a load whose handlers wait for `release`.
+    /// Creates the work of handlers that wait until `release` is called.
     pub(crate) fn held(messages: usize) -> Arc<Self> {
         let (all_started, released) = (Semaphore::new(0), Semaphore::new(0));
         Arc::new(Self { messages, started: AtomicUsize::new(0), all_started, released })

@@ -25,7 +25,7 @@ const LEASE: Duration = Duration::from_secs(30);
 const CONCURRENCY: usize = 16;
 const IN_FLIGHT: usize = 100;
 
-/// A queue on a broker.
+/// A message queue on one of the brokers.
 trait Queue: Sized {
     type Source: Source;
 

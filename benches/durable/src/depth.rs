@@ -41,7 +41,7 @@ pub struct Curve {
     rounds: Vec<Vec<Round>>,
 }
 
-/// The measurements of one round at one depth.
+/// The measurements of one round. The queue has the same depth during the round.
 #[derive(Clone, Copy)]
 pub struct Round {
     /// The number of processed jobs per second.

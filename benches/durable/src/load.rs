@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 
 pub struct Load {
-    /// The number of started jobs that `all_started` waits for.
+    /// `all_started` waits until this number of jobs has started.
     count: usize,
     started: AtomicUsize,
     all_started: Notify,
@@ -20,7 +20,7 @@ impl Load {
         Self { count, started: AtomicUsize::new(0), all_started: Notify::new(), open: watch::Sender::new(true), waits: None }
     }
 
-    /// Creates a load whose jobs wait for `release`.
+    /// Creates a load whose jobs wait until `release` is called.
     pub fn held(count: usize) -> Self {
         Self { open: watch::Sender::new(false), ..Self::open(count) }
     }

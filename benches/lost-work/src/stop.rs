@@ -39,7 +39,7 @@ pub struct Stop {
     pub output: String,
 }
 
-/// Starts a variant and stops it. The seed decides the kinds of the jobs, and the time of the stop.
+/// Starts a variant and stops it. The seed determines the kinds of the jobs, and the time of the stop.
 pub fn stop(variant: &Variant, seed: u64) -> Result<Stop, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", variant.name);
     let folder = tempfile::tempdir().map_err(failed)?;

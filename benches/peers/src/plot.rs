@@ -117,7 +117,7 @@ fn builder<'a, 'b>(plot: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGB
     chart
 }
 
-/// Returns the medians of each row with their positions on the x axis.
+/// For each row, returns the medians and their positions on the x axis.
 fn medians(table: &Table) -> impl Iterator<Item = impl Iterator<Item = (f64, f64)> + '_> + '_ {
     table.rows.iter().map(|row| (0u32..).map(f64::from).zip(&row.cells).filter_map(|(x, cell)| Some((x, cell.as_ref()?.median()))))
 }

@@ -20,7 +20,8 @@ pub struct Waiting<'a> {
 /// The number of tasks of the current contender that wait after their first poll.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 
-/// Starts each task with `start`. When all tasks wait, measures how long `drain` takes, in milliseconds.
+/// Returns a contender that starts each task with `start`. When all tasks wait, the contender measures how many milliseconds `drain`
+/// takes.
 pub fn contender<'a, T>(
     name: &'static str,
     new: impl Fn() -> T + 'static,

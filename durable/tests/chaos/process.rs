@@ -18,8 +18,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program of this binary. The program writes its record to the file `name` in the folder `records`. Its stderr goes to the
-    /// file `name` in the folder `logs`.
+    /// Starts one of the programs in this binary as a child process. The program writes its record to the file `name` in the folder
+    /// `records`. Its stderr goes to the file `name` in the folder `logs`.
     pub(crate) fn start(program: &str, name: String, records: &Path, logs: &Path, settings: &[(&str, String)]) -> Self {
         let (record, stderr) = (records.join(&name), logs.join(&name));
         let mut command = Command::new(env::current_exe().unwrap());

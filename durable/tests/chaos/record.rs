@@ -26,7 +26,7 @@ impl Record {
     }
 }
 
-/// Returns the words of each complete line in a record.
+/// Returns the words of each complete line in a record file.
 pub(crate) fn lines(path: &Path) -> Vec<Vec<String>> {
     // If a process has not written a line, its file may not exist.
     let text = fs::read_to_string(path).unwrap_or_default();

@@ -117,7 +117,7 @@ impl Site {
         busy
     }
 
-    /// Starts a new worker in place of one that has exited.
+    /// Starts a new worker in place of a worker that has exited.
     pub(crate) fn replace(&mut self, which: usize) {
         self.workers[which] = self.start("worker", "workers");
     }

@@ -464,7 +464,7 @@ async fn restarted_server_is_used_again() {
     for error in [enqueued.unwrap_err(), info.unwrap_err()] {
         assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     }
-    // The job ends while its outcome cannot be committed.
+    // The job ends now, while the worker cannot commit its outcome.
     go.add_permits(100);
     until("the worker reports the outage", async || losses.all().iter().any(|(_, name, _)| *name == "mail worker").then_some(()))
         .await;

@@ -252,7 +252,7 @@ fn deep(levels: usize) -> Deep {
     (1..levels).fold(Deep(Vec::new()), |inner, _| Deep(vec![inner]))
 }
 
-/// Checks that `enqueued` and `drain` find a payload that cannot be read back.
+/// Checks that `enqueued` and `drain` report an error for a payload that cannot be deserialized.
 async fn finds<T>(jobs: &Durable, payload: T, error: &str)
 where
     T: Serialize + for<'de> Deserialize<'de> + std::fmt::Debug + Send + 'static,

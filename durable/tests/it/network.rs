@@ -142,7 +142,7 @@ impl ProxiedStore {
         let enqueued = queue.enqueue(mail("ann")).into_future();
         let id = timeout(HANG, enqueued).await.expect("the call ends").expect("a connection is available");
         queue.serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-        // Uses every connection of the pool.
+        // The number of calls is high enough to use all connections of the pool.
         join_all((0..20).map(|_| queue.info(id))).await.into_iter().for_each(|info| assert!(info.is_ok(), "{info:?}"));
         assert_eq!(timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap().status(), JobStatus::Done);
         timeout(HANG, registry.shutdown()).await.expect("shutdown ends");

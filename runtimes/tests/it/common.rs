@@ -25,8 +25,8 @@ pub(crate) fn is_available(make: Make) -> bool {
 fn compio(driver: compio::driver::DriverType) -> io::Result<Drive> {
     let mut proactor = compio::driver::ProactorBuilder::new();
     proactor.driver_type(driver);
-    // The queue has more space than the tasks need that a shutdown wakes. With the default of 64, a wake-up waits for space and may not
-    // wake a sleeping runtime.
+    // The queue has enough space for all wake-ups of a shutdown. With the default of 64, a wake-up waits for space and may not wake a
+    // sleeping runtime.
     let runtime = compio::runtime::RuntimeBuilder::new().with_proactor(proactor).sync_queue_size(1 << 14).build()?;
     assert_eq!(runtime.driver_type(), driver);
     Ok(Box::new(move |main| runtime.block_on(main)))

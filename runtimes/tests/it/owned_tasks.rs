@@ -66,7 +66,7 @@ fn glommio_task_whose_last_waker_another_thread_drops() {
     whose_last_waker_another_thread_drops(GlommioSpawner, common::glommio_io_uring);
 }
 
-/// Runs a future on a monoio runtime, and then drops only the runtime.
+/// Runs a future on a monoio runtime, and then drops the runtime, but keeps the tasks.
 fn in_monoio(main: impl Future<Output = ()> + 'static) {
     monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap().block_on(main);
 }

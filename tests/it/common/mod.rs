@@ -79,7 +79,7 @@ impl TaskQueue {
         self.0.lock().unwrap().remove(0)
     }
 
-    /// Polls each task once and keeps the tasks that are pending.
+    /// Polls each task one time, and keeps the tasks that are still pending.
     pub(crate) fn poll_all(&self) {
         self.poll_all_with(Waker::noop());
     }

@@ -62,7 +62,7 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A registry, and the state that it should have.
+/// A registry under test, and the state that the registry should have.
 #[expect(clippy::struct_excessive_bools, reason = "each is a state that the registry reports, or a condition of one")]
 struct Node {
     /// The only handle of the registry. `None` after the handle has been dropped.
@@ -566,7 +566,7 @@ fn describe(service: &ServiceInfo) -> (Option<&'static str>, bool, u64, Option<S
     (service.task.name(), service.is_running, service.restarts, service.last_loss.clone())
 }
 
-/// Returns how a future with this behavior ends, or `None` if it is pending.
+/// Returns the outcome of a future with this behavior. Returns `None` if the future is pending.
 fn outcome(behavior: Behavior) -> Option<Outcome> {
     match behavior {
         Behavior::Pending => None,

@@ -214,7 +214,7 @@ impl Programs {
     }
 }
 
-/// A shell that stops the server and removes its folder when this process exits for any reason.
+/// A shell process that waits until this process exits for any reason. The shell then stops the server and removes its folder.
 #[derive(Debug)]
 struct Guard {
     shell: Child,
