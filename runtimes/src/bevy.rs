@@ -27,7 +27,7 @@ use std::ops::Deref;
 pub struct BevySpawner<P = &'static TaskPool>(pub P);
 
 impl BevySpawner {
-    /// Returns a spawner for one of the pools that bevy provides. For a pool of your own, write `BevySpawner(pool)`, for example with an
+    /// Returns a spawner for one of the pools that bevy provides. For another pool, write `BevySpawner(pool)`, for example with an
     /// `Arc<TaskPool>`.
     pub fn new(pool: &'static TaskPool) -> Self {
         Self(pool)

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub(crate) const QUEUE: &str = "chaos";
 
-/// The payload of a job. It decides what the handler of the job does.
+/// The payload of a job. The payload decides what the handler of the job does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Work {
     /// The handler takes this number of milliseconds.

@@ -252,7 +252,7 @@ async fn many_waits_share_statements() {
         })
         .collect();
     let transactions = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
-    // At its start, each wait executes its own statement.
+    // When a wait starts, it executes a separate statement.
     until("the waits share statements", async || {
         let before = numbers(&other, transactions).await[0];
         sleep(Duration::from_secs(3)).await;

@@ -1,4 +1,4 @@
-//! Tests that bugs which reviews found do not come back. The tests run on both stores.
+//! Tests for bugs that reviews have found. These bugs must not come back. The tests run on both stores.
 
 use crate::common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};

@@ -24,7 +24,7 @@ const TASKS: usize = 20;
 /// The size of two cache lines of 64 bytes, because processors fetch cache lines in pairs.
 const LINE: usize = 128;
 
-/// A value that has a cache line of its own.
+/// A value that shares its cache line with no other value.
 #[repr(align(128))]
 struct Mark(AtomicUsize);
 

@@ -218,7 +218,7 @@ impl Programs {
 #[derive(Debug)]
 struct Guard {
     shell: Child,
-    /// The stdin of the shell. When this process exits, the stdin is closed, and the shell stops the server.
+    /// The stdin of the shell process. When this process exits, the stdin is closed, and the shell stops the server.
     alive: Option<ChildStdin>,
 }
 
