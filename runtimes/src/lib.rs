@@ -44,7 +44,8 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
 
-/// The recipes of host/ whose frameworks are not dependencies of host/, because its tests must build quickly.
+/// Compiles the recipes of host/ that use other web frameworks. The package host/ does not depend on these frameworks, because its
+/// tests must build quickly.
 #[cfg(doctest)]
 #[doc = include_str!("../../host/src/frameworks.md")]
 struct Frameworks;

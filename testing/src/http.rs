@@ -85,7 +85,7 @@ impl Client {
         self.response().or_else(|error| sent.and(Err(error)))
     }
 
-    /// Sends a POST without a body on a separate thread, and then calls `then`, even after an error. The recipes of host/ compare the summary instead.
+    /// Sends a POST request without a body on a separate thread. Calls `then` after the response, and also after an error.
     pub fn post_then(address: SocketAddr, path: &'static str, then: fn()) {
         thread::spawn(move || {
             let _ = Self::connect(address).and_then(|mut client| client.request("POST", path, b""));
