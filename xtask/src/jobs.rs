@@ -1,4 +1,4 @@
-//! The table of the jobs.
+//! Defines the table of the jobs.
 
 mod companions;
 mod core;
@@ -19,9 +19,9 @@ pub(crate) struct Job {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) tier: Tier,
-    /// The files and folders that the job checks. Empty: all.
+    /// The files and folders that the job checks. An empty list means all files.
     paths: &'static [&'static str],
-    /// What the job needs beyond the Rust toolchain.
+    /// The tools that the job needs in addition to the Rust toolchain.
     tools: &'static str,
     /// An estimate of the duration on two cores, in seconds.
     pub(crate) seconds: u32,
@@ -30,11 +30,11 @@ pub(crate) struct Job {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
-    /// Runs on every change.
+    /// The job runs on every change.
     Full,
-    /// Runs in `nightly`, and in the runs of `ci` with this turn, from 0 to 7.
+    /// The job runs in `nightly`, and also in `ci` if the turn of `ci` is this number (0 to 7).
     Nightly(usize),
-    /// Runs only by its name.
+    /// The job runs only if the command line names it.
     OnRequest,
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn print_list() {
     );
 }
 
-/// Returns the jobs whose paths contain one of these files.
+/// Returns the jobs whose paths contain at least one of these files.
 pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = &'static Job> {
     let has = |path: &str| files.iter().any(|file| Path::new(file).starts_with(path));
     JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)))

@@ -1,4 +1,4 @@
-//! Runs the checks of this repository. `HELP` describes the commands; `cargo xtask --list` prints the jobs.
+//! Runs the checks of this repository. The text `HELP` describes the commands. `cargo xtask --list` prints the jobs.
 
 mod changes;
 mod context;
@@ -72,13 +72,13 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
     }
 }
 
-/// Returns the part of the nightly jobs that this run executes: `TURN`, or the number of commits modulo 8.
+/// Returns which part of the nightly jobs `ci` runs: the value of `TURN`, or the number of commits modulo 8.
 fn turn(commits: usize) -> Result<usize> {
     let Ok(turn) = std::env::var("TURN") else { return Ok(commits % 8) };
     turn.parse().ok().filter(|turn| *turn < 8).context("TURN must be a number from 0 to 7")
 }
 
-/// Runs jobs one after the other until one fails. Prints how long each took, and what the tests skipped.
+/// Runs jobs one after another until one fails. Prints the duration of each job and the tests that were skipped.
 fn run_all<'a>(context: &Context, jobs: impl Iterator<Item = &'a Job>) -> Result<()> {
     let mut times = Vec::new();
     for job in jobs {
