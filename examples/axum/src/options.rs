@@ -48,7 +48,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads the arguments. Exits after printing the help or an error.
+    /// Parses the command line. If it requests the help or is invalid, prints the help or the error and exits.
     pub(crate) fn from_args() -> Self {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
@@ -58,7 +58,7 @@ impl Options {
         options
     }
 
-    /// Checks the address of the listener.
+    /// Checks that `address`, the address of the listener, is allowed for the dashboard.
     pub(crate) fn check(&self, address: SocketAddr) -> Result<(), &'static str> {
         if self.dashboard && !self.public_dashboard && !address.ip().is_loopback() {
             return Err(

@@ -49,7 +49,7 @@ pub(crate) struct Options {
     pub(crate) until_eof: bool,
 }
 
-/// Returns `QUEUE_URL` or its default.
+/// Returns the value of `QUEUE_URL`, or `memory` if the variable is not set.
 pub(crate) fn queue_url() -> String {
     env::var("QUEUE_URL").unwrap_or_else(|_| "memory".into())
 }

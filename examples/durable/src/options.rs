@@ -49,16 +49,16 @@ pub(crate) struct Options {
     pub(crate) until_eof: bool,
 }
 
-/// The address of the board, if the board is not disabled.
+/// The address of the board, or `None` if the board is disabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Board(pub(crate) Option<SocketAddr>);
 
-/// Returns `DATABASE_URL` or its default.
+/// Returns the value of `DATABASE_URL`, or `signups.db` if the variable is not set.
 pub(crate) fn database() -> String {
     env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".into())
 }
 
-/// Accepts loopback addresses only, because the board has no login and shows mail addresses.
+/// Parses the address of the board. Accepts only loopback addresses, because the board has no login and shows mail addresses.
 fn board(value: &str) -> Result<Board, String> {
     if value == "none" {
         return Ok(Board(None));
