@@ -15,22 +15,22 @@ use std::time::Instant;
 const HELP: &str = "\
 Runs the checks of this repository.
 
-    cargo xtask                    formatting, lints and tests of the packages that changed
-    cargo xtask JOB [ARGUMENTS]    one job
-    cargo xtask full               the jobs that every change must pass
-    cargo xtask nightly            the jobs that take longer
-    cargo xtask ci                 `full`, and one of eight parts of `nightly`: the next part after each commit
-    cargo xtask --list             the jobs, with their paths, tools and durations
+    cargo xtask                    checks the formatting, lints and tests of the packages that changed
+    cargo xtask JOB [ARGUMENTS]    runs one job
+    cargo xtask full               runs the jobs that every change must pass
+    cargo xtask nightly            runs the jobs that take longer
+    cargo xtask ci                 runs `full`, and one of eight parts of `nightly`; each commit selects the next part
+    cargo xtask --list             lists the jobs, with their paths, tools and durations
 
-A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or the files of the last
-commit if there are none.
+On a branch, a file has changed if it differs from the point where the branch left `main`. On `main`, the changed files are the
+uncommitted files. If all files are committed, they are the files that the last commit changed.
 
 Environment:
-    REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails. Default of `test`: the tools that are installed.
-                                   `brokers`, `consumer` and `graphile` always require the tools that are installed
-    TURN=N                         the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
+    REQUIRE=postgres,systemd,…     names tools. If such a tool is missing, its tests fail instead of being skipped. Default for `test`:
+                                   the installed tools. `brokers`, `consumer` and `graphile` always require the installed tools
+    TURN=N                         selects the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
 
-A job installs what it needs (as root, on Debian) and prints `skipped: why` if that is not available.";
+A job installs the tools that it needs (as root, on Debian). If a tool is not available, the job prints `skipped: REASON`.";
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {

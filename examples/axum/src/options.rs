@@ -24,19 +24,19 @@ pub(crate) struct Options {
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
-    /// Write the mails to the file `outbox` in this folder, and create it if it is missing
+    /// Write the mails to the file `outbox` in this folder; create the folder if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "signups")]
     pub(crate) dir: PathBuf,
     /// Answer 503 to a sign-up while this many mails are being sent
     #[arg(long, value_name = "MAILS", default_value = "4096", value_parser = value_parser!(u16).range(1..))]
     pub(crate) max_in_flight: u16,
-    /// How long the simulated mail server takes
+    /// Simulate a mail server that needs this time for each mail
     #[arg(long, value_name = "MILLISECONDS", default_value = "20", value_parser = milliseconds)]
     pub(crate) takes: Duration,
     /// After SIGTERM or Ctrl-C, wait this long for tasks and requests
     #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
-    /// After SIGTERM or Ctrl-C, continue for this part of the grace period, so that load balancers see /readyz fail
+    /// After SIGTERM or Ctrl-C, accept requests for this time while /readyz answers 503; the time is part of the grace period
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) delay: Duration,
     /// Serve a dashboard at /background, where everyone who can connect can abort tasks; needs a loopback address

@@ -14,17 +14,18 @@ Usage: mutate-orderings [--list] [--slice K/N] [--only TEXT] PATH...
 
   PATH         a source file or folder below `src`, relative to the repository's root
   --list       print the mutants and exit
-  --slice K/N  test the K-th of every N mutants only; K counts from 1
-  --only TEXT  test the mutants in files whose path contains TEXT only
+  --slice K/N  test only one of N slices of the mutants: mutant number K, K+N, K+2N, and so on
+  --only TEXT  test only the mutants in files whose path contains TEXT
 
 Mutations: Acquire -> Relaxed, Release -> Relaxed, AcqRel -> Acquire, AcqRel -> Release.
 Code that the models do not compile (`cfg(test)`, `cfg(not(loom))`) is skipped. The source must be formatted by rustfmt.
 
-The tool copies `src` and `models` to `target/mutants`, runs all models there without a mutation, and then applies one
-mutation after another. A mutant is caught if a model fails, or takes a minute more than ten times as long as without a
-mutation. A mutant that does not compile is not counted. Fast models, and models that caught earlier mutants, run first.
+The tool copies `src` and `models` to `target/mutants` and runs all models there on the unchanged source. It then applies one
+mutation after another. A mutant is caught if a model fails or exceeds its time limit: ten times the duration on the
+unchanged source, plus one minute. A mutant that does not compile is not counted. Fast models, and models that caught
+earlier mutants, run first.
 
-`tools/mutate-orderings/allowed.txt` lists mutants that no model can catch, each with the reason.
+The file `tools/mutate-orderings/allowed.txt` lists mutants that no model can catch, each with the reason.
 Exit code: 0 if every mutant is caught or allowed; 1 if a mutant is missed, an allowed mutant is caught or does not exist,
 or the tool cannot run.";
 
