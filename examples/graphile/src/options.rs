@@ -46,7 +46,7 @@ pub(crate) enum Command {
 }
 
 impl Options {
-    /// Reads the arguments and `DATABASE_URL`. Exits after printing the help or an error.
+    /// Parses the command line and reads `DATABASE_URL`. If the command line is invalid or requests the help, prints a message and exits.
     pub(crate) fn from_args() -> Self {
         let Arguments { command } = Arguments::parse();
         let no_url = |_| Arguments::command().error(ErrorKind::MissingRequiredArgument, "DATABASE_URL is not set").exit();
@@ -64,7 +64,7 @@ fn seconds(value: &str) -> Result<Duration, String> {
 }
 
 fn lease(value: &str) -> Result<Duration, String> {
-    // A lease has five heartbeats.
+    // A worker sends five heartbeats within the time of a lease.
     seconds(value)
         .and_then(|lease| if lease < Duration::from_secs(1) { Err("the minimum is one second".into()) } else { Ok(lease) })
 }

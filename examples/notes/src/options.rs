@@ -55,7 +55,7 @@ fn mebibytes(value: &str) -> Result<usize, String> {
     bytes.filter(|bytes| *bytes > MAX_NOTE).ok_or_else(|| "the minimum is 2".into())
 }
 
-/// Writes a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+/// Writes a line to stdout. Unlike `println!`, this function does not panic if stdout is closed.
 pub(crate) fn print(line: &str) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
