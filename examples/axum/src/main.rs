@@ -65,7 +65,7 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
-    options.check(bound)?; // systemd may pass another listener
+    options.check(bound)?; // the listener of systemd may have another address
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))

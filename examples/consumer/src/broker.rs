@@ -110,7 +110,7 @@ impl Broker {
                 let config = stream::Config {
                     name: "signups".into(),
                     subjects: vec!["signups.*".into()],
-                    retention: RetentionPolicy::WorkQueue, // deletes acknowledged messages
+                    retention: RetentionPolicy::WorkQueue, // the stream deletes acknowledged messages
                     ..stream::Config::default()
                 };
                 context.get_or_create_stream(config).await.map_err(failed("create the stream"))?;
@@ -211,7 +211,7 @@ impl Broker {
                     durable_name: Some(queue.into()),
                     filter_subject: subject(queue),
                     ack_wait: lease,
-                    max_deliver: -1, // otherwise, the server drops messages
+                    max_deliver: -1, // no limit: at a limit, the server drops messages
                     ..pull::Config::default()
                 };
                 let stream = context.get_stream("signups").await.map_err(failed("find the stream"))?;
@@ -291,7 +291,7 @@ async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
 }
 
 async fn publish(channel: &Channel, queue: &str, id: &str, payload: &[u8]) -> Result<(), String> {
-    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()); // 2: persistent
+    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()); // 2 means persistent
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let published = channel.basic_publish("".into(), queue.into(), options, payload, properties).await.map_err(failed("send"))?;
     match published.await.map_err(failed("send"))? {

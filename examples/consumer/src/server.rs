@@ -141,7 +141,7 @@ fn response(signup: &Signup) -> impl IntoResponse {
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id) {
         Ok(mut changes) => {
-            changes.mark_changed(); // sends the current status first
+            changes.mark_changed(); // the stream then starts with the current status
             let no_buffer = [("x-accel-buffering", "no")]; // nginx would buffer the events
             (no_buffer, Sse::new(stream_of(changes, service.tasks.signal())).keep_alive(KeepAlive::default())).into_response()
         }

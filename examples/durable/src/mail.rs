@@ -54,7 +54,7 @@ impl Mailer {
                 let (path, temporary) = (outbox.join(format!("{id}.eml")), outbox.join(format!(".{id}-{attempt}.tmp")));
                 let folder = outbox.clone();
                 let written = spawn_blocking(move || {
-                    fs::create_dir_all(folder)?; // it may have been deleted
+                    fs::create_dir_all(folder)?; // the folder may have been deleted
                     put(&path, &temporary, &mail.formatted())
                 });
                 written.await.map_err(io::Error::other).and_then(|written| written).map_err(|error| {

@@ -67,7 +67,7 @@ fn start_archive(archive: &Tasks) -> Receipts {
     });
     let signal = archive.signal();
     archive.named("last receipts").run(async move {
-        signal.await; // `shipping` has drained, so no receipt follows.
+        signal.await; // `shipping` has drained, so no more receipts follow.
         file(&last);
         println!("archive: closed");
     });
@@ -98,7 +98,7 @@ async fn ship(orders: Arc<tokio::sync::Mutex<UnboundedReceiver<Order>>>, receipt
     while let Some(order) = orders.recv().await {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if order.pieces > 1000 {
-            return Err(format!("the carrier has hung up at {}", order.receipt)); // drops the order
+            return Err(format!("the carrier has hung up at {}", order.receipt)); // this drops the order
         }
         println!("shipping: shipped {}", order.receipt);
         receipts.lock().unwrap().push(order.receipt);
@@ -145,7 +145,7 @@ impl Client {
     async fn place(&self, line: String) -> Result<String, Box<dyn Error + Send + Sync>> {
         // The task runs without a permit, because the connection that waits for the task already holds a permit.
         let calculation = self.connections.named("price").without_permit().spawn_blocking(move || price(&line));
-        let (pieces, receipt) = calculation.await??; // an error of the task, or of the order
+        let (pieces, receipt) = calculation.await??; // the first `?` is for the task, the second for the order
         let in_flight = self.shipping.named("order").guard()?.require_completion();
         let answer = format!("accepted: {receipt}");
         self.orders.send(Order { pieces, receipt, in_flight }).map_err(|_| "the shipping has ended")?;

@@ -515,7 +515,7 @@ fn board_operates_the_queue() {
     let server = site.serve(&["server"]);
     let board = server.board;
     let job = |answer: &Response| answer.json()["id"].as_str().unwrap().to_owned();
-    press(board, "/queues/mail/pause", 404); // not known before its first job
+    press(board, "/queues/mail/pause", 404); // the queue does not exist before its first job
     let [ada, eve] = ["ada@example.com", "eve@bounce.example"].map(|address| sign_up(server.address, address));
     press(board, "/queues/mail/pause", 303);
     assert!(get(board, "/").text().contains("paused"));
