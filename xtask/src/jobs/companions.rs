@@ -17,7 +17,7 @@ pub(super) fn host(context: &Context) -> Result<()> {
         let unit = sh
             .read_file("examples/axum/signups.service")?
             .replace("ExecStart=/usr/local/bin/signups", &format!("ExecStart={program}"));
-        ensure!(unit.contains(&format!("ExecStart={program} ")), "the unit starts another program");
+        ensure!(unit.contains(&format!("ExecStart={program} ")), "signups.service does not start /usr/local/bin/signups");
         let path = context.built("unit/signups.service");
         sh.write_file(&path, unit)?;
         let socket = context.built("unit/signups.socket");
@@ -50,7 +50,7 @@ pub(super) fn host(context: &Context) -> Result<()> {
     let oldest = host.rust_version;
     ensure!(
         sh.read_file("host/README.md")?.contains(&format!("The crate needs Rust {oldest}, with each of its features.")),
-        "the README has another version of Rust"
+        "host/README.md does not name Rust {oldest}"
     );
     if context.toolchain(&oldest, "") {
         for some in std::iter::once("").chain(host.features.iter().map(String::as_str)) {
@@ -87,7 +87,7 @@ fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<(
     let oldest = package(sh, &name)?.rust_version;
     ensure!(
         sh.read_file(format!("{companion}/README.md"))?.contains(&format!("Rust {oldest} or later")),
-        "the README has another version of Rust"
+        "{companion}/README.md does not name Rust {oldest}"
     );
     if context.toolchain(&oldest, "") {
         cmd!(sh, "rustup run {oldest} cargo check --quiet -p {name} {others...} --all-features").run()?;
@@ -147,7 +147,10 @@ pub(super) fn runtimes(context: &Context) -> Result<()> {
         )
         .run()?;
     }
-    ensure!(sh.read_file("runtimes/README.md")?.contains(VERSIONS), "the README has other versions of Rust");
+    ensure!(
+        sh.read_file("runtimes/README.md")?.contains(VERSIONS),
+        "runtimes/README.md does not name these versions of Rust: {VERSIONS}"
+    );
     for (oldest, features) in
         [("1.85", "actix-rt,async-global-executor,glommio,monoio"), ("1.89", "bevy_tasks"), ("1.95", "compio")]
     {

@@ -31,7 +31,10 @@ pub(crate) fn fmt(context: &Context) -> Result<()> {
 pub(super) fn test(context: &Context) -> Result<()> {
     const COMMAND: &str = "cargo test --workspace --all-features --exclude background-tasks-runtimes --exclude graphile-recipe \
         --exclude background-tasks-consumer --exclude broker-signups --exclude consumer-bench";
-    ensure!(context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND), "README.md has another command");
+    ensure!(
+        context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND),
+        "README.md does not contain the command of this job"
+    );
     // If a tool is installed, its tests must not be skipped.
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
@@ -76,7 +79,7 @@ pub(super) fn package(context: &Context) -> Result<()> {
         let expected: BTreeSet<&str> = tracked.iter().map(String::as_str).collect();
         ensure!(
             listed == expected,
-            "the package {name} has other files than expected: {:?}",
+            "these files of the package {name} are missing or not expected: {:?}",
             listed.symmetric_difference(&expected)
         );
         for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
@@ -107,7 +110,7 @@ pub(super) fn deny(context: &Context) -> Result<()> {
     // The advisory database is a git repository on another server.
     if cmd!(context.sh, "cargo deny --all-features check advisories").env("PATH", &path).run().is_err() {
         let fetched = cmd!(context.sh, "cargo deny fetch db").env("PATH", &path).ignore_stderr().run().is_ok();
-        ensure!(!fetched, "there are advisories");
+        ensure!(!fetched, "there are advisories for dependencies");
         context.skip("the database of advisories is not available");
     }
     Ok(())
