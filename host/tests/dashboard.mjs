@@ -266,7 +266,7 @@ test("the page shows the rest of an expired grace period", async () => {
   await open_shop(6);
   await is_listed("checkout");
   service.child.kill("SIGTERM");
-  // Five seconds are reserved for the second phase. Therefore it starts to drain before the first phase has drained.
+  // Five seconds are reserved for the second phase. Therefore the second phase starts to drain before the first phase has drained.
   await shows("phase-list", /^requests\s+Draining[^]*workers\s+Draining/);
   await shows("stop", /^Grace period: [0-4]\.\d s left\.$/);
   assert.deepEqual(await within("the end of the process", service.exit), [1, null]);
@@ -494,7 +494,7 @@ test("screenshot of a drain", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, as
   await new Promise((resolve) => setTimeout(resolve, 20_000));
   service.child.kill("SIGTERM");
   await shows("state", /^Draining$/);
-  // The first phase drains. After that, tasks of two tenants in the second phase end.
+  // The first phase drains. When the first phase has drained, tasks of two tenants in the second phase end.
   for (const name of ["checkout", "import", "export"]) {
     await new Promise((resolve) => setTimeout(resolve, 2500));
     await release(name);

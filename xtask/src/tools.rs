@@ -26,12 +26,13 @@ impl Context {
         is_available
     }
 
-    /// Returns whether `program` is installed. If it is missing, tries to install Debian's `package`, which contains it.
+    /// Returns whether `program` is installed. If the program is missing, tries to install Debian's `package`, which contains the
+    /// program.
     pub(crate) fn program(&self, program: &str, package: &str) -> bool {
         self.debian(package, || is_installed(program))
     }
 
-    /// Returns whether a Postgres server is installed. If it is missing, tries to install it.
+    /// Returns whether a Postgres server is installed. If there is no server, tries to install Postgres.
     pub(crate) fn postgres(&self) -> bool {
         let servers = || {
             let versions = Path::new("/usr/lib/postgresql").read_dir().into_iter().flatten().flatten();
@@ -50,7 +51,7 @@ impl Context {
         available
     }
 
-    /// Returns the path of Azurite, the emulator of Azure Queue Storage. If it is missing, tries to install it.
+    /// Returns the path of Azurite, the emulator of Azure Queue Storage. If Azurite is missing, tries to install it.
     pub(crate) fn azurite(&self) -> Result<Option<PathBuf>> {
         Ok(self.npm_package("azurite", "3.35.0")?.map(|root| root.join("node_modules/.bin/azurite-queue")))
     }
@@ -67,7 +68,7 @@ impl Context {
         programs.iter().all(|(program, package)| self.program(program, package))
     }
 
-    /// Returns whether the standard library for `target` is installed. If it is missing, tries to install it.
+    /// Returns whether the standard library for `target` is installed. If the library is missing, tries to install it.
     pub(crate) fn target(&self, target: &str) -> bool {
         let is_available = cmd!(self.sh, "rustup target add {target}").quiet().ignore_stderr().run().is_ok();
         if !is_available {

@@ -1,5 +1,5 @@
-//! Tests the conformance suite. It must accept the queue in memory. For each source with a bug, it must name the promise that the bug
-//! breaks.
+//! Tests the conformance suite. The suite must accept the queue in memory. For each source with a bug, the suite must name the promise
+//! that the bug breaks.
 
 use background_tasks_consumer::conformance::{self, Broker};
 use background_tasks_consumer::{Delivery, MemoryQueue, MemoryReceipt, Message, ReceiptVoid, Release, Source};

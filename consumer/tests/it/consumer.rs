@@ -46,7 +46,7 @@ fn completed_messages_are_acknowledged() {
     sim.run();
     assert!(sim.queue.is_empty());
     let summary = sim.shutdown();
-    // The 101st completed task is the consumer itself. Its pause without messages ends at the shutdown.
+    // The 101st completed task is the consumer itself. The shutdown ends the pause that the consumer makes without messages.
     assert_eq!(summary.unwrap().completed, 101);
     assert_eq!(sim.faults.stops.load(SeqCst), 1);
     sim.assert_losses(&[]);
@@ -329,8 +329,8 @@ fn failure_chooses_the_delay_or_death() {
     sim.assert_losses(&["job failed: busy", "job failed: no such user (attempt 1; it is dead)"]);
 }
 
-/// This happens, for example, if the dead-letter queue of RabbitMQ was deleted. Without the retry, the consumer would hold the message
-/// until its connection closes.
+/// For example, a message cannot become a dead letter if the dead-letter queue of RabbitMQ was deleted. Without the retry, the consumer
+/// would hold the message until its connection closes.
 #[test]
 fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     let sim = Simulation::new();
@@ -380,7 +380,7 @@ fn panic_is_a_failed_attempt() {
 fn message_that_kills_its_process_is_buried_unread() {
     let sim = Simulation::new();
     sim.send(1);
-    // Two processes received the message and died before they handled it.
+    // The message was received by two processes that died before the end of their attempts.
     for _ in 0..2 {
         sim.steal();
         sim.advance(LEASE);

@@ -75,7 +75,7 @@ async fn message_that_arrives_after_its_lease_is_not_handled() {
     assert!(registry.shutdown().await.is_clean());
 }
 
-/// A handler that blocks its thread must not delay the extensions of its lease, because a task on another thread makes them.
+/// A handler that blocks its thread must not delay the calls to `extend`, because a task on another thread makes these calls.
 #[test]
 fn handler_that_blocks_its_thread_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -147,7 +147,7 @@ impl Simulation {
         self.clock.0.lock().unwrap().now += duration;
     }
 
-    /// Receives a message as another process would do. Returns the number of the attempt.
+    /// Receives a message, like a consumer in another process. Returns the number of the attempt.
     #[track_caller]
     pub(crate) fn steal(&self) -> u32 {
         let received = futures_util::FutureExt::now_or_never(self.queue.receive(1)).unwrap().unwrap();

@@ -69,7 +69,8 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))
-        // `RequestLayer` counts requests to the routes above as in flight. It does not count probes, so the drain does not wait for them.
+        // `RequestLayer` counts requests to the routes above as in flight. The layer does not count probes, so the drain does not wait
+        // for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(show_readiness))
@@ -117,8 +118,8 @@ async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (Statu
         return (StatusCode::BAD_REQUEST, "the body is not a mail address\n");
     }
     let tasks = service.tasks.clone();
-    // This request is in flight, so the registry accepts its task even after shutdown has started. A full registry rejects the task here,
-    // before the response promises a mail.
+    // This request is in flight, so the registry accepts the new task even after shutdown has started. A full registry rejects the task
+    // here, before the response promises a mail.
     match tasks.named("welcome-mail").try_run(send(service, address)) {
         Ok(()) => (StatusCode::ACCEPTED, "a mail is on its way\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many mails are being sent: try again later\n"),
@@ -130,10 +131,10 @@ async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    // A task may start other tasks. Blocking work must not run on the threads that serve requests. Even a full registry accepts this
-    // task, because it needs no permit: the mail's task keeps its own permit until the address is written.
+    // A task may start other tasks. Blocking work must not run on the threads that serve requests. Even a full registry accepts the task
+    // `outbox`, because the task needs no permit. The task of the mail keeps its own permit until the address is written.
     let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
-    // The registry does not count an error of the closure as a failure, because the owner of the handle receives the error. This function
+    // The registry does not count an error of the closure as a failure, because the owner of the handle receives the error. `send`
     // returns the error, so the task of the mail counts as failed.
     append.await.map_err(io::Error::other)?
 }

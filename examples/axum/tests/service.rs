@@ -20,7 +20,7 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
 }
 
-/// The process of a service, and the folder in which it writes its outbox.
+/// The process of a service, and the folder that contains the outbox of the service.
 struct Service {
     process: Process,
     address: SocketAddr,
@@ -45,7 +45,7 @@ impl Service {
         Client::connect(self.address).unwrap()
     }
 
-    /// Waits until the process has ended. Returns its output and the addresses in its outbox.
+    /// Waits until the process has ended. Returns the output of the process and the addresses in the outbox.
     #[track_caller]
     fn wait(self, code: i32) -> (String, Vec<String>) {
         let output = self.process.wait().assert_code(code).output();
@@ -197,7 +197,8 @@ fn dashboard_needs_a_loopback_listener() {
     assert!(output.contains("the dashboard has no login"), "{output}");
 }
 
-/// The test keeps the listener open, as systemd does for a socket unit. It restarts the service five times while 32 clients connect.
+/// The test keeps the listener open, as systemd does for a socket unit. The test restarts the service five times while 32 clients
+/// connect.
 #[test]
 fn restart_with_an_inherited_listener_refuses_no_connection() {
     const CLIENTS: usize = 32;
@@ -266,8 +267,8 @@ fn metrics_count_the_tasks() {
     assert!(output.lines().any(is_reported), "not reported in the span of its task: {output}");
 }
 
-/// When the service receives the signal, it closes a connection that has sent only a part of a request head. It does not wait for the
-/// head timeout of 5 s.
+/// When the service receives the signal, it closes a connection that has sent only a part of a request head. The service does not wait
+/// for the head timeout of 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let service = Service::start(&["--grace", "30"]);
@@ -388,7 +389,7 @@ fn sign_up_beyond_the_limit_is_answered_503() {
     assert_eq!(output.matches("still in flight task.name=\"welcome-mail\"").count(), 4, "{output}");
 }
 
-/// A mail keeps its permit until its address is written, so the service rejects no mail that it has accepted.
+/// The task of a mail keeps its permit until the address is written. Therefore every accepted mail must be sent.
 #[test]
 fn mails_within_the_limit_are_sent() {
     let service = Service::start(&["--max-in-flight", "1"]);
@@ -403,8 +404,8 @@ fn mails_within_the_limit_are_sent() {
     assert_eq!(service.wait(0).1, accepted);
 }
 
-/// The service must reject an outbox that is a named pipe, because opening a pipe without a reader would block. It must reject a symbolic
-/// link, because the link could name a file of another service.
+/// The service must reject an outbox that is a named pipe, because opening a pipe without a reader would block. The service must also
+/// reject a symbolic link, because the link could name a file of another service.
 #[test]
 fn outbox_must_be_a_regular_file() {
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -423,7 +424,7 @@ fn outbox_must_be_a_regular_file() {
     fs::remove_file(&outbox).unwrap();
     mknodat(CWD, &outbox, FileType::Fifo, Mode::RWXU, 0).unwrap();
     is_refused();
-    // A named pipe that has a reader can be opened, so the service must reject it by its type.
+    // If a named pipe has a reader, the service can open the pipe. The service must then reject the pipe by the type of the file.
     let reader = fs::OpenOptions::new().read(true).write(true).open(&outbox).unwrap();
     is_refused();
     drop(reader);

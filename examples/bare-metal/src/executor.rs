@@ -1,4 +1,4 @@
-//! An executor for a single core. It polls tasks from a queue of ready tasks. Interrupt handlers may add tasks to the queue.
+//! An executor for a single core. The executor polls tasks from a queue of ready tasks. Interrupt handlers may add tasks to the queue.
 
 use alloc::collections::VecDeque;
 use async_task::Runnable;

@@ -124,7 +124,7 @@ fn SysTick() {
     }
 }
 
-/// Starts the timer. It ticks so often that most ticks interrupt a task.
+/// Starts the timer. The timer ticks so often that most ticks interrupt a task.
 fn start_timer() {
     let mut timer = Peripherals::take().expect("taken once").SYST;
     timer.set_clock_source(SystClkSource::Core);

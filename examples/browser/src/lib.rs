@@ -14,7 +14,7 @@ thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::start()));
 
 struct Visit {
     tasks: Registry<WasmSpawner>,
-    /// The time at which the visit started. This time identifies the visit among the visits of all pages.
+    /// The time at which the visit started. The start time identifies the visit among the visits of all pages.
     started: f64,
 }
 
@@ -116,8 +116,8 @@ pub fn arrive() -> Vec<String> {
     reports::take()
 }
 
-/// Ends the visit by starting the shutdown. The tasks finish after this call, in microtasks. These microtasks run before the next
-/// listener of the same event.
+/// Ends the visit by starting the shutdown. The tasks finish after this call, in microtasks that run before the next listener of the same
+/// event.
 #[wasm_bindgen]
 pub fn leave() {
     tasks().start_shutdown();

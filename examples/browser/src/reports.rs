@@ -8,7 +8,7 @@ use wasm_bindgen_futures::spawn_local;
 const PREFIX: &str = "report/";
 
 /// Stores a report of the tasks of a visit. The report lists the stragglers. If the stragglers end later, the summary replaces the list.
-/// This happens if the page was only hidden, or if the user returns to the page.
+/// Stragglers can end later if the page was only hidden, or if the user returns to the page.
 pub(crate) fn store(tasks: &Registry<WasmSpawner>, started: f64) {
     let key = format!("{PREFIX}{started}");
     let (drained, now) = (tasks.shutdown(), tasks.shutdown().until(ready(())));

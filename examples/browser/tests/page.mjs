@@ -127,7 +127,7 @@ test("aborted tasks are no longer in flight", async () => {
 const straggling = /^1 background task still in flight \(2 completed, 0 failed, .*\n *1 × index at /;
 const drained = (completed) => `drained: ${completed} completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected`;
 
-/// Leaves and returns while a task waits for a stopped timer. Then runs the timer, and leaves and returns a second time.
+/// Leaves and returns while a task waits for a stopped timer. After that, runs the timer, and leaves and returns a second time.
 async function leave_twice(leave_and_return) {
   await stop_timers();
   await click("index");

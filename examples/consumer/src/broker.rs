@@ -144,7 +144,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// Returns an error if the broker has not confirmed the message within 5 seconds. Even then, the broker may have stored the message.
+    /// Returns an error if the broker has not confirmed the message within 5 seconds. The broker may have stored the message even if this
+    /// function returns an error.
     pub(crate) async fn send(&self, queue: &str, id: &str, payload: String) -> Result<(), String> {
         let send = async {
             match self {

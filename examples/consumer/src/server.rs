@@ -1,4 +1,4 @@
-//! The HTTP server. It accepts sign-ups and shows the status of their mails.
+//! The HTTP server. The server accepts sign-ups and shows the status of their mails.
 
 use crate::broker::{Broker, MAILS, NOTICES};
 use crate::options::Options;
@@ -86,7 +86,7 @@ struct Body {
     email: String,
 }
 
-/// Sends the response after the broker has confirmed the message. After that point, a crash of this process cannot lose the mail.
+/// Sends the response after the broker has confirmed the message. After the response, a crash of this process cannot lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form<Body>, FormRejection>) -> Response {
     match accept(&service, body).await {
         Ok(signup) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
@@ -137,7 +137,8 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change of the status until it is final or shutdown starts. After that, the browser reconnects to the next server.
+/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
+/// reconnects to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id) {
         Ok(mut changes) => {

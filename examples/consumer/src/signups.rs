@@ -79,8 +79,8 @@ impl Signups {
         let signup = Signup::new(notice);
         let mut known = self.lock();
         let Some(old) = known.signups.get(&signup.id) else {
-            // This server does not have the sign-up: another server accepted it, or this server has restarted, or it has removed this
-            // sign-up as one of the oldest.
+            // This server does not know the sign-up. Another server has accepted the sign-up, or this server has restarted or has removed
+            // its oldest sign-ups.
             return known.insert(signup);
         };
         old.send_if_modified(|old| {

@@ -1,9 +1,9 @@
-//! A web page for operators, called the board. It shows the queues, and the jobs that wait, run or are dead. An operator can pause a
-//! queue, and retry, discard or cancel jobs.
+//! A web page for operators, called the board. The board shows the queues, and the jobs that wait, run or are dead. An operator can pause
+//! a queue, and retry, discard or cancel jobs.
 //!
-//! The board has no login and shows mail addresses. Therefore it listens on its own socket, on a loopback address. Its server accepts
-//! only `localhost` and IP addresses as host names, because DNS rebinding could make other host names point to that address. The board
-//! rejects forms of other sites by their origin. The page needs no script.
+//! The board has no login and shows mail addresses. Therefore the board listens on a separate socket with a loopback address. The server
+//! of the board accepts only `localhost` and IP addresses as host names, because DNS rebinding could make other host names point to that
+//! address. The board rejects forms of other sites by their origin. The page needs no script.
 
 use crate::signups::{self, Welcome};
 use axum::extract::{Path, Query, Request, State};

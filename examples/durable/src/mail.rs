@@ -28,7 +28,7 @@ pub(crate) enum Refusal {
 }
 
 impl Mailer {
-    /// Creates the folder if it is missing, and removes old temporary files from it.
+    /// Creates the folder if it is missing, and removes old temporary files from the folder.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The web page for users. It shows a form, and the status of a mail. The page works without its script, which only adds live updates.
+//! Builds the web page for users. The page shows a form, and the status of a mail. The page works without its script, which only adds
+//! live updates.
 
 use crate::signups::Signup;
 use axum::Json;
@@ -83,7 +84,7 @@ fn page<'a>(status: StatusCode, value: impl Fn(&str) -> &'a str) -> Response {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        // Everybody who knows the URL can see the page. Therefore the browser must not send the URL to other sites in the header
+        // Everybody who knows the URL can see the page. To keep the URL secret, the browser must not send it to other sites in the header
         // `Referer`.
         (header::REFERRER_POLICY, "no-referrer"),
         (header::VARY, "accept"),

@@ -1,4 +1,4 @@
-//! The HTTP server. It accepts sign-ups and shows the status of their mails.
+//! The HTTP server. The server accepts sign-ups and shows the status of their mails.
 
 use crate::options::Options;
 use crate::page::{self, Wants};
@@ -108,7 +108,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, String> {
     listener.local_addr().map_err(|error: io::Error| error.to_string())
 }
 
-/// Sends the response after the sign-up and its job are committed. After that point, no crash can lose the mail.
+/// Sends the response after the sign-up and its job are committed. After the response, no crash can lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, email: Result<Email, Refusal>) -> Response {
     match accept(&service, email).await {
         Ok((signup, _)) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
@@ -155,7 +155,8 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change of the status until it is final or shutdown starts. After that, the browser reconnects to the next server.
+/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
+/// reconnects to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id).await {
         Ok((id, signup)) => {

@@ -120,8 +120,8 @@ impl Signups {
                 }
             }
         }
-        // The transaction is not committed. It may contain a new job, because the old job may have been deleted at the end of its
-        // retention.
+        // The transaction is not committed. If the old job was deleted after its retention, the transaction contains a new job, which
+        // must not be committed.
         let id: String = self
             .one("SELECT job FROM signups WHERE address = $1", address)
             .await?
@@ -186,7 +186,8 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Limits the time that `work` may wait for the database. Do not use it for a commit: a commit must not be dropped before it has ended.
+/// Limits the time that `work` may wait for the database. Do not use this function for a commit: a commit must not be dropped before it
+/// has ended.
 async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(DATABASE_TIMEOUT, work).await {
         Ok(result) => result.map_err(StoreError::of),

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 /// Runs a server, and a worker as a child process. `grace` is the grace period of the server.
 pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grace: Duration) -> Result<(), String> {
-    // The server stops first, because its last requests may need the worker to send their mails.
+    // The server stops first, because the worker may send the mails of the server's last requests.
     let (stop_worker, stop) = oneshot::channel();
     let server = async {
         server.await?;

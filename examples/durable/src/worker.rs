@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::info;
 
-/// Sends mails until shutdown starts or, with `--until-eof`, until the standard input ends. After that, the drain waits for the mails in
-/// flight.
+/// Sends mails until shutdown starts or, with `--until-eof`, until the standard input ends. When shutdown has started, the drain waits
+/// for the mails in flight.
 pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Result<(), String> {
     let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
     let limits = durable::WorkerOptions::default().concurrency(4).lease(options.lease);

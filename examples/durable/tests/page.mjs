@@ -108,7 +108,8 @@ test("the page reconnects to a restarted server", async () => {
   await end(server);
   await shows("lost", /^No connection, reconnecting\. The mail is sent anyway\.$/);
   const { port } = new URL(server.url);
-  // Starts a server with an empty database. This server responds with 404, and the page must reconnect even after that response.
+  // Starts a server with an empty database. A server with an empty database responds with 404, and the page must reconnect even after a
+  // 404.
   const files = (await readdir(dir)).filter((file) => file.startsWith("signups.db"));
   await mkdir(join(dir, "away"));
   for (const file of files) await rename(join(dir, file), join(dir, "away", file));
@@ -194,7 +195,7 @@ test("the board counts the mails, and requests nothing from other hosts", async 
   await work();
   await shows("message", /^The mail has been sent\.$/);
   await go(`${board}/`);
-  // The first cell contains the queue. The other cells contain the numbers of waiting, running, retrying, done, dead and cancelled mails.
+  // The first cell contains the queue. The next cells contain the numbers of waiting, running, retrying, done, dead and cancelled mails.
   assert.deepEqual(await run("return [...document.querySelectorAll('td')].slice(0, 7).map((cell) => cell.innerText.trim())"), ["mail", "0", "0", "0", "1", "0", "0"]);
   const hosts = await run("return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]");
   assert.deepEqual(hosts, [new URL(board).origin]);

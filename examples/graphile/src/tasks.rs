@@ -4,7 +4,8 @@ use background_tasks::{Registry, Spawner};
 use tokio::select;
 use tokio::sync::oneshot;
 
-/// Runs a job as a task. The registry counts the task, and reports its name and its failure or panic to the observers.
+/// Runs a job as a task. The registry counts the task. If the task fails or panics, the registry reports its name and the cause to the
+/// observers.
 ///
 /// The engine awaits this future and commits its result as the outcome of the job. When the engine's grace period expires, the engine
 /// drops this future and returns the job to the queue. The task then ends at its next await point.

@@ -27,8 +27,8 @@ pub(crate) struct Service {
 
 /// Handles jobs until shutdown has started and the outcomes of the jobs in flight are committed.
 ///
-/// If a worker sends no heartbeat for the time `lease`, other workers treat it as dead and take its jobs. When the `grace` period
-/// expires, the engine interrupts the jobs that still run, and returns them to the queue.
+/// If a worker sends no heartbeat for the time `lease`, other workers take its jobs. When the `grace` period expires, the engine
+/// interrupts the jobs that still run, and returns them to the queue.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
-        // If the engine cannot commit an outcome, it stops, and then tries for minutes to return its fetched jobs to the queue.
+        // If the engine cannot commit an outcome, it stops. A stopped engine tries for minutes to return the fetched jobs to the queue.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }

@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// The maximum size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this.
-/// Otherwise, a note may be lost after its client was answered 202, because its file cannot be opened.
+/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this. If the
+/// service cannot open the file of a note, the note is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
 /// A folder that only one process of this service can use at a time.
@@ -146,7 +146,7 @@ fn remove_temporaries(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether a file with this name is a temporary file. Such names have the form `.PROCESS-NUMBER.tmp`.
+/// Returns whether a file with this name is a temporary file. The name of a temporary file has the form `.PROCESS-NUMBER.tmp`.
 fn is_temporary(name: &str) -> bool {
     let numbers = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.split_once('-'));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -205,7 +205,7 @@ impl Permits {
     }
 }
 
-/// A permit that allows one file to be open. Dropping it releases the permit.
+/// A permit that allows one file to be open. Dropping the value releases the permit.
 pub(crate) struct Permit<'a>(&'a Permits);
 
 impl Drop for Permit<'_> {

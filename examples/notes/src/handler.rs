@@ -125,7 +125,7 @@ impl<S: BlockingSpawner> Notes<S> {
         self.respond("application/json", tasks + "\n")
     }
 
-    /// Returns a response. Its body counts as used memory until it is sent.
+    /// Returns a response. The body of the response counts as used memory until the body is sent.
     fn respond(&self, content: &'static str, body: String) -> Result<Response<Reply>, StatusCode> {
         let reservation = self.store.memory.reserve(body.len()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         Ok(respond(StatusCode::OK, content, reservation.hold(body.into_bytes())))
@@ -154,8 +154,8 @@ fn allow(methods: &'static str) -> Response<Reply> {
     response
 }
 
-/// A response body that is sent in small parts. Some servers copy data before they send it. With small parts, they copy only a part at a
-/// time into memory that is not reserved.
+/// A response body that is sent in small parts. Some servers copy data before sending. If the body has small parts, such a server copies
+/// only one part at a time into memory that is not reserved.
 struct Parts(Bytes);
 
 const MAX_PART: usize = 16 << 10;

@@ -75,8 +75,8 @@ macro_rules! service_tests {
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     pub path: &'static str,
-    /// The folder in which the tests create their folders. It is probably on a disk, so that writes take time. The folder for temporary
-    /// files of the system may be in memory.
+    /// The folder in which the tests create their folders. This folder is probably on a disk, so that writes take time. The folder for
+    /// temporary files of the system may be in memory.
     pub tmp: &'static str,
 }
 
@@ -109,8 +109,7 @@ pub fn accepted_note_can_be_read(program: Program) {
     client.get_until("/", "Written: 1");
     assert_eq!(read(&mut client), (200, body.clone()));
     assert_eq!(fs::read(service.dir().join("a.b_c-7")).unwrap(), body);
-    // The last request counts as in flight until its connection has sent the response. This may be after the client has received the
-    // response.
+    // The last request counts as in flight until its connection has sent the response. The client may receive the response earlier.
     let page = client.get_until("/", "2 in flight");
     assert!(page.contains("href=\"/notes/a.b_c-7\""), "{page}");
     service.stop().0.assert_code(0).assert_line("drained in ");

@@ -1,4 +1,4 @@
-//! The notes service: a cache of notes in a folder. It writes each note to disk after the response.
+//! The notes service: a cache of notes in a folder. The service writes each note to disk after the response.
 //!
 //! The service answers a `PUT` immediately, and a background task writes the body to disk. This package works with any spawner and
 //! contains everything except the runtime. The packages of the runtimes, such as `examples/tokio`, start the runtime, bind the listener,

@@ -16,8 +16,8 @@ use tower::Layer;
 /// Runs the service with the options of the command line until a signal stops the process. Returns the exit code. The closure `serve`
 /// binds the listener and accepts connections.
 ///
-/// Calling this function installs the signal handlers, even before the returned future is polled. Call it before the runtime starts
-/// threads. If the options are invalid or request the help, the call exits the process.
+/// Calling this function installs the signal handlers, even before the returned future is polled. Call this function before the runtime
+/// starts threads. If the options are invalid or request the help, the call exits the process.
 pub fn run<S, F>(spawner: S, timer: impl Timer + Clone + Send + Sync + 'static, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,

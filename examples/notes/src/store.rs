@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The maximum number of names in each list of the page.
 const RECENT: usize = 20;
 
-/// The name of a note. Its file has the same name. A name is never a path or the name of a temporary file.
+/// The name of a note, which is also the name of the note's file. A name is never a path or the name of a temporary file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name(String);
 
@@ -51,8 +51,8 @@ pub(crate) struct Store {
     folder: Folder,
     pub(crate) memory: Arc<Memory>,
     drafts: Mutex<Drafts>,
-    /// A lock that a task holds while it checks the version of a draft and renames its file. Without it, an older body could replace a
-    /// newer body. The lock of `drafts` is not used for this, because requests would wait for the disk.
+    /// A lock that a task holds while it checks the version of a draft and renames its file. Without this lock, an older body could
+    /// replace a newer body. A task does not hold the lock of `drafts` meanwhile, because requests would wait for the disk.
     renames: Mutex<()>,
 }
 

@@ -103,7 +103,8 @@ impl Client {
         soon(self.0.write_all(bytes)).await.unwrap();
     }
 
-    /// Reads the next response. Returns its status and its head. If the head contains `Content-Length`, reads the body too.
+    /// Reads the next response. Returns the status and the head of the response. If the head contains `Content-Length`, reads the body
+    /// too.
     async fn receive(&mut self) -> (u16, String) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -402,7 +402,7 @@ async fn request_whose_body_fails_is_abandoned() {
     assert_eq!(outcomes(&registry), [0, 0, 1, 0]);
 }
 
-/// axum's router drops the body of a response to HEAD outside of the layer. Even so, the request must count as completed.
+/// axum's router drops the body of a response to HEAD outside of the layer. The request must still count as completed.
 #[tokio::test]
 async fn head_request_to_axum_is_completed() {
     let registry = Registry::new(TokioSpawner);
@@ -467,7 +467,8 @@ async fn layer_has_any_position_in_a_stack() {
     }
 }
 
-/// The tonic service has no methods, because methods would need the protobuf compiler. Even so, the layer receives the request.
+/// The tonic service has no methods, because methods would need the protobuf compiler. The layer receives the request even without
+/// methods.
 #[tokio::test]
 async fn tonic_accepts_the_layer() {
     let registry = Registry::new(TokioSpawner);
@@ -649,7 +650,7 @@ fn panic_of_a_call_is_counted() {
     assert_eq!(outcomes(&registry), [0, 1, 0, 0]);
 }
 
-/// A service whose `poll_ready` first returns `Pending`, then success, and then an error. It panics if it is called before it is ready.
+/// A service whose `poll_ready` first returns `Pending`, then success, and then an error. `call` panics if the service is not ready.
 struct Slow(u32);
 
 impl Service<Request<()>> for Slow {

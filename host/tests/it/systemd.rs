@@ -8,8 +8,8 @@ use std::time::Duration;
 use std::{env, process, thread};
 use testing::{NotifySocket, PATIENCE, Process};
 
-/// Runs the service of the other tests. It starts three tasks. Each of the first three bytes on stdin ends a task, and the fourth byte
-/// ends the program.
+/// Runs the service of the other tests. The service starts three tasks. Each of the first three bytes on stdin ends a task, and the
+/// fourth byte ends the program.
 #[test]
 #[ignore = "the service of the other tests"]
 fn service() {

@@ -1,8 +1,8 @@
 //! Tests `Host` with real processes and real signals. On Windows, the tests send Ctrl-C.
 //!
 //! This binary has two roles. Without the environment variable `PROGRAM`, it is the test suite. A test sets `PROGRAM` and starts this
-//! binary as the program under test. This is needed because the tests also check the exit code of `main` and the destructors that run in
-//! `main`.
+//! binary as the program under test. The program under test needs its own process, because the tests also check the exit code of `main`
+//! and the destructors that run in `main`.
 
 mod programs;
 mod suite;

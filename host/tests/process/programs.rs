@@ -222,7 +222,7 @@ fn panics() -> ExitCode {
     }))
 }
 
-/// A request is still in flight after shutdown has started. It then starts a task on the registry of the workers.
+/// A request is still in flight after shutdown has started. The request then starts a task on the registry of the workers.
 fn phases() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     let (signal, open) = (requests.signal(), workers.clone());
@@ -265,7 +265,7 @@ fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode 
     }))
 }
 
-/// The program prints whether it is ready, as a load balancer would see it.
+/// The program prints the readiness that a load balancer would see.
 fn delayed() -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry).delay(seconds("DELAY").unwrap());
@@ -367,7 +367,7 @@ fn stalled_and_critical() -> ExitCode {
     })
 }
 
-/// A service waits for its next run. It reports no progress meanwhile, and does not have to.
+/// A service waits for its next run. A waiting service does not have to report progress.
 fn waiting_service() -> ExitCode {
     let registry = registry(SmolSpawner);
     let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
@@ -738,8 +738,8 @@ fn program_aborted_by_other_code() -> ExitCode {
     }))
 }
 
-/// The registry aborts every task that starts. It aborts the task of the program before the host counts the program as in flight. The
-/// guard keeps the registry open.
+/// The registry aborts every task that starts. The registry also aborts the task of the program, before the host counts the program as in
+/// flight. The guard keeps the registry open.
 fn program_of_aborting_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     let guard = registry.guard().unwrap();

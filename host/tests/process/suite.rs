@@ -157,7 +157,8 @@ const GRACE: &str = "0.5";
 /// The maximum time until the exit: the grace period plus one second. On Windows it is longer, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// The host guarantees the limit `BOUND`, but the machine may add delays. Therefore only one of three attempts must keep the limit.
+/// The host guarantees the limit `BOUND`, but the machine may add delays. Because of such delays, only one of three attempts must keep
+/// the limit.
 #[track_caller]
 fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
@@ -790,7 +791,7 @@ fn webjobs_file_stops_the_process() {
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
-/// This thread plays the role of Lambda's Runtime API. It freezes the process as soon as the process requests the next event.
+/// The thread of this test acts as Lambda's Runtime API. The thread freezes the process as soon as the process requests the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -948,7 +949,8 @@ fn error_at_start_is_the_first_event() {
     }
 }
 
-/// The host and the observer of the registry report the error of the program. Both reports must come before the end of the drain.
+/// The host and the observer of the registry report the error of the program. The host and the observer must report the error before the
+/// end of the drain.
 #[cfg(feature = "tracing")]
 fn error_in_drain_precedes_its_end() {
     let mut process = Program::new("traced_failure_in_drain").start_ready();

@@ -77,7 +77,7 @@ fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
                 let (text, start) = (line.trim(), offset + at + found.len() - from.len());
                 let is_same = |other: &&Mutant| (&*other.text, other.from, other.to) == (text, from, to);
                 let mut change = format!("{from} -> {to}");
-                // If the file contains an equal mutant earlier, adds a number to distinguish the two.
+                // If an earlier line of the file has an equal mutant, this code adds a number to distinguish the two mutants.
                 match mutants.iter().filter(is_same).count() {
                     0 => {}
                     earlier => change += &format!(" (number {})", earlier + 1),
@@ -145,7 +145,7 @@ impl Sandbox {
         self.0.join("log")
     }
 
-    /// Builds the models. Returns the path of their executable, or `None` if they do not compile.
+    /// Builds the models. Returns the path of the executable, or `None` if the models do not compile.
     fn build(&self) -> io::Result<Option<PathBuf>> {
         let mut cargo = Command::new("cargo");
         cargo.args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics", "--test", "it"]);

@@ -68,7 +68,7 @@ fn record_drain(context: &Context) -> Result<()> {
     let keyboard = script.stdin.take().context("no stdin")?;
     let played = play(keyboard, folder.path());
     if played.is_err() {
-        // The end of `script` closes the terminal. This ends the shell and the service.
+        // The end of `script` closes the terminal, which ends the shell and the service.
         script.kill()?;
     }
     script.wait()?;

@@ -1,4 +1,4 @@
-//! Runs the models, mutation tests and sanitizers. They find bugs that ordinary tests miss.
+//! Runs the models, mutation tests and sanitizers, which find bugs that ordinary tests miss.
 
 use crate::changes;
 use crate::context::Context;

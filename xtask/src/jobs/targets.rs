@@ -73,7 +73,7 @@ pub(super) fn wine(context: &Context) -> Result<()> {
     let skips = skip_tests(context, &NOT_UNDER_WINE, "under Wine");
     let suites = [
         ("-p background-tasks --all-features --lib --test allocation --test it", skips),
-        // One suite starts processes. Its program prints which tests it skips because they need Unix.
+        // The suite `process` prints the names of the tests that need Unix and are skipped.
         ("-p background-tasks-host --all-features --lib --tests", vec![]),
         ("-p invoices", vec![]),
     ];
@@ -124,7 +124,7 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(error.contains("needs the feature `std`, or `critical-section`"), "unclear error without a lock: {error}");
 
-    // These targets have no 64-bit atomics. The last two also have no atomic compare-and-swap.
+    // The targets in this list have no 64-bit atomics. The last two also have no atomic compare-and-swap.
     let targets = [
         ("thumbv7em-none-eabihf", ""),
         ("thumbv7em-none-eabihf", BARE),

@@ -124,8 +124,8 @@ fn page_without_a_worker_reloads() {
     let _ = stream.join();
 }
 
-/// When the server receives the signal, it closes a connection that has sent only a part of a request head. It does not wait for the head
-/// timeout of 5 s.
+/// When the server receives the signal, it closes a connection that has sent only a part of a request head. The server does not wait for
+/// the head timeout of 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let site = Site::new();
@@ -406,7 +406,7 @@ fn locked_and_deleted_databases_are_unavailable() {
     let before = sign_up(server.address, "ada@example.com");
     with_sqlite(&site, async |connection| {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
-        // These are more requests than could time out one after another.
+        // If the requests timed out one after another, eight requests would take too long for the test.
         let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
         let shown = thread::spawn(move || post(address, &[FORM, "accept: text/html"], "email=grace@example.com"));
         for answer in many {
@@ -595,10 +595,10 @@ fn invalid_options_and_databases_are_reported() {
 
 /// Runs two servers and two workers on one Postgres server. Kills a worker, and then kills Postgres.
 ///
-/// This test takes longest. Its name comes first in the alphabet, so the test starts first.
+/// This test takes longest. The name of the test comes first in the alphabet, so the test starts first.
 #[test]
 fn all_roles_share_a_postgres() {
-    // This setting is safe here: if a process is killed, the operating system still writes its data to the disk.
+    // The test can switch `fsync` off: if a process is killed, the operating system still writes the data of the process to the disk.
     let mut postgres = match Postgres::start_with(&[("fsync", "off")]) {
         Ok(postgres) => postgres,
         Err(reason) => return testing::skip("postgres", reason),
@@ -628,8 +628,8 @@ fn all_roles_share_a_postgres() {
         Some(sign_up(server.address, "grace@example.com")).filter(|answer| answer.status == 202)
     });
     assert_eq!(wait_for_end(server.address, late.location())["status"], "done");
-    // The killed worker may have sent mails of jobs that it still held. These jobs run a second time when the lease of the worker has
-    // expired.
+    // The killed worker may have sent mails of jobs that it still held. The jobs of the killed worker run a second time when its lease
+    // has expired.
     let undone = "SELECT count(*) FROM background_tasks.jobs WHERE state <> 'done'";
     poll_until(&"jobs are not done", || postgres.sql(undone) == "0");
     for process in [server.process, other.process, left] {

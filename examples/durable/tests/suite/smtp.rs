@@ -1,4 +1,4 @@
-//! A mail server for tests. It records the mails, and can reject a mail or not respond.
+//! A mail server for tests. The server records the mails, and can reject a mail or not respond.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

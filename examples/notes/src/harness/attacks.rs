@@ -71,8 +71,8 @@ pub fn temporary_files_of_a_killed_process_are_removed(program: Program) {
     check_complete(dir.path());
 }
 
-/// A second process must not use the folder. It would remove the temporary files of the first process, and an older note could replace a
-/// newer note.
+/// A second process must not use the folder. Otherwise, the second process would remove the temporary files of the first process, and an
+/// older note could replace a newer note.
 pub fn folder_is_locked(program: Program) {
     let service = Service::start(program, &[]);
     let folder = service.dir().to_str().unwrap();
@@ -133,7 +133,7 @@ pub fn memory_for_responses_is_limited(program: Program) {
     });
     unread.pop();
     poll_until(&"memory is lost", || status(&mut client) == 200);
-    // The other client does not read its responses, but it must not delay the drain until the grace period expires.
+    // A client that does not read responses must not delay the drain until the grace period expires.
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 

@@ -12,8 +12,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use testing::{Process, Signal, Tmpfs, prefixed, run_or_skip};
 
-/// The service must continue when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`. It must also continue
-/// when its output is closed.
+/// The service must continue when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`. The service must also
+/// continue when its output is closed.
 pub fn unread_output_does_not_affect_the_service(program: Program) {
     if !cfg!(target_os = "linux") {
         testing::skip("linux", "the port of a service without output is found only in Linux's /proc");
@@ -102,7 +102,7 @@ fn start_as_process_1(program: Program, options: &[&str]) -> Service {
 }
 
 /// Sends SIGTERM to a program without a handler. If `killed_by` is `None`, the program must ignore the signal and exit at the end of its
-/// input. Otherwise, the signal must kill the program.
+/// input. If `killed_by` is a signal, this signal must kill the program.
 fn signal_without_handler(cat: &mut Command, killed_by: Option<i32>) {
     let mut process = Process::spawn(cat.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut stdin = process.stdin();

@@ -65,7 +65,7 @@ impl Program {
     }
 }
 
-/// A folder for the option `--stall`. It makes the reads and writes of a note block, like a disk that hangs.
+/// A folder for the option `--stall`. The folder makes the reads and writes of a note block, like a disk that hangs.
 pub(crate) struct Stall(TempDir);
 
 impl Stall {
@@ -120,7 +120,8 @@ impl Service {
         Self { process, address, dir }
     }
 
-    /// Waits until the process listens. Its output is not readable, so its address comes from Linux's list of sockets.
+    /// Waits until the process listens. The output of the process is not readable, so this function reads the port from Linux's list of
+    /// sockets.
     pub(crate) fn without_output(mut process: Process, dir: TempDir) -> Self {
         let port = poll_until_some(&"no port", || {
             assert_eq!(process.try_wait(), None, "the service has ended");
@@ -190,7 +191,7 @@ pub(crate) fn address_in(line: &str) -> Option<SocketAddr> {
     line.strip_prefix("listening on http://")?.parse().ok()
 }
 
-/// Returns the port on which a process listens. Finds it by the sockets in Linux's list of the process's file descriptors.
+/// Returns the port on which a process listens. The function compares the sockets of the process with Linux's list of listening sockets.
 fn listening_port(id: u32) -> Option<u16> {
     let descriptors = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
     let targets = descriptors.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()?.into_os_string().into_string().ok());

@@ -15,7 +15,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// In the first case, one straggler can be aborted. The other stragglers cannot be aborted, and the destructor of the runtime would wait
 /// for them.
 ///
-/// The service guarantees the limit, but the machine may add delays. Therefore only one of three attempts must keep the limit.
+/// The service guarantees the limit, but the machine may add delays. Because of such delays, only one of three attempts must keep the
+/// limit.
 pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
     exits_in_time(program, &["connection at ", "read at "], &|client| client.start_get("note").unwrap());
     exits_in_time(program, &["write at "], &|client| assert_eq!(client.put("note", b"in memory").unwrap().status, 202));
@@ -88,8 +89,8 @@ pub fn second_signal_exits_immediately(program: Program) {
                 if wait_for_drain {
                     service.line("draining: ");
                 }
-                // At first, the host treats the second signal as a repetition of the first signal. Therefore the test sends it until the
-                // process exits.
+                // At first, the host treats the second signal as a repetition of the first signal. Therefore the test sends the second
+                // signal until the process exits.
                 service.process().signal_until_exit(second);
                 let (ended, dir) = service.wait();
                 ended.assert_code(130).assert_line("exiting immediately, ");

@@ -1,4 +1,4 @@
-//! Emulates a terminal. It interprets only the control sequences that the recorded programs print.
+//! Emulates a terminal. The emulation interprets only the control sequences that the recorded programs print.
 
 /// The text on the screen, and the position of the cursor.
 pub(super) struct Terminal {
