@@ -41,7 +41,7 @@ impl Context {
         self.debian("postgresql", servers)
     }
 
-    /// Returns the names of the brokers that are installed. A missing broker is installed if possible. The tests use the same names in
+    /// Returns the names of the brokers that are installed. If a broker is missing, tries to install it. The tests use the same names in
     /// `REQUIRE`.
     pub(crate) fn brokers(&self) -> Vec<&'static str> {
         let mut available = Vec::new();

@@ -1,4 +1,4 @@
-//! Lists the packages of the workspace, as `cargo metadata` describes them.
+//! Lists the packages of the workspace with `cargo metadata`.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;

@@ -352,7 +352,7 @@ fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     assert_eq!(sim.queue.dead_letters().len(), 1);
 }
 
-/// An invalid receipt means that the broker has taken the message back, so the consumer must not release it.
+/// An invalid receipt means that the broker has taken the message back, so the consumer must not release the message.
 #[test]
 fn message_whose_receipt_is_void_is_not_released() {
     let sim = Simulation::new();

@@ -102,7 +102,8 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
 
 /// Takes the listener that systemd has opened for signups.socket. If systemd has passed no listener, opens one at `address`.
 ///
-/// While systemd restarts the service, the operating system queues new connections of systemd's listener. The next process accepts them.
+/// While systemd restarts the service, the operating system queues new connections of systemd's listener. The next process accepts these
+/// connections.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
     listener.set_nonblocking(true)?;

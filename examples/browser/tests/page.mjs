@@ -28,7 +28,7 @@ const leave = () => go(`${url}serve.mjs`);
 const in_flight = (...names) =>
   until(`${names} in flight`, async () => names.join() === (await lines("tasks")).map((line) => line.split(" ")[0]).join());
 
-/// Stops the timers of the page until `run_timers` runs them.
+/// Stops the timers of the page until `run_timers` is called.
 const stop_timers = () => run("window.timers = []; window.original = setTimeout; window.setTimeout = (callback) => timers.push(callback)");
 const run_timers = () => run("window.setTimeout = original; timers.splice(0).forEach((callback) => callback())");
 

@@ -98,7 +98,7 @@ async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form
 async fn accept(service: &Service, body: Result<Form<Body>, FormRejection>) -> Result<Signup, Refusal> {
     let Form(Body { email }) = body.map_err(|rejection| Refusal { status: rejection.status(), reason: rejection.body_text() })?;
     let to = email.trim().to_owned();
-    // Rejects an address here if the worker could not compose a mail to it.
+    // Rejects an address if no mail to this address can be composed.
     if !mail::is_valid(&to) {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "This is not a valid mail address."));
     }

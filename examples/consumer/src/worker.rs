@@ -26,8 +26,8 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
 
 /// Sends a mail at least once. Sends a notice of the mail's status before and after the mail.
 ///
-/// The message is acknowledged after this function has returned, so the broker has stored the last notice by then. A repeated attempt
-/// sends the mail and the notices a second time. Duplicates have the same sign-up ID.
+/// The message is acknowledged after this function has returned, so the broker stores the last notice before the acknowledgement. A
+/// repeated attempt sends the mail and the notices a second time. Duplicates have the same sign-up ID.
 async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result<(), Failure> {
     let mail: Welcome = delivery.json()?;
     let attempt = delivery.attempt();

@@ -95,8 +95,8 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Writes a file atomically, unless it exists. Each attempt uses another temporary file, because a worker that counts as dead may still
-/// be writing. If `path` is a link or a named pipe, the file replaces it.
+/// Writes a file atomically, unless it exists. Each attempt uses a new temporary file, because a worker that counts as dead may still be
+/// writing its file. If `path` is a link or a named pipe, the file replaces the link or the pipe.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_file(path) {
         return Ok(());
@@ -108,7 +108,8 @@ fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(temporary);
     }
     written?;
-    // The name of the file must be on the disk before the job counts as done. Only Unix can open a folder to sync it.
+    // The name of the file must be on the disk before the job counts as done. Only Unix can open a folder and sync the folder to the
+    // disk.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
@@ -119,12 +120,12 @@ fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
-/// Removes temporary files that killed workers have left. Recent files stay, because other workers may still be writing them.
+/// Removes temporary files that killed workers have left. Recent files stay, because other workers may still be writing to these files.
 fn remove_stale(outbox: &Path) -> io::Result<()> {
     for file in fs::read_dir(outbox)? {
         let path = file?.path();
         let is_temporary = path.extension().is_some_and(|extension| extension == "tmp") && is_file(&path);
-        // The file may be missing now, because another worker may have removed it.
+        // Another worker may have removed the file since the folder was read.
         let modified = if is_temporary { fs::metadata(&path).and_then(|found| found.modified()).ok() } else { None };
         if modified.is_some_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > STALE)) {
             let _ = fs::remove_file(&path);

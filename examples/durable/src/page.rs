@@ -12,7 +12,8 @@ use std::convert::Infallible;
 
 const HTML: &str = include_str!("page.html");
 
-/// An HTML element that makes a browser without scripts reload the page every two seconds. Pages with a final status do not contain it.
+/// An HTML element that makes a browser without scripts reload the page every two seconds. Pages with a final status do not contain this
+/// element.
 const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></noscript>"#;
 
 /// A policy that allows only the script and the style of this page. After you change them, the browser's console shows the new hashes.
@@ -124,7 +125,7 @@ fn escape(text: &str, html: &mut String) {
 mod tests {
     use super::*;
 
-    /// The value contains another placeholder, which must stay as it is.
+    /// In this test, the value contains another placeholder, which must not be replaced.
     #[test]
     fn user_input_is_escaped() {
         let html = fill(|name| if name == "address" { r#""<script>&{{state}}"@example.com"# } else { "" });

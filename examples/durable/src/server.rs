@@ -224,7 +224,7 @@ impl<S: Send + Sync> FromRequest<S> for Email {
         let address = email.trim().parse().ok();
         // The domain is not case-sensitive. The part before the @ may be case-sensitive.
         let address = address.map(|address: Address| format!("{}@{}", address.user(), address.domain().to_ascii_lowercase()));
-        // Rejects an address if the worker could not compose a mail to it, such as an address in quotes.
+        // Rejects an address if no mail to this address can be composed, for example an address in quotes.
         let address = address.filter(|address| mail::is_valid(address));
         address.map(Self).ok_or_else(|| Refusal::unprocessable("This is not a valid mail address."))
     }

@@ -104,7 +104,8 @@ impl Signups {
                 let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
-                    // SQLite commits to an open file even if the file was deleted. A query through the queue fails in this case.
+                    // SQLite commits to an open file even if the file was deleted. A query through the queue fails if the file was
+                    // deleted.
                     self.mails.info(id).await.map_err(StoreError::of)?;
                     tx.commit().await.map_err(StoreError::in_commit)?;
                     return Ok((id, true));

@@ -48,12 +48,12 @@ fn input_ended() -> io::Result<impl Future<Output = ()>> {
 
 /// Keeps a worker running until `stop` resolves, and then waits until the worker has drained.
 ///
-/// The worker stops when its standard input ends. This process holds the other end of that pipe, so the worker also drains if this
-/// process is killed.
+/// The worker stops when its standard input ends. The standard input of the worker is a pipe from this process. Therefore the worker also
+/// drains if this process is killed.
 async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
     loop {
         let mut worker = start(grace).map_err(|error| format!("cannot start a worker: {error}"))?;
-        // Takes the pipe out of `worker`, because `wait` would close it.
+        // Takes the pipe out of `worker`, because `wait` would close the pipe.
         let input = worker.stdin.take();
         let log = tokio::spawn(forward(worker.stderr.take()));
         info!("the worker is process {}", worker.id().unwrap_or_default());

@@ -41,8 +41,8 @@ pub(crate) async fn sign_up(pool: &PgPool, address: &str) -> Result<Option<i64>,
     Ok(inserted)
 }
 
-/// The payload of the job. A new version of the program may read old payloads, so the payload contains only the ID of the sign-up. The
-/// other values of the sign-up are in the table.
+/// The payload of the job. New versions of the program must be able to read old payloads. Therefore the payload contains only the ID of
+/// the sign-up. The other values of the sign-up are in the table.
 #[derive(Debug, Serialize, Deserialize)]
 struct WelcomeMail {
     signup: i64,

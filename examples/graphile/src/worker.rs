@@ -16,7 +16,7 @@ const CONCURRENCY: usize = 4;
 /// The time that the engine gets to return interrupted jobs to the queue.
 pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The values that the handlers need.
+/// The values that the job handlers use.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) tasks: Registry<TokioSpawner>,
@@ -41,8 +41,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short, because fetched jobs wait
         // in this process.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
-        // Without these options, the jobs of a killed worker stay locked forever. All workers must use them, because a worker without
-        // heartbeats counts as dead.
+        // Without heartbeats and sweeps, the jobs of a killed worker stay locked forever. All workers must send heartbeats, because a
+        // worker without heartbeats counts as dead.
         .heartbeat_interval(lease / 5)
         .sweep_interval(lease / 5)
         .sweep_threshold(lease)
@@ -51,8 +51,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
             FailureReason::WorkerCrashed => JobRecoveryResult::FailWithBackoff,
             _ => JobRecoveryResult::Default,
         })
-        // The host handles signals, so the engine must not. When shutdown starts, the registry's shutdown signal makes the engine stop
-        // fetching jobs.
+        // The host handles signals, so the engine must not handle signals. When shutdown starts, the registry's shutdown signal makes the
+        // engine stop fetching jobs.
         .listen_os_shutdown_signals(false)
         .shutdown_signal(service.tasks.signal())
         .shutdown_grace_period(grace)

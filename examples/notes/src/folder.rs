@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// The maximum size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this. If the
-/// service cannot open the file of a note, the note is lost after its client was answered 202.
+/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this number.
+/// If the service cannot open the file of a note, the note is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
 /// A folder that only one process of this service can use at a time.
@@ -42,7 +42,7 @@ impl From<io::Error> for ReadError {
 }
 
 impl Folder {
-    /// Creates the folder and locks it. Removes the temporary files of a process that was killed. Checks that files can be created and
+    /// Creates and locks the folder. Removes the temporary files of a process that was killed. Checks that files can be created and
     /// removed.
     pub(crate) fn open(path: &Path, stall: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(path)?;
@@ -94,9 +94,9 @@ impl Folder {
         permit
     }
 
-    /// Writes the folder to disk, including its renames. Does nothing on Windows.
+    /// Syncs the folder to disk, so that renames in the folder are on disk. Does nothing on Windows.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        // On Windows, `lock` is not the folder, but a file in it.
+        // On Windows, `lock` is a file in the folder and not the folder itself.
         if cfg!(unix) { self.lock.sync_all() } else { Ok(()) }
     }
 }

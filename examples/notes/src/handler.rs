@@ -69,8 +69,8 @@ impl<S: BlockingSpawner> Notes<S> {
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Receives a body, if there is enough memory for it. If the announced length exceeds the limit, returns an error without reading the
-    /// body.
+    /// Receives a body, if there is enough memory for the body. If the announced length exceeds the limit, returns an error without
+    /// reading the body.
     async fn receive(&self, mut body: TimedBody) -> Result<Bytes, StatusCode> {
         // A chunked body announces no length, so it may become as long as the limit.
         let announced = body.size_hint().upper().map_or(Ok(MAX_NOTE), usize::try_from);

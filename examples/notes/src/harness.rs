@@ -23,7 +23,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 use testing::{Client, Line, poll_until_some};
 
-/// Defines a test of one program for each function in the list.
+/// Defines one test for each function in the list. Each test runs the program at `$path`.
 #[macro_export]
 macro_rules! service_tests {
     ($path:expr) => {

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The number of additional bytes in each reservation, for the task, the name and the headers. Without them, the number of empty bodies
-/// would be unlimited.
+/// The number of additional bytes in each reservation, for the task, the name and the headers. Without these bytes, the number of empty
+/// bodies would be unlimited.
 const OVERHEAD: usize = 1 << 10;
 
 /// Counts the memory that bodies use. The count never exceeds a limit.

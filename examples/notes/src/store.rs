@@ -140,7 +140,7 @@ impl Draft {
         self.write_through().map_err(|error| self.name.error(&error))
     }
 
-    /// Writes a temporary file and renames it. Therefore the note is on disk completely or not at all.
+    /// Writes and then renames a temporary file. Therefore the note is on disk completely or not at all.
     fn write_through(&self) -> io::Result<()> {
         let permit = self.store.folder.permit(&self.name);
         if !self.is_latest() {

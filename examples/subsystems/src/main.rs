@@ -1,7 +1,7 @@
 //! Runs three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C, the subsystems drain in this order:
 //!
 //! 1. `connections` receives orders over TCP. Each line contains one order.
-//! 2. `shipping` passes the orders to a carrier. If its consumer fails, the consumer starts again.
+//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the consumer starts again.
 //! 3. `archive` archives the receipts each second, and one last time after the last order.
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
@@ -47,7 +47,7 @@ struct Options {
 async fn main() -> ExitCode {
     let options = Options::parse();
     let root = Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();
-    // The children have the observer and the settings of the root.
+    // The child registries use the observer and the settings of the root registry.
     let connections = root.named("connections").child_with_limit(100);
     // The limit is 21 because the consumer itself holds one permit, and at most 20 orders may wait.
     let shipping = root.named("shipping").child_with_limit(21);
@@ -81,8 +81,8 @@ fn file(receipts: &Receipts) {
     }
 }
 
-/// Starts the consumer as a service. If the consumer fails, it starts again. If it fails too often, the program ends, because the
-/// consumer is critical.
+/// Starts the consumer as a service. If the consumer fails, the registry starts the consumer again. If it fails too often, the program
+/// ends, because the consumer is critical.
 fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order> {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));

@@ -47,7 +47,8 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     for recipient in ["customer", "accounting"] {
         tasks.named("receipt").run_local(send_receipt(env.mail(), format!("{order} to {recipient}")));
     }
-    // Without this call, the runtime cancels the tasks after it has sent the response. The test shows this with `?forget`.
+    // Without this call, the runtime cancels the tasks after it has sent the response. With `?forget`, a test shows that the receipts are
+    // then lost.
     if url.search() != "?forget" {
         context.wait_until(&drain(&tasks, Duration::from_secs_f64(env.grace().parse().unwrap_or(25.0))));
     }
@@ -55,7 +56,7 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
 }
 
 /// Returns a promise that resolves when all tasks have ended. If tasks are in flight at the end of the grace period, aborts and logs
-/// them.
+/// these tasks.
 fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     let drained = tasks.shutdown().or_abort(WasmSpawner.sleep(grace), async || WasmSpawner.sleep(Duration::from_secs(1)).await);
     future_to_promise(async move {

@@ -77,7 +77,8 @@ test("receipts are sent after the response", async () => {
 
 test("receipts are lost without waitUntil", async () => {
   await post("forgotten", "?forget");
-  // The receipts of a later order take the same time. When they have arrived, the receipts of the first order would have arrived too.
+  // The receipts of a later order take the same time. When the later receipts have arrived, the receipts of the first order would have
+  // arrived too.
   await post("later");
   await until(() => has_receipts("later"));
   await post("last");

@@ -54,7 +54,7 @@ struct Server {
 }
 
 impl Server {
-    /// Starts a server with long time limits. `configure` may change them.
+    /// Starts a server with long time limits. `configure` may change these limits.
     async fn start<H>(configure: impl FnOnce(HttpServer<TokioSpawner>) -> HttpServer<TokioSpawner>, service: H) -> Self
     where
         H: Service<Request<TimedBody>, Response = Reply, Error = io::Error, Future: Send> + Clone + Send + 'static,
@@ -181,7 +181,7 @@ async fn server_at_its_limit_does_not_poll_the_listener() {
 fn default_limit_leaves_descriptors_for_the_work() {
     #[cfg(unix)]
     let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    // Windows does not limit the number of open files in this way.
+    // Windows has no such limit of open files.
     #[cfg(windows)]
     let soft = u64::MAX;
     let server = format!("{:?}", HttpServer::new(&Registry::new(TokioSpawner), TokioTimer::new()));

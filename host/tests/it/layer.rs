@@ -595,7 +595,7 @@ fn body_is_dropped_before_its_request_is_released() {
     }
 }
 
-/// A body that fails and then reports its end. Bodies that drop their source after an error behave in this way.
+/// A body that fails and then reports its end, like a body that drops its source after an error.
 #[derive(Default)]
 struct FailingBody {
     has_failed: bool,

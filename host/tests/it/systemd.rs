@@ -116,7 +116,7 @@ fn host_requests_time_only_while_tasks_end() {
     let mut service = Service::start(3600, &[]);
     service.notification_with(&["READY=1"]);
     service.terminate();
-    // If the grace period is long, the host requests only a part of it.
+    // If the grace period is long, the host requests only a part of the period.
     let first = service.notification_with(&["STATUS=draining: 4 in flight\n"]);
     assert!(matches!(extension(&first), Some(30_000_000..=30_750_000)), "{first}");
     for _ in 0..2 {

@@ -724,7 +724,7 @@ fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCod
     }))
 }
 
-/// Other code aborts the task of the program, as the dashboard can do.
+/// Another thread aborts the task of the program. For example, the dashboard can do the same.
 fn program_aborted_by_other_code() -> ExitCode {
     let registry = registry(SmolSpawner);
     let aborts = registry.clone();

@@ -810,7 +810,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
         let mut body = "";
         if is_next {
             process.signal(Signal::STOP);
-            // The process stays frozen for longer than its task takes.
+            // The process is frozen for longer than the task of the event takes.
             thread::sleep(Duration::from_millis(500));
             let Some(event) = events.next() else { break };
             body = event;
@@ -936,7 +936,7 @@ fn lines_name_the_oldest_tasks() {
     assert!(!ended.has_line("1 in flight:"), "{ended:#?}");
 }
 
-/// A server whose port is in use fails in this way.
+/// A program may fail before it is ready, for example because its port is in use.
 #[cfg(feature = "tracing")]
 fn error_at_start_is_the_first_event() {
     for program in ["traced_failure", "traced_failure_without_observer"] {

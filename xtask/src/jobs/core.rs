@@ -29,8 +29,8 @@ pub(super) fn features(context: &Context) -> Result<()> {
 
 /// Checks the compiler's error when a program imports an item and its feature is off: the error must name the feature.
 ///
-/// The compiler can name the feature only if the crate exports the item with an explicit `pub use` behind a `cfg`. For a glob export it
-/// cannot.
+/// The compiler can name the feature only if the crate exports the item with an explicit `pub use` behind a `cfg`. The compiler cannot
+/// name the feature for a glob export.
 fn compiler_names_missing_features(context: &Context, package: &str, folder: &str) -> Result<()> {
     let (sh, root) = (&context.sh, context.sh.current_dir());
     let source = sh.read_file(root.join(folder).join("src/lib.rs"))?;

@@ -122,7 +122,8 @@ fn pipe(folder: &Path, note: usize) -> PathBuf {
     folder.join(format!("stalls/note-{note}"))
 }
 
-/// Returns the screens of a recording with their times in seconds. The last screen shows the exit code and the prompt after it.
+/// Returns the screens of a recording with their times in seconds. The last screen shows the exit code of the service and the next
+/// prompt.
 fn replay(output: &[u8], timing: &str) -> Result<Vec<film::Frame>> {
     // The first line of the log is from `script`, not from the shell.
     let start = output.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);

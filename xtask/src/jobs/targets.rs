@@ -43,7 +43,7 @@ const NOT_EMULATED: [(&str, &str); 4] = [
     ("public_api::", "they check the source"),
 ];
 
-/// Reports that these tests are skipped in `environment`. Returns the cargo arguments that skip them.
+/// Reports that these tests are skipped in `environment`. Returns the arguments that skip these tests.
 fn skip_tests(context: &Context, tests: &'static [(&str, &str)], environment: &str) -> Vec<&'static str> {
     for (test, reason) in tests {
         context.skip(&format!("{test} {environment}: {reason}"));
@@ -211,7 +211,7 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     {
         let _browser = sh.push_env("WASM_BINDGEN_USE_BROWSER", "1");
         cmd!(sh, "timeout 300 cargo test -p drafts --target {TARGET}").run()?;
-        // With this toolchain, a panic unwinds.
+        // In this build, a panic unwinds.
         if context.toolchain("nightly", "rust-src") {
             let test =
                 cmd!(sh, "timeout 600 rustup run nightly cargo test -Zbuild-std=std,panic_unwind -p drafts --target {TARGET}");

@@ -246,8 +246,8 @@ fn links_and_pipes_in_the_outbox_are_not_followed() {
     assert_eq!(site.outbox(), ["ada@example.com", "bob@example.com"]);
 }
 
-/// A killed worker leaves a temporary file. The next worker must remove old temporary files and keep recent ones, because another worker
-/// may be writing them.
+/// A killed worker leaves a temporary file. The next worker must remove old temporary files. It must keep recent files, because another
+/// worker may be writing to them.
 #[test]
 fn stale_temporary_files_are_removed() {
     let site = Site::new();

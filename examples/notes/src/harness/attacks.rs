@@ -1,4 +1,4 @@
-//! Tests the service with files and clients that attack it.
+//! Tests the service with files and clients that attack the service.
 
 use super::load::{assert_drained, body, check_complete, send_notes};
 use super::service::{NotesClient, Service, Stall};
@@ -11,7 +11,7 @@ use testing::{Client, Process, Signal, poll_until};
 
 const MIB: usize = 1 << 20;
 
-/// The test places links at the path of a note and at the paths of the next temporary files. The service must not follow them.
+/// The test places links at the path of a note and at the paths of the next temporary files. The service must not follow the links.
 pub fn links_are_not_followed(program: Program) {
     let mut service = Service::start(program, &[]);
     let outside = program.dir();
@@ -56,7 +56,7 @@ pub fn temporary_files_of_a_killed_process_are_removed(program: Program) {
     let path = |name: &str| dir.path().join(name);
     let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
     println!("{} temporary files were left", files.filter(|file| file.as_encoded_bytes().starts_with(b".")).count());
-    // The process may have been killed while it wrote no file, so the test adds a temporary file.
+    // The process may have been killed between two writes. Therefore the test adds a temporary file.
     fs::write(path(".4000000-12.tmp"), "half").unwrap();
     let others = [".4000000-12.tmp.swp", ".4000000.tmp", ".-12.tmp", ".a-12.tmp", "4000000-12.tmp"];
     for other in others {

@@ -13,7 +13,7 @@ use testing::{Client, Ended, Process, Signal};
 const GRACE: Duration = Duration::from_millis(500);
 
 /// In the first case, one straggler can be aborted. The other stragglers cannot be aborted, and the destructor of the runtime would wait
-/// for them.
+/// for these stragglers.
 ///
 /// The service guarantees the limit, but the machine may add delays. Because of such delays, only one of three attempts must keep the
 /// limit.
@@ -147,7 +147,7 @@ pub fn signal_during_start_up(program: Program) {
     println!("within {longest:?}: {killed} killed, {drained} drained");
 }
 
-/// Asserts that the folder is empty. If the process was killed, the folder may contain the file with which the start-up checks the
+/// Asserts that the folder is empty. If the process was killed, the folder may contain one file, which the start-up creates to check the
 /// folder.
 fn check_empty(ended: &Ended, dir: &std::path::Path) {
     let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
