@@ -88,7 +88,7 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
         // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
         // period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
-        // The server accepts up to 4096 connections. With this limit, their input buffers use at most 64 MiB.
+        // The server accepts up to 4096 connections. With this buffer size, the input of all connections uses at most 64 MiB.
         .configure(|http| {
             http.max_buf_size(16 * 1024);
         });

@@ -59,7 +59,7 @@ pub(crate) struct Signups(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     signups: HashMap<Uuid, watch::Sender<Signup>>,
-    /// The IDs of the sign-ups. The oldest sign-up is first.
+    /// The IDs of the sign-ups in the order of their arrival. The oldest sign-up is first.
     order: VecDeque<Uuid>,
 }
 

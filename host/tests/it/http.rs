@@ -242,7 +242,7 @@ async fn first_request_may_be_late() {
     server.registry.start_shutdown();
     // The late head timeout applies only to the first request of a connection.
     assert_eq!(kept_alive.closed().await, "");
-    // The sleep only gives a server with a bug the time to close the connection too early.
+    // A correct server does nothing during this sleep. A server with a bug would close the connection too early.
     tokio::time::sleep(SHORT).await;
     late.send(&GET[..10]).await;
     late.send(&GET[10..]).await;

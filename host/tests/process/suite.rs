@@ -328,7 +328,7 @@ fn run_dropped_in_delay_shuts_nothing_down() {
     process.stderr_line("asked to stop: the drain starts in 3600s");
     process.release();
     process.stdout_line("dropped");
-    // The sleep only gives a host with a bug the time to shut the registry down.
+    // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
     thread::sleep(Duration::from_millis(200));
     process.release();
     process.stdout_line("the registry is shutting down: false");
@@ -785,7 +785,7 @@ fn webjobs_file_stops_the_process() {
     drains(process);
 
     let mut process = start("task_without_webjobs_file");
-    // The sleep only gives a host that ignores the setting the time to stop the process.
+    // A correct host does nothing during this sleep. A host that ignores the setting would stop the process.
     thread::sleep(Duration::from_millis(500));
     process.release();
     process.stdout_line("the task ends, the registry is shutting down: false");

@@ -95,7 +95,7 @@ fn tokens(text: &str) -> Vec<Token> {
     for (line, text) in iter::zip(1.., text.lines()) {
         let mut text = text.trim_start().trim_start_matches(['/', '!', '#', '*', '>']).trim_start();
         if text.is_empty() {
-            // `BREAK`, because a phrase cannot continue in the next paragraph.
+            // This character is `BREAK`, because a phrase cannot continue in the next paragraph.
             text = "\u{1}";
         }
         while let Some(first) = text.chars().next() {
