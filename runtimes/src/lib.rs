@@ -44,6 +44,11 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
 
+/// The recipes of host/ whose frameworks are not dependencies of host/, because its tests must build quickly.
+#[cfg(doctest)]
+#[doc = include_str!("../../host/src/frameworks.md")]
+struct Frameworks;
+
 /// The longest duration of a timer: 30 years. Every clock can add it to its current time.
 #[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
 const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -70,7 +70,9 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     let Options { stops, seed, .. } = options;
     writeln!(
         text,
-        "{stops} stops of each variant, seed {seed}; deadline {GRACE:?} and SIGKILL {KILL_AFTER:?} after SIGTERM; {peers}.\n"
+        "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL came \
+         {KILL_AFTER:?} after SIGTERM.\n\
+         The crates are {peers}.\n"
     )?;
     writeln!(
         text,
@@ -81,7 +83,7 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
         writeln!(text, "{each}")?;
     }
     let Some(round) = typical_round(results) else { return Ok(()) };
-    writeln!(text, "\nThis is the output of each variant after SIGTERM, in stop {}:", round + 1)?;
+    writeln!(text, "\nIn stop {}, the variants printed the following lines after SIGTERM:", round + 1)?;
     for each in results {
         let stop = &each.stops[round];
         let output = if stop.output.is_empty() { "(no output)" } else { stop.output.trim() };

@@ -134,8 +134,8 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..=self.columns.len())
             .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
             .collect();
-        let unit = if self.unit.is_empty() { String::new() } else { format!(", {}", self.unit) };
-        writeln!(f, "{}{unit} (ratio to {}):\n", self.title, self.ours)?;
+        let unit = if self.unit.is_empty() { String::new() } else { format!(", in {}", self.unit) };
+        writeln!(f, "{}{unit} (in parentheses: the ratio to the row `{}`):\n", self.title, self.ours)?;
         for (number, line) in lines.iter().enumerate() {
             write!(f, "| {:<width$} |", line[0], width = widths[0])?;
             for (cell, width) in line.iter().zip(&widths).skip(1) {

@@ -55,8 +55,8 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     worker::respond(202, &format!("{order} is accepted\n"))
 }
 
-/// Returns a promise that resolves when all tasks have ended. If tasks are in flight at the end of the grace period, aborts and logs
-/// these tasks.
+/// Returns a promise that resolves when all tasks have ended, but at the latest one second after the grace period. When the grace period
+/// expires, aborts the tasks in flight. Logs the tasks that are still in flight one second later.
 fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     let drained = tasks.shutdown().or_abort(WasmSpawner.sleep(grace), async || WasmSpawner.sleep(Duration::from_secs(1)).await);
     future_to_promise(async move {

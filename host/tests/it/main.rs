@@ -4,6 +4,7 @@
 mod dashboard;
 #[cfg(feature = "tower")]
 mod detach;
+mod host;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "tower")]
