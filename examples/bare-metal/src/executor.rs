@@ -9,7 +9,7 @@ use critical_section::Mutex;
 static READY: Mutex<RefCell<VecDeque<Runnable>>> = Mutex::new(RefCell::new(VecDeque::new()));
 
 /// A spawner that starts futures, which [`run`] polls. Any code may call `spawn`, even an interrupt handler. If the last waker of a
-/// waiting task is dropped, the task is dropped too, because no code can wake the task.
+/// waiting task is dropped, no code can wake the task, so [`run`] drops the task.
 pub struct Executor;
 
 impl Spawner for Executor {
