@@ -1,4 +1,4 @@
-"""Checks that the manifest, the unit and the documentation of host/ fit together. Runs in the root of the repository; needs PyYAML."""
+"""Checks that kubernetes.yaml, signups.service and host/src/deployment.md use the same times and names. Run it in the root of the repository. Needs PyYAML."""
 
 import re
 import yaml
