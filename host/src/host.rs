@@ -38,16 +38,18 @@ use std::time::Duration;
 ///    [aborts](Registry::abort) them, and each task that starts later, and drops the program's future. It waits at most another half
 ///    a second for the aborted tasks, and then reports the remaining stragglers. Only the tasks of
 ///    [inspected](background_tasks::RegistryBuilder::inspect) registries have names in these reports, and only these tasks are aborted.
-///    If no registry is inspected and tasks are in flight, a warning at the start of the drain says so. An aborted program counts as
-///    aborted if the first registry is inspected, and otherwise as abandoned. If only the program is left, the report says so. In a
-///    server, a connection is then usually still open, for example because a client has sent half a request.
+///    If no registry is inspected and tasks are in flight, a warning at the start of the drain says so. If the host drops the program, the
+///    summary counts the program as aborted. If the first registry is not inspected, the program counts as abandoned instead. If the
+///    program is still in flight at the deadline, the report says so. In a server, a connection is then usually still open, for example
+///    because a client has sent half a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. Nothing in `main` or in the
 /// executor delays this exit: neither a runtime's destructor that waits for blocking work, nor an executor that is blocked forever. Before the
 /// exit, the host flushes stdout, unless nobody reads it. The host uses separate threads for all of this.
 ///
-/// If the program ends on its own, `main` has unlimited time by default, for example to write a report. If the process is asked to stop
-/// meanwhile, `main` must return within the grace period, which then starts with the request.
+/// If the program ends without a request to stop, the host does not limit the time of `main` after the drain, unless
+/// [`main_timeout`](Self::main_timeout) is set. So `main` can, for example, write a report. If a request to stop arrives during this time,
+/// the grace period starts, and `main` must return before it expires.
 ///
 /// # Signals
 ///
@@ -77,17 +79,28 @@ use std::time::Duration;
 ///
 /// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace period, and `main` returned in time |
+/// | 0 | all registries drained within the grace period, and `main` returned in time; losses do not change this, unless [`fail_if`](Self::fail_if) says so |
 /// | 1 | the grace period expired first, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
-/// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
+/// | 2 | an error, see the list below |
 /// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
+/// | 137 | not from the host: SIGKILL ended the process, for example because the supervisor did not wait long enough |
 ///
-/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
-/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after
-/// the drain. If several of the codes 1, 2 and 101 apply, the first one stays: if a program that failed also misses the deadline, the
-/// process exits with code 2.
+/// The process exits with code 2 in these cases:
+///
+/// - The host failed to start.
+/// - The program returned an error.
+/// - A lost task started the shutdown. The task is [critical](Registry::critical), or the registry has
+///   [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) or
+///   [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). A task that is lost
+///   after the shutdown of its registry has started does not change the exit code.
+/// - A task with a [critical](Liveness::critical) handle reported no progress in time before the drain.
+///
+/// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the process exits with the code
+/// that was set first in time. For example, if the program returns an error and then the grace period expires, the code is 2.
+///
+/// A service that answers before its work is done should call `fail_if(|summary| !summary.is_clean())`. Otherwise the process exits with
+/// code 0 even if a task panicked or was dropped.
 ///
 /// # Output
 ///
@@ -170,8 +183,8 @@ impl Host {
 
     /// Adds a registry that is shut down after the registries before it have drained.
     ///
-    /// Until then the registry stays open, and accepts tasks that the tasks of the earlier registries start. A typical order: requests,
-    /// then workers, then the tasks of the connection pool.
+    /// While the earlier registries drain, this registry stays open, and accepts the tasks that their tasks start. A typical order:
+    /// requests, then workers, then the tasks of the connection pool.
     ///
     /// The registries can be [children](Registry::child) of one registry. Do not pass that registry too: its summary includes the tasks of its
     /// drained children, so the host would count these tasks twice.

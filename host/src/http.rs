@@ -61,7 +61,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Compared with `axum::serve`
 ///
 /// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends half the head of a
-/// request holds the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has not.
+/// request holds the shutdown until the grace period expires. The host then reports that the program is still in flight, with this cause.
 /// `axum::serve` also accepts connections until the process has no file descriptor left for the work of its requests.
 ///
 /// # Shutdown
