@@ -36,7 +36,7 @@ pin_project! {
     ///
     /// type Item = Result<Event, Infallible>;
     ///
-    /// fn events<S: Stream<Item = Item>>(registry: &Registry<TokioSpawner>, events: S) -> Sse<UntilShutdown<S>> {
+    /// fn events<S: Stream<Item = Item> + Send + 'static>(registry: &Registry<TokioSpawner>, events: S) -> Sse<UntilShutdown<S>> {
     ///     Sse::new(UntilShutdown::new(registry, events))
     /// }
     /// ```
