@@ -22,11 +22,11 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. It polls the program's future. Shutdown starts when one of these events happens:
-///  - SIGTERM or SIGINT arrives; see [`shutdown_signal`](crate::shutdown_signal) for Windows.
-///  - A request to stop arrives without a signal; see [`stop_on`](Self::stop_on) and [`request_stop`](crate::request_stop).
-///  - The program ends.
-///  - A task with a [critical](Liveness::critical) handle reports no progress in time.
-///  - Other code shuts down one of the registries.
+///    - SIGTERM or SIGINT arrives; see [`shutdown_signal`](crate::shutdown_signal) for Windows.
+///    - A request to stop arrives without a signal; see [`stop_on`](Self::stop_on) and [`request_stop`](crate::request_stop).
+///    - The program ends.
+///    - A task with a [critical](Liveness::critical) handle reports no progress in time.
+///    - Other code shuts down one of the registries.
 /// 2. It shuts down the first registry. This triggers the registry's signal. The program continues until its future ends. For example, a
 ///    server that waits for the signal accepts no new connections and finishes its current requests. Until the program ends, the registry
 ///    counts it as a task in flight named `program`, and therefore accepts the tasks that the last requests start. In a registry with a
@@ -350,9 +350,9 @@ impl Host {
     ///
     /// Services that depend on this service start only after the program is ready. The commands `net start` and `Start-Service` also wait
     /// until the program is ready, or report that the start has failed. Until the program is ready, Windows does not ask the service to
-    /// stop. The host announces a start of at most 30 seconds to Windows. If the program needs more time, Windows can report that the service
-    /// does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending" and then
-    /// "stopped".
+    /// stop. The host announces a start of at most 30 seconds to Windows. If the program needs more time, Windows can report that the
+    /// service does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending" and
+    /// then "stopped".
     ///
     /// This method has no effect on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
