@@ -67,9 +67,9 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 ///
 /// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends by itself when shutdown has
 /// started and all tasks that are still in flight only [serve requests](Self::serving). If the registry is not inspected, the stream ends
-/// when shutdown starts. A stream checks this every tenth of a second. So it delays a drain by at most a tenth of a second, or by up to a
-/// third of a second if there are many tasks. If a client does not read its response, it can delay the drain until the grace period
-/// expires, unless the server limits this time.
+/// when shutdown starts. A stream checks this every tenth of a second. So it delays a drain by at most a tenth of a second, or by up to 0.3
+/// seconds if there are many tasks. If a client does not read its response, it can delay the drain until the grace period expires, unless
+/// the server limits this time.
 ///
 /// # Examples
 ///
