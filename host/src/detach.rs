@@ -25,8 +25,8 @@ use tower_service::Service;
 /// | --- | --- |
 /// | completed | The service returned a response or an error. |
 /// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
-/// | aborted | The task was aborted. The layer answers with status 503. |
-/// | abandoned | The executor dropped the task. The layer answers with status 503. |
+/// | aborted | The task was aborted. The request is answered 503. |
+/// | abandoned | The executor dropped the task. The request is answered 503. |
 /// | rejected | The registry has drained. The request is answered 503, and the future of the service is dropped before its first poll. |
 ///
 /// The tasks take [no permits](Registry::without_permit) of a registry that has a limit.
