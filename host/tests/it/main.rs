@@ -1,4 +1,4 @@
-//! The tests that need no program with a `main` function. `process` has the other tests.
+//! Contains the tests that need no separate process. The tests that start processes are in the test target `process`.
 
 #[cfg(feature = "dashboard")]
 mod dashboard;

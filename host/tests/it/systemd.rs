@@ -1,4 +1,5 @@
-//! The notifications that a host sends, read from a real socket. The service under test is this binary, started again.
+//! Tests the notifications that a host sends to systemd. The tests read them from a real socket, and start this binary again as the
+//! service.
 
 use background_tasks::{Registry, SmolSpawner};
 use background_tasks_host::{Host, notify_ready};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use std::{env, process, thread};
 use testing::{NotifySocket, PATIENCE, Process};
 
-/// Starts three tasks. Each of the first three bytes on stdin ends a task, and the fourth ends the program.
+/// Starts three tasks and a program. Each of the first three bytes on stdin ends one task, and the fourth byte ends the program.
 #[test]
 #[ignore = "the service of the other tests"]
 fn service() {
@@ -86,7 +87,7 @@ impl Service {
     }
 }
 
-/// Returns the microseconds that a notification requests.
+/// Returns the extension of time that a notification requests, in microseconds.
 fn extension(notification: &str) -> Option<u64> {
     notification.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).map(|time| time.parse().unwrap())
 }
@@ -99,7 +100,7 @@ fn host_notifies_systemd_of_each_step() {
     assert_eq!(service.notification(), "STOPPING=1\n");
     let first = service.notification();
     assert!(first.starts_with("STATUS=draining: 4 in flight\n"), "{first}");
-    // The rest of the grace period, and the time until the exit.
+    // The request covers the rest of the grace period and the time until the exit.
     assert!(matches!(extension(&first), Some(19_000_000..=20_750_000)), "{first}");
     service.end_one();
     let second = service.notification_with(&["STATUS=draining: 3 in flight\n"]);
@@ -115,7 +116,7 @@ fn host_requests_time_only_while_tasks_end() {
     let mut service = Service::start(3600, &[]);
     service.notification_with(&["READY=1"]);
     service.terminate();
-    // Not the whole of a long grace period.
+    // If the grace period is long, the request covers only a part of it.
     let first = service.notification_with(&["STATUS=draining: 4 in flight\n"]);
     assert!(matches!(extension(&first), Some(30_000_000..=30_750_000)), "{first}");
     for _ in 0..2 {
@@ -139,7 +140,7 @@ fn watchdog_notifications_come_from_the_executor() {
         service.notification_with(&["WATCHDOG=1"]);
     }
     service.terminate();
-    // During the drain too.
+    // The watchdog notifications continue during the drain.
     service.notification_with(&["STOPPING=1"]);
     for _ in 0..3 {
         service.notification_with(&["WATCHDOG=1"]);
@@ -149,7 +150,7 @@ fn watchdog_notifications_come_from_the_executor() {
     let blocked = Service::start(3600, &[watchdog[0], ("BLOCK", "")]);
     blocked.notification_with(&["WATCHDOG=1"]);
     blocked.terminate();
-    // The drain's thread continues, and the executor does not. A notification that was being sent may still arrive before the second status.
+    // The executor is blocked, but the thread of the drain continues. One watchdog notification can still arrive before the second status.
     blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
     blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
     let mut watchdog_notifications = 0;

@@ -1,7 +1,7 @@
-//! Tests of `Host` with real processes and real signals. On Windows, the signals are Ctrl-C.
+//! Tests `Host` with real processes and real signals. On Windows, the tests send Ctrl-C instead of signals.
 //!
-//! This binary is the test suite. Started by a test with `PROGRAM` in the environment, it is also the program under test, because the exit code that
-//! `main` returns and the destructors that run in `main` are part of what is tested.
+//! This binary is the test suite and also the program under test. A test starts the binary again, with the environment variable `PROGRAM`.
+//! So the tests can check the exit code that `main` returns, and the effect of destructors that run in `main`.
 
 mod programs;
 mod suite;

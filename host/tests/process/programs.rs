@@ -1,4 +1,5 @@
-//! The programs under test. Each prints `ready` once its test may start, and reads a line from stdin where the test decides when it continues.
+//! The programs under test. A program prints `ready` when its test can start. Where a program must wait for the test, it reads a line from
+//! stdin.
 
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
@@ -121,14 +122,14 @@ fn registry<S>(spawner: S) -> Registry<S> {
     Registry::builder(spawner).inspect().observer(StderrObserver).build()
 }
 
-/// Returns a registry whose only permit is taken until the test releases it.
+/// Returns a registry with one permit. A task holds this permit until the test releases the task.
 fn full_registry() -> Registry<SmolSpawner> {
     let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     registry
 }
 
-/// Returns a setting of the test, in seconds.
+/// Returns a setting in seconds that the test has put into the environment.
 fn seconds(name: &str) -> Option<Duration> {
     env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()))
 }
@@ -151,7 +152,7 @@ fn ready() {
     println!("ready");
 }
 
-/// Waits for a line from the test, on a thread that is not the executor's.
+/// Waits until the test sends a line. The read runs on its own thread, so it does not block the executor.
 async fn released() {
     smol::unblock(|| stdin().read_line(&mut String::new()).unwrap()).await;
 }
@@ -186,7 +187,7 @@ fn executor_blocked() -> ExitCode {
     block_on(EXECUTOR.run(blocked(&EXECUTOR)))
 }
 
-/// The program blocks, and does not check the signal.
+/// The program blocks its thread, and does not check the shutdown signal.
 fn program_blocked() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -221,7 +222,7 @@ fn panics() -> ExitCode {
     }))
 }
 
-/// A request outlives the signal and then starts a task on the workers' registry.
+/// A request still runs after the signal, and then starts a task in the workers' registry.
 fn phases() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     let (signal, open) = (requests.signal(), workers.clone());
@@ -244,7 +245,7 @@ fn phases() -> ExitCode {
     }))
 }
 
-/// A worker of the second phase puts its job back after the signal, which takes a while.
+/// A worker of the second phase puts its job back into the queue after the signal. This takes one second.
 fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     requests.named("request").run(request);
@@ -264,7 +265,7 @@ fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode 
     }))
 }
 
-/// The program shows what a load balancer sees.
+/// The program prints the state that a load balancer sees before and during the delay.
 fn delayed() -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry).delay(seconds("DELAY").unwrap());
@@ -298,7 +299,7 @@ fn run_dropped_in_delay() -> ExitCode {
 
 const LIVENESS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A task reports no progress until the test releases it. The task `short` has ended, and must not be reported.
+/// The task `importer` reports no progress until the test releases it. The handle `short` has been dropped, so the host must not report it.
 fn stalled() -> ExitCode {
     let registry = registry(SmolSpawner);
     let (short, importer) = (Liveness::new("short", LIVENESS_TIMEOUT), Liveness::new("importer", LIVENESS_TIMEOUT));
@@ -326,8 +327,8 @@ fn stalled() -> ExitCode {
     block_on(host.run(registry.signal()))
 }
 
-/// After the signal, the task `importer` reports no progress until the test releases it. The task `finished` ends at the signal, but its handle is
-/// still held.
+/// After the signal, the task `importer` reports no progress until the test releases it. The task `finished` ends at the signal, but a
+/// clone of its handle still exists.
 fn stalled_in_drain() -> ExitCode {
     let registry = registry(SmolSpawner);
     let timeout = Duration::from_secs(2);
@@ -366,7 +367,7 @@ fn stalled_and_critical() -> ExitCode {
     })
 }
 
-/// A service that waits to run again makes no progress, and need not.
+/// A service waits to run again. It reports no progress during this time, and the host must not report it.
 fn waiting_service() -> ExitCode {
     let registry = registry(SmolSpawner);
     let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
@@ -416,7 +417,7 @@ fn signal_before_run() -> ExitCode {
     block_on(host.run(registry.signal()))
 }
 
-/// Becomes another program, which inherits blocked signals.
+/// Blocks the signals, and replaces this program with another program, which inherits the blocked signals.
 #[cfg(unix)]
 fn blocked_signals() -> ExitCode {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).thread_block().unwrap();
@@ -424,7 +425,7 @@ fn blocked_signals() -> ExitCode {
     panic!("{error}")
 }
 
-/// The program creates a host and then forks, as a daemon does. The host runs in the child. The parent exits with the child's exit code.
+/// Creates a host and then forks, as a daemon does. The child runs the host. The parent exits with the child's exit code.
 #[cfg(unix)]
 fn forked(before_run: fn()) -> ExitCode {
     let registry = registry(SmolSpawner);
@@ -445,7 +446,7 @@ fn forked(before_run: fn()) -> ExitCode {
     }))
 }
 
-/// `main` drops a runtime that waits for its blocking tasks.
+/// `main` drops a runtime. The runtime waits for a blocking task that never ends.
 fn runtime_blocked() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
@@ -458,7 +459,7 @@ fn runtime_blocked() -> ExitCode {
     })
 }
 
-/// `main` drops a runtime that waits for blocking work which no registry counts.
+/// `main` drops a runtime. The runtime waits for blocking work that no registry counts.
 fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
     on_tokio(async move || {
         let registry = registry(TokioSpawner);
@@ -479,7 +480,7 @@ fn stop_when_released() {
     });
 }
 
-/// The process is asked to stop twice by other code.
+/// The program itself asks the process to stop, twice.
 fn requests_stop() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -491,7 +492,7 @@ fn requests_stop() -> ExitCode {
     }))
 }
 
-/// The recipe of the README: an orchestrator stops the service by a request.
+/// Runs the documented recipe for a service that an orchestrator stops by an HTTP request.
 fn http_stop() -> ExitCode {
     use axum::http::StatusCode;
     use axum::{Router, routing::post};
@@ -510,7 +511,7 @@ fn http_stop() -> ExitCode {
     }))
 }
 
-/// A runtime of AWS Lambda: it asks for an event, handles it, sends the response, and asks for the next event.
+/// Simulates a runtime of AWS Lambda. It asks for an event, handles the event, sends the response, and asks for the next event.
 #[cfg(feature = "tower")]
 fn lambda() -> ExitCode {
     use background_tasks_host::SettleLayer;
@@ -565,7 +566,7 @@ fn critical() -> ExitCode {
     block_on(host(&registry).run(registry.signal()))
 }
 
-/// A later phase loses a critical task while an earlier phase drains.
+/// A critical task of a later phase fails while an earlier phase drains.
 fn critical_worker() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     let signal = requests.signal();
@@ -584,7 +585,7 @@ fn critical_worker() -> ExitCode {
     }))
 }
 
-/// At the signal the registry is full. The program does not end.
+/// The registry is full when the signal arrives. The program does not end.
 fn full() -> ExitCode {
     let registry = full_registry();
     block_on(host(&registry).run(async {
@@ -595,7 +596,7 @@ fn full() -> ExitCode {
     }))
 }
 
-/// At the signal the registry is full. The program waits for a permit, and starts its last task.
+/// The registry is full when the signal arrives. The program waits for a permit, and then starts its last task.
 fn full_with_last_task() -> ExitCode {
     let registry = full_registry();
     block_on(host(&registry).run(async {
@@ -607,7 +608,7 @@ fn full_with_last_task() -> ExitCode {
     }))
 }
 
-/// The program shuts its registry down while nothing is in flight, and does not end.
+/// The program shuts its registry down while no task is in flight, so the registry drains. The program itself does not end.
 fn outlives_its_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -617,7 +618,7 @@ fn outlives_its_registry() -> ExitCode {
     }))
 }
 
-/// `main` works for longer than the grace period before it is ready.
+/// After the host has returned, `main` works for longer than the grace period, and then never ends.
 fn main_blocked() -> ExitCode {
     block_on(host(&registry(SmolSpawner)).run(async {}));
     thread::sleep(Duration::from_millis(1500));
@@ -680,7 +681,7 @@ fn run_dropped_in_drain() -> ExitCode {
     block_forever()
 }
 
-/// A process that was asked to stop runs another host, for longer than `main` of the first host may take.
+/// After a request to stop, the process runs a second host, for longer than the first host allows `main` to take.
 fn second_host() -> ExitCode {
     let first = registry(SmolSpawner);
     block_on(host(&first).main_timeout(Duration::from_millis(100)).run(async {
@@ -699,7 +700,7 @@ fn second_host() -> ExitCode {
     }))
 }
 
-/// `main` drops a runtime that waits for a read of stdin.
+/// `main` drops a runtime. The runtime waits for a blocking read of stdin.
 fn blocking_read() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
@@ -722,7 +723,7 @@ fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCod
     }))
 }
 
-/// Other code, for example the dashboard, aborts the task of the program.
+/// Other code, as the dashboard can do, aborts the task that represents the program.
 fn program_aborted_by_other_code() -> ExitCode {
     let registry = registry(SmolSpawner);
     let aborts = registry.clone();
@@ -736,7 +737,8 @@ fn program_aborted_by_other_code() -> ExitCode {
     }))
 }
 
-/// The registry aborts every task that starts, before the host counts the program as in flight. The program's guard keeps the registry open.
+/// The registry already aborts every task that starts when the host counts the program as in flight. A guard of the program keeps the
+/// registry open.
 fn program_of_aborting_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     let guard = registry.guard().unwrap();
@@ -769,7 +771,7 @@ fn rejects(configure: fn(Host) -> Host) -> ExitCode {
     }))
 }
 
-/// As [`rejects`], but nothing is in flight when the program ends without a signal.
+/// The registry rejects a task as in [`rejects`]. Nothing is in flight when the program ends, and there is no signal.
 fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
     let registry = Registry::builder(SmolSpawner).max_in_flight(1).build();
     let guard = registry.guard().unwrap();
@@ -778,7 +780,7 @@ fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
     block_on(configure(host(&registry)).run(async {}))
 }
 
-/// A server, which waits for each of its connections.
+/// Runs a server that waits for all its connections before it ends.
 fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(host(registry).run(async {
@@ -802,7 +804,7 @@ fn many_tasks() -> ExitCode {
     }))
 }
 
-/// The program ends before its task.
+/// The registry is not inspected. The program ends, but its task does not.
 fn task_without_inspection() -> ExitCode {
     let registry = Registry::new(SmolSpawner);
     registry.named("mail").run(pending::<()>());
@@ -813,7 +815,7 @@ fn task_without_inspection() -> ExitCode {
     }))
 }
 
-/// Runs a program that has a global subscriber.
+/// Sets a global tracing subscriber, and runs a program.
 #[cfg(feature = "tracing")]
 fn traced(program: impl FnOnce() -> ExitCode) -> ExitCode {
     tracing::subscriber::set_global_default(events::ToStderr).unwrap();
@@ -828,7 +830,7 @@ fn fails_at_start(observer: impl Observer) -> ExitCode {
     block_on(host(&registry).run(async { Err::<(), _>("broken") }))
 }
 
-/// The program fails after the signal, when it alone is in flight.
+/// The program fails after the signal, while nothing else is in flight.
 #[cfg(feature = "tracing")]
 fn fails_in_drain(observer: impl Observer) -> ExitCode {
     let registry = Registry::builder(SmolSpawner).observer(observer).build();
@@ -847,7 +849,7 @@ mod events {
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Metadata, Subscriber};
 
-    /// Writes each event as one line to stderr: its level, its target and its fields.
+    /// A subscriber that writes each event as one line to stderr, with its level, target and fields.
     pub(super) struct ToStderr;
 
     struct Line(String);

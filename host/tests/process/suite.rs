@@ -1,4 +1,4 @@
-//! The tests: each starts programs and checks their output and exit.
+//! Contains the tests. Each test starts programs as processes, and checks their output and their exit codes.
 
 use std::io::Write;
 #[cfg(all(unix, feature = "tower"))]
@@ -22,7 +22,8 @@ macro_rules! tests {
     ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
 }
 
-/// A test of Unix: on Unix its name and its function, and on Windows its name and the reason why it does not run.
+/// A test that runs only on Unix. On Unix, this is its name and its function. On Windows, it is its name and the reason why it does not
+/// run.
 #[cfg(unix)]
 type UnixTest = (&'static str, fn());
 #[cfg(windows)]
@@ -100,7 +101,7 @@ const TESTS: &[(&str, fn())] = tests! {
     stragglers_are_one_event_each
 };
 
-/// The tests that run on Unix only, each with the reason.
+/// The tests that run only on Unix, each with the reason why Windows cannot run it.
 const UNIX_TESTS: &[UnixTest] = unix_tests! {
     "Windows has no SIGHUP":
         sighup_is_handled_only_on_request
@@ -125,7 +126,7 @@ const UNIX_TESTS: &[UnixTest] = unix_tests! {
         bar_is_hidden_if_the_host_emits_events
 };
 
-/// Runs the tests whose name contains one of the arguments, all of them in parallel.
+/// Runs all tests whose names contain one of the arguments. The tests run in parallel.
 pub(crate) fn run() -> ExitCode {
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_selected = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
@@ -151,19 +152,19 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// A short grace period, in seconds. Without it, the grace period is longer than the timeouts of the tests.
+/// A short grace period, in seconds. The default grace period of the programs is longer than the timeouts of the tests.
 const GRACE: &str = "0.5";
-/// The grace period and a second. Windows has more time, because Wine ends a process slowly.
+/// The longest time until the exit: the grace period and one second. Windows has more time, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// The host guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
+/// Makes up to three attempts, of which one must exit in time. The host guarantees this time, but a slow machine can add delays.
 #[track_caller]
 fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Starts a program with the grace period [`GRACE`], and stops it. Returns how it ended, and the time from the signal to the exit.
+/// Starts a program with the grace period [`GRACE`], and stops the program. Returns how it ended, and the time from the signal to the exit.
 fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
@@ -205,7 +206,7 @@ fn second_signal_exits_with_blocked_executor() {
     }
 }
 
-/// Stdout cannot be flushed then.
+/// Stdout is locked, so the host cannot flush it before the exit.
 fn second_signal_exits_with_stdout_locked() {
     let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
@@ -257,7 +258,7 @@ fn phases_drain_in_order() {
     assert!(position("its task is accepted: true") < position("the workers have the signal"), "{ended:#?}");
 }
 
-/// A request hangs. Without a reserve, the worker gets the signal at the deadline.
+/// A request never ends. Without a reserve, the signal of the workers would be triggered only at the deadline.
 fn reserve_gives_a_later_phase_its_time() {
     let process = Program::new("hung_request").with("GRACE", "3").with("RESERVE", "2").start_ready();
     process.signal(Signal::TERM);
@@ -276,7 +277,7 @@ fn reserve_gives_a_later_phase_its_time() {
     assert!(!ended.has_stdout("the job is back"), "{ended:#?}");
 }
 
-/// The reserve is as long as the grace period, so all phases shut down immediately, and the request may still end.
+/// The reserve is as long as the grace period, so all phases shut down immediately. The request can still use the whole grace period.
 fn reserve_leaves_earlier_phases_the_grace_period() {
     let mut process = Program::new("slow_request").with("RESERVE", "1e19").start_ready();
     process.signal(Signal::TERM);
@@ -325,7 +326,7 @@ fn run_dropped_in_delay_shuts_nothing_down() {
     process.stderr_line("asked to stop: the drain starts in 3600s");
     process.release();
     process.stdout_line("dropped");
-    // Only a host that shuts the registry down needs this time.
+    // If the host wrongly shut the registry down, it would do so during this time.
     thread::sleep(Duration::from_millis(200));
     process.release();
     process.stdout_line("the registry is shutting down: false");
@@ -343,7 +344,7 @@ fn stalled_task_is_reported() {
     assert!(!ended.has_line("short"), "{ended:#?}");
 }
 
-/// The thread of the executor is blocked.
+/// The task blocks the executor's thread, and the host still reports it.
 fn stalled_critical_task_starts_the_shutdown() {
     let ended = Program::new("stalled_and_critical").with("GRACE", GRACE).start().wait();
     ended
@@ -366,14 +367,14 @@ fn task_without_progress_is_reported_in_the_drain() {
 
 fn waiting_service_is_not_stalled() {
     let process = Program::new("waiting_service").start_ready();
-    // Longer than the timeout of the task: only a host that counts the wait needs this time.
+    // This time is longer than the timeout of the task. If the host wrongly counted the wait, it would report the service.
     thread::sleep(Duration::from_secs(2));
     process.signal(Signal::TERM);
     let ended = process.wait();
     assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
 }
 
-/// The program itself needs no inspection.
+/// No warning is written if only the program is in flight, because the host can drop the program without inspection.
 fn missing_inspection_is_reported_with_tasks_in_flight() {
     for (program, is_reported) in [("task_without_inspection", true), ("many_tasks", false), ("server_without_inspection", false)] {
         let mut process = Program::new(program).with("GRACE", GRACE).start();
@@ -431,7 +432,7 @@ fn inherited_blocked_signals_are_handled() {
     }
 }
 
-/// `nohup` and a background job of a shell start programs with ignored signals. The crate reads ignored signals on Linux only.
+/// `nohup` and shells with background jobs start programs with ignored signals. The crate can read the ignored signals only on Linux.
 #[cfg(unix)]
 fn ignored_signals_stay_ignored() {
     if !cfg!(target_os = "linux") {
@@ -534,7 +535,7 @@ fn signal_after_drain_limits_main() {
     });
 }
 
-/// A program that ends on its own may write a report in `main`, unless `main_timeout` limits the time.
+/// If a program ends on its own, `main` has unlimited time, for example to write a report. `main_timeout` limits this time.
 fn end_of_program_does_not_limit_main() {
     let _process = Program::new("main_blocked").with("GRACE", "0").start_ready();
     let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
@@ -556,7 +557,7 @@ fn blocking_read_does_not_delay_exit() {
     }
 }
 
-/// A closed terminal may send SIGHUP twice, and some supervisors send it after SIGTERM.
+/// A closed terminal can send SIGHUP twice, and some supervisors send SIGHUP after SIGTERM.
 #[cfg(unix)]
 fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
@@ -568,7 +569,7 @@ fn repeated_sighup_does_not_exit() {
     }
 }
 
-/// Releases the task of the program, which is draining.
+/// Makes the task of a draining program end, and checks that the drain succeeds.
 fn drains(mut process: Running) {
     process.release();
     let ended = process.wait();
@@ -585,7 +586,7 @@ fn sighup_does_not_end_the_drain() {
     drains(process);
 }
 
-/// A launcher that forwards the Ctrl-C of its terminal repeats a signal in this way.
+/// A launcher that forwards the Ctrl-C of its terminal also sends several signals for one request.
 fn repeated_signals_are_one_request() {
     let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start_ready();
     process.signal(Signal::INT);
@@ -649,7 +650,7 @@ fn ends_by(process: Running, signal: Signal) {
     let ended = process.wait();
     #[cfg(unix)]
     let is_default = ended.status.signal() == Some(signal.as_raw());
-    // The host ends the process.
+    // On Windows, the host itself ends the process with this code.
     #[cfg(windows)]
     let is_default = signal == Signal::INT && ended.status.code() == Some(130);
     assert!(is_default, "{ended:#?}");
@@ -721,7 +722,7 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
     });
 }
 
-/// All tracked tasks have ended, so the rest of the grace period is for `main`.
+/// All tasks of the registry have ended, so `main` can use the rest of the grace period.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
         let (ended, took) = stop(Program::new("untracked_blocked"));
@@ -730,7 +731,7 @@ fn untracked_blocking_work_does_not_delay_exit() {
     });
 }
 
-/// With `start_shutdown` in place of a request to stop, `main` would hang.
+/// The program uses a future of `stop_on`. If the future called `start_shutdown` instead, `main` would have no limit and would hang.
 fn stop_future_limits_main_as_a_signal_does() {
     let mut process = Program::new("untracked_blocked_with_stop_on").with("GRACE", GRACE).start_ready();
     process.release();
@@ -751,7 +752,7 @@ fn request_to_stop_has_the_grace_period_with_blocked_executor() {
     });
 }
 
-/// A supervisor may ask by another way first, and then send SIGTERM.
+/// Some supervisors first ask the process to stop in another way, and send SIGTERM afterwards.
 fn first_signal_after_a_request_to_stop_repeats_it() {
     let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
@@ -782,13 +783,13 @@ fn webjobs_file_stops_the_process() {
     drains(process);
 
     let mut process = start("task_without_webjobs_file");
-    // Only a host that ignores the setting needs this time.
+    // If the host wrongly reacted to the file, it would do so during this time.
     thread::sleep(Duration::from_millis(500));
     process.release();
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
-/// This thread takes the place of Lambda's Runtime API: it freezes the process as soon as the process asks for the next event.
+/// This thread simulates Lambda's Runtime API. It freezes the process as soon as the process asks for the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -807,7 +808,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
         let mut body = "";
         if is_next {
             process.signal(Signal::STOP);
-            // No event arrives for longer than the task takes.
+            // No event arrives during this time, which is longer than the task needs.
             thread::sleep(Duration::from_millis(500));
             let Some(event) = events.next() else { break };
             body = event;
@@ -820,7 +821,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     assert_eq!(requests, expected);
 }
 
-/// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.
+/// The pipe of stderr is open and full. This delays the last line until the deadline, but does not change the exit code.
 #[cfg(unix)]
 fn unread_stderr_does_not_delay_exit() {
     for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
@@ -886,7 +887,7 @@ fn rejection_is_in_the_last_line_and_fails_on_request() {
     }
 }
 
-/// The client has sent half of the head of a request.
+/// A client keeps its connection open, because it has sent only half a request head.
 fn server_that_waits_for_a_connection_is_aborted() {
     for (program, summary) in [
         ("server", "4 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"),
@@ -896,7 +897,7 @@ fn server_that_waits_for_a_connection_is_aborted() {
         let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
         let mut slow = TcpStream::connect(address).unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-        // The server's thread has polled the slow connection when it has answered several later requests.
+        // When the server has answered several later requests, its thread has also polled the slow connection.
         let mut client = Client::connect(address).unwrap();
         for _ in 0..4 {
             assert_eq!(client.get("/").unwrap().status, 200);
@@ -921,7 +922,7 @@ fn lines_name_the_oldest_tasks() {
     process.signal(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 3 in flight: 2 × mail for ");
 
-    // Without inspection, only the program has a name.
+    // The registry is not inspected, so the reports name only the program.
     let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: 2 in flight: the program at ");
@@ -933,7 +934,7 @@ fn lines_name_the_oldest_tasks() {
     assert!(!ended.has_line("1 in flight:"), "{ended:#?}");
 }
 
-/// A server whose port is in use ends in this way.
+/// For example, the program of a server fails in this way if its port is in use.
 #[cfg(feature = "tracing")]
 fn error_at_start_is_the_first_event() {
     for program in ["traced_failure", "traced_failure_without_observer"] {
@@ -946,7 +947,7 @@ fn error_at_start_is_the_first_event() {
     }
 }
 
-/// The error of the program, from the host and from the observer of the registry, comes before the end of the drain.
+/// Both the host and the registry's observer report the program's error before the end of the drain.
 #[cfg(feature = "tracing")]
 fn error_in_drain_precedes_its_end() {
     let mut process = Program::new("traced_failure_in_drain").start_ready();
@@ -958,7 +959,7 @@ fn error_in_drain_precedes_its_end() {
     assert!(output.rfind("broken") < output.find("drained"), "{output}");
 }
 
-/// A `TracingObserver` reports both, with the counts as fields.
+/// If the registry has a `TracingObserver`, this observer reports the start and the end of the drain, with the counts as fields.
 #[cfg(feature = "tracing")]
 fn start_and_end_are_reported_once() {
     for (program, start, end) in [
@@ -989,7 +990,7 @@ fn stragglers_are_one_event_each() {
     }
 }
 
-/// The subscriber writes to the terminal, where it would overwrite the bar.
+/// The bar is hidden, because a subscriber that writes to the same terminal would overwrite it.
 #[cfg(all(unix, feature = "bar", feature = "tracing"))]
 fn bar_is_hidden_if_the_host_emits_events() {
     use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -1007,14 +1008,14 @@ fn bar_is_hidden_if_the_host_emits_events() {
         process.signal(Signal::TERM);
         let terminal = Arc::new(Mutex::new(Vec::new()));
         let output = terminal.clone();
-        // The read fails once the process has exited.
+        // The read fails when the process has exited.
         thread::spawn(move || {
             let (mut master, mut bytes) = (File::from(master), [0; 1024]);
             while let Ok(len @ 1..) = master.read(&mut bytes) {
                 output.lock().unwrap().extend_from_slice(&bytes[..len]);
             }
         });
-        // The output up to the bar, or up to the second line that replaces it.
+        // The output until the bar appears, or until the second line that appears instead of the bar.
         let shown = poll_until_some(&program, || {
             let shown = String::from_utf8_lossy(&terminal.lock().unwrap()).into_owned();
             (shown.contains(BAR) || shown.contains("draining: 1 in flight: 1 × task for ")).then_some(shown)
@@ -1034,7 +1035,7 @@ impl Program {
         Self(command)
     }
 
-    /// Returns a program that is started with ignored signals.
+    /// Returns a program that starts with these signals ignored.
     #[cfg(unix)]
     fn ignoring(signals: &str, name: &str) -> Self {
         let mut command = Command::new("sh");
@@ -1052,7 +1053,7 @@ impl Program {
         self.start_with(Stdio::piped())
     }
 
-    /// Starts the program, and waits until its test may start.
+    /// Starts the program, and waits until it has printed `ready`.
     #[track_caller]
     fn start_ready(self) -> Running {
         let mut process = self.start();
@@ -1069,13 +1070,13 @@ impl Program {
 
 /// A running program, with a pipe to its stdin.
 struct Running {
-    /// This pipe is closed before the process is killed, because a child of the process may wait for the end of the pipe.
+    /// Closed before the process is killed, because a child of the process can wait for the end of this pipe.
     stdin: ChildStdin,
     process: Process,
 }
 
 impl Running {
-    /// Makes the program continue.
+    /// Makes the program continue if it waits for the test.
     fn release(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
     }
@@ -1096,7 +1097,7 @@ impl Running {
 
     #[track_caller]
     fn wait(self) -> Ended {
-        // Keeps stdin open until the program has ended.
+        // Keeps the pipe to the program's stdin open until the program has ended.
         let Self { stdin, process } = self;
         let _stdin = stdin;
         process.wait()
