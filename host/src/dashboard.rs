@@ -20,7 +20,7 @@ const HTML: &str = include_str!("dashboard/dashboard.html");
 
 /// Lets the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-+LoJTx7J1bcrLMrpbhRK2g5ODAMRWay2FlQbouSfKlY='; \
+    script-src 'sha256-mcpzWj61GLhBBAYG6XWXLm9FyFrin2J1aRbZTyIqFBI='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
