@@ -1,4 +1,4 @@
-//! Serves the dashboard of a shop whose tasks simulate work. It shows phases, services, child registries, and a task that reports no
+//! Serves the dashboard of a shop whose tasks simulate work. The page shows phases, services, child registries, and a task that reports no
 //! progress.
 //!
 //! ```sh
@@ -87,7 +87,7 @@ fn start_workers(workers: &Shop, liveness: Liveness, released: &Released) -> [Sh
     [first, second, connection]
 }
 
-/// Simulates a task that waits for a search engine which does not answer, so it reports no progress.
+/// Simulates a task that waits for a search engine. The search engine does not answer, so the task reports no progress.
 async fn index(liveness: Liveness, signal: ShutdownSignal) {
     signal.await;
     drop(liveness);

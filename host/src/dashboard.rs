@@ -30,9 +30,10 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// A web page that shows the tasks of a registry and aborts them.
 ///
 /// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain.
-/// It lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as groups. With
-/// [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no progress. If
-/// the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and says why.
+/// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
+/// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
+/// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
+/// says why.
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
 /// asks for confirmation.
@@ -45,7 +46,8 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// one host name, and each open page uses one of them.
 ///
 /// The events contain JSON for the page of the same release. Other programs must not read this JSON, because it can change in every
-/// release. They can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to documented JSON.
+/// release. Other programs can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to
+/// documented JSON.
 ///
 /// # Cost
 ///
@@ -60,16 +62,16 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// the loopback address, or put the page behind the authentication of your service.
 ///
 /// Other web pages in the same browser cannot use the dashboard. The dashboard accepts an abort only from the page's own origin. To prevent
-/// DNS rebinding, it serves the page only under `localhost`, IP addresses, and the host names that were passed to
+/// DNS rebinding, the dashboard serves the page only under `localhost`, IP addresses, and the host names that were passed to
 /// [`allow_host`](Self::allow_host).
 ///
 /// # Shutdown
 ///
 /// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends by itself when shutdown has
-/// started and all tasks that are still in flight only [serve requests](Self::serving). If the registry is not inspected, the stream ends
-/// when shutdown starts. A stream checks this every tenth of a second. So it delays a drain by at most a tenth of a second, or by up to 0.3
-/// seconds if there are many tasks. If a client does not read its response, it can delay the drain until the grace period expires, unless
-/// the server limits this time.
+/// started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, the stream ends when
+/// shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most a tenth of a second,
+/// or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until the grace period
+/// expires, unless the server limits this time.
 ///
 /// # Examples
 ///
@@ -110,8 +112,7 @@ impl Dashboard {
     /// is [ready](Host::readiness), the rest of its [delay](Host::delay) and of its grace period, and tasks that exceed their
     /// [`Liveness`](crate::Liveness) timeout.
     ///
-    /// The first of `names` is for the first registry of the host, the second name for the second registry, and so on. If a phase has no
-    /// name, the page shows its number.
+    /// The names belong to the registries of the host in the same order. If a phase has no name, the page shows its number.
     ///
     /// The registry that was passed to [`new`](Self::new) must be the one in which the requests of the page are in flight: a registry of the host, or
     /// a child of one. The page disconnects when this registry has only [serving](Self::serving) tasks in flight during its drain. To watch all
@@ -144,9 +145,9 @@ impl Dashboard {
         self
     }
 
-    /// Adds names of tasks that only serve requests, such as `"stream"`. An open page can keep such tasks in flight, so its stream of
-    /// events does not wait for them during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which `HttpServer`
-    /// uses, and `"program"`, which [`Host`] uses.
+    /// Adds names of tasks that only serve requests, such as `"stream"`. An open page can keep such tasks in flight, so the stream of
+    /// events does not wait for these tasks during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which
+    /// `HttpServer` uses, and `"program"`, which [`Host`] uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);
@@ -159,7 +160,7 @@ impl Dashboard {
 
     /// Returns the response to a request, without reading its body.
     ///
-    /// This method does not wait for anything. If the response is a stream of events, its body produces events while the server polls it.
+    /// This method returns immediately. If the response is a stream of events, its body produces events while the server polls it.
     pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
         let Some(authority) = authority(request).filter(|authority| is_trusted(authority, &self.allowed_hosts)) else {
             return text(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// The longest time that aborted tasks have to end after the deadline.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// The longest time that `main` has to return after that.
+/// The longest time that `main` has to return after the aborted tasks had their time.
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// The longest time that the process may exist after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
@@ -26,7 +26,7 @@ pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
 /// The exit code of a missed deadline, and of a `main` that did not return in time.
 pub(crate) const TOO_LATE: u8 = 1;
 
-/// Makes a second signal end the process immediately, unless it arrives within the repeat window. Applies until the hook is dropped.
+/// Makes a second signal end the process immediately, unless it arrives within the repeat window. The effect ends when the hook is dropped.
 pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) -> SecondSignalHook {
     let phases = phases.clone();
     SecondSignalHook::new(repeat_window, move || {

@@ -61,7 +61,8 @@ pub struct DetachLayer<S> {
 }
 
 impl<S: Clone> DetachLayer<S> {
-    /// Creates a layer that runs calls as tasks of `registry`. The tasks have the name `handler`, and this call as their call site.
+    /// Creates a layer that runs calls as tasks of `registry`. The tasks have the name `handler`, and this call to `new` as their call
+    /// site.
     ///
     /// The layer and each of its services hold a handle of the registry.
     #[track_caller]
@@ -84,7 +85,7 @@ impl<S: Clone, I> Layer<I> for DetachLayer<S> {
     }
 }
 
-/// The service of a [`DetachLayer`]. It runs each call as a task.
+/// The service of a [`DetachLayer`], which runs each call as a task.
 #[derive(Debug, Clone)]
 pub struct DetachService<S, I> {
     inner: I,

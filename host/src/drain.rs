@@ -161,7 +161,8 @@ impl Drain {
         }
     }
 
-    /// Waits for the delay after a request to stop, while the program continues. Ends early if a registry is shut down or the program ends.
+    /// Waits for the delay after a request to stop, while the program continues. The wait ends early if a registry is shut down or the
+    /// program ends.
     fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
         let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
@@ -186,7 +187,7 @@ impl Drain {
         }
     }
 
-    /// Shuts down and drains one registry after the other. Returns whether all have drained; also true if `run` was dropped.
+    /// Shuts down and drains one registry after the other. Returns true if all registries have drained, or if `run` was dropped.
     fn drain_phases(&mut self) -> bool {
         let phases = self.phases.clone();
         for len in 1..=phases.registries().len() {

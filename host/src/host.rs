@@ -21,29 +21,30 @@ use std::time::Duration;
 ///
 /// [`run`](Self::run) takes these steps:
 ///
-/// 1. It polls the program's future. Shutdown starts when one of these events happens:
+/// 1. The host polls the program's future. Shutdown starts when one of these events happens:
 ///    - SIGTERM or SIGINT arrives; see [`shutdown_signal`](crate::shutdown_signal) for Windows.
 ///    - A request to stop arrives without a signal; see [`stop_on`](Self::stop_on) and [`request_stop`](crate::request_stop).
 ///    - The program ends.
 ///    - A task with a [critical](Liveness::critical) handle reports no progress in time.
 ///    - Other code shuts down one of the registries.
-/// 2. It shuts down the first registry. This triggers the registry's signal. The program continues until its future ends. For example, a
-///    server that waits for the signal accepts no new connections and finishes its current requests. Until the program ends, the registry
-///    counts it as a task in flight named `program`, and therefore accepts the tasks that the last requests start. In a registry with a
-///    [limit](background_tasks::RegistryBuilder::max_in_flight), the program takes [no permit](Registry::without_permit), so a full
-///    registry counts the program too. If the program must start tasks in a full registry, it marks them as
-///    [follow-ups](Registry::follow_up): these tasks can wait for a permit.
-/// 3. It drains the first registry, and then the registries that [`then`](Self::then) added, one after the other. When the last task has
-///    ended, `run` returns the exit code. If stderr is blocked, `run` returns up to two seconds later. If the process was asked to stop,
-///    `main` must return within the [`main_timeout`](Self::main_timeout) after the drain. If `main` takes longer, for example because a
-///    runtime's destructor waits for a blocking read of stdin, the host ends the process.
+/// 2. The host shuts down the first registry, which triggers the registry's signal. The program continues until its future ends. For
+///    example, a server that waits for the signal accepts no new connections and finishes its current requests. Until the program ends, the
+///    registry counts the program as a task in flight with the name `program`, and therefore accepts the tasks that the last requests
+///    start. In a registry with a [limit](background_tasks::RegistryBuilder::max_in_flight), the program takes [no
+///    permit](Registry::without_permit), so a full registry counts the program too. If the program must start tasks in a full registry, it
+///    marks them as [follow-ups](Registry::follow_up): these tasks can wait for a permit.
+/// 3. The host drains the first registry, and then the registries that [`then`](Self::then) added, one after the other. When the last task
+///    has ended, `run` returns the exit code. If stderr is blocked, `run` returns up to two seconds later. If the process was asked to
+///    stop, `main` must return within the [`main_timeout`](Self::main_timeout) after the drain. If `main` takes longer, for example because
+///    a runtime's destructor waits for a blocking read of stdin, the host ends the process.
 /// 4. If the drain takes longer than the [grace period](Self::grace), the host shuts down all registries and reports the stragglers, which
-///    are the tasks that are still in flight. Then it [aborts](Registry::abort) these tasks and all tasks that start later, and drops the
-///    program's future. It waits at most half a second for the aborted tasks, and then reports the tasks that are still in flight. The
-///    reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries, and the host aborts only these tasks.
-///    If tasks are in flight and no registry is inspected, the host logs a warning at the start of the drain. A program that the host
-///    aborts counts as aborted if the first registry is inspected, and otherwise as abandoned. If only the program is still in flight, the
-///    report says so. A common reason is a server with an open connection, for example because a client has sent only half a request.
+///    are the tasks that are still in flight. Then the host [aborts](Registry::abort) these tasks and all tasks that start later, and drops
+///    the program's future. The host waits at most half a second for the aborted tasks, and then reports the tasks that are still in
+///    flight. The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries, and the host aborts only
+///    these tasks. If tasks are in flight and no registry is inspected, the host logs a warning at the start of the drain. A program that
+///    the host aborts counts as aborted if the first registry is inspected, and otherwise as abandoned. If only the program is still in
+///    flight, the report says so. A common reason is a server with an open connection, for example because a client has sent only half a
+///    request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. The process exits even if a
 /// runtime's destructor waits for blocking work, or if the executor is blocked forever. Before the exit, the host flushes stdout, but it
@@ -61,8 +62,8 @@ use std::time::Duration;
 /// - During the delay and the drain, SIGHUP does not end the process, because tasks must be able to finish even if the terminal was closed.
 ///   [`handle_sighup`](Self::handle_sighup) does not change this. After the drain, SIGHUP limits how long `main` may take, as SIGTERM does.
 ///
-/// [`shutdown_signal`](crate::shutdown_signal) lists the signals. It also explains what happens to signals that the parent process has
-/// ignored or blocked.
+/// [`shutdown_signal`](crate::shutdown_signal) lists the signals. The page of this function also explains what happens to signals that the
+/// parent process has ignored or blocked.
 ///
 /// # Fork
 ///
@@ -94,18 +95,19 @@ use std::time::Duration;
 ///
 /// # Output
 ///
-/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). If stderr is not a
-/// terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. In both cases, the last line contains
-/// the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
+/// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
+/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. In both cases, the last line
+/// contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. These events have no parent span.
-/// Each straggler is one event, for at most the 100 oldest stragglers of each registry. It has the fields of
+/// Each straggler is one event, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields of
 /// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). A host that emits events
 /// shows no progress bar, unless `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer that [logs
 /// the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end of the drain a second time.
 ///
 /// The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries. The host does not report each lost
-/// task. An [`Observer`](background_tasks::Observer) of the registry does this, for example [`StderrObserver`](crate::StderrObserver).
+/// task. An [`Observer`](background_tasks::Observer) of the registry reports lost tasks, for example
+/// [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
 ///
@@ -261,7 +263,7 @@ impl Host {
         self.status.clone()
     }
 
-    /// Makes the host watch a task or service, and react if it reports no progress for too long; see [`Liveness`].
+    /// Makes the host watch a task or service, and react if the task or service reports no progress for too long; see [`Liveness`].
     ///
     /// Call this method one time for each task. The host does not keep the handle alive.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
@@ -320,8 +322,8 @@ impl Host {
         self
     }
 
-    /// Makes the process the Win32 service with this name. Call this method in the main function of the service. On other systems, it does
-    /// nothing.
+    /// Makes the process the Win32 service with this name. Call this method in the main function of the service. On other systems, this
+    /// method does nothing.
     ///
     /// | state of the service | when |
     /// | --- | --- |

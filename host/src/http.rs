@@ -60,16 +60,16 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// # Shutdown
 ///
-/// When shutdown starts, [`serve`](Self::serve) stops accepting connections. It returns when all connections have closed:
+/// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
 ///
 /// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has not yet had a
 ///   request can send its first request head within the [`late_head_timeout`](Self::late_head_timeout).
 /// - A request whose head has arrived is answered, and its connection closes afterwards.
 /// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read.
 ///
-/// Each connection is a task of the registry with the name `connection`. It takes [no permit](Registry::without_permit). So the drain waits
-/// for connections, and reports list open connections as stragglers. If the service panics, its connection closes, and the registry counts
-/// a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
+/// Each connection is a task of the registry with the name `connection`. The task takes [no permit](Registry::without_permit). So the drain
+/// waits for connections, and reports list open connections as stragglers. If the service panics, its connection closes, and the registry
+/// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
 /// [`signal`](Registry::signal).
@@ -253,8 +253,8 @@ impl<S: Spawner> HttpServer<S> {
     ///
     /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections. If `accept` owns the listener,
     /// new clients are refused after this. If `accept` fails because a client has disconnected, the server immediately calls `accept`
-    /// again. After any other error, such as too many open files, the server calls `accept` again after a tenth of a second. It logs only
-    /// the first of several consecutive errors.
+    /// again. After any other error, such as too many open files, the server calls `accept` again after a tenth of a second. The server
+    /// logs only the first of several consecutive errors.
     ///
     /// # Cancel safety
     ///
@@ -269,8 +269,8 @@ impl<S: Spawner> HttpServer<S> {
         self.serve_until(self.registry.signal(), accept, service).await;
     }
 
-    /// Accepts and serves connections until the future `end` resolves and all connections have closed; see [`serve`](Self::serve). Where
-    /// the documentation of this type says that shutdown starts, the end of this future counts instead.
+    /// Accepts and serves connections until the future `end` resolves and all connections have closed; see [`serve`](Self::serve). When
+    /// `end` resolves, the server behaves as it does in `serve` when shutdown starts.
     ///
     /// Use this method for a server that does not stop accepting connections at the registry's [`signal`](Registry::signal), but at another
     /// time. If a load balancer must see that the service is not ready before the listener closes, [`Host::delay`](crate::Host::delay) is

@@ -22,14 +22,14 @@ use tower_service::Service;
 /// # Limits
 ///
 /// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight).
-/// The limit applies to the tasks that requests start. The registry accepts a request even if tasks hold all permits. (It rejects a request
-/// only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. The layer answers such a request with status 503
-/// too.) To limit the number of requests, add another layer, such as `ConcurrencyLimitLayer` of the crate `tower`.
+/// The limit applies to the tasks that requests start. The registry accepts a request even if tasks hold all permits. (The registry rejects
+/// a request only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. The layer answers such a request with
+/// status 503 too.) To limit the number of requests, add another layer, such as `ConcurrencyLimitLayer` of the crate `tower`.
 ///
 /// If the registry is full, `run` drops the task, and only the registry's observers and summary report this. A handler that answers with
-/// status 202 must not lose work in this way. It can call [`try_run`](Registry::try_run) and answer with status 503 after a rejection, as
-/// in the example. Or it can await `registry.follow_up().run_when_ready(task)`, which waits for a permit even while the registry drains.
-/// [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
+/// status 202 must not lose work in this way. Such a handler can call [`try_run`](Registry::try_run) and answer with status 503 after a
+/// rejection, as in the example. Or the handler can await `registry.follow_up().run_when_ready(task)`, which waits for a permit even while
+/// the registry drains. [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
 ///
 /// # Outcomes
 ///
@@ -40,8 +40,8 @@ use tower_service::Service;
 /// | abandoned | The future of the service or the response body was dropped before its end. The reason can be that the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
 /// | rejected | The layer answered with status 503, as described above. |
 ///
-/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. The request counts as completed when the
-/// server drops such a response's body. A body also counts as complete when the server has taken as many bytes as the header
+/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. A request with such a response counts as
+/// completed when the server drops the response body. A body also counts as complete when the server has taken as many bytes as the header
 /// `Content-Length` or the body announced.
 ///
 /// # Other layers
@@ -60,8 +60,8 @@ use tower_service::Service;
 /// the end of such a response, the request counts as abandoned.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, so the guard of its request no longer counts it.
-/// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal. It does the
-/// same for streams.
+/// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal.
+/// `UntilShutdown` does the same for streams.
 ///
 /// If the client disconnects, the server drops the future of the handler at its current await point. With a
 /// [`DetachLayer`](crate::DetachLayer), the handler continues.
@@ -99,7 +99,7 @@ pub struct RequestLayer {
 }
 
 impl RequestLayer {
-    /// Creates a layer that counts requests in `registry`. The requests have the name `request`, and this call as their call site.
+    /// Creates a layer that counts requests in `registry`. The requests have the name `request`, and this call to `new` as their call site.
     ///
     /// The layer and each of its services hold a handle of the registry.
     #[track_caller]
@@ -122,7 +122,7 @@ impl<I> Layer<I> for RequestLayer {
     }
 }
 
-/// The service of a [`RequestLayer`]. Its requests are in flight until the server drops their response bodies.
+/// The service of a [`RequestLayer`]. A request is in flight until the server drops its response body.
 #[derive(Debug, Clone)]
 pub struct RequestService<I> {
     inner: I,
@@ -304,7 +304,7 @@ impl<T> Guarded<T> {
 
     /// Polls the inner value, unless it has been dropped.
     ///
-    /// After a panic, drops the inner value and then the guard while the panic unwinds, because only then the request counts as panicked.
+    /// After a panic, drops the inner value and then the guard while the panic unwinds, so that the request counts as panicked.
     fn poll_with<P>(self: Pin<&mut Self>, poll: impl FnOnce(Pin<&mut T>) -> P) -> Option<P> {
         let mut this = self.project();
         let inner = this.inner.as_mut().as_pin_mut()?;

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// The exit code of a failure. It is not 1, because Rust uses 1 if `main` returns an error, and the host uses 1 for a missed deadline.
+/// The exit code of a failure. This code is not 1, because Rust uses 1 if `main` returns an error, and the host uses 1 for a missed
+/// deadline.
 pub(crate) const FAILED: u8 = 2;
 /// The exit code of a panic. Rust uses the same code.
 pub(crate) const PANICKED: u8 = 101;

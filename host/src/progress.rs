@@ -70,7 +70,7 @@ impl Progress {
         windows_service::report_stopping(extension(deadline));
     }
 
-    /// Reports the tasks in flight. The function `oldest` describes the oldest ones.
+    /// Reports the tasks in flight. The function `oldest` describes the oldest tasks.
     pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce() -> String, deadline: &Deadline) {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);

@@ -29,7 +29,7 @@ struct Handlers {
     /// A registry without tasks, which the first request to stop shuts down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
-    /// Later than `requested_at` if `request_stop` came first.
+    /// The time of the first signal. This is later than `requested_at` if `request_stop` was called first.
     first_signal_at: Option<Instant>,
     /// The hooks of the hosts. The last hook is the newest hook.
     hooks: Vec<Hook>,
@@ -54,11 +54,11 @@ struct Hook {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HookKey(usize);
 
-/// Returns a future that resolves once the process has been asked to stop, and stays resolved.
+/// Returns a future that resolves when the process is asked to stop, and then stays resolved.
 ///
 /// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, the closing of the console and the
 /// shutdown of the system ask the process to stop. After the last two, Windows ends the process within seconds. The future works on every
-/// runtime and without one, because a separate thread waits for the signals.
+/// runtime and without a runtime, because a separate thread waits for the signals.
 ///
 /// As soon as this function has been called, these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
 /// Without a host, a second signal has no effect. With a host, a further signal after the [repeat window](crate::Host::repeat_window) ends
@@ -162,7 +162,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
-/// Forgets that the process was asked to stop. The next signal is the first one of a new request.
+/// Forgets that the process was asked to stop. After this, the next signal counts as a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
@@ -406,8 +406,8 @@ mod os {
 
     /// Blocks the signals in this thread while it registers their handlers.
     ///
-    /// signal-hook first installs its handler and then stores the action. It loses a signal that arrives in between. If this is the only
-    /// thread of the process, the system delays a blocked signal until the action is stored.
+    /// signal-hook first installs its handler and then stores the action. signal-hook loses a signal that arrives between these two steps.
+    /// If this is the only thread of the process, the system delays a blocked signal until the action is stored.
     fn with_blocked<T>(signals: &[&SignalState], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let signals = signals.iter().map(|state| state.signal).collect::<SigSet>();
         let previous_mask = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;

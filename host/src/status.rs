@@ -14,7 +14,7 @@ pub(crate) struct HostStatus {
     stop: Mutex<Stop>,
 }
 
-/// The times at which a stop proceeds. They are `None` until the process is asked to stop or shutdown starts.
+/// The deadline of a stop, and the end of its delay. Both are `None` until the process is asked to stop or shutdown starts.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Stop {
     pub(crate) deadline: Option<Deadline>,

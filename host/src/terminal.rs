@@ -14,7 +14,7 @@ pub fn stderr() -> Stderr {
     Stderr { text: Vec::new() }
 }
 
-/// A writer to stderr. It buffers the text, and writes all of it above the progress bar when the writer is flushed or dropped.
+/// A writer to stderr. The writer buffers the text, and writes all of the text above the progress bar when you flush or drop the writer.
 ///
 /// Writing never fails, even if stderr is closed. For example, in `service 2>&1 | tee log`, Ctrl-C ends `tee` too, but the drain must
 /// continue. With a closed stderr, `eprintln!` would panic.
@@ -56,7 +56,7 @@ pub(crate) enum Level {
     Error,
 }
 
-/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Otherwise it is written to stderr.
+/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Otherwise the line is written to stderr.
 ///
 /// Ignores a panic of the subscriber, which the panic hook has already reported.
 pub(crate) fn log(level: Level, line: impl Display) {
@@ -90,7 +90,7 @@ fn write_line(level: Level, line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// Emits tracing events. They have no parent span, because they are about the process, and not about the current span of a thread.
+/// Emits tracing events. The events have no parent span, because they are about the process, and not about the current span of a thread.
 #[cfg(feature = "tracing")]
 mod events {
     use super::Level;

@@ -67,8 +67,8 @@ pin_project! {
 impl<T> UntilShutdown<T> {
     /// Wraps a stream, a body or an upgraded connection.
     ///
-    /// The value is in flight as a guard, which has the name `stream` and this call as its call site, and takes no permit. If the registry
-    /// has drained, the value ends immediately.
+    /// A guard counts the value as in flight. The guard has the name `stream` and this call as its call site, and takes no permit. If the
+    /// registry has drained, the value ends immediately.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>, inner: T) -> Self {
         let guard = registry.named("stream").location(Location::caller()).without_permit().guard();

@@ -1,4 +1,4 @@
-//! The bodies of the dashboard's responses. Each is either a complete text or a stream of events.
+//! The bodies of the dashboard's responses. A body is either a complete text or a stream of events.
 
 use super::state::Source;
 use async_io::Timer;
@@ -16,16 +16,16 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// The longest time between two events. The page treats a connection as lost only after a longer time without events.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// The time between two events during a drain, unless events are expensive. It is also the longest time by which a stream delays a drain.
+/// The time between two events during a drain, unless events are expensive. In this case, a stream delays a drain by at most this time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
-/// The time between two events is at least this many times as long as it took to make the first of them, up to the longest time.
+/// After an event, the stream waits this many times as long as it took to make the event, within the limits above.
 const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response from a [`Dashboard`](crate::Dashboard).
 ///
-/// A stream of events does not announce its length. During a drain, the stream ends when all tasks that are still in flight only [serve
-/// requests](crate::Dashboard::serving).
+/// A stream of events does not announce its length. During a drain, the stream ends when only tasks that [serve
+/// requests](crate::Dashboard::serving) are still in flight.
 pub struct DashboardBody(Content);
 
 enum Content {
@@ -81,7 +81,7 @@ pub(super) struct Events {
     source: Arc<Source>,
     signal: ShutdownSignal,
     draining: bool,
-    /// Fires when the next event is due.
+    /// A timer that fires when the next event is due.
     timer: Timer,
     ended: bool,
 }

@@ -18,14 +18,15 @@ use std::time::{Duration, Instant};
 const MAX_TASKS: usize = 200;
 const MAX_GROUPS: usize = 50;
 const MAX_SERVICES: usize = 100;
-/// The largest number of characters that an event contains of the message about a service's last loss.
+/// The largest length of the message about a service's last loss, in characters.
 const MAX_LOSS: usize = 300;
-/// An event is expensive if at least this many tasks must be read for it. All open pages then share the event for a short time.
+/// If at least this many tasks must be read for an event, the event is expensive, and all open pages share it for a short time.
 const MANY_TASKS: usize = 1000;
-/// All pages share an expensive event for this many times as long as it took to make. So all open pages together use a small part of one
-/// thread.
+/// Pages share an expensive event for this many times as long as the time that was needed to make it. So all open pages together use a
+/// small part of one thread.
 const AGE_FACTOR: u32 = 20;
-/// The longest time for which pages share an event. It is shorter than the time between two events, so every page receives new events.
+/// The longest time for which pages share an event. This time is shorter than the time between two events, so every page receives new
+/// events.
 const MAX_AGE: Duration = Duration::from_millis(250);
 const MAX_AGE_IN_DRAIN: Duration = Duration::from_millis(50);
 
@@ -75,8 +76,8 @@ impl Source {
         Self { registry, serving, host: None, shared: Mutex::default() }
     }
 
-    /// Returns an event with the current state. If `draining` is true, the event is the last one as soon as all listed tasks of the page's
-    /// registry only serve requests.
+    /// Returns an event with the current state. If `draining` is true, and all listed tasks of the page's registry only serve requests,
+    /// this event is the last event.
     pub(super) fn event(&self, draining: bool) -> Event {
         // The lock is held while the event is made, so that other streams wait and share the event.
         let mut shared = lock(&self.shared);
@@ -91,7 +92,7 @@ impl Source {
         event
     }
 
-    /// Makes an event. Also returns the number of tasks that were read for it.
+    /// Makes an event. Also returns the number of tasks that were read to make the event.
     fn make_event(&self, draining: bool, started: Instant) -> (Event, usize) {
         let phases = self.host.as_ref().map(|host| host.status.phases());
         let registries = phases.as_ref().map_or(std::slice::from_ref(&self.registry), Phases::registries);
@@ -124,7 +125,7 @@ impl Source {
         (Event { data, is_last, has_drain, cost: started.elapsed() }, listed)
     }
 
-    /// Aborts the task with this ID, in whichever registry it is.
+    /// Aborts the task with this ID. The task can be in any of the registries.
     pub(super) fn abort(&self, id: TaskId) -> Result<(), AbortError> {
         let phases = self.host.as_ref().map(|host| host.status.phases());
         let registries = phases.as_ref().map_or(std::slice::from_ref(&self.registry), Phases::registries);
@@ -160,11 +161,11 @@ struct Lists {
     tasks: Vec<InPhase<TaskInfo>>,
     /// The number of tasks that are missing from the list.
     more: usize,
-    /// The child registries. If there are too many, the list contains the registries with the most tasks.
+    /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// The services in the order in which they were started. If there are too many, services that do not run come first, and then services
-    /// with a loss.
+    /// The services in the order in which they were started. If there are too many services, services that do not run come first, and then
+    /// services with a loss.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
     /// The number of tasks and child registries that were read for the lists.
@@ -249,7 +250,7 @@ fn truncate<T>(list: &mut Vec<T>, len: usize) -> usize {
 struct HostState {
     is_ready: bool,
     phases: Vec<PhaseState>,
-    /// Present once the process was asked to stop or shutdown has started.
+    /// Present after the process was asked to stop or shutdown has started.
     stop: Option<StopState>,
     /// The tasks that have reported no progress for longer than their timeouts.
     late: Vec<LateTask>,
@@ -257,19 +258,19 @@ struct HostState {
 
 #[derive(Serialize)]
 struct PhaseState {
-    /// `null` if the program has not named the phase.
+    /// The name of the phase. `null` if the program has not given it a name.
     name: Option<&'static str>,
     state: &'static str,
     in_flight: usize,
     reserve: f64,
-    /// The longest time until the host shuts this phase down. Present only during a stop whose delay is over, while the phase is open.
+    /// The longest time until the host shuts this phase down. Present only while the phase is open, after a request to stop and its delay.
     shutdown_within: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct StopState {
     elapsed: f64,
-    /// `null` if the grace period has no end.
+    /// The rest of the grace period. `null` if the grace period has no end.
     remaining: Option<f64>,
     /// The rest of the delay before the drain starts.
     delay: Option<f64>,

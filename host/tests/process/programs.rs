@@ -367,7 +367,7 @@ fn stalled_and_critical() -> ExitCode {
     })
 }
 
-/// A service waits to run again. It reports no progress during this time, and the host must not report it.
+/// A service waits to run again. The service reports no progress during this time, and the host must not report the service.
 fn waiting_service() -> ExitCode {
     let registry = registry(SmolSpawner);
     let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
@@ -511,7 +511,7 @@ fn http_stop() -> ExitCode {
     }))
 }
 
-/// Simulates a runtime of AWS Lambda. It asks for an event, handles the event, sends the response, and asks for the next event.
+/// Simulates a runtime of AWS Lambda. The program asks for an event, handles the event, sends the response, and asks for the next event.
 #[cfg(feature = "tower")]
 fn lambda() -> ExitCode {
     use background_tasks_host::SettleLayer;

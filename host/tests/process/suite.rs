@@ -22,8 +22,8 @@ macro_rules! tests {
     ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
 }
 
-/// A test that runs only on Unix. On Unix, this is its name and its function. On Windows, it is its name and the reason why it does not
-/// run.
+/// A test that runs only on Unix. On Unix, the pair contains the test's name and function. On Windows, it contains the test's name and the
+/// reason why the test does not run.
 #[cfg(unix)]
 type UnixTest = (&'static str, fn());
 #[cfg(windows)]
@@ -157,14 +157,15 @@ const GRACE: &str = "0.5";
 /// The longest time until the exit: the grace period and one second. Windows has more time, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// Makes up to three attempts, of which one must exit in time. The host guarantees this time, but a slow machine can add delays.
+/// Makes up to three attempts. One attempt must exit in time. The host guarantees this time, but a slow machine can add delays.
 #[track_caller]
 fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Starts a program with the grace period [`GRACE`], and stops the program. Returns how it ended, and the time from the signal to the exit.
+/// Starts a program with the grace period [`GRACE`], and stops the program. Returns how the program ended, and the time from the signal to
+/// the exit.
 fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
@@ -789,7 +790,7 @@ fn webjobs_file_stops_the_process() {
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
-/// This thread simulates Lambda's Runtime API. It freezes the process as soon as the process asks for the next event.
+/// This thread simulates Lambda's Runtime API. The thread freezes the process as soon as the process asks for the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
