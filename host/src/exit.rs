@@ -21,6 +21,6 @@ pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce(
 
 /// Exits the process immediately. Does not flush output or run destructors, so nothing can block the exit.
 pub(crate) fn exit_now(code: u8) -> ! {
-    // C's `_exit`, on Windows too.
+    // This calls C's `_exit`, also on Windows.
     signal_hook::low_level::exit(code.into())
 }

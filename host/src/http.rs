@@ -365,7 +365,7 @@ impl Settings {
                 false
             };
             let has_closed = or(closed_or_first_request, timed_out).await;
-            // hyper would wait for the rest of a first head, so a connection without a request is dropped here.
+            // hyper would wait for the rest of a first request head. So a connection without a request is dropped here.
             if !has_closed && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;

@@ -233,7 +233,7 @@ impl SecondSignalHook {
         let mut handlers = lock(&HANDLERS);
         let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
         drop(handlers);
-        // Not under the lock: the hook may own the last handle of a registry.
+        // The lock is released first, because the hook may own the last handle of a registry.
         drop(previous);
         std::mem::forget(self);
     }
@@ -254,7 +254,7 @@ impl Drop for SecondSignalHook {
             (handlers.handles_sighup, handlers.survives_sighup, handlers.handles_ignored) = (false, false, false);
         }
         drop(handlers);
-        // Not under the lock: the hook may own the last handle of a registry.
+        // The lock is released first, because the hook may own the last handle of a registry.
         drop(hook);
     }
 }
@@ -292,7 +292,7 @@ fn on_signal(signal: os::Signal) {
 fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     handlers.requested_at = Some(Instant::now());
     let stop_request = handlers.stop_request().clone();
-    // Not under the lock: this wakes the waiters.
+    // The lock is released first, because this call wakes waiters.
     drop(handlers);
     stop_request.start_shutdown();
     REQUESTED.notify_all();
@@ -452,7 +452,7 @@ mod os {
         if lock(&HANDLERS).installed.as_ref().is_some_and(|installed| installed.was_ignored(signal)) {
             return;
         }
-        // The system has no default actions for process 1.
+        // The kernel runs no default actions for process 1.
         if process::id() != 1 {
             let _ = emulate_default_handler(signal as i32);
         }

@@ -76,8 +76,8 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // A body that has already arrived needs no timer. hyper returns `Pending` between two frames, so the limit is also polled if a
-        // client sends without a pause.
+        // A body that has already arrived needs no timer. The limit is polled even if a client sends without a pause, because hyper returns
+        // `Pending` between two frames.
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
