@@ -1,7 +1,6 @@
-//! Contains the spawners of all supported runtimes, spawners that wrap another spawner or hide its type, and observers for
-//! tracing and metrics.
+//! Contains a spawner for each supported runtime, spawners that wrap another spawner, and observers for tracing and metrics.
 //!
-//! The adapters use only the crate's public API.
+//! These adapters use only the public API of this crate.
 
 #[cfg(feature = "async-executor")]
 pub(crate) mod async_executor;

@@ -4,13 +4,13 @@
 //! | --- | --- |
 //! | [`concepts`] | the terms: registry, task, drain, outcome, loss |
 //! | [`migrating`] | the counterparts of `tokio::spawn`, `TaskTracker`, `CancellationToken` and `JoinSet` |
-//! | [`shutdown`] | phases, grace period, abort, reserve, exit codes, and what is lost |
+//! | [`shutdown`] | phases, grace period, abort, reserve, and what is lost |
 //! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
 //! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
 //! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
 //! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
-//! | [`deployment`] | Kubernetes, Docker, systemd, Windows |
+//! | [`deployment`] | a program with its host, without a host, and as a Cloudflare Worker; a checklist |
 //! | [`runtimes`] | what each runtime can do, and what happens to its tasks when it is dropped |
 //! | [`spawners`] | a spawner for another executor |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |

@@ -1,4 +1,4 @@
-//! The results as Markdown.
+//! Formats the results as Markdown.
 
 use crate::arguments::Options;
 use crate::cargo;
@@ -42,7 +42,7 @@ impl Results {
     }
 }
 
-/// A row of the table.
+/// Formats the results of a variant as a row of the table.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Variant { title, file, .. } = self.variant;
@@ -93,7 +93,7 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     Ok(())
 }
 
-/// Returns the first round in which a job hung. There may be none in a short run.
+/// Returns the first round in which the last variant reported a lost job. A short run may have no round of this kind.
 fn typical_round(results: &[Results]) -> Option<usize> {
     results.last()?.stops.iter().position(|stop| stop.lost_reported > 0)
 }

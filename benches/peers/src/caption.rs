@@ -1,4 +1,4 @@
-//! The machine, and the versions of the compared crates.
+//! Describes the machine, and lists the versions of the compared crates.
 
 use crate::cargo;
 use serde_json::{Value, json};

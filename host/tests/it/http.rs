@@ -24,11 +24,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// A time that no step of a test needs. A step that takes longer is treated as hanging.
+/// A time limit that is longer than any step of a test takes. A step that exceeds the limit hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A time limit that expires during a test.
+/// A time limit that a test waits for.
 const SHORT: Duration = Duration::from_millis(50);
-/// A time limit that must not expire during a test.
+/// A time limit that is too long to expire during a test.
 const LONG: Duration = Duration::from_secs(600);
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -41,12 +41,12 @@ async fn soon<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("timed out")
 }
 
-/// Returns a response with the body of the request.
+/// Responds with the body of the request.
 async fn echo(request: Request<TimedBody>) -> io::Result<Reply> {
     Ok(Response::new(Full::new(request.into_body().collect().await?.to_bytes())))
 }
 
-/// A running `HttpServer` on tokio, and its registry.
+/// A server on the runtime tokio.
 struct Server {
     registry: Registry<TokioSpawner>,
     address: SocketAddr,
@@ -54,7 +54,7 @@ struct Server {
 }
 
 impl Server {
-    /// Starts a server whose time limits are long, unless `configure` changes them.
+    /// Starts a server with long time limits. `configure` may change these limits.
     async fn start<H>(configure: impl FnOnce(HttpServer<TokioSpawner>) -> HttpServer<TokioSpawner>, service: H) -> Self
     where
         H: Service<Request<TimedBody>, Response = Reply, Error = io::Error, Future: Send> + Clone + Send + 'static,
@@ -73,7 +73,7 @@ impl Server {
         Client::connect(self.address).await
     }
 
-    /// Waits until the server has exactly this number of open connections.
+    /// Waits until exactly `count` connections are open.
     async fn wait_for_connections(&self, count: usize) {
         let connections = || self.registry.tasks().iter().filter(|task| task.name() == Some("connection")).count();
         soon(async {
@@ -84,7 +84,7 @@ impl Server {
         .await;
     }
 
-    /// Starts the shutdown, and waits until the server has closed all connections.
+    /// Shuts the registry down, and waits until the server has closed all connections.
     async fn stop(self) {
         self.registry.start_shutdown();
         soon(self.serve).await.unwrap();
@@ -103,7 +103,8 @@ impl Client {
         soon(self.0.write_all(bytes)).await.unwrap();
     }
 
-    /// Returns the status and the head of the next response. If the response has the header `Content-Length`, also reads its body.
+    /// Reads the next response. Returns the status and the head of the response. If the head contains `Content-Length`, reads the body
+    /// too.
     async fn receive(&mut self) -> (u16, String) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -121,10 +122,10 @@ impl Client {
         self.receive().await.0
     }
 
-    /// Waits until the server closes the connection. Returns the text that the server has sent.
+    /// Waits until the server closes the connection. Returns the text that the server has sent before.
     async fn closed(&mut self) -> String {
         let mut rest = Vec::new();
-        // An error means that the server has reset the connection, because it has not read all bytes of the client.
+        // The read fails if the server resets the connection, because the server has not read all bytes.
         let _ = soon(self.0.read_to_end(&mut rest)).await;
         String::from_utf8_lossy(&rest).into_owned()
     }
@@ -164,7 +165,7 @@ async fn server_at_its_limit_does_not_poll_the_listener() {
             yield_now().await;
         }
         assert_eq!(calls.get(), 2);
-        // When one connection closes, the server accepts another connection.
+        // When one connection closes, the server must accept another connection.
         drop(open.take().pop());
         soon(async {
             while calls.get() < 3 {
@@ -180,7 +181,7 @@ async fn server_at_its_limit_does_not_poll_the_listener() {
 fn default_limit_leaves_descriptors_for_the_work() {
     #[cfg(unix)]
     let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    // Windows has no limit of file descriptors.
+    // Windows has no such limit of open files.
     #[cfg(windows)]
     let soft = u64::MAX;
     let server = format!("{:?}", HttpServer::new(&Registry::new(TokioSpawner), TokioTimer::new()));
@@ -231,7 +232,7 @@ async fn shutdown_closes_connections_without_a_whole_head() {
     }
 }
 
-/// A client connects immediately before the shutdown, and sends its request in two parts.
+/// A client that has connected just before the shutdown sends its first request in two parts after the shutdown has started.
 #[tokio::test]
 async fn first_request_may_be_late() {
     let server = Server::start(|server| server.late_head_timeout(LONG), service_fn(echo)).await;
@@ -239,9 +240,9 @@ async fn first_request_may_be_late() {
     assert_eq!(kept_alive.get().await, 200);
     server.wait_for_connections(2).await;
     server.registry.start_shutdown();
-    // The late head timeout does not apply to a connection that has already had a request.
+    // The late head timeout applies only to the first request of a connection.
     assert_eq!(kept_alive.closed().await, "");
-    // If the server wrongly closed the connection early, it would do so during this time.
+    // A correct server does nothing during this sleep. A server with a bug would close the connection too early.
     tokio::time::sleep(SHORT).await;
     late.send(&GET[..10]).await;
     late.send(&GET[10..]).await;
@@ -263,7 +264,7 @@ async fn request_that_has_arrived_before_the_shutdown_is_answered() {
     let (fresh, mut kept_alive) = (server.connect().await, server.connect().await);
     assert_eq!(kept_alive.get().await, 200);
     server.wait_for_connections(2).await;
-    // These writes do not await anything, so the server runs only after the start of the shutdown.
+    // There is no `await` before the shutdown starts, so the server cannot run earlier.
     fresh.0.try_write(GET).unwrap();
     kept_alive.0.try_write(GET).unwrap();
     server.registry.start_shutdown();
@@ -293,7 +294,7 @@ async fn response_in_progress_finishes_after_the_shutdown() {
     client.send(GET).await;
     soon(called.notified()).await;
     server.registry.start_shutdown();
-    // The server closes the listener before the connections.
+    // The server closes the listener before it closes the connections.
     soon(async { while TcpStream::connect(server.address).await.is_ok() {} }).await;
     assert!(!server.registry.is_drained() && !server.serve.is_finished());
     finish.notify_one();
@@ -364,7 +365,7 @@ async fn slow_body_is_answered_408() {
 
 #[tokio::test]
 async fn service_decides_on_the_response_to_a_slow_body() {
-    // If the request body returns an error, the service responds with this status.
+    // If reading the body fails, the service responds with this status.
     for (status, expected) in
         [(StatusCode::ACCEPTED, 202), (StatusCode::BAD_REQUEST, 408), (StatusCode::INTERNAL_SERVER_ERROR, 408)]
     {
@@ -388,7 +389,7 @@ async fn service_decides_on_the_response_to_a_slow_body() {
     }
 }
 
-/// A connection whose client sends a request body that never ends.
+/// A connection whose client never stops sending the body of its request.
 struct Endless {
     head: &'static [u8],
     closed: mpsc::Sender<()>,
@@ -441,7 +442,7 @@ async fn half_a_body_does_not_hold_the_shutdown() {
     let (mut before, mut client) = (server.connect().await, server.connect().await);
     assert_eq!(before.get().await, 200);
     client.send(HALF_BODY).await;
-    // After these requests, the service waits for the rest of the body of the other client. Then the shutdown starts.
+    // After ten more responses to the other client, the service is probably waiting for the rest of the body.
     for _ in 0..10 {
         assert_eq!(before.get().await, 200);
     }
@@ -450,7 +451,7 @@ async fn half_a_body_does_not_hold_the_shutdown() {
     server.stop().await;
 }
 
-/// Sends many requests for large responses, and reads no response.
+/// Sends many requests for large responses, and does not read the responses.
 async fn send_without_reading(server: &Server) -> Client {
     let mut client = server.connect().await;
     client.send(&GET.repeat(50)).await;
@@ -477,7 +478,7 @@ async fn client_that_does_not_read_does_not_hold_the_shutdown() {
     server.stop().await;
 }
 
-/// A timer whose clock advances only when the test changes it.
+/// A timer whose time passes only when the test changes it.
 #[derive(Clone)]
 struct ManualTimer {
     now: watch::Sender<Instant>,
@@ -517,7 +518,7 @@ async fn client_that_reads_slowly_is_served() {
     let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
     let registry = Registry::new(TokioSpawner);
     let server = HttpServer::new(&registry, timer.clone()).max_connections(1).write_timeout(LONG).head_timeout(Duration::MAX);
-    // The buffer is small, so the server can write more whenever the client reads a response.
+    // The buffer is small, so the server makes progress whenever the client reads a part of a response.
     let (mut client, stream) = tokio::io::duplex(1024);
     let mut stream = Some(TokioIo::new(stream));
     let accept = async || match stream.take() {
@@ -713,7 +714,7 @@ async fn axum_and_the_layer_of_requests_are_served() {
     assert_eq!(client.receive().await.0, 408);
     registry.start_shutdown();
     soon(serve).await.unwrap();
-    // The registry has counted one connection and its two requests.
+    // The three tasks are a connection and its two requests.
     assert_eq!(soon(registry.shutdown()).await.completed, 3);
 }
 

@@ -1,9 +1,10 @@
-//! Contains the tests that need no separate process. The tests that start processes are in the test target `process`.
+//! Contains the tests that need no program with its own `main` function. The test binary `process` contains the other tests.
 
 #[cfg(feature = "dashboard")]
 mod dashboard;
 #[cfg(feature = "tower")]
 mod detach;
+mod host;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "tower")]

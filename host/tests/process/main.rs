@@ -1,7 +1,8 @@
-//! Tests `Host` with real processes and real signals. On Windows, the tests send Ctrl-C instead of signals.
+//! Tests `Host` with real processes and real signals. On Windows, the tests send Ctrl-C.
 //!
-//! This binary is the test suite and also the program under test. A test starts the binary again, with the environment variable `PROGRAM`.
-//! So the tests can check the exit code that `main` returns, and the effect of destructors that run in `main`.
+//! This binary has two roles. Without the environment variable `PROGRAM`, it is the test suite. A test sets `PROGRAM` and starts this
+//! binary as the program under test. The program under test needs its own process, because the tests also check the exit code of `main`
+//! and the destructors that run in `main`.
 
 mod programs;
 mod suite;

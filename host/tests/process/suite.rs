@@ -1,4 +1,4 @@
-//! Contains the tests. Each test starts programs as processes, and checks their output and their exit codes.
+//! Contains the tests. Each test starts programs, and checks their output and how they exit.
 
 use std::io::Write;
 #[cfg(all(unix, feature = "tower"))]
@@ -22,8 +22,8 @@ macro_rules! tests {
     ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
 }
 
-/// A test that runs only on Unix. On Unix, the pair contains the test's name and function. On Windows, it contains the test's name and the
-/// reason why the test does not run.
+/// A test that runs only on Unix. On Unix, the type contains the name and the function of the test. On Windows, it contains the name and
+/// the reason why the test does not run.
 #[cfg(unix)]
 type UnixTest = (&'static str, fn());
 #[cfg(windows)]
@@ -101,7 +101,7 @@ const TESTS: &[(&str, fn())] = tests! {
     stragglers_are_one_event_each
 };
 
-/// The tests that run only on Unix, each with the reason why Windows cannot run it.
+/// The tests that run only on Unix, each with the reason.
 const UNIX_TESTS: &[UnixTest] = unix_tests! {
     "Windows has no SIGHUP":
         sighup_is_handled_only_on_request
@@ -126,7 +126,7 @@ const UNIX_TESTS: &[UnixTest] = unix_tests! {
         bar_is_hidden_if_the_host_emits_events
 };
 
-/// Runs all tests whose names contain one of the arguments. The tests run in parallel.
+/// Runs all tests whose names contain one of the arguments. Runs these tests in parallel.
 pub(crate) fn run() -> ExitCode {
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_selected = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
@@ -152,20 +152,20 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// A short grace period, in seconds. The default grace period of the programs is longer than the timeouts of the tests.
+/// A short grace period, in seconds. If a test does not set it, the grace period is longer than the timeouts of the tests.
 const GRACE: &str = "0.5";
-/// The longest time until the exit: the grace period and one second. Windows has more time, because Wine ends a process slowly.
+/// The maximum time until the exit: the grace period plus one second. On Windows it is longer, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// Makes up to three attempts. One attempt must exit in time. The host guarantees this time, but a slow machine can add delays.
+/// The host guarantees the limit `BOUND`, but the machine may add delays. Because of such delays, only one of three attempts must keep
+/// the limit.
 #[track_caller]
 fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Starts a program with the grace period [`GRACE`], and stops the program. Returns how the program ended, and the time from the signal to
-/// the exit.
+/// Starts a program with the grace period [`GRACE`] and sends SIGTERM. Returns the result, and the time from the signal to the exit.
 fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
@@ -202,12 +202,12 @@ fn second_signal_exits_with_blocked_executor() {
         process.signal(Signal::INT);
         let ended = process.wait();
         ended.assert_code(130).assert_stderr("exiting immediately, ");
-        // The output has been flushed.
+        // This text is in the output only if the host has flushed stdout.
         assert_eq!(ended.has_stdout("no newline"), program != "program_blocked", "{ended:#?}");
     }
 }
 
-/// Stdout is locked, so the host cannot flush it before the exit.
+/// A thread holds the lock of stdout, so the host cannot flush stdout.
 fn second_signal_exits_with_stdout_locked() {
     let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
@@ -259,7 +259,8 @@ fn phases_drain_in_order() {
     assert!(position("its task is accepted: true") < position("the workers have the signal"), "{ended:#?}");
 }
 
-/// A request never ends. Without a reserve, the signal of the workers would be triggered only at the deadline.
+/// A request hangs. With a reserve, the worker receives the signal early enough. Without a reserve, it receives the signal at the
+/// deadline.
 fn reserve_gives_a_later_phase_its_time() {
     let process = Program::new("hung_request").with("GRACE", "3").with("RESERVE", "2").start_ready();
     process.signal(Signal::TERM);
@@ -278,7 +279,7 @@ fn reserve_gives_a_later_phase_its_time() {
     assert!(!ended.has_stdout("the job is back"), "{ended:#?}");
 }
 
-/// The reserve is as long as the grace period, so all phases shut down immediately. The request can still use the whole grace period.
+/// The reserve is as long as the grace period, so all phases shut down immediately. The request must still be able to end.
 fn reserve_leaves_earlier_phases_the_grace_period() {
     let mut process = Program::new("slow_request").with("RESERVE", "1e19").start_ready();
     process.signal(Signal::TERM);
@@ -302,7 +303,7 @@ fn delay_precedes_the_drain() {
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
 
-    // The end of the program starts the drain.
+    // If the program ends during the delay, the drain starts.
     let mut process = start("1e19");
     process.release();
     process.stdout_line("the program ends, is shutting down: false");
@@ -327,7 +328,7 @@ fn run_dropped_in_delay_shuts_nothing_down() {
     process.stderr_line("asked to stop: the drain starts in 3600s");
     process.release();
     process.stdout_line("dropped");
-    // If the host wrongly shut the registry down, it would do so during this time.
+    // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
     thread::sleep(Duration::from_millis(200));
     process.release();
     process.stdout_line("the registry is shutting down: false");
@@ -345,7 +346,7 @@ fn stalled_task_is_reported() {
     assert!(!ended.has_line("short"), "{ended:#?}");
 }
 
-/// The task blocks the executor's thread, and the host still reports it.
+/// A task blocks the only thread of the executor.
 fn stalled_critical_task_starts_the_shutdown() {
     let ended = Program::new("stalled_and_critical").with("GRACE", GRACE).start().wait();
     ended
@@ -368,14 +369,14 @@ fn task_without_progress_is_reported_in_the_drain() {
 
 fn waiting_service_is_not_stalled() {
     let process = Program::new("waiting_service").start_ready();
-    // This time is longer than the timeout of the task. If the host wrongly counted the wait, it would report the service.
+    // The sleep is longer than the timeout of the task. A host with a bug would report the waiting service in this time.
     thread::sleep(Duration::from_secs(2));
     process.signal(Signal::TERM);
     let ended = process.wait();
     assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
 }
 
-/// No warning is written if only the program is in flight, because the host can drop the program without inspection.
+/// If only the program is in flight, and no task, the missing inspection does not matter.
 fn missing_inspection_is_reported_with_tasks_in_flight() {
     for (program, is_reported) in [("task_without_inspection", true), ("many_tasks", false), ("server_without_inspection", false)] {
         let mut process = Program::new(program).with("GRACE", GRACE).start();
@@ -433,7 +434,7 @@ fn inherited_blocked_signals_are_handled() {
     }
 }
 
-/// `nohup` and shells with background jobs start programs with ignored signals. The crate can read the ignored signals only on Linux.
+/// `nohup` and background jobs of a shell start programs with ignored signals. The crate can detect ignored signals only on Linux.
 #[cfg(unix)]
 fn ignored_signals_stay_ignored() {
     if !cfg!(target_os = "linux") {
@@ -536,14 +537,14 @@ fn signal_after_drain_limits_main() {
     });
 }
 
-/// If a program ends on its own, `main` has unlimited time, for example to write a report. `main_timeout` limits this time.
+/// If a program ends without a request to stop, `main` has unlimited time, for example to write a report. `main_timeout` sets a limit.
 fn end_of_program_does_not_limit_main() {
     let _process = Program::new("main_blocked").with("GRACE", "0").start_ready();
     let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
     ended.assert_code(1).assert_stderr("`main` has not returned");
 }
 
-/// The grace period is longer than the timeouts of the test.
+/// The grace period is longer than the timeouts of the test, so the process exits because of the time limit of `main`.
 fn blocking_read_does_not_delay_exit() {
     for (timeout, code) in [(None, 1), (Some("0.1"), 1), (Some("0"), 0)] {
         let mut program = Program::new("blocking_read");
@@ -558,7 +559,7 @@ fn blocking_read_does_not_delay_exit() {
     }
 }
 
-/// A closed terminal can send SIGHUP twice, and some supervisors send SIGHUP after SIGTERM.
+/// A closed terminal may send SIGHUP twice, and some supervisors send SIGHUP after SIGTERM.
 #[cfg(unix)]
 fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
@@ -570,7 +571,7 @@ fn repeated_sighup_does_not_exit() {
     }
 }
 
-/// Makes the task of a draining program end, and checks that the drain succeeds.
+/// Releases the task of a program that is draining. Checks that the program then exits with 0.
 fn drains(mut process: Running) {
     process.release();
     let ended = process.wait();
@@ -587,7 +588,7 @@ fn sighup_does_not_end_the_drain() {
     drains(process);
 }
 
-/// A launcher that forwards the Ctrl-C of its terminal also sends several signals for one request.
+/// A launcher that forwards Ctrl-C of its terminal sends the same signal several times.
 fn repeated_signals_are_one_request() {
     let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start_ready();
     process.signal(Signal::INT);
@@ -651,7 +652,7 @@ fn ends_by(process: Running, signal: Signal) {
     let ended = process.wait();
     #[cfg(unix)]
     let is_default = ended.status.signal() == Some(signal.as_raw());
-    // On Windows, the host itself ends the process with this code.
+    // On Windows, the host ends the process.
     #[cfg(windows)]
     let is_default = signal == Signal::INT && ended.status.code() == Some(130);
     assert!(is_default, "{ended:#?}");
@@ -670,7 +671,7 @@ fn second_host_stops_unless_it_forgets_the_request() {
     process.signal(Signal::TERM);
     process.wait().assert_code(0);
 
-    // The first host has handled SIGHUP during its drain.
+    // The first host has handled SIGHUP during its drain. For the second host, the default action of SIGHUP must apply.
     #[cfg(unix)]
     {
         let process = start(Program::new("second_host").with("FORGET", "1"), false);
@@ -723,7 +724,7 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
     });
 }
 
-/// All tasks of the registry have ended, so `main` can use the rest of the grace period.
+/// All tracked tasks have ended, so `main` may use only the rest of the grace period.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
         let (ended, took) = stop(Program::new("untracked_blocked"));
@@ -732,7 +733,7 @@ fn untracked_blocking_work_does_not_delay_exit() {
     });
 }
 
-/// The program uses a future of `stop_on`. If the future called `start_shutdown` instead, `main` would have no limit and would hang.
+/// If the program called `start_shutdown` instead of stopping through `stop_on`, `main` would hang.
 fn stop_future_limits_main_as_a_signal_does() {
     let mut process = Program::new("untracked_blocked_with_stop_on").with("GRACE", GRACE).start_ready();
     process.release();
@@ -753,7 +754,7 @@ fn request_to_stop_has_the_grace_period_with_blocked_executor() {
     });
 }
 
-/// Some supervisors first ask the process to stop in another way, and send SIGTERM afterwards.
+/// A supervisor may request the stop in another way first, and then send SIGTERM.
 fn first_signal_after_a_request_to_stop_repeats_it() {
     let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
@@ -784,13 +785,13 @@ fn webjobs_file_stops_the_process() {
     drains(process);
 
     let mut process = start("task_without_webjobs_file");
-    // If the host wrongly reacted to the file, it would do so during this time.
+    // A correct host does nothing during this sleep. A host that ignores the setting would stop the process.
     thread::sleep(Duration::from_millis(500));
     process.release();
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
-/// This thread simulates Lambda's Runtime API. The thread freezes the process as soon as the process asks for the next event.
+/// The thread of this test acts as Lambda's Runtime API. The thread freezes the process as soon as the process requests the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -809,7 +810,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
         let mut body = "";
         if is_next {
             process.signal(Signal::STOP);
-            // No event arrives during this time, which is longer than the task needs.
+            // The process is frozen for longer than the task of the event takes.
             thread::sleep(Duration::from_millis(500));
             let Some(event) = events.next() else { break };
             body = event;
@@ -822,7 +823,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     assert_eq!(requests, expected);
 }
 
-/// The pipe of stderr is open and full. This delays the last line until the deadline, but does not change the exit code.
+/// The pipe is open and full. The host cannot write its last line before the deadline, but its exit code must stay the same.
 #[cfg(unix)]
 fn unread_stderr_does_not_delay_exit() {
     for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
@@ -888,7 +889,7 @@ fn rejection_is_in_the_last_line_and_fails_on_request() {
     }
 }
 
-/// A client keeps its connection open, because it has sent only half a request head.
+/// The client has sent only a part of a request head.
 fn server_that_waits_for_a_connection_is_aborted() {
     for (program, summary) in [
         ("server", "4 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"),
@@ -923,7 +924,7 @@ fn lines_name_the_oldest_tasks() {
     process.signal(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 3 in flight: 2 × mail for ");
 
-    // The registry is not inspected, so the reports name only the program.
+    // Without inspection, the lines can name only the program.
     let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: 2 in flight: the program at ");
@@ -935,7 +936,7 @@ fn lines_name_the_oldest_tasks() {
     assert!(!ended.has_line("1 in flight:"), "{ended:#?}");
 }
 
-/// For example, the program of a server fails in this way if its port is in use.
+/// A program may fail before it is ready, for example because its port is in use.
 #[cfg(feature = "tracing")]
 fn error_at_start_is_the_first_event() {
     for program in ["traced_failure", "traced_failure_without_observer"] {
@@ -948,7 +949,8 @@ fn error_at_start_is_the_first_event() {
     }
 }
 
-/// Both the host and the registry's observer report the program's error before the end of the drain.
+/// The host and the observer of the registry report the error of the program. The host and the observer must report the error before the
+/// end of the drain.
 #[cfg(feature = "tracing")]
 fn error_in_drain_precedes_its_end() {
     let mut process = Program::new("traced_failure_in_drain").start_ready();
@@ -960,7 +962,7 @@ fn error_in_drain_precedes_its_end() {
     assert!(output.rfind("broken") < output.find("drained"), "{output}");
 }
 
-/// If the registry has a `TracingObserver`, this observer reports the start and the end of the drain, with the counts as fields.
+/// The host must not report the start and the end of the drain if a `TracingObserver` reports them with the counts as fields.
 #[cfg(feature = "tracing")]
 fn start_and_end_are_reported_once() {
     for (program, start, end) in [
@@ -991,7 +993,7 @@ fn stragglers_are_one_event_each() {
     }
 }
 
-/// The bar is hidden, because a subscriber that writes to the same terminal would overwrite it.
+/// If the subscriber writes to the terminal, its lines would overwrite the bar, so the host hides the bar.
 #[cfg(all(unix, feature = "bar", feature = "tracing"))]
 fn bar_is_hidden_if_the_host_emits_events() {
     use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -1009,14 +1011,14 @@ fn bar_is_hidden_if_the_host_emits_events() {
         process.signal(Signal::TERM);
         let terminal = Arc::new(Mutex::new(Vec::new()));
         let output = terminal.clone();
-        // The read fails when the process has exited.
+        // The read fails after the process has exited.
         thread::spawn(move || {
             let (mut master, mut bytes) = (File::from(master), [0; 1024]);
             while let Ok(len @ 1..) = master.read(&mut bytes) {
                 output.lock().unwrap().extend_from_slice(&bytes[..len]);
             }
         });
-        // The output until the bar appears, or until the second line that appears instead of the bar.
+        // The output ends with the bar, or with the second line that the host prints instead of the bar.
         let shown = poll_until_some(&program, || {
             let shown = String::from_utf8_lossy(&terminal.lock().unwrap()).into_owned();
             (shown.contains(BAR) || shown.contains("draining: 1 in flight: 1 × task for ")).then_some(shown)
@@ -1054,7 +1056,7 @@ impl Program {
         self.start_with(Stdio::piped())
     }
 
-    /// Starts the program, and waits until it has printed `ready`.
+    /// Starts the program, and waits until it prints `ready`.
     #[track_caller]
     fn start_ready(self) -> Running {
         let mut process = self.start();
@@ -1069,15 +1071,16 @@ impl Program {
     }
 }
 
-/// A running program, with a pipe to its stdin.
+/// A program that runs, and a pipe to its stdin.
 struct Running {
-    /// Closed before the process is killed, because a child of the process can wait for the end of this pipe.
+    /// The pipe is the first field, so it is closed before the process is killed. A child of the process may wait for the end of the
+    /// pipe.
     stdin: ChildStdin,
     process: Process,
 }
 
 impl Running {
-    /// Makes the program continue if it waits for the test.
+    /// Sends a line to the program, so that it continues.
     fn release(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
     }
@@ -1098,7 +1101,7 @@ impl Running {
 
     #[track_caller]
     fn wait(self) -> Ended {
-        // Keeps the pipe to the program's stdin open until the program has ended.
+        // Keeps the pipe to stdin open until the program has ended.
         let Self { stdin, process } = self;
         let _stdin = stdin;
         process.wait()
