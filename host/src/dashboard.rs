@@ -114,9 +114,9 @@ impl Dashboard {
     ///
     /// The names belong to the registries of the host in the same order. If a phase has no name, the page shows its number.
     ///
-    /// The registry that was passed to [`new`](Self::new) must be the one in which the requests of the page are in flight: a registry of the host, or
-    /// a child of one. The page disconnects when this registry has only [serving](Self::serving) tasks in flight during its drain. To watch all
-    /// phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
+    /// Pass to [`new`](Self::new) the registry that counts the requests of the page: a registry of the host, or a child of such a registry.
+    /// During the drain of this registry, the page disconnects when only tasks that [serve requests](Self::serving) are in flight. To watch
+    /// all phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
     ///
     /// # Examples
     ///

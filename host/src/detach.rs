@@ -25,12 +25,12 @@ use tower_service::Service;
 /// | --- | --- |
 /// | completed | The service returned a response or an error. |
 /// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
-/// | aborted | The task was aborted. The request is answered 503. |
-/// | abandoned | The executor dropped the task. The request is answered 503. |
-/// | rejected | The registry has drained or is [full](RejectReason::Full). The request is answered 503, and the future of the service is dropped before its first poll. |
+/// | aborted | The task was aborted. The layer answers with status 503. |
+/// | abandoned | The executor dropped the task. The layer answers with status 503. |
+/// | rejected | The registry has drained or is [full](RejectReason::Full). The layer answers with status 503, and drops the future of the service before its first poll. |
 ///
-/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects them as full only at the high limit
-/// that [`RejectReason::Full`] names.
+/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects these tasks as full only
+/// at a much higher limit; see [`RejectReason::Full`].
 ///
 /// # Other layers
 ///

@@ -133,7 +133,7 @@ impl Drain {
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
-        // The loss of a task may have started the shutdown of a later phase meanwhile.
+        // During the drain, the loss of a task may have started the shutdown of a later phase.
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);

@@ -88,11 +88,11 @@ use std::time::Duration;
 /// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 ///
-/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
-/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after
-/// the drain. If several of the codes 1, 2 and 101 apply, the first one stays: if a program that failed also misses the deadline, the
-/// process exits with code 2.
+/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or if its registry has
+/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) or
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after the
+/// drain. If several of the codes 1, 2 and 101 apply, the first code stays. For example, if a program fails and then misses the deadline,
+/// the process exits with code 2.
 ///
 /// # Output
 ///
@@ -225,11 +225,12 @@ impl Host {
     ///
     /// If the process is asked to stop only after the drain, `main` must return within a grace period that starts with the request.
     ///
-    /// The supervisor must wait at least two seconds longer before it kills the process: the page [deployment](crate::deployment) explains
-    /// the settings of supervisors. With a grace period of zero, tasks that can be aborted are aborted immediately.
+    /// The supervisor must wait at least two seconds longer than the grace period before it kills the process. The page
+    /// [deployment](crate::deployment) explains the settings of supervisors. With a grace period of zero, the host immediately aborts all
+    /// tasks that can be aborted.
     ///
-    /// The default is too long for two signals of [Windows](crate::deployment#windows), the closing of the console and the shutdown of the
-    /// system. If a program must handle these signals, choose at most 3 seconds.
+    /// The default is too long for two signals of [Windows](crate::deployment#windows): the closing of the console and the shutdown of the
+    /// system. For these signals, choose a grace period of at most 3 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
@@ -327,15 +328,15 @@ impl Host {
     /// | --- | --- |
     /// | start pending | from this call on, with a wait hint of 30 seconds |
     /// | running | when [`run`](Self::run) starts the program, or later: see [`running_when_ready`](Self::running_when_ready) |
-    /// | stop pending | when the process is asked to stop or shutdown starts. The checkpoint rises whenever tasks have ended, and the wait hint is the rest of the grace period, at most about 30 seconds |
-    /// | stopped | when `run` returns, or before the host ends the process. An exit code other than 0 is the service-specific error |
+    /// | stop pending | when the process is asked to stop or shutdown starts. Whenever tasks have ended, the host increases the checkpoint. The wait hint is the rest of the grace period, at most about 30 seconds |
+    /// | stopped | when `run` returns, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown of Windows ask the process to stop, as a signal does. When the system shuts down, all
     /// services together have about 5 seconds. Before these 5 seconds, services that accept preshutdown, such as this one, have 10 seconds.
     /// So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as the host has
     /// reported that the service is stopped, Windows can end the process. So do the clean-up in the program, and not after `run`.
     ///
-    /// If the process is not a service, `run` reports that the host failed to start.
+    /// If Windows has not started the process as a service, `run` reports that the host failed to start.
     ///
     /// # Examples
     ///
@@ -381,9 +382,9 @@ impl Host {
 
     /// Sets whether the process stops when Azure WebJobs creates its shutdown file. Default: true.
     ///
-    /// WebJobs sends no signal. It names a file in the environment variable `WEBJOBS_SHUTDOWN_FILE`, and creates the file to stop the job. While the
-    /// host runs, a thread checks every tenth of a second whether the file exists. Without the variable, nothing is checked. The default grace
-    /// period is too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
+    /// WebJobs sends no signal. WebJobs sets the environment variable `WEBJOBS_SHUTDOWN_FILE` to the path of a file, and creates this file
+    /// to stop the job. While the host runs, a thread checks every tenth of a second whether the file exists. If the variable is not set,
+    /// the host checks nothing. The default grace period is too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
     pub fn webjobs_file(mut self, is_handled: bool) -> Self {
         self.webjobs_file = is_handled;
         self
@@ -450,10 +451,10 @@ impl Host {
     /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
     /// a terminal, the bar is never shown.
     ///
-    /// A subscriber that writes to the same terminal overwrites the bar; `tracing_subscriber::fmt::init()` does so on stdout. Before you show
-    /// the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
-    /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. Its lines then appear above the bar. Without the feature
-    /// `tracing`, the host cannot detect a subscriber: use this writer too, or hide the bar.
+    /// A subscriber that writes to the same terminal overwrites the bar. For example, `tracing_subscriber::fmt::init()` writes to stdout.
+    /// Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
+    /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. The lines of the subscriber then appear above the
+    /// bar. Without the feature `tracing`, the host cannot detect a subscriber. In this case too, use this writer, or hide the bar.
     #[cfg(feature = "bar")]
     pub fn progress_bar(mut self, is_shown: bool) -> Self {
         self.progress_bar = Some(is_shown);

@@ -54,15 +54,16 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
 /// | uses an unknown host name | [`host_name`](Self::host_name) |
 ///
-/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. A service that sends a large
-/// response in small frames therefore needs less memory. One thousand connections with half a head of 31 KiB need about 45 MB. The service itself
-/// must limit what it keeps, such as a collected body (in axum, `DefaultBodyLimit`), because each connection may send one.
+/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
+/// less memory if it sends a large response in small frames. One thousand connections that have sent half a request head of 31 KiB need
+/// about 45 MB. The service itself must limit other memory. For example, each connection can send a large request body, so a service that
+/// collects bodies must limit their size (in axum: `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
-/// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends half the head of a
-/// request holds the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has not.
-/// `axum::serve` also accepts connections until the process has no file descriptor left for the work of its requests.
+/// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
+/// request head delays the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has
+/// not ended. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
 ///
 /// # Shutdown
 ///
@@ -70,16 +71,17 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has not yet had a
 ///   request can send its first request head within the [`late_head_timeout`](Self::late_head_timeout).
-/// - A request whose head has arrived is answered, and its connection closes afterwards.
-/// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read. A client that
-///   reads a response slowly can still delay the drain until the grace period expires.
+/// - The server answers a request whose head has arrived, and then closes the connection.
+/// - The [`drain_timeout`](Self::drain_timeout) limits the time for the rest of a request body, and for a response that the client does not
+///   read. A client that reads a response slowly can still delay the drain until the grace period expires.
 ///
 /// Each connection is a task of the registry with the name `connection`. The task takes [no permit](Registry::without_permit). So the drain
 /// waits for connections, and reports list open connections as stragglers. If the service panics, its connection closes, and the registry
 /// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
-/// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
-/// [`signal`](Registry::signal), as must a stream of events. `UntilShutdown` (feature `tower`) ends both.
+/// An upgraded connection (a WebSocket) counts as open until the service drops it, although the task of the connection has ended. Upgraded
+/// connections and streams of events must end at the registry's [`signal`](Registry::signal). For this purpose, use `UntilShutdown`
+/// (feature `tower`).
 ///
 /// # Examples
 ///

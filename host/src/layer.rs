@@ -51,10 +51,10 @@ use tower_service::Service;
 ///
 /// # Limitations
 ///
-/// The last bytes of a response may still be in the server's buffer when the body is dropped, and connections are not counted. Both belong to the
-/// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does. The server then
-/// accepts no connections, and closes each connection after its last response. `HttpServer` (feature `http`) is a server whose connections the
-/// drain waits for.
+/// The layer does not count connections. When the server drops a response body, the last bytes of the response can still be in the server's
+/// buffer. So start the server's own graceful shutdown with the registry's [`signal`](Registry::signal), and wait until the server has
+/// ended, as the example does. During this shutdown, the server accepts no connections, and closes each connection after its last response.
+/// If the drain must wait for connections, use `HttpServer` (feature `http`).
 ///
 /// Apply the layer only to the routes for which the drain must wait. A response without an end, such as a stream of events, must end at the
 /// [`signal`](Registry::signal). Otherwise the drain waits until the client of this response disconnects. If the client disconnects before

@@ -56,7 +56,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// }
 /// ```
 ///
-/// Each run of a service has a clone of the handle:
+/// A service needs a clone of the handle for each run:
 ///
 /// ```no_run
 /// # use background_tasks::{Registry, Restart, SmolSpawner};

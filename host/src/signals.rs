@@ -117,7 +117,7 @@ pub fn shutdown_signal() -> ShutdownSignal {
 ///
 /// # Examples
 ///
-/// A handler that stops the service. It has no login: mount it where only the supervisor can reach it, such as a listener on a loopback
+/// This HTTP handler stops the service. The handler has no login, so mount it where only the supervisor can reach it, such as on a loopback
 /// address.
 ///
 /// ```
