@@ -108,11 +108,11 @@ impl Dashboard {
         Self { source: Arc::new(source), allowed_hosts: Vec::new() }
     }
 
-    /// Shows all registries of a host as phases, with their tasks, child registries and services. The page then also shows whether the host
-    /// is [ready](Host::readiness), the rest of its [delay](Host::delay) and of its grace period, and tasks that exceed their
+    /// Shows all registries of a host as phases, with their tasks, child registries and services. In addition, the page shows whether the
+    /// host is [ready](Host::readiness), the rest of its [delay](Host::delay) and grace period, and tasks that exceed their
     /// [`Liveness`](crate::Liveness) timeout.
     ///
-    /// The names belong to the registries of the host in the same order. If a phase has no name, the page shows its number.
+    /// Pass the names in the order of the host's registries. If a phase has no name, the page shows its number.
     ///
     /// Pass to [`new`](Self::new) the registry that counts the requests of the page: a registry of the host, or a child of such a registry.
     /// During the drain of this registry, the page disconnects when only tasks that [serve requests](Self::serving) are in flight. To watch

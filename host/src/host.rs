@@ -100,9 +100,9 @@ use std::time::Duration;
 /// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. In both cases, the last line
 /// contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
-/// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. These events have no parent span.
-/// Each straggler is one event, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields of
-/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). A host that emits events
+/// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
+/// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields
+/// of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). A host that emits events
 /// shows no progress bar, unless `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer that [logs
 /// the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end of the drain a second time.
 ///
@@ -184,7 +184,7 @@ impl Host {
     /// The registries of a host can be [children](Registry::child) of one parent registry. Do not add the parent too: its summary includes
     /// the tasks of its drained children, so the host would count these tasks twice.
     ///
-    /// The earlier registries can use up the whole grace period. In this case, the host shuts this registry down when the grace period
+    /// The earlier registries can use up the whole grace period. If they do, the host shuts this registry down when the grace period
     /// expires, and immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
     pub fn then<S>(self, registry: &Registry<S>) -> Self {
         self.then_with_reserve(registry, Duration::ZERO)
@@ -274,14 +274,14 @@ impl Host {
     /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise
     /// unlimited. A shutdown that the program or a task starts is not a request to stop.
     ///
-    /// This time includes the clean-up in `main` and the destructors of its variables. For example, the destructor of a tokio runtime waits
-    /// for blocking work that no registry counts, such as a read of stdin or the blocking closures of libraries. If `main` has not returned
-    /// when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless an
-    /// earlier failure has set another exit code. If you call this method, the limit also applies to a program that ends on its own.
+    /// `main` needs this time for its clean-up and for the destructors of its variables. For example, the destructor of a tokio runtime
+    /// waits for blocking work that no registry counts, such as a read of stdin or the blocking closures of libraries. If `main` has not
+    /// returned when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless
+    /// an earlier failure has set another exit code. If you call this method, the limit also applies to a program that ends on its own.
     ///
-    /// With zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return: the process exits when
-    /// the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline, `run` returns. Use
-    /// zero if the program reads stdin on a runtime, and `main` does nothing after `run` but return the exit code.
+    /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return: the
+    /// process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
+    /// `run` returns. Use zero if the program reads stdin on a runtime, and `main` does no more work after `run`.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
@@ -289,9 +289,9 @@ impl Host {
 
     /// Sets the time after the first signal in which further signals count as the same request to stop. Default: 1 second.
     ///
-    /// One request can arrive several times within milliseconds. For example, a launcher such as `npm` forwards a Ctrl-C that the terminal
-    /// has already sent to the whole process group, and some supervisors signal a process and then its group. A signal after this time ends
-    /// the process immediately. With zero, the second signal always ends the process.
+    /// One request can arrive several times within milliseconds. For example, the terminal sends Ctrl-C to the whole process group, and a
+    /// launcher such as `npm` forwards it once more. Some supervisors signal a process and then its process group. A signal after this time
+    /// ends the process immediately. If the window is zero, the second signal always ends the process.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
@@ -302,10 +302,10 @@ impl Host {
     /// codes, and time for `main` after the drain. Use this method if something other than a signal must stop the program, such as a
     /// message of an orchestrator.
     ///
-    /// [`run`](Self::run) polls the future together with the program, so the future can use the program's runtime. A blocked executor
-    /// cannot poll the future, but [`request_stop`](crate::request_stop) works even then. The documentation of `request_stop` describes
-    /// further requests and signals. If the future panics, the process also stops, with exit code 101. If you call this method several
-    /// times, the process stops when the first of the futures resolves.
+    /// [`run`](Self::run) polls the future together with the program, so the future can use the program's runtime. If the executor is
+    /// blocked, nothing polls the future. [`request_stop`](crate::request_stop) works even if the executor is blocked. The documentation of
+    /// `request_stop` describes further requests and signals. If the future panics, the process also stops, with exit code 101. If you call
+    /// this method several times, the process stops when the first of the futures resolves.
     ///
     /// # Examples
     ///
@@ -400,7 +400,7 @@ impl Host {
         self
     }
 
-    /// Makes the host also handle signals that were ignored when the program started. Without this call, such signals stay ignored on
+    /// Makes the host also handle signals that were ignored when the program started. Without this call, ignored signals stay ignored on
     /// Linux, except SIGTERM.
     ///
     /// `nohup` makes a program ignore SIGHUP, and a shell script makes its background jobs ignore SIGINT. On systems without
@@ -424,10 +424,10 @@ impl Host {
     /// Makes the process exit with code 1 if `is_failure` returns true. Default: lost tasks do not change the exit code. If the loss of a
     /// task starts the shutdown, the exit code is 2 even without this function.
     ///
-    /// If all registries drain within the grace period, the host calls `is_failure` one time, on a thread of the host. Otherwise the host
-    /// does not call `is_failure`. The summary counts the tasks of all registries. If `is_failure` returns true, the last line of the host
-    /// says so, with the severity of an error. If an earlier failure has already set an exit code, that code stays. If `is_failure` panics,
-    /// the process also exits with code 1.
+    /// If all registries drain within the grace period, the host calls `is_failure` one time, on a thread of the host. If a registry does
+    /// not drain in time, the host does not call `is_failure`. The summary counts the tasks of all registries. If `is_failure` returns
+    /// true, the last line of the host says so, with the severity of an error. If an earlier failure has already set an exit code, that
+    /// code stays. If `is_failure` panics, the process also exits with code 1.
     ///
     /// A second call replaces the function of the first call.
     ///
@@ -454,7 +454,8 @@ impl Host {
     /// A subscriber that writes to the same terminal overwrites the bar. For example, `tracing_subscriber::fmt::init()` writes to stdout.
     /// Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
     /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. The lines of the subscriber then appear above the
-    /// bar. Without the feature `tracing`, the host cannot detect a subscriber. In this case too, use this writer, or hide the bar.
+    /// bar. Without the feature `tracing`, the host cannot detect a subscriber. So without this feature, use the same writer, or hide the
+    /// bar.
     #[cfg(feature = "bar")]
     pub fn progress_bar(mut self, is_shown: bool) -> Self {
         self.progress_bar = Some(is_shown);
@@ -463,8 +464,9 @@ impl Host {
 
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
-    /// Return the exit code from `main`. If the system refuses a thread or the resources for signal handlers, the host fails to start. In
-    /// this case, it logs the error, drops the program's future, drains the registries without a deadline, and returns exit code 2.
+    /// Return the exit code from `main`. If the system refuses a thread or the resources for signal handlers, the host fails to start. A
+    /// host that fails to start logs the error, drops the program's future, drains the registries without a deadline, and returns exit code
+    /// 2.
     ///
     /// # Cancel safety
     ///
@@ -476,7 +478,7 @@ impl Host {
     ///
     /// # Deadlocks
     ///
-    /// The program must not await [`shutdown`](Registry::shutdown). This call starts the shutdown, and during a shutdown the host counts
+    /// The program must not await [`shutdown`](Registry::shutdown). `shutdown` starts the shutdown, and during a shutdown the host counts
     /// the program as in flight, so the program would wait for itself. For the same reason, the program must not await
     /// [`wait_idle`](Registry::wait_idle) after shutdown has started. To stop, the program returns or calls
     /// [`start_shutdown`](Registry::start_shutdown). The host drains the registries.

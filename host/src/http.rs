@@ -56,8 +56,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
 /// less memory if it sends a large response in small frames. One thousand connections that have sent half a request head of 31 KiB need
-/// about 45 MB. The service itself must limit other memory. For example, each connection can send a large request body, so a service that
-/// collects bodies must limit their size (in axum: `DefaultBodyLimit`).
+/// about 45 MB. The service must limit all other memory. For example, each connection can send a large request body, so a service that
+/// collects request bodies must limit their size (in axum: `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
@@ -80,8 +80,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although the task of the connection has ended. Upgraded
-/// connections and streams of events must end at the registry's [`signal`](Registry::signal). For this purpose, use `UntilShutdown`
-/// (feature `tower`).
+/// connections and streams of events must end at the registry's [`signal`](Registry::signal). `UntilShutdown` (feature `tower`) ends
+/// connections and streams at the signal.
 ///
 /// # Examples
 ///
@@ -134,7 +134,7 @@ struct Settings {
 }
 
 impl<S> HttpServer<S> {
-    /// Creates a server. Its connections are tasks of `registry`, and their reported call site is this call.
+    /// Creates a server that runs its connections as tasks of `registry`. The call site of these tasks is this call to `new`.
     ///
     /// The timer must work on the runtime that polls the connections. The server keeps a handle of the registry.
     #[track_caller]
@@ -186,8 +186,8 @@ impl<S> HttpServer<S> {
     /// seconds.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
-    /// responds 408. If the service returns a response with an error status, the server changes the status to 408. In all cases, the
-    /// connection closes after the response.
+    /// responds 408. If the service returns a response with an error status, the server changes the status to 408. After a response to a
+    /// late request body, the server always closes the connection.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);
@@ -217,10 +217,10 @@ impl<S> HttpServer<S> {
     /// Sets how long the server waits for the first request head of an open connection after it has stopped accepting connections. Default:
     /// 10 milliseconds. Minimum: 10 milliseconds.
     ///
-    /// The client of such a connection may have connected immediately before the shutdown. Set a longer time, such as one second, if
-    /// another process accepts the next connections, for example after `systemctl restart` of a service with a socket unit, or during a
-    /// rolling update. With a longer time, the server does not close the connection of such a client before the request arrives. A client
-    /// that sends nothing delays the drain for this long, so the time must be shorter than the grace period.
+    /// A client may have connected immediately before the shutdown. Set a longer time, such as one second, if another process accepts the
+    /// next connections, for example after `systemctl restart` of a service with a socket unit, or during a rolling update. With a longer
+    /// time, the server does not close the connection of a new client before the client's request arrives. A client that sends nothing
+    /// delays the drain for this long, so the time must be shorter than the grace period.
     #[must_use = "this returns the server"]
     pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);

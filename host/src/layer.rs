@@ -40,9 +40,9 @@ use tower_service::Service;
 /// | abandoned | The future of the service or the response body was dropped before its end. The reason can be that the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
 /// | rejected | The layer answered with status 503, as described above. |
 ///
-/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. A request with such a response counts as
-/// completed when the server drops the response body. A body also counts as complete when the server has taken as many bytes as the header
-/// `Content-Length` or the body announced.
+/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. If the response has no body to send, the
+/// request counts as completed when the server drops the response body. A body also counts as complete when the server has taken as many
+/// bytes as the header `Content-Length` or the body announced.
 ///
 /// # Other layers
 ///
@@ -62,10 +62,10 @@ use tower_service::Service;
 ///
 /// An upgraded connection (a WebSocket) continues after its response, so the guard of its request no longer counts it.
 /// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal.
-/// `UntilShutdown` does the same for streams.
+/// `UntilShutdown` also ends streams at the signal.
 ///
 /// If the client disconnects, the server drops the future of the handler at its current await point. With a
-/// [`DetachLayer`](crate::DetachLayer), the handler continues.
+/// [`DetachLayer`](crate::DetachLayer), the handler continues after the disconnect.
 ///
 /// # Examples
 ///
@@ -211,8 +211,8 @@ pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody
 pin_project! {
     /// The response body of a [`RequestLayer`]. The request is in flight until this body is dropped.
     ///
-    /// The default value belongs to no request: other layers use it if they answer instead of the service. The bodies of a
-    /// [`DetachLayer`](crate::DetachLayer) also belong to no request.
+    /// A default value counts no request: other layers use it if they answer instead of the service. The response bodies of a
+    /// [`DetachLayer`](crate::DetachLayer) also count no request.
     #[derive(Debug)]
     pub struct RequestBody<B>
     where
@@ -294,7 +294,7 @@ pin_project! {
 }
 
 impl<T> Guarded<T> {
-    /// Drops the inner value, and then counts the request as completed, unless its guard was taken.
+    /// Drops the inner value. Then counts the request as completed, unless the request's guard was taken.
     fn complete(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);

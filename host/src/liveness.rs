@@ -199,7 +199,7 @@ impl LivenessChecks {
         self.tasks.iter_mut().any(|task| task.check(phases, output, false))
     }
 
-    /// Checks the tasks as [`check`](Self::check) does, but after the process was asked to stop or shutdown has started.
+    /// Checks the tasks like [`check`](Self::check), but after a request to stop or the start of shutdown.
     pub(crate) fn check_in_drain(&mut self, phases: &Phases, output: &OutputThread) {
         for task in &mut self.tasks {
             task.check(phases, output, true);

@@ -12,7 +12,7 @@ pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 /// A thread that writes the output of a drain.
 #[derive(Clone)]
 pub(crate) struct OutputThread {
-    /// `None` if the system has refused the thread. In this case, the caller's thread writes the output.
+    /// `None` if the system has refused the thread. The caller's thread then writes the output itself.
     jobs: Option<Sender<Box<dyn FnOnce() + Send>>>,
 }
 

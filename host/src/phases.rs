@@ -38,7 +38,7 @@ impl Phases {
         &self.registries
     }
 
-    /// Returns the time that is reserved for the registries after the first `len` ones.
+    /// Returns the sum of the reserves of all registries after the first `len` registries.
     pub(crate) fn reserved_after(&self, len: usize) -> Duration {
         self.reserves[len..].iter().fold(Duration::ZERO, |sum, reserve| sum.saturating_add(*reserve))
     }

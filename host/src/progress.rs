@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The time between two lines about the progress.
 pub(crate) const LINE_INTERVAL: Duration = Duration::from_secs(2);
-/// The longest extension that the host requests from the supervisor. If no task ends in this time, the host requests no more time.
+/// The longest extension of time that the host requests from the supervisor. If no task ends in this time, the host requests no more time.
 const MAX_EXTENSION: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {

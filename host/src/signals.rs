@@ -77,14 +77,14 @@ pub(crate) struct HookKey(usize);
 /// - **Ignored signals.** If SIGINT was ignored when the program started, it stays ignored. For example, a shell without job control makes
 ///   its background jobs ignore SIGINT. SIGTERM is always handled, because supervisors have no other way to ask a process to stop.
 ///   [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads the ignored signals from
-///   `/proc/self/status`. On systems without this file, such as macOS, ignored signals are handled.
+///   `/proc/self/status`. On systems without this file, such as macOS, the crate handles ignored signals.
 /// - **Blocked signals.** The crate also handles signals that the parent process has blocked: the thread that waits for the signals
 ///   unblocks them.
 ///
 /// # Fork
 ///
 /// If a process forks after this call, the child process has no thread that waits for signals. To start this thread again, the child must
-/// call this function, [`Host::new`](crate::Host::new) or [`Host::run`](crate::Host::run). These calls also handle the signals that the
+/// call this function, [`Host::new`](crate::Host::new) or [`Host::run`](crate::Host::run). The new thread also handles the signals that the
 /// child has already received. If a signal arrives in the microsecond of the fork itself, the child can hang. To prevent this, block the
 /// signals during the fork, or fork before this call.
 ///
@@ -113,7 +113,8 @@ pub fn shutdown_signal() -> ShutdownSignal {
 /// function when a future resolves.
 ///
 /// Further calls have no effect. The first signal after this call counts as the same request, because some supervisors send a request first
-/// and SIGTERM afterwards. Only another signal, after the [repeat window](crate::Host::repeat_window), ends the process immediately.
+/// and SIGTERM afterwards. If another signal arrives after the [repeat window](crate::Host::repeat_window), it ends the process
+/// immediately.
 ///
 /// # Examples
 ///
@@ -163,7 +164,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
-/// Forgets that the process was asked to stop. After this, the next signal counts as a new request.
+/// Forgets that the process was asked to stop. The next signal then counts as a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
@@ -262,9 +263,9 @@ impl Drop for SecondSignalHook {
 
 /// Reacts to a signal: asks the process to stop, or calls the hook for a second signal, or runs the default action.
 ///
-/// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window also does
-/// not end the process. The reason is that a terminal signals the whole process group, so a launcher that forwards Ctrl-C to its child
-/// delivers one request twice.
+/// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
+/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group, so a launcher that
+/// forwards Ctrl-C to its child delivers one request twice.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);

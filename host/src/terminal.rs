@@ -63,7 +63,8 @@ pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
-/// Logs which tasks are still in flight: as one text on stderr, or as one tracing event with the counts and one for each task.
+/// Logs the tasks that are still in flight. On stderr, this is one text. As tracing events, it is one event with the counts, and one event
+/// for each task.
 pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
     #[cfg(feature = "tracing")]
     if emits_events() {
@@ -97,7 +98,8 @@ mod events {
     use background_tasks::{Stragglers, Summary};
     use std::fmt::Display;
 
-    /// The largest number of stragglers that get an event. With more events, the process could exit before the last lines are written.
+    /// The largest number of stragglers that get an event. If there were more events, the process could exit before it has written the last
+    /// lines.
     const MAX_STRAGGLERS: usize = 100;
 
     /// Emits an event. This is a macro because `tracing` needs the level at compile time.

@@ -10,8 +10,8 @@ pin_project! {
     /// A stream, a body or an upgraded connection that ends when shutdown starts, and is in flight until it is dropped.
     ///
     /// A stream of events and a WebSocket have no end of their own. If they do not end at the signal, the drain waits for their clients
-    /// until the grace period expires. An upgraded connection belongs to no request. So without a guard, the drain does not wait for such a
-    /// connection at all.
+    /// until the grace period expires. An upgraded connection belongs to no request. So without a guard, the drain does not wait for an
+    /// upgraded connection.
     ///
     /// | the value | after the signal | required |
     /// | --- | --- | --- |
@@ -80,7 +80,7 @@ impl<T> UntilShutdown<T> {
         &mut self.inner
     }
 
-    /// Returns the inner value. After this, the inner value does not end at the signal and is not in flight.
+    /// Returns the inner value, which no longer ends at the signal and is no longer in flight.
     pub fn into_inner(self) -> T {
         self.inner
     }
@@ -110,7 +110,7 @@ impl<T: Stream> Stream for UntilShutdown<T> {
     }
 }
 
-/// The length of the body is unknown, because the body may end early.
+/// The length of the body is unknown, because the body can end early.
 impl<T: Body> Body for UntilShutdown<T> {
     type Data = T::Data;
     type Error = T::Error;

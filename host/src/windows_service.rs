@@ -31,7 +31,7 @@ mod imp {
         checkpoint: u32,
     }
 
-    /// Registers the service: stop requests from Windows ask the process to stop. Also reports that the service is starting.
+    /// Registers the service: stop requests from Windows ask the process to stop. Then reports to Windows that the service is starting.
     pub(crate) fn register(name: &str) -> io::Result<()> {
         let on_control = |control| match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
@@ -74,7 +74,7 @@ mod imp {
         report(ServiceState::StopPending, wait_hint, 0);
     }
 
-    /// Reports that the service has stopped, with this exit code. After this, Windows can end the process.
+    /// Reports that the service has stopped, with this exit code. After this report, Windows can end the process.
     pub(crate) fn report_stopped(exit_code: u8) {
         report(ServiceState::Stopped, Duration::ZERO, exit_code);
     }

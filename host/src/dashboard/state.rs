@@ -22,8 +22,8 @@ const MAX_SERVICES: usize = 100;
 const MAX_LOSS: usize = 300;
 /// If at least this many tasks must be read for an event, the event is expensive, and all open pages share it for a short time.
 const MANY_TASKS: usize = 1000;
-/// Pages share an expensive event for this many times as long as the time that was needed to make it. So all open pages together use a
-/// small part of one thread.
+/// Pages share an expensive event for this many times as long as the time that was needed to make it. So even many open pages together use
+/// only a small part of one thread.
 const AGE_FACTOR: u32 = 20;
 /// The longest time for which pages share an event. This time is shorter than the time between two events, so every page receives new
 /// events.
@@ -164,8 +164,8 @@ struct Lists {
     /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// The services in the order in which they were started. If there are too many services, services that do not run come first, and then
-    /// services with a loss.
+    /// The services in the order in which they were started. If there are too many services, the list first contains services that do not
+    /// run, and then services with a loss.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
     /// The number of tasks and child registries that were read for the lists.
@@ -177,7 +177,7 @@ struct Lists {
 struct InPhase<T> {
     #[serde(flatten)]
     item: T,
-    /// The index of the phase, if the dashboard shows a host.
+    /// The index of the item's phase. Missing if the dashboard shows no host.
     #[serde(skip_serializing_if = "Option::is_none")]
     phase: Option<usize>,
 }
@@ -186,7 +186,7 @@ struct InPhase<T> {
 #[derive(Serialize)]
 struct Group {
     task: TaskInfo,
-    /// The number of tasks and child registries in flight directly in this group. The tasks of these child registries do not count.
+    /// The number of tasks and child registries in flight directly in this group. Tasks inside these child registries are not included.
     in_flight: usize,
 }
 
@@ -250,7 +250,7 @@ fn truncate<T>(list: &mut Vec<T>, len: usize) -> usize {
 struct HostState {
     is_ready: bool,
     phases: Vec<PhaseState>,
-    /// Present after the process was asked to stop or shutdown has started.
+    /// The times of a stop. `null` until the process is asked to stop or shutdown starts.
     stop: Option<StopState>,
     /// The tasks that have reported no progress for longer than their timeouts.
     late: Vec<LateTask>,
@@ -263,7 +263,8 @@ struct PhaseState {
     state: &'static str,
     in_flight: usize,
     reserve: f64,
-    /// The longest time until the host shuts this phase down. Present only while the phase is open, after a request to stop and its delay.
+    /// The longest time until the host shuts this phase down. `null` unless a stop has started, its delay is over, and the phase is still
+    /// open.
     shutdown_within: Option<f64>,
 }
 
