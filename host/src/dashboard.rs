@@ -67,11 +67,11 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 ///
 /// # Shutdown
 ///
-/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends by itself when shutdown has
-/// started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, the stream ends when
-/// shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most a tenth of a second,
-/// or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until the grace period
-/// expires, unless the server limits this time.
+/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own when shutdown
+/// has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, the stream ends
+/// when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most a tenth of a
+/// second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until the grace
+/// period expires, unless the server limits this time.
 ///
 /// # Examples
 ///

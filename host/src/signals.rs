@@ -339,7 +339,7 @@ mod os {
         process_id: u32,
         wake: UnixStream,
         writes_to_pipe: Vec<(Signal, SigId)>,
-        /// The signals that were ignored when the program started. The bit n - 1 stands for the signal n.
+        /// The signals that were ignored when the program started. The bit n - 1 belongs to the signal n.
         ignored: u64,
     }
 

@@ -51,7 +51,7 @@ pub(super) struct Source {
     shared: Mutex<Option<SharedEvent>>,
 }
 
-/// A clone gets other settings, so it does not share events with the original.
+/// A clone gets other settings, so the clone does not share events with the cloned value.
 impl Clone for Source {
     fn clone(&self) -> Self {
         let Self { registry, serving, host, .. } = self;
