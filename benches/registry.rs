@@ -26,7 +26,8 @@ impl Wake for Nobody {
     fn wake(self: Arc<Self>) {}
 }
 
-/// Returns the time from the start of the first thread to the end of the last one. Each thread calls `operation` `times` times.
+/// Starts `threads` threads, each of which calls `operation` `times` times. Returns the time from the start of the first thread until the
+/// end of the last thread.
 fn on_threads(threads: usize, times: u64, operation: impl Fn() + Sync) -> Duration {
     let barrier = Barrier::new(threads);
     let run = || {
@@ -95,7 +96,7 @@ fn tasks(criterion: &mut Criterion) {
             EXECUTOR.try_tick()
         });
     });
-    // The handle of the executor, and the handle of a registry.
+    // The next two benchmarks await a task: with the handle of the executor, and with the handle of a registry.
     group.bench_function("bare, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(EXECUTOR.spawn(async { 1 })))));
     group.bench_function("spawn, awaited", |bencher| bencher.iter(|| block_on(EXECUTOR.run(registry.spawn(async { 1 })))));
     group.bench_function("run, inspected", |bencher| {

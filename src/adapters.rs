@@ -1,7 +1,6 @@
-//! Contains spawners for each supported runtime, spawners that erase the type of another spawner or wrap it, and observers for tracing and
-//! metrics.
+//! Contains a spawner for each supported runtime, spawners that wrap another spawner, and observers for tracing and metrics.
 //!
-//! The adapters use only the crate's public API.
+//! These adapters use only the public API of this crate.
 
 #[cfg(feature = "async-executor")]
 pub(crate) mod async_executor;

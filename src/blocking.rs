@@ -1,4 +1,4 @@
-//! Methods of `Shutdown` that block the calling thread until the registry has drained.
+//! Implements the methods of `Shutdown` that block the calling thread until the registry has drained.
 
 use crate::report::{Stragglers, Summary};
 use crate::shutdown::Shutdown;
@@ -6,8 +6,8 @@ use event_listener::Listener;
 use std::time::{Duration, Instant};
 
 impl Shutdown {
-    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. This method, and
-    /// the other methods that block, need the feature `std`, and do not exist on WebAssembly.
+    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. All methods that
+    /// block need the feature `std`, and do not exist on WebAssembly.
     ///
     /// # Deadlocks
     ///
@@ -24,8 +24,8 @@ impl Shutdown {
         }
     }
 
-    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, the method does
-    /// not block and only checks whether the registry has drained. If `timeout` is [`Duration::MAX`], the wait has no limit.
+    /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, this method does
+    /// not block, and only checks whether the registry has drained. If `timeout` is [`Duration::MAX`], the wait has no limit.
     ///
     /// # Errors
     ///
@@ -33,19 +33,19 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// In the cases in which [`wait`](Self::wait) never returns, `wait_timeout` blocks until `timeout` has elapsed, and then
-    /// returns [`Stragglers`].
+    /// If one of the deadlocks that [`wait`](Self::wait) describes occurs, `wait_timeout` blocks until `timeout` has elapsed. It
+    /// then returns [`Stragglers`].
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.block(deadline_after(timeout)).ok_or_else(|| self.state().stragglers())
     }
 
     /// Blocks the calling thread until the registry has drained or `grace` has elapsed. If `grace` elapses first, this method
-    /// [aborts](crate::Registry::abort) the remaining tasks. It then blocks until the registry has drained or `abort_timeout` has
-    /// elapsed.
+    /// [aborts](crate::Registry::abort) the remaining tasks. The method then blocks until the registry has drained or
+    /// `abort_timeout` has elapsed.
     ///
     /// [`or_abort`](Self::or_abort) is the async version of this method. Only the tasks of an
-    /// [inspected](crate::RegistryBuilder::inspect) registry are aborted. After `grace` has elapsed, such a registry also aborts
-    /// each task that starts later, as `or_abort` describes.
+    /// [inspected](crate::RegistryBuilder::inspect) registry are aborted. After `grace` has elapsed, an inspected registry also
+    /// aborts each task that starts later; the docs of `or_abort` contain the details.
     ///
     /// # Errors
     ///
@@ -53,7 +53,7 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// In the cases in which [`wait`](Self::wait) never returns, `wait_or_abort` blocks for up to the sum of `grace` and
+    /// If one of the deadlocks that [`wait`](Self::wait) describes occurs, `wait_or_abort` blocks at most for `grace` plus
     /// `abort_timeout`.
     pub fn wait_or_abort(self, grace: Duration, abort_timeout: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.block(deadline_after(grace)) {
@@ -65,8 +65,8 @@ impl Shutdown {
 
     /// Blocks until the registry has drained or `deadline` has passed. If `deadline` is `None`, there is no deadline.
     ///
-    /// After the deadline, this method checks once more whether the registry has drained. It returns `None` if the registry has not
-    /// drained.
+    /// After the deadline, this method checks one more time whether the registry has drained. If the registry has not drained,
+    /// the method returns `None`.
     fn block(&self, deadline: Option<Instant>) -> Option<Summary> {
         let state = self.state();
         let notifier = state.notifier();
@@ -90,8 +90,8 @@ impl Shutdown {
     }
 }
 
-/// Returns the time at which `timeout` expires. If an `Instant` cannot represent this time, returns `None`, which means that there
-/// is no deadline.
+/// Returns the time at which `timeout` expires. If an `Instant` cannot represent this time, returns `None`, which means that
+/// there is no deadline.
 fn deadline_after(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)
 }

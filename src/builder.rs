@@ -8,17 +8,17 @@ use core::fmt;
 impl<S> Registry<S> {
     /// Returns a new registry that starts its tasks with `spawner`.
     ///
-    /// The registry has no observers, no inspection and no limit. To configure them, use [`builder`](Self::builder).
+    /// The registry has no observers, no inspection and no limit. To set these options, use [`builder`](Self::builder).
     ///
-    /// The registry takes its state from a process-wide pool. The state returns to the pool when the registry has drained, and
-    /// all its handles, waiting futures and shutdown guards have been dropped. Because states are reused, memory is bounded by
+    /// The registry takes its state from a process-wide pool. The pool gets the state back when the registry has drained, and all
+    /// its handles, waiting futures and shutdown guards have been dropped. Because the pool reuses states, memory is bounded by
     /// the largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
 
-    /// Returns a builder for a registry. The builder can add observers, inspection, a limit, and policies that start the shutdown
-    /// after a loss.
+    /// Returns a builder for a registry. Its options add observers, a list of the tasks (inspection), a limit on the tasks in
+    /// flight, or a shutdown after the loss of a task.
     ///
     /// # Examples
     ///
@@ -36,7 +36,7 @@ impl<S> Registry<S> {
     }
 }
 
-/// Configures the observers, the inspection, the limit and the shutdown policy of a new [`Registry`].
+/// Sets the options of a new [`Registry`]: its observers, inspection (a list of its tasks), limit and shutdown policy.
 ///
 /// [`Registry::builder`] returns this type.
 #[must_use = "a builder makes no registry until `build` is called"]
@@ -50,13 +50,14 @@ impl<S> RegistryBuilder<S> {
         Self { spawner, settings: Settings::default() }
     }
 
-    /// Adds an [`Observer`], which receives every loss, the start of the shutdown and the end of the drain. Default: no observers.
+    /// Adds an [`Observer`]. The registry calls its observers for every lost task, at the start of the shutdown, and at the end
+    /// of the drain. Default: no observers.
     ///
-    /// The registry calls its observers in the order in which they were added. Observers add no cost to a task that has no name and
-    /// completes. In a registry with observers, each [named](Registry::named) task occupies a slot, which holds information about
-    /// the task. [`inspect`](Self::inspect) describes the cost of slots.
+    /// The registry calls its observers in the order in which they were added. If a task has no name and completes, observers add
+    /// no cost to the task. In a registry with observers, each [named](Registry::named) task occupies a slot: a table entry with
+    /// information about the task. [`inspect`](Self::inspect) describes the cost of slots.
     ///
-    /// An observer that [observes every task](Observer::observes_every_task), such as `SpanObserver`, also enables inspection.
+    /// If an observer [observes every task](Observer::observes_every_task), as `SpanObserver` does, it also enables inspection.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         let every_task = if observer.observes_every_task() { EVERY_TASK | INSPECTED } else { 0 };
         self.settings.flags |= OBSERVED | every_task;
@@ -64,13 +65,14 @@ impl<S> RegistryBuilder<S> {
         self
     }
 
-    /// Enables inspection: the registry keeps information about each task in flight. Default: off.
+    /// Enables inspection: the registry then stores information about each task in flight. Default: off.
     ///
     /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) list the tasks of an inspected registry. [`Registry::abort`] and
     /// [`Registry::abort_task`] can abort these tasks.
     ///
-    /// Each task occupies a slot and takes a timestamp. Slots are reused and never freed, so memory is bounded by the largest
-    /// number of tasks that were in flight simultaneously.
+    /// In an inspected registry, each task takes a timestamp, and occupies a slot: a table entry with information about the task.
+    /// Slots are reused, but their memory is never freed. The memory is therefore bounded by the largest number of tasks that
+    /// were in flight simultaneously.
     pub fn inspect(mut self) -> Self {
         self.settings.flags |= INSPECTED;
         self
@@ -79,17 +81,19 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
     /// limits are reduced to the maximum.
     ///
-    /// When the limit is reached, methods that do not wait, such as [`run`](Registry::run) and [`guard`](Registry::guard),
-    /// reject further tasks as [full](crate::RejectReason::Full), and [`run_when_ready`](Registry::run_when_ready) waits for a
-    /// permit. Tracked futures, guards and services count towards the limit. Child registries do not.
+    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not
+    /// wait, such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
+    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count
+    /// towards the limit. Child registries do not.
     ///
-    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use this setting for
-    /// requests and for other work that starts tasks. If requests took all permits, the registry would reject their tasks. In the
-    /// crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer` take no permits.
+    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit`
+    /// for requests and for other work that starts tasks. If requests took all permits, the registry would reject the tasks that
+    /// the requests start. In the crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer`
+    /// take no permits.
     ///
     /// When the shutdown starts, `run_when_ready` stops waiting, except for [follow-ups](Registry::follow_up).
     ///
-    /// The limit is exact because all threads share one counter. Threads that start or end tasks therefore contend for one cache
+    /// All threads share one counter, so the limit is exact. Threads that start or end tasks therefore compete for one cache
     /// line.
     ///
     /// # Panics
@@ -102,8 +106,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task panics. Default: off.
     ///
-    /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that panicked
-    /// still counts as in flight when the shutdown starts.
+    /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
+    /// shutdown, the task that panicked still counts as in flight.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
@@ -111,8 +115,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task fails. Default: off.
     ///
-    /// The loss of a [critical](Registry::critical) task starts the shutdown even if this option is off. The task that failed
-    /// still counts as in flight when the shutdown starts.
+    /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
+    /// shutdown, the task that failed still counts as in flight.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self
@@ -124,7 +128,7 @@ impl<S> RegistryBuilder<S> {
     }
 }
 
-/// Returns a limit that gates can count to.
+/// Returns the limit, reduced to `MAX_PERMITS` if it is larger. Panics if the limit is 0.
 #[track_caller]
 pub(crate) fn checked_limit(limit: usize, method: &str) -> usize {
     assert_ne!(limit, 0, "{method}(0) would reject every task; the minimum is 1");

@@ -3,39 +3,40 @@ use crate::registry::Registry;
 use crate::task_builder::TaskBuilder;
 
 impl<S: Clone> Registry<S> {
-    /// Returns a new child registry: a part of this registry that can be shut down, drained and aborted alone. Use a child for each
-    /// connection, each tenant or each plug-in.
+    /// Returns a new child registry: a part of this registry that can be shut down, drained and aborted separately. For example,
+    /// use one child for each connection, each tenant or each plug-in.
     ///
-    /// A child is a [`Registry`], so it has all methods of a registry, including `child`. It uses the spawner of this handle,
-    /// and the observers, the inspection and the shutdown policy of its root, which is the registry that [`Registry::new`] or a
-    /// builder has made.
+    /// A child is a [`Registry`], so it has all methods of a registry, including `child`. The child uses the spawner of this
+    /// handle. It uses the observers, the inspection and the shutdown policy of its root: the registry at the top, which
+    /// [`Registry::new`] or a builder has made.
     ///
-    /// In its parent, a child that is open or not empty counts as one piece of work in flight, of the kind
-    /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open child.
+    /// Until a child has drained, its parent counts the child as one piece of work in flight. The kind of this work is
+    /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open
+    /// child.
     ///
-    /// The shutdown of a registry starts the shutdown of all its children, and then waits for their drain. A child without
-    /// tasks drains immediately, so a forgotten map of children does not delay the drain. If this registry is draining already,
-    /// the new child's signal is triggered, but the child stays open until its last handle is dropped or it is shut down
-    /// itself. If this registry has drained, the child has drained too, and this registry counts and reports a rejection.
+    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A child
+    /// without tasks then drains immediately, even if the program still holds handles of the child. If this registry is already
+    /// draining, the signal of the new child is triggered, but the child stays open. Such a child is open until its last handle
+    /// is dropped or its own shutdown is started. If this registry has drained, the new child is drained too, and this registry
+    /// counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
-    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks
-    /// of all its descendants; [`TaskInfo::parent`](crate::TaskInfo::parent) returns which descendant a task belongs to. The
-    /// [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants, but neither the start
-    /// of a child's shutdown nor the end of its drain. The [`Summary`](crate::Summary) of a registry includes the tasks of a
-    /// descendant once that descendant, and all registries between it and this registry, have drained.
-    /// [`in_flight`](Self::in_flight) counts a child as one.
+    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of
+    /// all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
+    /// to. The [observers](crate::RegistryBuilder::observer) of the root are called for the losses of all descendants. They are
+    /// not called when the shutdown of a child starts or its drain ends. When a child has drained, its counts are added to the
+    /// [`Summary`](crate::Summary) of its parent. [`in_flight`](Self::in_flight) counts a child as one task.
     ///
-    /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, it also applies to the tasks of the child: they take
-    /// permits of the same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a
-    /// separate limit.
+    /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the tasks of the child take permits of the
+    /// same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a separate
+    /// limit.
     ///
-    /// The loss of a [critical](Self::critical) task starts the shutdown of the task's own registry. The options
+    /// The loss of a [critical](Self::critical) task starts the shutdown of the registry that the task belongs to. The options
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root.
     ///
-    /// To give the child a name, call [`named`](Self::named) first. The states of children are small and come from a pool, as the states of
-    /// other registries do.
+    /// To give the child a name, call [`named`](Self::named) first. A child takes its state from a pool, as other registries do,
+    /// and the state of a child is small.
     ///
     /// # Examples
     ///
@@ -59,11 +60,12 @@ impl<S: Clone> Registry<S> {
         self.task().child()
     }
 
-    /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time. Its
-    /// minimum and maximum are the same as for [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
+    /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time.
+    /// The limit has the same minimum and maximum as [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
     ///
-    /// This limit replaces the limits of the child's ancestors for the tasks of the child and of its descendants. Use such a child for
-    /// work that must not compete with other work for permits. Otherwise the method does what [`child`](Self::child) does.
+    /// The limits of the child's ancestors do not apply to the tasks of this child and of its descendants. Use this method if the
+    /// child's tasks must not compete with other tasks for permits. In all other respects, this method is the same as
+    /// [`child`](Self::child).
     ///
     /// # Panics
     ///

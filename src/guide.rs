@@ -1,16 +1,16 @@
-//! Explains the crate by subject, and contains recipes and answers. The pages exist only in the documentation.
+//! Explains the crate, with one page for each subject. The modules contain no code, and exist only in the documentation.
 //!
 //! | page | contents |
 //! | --- | --- |
 //! | [`concepts`] | the terms: registry, task, drain, outcome, loss |
 //! | [`migrating`] | the counterparts of `tokio::spawn`, `TaskTracker`, `CancellationToken` and `JoinSet` |
-//! | [`shutdown`] | phases, grace period, abort, reserve, exit codes, and what is lost |
+//! | [`shutdown`] | phases, grace period, abort, reserve, and what is lost |
 //! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
 //! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
 //! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
 //! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
-//! | [`deployment`] | Kubernetes, Docker, systemd, Windows |
+//! | [`deployment`] | a program with its host, without a host, and as a Cloudflare Worker; a checklist |
 //! | [`runtimes`] | what each runtime can do, and what happens to its tasks when it is dropped |
 //! | [`spawners`] | a spawner for another executor |
 //! | [`browser`] | browsers, web workers, Node, Cloudflare Workers |
@@ -19,15 +19,16 @@
 //! | [`troubleshooting`] | symptoms with their causes |
 //! | [`faq`] | frequent questions |
 
-/// Declares a module for each page. A link such as `[limits]` has a definition at the end of its file, for readers of the
-/// repository. The definition before the text has precedence, and makes the link point to the module.
+/// Declares a module for each page. For readers of the repository, each Markdown file ends with the targets of links such as
+/// `[limits]`. This macro writes other targets before the text of the file. These targets have precedence, so in the
+/// documentation the links point to the modules.
 macro_rules! pages {
     ($($page:ident)*) => {
         pages!([concat!($("[", stringify!($page), "]: crate::guide::", stringify!($page), "\n",)*)] $($page)*);
     };
     ([$links:expr] $($page:ident)*) => {$(
         #[doc = $links]
-        // The doctests use these runtimes. A cfg on the module would appear in the documentation.
+        // The doctests use these runtimes. The documentation would show a `cfg` on the module.
         #[cfg_attr(
             any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio")),
             doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))

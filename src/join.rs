@@ -1,4 +1,4 @@
-//! Defines the handles of a task: `JoinHandle`, which resolves to the task's output, and `AbortHandle`.
+//! Defines the handles of a task. A `JoinHandle` resolves to the task's output, and an `AbortHandle` can only abort the task.
 
 use crate::platform::{Arc, Payload, drop_quietly, wake, wake_with};
 use crate::report::{JoinError, JoinLoss, RejectReason, Rejected, SpawnInfo, TaskId, TaskInfo, TaskKind};
@@ -10,7 +10,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::{fmt, panic::Location};
 
-/// The data that a task and its handle share.
+/// Contains the data that a task and its handle share.
 struct Joined<T> {
     cell: JoinCell<Result<T, JoinLoss>>,
     location: &'static Location<'static>,
@@ -20,7 +20,7 @@ struct Joined<T> {
 }
 
 impl<T> Joined<T> {
-    /// An inspected task is aborted as `Registry::abort_task` does, so that the registry shows the abort.
+    /// Aborts the task. If the task is inspected, the abort goes through the registry, whose list of tasks then shows the abort.
     fn abort(&self) {
         match self.inspected {
             Some(task) => task.abort(),
@@ -34,16 +34,17 @@ impl<T> Joined<T> {
     }
 }
 
-// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the output and needs no second allocation.
+// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the task's output, and needs no second
+// allocation.
 wake_with!([T: Send + 'static] Joined<T>, Joined::wake_to_abort);
 
-/// Passes the output of a task to the task's [`JoinHandle`]. `None` if the task has ended.
+/// Passes the output of a task to the task's [`JoinHandle`]. The field is `None` if the task has ended.
 pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
 
-    /// The owner of the handle receives the output, so an `Err` counts as completed, as for a tracked future.
+    /// A task that returns `Err` also counts as completed, because the owner of its handle receives the error.
     #[inline]
     fn completed(_: Token, output: T) -> (Option<UnreportedLoss>, Self::End) {
         (None, Ok(output))
@@ -57,7 +58,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         })
     }
 
-    /// Reports the loss, drops all wakers of the task, and then stores the end and releases the count as one step (S2, S8, S11).
+    /// Reports the loss, and drops all wakers of the task. Then stores the result and stops counting the task as in flight, in
+    /// one step (invariants S2, S8 and S11).
     #[inline]
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End) {
         let Some(joined) = self.0.take() else { return };
@@ -91,7 +93,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
     }
 
     fn dropped(&self, token: &Token) -> UnreportedLoss {
-        // A blocking closure that was aborted counts as aborted, because its abort has already ended it (L3).
+        // A dropped blocking closure counts as aborted if it was aborted, because an aborted closure never starts (invariant L3).
         let is_aborted = self.0.as_ref().is_some_and(|joined| joined.is_closure && joined.cell.is_aborted());
         if is_aborted { UnreportedLoss::Aborted } else { token.dropped() }
     }
@@ -99,12 +101,13 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 
 /// Resolves to the output of a task, and can abort the task; see [`Registry::spawn`](crate::Registry::spawn).
 ///
-/// The handle resolves to a [`JoinError`] if the task panicked, or was abandoned, aborted or rejected. A task that returns `Err`
-/// counts as completed, and the handle resolves to `Ok(Err(_))`: the error belongs to the owner of the handle. If no code reads the
-/// error, start the task with [`run`](crate::Registry::run), so that it counts as failed.
+/// The handle resolves to a [`JoinError`] if the task panicked, or was abandoned, aborted or rejected. If the task returns `Err`,
+/// the task counts as completed, and the handle resolves to `Ok(Err(_))`. If no code reads this error, start the task with
+/// [`run`](crate::Registry::run) instead, so that the task counts as failed.
 ///
-/// When the handle resolves, the future of the task has been dropped, and the count of the task released. In a registry with a
-/// [limit](crate::RegistryBuilder::max_in_flight), the task's permit is free. When the registry has drained, all handles are ready.
+/// When the handle resolves, the task's future has been dropped, and the task is not in flight. In a registry with a
+/// [limit](crate::RegistryBuilder::max_in_flight), the task's permit has been released. When the registry has drained, all
+/// handles are ready.
 ///
 /// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output
 /// of a detached task is dropped before the task stops counting as in flight. To abort the task instead, call
@@ -114,15 +117,16 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 ///
 /// # Panics
 ///
-/// Polling a handle that has resolved panics.
+/// Panics if the handle is polled after it has resolved.
 ///
 /// # Cancel safety
 ///
-/// Awaiting `&mut handle` is cancel safe: the output is not lost if a `select!` completes another branch first.
+/// Awaiting `&mut handle` is cancel safe: if a `select!` completes another branch first, the output is not lost.
 ///
 /// # Examples
 ///
-/// Await the outputs of many tasks in the order in which the tasks end. `FuturesUnordered` is a type of the crate `futures`:
+/// This example awaits the outputs of many tasks in the order in which the tasks end. `FuturesUnordered` is a type of the crate
+/// `futures`:
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -147,12 +151,12 @@ pub struct JoinHandle<T>(HandleState<T>);
 
 enum HandleState<T> {
     Accepted(Arc<Joined<T>>),
-    /// The reason is `None` if the handle has resolved.
+    /// The reason is `None` after the handle has resolved.
     Rejected(Option<RejectReason>, &'static Location<'static>, Option<&'static str>),
 }
 
 impl<T> JoinHandle<T> {
-    /// Returns the handle of an accepted task, and the sender of the task's output.
+    /// Returns the handle of an accepted task, and the sender that passes the task's output to the handle.
     #[inline]
     pub(crate) fn new(info: &SpawnInfo, token: Token) -> (Self, JoinSender<T>) {
         let SpawnInfo { location, name, kind, .. } = *info;
@@ -161,7 +165,7 @@ impl<T> JoinHandle<T> {
         (Self(HandleState::Accepted(joined.clone())), JoinSender(Some(joined)))
     }
 
-    /// Drops rejected work, and returns a handle that resolves to the reason.
+    /// Drops rejected work, and returns a handle that resolves to the reason of the rejection.
     #[cold]
     pub(crate) fn rejected<W>(info: &SpawnInfo, rejected: Rejected<W>) -> Self {
         let reason = rejected.reason();
@@ -183,9 +187,10 @@ impl<T> JoinHandle<T> {
     /// Aborts the task at its next await point, or before its first poll. The registry need not be
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// The executor drops the task's future in its current or next poll of the task. The task then counts as aborted, and the
-    /// handle resolves to an error. If the task has ended or finishes in its current poll, `abort` has no effect, so the handle
-    /// may still resolve to an output. A blocking closure is aborted only if it has not started. A second call has no effect.
+    /// The task's future is dropped during the current poll or the next poll of the task. The task then counts as aborted, and
+    /// the handle resolves to an error. If the task has ended, or finishes in its current poll, `abort` has no effect, and the
+    /// handle can still resolve to an output. A blocking closure is aborted only if it has not started. A second call to `abort`
+    /// has no effect.
     ///
     /// `abort` returns immediately. To wait until the future has been dropped, await the handle. In an inspected registry, this
     /// method aborts the task as [`Registry::abort_task`](crate::Registry::abort_task) does.
@@ -209,10 +214,10 @@ impl<T> JoinHandle<T> {
         }
     }
 
-    /// Returns another handle, which can abort the task but does not resolve to its output.
+    /// Returns another handle, which can abort the task but does not resolve to the task's output.
     ///
-    /// The task continues if the abort handle is dropped. The memory of the task's output stays allocated while an abort handle
-    /// exists. Not available if the output of the task is not `Send`.
+    /// If the abort handle is dropped, the task continues. While an abort handle exists, the memory for the task's output stays
+    /// allocated. This method exists only if the output of the task is `Send`.
     pub fn abort_handle(&self) -> AbortHandle
     where
         T: Send + 'static,
@@ -220,7 +225,7 @@ impl<T> JoinHandle<T> {
         AbortHandle { aborter: self.joined().map_or_else(|| Waker::noop().clone(), |joined| joined.clone().into()), id: self.id() }
     }
 
-    /// Makes the drop of the handle abort the task. Default: the drop of the handle detaches the task.
+    /// Makes dropping the handle abort the task. Default: dropping the handle detaches the task, and the task continues.
     pub fn abort_on_drop(self) -> Self {
         if let Some(joined) = self.joined() {
             joined.cell.abort_on_drop();
@@ -228,8 +233,8 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns whether the task has ended and its count has been released, or the task was rejected. The next poll of a handle
-    /// that has not resolved then returns `Ready`.
+    /// Returns whether the task was rejected, or has ended and is not in flight. If this method returns true, the next poll of
+    /// the handle returns `Ready`, unless the handle has already resolved.
     pub fn is_finished(&self) -> bool {
         self.joined().is_none_or(|joined| joined.cell.is_finished())
     }
@@ -279,7 +284,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 /// Aborts a task; see [`JoinHandle::abort_handle`].
 #[derive(Clone)]
 pub struct AbortHandle {
-    /// The waker of a [`Joined`]: to wake means to abort.
+    /// The waker of a [`Joined`]. Waking this waker aborts the task.
     aborter: Waker,
     id: Option<TaskId>,
 }

@@ -1,9 +1,9 @@
-//! Starts background tasks on any async runtime, drains them at shutdown, and reports how each task ended.
+//! Starts background tasks on any async runtime, waits for them at shutdown, and reports how each task ended.
 //!
-//! A server often has work left after it has sent a response: write to a cache, send a mail, write an audit record. If a detached
-//! task does this work and the process exits before the task has finished, the work is silently lost. A [`Registry`] starts
-//! background tasks and keeps count of them. At shutdown the registry signals every task to stop, waits for the tasks until a
-//! deadline, and reports how they ended.
+//! A server often has work left after it has sent a response. For example, it must still send a mail, or write to a cache or an
+//! audit log. If a detached task does this work, and the process exits before the task has finished, the work is silently lost. A
+//! [`Registry`] starts background tasks and counts them. At shutdown, the registry signals all tasks to stop, waits for them
+//! until a deadline, and reports how they ended.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")] mod program {
@@ -27,20 +27,22 @@
 //! # fn main() {}
 //! ```
 //!
-//! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. The registry catches a panic of the task (with
-//!   `std`), and counts how the task ended.
-//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can wait for the shutdown.
-//! - [`Registry::shutdown_within`] starts the shutdown. The returned future resolves to a [`Summary`] when no task is in flight, or
-//!   to [`Stragglers`] if tasks are still in flight after the grace period. [`Registry::shutdown`] waits without a deadline.
+//! - [`Registry::run`] counts a task and passes the task to a [`Spawner`]. When the task ends, the registry counts its outcome.
+//!   With the feature `std`, the registry also catches a panic of the task.
+//! - [`Registry::signal`] returns a future that resolves when the shutdown starts. Any number of tasks can await such a future.
+//! - [`Registry::shutdown_within`] starts the shutdown. Its future resolves to a [`Summary`] as soon as all tasks have ended. If
+//!   tasks are still in flight (started, but not ended) after the grace period, the future resolves to [`Stragglers`].
+//!   [`Registry::shutdown`] waits without a deadline.
 //!
-//! Most programs need only these methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`], which resolves to the
-//! task's output and can abort the task. [`Registry::track`] counts a future that the caller polls. [`Registry::guard`]
-//! counts work that is not a future, such as a thread. [`Registry::service`] runs work again after it has failed, and
-//! [`Registry::every`] runs work periodically. [`Registry::builder`] configures a registry that has [observers](Observer),
-//! lists its tasks, can abort its tasks, or limits the number of tasks in flight. [`Registry::child`] returns a registry inside a
-//! registry, for a connection, a tenant or a plug-in that must be shut down alone.
+//! Most programs need only these four methods. [`Registry::spawn`] starts a task and returns a [`JoinHandle`]. The handle
+//! resolves to the task's output, and can abort the task. [`Registry::track`] counts a future that the caller polls.
+//! [`Registry::guard`] counts work that is not a future, such as a thread. [`Registry::service`] restarts work that has failed,
+//! and [`Registry::every`] runs work periodically. With [`Registry::builder`], a program can add [observers](Observer), list and
+//! abort tasks, or limit the number of tasks in flight. [`Registry::child`] returns a registry inside another registry. Use a
+//! child for a connection, a tenant or a plug-in that must be shut down separately.
 //!
-//! The [`guide`] explains the crate by subject. It has pages about migrating from tokio's types, recipes and troubleshooting.
+//! The [`guide`] has one page for each subject. Some of its pages contain recipes, help with errors, and the steps to migrate
+//! from tokio's types.
 //!
 //! # The life of a registry
 //!
@@ -54,13 +56,13 @@
 //!                                     signals are triggered   the summary is final
 //! ```
 //!
-//! A draining registry still accepts tasks, so a task can start other tasks to finish its work. Because each new task prolongs the
-//! drain, the drain ends only if new work stops arriving. For example, a server can close its listening socket when the [shutdown
-//! signal](Registry::signal) resolves.
+//! A draining registry still accepts tasks, so that a task can start other tasks to finish its work. Each new task prolongs the
+//! drain. The drain therefore ends only if the program stops accepting new work. For example, a server can close its listening
+//! socket when the [shutdown signal](Registry::signal) resolves.
 //!
 //! # Outcomes
 //!
-//! A task that the registry rejects has the outcome *rejected*. A task that the registry accepts ends with exactly one of the other
+//! If the registry rejects a task, the outcome of the task is *rejected*. An accepted task ends with exactly one of the other
 //! outcomes. Every outcome except *completed* is a loss. The registry reports each loss to its observers.
 //!
 //! | outcome | accepted? | meaning |
@@ -68,24 +70,24 @@
 //! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A task with a handle or a tracked future finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
-//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call of `complete`. |
+//! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call to `complete`. |
 //! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point or before its first poll, or a blocking closure before it started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full, or because the shutdown started while the task waited for a permit. |
 //!
 //! # Guarantees
 //!
-//! - The registry counts a task before it starts the task. The task stays in flight until its future has been dropped, and its
-//!   output or panic payload has been dropped or passed to its handle. Because the drain waits for all tasks, no code of any
-//!   task runs after the drain has ended.
-//! - These promises cover the task itself, but not the work that the task starts outside the registry. For example, a closure in
-//!   `tokio::task::spawn_blocking`, or an operation of `tokio::fs`, continues if the task is aborted or dropped. To count such
-//!   work, start it with [`Registry::run_blocking`], or move a [`Guard`] into it.
-//! - A panic in a task, in a task's destructor or in a waker affects neither the rest of the program nor other tasks (with
-//!   `std` and `panic = "unwind"`). A [tracked](Registry::track) future passes its panic to the caller that polls it. Rust has
-//!   one exception: a destructor that panics while the same task is already panicking aborts the process.
-//! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put work
-//!   that must survive a crash in a durable queue: in your SQL database with the crate `background-tasks-durable`, or on a broker
-//!   that you run already with the crate `background-tasks-consumer`.
+//! - The registry counts each task before the task starts. The task stays in flight until its future has been dropped, and its
+//!   output or panic payload has been dropped or passed to its handle. The drain waits for all tasks, so no code of any task runs
+//!   after the drain has ended.
+//! - These promises cover a task itself, but not work that the task starts outside the registry. If the task is aborted or
+//!   dropped, such work continues. Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`. To
+//!   count such work, start the work with [`Registry::run_blocking`], or move a [`Guard`] into the work.
+//! - With `std` and `panic = "unwind"`, other tasks and the rest of the program continue after a panic in a task, in a task's
+//!   destructor or in a waker. If a [tracked](Registry::track) future panics, the panic reaches the code that polls the future.
+//!   There is one exception: if a destructor panics while the same task is already panicking, Rust aborts the process.
+//! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put
+//!   work that must survive a crash in a durable queue. The crate `background-tasks-durable` stores its queues in your SQL
+//!   database. The crate `background-tasks-consumer` works with a message broker that you already run.
 //!
 //! # Features
 //!
@@ -107,23 +109,23 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, the crate lacks only what the row `std` of this table lists. See the pages about
+//! Without the feature `std`, the crate lacks only the functions that the row `std` of this table lists. See the pages about
 //! [programs without `std`](guide::bare_metal) and [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!
-//! Counting a task takes two atomic operations, makes the task two words larger, and allocates nothing. The two atomic operations
-//! are on a cache line that threads rarely share. The reason is that the counters of a registry are split into shards: about four
-//! shards for each core, at most 128. Each thread uses one shard. A task that [`Registry::spawn`] starts allocates memory once, for
-//! its handle. [`ShutdownSignal::run_until_shutdown`] allocates only when a
-//! shard's list of wakers must grow. The state of a registry comes from a process-wide pool and returns to this pool. Memory is
-//! therefore bounded by the largest number of registries that existed at the same time.
+//! To count a task, the registry performs two atomic operations, and allocates no memory. A counted task is two machine words
+//! larger than its future. The counters of a registry are split into shards, and each thread uses one shard. Threads therefore
+//! rarely share the cache line of the two atomic operations. A registry has about four shards for each core, at most 128.
+//! [`Registry::spawn`] allocates memory once for each task, for the handle. [`ShutdownSignal::run_until_shutdown`] allocates
+//! memory only when a shard's list of wakers must grow. A registry takes its state from a process-wide pool, which reuses the
+//! states of former registries. Memory is therefore bounded by the largest number of registries that existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless it is used. In a registry with observers, each task that has a name
-//! occupies a slot, which holds information about the task. Other tasks pay nothing until a task is lost, unless an observer
-//! [observes every task](Observer::observes_every_task). Inspection makes each task take a timestamp and occupy a slot. A limit
-//! on the tasks in flight makes all threads share one counter. The benchmark `cargo run --release -p peers`, in the repository,
-//! measures these costs.
+//! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
+//! has a name occupies a slot: a table entry with information about the task. Observers add a cost to a task without a name only
+//! if the task is lost, or if an observer [observes every task](Observer::observes_every_task). In an inspected registry, each
+//! task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads share one counter.
+//! The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

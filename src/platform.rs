@@ -1,7 +1,7 @@
-//! Hides the differences between programs with an operating system, bare-metal programs, and loom models.
+//! Hides the differences between three platforms: programs with an operating system, bare-metal programs, and loom models.
 //!
-//! Each of these three platforms has its own module. All platform modules export the same items, so the layers above need no
-//! `cfg(feature = "std")`.
+//! Each platform has its own module. All platform modules export the same items, so the rest of the crate needs no `cfg(feature =
+//! "std")`.
 
 #[cfg(not(feature = "std"))]
 mod bare;
@@ -28,7 +28,8 @@ use core::task::Waker;
 #[cfg(not(any(feature = "std", feature = "critical-section", target_os = "none")))]
 compile_error!("background-tasks needs the feature `std`, or `critical-section` in a program without the standard library");
 
-/// Declares a `const` function. Under loom the function is not `const`, because loom's primitives have no `const` constructors.
+/// Declares a `const` function. In loom models the function is not `const`, because loom's primitives have no `const`
+/// constructors.
 macro_rules! const_unless_loom {
     ($(#[$meta:meta])* $vis:vis const fn $($rest:tt)*) => {
         #[cfg(not(loom))]
@@ -49,8 +50,8 @@ macro_rules! global {
 #[cfg(not(loom))]
 pub(crate) use global;
 
-/// Implements `Wake` for the type `$type`. To wake, the implementation calls the function `$wake` with an `Arc` of the type. The
-/// generic parameters of the type precede the type, in brackets.
+/// Implements `Wake` for the type `$type`. A wake-up calls the function `$wake` with an `Arc` of the type. The generic parameters
+/// of the type come first, in brackets.
 macro_rules! wake_with {
     ([$($generics:tt)*] $type:ty, $wake:path) => {
         #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
@@ -73,7 +74,7 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// A check that only loom models perform; see `model::LifeCheck`.
+/// Does nothing. In loom models, `model::LifeCheck` replaces this type and checks how values are reused.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 
@@ -89,15 +90,16 @@ impl LifeCheck {
     pub(crate) fn touch(&self) {}
 }
 
-/// Gives a value its own cache lines. The alignment is two cache lines, because the prefetcher loads lines in pairs.
+/// Stores a value in cache lines that no other value shares. The alignment is two cache lines, because the prefetcher loads cache
+/// lines in pairs.
 ///
 /// Without the feature `std` the crate assumes a single thread, so the value has no padding.
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Sets a word to 0 although a read-modify-write operation of another thread may still change it.
+/// Sets an atomic word to 0. A read-modify-write operation of another thread may still change the word at the same time.
 ///
-/// Loom would let a plain store come between the read and the write of that operation.
+/// Loom would allow a plain store between the read and the write of that operation, so loom models use a swap.
 pub(crate) fn reset(word: &AtomicUsize) {
     if cfg!(loom) {
         word.swap(0, Ordering::Relaxed);
@@ -106,9 +108,9 @@ pub(crate) fn reset(word: &AtomicUsize) {
     }
 }
 
-/// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (S6).
+/// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (invariant S6).
 ///
-/// The destructor of the panic's payload may panic as well. This function leaks the payload of that second panic.
+/// The destructor of the panic's payload can panic too. This function leaks the payload of that second panic.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
         if let Err(second) = catch(|| drop(payload)) {

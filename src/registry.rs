@@ -12,20 +12,21 @@ use core::fmt;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
 
-/// Starts background tasks, counts them, signals the shutdown to them, and waits until they have ended.
+/// Starts background tasks and counts them. At shutdown, signals the tasks to stop, and waits until they have ended.
 ///
 /// A registry has three states:
 ///
-/// - *Open*: it accepts tasks until [`shutdown`](Self::shutdown) is called or the last handle is dropped.
-/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight, so
-///   that a task, or the holder of a [`Guard`], can start follow-up work.
+/// - *Open*: the registry accepts tasks. This state lasts until [`shutdown`](Self::shutdown) is called or the last handle is
+///   dropped.
+/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight.
+///   A task, or the holder of a [`Guard`], can therefore start follow-up work.
 /// - *Drained*: no task is in flight. The registry never accepts a task again.
 ///
-/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Wait for
-/// the drain with a deadline.
+/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
+/// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
-/// A clone is another handle of the same registry. The shutdown starts when the last handle is dropped. A task that owns a handle
-/// of its registry therefore keeps that registry open.
+/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. A task
+/// that owns a handle of its registry therefore keeps that registry open.
 ///
 /// # Examples
 ///
@@ -67,8 +68,8 @@ impl<S> Registry<S> {
 
     /// Returns a builder for a task.
     ///
-    /// A [`TaskBuilder`] has a method for each way to start a task. This type has the most frequent of these methods:
-    /// `registry.run(future)` is short for `registry.task().run(future)`.
+    /// A [`TaskBuilder`] has a method for each way to start a task. `Registry` also has the most common of these methods. For
+    /// example, `registry.run(future)` is short for `registry.task().run(future)`.
     ///
     /// # Examples
     ///
@@ -88,8 +89,8 @@ impl<S> Registry<S> {
 
     /// Returns another handle of this registry. The returned handle starts its tasks with `spawner`.
     ///
-    /// Handles with different spawners let one registry drain the tasks of several executors, or tasks with different
-    /// [wrappers](Spawner#wrapping-each-task).
+    /// If its handles have different spawners, one registry can manage the tasks of several executors, or of several [wrapping
+    /// spawners](Spawner#wrapping-each-task).
     ///
     /// # Examples
     ///
@@ -122,12 +123,13 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a task with the name `name`. Use one name for all tasks of the same kind, such as
     /// `"welcome-mail"`.
     ///
-    /// [Observers](crate::RegistryBuilder::observer), [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
-    /// [`shutdown_cause`](Self::shutdown_cause), [`JoinError`](crate::JoinError) and the [spawner](Spawner::spawn_with_info) receive
-    /// the name. In a registry with observers, [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot, which holds information about
-    /// the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries, the name costs almost
-    /// nothing.
+    /// The name appears in [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
+    /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError).
+    /// [Observers](crate::RegistryBuilder::observer) and the [spawner](Spawner::spawn_with_info) receive the name too. If the
+    /// registry has observers, or the option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot: a table entry with
+    /// information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries,
+    /// the name costs almost nothing.
     ///
     /// # Examples
     ///
@@ -142,17 +144,18 @@ impl<S> Registry<S> {
         self.task().named(name)
     }
 
-    /// Returns a builder that starts a critical task: if the task is lost, the shutdown starts.
+    /// Returns a builder that starts a critical task. If a critical task is lost, the shutdown starts.
     ///
-    /// Every outcome except *completed* is a loss: the task fails, panics, is abandoned, aborted or rejected. If a critical
-    /// [tracked](Self::track) future or a critical task with a [handle](Self::spawn) returns `Err`, it counts as completed, because the
-    /// error belongs to the caller. For work that must not even complete before the shutdown, start a [service](Self::service) with
-    /// [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the
-    /// shutdown. In a [child](Self::child), a critical task starts the shutdown of the child only.
+    /// A task is lost if it fails, panics, or is abandoned, aborted or rejected. If a critical [tracked](Self::track) future or a
+    /// critical task with a [handle](Self::spawn) returns `Err`, it counts as completed, because the caller receives the error.
+    /// If a critical task completes, no shutdown starts. For work that must run until the shutdown, start a
+    /// [service](Self::service) with [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause)
+    /// returns the task whose loss started the shutdown. In a [child](Self::child), the loss of a critical task starts the
+    /// shutdown of the child only.
     ///
-    /// The builder's methods [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown after the panic or failure of any
-    /// task.
+    /// With the builder's options [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task starts the
+    /// shutdown.
     ///
     /// # Examples
     ///
@@ -169,21 +172,21 @@ impl<S> Registry<S> {
         self.task().critical()
     }
 
-    /// Returns a builder that starts a task without a permit: the task is in flight, but does not count towards the
+    /// Returns a builder that starts a task without a permit. Such a task is in flight, but does not count towards the registry's
     /// [limit](crate::RegistryBuilder::max_in_flight).
     ///
-    /// The registry accepts the task even when tasks hold all permits. The shutdown waits for the task, and the registry counts,
-    /// lists, reports and aborts it like any other task. All methods of the builder that start work accept this setting:
-    /// [`guard`](TaskBuilder::guard), [`run`](TaskBuilder::run), [`run_when_ready`](TaskBuilder::run_when_ready), which then does
-    /// not wait, and the others.
+    /// The registry accepts the task even if no permit is free. The drain waits for the task, and the registry counts, lists,
+    /// reports and aborts the task like any other task. This setting applies to all methods of the builder that start work, for
+    /// example [`run`](TaskBuilder::run) and [`guard`](TaskBuilder::guard). With this setting,
+    /// [`run_when_ready`](TaskBuilder::run_when_ready) does not wait.
     ///
-    /// Use this setting for work that must not compete for permits with the tasks that it starts: a request, a connection, or a
-    /// task that starts a [follow-up](Self::follow_up) for each item of a list.
+    /// Use this setting for work that starts tasks. The work then does not use up the permits that these tasks need. Examples are
+    /// a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
-    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a
-    /// slot; [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At most 4,194,303 tasks without a permit
-    /// can be in flight simultaneously (1,023 on 32-bit targets). The registry rejects further tasks without a permit as
-    /// [full](crate::RejectReason::Full).
+    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot:
+    /// a table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots.
+    /// At most 4,194,303 tasks without a permit can be in flight simultaneously (1,023 on 32-bit targets). If more such tasks
+    /// start, the registry rejects them as [full](crate::RejectReason::Full).
     ///
     /// # Examples
     ///
@@ -202,22 +205,23 @@ impl<S> Registry<S> {
         self.task().without_permit()
     }
 
-    /// Returns a builder that starts a follow-up: a task that belongs to the work of a task in flight. For example, a task starts
-    /// a follow-up for each item of a list.
+    /// Returns a builder that starts a follow-up. A follow-up is a task that continues the work of a task in flight. For example,
+    /// a task can start a follow-up for each item of a list.
     ///
-    /// A follow-up may wait for a permit while the registry drains: [`run_when_ready`](TaskBuilder::run_when_ready) resolves to
-    /// an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the shutdown starts,
-    /// so that the registry rejects new work. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do not use `follow_up`
-    /// in code that accepts new work, such as a server's loop.
+    /// For a follow-up, [`run_when_ready`](TaskBuilder::run_when_ready) also waits for a permit while the registry drains. Its
+    /// future resolves to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the
+    /// shutdown starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do
+    /// not use `follow_up` in code that accepts new work, such as a server's loop.
     ///
-    /// The registry cannot drain while the task that starts the follow-up is in flight. Therefore it rejects no follow-up that such
-    /// a task starts with `run_when_ready`. The other methods that start work, such as `run` and `try_run`, do not wait, and
-    /// `follow_up` does not change them: they start work while the registry drains, and reject work while the registry is full.
+    /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
+    /// the drain cannot end while the task itself is in flight. `follow_up` does not change methods that do not wait, such as
+    /// `run` and `try_run`. These methods start work while the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///
-    /// A task that waits for a permit keeps its own permit. If such tasks hold all permits, they wait forever. To avoid this,
-    /// start these tasks [without a permit](Self::without_permit), or start fewer of these tasks than the limit allows.
+    /// While a task waits for a permit for its follow-up, the task keeps its own permit. If tasks that wait hold all permits,
+    /// these tasks wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
+    /// start fewer waiting tasks than the limit allows.
     ///
     /// # Examples
     ///
@@ -245,7 +249,7 @@ impl<S> Registry<S> {
     /// `JoinSet` or a `select!`.
     ///
     /// A future that finishes counts as completed, whatever it returns. A future that panics counts as panicked, and the panic
-    /// unwinds into the caller. A future that is dropped before it has finished counts as abandoned.
+    /// reaches the code that polls the returned future. A future that is dropped before it has finished counts as abandoned.
     ///
     /// # Errors
     ///
@@ -255,12 +259,12 @@ impl<S> Registry<S> {
         self.task().track(future)
     }
 
-    /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work is in flight until the
-    /// guard is dropped.
+    /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work counts as in flight
+    /// until the guard is dropped.
     ///
     /// The work counts as completed when the guard is dropped, even if the work was not finished. If a panic drops the guard, the
-    /// work counts as panicked; [`Guard`] describes this rule. [`Guard::require_completion`] returns a guard whose work counts as
-    /// abandoned unless the caller reports its completion.
+    /// work counts as panicked; the docs of [`Guard`] explain this rule. [`Guard::require_completion`] returns a guard whose work
+    /// counts as abandoned unless the caller calls `complete`.
     ///
     /// # Errors
     ///
@@ -286,34 +290,37 @@ impl<S> Registry<S> {
         self.task().guard()
     }
 
-    /// Starts a service: a task that runs its work again after the work has ended, as `restart` decides.
+    /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after it has
+    /// ended.
     ///
-    /// The closure `make` creates the future of each run. One task in flight supervises all runs of a service, and the drain waits for
-    /// this task. The service ends in one of these cases:
+    /// The closure `make` creates the future of each run. One task supervises all runs of a service. This task is in flight until
+    /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
-    /// - The work ends, and `restart` does not start it again. With [`Restart::on_failure`], a run that completes ends the service.
-    ///   If the last run is a loss, this loss is the loss of the service.
-    /// - The shutdown starts. A service that waits ends immediately. A run in progress is not interrupted: its future should end when
-    ///   the [signal](Self::signal) resolves. After the shutdown has started, no run starts.
+    /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], a run that completes ends the
+    ///   service. If the last run is lost, the service is lost in the same way.
+    /// - The shutdown starts. If the service waits between two runs, the service ends immediately. If a run is in progress, the
+    ///   run is not interrupted. The future of the run should end when the [signal](Self::signal) resolves. After the shutdown
+    ///   has started, no run starts.
     /// - The service is [aborted](Self::abort), or its executor drops it.
     ///
     /// # Accounting
     ///
-    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic of `make`,
-    /// of a future or of its destructor ends only the run. The settings [`critical`](Self::critical),
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. If `make`, the future
+    /// of a run or a destructor of the future panics, only this run ends. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply to the loss of the service, and not to a lost
-    /// run that is followed by another run. A service that ends while it waits after a lost run counts as completed once more,
-    /// or as aborted or abandoned.
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. The loss of
+    /// a run does not start the shutdown if another run follows. If a service ends while it waits after a lost run, the registry
+    /// counts one more task, as completed, aborted or abandoned.
     ///
-    /// [`services`](Self::services) lists the services with their restarts. [`wait_idle`](Self::wait_idle) does not wait for services.
-    /// In a registry with a limit, a service holds one permit, unless it is started [without a permit](Self::without_permit). If the
-    /// registry rejects the service, it drops `make`, and counts and reports the rejection.
+    /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not
+    /// wait for services. In a registry with a limit, a service holds one permit, unless it is started [without a
+    /// permit](Self::without_permit). If the registry rejects the service, the registry drops `make`, and counts and reports the
+    /// rejection.
     ///
     /// # Panics
     ///
-    /// Panics if the spawner panics. In this case the service counts as abandoned. If the [`Timer`] panics, the call does not panic,
-    /// and the service counts as panicked.
+    /// Panics if the spawner panics. In this case the service counts as abandoned. If the [`Timer`] panics, this method does not
+    /// panic, and the service counts as panicked.
     ///
     /// # Examples
     ///
@@ -349,14 +356,14 @@ impl<S> Registry<S> {
 
     /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
     ///
-    /// Runs never overlap. If a period ends during a run, the service skips that tick. The next run starts at the next tick
-    /// after the end of the run. A run that fails or panics is counted and reported, and the service continues. Otherwise
-    /// everything that applies to [services](Self::service) applies. Minimum of `period`: 1 millisecond. Shorter periods are
-    /// raised to the minimum.
+    /// The end of each period is called a tick. Runs never overlap: if a tick happens during a run, the service skips that tick.
+    /// The next run starts at the first tick after the end of the run. If a run fails or panics, the loss is counted and
+    /// reported, and the service continues. In all other respects, the docs of [`service`](Self::service) apply. Minimum of
+    /// `period`: 1 millisecond. Shorter periods are raised to the minimum.
     ///
-    /// The schedule exists only in memory and starts again with the process. If the process is not running at a tick, that run is
-    /// lost, and each process has its own schedule. For work that must not be lost, or must run once for several processes, use a
-    /// durable job. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
+    /// The schedule exists only in memory, and starts again when the process starts. While the process is stopped, the work does
+    /// not run. Each process has its own schedule. Use a durable job for work that must not be lost, or that only one of several
+    /// processes must run. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
     ///
     /// # Panics
     ///
@@ -384,28 +391,28 @@ impl<S> Registry<S> {
         self.task().every(period, make);
     }
 
-    /// Returns the [services](Self::service) in flight with their restarts, their state and their last loss. The services of
-    /// this registry come first, in the order of their starts, and then the services of its [descendants](Self::child). The
-    /// registry need not be inspected.
+    /// Returns the [services](Self::service) in flight, each with its number of restarts, its state and its last loss. The
+    /// services of this registry come first, in the order in which they were started. The services of its
+    /// [descendants](Self::child) follow. The registry need not be inspected.
     pub fn services(&self) -> Vec<ServiceInfo> {
         self.state().services()
     }
 
-    /// Returns the shutdown signal: a future that resolves once the shutdown has started.
+    /// Returns the shutdown signal: a future that resolves as soon as the shutdown has started.
     pub fn signal(&self) -> ShutdownSignal {
         ShutdownSignal::new(self.state())
     }
 
-    /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] once the registry has drained.
+    /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] when the registry has drained.
     ///
     /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
-    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call of `shutdown`
-    /// returns another future that waits for the same drain. To wait at most for a duration, call
-    /// [`shutdown_within`](Self::shutdown_within). [`Shutdown`] has methods that wait until any future resolves, and methods that
-    /// block the thread.
+    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call to `shutdown`
+    /// returns another future that waits for the same drain. To wait with a time limit, call
+    /// [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods whose deadline can be any future, and
+    /// methods that block the thread.
     ///
-    /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code waits for the drain, call
-    /// [`start_shutdown`](Self::start_shutdown) instead.
+    /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code already waits for the
+    /// drain, call [`start_shutdown`](Self::start_shutdown) instead of `shutdown`.
     ///
     /// # In `select!`
     ///
@@ -445,9 +452,10 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
     ///
-    /// The method is a short form of [`shutdown`](Self::shutdown) with [`until`](Shutdown::until), with the [`Timer`] of this handle's
-    /// spawner. The grace period starts at the call, not at the first poll. The shutdown continues if the returned future is
-    /// dropped. To abort the tasks that are left after the grace period, call [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
+    /// This method is short for [`shutdown`](Self::shutdown) followed by [`until`](Shutdown::until). The deadline comes from the
+    /// [`Timer`] of this handle's spawner. The grace period starts at the call, not at the first poll. The shutdown continues if
+    /// the returned future is dropped. To abort the tasks that are still in flight after the grace period, call
+    /// [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
     ///
     /// If `grace` is [`Duration::ZERO`], the future does not wait and only checks whether the registry has drained. If `grace` is
     /// [`Duration::MAX`], the future waits until the registry has drained.
@@ -488,16 +496,17 @@ impl<S> Registry<S> {
         self.shutdown().until(deadline)
     }
 
-    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`. After
-    /// `grace`, the future aborts the remaining tasks, and waits again, at most for `abort_timeout`.
+    /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
+    /// After `grace`, the future aborts the remaining tasks, and waits for them, but at most for `abort_timeout`.
     ///
-    /// The method is a short form of [`shutdown`](Self::shutdown) with [`or_abort`](Shutdown::or_abort), with the [`Timer`] of this
-    /// handle's spawner. `or_abort` describes which tasks are aborted: only tasks of an
-    /// [inspected](crate::RegistryBuilder::inspect) registry. The grace period starts at the call, and `abort_timeout` starts when
-    /// the tasks have been aborted.
+    /// This method is short for [`shutdown`](Self::shutdown) followed by [`or_abort`](Shutdown::or_abort). Both deadlines come
+    /// from the [`Timer`] of this handle's spawner. Only the tasks of an [inspected](crate::RegistryBuilder::inspect) registry
+    /// are aborted; the docs of `or_abort` contain the details. The grace period starts at the call. `abort_timeout` starts after
+    /// the future has requested the abort of the tasks.
     ///
-    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`], the
-    /// future does not wait for the aborted tasks. If either is [`Duration::MAX`], the wait has no limit.
+    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`],
+    /// the future does not wait for the aborted tasks. If one of the durations is [`Duration::MAX`], the future waits without a
+    /// limit.
     ///
     /// # Errors
     ///
@@ -505,13 +514,14 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
-    /// The poll that aborts the tasks starts the timer of `abort_timeout`, so it panics if the timer is not available to its thread.
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not
+    /// start. The poll that aborts the tasks also starts the timer of `abort_timeout`. This poll panics if the timer is not
+    /// available to the polling thread.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, it aborts
-    /// no task. If the future is dropped later, the registry continues to abort tasks until it has drained.
+    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no
+    /// task is aborted. If the future is dropped later, the registry continues to abort tasks until it has drained.
     ///
     /// # Examples
     ///
@@ -541,8 +551,8 @@ impl<S> Registry<S> {
         self.shutdown().or_abort(grace, move || self.sleep(abort_timeout))
     }
 
-    /// Returns a future that resolves after `duration`. If the duration is zero, the returned future is ready at its first
-    /// poll. A future of the timer need not be.
+    /// Returns a future that resolves after `duration`. If the duration is zero, the returned future is ready at its first poll,
+    /// even if the timer's own future would not be ready.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> OptionFuture<S::Sleep>
     where
@@ -556,15 +566,14 @@ impl<S> Registry<S> {
     ///
     /// All shutdown signals of the registry are triggered when this method returns. A second call has no effect.
     ///
-    /// Call `start_shutdown` in a task, for example in a task that waits for a signal of the operating system, or in an
-    /// endpoint for administrators. Do not call it in a signal handler that `sigaction` installs, because it is not
-    /// async-signal-safe. Elsewhere, usually at the end of `main`, call [`shutdown`](Self::shutdown) and await the drain.
-    /// Otherwise the tasks in flight are lost when the process exits.
+    /// Call `start_shutdown` in a task. Examples are a task that waits for a signal of the operating system, and the HTTP handler
+    /// of an endpoint for administrators. Do not call `start_shutdown` in a signal handler that `sigaction` installs, because the
+    /// method is not async-signal-safe. Other code, usually the end of `main`, must call [`shutdown`](Self::shutdown) and await
+    /// the drain. Otherwise the tasks in flight are lost when the process exits.
     ///
     /// # Examples
     ///
-    /// If the future of a call of `shutdown` is neither awaited nor stored, the compiler warns. A call of `start_shutdown` causes
-    /// no warning.
+    /// The compiler warns if code ignores the future that `shutdown` returns. A call to `start_shutdown` causes no warning.
     ///
     /// ```compile_fail
     /// #![deny(unused_must_use)]
@@ -585,20 +594,20 @@ impl<S> Registry<S> {
         self.state().start_shutdown();
     }
 
-    /// Returns a guard that starts the shutdown when it is dropped, for a `main` that can return early.
+    /// Returns a guard that starts the shutdown when the guard is dropped. Use the guard in a `main` that can return early.
     ///
     /// Dropping the guard does not wait for the drain. [`ShutdownGuard::disarm`] drops the guard without starting the shutdown.
     pub fn shutdown_on_drop(&self) -> ShutdownGuard {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Returns a future that waits until no task is in flight. This method does not start the shutdown.
-    /// [Services](Self::service) do not count, even while they run. An open [child](Self::child) counts as a task in flight.
+    /// Returns a future that waits until no task is in flight. This method does not start the shutdown. `wait_idle` does not wait
+    /// for [services](Self::service), even while they run. An open [child](Self::child) counts as a task in flight.
     ///
-    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
-    /// The returned future resolves when a poll finds that no task is in flight. By the time the caller resumes, new tasks may have
-    /// started. If a new task starts after the last task has ended and before the future is polled, the future also waits for the
-    /// new task. If tasks start continually, the future may therefore never resolve.
+    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks
+    /// start. The returned future resolves when a poll finds that no task is in flight. New tasks can start before the caller
+    /// resumes. If a new task starts after the last task has ended and before the future is polled, the future also waits for the
+    /// new task. Therefore the future may never resolve if new tasks start all the time.
     ///
     /// # Deadlocks
     ///
@@ -615,13 +624,14 @@ impl<S> Registry<S> {
     /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. The list is empty
     /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// The list may or may not include tasks that start or end while `tasks` runs. `tasks` reads all slots of the registry, so its
-    /// cost grows with the number of slots.
+    /// A task that starts or ends while `tasks` runs is possibly missing from the list. `tasks` reads all slots (table entries
+    /// for tasks) of the registry, so its cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
     }
 
-    /// Returns whether the registry is [inspected](crate::RegistryBuilder::inspect): it lists its tasks, and can abort them.
+    /// Returns whether the registry is [inspected](crate::RegistryBuilder::inspect). An inspected registry lists its tasks, and
+    /// can abort them.
     pub fn is_inspected(&self) -> bool {
         self.state().is_inspected()
     }
@@ -629,11 +639,11 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// An await point, in this documentation, is an `.await` that waits: the poll of the task returns `Pending` there. A task
-    /// that waits is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at the
-    /// await point that it reaches, unless it finishes first. A task that has not been polled is dropped before its first poll.
-    /// A blocking closure that has not started never starts, and counts as aborted. The closure stays in flight until its
-    /// executor tries to start the closure or drops it.
+    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A task that waits
+    /// is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at its next await
+    /// point, unless the task finishes first. A task that has not been polled is dropped before its first poll. A blocking
+    /// closure that has not started never starts, and counts as aborted. The closure stays in flight until its executor tries to
+    /// start the closure or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
@@ -643,9 +653,9 @@ impl<S> Registry<S> {
     /// - all tasks of a registry that is not inspected
     ///
     /// Work that an aborted task has started outside the registry continues, and the registry does not count this work. Examples
-    /// are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a
-    /// [child process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
-    /// [`run`](Self::run), or move a [guard](Self::guard) into it.
+    /// are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child
+    /// process](crate::guide::child_processes). To count such work, start the work with [`run_blocking`](Self::run_blocking) or
+    /// [`run`](Self::run), or move a [guard](Self::guard) into the work.
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
     /// aborts the tasks that are still in flight and all tasks that start later.
@@ -656,7 +666,7 @@ impl<S> Registry<S> {
     /// Aborts one task of an [inspected](crate::RegistryBuilder::inspect) registry at its next await point, as
     /// [`abort`](Self::abort) does.
     ///
-    /// `abort_task` searches all slots of the registry, so its cost grows with the number of slots.
+    /// `abort_task` searches all slots (table entries for tasks) of the registry, so its cost grows with the number of slots.
     ///
     /// # Errors
     ///
@@ -667,7 +677,8 @@ impl<S> Registry<S> {
         self.state().abort_task(id)
     }
 
-    /// Returns the number of tasks that have ended, for each outcome. The numbers are exact once the registry has drained.
+    /// Returns, for each outcome, the number of tasks that ended with this outcome. After the registry has drained, the numbers
+    /// are exact.
     pub fn summary(&self) -> Summary {
         self.state().summary()
     }
@@ -679,7 +690,7 @@ impl<S> Registry<S> {
         self.state().in_flight()
     }
 
-    /// Returns whether the shutdown has started, that is, whether the [signal](Self::signal) is triggered. Returns true for a
+    /// Returns whether the shutdown has started and the [signal](Self::signal) is therefore triggered. Also returns true for a
     /// [child](Self::child) that was created while its parent was draining, although such a child stays open.
     pub fn is_shutting_down(&self) -> bool {
         self.state().is_shutting_down()
@@ -690,24 +701,23 @@ impl<S> Registry<S> {
     /// The loss of a [critical](Self::critical) task can start the shutdown. With
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task can start the
-    /// shutdown. The registry also reports this loss to its [observers](crate::Observer). The returned value may lack the name
-    /// of the task if the task is not critical and the registry has neither observers nor inspection.
+    /// shutdown. The registry also reports this loss to its [observers](crate::Observer).
     ///
-    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can choose its exit code by
-    /// the returned value.
+    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can use the returned value
+    /// to choose its exit code.
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.state().shutdown_cause()
     }
 
     /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
-    /// of the drain. If so, other code need not log them. Returns false for a [child](Self::child), because the observers do not
-    /// receive the shutdown of a child.
+    /// of the drain. If this method returns true, other code need not log these events. Returns false for a [child](Self::child),
+    /// because observers are not called when the shutdown of a child starts or its drain ends.
     pub fn is_shutdown_logged(&self) -> bool {
         self.state().is_shutdown_logged()
     }
 
-    /// Returns whether the registry has drained: the shutdown has started, nothing is in flight, and no task will be accepted
-    /// again.
+    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry never accepts a
+    /// task again.
     pub fn is_drained(&self) -> bool {
         self.state().is_drained()
     }
@@ -748,17 +758,18 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free.
+    /// Starts a task as soon as a permit is free. A registry with a [limit](crate::RegistryBuilder::max_in_flight) has one permit
+    /// for each task that the limit allows.
     ///
-    /// The returned future waits for a permit while the registry is full. Permits go to the waiting futures in the order in
-    /// which these futures were first polled. While futures wait for permits, methods that do not wait, such as `run`, reject
-    /// their tasks as full unless more permits are free than futures wait.
+    /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order
+    /// of their first polls. While futures wait, methods that do not wait, such as `run`, start a task only if there are more
+    /// free permits than waiting futures. Otherwise these methods reject the task as full.
     ///
     /// # Errors
     ///
-    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`]
-    /// if no permit is available and the shutdown has started. To start work from a task in flight during the drain, use
-    /// [`follow_up`](Self::follow_up): the returned future then also waits during the drain.
+    /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`] if
+    /// no permit is available and the shutdown has started. If a task in flight starts the new task, use
+    /// [`follow_up`](Self::follow_up): the future of a follow-up also waits during the drain.
     ///
     /// # Panics
     ///
@@ -766,8 +777,8 @@ impl<S> Registry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future also drops the task's future. In this case the registry neither starts nor counts the task,
-    /// and the future loses its position in the wait queue.
+    /// Dropping the returned future also drops the task's future. In this case, the registry does not start or count the task,
+    /// and the returned future loses its position in the wait queue.
     ///
     /// # Deadlocks
     ///
@@ -775,8 +786,8 @@ impl<S> Registry<S> {
     /// [without a permit](Self::without_permit). If tasks that wait for a permit hold all permits, no permit is ever
     /// released.
     ///
-    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that is
-    /// never polled again blocks all futures behind it. For this reason, do not pass a waiting future to `mem::forget`.
+    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that
+    /// is never polled again blocks all futures behind it. Therefore do not pass a waiting future to `mem::forget`.
     ///
     /// # Examples
     ///
@@ -804,14 +815,15 @@ impl<S> Registry<S> {
     /// Starts a task and returns a [`JoinHandle`], which resolves to the task's output and can abort the task.
     ///
     /// The output can be of any type. A task that returns `Err` counts as completed, because the owner of the handle receives the
-    /// error. If no code awaits the handle, start the task with [`run`](Self::run): the task then counts as failed. A panic of the
-    /// task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that contains the panic's payload.
+    /// error. If no code awaits the handle, start the task with [`run`](Self::run) instead, so that an `Err` counts as a failure.
+    /// If the task panics, the task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that
+    /// contains the panic's payload.
     ///
-    /// Dropping the handle detaches the task. In contrast to `run`, `spawn` allocates memory once, in addition to the executor's
-    /// allocation.
+    /// Dropping the handle detaches the task: the task continues. `spawn` makes one allocation for the handle, in addition to the
+    /// executor's allocation. `run` does not make this allocation.
     ///
-    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task,
-    /// and the handle resolves to an error that contains the reason. To get the rejected future back, use
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task.
+    /// The handle then resolves to an error that contains the reason. To get the rejected future back, use
     /// [`try_spawn`](Self::try_spawn).
     ///
     /// # Panics
@@ -885,7 +897,7 @@ impl<S> Registry<S> {
 
     /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
     ///
-    /// An [abort](Self::abort) ends the closure only if the closure has not started.
+    /// An [abort](Self::abort) has an effect only if the closure has not started.
     ///
     /// # Panics
     ///
@@ -901,7 +913,7 @@ impl<S> Registry<S> {
     /// Starts a closure on a thread that is allowed to block, and returns its handle. Otherwise this method behaves like
     /// [`spawn`](Self::spawn).
     ///
-    /// An [abort](JoinHandle::abort) ends the closure only if the closure has not started.
+    /// An [abort](JoinHandle::abort) has an effect only if the closure has not started.
     ///
     /// # Panics
     ///

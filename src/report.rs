@@ -1,5 +1,5 @@
-//! Data types that a registry returns to its callers or passes to its observers. Values of these types hold no reference to the
-//! registry.
+//! Defines the data types that a registry returns to its callers or passes to its observers. Values of these types contain no
+//! reference to the registry.
 
 mod abort;
 mod join_error;

@@ -1,10 +1,10 @@
-//! Services: tasks that do the same work again, after it has ended or when a period has elapsed.
+//! Implements services. A service is a task that repeats its work, either after the work has ended or once in each period.
 //!
-//! One supervising task holds one count for the whole life of a service, so the drain waits for the service (S2, S3). Each run
-//! counts as one piece of work: when a run has ended, `Token::end_run` counts the next run in its place (S5).
+//! One supervising task is in flight during the whole life of a service, so the drain waits for the service (invariants S2 and
+//! S3). Each run counts as one piece of work. When a run has ended, `Token::end_run` counts the next run (invariant S5).
 //!
-//! All times come from the [`Timer`] of the spawner. A future of the timer that was created at one moment and is ready at a later
-//! moment shows that a duration has elapsed between the two. Therefore services need no clock, and tests control their time.
+//! All times come from the [`Timer`] of the spawner. To find out whether a duration has elapsed, a service creates a future of
+//! the timer, and later checks whether this future is ready. Therefore services need no clock, and tests can control the time.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, now, panic_message, resume};
 use crate::report::TaskOutput;
@@ -21,10 +21,11 @@ use core::time::Duration;
 use core::{mem, ptr};
 use futures_util::future::{Either, select};
 
-/// The shortest delay and the shortest period. Without this minimum, a service could run without ever waiting.
+/// The shortest delay and the shortest period. Without this minimum, a service could repeat its work without a pause.
 const MIN_DELAY: Duration = Duration::from_millis(1);
 
-/// Decides when a service starts its work again, after what delay, and how often; see [`Registry::service`](crate::Registry::service).
+/// Decides when a service starts its work again, after which delay, and how many times; see
+/// [`Registry::service`](crate::Registry::service).
 ///
 /// # Examples
 ///
@@ -64,39 +65,40 @@ impl Restart {
         Self { after_completion: true, ..Self::on_failure() }
     }
 
-    /// Sets the delay before a restart. Default: `min` is 100 milliseconds, and `max` is 30 seconds. A `min` below 1
-    /// millisecond is raised to 1 millisecond, and a `max` below `min` is raised to `min`.
+    /// Sets the smallest and the largest delay before a restart. Default: `min` is 100 milliseconds, and `max` is 30 seconds. A
+    /// `min` below 1 millisecond is raised to 1 millisecond, and a `max` below `min` is raised to `min`.
     ///
-    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. After a run that lasted
-    /// at least `max`, the delay is `min` again. Up to half of each delay is subtracted at random, so that services that failed
-    /// simultaneously do not all start again simultaneously.
+    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. After a run that lasted at
+    /// least `max`, the delay is `min` again. Each delay is shortened by a random part of up to one half. Therefore services that
+    /// fail at the same time do not all restart at the same time.
     pub const fn backoff(self, min: Duration, max: Duration) -> Self {
         Self { min_backoff: min, max_backoff: max, ..self }
     }
 
-    /// Limits the number of restarts within any time window of the length `window`. Default: 5 restarts in 60 seconds.
+    /// Limits the number of restarts: at most `restarts` within any period of the length `window`. Default: 5 restarts in 60
+    /// seconds.
     ///
-    /// A service that would exceed the limit ends, and the loss of its last run is the loss of the service. If the last run
-    /// completed, the service counts as failed. With a limit of 0, the service never starts its work again.
+    /// If one more restart would exceed the limit, the service ends, and is lost in the same way as its last run. If the last run
+    /// completed, the service counts as failed. With a limit of 0, the service never restarts its work.
     pub const fn at_most(self, restarts: usize, window: Duration) -> Self {
         Self { max_restarts: Some(restarts), window, ..self }
     }
 
-    /// Removes the limit on restarts. A service that always fails then never ends before the shutdown.
+    /// Removes the limit on restarts. Without a limit, a service continues until the shutdown, even if its runs always fail.
     pub const fn unlimited(self) -> Self {
         Self { max_restarts: None, ..self }
     }
 }
 
-/// The error of a service whose last run completed, but which has reached its limit on restarts.
+/// The error of a service whose last run completed, but whose limit allows no further restart.
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
-/// How a service ends: with the output of its last run, or with `None` if the service ended between two runs.
+/// The result of a service: the output of its last run, or `None` if the service ended between two runs.
 type End<O> = Result<Option<O>, &'static str>;
 
 type Run<F> = Result<<F as Future>::Output, Payload>;
 
-/// A service: its work, and what the supervising task needs.
+/// Contains the work of a service, and the data that the supervising task needs.
 pub(crate) struct Service<M, T> {
     token: Token,
     signal: ShutdownSignal,
@@ -112,7 +114,7 @@ impl<M, T> Service<M, T> {
 }
 
 impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
-    /// Runs the work, and runs it again after it has ended if `restart` allows it.
+    /// Runs the work. After each run, runs the work again if `restart` allows another run.
     pub(crate) async fn restart(mut self, restart: Restart) -> End<F::Output> {
         let mut restarts = Restarts::new(restart);
         while !self.signal.is_triggered() {
@@ -137,7 +139,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Runs the work immediately, and again each time that a period has elapsed. Skips the ticks that come during a run.
+    /// Runs the work immediately, and again each time that a period has elapsed. If a period ends during a run, no other run
+    /// starts.
     pub(crate) async fn every(mut self, period: Duration) -> End<F::Output> {
         let period = period.max(MIN_DELAY);
         let mut tick = pin!(self.timer.sleep(period));
@@ -161,7 +164,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Counts and reports the loss of a run that is not the last one, or returns the completed run.
+    /// Ends a run that is not the last run. If the run was lost, counts and reports the loss. Otherwise returns the completed
+    /// run.
     fn end_run(&mut self, run: Run<F>) -> Option<CompletedRun> {
         let Some(loss) = loss(run) else { return Some(CompletedRun(self.token)) };
         let text = loss.as_loss().to_string();
@@ -170,12 +174,12 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         None
     }
 
-    /// Waits until `sleep` resolves or the shutdown starts. After the start of the shutdown, nothing runs again.
+    /// Waits until `sleep` resolves or the shutdown starts. After the shutdown has started, the caller starts no run.
     async fn wait(&mut self, completed: Option<CompletedRun>, sleep: impl Future) {
         self.listed.update(|info| info.is_running = false);
         self.signal.run_until_shutdown(sleep).await;
         if self.signal.is_triggered() {
-            // No run follows, so the end of the service counts the completed run.
+            // No further run starts. The completed run is counted when the service ends.
             mem::forget(completed);
         } else {
             self.listed.update(|info| {
@@ -186,8 +190,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
     }
 }
 
-/// A run that has completed, and that the registry counts when this value is dropped. If an abort ends the service while it waits,
-/// the run counts as completed, and the service as aborted.
+/// A completed run. The registry counts the run when this value is dropped. If an abort ends the service between two runs, the
+/// run counts as completed, and the service counts as aborted.
 struct CompletedRun(Token);
 
 impl Drop for CompletedRun {
@@ -196,7 +200,8 @@ impl Drop for CompletedRun {
     }
 }
 
-/// Calls the factory and runs the future that it returns. Catches a panic of either (S6), and drops the future before it returns (S2).
+/// Calls `make` and runs the future that `make` returns. Catches the panics of both (invariant S6). Drops the future before this
+/// function returns (invariant S2).
 async fn run<F: Future>(make: &mut impl FnMut() -> F) -> Run<F> {
     let mut future = pin!(Some(catch(make)?));
     poll_fn(|cx| {
@@ -218,12 +223,13 @@ async fn run<F: Future>(make: &mut impl FnMut() -> F) -> Run<F> {
     .await
 }
 
-/// Ends a service with its last run. The panic of a run continues, and ends the supervising task.
+/// Returns the result of a service whose last run has ended. If the run panicked, resumes the panic, so that the supervising task
+/// panics.
 fn finish<O>(run: Result<O, Payload>) -> End<O> {
     run.map_or_else(|payload| resume(payload), |output| Ok(Some(output)))
 }
 
-/// Returns how a run was lost, or `None` if it completed. Drops the output, and the payload of a panic.
+/// Returns how a run was lost, or `None` if the run completed. Drops the output of the run, or the payload of its panic.
 fn loss<O: TaskOutput>(run: Result<O, Payload>) -> Option<UnreportedLoss> {
     let dropped = match run {
         Ok(output) => {
@@ -239,19 +245,20 @@ fn loss<O: TaskOutput>(run: Result<O, Payload>) -> Option<UnreportedLoss> {
     })
 }
 
-/// Returns whether a future of a timer is ready. The future wakes no task.
+/// Returns whether a future of a timer is ready. Polls the future with a waker that wakes no task.
 fn has_elapsed(sleep: Pin<&mut impl Future>) -> bool {
     sleep.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// The restarts of one service, and the delays before them.
+/// Counts the restarts of one service, and computes the delay before each restart.
 struct Restarts<T: Timer> {
     policy: Restart,
     min_backoff: Duration,
     max_backoff: Duration,
     next_delay: Duration,
     random: u64,
-    /// One future for each restart within the window. The future resolves when the restart leaves the window.
+    /// Contains one future for each restart in the current time window. The future resolves when the restart is older than the
+    /// window.
     recent: VecDeque<Pin<Box<T::Sleep>>>,
 }
 
@@ -259,12 +266,12 @@ impl<T: Timer> Restarts<T> {
     fn new(policy: Restart) -> Self {
         let min_backoff = policy.min_backoff.max(MIN_DELAY);
         let max_backoff = policy.max_backoff.max(min_backoff);
-        // The address differs between services that start simultaneously.
+        // The address gives services that start simultaneously different random numbers.
         let random = now() ^ ptr::from_ref(&policy).addr() as u64 | 1;
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }
 
-    /// Counts one more restart. Returns false if the restart would exceed the limit.
+    /// Counts one more restart, or returns false if this restart would exceed the limit.
     fn try_add(&mut self, timer: &T) -> bool {
         let Some(max_restarts) = self.policy.max_restarts else { return true };
         while self.recent.front_mut().is_some_and(|oldest| has_elapsed(oldest.as_mut())) {
@@ -277,11 +284,11 @@ impl<T: Timer> Restarts<T> {
         may_restart
     }
 
-    /// Returns the next delay, less a random part of at most one half.
+    /// Returns the next delay, shortened by a random part of at most one half.
     fn next_delay(&mut self) -> Duration {
         let delay = u64::try_from(self.next_delay.as_nanos()).unwrap_or(u64::MAX);
         self.next_delay = self.next_delay.saturating_mul(2).min(self.max_backoff);
-        // Xorshift is random enough, because only the starts of services depend on the numbers.
+        // Xorshift is random enough here, because only the delays of services depend on these numbers.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

@@ -5,14 +5,14 @@ use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use futures_util::future::{Either, FusedFuture, select};
 
-/// Waits for the drain of a registry, and resolves to the final [`Summary`].
+/// Waits until a registry has drained, and resolves to the final [`Summary`].
 ///
 /// [`Registry::shutdown`](crate::Registry::shutdown) starts the shutdown and returns this future. Any number of `Shutdown` futures
 /// can wait for the same drain, on any thread. After the registry has drained, every poll returns `Ready`.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future ends the wait, but not the shutdown. To wait again, call `shutdown()` again.
+/// Dropping the future ends the wait, but not the shutdown. To wait for the same drain again, call `shutdown()` again.
 #[derive(Debug)]
 #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
@@ -25,12 +25,12 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer of the
-    /// runtime or a second signal. If the spawner implements [`Timer`](crate::Timer),
+    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer
+    /// of the runtime, or a second Ctrl-C. If the spawner implements [`Timer`](crate::Timer), a call to
     /// [`Registry::shutdown_within`](crate::Registry::shutdown_within) is shorter.
     ///
-    /// After `deadline` has resolved, the method checks once more whether the registry has drained. If `deadline` is ready at its
-    /// first poll, the method does not wait and only checks whether the registry has drained.
+    /// After `deadline` has resolved, this method checks one more time whether the registry has drained. If `deadline` is ready
+    /// at its first poll, this method does not wait, and only checks whether the registry has drained.
     ///
     /// # Errors
     ///
@@ -60,15 +60,16 @@ impl Shutdown {
     }
 
     /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
-    /// [aborts](crate::Registry::abort) the remaining tasks, if the registry is [inspected](crate::RegistryBuilder::inspect). It
-    /// then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
+    /// [aborts](crate::Registry::abort) the remaining tasks, if the registry is [inspected](crate::RegistryBuilder::inspect). The
+    /// method then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
-    /// After `grace` has resolved, an inspected registry also aborts each task that starts later and can be aborted, for example a
-    /// task that the destructor of an aborted task starts. Such a task counts as aborted and is dropped before its first poll. In
-    /// contrast, `Registry::abort` aborts only the tasks that are in flight. A registry that is not inspected aborts no task.
+    /// After `grace` has resolved, an inspected registry also aborts tasks that start later, if they can be aborted. For example,
+    /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped
+    /// before its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight. A registry that is not
+    /// inspected aborts no task.
     ///
-    /// This method calls the closure `abort_timeout` after `grace` has resolved. The parameter is a closure, not a future, because
-    /// most timers start when they are created.
+    /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure, not a future,
+    /// because most timers start when they are created.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ impl Shutdown {
     ///
     /// - The task is a guard, a tracked future, a child registry or a blocking closure that has started. These tasks cannot be
     ///   aborted.
-    /// - The task is a blocking closure that was aborted before it started, and its executor has not dropped it yet.
+    /// - The task is a blocking closure that was aborted before it started, and the executor has not dropped the closure yet.
     /// - The task has not reached an await point.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
     ///
@@ -144,7 +145,7 @@ impl Future for Shutdown {
 }
 
 impl FusedFuture for Shutdown {
-    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    /// Returns whether this future has resolved. `futures::select!` needs this method in a loop.
     fn is_terminated(&self) -> bool {
         self.waiter.has_resolved()
     }
@@ -153,7 +154,7 @@ impl FusedFuture for Shutdown {
 /// Resolves when a poll finds no task in flight except [services](crate::Registry::service).
 /// [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
-/// A `WaitIdle` can be polled again after it has resolved. It then waits until a poll again finds no task in flight except
+/// A `WaitIdle` can be polled again after it has resolved. It then waits until another poll finds no task in flight except
 /// services.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -173,8 +174,8 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // This closure requests a notification before it checks for idleness. Because of this order, a task that is still in flight
-        // at the check notifies the waiter when it ends.
+        // This closure first requests a notification, and then checks whether the registry is idle. Because of this order, a task
+        // that is in flight during the check notifies the waiter when the task ends.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()
@@ -184,14 +185,14 @@ impl Future for WaitIdle {
 }
 
 impl FusedFuture for WaitIdle {
-    /// Returns whether this future has resolved, as `futures::select!` requires in a loop.
+    /// Returns whether this future has resolved. `futures::select!` needs this method in a loop.
     fn is_terminated(&self) -> bool {
         self.waiter.has_resolved()
     }
 }
 
-/// Starts the shutdown when the guard is dropped. [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop) returns this
-/// guard.
+/// A guard that starts the shutdown when it is dropped. [`Registry::shutdown_on_drop`](crate::Registry::shutdown_on_drop) returns
+/// this guard.
 #[derive(Debug)]
 #[must_use = "a guard that is dropped immediately starts the shutdown immediately"]
 pub struct ShutdownGuard(Option<StateRef>);

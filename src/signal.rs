@@ -5,25 +5,26 @@ use core::{fmt, pin::Pin};
 use futures_util::future::FusedFuture;
 use pin_project_lite::pin_project;
 
-/// Resolves once the shutdown of its registry has started. After the shutdown has started, every poll of the signal returns
+/// A future that resolves as soon as the shutdown of its registry has started. From then on, every poll of the signal returns
 /// `Ready`.
 ///
 /// The shutdown starts in these cases:
 ///
-/// - A caller starts it, for example with [`Registry::shutdown`](crate::Registry::shutdown).
+/// - A caller starts the shutdown, for example with [`Registry::shutdown`](crate::Registry::shutdown).
 /// - The registry's last handle is dropped.
-/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts or had started before it was created.
+/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts, or had started before the child
+///   was created.
 /// - A [critical](crate::Registry::critical) task is lost.
-/// - A task fails or panics, and the registry is configured to start the shutdown in this case.
+/// - A task fails or panics, and an option of the registry starts the shutdown in this case.
 ///
-/// A shutdown signal does not keep its registry open, and does not delay the drain.
+/// A shutdown signal does not keep its registry open, and the drain does not wait for signals.
 ///
-/// `futures::select!` accepts a signal in a loop, because the signal implements [`FusedFuture`]. Once the signal has resolved, the
-/// next iterations of the loop skip its branch. In `tokio::select!`, the branch needs a precondition, because a signal that is
-/// polled again is ready again.
+/// `futures::select!` accepts a signal in a loop, because the signal implements [`FusedFuture`]. After the signal has resolved,
+/// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
+/// because each further poll of the signal also returns `Ready`.
 ///
-/// Cloning a signal writes no shared memory. The first poll of a signal registers a waker in the part of the registry that belongs
-/// to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// Cloning a signal writes no memory that threads share. The first poll of a signal registers a waker in a list that belongs to
+/// the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///
@@ -50,11 +51,11 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The value that the state's phase has while this signal's registry is open, which is even. The signal is triggered if the
-    /// state's phase differs from this value.
+    /// The phase (a counter) that the state has while this signal's registry is open. This phase is even. If the state has a
+    /// different phase, the signal is triggered.
     ///
-    /// Once this signal has resolved, the field is one less than that value. The field is then a phase of the state's previous
-    /// life. It differs from all later phases, so the signal stays triggered.
+    /// After this signal has resolved, the field is one less, and therefore odd. The state had this phase in its previous life,
+    /// for another registry. All later phases are different, so the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static WaitList, Key)>,
 }
@@ -73,19 +74,19 @@ impl ShutdownSignal {
     /// Runs `future` until `future` finishes or the shutdown starts. Returns `None` if the shutdown started before `future`
     /// finished.
     ///
-    /// Each poll of the returned future polls `future` before it checks the signal. If `future` is ready, its output is returned
-    /// even if the shutdown has started. If the shutdown has started and `future` is not ready, the `.await` returns `None` and
-    /// drops `future`.
+    /// Each poll of the returned future first polls `future`, and then checks the signal. If `future` is ready, the result is its
+    /// output, even if the shutdown has started. If the shutdown has started and `future` is not ready, the result is `None`, and
+    /// `future` is dropped.
     ///
-    /// The method differs from `run_until_cancelled` of tokio-util's `CancellationToken` if the shutdown has started before the
-    /// call. In this case `run_until_cancelled` returns `None` without a poll of its future. `run_until_shutdown` polls `future`
-    /// once, so a task that starts during the drain can still do work that does not wait. To skip the work, check
+    /// This method is similar to `run_until_cancelled` of tokio-util's `CancellationToken`, with one difference. If the shutdown
+    /// has started before the call, `run_until_shutdown` still polls `future` one time, but `run_until_cancelled` would not poll
+    /// it. A task that starts during the drain can therefore still do work that does not wait. To skip this work, check
     /// [`is_triggered`](Self::is_triggered) first.
     ///
     /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
-    /// `None`. To notice the shutdown, the loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
+    /// `None`. To stop at the shutdown, such a loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
     ///
-    /// With the feature `std`, the wait allocates memory only when the list that stores the waker must grow.
+    /// With the feature `std`, a wait allocates memory only if the list of wakers must grow.
     ///
     /// # Cancel safety
     ///
@@ -122,8 +123,8 @@ impl ShutdownSignal {
         if let Some((list, key)) = waiting {
             return list.update(*key, cx.waker(), is_live);
         }
-        // Uses the shard of the thread that polls, not of the thread that cloned the signal, so that a signal polled on its own
-        // thread writes only cache lines of that thread (H2).
+        // The list belongs to the shard of the polling thread, not of the thread that cloned the signal. Therefore the poll
+        // writes only cache lines of the polling thread (invariant H2).
         let list = state.signals();
         *waiting = list.insert(cx.waker(), || state.signal_margin(), is_live).map(|key| (list, key));
         if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }
@@ -143,8 +144,8 @@ impl Future for ShutdownSignal {
 }
 
 impl FusedFuture for ShutdownSignal {
-    /// Returns whether this signal has resolved. A triggered signal is not terminated until it has been polled. A clone of a
-    /// terminated signal is not terminated.
+    /// Returns whether a poll of this signal has returned `Ready`. A triggered signal that has not been polled is not terminated.
+    /// A clone of a terminated signal is not terminated.
     fn is_terminated(&self) -> bool {
         self.phase & 1 == 1
     }

@@ -1,4 +1,4 @@
-//! The state of one registry. All handles, tasks, signals and waiters of the registry share this state.
+//! Implements the state of a registry. All handles, tasks, signals and waiters of the registry share this state.
 
 mod admission;
 mod drain;

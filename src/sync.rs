@@ -1,5 +1,5 @@
-//! The building blocks of a registry's state. No building block depends on the registry, so a loom model can test each building
-//! block alone.
+//! Contains the data structures of a registry's state. These data structures do not depend on the registry, so a loom model can
+//! test each of them separately.
 
 pub(crate) mod child_list;
 pub(crate) mod gate;

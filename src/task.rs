@@ -1,6 +1,6 @@
-//! Defines the futures and guards that count a task as in flight.
+//! Defines the futures and guards that keep a task counted as in flight.
 //!
-//! Each future or guard first drops everything that belongs to the task, and then releases the task's count.
+//! When a task ends, its future or guard first drops all values of the task. Only then does the task stop counting as in flight.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
@@ -12,8 +12,8 @@ use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future and its token. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
-    /// discriminant.
+    /// Contains the future of a task and its token, or nothing after the future has been dropped. The compiler stores the variant
+    /// `Dropped` in a niche of the token, so the enum needs no memory for a discriminant.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
@@ -29,8 +29,8 @@ impl<F> Work<F> {
 
     /// Returns the token, or `None` if the future has been dropped.
     ///
-    /// This function takes `Pin<&mut Self>` and uses the pin projection, because a shared reference to the whole enum would alias
-    /// data that the future borrows from itself.
+    /// This function uses the pin projection, because a shared reference to the whole enum would alias data that the future
+    /// borrows from itself.
     fn token(self: Pin<&mut Self>) -> Option<Token> {
         match self.project() {
             WorkProjection::Live { token, .. } => Some(*token),
@@ -38,10 +38,10 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future has already been dropped. Otherwise the caller must then
-    /// release the count of the returned token (S2, S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
+    /// the returned token, which still counts the task as in flight (invariants S2 and S5).
     ///
-    /// The outcome contains the payload of the panic if the future's destructor panics.
+    /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
         mut self: Pin<&mut Self>,
         loss: impl FnOnce(&Token) -> UnreportedLoss,
@@ -54,11 +54,11 @@ impl<F> Work<F> {
 }
 
 impl<F: Future> Work<F> {
-    /// Polls the future. If the future finishes or panics, this function does the following in this order (S2):
+    /// Polls the future. If the future finishes or panics, this function takes these steps in this order (invariant S2):
     ///
     /// 1. It drops the future in place.
     /// 2. It passes the future's value to the closure `output`, or the payload of the panic to the closure `panic`.
-    /// 3. It passes the result of step 2 to the closure `release`, which releases the task's count.
+    /// 3. It passes the result of step 2 to the closure `release`, which stops counting the task as in flight.
     #[inline]
     fn poll<T, R>(
         mut self: Pin<&mut Self>,
@@ -89,7 +89,7 @@ impl<F: Future> Work<F> {
     }
 }
 
-/// Releases the count of a task that ended with the given loss, or completed.
+/// Stops counting a task as in flight. If `loss` is `None`, the task completed.
 #[inline]
 fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
     match loss {
@@ -101,29 +101,32 @@ fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
 
 /// Receives the output of a task, and can abort the task.
 pub(crate) trait OutputReceiver<T> {
-    /// The output or the loss of a task that has ended, as the receiver passes it on.
+    /// The result of a task that has ended: its output or its loss, in the form that the receiver needs.
     type End;
 
-    /// Converts the output of the task. The loss is `None` if the task completed.
+    /// Converts the output of the task to an `End`, and returns it with the task's loss. The loss is `None` if the task
+    /// completed.
     fn completed(token: Token, output: T) -> (Option<UnreportedLoss>, Self::End);
 
-    /// Converts the loss of a task that has no output. `payload` is the payload of the task's panic, if there was a panic.
+    /// Converts the loss of a task that has no output to an `End`. If the task panicked, `payload` contains the payload of the
+    /// panic.
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
 
-    /// Releases the task's count, and passes the end of the task on.
+    /// Stops counting the task as in flight, and passes the result of the task to its handle, if there is a handle.
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End);
 
     /// Returns whether the receiver has aborted the task.
     fn is_aborted(&self) -> bool;
 
-    /// Stores the waker that an abort of the receiver calls. The caller must call [`is_aborted`](Self::is_aborted) after this call.
+    /// Stores the waker that the receiver calls when it aborts the task. After this call, the caller must call
+    /// [`is_aborted`](Self::is_aborted).
     fn store_waker(&mut self, waker: &Waker);
 
     /// Returns the loss of a task that was dropped before it finished.
     fn dropped(&self, token: &Token) -> UnreportedLoss;
 }
 
-/// The receiver of a task without a handle: it drops the output, after it has read the output's error.
+/// The receiver of a task without a handle. This receiver reads the error of the output, and drops the output.
 pub(crate) struct NoReceiver;
 
 impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
@@ -161,8 +164,8 @@ impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
 }
 
 pin_project! {
-    /// The future that a registry passes to a spawner. No panic of the task reaches the spawner, and every outcome is counted (S5,
-    /// S6).
+    /// The future that a registry passes to a spawner. This future catches all panics of the task (invariant S6), and counts the
+    /// task's outcome (invariant S5).
     pub(crate) struct Task<F, R>
     where
         F: Future,
@@ -189,7 +192,7 @@ impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
         Self { work: Work::Live { future, token }, receiver }
     }
 
-    /// Drops a future that has not finished, and then releases the task's count (S2, S5).
+    /// Drops a future that has not finished, and then stops counting the task as in flight (invariants S2 and S5).
     fn drop_unfinished(self: Pin<&mut Self>, loss: impl FnOnce(&R, &Token) -> UnreportedLoss) {
         let this = self.project();
         if let Some((token, loss, payload)) = this.work.drop_unfinished(|token| loss(this.receiver, token)) {
@@ -214,7 +217,8 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
         let release = |token, loss, end| receiver.release(token, loss, end);
         let polled = work.as_mut().poll(cx, R::completed, panic, release);
         if polled.is_pending() {
-            // An inspected task stores its waker in its slot, because the handle of an inspected task aborts it there.
+            // An inspected task stores its waker in its slot, because all aborts of an inspected task use the slot, even aborts
+            // by its handle.
             match slot {
                 Some(slot) if slot.is_abortable() => ignore_panic(|| slot.store_waker(cx.waker())),
                 _ => ignore_panic(|| receiver.store_waker(cx.waker())),
@@ -229,11 +233,12 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
 }
 
 impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
-    /// Runs the task of a blocking closure, unless it was aborted. The caller created the task from a future that calls the closure
-    /// and finishes in its first poll.
+    /// Runs the task of a blocking closure, unless the task was aborted. The task's future calls the closure, and finishes in its
+    /// first poll.
     pub(crate) fn run(self) {
         let mut task = pin!(self);
-        // From here on, an abort reports that the closure cannot be aborted (L3). If an abort came first, `poll` drops the closure.
+        // After this call, an abort reports that the closure cannot be aborted (invariant L3). If the abort was earlier, `poll`
+        // drops the closure.
         if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
             slot.disable_abort();
         }
@@ -243,18 +248,18 @@ impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
 }
 
 pin_project! {
-    /// A future that its registry counts as in flight until the future finishes or is dropped; see
+    /// Wraps a future, and counts it as in flight until it finishes or is dropped; see
     /// [`Registry::track`](crate::Registry::track).
     ///
-    /// Before `Tracked` returns `Ready`, it drops the inner future, and then stops counting it as in flight. Because of this order,
-    /// all destructors of the inner future have finished when a waiter for the drain resumes. A `Tracked` is two words larger than
-    /// its inner future.
+    /// When the inner future finishes, `Tracked` first drops it, and then stops counting it as in flight. Because of this order,
+    /// a waiter for the drain resumes only after all destructors of the inner future have finished. A `Tracked` is two machine
+    /// words larger than its inner future.
     ///
     /// # Panics
     ///
-    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If the destructor
-    /// of the inner future panics while the `Tracked` is dropped, the drop panics with the same payload, unless the thread is
-    /// already panicking. Polling a `Tracked` that has returned `Ready` or has panicked panics.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If a `Tracked` is
+    /// dropped and the destructor of the inner future panics, the drop panics with the same payload, unless the thread is already
+    /// panicking. A poll also panics if the `Tracked` has already returned `Ready` or has already panicked.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -296,8 +301,8 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Releases the count of a guard's work. The work counts as panicked if a panic unwinds the current thread and started after the
-/// guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+/// Stops counting a guard's work as in flight. The work counts as panicked if the current thread is panicking, and the panic
+/// started after the guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
@@ -310,12 +315,12 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// The work counts as completed when the guard is dropped, even if the owner of the guard was dropped or aborted. If this case
-/// must count as a loss, call [`require_completion`](Self::require_completion).
+/// When the guard is dropped, the work counts as completed, even if the owner of the guard was dropped or aborted. If the work
+/// must not count as completed in this case, call [`require_completion`](Self::require_completion).
 ///
-/// With the feature `std`, the work counts as panicked instead if the guard is dropped while its thread is panicking. A panic that
-/// was already unwinding the thread when the guard was taken does not count, as with the mutexes of `std`. Therefore a destructor
-/// can take a guard and drop it while a panic unwinds, and the work counts as completed.
+/// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. As with the mutexes
+/// of `std`, the panic does not count if the thread was already panicking when the guard was taken. Therefore a destructor that
+/// runs during a panic can take and drop a guard, and the work counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 
@@ -327,8 +332,8 @@ impl Guard {
 
     /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
     ///
-    /// Call this method if the owner of the guard can be dropped before the work is done. An example of such an owner is a future
-    /// that a `select!` or an abort can drop.
+    /// Call this method if the owner of the guard can be dropped before the work is done. For example, the owner can be a future,
+    /// and a `select!` or an abort can drop the future.
     ///
     /// # Examples
     ///
@@ -375,13 +380,13 @@ impl fmt::Debug for Guard {
 /// Counts a piece of work as in flight until [`complete`](Self::complete) is called or the guard is dropped.
 /// [`Guard::require_completion`] returns this guard.
 ///
-/// If the guard is dropped, the work counts as abandoned, or as panicked if a panic drops the guard. A panic counts under the
-/// same conditions as for a [`Guard`].
+/// If the guard is dropped, the work counts as abandoned. If a panic drops the guard, the work counts as panicked under the same
+/// conditions as for a [`Guard`].
 #[must_use = "work whose guard is dropped counts as abandoned"]
 pub struct CompletionGuard(Token);
 
 impl CompletionGuard {
-    /// Counts the work as completed, even while the thread is panicking.
+    /// Consumes the guard and counts the work as completed, even if the thread is panicking.
     pub fn complete(self) {
         let token = self.0;
         mem::forget(self);

@@ -10,13 +10,13 @@ use core::task::{Context, Poll};
 use core::{fmt, panic::Location, pin::Pin, time::Duration};
 use futures_util::future::lazy;
 
-/// Sets the name, the call site and the other settings of a task, and starts the task.
+/// Sets the name, the call site and other options of a task, and starts the task.
 ///
 /// [`Registry::task`](crate::Registry::task) returns this type. [`Registry::named`](crate::Registry::named),
 /// [`Registry::critical`](crate::Registry::critical), [`Registry::without_permit`](crate::Registry::without_permit) and
-/// [`Registry::follow_up`](crate::Registry::follow_up) return it with one setting.
+/// [`Registry::follow_up`](crate::Registry::follow_up) return a builder on which one option is already set.
 ///
-/// The frequent methods that start a task are also methods of [`Registry`](crate::Registry), with the same names.
+/// [`Registry`](crate::Registry) also has the most common methods that start a task, with the same names.
 #[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
@@ -47,8 +47,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { name: Some(name), ..self }
     }
 
-    /// Overrides the call site that is reported for the task. By default, the call site is the location of the call that starts the
-    /// task.
+    /// Sets the call site that is reported for the task. Default: the location of the call that starts the task.
     ///
     /// A library that starts tasks for its caller can pass the caller's location. To obtain this location, the library marks its
     /// function with `#[track_caller]` and calls [`Location::caller`].
@@ -66,7 +65,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { without_permit: true, ..self }
     }
 
-    /// Marks the task as a follow-up, which may wait for a permit while the registry drains; see
+    /// Marks the task as a follow-up, which can wait for a permit while the registry drains; see
     /// [`Registry::follow_up`](crate::Registry::follow_up).
     pub fn follow_up(self) -> Self {
         Self { follow_up: true, ..self }
@@ -88,8 +87,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         RegistryHandle::child(self.state, &info, limit)
     }
 
-    /// Counts a piece of work as in flight (S1). Returns the work with its token. If the registry rejects the work, returns the
-    /// work in the error.
+    /// Counts a piece of work as in flight (invariant S1), and returns the work together with its token. If the registry rejects
+    /// the work, the error contains the work.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "measured: without a name, the inlined checks save a third of the cost of a token")]
     #[inline(always)]
@@ -119,7 +118,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Guard::new(token))
     }
 
-    /// Starts the supervising task of a service: the future that `supervise` returns, on the executor that `spawn` chooses.
+    /// Starts the supervising task of a service. The closure `supervise` returns the future of this task, and `spawn` passes the
+    /// task to an executor.
     #[track_caller]
     fn supervise<M, U: Future<Output: TaskOutput>>(
         self,
@@ -130,7 +130,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         S: Clone,
     {
         let info = self.spawn_info(TaskKind::Service);
-        let spawner = self.spawner.clone(); // before the service counts, because it may panic
+        let spawner = self.spawner.clone(); // before the service is counted, because `clone` can panic
         let Ok((make, token)) = self.admit(&info, make).map_err(drop_quietly) else { return };
         let service = Service::new(token, self.name, make, spawner);
         spawn(self.spawner, Task::new(supervise(service), token, NoReceiver), &info);
@@ -145,7 +145,8 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
         self.try_run(future).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts the task, or returns the future if the task is rejected; see [`Registry::try_run`](crate::Registry::try_run).
+    /// Starts the task, or returns the future if the registry rejects the task; see
+    /// [`Registry::try_run`](crate::Registry::try_run).
     #[track_caller]
     #[inline]
     pub fn try_run<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> Result<(), Rejected<F>> {
@@ -155,7 +156,7 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
         Ok(())
     }
 
-    /// Starts the task as soon as the limit permits it; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
+    /// Starts the task as soon as a permit is free; see [`Registry::run_when_ready`](crate::Registry::run_when_ready).
     #[track_caller]
     pub fn run_when_ready<F: Future<Output: TaskOutput> + Send + 'static>(self, future: F) -> StartWhenReady<'a, S, F> {
         self.when_ready(future, |spawner, future, token, info| {
@@ -171,7 +172,7 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
         self.try_spawn(future).unwrap_or_else(|rejected| JoinHandle::rejected(&info, rejected))
     }
 
-    /// Starts the task and returns its handle, or returns the future if the task is rejected; see
+    /// Starts the task and returns its handle, or returns the future if the registry rejects the task; see
     /// [`Registry::try_spawn`](crate::Registry::try_spawn).
     #[track_caller]
     #[inline]
@@ -183,11 +184,11 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
         Ok(handle)
     }
 
-    /// Starts a task as soon as a permit below the [limit](crate::RegistryBuilder::max_in_flight) is free. The returned future
+    /// Starts a task as soon as the [limit](crate::RegistryBuilder::max_in_flight) allows one more task. The returned future
     /// resolves to the task's handle.
     ///
-    /// Otherwise this method behaves like [`run_when_ready`](crate::Registry::run_when_ready), whose docs describe errors, panics,
-    /// cancel safety and deadlocks.
+    /// In all other respects, this method is the same as [`run_when_ready`](crate::Registry::run_when_ready). The docs of
+    /// `run_when_ready` also describe the panics, the cancel safety and the deadlocks of this method.
     ///
     /// # Errors
     ///
@@ -230,7 +231,7 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
 }
 
 impl<S: LocalSpawner> TaskBuilder<'_, S> {
-    /// Starts a task that need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
+    /// Starts a task whose future need not be `Send`; see [`Registry::run_local`](crate::Registry::run_local).
     #[track_caller]
     pub fn run_local<F: Future<Output: TaskOutput> + 'static>(self, future: F) {
         self.try_run_local(future).unwrap_or_else(drop_quietly);
@@ -254,7 +255,8 @@ impl<S: LocalSpawner> TaskBuilder<'_, S> {
         Ok(())
     }
 
-    /// Starts a task that need not be `Send`, and returns its handle; see [`Registry::spawn_local`](crate::Registry::spawn_local).
+    /// Starts a task whose future need not be `Send`, and returns the task's handle; see
+    /// [`Registry::spawn_local`](crate::Registry::spawn_local).
     #[track_caller]
     pub fn spawn_local<F: Future + 'static>(self, future: F) -> JoinHandle<F::Output> {
         let info = self.spawn_info(TaskKind::Local);
@@ -288,7 +290,7 @@ impl<S: BlockingSpawner> TaskBuilder<'_, S> {
         self.try_run_blocking(work).unwrap_or_else(drop_quietly);
     }
 
-    /// Starts a closure as [`run_blocking`](Self::run_blocking) does. Returns the closure if the registry rejects the closure.
+    /// Starts a closure, as [`run_blocking`](Self::run_blocking) does. Returns the closure if the registry rejects the closure.
     ///
     /// # Errors
     ///
@@ -358,13 +360,14 @@ impl<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static> TaskBuilder<'_, S
 }
 
 impl<S: LocalSpawner + Timer + Clone + 'static> TaskBuilder<'_, S> {
-    /// Starts a [service](crate::Registry::service) on the calling thread. Its futures need not be `Send`.
+    /// Starts a [service](crate::Registry::service) on the calling thread. The futures of the service need not be `Send`.
     #[track_caller]
     pub fn service_local<F: Future<Output: TaskOutput> + 'static>(self, restart: Restart, make: impl FnMut() -> F + 'static) {
         self.supervise(make, |service| service.restart(restart), S::spawn_local_with_info);
     }
 
-    /// Starts a service that runs its work [periodically](crate::Registry::every), on the calling thread. Its futures need not be `Send`.
+    /// Starts a service that runs its work [periodically](crate::Registry::every), on the calling thread. The futures of the
+    /// service need not be `Send`.
     #[track_caller]
     pub fn every_local<F: Future<Output: TaskOutput> + 'static>(self, period: Duration, make: impl FnMut() -> F + 'static) {
         self.supervise(make, |service| service.every(period), S::spawn_local_with_info);
@@ -377,13 +380,13 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
     }
 }
 
-/// Starts a task as soon as the limit permits it, and resolves to `H`: to `()`, or to the task's [`JoinHandle`]; see
-/// [`Registry::run_when_ready`](crate::Registry::run_when_ready) and [`TaskBuilder::spawn_when_ready`].
+/// Waits for a permit, and then starts a task. [`Registry::run_when_ready`](crate::Registry::run_when_ready) returns this future
+/// with the output `()`. [`TaskBuilder::spawn_when_ready`] returns this future with the task's [`JoinHandle`] as output.
 #[must_use = "futures do nothing unless polled"]
 pub struct StartWhenReady<'a, S, F, H = ()> {
     task: TaskBuilder<'a, S>,
     info: SpawnInfo,
-    /// The future, until the registry has accepted or rejected the task.
+    /// The task's future. `None` after the registry has accepted or rejected the task.
     future: Option<F>,
     ticket: Option<Ticket>,
     start: fn(&S, F, Token, &SpawnInfo) -> H,

@@ -13,22 +13,23 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How late a tick may be while the schedule runs, for example because of a short outage of the store. Later ticks count as missed.
+/// How late a tick can be before it counts as missed. A tick is late after a short outage of the store, for example.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
-/// How long the key of a tick is kept. It must be longer than a tick can be late.
+/// How long the unique key of a tick is reserved. This period must be longer than `MAX_LATENESS`.
 const KEY_PERIOD: Duration = Duration::from_mins(15);
 
-/// The longest sleep, after which the task rechecks the time: the clock may have been set.
+/// The longest sleep of the task. After this time, the task reads the clock again, because the clock may have been changed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
-/// The delay before a tick is enqueued again after a failure.
+/// How long the task waits after a failure before it tries again to enqueue the job of a tick.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How far back missed ticks are counted and enqueued.
+/// The greatest age of a missed tick. Older ticks are neither counted nor enqueued.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// A policy for ticks that were due while no process ran the schedule, or during a long outage of the store. See [`CronSchedule::missed`].
+/// The policy for missed ticks. A tick is missed if it was due while no process ran the schedule, or during a long outage of the store. See
+/// [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
@@ -37,15 +38,15 @@ pub enum MissedTicks {
     Last,
     /// Enqueues the jobs of all missed ticks of the last day.
     All,
-    /// Enqueues no job of a missed tick.
+    /// Enqueues no jobs for missed ticks.
     Skip,
 }
 
 /// A schedule for [`Queue::cron`].
 ///
-/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. `0 0 3 * * *` is every night
-/// at three. Days of the week must be names, such as `MON-FRI`: numbers are rejected, because they mean different days in different
-/// programs.
+/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. For example, `0 0 3 * * *`
+/// means every night at three. Days of the week must be names, such as `MON-FRI`. Numbers are rejected, because they mean different days in
+/// different programs.
 #[derive(Clone)]
 #[must_use = "pass the schedule to `cron`"]
 pub struct CronSchedule {
@@ -55,19 +56,20 @@ pub struct CronSchedule {
     next: Arc<NextTick>,
 }
 
-/// Returns the first tick after a time.
+/// A function that returns the first tick of a schedule after a given time.
 type NextTick = dyn Fn(&Schedule, DateTime<Utc>) -> Option<DateTime<Utc>> + Send + Sync;
 
 impl CronSchedule {
-    /// Creates a schedule in UTC. [`Queue::cron`] checks the text.
+    /// Creates a schedule whose times are in UTC. [`Queue::cron`] returns an error if the text is invalid.
     pub fn new(text: impl Into<String>) -> Self {
         let next = Arc::new(|schedule: &Schedule, time: DateTime<Utc>| schedule.after(&time).next());
         Self { text: text.into(), zone: None, missed: MissedTicks::default(), next }
     }
 
-    /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` has the zones of the IANA database.
+    /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` contains the time zones of the IANA database.
     ///
-    /// When clocks are set forward, times that do not exist are skipped. When they are set back, times that exist twice have two ticks.
+    /// When the clocks of the zone are set forward, ticks at skipped times do not happen. When the clocks are set back, a time that exists
+    /// twice has two ticks.
     pub fn zone<Z>(mut self, zone: Z) -> Self
     where
         Z: TimeZone + fmt::Debug + Send + Sync + 'static,
@@ -77,8 +79,8 @@ impl CronSchedule {
         self
     }
 
-    /// Sets the policy for missed ticks. Default: [`MissedTicks::Last`]. Skipped ticks are reported to the registry's observers as a failed
-    /// task ([`Error::MissedTicks`]).
+    /// Sets the policy for missed ticks. Default: [`MissedTicks::Last`]. Ticks that the policy skips are reported to the registry's
+    /// observers as a failed task ([`Error::MissedTicks`]).
     pub fn missed(mut self, missed: MissedTicks) -> Self {
         self.missed = missed;
         self
@@ -88,8 +90,8 @@ impl CronSchedule {
         let (text, fields) = (&self.text, self.text.split_whitespace().collect::<Vec<_>>());
         let invalid = |reason: &str| Error::Schedule(format!("{text:?}: {reason}"));
         let schedule: Schedule = text.parse().map_err(|error: cron::error::Error| {
-            // The error has the text, the position and, in its third line, a reason. With too few fields the reason is misleading: most
-            // users start with the minutes, but the parser reads them as seconds.
+            // The parser's error contains the text, the position and, in its third line, a reason. If fields are missing, the reason is
+            // misleading: most users start with the minutes, but the parser reads the first field as seconds.
             let error = error.to_string();
             let reason = error.lines().nth(2).filter(|_| fields.len() > 5);
             invalid(reason.unwrap_or("expected six fields, starting with seconds, or seven with a year"))
@@ -122,7 +124,7 @@ impl fmt::Debug for CronSchedule {
     }
 }
 
-/// Returns one text for all spellings of a schedule.
+/// Returns the same string for all spellings of a schedule.
 fn canonical(schedule: &Schedule) -> String {
     fn field(values: &impl TimeUnitSpec) -> String {
         if values.is_all() {
@@ -154,7 +156,7 @@ impl Ticks {
     }
 }
 
-/// Returns the missed ticks to enqueue, and how many to skip.
+/// Returns the missed ticks whose jobs are enqueued, and the number of ticks that are skipped.
 fn select_missed(mut ticks: Vec<DateTime<Utc>>, missed: MissedTicks) -> (Vec<DateTime<Utc>>, usize) {
     let kept = match missed {
         MissedTicks::All => ticks.len(),
@@ -166,19 +168,21 @@ fn select_missed(mut ticks: Vec<DateTime<Utc>>, missed: MissedTicks) -> (Vec<Dat
 }
 
 impl<T: Serialize + Send + 'static> Queue<T> {
-    /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down. The schedule is a text
-    /// in UTC, or a [`CronSchedule`].
+    /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down. A tick is a time at
+    /// which the schedule is due. The schedule is a string whose times are in UTC, or a [`CronSchedule`].
     ///
-    /// Any number of processes may run the same schedule. The job of each tick has the schedule and the tick as its
-    /// [key](crate::Enqueue::unique_key), so it is enqueued once. The key depends on the times of the schedule, not on its text. Two
-    /// schedules with the same times on the same queue therefore share their ticks, even if they create different jobs.
+    /// Any number of processes can run the same schedule. The job of each tick is enqueued only one time, because its [unique
+    /// key](crate::Enqueue::unique_key) consists of the schedule and the tick. The key depends on the times of the schedule, not on the
+    /// spelling of its text. If two schedules of a queue have the same times, only one job is enqueued at each tick, even if the schedules
+    /// create different jobs.
     ///
-    /// The last tick is stored. If ticks were missed since then, the task applies [`CronSchedule::missed`] when it starts. When a schedule
-    /// is new, the task enqueues the job of the last tick of the previous 5 minutes, for every policy.
+    /// The store contains the last tick of each schedule. If ticks were missed since the last tick, the task applies the policy of
+    /// [`CronSchedule::missed`] when it starts. If a schedule is new, the task enqueues the job of the last tick of the previous 5 minutes,
+    /// with every policy.
     ///
-    /// During an outage of the store the task retries the current tick for up to a day, and reports one failed task to the registry's
-    /// observers. Later ticks count as missed if they are then more than 5 minutes late. If `job` panics, its tick is skipped and reported
-    /// as a panicked task.
+    /// During an outage of the store, the task retries the current tick for up to a day. It reports the outage to the registry's observers
+    /// as one failed task. After the outage, later ticks count as missed if they are more than 5 minutes late. If `job` panics, its tick is
+    /// skipped and reported as a panicked task.
     ///
     /// # Examples
     ///
@@ -202,7 +206,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     ///
     /// # Panics
     ///
-    /// If the registry's spawner panics, as tokio's does outside a runtime.
+    /// Panics if the registry's spawner panics. For example, `TokioSpawner` panics outside a tokio runtime.
     #[track_caller]
     pub fn cron<S>(
         &self,
@@ -276,10 +280,11 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If this fails, the tick counts as missed at the next start, and its key prevents a second job.
+                        // If the tick cannot be stored, it counts as missed at the next start. Its unique key prevents a second job during
+                        // `KEY_PERIOD`.
                         let _ = remember(Some(tick)).await;
                     }
-                    // The clock can be set in either direction.
+                    // If the clock was set back, the next tick is searched from the new time.
                     last = last.min(Utc::now());
                     let Some(tick) = ticks.after(last) else { return };
                     let now = Utc::now();

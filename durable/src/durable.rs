@@ -11,11 +11,12 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A handle to a store of jobs: a SQLite file or a Postgres database. Clones share the store.
+/// A handle to a store of jobs, which is a SQLite file or a Postgres database. All clones of a handle use the same store.
 ///
-/// Create it within a tokio runtime, which the database driver needs. The handle keeps this runtime, so any executor may poll its
-/// futures. The runtime must outlive the handle: the driver panics after its runtime has shut down. Jobs run on the executor of their
-/// registry. If its spawner uses the runtime of the current context, that is this runtime.
+/// Create the handle within a tokio runtime, because the database driver needs one. The handle keeps a reference to this runtime, so any
+/// executor can poll the futures of the handle. Drop the handle before the runtime: the driver panics after its runtime has shut down. Jobs
+/// run on the executor of their registry. If the registry's spawner uses the runtime of the current context, jobs run on the handle's
+/// runtime.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) engine: Arc<Engine>,
@@ -27,11 +28,12 @@ impl Durable {
         Self { engine: Engine::new(Arc::new(store), runtime.clone()), runtime }
     }
 
-    /// Opens the store at an address: `sqlite://PATH`, a path, or `postgres://…`. Each kind needs its feature.
+    /// Opens the store at this address. A path or `sqlite://PATH` needs the feature `sqlite`. `postgres://…` needs the feature `postgres`.
     ///
     /// # Errors
     ///
-    /// The errors of `sqlite` and `postgres`. [`Error::Address`] for any other address, and for a store whose feature is disabled.
+    /// Returns the errors of `Durable::sqlite` or `Durable::postgres`. Returns [`Error::Address`] for any other address, or if the feature
+    /// of the store is disabled.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -43,15 +45,15 @@ impl Durable {
         }
     }
 
-    /// Opens a store that programs already use, for tools. Takes the addresses of [`connect`](Self::connect), creates no file, schema or
-    /// tables, and migrates nothing.
+    /// Opens an existing store, for tools that operate the queues of other programs. Takes the same addresses as
+    /// [`connect`](Self::connect), but creates no file, schema or tables, and migrates nothing.
     ///
-    /// `schema` is the schema of the tables in Postgres. Default: `background_tasks`.
+    /// `schema` names the Postgres schema that contains the tables. Default: `background_tasks`.
     ///
     /// # Errors
     ///
-    /// The errors of `connect`. [`Error::Schema`] if the database does not contain the tables of this version of the crate.
-    /// [`Error::Address`] if `schema` is set for SQLite, which has no schemas.
+    /// Returns the errors of `connect`. Returns [`Error::Schema`] if the database does not contain the tables of this version of the crate.
+    /// Returns [`Error::Address`] if `schema` is set for SQLite, which has no schemas.
     pub async fn open_existing(address: &str, schema: Option<&str>) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -65,23 +67,23 @@ impl Durable {
         }
     }
 
-    /// Opens a SQLite file, and creates it if it is missing. Its folder must exist.
+    /// Opens a SQLite file, and creates the file if it does not exist. The folder of the file must exist.
     ///
-    /// Any number of processes on one machine may open the file. It must not be on a network file system. A commit survives a power
-    /// failure: the file has a write-ahead log and `synchronous = FULL`. The names of the tables start with `background_tasks_`.
+    /// Any number of processes on one machine can open the file at the same time. The file must not be on a network file system. Committed
+    /// jobs survive a power failure, because the file has a write-ahead log and `synchronous = FULL`. The names of the tables start with
+    /// `background_tasks_`.
     ///
-    /// Jobs of the tables that this crate used before, `Jobs` and `Workers`, are moved when the first process opens the file. Stop the old
-    /// workers first: a job that an old worker runs is run again.
+    /// Earlier versions of this crate stored jobs in the tables `Jobs` and `Workers`. The first process that opens the file moves these
+    /// jobs to the new tables. Stop the old workers before that, because a job that an old worker still runs is run again.
     ///
     /// # Errors
     ///
-    /// - [`Error::NoRuntime`] outside a tokio runtime.
+    /// - [`Error::NoRuntime`] if the caller is not in a tokio runtime.
     /// - [`Error::Unavailable`] if the file cannot be opened.
-    /// - [`Error::Schema`] if the file is not a database, or a newer version has changed its tables.
-    /// - [`Error::Locked`] if another process has locked the file for 10 seconds.
-    /// - [`Error::Address`] for an empty path and for `:memory:`, which stores nothing permanently. For tests use
-    ///   [`in_memory`](Self::in_memory).
-    /// - [`Error::Denied`] if the file may not be opened or written, and [`Error::Full`] if the disk is full.
+    /// - [`Error::Schema`] if the file is not a database, or if a newer version of this crate has changed its tables.
+    /// - [`Error::Locked`] if another process locks the file for more than 10 seconds.
+    /// - [`Error::Address`] if the path is empty or `:memory:`. For tests, use [`in_memory`](Self::in_memory).
+    /// - [`Error::Denied`] if the process has no permission to open or write the file, and [`Error::Full`] if the disk is full.
     #[cfg(feature = "sqlite")]
     pub async fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_sqlite(path.as_ref(), false).await
@@ -98,66 +100,72 @@ impl Durable {
 
     /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
     ///
-    /// Each call creates another database. The jobs do not survive the process: the database is deleted when the last clone of this handle
-    /// and the last worker are dropped. Otherwise the database behaves like a file, except that reads wait while another connection writes.
+    /// Each call creates a new database. The database is deleted when the last clone of this handle and the last worker are dropped. The
+    /// database behaves like a file with one exception: reads wait while another connection writes.
     ///
     /// # Errors
     ///
-    /// [`Error::NoRuntime`] outside a tokio runtime.
+    /// [`Error::NoRuntime`] if the caller is not in a tokio runtime.
     #[cfg(feature = "sqlite")]
     pub async fn in_memory() -> Result<Self, Error> {
         let runtime = Runtime::current()?;
         Ok(Self::new(Sqlite::in_memory().await?, runtime))
     }
 
-    /// Connects to a Postgres database: `postgres://user:password@host:port/database`. The `PG…` environment variables supply missing
-    /// parts.
+    /// Connects to the Postgres database at a URL such as `postgres://user:password@host:port/database`. If a part of the URL is missing,
+    /// the `PG…` environment variables supply it, for example `PGPASSWORD`.
     ///
     /// # Tables and privileges
     ///
-    /// The tables are in the schema `background_tasks`, or in the schema that [`postgres_in`](Self::postgres_in) names. The first process
-    /// to connect creates the schema. The owner of the database may do this. Any other user needs `CREATE` on the database, or the owner
-    /// must connect once, and again after each update that changes the tables. After that, a user needs `USAGE` on the schema, and
-    /// `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
+    /// The tables are in the schema `background_tasks`. To use another schema, call [`postgres_in`](Self::postgres_in). The first process
+    /// that connects creates the schema and the tables. This process must connect as the owner of the database, or as a user with the
+    /// privilege `CREATE` on the database. If the program connects as another user, the owner must connect with this crate first, and again
+    /// after each update that changes the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`,
+    /// `UPDATE` and `DELETE` on its tables.
     ///
-    /// Jobs of the tables that this crate used before, in the schema `apalis`, are moved when the first process connects. Stop the old
-    /// workers first: a job that an old worker runs is run again.
+    /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects moves these jobs to the new
+    /// tables. Stop the old workers before that, because a job that an old worker still runs is run again.
     ///
     /// # Connections
     ///
-    /// A process opens up to 10 connections for its calls and for [transactions of the program](Self::postgres_pool). All its workers
-    /// together open up to 10 connections for jobs, and one for heartbeats and notices. A process whose queues are idle has about three
-    /// connections. During a deploy the server needs room for the old and the new processes.
+    /// A process opens up to 10 connections for its own calls and for [transactions of the program](Self::postgres_pool). All workers of
+    /// the process together open up to 10 further connections for jobs. Heartbeats and notifications use one more connection. While its
+    /// queues are idle, a process has about three connections. During a deploy, the server must accept the connections of the old and the
+    /// new processes at the same time.
     ///
-    /// If a connection does not respond, a worker repeats the call on another connection and reports the outage to the registry's
-    /// observers. The time limit of a heartbeat is two fifths of the shortest lease, at least 2 seconds. The limit of other calls is the
-    /// [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no such limit, so give them one.
+    /// If a connection does not respond in time, a worker repeats the call on another connection. The worker also reports the outage to the
+    /// registry's observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. The time limit of
+    /// all other calls of a worker is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time
+    /// limit, so wrap them in a timeout.
     ///
-    /// The connections must reach the server directly or through a pooler in session mode. In transaction mode, `PgBouncer` forwards
-    /// no notices, and before version 1.21 no prepared statements.
+    /// Connect to the server directly, or through a pooler in session mode. In transaction mode, `PgBouncer` does not forward
+    /// notifications. Versions of `PgBouncer` before 1.21 do not forward prepared statements either.
     ///
     /// # Clocks
     ///
-    /// The clock of the server decides when jobs are due and leases expire. The clock of the process decides when schedules tick.
+    /// The clock of the database server determines when jobs are due and when leases expire. The clock of the process determines when the
+    /// ticks of a schedule are due.
     ///
     /// # Errors
     ///
-    /// - [`Error::NoRuntime`] outside a tokio runtime.
+    /// - [`Error::NoRuntime`] if the caller is not in a tokio runtime.
     /// - [`Error::Unavailable`] if the database does not exist, or its server accepts no connection within about 10 seconds.
-    /// - [`Error::Denied`] if the user has no access.
-    /// - [`Error::Schema`] if a newer version has changed the tables, the schema has a table `jobs` of another program, or the
-    ///   encoding of the database is not UTF8.
+    /// - [`Error::Denied`] if the user has no access to the database.
+    /// - [`Error::Schema`] if a newer version of this crate has changed the tables, if the schema contains a table `jobs` of another
+    ///   program, or if the encoding of the database is not UTF8.
     /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
     pub async fn postgres(url: &str) -> Result<Self, Error> {
         Self::postgres_in(url, SCHEMA).await
     }
 
-    /// Connects like [`postgres`](Self::postgres), with the tables in this schema. The queues of two schemas are separate.
+    /// Connects to a Postgres database like [`postgres`](Self::postgres), but uses the tables in this schema. Queues in different schemas
+    /// are separate, even if they have the same name.
     ///
     /// # Errors
     ///
-    /// The errors of `postgres`. [`Error::Address`] if the name of the schema is empty, longer than 63 bytes, or contains NUL or `@`.
+    /// Returns the errors of `postgres`. Returns [`Error::Address`] if the name of the schema is empty, longer than 63 bytes, or contains
+    /// NUL or `@`.
     #[cfg(feature = "postgres")]
     pub async fn postgres_in(url: &str, schema: &str) -> Result<Self, Error> {
         Self::open_postgres(url, schema, false).await
@@ -172,14 +180,15 @@ impl Durable {
         Ok(Self::new(Postgres::connect(url, schema, is_existing).await?, runtime))
     }
 
-    /// Returns the pool of up to 8 connections to the SQLite file, for transactions of the program. Returns `None` for Postgres.
+    /// Returns the connection pool of the SQLite database, for transactions of the program. The pool has up to 8 connections. Returns
+    /// `None` for Postgres.
     #[cfg(feature = "sqlite")]
     pub fn sqlite_pool(&self) -> Option<&sqlx::SqlitePool> {
         self.engine.store.sqlite()
     }
 
-    /// Returns the pool of up to 10 connections to the Postgres database, for transactions of the program and calls of this handle.
-    /// Returns `None` for SQLite.
+    /// Returns the connection pool of the Postgres database, for transactions of the program. The pool has up to 10 connections, and calls
+    /// of this handle use the same pool. Returns `None` for SQLite.
     #[cfg(feature = "postgres")]
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
         self.engine.store.postgres()
@@ -199,12 +208,12 @@ fn sqlite_path(address: &str) -> Result<Option<&str>, Error> {
     {
         let url = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
         let path = url.unwrap_or(address);
-        // The parameters of a URL would become part of the file name.
+        // Parameters after `?` are rejected, because they would become part of the file name.
         if !is_postgres && !path.contains("://") && !url.is_some_and(|path| path.contains('?')) {
             return Ok(Some(path));
         }
     }
-    // The rest of the address may contain a password.
+    // The error shows only the scheme, because the rest of the address can contain a password.
     Err(Error::Address(if scheme.is_empty() { "no scheme".to_owned() } else { format!("{scheme}:…") }))
 }
 

@@ -1,7 +1,8 @@
-//! The engine fetches jobs for all workers of one store in a process, and commits their outcomes.
+//! Implements the engine. It fetches jobs for all workers of this process that use the same store, and commits the outcomes of the jobs.
 //!
-//! It is woken when this process enqueues a job, when a permit is free, and by notices of other processes. It also checks the queues when
-//! the next job is due, and at an interval, because a notice can be lost. A job that is not due costs nothing until then.
+//! The engine is woken when this process enqueues a job, when a permit becomes free, and when another process sends a notification. The
+//! engine also checks the queues when the next job is due, and at an interval, because a notification can be lost. A job that is not due
+//! costs nothing until it is due.
 
 mod completer;
 mod heartbeat;
@@ -32,7 +33,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// How long a call that is in progress may delay a shutdown of a worker without jobs.
+/// The longest time for which a call in progress can delay the shutdown of a worker that has no jobs.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Engine {
@@ -42,7 +43,7 @@ pub(crate) struct Engine {
     pub(crate) slots: Slots,
     pub(crate) metrics: Metrics,
     state: Mutex<State>,
-    /// Notified when the engine has something to do.
+    /// Notified when the engine has work to do.
     wake: Event,
     notices: Mutex<PendingNotices>,
 }
@@ -50,14 +51,14 @@ pub(crate) struct Engine {
 #[derive(Default)]
 struct State {
     workers: Vec<Arc<WorkerHandle>>,
-    /// Where the workers send outcomes, while the engine runs.
+    /// The channel for outcomes of the workers. `None` if the engine does not run.
     updates: Option<UnboundedSender<Update>>,
     has_heart: bool,
     /// The time of the next check of the queues.
     next_tick: Option<Instant>,
 }
 
-/// The queues whose notices have not been sent.
+/// The queues whose notifications are not sent yet.
 #[derive(Default)]
 struct PendingNotices {
     queues: HashSet<String>,
@@ -78,7 +79,7 @@ impl Engine {
         })
     }
 
-    /// Adds a worker, and starts the engine if it does not run.
+    /// Adds a worker, and starts the engine if the engine does not run.
     pub(crate) fn add(self: &Arc<Self>, worker: &Arc<WorkerHandle>) {
         let mut state = lock(&self.state);
         let updates = state.updates.get_or_insert_with(|| {
@@ -105,7 +106,7 @@ impl Engine {
         self.wake.notify(usize::MAX);
     }
 
-    /// Records that a queue has jobs that are due after a delay, and notifies other processes.
+    /// Records that jobs of this queue are due after this delay, and notifies other processes.
     pub(crate) fn changed(self: &Arc<Self>, queue: &str, delay: Duration) {
         if delay.is_zero() {
             self.mark_ready(queue);
@@ -120,15 +121,15 @@ impl Engine {
         }
     }
 
-    /// Like `changed`, but waits until the other processes are notified, because the caller may exit. A lost notice delays a job until the
-    /// next check of its queue.
+    /// Works like `changed`, but waits until the other processes are notified, because this process may exit after the call. If the
+    /// notification is lost, the job waits until the next check of its queue.
     pub(crate) async fn notify_changed(&self, queue: &str) {
         self.mark_ready(queue);
         let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
-    /// Sends notices for jobs that a transaction of the program enqueues. With notices inside the transactions, the server would commit
-    /// these transactions one at a time.
+    /// Sends notifications for jobs that a transaction of the program enqueues. The notifications are not sent in the transaction, because
+    /// the server commits transactions with notifications one at a time.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
         let this = self.clone();
         self.runtime.spawn(async move {
@@ -139,8 +140,9 @@ impl Engine {
         });
     }
 
-    /// Sends notices outside the transactions of their jobs: a server commits one transaction with notices at a time. Notices that arrive
-    /// during a call are sent together in the next call. A lost notice delays a job until the next check of its queue.
+    /// Sends notifications outside the transactions that enqueue jobs, because the server commits transactions with notifications one at a
+    /// time. Notifications that are requested during a call are sent together in the next call. If a notification is lost, its job waits
+    /// until the next check of the queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {
@@ -168,7 +170,7 @@ impl Engine {
         self.notify_changed(queue).await;
     }
 
-    /// Handles a notice of another process.
+    /// Handles a notification from another process.
     fn noticed(&self, notice: &Notice) {
         match notice {
             #[cfg(feature = "postgres")]
@@ -181,7 +183,7 @@ impl Engine {
         }
     }
 
-    /// Schedules a check of the queues after this delay at the latest.
+    /// Schedules the next check of the queues after this delay, unless an earlier check is scheduled.
     pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
@@ -207,19 +209,19 @@ impl Engine {
         lock(&self.state).workers.iter().find(|worker| worker.id == id).cloned()
     }
 
-    /// Returns the leases to renew.
+    /// Returns the leases of all workers, for the heartbeat.
     fn leases(&self) -> Vec<WorkerLease> {
         lock(&self.state).workers.iter().map(|worker| worker.lease()).collect()
     }
 
-    /// Returns the shortest lease. Without workers, returns `None` and records that the heartbeats end.
+    /// Returns the shortest lease of all workers. If there are no workers, returns `None` and records that the heartbeats end.
     fn shortest_lease(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
         state.has_heart = !state.workers.is_empty();
         state.workers.iter().map(|worker| worker.options.lease).min()
     }
 
-    /// Reports an error that does not belong to a single job to the observers of each worker.
+    /// Reports an error to the observers of every worker. It is used for errors that do not belong to a single job.
     fn report(&self, text: &str) {
         let text = Arc::<str>::from(text);
         for worker in self.workers() {
@@ -227,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// Returns a function that reports outages of the named work.
+    /// Returns a function that reports an outage. The report starts with the text `work`.
     fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
         Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
@@ -274,16 +276,17 @@ impl Engine {
         }
     }
 
-    /// Deregisters the workers that are closing and hold no jobs.
+    /// Removes workers from the store if they are shutting down and hold no jobs.
     async fn remove_ended(&self, workers: &[Arc<WorkerHandle>]) {
         let ended: Vec<_> = workers.iter().filter(|worker| worker.has_ended()).collect();
         if ended.is_empty() {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
-        // Before the call, so that a heartbeat that registers them again at the same time finds that they have ended.
+        // The list is changed before the call. If a heartbeat registers a removed worker again at the same time, it then finds that the
+        // worker has ended.
         lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
-        // If this fails, the leases expire.
+        // If this call fails, the leases of the workers expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
         for worker in ended {
             worker.close();
@@ -298,13 +301,13 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Checks the queues and the held jobs. Returns false if a shutdown has started in the meantime.
+    /// Checks the queues and the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
         let queues: Vec<_> = queues.into_iter().collect();
         let interval = self.store.look_interval(self.poll_interval());
-        // Before the call, so that a notice during the call schedules another check.
+        // The time is set before the call, so that a notification during the call can schedule an earlier check.
         lock(&self.state).next_tick = Some(Instant::now() + interval);
         if !open.is_empty() {
             let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
@@ -321,20 +324,19 @@ impl Engine {
         Ok(true)
     }
 
-    /// Compares the jobs that the workers hold in the store with the jobs that they run. Stops cancelled jobs. Returns jobs that no worker
-    /// runs to their queues: the response to their fetch was lost.
+    /// Compares the jobs that the workers hold in the store with the jobs that the workers run. Stops cancelled jobs. If no worker runs a
+    /// held job, the response to its fetch was lost, so the job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
-        let limit = response_timeout(workers);
-        let (cancelled, running): (Vec<_>, Vec<_>) =
-            with_timeout(limit, self.store.held(&ids)).await?.into_iter().partition(|job| job.is_cancelled);
+        let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };
+        let (cancelled, running): (Vec<_>, Vec<_>) = held.into_iter().partition(|job| job.is_cancelled);
         let cancelled = cancelled.iter().map(|job| job.id).collect();
         for worker in workers {
             worker.cancel(&cancelled);
         }
         let unknown: Vec<_> = running.into_iter().filter(|job| !workers.iter().any(|worker| worker.holds(job.id))).collect();
         if !unknown.is_empty() {
-            with_timeout(limit, self.store.give_back(&unknown)).await?;
+            self.unless_closing(workers, self.store.give_back(&unknown)).await?;
             for worker in workers {
                 worker.set_ready(true);
             }
@@ -342,7 +344,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Fetches jobs for the workers that are ready and have free permits. Returns whether it has called the store.
+    /// Fetches jobs for the workers that are ready and have free permits. Returns whether the store was called.
     async fn fetch(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         if self.slots.is_reserved() {
             return Ok(false);
@@ -351,7 +353,7 @@ impl Engine {
         for worker in workers {
             let Some(limit) = worker.wants_jobs() else { continue };
             if !queues.insert(worker.queue) {
-                continue; // the next round serves another worker of the queue
+                continue; // the next round fetches for another worker of this queue
             }
             let request = FetchRequest { queue: worker.queue, worker: worker.id.clone(), limit };
             worker.set_ready(false);
@@ -411,7 +413,8 @@ impl Engine {
         }
     }
 
-    /// Calls the store with the time limit of these workers. Returns `None` if a worker closes and the call then exceeds `SHUTDOWN_DELAY`.
+    /// Calls the store with the shortest response timeout of these workers. Returns `None` if a worker shuts down and the call then takes
+    /// longer than `SHUTDOWN_DELAY`.
     async fn unless_closing<T>(
         &self,
         workers: &[Arc<WorkerHandle>],
@@ -435,10 +438,11 @@ impl Engine {
     }
 }
 
-/// The delays of the notices for jobs in a transaction of the program. Most transactions commit within the first delay.
+/// The delays before the two notifications for jobs that a transaction of the program enqueues. Most transactions commit within the first
+/// delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// How soon after a notice the engine checks for delayed and cancelled jobs.
+/// How soon after a notification the engine checks for delayed and cancelled jobs.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 
@@ -446,7 +450,7 @@ fn response_timeout(workers: &[Arc<WorkerHandle>]) -> Duration {
     workers.iter().map(|worker| worker.options.response_timeout).min().unwrap_or(RESPONSE_TIMEOUT)
 }
 
-/// Lists jobs in a report.
+/// Returns a list of job IDs for a report.
 fn list(ids: &[Ulid]) -> String {
     const MAX: usize = 10;
     let mut text = ids.iter().take(MAX).map(Ulid::to_string).collect::<Vec<_>>().join(", ");

@@ -9,14 +9,15 @@ use std::fmt;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-/// The end of the year 9999, in seconds since 1970. Not every client of Postgres reads later dates.
+/// The end of the year 9999, in seconds since 1970. Some clients of Postgres cannot read later dates.
 const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 
-/// Enqueues one or more jobs when it is awaited or passed to a [transaction](Enqueue::in_transaction): all or none.
+/// A request to enqueue one or more jobs, either all of them or none. The jobs are enqueued when the request is awaited, or by its method
+/// [`in_transaction`](Enqueue::in_transaction).
 ///
-/// `Ok` means committed: the jobs are in the store and survive a power failure. An error means that nothing was enqueued, with one
-/// exception: if the server becomes unavailable during the commit ([`Error::Unavailable`]), the jobs may have been enqueued. To repeat such
-/// a call safely, set a [key](Enqueue::unique_key).
+/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
+/// enqueued, with one exception. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
+/// unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
 ///
 /// # Cancel safety
 ///
@@ -29,16 +30,16 @@ pub struct Enqueue<R = JobId> {
     to_output: fn(Pushed) -> R,
 }
 
-/// A job that was enqueued with a [key](Enqueue::unique_key).
+/// The result of an enqueue with a [unique key](Enqueue::unique_key).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enqueued {
     /// The ID of the new job, or of the existing job that uses the key.
     pub id: JobId,
-    /// Whether the job is new. If not, nothing was enqueued.
+    /// Whether the job is new. If `false`, nothing was enqueued, because an existing job uses the key.
     pub is_new: bool,
 }
 
-/// Enqueues several jobs when it is awaited. Returns their IDs in the same order.
+/// Enqueues several jobs when it is awaited. Returns the IDs of the jobs in the same order.
 pub type EnqueueAll = Enqueue<Vec<JobId>>;
 
 impl<R> Enqueue<R> {
@@ -54,39 +55,41 @@ impl<R> Enqueue<R> {
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs: they start no earlier than this time after the enqueue, by the clock of the store. Default: zero.
+    /// Delays the jobs: they become due when this time has passed since the enqueue, by the clock of the store. Default: zero.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
         self
     }
 
-    /// Schedules the jobs: they start no earlier than this time. SQLite rounds the time up to milliseconds, Postgres to microseconds.
+    /// Schedules the jobs: they do not start before this time. SQLite rounds the time up to milliseconds, and Postgres rounds it up to
+    /// microseconds.
     pub fn run_at(mut self, time: SystemTime) -> Self {
         self.spec.run_at = RunAt::At(time.min(SystemTime::UNIX_EPOCH + MAX_RUN_AT));
         self
     }
 
-    /// Sets the priority. Default: 0. Of the jobs that are due, jobs with the highest priority start first.
+    /// Sets the priority. Default: 0. Among the jobs that are due, jobs with the highest priority start first.
     pub fn priority(mut self, priority: u16) -> Self {
         self.spec.priority = priority;
         self
     }
 
-    /// Sets the key for the [limit of running jobs per key](crate::QueueLimits::running_per_key), for example a customer.
+    /// Sets a limit key, for example the ID of a customer. [`QueueLimits::running_per_key`](crate::QueueLimits::running_per_key) limits how
+    /// many jobs with the same limit key run at the same time.
     pub fn limit_key(mut self, key: impl Into<String>) -> Self {
         self.spec.limit_key = Some(key.into());
         self
     }
 
-    /// Enqueues the jobs in a transaction of the caller on the same database. The jobs exist if and only if the transaction commits.
+    /// Enqueues the jobs in a transaction of the caller on the same database. The jobs are enqueued if and only if the transaction commits.
     ///
-    /// Without an open transaction, the connection commits immediately. Workers are notified 10 and 200 milliseconds after this call. If
-    /// the transaction commits later, they find the jobs at their next poll. On SQLite start the transaction with `BEGIN IMMEDIATE`: a
-    /// transaction that reads before it writes can fail if another one has written in between.
+    /// If the connection has no open transaction, the jobs are committed immediately. Workers are notified 10 and 200 milliseconds after
+    /// this call. If the transaction commits later, the workers find the jobs at their next poll. On SQLite, start the transaction with
+    /// `BEGIN IMMEDIATE`. Otherwise a transaction that reads before it writes can fail, because another transaction has written in between.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] and errors of the store.
+    /// [`Error::Encode`] if a job cannot be serialized, and errors of the store.
     pub async fn in_transaction<C: Connection>(self, connection: &mut C) -> Result<R, Error> {
         self.durable.engine.store.check_available()?;
         let payloads = self.payloads.map_err(Error::Encode)?;
@@ -101,8 +104,8 @@ impl<R> Enqueue<R> {
 }
 
 impl Enqueue {
-    /// Sets a key that is unique among the jobs of the queue that wait, run or are retried. If such a job has this key, nothing is
-    /// enqueued, and the call returns the ID of that job.
+    /// Sets a unique key. Among the jobs of the queue that wait, run or are retried, only one job can have the key. If an existing job has
+    /// the key, nothing is enqueued, and the call returns the ID of that job.
     ///
     /// When the job is done, dead, cancelled or deleted, the key is free again, unless [`unique_for`](Enqueue::unique_for) reserves it.
     pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
@@ -116,8 +119,8 @@ impl Enqueue {
 impl Enqueue<Enqueued> {
     /// Reserves the [key](Enqueue::unique_key) for this time after the enqueue, even if the job ends earlier. Default: zero.
     ///
-    /// Unless it is [discarded](crate::Queue::discard), the job stays in the store for this time, even if its
-    /// [retention](crate::WorkerOptions::retention) is shorter.
+    /// The job stays in the store until this time has passed, even if its [retention](crate::WorkerOptions::retention) is shorter. If the
+    /// job is [discarded](crate::Queue::discard), the key is free earlier.
     pub fn unique_for(mut self, period: Duration) -> Self {
         self.spec.unique_for = Some(period.min(MAX_DURATION));
         self
@@ -167,7 +170,7 @@ mod sealed {
             spec: &'a JobSpec,
             payloads: &'a [Vec<u8>],
         ) -> BoxFuture<'a, Result<Pushed, Error>>;
-        /// Marks a running job as done. Returns `false` if the worker has lost the job.
+        /// Marks a running job as done. Returns `false` if the worker no longer holds the job.
         fn complete<'a>(&'a mut self, prefix: &'a str, completion: &'a Completion) -> BoxFuture<'a, Result<bool, Error>>;
     }
 

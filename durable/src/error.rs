@@ -1,25 +1,26 @@
 use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
-/// The error of a call. A failed call has changed nothing, unless its documentation says otherwise. One exception applies to all calls: if
-/// the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
+/// The error of a call to this crate. A failed call has changed nothing, unless the documentation of the call says otherwise. One exception
+/// applies to all calls: if the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The caller is not in a tokio runtime, which the database driver needs. Jobs can run on any executor, but a
     /// [`Durable`](crate::Durable) must be created within a tokio runtime.
     NoRuntime,
-    /// The address does not name a database that stores jobs permanently, or the name of the schema is invalid.
+    /// The address does not name a SQLite file or a Postgres database, or the name of the schema is invalid.
     Address(String),
-    /// The file, its folder, the database or its server does not exist or cannot be reached, or no connection became free in time.
+    /// The database, its file or its folder does not exist, the server cannot be reached, or no connection became free in time.
     Unavailable(String),
-    /// Another connection held the lock of the database for longer than the time limit.
+    /// Another connection has locked the database for longer than the time limit.
     Locked(sqlx::Error),
     /// The disk is full.
     Full(sqlx::Error),
-    /// The database may not be opened or written.
+    /// The program has no permission to open or write the database.
     Denied(sqlx::Error),
-    /// The tables do not belong to this version of the crate, the file is not a database, or a pooler is not in session mode.
+    /// The tables do not belong to this version of the crate, or the file is not a database. The same error means that a pooler is not in
+    /// session mode.
     Schema(String),
     /// The payload, result or checkpoint cannot be serialized as JSON.
     Encode(serde_json::Error),
@@ -29,17 +30,18 @@ pub enum Error {
     Refused(RejectReason),
     /// The schedule is invalid.
     Schedule(String),
-    /// Ticks of a schedule were skipped, because no process enqueued them in time. Only reported to observers, never returned.
+    /// Ticks of a schedule were skipped, because no process enqueued their jobs in time. This error is only reported to observers, never
+    /// returned.
     MissedTicks(String),
-    /// A worker could not renew its lease in time, or no longer holds a job. Another worker may run the job.
+    /// A worker could not renew its lease in time, or no longer holds a job. Another worker may already run the same job.
     LeaseLost(String),
-    /// A part of this crate cannot run. Only reported to observers, never returned.
+    /// A part of this crate, such as the heartbeats, cannot run. This error is only reported to observers, never returned.
     Engine(String),
     /// Any other error of the database.
     Database(sqlx::Error),
 }
 
-/// The supported addresses, which depend on the enabled features.
+/// Describes the supported addresses, which depend on the enabled features.
 const ADDRESSES: &str = match (cfg!(feature = "sqlite"), cfg!(feature = "postgres")) {
     (true, true) => "a path, sqlite://PATH or postgres://…",
     (true, false) => "a path or sqlite://PATH; for postgres://… enable the feature `postgres`",
@@ -95,12 +97,13 @@ impl error::Error for Error {
     }
 }
 
-/// Maps the result codes of SQLite, whose lowest byte is the kind (<https://sqlite.org/rescode.html>), and the SQLSTATE classes of
-/// Postgres (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+/// Converts an error of the database driver according to its code. In a result code of SQLite, the lowest byte is the kind of the error
+/// (<https://sqlite.org/rescode.html>). Postgres groups its SQLSTATE codes into classes
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            // While a server refuses connections or starts, the pool retries until its time limit.
+            // If the server refuses connections or is still starting, the pool retries until its time limit expires.
             sqlx::Error::PoolTimedOut => {
                 let text = "timed out waiting for a database connection: the database is unavailable or locked, or all connections are in use";
                 Self::Unavailable(text.to_owned())
@@ -122,10 +125,11 @@ impl From<sqlx::Error> for Error {
                 match code.as_str() {
                     "55P03" => Self::Locked(error),
                     "53100" => Self::Full(error),
-                    // The database does not exist, or the server has closed the connection or starts.
+                    // The database does not exist, or the server has closed the connection or is still starting.
                     "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
-                    // Another process has used the name of the statement, or never prepared it.
+                    // Behind a pooler, another process has prepared a statement with the same name, or this server connection has not
+                    // prepared the statement.
                     "26000" | "42P05" => Self::Schema(pooler(cause.message())),
                     "08P01" if cause.message().contains("prepared statement") => Self::Schema(pooler(cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),

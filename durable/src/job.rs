@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
-/// Identifies a job in every process. Status pages query by it, and handlers use it as an idempotency key.
+/// The ID of a job, which is the same in every process. Status pages find the job by its ID, and handlers use the ID as an idempotency key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub(crate) Ulid);
@@ -29,7 +29,7 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// The text is not a [`JobId`].
+/// The error for a string that is not a valid [`JobId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseJobIdError(());
 
@@ -49,13 +49,13 @@ impl FromStr for JobId {
     }
 }
 
-/// The argument of a handler: the payload, the [ID](Job::id) and the attempt of a job. It dereferences to the payload.
+/// The argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number of a job, and dereferences to the payload.
 ///
-/// A handler receives a job *at least once*, because a process can die between the work and its acknowledgement. The ID makes repeated
-/// attempts harmless: use it as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
+/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. The ID makes repeated
+/// attempts harmless if it is the key of an upsert, the idempotency key of a payment, or the `Message-ID` of a mail.
 ///
-/// While a clone of a failed attempt's `Job` exists, the job is not retried. Move a clone into work that a
-/// [timeout](crate::WorkerOptions::timeout) does not stop, such as a blocking closure.
+/// After a failed attempt, the job is not retried while a clone of its `Job` exists. A [timeout](crate::WorkerOptions::timeout) does not
+/// stop a blocking closure that the handler has started, so move a clone into such a closure.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
@@ -70,7 +70,7 @@ impl<T> Job<T> {
         self.id
     }
 
-    /// Returns the number of this attempt, starting at 1. Attempts that ended with the death of their worker count.
+    /// Returns the number of this attempt, starting at 1. Earlier attempts whose worker died are included.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -95,11 +95,11 @@ impl<T> DerefMut for Job<T> {
     }
 }
 
-/// An error of a handler that also decides whether and when to retry the job. Any other error retries the job with the worker's backoff.
-/// If the [last attempt](crate::WorkerOptions::max_attempts) fails, the job is dead in any case.
+/// An error of a handler that determines whether and when the job is retried. After any other error, the job is retried with the worker's
+/// backoff. If the [last attempt](crate::WorkerOptions::max_attempts) fails, every error makes the job dead.
 ///
-/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. For that reason `Failure` itself does not
-/// implement `Error`. For other types that implement `Display` use [`Failure::retry`].
+/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. For that reason `Failure` itself does not implement
+/// `Error`. For other types that implement `Display`, use [`Failure::retry`].
 ///
 /// ```
 /// use background_tasks_durable::{Failure, Job};
@@ -144,7 +144,7 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::Backoff }
     }
 
-    /// Converts any error of a handler.
+    /// Converts any error of a handler to a failure.
     pub(crate) fn of<E: fmt::Display + Any>(error: &E) -> Self {
         let failure = (error as &dyn Any).downcast_ref::<Self>();
         failure.cloned().unwrap_or_else(|| Self::retry(error))
@@ -173,11 +173,11 @@ pub enum JobStatus {
     Waiting,
     /// A worker holds the job.
     Running,
-    /// The job has failed, or its worker died. When its backoff has expired, a worker of the queue makes it waiting.
+    /// The job has failed, or its worker died. When the backoff has expired, a worker of the queue sets the status to `Waiting`.
     Retrying,
     /// The job has completed.
     Done,
-    /// The job has failed permanently. It stays in the store until it is retried or discarded, or its
+    /// The job has failed permanently. A dead job stays in the store until it is retried or discarded, or until its
     /// [retention](crate::WorkerOptions::dead_retention) expires.
     Dead,
     /// The job was [cancelled](crate::Queue::cancel).
@@ -190,7 +190,7 @@ impl JobStatus {
         matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
 
-    /// Converts a state of the store.
+    /// Returns the status of a job with this state in the store.
     pub(crate) fn of(state: &str) -> Self {
         match state {
             "running" => Self::Running,
@@ -222,7 +222,7 @@ pub struct JobInfo {
     id: JobId,
     queue: String,
     status: JobStatus,
-    /// The position of the job in the lists of jobs.
+    /// The values that determine the position of the job in a list of jobs.
     pub(crate) position: Position,
     attempts: u32,
     crashes: u32,
@@ -234,7 +234,7 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
-/// The values that order the jobs of a list, in addition to their times and IDs.
+/// Values by which lists sort their jobs, in addition to the times and IDs of the jobs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
     pub(crate) state: String,
@@ -292,12 +292,13 @@ impl JobInfo {
         self.status
     }
 
-    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). Attempts that a shutdown cut off do not count.
+    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). Attempts that a shutdown interrupted are not
+    /// counted.
     pub fn attempts(&self) -> u32 {
         self.attempts.saturating_add(self.crashes)
     }
 
-    /// Returns the number of attempts that ended with the death of their worker.
+    /// Returns the number of attempts whose worker died.
     pub fn crashes(&self) -> u32 {
         self.crashes
     }
@@ -312,7 +313,7 @@ impl JobInfo {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.0.timestamp_ms())
     }
 
-    /// Returns when the job is due, or, after a failure, when it is retried.
+    /// Returns the time at which the job is due. After a failure, this is the time of the next attempt.
     pub fn due(&self) -> SystemTime {
         self.due
     }
@@ -322,17 +323,18 @@ impl JobInfo {
         self.ended
     }
 
-    /// Returns the error of the last attempt that had one, why the job was deferred, or why the result of a done job could not be stored.
+    /// Returns the last error of the job. The error says why an attempt failed, why a worker deferred the job, or why the result of a done
+    /// job could not be stored.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` otherwise. Also returns `None` if the result
-    /// could not be stored. Then [`error`](JobInfo::error) returns the reason.
+    /// Returns the result of the handler if the job is [done](JobStatus::Done), and `None` for any other status. If the result of a done
+    /// job could not be stored, returns `None`, and [`error`](JobInfo::error) returns the reason.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if the result is not an `R`.
+    /// [`Error::Decode`] if the result cannot be deserialized as an `R`.
     pub fn result<R: DeserializeOwned>(&self) -> Result<Option<R>, Error> {
         self.result.as_ref().map(|result| serde_json::from_str(result)).transpose().map_err(Error::Decode)
     }
@@ -345,12 +347,12 @@ impl JobInfo {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if the payload is not a `T`, for example because it has another [version](JobInfo::version).
+    /// [`Error::Decode`] if the payload cannot be deserialized as a `T`, for example because it has another [version](JobInfo::version).
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.payload).map_err(Error::Decode)
     }
 
-    /// Returns the payload as JSON, for programs that do not know its type.
+    /// Returns the payload as JSON, for programs that do not know the type of the payload.
     pub fn payload_json(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.payload)
     }
@@ -366,22 +368,22 @@ impl JobInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueCounts {
-    /// Jobs that are due now or later, and that no worker holds.
+    /// The number of jobs that are due now or later, and that no worker holds.
     pub waiting: u64,
-    /// Jobs that a worker holds.
+    /// The number of jobs that a worker holds.
     pub running: u64,
-    /// Jobs that have failed, or whose worker died, and that wait for their backoff.
+    /// The number of jobs that wait for their backoff after a failure or the death of their worker.
     pub retrying: u64,
-    /// Jobs that have completed.
+    /// The number of jobs that have completed.
     pub done: u64,
-    /// Jobs that have failed permanently.
+    /// The number of jobs that have failed permanently.
     pub dead: u64,
-    /// Jobs that were cancelled.
+    /// The number of jobs that were cancelled.
     pub cancelled: u64,
 }
 
 impl QueueCounts {
-    /// The largest exact number. The store stops counting above it, so that the call is fast at any depth.
+    /// The largest exact count. The store stops counting above this number, so counting is fast even if a queue has millions of jobs.
     pub const LIMIT: u64 = 10_000;
 
     pub(crate) fn add(&mut self, state: &str, jobs: i64) {

@@ -1,4 +1,4 @@
-//! The functions of the module `testing`.
+//! Implements the functions of the module `testing`.
 
 use crate::durable::Durable;
 use crate::error::Error;
@@ -12,17 +12,17 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Runs the due jobs of a queue one at a time, in the order in which a worker starts them, until no job is due. Returns the state of the
-/// job after each attempt.
+/// Runs the due jobs of a queue until no job is due. The jobs run one at a time, in the order in which a worker starts them. Returns one
+/// [`JobInfo`] for each attempt, which contains the state of the job after the attempt.
 ///
-/// Each attempt runs as in a worker with these options: attempts, backoff, timeouts, panics, upgrades, checkpoints, limits and
-/// [`on_dead`](WorkerOptions::on_dead) work as in production. The function also runs due jobs that the handler enqueues in the queue. If
-/// the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
-/// [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. A queue that is paused, or that has no room
-/// under its limits, runs no jobs.
+/// Each attempt runs as in a worker with these options. The function handles backoffs, timeouts, panics, upgrades, checkpoints, limits and
+/// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
+/// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
+/// [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. If the queue is paused, or if its limits allow
+/// no more jobs, the function runs no jobs.
 ///
-/// If a payload cannot be read back as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
-/// Assert the status of each attempt, because `drain` returns `Ok` for attempts that fail.
+/// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
+/// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.
 ///
 /// # Errors
 ///
@@ -42,11 +42,12 @@ where
     queue.durable.runtime.enter(worker::drain(queue, options, handler)).await
 }
 
-/// Moves the clock of the store forward by moving the times of all jobs, and of the rates of [limits](crate::QueueLimits), into the past.
-/// Delays, backoffs, retentions and the periods of unique keys become shorter by this time.
+/// Moves the clock of the store forward. To do so, the function moves the stored times of all jobs, and of all [rate
+/// limits](crate::QueueLimits::rate), into the past. Delays, backoffs, retentions and the periods of unique keys become shorter by this
+/// time.
 ///
 /// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and
-/// [`JobInfo::ended`] return the moved times. Leases of workers and the schedules of `Queue::cron` keep their times.
+/// [`JobInfo::ended`] return the moved times. The leases of workers and the schedules of `Queue::cron` do not change.
 ///
 /// # Errors
 ///
@@ -57,11 +58,11 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The list has no limit.
+/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The list contains all of these jobs.
 ///
 /// # Errors
 ///
-/// [`Error::Decode`] if a payload cannot be read back as a `T`: the message names the job and the type. Errors of the store.
+/// [`Error::Decode`] if a payload cannot be deserialized as a `T`. The message names the job and the type. Errors of the store.
 pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<EnqueuedJob<T>>, Error> {
     let rows = queue.durable.runtime.enter(queue.durable.engine.store.enqueued(queue.name)).await?;
     let job = |row: EnqueuedRow| {
@@ -81,7 +82,7 @@ pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<Enque
 pub struct EnqueuedJob<T> {
     /// The ID of the job.
     pub id: JobId,
-    /// The payload, as a worker would read it.
+    /// The payload of the job, as a handler would receive it.
     pub payload: T,
     /// The time from the enqueue until the job is due.
     pub delay: Duration,

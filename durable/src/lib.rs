@@ -1,4 +1,5 @@
-//! Background tasks that survive a crash: jobs in a SQLite file or in Postgres, run as tasks of a [`background_tasks`] registry.
+//! Background jobs that survive a crash of the process. The jobs are stored in a SQLite file or in Postgres, and run as tasks of a
+//! [`background_tasks`] registry.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
@@ -25,9 +26,9 @@
 //! # }
 //! ```
 //!
-//! **Every job runs at least once.** A process can die between the work and its acknowledgement. The job then runs again, so handlers
-//! must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the idempotency key of a request.
-//! The page on [`migrating`] shows how, and for which work a plain registry is the better choice.
+//! **Every job runs at least once.** A process can die after it has done the work of a job and before it has stored the outcome. Such a job
+//! runs again, so handlers must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the
+//! idempotency key of a request. The page [`migrating`] shows how to write idempotent handlers, and which work does not need a stored job.
 //!
 //! # Life of a job
 //!
@@ -37,7 +38,7 @@
 //!                │           ├──▶ Retrying: failed, or its worker died; until its backoff expires ──▶ Waiting
 //!                │           ├──▶ Dead: failed too often or permanently ──▶ Waiting, by `Queue::retry`
 //!                │           ├──▶ Cancelled, by `Queue::cancel`, which also cancels waiting and retrying jobs
-//!                └───────────┘ a shutdown cut the job off
+//!                └───────────┘ a shutdown interrupted the job
 //! ```
 //!
 //! # More examples
@@ -120,7 +121,8 @@
 //!
 //! # Tests
 //!
-//! The module [`testing`] runs the jobs of a program in a test: without a worker, without delays, and on a store in memory.
+//! With the module [`testing`], a test runs the jobs of a program without a worker and without delays. The store of the test can be in
+//! memory.
 //!
 //! # Features
 //!
@@ -131,7 +133,7 @@
 //! | `cron` | `Queue::cron`: a job at each tick of a schedule |
 //! | `metrics` | `Durable::record_metrics`: depth, age of the oldest due job, attempts and others through the `metrics` facade |
 //!
-//! A library that only enqueues needs neither store feature: its program chooses the store.
+//! A library that only enqueues jobs does not enable `sqlite` or `postgres`: the program that uses the library chooses the store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(any(feature = "sqlite", feature = "postgres")),
@@ -174,11 +176,11 @@ pub use self::limits::QueueLimits;
 pub use self::operator::{QueueInfo, UntypedQueue};
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
-/// The time types, for the [zone of a schedule](CronSchedule::zone).
+/// Re-exports `chrono`, because [`CronSchedule::zone`] takes a time zone of this crate.
 #[cfg(feature = "cron")]
 pub use chrono;
-/// The database driver, for [transactions of the program](Durable::sqlite_pool). A program that depends on sqlx directly needs this
-/// version.
+/// Re-exports the database driver, for [transactions of the program](Durable::sqlite_pool). If a program also depends on `sqlx` itself, it
+/// must use the same version.
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "sqlite"))]

@@ -1,8 +1,10 @@
 use std::time::Duration;
 
-/// Limits of a queue, shared by all its workers in any number of processes. See [`Queue::set_limits`](crate::Queue::set_limits).
+/// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
+/// [`Queue::set_limits`](crate::Queue::set_limits).
 ///
-/// The limits are exact: a job counts from its fetch. A queue with limits fetches more slowly, because its workers take turns.
+/// The limits are exact, because a job counts as running as soon as a worker fetches it. If a queue has limits, fetches take longer,
+/// because its workers fetch one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[must_use = "pass the limits to `set_limits`"]
 pub struct QueueLimits {
@@ -24,10 +26,10 @@ impl QueueLimits {
         self
     }
 
-    /// Sets how many jobs start per period on average. Default: no limit. Minimum: 1 job, and 1 millisecond.
+    /// Sets how many jobs start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
     ///
-    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, `jobs` jobs may start
-    /// together, and each further job waits for a token.
+    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, up to `jobs` jobs can start at
+    /// the same time. Each further job waits for a token.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self

@@ -1,4 +1,5 @@
-//! Metrics through the `metrics` facade. Nothing is recorded without the feature, or before the program calls `record_metrics`.
+//! Records metrics through the `metrics` facade. Nothing is recorded if the feature `metrics` is disabled, or before the program calls
+//! `record_metrics`.
 
 #[cfg(feature = "metrics")]
 mod recording;

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// The number of jobs in each page of a list.
 pub(crate) const PAGE: usize = 100;
 
-/// The stored state of a queue. [`Durable::queues`] returns it for each queue.
+/// The stored state of a queue. [`Durable::queues`] returns one `QueueInfo` for each queue.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct QueueInfo {
@@ -22,18 +22,19 @@ pub struct QueueInfo {
     pub limits: QueueLimits,
     /// The number of jobs in each status.
     pub counts: QueueCounts,
-    /// How long the oldest due job has waited for a worker. `None` if no job is due. Jobs that wait for the limit of their
-    /// [key](crate::Enqueue::limit_key) do not count.
+    /// How long the oldest due job has waited for a worker. `None` if no job is due. Jobs that wait because of the limit of their
+    /// [key](crate::Enqueue::limit_key) are ignored.
     pub oldest: Option<Duration>,
     /// The number of workers whose lease has not expired.
     pub workers: u32,
 }
 
 impl Durable {
-    /// Returns all queues that have jobs or workers, or ever had limits or a pause, sorted by name. These include queues of other programs.
+    /// Returns all queues that have jobs or workers, and queues that ever had limits or a pause. The list is sorted by name, and includes
+    /// the queues of other programs.
     ///
-    /// This is a single statement. Its duration does not depend on the number of jobs, because each count stops above
-    /// [`QueueCounts::LIMIT`].
+    /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because each count stops
+    /// above [`QueueCounts::LIMIT`].
     ///
     /// # Errors
     ///
@@ -42,7 +43,7 @@ impl Durable {
         self.runtime.enter(self.engine.store.queues()).await
     }
 
-    /// Finds a job by its ID, in any queue. Returns `None` if it does not exist.
+    /// Finds a job by its ID, in any queue. Returns `None` if no job has this ID.
     ///
     /// # Errors
     ///
@@ -51,13 +52,14 @@ impl Durable {
         self.runtime.enter(self.engine.store.info(None, id.0)).await
     }
 
-    /// Returns the queue with this name, for a program that does not know the type of its jobs. This call does not access the store.
+    /// Returns the queue with this name, for a program that does not know the type of the queue's jobs. This call does not access the
+    /// store.
     pub fn untyped_queue(&self, name: impl Into<Cow<'static, str>>) -> UntypedQueue {
         UntypedQueue { durable: self.clone(), name: name.into() }
     }
 }
 
-/// A queue without the type of its jobs, for tools that operate the queues of other programs.
+/// A queue whose jobs have an unknown type. Tools use it to operate the queues of other programs.
 ///
 /// ```no_run
 /// # use background_tasks_durable::{Durable, Error, JobStatus};
@@ -90,19 +92,21 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status: the first jobs, or the jobs after `after`.
+    /// Returns up to 100 jobs with this status. If `after` is `None`, these are the first jobs of the list. Otherwise these are the jobs
+    /// that follow the job `after`.
     ///
-    /// Waiting jobs are in the order in which they run: first the jobs that are due, by priority, then the jobs that wait for the limit of
-    /// their key, then the jobs that are due later. Jobs that are done, dead or cancelled are sorted by their end, latest first. Running
-    /// and retrying jobs are sorted by their due time, earliest first. `after` must be a job of the same list.
+    /// Waiting jobs are listed in the order in which they run. Jobs that are due come first, sorted by priority. After them come jobs that
+    /// wait because of the limit of their key, and at last jobs that are due later. Jobs that are done, dead or cancelled are sorted by the
+    /// time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first. `after` must be a
+    /// job of the same list.
     ///
     /// # Errors
     ///
     /// Errors of the store.
     pub async fn jobs(&self, status: JobStatus, after: Option<&JobInfo>) -> Result<Vec<JobInfo>, Error> {
-        // A collection, because an iterator with closures makes the future not `Send`.
+        // The states are collected, because the future would not be `Send` with an iterator that contains closures.
         let in_order: Vec<_> = STATES.into_iter().filter(|state| JobStatus::of(state) == status).collect();
-        // Continues with the state of the last job.
+        // The next page starts with the state of the job `after`.
         let first = after.and_then(|job| in_order.iter().position(|state| *state == job.position.state)).unwrap_or(0);
         let mut jobs = Vec::new();
         for state in in_order.into_iter().skip(first) {

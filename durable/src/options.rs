@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Configures how a worker serves a queue. The defaults are safe for jobs of any length.
+/// Configures how a worker serves a queue. The defaults are safe for jobs of any duration.
 ///
-/// A value below its minimum or above its maximum is replaced by this limit. The maximum of durations is a century.
+/// If a value is below its minimum, the minimum is used. If a value is above its maximum, the maximum is used. The maximum of every
+/// duration is a century.
 #[derive(Clone)]
 #[must_use = "pass the options to `serve`"]
 pub struct WorkerOptions {
@@ -29,7 +30,7 @@ pub struct WorkerOptions {
 
 type DeadHook = dyn Fn(&JobInfo) + Send + Sync;
 
-/// A century. Longer durations overflow clocks and dates.
+/// The maximum of every duration: a century. Longer durations would overflow clocks and dates.
 pub(crate) const MAX_DURATION: Duration = Duration::from_hours(876_000);
 
 impl Default for WorkerOptions {
@@ -62,8 +63,9 @@ impl WorkerOptions {
 
     /// Sets the batch size of fetches. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
-    /// A worker fetches when at least one permit is free. A fetch takes up to one job for each free permit, or up to this many if that is
-    /// more. Larger batches are faster for short jobs. Jobs without a permit wait in this worker, even if other workers are idle.
+    /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
+    /// takes one job for each free permit, or as many jobs as the batch size if that number is larger. Larger batches are faster for short
+    /// jobs. Fetched jobs without a permit wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
@@ -71,9 +73,10 @@ impl WorkerOptions {
 
     /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
-    /// Jobs that the same process enqueues start immediately. On Postgres, so do jobs of other processes, because processes send notices:
-    /// polls find jobs whose notice was lost. On SQLite the process polls for changes of the file, at least once a second, which takes
-    /// microseconds. The workers of a process share the shortest of their intervals.
+    /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
+    /// because the processes send notifications. The polls find only jobs whose notification was lost. On SQLite, the process polls for
+    /// changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of a process have different
+    /// intervals, all of them use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
@@ -81,11 +84,12 @@ impl WorkerOptions {
 
     /// Sets how long a worker is treated as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take its jobs. A process sends five heartbeats during its shortest lease, from a dedicated
-    /// thread.
+    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. This
+    /// thread sends five heartbeats during the shortest lease of the workers.
     ///
-    /// The lease must be longer than any outage, lock or stall of the store, and than any forward jump of its clock. Otherwise another
-    /// process may treat this worker as dead, and the worker's jobs run twice. Use short leases in tests only.
+    /// The lease must be longer than any time for which the store is down, locked or stalled. It must also be longer than any forward jump
+    /// of the store's clock. Otherwise another process may treat this worker as dead, and the worker's jobs run twice. Use short leases in
+    /// tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
@@ -97,10 +101,10 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how many deaths of its worker a job survives. Default: 10.
+    /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
-    /// Deaths do not count towards [`max_attempts`](Self::max_attempts). A death is charged to every job that the worker held. A job whose
-    /// worker has died twice runs alone in its process, so that it is not charged for deaths that other jobs cause.
+    /// A death is not counted as an attempt for [`max_attempts`](Self::max_attempts). When a worker dies, the death is counted for every
+    /// job that the worker held. A job with two deaths runs alone in its process, so that other jobs cannot add deaths to this job.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
         self
@@ -108,16 +112,18 @@ impl WorkerOptions {
 
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt. It is then shortened by up to half at random, so that jobs that failed together are not
-    /// retried together.
+    /// The delay doubles with each attempt, and is then shortened by up to half at random. Jobs that failed at the same time are therefore
+    /// retried at different times.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));
         self
     }
 
-    /// Sets a time limit for each attempt. Default: none. When it expires, the handler's future is dropped and the attempt has failed.
+    /// Sets a time limit for each attempt. Default: none. When the limit expires, the handler's future is dropped and the attempt has
+    /// failed.
     ///
-    /// Blocking closures continue. The backoff starts when the last clone of the handler's [`Job`](crate::Job) is dropped.
+    /// A blocking closure that the handler has started continues after the limit. The backoff starts when the last clone of the handler's
+    /// [`Job`](crate::Job) is dropped.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
         self
@@ -125,9 +131,9 @@ impl WorkerOptions {
 
     /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When this time expires, the worker repeats the call, on Postgres with another connection. For commits of outcomes, the time limit
-    /// doubles with each repetition, up to 10 minutes, because the store may be overloaded. Heartbeats have a separate time limit: two
-    /// fifths of the shortest lease.
+    /// When the response timeout expires, the worker repeats the call. On Postgres, the worker repeats the call on another connection. When
+    /// the worker commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded.
+    /// Heartbeats have a separate time limit: two fifths of the shortest lease, and at least 2 seconds.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
@@ -145,10 +151,11 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets a function that is called when an attempt in this worker has made a job dead. Default: none.
+    /// Sets a function that this worker calls when a failed attempt has made a job dead. Default: none.
     ///
-    /// The function is called after the outcome is committed. To enqueue other jobs, it can start a task. It is not called if the process
-    /// dies before the call, or if the last attempt was aborted. If it panics, the panic is ignored.
+    /// The worker calls the function after the outcome of the attempt is committed. To enqueue other jobs, the function can start a task.
+    /// The function is not called if the process dies before the call, or if the last attempt was aborted. If the function panics, the
+    /// panic is ignored.
     pub fn on_dead(mut self, hook: impl Fn(&JobInfo) + Send + Sync + 'static) -> Self {
         self.on_dead = Some(Arc::new(hook));
         self
@@ -162,14 +169,15 @@ impl WorkerOptions {
 
     /// Sets how long a job with an unknown payload version waits before a worker fetches it again. Default: 60 seconds.
     ///
-    /// For twice this time, at most 5 minutes, this worker fetches only about once a second, so that newer workers fetch first.
+    /// After such a job, this worker fetches only about once a second, so that workers of a newer release fetch first. This lasts for twice
+    /// the delay, and for at most 5 minutes.
     pub fn unknown_version_delay(mut self, delay: Duration) -> Self {
         self.unknown_version_delay = delay.min(MAX_DURATION);
         self
     }
 
-    /// Returns the delay after a failed attempt: doubled, capped, and shortened by up to half at random ("equal jitter"):
-    /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
+    /// Returns the delay after a failed attempt. The delay doubles with each attempt up to the longest delay, and is then shortened by up
+    /// to half at random ("equal jitter"): <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     pub(crate) fn retry_delay(&self, attempt: u32) -> Duration {
         let (first, longest) = self.backoff;
         let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(longest);

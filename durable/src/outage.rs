@@ -1,4 +1,4 @@
-//! Outages of the store: time limits for its responses, one report for each outage, and retry delays that double.
+//! Handles outages of the store: limits the time of each call, reports each outage one time, and doubles the delay between retries.
 
 use crate::error::Error;
 use futures_timer::Delay;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 /// The first and the longest delay before a retry.
 pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout), and the limit for the schedules of
-/// `Queue::cron`.
+/// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout). `Queue::cron` uses the same time limit for
+/// its calls to the store.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Reports a failure that does not belong to a single job to the registry's observers.
+/// Reports a failure to the registry's observers. It is used for failures that do not belong to a single job.
 pub(crate) type Report = Box<dyn Fn(Error) + Send + Sync>;
 
 /// Calls the store with a time limit.
@@ -40,7 +40,7 @@ impl ResponseTimeout {
     }
 }
 
-/// A sequence of failed calls. Only its first failure is reported.
+/// A sequence of failed calls, of which only the first failure is reported.
 pub(crate) struct Outage<'a> {
     report: &'a Report,
     retry_delay: Duration,
@@ -62,7 +62,7 @@ impl<'a> Outage<'a> {
         delay
     }
 
-    /// Ends the outage: the next failure is reported.
+    /// Ends the outage, so that the next failure is reported as a new outage.
     pub(crate) fn ended(&mut self) {
         self.retry_delay = RETRY_BACKOFF.0;
     }

@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::{fmt, iter};
 
-/// Converts a payload of another version.
+/// Converts a payload of another version to the payload type of the queue.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(&[u8]) -> Result<T, serde_json::Error> + Send + Sync>;
 
-/// A named queue of jobs of one type. Clones, and queues of the same name in all processes with the same store, are the same queue.
+/// A named queue of jobs of one type. All `Queue` values with the same name and the same store are the same queue, even in different
+/// processes.
 ///
-/// Names and payloads outlive a deploy. Every job carries the [version](Queue::version) of its queue. A worker that does not know this
-/// version returns the job to the queue.
+/// Names and payloads stay in the store after a deploy. Every job is stored with the [version](Queue::version) of its payload. If a worker
+/// does not know this version, it puts the job back into the queue.
 pub struct Queue<T> {
     pub(crate) durable: Durable,
     pub(crate) name: &'static str,
@@ -41,7 +42,8 @@ impl<T> fmt::Debug for Queue<T> {
 impl Durable {
     /// Returns the queue with this name. All jobs of a queue have one type.
     ///
-    /// The name is stored with each job: after a rename, old jobs remain in the old queue. This call does not access the store.
+    /// The name of the queue is stored with each job. If the name in the program changes, existing jobs stay in the queue with the old
+    /// name. This call does not access the store.
     pub fn queue<T>(&self, name: &'static str) -> Queue<T> {
         Queue { durable: self.clone(), name, version: 1, upgrades: BTreeMap::new() }
     }
@@ -50,15 +52,17 @@ impl Durable {
 impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
-    /// Raise it whenever stored payloads cannot or must not be read as the new `T`. Workers of the previous release return jobs of the new
-    /// version to the queue, for the time of [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
+    /// Raise the version whenever stored payloads cannot or must not be deserialized as the new `T`. Workers of the previous release cannot
+    /// run jobs of the new version. They put these jobs back into the queue, where the jobs wait for the
+    /// [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
     }
 
-    /// Sets how to convert payloads of the version `from` to `T`. If such a payload is not an `Old`, the job is dead.
+    /// Sets a function that converts payloads of the version `from` to `T`. If such a payload cannot be deserialized as an `Old`, the job
+    /// becomes dead.
     #[must_use]
     pub fn upgrade<Old: DeserializeOwned>(mut self, from: u32, to: impl Fn(Old) -> T + Send + Sync + 'static) -> Self {
         self.upgrades.insert(from, Arc::new(move |payload| serde_json::from_slice(payload).map(&to)));
@@ -72,10 +76,10 @@ impl<T> Queue<T> {
 
     /// Serializes a job, and enqueues it when the returned [`Enqueue`] is awaited.
     ///
-    /// The program that enqueues a job need not be able to read it: the payload is not read back. If a worker cannot deserialize the
-    /// payload, the job is dead after its first attempt. Such payloads contain floats that are not finite (JSON stores them as `null`), are
-    /// nested more than 127 levels deep, or have a `Serialize` that does not match their `Deserialize`. A test with
-    /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds them.
+    /// This call does not check whether the payload can be deserialized. If a worker cannot deserialize the payload, the job is dead after
+    /// its first attempt. This happens if the payload contains floats that are not finite, because JSON stores them as `null`. It also
+    /// happens if the payload is nested more than 127 levels deep, or if its `Serialize` does not match its `Deserialize`. A test with
+    /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds such payloads.
     pub fn enqueue(&self, job: T) -> Enqueue
     where
         T: Serialize,
@@ -83,7 +87,8 @@ impl<T> Queue<T> {
         Enqueue::new(&self.durable, self.name, self.version, iter::once(job), |pushed| JobId(pushed.ids[0]))
     }
 
-    /// Serializes jobs, and enqueues all or none when the returned [`EnqueueAll`] is awaited. This is much faster than single enqueues.
+    /// Serializes jobs, and enqueues all of them or none when the returned [`EnqueueAll`] is awaited. This is much faster than one
+    /// `enqueue` for each job.
     pub fn enqueue_all(&self, jobs: impl IntoIterator<Item = T>) -> EnqueueAll
     where
         T: Serialize,
@@ -103,12 +108,12 @@ impl<T> Queue<T> {
     /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final), in any process. Returns `None` if the job is not in this
     /// queue or has been deleted. The wait has no time limit.
     ///
-    /// The wait ends immediately for jobs of workers in this process, and up to a quarter of a second late for jobs of other processes. One
-    /// statement polls the store for all waits of the process.
+    /// If a worker of this process runs the job, the wait ends as soon as the job ends. If another process runs the job, the wait ends up
+    /// to a quarter of a second later. One statement polls the store for all waits of the process.
     ///
     /// # Errors
     ///
-    /// Errors of the store. An outage ends the wait.
+    /// Errors of the store. An outage of the store ends the wait.
     ///
     /// # Cancel safety
     ///
@@ -123,7 +128,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Returns up to 100 dead jobs, oldest first. They stay in the store until they are [retried](Queue::retry) or
+    /// Returns up to 100 dead jobs, oldest first. Dead jobs stay in the store until they are [retried](Queue::retry) or
     /// [discarded](Queue::discard), or until their [retention](crate::WorkerOptions::dead_retention) expires.
     ///
     /// [`dead_after`](Queue::dead_after) returns the next page.
@@ -144,8 +149,8 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().jobs(self.name, "dead", Order::Oldest, Some(last), PAGE)).await
     }
 
-    /// Enqueues a dead job again, and resets its attempts and crashes. Returns `false` if the job is not dead, or if another job uses its
-    /// [key](crate::Enqueue::unique_key) now.
+    /// Enqueues a dead job again, and resets its numbers of attempts and crashes. Returns `false` if the job is not dead, or if another job
+    /// uses its [key](crate::Enqueue::unique_key) now.
     ///
     /// # Errors
     ///
@@ -154,7 +159,7 @@ impl<T> Queue<T> {
         self.untyped().retry(id).await
     }
 
-    /// [Retries](Queue::retry) all dead jobs whose key no other job uses. Returns the number of jobs.
+    /// [Retries](Queue::retry) all dead jobs, except jobs whose key another job uses now. Returns the number of retried jobs.
     ///
     /// # Errors
     ///
@@ -168,7 +173,7 @@ impl<T> Queue<T> {
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
-    /// unknown, or if it was cancelled and its worker has not stopped it yet.
+    /// unknown. Also returns `false` for a cancelled job whose worker has not stopped it yet.
     ///
     /// # Errors
     ///
@@ -177,7 +182,7 @@ impl<T> Queue<T> {
         self.untyped().discard(id).await
     }
 
-    /// Deletes all dead jobs. Returns the number of jobs.
+    /// Deletes all dead jobs of the queue. Returns the number of deleted jobs.
     ///
     /// # Errors
     ///
@@ -192,9 +197,10 @@ impl<T> Queue<T> {
 
     /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
-    /// A job that waits never runs. If the job runs, its worker drops the handler's future at the handler's next await point: immediately
-    /// in this process, usually within 0.1 seconds in another process, and within a second if a notice is lost. A result that the handler
-    /// returns before the drop is discarded. A blocking closure that the handler has started continues.
+    /// A job that is still waiting will never run. If the job runs, its worker drops the handler's future at the handler's next await
+    /// point. A worker in this process drops the future immediately. A worker in another process usually drops the future within 0.1
+    /// seconds, and within a second if a notification is lost. If the handler returns a result before its future is dropped, the result is
+    /// discarded. A blocking closure that the handler has started continues.
     ///
     /// # Errors
     ///
@@ -203,8 +209,8 @@ impl<T> Queue<T> {
         self.untyped().cancel(id).await
     }
 
-    /// Pauses the queue in all processes: its jobs are not fetched until [`resume`](Queue::resume). Jobs that were already fetched still
-    /// run, and jobs can be enqueued. The pause is stored.
+    /// Pauses the queue in all processes: workers fetch none of its jobs until [`resume`](Queue::resume) is called. Jobs that were already
+    /// fetched still run, and new jobs can be enqueued. The pause is stored, so it continues after a restart of the processes.
     ///
     /// # Errors
     ///
@@ -222,9 +228,9 @@ impl<T> Queue<T> {
         self.untyped().resume().await
     }
 
-    /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored.
+    /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored in the database.
     ///
-    /// If the limit of running jobs is reached, a worker checks once a second whether jobs of other processes have ended.
+    /// While the limit of running jobs is reached, a worker checks once a second whether jobs of other processes have ended.
     ///
     /// # Errors
     ///
@@ -233,7 +239,7 @@ impl<T> Queue<T> {
         self.untyped().set_limits(limits).await
     }
 
-    /// Returns the number of jobs in each status, up to [`QueueCounts::LIMIT`], in milliseconds.
+    /// Returns the number of jobs in each status. Each count stops above [`QueueCounts::LIMIT`], so the call takes only milliseconds.
     ///
     /// # Errors
     ///
@@ -242,7 +248,7 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().counts(self.name)).await
     }
 
-    /// Reads a payload of this version.
+    /// Deserializes a payload of this version. A payload of another version is then converted.
     pub(crate) fn read(&self, version: u32, payload: &[u8]) -> Result<T, ReadError>
     where
         T: DeserializeOwned,
@@ -268,9 +274,9 @@ impl<T> Queue<T> {
     }
 }
 
-/// Why a payload cannot be read.
+/// The reason why a payload cannot be deserialized.
 pub(crate) enum ReadError {
-    /// Another worker may know the version.
+    /// This worker does not know the version of the payload. Another worker may know it.
     UnknownVersion(String),
     Invalid(String),
 }

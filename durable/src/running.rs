@@ -1,4 +1,4 @@
-//! The calls of a handler on its running job.
+//! Implements the methods that a handler calls on its running job.
 
 use crate::enqueue::Connection;
 use crate::error::Error;
@@ -20,9 +20,10 @@ use ulid::Ulid;
 /// A job that a worker of this process runs.
 pub(crate) struct RunningJob {
     pub(crate) id: Ulid,
-    /// The run in the store. It changes if the worker loses the job and fetches it again while the handler still runs.
+    /// The number of the job's run in the store. The number changes if the worker loses the job and fetches it again while the handler
+    /// still runs.
     pub(crate) run: AtomicI32,
-    /// Whether the handler has completed the job in a transaction, which may not have been committed.
+    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(crate) is_completed: AtomicBool,
     is_cancelled: AtomicBool,
     cancel_event: Event,
@@ -33,7 +34,7 @@ pub(crate) struct RunningJob {
     runtime: Runtime,
 }
 
-/// The completion of a job in a transaction of its handler.
+/// The values that `complete_in` writes to the row of a job.
 #[derive(Debug)]
 pub struct Completion {
     pub(crate) id: Ulid,
@@ -75,7 +76,7 @@ impl fmt::Debug for RunningJob {
 pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
 
 impl JobHandle {
-    /// Resolves when the last clone is dropped, or the job is cancelled.
+    /// Resolves when the last clone is dropped, or when the job is cancelled.
     pub(crate) async fn released(clones: &Weak<Self>, running: &RunningJob) {
         let dropped = async {
             while clones.strong_count() > 0 {
@@ -91,7 +92,7 @@ impl JobHandle {
 
 impl Drop for JobHandle {
     fn drop(&mut self) {
-        // The strong count is already zero.
+        // The strong count is already zero, so the waiters see that no clone exists.
         self.0.released.notify(usize::MAX);
     }
 }
@@ -103,11 +104,11 @@ impl fmt::Debug for JobHandle {
 }
 
 impl<T> Job<T> {
-    /// Completes the job in a transaction of the handler on the same database. The job is done if and only if the transaction commits,
+    /// Marks the job as done in a transaction of the handler on the same database. The job is done if and only if the transaction commits,
     /// so the writes of the transaction happen exactly once.
     ///
-    /// Commit the transaction, and then return `Ok` from the handler. The value in `Ok` is ignored, because `result` is stored. If the
-    /// handler returns without a commit, the attempt has failed and the job is retried.
+    /// Commit the transaction, and then return `Ok` from the handler. The value in `Ok` is ignored: `result` is stored as the result of the
+    /// job. If the handler returns without committing the transaction, the attempt has failed.
     ///
     /// ```
     /// use background_tasks_durable::{Failure, Job, sqlx};
@@ -125,7 +126,7 @@ impl<T> Job<T> {
     ///
     /// # Errors
     ///
-    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Then do not commit.
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or if the job was cancelled. In this case, do not commit the transaction.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn complete_in<C: Connection, R: Serialize>(&self, connection: &mut C, result: &R) -> Result<(), Error> {
         let running = &self.handle.0;
@@ -138,21 +139,22 @@ impl<T> Job<T> {
         Ok(())
     }
 
-    /// Returns the last checkpoint of this job, from this attempt or an earlier one, or `None` if there is none.
+    /// Returns the last checkpoint that this attempt or an earlier attempt has saved. Returns `None` if the job has no checkpoint.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if the checkpoint is not a `C`.
+    /// [`Error::Decode`] if the checkpoint cannot be deserialized as a `C`.
     pub fn checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>, Error> {
         let checkpoint = lock(&self.handle.0.checkpoint);
         checkpoint.as_ref().map(|text| serde_json::from_str(text)).transpose().map_err(Error::Decode)
     }
 
-    /// Stores a checkpoint and replaces the previous one, so that the next attempt of a long job can continue from it.
+    /// Stores a checkpoint, from which the next attempt of a long job can continue. The checkpoint replaces the previous checkpoint of the
+    /// job.
     ///
     /// # Errors
     ///
-    /// - [`Error::LeaseLost`] if the worker has lost the job, or the job was cancelled. Then return from the handler.
+    /// - [`Error::LeaseLost`] if the worker has lost the job, or if the job was cancelled. In this case, return from the handler.
     /// - [`Error::Encode`] and errors of the store.
     pub async fn save_checkpoint<C: Serialize>(&self, checkpoint: &C) -> Result<(), Error> {
         let running = &self.handle.0;

@@ -1,4 +1,4 @@
-//! The database driver needs the context of a tokio runtime, whichever executor polls and drops its futures.
+//! Gives the database driver the context of a tokio runtime, whichever executor polls and drops the futures of the driver.
 
 use crate::error::Error;
 use pin_project_lite::pin_project;
@@ -15,7 +15,7 @@ impl Runtime {
         Handle::try_current().map(Self).map_err(|_| Error::NoRuntime)
     }
 
-    /// Starts a task of this crate. The task ends with the runtime at the latest.
+    /// Starts a task of this crate. If the runtime shuts down, the task is dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.0.spawn(task));
     }

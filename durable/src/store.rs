@@ -1,7 +1,7 @@
-//! The operations of a database that the engine and the queues call. Only the stores contain SQL.
+//! Defines the database operations that the engine and the queues call. Only the code of the stores contains SQL.
 //!
-//! Each call of the engine is a single statement where possible. The server, or the thread of the SQLite driver, then executes it to its
-//! end, so a handler that blocks the runtime never keeps a lock or a transaction open.
+//! Where possible, each call of the engine is a single statement. The server, or the thread of the SQLite driver, executes this statement
+//! to its end. A handler that blocks the runtime therefore never keeps a lock or a transaction open.
 
 use crate::error::Error;
 use crate::job::{JobInfo, JobStatus, QueueCounts};
@@ -21,41 +21,41 @@ pub(crate) mod sqlite;
 pub(crate) type StoreResult<T = ()> = Result<T, Error>;
 pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 
-/// The most jobs of one fetch, one commit or one statement of a bulk call. Bulk calls repeat their statement.
+/// The maximum number of jobs that one statement fetches, commits or changes. A call that changes more jobs repeats its statement.
 pub(crate) const MAX_ROWS: usize = 1000;
 
 /// When a job is due.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RunAt {
     Now,
-    /// By the clock of the store.
+    /// The delay after the enqueue, by the clock of the store.
     After(Duration),
     At(SystemTime),
 }
 
-/// The common part of the jobs of one `enqueue`: everything but their payloads.
+/// The values that all jobs of one `enqueue` share: everything except the payloads.
 #[derive(Clone, Debug)]
 pub struct JobSpec {
     pub(crate) queue: &'static str,
     pub(crate) version: u32,
     pub(crate) run_at: RunAt,
     pub(crate) priority: u16,
-    /// For a single job only.
+    /// Only an `enqueue` of a single job can have a unique key.
     pub(crate) unique_key: Option<String>,
-    /// How long the key stays in use, counted from the enqueue, even if the job has ended.
+    /// How long the key stays in use after the enqueue, even if the job has ended.
     pub(crate) unique_for: Option<Duration>,
     pub(crate) limit_key: Option<String>,
 }
 
-/// The jobs of one `enqueue`.
+/// The result of one `enqueue`.
 #[derive(Debug)]
 pub struct Pushed {
     pub(crate) ids: Vec<Ulid>,
-    /// False if the key is in use. Then `ids` contains the ID of the job that uses the key.
+    /// `false` if the key is in use. In this case, `ids` contains the ID of the job that uses the key.
     pub(crate) is_new: bool,
 }
 
-/// A request for jobs.
+/// A request to fetch jobs for a worker.
 #[derive(Clone, Debug)]
 pub(crate) struct FetchRequest {
     pub(crate) queue: &'static str,
@@ -80,7 +80,7 @@ pub(crate) struct FetchedJob {
 pub(crate) struct HeldJob {
     pub(crate) id: Ulid,
     pub(crate) run: i32,
-    /// A cancelled job is held until its worker has stopped it.
+    /// Whether the job is cancelled. The worker holds a cancelled job until the handler has stopped.
     pub(crate) is_cancelled: bool,
 }
 
@@ -97,24 +97,24 @@ pub(crate) struct LimitedFetch {
     pub(crate) jobs: Vec<FetchedJob>,
     /// Whether another fetch may find more jobs immediately.
     pub(crate) has_more: bool,
-    /// The time until the rate allows another job.
+    /// The time until the rate limit allows another job.
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The row of a queue with limits.
+/// The database row of a queue with limits.
 pub(crate) struct LimitsRow {
     pub(crate) is_paused: bool,
     pub(crate) max_running: Option<i64>,
     pub(crate) max_running_per_key: Option<i64>,
     pub(crate) rate_jobs: Option<f64>,
     pub(crate) rate_seconds: Option<f64>,
-    /// How many jobs the rate allows now.
+    /// How many jobs the rate limit allows now.
     pub(crate) allowed: Option<f64>,
     pub(crate) running: i64,
 }
 
 impl LimitsRow {
-    /// Returns how many jobs may start now, and after which time the rate allows another one if it allows none.
+    /// Returns how many jobs can start now. If the rate limit allows no job now, also returns the time until it allows one.
     #[expect(clippy::cast_possible_truncation, reason = "limits are 32 bits")]
     pub(crate) fn room(&self, limit: usize) -> (i64, Option<Duration>) {
         if self.is_paused {
@@ -130,13 +130,13 @@ impl LimitsRow {
     }
 }
 
-/// The end of one run of a job.
+/// The outcome of one run of a job.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) id: Ulid,
     pub(crate) run: i32,
     pub(crate) state: NextState,
-    /// Whether the attempt counts.
+    /// Whether the run counts as an attempt.
     pub(crate) is_charged: bool,
     pub(crate) result: Option<String>,
     pub(crate) error: Option<String>,
@@ -147,9 +147,9 @@ pub(crate) struct Outcome {
 pub(crate) enum NextState {
     Done,
     Dead,
-    /// The job returns to the queue as if it had never been fetched.
+    /// The job goes back into the queue as if it had never been fetched.
     Available,
-    /// The job returns to the queue after a delay.
+    /// The job goes back into the queue with a delay.
     Scheduled(Duration),
     /// The job is retried after a delay.
     Retrying(Duration),
@@ -166,7 +166,7 @@ impl Outcome {
         }
     }
 
-    /// The delay of the next attempt. `None` keeps the time at which the job was due.
+    /// Returns the delay of the next attempt. If the result is `None`, the due time of the job does not change.
     fn delay(&self) -> Option<Duration> {
         match self.state {
             NextState::Scheduled(delay) | NextState::Retrying(delay) => Some(delay),
@@ -175,13 +175,13 @@ impl Outcome {
     }
 }
 
-/// The result of the commit of an outcome.
+/// The result of committing an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
     Yes,
     /// The job was cancelled during the run.
     Cancelled,
-    /// The worker had lost the job.
+    /// The worker no longer held the job.
     Lost,
 }
 
@@ -196,7 +196,7 @@ pub(crate) struct QueueTick {
     pub(crate) is_limited: bool,
 }
 
-/// A worker in the store. Each heartbeat renews its lease.
+/// A worker that is registered in the store. Each heartbeat renews the lease of the worker.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerLease {
     pub(crate) id: String,
@@ -204,33 +204,34 @@ pub(crate) struct WorkerLease {
     pub(crate) lease: Duration,
 }
 
-/// A change that another process has made.
+/// A notification about a change that another process has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// A queue may have jobs.
+    /// The queue with this name may have jobs.
     #[cfg(feature = "postgres")]
     Queue(String),
-    /// Anything may have changed.
+    /// Any queue or job may have changed.
     Any,
-    /// Nothing within the time limit.
+    /// No notification arrived within the time limit.
     Nothing,
 }
 
-/// The connection of the heartbeat thread.
+/// The calls that the heartbeat thread makes on its own connection.
 pub(crate) trait Heart: Send {
-    /// Renews leases. Registers the workers again whose lease had expired and whose jobs were recovered, and returns their IDs.
+    /// Renews the leases of these workers. If another process has removed a worker because its lease had expired, registers the worker
+    /// again. Returns the IDs of the workers that were registered again.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
-    /// Deletes workers that a heartbeat has registered again after they ended.
+    /// Deletes workers that had already ended when a heartbeat registered them again.
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
-    /// Returns the jobs of dead workers to their queues. Returns the number of jobs.
+    /// Puts the jobs of dead workers back into their queues. Returns the number of these jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
-    /// Waits for a change by another process.
+    /// Waits for a notification of another process, for at most `limit`.
     fn next_notice(&mut self, limit: Duration, poll_interval: Duration) -> StoreFuture<'_, Notice>;
 }
 
 /// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
 pub(crate) trait Store: Send + Sync + 'static {
-    /// Fails if the file was deleted or replaced while it was open.
+    /// Fails if the file of the database was deleted or replaced while it was open.
     fn check_available(&self) -> StoreResult {
         Ok(())
     }
@@ -239,14 +240,14 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn prefix(&self) -> &str {
         ""
     }
-    /// The default of the [poll interval](crate::WorkerOptions::poll_interval).
+    /// Returns the default of the [poll interval](crate::WorkerOptions::poll_interval).
     fn poll_interval(&self) -> Duration;
-    /// Returns how often the engine checks its queues, for this poll interval.
+    /// Returns how often the engine checks its queues if its workers have this poll interval.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval
     }
 
-    /// Commits all jobs or none.
+    /// Enqueues all of these jobs or none.
     fn push(&self, spec: JobSpec, payloads: Vec<Vec<u8>>) -> StoreFuture<'_, Pushed>;
     /// Notifies the processes that serve these queues.
     fn notify(&self, _queues: Vec<String>) -> StoreFuture<'_> {
@@ -255,32 +256,34 @@ pub(crate) trait Store: Send + Sync + 'static {
 
     fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>>;
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
-    /// Returns the jobs that these workers hold to their queues, and deletes the workers. A later fetch of a deleted worker finds nothing.
+    /// Puts the jobs that these workers hold back into their queues, and deletes the workers. A later fetch for a deleted worker finds no
+    /// jobs.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Makes the due jobs of these queues available, and checks the queues.
     fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>>;
-    /// Fetches jobs in order. Each queue occurs once. A queue that is paused or limited has none.
+    /// Fetches jobs in the order in which they run. Each queue must occur in only one request. If a queue is paused or has limits, none of
+    /// its jobs are fetched.
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
-    /// Like `fetch`, for a queue with limits.
+    /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
-    /// Commits outcomes, and makes jobs available whose limit key is free again.
+    /// Commits outcomes, and makes blocked jobs available if their limit key is free again.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
-    /// Makes jobs available that were fetched but not started.
+    /// Makes fetched jobs available again. No worker has started these jobs.
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
-    /// Deletes some of the jobs whose retention has expired. Returns the number of jobs.
+    /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next job of each limit key available, in case a process died before it did so.
+    /// Makes the next blocked job of each limit key available, because a process may have died before it could do this.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Returns the stored tick of a schedule, and replaces it if `tick` is given and later.
+    /// Returns the stored last tick of a schedule. If `tick` is later, stores `tick` in its place.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Finds a job, in any queue if no name is given.
+    /// Finds a job in this queue, or in any queue if no name is given.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
-    /// Returns the status of each of these jobs that exists.
+    /// Returns the statuses of these jobs, without jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
     /// Returns jobs of one [state of the store](STATES).
     fn jobs<'a>(
@@ -291,13 +294,14 @@ pub(crate) trait Store: Send + Sync + 'static {
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Makes a dead job available, or up to `MAX_ROWS` dead jobs. Returns the number of jobs.
+    /// Makes one dead job available, or up to `MAX_ROWS` dead jobs if no ID is given. Returns the number of changed jobs.
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
-    /// Deletes a job that does not run and is not done, or up to `MAX_ROWS` dead jobs. Returns the number of jobs.
+    /// Deletes one job that does not run and is not done, or up to `MAX_ROWS` dead jobs if no ID is given. Returns the number of deleted
+    /// jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
-    /// Returns all queues, in one statement. Its time does not depend on the depth of the queues.
+    /// Returns all queues, with one statement. The duration of the statement does not depend on the number of jobs.
     fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>>;
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
@@ -315,26 +319,26 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
 }
 
-/// The states of the store. Jobs of the first three are waiting, in this order.
+/// The states of jobs in the store. Jobs in the first three states have the status `Waiting`, and lists show these states in this order.
 pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "running", "retrying", "done", "dead", "cancelled"];
 
-/// The order of the jobs in a list. It is the order of the index of their state.
+/// The order of the jobs in a list. The index of their state has the same order.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
-    /// In the order in which they run.
+    /// Sorts jobs in the order in which they run.
     Priority,
-    /// By limit key, and then in the order in which they run.
+    /// Sorts jobs by limit key. Jobs with the same key are sorted in the order in which they run.
     LimitKey,
-    /// By due time, earliest first.
+    /// Sorts jobs by due time, earliest first.
     Due,
-    /// By end, latest first.
+    /// Sorts jobs by the time at which they ended, latest first.
     Ended,
-    /// By end, earliest first.
+    /// Sorts jobs by the time at which they ended, earliest first.
     Oldest,
 }
 
 impl Order {
-    /// Returns the order of a list for an operator.
+    /// Returns the order in which tools list the jobs of this state.
     pub(crate) fn of(state: &str) -> Self {
         match state {
             "available" => Self::Priority,
@@ -344,8 +348,8 @@ impl Order {
         }
     }
 
-    /// Returns the order, and the condition of the jobs that follow a job. In both, `@id` is the column that orders jobs with the same
-    /// time. In the condition, `@1` to `@4` are the job's priority, its time, its `@id` and its limit key.
+    /// Returns the order of a list, and the condition for the jobs that follow a given job. In both strings, `@id` is the column that sorts
+    /// jobs with the same time. In the condition, `@1` to `@4` are the priority, the time, the `@id` and the limit key of the given job.
     fn sql(self) -> (&'static str, &'static str) {
         match self {
             Self::Priority => (
@@ -362,7 +366,7 @@ impl Order {
         }
     }
 
-    /// Returns the time that orders a job.
+    /// Returns the time by which this order sorts a job.
     fn time(self, info: &JobInfo) -> SystemTime {
         match self {
             Self::Ended | Self::Oldest => info.ended().unwrap_or(SystemTime::UNIX_EPOCH),
@@ -371,7 +375,7 @@ impl Order {
     }
 }
 
-/// Returns the condition of a state in the form of the partial indexes' conditions, so that the planner can use them.
+/// Returns the SQL condition of a state. It repeats the condition of the partial index, so that the query planner can use the index.
 fn state_condition(state: &str) -> String {
     let index = match state {
         "scheduled" | "retrying" => " AND jobs.state IN ('scheduled', 'retrying')",
@@ -382,7 +386,7 @@ fn state_condition(state: &str) -> String {
     format!("jobs.state = '{state}'{index}")
 }
 
-/// Returns the end of the name of the index that contains the jobs of a state.
+/// Returns the last part of the name of the index that contains the jobs of a state.
 fn index_of(state: &str) -> &str {
     match state {
         "scheduled" | "retrying" => "due",
@@ -392,8 +396,8 @@ fn index_of(state: &str) -> &str {
     }
 }
 
-/// Returns the SQL that counts the jobs of each state of the queue `names.name`, in columns with the names of the states. `indexed` makes
-/// SQLite use an index.
+/// Returns the SQL columns that count the jobs of the queue `names.name`. Each state has a column with the name of the state. `indexed`
+/// returns the clause that makes SQLite use an index.
 fn count_columns(jobs: &str, indexed: impl Fn(&str) -> String) -> String {
     let column = |state: &&str| {
         format!(
@@ -403,11 +407,11 @@ fn count_columns(jobs: &str, indexed: impl Fn(&str) -> String) -> String {
             QueueCounts::LIMIT + 1
         )
     };
-    // The running jobs are counted for all queues together: their index is not sorted by queue.
+    // Another part of the statement counts the running jobs of all queues, because the index of running jobs is not sorted by queue.
     STATES.iter().filter(|state| **state != "running").map(column).collect()
 }
 
-/// The row of a queue.
+/// The database row of a queue.
 struct QueueRow {
     name: String,
     is_paused: bool,
@@ -433,7 +437,7 @@ impl QueueRow {
     }
 }
 
-/// Fails if a database does not contain the tables of this version. `done` is the version of its tables.
+/// Fails if a database does not contain the tables of this version. `done` is the version of the tables in the database.
 fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
     let Some(done) = done else {
         return Err(Error::Schema("no tables of background-tasks-durable".to_owned()));
@@ -446,7 +450,8 @@ fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
     )))
 }
 
-/// The versions of the tables, oldest first. Each version is applied once, in a transaction.
+/// Returns the versions of the tables that the database does not have yet, oldest first. Each version is applied one time, in a
+/// transaction.
 fn missing_versions<'a>(all: &[&'a str], done: i64) -> StoreResult<Vec<(i64, &'a str)>> {
     let newest = i64::try_from(all.len()).unwrap_or(i64::MAX);
     if done > newest {
@@ -467,7 +472,8 @@ fn count(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX })
 }
 
-/// Returns increasing IDs, even within a millisecond: jobs of one call run in order, and are inserted in index order.
+/// Returns IDs that increase even within a millisecond. The jobs of one call therefore run in order, and are inserted in the order of the
+/// index.
 fn new_ids(count: usize) -> Vec<Ulid> {
     static GENERATOR: Mutex<Generator> = Mutex::new(Generator::new());
     let mut generator = lock(&GENERATOR);

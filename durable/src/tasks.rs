@@ -1,12 +1,12 @@
-//! The tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. They take no permits, so a limit of the
-//! registry covers only the jobs, and this crate can report an outage even if the registry is full.
+//! Starts the tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. These tasks take no permits of the
+//! registry. A limit of the registry therefore applies only to the jobs. Even if the registry is full, this crate can report an outage.
 
 use crate::error::Error;
 use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
 use std::panic::Location;
 use std::sync::Arc;
 
-/// The names and the call site of the tasks of one worker or schedule.
+/// The registry, the queue and the call site for the tasks of one worker or schedule.
 pub(crate) struct TaskNames<S> {
     registry: Registry<S>,
     queue: &'static str,
@@ -18,12 +18,13 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Self { registry: registry.clone(), queue, location }
     }
 
-    /// Returns the name of a task. Names are leaked: there are few for each worker, and a worker lives as long as its process.
+    /// Returns the name of a task. The name is leaked, because there are few names for each worker, and a worker usually runs as long as
+    /// its process.
     pub(crate) fn leak(&self, role: &str) -> &'static str {
         Box::leak(format!("{} {role}", self.queue).into_boxed_str())
     }
 
-    /// Fails if the registry is shutting down: it accepts tasks until it has drained.
+    /// Fails if the registry is shutting down. This check is needed because the registry itself accepts tasks until it is drained.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.registry.is_shutting_down() && !self.registry.is_drained() {
             return Err(Error::Refused(RejectReason::ShuttingDown));
@@ -31,24 +32,25 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Ok(())
     }
 
-    /// Counts a task as in flight. A tracked task cannot be aborted: an abort outside a shutdown must not stop a worker or a schedule.
+    /// Counts a task as in flight. An abort has no effect on this task, because an abort outside a shutdown must not stop a worker or a
+    /// schedule.
     pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
         let task = self.registry.named(name).location(self.location).without_permit().track(task);
         task.map_err(|rejected| Error::Refused(rejected.reason()))
     }
 
-    /// Starts a tracked task.
+    /// Starts a task that `track` has returned.
     pub(crate) fn start<F: Future<Output = ()> + Send + 'static>(&self, name: &'static str, task: Tracked<F>) {
         self.registry.spawner().spawn_with_info(task, &SpawnInfo::new(Some(name), self.location));
     }
 
-    /// Returns a function that reports failures of this task, each as a failed task of the same name.
+    /// Returns a function that reports an error as a failed task with this name.
     pub(crate) fn report(&self, name: &'static str) -> Box<dyn Fn(Arc<str>) + Send + Sync> {
         let (registry, location) = (self.registry.clone(), self.location);
         Box::new(move |text| registry.named(name).location(location).without_permit().run(async move { Err::<(), _>(text) }))
     }
 
-    /// Returns a function that reports panics of user code in this task, each as a panicked task of the same name.
+    /// Returns a function that reports a panic of user code as a panicked task with this name.
     #[cfg(feature = "cron")]
     pub(crate) fn report_panic(&self, name: &'static str) -> impl Fn(String) + Send + Sync + use<S> {
         let (registry, location) = (self.registry.clone(), self.location);

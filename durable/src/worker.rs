@@ -1,6 +1,6 @@
-//! A worker receives jobs from the engine and starts them as tasks of the registry.
+//! Implements a worker, which receives jobs from the engine and starts them as tasks of the registry.
 //!
-//! The worker's own task is tracked, so it cannot be aborted: when its jobs are aborted, it still returns them to the queue.
+//! The task of the worker itself cannot be aborted. When its jobs are aborted, the worker can therefore still put them back into the queue.
 
 mod drain;
 mod executor;
@@ -30,44 +30,49 @@ use std::sync::Arc;
 
 impl<T> Queue<T> {
     /// Starts a worker when the returned future is awaited. The worker runs jobs of this queue as tasks of the registry until the registry
-    /// shuts down. The tasks have the name of the queue. The future resolves when the worker is in flight in the registry.
+    /// shuts down. The tasks have the name of the queue. The future resolves when the registry counts the worker as a task in flight.
     ///
     /// # Outcomes
     ///
-    /// A job's task ends when the outcome of the job is committed. If an attempt fails or panics, its task counts as failed or panicked,
-    /// and the job is retried or dead. If a [`Registry::abort`] outside a shutdown aborts the task, the attempt has failed.
+    /// A job's task ends when the outcome of the job is committed to the store. If an attempt fails or panics, the registry counts its task
+    /// as failed or panicked, and the job is retried or dead. If [`Registry::abort`] aborts the task while the registry is not shutting
+    /// down, the attempt has failed.
     ///
-    /// For each failed attempt, the registry's observers receive the job, the attempt and the next step as a text:
+    /// For each failed attempt, the registry's observers receive a message with the job, the attempt, the error and the next step:
     ///
     /// ```text
     /// job 01KAZ3V1Y3Q8RD7ZKJ1D3E5S9B, attempt 2 of 20: connection refused; retried in 1.7s
     /// ```
     ///
-    /// For each panicked attempt, they receive the message of the panic in the same form. For an aborted task they receive no text.
+    /// For each panicked attempt, the observers receive the message of the panic in the same form. For an aborted task, they receive no
+    /// message.
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the worker takes no more jobs, and jobs that were fetched but not started return to the queue. Running jobs
-    /// continue, with heartbeats, and end before the registry is drained. If a [`Registry::abort`] cuts jobs off, they return to the queue
-    /// without a charged attempt. Only a registry with [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    /// When shutdown starts, the worker fetches no more jobs. Jobs that are fetched but not started go back into the queue. Running jobs
+    /// continue, and so do the heartbeats. The registry is drained only after the running jobs have ended. If [`Registry::abort`]
+    /// interrupts a job during the shutdown, the job goes back into the queue, and the interrupted attempt is not counted. Only a registry
+    /// with [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
     ///
-    /// If the process exits without an abort, other workers take its running jobs when the [lease](WorkerOptions::lease) expires, and each
-    /// of these jobs is charged a [crash](WorkerOptions::crashes).
+    /// If the process exits without an abort, other workers take its running jobs when the [lease](WorkerOptions::lease) expires. The exit
+    /// is counted as a [crash](WorkerOptions::crashes) of each of these jobs.
     ///
     /// # Outages of the store
     ///
-    /// During an outage the worker retries after 0.1 to 5 seconds, and keeps outcomes that it could not commit. A shutdown waits for them,
-    /// so set a deadline for the shutdown. Fetches, heartbeats, maintenance and each batch of outcomes report an outage once, as a failed
-    /// task named `QUEUE worker`. A lease that the worker could not renew in time is reported in the same way ([`Error::LeaseLost`]).
+    /// During an outage, the worker retries its calls after 0.1 to 5 seconds. Outcomes that it could not commit stay in memory. A shutdown
+    /// waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a failed task named
+    /// `QUEUE worker`. Fetches, heartbeats, maintenance and each batch of outcomes report the same outage separately, one time each. If the
+    /// worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
     ///
     /// # Handlers that block
     ///
-    /// A handler that blocks its thread keeps its lease, because a dedicated thread sends the heartbeats. It may still delay the jobs, the
-    /// outcomes and the shutdown of the process, so move blocking work to `spawn_blocking` or a similar function. A
-    /// [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
-    /// closure that the handler has started. Move the [`Job`] or a clone of it into the closure: a failed attempt then ends when the
-    /// last clone is dropped. Until then the job keeps its permit and its lease, is not retried, and a shutdown waits for it. After an
-    /// [abort](Registry::abort), it keeps only the lease. Without a clone, the next attempt can run at the same time as the closure.
+    /// If a handler blocks its thread, its worker keeps the lease, because a dedicated thread sends the heartbeats. The blocked thread can
+    /// still delay other jobs, their outcomes and the shutdown of the process. Therefore move blocking work to `spawn_blocking` or a
+    /// similar function. A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not
+    /// stop a blocking closure that the handler has started. Move the [`Job`] or a clone of the `Job` into the closure. A failed attempt
+    /// then ends when the last clone is dropped. Until the last clone is dropped, the job keeps its permit and its lease, and is not
+    /// retried. A shutdown waits for the last clone. After an [abort](Registry::abort), the job keeps only the lease. If the closure has no
+    /// clone, the next attempt can run at the same time as the closure.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};
@@ -81,22 +86,24 @@ impl<T> Queue<T> {
     /// # Jobs that kill their process
     ///
     /// When the lease of a dead worker has expired, its jobs wait for a backoff of 2 seconds. The backoff doubles with each death, up to 10
-    /// minutes, and is made up to half shorter or longer at random. A job whose worker has died twice is a suspect: it runs while no other
-    /// job of its process runs. While a suspect waits or runs, the process fetches no jobs.
+    /// minutes. A random part of up to half of the backoff is then added or subtracted. A job whose worker has died twice is called a
+    /// suspect. A process runs a suspect only while no other job of the process runs. While a suspect waits or runs, the process fetches no
+    /// jobs.
     ///
     /// # Tasks in flight
     ///
-    /// The worker's own task, `QUEUE worker`, is in flight until shutdown, so [`wait_idle`](Registry::wait_idle) does not return before. If
-    /// the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight), this task takes [no permit](Registry::without_permit),
-    /// and jobs wait for permits.
+    /// The worker's own task, `QUEUE worker`, stays in flight until the registry shuts down, so [`wait_idle`](Registry::wait_idle) does not
+    /// return before the shutdown. If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight) of tasks in flight, only
+    /// the jobs wait for permits. The worker's own task takes [no permit](Registry::without_permit).
     ///
     /// # Errors
     ///
-    /// Errors of the store while the worker is registered, and [`Error::Refused`] if the registry rejects the worker.
+    /// Errors of the store that occur while the worker is registered. [`Error::Refused`] if the registry rejects the worker.
     ///
     /// # Panics
     ///
-    /// The future panics if the registry's spawner panics, as tokio's does outside a runtime, or if no thread can be started.
+    /// The future panics if the thread for the heartbeats cannot be started, or if the registry's spawner panics. For example,
+    /// `TokioSpawner` panics outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -144,20 +151,21 @@ impl<T> Queue<T> {
 
 type StartJob = dyn Fn(JobLease, FetchedJob, Permit) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// The task of a worker. After shutdown has started, it ends when the outcomes of all its jobs are committed.
+/// The state of a worker's task. After shutdown has started, the task ends when the outcomes of all its jobs are committed.
 struct WorkerTask {
     handle: Arc<WorkerHandle>,
     engine: Arc<Engine>,
-    /// Fetched jobs without a permit.
+    /// Fetched jobs that wait for a permit.
     jobs: VecDeque<(JobLease, FetchedJob)>,
-    /// Jobs that run alone.
+    /// Suspects that wait until they can run alone.
     suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
     report: Box<dyn Fn(Arc<str>) + Send + Sync>,
-    /// Starts the task of a job. The future resolves when the registry has accepted or rejected the task.
+    /// Starts the task of a job. The returned future resolves when the registry has accepted or rejected the task.
     start: Box<StartJob>,
 }
 
-/// A job whose worker has died this often runs alone. A death is charged to all jobs of the worker, so one crash does not make a suspect.
+/// A job becomes a suspect after its worker has died this many times. One death is not enough, because a death is counted for all jobs of
+/// the worker.
 const SUSPICIOUS_CRASHES: u32 = 2;
 
 impl WorkerTask {
@@ -167,7 +175,7 @@ impl WorkerTask {
         loop {
             let slots_changed = self.engine.slots.changed().listen();
             if self.handle.is_closing() {
-                // The leases return the jobs.
+                // Dropping the leases puts the jobs back into the queue.
                 self.jobs.clear();
                 self.suspects.clear();
                 self.engine.wake();
@@ -191,7 +199,7 @@ impl WorkerTask {
         }
     }
 
-    /// Starts the next job if there is a permit.
+    /// Starts the next job if a permit is free.
     fn next_start(&mut self) -> Option<BoxFuture<'static, ()>> {
         if !self.jobs.is_empty() {
             let permit = self.engine.try_start(&self.handle, false)?;

@@ -46,7 +46,7 @@ fn seconds(at: usize, default: u64) -> Duration {
     Duration::from_secs(env::args().nth(at).map_or(default, |seconds| seconds.parse().expect("a number of seconds")))
 }
 
-/// Usage: `dashboard [PORT [GRACE [DELAY]]]`, with the grace period and the delay in seconds.
+/// Usage: `dashboard [PORT [GRACE [DELAY]]]`, with the grace period and the delay in seconds. Defaults: 7979, 20 and 2.
 #[tokio::main]
 async fn main() -> ExitCode {
     let registry = || Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();

@@ -111,7 +111,7 @@ impl Dashboard {
     ///
     /// The registry that was passed to [`new`](Self::new) must be the one in which the requests of the page are in flight: a registry of the host, or
     /// a child of one. The page disconnects when this registry has only [serving](Self::serving) tasks in flight during its drain. To watch all
-    /// phases until their end, serve the page in the last phase.
+    /// phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
     ///
     /// # Examples
     ///

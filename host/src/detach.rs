@@ -27,9 +27,10 @@ use tower_service::Service;
 /// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
 /// | aborted | The task was aborted. The request is answered 503. |
 /// | abandoned | The executor dropped the task. The request is answered 503. |
-/// | rejected | The registry has drained. The request is answered 503, and the future of the service is dropped before its first poll. |
+/// | rejected | The registry has drained or is [full](RejectReason::Full). The request is answered 503, and the future of the service is dropped before its first poll. |
 ///
-/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit.
+/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects them as full only at the high limit
+/// that [`RejectReason::Full`] names.
 ///
 /// # Other layers
 ///

@@ -133,7 +133,7 @@ impl Drain {
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
-        // Later phases may have lost a critical task meanwhile.
+        // The loss of a task may have started the shutdown of a later phase meanwhile.
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
@@ -179,7 +179,7 @@ impl Drain {
     /// Reports the program's error, and the loss that started a shutdown.
     fn report_cause(&mut self) {
         self.state.report_error();
-        if let (false, Some(task)) = (self.has_reported_loss, self.phases.lost_critical_task()) {
+        if let (false, Some(task)) = (self.has_reported_loss, self.phases.shutdown_cause()) {
             self.has_reported_loss = true;
             self.state.set_exit_code(FAILED);
             self.progress.log(Level::Error, format!("shutting down because a task was lost: {task}"));
@@ -193,12 +193,12 @@ impl Drain {
             let registries = &phases.registries()[..len];
             registries[len - 1].start_shutdown();
             match self.drain_registries(registries, phases.reserved_after(len)) {
-                Waited::Drained => {}
+                Waited::Drained if self.state.is_awaited() => {}
                 Waited::TimeIsReserved(stragglers) => {
                     let headline = "the next registry shuts down now, because the rest of the grace period is reserved".to_owned();
                     self.progress.log_stragglers(Level::Warn, headline, stragglers);
                 }
-                Waited::Dropped => return true,
+                Waited::Drained | Waited::Dropped => return true,
                 Waited::Expired => return false,
             }
         }

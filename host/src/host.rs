@@ -85,8 +85,9 @@ use std::time::Duration;
 ///
 /// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
 /// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If several of the codes 1, 2 and 101 apply, the first
-/// one stays: if a program that failed also misses the deadline, the process exits with code 2.
+/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after
+/// the drain. If several of the codes 1, 2 and 101 apply, the first one stays: if a program that failed also misses the deadline, the
+/// process exits with code 2.
 ///
 /// # Output
 ///
@@ -214,14 +215,11 @@ impl Host {
     ///
     /// If the process is asked to stop only after the drain, `main` must return within the grace period, which then starts with the signal.
     ///
-    /// The supervisor must wait at least two seconds longer before it kills the process: one second for the host to report and abort
-    /// stragglers, and one second as a margin for a slow machine. Kubernetes waits `terminationGracePeriodSeconds` (default: 30) less the
-    /// time of the `preStop` hook; systemd waits `TimeoutStopSec` (default: 90). With a grace period of zero, tasks that can be aborted are
-    /// aborted immediately.
+    /// The supervisor must wait at least two seconds longer before it kills the process: the page [deployment](crate::deployment) explains
+    /// the settings of supervisors. With a grace period of zero, tasks that can be aborted are aborted immediately.
     ///
-    /// The default is too long for two signals of Windows: when the console is closed or the system shuts down, Windows ends the process
-    /// after about 5 seconds. The tasks in flight are then lost, the host reports no stragglers, and the exit code is not the host's. If a
-    /// program must handle these signals, choose at most 3 seconds.
+    /// The default is too long for two signals of [Windows](crate::deployment#windows), the closing of the console and the shutdown of the
+    /// system. If a program must handle these signals, choose at most 3 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
@@ -328,6 +326,24 @@ impl Host {
     ///
     /// If the process is not a service, `run` reports that the host failed to start.
     ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[cfg(windows)] mod service {
+    /// # use background_tasks::{Registry, SmolSpawner};
+    /// # use background_tasks_host::Host;
+    /// # use std::{ffi::OsString, time::Duration};
+    /// # async fn serve(registry: Registry<SmolSpawner>) { registry.signal().await }
+    /// windows_service::define_windows_service!(ffi_service_main, service_main);
+    ///
+    /// fn service_main(_arguments: Vec<OsString>) {
+    ///     let registry = Registry::builder(SmolSpawner).inspect().build();
+    ///     let host = Host::new(&registry).grace(Duration::from_secs(8)).windows_service("invoices");
+    ///     smol::block_on(host.run(serve(registry)));
+    /// }
+    /// # }
+    /// ```
+    ///
     /// The repository's `examples/windows-service` is a complete service, with commands to install and uninstall it.
     #[cfg(feature = "windows-service")]
     pub fn windows_service(mut self, name: &str) -> Self {
@@ -353,8 +369,8 @@ impl Host {
     /// Sets whether a shutdown file of Azure WebJobs asks the process to stop, as a signal does. Default: true.
     ///
     /// WebJobs sends no signal. It names a file in the environment variable `WEBJOBS_SHUTDOWN_FILE`, and creates the file to stop the job. While the
-    /// host runs, a thread checks every tenth of a second whether the file exists. Without the variable, nothing is checked. WebJobs kills a
-    /// continuous job after its `stopping_wait_time` (default: 5 seconds), which is shorter than the default grace period.
+    /// host runs, a thread checks every tenth of a second whether the file exists. Without the variable, nothing is checked. The default grace
+    /// period is too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
     pub fn webjobs_file(mut self, is_handled: bool) -> Self {
         self.webjobs_file = is_handled;
         self
@@ -419,9 +435,10 @@ impl Host {
     /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
     /// a terminal, the bar is never shown.
     ///
-    /// A subscriber that writes to the same terminal overwrites the bar. Before you show the bar in a program with a subscriber, make the
-    /// subscriber write to [`stderr`](crate::stderr()): `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`. Its lines
-    /// then appear above the bar.
+    /// A subscriber that writes to the same terminal overwrites the bar; `tracing_subscriber::fmt::init()` does so on stdout. Before you show
+    /// the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
+    /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. Its lines then appear above the bar. Without the feature
+    /// `tracing`, the host cannot detect a subscriber: use this writer too, or hide the bar.
     #[cfg(feature = "bar")]
     pub fn progress_bar(mut self, is_shown: bool) -> Self {
         self.progress_bar = Some(is_shown);

@@ -56,7 +56,13 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. A service that sends a large
 /// response in small frames therefore needs less memory. One thousand connections with half a head of 31 KiB need about 45 MB. The service itself
-/// must limit what it keeps, such as a collected body.
+/// must limit what it keeps, such as a collected body (in axum, `DefaultBodyLimit`), because each connection may send one.
+///
+/// # Compared with `axum::serve`
+///
+/// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends half the head of a
+/// request holds the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has not.
+/// `axum::serve` also accepts connections until the process has no file descriptor left for the work of its requests.
 ///
 /// # Shutdown
 ///
@@ -65,14 +71,15 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has had no request
 ///   yet has the [`late_head_timeout`](Self::late_head_timeout) to send its first head.
 /// - A request whose head has arrived is answered, and its connection closes afterwards.
-/// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read.
+/// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read. A client that
+///   reads a response slowly can still delay the drain until the grace period expires.
 ///
 /// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
 /// connections, and the stragglers include them. If the service panics, the connection closes, and the registry counts a panicked
 /// task. Add a `RequestLayer` (feature `tower`) if each request must have its own outcome.
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
-/// [`signal`](Registry::signal).
+/// [`signal`](Registry::signal), as must a stream of events. `UntilShutdown` (feature `tower`) ends both.
 ///
 /// # Examples
 ///
@@ -150,8 +157,10 @@ impl<S> HttpServer<S> {
     }
 
     /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
+    /// Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
-    /// The other descriptors are for the work of the service, such as files and connections to databases. At the limit, the server does not accept
+    /// The other descriptors are for the work of the service, such as files and connections to databases. Set a lower limit if a request needs more
+    /// than one of them. At the limit, the server does not accept
     /// connections until one closes. New clients wait in the listener's backlog.
     ///
     /// On Windows, and if the limit cannot be read, the default is 4096.

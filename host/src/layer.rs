@@ -51,8 +51,9 @@ use tower_service::Service;
 /// # Limitations
 ///
 /// The last bytes of a response may still be in the server's buffer when the body is dropped, and connections are not counted. Both belong to the
-/// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does.
-/// `HttpServer` (feature `http`) is a server whose connections the drain waits for.
+/// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does. The server then
+/// accepts no connections, and closes each connection after its last response. `HttpServer` (feature `http`) is a server whose connections the
+/// drain waits for.
 ///
 /// Apply the layer to the routes that the drain must wait for. A response that does not end on its own, such as a stream of events, must end at
 /// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. If the client disconnects before the end of such a

@@ -20,8 +20,10 @@
 //! }
 //! ```
 //!
-//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal. The page [`recipes`] has
-//! programs for axum, tonic, actix-web, warp and poem.
+//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal.
+//!
+//! - [`recipes`] has programs for axum, tonic, actix-web, warp, poem, and streams of events.
+//! - [`deployment`] has the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
 //!
 //! # Features
 //!
@@ -96,7 +98,12 @@ pub use self::until_shutdown::UntilShutdown;
 
 #[cfg(doc)] // also set for doctests, which need the feature
 #[cfg_attr(any(not(doctest), feature = "tower"), doc = include_str!("recipes.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("frameworks.md"))] // its doctests are in runtimes/, with the frameworks as dependencies
 pub mod recipes {}
+
+#[cfg(doc)]
+#[doc = include_str!("deployment.md")]
+pub mod deployment {}
 
 #[cfg(all(doctest, feature = "http", feature = "systemd", feature = "tower"))]
 #[doc = include_str!("../README.md")]

@@ -53,6 +53,25 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 ///     smol::block_on(host.run(registry.signal()))
 /// }
 /// ```
+///
+/// Each run of a service has a clone of the handle:
+///
+/// ```no_run
+/// # use background_tasks::{Registry, Restart, SmolSpawner};
+/// # use background_tasks_host::Liveness;
+/// # async fn import_next() {}
+/// # fn start(registry: Registry<SmolSpawner>, liveness: Liveness) {
+/// registry.named("importer").service(Restart::on_failure(), move || {
+///     let liveness = liveness.clone();
+///     async move {
+///         loop {
+///             import_next().await;
+///             liveness.report_progress();
+///         }
+///     }
+/// });
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Liveness(Arc<Progress>);
 

@@ -115,8 +115,9 @@ impl Phases {
         summary.completed + summary.failed + summary.panicked + summary.abandoned + summary.aborted
     }
 
-    /// Returns the critical task whose loss started the shutdown of a registry, if there is one.
-    pub(crate) fn lost_critical_task(&self) -> Option<TaskInfo> {
+    /// Returns the task whose loss started the shutdown of a registry, if there is one. The task is critical, or the registry has
+    /// `shutdown_on_panic` or `shutdown_on_failure`.
+    pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.registries.iter().find_map(Registry::shutdown_cause)
     }
 

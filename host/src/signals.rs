@@ -115,14 +115,15 @@ pub fn shutdown_signal() -> ShutdownSignal {
 ///
 /// # Examples
 ///
-/// A handler that stops the service. Mount it where only the supervisor can reach it:
+/// A handler that stops the service. It has no login: mount it where only the supervisor can reach it, such as a listener on a loopback
+/// address.
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::post};
 ///
 /// async fn stop() -> StatusCode {
 ///     background_tasks_host::request_stop();
-///     StatusCode::ACCEPTED
+///     StatusCode::ACCEPTED // the server sends this response before it stops
 /// }
 ///
 /// let app: Router = Router::new().route("/stop", post(stop));

@@ -1,6 +1,6 @@
-// The dashboards of a notes service and of host/examples/dashboard.rs in Chromium. Needs chromium, chromedriver, mkfifo:
+// Tests the dashboards of a notes service and of host/examples/dashboard.rs in Chromium. Needs chromium, chromedriver and mkfifo:
 // `NOTES=path/to/notes-tokio SHOP=path/to/examples/dashboard node --test host/tests/dashboard.mjs`.
-// With SCREENSHOTS=folder it also takes the screenshots in docs/pictures/.
+// If SCREENSHOTS names a folder, the tests also take the screenshots in docs/pictures/.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
@@ -27,7 +27,7 @@ const listed = (name) => run(`return ${row(name)}?.innerText`);
 const is_listed = (name) => until(`${name} in flight`, () => listed(name));
 const has_ended = (name) => until(`the end of ${name}`, async () => !(await listed(name)));
 
-/// Starts a service and opens its dashboard.
+/// Starts a notes service and opens its dashboard.
 async function start(...options) {
   const folder = await mkdtemp(join(tmpdir(), "notes-"));
   const [dir, stalls] = [join(folder, "notes"), join(folder, "stalls")];
@@ -41,7 +41,7 @@ async function start(...options) {
   await shows("state", /^Running$/);
 }
 
-/// Starts the example with phases, which has this grace period and delay in seconds, and opens its dashboard.
+/// Starts host/examples/dashboard.rs with this grace period and delay in seconds, and opens its dashboard.
 async function open_shop(grace = 3600, delay = 0) {
   const child = spawn(env.SHOP, ["0", String(grace), String(delay)], { stdio: ["ignore", "pipe", "ignore"] });
   service = { child, exit: once(child, "exit") };
@@ -50,7 +50,7 @@ async function open_shop(grace = 3600, delay = 0) {
   await shows("state", /^Running$/);
 }
 
-/// Lets the tasks of the example with these names end.
+/// Lets the tasks with these names in host/examples/dashboard.rs end.
 const release = (...names) => Promise.all(names.map((name) => fetch(`${service.url}/release/${name}`, { method: "POST" })));
 const shop_tasks = ["checkout", "import", "report", "export", "upload"];
 
@@ -60,7 +60,7 @@ const RECORD = `
     new MutationObserver(() => said.push(region.textContent)).observe(region, { childList: true, characterData: true, subtree: true });
 `;
 
-/// Records the texts that screen readers say from now on, or that they say on a new page.
+/// `record` starts to record the texts that screen readers announce. `go_and_record` opens a page and records the texts from its start.
 const record = () => run(RECORD);
 async function go_and_record(url) {
   const source = `addEventListener("DOMContentLoaded", () => { ${RECORD} })`;
@@ -73,7 +73,7 @@ const said = () => run("return said");
 const active = () => run("return document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.localName");
 const [TAB, ENTER, ESCAPE] = ["\uE004", "\uE007", "\uE00C"];
 
-/// Presses Tab until an element has the focus.
+/// Presses Tab until the expected element has the focus.
 async function tab_to(expected) {
   for (let n = 0; n < 100; n += 1) {
     if ((await active()).match(expected)) return;
@@ -82,7 +82,7 @@ async function tab_to(expected) {
   assert.fail(`Tab does not reach ${expected}`);
 }
 
-/// Clicks the abort button that a script returns, and confirms.
+/// Clicks the abort button that the script `button` returns, and confirms the abort.
 async function click_abort(button) {
   await browser.click(button);
   await browser.click("document.getElementById('abort')");
@@ -90,11 +90,11 @@ async function click_abort(button) {
 
 const put = async (name, body) => assert.equal((await fetch(`${service.url}/notes/${name}`, { method: "PUT", body })).status, 202);
 
-/// Makes the write of a note block, until `unblock` opens the named pipe for writing.
+/// Makes the write of a note block until `unblock` opens the named pipe for writing.
 const block = (name) => execFileSync("mkfifo", [join(service.stalls, name)]);
 const unblock = (name) => writeFile(join(service.stalls, name), "");
 
-/// Sends half of a note, so that its connection stays in flight.
+/// Sends the head and half of the body of a note, so that the connection stays in flight.
 async function send_half() {
   const socket = connect(Number(new URL(service.url).port), "127.0.0.1").on("error", () => {});
   sockets.push(socket);
@@ -103,7 +103,7 @@ async function send_half() {
   return socket;
 }
 
-/// Opens a connection that stays in flight. Returns the ID of its task, and a promise of its end.
+/// Opens a connection that stays in flight. Returns the ID of its task, and a promise that resolves when the connection closes.
 async function straggle() {
   const connections = () => run("return [...document.querySelectorAll('#rows tr:has(button:enabled)')].map((row) => row.dataset.id)");
   const before = await until("the page's own connection", async () => (await connections()).length && connections());
@@ -134,12 +134,12 @@ test("a write is listed, ends, and is counted", async () => {
   block("note");
   await put("note", "a text");
   assert.match(await is_listed("write"), /blocking closure\s+\S+handler\.rs:\d+:\d+\s+\d+\.\d s\s+Abort/);
-  // An event may list the closure before it has started.
+  // An event may list the closure before the closure has started.
   const button = () => run(`const { disabled, title } = ${row("write")}.querySelector("button"); return disabled && title`);
   assert.equal(await until("a disabled button", button), "A blocking closure that has started cannot be aborted.");
   await shows("by-name", /connection\s+\d+[^]*request\s+1[^]*write\s+1/);
   assert.deepEqual(await losses(), [], "a count of zero is not highlighted");
-  // Makes the write fail.
+  // A folder with the name of the note makes the write fail.
   await mkdir(join(service.dir, "note"));
   await unblock("note");
   await has_ended("write");
@@ -266,7 +266,7 @@ test("the page shows the rest of an expired grace period", async () => {
   await open_shop(6);
   await is_listed("checkout");
   service.child.kill("SIGTERM");
-  // The reserve of five seconds starts the second phase before the first one has drained.
+  // Five seconds are reserved for the second phase. Therefore the second phase starts to drain before the first phase has drained.
   await shows("phase-list", /^requests\s+Draining[^]*workers\s+Draining/);
   await shows("stop", /^Grace period: [0-4]\.\d s left\.$/);
   assert.deepEqual(await within("the end of the process", service.exit), [1, null]);
@@ -381,7 +381,7 @@ test("the page continues when the service has restarted", async () => {
 test("the oldest two hundred tasks are listed, and the others are counted", async () => {
   await start();
   await Promise.all(Array.from({ length: 120 }, send_half));
-  // 120 connections and as many requests, and the connections and requests of the page.
+  // These are 120 connections with one request each, and the connections and requests of the page.
   await shows("more", /^and 4\d more$/);
   assert.equal(await run("return document.querySelectorAll('#rows tr').length"), 200);
   await shows("by-name", /request\s+121/);
@@ -444,7 +444,7 @@ test("both color schemes have enough contrast, and the page fits the window", as
 });
 
 test("the browser logs no errors", async () => {
-  // The page of the last test still retries to connect to a service that has exited.
+  // The page of the previous test still tries to connect to a service that has exited.
   await go("about:blank");
   await browser.log();
   await start();
@@ -494,7 +494,7 @@ test("screenshot of a drain", { skip: !env.SCREENSHOTS && "no SCREENSHOTS" }, as
   await new Promise((resolve) => setTimeout(resolve, 20_000));
   service.child.kill("SIGTERM");
   await shows("state", /^Draining$/);
-  // The first phase drains, and then tenants of the second one end.
+  // The first phase drains. When the first phase has drained, tasks of two tenants in the second phase end.
   for (const name of ["checkout", "import", "export"]) {
     await new Promise((resolve) => setTimeout(resolve, 2500));
     await release(name);

@@ -4,17 +4,18 @@ use actix_rt::time::Sleep;
 use background_tasks::{Spawner, Timer};
 use std::time::Duration;
 
-/// Spawns on one arbiter of an actix system, from any thread.
+/// Spawns tasks on one arbiter of an actix system. You can use this spawner on any thread.
 ///
-/// An arbiter that stops drops its tasks, which then count as abandoned. If a task that was spawned without a registry panics, the runtime
-/// catches the panic.
+/// When an arbiter stops, it drops its tasks, and the registry counts these tasks as abandoned. If a task that was spawned without a
+/// registry panics, the runtime catches the panic.
 ///
-/// The tasks of an arbiter are tokio's local tasks. Inside a system, `background_tasks::TokioSpawner` spawns on the caller's arbiter, and
-/// also starts local tasks and blocking work.
+/// The tasks of an arbiter are local tasks of tokio. Inside an actix system, you can therefore use `background_tasks::TokioSpawner`,
+/// which spawns on the caller's arbiter. `TokioSpawner` also starts local tasks and blocking closures.
 ///
 /// # Panics
 ///
-/// Spawning panics if the arbiter has stopped. `sleep` panics if the calling thread is neither in an actix system nor in a tokio runtime.
+/// The method `spawn` panics if the arbiter has stopped. The method `sleep` panics if the calling thread is outside an actix system and
+/// outside a tokio runtime.
 #[derive(Debug, Clone)]
 pub struct ArbiterSpawner(pub ArbiterHandle);
 

@@ -1,11 +1,11 @@
-//! Replaces the panic messages of runtimes by messages that contain advice.
+//! Replaces the panic messages of runtimes with messages that explain how to correct the program.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls a function of a runtime that panics without advice if the thread is not in the runtime. If `call` panics, panics with `advice`.
+/// Runs `call`, which panics if the thread is not in the runtime. If `call` panics, this function panics with the message `advice`.
 #[track_caller]
 pub(crate) fn with_advice<T>(advice: &str, call: impl FnOnce() -> T) -> T {
-    // Not `unwrap_or_else`: the panic's location would be its closure, not the caller.
+    // `unwrap_or_else` would report the location of its closure in place of the caller's location.
     let Ok(value) = catch_unwind(AssertUnwindSafe(call)) else { panic!("{advice}") };
     value
 }

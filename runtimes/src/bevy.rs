@@ -2,13 +2,14 @@ use background_tasks::Spawner;
 use bevy_tasks::TaskPool;
 use std::ops::Deref;
 
-/// Spawns on a task pool of bevy, from any thread.
+/// Spawns tasks on a task pool of bevy. You can use this spawner on any thread.
 ///
-/// A pool that is dropped stops its threads and then drops its tasks, which count as abandoned. bevy's own pools are statics: tasks in
-/// flight when `main` returns are lost, and their destructors do not run. A panic of a task that was spawned without a registry does not
-/// end the pool. bevy has no threads for blocking work: run it in a task on `AsyncComputeTaskPool`.
+/// When a pool is dropped, it stops its threads and drops its tasks, and the registry counts these tasks as abandoned. The pools that
+/// bevy provides are statics and are never dropped. When `main` returns, tasks in flight on these pools are lost, and their destructors
+/// do not run. If a task that was spawned without a registry panics, the pool keeps working. bevy has no threads for blocking work. Run
+/// blocking work in a task on `AsyncComputeTaskPool`.
 ///
-/// This type is not available on wasm, where bevy spawns on the event loop of the page.
+/// This type is not available on wasm. On wasm, bevy runs tasks on the event loop of the page.
 ///
 /// # Examples
 ///
@@ -26,7 +27,8 @@ use std::ops::Deref;
 pub struct BevySpawner<P = &'static TaskPool>(pub P);
 
 impl BevySpawner {
-    /// Returns a spawner for one of bevy's own pools. For another pool, write `BevySpawner(pool)`, for example with an `Arc<TaskPool>`.
+    /// Returns a spawner for one of the pools that bevy provides. For another pool, write `BevySpawner(pool)`, for example with an
+    /// `Arc<TaskPool>`.
     pub fn new(pool: &'static TaskPool) -> Self {
         Self(pool)
     }

@@ -4,19 +4,20 @@ use compio::runtime::Runtime;
 use compio::time::sleep_until;
 use std::time::{Duration, Instant};
 
-/// Spawns on the caller's compio runtime, and runs blocking work on the thread pool of that runtime.
+/// Spawns tasks on the caller's compio runtime, and runs blocking closures on the thread pool of this runtime.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. A runtime drops its tasks when its last handle is dropped, and they
-/// count as abandoned. It also drops blocking work that has not started. Blocking work that has started continues. If a task that was
-/// spawned without a registry panics, the runtime catches the panic.
+/// A task runs on the thread that started the task, even if the task is `Send`. When the last handle of a runtime is dropped, the runtime
+/// drops its tasks, and the registry counts these tasks as abandoned. The runtime also drops blocking closures that have not started.
+/// Blocking closures that have started continue. If a task that was spawned without a registry panics, the runtime catches the panic.
 ///
-/// compio's queue holds at most 64 wake-ups from other threads by default. A thread that wakes more tasks, as a shutdown does, waits until
-/// the runtime's thread has emptied the queue. In compio 0.19, the runtime can miss the last wake-up and stay asleep. To avoid this, set
-/// `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the runtime's thread.
+/// A compio runtime has a queue for wake-ups from other threads. By default, this queue holds at most 64 wake-ups. If a thread wakes more
+/// tasks than that, for example by a shutdown, the thread waits until the runtime has emptied the queue. In compio 0.19, the runtime can
+/// miss the last wake-up and stay asleep. To avoid this bug, set `RuntimeBuilder::sync_queue_size` to the largest number of tasks in
+/// flight, or start the shutdown on the runtime's thread.
 ///
 /// # Panics
 ///
-/// Each method panics if the calling thread is not in a compio runtime. The message contains advice.
+/// Each method panics if the calling thread is not in a compio runtime. The panic message explains how to correct the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompioSpawner;
 
@@ -44,7 +45,7 @@ impl BlockingSpawner for CompioSpawner {
 impl Timer for CompioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// Boxes the future, because the type of compio's own future has no name.
+    /// Returns a boxed future, because the type of compio's own future has no name.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         current(|_| ());

@@ -6,24 +6,26 @@ use glommio::{Latency, Shares, SharesManager, executor, spawn_local_into, timer}
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Spawns on the caller's glommio executor, in the caller's task queue, and runs blocking work on the threads of that executor.
+/// Spawns tasks on the caller's glommio executor, in the caller's task queue. Runs blocking closures on the blocking threads of this
+/// executor.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. In glommio, a waiting task belongs to its wakers. This spawner stores
-/// the tasks itself, at the cost of one allocation each. When an executor is dropped, its tasks are dropped too, and count as abandoned. A
-/// panic of a task that was spawned without a registry unwinds through `run`. glommio needs Linux 5.8 or later.
+/// A task runs on the thread that started the task, even if the task is `Send`. In glommio, only the wakers of a waiting task keep the
+/// task alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When an executor is dropped,
+/// its tasks are dropped too, and the registry counts these tasks as abandoned. If a task that was spawned without a registry panics, the
+/// panic unwinds through `run`. glommio needs Linux 5.8 or later.
 ///
-/// Blocking work runs on the threads that `LocalExecutorBuilder::blocking_thread_pool_placement` configures. Default: one thread.
+/// `LocalExecutorBuilder::blocking_thread_pool_placement` sets the number of blocking threads. Default: one thread.
 ///
 /// # Panics
 ///
-/// Each method panics if the calling thread is not in a glommio executor. The message contains advice.
+/// Each method panics if the calling thread is not in a glommio executor. The panic message explains how to correct the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlommioSpawner;
 
 const ADVICE: &str = "GlommioSpawner needs a glommio executor, and this thread is not in one: call it from a task or inside \
                       `LocalExecutor::run`";
 
-/// Drops an executor's tasks when the executor is dropped. The executor owns this value in a task queue that stays empty.
+/// Drops the tasks of an executor when the executor is dropped. The executor owns this value through a task queue that has no tasks.
 struct DropTasks(usize);
 
 impl SharesManager for DropTasks {
@@ -46,7 +48,7 @@ impl Spawner for GlommioSpawner {
 }
 
 impl LocalSpawner for GlommioSpawner {
-    /// Queues the task. glommio's own `spawn_local` would poll it in this call.
+    /// Queues the task. glommio's own `spawn_local` would poll the task before `spawn_local` returns.
     #[track_caller]
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
         with_advice(ADVICE, || {
@@ -63,7 +65,7 @@ impl LocalSpawner for GlommioSpawner {
 impl BlockingSpawner for GlommioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
-        // The first poll sends the work to a thread.
+        // The first poll of glommio's future sends the closure to a blocking thread, so a task polls this future.
         self.spawn_local(with_advice(ADVICE, || executor().spawn_blocking(work)));
     }
 }
@@ -73,7 +75,7 @@ impl Timer for GlommioSpawner {
 
     #[track_caller]
     fn sleep(&self, duration: Duration) -> timer::Timer {
-        // glommio adds the duration to the current time without a check for overflow.
+        // The limit is necessary because glommio adds the duration to the current time without a check for overflow.
         with_advice(ADVICE, || timer::Timer::new(duration.min(LONGEST_SLEEP)))
     }
 }

@@ -4,12 +4,12 @@
 //!
 //! | feature | provides |
 //! | --- | --- |
-//! | `actix-rt` | `ArbiterSpawner`, for one arbiter of a system, from any thread |
+//! | `actix-rt` | `ArbiterSpawner`, which spawns on one arbiter of an actix system, from any thread |
 //! | `async-global-executor` | `GlobalExecutorSpawner` |
-//! | `bevy_tasks` | `BevySpawner`, for any task pool of bevy |
-//! | `compio` | `CompioSpawner`, for the runtime of the caller's thread |
-//! | `glommio` | `GlommioSpawner`, for the executor of the caller's thread; Linux |
-//! | `monoio` | `MonoioSpawner`, for the runtime of the caller's thread; Unix and Windows |
+//! | `bevy_tasks` | `BevySpawner`, which spawns on any task pool of bevy |
+//! | `compio` | `CompioSpawner`, which spawns on the runtime of the caller's thread |
+//! | `glommio` | `GlommioSpawner`, which spawns on the executor of the caller's thread; only on Linux |
+//! | `monoio` | `MonoioSpawner`, which spawns on the runtime of the caller's thread; only on Unix and Windows |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -44,6 +44,12 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
 
-/// The longest duration of a timer: 30 years. Every clock can add it to its current time.
+/// Compiles the recipes of host/ that use other web frameworks. The package host/ does not depend on these frameworks, because its
+/// tests must build quickly.
+#[cfg(doctest)]
+#[doc = include_str!("../../host/src/frameworks.md")]
+struct Frameworks;
+
+/// The spawners shorten longer timer durations to this duration of 30 years. Every clock can add it to its current time.
 #[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
 const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -6,32 +6,35 @@ use std::future::poll_fn;
 use std::task::Waker;
 use std::time::Duration;
 
-/// Spawns on the caller's monoio runtime, and runs blocking work on the thread pool that is attached to it.
+/// Spawns tasks on the caller's monoio runtime, and runs blocking closures on the thread pool that is attached to this runtime.
 ///
-/// A task runs on the thread that started it, even if it is `Send`. In monoio, a waiting task belongs to its wakers. This spawner stores
-/// the tasks itself, at the cost of one allocation each. Tasks in flight are dropped, and count as abandoned, when their thread ends or
-/// calls [`abandon_all`](Self::abandon_all). A waiting task is also dropped if its last waker is dropped on the task's thread. A panic of a
-/// task that was spawned without a registry unwinds through `block_on`.
+/// A task runs on the thread that started the task, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the
+/// task alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When a thread ends or calls
+/// [`abandon_all`](Self::abandon_all), the tasks in flight on this thread are dropped, and the registry counts these tasks as abandoned.
+/// A waiting task is also dropped if its last waker is dropped on the task's thread. If a task that was spawned without a registry
+/// panics, the panic unwinds through `block_on`.
 ///
-/// Blocking work needs `RuntimeBuilder::attach_thread_pool`. Without a thread pool, `BlockingStrategy::ExecuteLocal` runs the work in the
-/// call, on the caller's thread. The timer needs `RuntimeBuilder::enable_timer`.
+/// To run blocking closures, call `RuntimeBuilder::attach_thread_pool`. If the runtime has no thread pool but has
+/// `BlockingStrategy::ExecuteLocal`, `spawn_blocking` runs the closure on the caller's thread before it returns. To use the timer, call
+/// `RuntimeBuilder::enable_timer`.
 ///
 /// # Panics
 ///
-/// Each method panics if the calling thread is not in a monoio runtime. `spawn_blocking` also panics if the runtime has neither a thread
-/// pool nor `BlockingStrategy::ExecuteLocal`, and `sleep` panics if the runtime has no timer. The message contains advice.
+/// Each method panics if the calling thread is not in a monoio runtime. `spawn_blocking` also panics if the runtime has no thread pool,
+/// unless the runtime has `BlockingStrategy::ExecuteLocal`. `sleep` also panics if the runtime has no timer. The panic message explains
+/// how to correct the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MonoioSpawner;
 
-/// monoio's runtimes have no IDs, so all runtimes of a thread count as one.
+/// monoio's runtimes have no IDs, so all runtimes of a thread share this number.
 const RUNTIME: usize = 0;
 
 const ADVICE: &str = "MonoioSpawner needs a monoio runtime, and this thread is not in one: call it from a task or inside `block_on`; for \
                       blocking work, call `attach_thread_pool` on the runtime's builder; for its timer, call `enable_timer` on the builder";
 
 impl MonoioSpawner {
-    /// Drops all tasks that this spawner has stored on the calling thread. They then count as abandoned. Call this function after a runtime
-    /// has been dropped, on a thread that continues.
+    /// Drops all tasks that this spawner has stored on the calling thread. The registry counts these tasks as abandoned. If a runtime is
+    /// dropped and its thread continues, call this function on that thread after the drop.
     pub fn abandon_all() {
         drop_all(RUNTIME);
     }
@@ -61,8 +64,8 @@ impl BlockingSpawner for MonoioSpawner {
 impl Timer for MonoioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// A timer future of monoio 0.2.4 wakes the task that polled it first, even if another task has polled it later. When the waker
-    /// changes, the returned future therefore replaces monoio's future.
+    /// In monoio 0.2.4, a timer future always wakes the task that polled this future first, even if another task polls it later. When the
+    /// waker changes, the future that this method returns therefore replaces monoio's future.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));

@@ -1,8 +1,9 @@
-//! Stores the futures of runtimes that do not store them.
+//! Stores the tasks of runtimes that do not store waiting tasks.
 //!
-//! monoio and glommio own a task only while it is queued. While the task waits, its wakers own it. A waker that outlives the runtime then
-//! keeps the task alive, and in monoio the last waker drops the task on its own thread, although the task is not `Send`. So this module
-//! stores the futures on their thread, and the runtime receives a [`TaskRef`] in place of each future.
+//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. So a waker that
+//! outlives the runtime keeps the task alive. In monoio, the last waker drops the task on the thread of this waker, although the task is
+//! not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to the runtime in place of the
+//! task.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,24 +14,24 @@ use std::thread::{self, ThreadId};
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The tasks of this thread's runtimes. Its destructor drops them when the thread ends.
+/// The tasks of the runtimes on this thread. When the thread ends, the destructor of this value drops the tasks.
 #[derive(Default)]
 struct OwnedTasks {
-    /// The tasks that are not being polled, by runtime and task number.
+    /// All stored tasks, except tasks that are currently being polled. The keys are the runtime and the number of the task.
     waiting: RefCell<BTreeMap<usize, BTreeMap<u64, Task>>>,
     next_number: Cell<u64>,
 }
 
 thread_local!(static TASKS: OwnedTasks = OwnedTasks::default());
 
-/// A future that polls a stored task. It can be dropped on any thread, but drops its task only on the task's thread.
+/// A future that polls a stored task. This future can be dropped on any thread, but drops the stored task only on the task's thread.
 pub(crate) struct TaskRef {
     thread: ThreadId,
     runtime: usize,
     number: u64,
 }
 
-/// Stores a task of one of this thread's runtimes.
+/// Stores a task of a runtime on this thread.
 pub(crate) fn store(runtime: usize, task: impl Future<Output = ()> + 'static) -> TaskRef {
     TASKS.with(|tasks| {
         let number = tasks.next_number.get();
@@ -41,16 +42,16 @@ pub(crate) fn store(runtime: usize, task: impl Future<Output = ()> + 'static) ->
     })
 }
 
-/// Returns whether a task of this runtime was stored on this thread, since the start of the thread or the last `drop_all`.
+/// Returns whether this thread has stored a task of this runtime since the last call to `drop_all`.
 #[cfg(all(feature = "glommio", target_os = "linux"))]
 pub(crate) fn is_known(runtime: usize) -> bool {
     TASKS.with(|tasks| tasks.waiting.borrow().contains_key(&runtime))
 }
 
-/// Drops the tasks of a runtime of this thread.
+/// Drops the tasks of a runtime on this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // Fails while the thread ends: the destructor of `TASKS` drops the tasks. Destructors of tasks may use this module, so they run outside
-    // the borrow.
+    // `try_with` fails while the thread ends, and the destructor of `TASKS` drops the tasks. Destructors of tasks may use this module, so
+    // the tasks are dropped after the borrow has ended.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);
 }
@@ -69,7 +70,7 @@ impl Future for TaskRef {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // `drop_all` may have dropped the task before the runtime drops this reference.
+        // `drop_all` may already have dropped the task.
         let Some(mut task) = self.take() else { return Poll::Ready(()) };
         let polled = task.as_mut().poll(cx);
         if polled.is_pending() {

@@ -36,19 +36,18 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 
 /// Starts threads and spawns tasks on them. Use this spawner in programs without a runtime.
 ///
-/// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped.
-/// If tasks are still in flight when the last clone is dropped, the executor drops these tasks, and they count as abandoned. A task
-/// that owns a clone of the spawner, for example inside a registry handle, keeps the threads running.
+/// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped. If
+/// tasks are still in flight when the last clone is dropped, the executor drops these tasks, and the registry counts these tasks as
+/// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running.
 ///
-/// Dropping the last clone blocks until all threads have exited, but at most for one second. [`join_timeout`](Self::join_timeout)
-/// changes this limit. A thread that always has ready tasks polls tasks at most 200 more times before it exits. If a task blocks its
-/// thread for longer than the limit, the drop detaches this thread. So a task that hangs delays the drop by the limit, and not
-/// longer. The detached thread exits when the poll of its task returns. The other tasks that are still in flight are dropped at that
-/// time.
+/// Dropping the last clone blocks until all threads have exited, but at most for one second. The method
+/// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls at most 200 more tasks before
+/// it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread
+/// exits when the poll of the blocking task returns. The executor drops the other tasks in flight at that time.
 ///
-/// If one of the spawner's own threads drops the last clone, the drop waits only for the other threads.
+/// If the last clone is dropped on one of the spawner's own threads, the drop waits only for the other threads.
 ///
-/// The threads have no timer. [`WithTimer`](crate::WithTimer) adds one.
+/// This spawner has no timer. The wrapper [`WithTimer`](crate::WithTimer) adds a timer.
 ///
 /// # Examples
 ///
@@ -66,13 +65,13 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 pub struct ThreadsSpawner(Arc<Threads>);
 
 impl ThreadsSpawner {
-    /// Starts `threads` threads. Their names are `background-0`, `background-1` and so on.
+    /// Starts `threads` threads with the names `background-0`, `background-1` and so on.
     ///
     /// # Errors
     ///
     /// - Returns [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
-    /// - Returns the operating system's error if the operating system cannot start a thread. In this case, the threads that `new`
-    ///   has already started exit.
+    /// - Returns the operating system's error if the operating system cannot start a thread. In this case, the threads that have already
+    ///   been started exit.
     pub fn new(threads: usize) -> io::Result<Self> {
         if threads == 0 {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
@@ -94,11 +93,11 @@ impl ThreadsSpawner {
         Ok(Self(Arc::new(pool)))
     }
 
-    /// Sets how long the drop of the last clone waits for the threads to exit. The setting applies to all clones. Default: one
+    /// Sets how long the drop of the last clone waits for the threads to exit. This time limit applies to all clones. Default: one
     /// second.
     ///
-    /// After this time, the drop detaches the threads that have not exited. If `timeout` is zero, the drop detaches all threads
-    /// immediately. If `timeout` is [`Duration::MAX`], a task that hangs blocks the drop forever.
+    /// When the time limit expires, the drop detaches the threads that have not exited. If `timeout` is zero, the drop detaches all
+    /// threads immediately. If `timeout` is [`Duration::MAX`], a task that hangs blocks the drop forever.
     ///
     /// # Examples
     ///
@@ -124,7 +123,7 @@ impl ThreadsSpawner {
     }
 }
 
-/// How long the drop of the last clone waits for the threads by default.
+/// The default time limit for the threads to exit when the last clone is dropped.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Spawner for ThreadsSpawner {
@@ -140,7 +139,7 @@ impl fmt::Debug for ThreadsSpawner {
 }
 
 struct Threads {
-    /// The threads exit when the shutdown signal of this registry is triggered.
+    /// The shutdown of this registry makes the threads exit.
     stop: Registry<()>,
     executor: Arc<Executor<'static>>,
     handles: HashMap<ThreadId, JoinHandle<()>>,
@@ -150,15 +149,15 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns the closure that one of the threads runs. A panic of a task does not end the thread, because async-executor catches
-    /// the panic.
+    /// Returns a closure that runs the executor. Each thread runs one of these closures. If a task panics, the thread continues, because
+    /// async-executor catches the panic.
     fn run(&self, exit: Sender<ThreadId>) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();
         move || {
             block_on(executor.run(stopped));
             drop(executor);
-            // The send fails if the spawner has been dropped and has detached this thread.
+            // The send fails if the spawner has been dropped without waiting for this thread.
             _ = exit.send(thread::current().id());
         }
     }
@@ -173,7 +172,7 @@ impl Drop for Threads {
         let mut started = None;
         while !self.handles.is_empty() {
             let waited = started.get_or_insert_with(Instant::now).elapsed();
-            // A timeout leaves the remaining handles in the map, whose destructor detaches their threads.
+            // After a timeout, the destructor of the map detaches the threads that have not exited.
             let Ok(id) = exits.recv_timeout(timeout.saturating_sub(waited)) else { return };
             if let Some(handle) = self.handles.remove(&id) {
                 // Leaks the panic payload, because the destructor of the payload may panic.

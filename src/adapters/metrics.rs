@@ -8,7 +8,7 @@ const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 const STARTED_TOTAL: &str = "background_tasks_started_total";
 const DURATION: &str = "background_tasks_duration_seconds";
 
-/// Records metrics through the [`metrics`](https://docs.rs/metrics) facade. The program chooses and installs the exporter.
+/// Records metrics with the crate [`metrics`](https://docs.rs/metrics). Your program must install an exporter for this crate.
 ///
 /// | metric | type | labels |
 /// | --- | --- | --- |
@@ -16,15 +16,15 @@ const DURATION: &str = "background_tasks_duration_seconds";
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// The observer counts every loss when the loss happens. By default, observers do not receive completed tasks. For this reason, the
-/// number of completed tasks and the number of tasks in flight are updated only by [`record`](Self::record) and at the end of the
-/// drain. Call `record` each time before the exporter collects the metrics. `record` counts the completed tasks of a
-/// [child](Registry::child) only after the child has drained, and counts an open child as one task in flight.
+/// The observer counts every loss when the loss happens. By default, a registry does not notify observers of completed tasks. For this
+/// reason, only [`record`](Self::record) and the end of the drain update the number of completed tasks and the number of tasks in flight.
+/// Call `record` before each time that the exporter collects the metrics. `record` counts the completed tasks of a [child
+/// registry](Registry::child) after this child has drained. Until then, the child counts as one task in flight.
 ///
-/// [`by_name`](Self::by_name) adds metrics for each name of a task, and updates all metrics when tasks start and end.
+/// The setting [`by_name`](Self::by_name) adds metrics for each task name, and updates all metrics when a task starts or ends.
 ///
-/// Use a different value of the label `registry` for each registry. Registries with the same value of this label overwrite each
-/// other's number of completed tasks.
+/// Use a different value of the label `registry` for each registry. If two registries have the same value, they overwrite each other's
+/// number of completed tasks.
 ///
 /// # Examples
 ///
@@ -56,7 +56,7 @@ impl MetricsObserver {
         Self { registry, by_name: false }
     }
 
-    /// Records each task by its name, when the task starts and when it ends. Default: off.
+    /// Records the start and the end of each task in metrics that have the name of the task as a label. Default: off.
     ///
     /// | metric | type | labels |
     /// | --- | --- | --- |
@@ -66,18 +66,19 @@ impl MetricsObserver {
     /// | `background_tasks_duration_seconds` | histogram | `registry`, `task`, `outcome` |
     /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
     ///
-    /// The value of the label `task` is the [name](crate::Registry::named) of the task. All tasks without a name share the empty
-    /// value. Names are `&'static str`, so the number of time series is limited by the names in the program. Put no IDs into
-    /// names. Call sites are not labels.
+    /// The value of the label `task` is the [name](crate::Registry::named) of the task. For a task without a name, this value is empty.
+    /// Names are `&'static str`, so the names in the source of the program limit the number of time series. Do not put IDs into names.
+    /// The metrics have no label for the call site.
     ///
-    /// The duration is the time from the acceptance of the task until its end, which includes the time in which the task waits
-    /// for its executor. Rejected tasks have no duration, and count neither as started nor as in flight. Tracked futures and
-    /// guards are recorded as tasks are. A child registry is not a task, but its tasks are recorded, and a rejected child
-    /// counts as a rejected task. Each run of a [service](crate::Registry::service) counts as started and ended. Services have
-    /// no duration.
+    /// The duration starts when the registry accepts the task, and ends when the task ends. It includes the time in which the task waits
+    /// for its executor. A rejected task has no duration, and the metrics of started tasks and tasks in flight do not count this task.
+    /// Tracked futures and guards are recorded in the same way as tasks. A child registry does not count as a task, but the tasks of the
+    /// child are recorded. A rejected child counts as a rejected task. Each run of a [service](crate::Registry::service) counts as one
+    /// started task that ends. The metrics have no duration for services.
     ///
-    /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry,
-    /// and each task occupies a slot and takes timestamps. The metrics are always current, so [`record`](Self::record) does nothing.
+    /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry.
+    /// Each task then costs more time, because the registry stores an entry with timestamps for each task. All metrics are always up to
+    /// date, so [`record`](Self::record) does nothing.
     ///
     /// # Examples
     ///
@@ -98,8 +99,8 @@ impl MetricsObserver {
         Self { by_name: true, ..self }
     }
 
-    /// Updates the metrics for the number of completed tasks and the number of tasks in flight. Does nothing if the observer records
-    /// tasks [by name](Self::by_name).
+    /// Updates the metrics for the number of completed tasks and the number of tasks in flight. This method does nothing if the observer
+    /// records tasks [by name](Self::by_name).
     pub fn record<S>(&self, registry: &Registry<S>) {
         self.set(registry.summary().completed, registry.in_flight());
     }
@@ -120,7 +121,7 @@ impl MetricsObserver {
     /// Records the end of a task that was in flight.
     fn record_end(&self, task: &TaskInfo, outcome: &'static str) {
         gauge!(IN_FLIGHT, "registry" => self.registry, "task" => name(task)).decrement(1);
-        // The age of a service is not the duration of its run.
+        // The age of a service includes all its earlier runs, so the age is not the duration of this run.
         if let Some(age) = task.age().filter(|_| task.kind() != Some(TaskKind::Service)) {
             histogram!(DURATION, "registry" => self.registry, "task" => name(task), "outcome" => outcome).record(age);
         }

@@ -2,24 +2,25 @@ use super::task_span::new_span;
 use crate::{Loss, Observer, TaskInfo, TaskKind};
 use tracing::Span;
 
-/// Records the outcome and the duration of each task in the span that [`TaskSpan`](crate::TaskSpan) gives to the task.
+/// Records the outcome and the duration of each task in the span that [`TaskSpan`](crate::TaskSpan) creates for the task.
 ///
 /// | field | value |
 /// | --- | --- |
 /// | `task.outcome` | `completed`, `failed`, `panicked`, `abandoned`, `aborted` or `rejected` |
-/// | `task.duration_seconds` | the time since the registry accepted the task, as a float; empty for a rejected task |
+/// | `task.duration_seconds` | the time since the registry accepted the task, as a number of seconds; empty for a rejected task |
 ///
-/// The duration includes the time in which the task waits for its executor. A rejected task gets a span that closes immediately and
-/// follows from the span of the caller.
+/// The duration includes the time in which the task waits for its executor. For a rejected task, `SpanObserver` creates a span that
+/// closes immediately. This span follows from the span of the caller.
 ///
-/// A [service](crate::Registry::service) has one span for all its runs. The end of each run records its outcome, and the time since
-/// the start of the service. The last record has the outcome of the service. Tracked futures, guards and child registries have no
-/// span, so nothing is recorded for them. If the spawner of the registry is not a `TaskSpan`, `SpanObserver` records nothing except
-/// the spans of rejected tasks.
+/// A [service](crate::Registry::service) has one span for all its runs. When a run ends, `SpanObserver` records the outcome of the run
+/// and the time since the start of the service. When the last run ends, the span has the outcome of the service. Tracked futures, guards
+/// and child registries have no span, so `SpanObserver` records nothing for them. If the spawner of the registry is not a `TaskSpan`,
+/// `SpanObserver` records only rejected tasks.
 ///
-/// `SpanObserver` [observes every task](Observer::observes_every_task), so it enables inspection of the registry, and each task
-/// occupies a slot and takes timestamps. `TaskSpan` works without `SpanObserver`; the two fields are then empty. `SpanObserver` emits no
-/// events. For events about losses, add a [`TracingObserver`](crate::TracingObserver) too.
+/// `SpanObserver` [observes every task](Observer::observes_every_task), so it enables inspection of the registry. Each task then costs
+/// more time, because the registry stores an entry with timestamps for each task. `TaskSpan` works without `SpanObserver`, but the two
+/// fields stay empty. `SpanObserver` emits no events. To emit an event for each loss, also add a
+/// [`TracingObserver`](crate::TracingObserver).
 ///
 /// # Examples
 ///
@@ -54,12 +55,12 @@ impl Observer for SpanObserver {
     }
 }
 
-/// Records the end of a task in its span.
+/// Records the end of a task in the span of the task.
 ///
 /// The registry calls its observers while the executor polls or drops the task, so the current span is the span of the task. If the
-/// spawner gives tasks no spans, `tracing` ignores the record, because the current span has no such fields.
+/// spawner is not a `TaskSpan`, the current span does not have the recorded fields, and `tracing` ignores their values.
 fn record(task: &TaskInfo, outcome: &str, span: impl FnOnce() -> Span) {
-    // The current span of a tracked future or of a guard may belong to the task that contains it.
+    // When a tracked future or guard ends, the current span may be the span of another task that contains the future or guard.
     if matches!(task.kind(), None | Some(TaskKind::Tracked | TaskKind::Guard | TaskKind::Child)) {
         return;
     }

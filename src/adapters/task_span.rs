@@ -4,26 +4,26 @@ use core::time::Duration;
 use tracing::field::{self, Empty};
 use tracing::{Instrument, Span, info_span};
 
-/// Wraps a spawner and runs each task in a new tracing span, which *follows from* the span of the caller.
+/// Wraps a spawner and runs each task in a new tracing span. The new span *follows from* the span of the caller.
 ///
-/// Use `TaskSpan` for tasks that outlive the request that starts them. The span of the request closes when the request ends, so an
-/// exporter sends it immediately. The follows-from relation links the task to the request. To run tasks in the span of the request
-/// itself, use [`InSpan`](crate::InSpan).
+/// Use `TaskSpan` for tasks that outlive the request that starts them. The span of the request closes as soon as the request ends, so an
+/// exporter sends this span without delay. The follows-from relation links the task to the request. To run tasks in the span of the
+/// request itself, use [`InSpan`](crate::InSpan).
 ///
-/// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. Its fields are
-/// `task.name`, if the task has a [name](crate::Registry::named), and `task.location`, the call site that started the task. If the
-/// registry has a [`SpanObserver`](crate::SpanObserver), the fields `task.outcome` and `task.duration_seconds` are recorded at the
-/// end of the task. If a task starts another task, the span of the new task follows from the span of the first task.
+/// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. The field `task.location` is the
+/// call site that started the task. The field `task.name` has a value if the task has a [name](crate::Registry::named). If the registry
+/// has a [`SpanObserver`](crate::SpanObserver), the fields `task.outcome` and `task.duration_seconds` are recorded at the end of the
+/// task. If a task starts another task, the span of the new task follows from the span of the first task.
 ///
-/// All events of a task belong to its span. The event that [`TracingObserver`](crate::TracingObserver) emits when the task is lost
-/// also belongs to this span. A rejected task is not passed to a spawner, so `TaskSpan` gives it no span: the event for its rejection
-/// belongs to the span of the caller. `SpanObserver` gives it a span. The span of a [service](crate::Registry::service) contains all
-/// its runs. Guards, tracked futures and child registries have no span.
+/// All events of a task belong to the span of the task. If the task is lost, [`TracingObserver`](crate::TracingObserver) emits an event
+/// that also belongs to this span. The registry passes no rejected task to a spawner, so `TaskSpan` does not create a span for a rejected
+/// task. The event for the rejection belongs to the span of the caller. `SpanObserver` creates a span for a rejected task. The span of a
+/// [service](crate::Registry::service) contains all runs of the service. Guards, tracked futures and child registries have no span.
 ///
-/// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting it, so the
-/// span may close shortly after the drain has ended. If a program flushes a span exporter right after the drain, the exporter may
-/// therefore miss the spans of the last tasks. To make sure that a span closes before the drain ends, attach it to the future
-/// itself: `registry.run(work.instrument(span))`.
+/// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting this task, so the
+/// span may close shortly after the drain has ended. A span exporter that the program flushes right after the drain may therefore miss
+/// the spans of the last tasks. To make sure that a span closes before the drain ends, attach the span to the future:
+/// `registry.run(work.instrument(span))`.
 ///
 /// # Examples
 ///
@@ -44,12 +44,12 @@ use tracing::{Instrument, Span, info_span};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskSpan<S>(pub S);
 
-/// Returns the span of a new task. Without `info` no field has a value.
+/// Returns the span of a new task. If `info` is `None`, no field has a value.
 fn task_span(info: Option<&SpawnInfo>) -> Span {
     new_span(info.and_then(SpawnInfo::name), info.map(SpawnInfo::location))
 }
 
-/// Returns a span that follows from the current span. A [`SpanObserver`](crate::SpanObserver) records the empty fields.
+/// Returns a span that follows from the current span. Later, a [`SpanObserver`](crate::SpanObserver) sets the fields that are empty here.
 pub(super) fn new_span(name: Option<&str>, location: Option<&Location<'_>>) -> Span {
     let span = info_span!(
         target: "background_tasks",
@@ -107,7 +107,7 @@ impl<S: Timer> Timer for TaskSpan<S> {
     }
 }
 
-/// Returns a closure that calls `work` in a span. If the executor never calls the closure, the closure drops `work` in the span.
+/// Returns a closure that calls `work` in a span. If the executor drops this closure without a call, `work` is dropped in the span too.
 pub(super) fn in_span<F: FnOnce()>(work: F, span: Span) -> impl FnOnce() {
     let mut work = Some(work).instrument(span);
     move || {

@@ -16,22 +16,21 @@ use tracing::{error, info, warn};
 /// | shutdown started | info | `in_flight` |
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
-/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the
-/// registry is [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task
-/// fields. A field without a value is omitted: `task.name` of a task without a name, and `task.id` and `task.age_seconds` of a
-/// rejected task.
+/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
+/// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. An event has no
+/// field `task.name` if the task has no name. The event for a rejected task has no fields `task.id` and `task.age_seconds`.
 ///
-/// The events for the start of the shutdown and for the end of the drain have no span, because they concern no single request. The
-/// event for a loss belongs to the span in which the loss happens.
+/// The events for the start of the shutdown and for the end of the drain have no span, because they do not belong to one request. The
+/// event for a loss belongs to the span that is current when the loss happens.
 ///
 /// # Spans
 ///
-/// By default, a task does not run in a span. It has no relation to the span that was current when the task was started. To give
-/// each task a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome
-/// and the duration in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in
-/// the caller's span, wrap the spawner in [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current
-/// span to the task's future, as in the example below. A span that is attached to a future contains the events that the future
-/// emits. It does not contain the event about the loss of the task.
+/// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task
+/// a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration
+/// in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
+/// [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's future, as in the example
+/// below. A span that is attached to a future contains the events that the future emits. This span does not contain the event that
+/// `TracingObserver` emits if the task is lost.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -52,8 +51,8 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
-/// Emits the event for a loss. `emit_loss` is a macro because `tracing` needs the level at compile time. Fields that are `None` are
-/// omitted.
+/// Emits the event for a loss. `emit_loss` is a macro because `tracing` needs the level at compile time. `tracing` omits fields that are
+/// `None`.
 macro_rules! emit_loss {
     ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;

@@ -4,9 +4,9 @@ use core::time::Duration;
 
 /// Adds a timer to a spawner, or replaces its timer. The second field is a closure that creates the futures of the [`Timer`].
 ///
-/// The closure receives a duration and returns a future that resolves after this duration. Most timers have a function of this
-/// kind, such as `smol::Timer::after` and `tokio::time::sleep`. The closure must satisfy the contract of [`Timer`]. The tasks run on
-/// the wrapped spawner.
+/// The closure receives a duration and returns a future that resolves after this duration. Most runtimes have a function that you can use
+/// as this closure, such as `smol::Timer::after` and `tokio::time::sleep`. The closure must satisfy the contract of [`Timer`]. The
+/// wrapped spawner runs the tasks.
 ///
 /// # Examples
 ///
@@ -76,7 +76,7 @@ impl<S: BlockingSpawner, T> BlockingSpawner for WithTimer<S, T> {
     }
 }
 
-/// The output does not contain the closure.
+/// The debug output does not show the closure.
 impl<S: fmt::Debug, T> fmt::Debug for WithTimer<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("WithTimer").field(&self.0).finish_non_exhaustive()

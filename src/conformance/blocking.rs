@@ -1,4 +1,4 @@
-//! Checks a `BlockingSpawner`. The checks run on the suite's threads.
+//! Checks a `BlockingSpawner`. The checks run on threads that the test suite starts.
 
 use super::send::{Check, on_four_threads};
 use super::{CheckResult, expect_outcomes, panic_intentionally};

@@ -1,4 +1,4 @@
-//! Checks a `Spawner`. The checks run on the suite's threads, and the executor runs on other threads.
+//! Checks a `Spawner`. The checks run on threads that the test suite starts. The executor has other threads.
 
 use super::{CheckResult, MANY_TASKS, catch, expect_outcomes, panic_intentionally, panic_message};
 use crate::{Registry, ShutdownSignal, Spawner};
@@ -52,10 +52,11 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
     if polled_inside.iter().any(|inside| inside) { Err("a task was polled inside `spawn`".into()) } else { Ok(()) }
 }
 
-/// Starts a task and sends to `polled_inside` whether the method [`Spawner::spawn`] polls the task on the caller's stack.
+/// Starts a task that sends a boolean to `polled_inside`. The boolean is true if the method [`Spawner::spawn`] polls the task on the
+/// caller's stack.
 ///
-/// If `spawn` does not poll the task itself, the task blocks until `may_finish` has a message. Because the task blocks, an
-/// implementation of `spawn` that waits for the end of the task never returns.
+/// If `spawn` does not poll the task on the caller's stack, the task blocks until `may_finish` has a message. An implementation of
+/// `spawn` that waits for the end of the task therefore never returns, and the check fails.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
@@ -112,7 +113,8 @@ pub(super) fn on_four_threads<S: Send + Sync + 'static>(
     })
 }
 
-/// Runs more panicking tasks than an executor usually has threads. After these tasks have ended, runs further tasks.
+/// Runs tasks that panic. There are more of these tasks than an executor usually has threads. After these tasks have ended, this function
+/// runs tasks that must complete.
 fn survives_panics<S: Spawner>(registry: &Registry<S>) -> CheckResult {
     for _ in 0..20 {
         registry.run(async { panic_intentionally() });
@@ -135,11 +137,11 @@ fn polls_after_wake_by_thread<S: Spawner>(registry: &Registry<S>) -> CheckResult
 
 const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 
-/// Returns a task and the thread that wakes the task. The thread wakes the task once for each poll except the task's last poll. The
-/// thread returns the waker that it called last.
+/// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. The thread
+/// returns the waker that it called last.
 ///
-/// Every second poll of the task waits until the thread has called the waker. This makes the executor handle a wake that comes
-/// during a poll.
+/// Every second poll of the task blocks until the thread has called the waker. The executor must therefore handle a wake-up during a
+/// poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));
@@ -167,7 +169,7 @@ pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, Joi
     (task, waking_thread)
 }
 
-/// Wakes the task of [`woken_by_another_thread`] once more after the task has finished.
+/// Wakes the task of [`woken_by_another_thread`] one more time after the task has finished.
 pub(super) fn wake_finished_task(waking_thread: JoinHandle<Option<Waker>>) {
     if let Ok(Some(waker)) = waking_thread.join() {
         waker.wake();
@@ -203,16 +205,16 @@ fn runs_tasks_while_one_waits<S: Spawner + Send + Sync + 'static>(registry: &Reg
     expect_outcomes(summary.recv().map_err(|_| String::from("the inner drain was not awaited"))?, 3, 0)
 }
 
-/// Holds wakers that outlive their executor.
+/// A list of wakers that outlive their executor.
 pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
-/// Returns tasks that never finish, so that they are still in flight when their executor is dropped.
+/// Returns tasks that never finish. These tasks are still in flight when the check drops the executor.
 ///
-/// One third of the tasks store their wakers in `kept`. Another third of the tasks wait for `signal`, which stores their wakers and
-/// calls them later. The wakers of the other tasks are stored nowhere, so nothing can wake these tasks.
+/// One third of the tasks store their wakers in `kept`. The second third wait for `signal`, which stores their wakers and calls these
+/// wakers later. The last third do not store their wakers, so nothing can wake these tasks.
 ///
-/// The registry `started` drains when each task has been polled at least once. No task wakes itself, because some executors would
-/// run only the task that wakes itself.
+/// The drain of the registry `started` ends when each task has been polled at least one time. The tasks do not wake themselves, because
+/// some executors would run only the task that wakes itself.
 pub(super) fn waiting_tasks(
     signal: &ShutdownSignal,
     kept: &Wakers,
@@ -247,8 +249,8 @@ pub(super) fn drops_tasks<S: Spawner, E>(registry: Registry<S>, executor: E) -> 
     expect_abandoned(registry, expected, |registry| registry.run(pending::<()>()))
 }
 
-/// Calls `run_late`, which starts one more task on the dropped executor and may panic. After that, this function drops the spawner,
-/// and checks whether all tasks are abandoned.
+/// Calls `run_late`, which starts one more task on the dropped executor and is allowed to panic. After this call, the function drops the
+/// spawner and checks whether all tasks are abandoned.
 pub(super) fn expect_abandoned<S>(registry: Registry<S>, expected: usize, run_late: impl FnOnce(&Registry<S>)) -> CheckResult {
     let _ = catch(|| run_late(&registry));
     let shutdown = registry.shutdown();

@@ -1,4 +1,4 @@
-//! Checks a `Timer`. Each check is a future that runs on a thread that can use the timer.
+//! Checks a `Timer`. Each check is a future. It runs on a thread that can use the timer.
 
 use super::CheckResult;
 use crate::Timer;
@@ -15,7 +15,7 @@ use std::vec::Vec;
 type Check<T> = fn(Rc<T>) -> Pin<Box<dyn Future<Output = CheckResult>>>;
 
 const SHORT: Duration = Duration::from_millis(20);
-/// Longer than the time limit of a check.
+/// A duration that is longer than the time limit of a check.
 const LONG: Duration = Duration::from_secs(3600);
 
 pub(super) fn checks<T: Timer + 'static>() -> [(&'static str, Check<T>); 8] {
@@ -86,10 +86,10 @@ async fn accepts_long_durations<T: Timer>(timer: Rc<T>) -> CheckResult {
     Ok(())
 }
 
-/// Waits until the duration of a future has elapsed, and only then polls that future.
+/// Polls a future for the first time after its duration has elapsed.
 ///
-/// If the duration starts at the first poll, a shorter future of the same timer resolves first. If a timer is slow, both futures are
-/// ready, and `or` polls the first one first.
+/// If the timer violates the contract and starts the duration at the first poll, a shorter future of the same timer resolves earlier. If
+/// the timer is only slow, both futures are ready, and the check passes because `or` polls `first` before `second`.
 async fn starts_at_call<T: Timer>(timer: Rc<T>) -> CheckResult {
     let not_polled = timer.sleep(SHORT * 10);
     timer.sleep(SHORT * 10).await;
@@ -106,7 +106,8 @@ async fn starts_at_call<T: Timer>(timer: Rc<T>) -> CheckResult {
 
 async fn wakes_last_task<T: Timer>(timer: Rc<T>) -> CheckResult {
     let mut sleep = pin!(timer.sleep(SHORT * 10));
-    // If this thread was suspended for long, the future may be ready now. Then this check shows nothing.
+    // If this thread was suspended for a long time, the future may already be ready. In this case, the check passes without a test of the
+    // wake-up.
     if poll_with(sleep.as_mut(), Waker::noop()).is_pending() {
         sleep.await;
     }
@@ -122,7 +123,7 @@ async fn wakes_once<T: Timer>(timer: Rc<T>) -> CheckResult {
     let woken_before_drop = dropped.get();
     drop(to_drop);
     let mut short = pin!(timer.sleep(SHORT));
-    // A future that is ready at its first poll wakes no task.
+    // If the future is ready at its first poll, no wake-up is expected.
     let expected = usize::from(poll_with(short.as_mut(), &elapsed.waker()).is_pending());
     timer.sleep(SHORT * 2).await;
     while elapsed.get() < expected {
@@ -146,7 +147,7 @@ fn poll_with<F: Future>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(waker))
 }
 
-/// Counts the wake-ups of its waker.
+/// Counts how often its waker has been called.
 #[derive(Default)]
 struct WakeCount(AtomicUsize);
 

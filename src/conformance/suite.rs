@@ -9,9 +9,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-/// Checks a [`Spawner`]. The checks call the method `spawn` on threads that do not belong to the executor.
+/// Checks a [`Spawner`]. The checks call `spawn` on threads that do not belong to the executor.
 ///
-/// This function does not check what happens when the executor is dropped. To check the drop of the executor too, use [`executor`].
+/// This function does not drop the executor while tasks are in flight. To check this case too, use [`executor`].
 ///
 /// # Panics
 ///
@@ -26,8 +26,8 @@ where
 
 /// Checks a [`Spawner`] whose executor can be dropped. The closure `make` returns the spawner and the executor.
 ///
-/// This function runs all checks of the function [`spawner`]. After these checks, it drops the executor and then the spawner, and
-/// checks whether all tasks have been dropped.
+/// This function runs all checks of the function [`spawner`]. One more check drops the executor, drops the spawner after it, and checks
+/// whether all tasks have been dropped.
 ///
 /// # Panics
 ///
@@ -59,11 +59,11 @@ where
 
 /// Checks a [`LocalSpawner`]. The closure `make` returns the spawner and another closure, which runs the executor.
 ///
-/// The closure that runs the executor receives a main future. The closure must run the main future and all spawned tasks on the
-/// calling thread, and return when the main future has finished.
+/// The closure that runs the executor receives a main future. The closure must run the main future and all spawned tasks on the calling
+/// thread. It must return when the main future has finished.
 ///
-/// Only the spawner and the closure that runs the executor may own the executor. When this spawner and this closure have been
-/// dropped, the executor and all tasks in flight must have been dropped too.
+/// Only the spawner and this second closure may own the executor. When both have been dropped, the executor and all tasks in flight must
+/// have been dropped too.
 ///
 /// # Panics
 ///
@@ -106,7 +106,7 @@ where
 /// Checks a [`Timer`]. The closure `make` returns the timer and another closure, which runs a future on a thread that can use the
 /// timer.
 ///
-/// The closure that runs a future must return when the future has finished. The suite uses the timer only inside this future.
+/// The second closure must return when its future has finished. The test suite uses the timer only inside this future.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! Tests the conformance suite. For each requirement, these tests have a spawner that violates the requirement, and the suite must
-//! report the violation. For each spawner trait, these tests also have a correct spawner.
+//! Tests the conformance suite. For each requirement, a test has a spawner that violates the requirement, and the suite must report this
+//! violation. For each spawner trait, the suite must also accept a correct spawner.
 
 use super::catch;
 use super::suite::{Suite, TIME_LIMIT};
@@ -36,8 +36,8 @@ enum Flaw {
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-/// Makes each thread that panics record its panic in `HAS_PANICKED`. The flawed executors read this variable, because they cannot
-/// see panics that the registry catches.
+/// Installs a panic hook. When a thread panics, the hook sets the variable `HAS_PANICKED` of this thread. The flawed executors read this
+/// variable, because the registry catches panics before an executor can see them.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -148,7 +148,7 @@ impl Drop for ThreadExecutor {
     }
 }
 
-/// An executor that runs on its caller's thread. It polls all tasks whenever one of the tasks has been woken.
+/// An executor that runs on the thread of its caller. When one of its tasks has been woken, the executor polls all its tasks.
 struct LocalExecutor {
     flaw: Flaw,
     tasks: RefCell<Vec<BoxLocalTask>>,
@@ -226,7 +226,7 @@ impl Drop for LocalExecutor {
     }
 }
 
-/// Calls each blocking closure on a new thread. With some [`Flaw`]s, calls all blocking closures on one thread.
+/// Calls each blocking closure on a new thread. With some [`Flaw`]s, one thread calls all blocking closures.
 struct BlockingThreads {
     flaw: Flaw,
     creator: ThreadId,
@@ -275,19 +275,20 @@ enum TimerFlaw {
     WakesAfterDrop,
 }
 
-/// A timer that waits on a new thread for each future.
+/// A timer that starts a thread for each future. The thread waits until the deadline.
 struct ThreadTimer {
     flaw: TimerFlaw,
-    /// The latest deadline. With [`TimerFlaw::ResolvesOneAfterTheOther`], no later future resolves before this deadline.
+    /// The latest deadline of all futures. With [`TimerFlaw::ResolvesOneAfterTheOther`], a new future does not resolve before this
+    /// deadline.
     latest: Mutex<Option<Instant>>,
 }
 
 struct ThreadSleep {
     flaw: TimerFlaw,
     duration: Duration,
-    /// `None` if no `Instant` can represent the deadline.
+    /// The value is `None` if the deadline is too late for an `Instant`.
     deadline: Option<Instant>,
-    /// `None` before the first poll.
+    /// The value is `None` until the first poll.
     waker: Option<Arc<Mutex<Waker>>>,
 }
 
@@ -309,7 +310,7 @@ impl Timer for ThreadTimer {
             }
             TimerFlaw::OverflowsAndPanics => Some(Instant::now() + duration),
             TimerFlaw::OverflowsAndResolves => Instant::now().checked_add(duration).or(Some(Instant::now())),
-            // At the first poll, because a stall of the machine could make any other wait long enough.
+            // Resolves at the first poll. If this flaw waited for a shorter time, a slow machine could hide the flaw.
             TimerFlaw::ResolvesEarly if duration < Duration::from_secs(1) => Some(Instant::now()),
             TimerFlaw::ResolvesOneAfterTheOther => {
                 let mut latest = self.latest.lock().unwrap();
@@ -370,8 +371,8 @@ impl Drop for ThreadSleep {
     }
 }
 
-/// Checks whether the suite fails for each flawed spawner or timer and names the expected requirement. The suite checks all spawners in
-/// parallel, because some flawed spawners hang.
+/// Checks that the suite fails for each flawed spawner or timer, and that the panic message names the expected requirement. These checks
+/// run in parallel, because some flawed spawners hang.
 fn expect_reports<F: fmt::Debug + Copy + Send + Sync>(
     check: impl Fn(Suite, F) + Send + Copy,
     expected: &[(F, &'static str, &'static str)],
@@ -379,7 +380,7 @@ fn expect_reports<F: fmt::Debug + Copy + Send + Sync>(
     thread::scope(|scope| {
         for &(flaw, requirement, observed) in expected {
             scope.spawn(move || {
-                // A check that is expected to hang gets a short time limit.
+                // If a check is expected to hang, its time limit is short.
                 let hangs = move |checked: &str| observed == HANGS && checked.contains(requirement);
                 let time_limit = move |checked: &str| if hangs(checked) { Duration::from_secs(5) } else { TIME_LIMIT };
                 let report = catch(|| check(Suite { time_limit: Box::new(time_limit) }, flaw)).err();

@@ -1,6 +1,6 @@
 //! Implements the platform for programs without an operating system.
 //!
-//! Mutexes are critical sections. Each registry has one shard, there is no clock, and panics are not caught.
+//! A mutex is a critical section. Each registry has one shard. There is no clock, and panics are not caught.
 
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
@@ -44,7 +44,7 @@ impl<T> Once<T> {
         self.0.with(|made| *made.get_or_insert_with(|| Box::leak(Box::new(make()))))
     }
 
-    /// Returns the value, or `None` if it was not created yet.
+    /// Returns the value, or `None` if the value has not been created yet.
     pub(crate) fn get(&'static self) -> Option<&'static T> {
         self.0.with(|made| *made)
     }
@@ -76,7 +76,7 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// Chunks are small because memory is scarce on bare metal.
+/// Each chunk has few slots, because memory is scarce on bare metal.
 pub(crate) const SLOTS_PER_CHUNK: usize = 4;
 
 pub(crate) fn shard_count() -> usize {
@@ -99,7 +99,7 @@ pub(crate) fn now() -> u64 {
 
 /// The payload of a caught panic. This platform catches no panics, so no value of this type exists.
 ///
-/// This type is a `Box` on every platform, so that callers may treat a payload as a value with a destructor.
+/// This type is a `Box` on every platform, so that callers can treat a payload as a value with a destructor.
 pub(crate) type Payload = Box<Infallible>;
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {

@@ -5,7 +5,8 @@
 pub(crate) const HAS_CLOCK: bool =
     cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
-/// Returns the time of the kernel's last tick. This time is a few milliseconds old, and is cheaper to read than the precise clock.
+/// Returns the time of the kernel's last tick. This time is up to a few milliseconds old. It is cheaper to read than the precise
+/// clock.
 #[cfg(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android")))]
 pub(crate) fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
@@ -24,8 +25,8 @@ pub(crate) fn now() -> u64 {
     if !HAS_CLOCK {
         return 0;
     }
-    // This code does not call `elapsed`, because the clocks of two web workers can differ by a rounding error, and `elapsed` of the
-    // crate `web-time` panics if the difference is negative.
+    // This code does not call `elapsed`. The clocks of two web workers can differ by a rounding error, and `elapsed` of the crate
+    // `web-time` panics if the difference is negative.
     let first = *FIRST.get_or_init(Instant::now);
     let since = Instant::now().duration_since(first);
     since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())

@@ -1,11 +1,12 @@
 //! Implements the platform for loom models, with the primitives of loom. Each test in `models/` chooses the shard of each of its
-//! threads. Loom can replay a run only if every difference between two runs comes from loom's scheduler.
+//! threads, because loom can replay a run only if loom's scheduler makes all choices.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-/// An atomic integer that loom does not model. Loom need not explore its accesses, because they order no other memory access.
+/// An atomic integer that loom does not model. Loom need not explore the accesses to this integer, because no other memory access
+/// depends on their order.
 pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
@@ -37,7 +38,7 @@ impl<T> Once<T> {
         self.0.get_or_init(make)
     }
 
-    /// Returns the value, or `None` if it was not created yet.
+    /// Returns the value, or `None` if the value has not been created yet.
     pub(crate) fn get(&'static self) -> Option<&'static T> {
         self.0.get()
     }
@@ -67,7 +68,7 @@ pub(crate) fn shard_count() -> usize {
     SHARDS.get()
 }
 
-/// A sharded pool has one part, whose items the model counts.
+/// A sharded pool has only one part, because the check at the end of a run requires each item in the part that created it.
 pub(crate) fn pool_count() -> usize {
     1
 }
@@ -88,7 +89,7 @@ pub fn set_number(number: usize) {
 
 type Inner = Arc<std::sync::Mutex<Option<Arc<event_listener::Event>>>>;
 
-/// The event of a leaked registry state.
+/// The event in a leaked registry state.
 ///
 /// An event contains a loom `Arc`, and loom requires that each run frees every `Arc`. A leaked state never drops its event, so the
 /// static `EVENTS` drops all events at the end of a run.
@@ -126,10 +127,10 @@ impl Event {
     }
 }
 
-/// Models the data that a registry state overwrites when the pool reuses the state.
+/// Represents the data that is overwritten when the pool reuses a registry state.
 ///
-/// Every use of the state by one registry must happen before the next registry reuses the state. Loom fails a run that violates
-/// this order.
+/// Every use of the state by one registry must happen before the next registry reuses the state. If a run violates this order, loom
+/// fails the run.
 pub(crate) struct LifeCheck(std::sync::Mutex<UnsafeCell<()>>);
 
 impl LifeCheck {

@@ -11,8 +11,8 @@ pub(crate) use event_listener::Event;
 pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
 
-/// A mutex that is never held while user code runs (S7). A thread that holds the lock therefore never panics, and the mutex ignores
-/// poisoning.
+/// This mutex is never held while user code runs (invariant S7). Therefore a thread that holds the lock never panics, and the mutex
+/// ignores poisoning.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
@@ -30,7 +30,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A cell whose value is created at its first use.
+/// A cell that creates its value when it is first used.
 pub(crate) struct Once<T: 'static>(OnceLock<T>);
 
 impl<T> Once<T> {
@@ -43,7 +43,7 @@ impl<T> Once<T> {
         self.0.get_or_init(make)
     }
 
-    /// Returns the value, or `None` if it was not created yet.
+    /// Returns the value, or `None` if the value has not been created yet.
     pub(crate) fn get(&'static self) -> Option<&'static T> {
         self.0.get()
     }
@@ -57,14 +57,14 @@ macro_rules! per_thread {
 }
 pub(crate) use per_thread;
 
-/// The number of slots that a slot table allocates at a time.
+/// A slot table allocates this many slots at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
-/// Returns the number of shards of each registry. The number is a power of two and at most 128. There are about four shards for
-/// each core.
+/// Returns the number of shards of each registry. The number is a power of two and at most 128. The number is about four times the
+/// number of cores.
 ///
-/// The number of a thread selects its shard; see [`thread_number`]. With several shards for each core, two threads that run
-/// simultaneously rarely share a shard.
+/// The number of a thread selects the thread's shard; see [`thread_number`]. With several shards for each core, two threads that
+/// run simultaneously rarely share a shard.
 pub(crate) fn shard_count() -> usize {
     static SHARDS: OnceLock<usize> = OnceLock::new();
     *SHARDS.get_or_init(|| {
@@ -73,23 +73,24 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
-/// Returns the number of parts of a sharded pool. A thread that finds its own part empty tries all others, so there are few.
+/// Returns the number of parts of a sharded pool. The number is small, because a thread that finds its own part empty tries all
+/// other parts.
 pub(crate) fn pool_count() -> usize {
     shard_count().min(16)
 }
 
-/// Returns the number of shards that a test of this crate has set in an environment variable. A release build does not read this
-/// variable.
+/// Returns the number of shards that an environment variable sets. Only tests of this crate set this variable. A release build does
+/// not read this variable.
 fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }
 
 /// Returns the number of the calling thread. The first call on a thread takes the smallest number that no live thread has.
 ///
-/// A thread returns its number when it exits, so the numbers stay below the largest number of threads that used registries at the
-/// same time. If there are never more live threads than shards, no two live threads share a shard.
+/// When a thread exits, other threads can take its number. Therefore the numbers stay below the largest number of threads that used
+/// registries at the same time. If there are never more live threads than shards, no two live threads share a shard.
 ///
-/// A destructor of another thread-local may run after the thread has returned its number. The destructor then uses the number 0.
+/// A destructor of another thread-local can run after the thread has released its number. This destructor uses the number 0.
 pub(crate) fn thread_number() -> usize {
     std::thread_local!(static NUMBER: ThreadNumber = ThreadNumber(NUMBERS.with(Numbers::take)));
     NUMBER.try_with(|number| number.0).unwrap_or(0)
@@ -105,7 +106,7 @@ impl Drop for ThreadNumber {
 
 static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { returned: BTreeSet::new(), next: 0 });
 
-/// The numbers that no live thread has: the returned numbers, and all numbers from `next` on.
+/// The numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
 struct Numbers {
     returned: BTreeSet<usize>,
     next: usize,

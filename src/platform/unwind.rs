@@ -9,7 +9,7 @@ pub(crate) use std::thread::ThreadId;
 
 pub(crate) type Payload = Box<dyn Any + Send>;
 
-/// Returns the ID of the current thread if a panic unwinds this thread.
+/// Returns the ID of the current thread if a panic is unwinding this thread.
 #[inline]
 pub(crate) fn panicking_thread() -> Option<ThreadId> {
     if panicking() { Some(current_id()) } else { None }
@@ -21,8 +21,8 @@ fn current_id() -> ThreadId {
     current().id()
 }
 
-/// Returns the message of a panic if the payload is a string. Otherwise returns a placeholder. Since the edition 2021, the
-/// payload of the macro `panic!` is always a string.
+/// Returns the message of a panic if the payload is a string. Otherwise returns a placeholder. Since the edition 2021, the macro
+/// `panic!` always creates a string as the payload.
 pub(crate) fn panic_message(payload: &Payload) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is not a string)")

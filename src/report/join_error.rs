@@ -4,11 +4,11 @@ use alloc::{boxed::Box, string::String};
 use core::any::Any;
 use core::fmt;
 
-/// Reports that a task has no output, because the task panicked, or was abandoned, aborted or rejected. A
+/// Reports why a task has no output: the task panicked, or was abandoned, aborted or rejected. A
 /// [`JoinHandle`](crate::JoinHandle) resolves to this error.
 ///
-/// The `Display` text names the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was aborted`. The
-/// operator `?` converts a `JoinError` to `Box<dyn Error + Send + Sync>`, and to the errors of `anyhow` and `eyre`.
+/// The `Display` text describes the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was
+/// aborted`. The operator `?` converts a `JoinError` to `Box<dyn Error + Send + Sync>`, and to the errors of `anyhow` and `eyre`.
 ///
 /// # Examples
 ///
@@ -30,7 +30,7 @@ struct LostTask {
     loss: JoinLoss,
 }
 
-/// How a task that has a handle was lost.
+/// Says how a task that has a handle was lost.
 pub(crate) enum JoinLoss {
     Panicked(Box<Panic>),
     Abandoned,
@@ -38,8 +38,8 @@ pub(crate) enum JoinLoss {
     Rejected(RejectReason),
 }
 
-/// The mutex makes the error `Sync`. The message is stored in addition to the payload, because a formatter is user code, which must
-/// not run under a lock (S7).
+/// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is stored separately, because a
+/// formatter is user code, which must not run while the mutex is locked (invariant S7).
 pub(crate) struct Panic {
     message: String,
     payload: Mutex<Payload>,
@@ -56,13 +56,14 @@ impl JoinError {
         Self(Box::new(LostTask { task, loss }))
     }
 
-    /// Returns the task: its name, its call site, and its ID if the registry is [inspected](crate::RegistryBuilder::inspect). The
-    /// kind and the age are not present.
+    /// Returns the name and the call site of the task. The task's ID is present if the registry is
+    /// [inspected](crate::RegistryBuilder::inspect). The kind and the age are never present.
     pub fn task(&self) -> &TaskInfo {
         &self.0.task
     }
 
-    /// Returns how the task was lost. The result is never [`Loss::Failed`], because an `Err` is an output.
+    /// Returns how the task was lost. The result is never [`Loss::Failed`]: if a task returns `Err`, the handle resolves to this
+    /// `Err` as an output.
     pub fn loss(&self) -> Loss<'_> {
         match &self.0.loss {
             JoinLoss::Panicked(panic) => Loss::Panicked(&panic.message),
@@ -77,7 +78,7 @@ impl JoinError {
         matches!(self.0.loss, JoinLoss::Panicked(_))
     }
 
-    /// Returns the payload of the task's panic, for example for `std::panic::resume_unwind`.
+    /// Returns the payload of the task's panic. Pass the payload to `std::panic::resume_unwind` to continue the panic.
     ///
     /// # Panics
     ///

@@ -2,19 +2,19 @@ use core::fmt;
 
 /// Says how a task was lost. [`Observer::lost`](crate::Observer::lost) receives this type.
 ///
-/// A loss is every outcome except *completed*. The `Display` text continues a sentence whose subject is the task, for example
-/// `failed: no such mailbox` or `was abandoned`. Therefore `format!("{task} {loss}")` is a complete report.
+/// Every outcome except *completed* is a loss. The `Display` text is the rest of a sentence that starts with the task, for
+/// example `failed: no such mailbox` or `was abandoned`. Therefore `format!("{task} {loss}")` is a complete report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss<'a> {
-    /// The task returned an `Err`. Contains the `Display` text of the error in its alternate form, `{:#}`. An error of `anyhow`
-    /// prints its whole chain of causes in this form.
+    /// The task returned an `Err`. This variant contains the `Display` text of the error in its alternate form, `{:#}`. In this
+    /// form, an error of `anyhow` prints its whole chain of causes.
     Failed(&'a str),
     /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or a
-    /// [`CompletionGuard`](crate::CompletionGuard). Contains the message of the panic, or a placeholder if the panic has no
-    /// message. For guards, which do not receive the panic, the text is always `dropped by a panic`.
+    /// [`CompletionGuard`](crate::CompletionGuard). This variant contains the message of the panic, or a placeholder if the panic
+    /// has no message. The text for guards is always `dropped by a panic`, because a guard cannot read the panic's message.
     Panicked(&'a str),
-    /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call of
+    /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call to
     /// `complete`.
     Abandoned,
     /// The task was [aborted](crate::Registry::abort).
@@ -26,7 +26,7 @@ pub enum Loss<'a> {
 impl Loss<'_> {
     /// Returns the name of the outcome: `failed`, `panicked`, `abandoned`, `aborted` or `rejected`.
     ///
-    /// The names are fixed, so a metric can use them as the values of a label.
+    /// The names are fixed, so a metric can use these names as label values.
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Failed(_) => "failed",
@@ -48,10 +48,10 @@ impl fmt::Display for Loss<'_> {
     }
 }
 
-/// Reports that a registry rejected a task. Contains the reason and the future or closure that was not started.
+/// Reports that a registry rejected a task. This error contains the reason, and the future or closure that was not started.
 ///
 /// The operator `?` converts a `Rejected` to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync +
-/// 'static`. The method [`reason`](Self::reason) returns a [`RejectReason`], which `?` can always convert.
+/// 'static`. The operator can always convert the [`RejectReason`] that the method [`reason`](Self::reason) returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
@@ -66,15 +66,15 @@ pub enum RejectReason {
     /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
     /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight), or the free permits are
-    /// reserved for futures that [wait](crate::Registry::run_when_ready). This limit does not apply to work that is started
-    /// [without a permit](crate::Registry::without_permit). The registry rejects such work only if 4,194,303 tasks without a
-    /// permit are in flight (1,023 on 32-bit targets).
+    /// reserved for futures that [wait](crate::Registry::run_when_ready). The limit does not apply to work that is started
+    /// [without a permit](crate::Registry::without_permit). Such work is rejected only if 4,194,303 tasks without a permit are in
+    /// flight (1,023 on 32-bit targets).
     ///
-    /// On 32-bit targets, a registry is also full when the counters of its shards are full. Each shard can count at most 2²⁰ - 1
-    /// tasks in flight.
+    /// On 32-bit targets, a registry is also full when its counters have reached their maximum. A registry has several counters
+    /// (shards), and each of them can count at most 1,048,575 tasks in flight.
     Full,
-    /// The task needed to [wait for a permit](crate::Registry::run_when_ready), the shutdown had started, and the task was not a
-    /// [follow-up](crate::Registry::follow_up).
+    /// The shutdown had started when the task needed to [wait for a permit](crate::Registry::run_when_ready), and the task was
+    /// not a [follow-up](crate::Registry::follow_up).
     ShuttingDown,
 }
 

@@ -2,37 +2,38 @@ use super::task_info::{TaskInfo, TaskKind};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Contains the number of tasks that ended with each outcome.
+/// Contains, for each outcome, the number of tasks that ended with this outcome.
 ///
-/// The numbers are exact once the registry has drained. After the drain, the sum of all numbers except `rejected` is the number of
-/// accepted tasks. Before the drain has ended, `completed` may be too low, but it is never too high.
+/// After the registry has drained, the numbers are exact, and the sum of all numbers except `rejected` is the number of accepted
+/// tasks. Before the end of the drain, `completed` can be too low, but is never too high.
 ///
-/// On 32-bit targets the counters of a shard wrap around. A shard has one counter for each outcome that is a loss, which wraps
-/// around after 2³² losses. A shard's counter of all tasks wraps around after 2³⁹ tasks.
+/// On 32-bit targets, the counters behind these numbers can wrap around. A registry has several groups of counters (shards). In
+/// each group, each counter of lost tasks wraps around after 2³² tasks, and the counter of all tasks wraps around after 2³⁹
+/// tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// Tasks that finished with `()`, `Ok` or `None`, tasks with a handle and tracked futures that finished with any output,
-    /// and guards that were dropped or completed.
+    /// Tasks that finished with `()`, `Ok` or `None`. Tasks with a handle, and tracked futures, that finished with any output.
+    /// Guards that were dropped or completed.
     pub completed: u64,
     /// Tasks without a handle that finished with `Err`.
     pub failed: u64,
     /// Tasks that panicked, tasks whose destructor panicked, and guards that a panic dropped.
     pub panicked: u64,
-    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself
-    /// is dropped. Also each [`CompletionGuard`](crate::CompletionGuard) that was dropped without a call of `complete`.
+    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
+    /// dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped without a call to
+    /// `complete`.
     pub abandoned: u64,
-    /// Tasks that an [abort](crate::Registry::abort) ended: futures at an await point or before their first poll, and blocking
-    /// closures that never started.
+    /// Tasks that an [abort](crate::Registry::abort) ended. These tasks are futures that ended at an await point or before their
+    /// first poll, and blocking closures that never started.
     pub aborted: u64,
     /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
 }
 
 impl Summary {
-    /// Returns whether all numbers except `completed` are zero. The result `true` means that no task failed, panicked, or was
-    /// abandoned, aborted or rejected.
+    /// Returns whether all numbers except `completed` are zero: no task failed, panicked, or was abandoned, aborted or rejected.
     pub fn is_clean(&self) -> bool {
         let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
         failed + panicked + abandoned + aborted + rejected == 0
@@ -47,10 +48,10 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Reports that tasks were still in flight at the deadline of a drain.
+/// Reports that tasks were still in flight when the deadline of a shutdown expired.
 ///
 /// The `Display` text is one line. If the registry is [inspected](crate::RegistryBuilder::inspect), the text lists groups of
-/// similar tasks, starting with the group that contains the oldest task. The format `{:#}` prints each group on a separate line:
+/// similar tasks. The group that contains the oldest task comes first. The format `{:#}` prints each group on a separate line:
 ///
 /// ```text
 /// 4 background tasks still in flight (1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected)
@@ -67,7 +68,7 @@ pub struct Stragglers {
 
 impl Stragglers {
     pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
-        // `in_flight` can be zero while the registry still notifies its observers that the drain has ended. In this case, the task
+        // `in_flight` can be zero while the registry still reports the end of the drain to its observers. In this case, the task
         // that ended last counts as a straggler.
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
@@ -79,7 +80,7 @@ impl Stragglers {
         self.len
     }
 
-    /// Returns the outcomes of the tasks that had ended by the deadline.
+    /// Returns the number of tasks for each outcome. Only the tasks that had ended before the deadline are counted.
     pub fn summary(&self) -> Summary {
         self.summary
     }
@@ -94,11 +95,11 @@ impl Stragglers {
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
     /// Tasks are in the same group if they have the same name, call site, kind and
-    /// [`abort_requested`](TaskInfo::abort_requested). After an abort, blocking closures that have started and closures that
-    /// never start are in different groups. The group that contains the oldest task of all comes first. There are no groups
-    /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// [`abort_requested`](TaskInfo::abort_requested). After an abort, blocking closures that had started are in a different
+    /// group than closures that never start. The group that contains the oldest of all tasks comes first. If the registry is not
+    /// [inspected](crate::RegistryBuilder::inspect), there are no groups.
     ///
-    /// The method compares each task with each group at most once.
+    /// The method compares each task with each group at most one time.
     ///
     /// # Examples
     ///

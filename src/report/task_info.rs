@@ -8,8 +8,8 @@ use core::{fmt, panic::Location, str::FromStr, time::Duration};
 /// The call site is always present. The ID, the kind and the age are present only if the registry is
 /// [inspected](crate::RegistryBuilder::inspect).
 ///
-/// The `Display` text consists of the name and the call site, for example `welcome-mail at src/main.rs:20:14`. If there is no
-/// name, the text starts with the kind, or with `task` if the kind is not present.
+/// The `Display` text consists of the name and the call site, for example `welcome-mail at src/main.rs:20:14`. If the task has no
+/// name, the text starts with the task's kind, or with `task` if the kind is not present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskInfo {
     pub(crate) id: Option<TaskId>,
@@ -23,20 +23,18 @@ pub struct TaskInfo {
 }
 
 impl TaskInfo {
-    /// Describes a task of a registry that is not inspected.
+    /// Returns a description with only the call site and the name. A registry that is not inspected has no other information.
     pub(crate) fn new(location: &'static Location<'static>, name: Option<&'static str>) -> Self {
         Self { id: None, name, location, kind: None, age: None, abort_requested: false, is_abortable: false, parent: None }
     }
 
     /// Returns the name of the task. Returns `None` if the task was started without a [name](crate::Registry::named).
-    ///
-    /// [`Registry::shutdown_cause`](crate::Registry::shutdown_cause) may also lack the name, as its docs describe.
     pub fn name(&self) -> Option<&'static str> {
         self.name
     }
 
-    /// Returns the call site: the source location of the call of `run`, `track`, `guard` or a similar method, or the location that was
-    /// passed to [`TaskBuilder::location`](crate::TaskBuilder::location).
+    /// Returns the call site: the source location of the call to `run`, `track`, `guard` or a similar method. If a location was
+    /// passed to [`TaskBuilder::location`](crate::TaskBuilder::location), this location is returned instead.
     pub fn location(&self) -> &'static Location<'static> {
         self.location
     }
@@ -50,17 +48,18 @@ impl TaskInfo {
 
     /// Returns the kind of the task.
     ///
-    /// Returns `None` if the registry is not inspected, except in a [`ServiceInfo`]. Returns `None` in a
-    /// [`JoinError`](crate::JoinError).
+    /// Returns `None` if the registry is not inspected, or if this value comes from a [`JoinError`](crate::JoinError). The kind
+    /// is always present in a [`ServiceInfo`].
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
 
-    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. In the list of tasks of an ancestor, the
-    /// child registry has this ID.
+    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. The ancestors of the child
+    /// registry list the child registry under this ID.
     ///
-    /// Returns `None` if the task belongs to a registry without a parent. Only [`Registry::tasks`](crate::Registry::tasks),
-    /// [`Registry::services`](crate::Registry::services) and [`Stragglers`](crate::Stragglers) set this ID, and only if the registry is
+    /// Returns `None` if the task belongs to a registry without a parent. Only values from
+    /// [`Registry::tasks`](crate::Registry::tasks), [`Registry::services`](crate::Registry::services) and
+    /// [`Stragglers`](crate::Stragglers) contain this ID, and only if the registry is
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
     /// # Examples
@@ -82,26 +81,27 @@ impl TaskInfo {
 
     /// Returns how long the task has been in flight.
     ///
-    /// Returns `None` if the registry is not inspected, if the task was rejected, or in a [`JoinError`](crate::JoinError). Also
-    /// returns `None` if the program has no clock. A program has no clock if the feature `std` is off. In the browser, a
-    /// program also needs the feature `wasm-bindgen-futures` to have a clock.
+    /// Returns `None` if the registry is not inspected, if the task was rejected, if this value comes from a
+    /// [`JoinError`](crate::JoinError), or if the program has no clock. A program has a clock if the feature `std` is on. In the
+    /// browser, a program also needs the feature `wasm-bindgen-futures`.
     pub fn age(&self) -> Option<Duration> {
         self.age
     }
 
-    /// Returns whether an abort of the task was requested. Returns false if the registry is not inspected.
+    /// Returns whether a caller has requested an abort of the task. Returns false if the registry is not inspected.
     ///
-    /// After an abort, a task stays in flight until it reaches an await point. A blocking closure that had not started never
-    /// starts, and stays in flight until its executor tries to start it or drops it. A task that
-    /// [cannot be aborted](Self::is_abortable) stays in flight until it finishes.
+    /// After an abort, a future stays in flight until it reaches an await point. An aborted blocking closure that had not started
+    /// never starts. It stays in flight until its executor tries to start or drops it. A task that [cannot be
+    /// aborted](Self::is_abortable) stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
 
-    /// Returns whether an abort can end the task, or an earlier abort ends the task.
+    /// Returns whether the task can be aborted, or is being aborted.
     ///
-    /// An abort ends a future at its next await point. An abort ends a blocking closure only if the closure has not started. The
-    /// method returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not inspected.
+    /// An abort ends a future at its next await point. A blocking closure can be aborted only if it has not started. This method
+    /// returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not
+    /// inspected.
     pub fn is_abortable(&self) -> bool {
         self.is_abortable
     }
@@ -117,7 +117,8 @@ impl fmt::Display for TaskInfo {
     }
 }
 
-/// Describes a task that a spawner starts. [`Spawner::spawn_with_info`](crate::Spawner::spawn_with_info) receives this type.
+/// Describes a task to the spawner that starts the task. [`Spawner::spawn_with_info`](crate::Spawner::spawn_with_info) receives
+/// this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
@@ -125,15 +126,15 @@ pub struct SpawnInfo {
     pub(crate) kind: TaskKind,
     /// Whether a loss of the task starts the shutdown.
     pub(crate) critical: bool,
-    /// Whether the task takes no permit of a registry with a limit.
+    /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
-    /// The thread that takes a guard, if a panic is unwinding this thread.
+    /// The thread that takes a guard, if this thread is panicking at that moment. Otherwise `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
 }
 
 impl SpawnInfo {
-    /// Describes a future that the caller, and not a registry, passes to a spawner. An example is a
-    /// [tracked](crate::Registry::track) future.
+    /// Creates a description for a future that the caller itself passes to a spawner, such as a [tracked](crate::Registry::track)
+    /// future.
     pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
         Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false, panicking_at_start: None }
     }
@@ -151,21 +152,21 @@ impl SpawnInfo {
 
 /// Describes one service. [`Registry::services`](crate::Registry::services) returns this type.
 ///
-/// The `Display` text describes the service and its state, for example `outbox at src/main.rs:20:14 waits to run again, restarts: 3,
-/// last loss: failed: connection refused`.
+/// The `Display` text contains the service and its state, for example `outbox at src/main.rs:20:14 waits to run again, restarts:
+/// 3, last loss: failed: connection refused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ServiceInfo {
-    /// The task of the service, with its name and call site. In an [inspected](crate::RegistryBuilder::inspect) registry, the ID of
-    /// this task is the one that [`Registry::tasks`](crate::Registry::tasks) returns, and the age is the time since the service was
-    /// started.
+    /// The task of the service, with its name and call site. In an [inspected](crate::RegistryBuilder::inspect) registry, this
+    /// task has the same ID as in [`Registry::tasks`](crate::Registry::tasks), and its age is the time since the start of the
+    /// service.
     pub task: TaskInfo,
-    /// Whether the work of the service is running. Otherwise the service waits to run again.
+    /// Whether the work of the service is running. If not, the service waits before it runs the work again.
     pub is_running: bool,
-    /// How often the work has started again after its first start.
+    /// The number of times that the work has started again after its first start.
     pub restarts: u64,
-    /// How the last lost run was lost, for example `failed: connection refused`. `None` if no run was lost.
+    /// Says how the most recent lost run was lost, for example `failed: connection refused`. `None` if no run was lost.
     pub last_loss: Option<String>,
 }
 
@@ -182,7 +183,7 @@ impl fmt::Display for ServiceInfo {
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum TaskKind {
-    /// A future on the registry's spawner; see [`Registry::run`](crate::Registry::run).
+    /// A future that the registry's spawner runs; see [`Registry::run`](crate::Registry::run).
     Future,
     /// A future that is polled on one thread only; see [`Registry::run_local`](crate::Registry::run_local).
     Local,
@@ -192,17 +193,17 @@ pub enum TaskKind {
     Tracked,
     /// A guard, which represents work that is not a future; see [`Registry::guard`](crate::Registry::guard).
     Guard,
-    /// A task that starts its work again; see [`Registry::service`](crate::Registry::service) and
+    /// A task that repeats its work; see [`Registry::service`](crate::Registry::service) and
     /// [`Registry::every`](crate::Registry::every).
     Service,
-    /// A child registry that is open or not empty; see [`Registry::child`](crate::Registry::child).
+    /// A child registry that has not drained; see [`Registry::child`](crate::Registry::child).
     Child,
 }
 
 impl TaskKind {
     /// Returns whether tasks of this kind can be aborted. Guards, tracked futures and child registries cannot be aborted.
     ///
-    /// A blocking closure can be aborted only until it starts; see [`TaskInfo::is_abortable`].
+    /// A blocking closure can be aborted only before it starts; see [`TaskInfo::is_abortable`].
     pub fn is_abortable(self) -> bool {
         matches!(self, Self::Future | Self::Local | Self::Blocking | Self::Service)
     }
@@ -222,14 +223,14 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// Identifies one task in flight. No other task of any inspected registry in the program has the same ID, until 2³² tasks have
-/// used the same slot.
+/// Identifies one task in flight. IDs are unique among all inspected registries of the program. An ID is used again only after
+/// 2³² tasks have used the same slot (table entry).
 ///
-/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. Therefore a program can write an ID to a log
-/// line or a URL and read it back.
+/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. A program can therefore write an ID to a log
+/// line or a URL, and later read the ID back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
-    /// The number of the task's slot.
+    /// The number of the slot (table entry) that the task occupies.
     pub(crate) slot: u32,
     /// The number of tasks that have used the slot, modulo 2³².
     pub(crate) generation: u32,
@@ -266,7 +267,7 @@ impl FromStr for TaskId {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
         let (slot, generation) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
         let id = Self { slot: number(slot)?, generation: number(generation)? };
-        // Each ID has exactly one valid text. `u32::from_str` alone would also accept a sign and leading zeros.
+        // Each ID has exactly one valid text, but `u32::from_str` would also accept a sign and leading zeros.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }
 }

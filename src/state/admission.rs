@@ -1,4 +1,4 @@
-//! Accepts and rejects tasks.
+//! Decides whether a registry accepts or rejects a new task.
 
 use super::lifetime::StateRef;
 use super::registry_state::{RegistryState, Shard};
@@ -21,11 +21,11 @@ impl From<Refused> for RejectReason {
     }
 }
 
-/// The registry whose limit applies to a task.
+/// Describes the registry whose limit applies to a task.
 struct Limiter {
     state: &'static RegistryState,
     at: LimitedGate<'static>,
-    /// Keeps the state of an ancestor out of the pool.
+    /// A reference to the ancestor whose limit applies. It keeps the ancestor's state out of the pool.
     _ancestor: Option<StateRef>,
 }
 
@@ -36,9 +36,10 @@ impl Limiter {
 }
 
 impl RegistryState {
-    /// Counts one more task if this thread's shard accepts the task (S1).
+    /// Counts one more task if the shard of the calling thread accepts the task (invariant S1).
     ///
-    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or a limit applies to its tasks.
+    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or a limit applies to the registry's
+    /// tasks.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
         if self.settings.has(INSPECTED | LIMITED | LIMITED_BY_ANCESTOR) {
@@ -48,12 +49,12 @@ impl RegistryState {
         shard.gate().enter().ok().map(|()| target)
     }
 
-    /// Counts one more task. This function tries this thread's shard first, and then the other shards.
+    /// Counts one more task. This function tries the shard of the calling thread first, and then the other shards.
     ///
-    /// The other shards matter because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
+    /// It tries the other shards because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
     /// limit, this function tries only the shard with index 0, because only that shard counts tasks.
     ///
-    /// If `without_permit` is true and the registry has a limit, the task must leave by `Gate::leave_without_permit`.
+    /// If `without_permit` is true and the registry has a limit, the task must leave the gate through `Gate::leave_without_permit`.
     #[inline]
     pub(super) fn enter_any(&'static self, without_permit: bool) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         if let Some((target, limit)) = self.limited() {
@@ -83,7 +84,7 @@ impl RegistryState {
         })
     }
 
-    /// Takes a permit of the ancestor whose limit applies, and then enters the child's own gate.
+    /// Takes a permit from the ancestor whose limit applies. Then enters the child's own gate.
     fn enter_with_permit_of_ancestor(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         let limiter = self.limiter().ok_or(RejectReason::Drained)?;
         limiter.state.take_permit(limiter.at)?;
@@ -105,8 +106,8 @@ impl RegistryState {
         }
     }
 
-    /// Releases the permit of a task in flight whose slot records a permit of an ancestor. The task and its permit keep the ancestor from
-    /// draining, so its state needs no reference. The caller must finish the returned departure.
+    /// Releases the ancestor's permit that a task in flight holds. The task and its permit keep the ancestor from draining, so this
+    /// function needs no reference to the ancestor's state. The caller must finish the returned departure.
     pub(super) fn release_permit_of_ancestor(&'static self) -> Option<UnfinishedDeparture> {
         self.limiting_ancestor(|ancestor| ancestor)?.release_lent_permit()
     }
@@ -117,8 +118,9 @@ impl RegistryState {
         shard.gate().leave().map(|word| UnfinishedDeparture { shard, word })
     }
 
-    /// Returns the registry whose limit applies to the tasks of this registry: this registry, or its nearest ancestor that has a limit.
-    /// Returns `None` if no limit applies, or if this registry is a drained child that took its permits from an ancestor.
+    /// Returns the registry whose limit applies to the tasks of this registry. This is the registry itself or its nearest ancestor
+    /// that has a limit. Returns `None` if no limit applies, or if this registry is a drained child that took its permits from an
+    /// ancestor.
     fn limiter(&'static self) -> Option<Limiter> {
         if !self.settings.has(LIMITED | LIMITED_BY_ANCESTOR) {
             return None;
@@ -131,7 +133,7 @@ impl RegistryState {
         Some(Limiter { state, at: LimitedGate { gate: target.owner.gate(), limit, permit }, _ancestor: ancestor })
     }
 
-    /// Returns the value that identifies the waiters of this registry in a wait queue.
+    /// Returns a value that identifies this registry as the owner of a waiter in a wait queue.
     fn owner(&'static self) -> Owner {
         ptr::from_ref(self).addr()
     }
@@ -153,17 +155,18 @@ impl RegistryState {
 
     /// Returns the limit, and the [`TokenTarget`] of the shard with index 0. Returns `None` if the registry has no limit.
     ///
-    /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact (S10).
-    /// The gate counts tasks without a permit too, so the registry accepts tasks while any task is in flight.
+    /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact
+    /// (invariant S10). The gate counts tasks without a permit too, so the registry accepts tasks while any task is in flight.
     #[inline]
     pub(super) fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts one more task as soon as the limit permits one more. This function does not count rejections. If it returns an error,
-    /// the caller counts the rejection.
+    /// Counts one more task as soon as the limit permits the task. If this function returns an error, the caller must count the
+    /// rejection.
     ///
-    /// If the shutdown has started, only a follow-up waits. It waits until a permit is free or the gate has drained.
+    /// After the shutdown has started, only a follow-up waits for a permit. A follow-up waits until a permit is free or the gate
+    /// has drained.
     pub(super) fn poll_enter(
         &'static self,
         ticket: &mut Option<Ticket>,
@@ -191,20 +194,21 @@ impl RegistryState {
         })
     }
 
-    /// Returns whether the gate that limits tasks, or the only gate of a child, has drained.
+    /// Returns whether the gate of the first shard has drained. In a registry with a limit, this gate counts all tasks. A child has
+    /// no other gate.
     fn is_gate_drained(&'static self) -> bool {
         self.targets()[0].owner.gate().snapshot().is_drained()
     }
 
-    /// Removes the waiter with this ticket from the wait queue. The caller no longer waits.
+    /// Removes the waiter with the given ticket from the wait queue. The waiter has given up.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
-        // For a drained child, `limiter` returns `None`, and the drain has removed the waiter.
+        // For a drained child, `limiter` returns `None`. In this case, the drain has already removed the waiter.
         if let Some(limiter) = self.limiter() {
             limiter.queue().remove(limiter.at.gate, limiter.at.limit, ticket);
         }
     }
 
-    /// Removes and wakes the waiters of this registry that can no longer get a permit (L4).
+    /// Removes and wakes the waiters of this registry that can no longer get a permit (invariant L4).
     pub(super) fn close_wait_queue(&'static self) {
         if let Some(limiter) = self.limiter() {
             limiter.queue().close(limiter.at.gate, limiter.at.limit, self.owner(), || self.is_gate_drained());
@@ -217,8 +221,8 @@ impl RegistryState {
         self.count_rejection();
         let kind = self.settings.has(INSPECTED).then_some(info.kind);
         let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
-        // While an observer handles a rejection, the observer can itself start a task that is rejected. This second rejection is
-        // not reported, because its report could cause a third rejection, and so on forever.
+        // An observer that handles a rejection can itself start a task that is rejected. This second rejection is not reported,
+        // because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));

@@ -10,23 +10,27 @@ use core::cell::Cell;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown of this registry and then of its descendants. If another thread is already starting the shutdown, this call
-    /// also closes the gates and wakes the signals. Every gate is closed when this function returns.
+    /// Starts the shutdown of this registry and then of its descendants. Even if another thread starts the shutdown at the same
+    /// time, this call closes the gates and wakes the signals. When this function returns, every gate is closed.
     ///
-    /// Children that were made after the first start of the shutdown stay open; see `make_child`.
+    /// However, children that were made after the shutdown had started stay open; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
-        // Most last handles are dropped after the drain, which has closed every gate.
+        self.start_shutdown_by(|| self.start_phase());
+    }
+
+    fn start_shutdown_by(&'static self, start_phase: impl FnOnce() -> bool) {
+        // Usually the last handle is dropped after the drain. In this case, every gate is already closed.
         if self.is_drained() {
             return;
         }
-        let is_first = self.start_phase();
+        let is_first = start_phase();
         let mut in_flight = 0;
         if is_first && self.reports_shutdown() {
             self.rare().start.with(|start| start.at = now());
             in_flight = self.in_flight();
         }
         self.close();
-        // A drained registry has no open descendants (S12).
+        // A drained registry has no open descendants (invariant S12).
         if !self.is_drained() {
             self.for_each_descendant(
                 |child| !child.stays_open,
@@ -44,48 +48,48 @@ impl RegistryState {
         }
     }
 
-    /// Makes the phase odd. Returns whether this call has changed the phase.
+    /// Makes the phase odd, because the shutdown starts. Returns whether this call changed the phase.
     ///
-    /// Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the shutdown
-    /// (L1).
+    /// Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
+    /// shutdown (invariant L1).
     pub(super) fn start_phase(&'static self) -> bool {
         self.phase.fetch_or(1, Ordering::Release) % 2 == 0
     }
 
-    /// Closes the gates, wakes the signals, and removes the waiters for new work.
+    /// Closes the gates, wakes the shutdown signals, and removes the waiters that are not follow-ups.
     fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {
-                // The waiters are removed first, because a drained child does not find the wait queue of its ancestor any more.
+                // The waiters are removed first, because a drained child can no longer find the wait queue of its ancestor.
                 self.close_wait_queue();
                 self.shard_drained();
             }
         }
-        // If a child has drained and no signal was registered before, its list is empty; see `find_signals`.
+        // If a child has drained and no signal was registered before, its wait list is empty; see `find_signals`.
         if !self.is_child() || self.shared().drained.load(Ordering::Relaxed) & (DRAINED | SIGNALLED) != DRAINED {
             self.shards().for_each(|shard| shard.signals().wake_all());
         }
         self.close_wait_queue();
     }
 
-    /// Returns whether the observers receive the start of the shutdown and the end of the drain. A child reports neither event.
+    /// Returns whether this registry reports the start of the shutdown and the end of the drain to observers. A child does not
+    /// report these events.
     fn reports_shutdown(&self) -> bool {
         self.is_observed() && !self.is_child()
     }
 
-    /// Starts the shutdown after `task` was lost, and records `task` as the cause.
+    /// Starts the shutdown after `task` was lost. If no other call has started the shutdown, records `task` as the cause.
     ///
-    /// The caller has checked that this loss must start the shutdown: either the task is critical, or the task has failed or panicked
-    /// and the registry has the setting `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC`.
+    /// The caller has checked that this loss must start the shutdown. Either the task is critical, or the setting
+    /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC` applies to the loss.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
-        if !self.is_shutting_down() {
-            self.rare().start.with(|start| _ = start.cause.get_or_insert(task));
-        }
-        self.start_shutdown();
+        // The phase changes under the lock, so a thread that sees the change also sees the cause. Before the change, there is no cause.
+        self.start_shutdown_by(|| self.rare().start.with(|start| self.start_phase() && start.cause.replace(task).is_none()));
     }
 
-    /// Performs the actions that a task's [`Departure`] from a gate requires. If the registry is a child that has drained, it leaves its
-    /// parent, and so on. This function uses a loop instead of recursion, because registries can nest to any depth.
+    /// Performs the actions that are required after a task has left a gate; see [`Departure`]. If a child has drained, it leaves
+    /// the gate of its parent, and then the parent may drain too. This function uses a loop instead of recursion, because
+    /// registries can nest to any depth.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         let mut next = Some((self, departure));
         while let Some((state, departure)) = next {
@@ -103,8 +107,8 @@ impl RegistryState {
         if !departure.drained {
             return None;
         }
-        // The waiters that are still queued are rejected. This call comes first because `count_drain_event` may return the state to the
-        // pool.
+        // This call rejects the waiters that are still queued. It comes first because `count_drain_event` may put the state back
+        // into the pool.
         self.close_wait_queue();
         self.count_drain_event()
     }
@@ -115,23 +119,24 @@ impl RegistryState {
         }
     }
 
-    /// Counts one of the events that complete the drain.
+    /// Counts one of the events that must occur before the drain is complete.
     ///
-    /// Each shard causes one event, when its gate has drained. In a root, the report of the shutdown's start is one more event. A child
-    /// has one shard and reports nothing, so its only event needs no count. The call for the last event ends the drain (S3, S8, L2):
+    /// Each shard causes one event when its gate has drained. A root causes one more event when it has reported the start of the
+    /// shutdown. A child has only one shard and reports no start, so its only event needs no count. The call that counts the last
+    /// event ends the drain in these steps (invariants S3, S8 and L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
     /// 3. It makes `is_drained` return true.
-    /// 4. In a child, it releases the child's count in the parent. A drained registry therefore has only drained descendants.
-    /// 5. It notifies the waiters if there may be any.
-    /// 6. It releases the reference that kept the state out of the pool while gates were in use.
+    /// 4. In a child, it leaves the gate of the parent. Therefore a drained registry has only drained descendants.
+    /// 5. It notifies the waiters for the drain if the bit `WAITED` is set.
+    /// 6. It releases the reference that all gates share. This reference kept the state out of the pool while a gate was in use.
     ///
-    /// Returns the departure from the parent's gate, which the caller must finish.
+    /// If a child has left the gate of its parent, returns this departure, and the caller must finish it.
     ///
-    /// The first `fetch_add` in this function is `AcqRel`, so each call of this function synchronizes with the next call. The call that
-    /// counts the last event therefore sees what the tasks of all shards did. The `fetch_or` in this function is Release and pairs with
-    /// the Acquire in `is_drained`.
+    /// The `fetch_add` in this function is `AcqRel`, so each call to this function synchronizes with the next call. Therefore the
+    /// call that counts the last event sees everything that the tasks of all shards did. The `fetch_or` in this function is Release
+    /// and pairs with the Acquire in `is_drained`.
     fn count_drain_event(&'static self) -> Option<(&'static Self, Departure)> {
         let drained = &self.shared().drained;
         if !self.is_child() && drained.fetch_add(EVENT, Ordering::AcqRel) / EVENT != self.targets().len() {
@@ -173,17 +178,18 @@ impl RegistryState {
 
     /// Returns whether the registry has drained.
     ///
-    /// Acquire pairs with the Release in `count_drain_event`: a thread that sees the end of the drain also sees the end of every task
-    /// (S2, S3).
+    /// Acquire pairs with the Release in `count_drain_event`: a thread that sees the end of the drain also sees the end of every
+    /// task (invariants S2 and S3).
     pub(crate) fn is_drained(&'static self) -> bool {
         self.shared().drained.load(Ordering::Acquire) & DRAINED != 0
     }
 
-    /// Returns the final summary. If the registry has not drained, requests a notification at the end of the drain and returns `None`.
+    /// Returns the final summary. If the registry has not drained, returns `None` and requests a notification at the end of the
+    /// drain.
     ///
-    /// A caller that waits registers a listener before it relies on `None`. `drained` has one modification order: if the request comes
-    /// before the end of the drain, `count_drain_event` notifies. Otherwise this function sees the end (L2). Acquire, as in
-    /// `is_drained`.
+    /// A caller that waits must register a listener before it relies on `None`. The word `drained` has one modification order. If
+    /// the request comes before the end of the drain, `count_drain_event` notifies the listener. Otherwise this function sees the
+    /// end of the drain (invariant L2). Acquire has the same purpose as in `is_drained`.
     pub(crate) fn poll_drained(&'static self) -> Option<Summary> {
         let drained = &self.shared().drained;
         let mut word = drained.load(Ordering::Acquire);
@@ -200,8 +206,8 @@ impl RegistryState {
 
     /// Returns the current phase.
     ///
-    /// Acquire pairs with the Release in `start_shutdown`: a thread that sees the phase change also sees every write that preceded
-    /// the shutdown.
+    /// Acquire pairs with the Release in `start_phase`: a thread that sees the phase change also sees every write that preceded the
+    /// shutdown.
     #[inline]
     pub(crate) fn phase(&self) -> usize {
         self.phase.load(Ordering::Acquire)

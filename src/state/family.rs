@@ -1,9 +1,9 @@
 //! Connects a child registry with its parent and its root.
 //!
-//! A child is one piece of work in flight in its parent until the child has drained. The parent lists its children, so that the
-//! shutdown, an abort and the list of tasks reach them. The root is the ancestor that has no parent.
+//! Until a child has drained, its parent counts the child as one task in flight. The parent also lists its children, so that the
+//! shutdown, an abort and the list of tasks include the children. The root is the ancestor that has no parent.
 //!
-//! A walk over the descendants uses a worklist instead of recursion, because registries can nest to any depth.
+//! The functions that visit all descendants use a list instead of recursion, because registries can nest to any depth.
 
 use super::lifetime::StateRef;
 use super::registry_state::{Family, ListedChild, Lost, Parent, RegistryState};
@@ -14,16 +14,18 @@ use crate::report::{SpawnInfo, TaskId};
 use alloc::vec::Vec;
 
 impl RegistryState {
-    /// Makes a child. The child of a drained registry is drained.
+    /// Makes a child registry. If the parent has drained, the child is already drained.
     ///
-    /// A child that is made while its parent drains has its signal triggered and stays open until its last handle is dropped or it is
-    /// shut down itself. Otherwise a child for each request would reject the work of the last requests.
+    /// If the parent is draining, the signal of the child is already triggered, but the child accepts tasks. The child stays open
+    /// until its last handle is dropped or it is shut down directly. Otherwise a server that makes a child for each request would
+    /// reject the work of the last requests.
     pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
         let of_parent = if self.is_child() { self.shared().family.with(|family| family.root) } else { None };
         let root = Some(of_parent.unwrap_or_else(|| (self, self.phase() & !1)));
         let child = Self::take_for_child();
         child.settings.set_for_child(&self.settings, limit);
-        // The observers of the root also receive the rejections of a drained child, until the child's state returns to its pool.
+        // The child keeps a reference to an observed root, because the root's observers also receive the rejections of a drained
+        // child.
         if let Some((root, _)) = root.filter(|_| child.is_observed()) {
             root.retain();
         }
@@ -37,8 +39,8 @@ impl RegistryState {
             true => self.limiting_ancestor(|ancestor| ancestor),
             false => None,
         };
-        // The shutdown of the parent may find the child as soon as the list contains it. `leave_parent` takes the same lock, so a
-        // child that drains then finds its token.
+        // The shutdown of the parent may find the child as soon as the list contains the child. `leave_parent` takes the same lock,
+        // so a child that drains early waits until its token is stored.
         let stays_open = child.shared().family.with(|family| {
             let target = token.target();
             let mut stays_open = false;
@@ -54,19 +56,20 @@ impl RegistryState {
         if stays_open {
             child.start_phase();
         }
-        // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either it finds the child, or the flag is
-        // set here (L3).
+        // `start_aborting` sets the flag of the parent, and then locks the list. Therefore either `start_aborting` finds the child,
+        // or the flag is set here (invariant L3).
         if self.settings.has(ABORTING) {
             child.settings.start_aborting();
         }
         child
     }
 
-    /// Returns the ancestor that has no parent. Its observers and its shutdown policy also apply to its descendants. Returns `None` if
-    /// this registry is a drained child whose root has ended.
+    /// Returns the root: the ancestor that has no parent. The observers and the shutdown policy of a root also apply to its
+    /// descendants. Returns `None` if this registry is a drained child and the root's state no longer serves the same registry.
     ///
-    /// A child in flight, and a child of an observed root, keep the root in use. Another drained child does not, so the root's state may
-    /// serve another registry, and then has another phase.
+    /// A child that has not drained keeps its root in use. Each child of an observed root keeps this root in use even after the
+    /// drain. Any other drained child does not, so the root's state may already serve another registry. In this case, the phase of
+    /// the state has changed.
     pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
             return Some(StateRef::new(self));
@@ -75,10 +78,10 @@ impl RegistryState {
         StateRef::of_used(root).filter(|_| root.phase() & !1 == phase)
     }
 
-    /// Calls `get` with the nearest ancestor that has a limit, if the tasks of this child take their permits there and this child has not
-    /// drained.
+    /// Calls `get` with the ancestor from which the tasks of this child take their permits. Returns `None` if there is no such
+    /// ancestor or if this child has drained.
     ///
-    /// `leave_parent` takes the same lock before this child leaves its ancestors, so `get` may take a reference to the ancestor.
+    /// `leave_parent` takes the same lock before this child leaves its parent, so the ancestor is still in use while `get` runs.
     pub(super) fn limiting_ancestor<T>(&'static self, get: impl FnOnce(&'static Self) -> T) -> Option<T> {
         self.shared().family.with(|family| family.parent.as_ref()?.limiter.map(get))
     }
@@ -93,11 +96,11 @@ impl RegistryState {
         })
     }
 
-    /// Adds the counts of a drained child to its parent, and removes the child from the parent's list. Returns the child's token in
-    /// the parent.
+    /// Adds the counts of a drained child to its parent, and removes the child from the parent's list. Returns the token that
+    /// counts the child as in flight in the parent.
     ///
-    /// Relaxed is enough for the losses: the Release of the sum of accepted tasks, and the Release in `Gate::leave`, make them visible
-    /// to a summary that reads either of these words.
+    /// Relaxed is enough for the losses. The Release on `folded`, and the Release in `Gate::leave`, make the losses visible to a
+    /// summary that reads one of these two words.
     pub(super) fn leave_parent(&'static self) -> Option<Token> {
         if !self.is_child() {
             return None;
@@ -112,7 +115,7 @@ impl RegistryState {
                     sum.fetch_add(count, Ordering::Relaxed);
                 }
             }
-            // The parent counts the child itself as completed. The child is not a task, so it is subtracted here.
+            // The parent counts the child itself as completed. The child is not a task, so this line subtracts it.
             let added = child.accepted().wrapping_sub(1);
             if added != 0 {
                 parent.folded.fetch_add(added, Ordering::Release);
@@ -121,7 +124,8 @@ impl RegistryState {
         })
     }
 
-    /// Counts a rejection. A drained child has added its counts to its parent already, so a later rejection also counts in the root.
+    /// Counts a rejection. A drained child has already added its counts to its parent. Therefore the root also counts each later
+    /// rejection by the child.
     pub(super) fn count_rejection(&'static self) {
         if !self.is_child() {
             return self.shard().count(Lost::Rejected);
@@ -142,8 +146,8 @@ impl RegistryState {
         self.for_each_descendant(|_| true, visit);
     }
 
-    /// Calls `visit` with each descendant for which `includes` returns true, under no lock. Does not visit the descendants of the other
-    /// children.
+    /// Calls `visit` with each descendant for which `includes` returns true, and holds no lock during these calls. If `includes`
+    /// returns false for a child, skips the child and its descendants.
     pub(super) fn for_each_descendant(&'static self, includes: fn(&ListedChild) -> bool, mut visit: impl FnMut(&'static Self)) {
         let mut found = Vec::new();
         self.find_children(includes, &mut found);

@@ -36,7 +36,7 @@ impl RegistryState {
                 task.parent = parent;
             }
         });
-        // A stable sort would need a buffer that does not fit on the stack of a microcontroller.
+        // This sort is unstable, because a stable sort needs a buffer that does not fit on the stack of a microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }
@@ -69,10 +69,10 @@ impl RegistryState {
         }
     }
 
-    /// Aborts all tasks, as [`abort`](Self::abort) does, and each task that starts later (L3).
+    /// Aborts all tasks in flight, as [`abort`](Self::abort) does. Also aborts each task that starts later (invariant L3).
     ///
-    /// `abort_own` locks each slot table after this function has set the flag. A task that takes its slot before that lock is found by
-    /// `abort_own`. A task that takes its slot after that lock sees the flag.
+    /// `abort_own` locks each slot table after this function has set the flag. If a task takes its slot before `abort_own` locks
+    /// the table, `abort_own` finds the task. Otherwise the task sees the flag.
     pub(crate) fn start_aborting(&'static self) {
         self.for_each_in_subtree(|state| {
             state.settings.start_aborting();

@@ -1,8 +1,8 @@
-//! Takes pooled states from the pool, and returns unused states to the pool.
+//! Takes registry states from the pool, and puts unused states back into the pool.
 //!
-//! States are leaked and reused, so every reference to a state is `&'static`, and tasks do not count references. A signal does not
-//! keep its state out of the pool, so the next registry can reuse the state while the signal exists. The signal detects the reuse
-//! because a signal is triggered if its stored phase differs from the state's current phase.
+//! A state is leaked and reused. Therefore every reference to a state is `&'static`, and tasks need no reference count. A signal
+//! does not keep its state out of the pool, so another registry can reuse the state while the signal exists. To detect the reuse,
+//! the signal compares its stored phase with the state's current phase. The signal is triggered if the two phases differ.
 
 use super::registry_state::{Origin, RegistryState, Shared};
 use super::settings::Settings;
@@ -24,7 +24,8 @@ impl RegistryState {
         state
     }
 
-    /// Takes a state for a new child from the pool of children. The caller stores the child's root in the child's family.
+    /// Takes a state for a new child registry from the pool for children. The caller must store the child's root in the field
+    /// `family`.
     pub(super) fn take_for_child() -> &'static Self {
         let child = CHILD_POOL.take(thread_number(), || Self::with_origin(Origin::Child));
         child.reopen();
@@ -33,14 +34,14 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// The state may have served a previous registry. Two remainders of the previous registry may still use the state:
+    /// If the state has served a previous registry, two parts of that registry may still use the state:
     ///
-    /// - Signals. They are triggered, because the phase has changed.
-    /// - Threads that are still finishing the departure of a task. Such a thread may clear a bit of a gate and then notify the
-    ///   waiters. It may also drain a gate before the thread that closes the gate can do so.
+    /// - Signals of the previous registry. They are triggered, because the phase has changed.
+    /// - Threads on which a task of the previous registry is still leaving its gate. Such a thread may clear a bit of a gate and
+    ///   then notify the waiters. The thread may also drain a gate before the thread that closes the gate drains it.
     ///
-    /// Relaxed is enough for all fields except the phase, because the mutex of the pool makes all writes of the previous registry
-    /// visible to the next registry.
+    /// Relaxed is enough for all fields except `phase` and `references`. The mutex of the pool makes the writes of the previous
+    /// registry visible to the next registry.
     fn reopen(&'static self) {
         for shard in self.shards() {
             shard.gate().reopen();
@@ -54,8 +55,8 @@ impl RegistryState {
             rare.lent.store(0, Ordering::Relaxed);
             rare.start.with(|start| start.cause = None);
         }
-        // Release pairs with the Acquire in `phase`. A signal of the previous registry may read this new phase, which triggers the
-        // signal. The polling thread must then see every write that preceded the shutdown of that registry.
+        // Release pairs with the Acquire in `phase`. A signal of the previous registry is triggered if it reads this new phase. The
+        // thread that polls this signal must then see every write that preceded the shutdown of the previous registry.
         let next = (self.phase.load(Ordering::Relaxed) | 1).wrapping_add(1);
         self.phase.store(next, Ordering::Release);
         // Release pairs with the Acquire in `StateRef::of_used`: a caller that takes a reference sees the new phase.
@@ -70,15 +71,15 @@ impl RegistryState {
         self.shared().references.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Releases a reference. The release of the last reference returns the state to the pool.
+    /// Releases a reference. The release of the last reference puts the state back into the pool.
     ///
-    /// `AcqRel` makes each release of a reference synchronize with the next release of a reference. The thread that returns the
-    /// state to the pool therefore sees every write that preceded the release of any other reference.
+    /// `AcqRel` makes each release of a reference synchronize with the next release of a reference. Therefore the thread that puts
+    /// the state back into the pool sees every write that preceded the release of any other reference.
     pub(super) fn release(&'static self) {
         let Shared { life, references, .. } = self.shared();
         life.touch();
-        // Only the owner of a reference adds references to a child, so the owner of the only reference need not release it. Acquire, as
-        // in the `fetch_sub`.
+        // Only the owner of a reference adds references to a child. Therefore the owner of the only reference need not decrement
+        // the count. The load is Acquire for the same reason as the `fetch_sub`.
         let is_only = self.is_child() && references.load(Ordering::Acquire) == 1;
         if !is_only && references.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -96,7 +97,7 @@ impl RegistryState {
     }
 }
 
-/// A reference that keeps a state out of the pool.
+/// A reference to a state. The state stays out of the pool while the reference exists.
 #[derive(Debug)]
 pub(crate) struct StateRef(&'static RegistryState);
 
@@ -106,8 +107,8 @@ impl StateRef {
         Self(state)
     }
 
-    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller holds neither a handle nor a reference,
-    /// so the state may serve another registry than the caller expects.
+    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller need not hold a handle or a
+    /// reference. Therefore the state may serve a different registry than the caller expects.
     ///
     /// Acquire pairs with the Release in `reopen`.
     pub(super) fn of_used(root: &'static RegistryState) -> Option<Self> {

@@ -20,7 +20,8 @@ impl Observers {
         self.0.with(|stored| *stored = observers);
     }
 
-    /// Calls each observer while no lock is held (S7). If an observer panics, the remaining observers are still called (S6).
+    /// Calls each observer while no lock is held (invariant S7). If an observer panics, the remaining observers are still called
+    /// (invariant S6).
     pub(super) fn notify(&self, call: impl Fn(&dyn Observer)) {
         let observers = self.0.with(|stored| stored.clone());
         for observer in observers.iter().flat_map(|observers| observers.iter()) {

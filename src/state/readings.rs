@@ -13,35 +13,37 @@ impl RegistryState {
         counted.saturating_sub(lent)
     }
 
-    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits, but not their tasks.
+    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits, but not the tasks
+    /// that hold them.
     ///
     /// Relaxed is enough because the number is exact only while no task starts or ends.
     fn lent(&'static self) -> usize {
         self.used_rare().map_or(0, |rare| rare.lent.load(Ordering::Relaxed))
     }
 
-    /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
+    /// Returns the number of tasks in flight in a snapshot of one of this registry's gates.
     fn in_flight_of(&self, snapshot: Snapshot) -> usize {
         if self.settings.has(LIMITED) { snapshot.in_flight_with_limit() } else { snapshot.in_flight() }
     }
 
     /// Returns the number of tasks with each outcome.
     ///
-    /// A permit that a descendant's task holds makes `completed` too low, because the gate counts the permit but not the task. A drained
-    /// registry has lent no permits.
+    /// Each permit that a descendant's task holds makes `completed` too low by one, because the gate counts the permit as a task in
+    /// flight. After the drain, no task holds a permit.
     ///
-    /// This function reads the gate of each shard before the loss counters of the shard. A task that is lost after its gate was read
-    /// and before the loss counters are read can make `completed` too low. No task can make `completed` too high.
+    /// This function reads the gate of each shard before the loss counters of the shard. If a task is lost between these two reads,
+    /// `completed` can be too low. `completed` is never too high.
     pub(crate) fn summary(&'static self) -> Summary {
         let (mut ended, mut folded, mut sums) = (0, 0_usize, [0; 5]);
         for shard in self.shards() {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
-            // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their losses.
-            // The child itself counts as -1 here before it leaves the gate, so `completed` is never too high.
+            // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their
+            // losses. Before the child leaves the parent's gate, the child itself counts as -1 here, so `completed` is never too
+            // high.
             folded = folded.wrapping_add(shard.folded.load(Ordering::Acquire));
-            // Relaxed is enough because each loss is counted before its task leaves the gate of the same shard, and the snapshot above
-            // reads the gate with Acquire.
+            // Relaxed is enough. Each loss is counted before its task leaves the gate of the same shard, and the snapshot above
+            // reads this gate with Acquire.
             for (sum, count) in sums.iter_mut().zip(&shard.losses) {
                 *sum += count.load(Ordering::Relaxed) as u64;
             }
@@ -53,22 +55,23 @@ impl RegistryState {
         Summary { completed, failed, panicked, abandoned, aborted, rejected }
     }
 
-    /// Requests a notification for the waiters for idleness. The next task that leaves a gate as its only task in flight
-    /// notifies these waiters. While services are in flight in a gate, each departure from that gate notifies them.
+    /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
+    /// a gate, it notifies these waiters. While a gate counts services, any task that leaves this gate notifies them.
     pub(crate) fn request_idle(&'static self) {
         self.shards().for_each(|shard| shard.gate().request_idle());
     }
 
-    /// Returns whether there was an instant during this call at which no task but services was in flight.
+    /// Returns whether the registry was idle at some instant during this call. A registry is idle if no task except services is in
+    /// flight.
     ///
-    /// This function takes two snapshots of all gates. If the first snapshot shows only services in flight, and no task was accepted
-    /// between the snapshots, then no other task was in flight when the first snapshot was complete. The function reads the number of
-    /// services before and after the snapshots. A service is counted after its entry and until its departure, so the number is never
-    /// too high.
+    /// This function takes two snapshots of all gates. Suppose that the first snapshot shows only services in flight, and that no
+    /// task was accepted between the snapshots. Then only services were in flight when the first snapshot was complete. The
+    /// function also reads the number of services before and after the snapshots. A service is counted only while it is in flight,
+    /// so this number is never too high.
     ///
-    /// The accepted count of a gate can wrap between the two snapshots. To detect such a wrap, this function reads `Gate::wraps`
-    /// before and after the snapshots. A task whose entry wraps the accepted count increments `wraps` before the task leaves. Until
-    /// that increment, the second snapshot shows the task in flight.
+    /// The accepted count of a gate can wrap around between the two snapshots. To detect a wrap, this function reads `Gate::wraps`
+    /// before and after the snapshots. The thread whose task wraps the accepted count increments `wraps` before the task leaves.
+    /// Until this increment, the second snapshot shows the task as in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.shards().map(Shard::gate);
         let wraps = || gates().fold(0_usize, |sum, gate| sum.wrapping_add(gate.wraps()));
@@ -99,8 +102,8 @@ impl RegistryState {
             if counts() == (in_flight, accepted) && has_same_services() && wraps() == wraps_before {
                 return in_flight == services_before.0;
             }
-            // A task entered between the snapshots, or a service started or ended. Check again immediately instead of waiting for a
-            // notification, because perhaps no other task will leave and notify the waiter.
+            // A task entered a gate between the snapshots, or a service started or ended. Check again immediately instead of
+            // waiting for a notification, because perhaps no other task will leave and notify the waiter.
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Defines the data of one registry, and assigns each thread to a shard.
+//! Defines the data of one registry. The data is divided into shards, and each thread uses one shard.
 
 use super::observers::Observers;
 use super::settings::{ActiveSettings, OBSERVED};
@@ -18,7 +18,7 @@ use crate::sync::{
 use alloc::{boxed::Box, vec::Vec};
 use core::{array, cell::Cell, fmt, ptr};
 
-/// The shared state of one registry, for [`Registry::in_static`](crate::Registry::in_static).
+/// The state of a registry that is stored in a `static`. Pass this state to [`Registry::in_static`](crate::Registry::in_static).
 ///
 /// # Examples
 ///
@@ -32,41 +32,41 @@ use core::{array, cell::Cell, fmt, ptr};
 /// # }
 /// ```
 pub struct RegistryState {
-    /// The phase is even while the registry is open, and odd once its shutdown has started. A pooled state serves several
-    /// registries one after another, and each of these registries has two separate phase values.
+    /// The phase is even while the registry is open, and odd after its shutdown has started. A pooled state serves several
+    /// registries one after another. No two of these registries have the same phase values.
     pub(super) phase: AtomicUsize,
     pub(super) origin: Origin,
-    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for its shard.
+    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for the task's shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     shared: Once<&'static Shared>,
 }
 
-/// The owner of a registry's state.
+/// Says what owns the state of a registry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// A `static` of the program. The state does not count its handles.
     Static,
-    /// The pool of states with one shard for each group of threads.
+    /// The pool of states for registries without a parent. Each state has `shard_count` shards.
     Pooled,
-    /// The pool of states for children. Such a state is small: it has one shard, and its parts share cache lines.
+    /// The pool of states for child registries. A state of a child is small: it has one shard, and its parts share cache lines.
     Child,
 }
 
-/// The fields that many threads write, but rarely.
+/// The fields that all threads share, and that change rarely.
 pub(super) struct Shared {
     /// The number of handles of the registry. The count starts at 1, because a new registry has one handle. The shutdown starts
     /// when the last handle is dropped.
     pub(super) handles: AtomicUsize,
-    /// The number of references that keep the state out of the pool:
+    /// The number of references. The state stays out of the pool while references exist:
     ///
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
     /// - In an observed root, each descendant has one reference until the state of the descendant returns to its pool.
     pub(super) references: AtomicUsize,
-    /// The progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in units of
-    /// [`EVENT`]; see `count_drain_event`.
+    /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
+    /// units of [`EVENT`]; see `count_drain_event`.
     pub(super) drained: AtomicUsize,
     /// Notifies the tasks and threads that wait for the drain or for idleness.
     pub(super) notifier: Notifier,
@@ -75,46 +75,47 @@ pub(super) struct Shared {
     pub(super) life: LifeCheck,
 }
 
-/// A future or thread may wait for the drain.
+/// This bit is set if a future or a thread may wait for the drain.
 pub(super) const WAITED: usize = 1;
-/// A signal of a child may be registered. A root does not use this bit.
+/// This bit is set if a signal of a child may be registered. A root does not use this bit.
 pub(super) const SIGNALLED: usize = 2;
 /// The registry has drained.
 pub(super) const DRAINED: usize = 4;
-/// One event of the drain of a root.
+/// The unit in which a root counts the events of its drain.
 pub(super) const EVENT: usize = 8;
 
-/// The relatives of a child registry. In a root, both fields are `None`.
+/// Stores the parent and the root of a child registry. In a root, both fields are `None`.
 pub(super) struct Family {
-    /// The ancestor that has no parent, and its phase while it is open. After the child has drained, the root's state may serve another
-    /// registry, which has another phase.
+    /// The ancestor that has no parent, and the phase of this ancestor while it is open. After the child has drained, the root's
+    /// state may serve another registry, which has another phase.
     pub(super) root: Option<(&'static RegistryState, usize)>,
-    /// `None` if the child has drained.
+    /// The parent of the child, or `None` if the child has drained.
     pub(super) parent: Option<Parent>,
 }
 
-/// The place of a child in its parent.
+/// Says where a parent counts and lists a child.
 pub(super) struct Parent {
     /// The target of the token that counts the child as in flight in the parent.
     pub(super) target: &'static TokenTarget<Shard>,
-    /// The key of the child in the list of the target's shard.
+    /// The key of the child in its parent's list of children.
     pub(super) key: Key,
-    /// The nearest ancestor with a limit. `None` if that limit does not apply because the child has its own limit, or if no ancestor has a
-    /// limit.
+    /// The nearest ancestor that has a limit. This field is `None` if the child has its own limit or if no ancestor has a limit.
     pub(super) limiter: Option<&'static RegistryState>,
 }
 
-/// A child that has not drained, in the list of its parent.
+/// An entry in a parent's list of the children that have not drained.
 pub(super) struct ListedChild {
     pub(super) state: &'static RegistryState,
-    /// Whether the child stays open if the shutdown of its parent is started again, because the child was made after the first start.
+    /// Whether the child was made after the shutdown of its parent had started. If the parent's shutdown is started again, such a
+    /// child stays open.
     pub(super) stays_open: bool,
 }
 
 /// The fields that few registries use.
 pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
-    /// The number of permits that tasks of descendants hold. A permit is counted here after it was taken, and until it is released.
+    /// The number of permits that tasks of descendants hold. Each permit is added after it was taken, and subtracted before it is
+    /// released.
     pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
     /// The services in flight, in the order of their starts.
@@ -136,20 +137,20 @@ pub(super) struct Service {
     pub(super) info: ServiceInfo,
 }
 
-/// The part of a registry's state that only a few threads use. There is no counter for completed tasks: their number is the accepted
-/// count minus the tasks in flight and the lost tasks.
+/// A shard is a part of a registry's state that only a few threads use. There is no counter for completed tasks: their number is
+/// the accepted count minus the tasks in flight and the lost tasks.
 pub(crate) struct Shard {
     gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
-    /// The sum of the accepted tasks of all drained children, minus the number of these children. The sum wraps around.
+    /// The number of tasks that all drained children have accepted, minus the number of these children. This number wraps around.
     pub(super) folded: AtomicUsize,
-    /// The slots that departures have freed. This field shares cache lines with the gate, because each departure writes both
-    /// fields.
+    /// The slots of tasks that have ended. This field shares cache lines with the gate, because a task with a slot writes both
+    /// fields when it ends.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
-    /// The lists have separate cache lines, because other threads write them: a task may leave the gate while this thread
-    /// registers a signal (H2).
+    /// The lists are on separate cache lines, because two threads can write the gate and the lists at the same time. For example, a
+    /// task leaves the gate while another thread registers a signal (invariant H2).
     lists: &'static Lists,
 }
 
@@ -159,7 +160,7 @@ pub(super) struct Lists {
     children: ChildList<ListedChild>,
 }
 
-/// The outcomes that have their own counters.
+/// The outcomes for which each shard has a counter.
 #[derive(Clone, Copy)]
 pub(super) enum Lost {
     Failed,
@@ -196,7 +197,7 @@ impl Shard {
         self.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the wait list of the shutdown signals on this shard.
+    /// Returns the list in which this shard stores waiting shutdown signals.
     pub(super) fn signals(&self) -> &'static WaitList {
         &self.lists.signals
     }
@@ -220,7 +221,7 @@ impl RegistryState {
     const_unless_loom! {
         /// Returns the state of a registry that lives as long as the program.
         ///
-        /// The state serves one registry once. After the shutdown of that registry, the state stays drained.
+        /// The state serves only one registry and is never reused. After the shutdown of this registry, the state stays drained.
         #[expect(clippy::new_without_default, reason = "a static cannot call `default`")]
         pub const fn new() -> Self {
             Self::with_origin(Origin::Static)
@@ -254,7 +255,7 @@ impl RegistryState {
         })
     }
 
-    /// Leaks a part of this state. The part shares no cache line with other data, unless the state belongs to a child.
+    /// Leaks a part of this state. If the state does not belong to a child, the part gets its own cache lines.
     fn leak<T>(&self, part: T) -> &'static T {
         if self.is_child() { Box::leak(Box::new(part)) } else { &Box::leak(Box::new(CachePadded(part))).0 }
     }
@@ -275,7 +276,7 @@ impl RegistryState {
         })
     }
 
-    /// Returns the fields that few registries use, or `None` if this state never used them.
+    /// Returns the fields that few registries use, or `None` if this state has not used these fields.
     pub(super) fn used_rare(&'static self) -> Option<&'static Rare> {
         self.shared().rare.get().map(|rare| &**rare)
     }
@@ -317,8 +318,8 @@ impl RegistryState {
 
     /// Returns the wait list of the calling thread's shard. In a child, this function also records that the list is in use.
     ///
-    /// Acquire pairs with the Release in `count_drain_event`. If this function comes later, the caller sees that the shutdown has
-    /// started, and registers no signal. Otherwise `close` finds the bit (L1).
+    /// Acquire pairs with the Release in `count_drain_event`. If the child has drained before this call, the caller sees that the
+    /// shutdown has started, and registers no signal. Otherwise `close` finds the bit `SIGNALLED` (invariant L1).
     #[inline(never)]
     fn find_signals(&'static self) -> &'static WaitList {
         let lists = self.find_uncached().owner.lists;
@@ -329,23 +330,24 @@ impl RegistryState {
         &lists.signals
     }
 
-    /// Returns the number of unused entries at both ends of a list of signals.
+    /// Returns the number of unused entries at each end of a wait list of shutdown signals.
     pub(crate) fn signal_margin(&self) -> usize {
         if self.is_child() { 0 } else { MARGIN }
     }
 
-    /// Returns the calling thread's part of this state, if this state is the root that the thread used last.
+    /// If this state is the root that the calling thread used last, returns the parts of this state that the thread uses.
     #[inline]
     fn cached(&'static self) -> Option<Found> {
         LAST_USED.with(Cell::get).filter(|(state, _)| ptr::eq(*state, self)).map(|(_, found)| found)
     }
 
-    /// Returns the target of the calling thread's shard. This function returns one word, so that its callers keep what they have found
+    /// Returns the target of the calling thread's shard. This function returns only one word, so that callers can keep their data
     /// in registers.
     #[inline(never)]
     fn find_uncached(&'static self) -> &'static TokenTarget<Shard> {
         let targets = self.targets();
-        // A thread uses many children in turn, and its root in between, so a child does not replace the root in the cache.
+        // A thread often alternates between its root and many different children, so a child does not replace the root in the
+        // cache.
         if self.is_child() {
             return &targets[0];
         }
@@ -365,7 +367,7 @@ impl RegistryState {
     }
 }
 
-/// The part of a state that one thread uses.
+/// Refers to the parts of a state that one thread uses.
 #[derive(Clone, Copy)]
 struct Found {
     shard: &'static Shard,
@@ -377,7 +379,7 @@ per_thread!(static LAST_USED: Option<(&'static RegistryState, Found)> = None);
 
 impl fmt::Debug for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The output omits the shards because each shard refers back to this state.
+        // The output does not contain the shards, because each shard refers to this state.
         f.debug_struct("RegistryState").finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! Lists the services of a registry, and counts them for the check for idleness.
+//! Lists the services of a registry. Also counts the services, because a registry with only services in flight is idle.
 
 use super::registry_state::{RegistryState, Service};
 use super::token::Token;
@@ -6,10 +6,11 @@ use crate::report::{ServiceInfo, TaskInfo, TaskKind};
 use alloc::vec::Vec;
 
 impl RegistryState {
-    /// Returns the services in flight of this registry, in the order of their starts, and then the services of its descendants.
+    /// Returns the services in flight. The services of this registry come first, in the order of their starts. The services of its
+    /// descendants follow.
     ///
-    /// This function reads the slots under the lock of the list. A service takes this lock before it leaves, so each slot still holds
-    /// its service.
+    /// This function reads the slots under the lock of the list. A service takes this lock before it leaves the gate, so each
+    /// service still occupies its slot.
     pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
         let mut services = Vec::<ServiceInfo>::new();
         self.for_each_in_subtree(|state| {
@@ -35,7 +36,7 @@ impl Service {
     }
 }
 
-/// A service that its registry lists. The service leaves the list when this value is dropped, while its token is still in flight.
+/// An entry in the registry's list of services. The drop of this value removes the entry while the service is still in flight.
 pub(crate) struct ListedService {
     token: Token,
     number: u64,

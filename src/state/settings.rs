@@ -1,14 +1,14 @@
-//! The settings that a registry receives from its builder.
+//! Stores the settings that a registry receives from its builder.
 
 use crate::observer::Observer;
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom};
 use alloc::{boxed::Box, vec::Vec};
 
-/// The settings that the builder collects.
+/// Stores the settings that the builder collects.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
-    /// `OBSERVED`, `EVERY_TASK`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`, as the builder has set them.
+    /// `OBSERVED`, `EVERY_TASK`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`: the flags that the builder has set.
     pub(crate) flags: usize,
     pub(crate) limit: Option<usize>,
 }
@@ -19,14 +19,15 @@ pub(crate) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
 pub(crate) const SHUTDOWN_ON_PANIC: usize = 8;
 pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
-/// Each inspected task is aborted when it starts. This flag is not a setting; see [`ActiveSettings::start_aborting`].
+/// With this flag, each inspected task is aborted when it starts. This flag is not a setting; see
+/// [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
 /// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
-/// The observers receive the start and the completion of every task. A registry with this flag is also inspected.
+/// The observers are notified when a task starts and when a task completes. A registry with this flag is also inspected.
 pub(crate) const EVERY_TASK: usize = 128;
 
-/// The settings that the registry reads for each new task.
+/// Stores the settings that the registry reads for each new task.
 ///
 /// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists. The only flag that
 /// is written later is `ABORTING`.

@@ -1,7 +1,6 @@
 //! A token represents one piece of work in flight.
 
 use super::inspection::InspectedTask;
-use super::lifetime::StateRef;
 use super::registry_state::{Lost, RegistryState, Shard};
 use super::settings::{
     ABORTING, EVERY_TASK, INSPECTED, LIMITED, LIMITED_BY_ANCESTOR, NONE, OBSERVED, SHUTDOWN_ON_FAILURE, SHUTDOWN_ON_PANIC,
@@ -16,7 +15,8 @@ use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
-/// The loss of work that has not been counted and reported yet. If the registry has no observer, the texts of tasks are empty.
+/// A loss that has not been counted and reported yet. Work is lost if it ends without completion. If the registry has no observer,
+/// the message of a loss can be empty.
 pub(crate) enum UnreportedLoss {
     Failed(String),
     Panicked(String),
@@ -35,9 +35,10 @@ impl UnreportedLoss {
     }
 }
 
-/// A token proves that one piece of work is counted as in flight (S1).
+/// A token proves that one piece of work is counted as in flight (invariant S1).
 ///
-/// Dropping a token releases nothing. The owner of a token calls [`Token::leave`] or [`Token::lose`] exactly once.
+/// The drop of a token has no effect. The owner of a token must call [`Token::leave`], [`Token::lose`] or [`Token::depart`] exactly
+/// once.
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     target: &'static TokenTarget<Shard>,
@@ -50,14 +51,14 @@ impl Token {
     /// Counts a piece of work that has no name, is not critical, and is not a guard that was taken during a panic. In most
     /// registries, counting the work is a single addition.
     ///
-    /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or this thread's shard refuses the work.
-    /// If this function returns `None`, the caller calls [`Token::enter`].
+    /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or the shard of the calling thread
+    /// refuses the work. If this function returns `None`, the caller must call [`Token::enter`].
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
         state.enter().map(|target| Self { target, location: Some(location) })
     }
 
-    /// Counts a piece of work as in flight, or counts its rejection.
+    /// Counts a piece of work as in flight. If the registry rejects the work, counts the rejection.
     #[inline(never)]
     pub(crate) fn enter(state: &'static RegistryState, info: &SpawnInfo) -> Result<Self, RejectReason> {
         match state.enter_any(info.without_permit) {
@@ -66,8 +67,8 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as the limit permits it. This function does not count rejections. If it returns an error, the
-    /// caller counts the rejection.
+    /// Counts a piece of work as soon as the limit permits it. If this function returns an error, the caller must count the
+    /// rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: &SpawnInfo,
@@ -78,11 +79,18 @@ impl Token {
         state.poll_enter(ticket, waker, info.without_permit, is_follow_up).map_ok(|target| Self::new(target, info))
     }
 
-    /// Creates the token of a piece of work. The caller has counted the work already.
+    /// Creates the token of a piece of work. The caller has already counted the work.
     ///
-    /// The work gets a slot in six cases: the registry is inspected, the work is critical, the work has a name that observers or
-    /// the cause of a shutdown can contain, the work has no permit in a registry with a limit, the work has a permit of an ancestor, or the work is a guard that
-    /// was taken during a panic. In the last three cases, the slot records how the work must leave.
+    /// The work gets a slot in six cases:
+    ///
+    /// - The registry is inspected.
+    /// - The work is critical.
+    /// - The work has a name that observers receive or that the cause of a shutdown can contain.
+    /// - The work is a guard that was taken during a panic.
+    /// - The work has no permit in a registry with a limit.
+    /// - The work has a permit of an ancestor.
+    ///
+    /// For a guard, the slot stores the thread. In the last two cases, the slot stores how the work must leave the gate.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
@@ -107,7 +115,8 @@ impl Token {
         Self { target, location: Some(info.location) }
     }
 
-    /// Returns the token of a child in its parent. The caller has stored the token's [`target`](Self::target).
+    /// Returns the token that counts a child in its parent. The caller obtained `target` from the function [`target`](Self::target)
+    /// of this token.
     #[track_caller]
     pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
         Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
@@ -143,8 +152,8 @@ impl Token {
 
     /// Returns the loss of work that was dropped before it finished.
     ///
-    /// A future counts as abandoned, even if it was also aborted, because its owner ended it. A blocking closure that was aborted
-    /// counts as aborted, because its abort has already ended it (L3).
+    /// A future counts as abandoned even if it was also aborted, because the drop has ended it. A blocking closure that was aborted
+    /// counts as aborted, because an aborted closure never starts (invariant L3).
     #[cold]
     pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
@@ -152,13 +161,13 @@ impl Token {
         if is_aborted { UnreportedLoss::Aborted } else { UnreportedLoss::Abandoned }
     }
 
-    /// Returns the loss of work that returned an error. If there are observers, the loss contains the text of the error, with its
-    /// causes if the alternate form of `Display` prints them.
+    /// Returns the loss of work that returned an error. If there are observers, the loss contains the message of the error. The
+    /// message includes the causes if the alternate form of `Display` prints the causes.
     pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
         if self.state().is_observed() { Self::failed_with_text(error) } else { UnreportedLoss::Failed(String::new()) }
     }
 
-    /// Returns the loss of work that returned an error. The loss contains the text even if there are no observers.
+    /// Returns the loss of work that returned an error. The loss contains the message of the error even if there are no observers.
     pub(crate) fn failed_with_text(error: &dyn Display) -> UnreportedLoss {
         UnreportedLoss::Failed(catch(|| format!("{error:#}")).unwrap_or_else(|payload| {
             drop_quietly(payload);
@@ -171,8 +180,8 @@ impl Token {
         UnreportedLoss::Panicked(if self.shard().state().is_observed() { panic_message(payload).into() } else { String::new() })
     }
 
-    /// Stops counting the work as in flight. The caller has dropped the work already, so a waiter for the drain resumes after the
-    /// work's destructors have finished (S2).
+    /// Stops counting the work as in flight. The caller has already dropped the work, so a waiter for the drain resumes after the
+    /// work's destructors have finished (invariant S2).
     #[inline]
     pub(crate) fn leave(self) {
         if self.location.is_none() {
@@ -189,17 +198,18 @@ impl Token {
         finish_departure(self.depart());
     }
 
-    /// Releases the count of a child. Returns the state of the child's parent and the [`Departure`], which the caller must finish.
+    /// Stops counting a child as in flight in its parent. Returns the state of the parent and the [`Departure`], which the caller
+    /// must finish.
     pub(super) fn leave_child(self) -> Option<(&'static RegistryState, Departure)> {
         let [_, own] = self.depart();
         own.map(UnfinishedDeparture::depart)
     }
 
-    /// Frees the slot if there is one, releases the permit of an ancestor if the work holds one, and then leaves the gate. The caller
-    /// must pass the result to [`finish_departure`].
+    /// Frees the slot if the work has a slot. Releases the permit of an ancestor if the work holds such a permit. Then leaves the
+    /// gate. The caller must pass the result to [`finish_departure`].
     ///
-    /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code, so it may be called
-    /// under a lock.
+    /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code. In this case, the
+    /// caller may hold a lock.
     #[inline]
     pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
         let shard = self.shard();
@@ -209,13 +219,13 @@ impl Token {
             shard.freed.push(slot);
             permit
         });
-        // The permit is released first: the work keeps the ancestor from draining until it leaves its own gate.
+        // The permit is released first: the work keeps the ancestor from draining until the work leaves its own gate.
         let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
         let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// Reports the completion of a task if it has completed, and drops the waker that an abort of the registry calls.
+    /// If the task has completed, reports its completion. Drops the waker that an abort of the registry would call.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {
@@ -226,10 +236,10 @@ impl Token {
         }
     }
 
-    /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (S2, S5, S8). The caller has
-    /// dropped the work already.
+    /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (invariants S2, S5 and S8). The
+    /// caller has already dropped the work.
     ///
-    /// This function also starts the shutdown if the loss requires it.
+    /// If the loss requires a shutdown, this function also starts the shutdown.
     #[cold]
     #[expect(clippy::needless_pass_by_value, reason = "a loss is reported once, so this function consumes it")]
     pub(crate) fn lose(self, loss: UnreportedLoss) {
@@ -237,7 +247,7 @@ impl Token {
         finish_departure(self.depart());
     }
 
-    /// Does what [`lose`](Self::lose) does, but does not stop counting the work as in flight.
+    /// Works like [`lose`](Self::lose), but the work still counts as in flight.
     #[cold]
     pub(crate) fn report(self, loss: &UnreportedLoss) {
         self.count_and_report(loss);
@@ -247,10 +257,13 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        let root = if state.settings.has(policy) { state.root() } else { None };
-        let ended = root.as_ref().map(StateRef::state).or_else(|| self.is_critical().then_some(state));
-        if let Some(ended) = ended {
-            ended.start_shutdown_after_loss(self.info());
+        // A child that was made during the drain of the root stays open. Therefore this code also starts the shutdown of the child
+        // itself.
+        if self.is_critical() {
+            state.start_shutdown_after_loss(self.info());
+        }
+        if let Some(root) = if state.settings.has(policy) { state.root() } else { None } {
+            root.state().start_shutdown_after_loss(self.info());
         }
     }
 
@@ -261,8 +274,8 @@ impl Token {
         Some(InspectedTask { target: self.target, id })
     }
 
-    /// Counts and reports the end of one run of a service, and counts the next run in its place (S5, S8). The loss is `None` if the run
-    /// completed. The caller has dropped the run already.
+    /// Counts and reports the end of one run of a service, and counts the next run in its place (invariants S5 and S8). The loss is
+    /// `None` if the run completed. The caller has already dropped the run.
     pub(crate) fn end_run(self, loss: Option<&UnreportedLoss>) {
         match loss {
             Some(loss) => self.count_and_report(loss),
@@ -272,7 +285,7 @@ impl Token {
         self.report_progress(<dyn Observer>::started);
     }
 
-    /// Calls a method of all observers with a description of the work, if one of the observers observes every task.
+    /// If an observer observes every task, calls a method of each observer with a description of the work.
     #[inline(never)]
     fn report_progress(self, call: fn(&dyn Observer, &TaskInfo)) {
         if self.state().settings.has(EVERY_TASK) {
@@ -299,7 +312,7 @@ impl Token {
         self.spawn_info().is_some_and(|info| info.critical)
     }
 
-    /// Returns the thread that took the guard, if a panic was unwinding this thread.
+    /// If the guard was taken while a panic unwound its thread, returns this thread.
     #[cold]
     pub(crate) fn panicking_at_start(&self) -> Option<ThreadId> {
         self.spawn_info()?.panicking_at_start
@@ -310,7 +323,7 @@ impl Token {
     }
 }
 
-/// A departure from the gate of a shard that requires an action, such as a notification.
+/// Records that work has left the gate of a shard, and that an action is still required, such as a notification.
 #[derive(Clone, Copy)]
 pub(crate) struct UnfinishedDeparture {
     pub(super) shard: &'static Shard,
@@ -329,7 +342,8 @@ impl UnfinishedDeparture {
     }
 }
 
-/// Performs the actions that a departure requires. This function may call user code, so the caller holds no lock.
+/// Performs the actions that are required after work has left its gate. This function may call user code, so the caller holds no
+/// lock.
 #[inline]
 pub(crate) fn finish_departure(left: [Option<UnfinishedDeparture>; 2]) {
     left.into_iter().flatten().for_each(UnfinishedDeparture::finish);

@@ -1,7 +1,7 @@
-//! The list of the open children of one shard.
+//! Lists the child registries of one shard that have not drained.
 //!
-//! A child stays in the list until it has drained, so a caller that holds the list's lock may take a reference to each child: the
-//! drain releases its own reference only after it has removed the child.
+//! A child stays in the list until it has drained. A caller that holds the list's lock can take a reference to each listed child.
+//! This is safe because a child leaves the list before the reference of its gates is released.
 
 use super::slab::{Key, Slab};
 use crate::platform::{Mutex, const_unless_loom};
@@ -15,7 +15,7 @@ impl<T> ChildList<T> {
         }
     }
 
-    /// Adds the child that the closure `make` returns, and calls `make` under the list's lock.
+    /// Calls the closure `make` under the list's lock, and adds the child that `make` returns.
     pub(crate) fn insert(&self, make: impl FnOnce() -> T) -> Key {
         self.0.with(|slab| slab.insert(make(), || 0))
     }

@@ -1,19 +1,21 @@
-//! A gate counts the tasks in flight in one atomic word. A departure of the last task may race with a new entry. The modification
-//! order of the word decides which of the two comes first.
+//! A gate counts the tasks in flight in one atomic word. A task enters the gate when the gate accepts it, and leaves the gate when
+//! it ends. If the last task leaves while a new task enters, the modification order of the word decides which of the two comes
+//! first.
 //!
 //! ```text
 //! bits   high                                                                         low
 //!        | accepted, modulo 2^ACCEPTED_BITS | in flight | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! An entry is one `fetch_add`. The previous word, which `fetch_add` returns, shows whether the gate accepts the entry. When the
-//! last task leaves a closed gate, the departure sets `DRAINED` with a compare-and-swap. If the gate is already empty when it is
-//! closed, `close` sets `DRAINED` in the same way. The compare-and-swap fails if another task has entered or another thread has set
-//! `DRAINED`. Therefore exactly one thread drains the gate (S3).
+//! A task enters the gate by one `fetch_add`. The result is the previous word, which shows whether the gate accepts the task. When
+//! the last task leaves a closed gate, its thread sets `DRAINED` with a compare-and-swap. If the gate is already empty when it is
+//! closed, `close` sets `DRAINED` with a compare-and-swap. The compare-and-swap fails if another task has entered or another thread
+//! has set `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
 //!
-//! An entry that finds `DRAINED` set is refused and undoes its addition. Until the undo, each refused entry makes the accepted
-//! count and the in-flight count too high by one. A drained gate has no accepted task in flight, so its whole in-flight count
-//! consists of refused entries. `snapshot` subtracts them, so no reader ever sees a refused entry (S4).
+//! If `DRAINED` is set, the gate refuses the task, and `enter` subtracts what it has added. Before this subtraction, each refused
+//! task makes the accepted count and the in-flight count too high by one. A drained gate has no accepted task in flight, so its
+//! in-flight count contains only refused tasks. `snapshot` subtracts the refused tasks, so no reader ever sees a refused task
+//! (invariant S4).
 //!
 //! In a registry with a limit, the in-flight count has two halves. A task that holds a permit adds one to the low half. A task
 //! without a permit adds one to the high half:
@@ -22,30 +24,30 @@
 //!        | accepted, modulo 2^ACCEPTED_BITS | without permit | permits | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! An entry that takes a permit compares only the low half with the limit, so the limit is exact (S10). The gate drains when both
-//! halves are zero, so a task without a permit keeps the gate open for all tasks (S3, S4).
+//! When a task takes a permit, the gate compares only the low half with the limit, so the limit is exact (invariant S10). The gate
+//! drains when both halves are zero. Therefore a task without a permit also keeps the gate from draining (invariants S3 and S4).
 //!
-//! The accepted count wraps. An entry that flips the top bit of the accepted count increments a second word, `wraps`, before its
-//! task leaves. The two words together give the total number of accepted entries. The total is exact while no task enters. While
-//! tasks enter, the function `accepted` corrects the total.
+//! The accepted count wraps around. If a new task flips the top bit of the accepted count, the thread that starts the task also
+//! increments a second word, `wraps`, before the task leaves the gate. Both words together give the total number of accepted tasks.
+//! The total is exact while no task enters the gate. While tasks enter, the function `accepted` corrects the total.
 
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter has requested a notification about idleness. The departure that makes the in-flight count zero clears this bit.
-/// While services are in flight, each departure and each start of a service clears it.
+/// A waiter has requested a notification when the registry becomes idle. The last task that leaves the gate clears this bit. While
+/// services are in flight, each task that leaves and each service that starts clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty. While this bit is set, each departure that releases a permit wakes the first waiter in the queue. A
-/// new entry that takes a permit must not overtake any waiter.
+/// The wait queue is not empty. While this bit is set, each task that releases a permit wakes the first waiter in the queue. A new
+/// task that takes a permit must not overtake any waiter.
 const PERMIT: usize = 4;
-/// The gate has drained and refuses every entry.
+/// The gate has drained and refuses every new task.
 const DRAINED: usize = 8;
 const NOTIFY: usize = CLOSED | IDLE | PERMIT;
 const ONE: usize = 16;
 
-/// On 64-bit targets the in-flight count has 44 bits. A thread that does nothing but leak guards would need half a day to make a
-/// count of 44 bits overflow.
+/// On 64-bit targets the in-flight count has 44 bits. A thread that only leaks guards would need half a day to make a count of 44
+/// bits overflow.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
@@ -65,17 +67,18 @@ const WITHOUT_PERMIT_ONE: usize = ONE << HALF_BITS;
 const PERMITS: usize = WITHOUT_PERMIT_ONE - ONE;
 /// This mask selects the high half of the in-flight count.
 const WITHOUT_PERMIT: usize = COUNT - PERMITS;
-/// One change of the number of services, in the high half of the word that counts services.
+/// This value is 1 in the high half of the word `services`. Each start and each end of a service adds this value.
 const SERVICE_CHANGE: usize = 1 << (usize::BITS / 2);
-/// The largest limit that a gate can count to.
+/// The largest limit on tasks in flight that a gate supports.
 pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
 
-/// Says who counts the task that takes a permit.
+/// Says which gate counts the task that takes a permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Permit {
-    /// The gate counts the task as accepted.
+    /// The gate that gives the permit also counts the task as accepted.
     Own,
-    /// The gate of a child counts the task. This gate counts only the permit, until [`Gate::leave`] releases it.
+    /// The gate of a child registry counts the task. The gate that gives the permit counts only the permit, until [`Gate::leave`]
+    /// releases the permit.
     Lent,
 }
 
@@ -89,26 +92,26 @@ impl Permit {
     }
 }
 
-/// The reason why a gate refused an entry.
+/// The reason why a gate refused a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
     Drained,
     Full,
 }
 
-/// The actions that the caller must take after a departure.
+/// The actions that the caller must take after a task has left the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
-    /// The caller must notify the tasks and threads that wait for idleness, because for an instant this gate had no task in
-    /// flight, or because it counts services.
+    /// The caller must notify the tasks and threads that wait until the registry is idle. Either this gate had no task in flight
+    /// for an instant, or some of its tasks in flight are services.
     pub(crate) idle: bool,
     /// The caller must record that this gate has drained.
     pub(crate) drained: bool,
 }
 
-/// The gate's word immediately before a departure, and what the departure subtracts from the word.
+/// The gate's word immediately before a task left, and the number that `leave` subtracted from the word.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PreviousWord {
     word: usize,
@@ -140,13 +143,13 @@ impl Snapshot {
         self.0 & DRAINED != 0
     }
 
-    /// Returns the number of accepted entries modulo 2^`ACCEPTED_BITS`.
+    /// Returns the number of accepted tasks modulo 2^`ACCEPTED_BITS`.
     pub(crate) fn accepted(self) -> usize {
         self.0 >> ACCEPTED_SHIFT
     }
 }
 
-/// Returns whether an entry flips the top bit of the accepted count. `word` is the gate's word before the entry.
+/// Returns whether the next task flips the top bit of the accepted count. `word` is the gate's word before the task enters.
 #[inline]
 fn flips_top_bit(word: usize) -> bool {
     (word ^ word.wrapping_add(ACCEPTED_ONE)) >> TOP != 0
@@ -156,10 +159,10 @@ fn flips_top_bit(word: usize) -> bool {
 pub(crate) struct Gate {
     word: AtomicUsize,
     /// The number of times that the top bit of the accepted count has flipped. The bit flips twice each time that the accepted
-    /// count wraps.
+    /// count wraps around.
     wraps: AtomicUsize,
-    /// The number of services in flight, which also count in `word`. The high half counts the changes of the low half, so that
-    /// `RegistryState::is_idle` notices every change.
+    /// The low half is the number of services in flight. `word` counts these services too. The high half counts the changes of the
+    /// low half, so that `RegistryState::is_idle` detects every change.
     services: AtomicUsize,
 }
 
@@ -174,9 +177,10 @@ impl Gate {
         }
     }
 
-    /// Counts one more task, unless the gate has drained or is full (S1, S4).
+    /// Counts one more task, unless the gate has drained or is full (invariants S1 and S4).
     ///
-    /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
+    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
+    /// visible.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
@@ -186,16 +190,16 @@ impl Gate {
         if before & DRAINED == 0 && !flips_top_bit(before) { Ok(()) } else { self.finish_entry(before) }
     }
 
-    /// Counts one more task. Unlike `enter`, this function writes nothing if the gate refuses the entry.
+    /// Counts one more task. Unlike `enter`, this function writes nothing if the gate refuses the task.
     ///
-    /// Callers use this function for entries that are likely to be refused. Targets with fewer than 64 bits use it for all entries,
-    /// because their narrow in-flight count can become full.
+    /// Callers use this function if the gate is likely to refuse the task. On targets with fewer than 64 bits, `enter` always calls
+    /// this function, because the in-flight count has fewer bits and can become full.
     pub(crate) fn enter_checked(&self) -> Result<(), Refused> {
         self.enter_if(ACCEPTED_ONE + ONE, |word| word & COUNT != COUNT)
     }
 
-    /// Finishes an entry that found the word `before`. If the gate had drained, this function undoes the entry. Otherwise the entry
-    /// has flipped the top bit of the accepted count, and this function counts the flip.
+    /// Finishes a call to `enter` whose addition found the word `before`. If the gate had drained, this function undoes the
+    /// addition. Otherwise the addition has flipped the top bit of the accepted count, and this function counts the flip.
     #[cold]
     #[inline(never)]
     fn finish_entry(&self, before: usize) -> Result<(), Refused> {
@@ -214,19 +218,21 @@ impl Gate {
     }
 
     /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the
-    /// wait queue, and has chosen `limit` and the task so that the entry overtakes no waiter.
+    /// wait queue. The caller chooses `limit` and the task so that the task overtakes no waiter.
     pub(crate) fn enter_in_turn(&self, limit: usize, permit: Permit) -> Result<(), Refused> {
         self.enter_if(permit.added(), |word| Snapshot(word).permits() < limit)
     }
 
-    /// Counts one more task of a registry with a limit. The task holds no permit, and must leave by `leave_without_permit`.
+    /// Counts one more task of a registry with a limit. The task holds no permit, and must leave the gate through
+    /// `leave_without_permit`.
     pub(crate) fn enter_without_permit(&self) -> Result<(), Refused> {
         self.enter_if(ACCEPTED_ONE + WITHOUT_PERMIT_ONE, |word| word & WITHOUT_PERMIT != WITHOUT_PERMIT)
     }
 
-    /// Counts one more task by adding `added` if the gate has not drained and `has_space` returns true for the current word.
+    /// Adds `added` to the gate's word if the gate has not drained and `has_space` returns true for the current word.
     ///
-    /// Relaxed is enough because an entry publishes nothing. The Release in `leave` publishes the writes of the task.
+    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
+    /// visible.
     fn enter_if(&self, added: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -250,41 +256,43 @@ impl Gate {
 
     /// Counts a flip of the top bit of the accepted count.
     ///
-    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the entry that flipped the bit.
+    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the task that flipped the bit.
     /// `RegistryState::is_idle` relies on this pair when it takes its second snapshot.
     fn count_wrap(&self) {
         self.wraps.fetch_add(1, Ordering::Release);
     }
 
-    /// Counts one task as ended, and another task as entered in its place. The in-flight count does not change.
+    /// Counts one task as ended, and another task as started in its place. The in-flight count does not change.
     ///
-    /// Release, as in `leave`: a thread that sees the new task also sees everything that the ended task did, and the count of its
-    /// outcome.
+    /// The ordering is Release, as in `leave`. A thread that sees the new task also sees everything that the ended task did, and
+    /// sees that the outcome of the ended task was counted.
     pub(crate) fn enter_again(&self) {
         if flips_top_bit(self.word.fetch_add(ACCEPTED_ONE, Ordering::Release)) {
             self.count_wrap();
         }
     }
 
-    /// Counts a task in flight as a service, which waiters for idleness ignore. Returns whether the caller must notify these waiters.
+    /// Counts a task in flight as a service. A registry is idle even if services are in flight. Returns whether the caller must
+    /// notify the waiters for idleness.
     ///
-    /// The first Release pairs with the Acquire in `services`. The second operation on `word` decides between this call and a waiter
-    /// that requests a notification. If this call comes first, its Release pairs with the Acquire in `request_idle`, so the waiter
-    /// sees the service. Otherwise this call finds `IDLE` set.
+    /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
+    /// `request_idle`. If this operation comes first, its Release pairs with the Acquire in `request_idle`, so the waiter sees the
+    /// service. Otherwise this operation finds `IDLE` set.
     pub(crate) fn begin_service(&self) -> bool {
         self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
     }
 
-    /// Stops counting a task as a service. The task is still in flight, and its departure notifies the waiters for idleness.
+    /// Stops counting a task as a service. The task is still in flight. When it leaves the gate, it notifies the waiters for
+    /// idleness as any other task does.
     pub(crate) fn end_service(&self) {
         self.services.fetch_add(SERVICE_CHANGE - 1, Ordering::Release);
     }
 
-    /// Returns the number of services in flight, and the word that differs after each change of this number.
+    /// Returns the number of services in flight, and a word that changes each time that this number changes.
     ///
-    /// Acquire pairs with the Release in `begin_service` and `end_service`: the snapshots that the caller takes next contain the
-    /// entry of each counted service.
+    /// Acquire pairs with the Release in `begin_service` and `end_service`. Therefore the snapshots that the caller takes next
+    /// include the start of each counted service.
     pub(crate) fn services(&self) -> (usize, usize) {
         let word = self.services.load(Ordering::Acquire);
         (word % SERVICE_CHANGE, word)
@@ -293,14 +301,15 @@ impl Gate {
     /// Subtracts one task from the in-flight count. Returns `Some` if a waiter may need a notification or the gate is closed. The
     /// caller must pass the returned word to `depart`.
     ///
-    /// Release pairs with the Acquire in `drain` and in `snapshot`. A thread that sees the departure in one of these functions also
-    /// sees everything that the task did. This includes the task's destructor and the count of the task's outcome (S2, S3).
+    /// Release pairs with the Acquire in `drain` and in `snapshot`. If a thread sees in one of these functions that a task has
+    /// left, the thread also sees everything that the task did. This includes the task's destructor and the counted outcome of the
+    /// task (invariants S2 and S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         self.leave_by(ONE)
     }
 
-    /// Subtracts a task that entered by `enter_without_permit`. Otherwise this function does what `leave` does.
+    /// Subtracts a task that entered through `enter_without_permit`. In all other respects, this function works like `leave`.
     pub(crate) fn leave_without_permit(&self) -> Option<PreviousWord> {
         self.leave_by(WITHOUT_PERMIT_ONE)
     }
@@ -312,12 +321,13 @@ impl Gate {
         (word & NOTIFY != 0).then_some(PreviousWord { word, one })
     }
 
-    /// Returns the actions that the caller of `leave` must take after the departure. The parameter is the word that `leave`
+    /// Returns the actions that the caller of `leave` must take after a task has left. The parameter is the word that `leave`
     /// returned.
     pub(crate) fn depart(&self, PreviousWord { word: before, one }: PreviousWord) -> Departure {
         let last = before & COUNT == one;
-        // While services are in flight, each departure notifies, and the waiters compare the counts. The Acquire pairs with the
-        // Release in `begin_service`: this thread sees each service that started before the request for the notification.
+        // While services are in flight, each task that leaves notifies the waiters, and the waiters compare the counts. Acquire
+        // pairs with the Release in `begin_service`: this thread sees each service that started before a waiter requested the
+        // notification.
         let may_be_idle = || {
             last || {
                 self.word.load(Ordering::Acquire);
@@ -330,20 +340,21 @@ impl Gate {
             drained: last && before & CLOSED != 0 && self.drain(),
         };
         if departure.idle {
-            // Clear `IDLE` before the caller notifies. A waiter that comes after the clearing sets `IDLE` again. The notification
-            // reaches all waiters that came before.
+            // Clear `IDLE` before the caller notifies the waiters. A waiter that arrives after this operation sets `IDLE` again.
+            // The notification reaches all waiters that arrived before this operation.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
         departure
     }
 
-    /// Closes the gate. Returns whether this call set `DRAINED`. Between two calls of `reopen`, exactly one thread sets `DRAINED`.
+    /// Closes the gate. Returns whether this call set `DRAINED`. Between two calls to `reopen`, exactly one thread sets `DRAINED`.
     ///
-    /// Release pairs with the Acquire in `drain`. The state that contains this gate may have belonged to an earlier registry. A
-    /// task of the earlier registry may call `drain` so late that it drains the gate for the current registry, before this call
-    /// does. The thread of that task must then see the state as the current registry prepared it. Acquire, as in `drain`.
+    /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate. A task of
+    /// the earlier registry can call `drain` late, and drain the gate of the current registry before this call drains it. In this
+    /// case, the thread of that task must see the state as the current registry prepared it. Acquire has the same purpose as in
+    /// `drain`.
     pub(crate) fn close(&self) -> bool {
-        // Most gates are empty. One operation closes and drains such a gate.
+        // Most gates are empty. One operation closes and drains an empty gate.
         let word = self.word.load(Ordering::Relaxed);
         let close = |next| self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
@@ -352,8 +363,8 @@ impl Gate {
 
     /// Drains the gate if it is closed and empty. Returns whether this call drained the gate.
     ///
-    /// Acquire pairs with the Release in `leave`: the thread that drains the gate sees everything that the departed tasks did. The
-    /// Acquire also pairs with the Release in `close`; the comment on `close` explains why.
+    /// Acquire pairs with the Release in `leave`: the thread that drains the gate sees everything that the earlier tasks did. The
+    /// Acquire also pairs with the Release in `close`, as the comment on `close` explains.
     fn drain(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & (COUNT | DRAINED | CLOSED) == CLOSED {
@@ -365,52 +376,53 @@ impl Gate {
         false
     }
 
-    /// Requests a notification of the tasks and threads that wait for idleness. The next departure that makes the in-flight
-    /// count zero notifies them. While services are in flight, the next departure or the next start of a service does.
+    /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
+    /// the gate, it notifies these waiters. While services are in flight, the next task that leaves or the next service that starts
+    /// notifies them.
     ///
-    /// The word has one modification order. A departure that comes after the request in this order finds `IDLE` set. A departure that
-    /// comes before the request is visible in the snapshot that the waiter takes next. Acquire pairs with the Release in
+    /// The word has one modification order. A task that leaves after the request in this order finds `IDLE` set. If a task leaves
+    /// before the request, the waiter's next snapshot shows that the task has left. Acquire pairs with the Release in
     /// `begin_service`.
     pub(crate) fn request_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Acquire);
     }
 
-    /// Makes each departure that releases a permit wake the first waiter of the wait queue, and makes `enter_below` refuse new
-    /// entries.
+    /// After this call, each task that releases a permit wakes the first waiter of the wait queue, and `enter_below` refuses new
+    /// tasks.
     ///
-    /// Relaxed is enough because the word has one modification order. A departure that comes after the request in this order finds
-    /// `PERMIT` set. A departure that comes before the request is visible to the call of `enter_in_turn` that follows the request.
-    /// The lock of the wait queue orders all other accesses to `PERMIT`.
+    /// Relaxed is enough because the word has one modification order. A task that leaves after the request in this order finds
+    /// `PERMIT` set. If a task leaves before the request, the next call to `enter_in_turn` finds the released permit. The lock of
+    /// the wait queue orders all other accesses to `PERMIT`.
     pub(crate) fn request_permit(&self) {
         self.word.fetch_or(PERMIT, Ordering::Relaxed);
     }
 
-    /// Makes departures stop waking waiters of the wait queue.
+    /// After this call, a task that releases a permit no longer wakes a waiter of the wait queue.
     ///
-    /// Relaxed is enough because callers hold the lock of the wait queue both here and in `request_permit`.
+    /// Relaxed is enough because the callers of this function and of `request_permit` hold the lock of the wait queue.
     pub(crate) fn cancel_permit_request(&self) {
         self.word.fetch_and(!PERMIT, Ordering::Relaxed);
     }
 
     /// Returns the counts of the gate.
     ///
-    /// Acquire pairs with the Release in `leave`: a thread that sees a task's departure also sees everything that the task did. If
-    /// the task counts as a loss, the thread also sees that count.
+    /// Acquire pairs with the Release in `leave`: a thread that sees that a task has left also sees everything that the task did.
+    /// If the task was lost, the thread also sees the counted loss.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let word = self.word.load(Ordering::Acquire);
         let refused = if word & DRAINED == 0 { 0 } else { Snapshot(word).in_flight() };
         Snapshot(word.wrapping_sub(refused.wrapping_mul(ACCEPTED_ONE + ONE)))
     }
 
-    /// Returns the number of counted flips of the top bit.
+    /// Returns the number of flips that `count_wrap` has counted.
     ///
-    /// Acquire pairs with the Release in `count_wrap`: a thread that sees a counted flip also sees the entry that flipped the bit.
+    /// Acquire pairs with the Release in `count_wrap`: a thread that sees a counted flip also sees the task that flipped the bit.
     pub(crate) fn wraps(&self) -> usize {
         self.wraps.load(Ordering::Acquire)
     }
 
-    /// Returns the number of accepted entries, and the snapshot from which this function computes the number. The number is never
-    /// too high.
+    /// Returns the number of accepted tasks, and the snapshot from which this function computes the number. The number is never too
+    /// high.
     ///
     /// The snapshot can contain a flip of the top bit that `wraps` does not count yet. In this case, the lowest bit of `wraps`
     /// differs from the top bit of the snapshot, and this function adds the missing flip.
@@ -428,12 +440,12 @@ impl Gate {
         (corrected as u64 * half + snapshot.accepted() as u64 % half, snapshot)
     }
 
-    /// Opens a drained gate for the next registry of a pooled state.
+    /// Opens a drained gate for the next registry that uses the pooled state.
     ///
-    /// Relaxed is enough because of the mutex of the pool: everything that the previous registry did with the state happens before
-    /// the next registry takes the state.
+    /// Relaxed is enough because the mutex of the pool orders the registries: the previous registry returns the state before the
+    /// next registry takes the state.
     ///
-    /// A late departure of a task of the previous registry may still clear `IDLE` with a `fetch_and`.
+    /// However, a thread of the previous registry may still be in `depart` and clear `IDLE` with a `fetch_and`.
     pub(crate) fn reopen(&self) {
         reset(&self.word);
         self.wraps.store(0, Ordering::Relaxed);

@@ -1,8 +1,9 @@
-//! A join cell connects one task and the task's handle. It passes the output of the task to the handle, and an abort to the task.
+//! A join cell connects one task with the task's handle. The cell passes the output of the task to the handle, and an abort from
+//! the handle to the task.
 //!
-//! The end of the task stores the output and releases the task's count under one lock. A caller that has the output therefore
-//! finds the count released. A caller that has seen the end of the drain finds the output (S11). While the lock is held, no user
-//! code runs (S7).
+//! When the task ends, one critical section stores the output and subtracts the task from the in-flight count. Therefore a caller
+//! that has the output finds that the task is no longer in flight. A caller that has seen the end of the drain finds the output
+//! (invariant S11). No user code runs while the lock is held (invariant S7).
 
 use crate::platform::{AtomicBool, Mutex, Ordering, UnmodelledAtomicUsize, drop_quietly, wake};
 use core::mem::replace;
@@ -10,24 +11,24 @@ use core::task::Waker;
 
 pub(crate) struct JoinCell<T> {
     is_aborted: AtomicBool,
-    /// Whether the output was stored. The end of the task sets this flag under the lock, after it has released the task's count.
+    /// Whether the output was stored. The function `end` sets this flag under the lock, after it has released the task's count.
     has_ended: AtomicBool,
-    /// Whether the task has stored a waker. Only the task reads and writes this word, so it orders nothing.
+    /// Whether the task has stored a waker. Only the task reads and writes this word, so the accesses need no ordering.
     has_waker: UnmodelledAtomicUsize,
-    /// What the drop of the handle does: one of the values [`DETACH`], [`ABORT`] and [`NOTHING`]. Only the handle reads and writes this
-    /// word.
+    /// Says what happens when the handle is dropped: one of the values [`DETACH`], [`ABORT`] and [`NOTHING`]. Only the handle reads
+    /// and writes this word.
     on_drop: UnmodelledAtomicUsize,
     shared: Mutex<Shared<T>>,
 }
 
 const DETACH: usize = 0;
 const ABORT: usize = 1;
-/// The handle has taken the output.
+/// The handle has taken the output, so the drop of the handle does nothing.
 const NOTHING: usize = 2;
 
 struct Shared<T> {
     stage: Stage<T>,
-    /// The waker of the task, which an abort calls.
+    /// The waker of the task. An abort calls this waker.
     task: Option<Waker>,
 }
 
@@ -53,9 +54,9 @@ impl<T> JoinCell<T> {
 
     /// Aborts the task at its next await point, or before its first poll.
     ///
-    /// Relaxed is enough because this function sets the flag before it takes the lock. Suppose that this function takes the lock
-    /// before [`store_waker`](Self::store_waker) does. The lock then makes the flag visible to the call of `is_aborted` that
-    /// follows `store_waker`. Otherwise this function finds the stored waker and calls it (L3).
+    /// Relaxed is enough because this function sets the flag before it takes the lock. If [`store_waker`](Self::store_waker) takes
+    /// the lock later, the next call to `is_aborted` sees the flag. Otherwise this function finds the stored waker and calls it
+    /// (invariant L3).
     pub(crate) fn abort(&self) {
         self.is_aborted.store(true, Ordering::Relaxed);
         wake(self.shared.with(|shared| shared.task.take()));
@@ -76,7 +77,7 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Drops the waker that an abort calls. The task has ended.
+    /// Drops the waker that an abort would call. Callers call this function after the task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) != 0 {
@@ -84,11 +85,11 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Stores the output of the task, and then calls the closure `release`, which releases the task's count. Both happen under the
-    /// lock. Returns the value of the closure, and the waker of the future that awaits the handle.
+    /// Stores the output of the task. Then calls the closure `release`, which releases the task's count. This function holds the
+    /// lock during both steps. Returns the value of the closure, and the waker of the future that awaits the handle.
     ///
-    /// Returns the output if the handle was dropped. In this case, this function does not call the closure, because the caller must
-    /// drop the output before it releases the count (S2).
+    /// If the handle was dropped, returns the output and does not call the closure. In this case, the caller must drop the output
+    /// before it releases the count (invariant S2).
     #[expect(clippy::inline_always, reason = "measured: the results are then not copied through memory")]
     #[inline(always)]
     pub(crate) fn end<R>(&self, output: T, release: impl FnOnce() -> R) -> Result<(R, Option<Waker>), T> {
@@ -105,7 +106,7 @@ impl<T> JoinCell<T> {
     /// Registers the waker of the future that awaits the handle. Returns false if the task has ended.
     pub(crate) fn register(&self, waker: &Waker) -> bool {
         let own = waker.clone();
-        // The waker that is not stored is dropped after the lock.
+        // The replaced or unused waker is dropped after the lock is released.
         let (is_running, _dropped) = self.shared.with(|shared| match &mut shared.stage {
             Stage::Running(joiner) => (true, joiner.replace(own)),
             Stage::Ended(_) | Stage::Closed => (false, Some(own)),
@@ -113,9 +114,10 @@ impl<T> JoinCell<T> {
         is_running
     }
 
-    /// Returns whether the task has ended. A false result can be outdated: [`is_finished`](Self::is_finished) takes the lock.
+    /// Returns whether the task has ended. The result `false` can be outdated. [`is_finished`](Self::is_finished) takes the lock
+    /// and returns the current state.
     ///
-    /// Relaxed is enough because a caller that sees the flag takes the output under the lock (S2).
+    /// Relaxed is enough because a caller that sees the flag takes the output under the lock (invariant S2).
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Relaxed)
@@ -126,7 +128,7 @@ impl<T> JoinCell<T> {
         self.shared.with(|shared| !matches!(shared.stage, Stage::Running(_)))
     }
 
-    /// Takes the output of a task that has ended. Returns `None` if the output was taken before.
+    /// Takes the output of a task that has ended. Returns `None` if the output was already taken.
     pub(crate) fn take(&self) -> Option<T> {
         self.on_drop.store(NOTHING, Ordering::Relaxed);
         match self.close() {
@@ -140,8 +142,9 @@ impl<T> JoinCell<T> {
         self.on_drop.store(ABORT, Ordering::Relaxed);
     }
 
-    /// Ends the handle's interest in the output. Drops the output if the task has ended. Otherwise the end of the task drops the
-    /// output. Calls the closure `abort` first if the drop of the handle aborts the task.
+    /// Performs the actions that the drop of the handle requires. If [`abort_on_drop`](Self::abort_on_drop) was called and the
+    /// output was not taken, first calls the closure `abort`. If the task has ended, drops the output. Otherwise the output is
+    /// dropped when the task ends.
     pub(crate) fn drop_handle(&self, abort: impl FnOnce()) {
         let on_drop = self.on_drop.load(Ordering::Relaxed);
         if on_drop == ABORT {

@@ -4,9 +4,9 @@
 //! Therefore each waiter registers a [`DeferredWaker`] with the event instead of the user's waker. When the event
 //! calls a deferred waker, the deferred waker adds itself to the list `called` and does nothing else.
 //!
-//! Two operations can make the event call deferred wakers: a notification, and the drop of a listener, which can pass a
-//! notification on to another listener. After either operation, the thread that performed the operation empties the list and calls
-//! the users' wakers. The thread holds no lock during these calls (S7).
+//! Two operations can make the event call deferred wakers: a notification, and the drop of a listener. The drop of a notified
+//! listener passes the notification on to another listener. After each of these operations, the same thread empties the list and
+//! calls the users' wakers. The thread holds no lock during these calls (invariant S7).
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ use event_listener::EventListener;
 
 pub(crate) struct Notifier {
     event: Event,
-    /// The deferred wakers that the event has called and whose users' wakers have not been called yet.
+    /// The deferred wakers that the event has called. Their users' wakers have not been called yet.
     called: Mutex<Vec<Arc<DeferredWaker>>>,
 }
 
@@ -30,7 +30,8 @@ impl Notifier {
 
     /// Notifies all current listeners. Each notified waiter checks its condition again.
     pub(crate) fn notify(&self) {
-        // The event has called no deferred waker if it has notified no listener. This saves a lock for each child of a shutdown.
+        // If the event has notified no listener, it has called no deferred waker. This check saves one lock for each child registry
+        // during a shutdown.
         if self.event.notify(usize::MAX) != 0 {
             self.wake_deferred();
         }
@@ -67,7 +68,7 @@ impl DeferredWaker {
 
 wake_with!(DeferredWaker, DeferredWaker::defer);
 
-/// The registration of one future with a notifier. The future keeps its registration from poll to poll.
+/// Registers one future with a notifier. The future keeps its registration between polls.
 pub(crate) struct Waiter {
     notifier: &'static Notifier,
     listening: Option<(EventListener, Arc<DeferredWaker>)>,
@@ -80,10 +81,10 @@ impl Waiter {
     }
 
     /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. Otherwise this function
-    /// registers the waker of the polling task.
+    /// registers the waker in `cx`.
     ///
     /// After a new registration, this function calls `condition` again, because the event may have occurred before the
-    /// registration. Therefore the waiter misses no notification (L2).
+    /// registration. Therefore the waiter misses no notification (invariant L2).
     pub(crate) fn poll<T>(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> Option<T>) -> Poll<T> {
         loop {
             if let Some(value) = condition() {

@@ -1,5 +1,5 @@
-//! A pool of leaked values. The pool never frees a value, but reuses it. The pool therefore never contains more values than were
-//! once in use simultaneously.
+//! Stores leaked values and reuses them. A pool never frees a value, and creates a new value only if it has no free value.
+//! Therefore a pool never creates more values than the largest number that were in use simultaneously.
 
 use crate::platform::{CachePadded, Mutex, Once, const_unless_loom, pool_count};
 use alloc::{boxed::Box, vec::Vec};
@@ -38,8 +38,8 @@ impl<T> Pool<T> {
     }
 }
 
-/// A pool with several parts. Threads that take and return items at the same time rarely use the same part, so they do not wait for
-/// one lock.
+/// A pool with several parts, each with its own lock. Threads that use the pool at the same time rarely use the same part, so they
+/// rarely wait for each other.
 pub(crate) struct ShardedPool<T: 'static>(Once<Box<[CachePadded<Pool<T>>]>>);
 
 impl<T> ShardedPool<T> {
@@ -49,15 +49,15 @@ impl<T> ShardedPool<T> {
         }
     }
 
-    /// Returns a free item of the part with this number, or of another part. If there is no free item, calls the closure `make` and
-    /// leaks the new item.
+    /// Returns a free item from the part with the given number, or from another part. If there is no free item, calls the closure
+    /// `make` and leaks the new item.
     pub(crate) fn take(&'static self, number: usize, make: impl FnOnce() -> T) -> &'static T {
         let parts = self.parts();
         let tried = (0..parts.len()).map(|i| &parts[(number + i) % parts.len()].0);
         tried.into_iter().find_map(Pool::pop).unwrap_or_else(|| parts[number % parts.len()].0.make(make))
     }
 
-    /// Returns an item to the part with this number.
+    /// Puts an item back into the part with the given number.
     pub(crate) fn put_back(&'static self, number: usize, item: &'static T) {
         let parts = self.parts();
         parts[number % parts.len()].0.put_back(item);
@@ -68,7 +68,7 @@ impl<T> ShardedPool<T> {
     }
 }
 
-/// Checks at the end of each loom run that every item has returned to its pool exactly once.
+/// Checks at the end of each loom run that every item was put back into its pool exactly once.
 #[cfg(loom)]
 impl<T> Drop for Pool<T> {
     fn drop(&mut self) {

@@ -1,4 +1,5 @@
-//! A list whose entries have stable keys. The wait list and the list of children hold it under their locks.
+//! A list in which each value keeps its key until it is removed. The wait list and the list of children each protect such a list
+//! with a lock.
 
 use alloc::vec::Vec;
 use core::mem::replace;
@@ -7,13 +8,13 @@ use core::mem::replace;
 pub(crate) type Key = usize;
 
 pub(super) struct Slab<T> {
-    /// The values. A free entry contains the next free key.
+    /// Each entry contains a value. A free entry contains the key of the next free entry instead.
     entries: Vec<Result<T, Key>>,
-    /// The first free key. If all entries are occupied, `free_head` is the number of entries.
+    /// The key of the first free entry. If all entries are occupied, `free_head` is the number of entries.
     free_head: Key,
 }
 
-/// The number of entries that a list has space for when it first grows.
+/// The smallest number of entries for which a list allocates memory.
 const MIN_CAPACITY: usize = 2;
 
 impl<T> Slab<T> {
@@ -21,7 +22,8 @@ impl<T> Slab<T> {
         Self { entries: Vec::new(), free_head: 0 }
     }
 
-    /// Adds a value. If the list must grow, it keeps the margin that the closure returns.
+    /// Adds a value and returns its key. If the list must grow, the closure `margin` returns the number of entries to leave unused
+    /// at each end of the list's memory.
     pub(super) fn insert(&mut self, value: T, margin: impl FnOnce() -> usize) -> Key {
         if self.free_head == self.entries.len() {
             self.grow(margin());
@@ -33,8 +35,8 @@ impl<T> Slab<T> {
         key
     }
 
-    /// Adds a free entry. Leaves `margin` entries unused at both ends of the memory, because threads that use two lists on the same
-    /// cache line would slow each other down (H2).
+    /// Adds a free entry. Leaves `margin` entries unused at both ends of the list's memory, to keep two lists on separate cache
+    /// lines. Threads that write to the same cache line would slow each other down (invariant H2).
     #[cold]
     fn grow(&mut self, margin: usize) {
         let len = self.entries.len().max(margin);
@@ -60,7 +62,7 @@ impl<T> Slab<T> {
         self.entries.iter().flatten()
     }
 
-    /// Removes all values.
+    /// Removes and returns all values.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = T> + use<T> {
         replace(self, Self::new()).entries.into_iter().flatten()
     }

@@ -1,23 +1,30 @@
-//! A slot table stores the tasks of one shard that need more than a count.
+//! A slot table stores details of tasks. Each shard of a registry has one slot table. Most tasks are only counted and have no slot.
 //!
-//! A task needs more than a count in six cases: it has a name that observers receive, it is critical (its loss starts the shutdown),
-//! it is inspected, it holds no permit in a registry with a limit, it holds a permit of an ancestor, or it is a guard that was taken
-//! during a panic. Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but
-//! reuses the slot for a later task. The table therefore never has many more slots than tasks that were once in flight
-//! simultaneously.
+//! A task gets a slot in six cases:
+//!
+//! - The task has a name that observers receive or that the cause of a shutdown can contain.
+//! - The task is critical: if it is lost, the shutdown starts.
+//! - The registry is inspected: it can list and abort its tasks.
+//! - The task holds no permit in a registry with a limit.
+//! - The task holds a permit of an ancestor.
+//! - The task is a guard that was taken while a panic unwound its thread.
+//!
+//! Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the slot for
+//! a later task. Therefore the table never has many more slots than the largest number of tasks that occupied slots simultaneously.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
 //! FreedSlots, one word                                freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when `free` is empty
 //! ```
 //!
-//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each
-//! other. Therefore the release of a slot does not lock the table. Only the report of a loss, or of a completion to an observer
-//! of every task, locks it. The task's token clears `is_live` in the slot and pushes the slot on the stack [`FreedSlots`]. The
-//! table never pops a single slot, but takes the whole stack in one atomic operation. This avoids the ABA problem.
+//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each other.
+//! Therefore a task that frees its slot does not lock the table. A task that ends locks the table only to report its loss, or to
+//! report its completion to an observer of every task. To free the slot, the task's token clears `is_live` in the slot and pushes
+//! the slot on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one atomic operation.
+//! This avoids the ABA problem.
 //!
-//! The [`Slot`] also stores the data that the task's own polls need without the lock: the abort state, and the waker that an abort
-//! calls.
+//! The [`Slot`] also stores the abort state, and the waker that an abort calls. The polls of the task read these fields without the
+//! lock of the table.
 
 use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
@@ -40,13 +47,13 @@ struct Rows<O: 'static> {
 /// This value represents no row. Every other value is one more than the index of a row.
 const NONE: usize = 0;
 
-/// A stack of the slots that were freed since the last call of `take_all`. Only `push` and `take_all` write this word.
+/// A stack of the slots that were freed since the last call to `take_all`. Only `push` and `take_all` write this word.
 pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
     slot: &'static Slot,
-    /// The task that occupied this row most recently. `Slot::is_live` is whether this task is still in flight.
+    /// The task that occupied this row most recently. `Slot::is_live` says whether this task is still in flight.
     task: Option<Occupant>,
     /// The number of tasks that have occupied this row, modulo 2³².
     generation: u32,
@@ -69,12 +76,12 @@ pub(crate) struct TokenTarget<O: 'static> {
 
 pub(crate) struct Slot {
     row: usize,
-    /// This number is unique in the program.
+    /// Identifies this slot in the program; see [`next_number`].
     number: u32,
     /// Whether the task is in flight. The table sets this flag under its lock, and the task's token clears this flag.
     is_live: AtomicBool,
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
-    /// that, this word changes at most once, from `ABORTABLE` to one of the other values.
+    /// the task has started, this word changes at most once, from `ABORTABLE` to one of the other values.
     abort_state: AtomicUsize,
     /// One of the values of [`PermitKind`]. The table writes this word before the task starts.
     permit: AtomicUsize,
@@ -85,7 +92,7 @@ pub(crate) struct Slot {
     waker: Mutex<Option<Waker>>,
 }
 
-/// An abort does not end the task: the task is not inspected, it is a guard or a tracked future, or it is a blocking closure that
+/// An abort does not end the task. Either the task is not inspected, or it is a guard, a tracked future, or a blocking closure that
 /// has started.
 const NOT_ABORTABLE: usize = 0;
 const ABORTABLE: usize = 1;
@@ -94,7 +101,7 @@ const ABORTED: usize = 2;
 const WITHOUT: usize = PermitKind::Without as usize;
 const OF_ANCESTOR: usize = PermitKind::OfAncestor as usize;
 
-/// Says which permit a task in a slot holds, and so how it must leave.
+/// Says which permit the task in a slot holds. The kind of permit decides how the task must leave the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PermitKind {
     /// The registry has no limit, or the task holds a permit of the registry's own gate.
@@ -116,13 +123,13 @@ impl FreedSlots {
     pub(crate) fn push(&self, slot: &'static Slot) {
         slot.drop_waker();
         // Release pairs with the Acquire in `Row::is_live`: a thread that sees that a task has ended also sees everything that the
-        // task did (S2).
+        // task did (invariant S2).
         slot.is_live.store(false, Ordering::Release);
         let mut head = self.0.load(Ordering::Relaxed);
         loop {
             slot.next.store(head, Ordering::Relaxed);
             // Release pairs with the Acquire in `take_all`: the end of the slot's previous task happens before the start of the
-            // slot's next task (S9).
+            // slot's next task (invariant S9).
             match self.0.compare_exchange_weak(head, slot.row + 1, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -145,10 +152,11 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Assigns a slot to a task. An inspected task starts as aborted if the closure `is_aborting` returns true.
+    /// Assigns a slot to a task. If the task is inspected and abortable, and the closure `is_aborting` returns true, the task is
+    /// aborted before its first poll.
     ///
-    /// This function calls the closure under the lock of the table. Therefore each task either finds that `or_abort` has aborted,
-    /// or is found by the abort of `or_abort` (L3).
+    /// This function calls the closure under the lock of the table. If `or_abort` has already aborted the tasks, the closure
+    /// returns true. Otherwise `or_abort` later finds the task in the table (invariant L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
@@ -179,15 +187,14 @@ impl<O> SlotTable<O> {
         })
     }
 
-    /// Returns the description of the task in a slot. Only the token of a task in flight calls this function, so the task still
-    /// occupies the row.
+    /// Returns the description of the task in a slot. Callers ensure that the task is in flight, so it still occupies the row.
     pub(crate) fn info(&self, slot: &'static Slot) -> Option<TaskInfo> {
         let now = now();
         self.0.with(|rows| rows.row(slot.row).info(now))
     }
 
-    /// Returns the information that the caller of [`insert`](Self::insert) passed for the task in a slot. Only the token of a
-    /// task in flight calls this function.
+    /// Returns the `SpawnInfo` that was passed to [`insert`](Self::insert) for the task in a slot. Callers ensure that the task is
+    /// in flight.
     pub(crate) fn spawn_info(&self, slot: &'static Slot) -> Option<SpawnInfo> {
         self.0.with(|rows| rows.row(slot.row).task.map(|task| task.info))
     }
@@ -201,11 +208,11 @@ impl<O> SlotTable<O> {
     }
 
     /// Aborts all inspected tasks, or only the task with the given ID. Calls the closure `found` once for each of these tasks. The
-    /// argument of `found` is whether the abort ends the task.
+    /// argument of `found` says whether the abort ends the task.
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
-            // An abort of all tasks skips children, because their tasks are in the tables of the children.
+            // An abort of all tasks skips child registries, because their tasks are in the tables of the child registries.
             let is_meant = |row: &&mut Row<O>| row.is_live() && id.map_or_else(|| !row.is_child(), |id| id == row.id());
             for row in rows.iter_mut().filter(is_meant) {
                 let Some(is_aborted) = row.abort() else { continue };
@@ -215,15 +222,14 @@ impl<O> SlotTable<O> {
                 found(is_aborted);
             }
         });
-        // The aborted task may have ended meanwhile, and the stored waker may belong to a later task in the same slot. An unneeded
-        // wake of the later task is harmless.
+        // The aborted task may have ended in the meantime, and the stored waker may belong to a later task in the same slot. An
+        // unneeded wake-up of the later task is harmless.
         for slot in aborted {
             wake(slot.waker.with(Option::take));
         }
     }
 
-    /// Returns the ID of the task in a slot, or `None` if the task is not inspected. Only the token of a task in flight calls this
-    /// function.
+    /// Returns the ID of the task in a slot, or `None` if the task is not inspected. Callers ensure that the task is in flight.
     pub(crate) fn id(&self, slot: &'static Slot) -> Option<TaskId> {
         self.0.with(|rows| {
             let row = rows.row(slot.row);
@@ -231,8 +237,8 @@ impl<O> SlotTable<O> {
         })
     }
 
-    /// Aborts the task with the given ID if it still occupies the slot. This function does what [`abort`](Self::abort) does with
-    /// the ID, but reads only the row of the slot.
+    /// Aborts the task with the given ID if it still occupies the slot. This function works like [`abort`](Self::abort) with an ID,
+    /// but reads only the row of this slot.
     pub(crate) fn abort_in_slot(&self, slot: &'static Slot, id: TaskId) {
         let is_aborted = self.0.with(|rows| {
             let row = rows.row(slot.row);
@@ -291,7 +297,7 @@ impl<O> Row<O> {
     /// Returns whether the task that occupied this row most recently is still in flight.
     ///
     /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
-    /// task did (S2).
+    /// task did (invariant S2).
     fn is_live(&self) -> bool {
         self.slot.is_live.load(Ordering::Acquire)
     }
@@ -341,34 +347,35 @@ impl Slot {
         }
     }
 
-    /// Returns whether the task must end: a future at its await point, and a blocking closure before it starts (L3).
+    /// Returns whether the task must end. An aborted future ends at its await point. An aborted blocking closure never starts
+    /// (invariant L3).
     ///
-    /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. Suppose that the abort locks that
-    /// mutex before [`store_waker`](Self::store_waker) does. The mutex then makes the word visible to the call of `is_aborted` that
-    /// follows `store_waker`. Otherwise the abort finds the stored waker and calls it.
+    /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. If
+    /// [`store_waker`](Self::store_waker) locks that mutex later, the next call to `is_aborted` sees the word. Otherwise the abort
+    /// finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) == ABORTED
     }
 
-    /// Returns whether an abort ends the task, or has ended it.
+    /// Returns whether the task can be aborted or was aborted.
     pub(crate) fn is_abortable(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) != NOT_ABORTABLE
     }
 
     /// Aborts the task. Returns whether this abort or an earlier abort ends the task.
     ///
-    /// Relaxed is enough because only the modification order of this word decides between an abort and the start of a blocking
-    /// closure; see [`disable_abort`](Self::disable_abort).
+    /// Relaxed is enough. If an abort races with the start of a blocking closure, only the modification order of this word decides
+    /// which comes first; see [`disable_abort`](Self::disable_abort).
     fn abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, ABORTED, Ordering::Relaxed, Ordering::Relaxed);
         previous != Err(NOT_ABORTABLE)
     }
 
-    /// Ensures that no later abort ends the task. Returns whether an earlier abort ends the task.
+    /// Ensures that a later abort does not end the task. Returns whether an earlier abort ends the task.
     ///
-    /// A blocking closure calls this function before it starts. Either the abort or the start changes this word first, so a closure
-    /// that is reported as aborted never starts (L3).
+    /// The task of a blocking closure calls this function before the closure starts. Either an abort or this call changes the word
+    /// first. Therefore a closure that an abort has reported as aborted never starts (invariant L3).
     pub(crate) fn disable_abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, NOT_ABORTABLE, Ordering::Relaxed, Ordering::Relaxed);
         previous == Err(ABORTED)
@@ -385,7 +392,7 @@ impl Slot {
         }
     }
 
-    /// Drops the waker that an abort calls. Only the token of a task that has ended calls this function.
+    /// Drops the waker that an abort would call. Only the token of a task that has ended calls this function.
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) {
             self.has_waker.store(false, Ordering::Relaxed);

@@ -1,11 +1,11 @@
-//! A wait list stores the wakers of the shutdown signals that wait on one shard.
+//! A wait list stores the wakers of shutdown signals. Each shard of a registry has one wait list.
 //!
 //! Callers pass a closure `is_live`, which returns true until the shutdown of the signal's registry starts. The wait list calls
 //! `is_live` while it holds its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. Therefore
-//! either `is_live` returns false, or `wake_all` finds the waker that was stored under the lock (L1).
+//! either `is_live` returns false, or `wake_all` finds the waker that was stored under the lock (invariant L1).
 //!
 //! After the shutdown, a key may belong to a different signal. Therefore the list uses a key only if `is_live` returns true. The
-//! methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker (S7).
+//! methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker (invariant S7).
 
 use super::slab::{Key, Slab};
 use crate::platform::{Mutex, const_unless_loom, wake};
@@ -14,7 +14,7 @@ use core::task::{Poll, Waker};
 
 pub(crate) struct WaitList(Mutex<Slab<Waker>>);
 
-/// A margin of this many unused entries before and after the used entries fills two cache lines.
+/// The number of unused entries before and after the used entries. Eight entries fill two cache lines.
 pub(crate) const MARGIN: usize = 8;
 
 impl WaitList {
@@ -26,14 +26,15 @@ impl WaitList {
 
     /// Adds a clone of `waker` and returns its key. If the shutdown has started, adds nothing and returns `None`.
     ///
-    /// If the list must grow, it keeps the margin that the closure `margin` returns: [`MARGIN`], or 0 for a list that must be small.
+    /// If the list must grow, the closure `margin` returns the number of unused entries at each end: [`MARGIN`], or 0 for a list
+    /// that must stay small.
     pub(crate) fn insert(&self, waker: &Waker, margin: impl FnOnce() -> usize, is_live: impl Fn() -> bool) -> Option<Key> {
         let waker = waker.clone();
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker, margin)) } else { Err(waker) }).ok()
     }
 
-    /// Replaces the waker that is stored under `key` with `waker` if the two wake different tasks. Returns `Ready` if the shutdown
-    /// has started.
+    /// Replaces the waker that is stored under `key` with `waker` if the two wakers wake different tasks. Returns `Ready` if the
+    /// shutdown has started.
     pub(crate) fn update(&self, key: Key, waker: &Waker, is_live: impl Fn() -> bool) -> Poll<()> {
         let is_same = self.0.with(|slab| is_live().then(|| slab.get_mut(key).is_some_and(|old| old.will_wake(waker))));
         match is_same {

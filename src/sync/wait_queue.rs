@@ -1,19 +1,22 @@
-//! A queue of tasks that wait for a permit. A permit allows one task to be in flight below the registry's limit.
+//! A wait queue stores the waiters for permits. A registry with a limit has as many permits as its limit. Each permit allows one
+//! task to be in flight.
 //!
-//! A waiter enters the gate while its task is polled. The entry succeeds if the waiter is the first in the queue and a permit is
-//! free. A task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter.
-//! A waiter that enters or gives up wakes the next waiter if another permit is free.
+//! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free. A
+//! task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter. When a
+//! waiter enters the gate or gives up, it wakes the next waiter if another permit is free.
 //!
-//! A new entry succeeds only if more permits are free than waiters are queued, so a new entry overtakes no waiter (S10). While the
-//! queue is not empty, the gate's `PERMIT` bit is set, and each departure calls [`WaitQueue::wake_first`] (L4).
+//! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
+//! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
+//! [`WaitQueue::wake_first`] (invariant L4).
 //!
-//! When the shutdown starts, [`WaitQueue::close`] removes the waiters for new work. The waiters for follow-ups stay in the queue,
-//! so no later entry overtakes them. When the registry has drained, `close` removes them too, because it accepts no task any more.
+//! When the shutdown starts, [`WaitQueue::close`] removes the waiters that are not follow-ups. The follow-ups stay in the queue, so
+//! no later task overtakes them. When the registry has drained, `close` also removes the follow-ups, because the registry accepts
+//! no more tasks.
 //!
-//! The tasks of several registries can share a limit: a registry and its descendants. Each waiter has an owner, so that `close`
+//! A registry and its descendants can share one limit and one queue. Each waiter stores the registry that owns it, so `close`
 //! removes only the waiters of one registry.
 //!
-//! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (S7).
+//! The methods of a waker are user code. Therefore the queue holds no lock while it clones, wakes or drops a waker (invariant S7).
 
 use super::gate::{Gate, Permit, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
@@ -24,12 +27,12 @@ use core::task::{Poll, Waker};
 /// The position of a waiter in the queue. Later waiters have higher tickets.
 pub(crate) type Ticket = u64;
 
-/// Identifies the registry whose task waits.
+/// Identifies the registry that owns a waiter.
 pub(crate) type Owner = usize;
 
 pub(crate) struct WaitQueue(Mutex<Waiters>);
 
-/// A gate that has a limit, and the kind of permit that a task takes from it.
+/// A gate with a limit, and the kind of permit that a task takes from this gate.
 #[derive(Clone, Copy)]
 pub(crate) struct LimitedGate<'a> {
     pub(crate) gate: &'a Gate,
@@ -57,14 +60,14 @@ impl WaitQueue {
         }
     }
 
-    /// Enters the gate without waiting, after `enter_below` has refused the entry as full. The entry fails if it would overtake a
-    /// queued waiter.
+    /// Tries to enter the gate without waiting. Callers call this function after `enter_below` has returned `Refused::Full`.
+    /// Returns an error if the task would overtake a queued waiter.
     pub(crate) fn try_enter(&self, LimitedGate { gate, limit, permit }: LimitedGate<'_>) -> Result<(), Refused> {
         self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()), permit))
     }
 
-    /// Enters the gate when the waiter's turn comes. Returns `Ready(None)` if the gate has drained, or if the closure `is_open` returns
-    /// false, because `close` then removes the waiter.
+    /// Enters the gate if the waiter is the first in the queue and a permit is free. Returns `Ready(None)` if the gate has drained
+    /// or the closure `is_open` returns false. If `is_open` returns false, `close` removes the waiter.
     pub(crate) fn poll_enter(
         &self,
         LimitedGate { gate, limit, permit }: LimitedGate<'_>,
@@ -75,8 +78,8 @@ impl WaitQueue {
     ) -> Poll<Option<()>> {
         let mut waker = Some(waker.clone());
         let (polled, dropped, next) = self.0.with(|waiters| {
-            // `close` takes the same lock after the shutdown has started, and again after the registry has drained. Therefore `close`
-            // finds every waiter for which `is_open` returns true here.
+            // `close` takes the same lock after the shutdown has started, and once more after the registry has drained. Therefore
+            // `close` finds every waiter for which `is_open` returns true here.
             if !is_open() {
                 return (Poll::Ready(None), waker.take(), None);
             }
@@ -85,8 +88,8 @@ impl WaitQueue {
             let replaced =
                 waiters.queue.insert(own, Waiter { owner, waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
             let is_first = waiters.queue.first_key_value().is_some_and(|(first, _)| *first == own);
-            // The call of `request_permit` comes before `enter_in_turn` looks for a free permit. Therefore a task that leaves after
-            // `enter_in_turn` has failed wakes the first waiter (L4).
+            // `request_permit` sets the bit before `enter_in_turn` checks for a free permit. Therefore a task that leaves after
+            // `enter_in_turn` has failed wakes the first waiter (invariant L4).
             gate.request_permit();
             let entered = if is_first { gate.enter_in_turn(limit, permit) } else { Err(Refused::Full) };
             if entered == Err(Refused::Full) {
@@ -96,7 +99,7 @@ impl WaitQueue {
             (Poll::Ready(entered.ok()), replaced, waiters.waker_after_removal(gate, limit))
         });
         wake(next);
-        // Two calls: if both destructors panicked in one call, the process would abort (S6).
+        // Each of these calls drops one waker. If both destructors panicked in one call, the process would abort (invariant S6).
         drop_quietly(waker);
         drop_quietly(dropped);
         polled
@@ -117,8 +120,8 @@ impl WaitQueue {
     /// Removes and wakes the waiters of `owner` that are not follow-ups, because the shutdown has started. If the closure `is_drained`
     /// returns true, removes and wakes all waiters of `owner`.
     ///
-    /// The removed waiters may include a waiter that was woken for a free permit. In this case, the permit belongs to the first
-    /// follow-up, which is woken (L4).
+    /// A removed waiter may have been woken for a free permit. Therefore, if a permit is free, this function wakes the new first
+    /// waiter (invariant L4).
     pub(crate) fn close(&self, gate: &Gate, limit: usize, owner: Owner, is_drained: impl Fn() -> bool) {
         let (removed, next) = self.0.with(|waiters| {
             let is_drained = is_drained();

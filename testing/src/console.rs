@@ -1,7 +1,8 @@
-//! Ctrl-C on Windows.
+//! Sends Ctrl-C to a process on Windows.
 //!
-//! On Windows, all processes of a console receive Ctrl-C: no call sends it to a single process. Therefore each process under test has its
-//! own console, without a window, and raises Ctrl-C there when the test requests it. This also works under Wine.
+//! Windows has no function that sends Ctrl-C to a single process: all processes of a console receive Ctrl-C. Therefore each process under
+//! test has its own console without a window. When the test requests Ctrl-C, the process raises Ctrl-C in this console. This method also
+//! works under Wine.
 
 use crate::PATIENCE;
 use std::cell::OnceCell;
@@ -12,10 +13,10 @@ use std::process::Command;
 use std::{env, thread};
 use windows_sys::Win32::System::Console::{CTRL_C_EVENT, GenerateConsoleCtrlEvent};
 
-/// The environment variable with the address to which the process under test connects.
+/// The environment variable that contains the address of the test. The process under test connects to this address.
 const ADDRESS: &str = "CTRL_C_ADDRESS";
 
-/// A signal. All signals are Ctrl-C on Windows.
+/// A signal that a test sends to a process. On Windows, every signal is Ctrl-C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal;
 
@@ -24,7 +25,7 @@ impl Signal {
     pub const INT: Self = Self;
 }
 
-/// Requests that a process raises Ctrl-C.
+/// The connection through which a test requests Ctrl-C from a process.
 #[derive(Debug)]
 pub(crate) struct CtrlC {
     listener: TcpListener,
@@ -32,7 +33,7 @@ pub(crate) struct CtrlC {
 }
 
 impl CtrlC {
-    /// Prepares the command of a process that calls [`raise_ctrl_c_on_request`].
+    /// Sets the console and the environment of a command. The program must call [`raise_ctrl_c_on_request`].
     pub(crate) fn new(command: &mut Command) -> Self {
         const CREATE_NO_WINDOW: u32 = 0x0800_0000;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -40,7 +41,7 @@ impl CtrlC {
         Self { listener, stream: OnceCell::new() }
     }
 
-    /// Returns once the process has raised Ctrl-C. Does nothing if the process has ended.
+    /// Makes the process raise Ctrl-C, and waits until it has done so. Does nothing if the process has ended.
     pub(crate) fn request(&self) {
         let mut stream = self.stream.get_or_init(|| {
             let (stream, _) = self.listener.accept().unwrap();
@@ -51,8 +52,8 @@ impl CtrlC {
     }
 }
 
-/// Makes this process raise Ctrl-C whenever its test calls [`Process::signal`](crate::Process::signal). A program under test calls this
-/// function first.
+/// Makes this process raise Ctrl-C each time its test calls [`Process::signal`](crate::Process::signal). A program under test must call
+/// this function at its start.
 pub fn raise_ctrl_c_on_request() {
     let mut stream = TcpStream::connect(env::var(ADDRESS).unwrap()).unwrap();
     thread::spawn(move || {
@@ -65,7 +66,7 @@ pub fn raise_ctrl_c_on_request() {
 
 /// Raises Ctrl-C in all processes of this console.
 pub fn raise_ctrl_c() {
-    // SAFETY: the function takes two integers, and has no preconditions.
+    // SAFETY: `GenerateConsoleCtrlEvent` takes two integers and has no preconditions.
     let raised = unsafe { GenerateConsoleCtrlEvent(CTRL_C_EVENT, 0) };
     assert_ne!(raised, 0, "{}", std::io::Error::last_os_error());
 }

@@ -4,11 +4,12 @@ use crate::{PATIENCE, poll_until_ok};
 use std::fmt::{self, Debug, Formatter};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<TcpStream>,
-    /// The lines of the headers of each request.
+    /// The header lines that the client adds to each request.
     headers: String,
 }
 
@@ -30,7 +31,7 @@ impl Response {
         self.headers.iter().find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(&**value))
     }
 
-    /// Returns the body as text.
+    /// Returns the body as a string.
     #[track_caller]
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
@@ -45,7 +46,7 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream), headers: "host: localhost\r\n".into() })
     }
 
-    /// Replaces the headers of all further requests. Default: `host: localhost`.
+    /// Sets the headers of all later requests. Default: `host: localhost`.
     pub fn with_headers(mut self, headers: &[&str]) -> Self {
         self.headers = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
         self
@@ -55,7 +56,8 @@ impl Client {
         self.request("GET", path, &[])
     }
 
-    /// Requests a path until the body of the response, which must have the status 200, contains `text`. Returns the body.
+    /// Requests a path again and again until the body of the response contains `text`. Returns the body. Each response must have the
+    /// status 200.
     #[track_caller]
     pub fn get_until(&mut self, path: &str, text: &str) -> String {
         poll_until_ok(|| {
@@ -67,7 +69,7 @@ impl Client {
 
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         self.head(method, path, &format!("content-length: {}", body.len()))?;
-        // A server that rejects a body may respond before it has read all of it.
+        // The send may fail, because a server that rejects a body can respond before it has read the whole body.
         let sent = self.send(body);
         self.response().or_else(|error| sent.and(Err(error)))
     }
@@ -83,7 +85,15 @@ impl Client {
         self.response().or_else(|error| sent.and(Err(error)))
     }
 
-    /// Sends the head of a request, and returns once the server waits for its body of `len` bytes.
+    /// Sends a POST request without a body on a separate thread. Calls `then` after the response, and also after an error.
+    pub fn post_then(address: SocketAddr, path: &'static str, then: fn()) {
+        thread::spawn(move || {
+            let _ = Self::connect(address).and_then(|mut client| client.request("POST", path, b""));
+            then();
+        });
+    }
+
+    /// Sends the headers of a request, and waits until the server requests the body of `len` bytes.
     pub fn start_request(&mut self, method: &str, path: &str, len: usize) -> io::Result<()> {
         self.head(method, path, &format!("content-length: {len}\r\nexpect: 100-continue"))?;
         assert_eq!(self.line()?, "HTTP/1.1 100 Continue");
@@ -91,7 +101,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends a part of a body.
+    /// Sends a part of a request body.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
     }
@@ -120,7 +130,7 @@ impl Client {
         Ok(response)
     }
 
-    /// Reads the next chunk of a body, and returns its length.
+    /// Reads the next chunk of a response body, and returns the length of the chunk.
     fn chunk(&mut self, body: &mut Vec<u8>) -> io::Result<u64> {
         let len = u64::from_str_radix(&self.line()?, 16).map_err(|_| ErrorKind::InvalidData)?;
         self.stream.by_ref().take(len).read_to_end(body)?;

@@ -1,6 +1,6 @@
-//! Helpers that the tests of several packages share.
+//! Provides helpers for the tests of all packages in this workspace.
 //!
-//! `webdriver.mjs` in this folder has the helpers of the tests that run in Chromium.
+//! The file `webdriver.mjs` in this folder contains helpers for the tests that run in Chromium.
 
 #[cfg(windows)]
 mod console;

@@ -1,11 +1,12 @@
-//! The socket of systemd's notification protocol.
+//! Receives the notifications that a service sends to systemd.
 
 use crate::PATIENCE;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// A socket that receives the notifications of a service in place of systemd. Set its path as `NOTIFY_SOCKET`.
+/// A socket that receives the notifications of a service in place of systemd. Pass the path of this socket to the service in the
+/// environment variable `NOTIFY_SOCKET`.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: UnixDatagram,
@@ -25,7 +26,7 @@ impl NotifySocket {
         self.dir.path().join("notify")
     }
 
-    /// Waits for the next notification.
+    /// Waits for the next notification and returns it.
     #[track_caller]
     pub fn receive(&self) -> String {
         let mut message = [0; 1024];
@@ -33,7 +34,7 @@ impl NotifySocket {
         String::from_utf8(message[..len].to_vec()).unwrap()
     }
 
-    /// Waits for a notification that contains all of these parts.
+    /// Waits for a notification that contains all strings in `parts`.
     #[track_caller]
     pub fn receive_with(&self, parts: &[&str]) -> String {
         loop {
@@ -44,7 +45,7 @@ impl NotifySocket {
         }
     }
 
-    /// Removes the socket, so that further notifications fail.
+    /// Removes the socket. The service can then send no more notifications.
     pub fn remove(&self) {
         std::fs::remove_dir_all(self.dir.path()).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Processes, their output and their exit.
+//! Starts processes, sends signals to them, and reads their output and exit status.
 
 #[cfg(windows)]
 use crate::console::{CtrlC, Signal};
@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 #[cfg(unix)]
 pub use rustix::process::Signal;
 
-/// The time limit of each step of a test. A step that exceeds this limit counts as hung.
+/// The time limit of each step of a test. If a step takes longer, the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Calls a function until it returns `Ok`. Panics with the last error if that takes longer than [`PATIENCE`].
+/// Calls a function until it returns `Ok`. Panics with the last error if the function returns no `Ok` within [`PATIENCE`].
 #[track_caller]
 pub fn poll_until_ok<T, E: Debug>(mut poll: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -34,19 +34,19 @@ pub fn poll_until_ok<T, E: Debug>(mut poll: impl FnMut() -> Result<T, E>) -> T {
     }
 }
 
-/// Calls a function until it returns `Some`. Panics with `context` if that takes longer than [`PATIENCE`].
+/// Calls a function until it returns `Some`. Panics with `context` if the function returns no `Some` within [`PATIENCE`].
 #[track_caller]
 pub fn poll_until_some<T>(context: &dyn Debug, mut poll: impl FnMut() -> Option<T>) -> T {
     poll_until_ok(|| poll().ok_or(context))
 }
 
-/// Calls a function until it returns `true`. Panics with `context` if that takes longer than [`PATIENCE`].
+/// Calls a function until it returns `true`. Panics with `context` if the function does not return `true` within [`PATIENCE`].
 #[track_caller]
 pub fn poll_until(context: &dyn Debug, mut poll: impl FnMut() -> bool) {
     poll_until_some(context, || poll().then_some(()));
 }
 
-/// A line of a process's output.
+/// A line that a process has written to stdout or stderr.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
     Stdout(String),
@@ -61,12 +61,12 @@ impl Line {
     }
 }
 
-/// A process. Dropping it kills the process, and waits at most [`PATIENCE`] until its children have closed the outputs that they share
-/// with it.
+/// A process that a test has started. Dropping this value kills the process. The drop then waits until the children of the process have
+/// closed its outputs too, but at most for [`PATIENCE`].
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// The process to which `signal` sends signals: this process or, after `redirect_signals_to_child`, its child.
+    /// The ID of the process that receives the signals: this process or, after `redirect_signals_to_child`, its child.
     #[cfg(unix)]
     pid: Pid,
     #[cfg(windows)]
@@ -81,9 +81,9 @@ impl Process {
         Self::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
-    /// Starts a process, and reads each of its outputs that is a pipe.
+    /// Starts a process. Reads stdout and stderr if they are pipes.
     ///
-    /// The process ignores no termination signals, even if the test runs under `nohup` or in the background of a shell.
+    /// The process does not inherit ignored termination signals, even if the test runs under `nohup` or in the background of a shell.
     pub fn spawn(command: &mut Command) -> Self {
         #[cfg(unix)]
         stop_ignoring_signals();
@@ -108,17 +108,18 @@ impl Process {
         }
     }
 
-    /// Returns the process ID.
+    /// Returns the ID of the process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Takes the process's stdin, which must be a pipe.
+    /// Returns the stdin of the process, which must be a pipe.
     pub fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
 
-    /// Makes `signal`, `terminate` and `stop` signal the process's only child, such as the first process of a namespace.
+    /// Makes `signal`, `terminate` and `stop` send their signals to the only child of the process, such as the first process of a
+    /// namespace.
     #[cfg(unix)]
     pub fn redirect_signals_to_child(&mut self) {
         self.pid = only_child(self.child.id()).and_then(Pid::from_raw).expect("one child");
@@ -135,7 +136,7 @@ impl Process {
         self.ctrl_c.request();
     }
 
-    /// Sends a signal again and again until the process has ended.
+    /// Repeats a signal until the process has ended.
     #[track_caller]
     pub fn signal_until_exit(&mut self, signal: Signal) {
         poll_until(&"the process continues", || {
@@ -144,12 +145,12 @@ impl Process {
         });
     }
 
-    /// Sends SIGTERM.
+    /// Sends SIGTERM to the process.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Sends a signal to the process group that the process leads.
+    /// Sends a signal to the process group of the process. The process must be the leader of this group.
     #[cfg(unix)]
     pub fn signal_group(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.child), signal).unwrap();
@@ -159,20 +160,20 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for a line that contains `text`, on either output.
+    /// Waits for the next line on stdout or stderr that contains `text`, and returns this line.
     #[track_caller]
     pub fn line(&mut self, text: &str) -> String {
         self.wait_for(&text, |line| line.text().contains(text))
     }
 
-    /// Waits for a line that contains `text`, on either output, and returns the rest of the line.
+    /// Waits for the next line on stdout or stderr that contains `text`, and returns the part of the line after `text`.
     #[track_caller]
     pub fn rest_of_line(&mut self, text: &str) -> String {
         let line = self.line(text);
         line.split_once(text).unwrap().1.to_owned()
     }
 
-    /// Waits until `count` lines of the whole output contain `text`.
+    /// Waits until `count` lines of the whole output on stdout and stderr contain `text`.
     #[track_caller]
     pub fn lines(&mut self, text: &str, count: usize) {
         let seen = self.seen.iter().filter(|line| line.text().contains(text)).count();
@@ -181,13 +182,13 @@ impl Process {
         }
     }
 
-    /// Waits for this line on stdout.
+    /// Waits for the next line on stdout that is equal to `text`.
     #[track_caller]
     pub fn stdout_line(&mut self, text: &str) {
         self.wait_for(&text, |line| matches!(line, Line::Stdout(line) if line == text));
     }
 
-    /// Waits for a line that contains `text` on stderr.
+    /// Waits for the next line on stderr that contains `text`.
     #[track_caller]
     pub fn stderr_line(&mut self, text: &str) {
         self.wait_for(&text, |line| matches!(line, Line::Stderr(line) if line.contains(text)));
@@ -228,7 +229,7 @@ impl Process {
         Ended { status, lines: std::mem::take(seen) }
     }
 
-    /// Returns the next line, or `None` after the process and its children have closed all outputs.
+    /// Returns the next line of output. Returns `None` if the process and its children have closed all outputs.
     #[track_caller]
     fn next(&mut self, deadline: Instant) -> Option<Line> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -244,7 +245,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that the process has already ended.
+        // `kill` fails only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let deadline = Instant::now() + PATIENCE;
@@ -252,9 +253,10 @@ impl Drop for Process {
     }
 }
 
-/// Installs handlers that do nothing for the termination signals that this process ignores.
+/// Installs handlers for the termination signals that this process ignores. The handlers do nothing.
 ///
-/// A child inherits ignored signals, but no handlers. In the child, signals that had handlers have their default actions.
+/// A child process inherits that a signal is ignored, but does not inherit a handler. In the child, the signals with these handlers
+/// therefore have their default actions.
 #[cfg(unix)]
 fn stop_ignoring_signals() {
     static STOPPED: Once = Once::new();
@@ -273,13 +275,13 @@ fn stop_ignoring_signals() {
 fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) -> Line) {
     thread::spawn(move || {
         for text in BufReader::new(from).lines().map_while(Result::ok) {
-            // Continues without a receiver: a full pipe would block the process.
+            // Reads on even if nothing receives the lines, because a full pipe would block the process.
             let _ = to.send(line(text));
         }
     });
 }
 
-/// Returns `command` with these words in front.
+/// Returns a command line that starts with `words` and continues with `command`.
 #[cfg(unix)]
 pub fn prefixed(words: &[&str], command: &Command) -> Command {
     let mut longer = Command::new(words[0]);
@@ -296,13 +298,13 @@ pub fn prefixed(words: &[&str], command: &Command) -> Command {
     longer
 }
 
-/// Returns `command` for a process that can have this number of files open.
+/// Returns `command` with a limit for the number of open files of the process.
 #[cfg(unix)]
 pub fn with_open_files(limit: u32, command: &Command) -> Command {
     prefixed(&["sh", "-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)], command)
 }
 
-/// Returns the ID of the child of a process that has exactly one, from Linux's `/proc`.
+/// Returns the ID of the only child of a process, from `/proc` on Linux. Returns `None` if the process has no child or several children.
 #[cfg(unix)]
 pub fn only_child(id: u32) -> Option<i32> {
     fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?.trim().parse().ok()
@@ -322,7 +324,7 @@ impl Ended {
         self
     }
 
-    /// Asserts that a line on either output contains `text`.
+    /// Asserts that a line on stdout or stderr contains `text`.
     #[track_caller]
     pub fn assert_line(&self, text: &str) -> &Self {
         assert!(self.has_line(text), "no line contains {text:?}: {self:#?}");
@@ -337,17 +339,17 @@ impl Ended {
         self
     }
 
-    /// Returns whether a line on either output contains `text`.
+    /// Returns whether a line on stdout or stderr contains `text`.
     pub fn has_line(&self, text: &str) -> bool {
         self.lines.iter().any(|line| line.text().contains(text))
     }
 
-    /// Returns whether stdout has this line.
+    /// Returns whether a line on stdout is equal to `line`.
     pub fn has_stdout(&self, line: &str) -> bool {
         self.lines.contains(&Line::Stdout(line.into()))
     }
 
-    /// Returns the lines of both outputs, in the order in which they arrived.
+    /// Returns the lines of stdout and stderr, in the order in which the test read them.
     pub fn output(&self) -> String {
         self.lines.iter().map(Line::text).collect::<Vec<_>>().join("\n")
     }

@@ -8,21 +8,21 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
-/// Reports that a test does not run because `what` is missing. `what` is a short name, such as `postgres` or `systemd`.
+/// Reports that a test is skipped because `what` is missing. `what` is a short name, such as `postgres` or `systemd`.
 ///
-/// Writes `skipped: {what}: {reason}` to stderr, which the test harness does not capture. If the environment variable `SKIPS` contains the
-/// absolute path of a folder, also writes the line to a new file in this folder.
+/// Writes the line `skipped: {what}: {reason}` to stderr. The test harness does not capture this line. If the environment variable
+/// `SKIPS` contains the absolute path of a folder, this function also writes the line to a new file in this folder.
 ///
 /// # Panics
 ///
-/// If the environment variable `REQUIRE`, a list of names separated by commas, contains `what`.
+/// Panics if the environment variable `REQUIRE` contains `what`. `REQUIRE` is a list of names separated by commas.
 #[track_caller]
 pub fn skip(what: &str, reason: impl Display) {
     let (required, folder) = (env::var("REQUIRE").unwrap_or_default(), env::var_os("SKIPS"));
     report(what, &reason, &required, folder.as_deref(), &mut io::stderr());
 }
 
-/// Runs a command that needs `what`. If the command fails, reports why with [`skip`] and returns `None`.
+/// Runs a command that needs `what`. If the command fails, calls [`skip`] with the reason and returns `None`.
 #[track_caller]
 pub fn run_or_skip(what: &str, words: &[&str]) -> Option<()> {
     let why = match Command::new(words[0]).args(&words[1..]).output() {
@@ -34,12 +34,12 @@ pub fn run_or_skip(what: &str, words: &[&str]) -> Option<()> {
     None
 }
 
-/// Does what [`skip`] does, with the values of the environment variables and with another stderr.
+/// Does the same as [`skip`], but receives the values of the environment variables and the stderr as parameters.
 #[track_caller]
 fn report(what: &str, reason: &dyn Display, required: &str, folder: Option<&OsStr>, stderr: &mut dyn Write) {
     assert!(!required.split(',').any(|name| name.trim() == what), "{what} is required (REQUIRE) but missing: {reason}");
     let line = format!("skipped: {what}: {reason}\n");
-    // Only one call, so that lines of other tests do not interrupt the line. A closed stderr does not fail the test.
+    // Writes the line with one call, because other tests also write to stderr. If stderr is closed, the test does not fail.
     let _ = stderr.write_all(line.as_bytes());
     if let Some(folder) = folder {
         static COUNTER: AtomicU32 = AtomicU32::new(0);

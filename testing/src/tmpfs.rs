@@ -1,16 +1,16 @@
-//! A file system in memory.
+//! Mounts small file systems in memory. Tests fill them or make them read-only.
 
 use crate::run_or_skip;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// A small file system in memory. Dropping it unmounts the file system.
+/// A small file system in memory. When this value is dropped, the file system is unmounted.
 #[derive(Debug)]
 pub struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    /// Mounts a file system of this size, in bytes. If that fails, reports why and returns `None`.
+    /// Mounts a file system of `size` bytes. If the mount fails, reports the test as skipped and returns `None`.
     pub fn mount(size: usize) -> Option<Self> {
         let tmpfs = Self(TempDir::new().unwrap());
         let size = format!("size={size}");
@@ -31,7 +31,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Detaches immediately, even if files are open.
+        // `--lazy` detaches the file system immediately, even if files are open.
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).stderr(Stdio::null()).status();
     }
 }

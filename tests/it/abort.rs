@@ -1,4 +1,4 @@
-//! L3: an abort ends each task at its next await point, and reports the work that cannot be aborted.
+//! Checks invariant L3: an abort ends each task at its next await point, and reports the tasks that cannot be aborted.
 use crate::common::{HANG, Manual, Owns, PanicDrop, SlowDrop, inspected, panic_waker, poll, poll_once, waker_fn};
 use background_tasks::{AbortError, BoxWork, DynBlockingSpawner, Registry, Spawner};
 use std::future::{pending, poll_fn};
@@ -113,7 +113,7 @@ fn abort_during_a_poll_takes_effect_when_the_poll_returns() {
     assert_eq!(registry.summary().completed, 1, "the task finished in the poll that aborted it");
 }
 
-/// The tasks are more than fit in the table's first chunk, so that the later tasks reuse slots of the aborted ones.
+/// There are more tasks than slots in the first chunk of the table. The later tasks therefore reuse the slots of aborted tasks.
 #[test]
 fn abort_does_not_reach_the_next_task_in_a_slot() {
     let (spawner, registry) = inspected();
@@ -234,7 +234,7 @@ fn closures_that_have_not_started_when_the_grace_period_expires_never_run() {
         let expired = registry.shutdown().or_abort(async {}, || async {});
         let stragglers = futures_lite::future::block_on(expired).unwrap_err();
         let mut groups: Vec<_> = stragglers.groups().map(|(oldest, len)| (oldest.name(), oldest.is_abortable(), len)).collect();
-        // Tasks that start at the same timestamp are listed in any order.
+        // The list has no fixed order for tasks that started at the same time.
         groups.sort_unstable();
         assert_eq!(groups, [(None, true, 19), (Some("first"), false, 1)]);
         let text = stragglers.to_string();
@@ -297,7 +297,7 @@ fn tasks_that_end_during_an_abort_are_not_counted_as_not_abortable() {
         registry.run(pending::<()>());
         let task = Arc::new(Mutex::new(Some(spawner.take())));
         let woken_task = task.clone();
-        // The executor polls the task inside the call of its waker, so the task ends while `abort` still visits the slots.
+        // The executor polls the task inside the call to its waker, so the task ends while `abort` still iterates over the slots.
         let waker = waker_fn(move || {
             let ended = woken_task.lock().unwrap().take().map(|mut task| poll_once(&mut task));
             assert_eq!(ended, Some(Poll::Ready(())));
@@ -309,7 +309,7 @@ fn tasks_that_end_during_an_abort_are_not_counted_as_not_abortable() {
     assert_eq!((report.aborted, report.not_abortable, registry.summary().aborted), (5, 3, 5));
 }
 
-/// S6
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn waker_destructor_panic_does_not_leave_the_registry() {
     let (spawner, registry) = inspected();
@@ -317,7 +317,7 @@ fn waker_destructor_panic_does_not_leave_the_registry() {
     let mut task = spawner.take();
     let waker = panic_waker();
     assert!(poll(&mut task, &waker).is_pending());
-    drop(waker); // The registry now owns the last clone.
+    drop(waker); // The registry now owns the last clone of the waker.
     assert!(poll_once(&mut task).is_pending());
     registry.abort();
     assert!(poll_once(&mut task).is_ready());
@@ -356,7 +356,7 @@ fn local_task_is_aborted_on_its_own_thread() {
     assert_eq!(summary.aborted, 1);
 }
 
-/// `or_abort` must make the second timer when the grace period expires: most timers run from their creation.
+/// `or_abort` must create the second timer when the grace period expires, because most timers start when they are created.
 #[test]
 fn abort_timeout_is_made_when_the_grace_period_expires() {
     let (spawner, registry) = inspected();
@@ -376,7 +376,7 @@ fn abort_timeout_is_made_when_the_grace_period_expires() {
     drop(spawner.take());
 }
 
-/// Starts a task in its destructor.
+/// A value whose destructor starts a task.
 struct StartOnDrop(Registry<Manual>);
 
 impl Drop for StartOnDrop {
@@ -424,7 +424,7 @@ fn drain_within_the_grace_period_aborts_nothing() {
     assert_eq!((summary.completed, summary.aborted), (1, 0));
 }
 
-/// S7. The registry must also drop the waker no later than the task.
+/// Checks invariant S7. The registry must also drop the waker before or together with the task.
 #[test]
 fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     let (spawner, registry) = inspected();
@@ -448,7 +448,7 @@ fn task_waker_may_call_the_registry_and_is_dropped_with_its_task() {
     assert_eq!(Arc::strong_count(&woken), 1, "the registry must keep no clone of the waker");
 }
 
-/// A waker whose destructor aborts every task.
+/// A waker whose destructor aborts all tasks.
 struct AbortOnDrop(Registry<Manual>);
 
 impl Wake for AbortOnDrop {
@@ -461,7 +461,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// S7: the abort would hang if the registry dropped a waker under the lock of the task's slot.
+/// Checks invariant S7: the abort would hang if the registry dropped a waker while it holds the lock of the task's slot.
 #[test]
 fn task_waker_destructor_may_call_the_registry() {
     let (spawner, registry) = inspected();

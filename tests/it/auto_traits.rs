@@ -1,4 +1,4 @@
-//! Auto traits are part of the API, so the tests assert both their presence and their absence.
+//! Checks which public types implement auto traits such as `Send`. A new or a missing auto trait is a change of the API.
 
 use background_tasks::{
     AbortError, AbortHandle, AbortReport, CompletionGuard, DynBlockingSpawner, DynLocalSpawner, DynSpawner, DynTimer, Guard,
@@ -11,8 +11,8 @@ use std::marker::PhantomPinned;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::rc::Rc;
 
-/// Provides `Probe::<T>::SEND` and the other constants. An inherent constant (`true`) exists only if `T` meets the bound. Otherwise the
-/// constant of the trait (`false`) applies.
+/// Provides `Probe::<T>::SEND` and the other constants. The inherent constant (`true`) exists only if `T` implements the auto trait.
+/// Otherwise the path names the constant of the helper trait (`false`).
 struct Probe<T: ?Sized>(std::marker::PhantomData<T>);
 
 macro_rules! probes {
@@ -46,10 +46,10 @@ fn types_without_user_types_have_all_auto_traits() {
         AbortError => ALL,
         AbortHandle => ALL,
         AbortReport => ALL,
-        // A builder owns observers, and observers need not be unwind safe.
+        // A builder owns observers, which need not be unwind safe.
         RegistryBuilder<()> => [true, true, true, false, false],
         RegistryState => ALL,
-        // A dynamic spawner may own any spawner, and spawners need not be unwind safe.
+        // A dynamic spawner owns another spawner, which need not be unwind safe.
         DynSpawner => [true, true, true, false, false],
         DynSpawner<()> => [true, true, true, false, false],
         DynLocalSpawner => [false, false, true, false, false],
@@ -58,7 +58,7 @@ fn types_without_user_types_have_all_auto_traits() {
         DynSpawner<DynBlockingSpawner, DynTimer> => [true, true, true, false, false],
         Guard => ALL,
         CompletionGuard => ALL,
-        // The payload of a panic is behind a mutex, so the error is `Sync`.
+        // The error contains the payload of a panic in a mutex, so the error is `Sync`.
         JoinError => ALL,
         Loss<'static> => ALL,
         TaskKind => ALL,
@@ -96,7 +96,7 @@ fn generic_types_inherit_auto_traits_of_user_types() {
         StartWhenReady<'static, (), PhantomPinned> => ALL,
         StartWhenReady<'static, (), (), JoinHandle<Rc<()>>> => ALL,
         StartWhenReady<'static, (), Rc<()>, JoinHandle<()>> => [false, false, true, true, true],
-        // The traits of the output alone decide, as with the handle of tokio: the future may be of any type.
+        // Only the traits of the output matter, not the traits of the future. This is the same as for tokio's handle.
         JoinHandle<()> => ALL,
         JoinHandle<Rc<()>> => [false, false, true, true, true],
         JoinHandle<Cell<()>> => ALL,

@@ -1,7 +1,8 @@
-//! Observers, inspection, aborts, limits and the shutdown policy work with `std` and without.
+//! Tests that observers, inspection, aborts, limits and the shutdown policy work with the feature `std` and without it.
 //!
-//! `cargo test --no-default-features --features critical-section --test it bare::` runs these tests without the feature `std`. The tests themselves
-//! always use `std`, but they call nothing that needs it in the library: they block no thread and catch no panic.
+//! `cargo test --no-default-features --features critical-section --test it bare::` runs these tests without the feature `std`. The tests
+//! themselves use the standard library, but call only functions of this crate that work without `std`. They block no thread and catch no
+//! panic.
 use crate::common::{Manual, counting_waker, inspected, poll, poll_once};
 use allocation_counter::measure;
 use background_tasks::{
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 type Name = Option<&'static str>;
 
-/// One call of an observer.
+/// A call to an observer.
 #[derive(Debug, Clone, PartialEq)]
 enum Event {
     Failed(Name, String),
@@ -30,7 +31,7 @@ enum Event {
     Drained(Summary),
 }
 
-/// An observer that records all events. Its clones share one list.
+/// An observer that records all events. All clones of the observer share one list.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<Event>>>);
 
@@ -39,13 +40,13 @@ impl Recorder {
         self.0.lock().unwrap().push(event);
     }
 
-    /// Removes and returns the events since the last call.
+    /// Removes and returns the events that were recorded since the last call of this method.
     fn take(&self) -> Vec<Event> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
-/// Returns the name of a task, after it has checked that the call site is in this file.
+/// Checks that the call site of a task is in this file, and returns the name of the task.
 fn name(task: &TaskInfo) -> Name {
     assert_eq!(task.location().file(), file!());
     task.name()
@@ -79,7 +80,7 @@ fn failure() -> Ready<Result<(), &'static str>> {
     ready(Err(FAILURE))
 }
 
-/// S8
+/// Checks invariant S8 of `docs/invariants.md`.
 #[test]
 fn observer_is_notified_of_each_loss_and_of_the_shutdown() {
     let (manual, recorder) = (Manual::default(), Recorder::default());
@@ -116,7 +117,7 @@ fn observer_is_notified_of_each_loss_and_of_the_shutdown() {
     assert_eq!(recorder.take(), expected);
 }
 
-/// An observer without inspection receives names and call sites, but no IDs and kinds.
+/// Without inspection, an observer receives names and call sites, but no IDs and no kinds.
 #[test]
 fn loss_without_inspection_has_a_name_and_a_call_site_only() {
     #[derive(Clone, Default)]
@@ -138,7 +139,7 @@ fn loss_without_inspection_has_a_name_and_a_call_site_only() {
     assert_eq!((task.id(), task.kind(), task.age()), (None, None, None));
 }
 
-/// S8: an observer that reads the counts of its registry finds the reported task in flight.
+/// Checks invariant S8: while an observer receives a loss, the lost task still counts as in flight.
 #[test]
 fn loss_is_reported_before_the_count_is_released() {
     #[derive(Clone, Default)]
@@ -223,7 +224,7 @@ fn task_builder_overrides_the_call_site() {
     assert_eq!(registry.tasks()[0].location().line(), line);
 }
 
-/// L3, S9
+/// Checks the invariants L3 and S9 of `docs/invariants.md`.
 #[test]
 fn abort_task_wakes_and_ends_only_the_task_with_that_id() {
     let (manual, registry) = inspected();
@@ -298,7 +299,7 @@ fn expired_grace_period_aborts_the_tasks() {
     assert_eq!(summary.aborted, 1);
 }
 
-/// S10, L4
+/// Checks the invariants S10 and L4 of `docs/invariants.md`.
 #[test]
 fn full_registry_rejects_and_passes_a_released_permit_to_the_first_waiter() {
     let (manual, recorder) = (Manual::default(), Recorder::default());
@@ -347,7 +348,7 @@ fn dropped_waiter_passes_its_permit_to_the_next_waiter() {
     assert_eq!((registry.in_flight(), registry.summary().rejected), (1, 0));
 }
 
-/// S3, S10, L4, on one shard too.
+/// Checks the invariants S3, S10 and L4, also for a registry with only one shard.
 #[test]
 fn request_without_a_permit_starts_its_follow_up_in_a_full_registry_that_drains() {
     let manual = Manual::default();
@@ -391,7 +392,7 @@ fn critical_failure_starts_the_shutdown_and_is_its_cause() {
     assert_eq!(wake_count.get(), 1);
     let cause = registry.shutdown_cause().unwrap();
     assert_eq!((cause.name(), cause.location().line()), (Some("lease"), line));
-    // The failed task is in flight when the shutdown starts, and so is the guard.
+    // When the shutdown starts, the failed task and the guard are still in flight.
     assert_eq!(recorder.take(), [Event::Failed(Some("lease"), FAILURE.into()), Event::ShutdownStarted(2)]);
 
     registry.named("second").critical().run(failure());
@@ -419,7 +420,7 @@ fn shutdown_on_failure_applies_to_every_task_but_a_call_leaves_no_cause() {
     assert_eq!((registry.summary().failed, registry.shutdown_cause()), (1, None));
 }
 
-/// A static registry has no builder: critical tasks work, and everything else is off.
+/// A static registry has no builder. Critical tasks work, but a static registry has no inspection, no observers and no limit.
 #[test]
 fn static_registry_supports_critical_tasks_but_no_inspection_and_no_limit() {
     static STATE: RegistryState = RegistryState::new();
@@ -436,11 +437,12 @@ fn static_registry_supports_critical_tasks_but_no_inspection_and_no_limit() {
     assert_eq!(registry.shutdown_cause().unwrap().name(), Some("lease"));
 }
 
-/// A state returns to a pool when its registry has drained. The next registry must not see settings and counts of the earlier one.
+/// When a registry has drained, a pool receives its state for reuse. A new registry must not have the settings and counts of the earlier
+/// registry.
 #[test]
 fn registry_with_a_reused_state_starts_from_zero() {
     let manual = Manual::default();
-    // The pool may hold states of other tests. Repetition makes it certain that a state of this test is reused.
+    // The pool may also contain states of other tests. With 20 repetitions, at least one state of this test is reused.
     for _ in 0..20 {
         let recorder = Recorder::default();
         let builder = Registry::builder(manual.clone()).observer(recorder.clone());
@@ -476,7 +478,8 @@ fn registry_with_a_reused_state_starts_from_zero() {
     }
 }
 
-/// A state is never freed. If states did not return to the pool, each registry would allocate one.
+/// The memory of a state is never freed. If drained registries did not put their states into the pool, each new registry would allocate a
+/// state.
 #[test]
 fn drained_registry_returns_its_state_to_the_pool() {
     const ROUNDS: i64 = if cfg!(miri) { 1000 } else { 10_000 };
@@ -487,11 +490,11 @@ fn drained_registry_returns_its_state_to_the_pool() {
         drop((registry, guard));
     };
     let allocations = measure(|| (0..ROUNDS).for_each(|_| use_registry())).count_current;
-    // Other tests may take states out of the pool meanwhile, so a few new states are fine.
+    // Other tests may take states out of the pool at the same time, so a few new states are allowed.
     assert!(allocations < ROUNDS, "{ROUNDS} registries leave {allocations} allocations");
 }
 
-/// S5, S8, S10
+/// Checks the invariants S5, S8 and S10 of `docs/invariants.md`.
 #[test]
 fn counts_events_and_limit_are_exact_on_many_threads() {
     const THREADS: usize = 4;
@@ -530,7 +533,8 @@ fn counts_events_and_limit_are_exact_on_many_threads() {
 
     let events = recorder.take();
     assert_eq!(events.iter().filter(|event| **event == Event::Abandoned(None)).count(), abandoned);
-    // A rejection is not reported while its thread reports another rejection. Without `std` all threads count as one for this rule.
+    // While a thread reports a rejection, the registry does not report other rejections of this thread. Without `std`, the registry
+    // cannot distinguish threads, so this rule applies to all threads together.
     let reported = events.iter().filter(|event| **event == Event::Rejected(None, RejectReason::Full)).count();
     assert!(if cfg!(feature = "std") { reported == rejected } else { reported <= rejected }, "{reported} of {rejected}");
     assert_eq!(events[events.len() - 2..], [Event::ShutdownStarted(0), Event::Drained(summary)]);

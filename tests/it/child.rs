@@ -1,13 +1,13 @@
-//! Child registries: their own drain, and what their parents do with them.
+//! Tests child registries: their own drain, and how the parent shuts down, drains, counts and lists them.
 
 use crate::common::{Counts, Fake, HANG, Manual, counting_waker, counts, inspected, poll, poll_once, waker_fn};
-use background_tasks::{AbortError, Loss, Observer, Registry, RejectReason, Restart, Spawner, TaskInfo, TaskKind};
+use background_tasks::{AbortError, Loss, Observer, Registry, RegistryBuilder, RejectReason, Restart, Spawner, TaskInfo, TaskKind};
 use futures_lite::future::block_on;
 use std::future::{pending, ready};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-/// Stores the name of each lost task, and the other events.
+/// An observer that stores the name of each lost task, and all other events.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<String>>>);
 
@@ -148,6 +148,22 @@ fn child_made_while_its_parent_drains_is_open() {
 }
 
 #[test]
+fn critical_loss_closes_a_child_that_was_made_while_its_parent_drains() {
+    for configure in [|builder: RegistryBuilder<Manual>| builder, RegistryBuilder::shutdown_on_failure] {
+        let spawner = Manual::default();
+        let registry = configure(Registry::builder(spawner.clone())).build();
+        let guard = registry.guard().unwrap();
+        let shutdown = registry.shutdown();
+        let child = registry.child();
+        child.critical().run(ready(Err::<(), _>("intentional failure")));
+        spawner.poll_all();
+        assert!(child.is_drained());
+        drop(guard);
+        assert_eq!(counts(shutdown.wait_timeout(HANG).unwrap()), [1, 1, 0, 0, 0, 0]);
+    }
+}
+
+#[test]
 fn child_of_a_drained_registry_is_drained() {
     let events = Events::default();
     let registry = Registry::builder(()).observer(events.clone()).build();
@@ -284,7 +300,8 @@ fn each_loss_of_a_critical_task_shuts_the_child_down() {
     assert_eq!(counts(registry.summary()), [1, 0, 0, 1, 1, 1]);
 }
 
-/// S7: the waker of a waiter may use the handle, although the end of the handle's task releases the permit.
+/// Checks invariant S7: the end of a task with a handle releases a permit and wakes a waiter. The waker of this waiter may use the
+/// handle.
 #[test]
 fn end_of_a_task_with_a_handle_releases_the_permit_of_an_ancestor() {
     let registry = limited(Manual::default());
@@ -341,7 +358,7 @@ fn shutdown_on_failure_concerns_the_root() {
     assert_eq!(registry.shutdown_cause().unwrap().location().line(), line);
 }
 
-/// The shutdown and the drain of a chain of registries use a loop, so their stack does not grow with the depth of the chain.
+/// The shutdown and the drain of nested registries use a loop instead of recursion, so deep nesting does not need more stack.
 #[test]
 fn deep_chain_drains_without_recursion() {
     let registry = Registry::new(());
@@ -358,7 +375,7 @@ fn deep_chain_drains_without_recursion() {
     assert!(chain.iter().all(Registry::is_drained));
 }
 
-/// At most two tasks in flight, in the registry and all its descendants.
+/// Returns a registry that allows at most two tasks in flight. The limit also counts the tasks of all descendants.
 fn limited<S>(spawner: S) -> Registry<S> {
     Registry::builder(spawner).max_in_flight(2).build()
 }
@@ -404,7 +421,7 @@ fn child_with_limit_zero_panics() {
     drop(Registry::new(()).child_with_limit(0));
 }
 
-/// S10: the waiters of a registry and of its children are in one queue.
+/// Checks invariant S10: the waiters of a registry and of its children wait in the same queue.
 #[test]
 fn waiters_of_relatives_take_turns() {
     let registry = limited(Manual::default());
@@ -427,7 +444,7 @@ fn waiters_of_relatives_take_turns() {
     assert_eq!(counts(registry.shutdown().wait_timeout(HANG).unwrap()), [4, 0, 0, 0, 0, 1]);
 }
 
-/// L4: the shutdown of a child wakes and rejects its own waiters, and no others.
+/// Checks invariant L4: the shutdown of a child wakes and rejects only the waiters of this child.
 #[test]
 fn shutdown_of_a_child_removes_only_its_waiters() {
     let registry = limited(Manual::default());
@@ -439,7 +456,8 @@ fn shutdown_of_a_child_removes_only_its_waiters() {
     let (wake_count, waker) = counting_waker();
     assert!(waiters.iter_mut().chain([&mut follow_up]).all(|waiter| poll(waiter, &waker).is_pending()));
     child.start_shutdown();
-    // Another waiter that the shutdown removed would enter the queue again at its next poll, but until then could be overtaken (S10).
+    // If the shutdown removed another waiter, this waiter would enter the queue again at its next poll. Until then, other waiters could
+    // overtake it, which violates invariant S10.
     assert_eq!(wake_count.get(), 1, "only the waiter of the child is woken");
     let [rejected, sibling_waits, parent_waits] = &mut waiters;
     let Poll::Ready(Err(rejected)) = poll_once(rejected) else { panic!("the waiter of the child must be rejected") };

@@ -21,7 +21,7 @@ fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().build().unwrap()
 }
 
-/// `TokioSpawner` for use outside a runtime: enters the runtime before each spawn.
+/// A spawner that enters the tokio runtime before each call to `TokioSpawner`, so that it works outside the runtime.
 struct EnteringSpawner(Handle);
 
 impl Spawner for EnteringSpawner {
@@ -38,7 +38,7 @@ impl BlockingSpawner for EnteringSpawner {
     }
 }
 
-/// Drives an executor on a thread. The destructor drops the stop handle, then joins the thread.
+/// Runs an executor on a thread. The destructor drops the stop handle and then joins the thread.
 struct Driver<T>(Option<(T, thread::JoinHandle<()>)>);
 
 impl<T> Driver<T> {
@@ -132,7 +132,7 @@ fn local_executor_conforms() {
     });
 }
 
-/// Uses `conformance::spawner`, not `conformance::executor`, because a static executor is never dropped.
+/// This test uses `conformance::spawner`. It cannot use `conformance::executor`, because a static executor is never dropped.
 #[test]
 fn static_executor_conforms() {
     static EXECUTOR: StaticExecutor = StaticExecutor::new();
@@ -155,7 +155,8 @@ fn threads_spawner_conforms() {
     });
 }
 
-/// Uses `conformance::spawner`, not `conformance::executor`, because a dropped `ThreadPool` keeps each task whose waker is still alive.
+/// This test uses `conformance::spawner`. It cannot use `conformance::executor`, because a dropped `ThreadPool` keeps each task that
+/// still has a waker.
 #[test]
 fn futures_thread_pool_conforms() {
     conformance::spawner(|| FuturesSpawner(ThreadPool::builder().pool_size(2).create().unwrap()));
@@ -253,7 +254,7 @@ fn tokio_timers_conform() {
     });
 }
 
-/// Uses the timer of a handle outside the runtime, which another thread drives.
+/// Uses the timer of a runtime handle on a thread outside the runtime. Another thread runs the runtime.
 #[test]
 fn timer_of_tokio_handle_conforms_outside_the_runtime() {
     conformance::timer(|| {

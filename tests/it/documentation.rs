@@ -1,4 +1,5 @@
-//! The tables of features and runtimes in the documentation match the manifests and the sources. The guide lists all its pages.
+//! Checks that the tables of features and runtimes in the documentation agree with the manifests and the sources, and that the guide
+//! lists all its pages.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,7 @@ use std::process::Command;
 use std::{env, fs};
 use syn::{Item, Type};
 
-/// The packages that implement spawners: name, library file, and folder of the spawners.
+/// The packages that implement spawners. Each entry has the name, the library file, and the folder of the spawners.
 const PACKAGES: [(&str, &str, &str); 2] =
     [("background-tasks", "src/lib.rs", "src/adapters"), ("background-tasks-runtimes", "runtimes/src/lib.rs", "runtimes/src")];
 
@@ -32,7 +33,7 @@ fn features(package: &Value) -> BTreeMap<String, Vec<String>> {
     serde_json::from_value(package["features"].clone()).unwrap()
 }
 
-/// Returns the rows of the table under a heading, without the header of the table.
+/// Returns the rows of the table that follows a heading, without the header row.
 fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     let section = text.split_once(heading).expect(heading).1.lines().skip(1);
     let lines = section.map(|line| line.trim_start_matches("//!").trim()).take_while(|line| !line.starts_with('#'));
@@ -40,12 +41,12 @@ fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     rows.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
 }
 
-/// Returns the texts between backticks.
+/// Returns the strings between backticks.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// Maps each type that a file in the folder implements a spawner trait for to the spawner traits of that type.
+/// Finds the types that implement a spawner trait in the files of a folder. Returns the spawner traits of each type.
 fn implemented_traits(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut traits_of = BTreeMap::<String, BTreeSet<String>>::new();
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
@@ -79,8 +80,8 @@ fn feature_table_of_each_crate_lists_every_feature() {
     }
 }
 
-/// A row has the cells | runtime | feature | version | spawner | tasks | local tasks | blocking work | timer | … |. An empty feature cell means the
-/// feature of the row above.
+/// A row of this table has the cells | runtime | feature | version | spawner | tasks | local tasks | blocking work | timer | … |. If the
+/// cell `feature` is empty, the feature of the row above applies.
 #[test]
 fn runtime_table_matches_manifests_and_sources() {
     let packages = PACKAGES.map(|(name, .., folder)| (package(name), implemented_traits(folder)));
@@ -125,7 +126,8 @@ fn runtime_table_of_the_companion_is_part_of_the_main_table() {
     assert!(!companion.is_empty() && main.windows(companion.len()).any(|part| part == companion));
 }
 
-/// rustdoc resolves the links between pages to modules. Readers of the repository need a definition of each link in its file.
+/// rustdoc resolves the links between pages as links to modules. For readers of the repository, each page needs a definition of each of
+/// its links.
 #[test]
 fn guide_lists_its_pages_and_defines_their_links() {
     let guide = read("src/guide.rs");

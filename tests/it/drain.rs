@@ -1,5 +1,5 @@
-//! S3, S4, L2: a drain waits for all tasks and is final, and every waiter of a drain is woken. `wait_idle` resolves only if nothing was in
-//! flight at one moment.
+//! Checks the invariants S3, S4 and L2. A drain waits for all tasks and is final, and wakes all futures that wait for it. `wait_idle`
+//! resolves only if there was a moment without a task in flight.
 use crate::common::{HANG, Manual, Owns, PanicDrop, poll, poll_once, waker_fn};
 use background_tasks::{Registry, RegistryState, Spawner};
 use futures_lite::future::{block_on, yield_now};
@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 fn drain_waits_for_tasks_started_while_draining<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
-    /// Returns a task that waits for the shutdown signal, then starts two children, `depth` levels deep.
+    /// Returns a task that waits for the shutdown signal, and then starts two tasks. Each of these tasks does the same, up to `depth`
+    /// levels.
     fn task_tree<S: Spawner + Clone + Send + Sync + 'static>(registry: Registry<S>, depth: u32) -> crate::common::BoxFuture {
         Box::pin(async move {
             registry.signal().await;
@@ -148,7 +149,7 @@ fn drain_wakers_may_call_the_registry_or_panic() {
     let handle = registry.clone();
     let dropped_by_waker = Mutex::new(Some(poll_shutdown_with(waker_fn(|| {}))));
     let calling = poll_shutdown_with(waker_fn(move || {
-        // Each of these calls would hang if the event's lock were held.
+        // Each of these calls would hang if the registry held the lock of the event during the wake-up.
         assert!(poll_once(&mut handle.shutdown()).is_ready());
         drop(dropped_by_waker.lock().unwrap().take());
         assert!(poll_once(&mut handle.wait_idle()).is_ready());
@@ -182,7 +183,7 @@ fn expired_deadline_returns_stragglers_and_a_summary() {
 fn expired_deadline_rechecks_once() {
     let registry = Registry::new(());
     let guard = Mutex::new(registry.guard().ok());
-    // The poll of the deadline drops the last guard, so the drain ends while the deadline expires.
+    // The poll of the deadline drops the last guard, so the drain ends in the same poll in which the deadline expires.
     let deadline = std::future::poll_fn(|_| {
         drop(guard.lock().unwrap().take());
         Poll::Ready(())
@@ -230,7 +231,8 @@ fn last_leave_races_enter() {
 #[test]
 fn task_enters_another_shard_when_its_own_has_drained() {
     let registry = Registry::new(());
-    // The guard keeps only this thread's shard open. If there are several shards, the shards of most other threads have drained.
+    // The guard keeps only the shard of this thread open. A shard is one part of the registry's state. If there are several shards, the
+    // shards of most other threads have drained.
     let guard = registry.guard().unwrap();
     registry.start_shutdown();
     for _ in 0..8 {
@@ -273,7 +275,7 @@ fn wait_idle_stays_pending_while_guards_overlap() {
     let worker = thread::spawn({
         let registry = registry.clone();
         move || {
-            // Takes each guard before it drops the previous guard, so one task is in flight at every moment.
+            // Creates each guard before it drops the previous guard, so there is always a guard in flight.
             let mut held = guards.recv().unwrap();
             for _ in 0..if cfg!(miri) { 100 } else { 100_000 } {
                 held = registry.guard().unwrap();
@@ -297,7 +299,7 @@ fn shutdown_future_outlives_the_registry_and_its_spawner() {
     drop(registry);
     assert!(poll_once(&mut shutdown).is_pending());
     drop(guard);
-    // The pool must not give the registry's state to another registry while the shutdown future can read it.
+    // The pool must not reuse the state of this registry while the shutdown future can still read the state.
     let others: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
     assert_eq!(block_on(shutdown).completed, 1);
     drop(others);

@@ -1,4 +1,5 @@
-//! S9: an inspected registry lists the tasks in flight and names the stragglers of a drain.
+//! Checks invariant S9: an inspected registry lists the tasks in flight, and names the unfinished tasks when the time limit of a drain
+//! expires.
 use crate::common::{HANG, Manual, inspected};
 use background_tasks::{Registry, Spawner, TaskId, TaskInfo, TaskKind};
 use std::collections::HashSet;
@@ -103,7 +104,7 @@ fn task_ids_are_unique_and_parse_from_their_text() {
 #[test]
 fn task_ids_are_unique_across_threads() {
     let registry = Registry::builder(()).inspect().build();
-    // Each new thread uses another shard, as long as there is another one.
+    // Each new thread uses another shard of the registry, until all shards are in use.
     let start_on_new_thread = |_| {
         let registry = registry.clone();
         thread::spawn(move || registry.guard().unwrap()).join().unwrap()
@@ -118,7 +119,7 @@ fn reused_slots_are_not_shared_and_show_their_own_tasks() {
     let registry = Registry::builder(()).inspect().build();
     let mut started = Vec::new();
     for name in ["one", "two", "three"].into_iter().cycle().take(if cfg!(miri) { 3 } else { 30 }) {
-        // Ends every second task, so that the next tasks reuse slots between slots that stay in use.
+        // Ends every second task, so that the next tasks reuse the free slots between the used slots.
         let mut ends = false;
         started.retain(|_| {
             ends = !ends;
@@ -168,13 +169,13 @@ fn stragglers_are_grouped_by_name_and_call_site() {
     assert_eq!(heading, format!("4 background tasks still in flight ({summary})"));
     let file = file!();
     let mut groups: Vec<_> = groups.split("; ").collect();
-    groups.sort_unstable(); // The coarse clock may give all tasks the same start time.
+    groups.sort_unstable(); // With the coarse clock, all tasks may have the same start time.
     let expected = [format!("1 × guard at {file}:{held}:27, for AGE"), format!("3 × mail at {file}:{mail}:42, the oldest for AGE")];
     assert_eq!(groups, expected);
     assert_eq!(format!("{stragglers:#}").lines().count(), 3);
 }
 
-/// Replaces each age in the text by `AGE`.
+/// Replaces each age in the string with `AGE`.
 fn mask_ages(text: &str) -> String {
     let is_age = |word: &str| word.trim_end_matches([';', ',']).ends_with('s') && word.starts_with(|c: char| c.is_ascii_digit());
     let mask = |word: &str| if is_age(word) { word.replace(word.trim_end_matches([';', ',']), "AGE") } else { word.to_owned() };

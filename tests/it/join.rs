@@ -1,4 +1,4 @@
-//! S11, and S2, S8, S9 and L3 for tasks that have a handle.
+//! Checks invariant S11, and the invariants S2, S8, S9 and L3 for tasks that have a handle.
 use crate::common::{
     HANG, Manual, Owns, PanicDrop, SlowDrop, counting_waker, counts, inspected, panic_quietly, panic_waker, poll, poll_once,
     waker_fn,
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::thread;
 
-/// Returns the loss that the handle of a task resolves to.
+/// Waits for the handle of a lost task, and returns the reported loss.
 fn loss<T>(handle: JoinHandle<T>) -> String {
     match block_on(handle) {
         Ok(_) => "no loss".into(),
@@ -80,7 +80,7 @@ fn error_output_counts_as_completed<S: Spawner>(registry: &Registry<S>) {
     assert_eq!(counts(registry.summary()), [1, 0, 0, 0, 0, 0]);
 }
 
-/// Returns a task that never finishes and has been polled. The value is dropped with the task.
+/// Starts a task that never finishes, and returns its handle after the first poll of the task. The task owns the value.
 fn waiting_task<S: Spawner, T: Send + 'static>(registry: &Registry<S>, value: T) -> JoinHandle<()> {
     let (polled, is_polled) = channel();
     let handle = registry.spawn(async move {
@@ -119,7 +119,7 @@ fn dropped_handle_detaches_the_task<S: Spawner>(registry: &Registry<S>) {
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 1);
 }
 
-/// Returns a future that finishes when the sender sends or is dropped.
+/// Returns a future that finishes when the sender sends a message or is dropped.
 fn futures_channel() -> (tokio::sync::oneshot::Sender<()>, impl Future<Output = ()> + Send) {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     (sender, async move { receiver.await.unwrap() })
@@ -160,7 +160,7 @@ on_every_runtime!(
     rejected_task_has_a_handle_with_the_reason,
 );
 
-/// The same abort, in a registry that lists the task.
+/// Runs the same test with an inspected registry, which lists the task.
 mod inspected_registry {
     use super::{abort_ends_a_waiting_task, abort_handle_ends_a_waiting_task};
 
@@ -238,7 +238,7 @@ fn queued_closures() -> (Receiver<BoxWork>, Registry<DynBlockingSpawner>) {
     (closures, Registry::new(DynBlockingSpawner::from_fn(move |work| queue.send(work).unwrap())))
 }
 
-/// L3
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn closure_that_its_handle_aborts_before_it_starts_never_runs() {
     let (closures, registry) = queued_closures();
@@ -314,7 +314,7 @@ fn abort_after_the_end_has_no_effect() {
         manual.poll_all();
         handle.abort();
         assert_eq!(block_on(handle).unwrap(), 7);
-        // The slot of the first task may serve the second task (S9).
+        // The second task may reuse the slot of the first task (invariant S9).
         let next = registry.spawn(async { 8 });
         assert_eq!(aborter.id().is_some(), next.id().is_some());
         aborter.abort();
@@ -329,7 +329,8 @@ fn abandoned_task_is_an_error() {
         let handle = registry.spawn(pending::<()>());
         let aborted = registry.spawn(pending::<()>());
         manual.poll_all();
-        // As with the abort of a registry: the owner of the future ended it.
+        // The executor drops this task before the abort ends the task, so the task counts as abandoned. The same applies to an abort of
+        // the registry.
         aborted.abort();
         manual.0.lock().unwrap().clear();
         assert_eq!((loss(handle), loss(aborted)), ("was abandoned".into(), "was abandoned".into()));
@@ -337,7 +338,8 @@ fn abandoned_task_is_an_error() {
     }
 }
 
-/// The abort of a handle is the abort of the registry: the list shows it, and each ends the task that the other aborts.
+/// An abort by the handle and an abort by the registry have the same effect: the task list shows the first, and the handle returns the
+/// second.
 #[test]
 fn handle_and_registry_abort_an_inspected_task_alike() {
     let (manual, registry) = inspected();
@@ -360,7 +362,7 @@ fn handle_and_registry_abort_an_inspected_task_alike() {
     assert_eq!(registry.summary().aborted, 2);
 }
 
-/// L3
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn task_spawned_after_or_abort_is_never_polled() {
     let (manual, registry) = inspected();
@@ -416,7 +418,7 @@ fn rejected_critical_task_with_a_handle_starts_the_shutdown() {
     drop(guard);
 }
 
-/// S8
+/// Checks invariant S8 of `docs/invariants.md`.
 #[test]
 fn loss_is_reported_before_the_handle_resolves() {
     #[derive(Clone, Default)]
@@ -454,7 +456,7 @@ fn handle_wakes_its_latest_waker() {
     assert!(poll_once(&mut handle).is_ready());
 }
 
-/// L3
+/// Checks invariant L3 of `docs/invariants.md`.
 #[test]
 fn abort_wakes_the_latest_waker_of_the_task() {
     for (manual, registry) in [manual(), inspected()] {
@@ -469,7 +471,7 @@ fn abort_wakes_the_latest_waker_of_the_task() {
     }
 }
 
-/// S6
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn panics_of_wakers_do_not_leave_the_registry() {
     for (manual, registry) in [manual(), inspected()] {
@@ -482,7 +484,7 @@ fn panics_of_wakers_do_not_leave_the_registry() {
     }
 }
 
-/// S2
+/// Checks invariant S2 of `docs/invariants.md`.
 #[test]
 fn waker_of_the_task_is_dropped_before_release() {
     for (manual, registry) in [manual(), inspected()] {
@@ -499,7 +501,7 @@ fn waker_of_the_task_is_dropped_before_release() {
     }
 }
 
-/// S7
+/// Checks invariant S7 of `docs/invariants.md`.
 #[test]
 fn waker_of_the_handle_may_drop_the_handle() {
     let (manual, registry) = manual();
@@ -554,7 +556,7 @@ fn poll_after_the_end_panics() {
 
 #[test]
 fn join_error_converts_to_dynamic_errors() {
-    /// The bounds of the conversions of `anyhow` and `eyre`.
+    /// The conversions of `anyhow` and `eyre` have the same trait bounds.
     fn convert<E: Error + Send + Sync + 'static>(error: E) -> Box<dyn Error + Send + Sync> {
         error.into()
     }

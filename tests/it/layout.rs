@@ -1,6 +1,7 @@
-//! Checks the layers of `src`: no circle of files, no import from a higher layer, no stray `cfg`, no stray memory ordering.
+//! Checks the module structure of `src`. Imports must not form a cycle or use a higher layer. Only certain modules may use `cfg` and
+//! memory orderings.
 //!
-//! The checks read tokens rather than syntax trees, so they also cover the bodies of macros. Test modules are exempt.
+//! The checks read tokens, not syntax trees, so they also cover the bodies of macros. They ignore test modules.
 
 mod sources;
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::LazyLock;
 
-/// The layers, top to bottom. A file may import from its own layer and from lower layers.
+/// The layers, from top to bottom. A file may import from its own layer and from lower layers.
 const LAYERS: [&[&str]; 10] = [
     &["lib", "guide"],
     &["adapters", "conformance"],
@@ -27,12 +28,12 @@ const PUBLIC_API_ONLY: [&str; 2] = ["adapters", "conformance"];
 const MAY_TEST_FOR_STD: [&str; 4] = ["lib", "platform", "adapters", "conformance"];
 const MAY_NAME_ORDERINGS: [&str; 4] = ["state", "sync", "platform", "conformance"];
 
-/// The maximum number of `#[cfg(…)]` attributes in all modules outside `MAY_TEST_FOR_STD`.
+/// The maximum number of `#[cfg(…)]` attributes in all modules that are not in `MAY_TEST_FOR_STD`.
 const MAX_CFG_ATTRIBUTES: usize = 12;
 
-/// Lines of code (neither blank nor comment) of the core must stay below this number.
+/// The core must have fewer lines of code than this number. Blank lines and comments do not count.
 const MAX_LINES_OF_CODE: usize = 4850;
-/// Modules that are not the core, and the platform that only models compile.
+/// The modules whose lines do not count: the modules outside the core, and the platform that only models compile.
 const NOT_COUNTED: [&str; 4] = ["adapters", "conformance", "guide", "platform/model.rs"];
 
 static SRC: LazyLock<Sources> = LazyLock::new(|| Sources::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
@@ -70,7 +71,7 @@ fn core_stays_small() {
     assert!(count < MAX_LINES_OF_CODE, "the core has {count} lines of code, which must stay below {MAX_LINES_OF_CODE}");
 }
 
-/// Counts a folder's lines of code. Test modules are not counted.
+/// Returns the number of lines of code in a folder, without test modules.
 fn lines_of_code(folder: &Path) -> usize {
     let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let counted = paths.filter(|path| {
@@ -92,14 +93,14 @@ fn assert_none(found: &[String]) {
     assert!(found.is_empty(), "the layout of src is broken ({}):\n{}", found.len(), found.join("\n"));
 }
 
-/// Returns the shortest circle of files, if there is one.
+/// Returns the shortest import cycle between files, if there is a cycle.
 fn circles(sources: &Sources) -> Vec<String> {
     let mut edges: BTreeMap<&str, BTreeMap<&str, &Mention>> = BTreeMap::new();
     for (source, mention, path, definitions) in sources.uses() {
         let is_glob = path.last().is_some_and(|name| name == "*");
-        // A platform file that defines an item does not use the variants of the other platforms.
+        // If a platform file defines an item, a mention of this item does not use the files of the other platforms.
         let is_own = !is_glob && definitions.iter().any(|definition| definition.file == source.file);
-        // A module that re-exports its own children does not use them.
+        // If a module re-exports its own child modules, this does not count as a use of the children.
         let exports_child = !mention.visibility.is_empty() && path.starts_with(&source.module);
         for definition in definitions.iter().filter(|definition| !is_own && !exports_child && definition.file != source.file) {
             edges.entry(&source.file).or_default().entry(&definition.file).or_insert(mention);
@@ -118,7 +119,7 @@ fn circles(sources: &Sources) -> Vec<String> {
     message.into_iter().collect()
 }
 
-/// Returns the shortest way from a file back to itself, found breadth first.
+/// Returns the shortest import cycle that contains the file `start`. Uses a breadth-first search.
 fn circle_through<'a>(start: &'a str, edges: &BTreeMap<&'a str, BTreeMap<&'a str, &Mention>>) -> Option<Vec<&'a str>> {
     let (mut ways, mut seen) = (VecDeque::from([vec![start]]), BTreeSet::new());
     while let Some(way) = ways.pop_front() {
@@ -135,7 +136,7 @@ fn circle_through<'a>(start: &'a str, edges: &BTreeMap<&'a str, BTreeMap<&'a str
     None
 }
 
-/// Returns imports that go up a layer, go through the crate root, or bypass the public API.
+/// Returns the imports that use a higher layer, use the crate root, or bypass the public API.
 fn wrong_imports(sources: &Sources) -> Vec<String> {
     let layer = |top: &str| LAYERS.iter().position(|layer| layer.contains(&top));
     let without_layer = sources.0.values().filter(|source| layer(source.top()).is_none()).map(|source| {
@@ -188,7 +189,7 @@ fn stray_orderings(sources: &Sources) -> Vec<String> {
     stray.map(|(source, mention)| message(source.at(mention.line), mention.path.join("::"))).collect()
 }
 
-/// A small tree that passes all checks; the tests below break it.
+/// A small source tree that passes all checks. Each test below adds an error to this tree.
 const SOUND: [(&str, &str); 18] = [
     ("lib.rs", "mod adapters; pub use adapters::*; pub use registry::Registry; pub use report::*;"),
     ("adapters.rs", "#[cfg(feature = \"tokio\")] mod tokio; pub use self::tokio::TokioSpawner;"),
@@ -216,7 +217,7 @@ const SOUND: [(&str, &str); 18] = [
 
 type Check = fn(&Sources) -> Vec<String>;
 
-/// Asserts that a check finds exactly the line that is added to a file of the sound tree.
+/// Adds a line to a file of the tree `SOUND`. Asserts that the check reports this line and no other line.
 #[track_caller]
 fn assert_fails(check: Check, file: &str, line: &str, expected: &str) {
     let add = |(name, text): (&str, &str)| (name.into(), if name == file { format!("{text}\n{line}") } else { text.into() });

@@ -1,4 +1,5 @@
-//! S10, L4: a limited registry never exceeds its limit, serves waiters in order, and wakes a waiter for each released permit.
+//! Checks the invariants S10 and L4. A registry with a limit never exceeds this limit, gives permits to waiters in order, and wakes a
+//! waiter for each released permit.
 use crate::common::{HANG, Manual, WakeCounter, counting_waker, panic_quietly, panic_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, RejectReason, Spawner, StartWhenReady};
 use std::future::pending;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
 use std::thread;
 
-/// Returns a registry that accepts at most `limit` tasks, and the spawner that drives them.
+/// Returns a registry that accepts at most `limit` tasks, and the spawner that polls these tasks.
 fn limited(limit: usize) -> (Manual, Registry<Manual>) {
     let spawner = Manual::default();
     (spawner.clone(), Registry::builder(spawner).max_in_flight(limit).build())
@@ -16,7 +17,7 @@ fn limited(limit: usize) -> (Manual, Registry<Manual>) {
 
 type Waiting<'a> = StartWhenReady<'a, Manual, std::future::Pending<()>>;
 
-/// Returns a future that waits for a permit, and the count of its wake-ups.
+/// Returns a future that waits for a permit, and a counter of its wake-ups.
 fn queued(registry: &Registry<Manual>) -> (Waiting<'_>, Arc<WakeCounter>) {
     let mut waiting = registry.run_when_ready(pending());
     let (wake_count, waker) = counting_waker();
@@ -169,7 +170,7 @@ fn draining_registry_accepts_work_that_need_not_wait() {
     assert_eq!(shutdown.wait().abandoned, 2);
 }
 
-/// Returns a follow-up that waits for a permit, and the count of its wake-ups.
+/// Returns a follow-up task that waits for a permit, and a counter of its wake-ups.
 fn queued_follow_up(registry: &Registry<Manual>) -> (Waiting<'_>, Arc<WakeCounter>) {
     let mut waiting = registry.follow_up().run_when_ready(pending());
     let (wake_count, waker) = counting_waker();
@@ -282,7 +283,7 @@ fn work_without_a_permit_enters_a_full_registry() {
     assert_eq!((summary.completed, summary.abandoned, summary.rejected), (1, 5, 2));
 }
 
-/// S3, S4
+/// Checks the invariants S3 and S4 of `docs/invariants.md`.
 #[test]
 fn work_without_a_permit_keeps_a_limited_registry_from_draining() {
     let (spawner, registry) = limited(1);
@@ -321,7 +322,7 @@ fn work_without_a_permit_is_waited_for_and_its_losses_count() {
     }
 }
 
-/// S9
+/// Checks invariant S9 of `docs/invariants.md`.
 #[test]
 fn work_without_a_permit_is_listed_and_aborted() {
     let spawner = Manual::default();
@@ -335,7 +336,7 @@ fn work_without_a_permit_is_listed_and_aborted() {
     assert_eq!((report.aborted, report.not_abortable), (1, 1));
     spawner.poll_all();
     assert_eq!((registry.summary().aborted, registry.in_flight()), (1, 1));
-    // The slot of the producer is reused by a task with a permit, which must release its permit.
+    // A task with a permit reuses the slot of the producer, and must release its permit at its end.
     for _ in 0..2 {
         registry.try_run(async {}).unwrap();
         assert_eq!(registry.try_run(async {}).unwrap_err().reason(), RejectReason::Full);
@@ -369,7 +370,7 @@ fn waiter_waker_may_call_the_registry() {
     drop((waiting, waker));
 }
 
-/// S6
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn waker_destructor_panic_leaks_no_permit() {
     let (spawner, registry) = limited(1);
@@ -422,7 +423,7 @@ fn limit_holds_under_contention() {
     assert_eq!(registry.shutdown().wait().completed, count(&entered) as u64);
 }
 
-/// Guards without a permit change neither the limit nor the drain.
+/// Guards without a permit must not affect the limit or the drain.
 #[test]
 fn limit_holds_among_guards_without_a_permit() {
     const LIMIT: usize = 2;
@@ -432,7 +433,8 @@ fn limit_holds_among_guards_without_a_permit() {
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                // Some of these threads still run when the shutdown starts. No task is refused while its thread's request is in flight.
+                // Some of these threads still run when the shutdown starts. While the request of a thread is in flight, the shutdown must
+                // not reject the tasks of this thread.
                 while let Ok(_request) = registry.without_permit().guard() {
                     match registry.guard() {
                         Ok(_permit) => {
@@ -486,7 +488,7 @@ fn every_waiter_gets_a_permit<S: Spawner + Sync>(registry: &Registry<S>) {
     assert_eq!(registry.shutdown().wait_timeout(HANG).unwrap().completed, 400);
 }
 
-/// A task in flight starts twenty others while the registry drains.
+/// While the registry drains, a task in flight starts twenty more tasks. All of them must run.
 fn follow_ups_of_a_draining_registry_are_all_started<S: Spawner + Clone + Send + Sync + 'static>(registry: &Registry<S>) {
     let (tasks, request) = (registry.clone(), registry.without_permit().guard().unwrap());
     registry.run(async move {

@@ -1,5 +1,5 @@
-//! The tests of the core: one binary, because each binary links every runtime. `tests/allocation.rs` is a separate binary, because
-//! the tests of one process share a pool of registries, and so change what another test allocates.
+//! Contains the tests of the core. They are one binary, because each binary links all runtimes. `tests/allocation.rs` is a separate
+//! binary: the tests of a process share a pool of registry states, so other tests would change its number of allocations.
 
 #[macro_use]
 mod common;

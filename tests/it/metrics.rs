@@ -1,4 +1,4 @@
-//! `MetricsObserver`, tested on the text that the Prometheus exporter renders.
+//! Tests `MetricsObserver` with the text that the Prometheus exporter renders.
 use crate::common::{Fake, Manual, panic_quietly, poll_once};
 use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Spawner, Summary};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -6,27 +6,27 @@ use std::future::{pending, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Returns the process-wide exporter. The tests share it, so each test names its registry differently.
+/// Returns the only exporter of this process. All tests share this exporter, so each test uses its own registry name.
 fn exporter() -> &'static PrometheusHandle {
     static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
     EXPORTER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
 }
 
-/// Returns an inspected registry with a limit of 4 and a `MetricsObserver`, and the spawner that drives its tasks.
+/// Returns an inspected registry with a limit of 4 and a `MetricsObserver`, and the spawner that polls its tasks.
 fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
     exporter();
     let (manual, metrics) = (Manual::default(), MetricsObserver::new(name));
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
-/// Renders on one thread at a time. While a thread renders, it holds samples that the exporter does not show yet.
+/// Renders on only one thread at a time. During a render, new samples are missing in the output of a second render.
 fn render() -> String {
     static RENDERING: Mutex<()> = Mutex::new(());
     let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
     exporter().render()
 }
 
-/// Returns the sorted lines of one registry, without its label and without the crate's prefix.
+/// Returns the sorted lines of one registry, without the label `registry` and without the prefix of this crate.
 fn rendered(registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
     let text = render();
@@ -36,7 +36,7 @@ fn rendered(registry: &str) -> Vec<String> {
     lines
 }
 
-/// Starts two tasks that complete and one task for each other outcome, and drives all of them to their end.
+/// Starts two tasks that complete, and one task for each other outcome. Polls all tasks until they have ended.
 fn run_every_outcome(manual: &Manual, registry: &Registry<Manual>) {
     registry.run(async {});
     registry.named("mail").run(async {});
@@ -51,7 +51,7 @@ fn run_every_outcome(manual: &Manual, registry: &Registry<Manual>) {
     manual.poll_all();
 }
 
-/// The loss counters after one call of `run_every_outcome`.
+/// The lines of the loss counters after one call to `run_every_outcome`.
 const LOSS_LINES: [&str; 5] = [
     r#"total{…,outcome="abandoned",task="mail"} 1"#,
     r#"total{…,outcome="aborted",task="sweep"} 1"#,
@@ -60,7 +60,7 @@ const LOSS_LINES: [&str; 5] = [
     r#"total{…,outcome="rejected",task="sweep"} 1"#,
 ];
 
-/// Returns all lines after one call of `run_every_outcome`, with the given line for completed tasks.
+/// Returns all lines after one call to `run_every_outcome`. The parameter is the line for completed tasks.
 fn all_lines(completed: &str) -> Vec<&str> {
     let [abandoned, aborted, failed, panicked, rejected] = LOSS_LINES;
     vec!["in_flight{…} 0", abandoned, aborted, completed, failed, panicked, rejected]
@@ -134,7 +134,7 @@ fn outcome_counters_add_up_to_the_summary() {
     registry.start_shutdown();
     registry.run(pending::<()>());
     registry.named("late").run(pending::<()>());
-    // A record after the end of the drain changes nothing.
+    // A call to `record` after the end of the drain must not change the metrics.
     metrics.record(&registry);
 
     let lines = rendered("sums");
@@ -158,8 +158,8 @@ fn outcome_counters_add_up_to_the_summary() {
     assert_eq!(totals.count(), 6 + 2, "one counter for each combination of outcome and task name");
 }
 
-/// Runs `f` with an exporter for this thread alone, and a registry whose metrics are recorded by name. Returns the sorted lines, without
-/// headers, quantiles, the label `registry` and the crate's prefix. A duration is replaced by `…`.
+/// Runs `f` with a registry whose metrics are recorded by name, and with an exporter that only this thread uses. Returns the sorted
+/// lines, without headers, quantiles, the label `registry` and the prefix of this crate. `…` replaces each duration.
 fn by_name<S>(spawner: S, f: impl FnOnce(&Registry<S>)) -> Vec<String> {
     let recorder = PrometheusBuilder::new().build_recorder();
     let exporter = recorder.handle();
@@ -266,7 +266,7 @@ fn each_run_of_a_service_is_counted_by_name_without_a_duration() {
     assert_eq!(lines, expected);
 }
 
-/// Returns a registry whose label is unique in the process, because the exporter is shared.
+/// Returns a registry with a label that is unique in this process, because all tests share the exporter.
 fn with_label<S>(builder: RegistryBuilder<S>) -> (&'static str, Registry<S>) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     exporter();
@@ -280,7 +280,7 @@ fn metrics_by_name_agree_with_the_summary<S: Spawner>((name, registry): &(&'stat
         registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
         drop(registry.spawn(async { 7 }));
     }
-    // Every end is recorded before the drain ends.
+    // The observer must record the end of each task before the drain ends.
     assert_eq!(registry.shutdown().wait().completed, 200);
     let lines: Vec<_> = rendered(name).into_iter().filter(|line| !line.contains("seconds{") && !line.contains("_sum")).collect();
     let expected = [

@@ -1,5 +1,5 @@
-//! S2, S6, S7, S8: observers receive each loss once, before the in-flight count drops
-//! and under no lock. A panic of an observer harms no task.
+//! Checks the invariants S2, S6, S7 and S8. Observers receive each loss one time, before the number of tasks in flight decreases, and
+//! while the registry holds no lock. A panic of an observer does not affect a task.
 use crate::common::{Fake, HANG, Manual, Owns, PanicDrop, counts, panic_quietly, poll_once};
 use background_tasks::{
     BlockingSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Restart, Spawner, Summary, TaskInfo,
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Records each event as one line of text.
+/// An observer that records each event as one line of text.
 #[derive(Default)]
 struct EventLog(Mutex<Vec<String>>);
 
@@ -104,7 +104,7 @@ fn every_loss_is_reported_and_completion_is_not() {
     );
 }
 
-/// An error that prints its cause in the alternate form, as `anyhow::Error` does.
+/// An error that prints its cause with the format `{:#}`, as `anyhow::Error` does.
 struct Chain;
 
 impl fmt::Display for Chain {
@@ -198,7 +198,7 @@ fn error_is_not_formatted_without_observers() {
     assert_eq!((registry.summary().failed, formatted.load(SeqCst)), (1, false));
 }
 
-/// Records the call site of each rejection.
+/// An observer that records the call site of each rejection.
 struct CallSites(Mutex<Vec<&'static Location<'static>>>);
 
 impl Observer for CallSites {
@@ -207,7 +207,7 @@ impl Observer for CallSites {
     }
 }
 
-/// A spawner that drops every task.
+/// A spawner that drops all tasks.
 #[derive(Clone)]
 struct DroppingSpawner;
 
@@ -228,7 +228,7 @@ fn every_method_reports_the_call_site_of_its_caller() {
     let sites = Arc::new(CallSites(Mutex::default()));
     let registry = Registry::builder(DroppingSpawner).observer(sites.clone()).build();
     registry.start_shutdown();
-    // The 19 calls must stay on consecutive lines.
+    // The next 19 calls must stay on consecutive lines, because the test compares their line numbers.
     let first = line!() + 1;
     registry.run(async {});
     registry.try_run(async {}).unwrap_err();
@@ -254,7 +254,7 @@ fn every_method_reports_the_call_site_of_its_caller() {
     assert!(sites.iter().map(|site| site.line()).eq(first..first + 19), "{sites:?}");
 }
 
-/// Blocks in each call until the test resumes it.
+/// An observer that blocks in each call until the test resumes it.
 struct BlockingObserver {
     called: Sender<&'static str>,
     resumed: Mutex<Receiver<()>>,
@@ -359,7 +359,7 @@ fn observer_panic_affects_no_task_and_no_other_observer<S: Spawner + Clone>(regi
     assert_eq!(events.len(), 4);
 }
 
-/// Calls a function of the test at each failure.
+/// An observer that calls a function of the test at each failure.
 struct OnFailure<F>(F);
 
 impl<F: Fn() + Send + Sync + 'static> Observer for OnFailure<F> {
@@ -393,7 +393,7 @@ fn observer_may_use_its_registry() {
     assert_eq!((summary.failed, summary.aborted), (1, 1), "the observer's abort must end the task that the observer started");
 }
 
-/// Starts a task at each rejection. The registry is full, so it rejects that task too.
+/// An observer that starts a task at each rejection. The registry is full, so it rejects the new task too.
 struct RunOnRejection(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
 
 impl Observer for RunOnRejection {
@@ -457,7 +457,7 @@ fn drain_duration_starts_with_the_first_shutdown() {
     drop(registry.shutdown());
     drop(guard);
     let took = time.0.lock().unwrap().expect("the drain is reported");
-    // The clock of the feature `coarse-clock` has ticks of up to ten milliseconds.
+    // With the feature `coarse-clock`, the clock may be up to ten milliseconds late, so the measured time may be too short.
     assert!(took >= before_second / 2, "{took:?} < {before_second:?}");
 }
 
@@ -487,7 +487,7 @@ fn losses_are_reported<S: Spawner + Clone>(registry: &Registry<S>) {
 
 on_every_runtime!(observer_panic_affects_no_task_and_no_other_observer, losses_are_reported);
 
-/// Records the start and the end of each task, and how many tasks are in flight during the call.
+/// An observer that records the start and the end of each task, and the number of tasks in flight during the call.
 #[derive(Default)]
 struct Progress {
     lines: Mutex<Vec<String>>,
@@ -525,7 +525,7 @@ impl Observer for Progress {
     }
 }
 
-/// Returns a registry whose observer, in a box and an `Arc`, observes every task.
+/// Returns a registry with an observer that observes all tasks. The observer is in a box that contains an `Arc`.
 fn progress() -> (Fake, Arc<Progress>, Registry<Fake>) {
     let (fake, progress) = (Fake::default(), Arc::<Progress>::default());
     let registry = fake.builder().observer(Box::new(progress.clone())).build();
@@ -533,7 +533,7 @@ fn progress() -> (Fake, Arc<Progress>, Registry<Fake>) {
     (fake, progress, registry)
 }
 
-/// S8: each accepted task has one start and one end, both while the task counts as in flight.
+/// Checks invariant S8: the observer receives one start and one end of each accepted task, while the task counts as in flight.
 #[test]
 fn observer_of_every_task_receives_the_start_and_the_end_of_each_task() {
     let (fake, progress, registry) = progress();
@@ -595,7 +595,7 @@ fn observer_of_every_task_receives_the_tasks_of_children_but_not_the_children() 
     fake.tasks.poll_all();
     child.shutdown().wait();
     drop(child);
-    // The child counts as one in its parent.
+    // The child counts as one task in flight of its parent.
     assert_eq!(progress.take(), ["mail future started 1", "mail future completed 1"]);
     assert_eq!(registry.in_flight(), 0);
     progress.registry.lock().unwrap().take();
@@ -622,7 +622,7 @@ fn observer_of_every_task_receives_each_run_of_a_service() {
     progress.registry.lock().unwrap().take();
 }
 
-/// An observer that does not observe every task.
+/// An observer that receives only losses, not each task.
 #[derive(Clone, Default)]
 struct OnlyLosses(Arc<AtomicUsize>);
 

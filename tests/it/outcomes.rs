@@ -1,4 +1,5 @@
-//! S4, S5, S6: a registry accounts for every task, and no panic of a task reaches the host or another task.
+//! Checks the invariants S4, S5 and S6. A registry counts the outcome of each task. A panic of a task does not reach the host or another
+//! task.
 use crate::common::{HANG, Manual, Owns, PanicDrop, PanicPoll, counts, poll_once};
 use background_tasks::{Registry, Spawner};
 use std::convert::Infallible;
@@ -156,7 +157,7 @@ fn result_of_a_task_that_never_succeeds_counts_as_failed() {
         unreachable!("only called for an `Ok`")
     }
     let (manual, registry) = manual_registry();
-    // The type of the output is `Result<!, &str>`, which stable Rust cannot name.
+    // The output has the type `Result<!, &str>`. Stable Rust has no syntax for this type.
     registry.run(async { Err("failed loop").map(never) });
     manual.poll_all();
     assert_eq!(counts(registry.shutdown().wait()), [0, 1, 0, 0, 0, 0]);
@@ -333,7 +334,7 @@ fn guard_counts_as_panicked_if_a_panic_drops_it() {
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 0, 0, 0]);
 }
 
-/// Calls the closure in a destructor while a panic unwinds.
+/// Calls the closure in a destructor that runs during the unwinding of a panic.
 fn while_a_panic_unwinds(f: impl Fn()) {
     struct CallOnDrop<F: Fn()>(F);
 
@@ -400,7 +401,7 @@ fn guard_that_requires_completion_counts_as_abandoned_unless_completed() {
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 1, 1, 0, 0]);
 }
 
-/// The owner of the guard is a task. The abort drops the task, and with it the guard.
+/// The guard belongs to a task. The abort drops this task and therefore also its guard.
 #[test]
 fn guard_that_requires_completion_counts_as_abandoned_if_its_owner_is_aborted() {
     let manual = Manual::default();
@@ -426,7 +427,7 @@ fn guard_that_requires_completion_counts_as_abandoned_if_its_owner_is_aborted() 
     assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 1, 0, 0]);
 }
 
-/// A guard that a panic drops counts as panicked unless its work is known to be complete.
+/// If a panic drops a guard, the guard counts as panicked. But if the guard has already been marked as completed, it counts as completed.
 #[test]
 fn completion_while_a_panic_unwinds_counts_as_completed() {
     let (_manual, registry) = manual_registry();
@@ -469,7 +470,8 @@ fn manual_registry() -> (Manual, Registry<Manual>) {
     (manual.clone(), Registry::new(manual))
 }
 
-/// Each thread caches the shard that it used last, so a stale cache entry would count for the wrong registry.
+/// Each thread caches the shard that it used last. If the cached shard belonged to another registry, the task would count for the wrong
+/// registry.
 #[test]
 fn registries_used_alternately_on_one_thread_count_separately() {
     let registries = [Registry::new(()), Registry::new(()), Registry::new(())];

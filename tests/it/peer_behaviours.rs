@@ -1,5 +1,5 @@
-//! Behaviours that the tests of similar crates check. User code calls the registry during a wake-up, the start of a task, a destructor or a
-//! report. Futures and guards outlive their registry.
+//! Tests behaviours that the tests of similar crates also check. User code calls the registry during a wake-up, the start of a task, a
+//! destructor or a report. Futures and guards outlive their registry.
 use crate::common::{BoxFuture, HANG, Manual, Owns, counting_waker, inspected, poll, poll_once, waker_fn};
 use background_tasks::{Guard, Loss, Observer, Registry, ShutdownGuard, Spawner, Summary, TaskInfo};
 use std::future::{pending, poll_fn, ready};
@@ -10,7 +10,7 @@ use std::task::{Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-/// Records the name of each event.
+/// An observer that records the name of each event.
 #[derive(Default)]
 struct EventLog(Mutex<Vec<String>>);
 
@@ -38,11 +38,11 @@ impl Observer for EventLog {
     }
 }
 
-/// A kind of waiter: how to make a waiter, and the event that it waits for.
+/// A kind of future that waits for an event of the registry. The fields create the future and trigger the event.
 struct WaiterKind {
     name: &'static str,
     wait: fn(&Registry<Manual>) -> BoxFuture,
-    /// Makes the event happen. The guard is the only work in flight in a registry that accepts one task.
+    /// Triggers the event. The registry accepts only one task, and the guard is this task.
     trigger: fn(&Registry<Manual>, Guard),
 }
 
@@ -78,14 +78,14 @@ const PERMIT: WaiterKind = WaiterKind {
 
 const KINDS: [WaiterKind; 4] = [SIGNAL, DRAIN, IDLENESS, PERMIT];
 
-/// Returns a registry that accepts one task and is full, and the guard that fills it.
+/// Returns a full registry that accepts one task, and the guard that takes its only permit.
 fn full() -> (Registry<Manual>, Guard) {
     let registry = Registry::builder(Manual::default()).max_in_flight(1).build();
     let guard = registry.guard().unwrap();
     (registry, guard)
 }
 
-/// Polls a waiter once, with a waker that passes the waiter itself to `act`.
+/// Polls a waiter one time. The waker of this poll passes the waiter to `act`.
 fn poll_with_waker(mut waiter: BoxFuture, act: impl Fn(BoxFuture) + Send + Sync + 'static) {
     let parked = Arc::new(Mutex::new(None));
     let own = parked.clone();
@@ -108,7 +108,7 @@ fn waiter_polled_inside_its_own_waker_is_ready() {
         assert!(poll(&mut other, &waker).is_pending());
         (kind.trigger)(&registry, guard);
         assert_eq!(polls.try_iter().collect::<Vec<_>>(), [true], "{}", kind.name);
-        // The first waiter for a permit has taken the only permit.
+        // If the kind is `PERMIT`, the first waiter has taken the only permit.
         assert_eq!(other_woken.get(), usize::from(kind.name != PERMIT.name), "{}", kind.name);
     }
 }
@@ -145,7 +145,7 @@ fn shutdown_started_inside_a_waker_drains_once() {
     }
 }
 
-/// S8: the waker of a signal runs after the shutdown has started and before the start is reported.
+/// Checks invariant S8: the waker of a signal runs after the shutdown has started, and before the observers receive the start.
 #[test]
 fn work_that_ends_inside_a_signal_waker_drains_after_the_start_is_reported() {
     let log = Arc::new(EventLog::default());
@@ -164,7 +164,7 @@ fn work_that_ends_inside_a_signal_waker_drains_after_the_start_is_reported() {
     assert!(registry.is_drained());
 }
 
-/// S6
+/// Checks invariant S6 of `docs/invariants.md`.
 #[test]
 fn panic_in_a_waker_stops_no_other_wake_up() {
     let panicking = waker_fn(|| panic!("intentional panic in a waker"));
@@ -176,7 +176,7 @@ fn panic_in_a_waker_stops_no_other_wake_up() {
         let (woken, waker) = counting_waker();
         assert!(poll(&mut second, &waker).is_pending());
         (kind.trigger)(&registry, guard);
-        drop(first); // The first waiter for a permit passes its permit on.
+        drop(first); // The first waiter passes its permit to the next waiter.
         assert_eq!(woken.get(), 1, "{}", kind.name);
     }
 
@@ -195,7 +195,7 @@ fn panic_in_a_waker_stops_no_other_wake_up() {
     assert_eq!((registry.abort().aborted, woken.get()), (2, 1), "an aborted task");
 }
 
-/// A waker whose destructor polls one waiter of each kind and drops it.
+/// A waker whose destructor polls and drops one waiter of each kind.
 struct WaitOnDrop(Registry<Manual>, Sender<()>);
 
 impl Wake for WaitOnDrop {
@@ -211,7 +211,8 @@ impl Drop for WaitOnDrop {
     }
 }
 
-/// S7: the destructor would hang if the registry dropped a waker under the lock of a wait list, of the wait queue or of the event.
+/// Checks invariant S7: the destructor would hang if the registry dropped a waker while it holds the lock of a wait list, of the wait
+/// queue or of the event.
 #[test]
 fn waker_destructor_of_a_waiter_may_call_the_registry() {
     for kind in KINDS {
@@ -228,7 +229,8 @@ fn waker_destructor_of_a_waiter_may_call_the_registry() {
     }
 }
 
-/// In the first round, the shutdown starts before the signal is polled for the first time. In the other rounds, the signal waits already.
+/// In the first round, the shutdown starts before the signal is polled for the first time. In the other rounds, the signal has already
+/// been polled.
 #[test]
 fn future_that_starts_the_shutdown_itself_is_ended_in_the_same_poll() {
     for polls_before in 0..3 {
@@ -275,7 +277,8 @@ fn shutdown_started_inside_a_spawner_waits_for_the_task() {
     assert_eq!((log.take(), registry.summary().completed), (vec!["shutdown with 1".into(), "drained".into()], 1));
 }
 
-/// S8: the destructor of the task's future starts the shutdown, so the start is reported before the task's loss.
+/// Checks invariant S8: the destructor of the task's future starts the shutdown, so observers receive the start of the shutdown before
+/// the loss of the task.
 #[test]
 fn task_that_owns_a_shutdown_guard_or_the_last_handle_starts_the_shutdown_however_it_ends() {
     let ends = [None, Some("failed"), Some("panicked"), Some("abandoned"), Some("aborted")];
@@ -331,7 +334,7 @@ fn aborted_task_stops_and_drains_the_registry_that_it_owns() {
     assert_eq!(log.take(), ["drained"]);
 }
 
-/// Drops a handle of its registry when it receives an event.
+/// An observer that drops a handle of its registry when it receives an event.
 struct DropsHandle {
     on: &'static str,
     handle: Mutex<Option<Registry<Manual>>>,
@@ -381,7 +384,7 @@ fn waiters_that_outlive_their_registry_do_not_reach_the_next_registry() {
     let registry = Registry::new(());
     let (stop, mut idle) = (registry.shutdown_on_drop(), registry.wait_idle());
     drop(registry);
-    // The pool may hold states of other tests. With 32 registries it is certain that one of them would reuse the state from above.
+    // The pool may also contain states of other tests. Of 32 new registries, at least one would reuse the state from above.
     let registries: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
     let _guards: Vec<_> = registries.iter().map(Registry::guard).collect();
     assert!(poll_once(&mut idle).is_ready());
@@ -404,7 +407,7 @@ fn panic_that_drops_a_shutdown_guard_wakes_every_signal() {
     assert_eq!((woken.get(), registry.is_drained()), (1, true));
 }
 
-/// The registry does not store that it was idle. Each poll checks again.
+/// The registry does not store that it was idle, so each poll checks the current number of tasks in flight.
 #[test]
 fn wait_idle_that_is_polled_after_new_work_started_waits_for_that_work() {
     let registry = Registry::new(());
@@ -446,7 +449,8 @@ fn waiter_added_inside_a_waker_waits_for_the_next_idle_moment() {
     assert!(poll_once(&mut next).is_ready());
 }
 
-/// L2, S3: each guard is taken on another thread, so the guards are in several shards if the registry has several.
+/// Checks the invariants L2 and S3. Each guard is created on another thread, so the guards are in different shards if the registry has
+/// more than one shard.
 #[test]
 fn waiters_stay_pending_until_the_last_departure_wherever_the_shutdown_starts() {
     const GUARDS: usize = 5;
@@ -496,7 +500,7 @@ impl Spawner for PanickingSpawner {
     }
 }
 
-/// S10, L4
+/// Checks the invariants S10 and L4 of `docs/invariants.md`.
 #[test]
 fn spawner_panic_passes_the_permit_to_the_next_waiter() {
     let registry = Registry::builder(PanickingSpawner).max_in_flight(1).build();

@@ -1,8 +1,8 @@
-//! S5 as a property: after each step of a random sequence, a registry must agree with a simple model of it.
+//! Checks invariant S5 with random sequences of steps. After each step, a registry must agree with a simple model.
 //!
-//! This file has one registry, and the module `tree` has a registry with descendants and services.
+//! The tests in this file use one registry. The module `tree` tests a registry with descendants and services.
 //!
-//! The environment variable `PROPTEST_CASES` raises the number of sequences. Default and minimum: 512.
+//! The environment variable `PROPTEST_CASES` sets the number of sequences. Default and minimum: 512.
 use crate::common::{BoxFuture, Counts, Manual, Outcome, WakeCounter, counting_waker, counts, panic_quietly, poll_once};
 use background_tasks::{
     AbortError, AbortReport, Guard, JoinHandle, Loss, Observer, Registry, RejectReason, Summary, TaskBuilder, TaskId, TaskInfo,
@@ -56,7 +56,7 @@ enum Step {
     PollWaiter(usize),
     CancelWaiter(usize),
     Poll(usize, Behavior),
-    /// Drops work before it finishes. The flag makes its destructor panic.
+    /// Drops a task, future or guard before it finishes. If the flag is true, its destructor panics.
     Drop(usize, bool),
     Abort,
     AbortOne(usize),
@@ -70,7 +70,7 @@ enum Step {
     Shutdown,
 }
 
-/// What the next poll of a future does, or how a guard is dropped.
+/// The behavior of a future at its next poll, or of a guard at its drop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Behavior {
     Pending,
@@ -81,7 +81,7 @@ enum Behavior {
     PanicInDrop,
 }
 
-/// Many different names, because a registry may store them in shared slots.
+/// The task names. There are many different names, because names in a registry may share slots.
 const NAMES: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
 
 fn setups() -> impl Strategy<Value = Setup> {
@@ -134,16 +134,16 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One call of an observer.
+/// A call to an observer.
 #[derive(Debug, Clone, PartialEq)]
 enum Event {
-    /// A loss, with the reported text.
+    /// A loss of a task, with the reported error or panic message.
     Lost(Outcome, Identity, String),
     ShutdownStarted(usize),
     Drained(Counts),
 }
 
-/// What a [`TaskInfo`] says about a task: its name, and its ID and kind if the registry is inspected.
+/// The identity of a task in a [`TaskInfo`]: its name, and also its ID and kind if the registry is inspected.
 type Identity = (Option<&'static str>, Option<TaskId>, Option<TaskKind>);
 
 fn identity(task: &TaskInfo) -> Identity {
@@ -186,7 +186,7 @@ impl Observer for CountingLosses {
     }
 }
 
-/// Returns the outcome of a loss, and its text.
+/// Returns the outcome of a loss, and the reported error or panic message.
 fn outcome(loss: &Loss<'_>) -> (Outcome, String) {
     match *loss {
         Loss::Failed(error) => (Outcome::Failed, error.into()),
@@ -202,10 +202,10 @@ const FAILURE: &str = "intentional failure";
 const PANIC: &str = "intentional panic";
 const DROP_PANIC: &str = "intentional panic in a destructor";
 
-/// A future that behaves as its script says.
+/// A future whose script decides what each poll does.
 struct Work(Script);
 
-/// The next behavior of a [`Work`]. The model sets it before each poll.
+/// The behavior of the next poll of a [`Work`]. The model sets this behavior before each poll.
 type Script = Arc<Mutex<Behavior>>;
 
 fn new_script() -> Script {
@@ -235,12 +235,12 @@ impl Drop for Work {
     }
 }
 
-/// A waker with the number of its wake-ups, and the number that the model expects.
+/// A waker with two numbers: the wake-ups that happened, and the wake-ups that the model expects.
 struct CountingWaker {
     waker: Waker,
     wake_count: Arc<WakeCounter>,
     expected: usize,
-    /// The registry stores the waker and must wake it at the next event.
+    /// True if the registry stores the waker, and must call the waker at the next event.
     registered: bool,
 }
 
@@ -250,7 +250,7 @@ impl CountingWaker {
         Self { waker, wake_count, expected: 0, registered: false }
     }
 
-    /// Expects a wake-up, if the waker is registered. A wake-up removes the registration.
+    /// If the registry stores the waker, expects a wake-up. After a wake-up, the registry no longer stores the waker.
     fn expect_wake(&mut self) {
         self.expected += usize::from(mem::replace(&mut self.registered, false));
     }
@@ -269,9 +269,9 @@ struct InFlight {
     script: Script,
     waker: CountingWaker,
     body: Body,
-    /// Whether the task was started by `spawn`.
+    /// True if the task was started by `spawn`.
     spawned: bool,
-    /// The handle of the task, until the model drops it.
+    /// The handle of the task. `None` after the model has dropped the handle.
     handle: Option<JoinHandle<Result<(), &'static str>>>,
 }
 
@@ -287,42 +287,42 @@ impl InFlight {
         self.waker.expect_wake();
     }
 
-    /// Takes the body. Its replacement belongs to no registry.
+    /// Returns the body, and leaves a body that does not belong to a registry.
     fn take_body(&mut self) -> Body {
         mem::replace(&mut self.body, Body::Task(Box::pin(async {})))
     }
 }
 
-/// A call of `run_when_ready` that waits for a permit.
+/// A call to `run_when_ready` that waits for a permit.
 struct Waiter {
     options: TaskOptions,
     script: Script,
     waker: CountingWaker,
-    /// Whether the waiter is still in the wait queue.
+    /// True if the waiter is still in the wait queue.
     queued: bool,
     future: Pin<Box<dyn Future<Output = Result<(), RejectReason>>>>,
 }
 
-/// The registry under test, and the state that it should have.
+/// A registry under test, and the state that the registry should have.
 struct Model {
     setup: Setup,
     manual: Manual,
     recorder: Arc<Recorder>,
     handles: Vec<Registry<Manual>>,
-    /// In the order of their acceptance.
+    /// The tasks, futures and guards in flight, in the order in which the registry has accepted them.
     in_flight: Vec<InFlight>,
-    /// The waiters in the order of the wait queue. After the start of the shutdown, some of them are rejected at their next poll.
+    /// The waiters, in the order of the wait queue. After the shutdown has started, the registry rejects some of them at their next poll.
     waiters: Vec<Waiter>,
     ended: Vec<TaskId>,
     accepted: u64,
     counts: Counts,
     shutting_down: bool,
-    /// The loss that started the shutdown, if a loss did.
+    /// The task whose loss started the shutdown. `None` if no loss started the shutdown.
     cause: Option<Identity>,
     events: Vec<Event>,
 }
 
-/// Calls a method of a registry, or of a `TaskBuilder` if the options need one.
+/// Calls a method of a registry. If the options need a `TaskBuilder`, calls the method of a `TaskBuilder`.
 macro_rules! call {
     ($registry:expr, $options:expr, $method:ident($($work:expr),*)) => {
         match builder($registry, $options) {
@@ -333,7 +333,7 @@ macro_rules! call {
 }
 use call;
 
-/// Returns a builder with the options. Returns `None` if no option is set.
+/// Returns a task builder with these options. Returns `None` if no option is set.
 fn builder<S>(registry: &Registry<S>, options: TaskOptions) -> Option<TaskBuilder<'_, S>> {
     let TaskOptions { name, critical, without_permit, follow_up } = options;
     let first = name.map(|name| registry.named(name));
@@ -400,7 +400,7 @@ impl Model {
         self.setup.limit.is_none_or(|limit| held + needed <= limit)
     }
 
-    /// Returns whether the registry should accept new work. Each waiter reserves one permit, so new work that needs a permit never
+    /// Returns whether the registry should accept a new task. Each waiter reserves one permit, so a new task that needs a permit never
     /// overtakes a waiter.
     fn expected_admission(&self, options: TaskOptions) -> Result<(), RejectReason> {
         let reserved = self.waiters.iter().filter(|waiter| waiter.queued).count();
@@ -452,7 +452,7 @@ impl Model {
         self.expect_drained_event();
     }
 
-    /// Expects that the registry removes and wakes the waiters that cannot get a permit any more.
+    /// Expects that the registry removes and wakes all waiters that can no longer receive a permit.
     fn close_queue(&mut self) {
         let is_drained = self.is_drained();
         for waiter in self.waiters.iter_mut().filter(|waiter| is_drained || !waiter.options.follow_up) {
@@ -467,7 +467,7 @@ impl Model {
         }
     }
 
-    /// Removes work that has just ended with this outcome.
+    /// Removes a task, future or guard from the model after it has ended with this outcome.
     fn end(&mut self, index: usize, outcome: Outcome, text: &str) {
         let InFlight { options, kind, id, .. } = self.in_flight[index];
         let identity = if self.setup.inspected { (options.name, id, Some(kind)) } else { (options.name, None, None) };
@@ -499,14 +499,14 @@ impl Model {
         }
     }
 
-    /// Expects that a released permit wakes the first waiter, unless that waiter was woken before.
+    /// Expects that a released permit wakes the first waiter, unless the registry has already woken this waiter.
     fn wake_first_waiter(&mut self) {
         if let Some(first) = self.waiters.iter_mut().find(|waiter| waiter.queued) {
             first.waker.expect_wake();
         }
     }
 
-    /// A waiter has left the queue, so a free permit belongs to the next waiter.
+    /// Expects that a free permit wakes the next waiter, because a waiter has left the queue.
     fn pass_on_free_permit(&mut self) {
         if self.has_permits(1) {
             self.wake_first_waiter();
@@ -580,7 +580,7 @@ impl Model {
         }
     }
 
-    /// Starts a task. `run` returns whether the registry accepted the task, if the method under test returns that.
+    /// Starts a task. The closure `run` returns the result of the method under test, or `None` if this method returns no result.
     fn run(&mut self, options: TaskOptions, run: impl FnOnce(&Registry<Manual>, Work) -> Option<Result<(), RejectReason>>) {
         let script = new_script();
         let expected = self.expected_admission(options);
@@ -618,7 +618,7 @@ impl Model {
         }
     }
 
-    /// Returns one of the tasks whose handle exists.
+    /// Returns one of the tasks that still have a handle.
     fn joined(&mut self, index: usize) -> Option<&mut InFlight> {
         let mut joined: Vec<_> = self.in_flight.iter_mut().filter(|work| work.handle.is_some()).collect();
         let index = index.checked_rem(joined.len())?;
@@ -686,7 +686,7 @@ impl Model {
         }
     }
 
-    /// Polls a waiter with this position in the wait queue. If `expected` is `None`, the waiter continues to wait at its position.
+    /// Polls a waiter that has this position in the wait queue. If `expected` is `None`, the waiter must stay at its position.
     fn poll_for_permit(&mut self, mut waiter: Waiter, position: usize, expected: Option<Result<(), RejectReason>>) {
         waiter.waker.check();
         let polled = waiter.future.as_mut().poll(&mut Context::from_waker(&waiter.waker.waker));
@@ -704,7 +704,7 @@ impl Model {
         }
     }
 
-    /// Drops a waiter. A permit that was reserved for the waiter belongs to the next waiter.
+    /// Drops a waiter. If a permit was reserved for this waiter, the next waiter receives the permit.
     fn cancel_waiter(&mut self, index: usize) {
         drop(self.waiters.remove(index).future);
         self.pass_on_free_permit();
@@ -819,7 +819,7 @@ impl Model {
         }
     }
 
-    /// Asserts that everything that the registry reports agrees with the model.
+    /// Asserts that all values which the registry reports agree with the model.
     fn check(&mut self) {
         self.check_events();
         self.waiters.iter().for_each(|waiter| waiter.waker.check());
@@ -854,7 +854,7 @@ impl Model {
     fn check_tasks(&self) {
         let mut tasks = self.registry().tasks();
         assert!(tasks.is_sorted_by_key(|task| Reverse(task.age())), "the oldest task comes first");
-        // Tasks that start at the same timestamp are listed in any order.
+        // The list has no fixed order for tasks that started at the same time.
         tasks.sort_by_key(|task| (Reverse(task.age()), self.in_flight.iter().position(|work| work.id == task.id())));
         let tasks: Vec<_> = tasks.iter().map(|task| (identity(task), task.abort_requested())).collect();
         let inspected = self.in_flight.iter().filter(|_| self.setup.inspected);
@@ -867,7 +867,7 @@ impl Model {
         assert_eq!(*self.recorder.0.lock().unwrap(), self.events, "the observer receives each event once and in order");
     }
 
-    /// Drains the registry through `shutdown()`, or through the drop of its last handle. Returns the final counts.
+    /// Drains the registry by a call to `shutdown()` or by the drop of its last handle. Returns the final counts.
     fn drain(mut self, drop_handles: bool) -> Counts {
         while !self.waiters.is_empty() {
             self.cancel_waiter(0);
@@ -899,7 +899,7 @@ impl Model {
     }
 }
 
-/// Asserts that the handle of a task that has ended is ready, and that its output or its loss agrees with the outcome.
+/// Asserts that the handle of an ended task is ready. The output or the loss in the handle must agree with the outcome.
 fn check_output(mut handle: JoinHandle<Result<(), &'static str>>, outcome: Outcome, text: &str, failed: bool) {
     match poll_once(&mut handle) {
         Poll::Pending => panic!("the handle of a task that has ended is ready"),
@@ -908,7 +908,7 @@ fn check_output(mut handle: JoinHandle<Result<(), &'static str>>, outcome: Outco
     }
 }
 
-/// Returns the loss that the handle of a task resolves to.
+/// Returns the loss that the handle of a lost task must return.
 fn loss(outcome: Outcome, text: &str) -> Loss<'_> {
     match outcome {
         Outcome::Panicked => Loss::Panicked(text),
@@ -944,6 +944,7 @@ fn registry_agrees_with_the_model_after_every_step() {
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
     let totals = totals.into_inner();
-    // In 256 sequences, the rarest outcome occurs 160 to 180 times on average, with a standard deviation of 37: too few for this check.
+    // This check needs 512 sequences. In 256 sequences, the rarest outcome occurs only 160 to 180 times on average, with a standard
+    // deviation of 37.
     assert!(totals.iter().all(|count| *count > 100), "every outcome occurs often enough: {totals:?}");
 }

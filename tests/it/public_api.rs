@@ -1,4 +1,5 @@
-//! The public API of each crate must match the snapshot in its `tests/public_api.txt`, so that reviews show every change of the API.
+//! Checks that the public API of each crate agrees with the snapshot in its file `tests/public_api.txt`. In a review, each change of the
+//! API is therefore visible.
 //!
 //! The test reads the API from the source files. `UPDATE=1 cargo test --test it public_api::` writes the snapshots.
 
@@ -26,7 +27,7 @@ fn public_api_matches_its_snapshot() {
     }
 }
 
-/// Returns the public items of all source files as one sorted and formatted file, without bodies and private fields.
+/// Returns the public items of all source files as one formatted and sorted file. It contains no bodies and no private fields.
 fn public_api(src: &Path) -> String {
     let files: Vec<File> =
         source_files(src).iter().map(|path| syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap()).collect();
@@ -39,7 +40,7 @@ fn public_api(src: &Path) -> String {
     prettyplease::unparse(&api)
 }
 
-/// Returns the source files of a folder and its subfolders in a fixed order, without the files of unit tests.
+/// Returns the source files of a folder and its subfolders, in a fixed order. Excludes the files of unit tests.
 fn source_files(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -48,7 +49,7 @@ fn source_files(folder: &Path) -> Vec<PathBuf> {
     paths.into_iter().flat_map(|path| if path.is_dir() { source_files(&path) } else { vec![path] }).collect()
 }
 
-/// Replaces an invocation of `pin_project!` by the items inside it.
+/// Replaces an invocation of `pin_project!` with the items inside the invocation.
 fn expand_pin_project(item: Item) -> Vec<Item> {
     match item {
         Item::Macro(call) if call.mac.path.is_ident("pin_project") => call.mac.parse_body::<File>().unwrap().items,
@@ -56,7 +57,7 @@ fn expand_pin_project(item: Item) -> Vec<Item> {
     }
 }
 
-/// Returns the names that an item exports. All modules are private, so a name is public only if a `pub use` exports it.
+/// Returns the names that an item exports. All modules are private, so an item is public only if a `pub use` exports its name.
 fn exported_names(item: &Item) -> Option<Vec<String>> {
     fn names(tree: &UseTree) -> Vec<String> {
         match tree {
@@ -68,20 +69,20 @@ fn exported_names(item: &Item) -> Option<Vec<String>> {
     }
     match item {
         Item::Use(item) if matches!(item.vis, Visibility::Public(_)) => Some(names(&item.tree)),
-        // A glob exports the spawner traits.
+        // The spawner traits are exported by a glob, which does not contain their names.
         Item::Trait(item) if item.ident.to_string().ends_with("Spawner") => Some(vec![item.ident.to_string()]),
         _ => None,
     }
 }
 
-/// Returns the part of an item that users see, and the key by which the items are sorted. Returns `None` for private items.
+/// Returns the public part of an item, and the key by which the items are sorted. Returns `None` for private items.
 fn public_part(mut item: Item, public_names: &BTreeSet<String>) -> Option<(String, Item)> {
     let key = match &mut item {
         Item::Struct(item) => {
             keep_public_attributes(&mut item.attrs);
             item.fields.iter_mut().for_each(|field| field.attrs.clear());
             if !item.fields.is_empty() && !item.fields.iter().any(|field| matches!(field.vis, Visibility::Public(_))) {
-                // All fields are private. `(_)` replaces them, also in a struct with named fields.
+                // All fields of this struct are private. `(_)` replaces them, even if the fields have names.
                 item.fields = syn::Fields::Unnamed(parse_quote!((_)));
                 item.semi_token = Some(parse_quote!(;));
             }
@@ -152,7 +153,7 @@ fn is_cfg_loom(attribute: &Attribute) -> bool {
     attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|cfg| cfg == "loom")
 }
 
-/// Keeps only the attributes that matter to users.
+/// Removes all attributes that are not important to users.
 fn keep_public_attributes(attributes: &mut Vec<Attribute>) {
     let kept_names = ["cfg", "derive", "must_use", "non_exhaustive", "track_caller"];
     attributes.retain(|attribute| kept_names.iter().any(|name| attribute.path().is_ident(name)));

@@ -1,6 +1,7 @@
-//! S1, S2: a task is counted before the spawner receives it, and dropped before its count is released.
+//! Checks the invariants S1 and S2. The registry counts a task before the spawner receives the task, and stops counting the task only
+//! after the task has been dropped.
 //!
-//! Each S2 test stops a destructor on another thread and checks that the registry still counts the task.
+//! Each test of invariant S2 blocks a destructor on another thread, and checks that the registry still counts the task.
 use crate::common::{HANG, Manual, Owns, PanicPoll, SlowDrop, SlowDropControl, poll_once};
 use background_tasks::{Registry, Spawner};
 use std::fmt;
@@ -11,13 +12,13 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-/// Asserts that the registry does not drain while the destructor runs, and that the destructor has finished when the registry has drained.
+/// Asserts that the drain waits for the destructor: the drain does not end before the destructor has finished.
 fn assert_drain_waits_for<S>(destructor: &SlowDropControl, registry: &Registry<S>) {
     destructor.started.recv_timeout(HANG).unwrap();
     assert_drain_waits_for_started(destructor, registry);
 }
 
-/// Asserts the same of a destructor that has started.
+/// Asserts that the drain waits for a destructor that has already started.
 fn assert_drain_waits_for_started<S>(destructor: &SlowDropControl, registry: &Registry<S>) {
     let stragglers = registry.shutdown().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((stragglers.len(), registry.in_flight(), registry.is_drained()), (1, 1, false));
@@ -72,7 +73,7 @@ fn error_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
 
 fn output_of_detached_task_is_dropped_before_release<S: Spawner>(registry: &Registry<S>) {
     let (slow, destructor) = SlowDrop::new();
-    // The handle is dropped first. Otherwise its drop would drop the output.
+    // The handle is dropped before the task ends. Otherwise the drop of the handle would drop the output.
     let (detach, detached) = tokio::sync::oneshot::channel::<()>();
     drop(registry.spawn(async move {
         detached.await.unwrap();
@@ -159,7 +160,7 @@ fn blocking_closure_is_dropped_before_release_on_each_runtime() {
     blocking_closure_is_dropped_before_release(&Registry::new(background_tasks::AsyncStdSpawner));
 }
 
-/// `Tracked` drops its future in place when the future finishes, not when `Tracked` itself is dropped.
+/// `Tracked` drops its future when the future finishes, not when `Tracked` itself is dropped.
 #[test]
 fn completed_tracked_future_is_dropped_in_place_before_release() {
     let registry = Registry::new(());
@@ -191,7 +192,7 @@ fn abandoned_tracked_future_is_dropped_before_release() {
     owner.join().unwrap();
 }
 
-/// A spawner that asserts that its registry counts the task already, then drops the task.
+/// A spawner that asserts that its registry already counts the task, and then drops the task.
 #[derive(Clone, Default)]
 struct CountCheckingSpawner(Arc<Mutex<Option<Registry<CountCheckingSpawner>>>>);
 

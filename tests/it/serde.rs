@@ -1,4 +1,4 @@
-//! Tasks, stragglers, summaries and their parts serialize to the documented JSON.
+//! Checks that tasks, stragglers and summaries serialize to the documented JSON.
 use crate::common::{Fake, Manual, inspected};
 use background_tasks::{JoinHandle, Loss, Observer, Registry, RejectReason, Restart, Summary, TaskId, TaskInfo, TaskKind};
 use serde_json::{Value, json, to_value};
@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Starts a task and returns its call site as JSON shows it. The call site is the caller of this function.
+/// Starts a task, and returns its call site in the JSON format. The call site is the caller of this function.
 #[track_caller]
 fn run<F>(registry: &Registry<Manual>, name: &'static str, future: F) -> String
 where
@@ -17,14 +17,14 @@ where
     Location::caller().to_string()
 }
 
-/// Like [`run`], for an unnamed task that fails.
+/// Does the same as [`run`], for a task that has no name and fails.
 #[track_caller]
 fn run_failing(registry: &Registry<Manual>) -> String {
     registry.run(ready(Err::<(), _>("intentional failure")));
     Location::caller().to_string()
 }
 
-/// Removes and returns the fields of a task that differ from run to run: a valid ID, and an age in seconds.
+/// Removes and returns the ID and the age in seconds of a task, because these fields differ in each run.
 #[track_caller]
 fn take_id_and_age(task: &mut Value) -> (TaskId, f64) {
     let fields = task.as_object_mut().unwrap();
@@ -44,7 +44,7 @@ fn task_list_serializes_every_known_field() {
     let (tracked, guard) = (registry.track(pending::<()>()).unwrap(), registry.guard().unwrap());
 
     let mut tasks = registry.tasks();
-    // Tasks that start at the same timestamp are listed in any order.
+    // The list has no fixed order for tasks that started at the same time.
     tasks.sort_by_key(|task| task.kind().map(|kind| kind.to_string()));
     let Value::Array(mut serialized) = to_value(&tasks).unwrap() else { panic!("a task list serializes to an array") };
     for (serialized, task) in serialized.iter_mut().zip(&tasks) {
@@ -64,7 +64,7 @@ fn task_list_serializes_every_known_field() {
     drop((tracked, guard));
 }
 
-/// Starts a service whose runs fail, a child, and a task with a handle.
+/// Starts a service whose runs fail and a task with a handle, and creates a child registry.
 fn fake_with_all_kinds() -> (Fake, Registry<Fake>, (Registry<Fake>, JoinHandle<()>)) {
     let fake = Fake::default();
     let registry = fake.builder().inspect().build();
@@ -81,7 +81,7 @@ fn services_children_and_tasks_with_handles_serialize_as_tasks() {
         take_id_and_age(task);
         task.as_object_mut().unwrap().remove("location").unwrap();
     }
-    // Tasks that start at the same timestamp are listed in any order.
+    // The list has no fixed order for tasks that started at the same time.
     tasks.sort_by_key(|task| task["kind"].to_string());
     let expected = [
         json!({ "name": "tenant", "kind": "child", "is_abortable": false }),
@@ -133,7 +133,7 @@ fn abort_requested_is_serialized_only_after_an_abort() {
     assert_eq!(to_value(report).unwrap(), json!({ "aborted": 1, "not_abortable": 0 }));
 }
 
-/// Records failures and rejections as JSON.
+/// An observer that records failures and rejections as JSON.
 #[derive(Default)]
 struct JsonRecorder(Mutex<Vec<Value>>);
 

@@ -1,6 +1,6 @@
-//! Services: work that runs again after it has ended, or when a period has elapsed.
+//! Tests services. A service is a task that runs again after each end, or after each period.
 //!
-//! Most tests control the time and the polls, so no clock decides them.
+//! Most tests control the time and the polls, so their results do not depend on a real clock.
 
 use crate::common::{Fake, HANG, Owns, PanicDrop, counting_waker, counts, panic_quietly, poll, poll_once};
 use background_tasks::{
@@ -18,7 +18,8 @@ use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns a factory whose n-th run returns what `run` returns for n, and the number of runs that have started.
+/// Returns a closure for a service, and a counter of the started runs. The closure passes the number of the run to `run`, and returns the
+/// result of `run`.
 fn counted<T>(run: impl Fn(usize) -> T + Send + 'static) -> (impl FnMut() -> T + Send + 'static, Arc<AtomicUsize>) {
     let started = Arc::new(AtomicUsize::new(0));
     let count = started.clone();
@@ -29,12 +30,12 @@ async fn failure() -> Result<(), &'static str> {
     Err("no connection")
 }
 
-/// Restarts without a limit, after exactly one second less the random part.
+/// Returns a policy with an unlimited number of restarts. The delay before each restart is one second, reduced by a random part.
 fn each_second() -> Restart {
     Restart::on_failure().backoff(SECOND, SECOND).unlimited()
 }
 
-/// Records each loss.
+/// An observer that records each loss.
 #[derive(Clone, Default)]
 struct Losses(Arc<Mutex<Vec<String>>>);
 
@@ -146,7 +147,8 @@ fn delays_double_up_to_the_maximum_and_start_again_after_a_long_run() {
         poll_fn(move |_| if finish.load(Ordering::Relaxed) { Poll::Ready(Err::<(), _>("lost")) } else { Poll::Pending })
     });
     registry.service(Restart::on_failure().backoff(SECOND, SECOND * 8).unlimited(), make);
-    // Each run first measures whether it lasts as long as the maximum of the backoff.
+    // Each run starts two timers. The first timer shows whether the run lasts as long as the maximum of the backoff. The second timer is
+    // the delay before the next run.
     let delay = || match fake.timer.take_durations()[..] {
         [max, delay] if max == SECOND * 8 => delay,
         ref durations => panic!("{durations:?}"),
@@ -188,13 +190,14 @@ fn limit_counts_only_restarts_within_the_window() {
     let registry = fake.registry();
     let (make, started) = counted(|_| failure());
     registry.service(Restart::on_failure().backoff(SECOND, SECOND).at_most(2, SECOND * 10), make);
-    // Restarts at 0, 9, 18, 27 and 36 seconds: never more than two in any ten seconds.
+    // The service restarts at 0, 9, 18, 27 and 36 seconds. These are never more than two restarts within ten seconds.
     fake.tasks.poll_all();
     for runs in 2..=5 {
         fake.advance(SECOND * 9);
         assert_eq!((started.load(Ordering::Relaxed), registry.in_flight()), (runs, 1));
     }
-    // The run at 37 seconds may restart, because the restart at 27 seconds has left the window. The run at 38 seconds may not.
+    // The run at 37 seconds may restart, because the restart at 27 seconds is not in the last ten seconds. The run at 38 seconds may not
+    // restart.
     fake.advance(SECOND);
     assert_eq!((started.load(Ordering::Relaxed), registry.in_flight()), (6, 1));
     fake.advance(SECOND);
@@ -237,7 +240,7 @@ fn panics_in_each_part_of_a_run_end_only_the_run() {
     assert_eq!((counts(registry.summary()), registry.in_flight()), ([1, 0, 4, 0, 0, 0], 0));
 }
 
-/// S2, S6
+/// Checks the invariants S2 and S6 of `docs/invariants.md`.
 #[test]
 fn panic_in_the_destructor_of_a_finished_run_ends_only_the_run() {
     let (fake, losses) = (Fake::default(), Losses::default());
@@ -272,7 +275,7 @@ fn shutdown_ends_a_waiting_service_and_lets_a_run_finish() {
     registry.start_shutdown();
     fake.tasks.poll_all();
     assert!(registry.is_drained());
-    // The run that the signal ended has failed. The other service failed once, and then ended while it waited.
+    // The run that the signal ended has failed. The other service failed one time, and ended while it waited for its next run.
     assert_eq!((started.load(Ordering::Relaxed), counts(registry.summary())), (1, [1, 2, 0, 0, 0, 0]));
 }
 
@@ -325,7 +328,7 @@ fn abort_ends_a_service_in_a_run_and_between_two_runs() {
     assert_eq!(registry.tasks().iter().filter(|task| task.kind() == Some(TaskKind::Service)).count(), 3);
     assert_eq!(registry.abort().aborted, 3);
     fake.tasks.poll_all();
-    // The periodic service had completed two runs, and the failing service had lost two.
+    // The periodic service has completed two runs, and two runs of the failing service have failed.
     assert_eq!((counts(registry.summary()), registry.in_flight()), ([2, 2, 0, 0, 3, 0], 0));
     assert!(registry.services().is_empty());
 }
@@ -366,7 +369,7 @@ fn periodic_work_skips_the_ticks_that_come_during_a_run() {
     let timer = fake.timer.clone();
     let (make, started) = counted(move |n| timer.sleep(if n == 0 { SECOND * 25 } else { Duration::ZERO }));
     registry.every(SECOND * 10, make);
-    // The first run lasts until second 25, and covers the ticks at 10 and 20.
+    // The first run lasts until second 25, so the ticks at 10 and 20 seconds happen during this run.
     let mut second = 0;
     let mut runs_at = |until: u64| {
         while second < until {
@@ -423,7 +426,7 @@ fn services_are_listed_in_a_registry_without_inspection() {
     assert!(registry.tasks().is_empty());
 }
 
-/// Registries without a limit, with one, and with services that hold no permit.
+/// Calls `check` with a registry that has no limit, and with registries that have a limit. With one of them, the services hold no permit.
 fn each_kind(check: impl Fn(&Fake, Registry<Fake>, bool)) {
     for without_permit in [false, true] {
         let fake = Fake::default();
@@ -467,7 +470,8 @@ fn lost_critical_service_that_is_rejected_starts_the_shutdown() {
     assert_eq!((registry.summary().rejected, registry.shutdown_cause().unwrap().name()), (1, Some("outbox")));
 }
 
-/// Restarts twice, ticks three times and stops at the signal, with a real timer. Only a hang reaches the time limit.
+/// With a real timer, runs a service that restarts two times, and a periodic service that ticks three times. The periodic service stops
+/// at the signal. The time limit expires only if one of them hangs.
 fn services_run_on<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static>(
     spawner: S,
     block_on: impl Fn(std::pin::Pin<Box<dyn Future<Output = ()>>>),

@@ -1,4 +1,4 @@
-//! A critical task, `shutdown_on_panic` or `shutdown_on_failure` starts the shutdown when a task is lost.
+//! Tests that the loss of a task starts the shutdown if the task is critical, or with `shutdown_on_panic` or `shutdown_on_failure`.
 use crate::common::{HANG, Manual, poll_once};
 use background_tasks::{Loss, Observer, Registry, RegistryBuilder, Spawner, Summary, TaskInfo};
 use std::future::{Ready, pending, ready};
@@ -130,7 +130,7 @@ fn shutdown_cause_is_the_first_critical_loss_or_none() {
 #[test]
 fn reused_state_has_no_shutdown_cause() {
     let spawner = Manual::default();
-    // The pool may hold states of other tests. Repetition makes it certain that a state of this test is reused.
+    // The pool may also contain states of other tests. With 20 repetitions, at least one state of this test is reused.
     for _ in 0..20 {
         let registry = Registry::new(spawner.clone());
         assert_eq!(registry.shutdown_cause(), None);
@@ -140,7 +140,7 @@ fn reused_state_has_no_shutdown_cause() {
     }
 }
 
-/// Records panics and the start of the shutdown, in the order in which they are reported.
+/// An observer that records panics and the start of the shutdown, in the order of the calls.
 #[derive(Default)]
 struct Recorder(Mutex<Vec<String>>);
 
@@ -172,7 +172,7 @@ fn critical_panic_signals_and_drains_other_tasks<S: Spawner>(registry: &Registry
     assert_eq!((summary.completed, summary.panicked), (1, 1));
 }
 
-/// Waits for the drain without starting the shutdown, because the task under test must start it.
+/// Waits for the drain, but does not start the shutdown. The task under test must start the shutdown.
 fn wait_until_drained<S>(registry: &Registry<S>) -> Summary {
     futures_lite::future::block_on(registry.signal());
     registry.shutdown().wait_timeout(HANG).unwrap()

@@ -1,4 +1,4 @@
-//! L1: the start of the shutdown wakes every waiting `ShutdownSignal`, on any thread and in any task.
+//! Checks invariant L1: the start of the shutdown wakes each waiting `ShutdownSignal`, on all threads and in all tasks.
 use crate::common::{HANG, Manual, counting_waker, poll, poll_once, waker_fn};
 use background_tasks::{Registry, ShutdownSignal, Spawner};
 use futures_lite::future::block_on;
@@ -60,7 +60,7 @@ fn signal_polled_in_one_task_wakes_the_task_it_moves_to<S: Spawner>(registry: &R
 
 on_every_runtime!(shutdown_wakes_every_waiting_task, signal_polled_in_one_task_wakes_the_task_it_moves_to);
 
-/// In the loop, `select!` skips a future that has resolved, and ends at `complete` when all futures have resolved.
+/// In this loop, `select!` skips futures that have resolved. When all futures have resolved, the branch `complete` ends the loop.
 #[test]
 fn futures_select_loops_over_a_signal_a_drain_and_idleness() {
     let registry = Registry::new(());
@@ -182,7 +182,8 @@ fn signal_dropped_on_another_thread_removes_its_waker() {
     assert_eq!(wake_count.get(), 0);
 }
 
-/// S6, S7: each call of the waker below would deadlock if the registry woke it under the lock of its wait list.
+/// Checks the invariants S6 and S7: each call in the wakers below would hang if the registry held the lock of its wait list during the
+/// wake-up.
 #[test]
 fn wakers_may_call_the_registry_and_may_panic() {
     let registry = Registry::new(());
@@ -252,7 +253,7 @@ fn signal_of_an_earlier_registry_stays_triggered_when_its_state_is_reused() {
         assert!(poll_once(signal).is_pending());
     }
     drop(registry);
-    // The pool may hold states of other tests. With 32 registries it is certain that one of them reuses the state from above.
+    // The pool may also contain states of other tests. Of 32 new registries, at least one reuses the state from above.
     let registries: Vec<_> = (0..32).map(|_| Registry::new(())).collect();
     let wakers: Vec<_> = registries.iter().map(|_| counting_waker()).collect();
     let mut signals: Vec<_> = registries.iter().map(Registry::signal).collect();

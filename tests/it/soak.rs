@@ -1,4 +1,4 @@
-//! S5 with many tasks: two threads end tasks with every outcome, and the counts must be exact.
+//! Checks invariant S5 with many tasks. Two threads end tasks with all possible outcomes, and the counts must be exact.
 //!
 //! `SOAK=10000000 cargo test --release --all-features --test it soak::` runs ten million tasks. Default: 200,000.
 use crate::common::{BoxFuture, Counts, HANG, Outcome, counts, panic_quietly, poll_once};
@@ -20,18 +20,18 @@ use std::time::Duration;
 
 const DEFAULT_TASKS: u64 = 200_000;
 const THREADS: u64 = 2;
-/// One task in this many panics. Panics are slow, so they are rare.
+/// The number of tasks for each task that panics. Panics are rare in this test, because they are slow.
 const TASKS_PER_PANIC: u64 = 2_000;
 const LIMIT: usize = 16;
 
 thread_local! {
     /// The tasks that the spawner received on this thread.
     static SPAWNED: RefCell<Vec<BoxFuture>> = const { RefCell::new(Vec::new()) };
-    /// The outcome of the future that this thread polled last. It stays empty if the future was aborted.
+    /// The outcome of the future that this thread polled last. It is `None` if the future was aborted.
     static LAST_OUTCOME: Cell<Option<Outcome>> = const { Cell::new(None) };
 }
 
-/// A spawner that leaves each task to the thread that started it.
+/// A spawner that stores each task for the thread that started the task.
 #[derive(Clone)]
 struct CallerSpawner;
 
@@ -41,7 +41,7 @@ impl Spawner for CallerSpawner {
     }
 }
 
-/// Services start again without a delay.
+/// A timer without a delay, so that services restart immediately.
 impl Timer for CallerSpawner {
     type Sleep = Ready<()>;
 
@@ -50,13 +50,13 @@ impl Timer for CallerSpawner {
     }
 }
 
-/// A future that is pending for some polls, then ends with the given outcome and stores it in `LAST_OUTCOME`.
+/// A future that is pending for some polls, and then ends with the given outcome. It stores this outcome in `LAST_OUTCOME`.
 struct Work {
     pending_polls: u8,
     outcome: Outcome,
 }
 
-/// One run of a service. It counts its failure, because the service may run again.
+/// One run of a service. A failed run increments the counter, because the service may run again.
 struct Run(Work, Arc<AtomicU64>);
 
 impl Future for Run {
@@ -65,7 +65,7 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let polled = Pin::new(&mut self.0).poll(cx);
         match polled {
-            // An earlier run may have stored its outcome during the same poll of the service.
+            // Removes the outcome that an earlier run may have stored during the same poll of the service.
             Poll::Pending => LAST_OUTCOME.set(None),
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => _ = self.1.fetch_add(1, Ordering::Relaxed),
@@ -91,7 +91,7 @@ impl Future for Work {
     }
 }
 
-/// Counts the events that the registry reports.
+/// An observer that counts the events of the registry.
 #[derive(Default)]
 struct CountingObserver {
     losses: [AtomicU64; 6],
@@ -125,7 +125,7 @@ impl Observer for CountingObserver {
 enum InFlight {
     Task(BoxFuture),
     Joined(BoxFuture, JoinHandle<Result<(), &'static str>>),
-    /// A service that was polled at least once, and the number of failed runs.
+    /// A service that has been polled at least one time, and the number of failed runs.
     Service(BoxFuture, Arc<AtomicU64>),
     Tracked(Tracked<Work>),
     Guard(Guard),
@@ -133,7 +133,7 @@ enum InFlight {
 }
 
 impl InFlight {
-    /// Ends the work: polls it until it finishes, or drops it. Returns its outcome.
+    /// Polls the task, future or guard until it finishes, or drops it. Returns the outcome.
     fn end(self, rng: &mut Rng) -> Outcome {
         let drop_unfinished = rng.u8(..8) == 0;
         match self {
@@ -173,7 +173,8 @@ impl InFlight {
                 while poll_once(&mut task).is_pending() {}
                 let outcome = LAST_OUTCOME.take().unwrap_or(Outcome::Aborted);
                 if outcome == Outcome::Failed {
-                    // After the shutdown has started, the failure of a run is the failure of its service.
+                    // After the shutdown has started, no run follows a failed run. The failure then counts as the outcome of the service,
+                    // not as a run that was followed by another run.
                     failures.fetch_sub(1, Ordering::Relaxed);
                 }
                 outcome
@@ -193,12 +194,12 @@ impl InFlight {
     }
 }
 
-/// One registry under test. The threads share it, and any thread may end the work that another thread started.
+/// A registry under test, which the threads share. A thread may end a task that another thread has started.
 struct Scenario {
     registry: Registry<CallerSpawner>,
-    /// Descendants of the registry. The threads replace them again and again. Empty in scenarios without children.
+    /// The descendants of the registry. The threads replace them again and again. In some scenarios, this list is empty.
     children: Vec<Mutex<Registry<CallerSpawner>>>,
-    /// The number of failed runs of services that have run again.
+    /// The number of failed runs that were followed by another run.
     failed_runs: Arc<AtomicU64>,
     observer: Option<Arc<CountingObserver>>,
     is_inspected: bool,
@@ -229,22 +230,23 @@ impl Scenario {
         Self { registry: builder.build(), children, failed_runs, observer, is_inspected, limit, in_flight: Mutex::default() }
     }
 
-    /// Returns the registry or one of its descendants. Sometimes replaces a descendant first.
+    /// Returns the registry or one of its descendants. In some calls, first replaces a descendant by a new registry.
     fn any_registry(&self, rng: &mut Rng) -> Registry<CallerSpawner> {
         let descendant =
             |index: usize| self.children.get(index).map_or(self.registry.clone(), |child| child.lock().unwrap().clone());
         if !self.children.is_empty() && rng.u8(..32) == 0 {
-            // The first two are children, and the others grandchildren. The parent is open, because `parent` is one of its handles.
+            // The first two descendants are children, and all others are grandchildren. The parent is open, because `parent` is one of
+            // its handles.
             let index = rng.usize(..self.children.len());
             let parent = index.checked_sub(2).map_or(self.registry.clone(), descendant);
             let replaced = mem::replace(&mut *self.children[index].lock().unwrap(), parent.child());
-            // Shuts the descendants of the replaced child down too, so these may reject work.
+            // This also shuts down the descendants of the replaced child, so these descendants may reject tasks.
             drop(replaced);
         }
         descendant(rng.usize(..=self.children.len()))
     }
 
-    /// Tries to start some work. Returns `None` if the work would have to wait for a permit.
+    /// Tries to start a task, future, guard or service. Returns `None` if it would have to wait for a permit.
     fn start(&self, rng: &mut Rng) -> Option<Result<InFlight, RejectReason>> {
         let registry = &self.any_registry(rng);
         let outcome = match rng.u64(..TASKS_PER_PANIC) {
@@ -273,15 +275,15 @@ impl Scenario {
         Some(started)
     }
 
-    /// Starts a service of the root, whose shutdown starts after the threads have ended. Each run completes or fails, at its second poll
-    /// at the earliest.
+    /// Starts a service of the root registry. The root starts its shutdown after the threads have ended. Each run completes or fails, but
+    /// not before its second poll.
     fn start_service(&self, rng: &mut Rng) -> Result<InFlight, RejectReason> {
         let (failed_runs, mut rng) = (self.failed_runs.clone(), rng.fork());
         self.registry.service(Restart::on_failure().unlimited(), move || {
             let outcome = if rng.bool() { Outcome::Completed } else { Outcome::Failed };
             Run(Work { pending_polls: rng.u8(1..3), outcome }, failed_runs.clone())
         });
-        // A service has no `try_` form. Without a limit, nothing rejects it.
+        // There is no `try_` method for services. If the registry has no limit, it does not reject the service.
         let mut service = SPAWNED.with_borrow_mut(Vec::pop).ok_or(RejectReason::Full)?;
         Ok(match poll_once(&mut service) {
             Poll::Pending => InFlight::Service(service, self.failed_runs.clone()),
@@ -289,7 +291,8 @@ impl Scenario {
         })
     }
 
-    /// Runs one thread's part: starts work until `tasks` of it were accepted or rejected, and ends about as much. Returns the outcomes.
+    /// Runs the work of one thread. Starts tasks until `tasks` of them have been accepted or rejected, and ends about the same number.
+    /// Returns the outcomes.
     fn run_thread(&self, tasks: u64, rng: &mut Rng) -> Counts {
         let mut outcomes = [0; 6];
         let mut started = 0;
@@ -302,9 +305,9 @@ impl Scenario {
                 }
                 Some(Ok(mut work)) => {
                     started += 1;
-                    // A child counts as in flight, but takes no permit.
+                    // A child counts as a task in flight, but holds no permit.
                     assert!(!self.children.is_empty() || self.registry.in_flight() <= self.limit);
-                    // Half of the tasks are polled here, so an abort meets both polled and unpolled tasks.
+                    // Half of the tasks are polled here, so that the test aborts polled tasks and unpolled tasks.
                     if let (InFlight::Task(task), true) = (&mut work, rng.bool()) {
                         if poll_once(task).is_ready() {
                             outcomes[LAST_OUTCOME.take().unwrap_or(Outcome::Aborted) as usize] += 1;
@@ -318,7 +321,7 @@ impl Scenario {
                 0..50 => drop(self.registry.abort()),
                 50..100 => {
                     if let Some(task) = self.registry.tasks().last() {
-                        // An error is fine: the task may have ended since the listing, or cannot be aborted.
+                        // An error is allowed: the task may have ended after the call to `tasks`, or it cannot be aborted.
                         let _ = self.registry.abort_task(task.id().expect("a listed task has an ID"));
                     }
                 }
@@ -326,7 +329,7 @@ impl Scenario {
             }
             let oldest = {
                 let mut in_flight = self.in_flight.lock().unwrap();
-                // Keeps about as much work in flight as the limit allows, so the registry is full again and again.
+                // Keeps about as many tasks in flight as the limit allows, so that the registry is often full.
                 if in_flight.len() > rng.usize(..2 * LIMIT) { in_flight.pop_front() } else { None }
             };
             if let Some(work) = oldest {
@@ -336,8 +339,8 @@ impl Scenario {
         outcomes
     }
 
-    /// Ends the remaining work and drains the registry. Asserts that the registry and its observer counted what the threads counted.
-    /// Returns the outcomes without the failures of runs that were followed by another run.
+    /// Ends the remaining tasks and drains the registry. Asserts that the counts of the registry and of its observer are equal to the
+    /// counts of the threads. Returns the outcomes, without failed runs that were followed by another run.
     fn drain_and_compare(self, outcomes_by_thread: &[Counts], rng: &mut Rng) -> Counts {
         let mut total = [0; 6];
         for outcomes in outcomes_by_thread {
@@ -372,7 +375,7 @@ impl Scenario {
     }
 }
 
-/// Takes the task that this thread started last out of the spawner.
+/// Removes the task that this thread started last from the spawner, and returns the task.
 fn spawned_future() -> BoxFuture {
     SPAWNED.with_borrow_mut(Vec::pop).expect("the spawner received the task")
 }

@@ -1,4 +1,4 @@
-//! Combined spawners: a wrapper around each task, several executors for one registry, and type-erased spawners.
+//! Tests combined spawners: a spawner that wraps each task, several executors for one registry, and type-erased spawners.
 use crate::common::{HANG, Manual};
 use background_tasks::{
     BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, DynSpawner, InSpan, LocalSpawner, Loss, Observer, Registry, SmolSpawner,
@@ -16,7 +16,7 @@ fn span_id() -> Option<tracing::Id> {
     Span::current().id()
 }
 
-/// Records the current span in each task and at each reported loss.
+/// A list of spans. Each task adds its current span, and this observer adds the current span at each loss.
 #[derive(Clone, Default)]
 struct SpanLog(Arc<Mutex<Vec<Option<tracing::Id>>>>);
 
@@ -64,7 +64,7 @@ fn in_span_covers_local_tasks_and_blocking_work() {
         span.in_scope(|| registry.run_blocking(move || task_log.0.lock().unwrap().push(span_id())));
         assert_eq!(*log.0.lock().unwrap(), [span.id(), span.id()]);
 
-        // The span must also cover the report about a closure that was dropped before it ran.
+        // The span must also be current while the registry reports a closure that was dropped before it ran.
         let stored = Arc::new(Mutex::new(None));
         let store = stored.clone();
         let storing_spawner = DynBlockingSpawner::from_fn(move |work| *store.lock().unwrap() = Some(work));
@@ -76,12 +76,12 @@ fn in_span_covers_local_tasks_and_blocking_work() {
     });
 }
 
-/// Records the names and call sites that it receives, and drops the tasks.
+/// A spawner that records the names and call sites of the tasks, and drops the tasks.
 #[derive(Clone, Default)]
 struct InfoRecorder(Arc<Mutex<Vec<SpawnInfo>>>);
 
 impl InfoRecorder {
-    /// Asserts that a spawner that wraps this recorder passes on the info of each kind of task.
+    /// Asserts that a wrapper around this recorder passes on the `SpawnInfo` for each kind of task.
     #[track_caller]
     fn assert_receives<S: Spawner + LocalSpawner + BlockingSpawner>(&self, wrapper: S) {
         self.assert_receives_from(wrapper, |registry| {
@@ -148,7 +148,7 @@ fn every_wrapper_passes_on_the_name_and_the_call_site() {
 
 tokio::task_local!(static TENANT: u32);
 
-/// Passes the caller's tenant to each task.
+/// A spawner that passes the tenant of the caller to each task.
 struct WithTenant<S>(S);
 
 impl<S: Spawner> Spawner for WithTenant<S> {
@@ -191,7 +191,7 @@ fn handle_with_another_spawner_keeps_the_registry_open() {
     assert!(signal.is_triggered());
 }
 
-/// The registry's type does not depend on the executor, so an application can store it without a type parameter.
+/// The type of the registry does not depend on the executor, so an application can store the registry without a type parameter.
 #[test]
 fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
     let registry: Registry<DynSpawner> = Registry::new(DynSpawner::new(SmolSpawner));
@@ -207,13 +207,13 @@ fn dyn_spawner_runs_tasks_on_the_wrapped_spawner() {
     assert_eq!(format!("{:?}", registry.spawner()), "DynSpawner { .. }");
 }
 
-/// A state without a type parameter, as a web framework's handlers share it.
+/// An application state without a type parameter. The handlers of a web framework share a state of this kind.
 #[derive(Clone)]
 struct State {
     tasks: Registry<DynSpawner>,
 }
 
-/// Each runtime runs both tasks and blocking closures of the same type of registry.
+/// On each runtime, a registry of the same type runs tasks and blocking closures.
 #[test]
 fn state_without_type_parameter_runs_tasks_and_closures_on_each_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();

@@ -1,4 +1,4 @@
-//! Behaviour that belongs to one spawner of the crate.
+//! Tests behaviour that only one of the spawners in this crate has.
 use crate::common::HANG;
 use background_tasks::{AsyncStdSpawner, LocalSpawner, Registry, SmolSpawner, Spawner, ThreadsSpawner, TokioSpawner};
 use futures_lite::future::{block_on, yield_now};
@@ -105,7 +105,7 @@ fn threads_spawner_without_threads_is_an_error() {
 fn worker_threads_have_names_and_all_run_tasks() {
     let registry = Registry::new(ThreadsSpawner::new(2).unwrap());
     let (name, names) = channel();
-    // The barrier holds each task on its thread until the other thread runs the other task.
+    // Because of the barrier, each task blocks its thread until a second thread runs the second task.
     let both_run = Arc::new(Barrier::new(2));
     for _ in 0..2 {
         let (name, both_run) = (name.clone(), both_run.clone());
@@ -120,7 +120,7 @@ fn worker_threads_have_names_and_all_run_tasks() {
     assert_eq!(names, ["background-0", "background-1"]);
 }
 
-/// Sends a message when its thread exits and drops its thread-local values.
+/// A thread-local value that sends a message when its thread exits.
 struct ThreadExit(Sender<()>);
 
 impl Drop for ThreadExit {
@@ -131,7 +131,7 @@ impl Drop for ThreadExit {
 
 thread_local!(static THREAD_EXIT: Cell<Option<ThreadExit>> = const { Cell::new(None) });
 
-/// Returns a channel that receives one message for each of the registry's two threads when that thread exits.
+/// Returns a channel. When one of the registry's two threads exits, the channel receives a message.
 fn watch_thread_exits(registry: &Registry<ThreadsSpawner>) -> Receiver<()> {
     let (exit, exits) = channel();
     let both_run = Arc::new(Barrier::new(2));
@@ -180,7 +180,8 @@ fn last_clone_dropped_on_a_worker_thread_ends_all_threads() {
     }
 }
 
-/// A task that blocks its thread does not block the drop. The task that waits is dropped when the blocked thread exits.
+/// Checks that a task that blocks its thread does not block the drop of the spawner. A waiting task must be dropped when the blocked
+/// thread exits.
 fn task_that_hangs_does_not_block_the_drop(spawner: ThreadsSpawner) {
     let registry = Registry::new(spawner);
     let ((start, started), (resume, resumed), (finish, finished)) = (channel(), channel::<()>(), channel());
@@ -215,7 +216,7 @@ fn drop_without_a_join_timeout_detaches_all_threads() {
     task_that_hangs_does_not_block_the_drop(spawner);
 }
 
-/// The spawner also runs futures that belong to no registry, and no registry catches their panics.
+/// A spawner can also run futures without a registry. In this case, no registry catches the panic of a future.
 #[test]
 fn worker_thread_survives_a_panic_of_an_untracked_future() {
     let spawner = ThreadsSpawner::new(1).unwrap();

@@ -1,4 +1,5 @@
-//! Registries in statics, made by a `const fn`. Most of these tests also run without `std`; `tests/it/bare.rs` tests pooled registries there.
+//! Tests registries in statics, which a `const fn` creates. Most of these tests also run without `std`. `tests/it/bare.rs` tests other
+//! registries without `std`.
 
 use crate::common::{TaskQueue, counting_waker, poll, poll_once};
 use background_tasks::{Registry, RegistryState, RejectReason, ShutdownSignal};
@@ -39,7 +40,7 @@ fn static_registry_signals_drains_and_counts_its_tasks() {
     assert_eq!(TASKS.summary().rejected, 2);
 }
 
-/// L1
+/// Checks invariant L1 of `docs/invariants.md`.
 #[test]
 fn shutdown_wakes_the_last_waker_of_each_signal_once() {
     static STATE: RegistryState = RegistryState::new();
@@ -57,7 +58,7 @@ fn shutdown_wakes_the_last_waker_of_each_signal_once() {
     assert!(poll_once(&mut TASKS.signal()).is_ready());
 }
 
-/// L2
+/// Checks invariant L2 of `docs/invariants.md`.
 #[test]
 fn wait_idle_is_woken_after_the_last_task_and_not_before() {
     static STATE: RegistryState = RegistryState::new();

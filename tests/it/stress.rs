@@ -1,4 +1,5 @@
-//! Many threads without a fixed schedule: the counts must be exact at the end. `ThreadSanitizer` and Miri run these tests too.
+//! Tests registries that many threads use without a fixed order. At the end, the counts must be exact. `ThreadSanitizer` and Miri also
+//! run these tests.
 use crate::common::{HANG, poll_once};
 use background_tasks::{Registry, Spawner, ThreadsSpawner};
 use futures_lite::future::{block_on, yield_now};
@@ -10,7 +11,7 @@ use std::thread;
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 200 };
 const PER_ROUND: u64 = if cfg!(miri) { 50 } else { 500 };
 
-/// S2
+/// Checks invariant S2 of `docs/invariants.md`.
 #[test]
 fn drain_makes_the_effects_of_tasks_visible() {
     for _ in 0..ROUNDS {
@@ -29,7 +30,7 @@ fn drain_makes_the_effects_of_tasks_visible() {
     }
 }
 
-/// S4
+/// Checks invariant S4 of `docs/invariants.md`.
 #[test]
 fn accepted_and_rejected_guards_add_up_when_they_race_the_shutdown() {
     for _ in 0..ROUNDS {
@@ -75,7 +76,7 @@ fn guards_dropped_on_another_thread_add_up() {
     dropper.join().unwrap();
 }
 
-/// L1
+/// Checks invariant L1 of `docs/invariants.md`.
 #[test]
 fn signals_resolve_when_their_polls_and_drops_race_the_shutdown() {
     for _ in 0..ROUNDS {
@@ -97,7 +98,7 @@ fn signals_resolve_when_their_polls_and_drops_race_the_shutdown() {
     }
 }
 
-/// L2
+/// Checks invariant L2 of `docs/invariants.md`.
 #[test]
 fn wait_idle_resolves_while_other_threads_start_and_end_work() {
     let registry = Registry::new(());
@@ -141,7 +142,7 @@ fn registries_on_many_threads_reuse_states_without_mixing_counts() {
     });
 }
 
-/// S5
+/// Checks invariant S5 of `docs/invariants.md`.
 #[test]
 fn outcomes_on_two_threads_add_up() {
     let total = ROUNDS * PER_ROUND / 10;
@@ -163,7 +164,7 @@ fn outcomes_on_two_threads_add_up() {
     assert_eq!((summary.completed, summary.failed, summary.abandoned), (total + fifth, fifth, fifth));
 }
 
-/// A spawner that runs each task to its end inside the call of `spawn`.
+/// A spawner that runs each task to its end before `spawn` returns.
 #[derive(Clone)]
 struct InlineSpawner;
 
@@ -186,7 +187,7 @@ fn task_on_an_inline_spawner_may_start_another_task() {
     assert_eq!((runs.load(Ordering::Relaxed), registry.shutdown().wait().completed), (1, 2));
 }
 
-/// S12
+/// Checks invariant S12 of `docs/invariants.md`.
 #[test]
 fn children_come_and_go_while_their_root_shuts_down() {
     for round in 0..ROUNDS {

@@ -1,4 +1,4 @@
-//! Timers of spawners, and shutdowns with a time limit.
+//! Tests the timers of spawners, and shutdowns with a time limit.
 
 use crate::common::{Fake, FakeTimer, Manual, poll_once};
 use background_tasks::{
@@ -19,7 +19,8 @@ fn runtime_with_timer() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap()
 }
 
-/// Checks each time limit of both methods, and a dropped future. Only a hang lasts longer than a few milliseconds.
+/// Checks `shutdown_within` and `shutdown_or_abort` with several time limits, and a dropped shutdown future. Unless a call hangs, this
+/// takes only a few milliseconds.
 async fn limits_apply<S: Spawner + Timer + Clone>(spawner: S) {
     let started = |finishes| {
         let registry = Registry::builder(spawner.clone()).inspect().build();
@@ -74,7 +75,7 @@ fn limits_apply_through_wrappers() {
     block_on(limits_apply(Arc::new(TaskSpan(InSpan(&SmolSpawner)))));
 }
 
-/// Returns the time, the tasks and the registry, all of which the test controls.
+/// Returns a timer and a spawner that the test controls, and a registry that uses them.
 fn manual() -> (FakeTimer, Manual, Registry<Fake>) {
     let fake = Fake::default();
     (fake.timer.clone(), fake.tasks.clone(), fake.builder().inspect().build())
@@ -142,7 +143,7 @@ fn zero_needs_no_timer() {
     assert_eq!(timer.take_durations(), []);
 }
 
-/// Returns the message of the panic of `shutdown_within`, which must not start the shutdown.
+/// Checks that `shutdown_within` panics and does not start the shutdown. Returns the panic message.
 fn panic_of_shutdown_within<S: Timer>(registry: &Registry<S>) -> String {
     let panic = catch_unwind(AssertUnwindSafe(|| drop(registry.shutdown_within(SHORT)))).unwrap_err();
     assert!(!registry.is_shutting_down());

@@ -1,4 +1,4 @@
-//! The events that `TracingObserver` emits, as a subscriber receives them.
+//! Tests the events and spans that a subscriber receives from `TracingObserver`, `TaskSpan` and `SpanObserver`.
 use crate::common::{Fake, Manual, Owns, PanicDrop, panic_quietly, poll_once};
 use background_tasks::{
     BlockingSpawner, DynBlockingSpawner, DynLocalSpawner, LocalSpawner, Registry, SpanObserver, Spawner, StartWhenReady,
@@ -21,13 +21,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
-/// One event, as a layer receives it.
+/// An event that a tracing layer has received.
 #[derive(Debug)]
 struct RecordedEvent {
     level: Level,
     target: String,
     fields: Fields,
-    /// The names of the surrounding spans, outermost first.
+    /// The names of the surrounding spans. The outermost span is the first.
     spans: Vec<&'static str>,
 }
 
@@ -56,7 +56,7 @@ impl Visit for Fields {
     }
 }
 
-/// A layer that records every event.
+/// A tracing layer that records all events.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<RecordedEvent>>>);
 
@@ -83,7 +83,7 @@ impl Recorder {
     }
 }
 
-/// A layer that records what happens to each span, as one line of text.
+/// A tracing layer that records each change of a span as one line of text.
 #[derive(Clone, Default)]
 struct SpanRecorder(Arc<Mutex<Vec<String>>>);
 
@@ -115,7 +115,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanRecorder {
     }
 }
 
-/// Runs `f` with an observed registry whose limit is two tasks, and with a recorder of all events.
+/// Runs `f` with a registry whose limit is two tasks, and with a recorder that receives all events of this registry.
 fn with_recorder<T>(inspected: bool, f: impl FnOnce(&Manual, &Registry<Manual>, &Recorder) -> T) -> T {
     let (recorder, manual) = (Recorder::default(), Manual::default());
     with_default(tracing_subscriber::registry().with(recorder.clone()), || {
@@ -127,7 +127,7 @@ fn with_recorder<T>(inspected: bool, f: impl FnOnce(&Manual, &Registry<Manual>, 
 
 type Site = &'static Location<'static>;
 
-/// Starts a task and returns its call site. The call site is the caller of this function.
+/// Starts a task, and returns its call site. The call site is the caller of this function.
 #[track_caller]
 fn run<S, F>(builder: TaskBuilder<'_, S>, future: F) -> Site
 where
@@ -138,13 +138,13 @@ where
     Location::caller()
 }
 
-/// Like [`run`], for a tracked future.
+/// Does the same as [`run`], for a tracked future.
 #[track_caller]
 fn track<F: Future>(registry: &Registry<Manual>, future: F) -> (Tracked<F>, Site) {
     (registry.track(future).unwrap(), Location::caller())
 }
 
-/// Like [`run`], for a task that waits for a permit.
+/// Does the same as [`run`], for a task that waits for a permit.
 #[track_caller]
 fn run_when_ready<F>(builder: TaskBuilder<'_, Manual>, future: F) -> (StartWhenReady<'_, Manual, F>, Site)
 where
@@ -154,8 +154,8 @@ where
 }
 
 impl RecordedEvent {
-    /// Asserts that the event reports a loss with exactly these fields and the call site. With a `kind` the event must also have the fields of
-    /// an inspected task.
+    /// Asserts that the event reports a loss with exactly these fields and this call site. If `kind` is not `None`, the event must also
+    /// have the fields of an inspected task.
     #[track_caller]
     fn assert_loss(self, level: Level, fields: &[(&'static str, &str)], site: Site, kind: Option<&str>) {
         let Self { level: actual_level, target, fields: Fields { mut text, counts, mut seconds }, spans } = self;
@@ -172,7 +172,7 @@ impl RecordedEvent {
         assert_eq!((text, counts, seconds), (expected, BTreeMap::new(), BTreeMap::new()));
     }
 
-    /// Asserts that the event reports a change of the registry itself, with this message and these counts.
+    /// Asserts that the event reports a change of the whole registry, with this message and these counts.
     #[track_caller]
     fn assert_registry_event(&self, message: &str, counts: &[(&'static str, u64)]) {
         let Self { level, target, fields, spans } = self;
@@ -182,7 +182,8 @@ impl RecordedEvent {
     }
 }
 
-/// Asserts that the loss of a task is reported once, with these fields. Checks a registry without inspection and one with inspection.
+/// Asserts that the loss of a task is reported one time with these fields. Checks a registry without inspection and a registry with
+/// inspection.
 fn assert_loss_is_reported(
     level: Level,
     fields: &[(&'static str, &str)],
@@ -264,7 +265,7 @@ fn aborted_task_is_a_warning() {
 #[test]
 fn rejection_is_a_warning_with_its_reason() {
     for inspected in [false, true] {
-        // A rejected task was never in flight, so it has no ID and no age, even with inspection.
+        // A rejected task was never in flight. It therefore has no ID and no age, even if the registry is inspected.
         let kind = inspected.then_some(("task.kind", "future"));
         let fields = |reason| -> Vec<_> {
             [("message", "background task rejected"), ("task.name", "mail"), ("reason", reason)].into_iter().chain(kind).collect()
@@ -322,7 +323,7 @@ fn start_of_shutdown_and_end_of_drain_are_reported_once_each() {
     });
 }
 
-/// The thread that starts the shutdown or ends the drain may be in the span of any request.
+/// The thread that starts the shutdown or ends the drain may be in the span of a request, but the events must not belong to this span.
 #[test]
 fn events_of_the_registry_have_no_span() {
     with_recorder(false, |manual, registry, recorder| {
@@ -381,7 +382,7 @@ fn messages(events: Vec<RecordedEvent>) -> Vec<(String, Vec<&'static str>)> {
     events.into_iter().map(|mut event| (event.fields.text.remove("message").unwrap(), event.spans)).collect()
 }
 
-/// An exporter receives a span when the span closes, so a task must not delay the span of its request.
+/// An exporter receives a span when the span closes, so a task must not keep the span of its request open.
 #[test]
 fn task_span_follows_from_the_span_of_the_request_and_does_not_keep_it_open() {
     let (spans, events, manual) = (SpanRecorder::default(), Recorder::default(), Manual::default());
@@ -420,14 +421,14 @@ fn task_span_covers_local_tasks_and_blocking_work_from_start_to_drop() {
             blocking(DynBlockingSpawner::from_fn(drop)).run_blocking(|| ());
         });
         let mut recorded = messages(events.take());
-        // Each of the registries reports its shutdown when it is dropped.
+        // Removes the events for the shutdowns, which the registries emit when they are dropped.
         recorded.retain(|(message, _)| message == "inside" || message == ABANDONED);
         let expected = ["inside", ABANDONED, "inside", ABANDONED].map(|message| (message.to_owned(), vec!["task"]));
         assert_eq!(recorded, expected);
     });
 }
 
-/// A layer that keeps the name, the call site and the recorded ends of each span whose name is `task`.
+/// A tracing layer for spans with the name `task`. It stores the name and the call site of each task, and the recorded outcomes.
 #[derive(Clone, Default)]
 struct TaskSpans(Arc<Mutex<BTreeMap<u64, SpannedTask>>>);
 
@@ -437,7 +438,7 @@ struct SpannedTask {
     site: String,
     follows: Option<&'static str>,
     outcomes: Vec<String>,
-    /// The number of recorded durations.
+    /// The number of durations that were recorded in the span.
     durations: usize,
 }
 
@@ -475,7 +476,7 @@ impl TaskSpans {
         with_default(tracing_subscriber::registry().with(self.clone()), f)
     }
 
-    /// Returns the name of each task with its recorded outcomes, sorted. Asserts that each task that was accepted has a duration.
+    /// Returns a sorted list of the tasks with their recorded outcomes. Asserts that each accepted task has a duration.
     #[track_caller]
     fn ends(&self) -> Vec<String> {
         let tasks = self.0.lock().unwrap();
@@ -490,7 +491,7 @@ impl TaskSpans {
     }
 }
 
-/// Starts one task for each outcome that is possible on every runtime, and drains the registry.
+/// Starts one task for each outcome that is possible on all runtimes, and drains the registry.
 fn outcomes_and_durations_are_recorded_in_the_spans<S: Spawner>(registry: &Registry<S>) {
     let spans = TaskSpans::default();
     spans.in_scope(|| {
@@ -518,7 +519,8 @@ fn outcomes_and_durations_are_recorded_in_the_spans<S: Spawner>(registry: &Regis
     });
 }
 
-/// Passes the subscriber of the caller to the executor's threads. A program has one subscriber for all threads.
+/// A spawner that passes the subscriber of the caller to the threads of the executor. Unlike a test, a program has one subscriber for all
+/// threads.
 struct InSubscriber<S>(S);
 
 impl<S: Spawner> Spawner for InSubscriber<S> {
@@ -536,7 +538,7 @@ on_every_runtime!(
     outcomes_and_durations_are_recorded_in_the_spans,
 );
 
-/// Runs or drops the tasks and closures on the calling thread.
+/// A spawner that runs or drops each task and closure on the calling thread.
 struct Inline {
     drops: bool,
 }
@@ -647,7 +649,7 @@ fn fmt_subscriber_prints_a_loss_on_one_line() {
     });
 }
 
-/// A writer whose clones append to one buffer.
+/// A writer whose clones all append to the same buffer.
 #[derive(Clone)]
 struct SharedLog(Arc<Mutex<Vec<u8>>>);
 

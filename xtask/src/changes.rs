@@ -1,4 +1,4 @@
-//! The check without a job's name: formatting, lints and tests of the packages that changed.
+//! Runs when `cargo xtask` gets no job name. Checks the formatting, lints and tests of the packages that changed.
 
 use crate::context::Context;
 use crate::workspace::{Package, packages};
@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Instant;
 use xshell::{Shell, cmd};
 
-/// Returns the commit with which the change is compared: the point where the branch left `main`. On `main`, and where there is no
-/// `main`: `HEAD` if files are uncommitted, and the previous commit otherwise.
+/// Returns the commit that the working tree is compared with. On a branch, this is the point where the branch left `main`. If `HEAD` is a
+/// commit of `main`, or there is no branch `main`, the result is `HEAD` if some files are uncommitted, and the previous commit otherwise.
 fn base(sh: &Shell) -> Result<String> {
     let head = cmd!(sh, "git rev-parse HEAD").quiet().read()?;
     let fork = cmd!(sh, "git merge-base HEAD main").quiet().ignore_stderr().read().unwrap_or_default();
@@ -18,7 +18,7 @@ fn base(sh: &Shell) -> Result<String> {
     Ok(if fork.is_empty() || fork == head { on_main.to_owned() } else { fork })
 }
 
-/// Lists the files of the change, untracked files included.
+/// Lists the changed files, including untracked files.
 fn changed_files(context: &Context) -> Result<BTreeSet<String>> {
     let (sh, base) = (&context.sh, base(&context.sh)?);
     let tracked = cmd!(sh, "git diff --name-only --no-renames {base}").quiet().ignore_stderr().read().unwrap_or_default();
@@ -26,14 +26,14 @@ fn changed_files(context: &Context) -> Result<BTreeSet<String>> {
     Ok(tracked.lines().chain(untracked.lines()).map(str::to_owned).collect())
 }
 
-/// Returns the change of these paths, as a patch without untracked files.
+/// Returns the changes in `paths` as a patch. The patch does not contain untracked files.
 pub(crate) fn diff(context: &Context, paths: &[&str]) -> Result<String> {
     let (sh, base) = (&context.sh, base(&context.sh)?);
     Ok(cmd!(sh, "git diff {base} -- {paths...}").quiet().ignore_stderr().read().unwrap_or_default())
 }
 
-/// Returns the package in the innermost folder that contains the file. The core owns only the paths in `of_core`. All other files
-/// have no owner.
+/// Returns the package in the innermost folder that contains the file. The core owns the files whose paths start with a path in
+/// `of_core`. The remaining files have no owner.
 fn owner<'a>(packages: &'a [Package], file: &str) -> Option<&'a Package> {
     let of_core = ["build.rs", "src", "tests", "benches", "docs", "Cargo.toml", "README.md", "CHANGELOG.md"];
     let nested = packages.iter().filter(|package| package.folder != Path::new("") && Path::new(file).starts_with(&package.folder));
@@ -51,15 +51,15 @@ pub(crate) fn check(context: &Context) -> Result<()> {
     let changed: BTreeSet<&str> = files.iter().filter_map(|file| owner(&packages, file)).map(|package| &*package.name).collect();
     let names = if changed.is_empty() { "no package".to_owned() } else { changed.iter().copied().collect::<Vec<_>>().join(", ") };
     println!("{} files changed, in {names}", files.len());
-    cmd!(sh, "cargo fmt --all --check").run()?;
+    crate::jobs::fmt(context)?;
     if !changed.is_empty() {
         let of_changed: Vec<&str> = changed.iter().flat_map(|name| ["-p", name]).collect();
         let of_changed = &of_changed[..];
         cmd!(sh, "cargo clippy --quiet {of_changed...} --all-targets --all-features -- -D warnings").run()?;
         cmd!(sh, "cargo test --quiet {of_changed...} --all-features --lib --bins --tests").run()?;
     }
-    for (job, paths) in crate::jobs::concerned(&files) {
-        println!("these changes also concern `cargo xtask {job}` ({paths})");
+    for job in crate::jobs::concerned(&files) {
+        println!("these changes also concern `cargo xtask {}` ({}; {} s)", job.name, job.tier.name(), job.seconds);
     }
     context.print_skips()?;
     println!("passed in {} s", start.elapsed().as_secs());

@@ -1,4 +1,5 @@
-//! The state that all jobs share: a shell in the repository's root, the job's arguments, and the skips.
+//! Holds the state that all jobs share: a shell in the repository's root, the arguments of the command line, and a list of skipped
+//! checks.
 
 use anyhow::{Context as _, Result};
 use std::cell::RefCell;
@@ -8,9 +9,10 @@ use xshell::Shell;
 
 pub(crate) struct Context {
     pub(crate) sh: Shell,
-    /// The arguments after the job's name.
+    /// The command-line arguments after the job's name.
     pub(crate) arguments: Vec<String>,
-    /// The number of commits divided by 8, in `ci`; otherwise `None`. Mutation jobs use this number to select a slice of their mutants.
+    /// In `ci`, the number of commits divided by 8; in other runs, `None`. Mutation jobs use this number to select a slice of their
+    /// mutants.
     pub(crate) round: Option<usize>,
     target: PathBuf,
     skips: RefCell<Vec<String>>,
@@ -22,35 +24,35 @@ impl Context {
         let sh = Shell::new()?;
         sh.change_dir(root);
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |target| root.join(target));
-        // The tests write one file for each skip here.
+        // Each test that skips itself writes a file into this folder.
         let skips = target.join("skips");
         let _ = fs::remove_dir_all(&skips);
         fs::create_dir_all(&skips)?;
         sh.set_var("SKIPS", &skips);
         sh.set_var("CARGO_TARGET_DIR", &target);
-        // The tests panic on purpose.
+        // Some tests panic on purpose, and a backtrace would only make the output longer.
         sh.set_var("RUST_BACKTRACE", "0");
         Ok(Self { sh, arguments, round: None, target, skips: RefCell::default() })
     }
 
-    /// Returns the index of the slice that a mutation job tests, from 0, and the number of slices. In `ci` there are `slices` slices.
-    /// Otherwise there is one slice, which contains all mutants.
+    /// Returns the index of the slice of mutants that a mutation job tests (the first slice has index 0), and the number of slices. In
+    /// `ci`, the number is `slices`. In other runs, the only slice contains all mutants.
     pub(crate) fn slice(&self, slices: usize) -> (usize, usize) {
         self.round.map_or((0, 1), |round| (round % slices, slices))
     }
 
-    /// Returns a path below the target folder.
+    /// Returns the path `path` in the target folder.
     pub(crate) fn built(&self, path: &str) -> PathBuf {
         self.target.join(path)
     }
 
-    /// Records and prints that a part of a job cannot run on this machine.
+    /// Prints that this machine cannot run a part of a job, and stores the message for `print_skips`.
     pub(crate) fn skip(&self, reason: &str) {
         println!("skipped: {reason}");
         self.skips.borrow_mut().push(format!("skipped: {reason}"));
     }
 
-    /// Prints what the jobs and the tests skipped, without repetitions.
+    /// Prints each message about a skipped check or test one time.
     pub(crate) fn print_skips(&self) -> Result<()> {
         let mut skips = self.skips.borrow().clone();
         for file in fs::read_dir(self.target.join("skips"))? {

@@ -1,4 +1,4 @@
-//! The table of the jobs.
+//! Defines the table of the jobs.
 
 mod companions;
 mod core;
@@ -7,6 +7,8 @@ mod pictures;
 mod proofs;
 mod targets;
 mod words;
+
+pub(crate) use everywhere::fmt;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -17,26 +19,34 @@ pub(crate) struct Job {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) tier: Tier,
-    /// The files and folders that the job checks. Empty: all.
+    /// The files and folders that the job checks. An empty list means all files.
     paths: &'static [&'static str],
-    /// What the job needs beyond the Rust toolchain.
+    /// The tools that the job needs in addition to the Rust toolchain.
     tools: &'static str,
     /// An estimate of the duration on two cores, in seconds.
-    seconds: u32,
+    pub(crate) seconds: u32,
     pub(crate) run: fn(&Context) -> Result<()>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
-    /// Runs on every change.
+    /// The job runs on every change.
     Full,
-    /// Runs in `nightly`, and in the runs of `ci` with this turn, from 0 to 7.
+    /// The job runs in `nightly`, and also in `ci` if the turn of `ci` is this number (0 to 7).
     Nightly(usize),
-    /// Runs only by its name.
+    /// The job runs only if the command line names it.
     OnRequest,
 }
 
 impl Tier {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Tier::Full => "full",
+            Tier::Nightly(_) => "nightly",
+            Tier::OnRequest => "-",
+        }
+    }
+
     /// Returns whether `ci` runs the jobs of this tier at this turn.
     pub(crate) fn has_turn(self, turn: usize) -> bool {
         match self {
@@ -51,8 +61,8 @@ use Tier::{Full, Nightly, OnRequest};
 
 #[rustfmt::skip]
 pub(crate) const JOBS: &[Job] = &[
-    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: everywhere::fmt },
-    Job { name: "test", about: "the tests, by the command of the README", tier: Full, paths: &[], tools: "Postgres, PgBouncer, runit, systemd", seconds: 500, run: everywhere::test },
+    Job { name: "fmt", about: "formatting", tier: Full, paths: &[], tools: "", seconds: 1, run: fmt },
+    Job { name: "test", about: "the tests, with the command in the README", tier: Full, paths: &[], tools: "Postgres, PgBouncer, runit, systemd", seconds: 500, run: everywhere::test },
     Job { name: "brokers", about: "the tests of consumer/ and of its example, with each broker", tier: Full, paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto", seconds: 400, run: companions::brokers },
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with all features and with the default features", tier: Full, paths: &["src", "docs/guide", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
@@ -62,7 +72,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "package", about: "the files of each published package; a dry run of publishing the core", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },
     Job { name: "msrv", about: "the core with the oldest supported Rust", tier: Full, paths: &["src", "Cargo.toml"], tools: "toolchain 1.85", seconds: 30, run: core::msrv },
     Job { name: "models", about: "the loom models", tier: Full, paths: &["src/sync", "src/state", "src/task.rs", "src/signal.rs", "models"], tools: "", seconds: 150, run: proofs::models },
-    Job { name: "changed-mutants", about: "mutants of what changed in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
+    Job { name: "changed-mutants", about: "mutants of the changed lines in the core's logic", tier: Full, paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 5, run: proofs::changed_mutants },
     Job { name: "hazards", about: "hand-written bugs, each of which a test or a model must catch", tier: Nightly(2), paths: &["xtask/hazards", "src", "host/src", "durable/src"], tools: "", seconds: 180, run: proofs::hazards },
     Job { name: "orderings", about: "weakened atomic orderings, each of which a model must catch", tier: Nightly(5), paths: &["src/sync", "src/state", "models"], tools: "", seconds: 150, run: proofs::orderings },
     Job { name: "mutants", about: "mutants of the core's logic, by cargo-mutants", tier: Nightly(7), paths: &["src/sync", "src/state"], tools: "cargo-mutants", seconds: 400, run: proofs::mutants },
@@ -75,40 +85,34 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "aarch64", about: "the core on an emulated processor", tier: Nightly(6), paths: &["src", "tests"], tools: "aarch64 target, GCC, QEMU", seconds: 150, run: targets::aarch64 },
     Job { name: "worker", about: "the Worker of examples/worker in workerd", tier: Nightly(3), paths: &["src/adapters/wasm_bindgen_futures.rs", "examples/worker"], tools: "wasm32, Node, npm", seconds: 30, run: targets::worker },
     Job { name: "host", about: "host/ with each feature alone, the unit and the manifest of examples/axum, the dashboard in Chromium, the oldest Rust", tier: Nightly(4), paths: &["host", "examples/axum", "examples/notes", "testing/webdriver.mjs"], tools: "systemd, PyYAML, Node, Chromium, toolchain 1.85", seconds: 200, run: companions::host },
-    Job { name: "durable", about: "durable/ with each store alone, the page of the example in Chromium, the oldest Rust", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
-    Job { name: "consumer", about: "consumer/ with each feature alone, its worker processes on each broker for longer, the oldest Rust", tier: Nightly(2), paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto, toolchain 1.89", seconds: 600, run: companions::consumer },
-    Job { name: "runtimes", about: "the tests of runtimes/, its features alone, its shared cache lines, and the oldest Rust of each feature; the names in tokio-console", tier: Nightly(6), paths: &["runtimes", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
+    Job { name: "durable", about: "durable/ compiles with each store alone and with the oldest Rust; the page of the example in Chromium", tier: Nightly(5), paths: &["durable", "examples/durable", "testing/webdriver.mjs"], tools: "Postgres, Node, Chromium, toolchain 1.94", seconds: 300, run: companions::durable },
+    Job { name: "consumer", about: "consumer/ compiles with each feature alone and with the oldest Rust; long tests of its worker processes with each broker", tier: Nightly(2), paths: &["consumer", "examples/consumer", "examples/durable"], tools: "nats-server, RabbitMQ, Node, azurite, moto, toolchain 1.89", seconds: 600, run: companions::consumer },
+    Job { name: "runtimes", about: "the tests of runtimes/, the recipes of host/src/frameworks.md, the features of runtimes/ alone, its shared cache lines, and the oldest Rust of each feature; the names in tokio-console", tier: Nightly(6), paths: &["runtimes", "host/src/frameworks.md", "src/adapters/tokio.rs", "tests/console.rs"], tools: "Valgrind, toolchains 1.85 to 1.95", seconds: 270, run: companions::runtimes },
     Job { name: "graphile", about: "the tests of the recipe for graphile_worker", tier: Nightly(7), paths: &["examples/graphile"], tools: "Postgres", seconds: 60, run: companions::graphile },
     Job { name: "minimal", about: "the core with the oldest versions of its direct dependencies", tier: Nightly(6), paths: &["Cargo.toml"], tools: "nightly", seconds: 60, run: core::minimal },
-    Job { name: "bench", about: "the benchmarks peers and lost-work, briefly; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
+    Job { name: "bench", about: "short runs of the benchmarks peers and lost-work; a stopped service loses no work silently", tier: Nightly(0), paths: &["benches"], tools: "Valgrind", seconds: 80, run: core::bench },
     Job { name: "deny", about: "bans, licences, sources and advisories of all dependencies", tier: Nightly(4), paths: &["deny.toml", "Cargo.toml"], tools: "cargo-deny", seconds: 250, run: everywhere::deny },
     Job { name: "portable", about: "the tests of the core and of host/, which pass on every system", tier: OnRequest, paths: &[], tools: "", seconds: 60, run: everywhere::portable },
     Job { name: "pictures", about: "makes the pictures in docs/pictures, except lifecycle.svg", tier: OnRequest, paths: &["docs/pictures"], tools: "util-linux, Node, Chromium", seconds: 100, run: pictures::pictures },
-    Job { name: "semver", about: "the public API against the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
+    Job { name: "semver", about: "the public API, compared with the last release", tier: Nightly(7), paths: &["src", "host", "runtimes", "durable", "consumer"], tools: "cargo-semver-checks", seconds: 5, run: everywhere::semver },
 ];
 
 /// Prints the table of the jobs.
 pub(crate) fn print_list() {
     println!("{:15} {:8} {:>9}  checks", "job", "tier", "seconds");
     for job in JOBS {
-        let tier = match job.tier {
-            Full => "full",
-            Nightly(_) => "nightly",
-            OnRequest => "-",
-        };
-        println!("{:15} {tier:8} {:>9}  {}", job.name, job.seconds, job.about);
+        println!("{:15} {:8} {:>9}  {}", job.name, job.tier.name(), job.seconds, job.about);
         let paths = if job.paths.is_empty() { "all".to_owned() } else { job.paths.join(" ") };
         println!("{:36}paths: {paths}{}{}", "", if job.tools.is_empty() { "" } else { "; needs: " }, job.tools);
     }
     println!(
         "\ntier -: the job runs only by its name\n\
-        seconds: an estimate for two cores, in `ci`, which takes a quarter of `hazards` and `orderings`, and a 32nd of `mutants`"
+        seconds: an estimate for `ci` on two cores; `ci` runs a quarter of `hazards` and `orderings`, and 1/32 of `mutants`"
     );
 }
 
-/// Returns the jobs that check one of these files beyond formatting, lints and tests, with their paths.
-pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = (&'static str, String)> {
+/// Returns the jobs whose paths contain at least one of these files.
+pub(crate) fn concerned(files: &BTreeSet<String>) -> impl Iterator<Item = &'static Job> {
     let has = |path: &str| files.iter().any(|file| Path::new(file).starts_with(path));
-    let jobs = JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)));
-    jobs.map(|job| (job.name, job.paths.join(" ")))
+    JOBS.iter().filter(move |job| job.paths.iter().any(|path| has(path)))
 }

@@ -1,4 +1,4 @@
-//! Runs the checks of this repository. `HELP` describes the commands; `cargo xtask --list` prints the jobs.
+//! Runs the checks of this repository. The text `HELP` describes the commands. `cargo xtask --list` prints the jobs.
 
 mod changes;
 mod context;
@@ -15,22 +15,22 @@ use std::time::Instant;
 const HELP: &str = "\
 Runs the checks of this repository.
 
-    cargo xtask                    formatting, lints and tests of the packages that changed
-    cargo xtask JOB [ARGUMENTS]    one job
-    cargo xtask full               the jobs that every change must pass
-    cargo xtask nightly            the jobs that take longer
-    cargo xtask ci                 `full`, and one of eight parts of `nightly`: the next part after each commit
-    cargo xtask --list             the jobs, with their paths, tools and durations
+    cargo xtask                    checks the formatting, lints and tests of the packages that changed
+    cargo xtask JOB [ARGUMENTS]    runs one job
+    cargo xtask full               runs the jobs that every change must pass
+    cargo xtask nightly            runs the jobs that take longer
+    cargo xtask ci                 runs `full`, and one of eight parts of `nightly`; each commit selects the next part
+    cargo xtask --list             lists the jobs, with their paths, tools and durations
 
-A file has changed if it differs from the point where the branch left `main`. On `main`: the uncommitted files, or the files of the last
-commit if there are none.
+On a branch, a file has changed if it differs from the point where the branch left `main`. On `main`, the changed files are the
+uncommitted files. If all files are committed, they are the files that the last commit changed.
 
 Environment:
-    REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails. Default of `test`: the tools that are installed.
-                                   `brokers`, `consumer` and `graphile` always require the tools that are installed
-    TURN=N                         the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
+    REQUIRE=postgres,systemd,…     names tools. If such a tool is missing, its tests fail instead of being skipped. Default for `test`:
+                                   the installed tools. `brokers`, `consumer` and `graphile` always require the installed tools
+    TURN=N                         selects the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
 
-A job installs what it needs (as root, on Debian) and prints `skipped: why` if that is not available.";
+A job installs the tools that it needs (as root, on Debian). If a tool is not available, the job prints `skipped: REASON`.";
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
@@ -72,13 +72,13 @@ fn run(mut arguments: Vec<String>) -> Result<()> {
     }
 }
 
-/// Returns the part of the nightly jobs that this run executes: `TURN`, or the number of commits modulo 8.
+/// Returns which part of the nightly jobs `ci` runs: the value of `TURN`, or the number of commits modulo 8.
 fn turn(commits: usize) -> Result<usize> {
     let Ok(turn) = std::env::var("TURN") else { return Ok(commits % 8) };
     turn.parse().ok().filter(|turn| *turn < 8).context("TURN must be a number from 0 to 7")
 }
 
-/// Runs jobs one after the other until one fails. Prints how long each took, and what the tests skipped.
+/// Runs jobs one after another until one fails. Prints the duration of each job and the tests that were skipped.
 fn run_all<'a>(context: &Context, jobs: impl Iterator<Item = &'a Job>) -> Result<()> {
     let mut times = Vec::new();
     for job in jobs {

@@ -1,4 +1,4 @@
-//! Installs the tools that a job needs beyond the Rust toolchain, or records that a tool is not available.
+//! Installs the tools that a job needs in addition to the Rust toolchain. If a tool is not available, records that checks are skipped.
 
 use crate::context::Context;
 use anyhow::Result;
@@ -12,7 +12,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 impl Context {
-    /// Returns whether `test` succeeds. If it fails, tries to install Debian's `package` and repeats the test.
+    /// Returns whether `test` succeeds. If `test` fails, tries to install Debian's `package` and runs `test` a second time.
     pub(crate) fn debian(&self, package: &str, test: impl Fn() -> bool) -> bool {
         if test() {
             return true;
@@ -26,12 +26,13 @@ impl Context {
         is_available
     }
 
-    /// Returns whether `program` of Debian's `package` is available. Tries to install it.
+    /// Returns whether `program` is installed. If the program is missing, tries to install Debian's `package`, which contains the
+    /// program.
     pub(crate) fn program(&self, program: &str, package: &str) -> bool {
         self.debian(package, || is_installed(program))
     }
 
-    /// Returns whether a Postgres server can be started. Tries to install it.
+    /// Returns whether a Postgres server is installed. If there is no server, tries to install Postgres.
     pub(crate) fn postgres(&self) -> bool {
         let servers = || {
             let versions = Path::new("/usr/lib/postgresql").read_dir().into_iter().flatten().flatten();
@@ -40,7 +41,8 @@ impl Context {
         self.debian("postgresql", servers)
     }
 
-    /// Returns the brokers that are available, by the names that their tests require. Tries to install them.
+    /// Returns the names of the brokers that are installed. If a broker is missing, tries to install it. The tests use the same names in
+    /// `REQUIRE`.
     pub(crate) fn brokers(&self) -> Vec<&'static str> {
         let mut available = Vec::new();
         available.extend(self.program("nats-server", "nats-server").then_some("nats-server"));
@@ -49,23 +51,24 @@ impl Context {
         available
     }
 
-    /// Returns the path of the emulator of Azure Queue Storage. Tries to install it.
+    /// Returns the path of Azurite, the emulator of Azure Queue Storage. If Azurite is missing, tries to install it.
     pub(crate) fn azurite(&self) -> Result<Option<PathBuf>> {
         Ok(self.npm_package("azurite", "3.35.0")?.map(|root| root.join("node_modules/.bin/azurite-queue")))
     }
 
-    /// Returns the path of a Python interpreter that has moto, the emulator of Amazon SQS. Tries to install it.
+    /// Returns the path of a Python interpreter that can import moto, the emulator of Amazon SQS. If moto is missing, tries to install
+    /// it.
     pub(crate) fn moto(&self) -> Option<PathBuf> {
         self.python_package("moto", "[server]", "5.2.5", "moto_server").map(|bin| bin.join("python3"))
     }
 
-    /// Returns whether Node, Chromium and its driver are available. Tries to install them.
+    /// Returns whether Node, Chromium and chromedriver are installed. If a program is missing, tries to install it.
     pub(crate) fn browser(&self) -> bool {
         let programs = [("node", "nodejs"), ("chromium", "chromium"), ("chromedriver", "chromium-driver")];
         programs.iter().all(|(program, package)| self.program(program, package))
     }
 
-    /// Returns whether the standard library of `target` is available. Tries to install it.
+    /// Returns whether the standard library for `target` is installed. If the library is missing, tries to install it.
     pub(crate) fn target(&self, target: &str) -> bool {
         let is_available = cmd!(self.sh, "rustup target add {target}").quiet().ignore_stderr().run().is_ok();
         if !is_available {
@@ -74,7 +77,7 @@ impl Context {
         is_available
     }
 
-    /// Returns whether the toolchain is available, with these components. Tries to install it.
+    /// Returns whether the toolchain is installed with these components. If something is missing, tries to install it.
     pub(crate) fn toolchain(&self, toolchain: &str, components: &str) -> bool {
         let components = if components.is_empty() { vec![] } else { vec!["--component", components] };
         let install = cmd!(self.sh, "rustup toolchain install {toolchain} --profile minimal --no-self-update {components...}");
@@ -85,8 +88,8 @@ impl Context {
         is_available
     }
 
-    /// Returns a `PATH` with the programs of a crate, or `None` if the crate cannot be installed. Each version is built once, without
-    /// optimisation.
+    /// Returns a `PATH` that includes the programs of a crate, or `None` if the crate cannot be installed. Each version is built only one
+    /// time, without optimisation.
     pub(crate) fn cargo_tool(&self, name: &str, version: &str, arguments: &[&str]) -> Result<Option<OsString>> {
         let root = self.built(&format!("tools/{name}-{version}"));
         let bin = root.join("bin");
@@ -99,7 +102,7 @@ impl Context {
                 );
                 install.env("CARGO_TARGET_DIR", &build).env("CARGO_INCREMENTAL", "0").run().is_ok()
             };
-            // A registry may lack a version that the tool's lock file names.
+            // The registry in use may lack a version that the tool's lock file names.
             let is_installed = install(&["--locked"]) || install(&[]);
             let _ = std::fs::remove_dir_all(&build);
             if !is_installed {
@@ -111,11 +114,12 @@ impl Context {
         Ok(Some(std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?))
     }
 
-    /// Returns the folder of the programs of a Python package, among them `program`. The package is installed once for each version.
+    /// Returns the folder with the programs of a Python package. `program` is one of these programs. Each version is installed only one
+    /// time.
     pub(crate) fn python_package(&self, name: &str, extra: &str, version: &str, program: &str) -> Option<PathBuf> {
         let root = self.built(&format!("tools/{name}-{version}"));
         let bin = root.join(if cfg!(windows) { "Scripts" } else { "bin" });
-        // pip writes the programs last.
+        // pip writes the programs last, so the package is complete if the program exists.
         if !bin.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)).is_file() {
             let python = if cfg!(windows) { "python" } else { "python3" };
             let create = || cmd!(self.sh, "{python} -m venv {root}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
@@ -132,7 +136,7 @@ impl Context {
         Some(bin)
     }
 
-    /// Returns the folder in which an npm package is installed, once for each version.
+    /// Returns the folder that contains `node_modules` with an npm package. Each version is installed only one time.
     pub(crate) fn npm_package(&self, name: &str, version: &str) -> Result<Option<PathBuf>> {
         let root = self.built(&format!("tools/{name}-{version}"));
         if !root.join("node_modules").join(name).is_dir() {

@@ -1,4 +1,4 @@
-//! The packages of the workspace, as `cargo metadata` describes them.
+//! Lists the packages of the workspace with `cargo metadata`.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -7,12 +7,12 @@ use xshell::{Shell, cmd};
 
 pub(crate) struct Package {
     pub(crate) name: String,
-    /// Relative to the repository's root; empty for the core.
+    /// The path relative to the repository's root. The path of the core is empty.
     pub(crate) folder: PathBuf,
     pub(crate) version: String,
-    /// The oldest Rust.
+    /// The oldest Rust version that the package supports.
     pub(crate) rust_version: String,
-    /// Without `default`.
+    /// The names of the features, except `default`.
     pub(crate) features: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn packages(sh: &Shell) -> Result<Vec<Package>> {
     packages.collect()
 }
 
-/// Returns one package of the workspace.
+/// Returns the package of the workspace that has this name.
 pub(crate) fn package(sh: &Shell, name: &str) -> Result<Package> {
     packages(sh)?.into_iter().find(|package| package.name == name).with_context(|| format!("no package {name}"))
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
-/// The work of the handlers: nothing, or to wait until all handlers are released.
+/// The work of the handlers. A handler ends immediately, or waits until the benchmark calls `release`.
 pub(crate) struct Load {
     messages: usize,
     started: AtomicUsize,
@@ -11,14 +11,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Creates a load whose handlers end immediately.
+    /// Creates the work of handlers that end immediately.
     pub(crate) fn open(messages: usize) -> Arc<Self> {
         let load = Self::held(messages);
         load.release();
         load
     }
 
-    /// Creates a load whose handlers wait for `release`.
+    /// Creates the work of handlers that wait until `release` is called.
     pub(crate) fn held(messages: usize) -> Arc<Self> {
         let (all_started, released) = (Semaphore::new(0), Semaphore::new(0));
         Arc::new(Self { messages, started: AtomicUsize::new(0), all_started, released })

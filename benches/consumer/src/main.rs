@@ -1,5 +1,6 @@
-//! Compares the consumer with hand-written loops over the bare clients, in rounds in which both take turns, and prints a table. Arguments
-//! select brokers by a part of their names. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short check whose numbers have no meaning.
+//! Compares the consumer with hand-written loops that use the brokers' client libraries, and prints a table. In each round, both take
+//! turns. An argument selects the brokers whose names contain the argument. `ROUNDS` sets the number of rounds. `QUICK=1` runs a short
+//! check whose numbers have no meaning.
 
 mod azure;
 mod load;
@@ -24,7 +25,7 @@ const LEASE: Duration = Duration::from_secs(30);
 const CONCURRENCY: usize = 16;
 const IN_FLIGHT: usize = 100;
 
-/// A queue on a broker.
+/// A message queue on one of the brokers.
 trait Queue: Sized {
     type Source: Source;
 
@@ -32,18 +33,19 @@ trait Queue: Sized {
     async fn create(address: &str) -> Self;
     async fn send(&self, payload: &'static [u8]);
     async fn source(&self, concurrency: u16) -> Self::Source;
-    /// Handles messages in a hand-written loop until all messages of `load` are acknowledged. The loop acknowledges in the same way as the
-    /// source.
+    /// Handles messages in a hand-written loop until all messages of `load` are acknowledged. The loop acknowledges messages in the same
+    /// way as the source of the crate.
     async fn bare(&self, concurrency: usize, load: Arc<Load>);
 }
 
-/// One round of one contender.
+/// The measurements of one contender in one round.
 struct Sample {
-    /// Messages per second.
+    /// The number of handled messages per second.
     rate: f64,
-    /// Microseconds of this process for each message. The broker is another process.
+    /// The processor time for each message, in microseconds. It does not include the broker, which is another process.
     cpu: f64,
-    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages. Their handlers end when it starts.
+    /// Milliseconds from the start of the shutdown until the broker has deleted [`IN_FLIGHT`] messages. The handlers end when the
+    /// shutdown starts.
     drain: f64,
 }
 
@@ -73,7 +75,7 @@ async fn row<Q: Queue>(name: &str, server: Result<(server::Server, String), Stri
         Err(why) => return println!("{name} skipped: {why}"),
     };
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
-    // The first round warms up. The contenders take turns at being first.
+    // The first round is a warm-up. The order of the contenders changes in each round.
     for round in 0..=rounds {
         for turn in 0..2 {
             let is_bare = (round + turn) % 2 == 0;
@@ -99,7 +101,7 @@ async fn filled<Q: Queue>(address: &str, messages: usize) -> Q {
     queue
 }
 
-/// Returns the messages per second, and the microseconds of processor time for each message.
+/// Returns the number of messages per second, and the processor time for each message in microseconds.
 async fn process<Q: Queue>(queue: &Q, messages: usize, is_bare: bool) -> (f64, f64) {
     let load = Load::open(messages);
     let source = queue.source(CONCURRENCY as u16).await;
@@ -109,13 +111,13 @@ async fn process<Q: Queue>(queue: &Q, messages: usize, is_bare: bool) -> (f64, f
         (messages / start.elapsed().as_secs_f64(), (cpu() - cpu_start).as_secs_f64() * 1e6 / messages)
     };
     if is_bare {
-        drop(source); // it may have received messages in advance
+        drop(source); // the source may already have received messages
         queue.bare(CONCURRENCY, load).await;
         return read();
     }
     let registry = serve(source, CONCURRENCY, &load);
     load.all_started().await;
-    // A task ends when the source has acknowledged the message. The consumer is in flight too.
+    // Each task ends when the source has acknowledged its message. The consumer itself also counts as one task in flight.
     while registry.in_flight() > 1 {
         sleep(Duration::from_micros(100)).await;
     }

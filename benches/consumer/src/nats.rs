@@ -48,7 +48,8 @@ impl Queue for Nats {
     async fn bare(&self, concurrency: usize, load: Arc<Load>) {
         let (mut received, mut tasks) = (0, JoinSet::new());
         while received < load.messages() {
-            // Fetches only what can start immediately, because a message that waited here would use up its `ack_wait`.
+            // Fetches only messages whose tasks can start immediately, because `ack_wait` also counts the time in which a message waits
+            // for its task.
             while tasks.len() >= concurrency {
                 tasks.join_next().await;
             }

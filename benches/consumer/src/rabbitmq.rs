@@ -54,7 +54,7 @@ impl Queue for Rabbit {
             channel.basic_consume(self.name.as_str().into(), "".into(), options, FieldTable::default()).await.unwrap();
         let (mut received, mut tasks) = (0, JoinSet::new());
         while received < load.messages() {
-            // The broker sends no more messages than `prefetch` before it receives acknowledgements.
+            // The broker limits the number of messages without an acknowledgement to `prefetch`.
             let (delivery, load) = (consumer.next().await.unwrap().unwrap(), load.clone());
             received += 1;
             while tasks.try_join_next().is_some() {}
@@ -64,7 +64,7 @@ impl Queue for Rabbit {
             });
         }
         tasks.join_all().await;
-        // The broker handles calls in order, so the response confirms all acknowledgements.
+        // The broker handles calls in order, so the response to this call shows that the broker has handled all acknowledgements.
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
     }
 }

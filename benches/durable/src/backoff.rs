@@ -1,4 +1,4 @@
-//! Measures how jobs in backoff slow down the jobs that are due.
+//! Measures how much jobs that wait for their retry slow down the due jobs.
 
 use crate::contender::{Contender, Worker as _};
 use crate::durable::Durable;
@@ -12,10 +12,10 @@ use tokio::time::sleep;
 const BATCH: usize = 10;
 const CONCURRENCY: usize = 16;
 
-/// How many due jobs a round processes.
+/// The number of due jobs that a round processes.
 const DUE: usize = 5_000;
 
-/// How many jobs one call enqueues.
+/// The number of jobs that one call enqueues.
 const CHUNK: usize = 10_000;
 
 pub async fn section(server: &Server, settings: &Settings) {
@@ -32,7 +32,8 @@ pub async fn section(server: &Server, settings: &Settings) {
     let worker = queue.fail(128, &load).await;
     load.all_started().await;
     worker.drain().await;
-    // As autovacuum does after so many updates. Until then, each fetch skips the index entries of the old rows.
+    // Autovacuum would do the same after this number of updates. Without it, each fetch would read and skip the index entries of the old
+    // rows.
     database.analyze().await;
     database.checkpoint().await;
 

@@ -1,4 +1,4 @@
-//! The engine apalis, as its documentation shows: no semaphore, no registry, no limit, no tracked tasks.
+//! Runs jobs on the engine apalis in the way that its documentation shows: without a semaphore, a registry, a limit or tracked tasks.
 
 use crate::contender::Contender;
 use crate::database::Database;
@@ -40,7 +40,7 @@ enum Storage {
     Postgres(PostgresStorage<u64>),
 }
 
-/// A worker. `stop` stops it, and `ended` resolves when it has stopped.
+/// A worker of apalis. `stop` makes the worker stop, and `ended` resolves when it has stopped.
 pub struct Worker {
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), WorkerError>>,
@@ -52,7 +52,8 @@ impl crate::contender::Worker for Worker {
         self.ended.await.expect("the worker does not panic").expect("the worker runs");
     }
 
-    /// A drain would never end while jobs run: finished jobs wait until their outcomes are written, but the engine has stopped writing.
+    /// Aborts the worker, because a drain would never end while jobs run. Finished jobs wait until the engine writes their outcomes, but
+    /// a draining engine has stopped writing.
     async fn stop(self) {
         self.ended.abort();
         let _ = self.ended.await;
@@ -67,7 +68,7 @@ impl Contender for Bare {
     async fn connect(database: &Database) -> Pool {
         match database {
             Database::Sqlite { file, .. } => {
-                // Its own setup turns `synchronous` off. These are the settings of durable jobs.
+                // The setup of apalis would turn `synchronous` off. These settings are the same as for durable jobs.
                 let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
                 let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
                 let pool = SqlitePoolOptions::new().connect_lazy_with(options.busy_timeout(Duration::from_secs(30)));
@@ -127,11 +128,11 @@ impl Contender for Bare {
 
     async fn work(&self, batch: usize, concurrency: usize, load: &Arc<Load>) -> Worker {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        // A generic function would need a page of trait bounds.
+        // This code is a macro because a generic function would need very many trait bounds.
         macro_rules! work {
             ($storage:expr, $config:expr) => {{
                 let config = $config.queue(self.queue).batch_size(batch).heartbeat_interval(LEASE / 3).missed_heartbeats(3);
-                // The engine rejects a name that another worker has.
+                // Each worker needs a new name, because the engine rejects the name of another worker.
                 let worker = WorkerBuilder::new(format!("apalis {}", NEXT.fetch_add(1, Ordering::Relaxed)))
                     .backend($storage.clone().with_config(config).poll_with_interval(POLL))
                     .data(Arc::clone(load))
@@ -140,7 +141,7 @@ impl Contender for Bare {
                     .build(job);
                 let (stop, stopped) = oneshot::channel();
                 let ended = tokio::spawn(worker.run_until(async {
-                    // The worker also stops when the sender is dropped.
+                    // An error means that the sender has been dropped. The worker stops in this case too.
                     let _ = stopped.await;
                     Ok::<_, std::io::Error>(())
                 }));

@@ -1,4 +1,4 @@
-//! A new database for each contender, so that no contender has the tables of another.
+//! Creates a new database for each contender, so that the contenders do not share tables.
 
 use crate::postgres::Postgres;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub enum Database {
-    /// The process that creates the file removes the folder.
+    /// The process that has created the file removes the folder. In other processes, this field is `None`.
     Sqlite {
         file: PathBuf,
         _folder: Option<TempDir>,
@@ -36,7 +36,7 @@ impl Database {
     }
 }
 
-/// A database of another process.
+/// Opens a database that another process has created.
 impl From<&str> for Database {
     fn from(text: &str) -> Self {
         if text.starts_with("postgres:") {
@@ -57,12 +57,12 @@ impl fmt::Display for Database {
 }
 
 impl Database {
-    /// Updates the statistics of the query planner, as maintenance does.
+    /// Updates the statistics of the query planner, as the maintenance of a durable queue does.
     pub async fn analyze(&self) {
         self.run("ANALYZE", "VACUUM ANALYZE").await;
     }
 
-    /// Writes all changes from the log to the tables, so that no measurement includes the cost of jobs that were enqueued before it.
+    /// Writes all changes from the log to the tables. Without this call, the next measurement would include this work for earlier jobs.
     pub async fn checkpoint(&self) {
         self.run("PRAGMA wal_checkpoint(TRUNCATE)", "CHECKPOINT").await;
     }

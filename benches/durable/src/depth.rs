@@ -1,4 +1,4 @@
-//! Measures how fast a worker processes jobs while many jobs wait.
+//! Measures how fast a worker processes jobs while many other jobs wait in the queue.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};
@@ -16,17 +16,18 @@ use tokio::time::{sleep, timeout};
 const BATCH: usize = 10;
 const CONCURRENCY: usize = 16;
 
-/// The limits of a measurement in one round: the time, and the number of jobs.
+/// The time limit of a measurement in one round.
 const WINDOW: Duration = Duration::from_secs(2);
+/// The maximum number of jobs that a measurement processes.
 const LIMIT: usize = 20_000;
 
-/// How many jobs a round enqueues singly.
+/// The number of jobs that a round enqueues one by one.
 const SINGLY: u64 = 100;
 
-/// How many jobs one call enqueues.
+/// The number of jobs that one call enqueues.
 const CHUNK: usize = 10_000;
 
-/// The rates of one store.
+/// The results of one store, which become one part of the plot.
 pub struct Panel {
     pub title: &'static str,
     pub depths: Vec<usize>,
@@ -36,16 +37,16 @@ pub struct Panel {
 pub struct Curve {
     pub contender: &'static str,
     pub analyzed: bool,
-    /// The rounds of each depth.
+    /// The measurements of each round, for each depth.
     rounds: Vec<Vec<Round>>,
 }
 
-/// The measurements of one round at one depth.
+/// The measurements of one round. The queue has the same depth during the round.
 #[derive(Clone, Copy)]
 pub struct Round {
-    /// Jobs per second.
+    /// The number of processed jobs per second.
     rate: f64,
-    /// The p50 of an enqueue, in microseconds.
+    /// The median time to enqueue one job, in microseconds.
     enqueue: f64,
     /// The time to count the unfinished jobs, in milliseconds.
     count: f64,
@@ -120,10 +121,10 @@ impl Panel {
     }
 }
 
-/// A queue of one contender at one depth.
+/// A queue of one contender that is filled to one depth.
 trait Deep {
     fn name(&self) -> &'static str;
-    /// Fills the queue up to its depth, measures, and processes a part of it.
+    /// Fills the queue up to its depth, and measures it. The worker processes a part of the jobs during this time.
     fn measure(&mut self, analyzed: bool) -> Pin<Box<dyn Future<Output = Round> + '_>>;
 }
 

@@ -1,4 +1,4 @@
-//! Durable jobs, used as in a program.
+//! Runs durable jobs in the way that a program uses them.
 
 use crate::contender::Contender;
 use crate::database::Database;
@@ -24,7 +24,7 @@ impl crate::contender::Worker for Worker {
 }
 
 impl Durable {
-    /// Starts a worker whose jobs all fail and are retried in a week.
+    /// Starts a worker whose jobs all fail. Each job is retried after a week.
     pub async fn fail(&self, concurrency: usize, load: &Arc<Load>) -> Worker {
         let registry = Registry::new(TokioSpawner);
         let options = WorkerOptions::default().batch_size(concurrency).concurrency(concurrency).backoff(WEEK, WEEK);

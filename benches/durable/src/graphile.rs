@@ -1,4 +1,4 @@
-//! The engine `graphile_worker`, used as in its documentation. It needs Postgres.
+//! Runs jobs on the engine `graphile_worker` in the way that its documentation shows. The engine needs Postgres.
 
 use crate::contender::Contender;
 use crate::database::Database;
@@ -15,12 +15,12 @@ use tokio::task::JoinHandle;
 
 const SCHEMA: &str = "graphile_worker";
 
-/// How many jobs a statement enqueues.
+/// The number of jobs that one statement enqueues.
 const CHUNK: usize = 5_000;
 
 pub struct Graphile(PgPool);
 
-/// A job. The engine has a task identifier in place of a queue, and one fetch for all of them.
+/// A job with a number. In place of queues, the engine has task identifiers. One fetch gets the jobs of all task identifiers.
 #[derive(Debug, Serialize, Deserialize)]
 struct Number {
     job: u64,
@@ -105,7 +105,7 @@ impl Contender for Graphile {
             .pg_pool(self.0.clone())
             .define_job::<Number>()
             .concurrency(concurrency)
-            // Without a local queue, each slot takes one job for each notification or poll.
+            // Without a local queue, each concurrent slot of the worker fetches only one job for each notification or poll.
             .local_queue(LocalQueueConfig::default().with_size(batch.max(concurrency)))
             .heartbeat_interval(LEASE / 3)
             .sweep_interval(LEASE / 3)
@@ -117,7 +117,7 @@ impl Contender for Graphile {
         let worker = options.init().await.expect("the worker starts");
         let ended = tokio::spawn(async move {
             let stopping = async {
-                // The worker also stops when the sender is dropped.
+                // An error means that the sender has been dropped. The worker stops in this case too.
                 let _ = stopped.await;
                 worker.request_shutdown();
                 std::future::pending().await

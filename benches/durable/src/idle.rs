@@ -1,4 +1,4 @@
-//! Measures the cost of idle workers: workers of many empty queues, and a worker whose jobs are all due later.
+//! Measures the cost of idle workers. Some workers have empty queues. One worker has a queue whose jobs are all due later.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};
@@ -16,16 +16,16 @@ use tokio::time::sleep;
 
 const QUEUES: usize = 20;
 
-/// How many jobs one call enqueues.
+/// The number of jobs that one call enqueues.
 const CHUNK: usize = 10_000;
 
-/// How many jobs are enqueued to measure the latency.
+/// The number of jobs that are enqueued one by one to measure the latency.
 const SINGLY: u64 = 500;
 
-/// How long workers may take to start.
+/// The time that the benchmark gives workers to start before it measures them.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// Clock ticks per second in `/proc`.
+/// The number of clock ticks per second in the files of `/proc`.
 const TICKS: f64 = 100.0;
 
 pub async fn section(server: &Server, settings: &Settings) {
@@ -35,7 +35,8 @@ pub async fn section(server: &Server, settings: &Settings) {
         queues::<Durable>(server, settings, QUEUES).await;
         queues::<Bare>(server, settings, QUEUES).await;
         if let Server::Postgres(_) = server {
-            // Its workers fetch jobs of all tasks with one statement, so that one worker serves any number of tasks.
+            // A worker of this engine fetches the jobs of all tasks with one statement. One worker is therefore enough for any number of
+            // tasks.
             queues::<Graphile>(server, settings, 1).await;
         }
     }
@@ -100,7 +101,7 @@ async fn later<C: Contender>(server: &Server, settings: &Settings) {
     println!("| {} | {} | {} | {} | {:.2} |", C::NAME, number(idle.cpu), number(with), number(without), with / without);
 }
 
-/// Returns the p50 of the latency of an enqueue, in microseconds.
+/// Returns the median time to enqueue one job, in microseconds.
 async fn singly<C: Contender>(queue: &mut C) -> f64 {
     let mut latencies = Vec::new();
     for job in 0..SINGLY {
@@ -113,9 +114,9 @@ async fn singly<C: Contender>(queue: &mut C) -> f64 {
 
 struct Idle {
     connections: Option<f64>,
-    /// Per second.
+    /// The number of transactions per second.
     transactions: Option<f64>,
-    /// Of this process and of its connections in the server, in percent of a core.
+    /// The CPU time of this process and of its server processes in Postgres, in percent of a core.
     cpu: f64,
 }
 
@@ -125,7 +126,7 @@ async fn idle(database: &Database, window: Duration) -> Idle {
         sleep(window).await;
         return Idle { connections: None, transactions: None, cpu: percent(cpu() - before, window) };
     };
-    // Its own connections are in another database.
+    // This connection uses another database, so that the measurement does not include it.
     let (server, name) = url.rsplit_once('/').expect("the URL names a database");
     let mut conn = PgConnection::connect(&format!("{server}/postgres")).await.expect("the server is running");
     let before = (cpu(), backends(&mut conn, name).await, transactions(&mut conn, name).await);
@@ -151,7 +152,7 @@ async fn backends(conn: &mut PgConnection, database: &str) -> (usize, u64) {
     let ticks = |row: &sqlx::postgres::PgRow| {
         let stat = fs::read_to_string(format!("/proc/{}/stat", row.get::<i32, _>(0))).unwrap_or_default();
         let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // utime and stime are the fields 14 and 15; the first of these is the third.
+        // `utime` and `stime` are the fields 14 and 15 of the file. `fields` starts with field 3.
         [11, 12].iter().filter_map(|&field| fields.get(field)?.parse::<u64>().ok()).sum::<u64>()
     };
     (rows.len(), rows.iter().map(ticks).sum())
@@ -159,7 +160,7 @@ async fn backends(conn: &mut PgConnection, database: &str) -> (usize, u64) {
 
 /// Returns the number of transactions since the database was created.
 async fn transactions(conn: &mut PgConnection, database: &str) -> i64 {
-    // Connections report their counts at most once a second, and when they become idle.
+    // Discards the counts that Postgres has cached for this connection.
     sqlx::raw_sql("SELECT pg_stat_clear_snapshot()").execute(&mut *conn).await.expect("the server is running");
     let query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1";
     sqlx::query_scalar(query).bind(database).fetch_one(conn).await.expect("the server counts transactions")

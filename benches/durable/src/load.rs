@@ -1,4 +1,4 @@
-//! The work of each job, in all contenders: the job is counted, and ends when the gate is open.
+//! The work of each job of all contenders. The load counts the job as started. The job ends when the load is open.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 
 pub struct Load {
-    /// The number of started jobs that `all_started` waits for.
+    /// `all_started` waits until this number of jobs has started.
     count: usize,
     started: AtomicUsize,
     all_started: Notify,
     open: watch::Sender<bool>,
-    /// How long each job waited, if its number is the time at which it was enqueued.
+    /// The time that each job waited in the queue. The number of a job is the time at which the job was enqueued.
     waits: Option<Mutex<Vec<Duration>>>,
 }
 
@@ -20,12 +20,12 @@ impl Load {
         Self { count, started: AtomicUsize::new(0), all_started: Notify::new(), open: watch::Sender::new(true), waits: None }
     }
 
-    /// Creates a load whose jobs wait for `release`.
+    /// Creates a load whose jobs wait until `release` is called.
     pub fn held(count: usize) -> Self {
         Self { open: watch::Sender::new(false), ..Self::open(count) }
     }
 
-    /// Creates a load that records how long each job waited.
+    /// Creates a load that records how long each job waited in the queue.
     pub fn timed(count: usize) -> Self {
         Self { waits: Some(Mutex::default()), ..Self::open(count) }
     }
@@ -42,7 +42,7 @@ impl Load {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// Returns the recorded waits.
+    /// Returns the recorded waiting times.
     pub fn waits(&self) -> Vec<Duration> {
         self.waits.as_ref().map(|waits| waits.lock().expect("no job panics").clone()).unwrap_or_default()
     }
@@ -51,7 +51,8 @@ impl Load {
         if let Some(waits) = &self.waits {
             waits.lock().expect("no job panics").push(Duration::from_nanos(now().saturating_sub(number)));
         }
-        // The finished rows are counted too. This counter only shows when counting them is worthwhile.
+        // This counter has relaxed ordering, because the benchmark also counts the finished rows in the database. The counter only shows
+        // when this count can start.
         if self.started.fetch_add(1, Ordering::Relaxed) + 1 == self.count {
             self.all_started.notify_one();
         }
@@ -61,7 +62,7 @@ impl Load {
     }
 }
 
-/// Returns the time in nanoseconds, from the clock that all processes of the machine share.
+/// Returns the current time in nanoseconds. All processes of the machine share this clock.
 pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
     u64::try_from(since.as_nanos()).expect("the year is before 2554")

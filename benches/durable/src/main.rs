@@ -1,5 +1,5 @@
-//! Compares durable jobs with two engines, in rounds that run all of them in turn, and prints tables. Arguments select the rows whose names
-//! contain all of them. `--help` lists the settings.
+//! Compares durable jobs with two other engines, and prints tables. In each round, the engines take turns. The arguments select rows: the
+//! name of a row must contain all arguments. `--help` lists the settings.
 
 mod backoff;
 mod bare;
@@ -43,7 +43,7 @@ struct Settings {
     words: Vec<String>,
     quick: bool,
     rounds: usize,
-    /// The largest queue.
+    /// The number of jobs in the largest queue.
     jobs: usize,
     out: Option<PathBuf>,
 }
@@ -57,13 +57,13 @@ impl Settings {
         while let Some(argument) = arguments.next() {
             match &*argument {
                 "--out" => {
-                    // Cargo runs benchmarks in the folder of their package.
+                    // Cargo runs a benchmark in the folder of its package, so this path is relative to the workspace.
                     let folder =
                         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(arguments.next().expect("--out needs a folder"));
                     assert!(folder.is_dir(), "{} is not a folder", folder.display());
                     out = Some(folder);
                 }
-                // Cargo passes it.
+                // Cargo passes this argument to each benchmark.
                 "--bench" => {}
                 _ => words.push(argument),
             }
@@ -83,7 +83,7 @@ impl Settings {
     }
 }
 
-/// Where databases are created.
+/// The database server in which the benchmark creates databases.
 enum Server {
     Sqlite,
     Postgres(Postgres),
@@ -119,7 +119,7 @@ fn main() {
 
 async fn compare(settings: &Settings) {
     let mut panels = Vec::new();
-    // Without autovacuum, only the benchmark updates the statistics, and never while it measures a contender.
+    // Autovacuum is off, because it could update the statistics during a measurement. The benchmark updates them between measurements.
     let postgres = Postgres::start_with(&[("autovacuum", "off")]);
     for server in [Ok(Server::Sqlite), postgres.map(Server::Postgres)] {
         let server = match server {

@@ -1,4 +1,4 @@
-//! Measures how long a job waits for an idle worker if another process enqueues it.
+//! Measures how long a job waits until an idle worker starts it. Another process enqueues the job.
 
 use crate::bare::Bare;
 use crate::contender::{Contender, Worker as _};
@@ -14,12 +14,12 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-/// The first argument of the process that enqueues.
+/// The first argument of the process that enqueues the jobs.
 pub const ENQUEUE: &str = "--enqueue";
 
 const JOBS: usize = 100;
 
-/// Longer than all jobs take at the slowest poll.
+/// The time limit for all jobs. It is longer than all jobs need with the longest poll interval.
 const LIMIT: Duration = Duration::from_mins(5);
 
 pub async fn section(server: &Server, settings: &Settings) {
@@ -57,7 +57,7 @@ async fn measure<C: Contender>(database: &Database, jobs: usize) -> Vec<Duration
     load.waits()
 }
 
-/// Enqueues jobs in this process, each with the time as its number.
+/// Enqueues jobs in this process. The number of each job is the current time.
 pub async fn enqueue(contender: &str, database: &str, jobs: u64) {
     let database = Database::from(database);
     match contender {
@@ -71,7 +71,7 @@ pub async fn enqueue(contender: &str, database: &str, jobs: u64) {
 async fn push<C: Contender>(database: &Database, jobs: u64) {
     let mut queue = C::queue(&C::connect(database).await, "bench");
     for job in 0..jobs {
-        // The gaps are not multiples of a poll interval, so jobs arrive at all phases of the interval.
+        // The pauses between jobs vary, so that the jobs do not always arrive at the same time within a poll interval.
         sleep(Duration::from_millis(40 + job * 37 % 101)).await;
         queue.enqueue(now()).await;
     }

@@ -1,4 +1,4 @@
-//! The plot of rates over depth.
+//! Draws a plot of the jobs per second at each depth of the queue.
 
 use crate::contender::Contender as _;
 use crate::depth::{Curve, Panel};
@@ -19,7 +19,7 @@ const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 
-/// Durable jobs are black. People who do not see red and green can distinguish the others.
+/// Durable jobs are black. Readers with red-green colour blindness can distinguish the other colours.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 0, 0), RGBColor(0, 114, 178), RGBColor(213, 94, 0)];
 
 pub fn draw(panels: &[Panel], file: &Path) -> Drawn {

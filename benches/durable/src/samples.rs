@@ -1,4 +1,4 @@
-//! Medians, and the lines of tables.
+//! Calculates medians, and formats the lines of the tables.
 
 use crate::Server;
 use crate::bare::Bare;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 pub struct Sample {
     pub value: f64,
-    /// The CPU time of this process for each job, in microseconds. Other processes on the machine do not affect it.
+    /// The CPU time of this process for each job, in microseconds. It does not include other processes of the machine.
     pub cpu: f64,
-    /// The latency of each operation, if measured.
+    /// The latency of each operation. Empty if the benchmark did not measure latencies.
     pub latencies: Vec<Duration>,
 }
 
@@ -49,14 +49,14 @@ pub fn median(values: &[f64]) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
-/// Returns a percentile in microseconds.
+/// Returns a percentile of the latencies, in microseconds.
 pub fn percentile(latencies: &[Duration], percent: usize) -> f64 {
     let mut latencies = latencies.to_vec();
     latencies.sort();
     latencies[(latencies.len() * percent / 100).min(latencies.len() - 1)].as_secs_f64() * 1e6
 }
 
-/// Returns the first lines of the table of speeds.
+/// Returns the header of the table of the rows `speed`.
 pub fn head(server: &Server) -> String {
     let graphile = if let Server::Sqlite = server { String::new() } else { format!(" {} | |", Graphile::NAME) };
     let columns = if let Server::Sqlite = server { 5 } else { 7 };
@@ -64,9 +64,10 @@ pub fn head(server: &Server) -> String {
     format!("{line}\n| --- |{}", " ---: |".repeat(columns))
 }
 
-/// Returns a line with the medians and their range, and a line for the CPU time and each percentile of the latencies, if measured.
+/// Returns a line with the medians and their ranges. If the benchmark measured CPU time or latencies, more lines show the CPU time and
+/// percentiles of the latencies.
 ///
-/// The ratio compares durable jobs with the best of the others: above 1 means that durable jobs are better.
+/// The ratio compares durable jobs with the best other engine. If the ratio is above 1, durable jobs are better.
 pub fn lines(server: &Server, name: &str, durable: &Samples, others: &[&Samples]) -> Vec<String> {
     let others = if let Server::Sqlite = server { &others[..1] } else { others };
     let line = |name: &str, less: bool, value: &dyn Fn(&Samples) -> f64, spread: bool| {

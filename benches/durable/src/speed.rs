@@ -11,7 +11,7 @@ use crate::{Server, Settings, cpu};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A row of the table: the measured operation, and the number of jobs.
+/// A row of the table. The row has a measured operation and a number of jobs.
 #[derive(Clone, Copy)]
 enum Work {
     Singly { jobs: usize },
@@ -69,13 +69,14 @@ pub async fn section(server: &Server, settings: &Settings) {
     println!("\n{}", samples::head(server));
     for work in rows {
         let [mut durable, mut bare, mut graphile] = [Samples::default(), Samples::default(), Samples::default()];
-        // The first round warms up. The contenders take turns at being first.
+        // The first round is a warm-up. The order of the contenders changes in each round.
         for round in 0..=settings.rounds {
             for turn in 0..3 {
                 let database = server.database();
                 let (samples, sample) = match (round + turn) % 3 {
                     0 => (&mut durable, measure::<Durable>(&database, work).await),
-                    // The drain of apalis never ends: finished jobs wait until their outcomes are written, but it has stopped writing.
+                    // A drain of apalis never ends. Finished jobs wait until apalis writes their outcomes, but a draining apalis has
+                    // stopped writing.
                     1 if matches!(work, Work::Drain { .. }) => continue,
                     1 => (&mut bare, measure::<Bare>(&database, work).await),
                     _ if database.is_sqlite() => continue,
@@ -113,13 +114,13 @@ async fn measure<C: Contender>(database: &Database, work: Work) -> Sample {
         }
         Work::Process { jobs, batch, concurrency } => {
             contender.enqueue_all((0..jobs as u64).collect()).await;
-            // Maintenance does the same. Without new statistics, the first contender would have another query plan.
+            // The maintenance of a queue does the same. Without new statistics, the first contender would have another query plan.
             database.analyze().await;
             let load = Arc::new(Load::open(jobs));
             let meter = Meter::start();
             let worker = contender.work(batch, concurrency, &load).await;
             load.all_started().await;
-            // A job is finished when its outcome is committed. Before that, the job may run again.
+            // A job counts as finished when its outcome has been committed. Until then, the job may run again.
             while contender.unfinished().await > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

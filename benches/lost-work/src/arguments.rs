@@ -1,4 +1,4 @@
-//! The command line.
+//! Parses the command line.
 
 use crate::variants::{self, Variant};
 use lexopt::prelude::*;
@@ -17,7 +17,7 @@ Exit status: 0, 1 if background-tasks lost work silently, 2 after an error.
 
 pub enum Task {
     Compare(Options),
-    /// Runs a variant. The runner starts itself with this task.
+    /// Runs the service of a variant. The benchmark starts its own program again with this task.
     Serve(&'static Variant),
     Help,
 }

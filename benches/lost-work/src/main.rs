@@ -1,4 +1,5 @@
-//! Stops a service under load, in variants that use several crates, and prints how much work each variant lost. `--help` lists the options.
+//! Stops a service under load, and prints how much work the service lost. Each variant of the service uses a different crate. `--help`
+//! lists the options.
 
 mod arguments;
 #[path = "../../peers/src/cargo.rs"]
@@ -36,7 +37,7 @@ fn compare(options: &Options) -> Result<ExitCode, String> {
     let mut results: Vec<_> = VARIANTS.iter().map(Results::new).collect();
     for round in 0..options.stops {
         let seed = options.seed.wrapping_add(round.into());
-        // The variants take turns, so that a busy machine slows down all of them.
+        // The variants take turns, so that other load on the machine affects all variants.
         for each in &mut results {
             let stop = stop::stop(each.variant, seed)?;
             let (name, silent) = (each.variant.name, stop.lost_silently);

@@ -1,4 +1,4 @@
-//! The results as Markdown.
+//! Formats the results as Markdown.
 
 use crate::arguments::Options;
 use crate::cargo;
@@ -42,7 +42,7 @@ impl Results {
     }
 }
 
-/// A row of the table.
+/// Formats the results of a variant as a row of the table.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Variant { title, file, .. } = self.variant;
@@ -70,7 +70,9 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     let Options { stops, seed, .. } = options;
     writeln!(
         text,
-        "{stops} stops of each variant, seed {seed}; deadline {GRACE:?} and SIGKILL {KILL_AFTER:?} after SIGTERM; {peers}.\n"
+        "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL came \
+         {KILL_AFTER:?} after SIGTERM.\n\
+         The crates are {peers}.\n"
     )?;
     writeln!(
         text,
@@ -81,7 +83,7 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
         writeln!(text, "{each}")?;
     }
     let Some(round) = typical_round(results) else { return Ok(()) };
-    writeln!(text, "\nThis is the output of each variant after SIGTERM, in stop {}:", round + 1)?;
+    writeln!(text, "\nIn stop {}, the variants printed the following lines after SIGTERM:", round + 1)?;
     for each in results {
         let stop = &each.stops[round];
         let output = if stop.output.is_empty() { "(no output)" } else { stop.output.trim() };
@@ -91,7 +93,7 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     Ok(())
 }
 
-/// Returns the first round in which a job hung. There may be none in a short run.
+/// Returns the first round in which the last variant reported a lost job. A short run may have no round of this kind.
 fn typical_round(results: &[Results]) -> Option<usize> {
     results.last()?.stops.iter().position(|stop| stop.lost_reported > 0)
 }

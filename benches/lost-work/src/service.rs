@@ -1,4 +1,4 @@
-//! The code that all variants share: the routes, the jobs, and the signal.
+//! Contains the code that all variants share: the routes, the jobs, and the shutdown signal.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -16,14 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-/// How long a service waits for its jobs after SIGTERM.
+/// The grace period: the time that a service waits for its jobs after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(2);
 
 enum Kind {
     Succeed,
     Fail,
     Panic,
-    /// Never ends, like a call to a server that does not respond.
+    /// A job that never ends, like a call to a server that does not respond.
     Hang,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for JobError {
 }
 
 impl Job {
-    /// Parses the body of a request: the ID, and the kind.
+    /// Parses the body of a request, which contains the ID and the kind of a job.
     fn parse(body: &str) -> Option<Self> {
         let (id, kind) = body.split_once(' ')?;
         let kind = match kind {
@@ -62,7 +62,7 @@ impl Job {
         self.id
     }
 
-    /// Does the work, and adds the ID of the job to an error.
+    /// Does the work of the job. If the work fails, adds the ID of the job to the error.
     pub async fn run(self) -> Result<(), JobError> {
         let id = self.id;
         self.work().await.map_err(|error| JobError { id, error })
@@ -84,34 +84,34 @@ impl Job {
     }
 }
 
-/// Appends a line to the outbox, and syncs the file to disk. The last argument of the command line is the path of the outbox.
+/// Appends a line to the outbox file, and syncs the file to disk. The last argument of the command line is the path of this file.
 async fn write(line: String) -> io::Result<()> {
     static OUTBOX: LazyLock<File> = LazyLock::new(|| {
         let path = args_os().next_back().expect("the command line ends with the outbox");
         OpenOptions::new().append(true).create(true).open(path).expect("the outbox can be created")
     });
     spawn_blocking(move || {
-        // In one write, because other jobs write to the file too.
+        // Writes the line in one call, because other jobs write to the same file.
         (&*OUTBOX).write_all(line.as_bytes())?;
         OUTBOX.sync_data()
     })
     .await?
 }
 
-/// Returns the routes. `start` starts a job, and returns the status of the response.
+/// Returns the routes of the service. The closure `start` starts a job, and returns the status of the HTTP response.
 pub fn app(start: impl Fn(Job) -> StatusCode + Clone + Send + Sync + 'static) -> Router {
     let handle = async move |body: String| Job::parse(&body).map_or(StatusCode::BAD_REQUEST, start);
     Router::new().route("/jobs", post(handle)).layer(DefaultBodyLimit::max(64))
 }
 
-/// Serves until the signal resolves and all connections have closed.
+/// Serves HTTP requests until the signal has resolved and all connections have closed.
 pub async fn serve(app: Router, shutdown_signal: impl Future<Output = ()> + Send + 'static) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     println!("{}", listener.local_addr().expect("the listener is bound"));
     axum::serve(listener, app).with_graceful_shutdown(shutdown_signal).await.expect("the server does not fail");
 }
 
-/// Resolves when SIGTERM has arrived.
+/// Waits until this process receives SIGTERM.
 pub async fn terminated() {
     signal(SignalKind::terminate()).expect("a handler can be installed").recv().await;
 }

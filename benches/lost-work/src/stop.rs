@@ -1,4 +1,4 @@
-//! Puts a variant under load, stops it, and counts the jobs that were lost.
+//! Sends jobs to a variant, stops the variant, and counts the jobs that were lost.
 
 use crate::service::GRACE;
 use crate::variants::Variant;
@@ -12,33 +12,34 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 use testing::{Client, Process, Signal};
 
-/// The time between SIGTERM and SIGKILL, as `terminationGracePeriodSeconds` in Kubernetes.
+/// The time between SIGTERM and SIGKILL, like `terminationGracePeriodSeconds` in Kubernetes.
 pub const KILL_AFTER: Duration = Duration::from_secs(3);
 const CONNECTIONS: u8 = 4;
 const _: () = assert!(GRACE.as_secs() < KILL_AFTER.as_secs());
 
-/// The results of one stop, or the sums of several.
+/// The results of one stop of a service.
 #[derive(Default)]
 pub struct Stop {
-    /// The jobs that were answered 202.
+    /// The number of jobs for which the service responded with the status 202.
     pub accepted: usize,
-    /// The accepted jobs that neither finished nor were reported.
+    /// The number of accepted jobs that did not finish and that the service did not report.
     pub lost_silently: usize,
-    /// The accepted jobs that the deadline cut off, and that were reported by ID or by number.
+    /// The number of accepted jobs that the deadline interrupted and that the service reported. A report has the ID of a job or the
+    /// number of jobs.
     pub lost_reported: usize,
-    /// The accepted jobs that must fail or panic.
+    /// The number of accepted jobs that must fail or panic.
     pub must_fail: usize,
-    /// The jobs whose failure or panic was logged.
+    /// The number of jobs whose failure or panic the service has logged.
     pub failures_logged: usize,
-    /// From SIGTERM to the end of the process.
+    /// The time from SIGTERM until the end of the process.
     pub duration: Duration,
-    /// `None`: the process did not end before SIGKILL.
+    /// The exit code. `None` means that SIGKILL ended the process.
     pub code: Option<i32>,
-    /// The lines of stderr after SIGTERM.
+    /// The lines that the process wrote to stderr after SIGTERM.
     pub output: String,
 }
 
-/// Runs and stops a variant once. The seed decides the kinds of the jobs, and the time of the stop.
+/// Starts a variant and stops it. The seed determines the kinds of the jobs, and the time of the stop.
 pub fn stop(variant: &Variant, seed: u64) -> Result<Stop, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", variant.name);
     let folder = tempfile::tempdir().map_err(failed)?;
@@ -50,7 +51,7 @@ pub fn stop(variant: &Variant, seed: u64) -> Result<Stop, String> {
     let mut process = Process::spawn(&mut command);
     let address = process.line("127.0.0.1:").parse().map_err(|error| format!("{}: {error}", variant.name))?;
 
-    // All variants receive the same jobs, and the signal after the same time.
+    // All variants receive the same jobs, and receive SIGTERM after the same time.
     let mut rng = Rng::with_seed(seed);
     let clients: Vec<_> = (0..CONNECTIONS.into())
         .map(|first| (first, rng.fork()))
@@ -85,7 +86,8 @@ pub fn stop(variant: &Variant, seed: u64) -> Result<Stop, String> {
     })
 }
 
-/// Sends SIGTERM, and SIGKILL if the process has not ended in time. Returns how long the process took, and its exit code.
+/// Sends SIGTERM. If the process has not ended after [`KILL_AFTER`], sends SIGKILL. Returns the time until the process ended, and its
+/// exit code.
 fn terminate(process: &mut Process) -> (Duration, Option<i32>) {
     let start = Instant::now();
     process.terminate();
@@ -100,7 +102,7 @@ fn terminate(process: &mut Process) -> (Duration, Option<i32>) {
     }
 }
 
-/// Sends jobs until the server closes the connection. Returns the accepted jobs, with their kinds.
+/// Sends jobs until the server closes the connection. Returns the IDs and kinds of the accepted jobs.
 fn send_jobs(address: SocketAddr, mut rng: Rng, first: u64) -> HashMap<u64, &'static str> {
     let mut accepted = HashMap::new();
     let Ok(mut client) = Client::connect(address) else { return accepted };
@@ -125,13 +127,13 @@ fn read(file: &Path) -> Result<String, String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Returns the numbers that follow `words`.
+/// Returns all numbers that directly follow `words` in the text.
 fn numbers_after(words: &str, text: &str) -> HashSet<u64> {
     let rests = text.split(words).skip(1);
     rests.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
 }
 
-/// Returns the number that precedes the last of these words. Returns 0 if there is none.
+/// Returns the last number that directly precedes `words` in the text. Returns 0 if no number precedes `words`.
 fn number_before(words: &str, text: &str) -> usize {
     let ends = text.match_indices(words).map(|(end, _)| &text[..end]);
     let numbers = ends.filter_map(|before| before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok());

@@ -1,4 +1,4 @@
-//! The variants of the service, each as a user of its crate would write it.
+//! Lists the variants of the service. Each variant is written as a user of its crate would write the service.
 
 mod background_tasks;
 mod join_set;
@@ -14,7 +14,7 @@ pub struct Variant {
     pub title: &'static str,
     pub file: &'static str,
     source: &'static str,
-    /// The words that follow the number of unfinished jobs in the output.
+    /// The words that directly follow the number of unfinished jobs in the output of the variant.
     pub unfinished: &'static str,
     pub main: fn() -> ExitCode,
 }
@@ -46,7 +46,7 @@ pub fn find(name: &str) -> Option<&'static Variant> {
 }
 
 impl Variant {
-    /// Returns the number of lines without blank lines and comments.
+    /// Returns the number of source lines, without blank lines and comments.
     pub fn lines(&self) -> usize {
         self.source.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
     }

@@ -1,4 +1,4 @@
-//! The command line.
+//! Parses the command line.
 
 use crate::cargo::MANIFEST_DIR;
 use crate::sections::PLANS;

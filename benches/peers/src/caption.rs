@@ -1,4 +1,4 @@
-//! The machine, and the versions of the compared crates.
+//! Describes the machine, and lists the versions of the compared crates.
 
 use crate::cargo;
 use serde_json::{Value, json};
@@ -45,8 +45,8 @@ impl Caption {
 
 impl fmt::Display for Caption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}; kernel {}; {}.", self.machine(), self.kernel, self.rustc)?;
-        writeln!(f, "Compared with {}.", self.peers())
+        writeln!(f, "Machine: {}, with kernel {} and {}.", self.machine(), self.kernel, self.rustc)?;
+        writeln!(f, "The compared crates are {}.", self.peers())
     }
 }
 

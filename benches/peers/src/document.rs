@@ -1,4 +1,4 @@
-//! Replaces the measured part of a document.
+//! Replaces the part of a document that contains the measurements.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 const BEGIN: &str = "<!-- measured: begin -->";
 const END: &str = "<!-- measured: end -->";
 
-/// Returns an error if the file has no lines for the tables. Call this function before the measurements.
+/// Returns an error if the file does not contain the lines `BEGIN` and `END`. Call this function before the measurements.
 pub fn check(file: &Path) -> Result<(), String> {
     parts(&read(file)?).map(drop).ok_or_else(|| format!("{}: missing the lines {BEGIN} and {END}", file.display()))
 }
@@ -23,7 +23,7 @@ fn read(file: &Path) -> Result<String, String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Returns the text before the line `BEGIN`, and the text after the words of the line `END`.
+/// Returns the part of the file before the line `BEGIN`, and the part that follows the marker `END`.
 fn parts(text: &str) -> Option<(&str, &str)> {
     let begin = line_start(text, BEGIN)?;
     let rest = &text[begin..];

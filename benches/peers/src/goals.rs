@@ -1,4 +1,4 @@
-//! The goals that a registry must reach.
+//! Defines goals for the measured numbers, and checks whether the goals are met.
 
 use serde_json::{Value, json};
 use std::fmt;
@@ -44,7 +44,7 @@ impl Goal {
     }
 }
 
-/// A goal and the number that must meet it.
+/// A goal and the measured number that must meet this goal.
 pub struct Check {
     pub what: String,
     pub measured: f64,

@@ -69,7 +69,7 @@ fn measure_all(options: &Options) -> Result<(), String> {
 fn measure(plan: &Plan, pace: Pace) -> Section {
     let mut outcome = catch_unwind(|| (plan.run)(pace)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
     if pace.quick {
-        // The numbers of a quick run have no meaning.
+        // Removes the goals, because the numbers of a quick run have no meaning.
         outcome.iter_mut().flatten().for_each(|table| table.checks.clear());
     }
     let section = Section { name: plan.name, title: plan.title, outcome };

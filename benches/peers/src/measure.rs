@@ -1,4 +1,4 @@
-//! Runs every contender once in each round, so that other load on the machine affects all contenders.
+//! Runs each contender one time in each round, so that other load on the machine affects all contenders.
 
 use crate::report::{Numbers, Row};
 use std::panic::resume_unwind;
@@ -7,7 +7,7 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Scales the numbers of rounds and operations of a section.
+/// Sets how many rounds and operations a section runs. A quick run has less of both.
 #[derive(Clone, Copy)]
 pub struct Pace {
     pub quick: bool,
@@ -22,13 +22,15 @@ impl Pace {
         if self.quick { full / 50 } else { full }
     }
 
-    /// Returns only two contenders in a quick run, for sections whose contenders take seconds.
+    /// Returns the first two contenders in a quick run, and all contenders otherwise. Some sections use this function because each
+    /// contender takes seconds.
     pub fn few<T>(self, contenders: &[T]) -> &[T] {
         if self.quick { &contenders[..2] } else { contenders }
     }
 }
 
-/// A crate, or a baseline. `C` describes one column of the table. `run` returns `None` if the contender does not support the column.
+/// A crate or a baseline that is measured. `C` describes one column of the table. `run` returns `None` if the contender does not support
+/// this column.
 pub struct Contender<C> {
     pub name: &'static str,
     pub run: Box<dyn Fn(C) -> Option<f64>>,
@@ -46,7 +48,7 @@ pub fn measure<C: Copy>(rounds: u32, columns: &[C], contenders: &[Contender<C>])
         let mut rounds_of = vec![Vec::new(); contenders.len()];
         let warm_up = u32::from(rounds > 1);
         for round in 0..warm_up + rounds {
-            // The contenders take turns at being first, because each contender changes the heap for the next one.
+            // The order of the contenders changes in each round, because each contender changes the heap for the next contender.
             for turn in 0..contenders.len() {
                 let each = (round as usize + turn) % contenders.len();
                 let number = (contenders[each].run)(column);
@@ -60,7 +62,7 @@ pub fn measure<C: Copy>(rounds: u32, columns: &[C], contenders: &[Contender<C>])
     rows
 }
 
-/// The number of threads, and the number of operations of all threads together.
+/// The number of threads, and the sum of the operations of all threads.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub threads: u32,
@@ -89,7 +91,7 @@ fn nanos_each<S: Clone + Sync>(load: Load, shared: &S, operation: &(impl Fn(&S, 
         let waker = Waker::from(Arc::new(NoopWaker));
         let mut cx = Context::from_waker(&waker);
         let mut start = Instant::now();
-        // The first pass warms up. The loop has only one call of `operation`, so that the compiler inlines it.
+        // The first pass is a warm-up. The source has only one call to `operation`, so that the compiler inlines the call.
         for times in [1, each] {
             barrier.wait();
             start = Instant::now();
@@ -100,7 +102,7 @@ fn nanos_each<S: Clone + Sync>(load: Load, shared: &S, operation: &(impl Fn(&S, 
     nanos(elapsed, each * load.threads)
 }
 
-/// Returns the time from the first start to the last end that the threads report.
+/// Runs `work` on all threads. Returns the time from the earliest start to the latest end that the threads report.
 fn together(threads: u32, work: impl Fn(&Barrier) -> (Instant, Instant) + Sync) -> Duration {
     let barrier = Barrier::new(threads as usize);
     let times: Vec<_> = thread::scope(|scope| {

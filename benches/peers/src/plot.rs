@@ -1,4 +1,4 @@
-//! Draws the plots.
+//! Draws the plots of the sections.
 
 use crate::caption::Caption;
 use crate::report::{Section, Table};
@@ -33,7 +33,7 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(188, 189, 34),
 ];
 
-/// Draws the section, if it has a plot.
+/// Draws the plot of the section, if the section has a plot.
 pub fn draw(section: &Section, caption: &Caption, folder: &Path) -> Drawn {
     let panel: fn(&Table, &Area) -> Drawn = match section.name {
         "tokens" | "signals" => lines,
@@ -87,7 +87,7 @@ fn lines(table: &Table, area: &Area) -> Drawn {
     draw_legend(table, &legend)
 }
 
-/// Draws one bar for each contender, grouped by column.
+/// Draws a group of bars for each column. A group has one bar for each contender.
 fn bars(table: &Table, area: &Area) -> Drawn {
     let most = medians(table).flatten().map(|point| point.1).fold(0.0, f64::max);
     let (plot, legend) = area.split_horizontally(WIDTH - LEGEND);
@@ -117,7 +117,7 @@ fn builder<'a, 'b>(plot: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGB
     chart
 }
 
-/// Returns the medians of each row with their positions on the x axis.
+/// For each row, returns the medians and their positions on the x axis.
 fn medians(table: &Table) -> impl Iterator<Item = impl Iterator<Item = (f64, f64)> + '_> + '_ {
     table.rows.iter().map(|row| (0u32..).map(f64::from).zip(&row.cells).filter_map(|(x, cell)| Some((x, cell.as_ref()?.median()))))
 }
@@ -131,7 +131,7 @@ fn name_at(table: &Table, x: f64) -> String {
     names.find(|(at, _)| (at - x).abs() < 0.01).map(|(_, name)| name.clone()).unwrap_or_default()
 }
 
-/// Labels only the ones, twos and fives of a logarithmic axis.
+/// Labels only the values of a logarithmic axis whose first digit is 1, 2 or 5.
 fn round_ones(value: f64) -> String {
     let leading = value / 10_f64.powf((value.log10() + 1e-9).floor());
     let is_round = [1.0, 2.0, 5.0].iter().any(|round| (leading - round).abs() < 0.01);

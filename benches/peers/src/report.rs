@@ -1,11 +1,11 @@
-//! The results, as tables and as JSON.
+//! Formats the results as tables and as JSON.
 
 use crate::goals::{Check, Goal};
 use serde_json::{Value, json};
 use std::fmt;
 use std::ops::Range;
 
-/// The numbers of all rounds. There is at least one.
+/// The measured numbers of all rounds. There is at least one round.
 pub struct Numbers(Vec<f64>);
 
 impl Numbers {
@@ -23,7 +23,8 @@ impl Numbers {
         self.sorted()[self.0.len() / 2]
     }
 
-    /// Compares the numbers of each round, and returns the median. Rounds differ in speed, but the contenders of one round differ less.
+    /// Compares the two numbers of each round, and returns the median of the results. The machine may be slower in some rounds, which
+    /// affects both numbers of the round.
     fn compared(&self, other: &Self, compare: impl Fn(f64, f64) -> f64) -> f64 {
         Self(self.0.iter().zip(&other.0).map(|(&one, &other)| compare(one, other)).collect()).median()
     }
@@ -45,10 +46,10 @@ impl Row {
     }
 }
 
-/// The first column names the contenders. The ratios are relative to the row whose index is `ours`.
+/// A table whose first column contains the names of the contenders. The ratios are relative to the row with the name `ours`.
 pub struct Table {
     pub title: &'static str,
-    /// Empty if the columns have different units.
+    /// The unit of all numbers. Empty if the columns have different units.
     pub unit: &'static str,
     pub ours: &'static str,
     pub columns: Vec<String>,
@@ -66,7 +67,7 @@ impl Table {
         row.cells.get(column)?.as_ref()
     }
 
-    /// Sets a goal for `upper / lower` in each of the columns in which both rows have a number.
+    /// Sets a goal for `upper / lower` in each of these columns, if both rows have a number in the column.
     pub fn ratio(self, columns: Range<usize>, upper: &'static str, lower: &'static str, goal: Goal) -> Self {
         let what = format!("{upper} / {lower}");
         self.compare(columns, upper, lower, &what, goal, |upper, lower| upper / lower)
@@ -78,7 +79,7 @@ impl Table {
         self.compare(column..column + 1, upper, lower, &what, goal, |upper, lower| upper - lower)
     }
 
-    /// Sets a goal for the number itself.
+    /// Sets a goal for the number in one row and column.
     pub fn value(self, column: usize, row: &'static str, goal: Goal) -> Self {
         self.compare(column..column + 1, row, row, row, goal, |value, _| value)
     }
@@ -134,8 +135,8 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..=self.columns.len())
             .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
             .collect();
-        let unit = if self.unit.is_empty() { String::new() } else { format!(", {}", self.unit) };
-        writeln!(f, "{}{unit} (ratio to {}):\n", self.title, self.ours)?;
+        let unit = if self.unit.is_empty() { String::new() } else { format!(", in {}", self.unit) };
+        writeln!(f, "{}{unit} (in parentheses: the ratio to the row `{}`):\n", self.title, self.ours)?;
         for (number, line) in lines.iter().enumerate() {
             write!(f, "| {:<width$} |", line[0], width = widths[0])?;
             for (cell, width) in line.iter().zip(&widths).skip(1) {
@@ -183,7 +184,7 @@ impl fmt::Display for Section {
     }
 }
 
-/// Returns how many goals are met, and how many are missed.
+/// Returns the number of goals that are met, and the number of goals that are missed.
 pub fn count_goals(sections: &[Section]) -> (usize, usize) {
     let checks = || sections.iter().flat_map(Section::tables).flat_map(|table| &table.checks);
     let met = checks().filter(|check| check.is_met()).count();

@@ -1,4 +1,4 @@
-//! The sections, one module each.
+//! Lists the sections. Each section has its own module.
 
 mod build;
 mod children;
@@ -27,7 +27,7 @@ const ASYNC_SHUTDOWN: &str = "async-shutdown";
 const GRACEFUL: &str = "tokio-graceful";
 const BARE: &str = "bare";
 
-/// An error is the reason why the section is skipped.
+/// The result of a section. An error contains the reason why the section is skipped.
 type Measured = Result<Vec<Table>, String>;
 
 pub struct Plan {
@@ -51,7 +51,7 @@ pub const PLANS: [Plan; 12] = [
     Plan { name: "build", title: "a program with one dependency", run: build::run },
 ];
 
-/// Runs one scenario. The program starts itself under Valgrind with the name of a scenario.
+/// Runs one scenario in this process. To measure a scenario, the program starts itself under Valgrind with the name of the scenario.
 pub fn scenario(name: &str, count: u32) -> Result<(), String> {
     let load = Load { threads: 1, operations: count };
     let on = On { runtime: Runtime::CurrentThread, tasks: count };

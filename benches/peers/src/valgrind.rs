@@ -1,11 +1,13 @@
-//! Counts with Valgrind. Runs this program with one scenario, `count` times and twice as often, and divides the difference by `count`.
+//! Counts instructions and memory with Valgrind. Runs a scenario of this program with `count` and with `2 * count` operations, and
+//! divides the difference of the two results by `count`.
 
 use std::env::current_exe;
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
-/// A tool of Valgrind, and how to find the counts in its output: the text before a count, and the number of words between them.
+/// A tool of Valgrind. To find a count in the output, `counts` contains the words before the count, and the number of other words in
+/// between.
 pub struct Tool {
     pub arguments: &'static [&'static str],
     pub counts: &'static [(&'static str, usize)],
@@ -14,7 +16,7 @@ pub struct Tool {
 type Counts = Vec<f64>;
 
 impl Tool {
-    /// Returns the counts of each scenario for one operation.
+    /// Returns the counts for one operation of each scenario.
     pub fn differences(&self, scenarios: &[String], count: u32) -> Result<Vec<Counts>, String> {
         check_valgrind()?;
         let left = Mutex::new(scenarios.iter().enumerate());

@@ -1,4 +1,4 @@
-//! Many tasks that wait, and then end at the same time.
+//! Measures how long it takes until many waiting tasks have ended.
 
 use crate::measure::{Contender, measure};
 use crate::report::Table;
@@ -17,10 +17,11 @@ pub struct Waiting<'a> {
     pub tasks: u32,
 }
 
-/// The number of tasks of the current contender that have been polled once.
+/// The number of tasks of the current contender that wait after their first poll.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 
-/// Starts each task with `start`. When all tasks wait, measures how long `drain` takes, in milliseconds.
+/// Returns a contender that starts each task with `start`. When all tasks wait, the contender measures how many milliseconds `drain`
+/// takes.
 pub fn contender<'a, T>(
     name: &'static str,
     new: impl Fn() -> T + 'static,
@@ -46,7 +47,7 @@ pub fn contender<'a, T>(
     })
 }
 
-/// Counts the future as parked once it has been polled and is pending.
+/// Polls the future, and counts it in [`PARKED`] after its first poll.
 pub async fn counted<F: Future>(future: F) {
     let mut future = pin!(future);
     let mut is_first = true;
@@ -65,7 +66,7 @@ pub fn two_workers() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).build().expect("tokio starts")
 }
 
-/// Measures the contenders on the two workers.
+/// Measures the contenders on a runtime with two workers, and returns the table.
 pub fn table<'a>(title: &'static str, waiting: Waiting<'a>, rounds: u32, contenders: &[Contender<Waiting<'a>>]) -> Table {
     let columns = vec![format!("{} tasks on 2 workers", waiting.tasks)];
     Table::new(title, "ms", REGISTRY, columns, measure(rounds, &[waiting], contenders))

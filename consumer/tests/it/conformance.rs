@@ -1,4 +1,5 @@
-//! The suite accepts the queue in memory, and names the promise that each broken source breaks.
+//! Tests the conformance suite. The suite must accept the queue in memory. For each source with a bug, the suite must name the promise
+//! that the bug breaks.
 
 use background_tasks_consumer::conformance::{self, Broker};
 use background_tasks_consumer::{Delivery, MemoryQueue, MemoryReceipt, Message, ReceiptVoid, Release, Source};
@@ -33,7 +34,7 @@ struct Memory {
     bug: Bug,
 }
 
-/// A source with a bug.
+/// A source that has at most one bug.
 struct Buggy {
     queue: MemoryQueue,
     bug: Bug,

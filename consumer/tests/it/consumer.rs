@@ -1,4 +1,4 @@
-//! The promises of the consumer's loop, with a clock that the test sets.
+//! Tests the promises of the consumer's loop. The tests set the clock.
 
 use crate::simulation::{LEASE, Simulation};
 use background_tasks::RejectReason;
@@ -22,7 +22,7 @@ async fn fail(_: Delivery) -> Done {
     Err("no mailbox".into())
 }
 
-/// Returns a handler that waits this long, and the number of its calls.
+/// Returns a handler that waits for this number of seconds, and a counter of its calls.
 fn slow(sim: &Simulation, seconds: u64) -> (Arc<AtomicUsize>, impl Fn(Delivery) -> Wait + Clone + Send + Sync + 'static) {
     let (calls, clock) = (Arc::new(AtomicUsize::new(0)), sim.clock.clone());
     let counter = calls.clone();
@@ -46,7 +46,7 @@ fn completed_messages_are_acknowledged() {
     sim.run();
     assert!(sim.queue.is_empty());
     let summary = sim.shutdown();
-    // The idle pause ends at the shutdown.
+    // The 101st completed task is the consumer itself. The shutdown ends the pause that the consumer makes without messages.
     assert_eq!(summary.unwrap().completed, 101);
     assert_eq!(sim.faults.stops.load(SeqCst), 1);
     sim.assert_losses(&[]);
@@ -98,7 +98,7 @@ fn consumer_receives_no_more_messages_than_it_has_permits() {
     assert_eq!(*sim.faults.asked.lock().unwrap(), [3]);
     sim.advance_secs(1);
     assert_eq!((calls.load(SeqCst), sim.queue.visible()), (6, 4));
-    // The next `receive` is for all permits that are free.
+    // The next call to `receive` asks for as many messages as permits are free.
     assert_eq!(*sim.faults.asked.lock().unwrap(), [3, 3]);
 }
 
@@ -170,7 +170,7 @@ fn ack_waits_for_an_extension_and_uses_its_receipt() {
     let sim = Simulation::new();
     sim.send(1);
     *sim.faults.extension_delay.lock().unwrap() = Duration::from_secs(5);
-    // The handler ends before the response to the extension arrives.
+    // The handler ends before the response to the call of `extend` arrives.
     let (calls, handler) = slow(&sim, 12);
     sim.consumer().serve(&sim.registry, "job", handler).unwrap();
     sim.advance_secs(60);
@@ -329,8 +329,8 @@ fn failure_chooses_the_delay_or_death() {
     sim.assert_losses(&["job failed: busy", "job failed: no such user (attempt 1; it is dead)"]);
 }
 
-/// For example RabbitMQ after its dead-letter queue was deleted. Without the retry, the consumer would hold the message until its
-/// connection closes.
+/// For example, a message cannot become a dead letter if the dead-letter queue of RabbitMQ was deleted. Without the retry, the consumer
+/// would hold the message until its connection closes.
 #[test]
 fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     let sim = Simulation::new();
@@ -352,7 +352,7 @@ fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     assert_eq!(sim.queue.dead_letters().len(), 1);
 }
 
-/// A void receipt means that the broker has the message again.
+/// An invalid receipt means that the broker has taken the message back, so the consumer must not release the message.
 #[test]
 fn message_whose_receipt_is_void_is_not_released() {
     let sim = Simulation::new();
@@ -380,7 +380,7 @@ fn panic_is_a_failed_attempt() {
 fn message_that_kills_its_process_is_buried_unread() {
     let sim = Simulation::new();
     sim.send(1);
-    // Two processes received the message, and died.
+    // The message was received by two processes that died before the end of their attempts.
     for _ in 0..2 {
         sim.steal();
         sim.advance(LEASE);
@@ -495,7 +495,7 @@ fn memory_queue_survives_the_longest_durations_and_repeated_calls() {
         queue.send("");
         let mut receipt = queue.receive(1).await.unwrap().remove(0).receipt;
         queue.extend(&mut receipt).await.unwrap();
-        // The second call repeats the first, whose response was lost.
+        // The second call repeats the first call, as after a lost response.
         for _ in 0..2 {
             queue.release(&mut receipt, Release::Shutdown).await.unwrap();
         }

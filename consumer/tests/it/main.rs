@@ -1,4 +1,4 @@
-//! The tests of the consumer's loop, with the queue in memory.
+//! Tests the consumer's loop with the queue in memory.
 
 #[cfg(feature = "conformance")]
 mod conformance;

@@ -1,4 +1,4 @@
-//! Tests that need threads.
+//! Contains the tests that need real threads and real time.
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::{Delivery, MemoryQueue, MemoryReceipt, Message, ReceiptVoid, Release, Source, consumer};
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-/// A source that counts extensions.
+/// A queue that counts the calls to `extend`.
 struct Counting {
     queue: MemoryQueue,
     extensions: Arc<AtomicUsize>,
-    /// Delays the first response, as a freeze of the process does.
+    /// Whether the next response to `receive` is late by one lease, as if the process were frozen.
     is_late: AtomicBool,
 }
 
@@ -59,7 +59,7 @@ impl Source for Counting {
     }
 }
 
-/// When the response arrives, another consumer may have the message.
+/// When the late response arrives, the lease of the message has expired, so another consumer may have the message.
 #[tokio::test]
 async fn message_that_arrives_after_its_lease_is_not_handled() {
     let queue = MemoryQueue::new(Duration::from_secs(1));
@@ -75,7 +75,7 @@ async fn message_that_arrives_after_its_lease_is_not_handled() {
     assert!(registry.shutdown().await.is_clean());
 }
 
-/// A handler that blocks its thread cannot delay the extensions, because another task on another thread makes them.
+/// A handler that blocks its thread must not delay the calls to `extend`, because a task on another thread makes these calls.
 #[test]
 fn handler_that_blocks_its_thread_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

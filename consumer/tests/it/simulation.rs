@@ -1,4 +1,4 @@
-//! A single thread, a clock that the test sets, and a source that the test can break.
+//! Runs a consumer on a single thread, with a clock that the test sets and a source that the test can break.
 
 use async_executor::Executor;
 use background_tasks::{Loss, Observer, Registry, Spawner, Summary, TaskInfo, Timer};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
-/// The clock, and the sleeping futures.
+/// The simulated time, and the wakers of the futures that sleep.
 #[derive(Clone, Default)]
 pub(crate) struct Clock(Arc<Mutex<Time>>);
 
@@ -59,7 +59,7 @@ pub(crate) struct SimSpawner {
 
 impl Spawner for SimSpawner {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
-        Executor::spawn(&self.executor, task).detach(); // a method of the trait has the same name, with the feature `async-executor`
+        Executor::spawn(&self.executor, task).detach(); // with the feature `async-executor`, a trait method has the same name
     }
 }
 
@@ -71,7 +71,7 @@ impl Timer for SimSpawner {
     }
 }
 
-/// The losses that the registry reported.
+/// The losses that the registry has reported, as text.
 #[derive(Clone, Default)]
 pub(crate) struct Losses(Arc<Mutex<Vec<String>>>);
 
@@ -104,7 +104,7 @@ impl Simulation {
         Self { executor, clock, registry, queue, faults: Arc::default(), losses }
     }
 
-    /// Returns a consumer of the queue, through the faults.
+    /// Returns a consumer of the queue. The consumer calls the queue through `Faulty`, so the test can add faults.
     pub(crate) fn consumer(&self) -> Consumer<Faulty> {
         consumer(Faulty { queue: self.queue.clone(), clock: self.clock.clone(), faults: self.faults.clone() })
     }
@@ -113,12 +113,12 @@ impl Simulation {
         (0..messages).for_each(|n| self.queue.send(n.to_string()));
     }
 
-    /// Runs all tasks until each waits.
+    /// Runs all tasks until every task waits.
     pub(crate) fn run(&self) {
         while self.executor.try_tick() {}
     }
 
-    /// Moves the clock forward, and runs the tasks at each deadline in between.
+    /// Moves the clock forward by `duration`. Stops at each deadline on the way to run the tasks that are due.
     pub(crate) fn advance(&self, duration: Duration) {
         let end = self.clock.now() + duration;
         loop {
@@ -142,19 +142,19 @@ impl Simulation {
         self.advance(Duration::from_secs(seconds));
     }
 
-    /// Moves the clock forward as if this process were frozen: other processes work, but no task runs.
+    /// Moves the clock forward as if this process were frozen: no task of this process runs, but other processes work.
     pub(crate) fn freeze(&self, duration: Duration) {
         self.clock.0.lock().unwrap().now += duration;
     }
 
-    /// Receives a message as another process does, and returns the number of the attempt.
+    /// Receives a message, like a consumer in another process. Returns the number of the attempt.
     #[track_caller]
     pub(crate) fn steal(&self) -> u32 {
         let received = futures_util::FutureExt::now_or_never(self.queue.receive(1)).unwrap().unwrap();
         received[0].delivery.attempt()
     }
 
-    /// Starts the shutdown, runs until each task waits, and returns the summary if the registry has drained.
+    /// Starts the shutdown and runs the tasks until every task waits. Returns the summary if the registry has drained.
     pub(crate) fn shutdown(&self) -> Option<Summary> {
         self.registry.start_shutdown();
         self.run();
@@ -167,7 +167,7 @@ impl Simulation {
     }
 }
 
-/// The faults of the source.
+/// The faults of the source, and the counters of its calls.
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) receive_delay: Mutex<Duration>,
@@ -180,12 +180,12 @@ pub(crate) struct Faults {
     pub(crate) fail_calls: AtomicBool,
     pub(crate) hang_calls: AtomicBool,
     pub(crate) void_receipts: AtomicBool,
-    /// The number of calls of `ack`, `release` and `dead_letter`.
+    /// The number of calls to `ack`, `release` and `dead_letter`.
     pub(crate) calls: AtomicUsize,
     pub(crate) extensions: AtomicUsize,
     pub(crate) receives: AtomicUsize,
     pub(crate) stops: AtomicUsize,
-    /// The arguments of `receive`.
+    /// The argument of each call to `receive`.
     pub(crate) asked: Mutex<Vec<usize>>,
 }
 
@@ -235,7 +235,7 @@ impl Source for Faulty {
             return Err(Broken { is_void: false });
         }
         let delay = *self.faults.receive_delay.lock().unwrap();
-        // The broker delivers the messages before the consumer has the response.
+        // The broker delivers the messages before its response reaches the consumer.
         let received = self.queue.receive(most).await;
         self.clock.sleep(delay).await;
         received.map_err(|_| Broken { is_void: true })
@@ -248,7 +248,7 @@ impl Source for Faulty {
 
     async fn extend(&self, receipt: &mut MemoryReceipt) -> Result<(), Broken> {
         self.faults.extensions.fetch_add(1, SeqCst);
-        // The response, which has the new receipt, comes later.
+        // The response contains the new receipt, and it arrives after the delay.
         let mut extended = receipt.clone();
         self.call(self.queue.extend(&mut extended)).await?;
         let delay = *self.faults.extension_delay.lock().unwrap();

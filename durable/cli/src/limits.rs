@@ -1,4 +1,4 @@
-//! The limits of a queue on the command line.
+//! Reads and shows the limits of a queue on the command line.
 
 use background_tasks_durable::QueueLimits;
 use clap::Args;
@@ -12,16 +12,16 @@ pub(crate) struct LimitOptions {
     /// Maximum number of running jobs with the same limit key
     #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..))]
     running_per_key: Option<u32>,
-    /// Jobs that start per period, such as 100/60s or 5000/1d; units: ms, s, m, h, d
+    /// Number of jobs that can start per period, such as 100/60s or 5000/1d; units: ms, s, m, h, d
     #[arg(long, value_name = "JOBS/PERIOD", value_parser = rate)]
     rate: Option<(u32, Duration)>,
-    /// Remove all other limits
+    /// Remove all limits that no other option sets
     #[arg(long)]
     none: bool,
 }
 
 impl LimitOptions {
-    /// Returns the new limits, or `None` if no option is present.
+    /// Returns the new limits, or `None` if none of these options is present.
     pub(crate) fn apply(&self, old: QueueLimits) -> Option<QueueLimits> {
         let mut limits = if self.none { QueueLimits::default() } else { old };
         if let Some(jobs) = self.running {
@@ -38,7 +38,7 @@ impl LimitOptions {
     }
 }
 
-/// The units of a period, largest first, in milliseconds.
+/// The units of a period and their lengths in milliseconds, largest first.
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 fn rate(text: &str) -> Result<(u32, Duration), String> {
@@ -53,7 +53,7 @@ fn rate(text: &str) -> Result<(u32, Duration), String> {
     parse().ok_or_else(|| "expected JOBS/PERIOD, such as 100/60s".to_owned())
 }
 
-/// Returns the limits as the options that set them, or an empty text if there are no limits.
+/// Returns the options that set these limits, or an empty string if there are no limits.
 pub(crate) fn show(limits: &QueueLimits) -> String {
     let mut parts = Vec::new();
     parts.extend(limits.get_running().map(|jobs| format!("--running {jobs}")));

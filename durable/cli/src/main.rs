@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::process::ExitCode;
 
-/// The reason of a failure. Each kind has its own exit code.
+/// The reason why a command failed. It determines the exit code.
 #[derive(Debug)]
 enum Failure {
     /// The job or queue does not exist, or the job's status does not allow the action.
@@ -104,11 +104,11 @@ async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// A change of jobs.
+/// An action that changes jobs.
 struct Action {
     infinitive: &'static str,
     participle: &'static str,
-    /// Why a job with this status is not changed.
+    /// Returns why the action did not change a job with this status.
     reason: fn(JobStatus) -> &'static str,
 }
 
@@ -148,7 +148,7 @@ struct Tool {
 }
 
 impl Tool {
-    /// Finds a queue that exists, so that a misspelled name cannot create a queue.
+    /// Finds an existing queue. A misspelled name is an error, so that it cannot create a queue.
     async fn info(&self, name: &str) -> Result<QueueInfo, Failure> {
         let queues = self.durable.queues().await?;
         let names: Vec<_> = queues.iter().map(|queue| queue.name.clone()).collect();
@@ -176,7 +176,7 @@ impl Tool {
         Ok(())
     }
 
-    /// Changes all jobs that can be changed. Fails if a job cannot be changed.
+    /// Applies the action to all jobs that allow it. Fails if a job does not allow the action.
     async fn change_jobs(&self, action: &Action, ids: &[JobId]) -> Result<(), Failure> {
         let (mut changed, mut errors) = (Vec::new(), Vec::new());
         for id in ids {
@@ -188,7 +188,7 @@ impl Tool {
                 changed.push(*id);
                 continue;
             }
-            // The status may have changed since the first read.
+            // The status of the job may have changed since the first read.
             let status = self.durable.job(*id).await?.map_or(job.status(), |job| job.status());
             let reason = (action.reason)(status);
             errors.push(format!("cannot {} job {id}, which is {status}: {reason}", action.infinitive));
@@ -227,7 +227,7 @@ impl Tool {
     fn print(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> String) {
         let text = if self.json { json() } else { text() };
         match io::stdout().write_all(text.as_bytes()) {
-            // The reader, such as `head`, has exited.
+            // A broken pipe is not an error: the reader, such as `head`, has exited.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => eprintln!("background-tasks-durable: cannot write: {error}"),
             _ => {}
         }
@@ -251,12 +251,12 @@ fn no_job(id: JobId) -> Failure {
     Failure::NotPossible(format!("no job {id}"))
 }
 
-/// Returns a count as text. Larger counts than the limit are not exact.
+/// Returns a count as a string. Counts above the limit are not exact.
 fn number(count: u64) -> String {
     if count > QueueCounts::LIMIT { format!("{}+", QueueCounts::LIMIT) } else { count.to_string() }
 }
 
-/// Asks for confirmation on the terminal. Fails without a terminal.
+/// Asks for confirmation on the terminal. Fails if there is no terminal.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Pass --yes to confirm")));

@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// Schema of the tables in Postgres [default: background_tasks]
     #[arg(long, value_name = "NAME", global = true)]
     pub(crate) schema: Option<String>,
-    /// Print JSON, for programs
+    /// Print JSON for programs instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
@@ -30,7 +30,7 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// List all queues with their depth, workers and limits
     Queues,
-    /// List jobs of a queue by status: the next to run first, or the last to end first
+    /// List jobs of a queue by status: waiting jobs in the order in which they run, ended jobs latest first
     Jobs {
         queue: String,
         /// waiting, running, retrying, done, dead or cancelled
@@ -40,7 +40,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "JOBS", default_value_t = 100)]
         limit: usize,
     },
-    /// List dead jobs of one queue or of all queues, with their errors, the last to end first
+    /// List dead jobs of one queue or of all queues, with their errors, latest first
     Dead {
         queue: Option<String>,
         /// Show at most this many jobs
@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Pause { queue: String },
     /// End a pause
     Resume { queue: String },
-    /// Show or set the limits that all workers of a queue share; limits that are not named stay
+    /// Show or set the limits that all workers of a queue share; limits that are not named do not change
     Limits {
         queue: String,
         #[command(flatten)]

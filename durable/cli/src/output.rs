@@ -1,4 +1,4 @@
-//! Tables for people, and JSON for programs.
+//! Prints tables for people, and JSON for programs.
 
 use crate::{limits, number};
 use background_tasks_durable::{JobId, JobInfo, JobStatus, QueueCounts, QueueInfo, QueueLimits};
@@ -7,7 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-/// The maximum number of characters of a cell.
+/// The maximum number of characters in a cell of a table.
 const MAX_CELL: usize = 60;
 
 pub(crate) fn queue_table(queues: &[QueueInfo]) -> String {
@@ -66,14 +66,14 @@ pub(crate) fn job_details(job: &JobInfo) -> String {
     lines.push(("payload", job.payload_json().into_owned()));
     lines.extend(job.result_json().map(|result| ("result", result.to_owned())));
     lines.iter().fold(String::new(), |mut text, (name, value)| {
-        // Further lines are indented.
+        // The lines after the first line of a value are indented.
         let value = value.lines().map(printable).collect::<Vec<_>>().join("\n          ");
         let _ = writeln!(text, "{name:<10}{value}");
         text
     })
 }
 
-/// Aligns the columns. `numbers` are aligned to the right.
+/// Aligns the columns of a table. The columns `numbers` are aligned to the right.
 fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| shortened(cell))).collect();
     let mut widths = [0; N];
@@ -92,7 +92,7 @@ fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) 
     text
 }
 
-/// Returns the first line, shortened to `MAX_CELL` characters.
+/// Returns the first line of a cell, shortened to `MAX_CELL` characters.
 fn shortened(cell: &str) -> String {
     let (line, rest) = cell.split_once('\n').unwrap_or((cell, ""));
     let mut line = printable(line);
@@ -205,7 +205,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Returns stored JSON as it is, and anything else as a string.
+/// Returns stored JSON unchanged, and any other text as a JSON string.
 fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap_or_else(|_| to_raw_value(text).expect("a string is JSON"))
 }

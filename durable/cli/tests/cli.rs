@@ -1,4 +1,4 @@
-//! Each command, as a process, on SQLite and on Postgres.
+//! Runs each command as a process, on SQLite and on Postgres.
 #![cfg(unix)]
 
 #[path = "../../tests/it/common/postgres.rs"]
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 const HANG: Duration = Duration::from_mins(2);
 
-/// A database, and a runtime for the program that uses it.
+/// A database with jobs, and the runtime of a program that uses the database.
 struct Store {
     url: String,
     runtime: Runtime,
@@ -56,7 +56,7 @@ impl Store {
         output_of(command(args).env("DATABASE_URL", &self.url), "")
     }
 
-    /// Runs the tool, which must succeed, and returns what it prints.
+    /// Runs the tool, which must succeed, and returns the text that the tool prints.
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
@@ -80,7 +80,7 @@ impl Store {
         self.runtime.block_on(self.jobs.queue::<i32>(queue).enqueue(number).into_future()).unwrap()
     }
 
-    /// Enqueues jobs and runs them. Jobs with a negative number die.
+    /// Enqueues jobs and runs them. Jobs with a negative number become dead.
     fn work(&self, queue: &'static str, numbers: &[i32]) -> Vec<JobId> {
         let ids: Vec<_> = numbers.iter().map(|number| self.enqueue(queue, *number)).collect();
         self.wait(queue, &ids);
@@ -130,7 +130,7 @@ fn queues_and_jobs_are_shown() {
             (&rows[1][..7], &rows[2][..7]),
             (&["numbers", "1", "0", "0", "1", "1", "0"][..], &["other", "1", "0", "0", "0", "0", "0"][..])
         );
-        // If the database is busy when a worker ends, its lease expires.
+        // If the database is busy when a worker ends, the worker is counted until its lease expires.
         let queues = loop {
             let queues = store.json(&["queues"]);
             if queues[0]["workers"] == 0 {
@@ -162,7 +162,7 @@ fn queues_and_jobs_are_shown() {
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
         }
-        // An error with several lines and an escape sequence.
+        // The error of the dead job has several lines and an escape sequence.
         let shown = store.ok(&["show", &dead.to_string()]);
         assert!(shown.contains("error     negative number\n          \u{fffd}[31m-1\n") && !shown.contains('\u{1b}'), "{shown}");
         let table = store.ok(&["dead"]);
@@ -202,7 +202,7 @@ fn single_jobs_are_retried_discarded_and_cancelled() {
         store.fails(&["show", &id(2)], 1, &format!("no job {}", id(2)));
         assert_eq!(store.json(&["cancel", &id(0)]), serde_json::json!({ "cancelled": [id(0)] }));
         store.fails(&["cancel", &id(0)], 1, "which is cancelled");
-        // The others of a call are changed nevertheless.
+        // The other jobs of the same call are still changed.
         let output = store.run(&["discard", &id(2), &id(0), &id(1)]);
         assert_eq!((output.code, output.stdout), (1, format!("discarded {}\ndiscarded {}\n", id(0), id(1))));
         let done = store.work("numbers", &[1])[0].to_string();
@@ -215,7 +215,7 @@ fn single_jobs_are_retried_discarded_and_cancelled() {
     });
 }
 
-/// The tool is another process than the worker.
+/// The tool and the worker are different processes.
 #[test]
 fn running_job_is_cancelled_and_paused_queue_resumes() {
     on_each_store(|store| {
@@ -252,7 +252,7 @@ fn bulk_actions_need_a_confirmation() {
         assert_eq!(store.json(&["dead"]).as_array().unwrap().len(), 3);
         assert_eq!(store.ok(&["retry", "--all", "numbers", "--yes"]), "retried 3 of numbers\n");
         assert_eq!(store.wait("numbers", &dead), [JobStatus::Dead; 3]);
-        // On a terminal it asks.
+        // On a terminal, the tool asks for confirmation.
         if let Some(asked) = on_a_terminal(store, &["discard", "--all", "numbers"], "n\n") {
             assert!(asked.stdout.contains("discard all 3 dead jobs of \"numbers\"? [y/N]") && asked.code == 2, "{}", asked.stdout);
             assert_eq!(store.json(&["queues"])[0]["counts"]["dead"], 3);
@@ -261,7 +261,7 @@ fn bulk_actions_need_a_confirmation() {
         } else {
             store.ok(&["discard", "--all", "numbers", "-y"]);
         }
-        // Nothing to confirm.
+        // If there are no dead jobs, the tool does not ask.
         assert_eq!(store.ok(&["discard", "--all", "numbers"]), "discarded 0 of numbers\n");
         assert_eq!(store.json(&["retry", "--all", "numbers"]), serde_json::json!({ "queue": "numbers", "retried": 0 }));
         store.fails(&["retry", "--all", "numbers", &dead[0].to_string()], 2, "cannot be used with");
@@ -281,7 +281,7 @@ fn limits_are_shown_and_changed() {
         store.enqueue("numbers", 1);
         assert_eq!(store.ok(&["limits", "numbers"]), "numbers: no limits\n");
         assert_eq!(store.ok(&["limits", "numbers", "--running", "8", "--rate", "100/60s"]), "numbers: --running 8 --rate 100/1m\n");
-        // The others stay.
+        // Limits that are not named do not change.
         let all = "--running 8 --running-per-key 2 --rate 100/1m";
         assert_eq!(store.ok(&["limits", "numbers", "--running-per-key", "2"]), format!("numbers: {all}\n"));
         assert!(store.ok(&["queues"]).contains(all));
@@ -294,7 +294,7 @@ fn limits_are_shown_and_changed() {
     });
 }
 
-/// A misspelled name changes nothing, and creates nothing.
+/// A misspelled queue name is an error that changes nothing and creates no queue.
 #[test]
 fn unknown_queue_is_an_error() {
     on_each_store(|store| {
@@ -316,7 +316,7 @@ fn unknown_queue_is_an_error() {
     });
 }
 
-/// Neither a wrong path nor a wrong database is changed.
+/// A wrong path or a wrong database is an error, and the tool does not change the file or the database.
 #[test]
 fn database_of_another_program_is_an_error_and_stays_unchanged() {
     let folder = TempDir::new().unwrap();
@@ -331,7 +331,7 @@ fn database_of_another_program_is_an_error_and_stays_unchanged() {
     }
     assert_eq!(fs::read(path("empty.db")).unwrap(), b"");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    // No database at all.
+    // These arguments name no usable database.
     for (args, code, message) in [
         (&["queues"][..], 2, "pass --url or set DATABASE_URL"),
         (&["queues", "--url", "mysql://user:secret@host/name"], 2, "invalid database address: mysql:…"),

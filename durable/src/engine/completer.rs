@@ -1,4 +1,4 @@
-//! Commits outcomes, in batches. It retries until it succeeds, because outcomes are stored nowhere else.
+//! Commits the outcomes of jobs, in batches. A failed commit is retried until it succeeds, because the outcomes are stored nowhere else.
 
 use super::{Engine, WorkerHandle, list};
 use crate::metrics::Metrics;
@@ -12,16 +12,16 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an outcome waits for further outcomes if the last commit was less than `BUSY_PERIOD` ago. A commit of many outcomes costs as
-/// much as a commit of one.
+/// If the last commit was less than `BUSY_PERIOD` ago, an outcome waits this long for further outcomes. Committing many outcomes at the
+/// same time costs as much as committing one.
 const GROUP_DELAY: Duration = Duration::from_millis(2);
 const BUSY_PERIOD: Duration = Duration::from_millis(10);
 
-/// The outcome of a job of a worker.
+/// The outcome of a job, which a worker sends to the engine.
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
-    /// Whether the handler has completed the job in a transaction, which may not have been committed.
+    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(super) is_completed: bool,
     /// The duration of the attempt, if metrics are recorded.
     pub(super) duration: Option<Duration>,
@@ -29,7 +29,7 @@ pub(crate) struct Update {
 }
 
 impl Engine {
-    /// Runs until it is dropped.
+    /// Commits the outcomes that workers send, until the future is dropped.
     pub(crate) async fn commit_outcomes(self: &Arc<Self>, mut updates: UnboundedReceiver<Update>) {
         let mut last_commit = None::<Instant>;
         while let Some(first) = updates.next().await {
@@ -78,10 +78,11 @@ impl Engine {
                 NextState::Scheduled(delay) | NextState::Retrying(delay) => self.look_in(delay),
             }
             if update.worker.is_limited() {
-                update.worker.set_ready(true); // the end of this job may allow another one
+                update.worker.set_ready(true); // the end of this job may allow another job to start
             }
-            // If a repeated commit finds nothing to update, an earlier one without a response may have succeeded: it counts as committed.
-            // After `complete_in` it does not: then the handler's transaction was committed, or the job is lost.
+            // If a retried commit finds nothing to update, an earlier commit without a response may have succeeded, so the outcome counts
+            // as committed. After `complete_in`, this does not apply: the handler's transaction was committed, or the worker has lost the
+            // job.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {
@@ -94,7 +95,7 @@ impl Engine {
     }
 }
 
-/// Returns the label of an attempt's outcome in the metrics.
+/// Returns the value of the metrics' label `outcome` for an attempt.
 fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
     match (committed, state) {
         (Committed::Lost, _) if is_completed => "done",

@@ -1,5 +1,5 @@
-//! Renews the leases of the workers, and recovers the jobs of dead workers, in a dedicated thread with its own runtime: a handler may block
-//! the runtime of the program. The thread also receives the notices of other processes.
+//! Renews the leases of the workers, and recovers the jobs of dead workers. This module uses a dedicated thread with its own runtime,
+//! because a handler may block the runtime of the program. The thread also receives the notifications of other processes.
 
 use super::{Engine, list};
 use crate::error::Error;
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many heartbeats a worker sends in a lease.
+/// How many heartbeats a worker sends during one lease.
 const BEATS: u32 = 5;
 
-/// How long the thread waits for a notice at most.
+/// The longest time for which the thread waits for a notification.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// The shortest time limit for a heartbeat, and for a connection.
+/// The shortest time limits: for a heartbeat, and for a new connection.
 const MIN_LIMIT: Duration = Duration::from_secs(2);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Starts the thread, which ends when all workers have ended.
+/// Starts the thread for heartbeats. The thread ends when all workers have ended.
 pub(super) fn start(engine: Arc<Engine>) {
     let thread = thread::Builder::new().name("durable heartbeat".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -49,24 +49,26 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     }
 }
 
-/// The times of the last and of the first reliable renewal.
+/// Times that decide when leases are renewed and when jobs are recovered.
 struct Pulse {
     last: Instant,
-    /// The time from which this process may treat other workers as dead. After an outage, they have the time of a lease to renew theirs.
+    /// The time from which this process may treat other workers as dead. After an outage, other workers first have the time of one lease to
+    /// renew their leases.
     judges_from: Instant,
 }
 
-/// Renews the leases if they are due, and waits until a notice arrives or the next renewal is due. Returns whether it renewed the leases.
+/// Renews the leases if a heartbeat is due, and waits until a notification arrives or the next heartbeat is due. Returns whether the leases
+/// were renewed.
 async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &mut Pulse, lease: Duration) -> StoreResult<bool> {
     let interval = lease / BEATS;
-    // Two of the five intervals of a lease, so that a failed heartbeat leaves time for further ones.
+    // The limit is two of the five intervals of a lease, so that a failed heartbeat leaves time for further heartbeats.
     let limit = (interval * 2).max(MIN_LIMIT);
     let is_new = heart.is_none();
     let heart = if let Some(heart) = heart {
         heart
     } else {
         let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart()).await?);
-        engine.look_in(Duration::ZERO); // earlier notices are lost
+        engine.look_in(Duration::ZERO); // earlier notifications are lost
         heart
     };
     let is_due = is_new || pulse.last.elapsed() >= interval;
@@ -79,7 +81,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         let mut ended = Vec::new();
         for id in lost {
             let Some(worker) = engine.worker(&id) else {
-                ended.push(id); // the engine deregistered it before this heartbeat
+                ended.push(id); // the engine removed this worker before the heartbeat
                 continue;
             };
             engine.metrics.lease_lost(worker.queue);

@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often this task checks which workers' maintenance is due.
+/// How often the task checks whether the maintenance of a worker is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The delay of the first maintenance after the start of a worker.
+/// The time from the start of a worker until its first maintenance.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// Runs until it is dropped.
+    /// Runs the maintenance of all workers until the future is dropped.
     pub(super) async fn maintain(self: &Arc<Self>) {
         let report = self.reporter("the worker cannot delete old jobs");
         let mut outage = Outage::new(&report);

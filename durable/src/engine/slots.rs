@@ -1,5 +1,5 @@
-//! Decides which jobs of the process may start. A suspect is a job whose worker has died several times. It runs while no other job of the
-//! process runs, so that its crash is not charged to other jobs.
+//! Decides which jobs of the process can start. A suspect is a job whose worker has died several times. A suspect runs only while no other
+//! job of the process runs, so that its crash is not counted for other jobs.
 
 use crate::engine::{Engine, WorkerHandle};
 use crate::sync::lock;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 pub(crate) struct Slots {
     state: Mutex<SlotState>,
-    /// Notified when a job may start.
+    /// Notified when a waiting job may be able to start.
     changed: Event,
 }
 
@@ -22,12 +22,12 @@ struct SlotState {
 }
 
 impl Slots {
-    /// Returns the event that is notified when a job may start.
+    /// Returns the event that is notified when a waiting job may be able to start.
     pub(crate) fn changed(&self) -> &Event {
         &self.changed
     }
 
-    /// Returns whether a suspect waits or runs. Then nothing is fetched.
+    /// Returns whether a suspect waits or runs. If so, the engine fetches no jobs.
     pub(super) fn is_reserved(&self) -> bool {
         let state = lock(&self.state);
         state.is_alone || state.suspects > 0
@@ -35,7 +35,7 @@ impl Slots {
 }
 
 impl Engine {
-    /// Returns a permit if a job of this worker may start.
+    /// Returns a permit if a job of this worker can start now.
     pub(crate) fn try_start(self: &Arc<Self>, worker: &Arc<WorkerHandle>, is_suspect: bool) -> Option<Permit> {
         let mut state = lock(&self.slots.state);
         let is_free = !state.is_alone && (!is_suspect || state.running == 0);
@@ -47,14 +47,14 @@ impl Engine {
         Some(Permit { engine: self.clone(), worker: worker.clone(), is_alone: is_suspect })
     }
 
-    /// Records that a suspect waits for its start.
+    /// Records that a suspect waits until it can start.
     pub(crate) fn suspect(self: &Arc<Self>) -> Suspect {
         lock(&self.slots.state).suspects += 1;
         Suspect(self.clone())
     }
 }
 
-/// A running job.
+/// The right to run one job. When the permit is dropped, the job counts as ended.
 pub(crate) struct Permit {
     engine: Arc<Engine>,
     pub(crate) worker: Arc<WorkerHandle>,
@@ -72,7 +72,7 @@ impl Drop for Permit {
     }
 }
 
-/// A suspect that waits for its start.
+/// Exists while a suspect waits until it can start.
 pub(crate) struct Suspect(Arc<Engine>);
 
 impl Drop for Suspect {

@@ -1,4 +1,4 @@
-//! Waits for the end of jobs. One statement reads the jobs of all waits of the process.
+//! Waits until jobs have ended. One statement reads the statuses of all jobs for which callers in this process wait.
 
 use super::Engine;
 use crate::outage::{RESPONSE_TIMEOUT, with_timeout};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ulid::Ulid;
 
-/// The first and the longest interval between reads of the jobs.
+/// The first and the longest interval between two reads of the statuses.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl Waiters {
 }
 
 impl Engine {
-    /// Returns a future that resolves when a job has ended or does not exist, or the store fails.
+    /// Returns a future that resolves when a job has ended or does not exist, or when the store fails.
     pub(crate) fn ended(self: &Arc<Self>, id: Ulid) -> impl Future<Output = ()> + use<> {
         let (waiter, ended) = oneshot::channel();
         let mut state = lock(&self.waiters.0);

@@ -1,4 +1,4 @@
-//! The engine's state of a worker: its permits, and the jobs that it holds.
+//! Stores the engine's state of a worker: the permits of the worker, and the jobs that the worker holds.
 
 use super::Engine;
 use super::completer::Update;
@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// A command of the engine to the task of a worker.
+/// A command that the engine sends to the task of a worker.
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
-    /// Reports an error that does not belong to a single job to the observers of the registry.
+    /// Reports an error to the observers of the registry. It is used for errors that do not belong to a single job.
     Report(Arc<str>),
 }
 
@@ -38,25 +38,25 @@ pub(crate) struct WorkerHandle {
 #[derive(Default)]
 struct WorkerState {
     updates: Option<UnboundedSender<Update>>,
-    /// The held jobs: their outcomes are not committed.
+    /// The jobs that the worker holds, because their outcomes are not committed.
     jobs: HashMap<Ulid, InFlightJob>,
-    /// The jobs that have a permit.
+    /// The number of jobs that have a permit.
     running: usize,
-    /// Whether the queue may have jobs.
+    /// Whether the queue may have jobs to fetch.
     is_ready: bool,
     is_limited: bool,
     /// Whether the task of the worker has ended.
     is_gone: bool,
-    /// Until this time, other workers fetch first: the worker has fetched a job that it cannot run.
+    /// Until this time, the worker fetches less often, because it has fetched a job that it cannot run.
     backs_off_until: Option<Instant>,
-    /// When the next fetch is allowed.
+    /// The earliest time of the next fetch.
     next_fetch: Option<Instant>,
 }
 
 struct InFlightJob {
     running: Arc<RunningJob>,
-    /// Whether the run has ended. As soon as its outcome is committed, the job can be fetched again, even before this worker receives the
-    /// response to the commit.
+    /// Whether the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again. This can happen
+    /// before this worker receives the response to the commit.
     is_over: bool,
 }
 
@@ -84,7 +84,7 @@ impl WorkerHandle {
     }
 
     pub(super) fn send(&self, command: Command) {
-        // If the task has ended, the drop of a lease returns its job.
+        // If the task of the worker has ended, the command is dropped with its lease, which puts the job back into the queue.
         let _ = self.commands.unbounded_send(command);
     }
 
@@ -98,7 +98,7 @@ impl WorkerHandle {
         lock(&self.state).is_gone = true;
     }
 
-    /// Returns whether the worker takes no more jobs.
+    /// Returns whether the worker fetches no more jobs.
     pub(crate) fn is_closing(&self) -> bool {
         self.signal.is_triggered() || lock(&self.state).is_gone
     }
@@ -111,12 +111,12 @@ impl WorkerHandle {
         !lock(&self.state).jobs.is_empty()
     }
 
-    /// Returns whether the outcome of a job is not committed.
+    /// Returns whether the worker holds this job.
     pub(super) fn holds(&self, id: Ulid) -> bool {
         lock(&self.state).jobs.contains_key(&id)
     }
 
-    /// Returns the jobs whose outcome is not committed, oldest first.
+    /// Returns the IDs of the jobs that the worker holds, oldest first.
     pub(super) fn held_jobs(&self) -> Vec<Ulid> {
         let mut ids: Vec<_> = lock(&self.state).jobs.keys().copied().collect();
         ids.sort_unstable();
@@ -138,7 +138,7 @@ impl WorkerHandle {
         state.is_ready |= tick.is_ready && !tick.is_paused;
     }
 
-    /// Returns how many jobs to fetch, or `None` if the worker needs none, or the queue has none.
+    /// Returns how many jobs the engine must fetch for the worker. Returns `None` if the worker needs no jobs, or if the queue has no jobs.
     pub(super) fn wants_jobs(&self) -> Option<usize> {
         let closing = self.is_closing();
         let state = lock(&self.state);
@@ -155,24 +155,25 @@ impl WorkerHandle {
         let mut state = lock(&self.state);
         state.is_ready |= has_more;
         let backs_off = state.backs_off_until.is_some_and(|until| Instant::now() < until);
-        // At random times, so that each of several workers is sometimes the first to fetch.
+        // The time of the next fetch is random, so that each of several workers is sometimes the first to fetch.
         state.next_fetch = backs_off.then(|| Instant::now() + BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5));
     }
 
-    /// Forbids fetches for this time, and marks the queue as ready after it.
+    /// Delays the next fetch for this time. After this time, the worker fetches even without a notification.
     pub(super) fn fetch_after(&self, delay: Duration) {
         let mut state = lock(&self.state);
         state.is_ready = true;
         state.next_fetch = Some(Instant::now() + delay);
     }
 
-    /// Returns when the next fetch is allowed, if the queue is ready for it.
+    /// Returns the time of the next fetch if the fetch is delayed and the queue may have jobs.
     pub(super) fn next_fetch(&self) -> Option<Instant> {
         let state = lock(&self.state);
         state.next_fetch.filter(|at| state.is_ready && *at > Instant::now())
     }
 
-    /// Makes the worker fetch less often until this time, so that other workers fetch first: this worker cannot run some of the jobs.
+    /// Makes the worker fetch less often until this time, because it cannot run some of the jobs. Other workers then fetch these jobs
+    /// first.
     pub(crate) fn back_off(&self, until: Instant) {
         let mut state = lock(&self.state);
         state.backs_off_until = state.backs_off_until.max(Some(until));
@@ -189,8 +190,8 @@ impl WorkerHandle {
         lock(&self.state).running -= 1;
     }
 
-    /// Adds a fetched job. Returns `None` if the job still runs in this worker, and the run continues: another process recovered the job
-    /// while this process hung, and this worker has fetched the job again.
+    /// Adds a fetched job. If the job still runs in this worker, the run continues, and the result is `None`. This happens if another
+    /// process recovered the job while this process hung, and this worker has fetched the job again.
     pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
@@ -218,7 +219,7 @@ impl WorkerHandle {
         lock(&self.state).jobs.values().filter(|job| ids.contains(&job.running.id)).for_each(|job| job.running.cancel());
     }
 
-    /// Removes a run whose outcome is committed.
+    /// Removes a job after the outcome of this run is committed.
     pub(super) fn remove(&self, id: Ulid, run: i32) {
         let mut state = lock(&self.state);
         if state.jobs.get(&id).is_some_and(|job| job.is_over && job.running.run.load(SeqCst) == run) {
@@ -227,11 +228,11 @@ impl WorkerHandle {
     }
 }
 
-/// The mean interval of the fetches of a worker that backs off. Other workers check the queue at least this often by default.
+/// The mean interval between two fetches while a worker fetches less often. By default, other workers check the queue at least this often.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lease of a fetched job. It sends exactly one outcome, however the job's task ends: if it is dropped before the job has ended, the
-/// drop sends the outcome.
+/// The lease of a fetched job. However the task of the job ends, its lease sends exactly one outcome. If the lease is dropped before the
+/// job has ended, the drop sends the outcome.
 pub(crate) struct JobLease {
     worker: Arc<WorkerHandle>,
     engine: Arc<Engine>,
@@ -241,7 +242,7 @@ pub(crate) struct JobLease {
     is_last_attempt: bool,
     /// The backoff after a failure of this attempt.
     retry_delay: Duration,
-    /// When the attempt started, if metrics are recorded.
+    /// The start time of the attempt, if metrics are recorded.
     started: Option<Instant>,
     /// The clones of the handler's job.
     clones: Weak<JobHandle>,
@@ -269,12 +270,13 @@ impl JobLease {
         handle
     }
 
-    /// Resolves when the last clone of the handler's job is dropped, or the job is cancelled.
+    /// Resolves when the last clone of the handler's job is dropped, or when the job is cancelled.
     pub(crate) async fn released(&self) {
         JobHandle::released(&self.clones, &self.running).await;
     }
 
-    /// Sends the outcome. The future resolves when the outcome is committed, or to `None` if the runtime shuts down before.
+    /// Sends the outcome to the engine. The returned future resolves when the outcome is committed. If the runtime shuts down before the
+    /// commit, the future resolves to `None`.
     pub(crate) fn end(
         &mut self,
         state: NextState,
@@ -316,7 +318,7 @@ impl Drop for JobLease {
         match self.state {
             LeaseState::Over => {}
             LeaseState::Started if !self.is_closing() && self.clones.strong_count() > 0 => {
-                // For example, a blocking closure that has a clone of the job still runs. The next attempt must not overlap it.
+                // A blocking closure that has a clone of the job may still run, and the next attempt must not overlap it.
                 let (clones, signal) = (mem::take(&mut self.clones), self.worker.signal());
                 let lease = Self {
                     worker: self.worker.clone(),

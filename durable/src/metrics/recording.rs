@@ -30,7 +30,7 @@ impl Metrics {
         self.0.load(Relaxed).then(Instant::now)
     }
 
-    /// Records a fetch that started at this time.
+    /// Records the duration of a fetch that started at this time.
     pub(crate) fn fetched(start: Option<Instant>) {
         if let Some(start) = start {
             histogram!(FETCH_DURATION).record(start.elapsed());
@@ -72,28 +72,30 @@ impl Durable {
     ///
     /// # Gauges
     ///
-    /// One task of the process reads the gauges of all queues of the store, in one statement per `interval`. Minimum: 1 second. The
-    /// statement's duration does not depend on the number of jobs, because each count stops above
-    /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). All processes that record metrics report the same gauges, so aggregate them
-    /// with `max`. During an outage of the store the gauges keep their last values.
+    /// One task of the process reads the gauges of all queues of the store, with one statement per `interval`. Minimum of `interval`: 1
+    /// second. The duration of the statement does not depend on the number of jobs, because each count stops above
+    /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). All processes that record metrics report the same gauges, so aggregate them with
+    /// `max`. During an outage of the store, the gauges keep their last values.
     ///
     /// `background_tasks_jobs_oldest_due_seconds` is the time for which the oldest due job has waited for a worker, or 0 if no job is due.
-    /// Alert on this gauge: at any depth of the queue, it rises when workers are missing, stuck or too slow, or the queue is paused.
+    /// Base alerts on this gauge, because it does not depend on the depth of the queue. The gauge rises when workers are missing, stuck or
+    /// too slow, or when the queue is paused.
     ///
     /// # Counters and histograms
     ///
-    /// They cover the workers of this process. An attempt is counted when its outcome is committed:
+    /// The counters and histograms cover the workers of this process. An attempt is counted when its outcome is committed. Some outcomes
+    /// need an explanation:
     ///
     /// - `retried`: the attempt has failed, and the job waits for its backoff.
-    /// - `returned`: a shutdown has cut the attempt off, and the job is in the queue again.
+    /// - `returned`: a shutdown has interrupted the attempt, and the job is back in the queue.
     /// - `deferred`: the worker does not know the version of the payload.
     /// - `lost`: the outcome was discarded, because the lease had expired.
     ///
-    /// The duration of an attempt includes the handler and, after a failure, blocking work that has a clone of the [`Job`](crate::Job). The
-    /// duration of a fetch is the duration of its statement. Recovered jobs are jobs of dead workers that this process has returned to
-    /// their queues.
+    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration includes blocking work that has a
+    /// clone of the [`Job`](crate::Job). The duration of a fetch is the duration of its statement. Recovered jobs are jobs of dead workers
+    /// that this process has put back into their queues.
     ///
-    /// The task ends when all handles of the store and its workers are dropped.
+    /// The task that reads the gauges ends when all handles of the store and all its workers are dropped.
     ///
     /// # Examples
     ///
@@ -134,7 +136,7 @@ impl Durable {
     }
 }
 
-/// Sets the gauges of all queues. The gauges of a queue that no longer exists are zero.
+/// Sets the gauges of all queues. If a queue no longer exists, its gauges are set to zero.
 fn set_gauges(queues: Vec<QueueInfo>, known: &mut HashSet<String>) {
     let mut gone = mem::take(known);
     for queue in queues {

@@ -25,39 +25,40 @@ use ulid::Ulid;
 /// How long a call waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection of the workers may be idle before it is closed.
+/// How long a connection of the workers can be idle before it is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a connection may take to respond when it leaves its pool and when it returns.
+/// The time limit for checking that a connection responds. The pool checks a connection before each use, and some connections after each
+/// use.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) struct Postgres {
     pool: PgPool,
-    /// Connections of the workers: handlers may use all connections of `pool`.
+    /// The workers have a separate pool, because handlers may use all connections of `pool`.
     worker_pool: PgPool,
-    /// The connection of the calls that the engine makes one at a time, such as `tick` and `fetch`. A connection returns to its pool too
-    /// late for the next call, so the pool would open more connections than needed.
+    /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, it would
+    /// open more connections than needed, because a connection is not back in the pool before the next call.
     engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
-    /// The quoted schema and a dot.
+    /// The quoted name of the schema, followed by a dot.
     prefix: String,
 }
 
 impl Postgres {
-    /// Connects to a database. Unless `is_existing`, creates and migrates its tables.
+    /// Connects to a database. If `is_existing` is false, creates and migrates the tables.
     pub(crate) async fn connect(url: &str, schema: &str, is_existing: bool) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
-        // PgBouncer rejects this parameter, which only affects floating-point numbers in text.
+        // PgBouncer rejects this parameter, which affects only floating-point numbers in text format.
         let options = options.extra_float_digits(None);
         // If the future of a `begin` is dropped, the driver does not record the open transaction (sqlx issue 4393). All later calls on that
-        // connection would be rolled back with it.
+        // connection would be part of this transaction and would be rolled back.
         let pool =
             pool_options().before_acquire(|conn, _| ping(conn).boxed()).after_release(|conn, _| end_transaction(conn).boxed());
-        // Without `after_release`, so that the next statement of the engine finds this connection in the pool.
+        // This pool has no `after_release`, so that a connection is back in the pool before the next statement of the engine.
         let worker_pool = pool_options().before_acquire(|conn, _| end_transaction(conn).boxed()).idle_timeout(IDLE_TIMEOUT);
         let worker_pool = worker_pool.after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(connect_error(&options).await),
-            // The socket, or a file for TLS, does not exist.
+            // The file of the socket, or a file for TLS, does not exist.
             Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::NotFound => return Err(unavailable(&options, &error)),
             Err(error) => return Err(with_address(&options, error)),
             Ok(pool) => pool,
@@ -78,24 +79,24 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection without its pool, because a return to the pool needs a runtime.
+    /// Closes the connection directly. Putting the connection back into its pool would need a runtime.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
 }
 
 fn pool_options() -> PgPoolOptions {
-    // `ping` replaces the test.
+    // The callback with `ping` replaces the pool's own test.
     PgPoolOptions::new().acquire_timeout(CONNECT_TIMEOUT).test_before_acquire(false)
 }
 
-/// Checks that a connection responds. On an error the pool opens another connection.
+/// Checks that a connection responds. If this check fails, the pool opens another connection.
 async fn ping(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(conn.ping()).await.map(|()| true)
 }
 
-/// Ends a transaction that the driver has not recorded. Without a time limit, a silent connection would occupy the pool until the kernel
-/// closes it.
+/// Ends a transaction that the driver has not recorded. Without a time limit, a connection that does not respond would stay in the pool
+/// until the kernel closes it.
 async fn end_transaction(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn)).await.map(|_| true)
 }
@@ -104,16 +105,17 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
     timeout(PING_TIMEOUT, call).await.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into())))
 }
 
-/// Sets limits for the workers' connections. Without the first, the server keeps the locks of a silent connection's transaction, usually
-/// for two hours. Without the second, a connection that waits for a lock looks like a silent one. The others keep the server from sorting a
-/// whole queue when its statistics are old, and from compiling a plan whose estimated cost they raise.
+/// Configures a connection of the workers. Without the first setting, the server keeps the locks of a transaction whose connection does not
+/// respond, usually for two hours. Without the second setting, a connection that waits for a lock looks like a connection that does not
+/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. They raise the estimated cost of
+/// plans, so the last setting keeps the server from compiling these plans.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
     let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
         SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
     sqlx::raw_sql(limits).execute(conn).await.map(drop)
 }
 
-/// Connects once to find out why the pool could not connect: it retries until its time limit and does not report the cause.
+/// Connects one time to find out why the pool could not connect. The pool retries until its time limit, and does not report the cause.
 async fn connect_error(options: &PgConnectOptions) -> Error {
     let connected = select(PgConnection::connect_with(options).boxed(), Delay::new(Duration::from_secs(1))).await;
     let error = if let Either::Left((Err(error), _)) = connected { error } else { sqlx::Error::PoolTimedOut };
@@ -135,15 +137,16 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
     })
 }
 
-/// The schema of the tables, if the program does not name another.
+/// The schema of the tables if the program does not choose another schema.
 pub(crate) const SCHEMA: &str = "background_tasks";
 
-/// The versions of the tables. `@` is the prefix of the tables' names.
+/// The statements that create each version of the tables. `@` is replaced by the prefix of the tables' names.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
 async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
-    // A user without the privilege to create cannot run `CREATE … IF NOT EXISTS` either.
+    // The tables are checked first, because a user without the privilege `CREATE` cannot run `CREATE … IF NOT EXISTS`, even if the tables
+    // exist.
     let versions = format!("{prefix}versions");
     let exist: (bool, bool) = sqlx::query_as("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL")
         .bind(&versions)
@@ -202,7 +205,7 @@ fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Inserts the values of `$1` to `$11` in a single statement, which is a transaction. With a key, inserts nothing if the key is in use.
+/// Inserts jobs with a single statement, which needs no explicit transaction. If the unique key is in use, inserts nothing.
 const PUSH: &str = "INSERT INTO @jobs (id, queue, state, priority, run_at, version, unique_key, unique_until, limit_key, payload)
     SELECT id, $1, CASE WHEN due <= now() THEN 'available' ELSE 'scheduled' END, $2, due, $3, $4, now() + make_interval(secs => $5), $6, payload
     FROM (SELECT coalesce('epoch'::timestamptz + $7 * interval '1 microsecond', now() + make_interval(secs => $8)) AS due) AS due,
@@ -211,7 +214,7 @@ const PUSH: &str = "INSERT INTO @jobs (id, queue, state, priority, run_at, versi
     ON CONFLICT (queue, unique_key)
         WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') DO NOTHING";
 
-/// Finds the job that uses a key.
+/// Finds the job that uses a unique key.
 const PUSHED: &str = "SELECT id FROM @jobs WHERE queue = $1 AND unique_key = $2
     AND (state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') OR unique_until > now()) ORDER BY id DESC LIMIT 1";
 
@@ -232,7 +235,7 @@ pub(crate) async fn push(conn: &mut PgConnection, prefix: &str, spec: &JobSpec, 
             return Ok(Pushed { ids, is_new: true });
         }
         let existing = sqlx::query_scalar::<_, String>(sql(PUSHED, prefix)).bind(spec.queue).bind(&spec.unique_key);
-        // Between the two statements, the job may have ended.
+        // If no job is found, the job that used the key has ended between the two statements, so the insert is retried.
         if let Some(id) = existing.fetch_optional(&mut *conn).await? {
             return Ok(Pushed { ids: vec![parse_id(&id)?], is_new: false });
         }
@@ -247,7 +250,7 @@ pub(crate) async fn notify(conn: &mut PgConnection, prefix: &str, queues: &[Stri
     Ok(())
 }
 
-/// The channel of the notices has the name of the schema.
+/// Returns the name of the channel for notifications, which is the name of the schema.
 fn channel(prefix: &str) -> String {
     prefix.trim_matches(['"', '.']).replace("\"\"", "\"")
 }
@@ -260,15 +263,16 @@ fn version(version: u32) -> i32 {
     i32::try_from(version).unwrap_or(i32::MAX)
 }
 
-/// Text of Postgres cannot contain NUL characters.
+/// Replaces NUL characters, because text in Postgres cannot contain them.
 fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs for any statistics. In other forms, a limit that is a parameter, or
-/// statistics of an empty queue, make the server sort the whole queue at each fetch.
+/// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. In other forms of this
+/// statement, a limit that is a parameter makes the server sort the whole queue at each fetch. Statistics of an empty queue have the same
+/// effect.
 ///
-/// The commit is synchronous: if a crash of the server lost a fetch, another worker would run the job at the same time.
+/// The commit is synchronous. Otherwise a crash of the server could undo a fetch, and another worker would run the job at the same time.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
     FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
@@ -290,7 +294,7 @@ const LOCK_LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate
 
 const RUNNING: &str = "SELECT count(*) FROM @jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = $1";
 
-/// Blocks the jobs that are over the limit of their keys.
+/// Fetches jobs of a queue with limits. Jobs that are over the limit of their key become blocked.
 const FETCH_LIMITED: &str = "WITH next AS (
     SELECT id, limit_key, priority, run_at FROM @jobs WHERE queue = $1 AND state = 'available'
     AND EXISTS (SELECT FROM @workers WHERE id = $2 AND expires_at > now())
@@ -306,7 +310,7 @@ const FETCH_LIMITED: &str = "WITH next AS (
 
 const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
 
-/// Makes due jobs available. The outer query reads the state before this update.
+/// Makes due jobs available, and checks the queues. The outer query reads the states of the jobs before the update.
 const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
@@ -324,7 +328,8 @@ const TICK: &str = "WITH due AS (
     LEFT JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state = 'available'
         ORDER BY priority DESC, run_at, id LIMIT 1) AS available ON true";
 
-/// An outcome applies if no other outcome of the run was committed, and the worker has not lost the job.
+/// Commits outcomes. An outcome changes its job only if no other outcome of the same run was committed, and if the worker has not lost the
+/// job.
 const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + outcome.charge,
         run_at = coalesce(now() + make_interval(secs => outcome.delay), run_at),
         ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN now() END,
@@ -334,14 +339,15 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
         AS outcome (id, run, state, charge, delay, result, error)
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING jobs.id, jobs.queue, jobs.limit_key";
 
-/// Releases cancelled jobs, whose outcomes did not apply.
+/// Releases cancelled jobs from their workers. The outcomes of these jobs have changed nothing.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds the jobs with a limit key that their handlers have completed, or whose outcomes an earlier call has committed.
+/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
+/// their outcomes.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of each of these keys available.
+/// Makes the next blocked job of each of these limit keys available.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
@@ -351,8 +357,9 @@ const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
-/// Finds the names of the queues by skipping through each index from one queue to the next. In the index of available jobs, also skips from
-/// one priority to the next, because the first job of each priority is its oldest.
+/// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
+/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
+/// priority.
 const QUEUES: &str = "WITH RECURSIVE
     available AS (
         (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
@@ -391,14 +398,15 @@ const QUEUES: &str = "WITH RECURSIVE
         %counts
     FROM names LEFT JOIN @queues AS settings ON settings.name = names.name";
 
-/// A recovered job waits for 2 seconds, doubled with each further crash up to 10 minutes, then made up to half shorter or longer at random.
+/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
+/// random part of up to half of the delay is then added or subtracted.
 const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now() RETURNING id),
     lost AS (UPDATE @jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL, crashes = crashes + 1,
         error = 'the worker died', run_at = now() + least(600, power(2, crashes + 1)) * (0.5 + random()) * interval '1 second'
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// Releases jobs that were fetched while their worker was deregistered. No worker has started them.
+/// Makes jobs available again that were fetched while their worker was deregistered. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
@@ -447,7 +455,7 @@ fn time(micros: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
-/// A connection of the engine's calls.
+/// A connection that a call of the engine uses.
 struct EngineConnection<'a> {
     slot: Option<MutexGuard<'a, Option<PoolConnection<sqlx::Postgres>>>>,
     connection: PoolConnection<sqlx::Postgres>,
@@ -458,7 +466,7 @@ impl Postgres {
         sql(text, &self.prefix)
     }
 
-    /// Waits until no other call of the engine uses the engine's connection, and returns it.
+    /// Waits until no other call uses the engine's connection, and returns this connection.
     async fn engine_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut slot = self.engine_connection.lock().await;
         let connection = match slot.take() {
@@ -468,10 +476,11 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// Returns the engine's connection if it is free, or another one of the pool. Calls of the engine do not wait for its return.
+    /// Returns the engine's connection if it is free, or another connection of the pool. Calls of the engine do not wait until the caller
+    /// has finished.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
-        // After a restart of the server, no call of the program fails because of an old connection.
+        // The connection is checked, so that a call of the program does not fail because the server was restarted.
         if let Some(connection) = &mut kept
             && end_transaction(connection).await.is_err()
         {
@@ -484,7 +493,7 @@ impl Postgres {
         Ok(EngineConnection { slot: None, connection })
     }
 
-    /// Keeps a connection for the next call. A call that fails or is dropped returns its connection to the pool instead.
+    /// Keeps a connection for the next call. If a call fails or is dropped, its connection goes back into the pool instead.
     fn keep<'a>(&'a self, used: EngineConnection<'a>) {
         if let Some(mut slot) = used.slot.or_else(|| self.engine_connection.try_lock().ok()) {
             slot.get_or_insert(used.connection);
@@ -509,7 +518,7 @@ impl Store for Postgres {
         &self.prefix
     }
 
-    /// Processes send notices, so these checks only find jobs whose notice was lost.
+    /// Processes send notifications, so the polls find only jobs whose notification was lost.
     fn poll_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
@@ -790,7 +799,7 @@ impl Store for Postgres {
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
             let which = if id.is_some() { "id = $2" } else { "$2::text IS NULL" };
-            // A job whose key another job uses now stays dead.
+            // A dead job stays dead if another job uses its key now.
             let retry = format!(
                 "UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL WHERE id = ANY (ARRAY(
                 SELECT id FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which} AND (unique_key IS NULL
@@ -830,7 +839,7 @@ impl Store for Postgres {
         .boxed()
     }
 
-    /// Counts entries of the partial indexes.
+    /// Counts jobs by counting the entries of the partial indexes.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             let count = |state| {
@@ -854,7 +863,7 @@ impl Store for Postgres {
     fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>> {
         async move {
             let query = self.sql(&QUEUES.replace("%counts", &count_columns("@jobs", |_| String::new())));
-            // The settings of this connection keep the server from sorting and from compiling the plan.
+            // The settings of this connection keep the server from sorting, and from compiling the plan of the statement.
             let mut conn = self.idle_connection().await?;
             let rows = sqlx::query(query).fetch_all(&mut *conn.connection).await?;
             self.keep(conn);
@@ -944,7 +953,7 @@ impl Store for Postgres {
 
 fn micros(time: Option<SystemTime>) -> i64 {
     let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
-    // Rounded up, so that no job starts early.
+    // The time is rounded up, so that no job starts early.
     i64::try_from(since.as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 

@@ -26,15 +26,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Sqlite {
     file: File,
-    /// A single connection: SQLite has one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
+    /// A pool with a single connection. SQLite allows one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
-    /// A database in memory exists while it has a connection. The pools may close their connections.
+    /// A connection that keeps a database in memory open. The pools may close all their connections, and the database is deleted with its
+    /// last connection.
     _anchor: Option<Mutex<SqliteConnection>>,
 }
 
 impl Sqlite {
-    /// Creates a database that all its connections share, in the memory of this process.
+    /// Creates a database in the memory of this process. All connections of this store use the same database.
     pub(crate) async fn in_memory() -> StoreResult<Self> {
         let name = format!("/background-tasks-{}", Ulid::generate());
         let options = options(Path::new(&name)).vfs("memdb");
@@ -45,9 +46,9 @@ impl Sqlite {
         Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
     }
 
-    /// Opens a file. Unless `is_existing`, creates and migrates it.
+    /// Opens a database file. If `is_existing` is false, creates and migrates the file.
     pub(crate) async fn open(path: &Path, is_existing: bool) -> StoreResult<Self> {
-        // The program may change its working directory.
+        // The path is made absolute, because the program may change its working directory.
         let path = &std::path::absolute(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
         let options = options(path).create_if_missing(!is_existing);
         let denied = |reason: String| {
@@ -72,7 +73,7 @@ impl Sqlite {
         let start = Instant::now();
         let writer = loop {
             match connect().await.map_err(|error| with_path(error.into())) {
-                // When several connections switch a new file to its write-ahead log, SQLite fails for all but one without waiting.
+                // If several connections switch a new file to its write-ahead log at the same time, all except one fail without waiting.
                 Err(Error::Locked(_)) if start.elapsed() < LOCK_TIMEOUT => Delay::new(Duration::from_millis(20)).await,
                 connected => break connected?,
             }
@@ -86,8 +87,8 @@ impl Sqlite {
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
-    // `synchronous` makes commits survive a power failure. The buffer holds all rows of a fetch, so that the statement ends even if a
-    // handler blocks the runtime.
+    // `synchronous` makes commits survive a power failure. The row buffer is large enough for all rows of a fetch, so that the statement
+    // ends even if a handler blocks the runtime.
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -99,18 +100,19 @@ fn options(path: &Path) -> SqliteConnectOptions {
 fn pool(max_connections: u32) -> SqlitePoolOptions {
     let options =
         SqlitePoolOptions::new().max_connections(max_connections).acquire_timeout(LOCK_TIMEOUT * 3).test_before_acquire(false);
-    // SQLite rolls back when the disk is full, but the driver then counts an open transaction on this connection forever.
+    // When the disk is full, SQLite rolls back the transaction, but the driver still counts it as open. The pool does not use such a
+    // connection again.
     options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
-/// How often the heartbeat thread reads the version of the file, which takes microseconds.
+/// How often the heartbeat thread reads the version of the file. Each read takes microseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The versions of the tables.
+/// The statements that create each version of the tables.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/sqlite_carry_over.sql");
 
-/// Runs all migrations in one transaction: if several processes start together, one of them creates the tables.
+/// Runs all migrations in one transaction. If several processes start at the same time, only one of them creates the tables.
 async fn migrate(writer: &SqlitePool) -> StoreResult {
     let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1 COLLATE NOCASE)";
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
@@ -145,10 +147,10 @@ async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     check_version(&MIGRATIONS, version)
 }
 
-/// The identity of the opened file. If the file was deleted or replaced, writes still succeed but are lost.
+/// The identity of the opened file. After the file was deleted or replaced, writes still succeed, but their data is lost.
 #[derive(Clone)]
 struct File {
-    /// Empty for a database in memory.
+    /// The path of the file. The path is empty for a database in memory.
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
@@ -176,7 +178,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// On other systems an open file cannot be deleted.
+/// Returns the same identity for all files, because an open file cannot be deleted on other systems.
 #[cfg(not(unix))]
 fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|_| (0, 0))
@@ -191,7 +193,7 @@ fn to_millis(time: SystemTime) -> i64 {
     millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
-/// Rounds up, so that no job starts early.
+/// Returns the duration in milliseconds, rounded up so that no job starts early.
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
@@ -204,7 +206,7 @@ fn json(values: &impl Serialize) -> String {
     serde_json::to_string(values).expect("strings and numbers")
 }
 
-/// Inserts nothing if the key is in use. `?1` is the time.
+/// Inserts jobs, or nothing if the unique key is in use. `?1` is the current time.
 const PUSH: &str = "INSERT INTO background_tasks_jobs
         (id, queue, state, priority, run_at, enqueued_at, version, unique_key, unique_until, limit_key, payload)
     SELECT value ->> 0, ?2, CASE WHEN ?3 <= ?1 THEN 'available' ELSE 'scheduled' END, ?4, ?3, ?1, ?5, ?6, ?7, ?8,
@@ -214,13 +216,13 @@ const PUSH: &str = "INSERT INTO background_tasks_jobs
     ON CONFLICT (queue, unique_key)
         WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') DO NOTHING";
 
-/// Finds the job that uses a key.
+/// Finds the job that uses a unique key.
 const PUSHED: &str = "SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2
         AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')
     UNION ALL SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2 AND unique_until IS NOT NULL AND unique_until > ?3
     LIMIT 1";
 
-/// Inserts the jobs in a single statement, which is a transaction and one round trip to the driver's thread.
+/// Inserts the jobs with a single statement, which needs no explicit transaction and only one round trip to the driver's thread.
 pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Pushed> {
     let (ids, mut end) = (new_ids(payloads.len()), 0);
     let parts = ids.iter().zip(payloads).map(|(id, payload)| {
@@ -244,7 +246,7 @@ pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: 
             return Ok(Pushed { ids, is_new: true });
         }
         let existing = sqlx::query_scalar::<_, String>(PUSHED).bind(spec.queue).bind(&spec.unique_key).bind(now);
-        // Between the two statements, the job may have ended.
+        // If no job is found, the job that used the key has ended between the two statements, so the insert is retried.
         if let Some(id) = existing.fetch_optional(&mut *conn).await? {
             return Ok(Pushed { ids: vec![parse_id(&id)?], is_new: false });
         }
@@ -265,7 +267,7 @@ const LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs
     (SELECT count(*) FROM background_tasks_jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = ?1) AS running
     FROM background_tasks_queues WHERE name = ?1";
 
-/// Blocks the jobs that are over the limit of their keys.
+/// Fetches jobs of a queue with limits. Jobs that are over the limit of their key become blocked.
 const FETCH_LIMITED: &str = "UPDATE background_tasks_jobs SET
         state = CASE WHEN starts THEN 'running' ELSE 'blocked' END, run = run + starts, worker = CASE WHEN starts THEN ?2 END
     FROM (SELECT next.seq AS next, ?4 IS NULL OR next.limit_key IS NULL
@@ -293,7 +295,8 @@ const TICK: &str = "SELECT value AS name, coalesce(paused, 0) AS paused,
                 WHERE queue = value AND state = 'retrying' AND state IN ('scheduled', 'retrying'))) AS next_due
     FROM json_each(?1) LEFT JOIN background_tasks_queues ON name = value";
 
-/// An outcome applies if no other outcome of the run was committed, and the worker has not lost the job.
+/// Commits outcomes. An outcome changes its job only if no other outcome of the same run was committed, and if the worker has not lost the
+/// job.
 const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + charge,
         run_at = coalesce(?2 + delay, run_at), ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN ?2 END,
         checkpoint = CASE WHEN outcome.state = 'done' THEN NULL ELSE checkpoint END, result = outcome.result,
@@ -302,15 +305,16 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
         value ->> 5 AS result, value ->> 6 AS error FROM json_each(?1)) AS outcome
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING id, queue, limit_key";
 
-/// Releases cancelled jobs, whose outcomes did not apply.
+/// Releases cancelled jobs from their workers. The outcomes of these jobs have changed nothing.
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds the jobs with a limit key that their handlers have completed, or whose outcomes an earlier call has committed.
+/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
+/// their outcomes.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of a key available.
+/// Makes the next blocked job of a limit key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
     WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
@@ -322,24 +326,26 @@ const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
 
 const COLUMNS: &str = "id, queue, priority, limit_key, state, attempts, crashes, version, run_at, ended_at, error, result, payload";
 
-/// A recovered job waits for 2 seconds, doubled with each further crash up to 10 minutes, then made up to half shorter or longer at random.
+/// Recovers the jobs of dead workers. A recovered job waits for 2 seconds. The delay doubles with each further crash, up to 10 minutes. A
+/// random part of up to half of the delay is then added or subtracted.
 const RECOVER: &str =
     "UPDATE background_tasks_jobs SET state = CASE state WHEN 'running' THEN 'retrying' ELSE state END, worker = NULL,
         crashes = crashes + 1, error = 'the worker died',
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// Releases jobs that were fetched while their worker was deregistered. No worker has started them.
+/// Makes jobs available again that were fetched while their worker was deregistered. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
 
-/// Reads whether a job or worker must be recovered: a read does not wait for other writers, as an update would.
+/// Checks whether jobs or workers must be recovered. Unlike an update, this read does not wait for other writers.
 const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
-/// `?1` is the time. Finds the names of the queues by skipping through each index from one queue to the next. In the index of available
-/// jobs, also skips from one priority to the next, because the first job of each priority is its oldest.
+/// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
+/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
+/// priority. `?1` is the current time.
 const QUEUES: &str = "WITH RECURSIVE
     available (queue, priority, run_at) AS (
         SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
@@ -433,7 +439,7 @@ impl Store for Sqlite {
         POLL_INTERVAL
     }
 
-    /// The heartbeat thread polls for changes instead.
+    /// The engine checks at most once a second, because the heartbeat thread polls for changes.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval.max(Duration::from_secs(1))
     }
@@ -495,7 +501,7 @@ impl Store for Sqlite {
                 };
                 rows.iter().map(tick).collect::<StoreResult<Vec<_>>>()
             };
-            // Writes only if a job is due, because a write waits for other writers.
+            // The database is written only if a job is due, because a write waits for other writers.
             let mut ticks = look().await?;
             for tick in ticks.iter_mut().filter(|tick| tick.next_due == Some(Duration::ZERO)) {
                 sqlx::query(PROMOTE).bind(&tick.queue).bind(now()).execute(&self.writer).await?;
@@ -700,7 +706,7 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let (columns, next) = order.sql();
-            // If the job has been deleted in the meantime, all jobs with its time follow.
+            // If the job `after` has been deleted in the meantime, the page starts with the jobs that have the same time.
             let first = if matches!(order, Order::Ended) { i64::MAX } else { 0 };
             let seq = format!("coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?4), {first})");
             let next = next.replace("@1", "?2").replace("@2", "?3").replace("@3", &seq).replace("@4", "?5");
@@ -725,7 +731,7 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let which = if id.is_some() { ("", "id = ?2") } else { (ENDED, "?2 IS NULL AND state IN ('done', 'dead', 'cancelled')") };
-            // A job whose key another job uses now stays dead.
+            // A dead job stays dead if another job uses its key now.
             let retry = format!(
                 "UPDATE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL WHERE seq IN (
                 SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
@@ -769,7 +775,7 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    /// Counts entries of the partial indexes.
+    /// Counts jobs by counting the entries of the partial indexes.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             self.file.check_available()?;
@@ -886,9 +892,9 @@ impl Store for Sqlite {
 
 struct SqliteHeart {
     file: File,
-    /// Not a connection of a pool: a blocked runtime does not release the connections of its pools.
+    /// This connection is not from a pool, because a blocked runtime does not release the connections of its pools.
     conn: SqliteConnection,
-    /// Changes when another connection commits.
+    /// The version of the file, which changes when another connection commits.
     version: Option<i64>,
 }
 

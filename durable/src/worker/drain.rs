@@ -1,5 +1,5 @@
-//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the code of a worker's attempt. Only the fetch differs: it
-//! is repeated until the queue has no job that is due.
+//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ: they
+//! are repeated until no job of the queue is due.
 
 use super::executor::Executor;
 use crate::engine::WorkerHandle;
@@ -20,10 +20,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longer than any test, because nothing renews the lease.
+/// The lease is longer than any test, because nothing renews it.
 const LEASE: Duration = Duration::from_hours(24);
 
-/// The spawner of the registry that the executor needs. Nothing is spawned.
+/// The spawner of a registry that only exists because the executor needs one. The registry never spawns a task.
 #[derive(Clone)]
 struct NoSpawner;
 
@@ -61,7 +61,7 @@ where
             };
             let Some(job) = fetch.jobs.into_iter().next() else {
                 if fetch.has_more {
-                    continue; // the fetched job was over the limit of its key
+                    continue; // the fetched job is blocked by the limit of its key
                 }
                 return Ok(all);
             };
@@ -74,7 +74,7 @@ where
                 }
             };
             if let Some(lease) = handle.take(engine, &job) {
-                // The store contains the outcome.
+                // The result of the task is ignored, because the store contains the outcome.
                 let _ = panics::catch(executor.clone().run(lease, job, permit)).await;
             }
             all.extend(store.info(Some(name), id).await?);
@@ -84,7 +84,7 @@ where
         Either::Left((result, _)) => result,
         Either::Right(_) => unreachable!("the handle of the worker keeps the channel open"),
     };
-    // If this fails, the lease expires.
+    // If this call fails, the worker is removed when its lease expires.
     let _ = store.deregister(std::slice::from_ref(&handle.id)).await;
     result
 }

@@ -19,13 +19,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The longest time for which a worker backs off after a job with an unknown version, so that other workers fetch first.
+/// After a job with an unknown version, a worker fetches less often, so that other workers fetch first. This is the longest time for which
+/// it does so.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
 
-/// The size of the largest result or error that is stored.
+/// The size in bytes of the largest result or error that is stored.
 pub(crate) const MAX_RESULT_SIZE: usize = 32 << 20;
 
-/// The parts that all jobs of a worker share.
+/// The values that all jobs of a worker share.
 pub(super) struct Executor<T, S, H> {
     pub(super) queue: Queue<T>,
     pub(super) options: WorkerOptions,
@@ -36,15 +37,15 @@ pub(super) struct Executor<T, S, H> {
 
 enum AttemptError {
     Failed(Failure),
-    /// Another worker may know the payload's version.
+    /// This worker does not know the version of the payload. Another worker may know it.
     UnknownVersion(String),
     Cancelled,
 }
 
-/// Precedes the message of a panic in the error of a job.
+/// The prefix of a job's error after an attempt that panicked.
 const PANICKED: &str = "panicked: ";
 
-/// The end of the handler's run.
+/// How the run of a handler ended.
 #[derive(Clone, Copy)]
 enum End {
     Completed,
@@ -62,17 +63,17 @@ where
     R: Serialize + Send + 'static,
     E: Display + Send + 'static,
 {
-    /// Starts the task of a job when the registry has a permit.
+    /// Waits until the registry has a permit, and starts the task of a job.
     pub(super) async fn start(self: Arc<Self>, lease: JobLease, job: FetchedJob, permit: Permit) {
         if !lease.is_closing() {
             let task = self.clone().run(lease, job, permit);
-            // A rejection drops the lease, which returns the job to the queue.
+            // If the registry rejects the task, the lease is dropped. This puts the job back into the queue.
             let _ = self.registry.named(self.queue.name).location(self.location).run_when_ready(task).await;
         }
     }
 
-    /// The task of a job. It ends when the outcome is committed. Its error, or the message of its panic, names the job, the attempt and the
-    /// next step. The task has the name of the queue.
+    /// Runs a job as a task, which ends when the outcome of the job is committed. The error of the task, or the message of its panic, names
+    /// the job, the attempt and the next step. The task has the name of the queue.
     pub(super) async fn run(self: Arc<Self>, mut lease: JobLease, job: FetchedJob, permit: Permit) -> Result<(), String> {
         let handle = lease.start();
         let result = panics::catch(self.attempt(&lease, &job, handle)).await;
@@ -81,7 +82,7 @@ where
             permit.worker.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
         }
         let (state, is_charged, value, error, end) = match result {
-            // The handler has completed the job in a transaction. If the transaction was not committed, the attempt has failed.
+            // The handler has called `complete_in`. If its transaction was not committed, the attempt has failed.
             Ok(Ok(_)) if lease.running.is_completed.load(SeqCst) => {
                 let failure = Failure::retry("the transaction that completes the job was not committed");
                 (lease.after(&failure), true, None, Some(failure.to_string()), End::Completed)
@@ -99,7 +100,7 @@ where
             }
         };
         if let NextState::Retrying(_) = state {
-            // For example, a blocking closure that has a clone of the job still runs.
+            // A blocking closure that has a clone of the job may still run, and the retry must not overlap it.
             lease.released().await;
         }
         drop(permit);
@@ -156,11 +157,11 @@ where
             result: None,
             payload: job.payload,
         });
-        // A panic of the hook does not change the outcome.
+        // If the hook panics, the outcome does not change.
         let _ = catch_unwind(AssertUnwindSafe(|| hook(&info)));
     }
 
-    /// Returns the result as JSON, or why it cannot be stored.
+    /// Runs an attempt. Returns the result of the handler as JSON, or the reason why the result cannot be stored.
     async fn attempt(
         &self,
         lease: &JobLease,
@@ -194,7 +195,7 @@ where
         let timed_out =
             || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
         let value = result.ok_or_else(timed_out)?.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
-        // The work is done, so a result that cannot be stored does not repeat it.
+        // The work is done, so it is not repeated if its result cannot be stored.
         Ok(match catch_unwind(AssertUnwindSafe(|| serde_json::to_string(&value))) {
             Ok(Ok(text)) if text.len() > MAX_RESULT_SIZE => Err(format!("cannot store the result: it has {} bytes", text.len())),
             Ok(Ok(text)) => Ok(text),

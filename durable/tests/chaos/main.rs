@@ -1,8 +1,9 @@
-//! Chaos tests: they kill, stop, restart and hang the processes that run jobs, and kill the database. This binary contains the tests and the
-//! programs of their child processes, which it runs if `PROGRAM` is set in its environment.
+//! Chaos tests: these tests kill, stop and restart the processes that run jobs, make them hang, and kill the database. This binary
+//! contains the tests and the programs of their child processes. If the environment variable `PROGRAM` is set, this binary runs one of
+//! these programs.
 //!
-//! `JOBS` sets the number of jobs in each test (default: 100), and `SEED` seeds the random choices. Arguments select the tests whose names
-//! contain them.
+//! The environment variable `JOBS` sets the number of jobs in each test. Default: 100. `SEED` seeds the random choices. An argument
+//! selects the tests whose names contain the argument.
 
 #[cfg(target_os = "linux")]
 #[path = "../it/common/postgres.rs"]
@@ -18,7 +19,7 @@ mod site;
 #[cfg(target_os = "linux")]
 mod suite;
 
-// Only Linux can end a child process whose test was killed.
+// These tests run only on Linux, because only Linux can end a child process when its test is killed.
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     match std::env::var("PROGRAM") {

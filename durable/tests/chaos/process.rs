@@ -1,4 +1,4 @@
-//! Child processes that do not outlive their test.
+//! Starts child processes for the tests. A child process ends when its test ends.
 
 use crate::record;
 use std::env;
@@ -18,7 +18,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program of this binary. It writes its record to a file of this name in `records`, and its stderr to one in `logs`.
+    /// Starts one of the programs in this binary as a child process. The program writes its record to the file `name` in the folder
+    /// `records`. Its stderr goes to the file `name` in the folder `logs`.
     pub(crate) fn start(program: &str, name: String, records: &Path, logs: &Path, settings: &[(&str, String)]) -> Self {
         let (record, stderr) = (records.join(&name), logs.join(&name));
         let mut command = Command::new(env::current_exe().unwrap());
@@ -48,14 +49,14 @@ impl Process {
         self.child.try_wait().is_none()
     }
 
-    /// Returns whether one of its handlers was called and has not returned.
+    /// Returns whether a handler of the process has been called and has not ended.
     pub(crate) fn is_busy(&self) -> bool {
         let lines = self.lines();
         let count = |word| lines.iter().filter(|words| words[0] == word).count();
         count("begin") > count("end")
     }
 
-    /// Returns the time of its last record about a job.
+    /// Returns the time of the last line about a job in the record of the process.
     pub(crate) fn last_record(&self) -> u64 {
         let lines = self.lines();
         lines.iter().rev().find_map(|words| words.last()?.parse().ok()).expect("the process has recorded a job")
@@ -71,7 +72,7 @@ impl Process {
         self.exited();
     }
 
-    /// Sends SIGTERM and waits until the process has drained.
+    /// Sends SIGTERM, waits until the process has exited, and checks its exit code.
     #[track_caller]
     pub(crate) fn terminate(&mut self) {
         self.signal(Signal::TERM);
@@ -84,7 +85,7 @@ impl Process {
         assert!(status.success(), "{}: {status}: {}", self.name, self.log());
     }
 
-    /// Waits until the process has aborted itself.
+    /// Waits until the process has exited, and checks that it has aborted itself.
     #[track_caller]
     pub(crate) fn aborts(&mut self) {
         let status = self.exited();

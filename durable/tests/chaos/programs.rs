@@ -1,4 +1,4 @@
-//! The programs of the child processes. They read settings from the environment, and record what they do.
+//! Contains the programs of the child processes. They read their settings from environment variables, and record what they do.
 
 use crate::record::{Record, now};
 use background_tasks::{Registry, TokioSpawner};
@@ -17,27 +17,28 @@ use std::time::Duration;
 
 pub(crate) const QUEUE: &str = "chaos";
 
-/// The payload of a job: what its handler does.
+/// The payload of a job. The payload decides what the handler of the job does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Work {
-    /// Takes this many milliseconds.
+    /// The handler takes this number of milliseconds.
     Takes(u64),
-    /// Ends when a file exists whose path is this prefix followed by the name of the process.
+    /// The handler ends when a gate file exists. The path of this file is the string in this variant, followed by the name of the
+    /// process.
     Held(String),
-    /// Never ends at its first attempt.
+    /// The handler does not end at the first attempt of the job.
     HangsOnce,
-    /// Like `Held`, but then kills its process.
+    /// The handler waits for a gate file as with `Held`, and then aborts its process.
     Poison(String),
 }
 
 pub(crate) fn run(program: &str) -> ExitCode {
-    // The process is killed when the test's thread, which started it, exits.
+    // The system kills this process when the thread of its test exits.
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let parent: i32 = setting("PARENT");
     assert_eq!(getppid().map(Pid::as_raw_pid), Some(parent), "the test has already exited");
     match program {
         "worker" => {
-            // The host must catch signals before there is another thread.
+            // The host must install its signal handlers before this process starts another thread.
             let registry = Registry::builder(TokioSpawner).inspect().observer(StderrObserver).build();
             let host = Host::new(&registry).grace(Duration::from_mins(1));
             on_tokio(worker(registry, host))
@@ -103,7 +104,7 @@ async fn wait_for_gate(gate: &str, name: &str) {
     }
 }
 
-/// Enqueues the jobs of a range of numbers, each with its number as key, and records each job after it is committed.
+/// Enqueues a job for each number of a range, with the number as the key of the job. Records each job after the job has been committed.
 async fn enqueuer() -> ExitCode {
     let jobs = Durable::connect(&setting::<String>("DATABASE")).await.unwrap();
     let queue = jobs.queue::<Work>(QUEUE);
@@ -117,7 +118,7 @@ async fn enqueuer() -> ExitCode {
             .unwrap()
             .id;
         record.line(format_args!("ok {number} {id}"));
-        // Spreads the jobs over the time in which workers are killed.
+        // Waits between jobs, so that this program enqueues jobs during the whole time in which the test kills workers.
         tokio::time::sleep(Duration::from_millis(number % 8)).await;
     }
     ExitCode::SUCCESS

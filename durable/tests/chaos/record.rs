@@ -1,4 +1,4 @@
-//! The records of the processes, each in its own file, and the conditions that they must meet.
+//! Writes and reads the records of the processes, and checks them. Each process has its own record file.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -7,13 +7,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-/// Returns the nanoseconds of a monotonic clock that all processes share.
+/// Returns the time of a monotonic clock in nanoseconds. All processes share this clock.
 pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// The record of a process. When `line` returns, the whole line is in the file, even if the process then dies.
+/// The record of a process. When `line` returns, the whole line is in the file, even if the process is killed immediately after that.
 pub(crate) struct Record(File);
 
 impl Record {
@@ -26,25 +26,25 @@ impl Record {
     }
 }
 
-/// Returns the words of each complete line in a record.
+/// Returns the words of each complete line in a record file.
 pub(crate) fn lines(path: &Path) -> Vec<Vec<String>> {
-    // A process that has not written anything has no file.
+    // If a process has not written a line, its file may not exist.
     let text = fs::read_to_string(path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
 }
 
-/// One call of a handler with a job.
+/// One run of a job: one call to its handler.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) process: String,
     pub(crate) attempt: u32,
     pub(crate) started: u64,
-    /// `None` if the call was cut off.
+    /// The time at which the call ended. `None` if the call was interrupted.
     pub(crate) ended: Option<u64>,
 }
 
-/// All runs of each job, in the order of their starts.
+/// All runs of each job, sorted by their start time.
 pub(crate) type Runs = BTreeMap<String, Vec<Run>>;
 
 /// Returns the runs that the workers have recorded in this folder.
@@ -78,17 +78,17 @@ pub(crate) fn runs(folder: &Path) -> Runs {
     all
 }
 
-/// The death of a process by SIGKILL.
+/// The end of a worker process that was killed or that aborted itself.
 #[derive(Debug)]
 pub(crate) struct Death {
-    /// A time at or before the death.
+    /// A time that is not later than the death.
     pub(crate) at: u64,
-    /// The jobs without an outcome in the database after the death.
+    /// The jobs that had no outcome in the database after the death.
     pub(crate) open: HashSet<String>,
 }
 
-/// Checks that a death explains every repeated run: the process of the previous run was killed while the job had no outcome, and before the
-/// next run started. Returns the number of repeated runs.
+/// Checks that the death of a process explains each repeated run. The process of the previous run must have died before the next run
+/// started, and while the job had no outcome. Returns the number of repeated runs.
 #[track_caller]
 pub(crate) fn check_repeated_runs(runs: &Runs, deaths: &HashMap<String, Death>) -> usize {
     for (job, runs) in runs {
@@ -105,7 +105,7 @@ pub(crate) fn check_repeated_runs(runs: &Runs, deaths: &HashMap<String, Death>) 
     runs.values().map(|runs| runs.len() - 1).sum()
 }
 
-/// Checks that each job ran once and completed.
+/// Checks that each job ran exactly one time and completed.
 #[track_caller]
 pub(crate) fn check_single_runs(runs: &Runs) {
     for (job, runs) in runs {

@@ -1,4 +1,4 @@
-//! The environment of a test: a folder, a database, the worker processes, and their deaths.
+//! Provides the environment of a test: a folder, a database, the worker processes, and a list of the processes that died.
 
 use crate::postgres::Postgres;
 use crate::process::Process;
@@ -17,11 +17,11 @@ use tempfile::TempDir;
 use testing::poll_until;
 use tokio::runtime::Runtime;
 
-/// The kind of database.
+/// The kind of database that a test uses.
 #[derive(Clone, Copy)]
 pub(crate) enum Engine<'a> {
     Sqlite,
-    /// A new database on this server.
+    /// The test creates a new database on this server.
     Postgres(&'a Postgres),
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn jobs() -> usize {
 }
 
 pub(crate) struct Site {
-    /// Dropped before the folder.
+    /// This field comes before `folder`, so the processes are dropped before their folder.
     workers: Vec<Process>,
     settings: Vec<(&'static str, String)>,
     pub(crate) deaths: HashMap<String, Death>,
@@ -62,7 +62,7 @@ impl Site {
         Self { workers: Vec::new(), settings, deaths: HashMap::new(), started: 0, durable, queue, runtime, folder }
     }
 
-    /// Sets a value for the processes that are started from now on.
+    /// Sets an environment variable for all processes that are started after this call.
     pub(crate) fn set(&mut self, name: &'static str, value: usize) {
         self.settings.retain(|(other, _)| *other != name);
         self.settings.push((name, value.to_string()));
@@ -94,7 +94,7 @@ impl Site {
         self.start("enqueuer", "enqueuers")
     }
 
-    /// Starts this many more workers, and waits until all workers can receive jobs.
+    /// Starts `count` more workers, and waits until all workers can receive jobs.
     #[track_caller]
     pub(crate) fn start_workers(&mut self, count: usize) {
         for _ in 0..count {
@@ -108,7 +108,7 @@ impl Site {
         &mut self.workers[which]
     }
 
-    /// Returns whether a worker runs a job. If not, enqueues more jobs when few are left, so that it will.
+    /// Returns whether a worker runs a job. If the worker is idle and few jobs are left, enqueues more jobs for it.
     pub(crate) fn is_busy(&mut self, which: usize, enqueued: &mut Vec<JobId>) -> bool {
         let busy = self.workers[which].is_busy();
         if !busy && self.counts().waiting < 20 {
@@ -117,32 +117,32 @@ impl Site {
         busy
     }
 
-    /// Starts a new worker in place of one that has exited.
+    /// Starts a new worker in place of a worker that has exited.
     pub(crate) fn replace(&mut self, which: usize) {
         self.workers[which] = self.start("worker", "workers");
     }
 
-    /// Kills a worker, and starts another in its place.
+    /// Kills a worker, and starts a new worker in its place.
     pub(crate) fn kill(&mut self, which: usize) {
         let at = now();
         self.workers[which].kill();
         self.died(which, at);
     }
 
-    /// Starts another in place of a worker that has killed itself.
+    /// Starts a new worker in place of a worker that has aborted itself.
     pub(crate) fn replace_dead(&mut self, which: usize) {
         let at = self.workers[which].last_record();
         self.died(which, at);
     }
 
     fn died(&mut self, which: usize, at: u64) {
-        // The database may still commit what the process had sent. That can only remove jobs from this set.
+        // The database may still commit outcomes that the dead process had sent. Such a commit can only make this set smaller.
         let open = self.open().into_iter().collect();
         self.deaths.insert(self.workers[which].name.clone(), Death { at, open });
         self.replace(which);
     }
 
-    /// Returns the jobs without an outcome.
+    /// Returns the jobs that have no outcome in the database.
     fn open(&self) -> Vec<String> {
         self.wait(async {
             if let Some(pool) = self.durable.sqlite_pool() {
@@ -156,14 +156,15 @@ impl Site {
         .unwrap()
     }
 
-    /// Returns whether no transaction of a stopped process locks this job. With `SQLite`, every writing transaction does.
+    /// Returns whether this job is not locked by a transaction of a stopped process. With `SQLite`, each writing transaction locks all
+    /// jobs.
     pub(crate) fn is_free(&self, job: JobId) -> bool {
         self.wait(async {
             let Some(pool) = self.durable.sqlite_pool() else {
                 let lock = "SELECT id FROM background_tasks.jobs WHERE id = $1 FOR UPDATE SKIP LOCKED";
                 return sqlx::query(lock).bind(job.to_string()).fetch_optional(self.postgres()).await.unwrap().is_some();
             };
-            // Long enough for transactions of running processes.
+            // This timeout is long enough for the transactions of running processes.
             let options = pool.connect_options().as_ref().clone().busy_timeout(Duration::from_millis(500));
             let mut connection = options.connect().await.unwrap();
             sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await.is_ok()
@@ -183,7 +184,7 @@ impl Site {
         record::runs(&self.path("workers"))
     }
 
-    /// Returns how often a handler was called.
+    /// Returns how many handler calls all workers have recorded.
     pub(crate) fn starts(&self) -> usize {
         self.runs().values().map(Vec::len).sum()
     }
@@ -196,7 +197,7 @@ impl Site {
         self.wait(self.queue.counts()).unwrap()
     }
 
-    /// Waits until this number of jobs is done, and checks that there are no others.
+    /// Waits until `count` jobs are done, and checks that the queue has no other jobs.
     #[track_caller]
     pub(crate) fn all_done(&self, count: usize) {
         poll_until(&"jobs are missing", || {
@@ -208,7 +209,7 @@ impl Site {
         assert_eq!((counts.done, counts.waiting, counts.running, counts.retrying), (count as u64, 0, 0, 0), "{counts:?}");
     }
 
-    /// Checks that each of these jobs is done, and has the result of its last completed run.
+    /// Checks that each of these jobs is done. The result of each job must be the result of its last completed run.
     #[track_caller]
     pub(crate) fn check_none_lost<'a>(&self, ids: impl IntoIterator<Item = &'a JobId>) {
         let runs = self.runs();
@@ -225,7 +226,7 @@ impl Site {
         }
     }
 
-    /// Drains each worker.
+    /// Sends SIGTERM to each worker, and waits until the worker has drained.
     #[track_caller]
     pub(crate) fn terminate(&mut self) {
         for mut worker in std::mem::take(&mut self.workers) {

@@ -1,4 +1,4 @@
-//! The tests.
+//! Contains the chaos tests, and runs them in parallel.
 
 use crate::postgres::Postgres;
 use crate::process::Process;
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use testing::{Signal, poll_until};
 
-/// Returns a summary.
+/// The type of a test. A test returns a summary of what happened.
 type Test = fn(Engine<'_>, Rng) -> String;
 
 const TESTS: &[(&str, Test)] = &[
@@ -28,7 +28,7 @@ const TESTS: &[(&str, Test)] = &[
     ("poison_job", poison_job),
 ];
 
-/// Runs the tests whose names contain an argument, in parallel.
+/// Runs the tests whose names contain an argument, or all tests if there is no argument. The tests run in parallel.
 pub(crate) fn run() -> ExitCode {
     let seed = env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("SEED is a number"));
     println!("SEED={seed} JOBS={}", jobs());
@@ -48,7 +48,7 @@ fn of_database<'a>(database: &str, engine: Engine<'a>, tests: &[(&str, Test)]) -
     tests.iter().map(|&(name, test)| (format!("{database}::{name}"), engine, test)).collect()
 }
 
-/// Returns the number of failed tests.
+/// Runs the selected tests in parallel. Returns the number of failed tests.
 fn run_in_parallel(mut tests: Vec<(String, Engine<'_>, Test)>, seed: u64) -> usize {
     let wanted: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     tests.retain(|(name, ..)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)));
@@ -73,7 +73,7 @@ fn timed(test: impl FnOnce() -> String) -> String {
     format!("{summary}; {:.1} s", start.elapsed().as_secs_f64())
 }
 
-/// Kills each of two enqueuers twice, and workers while they run jobs. Every process is replaced.
+/// Kills each of two enqueuers twice, and kills workers while they run jobs. Starts a new process in place of each killed process.
 fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     let mut site = Site::new(engine);
     let count = jobs();
@@ -82,7 +82,7 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     let mut enqueuers = halves.map(|jobs| Enqueuer::start(&mut site, &mut rng, jobs));
     site.start_workers(workers);
 
-    // Kills depend on the progress, not on the clock, so they hit jobs on slow machines too.
+    // The test kills a worker after a number of handler calls, not after a time. A kill therefore interrupts a job on slow machines too.
     let mut instants: Vec<_> = (0..kills).map(|_| rng.usize(1..count * 9 / 10)).collect();
     instants.sort_unstable();
     let mut more = Vec::new();
@@ -98,7 +98,7 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
         site.kill(which);
     }
     let enqueued: Vec<_> = enqueuers.into_iter().flat_map(|each| each.finish(&mut site)).collect();
-    // Jobs that were enqueued twice have one ID.
+    // If a job was enqueued twice, both calls returned the same ID.
     let all: BTreeSet<_> = enqueued.into_iter().chain(more).collect();
     site.all_done(all.len());
     site.check_none_lost(&all);
@@ -108,11 +108,11 @@ fn workers_killed(engine: Engine<'_>, mut rng: Rng, workers: usize) -> String {
     format!("{} jobs, {kills} kills, 0 lost, {repeated} repeated", all.len())
 }
 
-/// An enqueuer. When its process is killed, a new process continues.
+/// A sequence of processes that enqueue jobs. When a process is killed, the next process continues with the remaining jobs.
 struct Enqueuer {
     process: Process,
     to: usize,
-    /// After how many jobs each process is killed.
+    /// The numbers of recorded jobs after which the processes are killed.
     kills: Vec<usize>,
     enqueued: Vec<(usize, JobId)>,
 }
@@ -124,7 +124,7 @@ impl Enqueuer {
         Self { process: process(site, &jobs), to: jobs.end, kills, enqueued: Vec::new() }
     }
 
-    /// Returns the jobs that its current process has recorded.
+    /// Returns the jobs that the current process has recorded.
     fn recorded(&self) -> Vec<(usize, JobId)> {
         let lines = self.process.lines().into_iter();
         lines.map(|words| (words[1].parse().unwrap(), words[2].parse().unwrap())).collect()
@@ -137,12 +137,13 @@ impl Enqueuer {
         self.kills.pop();
         self.process.kill();
         self.enqueued.extend(self.recorded());
-        // Enqueues the last job again. The next one may already be committed without a record.
+        // The new process starts with the last recorded job. It also enqueues the job after that, which may already be committed without
+        // a record.
         let from = self.enqueued.last().expect("the process has enqueued a job").0;
         self.process = process(site, &(from..self.to));
     }
 
-    /// Waits for the end and returns all jobs.
+    /// Waits until all jobs have been enqueued, and returns them.
     fn finish(mut self, site: &mut Site) -> Vec<JobId> {
         poll_until(&"an enqueuer is not done", || {
             self.kill_when_due(site);
@@ -188,11 +189,11 @@ fn rolling_restarts(engine: Engine<'_>, mut rng: Rng) -> String {
     format!("{} jobs, {RESTARTS} restarts with {in_flight} in flight, 0 lost, 0 repeated", ids.len())
 }
 
-/// Kills every process of Postgres and restarts it. The workers are not restarted.
+/// Kills all processes of Postgres, and starts Postgres again. The workers continue during this time.
 fn server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut server = Postgres::start().unwrap();
     let mut site = Site::new(Engine::Postgres(&server));
-    // Longer than the outage, so running workers keep their jobs.
+    // The lease is longer than the outage, so the workers keep their jobs.
     site.set("LEASE", 20);
     let count = jobs();
     let mut ids = site.enqueue_all((0..count).map(|_| Work::Takes(rng.u64(10..80))));
@@ -211,7 +212,7 @@ fn server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     let mut repeated = 0;
     for (job, runs) in &runs {
         for pair in runs.windows(2) {
-            // One second for ended jobs whose outcome is not committed yet.
+            // The outcome of an ended job is committed at most one second later, so this job may run again.
             let open = pair[0].ended.is_none_or(|ended| ended + 1_000_000_000 > killed);
             assert!(pair[0].started < killed && open, "{job} runs again, though it was not in flight: {runs:#?}");
             assert!(pair[0].ended.is_some_and(|ended| ended < pair[1].started), "{job} runs twice at the same time: {runs:#?}");
@@ -221,7 +222,8 @@ fn server_killed(_: Engine<'_>, mut rng: Rng) -> String {
     format!("{} jobs, 0 lost, {repeated} repeated", ids.len())
 }
 
-/// A worker is stopped for longer than its lease. Another worker runs its job, and its own late outcome is ignored.
+/// Stops a worker for longer than its lease. Another worker must run the job of the stopped worker. The late outcome of the stopped
+/// worker must be ignored.
 fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     let mut site = Site::new(engine);
     let gate = site.path("open-").to_str().unwrap().to_owned();
@@ -246,7 +248,7 @@ fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     let taken = Duration::from_nanos(site.runs()[&job][1].started - stopped);
     assert!(taken >= Duration::from_secs(3), "the job was taken from a worker that may be alive: {taken:?}");
 
-    // The stopped worker continues with the job that it has lost, and then takes other jobs.
+    // The stopped worker continues, ends the job that it has lost, and then runs other jobs.
     site.worker(hangs).signal(Signal::CONT);
     open_gate(&hanging);
     poll_until(&"the late run has not ended", || site.runs()[&job][0].ended.is_some());
@@ -256,7 +258,7 @@ fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
         let ids: Vec<_> = later.iter().map(ToString::to_string).collect();
         site.runs().iter().any(|(job, runs)| ids.contains(job) && runs[0].process == hanging)
     });
-    // When the worker has drained, it has committed all its outcomes. The other worker still holds the job.
+    // When this worker has drained, it has committed all its outcomes. The job still runs on the other worker.
     site.worker(hangs).terminate();
     assert_eq!(site.info(held).status(), JobStatus::Running);
     let name = site.worker(other).name.clone();
@@ -272,7 +274,7 @@ fn hung_worker(engine: Engine<'_>, _: Rng) -> String {
     format!("another worker took the job after {:.1} s", taken.as_secs_f64())
 }
 
-/// A handler hangs. Its permit is released when its timeout expires, and the job is retried.
+/// Runs a handler that hangs. When its timeout expires, the worker must release the permit of the handler and retry the job.
 fn hung_handler(engine: Engine<'_>, _: Rng) -> String {
     let mut site = Site::new(engine);
     site.set("TIMEOUT", 1);
@@ -292,11 +294,12 @@ fn hung_handler(engine: Engine<'_>, _: Rng) -> String {
     format!("retried after {:.1} s", between.as_secs_f64())
 }
 
-/// A job kills its process at each attempt until it is dead. One crash also counts against other jobs of the process, which still complete.
+/// Runs a job that kills its process at each attempt. After too many crashes, the job must be dead. One crash also counts for the other
+/// jobs of the process, but these jobs must complete.
 fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     const STARTS: usize = 3;
     let mut site = Site::new(engine);
-    // There is a single worker, so a short lease takes no job from a live worker.
+    // The lease can be short, because there is only one worker.
     site.set("LEASE", 3);
     site.set("ATTEMPTS", 1);
     site.set("CRASHES", STARTS - 1);
@@ -306,7 +309,8 @@ fn poison_job(engine: Engine<'_>, _: Rng) -> String {
     let others = site.enqueue_all((0..40).map(|_| Work::Takes(20)));
     site.start_workers(1);
     for start in 1..=STARTS {
-        // The first crash also counts against other jobs that run. A second crash could make these jobs dead, so they must be done before it.
+        // The first crash also counts for other jobs that run at that time. A second crash could make these jobs dead, so they must be
+        // done before the second crash.
         let done = if start == 1 { 10 } else { others.len() as u64 };
         poll_until(&"other jobs are not done", || site.counts().done >= done && site.starts_of(poison) == start);
         let name = site.worker(0).name.clone();

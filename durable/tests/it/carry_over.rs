@@ -1,4 +1,5 @@
-//! Jobs of the tables that the crate used before it had its own are moved, on both stores.
+//! Tests the move of jobs from the old tables. Earlier versions of this crate used the tables of the engine apalis. The tests run on both
+//! stores.
 
 use crate::common::{HANG, Mail, mail, numbers, on_each_database, registry};
 use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions, sqlx};
@@ -8,7 +9,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
-/// The columns of the old tables that have data.
+/// Creates the old tables, with only the columns that contain data.
 const SQLITE: &str = "CREATE TABLE background_tasks_migrations (version BIGINT PRIMARY KEY);
     CREATE TABLE Workers (id TEXT NOT NULL UNIQUE, worker_type TEXT NOT NULL, storage_name TEXT NOT NULL, layers TEXT, last_seen INTEGER);
     CREATE TABLE Jobs (job BLOB NOT NULL, id TEXT NOT NULL UNIQUE, job_type TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'Pending',
@@ -27,7 +28,7 @@ const POSTGRES: &str = "CREATE EXTENSION hstore; CREATE SCHEMA apalis;
     CREATE FUNCTION apalis.get_jobs() RETURNS SETOF apalis.jobs AS 'SELECT * FROM apalis.jobs' LANGUAGE sql;
     INSERT INTO apalis.workers VALUES ('old', 'mail', '', '', 'epoch');";
 
-/// The columns id, status, attempts, maximum, seconds until due, result, holder, ended, priority, version, key.
+/// The old rows. Their columns are id, status, attempts, maximum, seconds until due, result, holder, ended, priority, version and key.
 const ROWS: [(&str, &str); 8] = [
     ("A", "'Pending', 0, 2147483647, 0, NULL, NULL, NULL, 7, NULL, 'key'"),
     ("B", "'Pending', 0, 2147483647, 3600, NULL, NULL, NULL, 0, NULL, NULL"),
@@ -113,7 +114,7 @@ async fn jobs_of_the_old_tables_are_moved() {
         let again = queue.enqueue(mail("A")).unique_key("key").await.unwrap();
         assert_eq!((again.id, again.is_new), (number("A").parse().unwrap(), false));
 
-        // The old tables do not exist any more, so a worker of the old version cannot run, and nothing is moved twice.
+        // The old tables must not exist any more. A worker of the old version then cannot run, and no job is moved twice.
         let old = if database.is_postgres { "apalis.jobs" } else { "Jobs" };
         let exists = if database.is_postgres {
             format!("SELECT CASE WHEN to_regclass('{old}') IS NULL THEN 0::bigint ELSE 1 END")
@@ -135,7 +136,7 @@ async fn jobs_of_the_old_tables_are_moved() {
     .await;
 }
 
-/// The tables of a program that uses the old engine itself have no table of this crate's migrations.
+/// If a program uses the old engine directly, its database has the engine's tables, but no table for the migrations of this crate.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_the_bare_engine_are_left_alone() {
     on_each_database(async |database| {
@@ -158,7 +159,7 @@ async fn tables_of_the_bare_engine_are_left_alone() {
     .await;
 }
 
-/// Either all jobs are moved or none.
+/// If the move of one job fails, no job is moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_move_changes_nothing() {
     on_each_database(async |database| {

@@ -1,4 +1,4 @@
-//! Schedules: each tick is enqueued once, in any number of processes. On both stores.
+//! Tests cron schedules on both stores: each tick enqueues one job, even if several processes have the same schedule.
 
 use crate::common::{numbers, on_each_database, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks::{AbortReport, RejectReason};
@@ -40,7 +40,7 @@ async fn each_tick_is_enqueued_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn missed_tick_is_enqueued_once_after_restart() {
     on_each_store(async |jobs| {
-        // A minute of the day that started less than 5 minutes ago, so the next one is tomorrow.
+        // The schedule uses a minute of the day that started less than 5 minutes ago. The next tick is therefore tomorrow.
         let at = |second: u64| (second / 60 % 60, second / 3600 % 24);
         let now = seconds(SystemTime::now());
         let ((minute, hour), tick) = (at(now - 120), (now - 120) / 60 * 60);
@@ -57,12 +57,12 @@ async fn missed_tick_is_enqueued_once_after_restart() {
         let count = format!("SELECT count(*) FROM {{jobs}} WHERE unique_key = '{key}'");
         assert_eq!(numbers(&jobs, &count).await, [1]);
 
-        // An older tick is skipped.
+        // If the last tick is older, the schedule skips it.
         let (minute, hour) = at(now - 420);
         let (registry, _) = registry();
         let others = jobs.queue::<u64>("others");
         others.cron(&registry, &format!("0 {minute} {hour} * * *"), seconds).unwrap();
-        // This task starts later than the one above, and enqueues a job.
+        // This schedule starts after the schedule above, and enqueues a job.
         others.cron(&registry, &schedule, seconds).unwrap();
         until("the later task has enqueued its job", async || (others.counts().await.unwrap().waiting >= 1).then_some(())).await;
         registry.shutdown().await;
@@ -98,7 +98,7 @@ async fn invalid_schedule_is_rejected() {
     .await;
 }
 
-/// Cannot be serialized in even seconds.
+/// A payload that cannot be serialized if its number of seconds is even.
 struct Odd(u64);
 
 impl Serialize for Odd {
@@ -119,7 +119,7 @@ async fn failures_are_reported_and_ticks_continue() {
             tick.starts_with("the tick 20") && reason == "\"* * * * * *\" is skipped: cannot serialize as JSON: even"
         };
         assert!(losses.all().iter().any(|(outcome, name, text)| (*outcome, *name) == ("failed", "ticks cron") && skipped(text)));
-        // An outage is reported once, and the schedule continues after it.
+        // The schedule reports an outage one time, and continues after the outage.
         let reports = || losses.all().iter().filter(|(_, _, text)| !text.ends_with("even")).count();
         sql(&jobs, "ALTER TABLE {jobs} RENAME TO elsewhere").await;
         until("the outage is reported", async || (reports() > 0).then_some(())).await;

@@ -1,4 +1,4 @@
-//! Deep queues, idle queues, blocking handlers and jobs that kill their process.
+//! Tests deep queues, idle queues, blocking handlers, and jobs that kill their process.
 
 use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};
@@ -15,7 +15,7 @@ fn options() -> WorkerOptions {
     WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO)
 }
 
-/// Inserts many jobs with statistics that are taken before: the worst case for a query planner.
+/// Inserts many jobs without an update of the statistics. Outdated statistics are the worst case for the query planner.
 async fn fill(jobs: &Durable, queue: &str, state: &str, count: u32) {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let base = NEXT.fetch_add(1, Ordering::SeqCst) * 1_000_000;
@@ -36,14 +36,14 @@ async fn fill(jobs: &Durable, queue: &str, state: &str, count: u32) {
     }
 }
 
-/// A fetch that sorts or scans a queue takes 10 to 1,000 ms at this depth.
+/// The number of jobs in a deep queue. At this depth, a fetch that sorts or scans the queue takes 10 to 1,000 ms.
 const DEEP: u32 = 60_000;
 
 async fn analyze(jobs: &Durable) {
     sql(jobs, "ANALYZE {jobs}").await;
 }
 
-/// Returns how long a worker takes for this many empty jobs, one at a time.
+/// Returns the time that a worker needs to run `count` jobs without work, one after the other.
 async fn time_of(jobs: &Durable, count: usize) -> Duration {
     let queue = jobs.queue::<Mail>("mail");
     let (registry, _) = registry();
@@ -68,13 +68,13 @@ async fn fetch_time_does_not_depend_on_the_depth_of_the_queue() {
         fill(&jobs, "mail", "available", 300).await;
         let shallow = time_of(&jobs, 200).await;
         sql(&jobs, "DELETE FROM {jobs}").await;
-        analyze(&jobs).await; // statistics of an empty table
+        analyze(&jobs).await; // takes the statistics of an empty table
         fill(&jobs, "mail", "available", DEEP).await;
         let deep = time_of(&jobs, 200).await;
         analyze(&jobs).await;
         let analyzed = time_of(&jobs, 200).await;
         eprintln!("200 jobs: shallow {shallow:?}, deep {deep:?}, deep and analyzed {analyzed:?}");
-        // Generous, because the machine is shared. The sorted queue would take 10 times as long.
+        // This limit is high, because other programs may use the machine. A fetch that sorts the queue would take 10 times as long.
         assert!(deep < shallow * 4 + Duration::from_secs(1), "{shallow:?} {deep:?}");
         assert!(analyzed < shallow * 4 + Duration::from_secs(1), "{shallow:?} {analyzed:?}");
     })
@@ -137,7 +137,7 @@ async fn looking_at_all_queues_does_not_depend_on_their_depth() {
         fill_all(11_000).await;
         let shallow = time().await;
         sql(&jobs, "DELETE FROM {jobs}").await;
-        analyze(&jobs).await; // statistics of an empty table
+        analyze(&jobs).await; // takes the statistics of an empty table
         fill_all(DEEP).await;
         let deep = time().await;
         analyze(&jobs).await;
@@ -167,7 +167,7 @@ async fn every_statement_uses_an_index() {
         let page = dead.dead().await.unwrap();
         assert_eq!(page.len(), 100);
         assert!(dead.dead_after(&page[99]).await.unwrap().len() == 100);
-        // What an operator's tool reads.
+        // The next calls read what an operator's tool shows.
         assert_eq!(jobs.queues().await.unwrap().len(), 5);
         for state in ["available", "scheduled", "done", "dead"] {
             let status = match state {
@@ -179,7 +179,7 @@ async fn every_statement_uses_an_index() {
             let page = queue.jobs(status, None).await.unwrap();
             assert_eq!(queue.jobs(status, page.last()).await.unwrap().len(), 100);
         }
-        sleep(Duration::from_secs(2)).await; // heartbeats, looks and maintenance
+        sleep(Duration::from_secs(2)).await; // gives the workers time for heartbeats, polls and maintenance
         registry.shutdown().await;
         assert_eq!(losses.all(), []);
         assert_eq!(scans(&jobs).await, before, "no statement scans the table");
@@ -187,12 +187,12 @@ async fn every_statement_uses_an_index() {
     .await;
 }
 
-/// Counts the scans of the table of jobs. SQLite counts none, but its statements name their indexes.
+/// Returns the number of full scans of the jobs table. SQLite does not count scans, but its statements name the index that they use.
 async fn scans(jobs: &Durable) -> i64 {
     if jobs.sqlite_pool().is_some() {
         return 0;
     }
-    sleep(Duration::from_millis(1500)).await; // sessions publish their statistics once a second
+    sleep(Duration::from_millis(1500)).await; // Postgres updates the statistics one time per second
     numbers(jobs, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs'").await[0]
 }
 
@@ -208,7 +208,7 @@ async fn idle_queues_share_connections_and_statements() {
     }
     let transactions = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'worker'";
-    // After the first maintenance of each queue.
+    // Waits until the first maintenance of each queue has ended.
     until("the idle queues use few connections and transactions", async || {
         let (before, start) = (numbers(&other, transactions).await[0], Instant::now());
         sleep(Duration::from_secs(4)).await;
@@ -225,7 +225,7 @@ async fn notice_of_another_process_starts_its_job() {
     let Some(database) = TestDatabase::postgres() else { return };
     let (jobs, other) = (database.open().await, database.open().await);
     let (registry, _) = registry();
-    let options = options().poll_interval(HANG * 10); // only a notice wakes the worker in time
+    let options = options().poll_interval(HANG * 10); // only a notification wakes the worker in time
     jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     let queue = other.queue::<Mail>("mail");
     for _ in 0..10 {
@@ -252,7 +252,7 @@ async fn many_waits_share_statements() {
         })
         .collect();
     let transactions = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
-    // Each wait starts with a separate statement.
+    // When a wait starts, it executes a separate statement.
     until("the waits share statements", async || {
         let before = numbers(&other, transactions).await[0];
         sleep(Duration::from_secs(3)).await;
@@ -265,7 +265,7 @@ async fn many_waits_share_statements() {
     }
 }
 
-/// A runtime with a single thread, whose only job blocks this thread for longer than the lease.
+/// Uses a runtime with a single thread. A job blocks this thread for longer than the lease.
 #[test]
 fn handler_that_blocks_its_thread_keeps_its_lease() {
     for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
@@ -315,7 +315,7 @@ async fn recovered_jobs_back_off_at_different_times() {
     on_each_store(async |jobs: Durable| {
         let queue = jobs.queue::<u32>("crash");
         queue.enqueue_all(0..20).await.unwrap();
-        // As if a worker had died with these jobs.
+        // Changes the jobs as if a worker had died while it ran them.
         sql(&jobs, "UPDATE {jobs} SET state = 'running', run = 1, worker = 'dead', crashes = 3").await;
         sql(&jobs, "INSERT INTO {workers} SELECT 'dead', queue, run_at FROM {jobs} LIMIT 1").await;
         let (registry, _) = registry();
@@ -391,7 +391,7 @@ async fn shutdown_without_jobs_takes_less_than_a_second() {
         for round in 0..10 {
             let jobs = database.open().await;
             let (registry, _) = registry();
-            let options = options().lease(Duration::from_secs(3)); // a heartbeat each 0.6 seconds
+            let options = options().lease(Duration::from_secs(3)); // the worker sends a heartbeat every 0.6 seconds
             jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
             sleep(Duration::from_millis(61 * round)).await;
             let start = Instant::now();
@@ -402,7 +402,7 @@ async fn shutdown_without_jobs_takes_less_than_a_second() {
     .await;
 }
 
-/// Another connection holds the lock of the file, or of the tables, for longer.
+/// Another connection holds the lock of the file or of the tables for longer than the shutdown takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_without_jobs_does_not_wait_for_a_lock() {
     on_each_database(async |database| {

@@ -1,4 +1,4 @@
-//! The promises of `enqueue`, on both stores.
+//! Tests what the documentation of `enqueue` promises, on both stores.
 
 use crate::common::{self, Mail, mail, numbers, on_each_database, on_each_store, registry, sql};
 use background_tasks_durable::{Durable, Enqueue, Enqueued, Error, JobId, JobStatus, ParseJobIdError, Queue, WorkerOptions, sqlx};
@@ -36,7 +36,7 @@ async fn ok_means_committed() {
 async fn no_job_starts_early() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        // Late in a second, where rounding down would start the job earliest.
+        // Waits for a time late in a second. If the code rounded the time down, the job would start too early by almost a second.
         let fraction = Duration::from_nanos(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into());
         tokio::time::sleep((Duration::from_millis(900)).saturating_sub(fraction)).await;
         let delay = Duration::from_millis(1050);
@@ -166,7 +166,7 @@ async fn concurrent_enqueues_with_one_key_create_one_job() {
     .await;
 }
 
-/// Enqueues in a transaction, between statements of the caller, and commits it or rolls it back.
+/// Enqueues jobs in a transaction, between other statements of the caller. Then commits the transaction or rolls it back.
 async fn in_a_transaction<R>(jobs: &Durable, commit: bool, enqueues: Vec<Enqueue<R>>, rows: &[&'static str]) -> Vec<R> {
     let mut ids = Vec::new();
     let mut rows = rows.iter().copied();
@@ -280,7 +280,7 @@ async fn connection_without_transaction_commits_immediately() {
     .await;
 }
 
-/// Cannot be serialized if it is 3.
+/// A payload that cannot be serialized if the number is 3.
 struct Number(u32);
 
 impl Serialize for Number {
@@ -338,7 +338,7 @@ async fn any_json_payload_is_stored() {
     .await;
 }
 
-/// Polls a future at most this often, and then drops it.
+/// Polls a future at most `limit` times, and then drops the future.
 async fn polled<F: Future>(limit: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut polls = 0;
@@ -365,7 +365,7 @@ async fn dropped_enqueue_stores_all_jobs_or_none() {
                 Some(ids) => completed += ids.unwrap().len() as u64,
                 None => dropped += 1,
             }
-            // No transaction stays open and nothing stays locked.
+            // This call succeeds only if no transaction has stayed open and no table has stayed locked.
             other.queue::<Mail>("others").enqueue(mail("dan")).await.unwrap();
         }
         assert!(dropped > 0 && completed > 0, "{dropped} {completed}");

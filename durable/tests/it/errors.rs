@@ -1,4 +1,4 @@
-//! Errors name the problem, and an error loses and damages nothing.
+//! Tests that errors name the problem, and that no job is lost or changed after an error.
 
 use crate::common::postgres::Postgres;
 use crate::common::{self, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
@@ -94,7 +94,7 @@ async fn file_of_another_format_is_rejected_unchanged() {
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 
-/// Root may write read-only files, so the test makes the file system read-only.
+/// Root can write to read-only files, so the test makes the whole file system read-only.
 #[tokio::test(flavor = "multi_thread")]
 async fn read_only_file_is_denied() {
     let Some(disk) = Tmpfs::mount(2 << 20) else { return };
@@ -129,7 +129,7 @@ async fn full_disk_is_reported_and_retried() {
         start.add_permits(1);
         async move {
             permits.acquire().await.unwrap().forget();
-            Ok::<_, Infallible>("x".repeat(100_000)) // more than the space that may be left
+            Ok::<_, Infallible>("x".repeat(100_000)) // more than the disk space that may be left
         }
     };
     queue.serve(&registry, WorkerOptions::default(), handler).await.unwrap();
@@ -213,7 +213,7 @@ async fn tables_of_a_newer_version_are_rejected() {
     .await;
 }
 
-/// The names of tables are not case-sensitive in SQLite.
+/// In SQLite, the names of tables are not case-sensitive.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_another_program_are_left_alone() {
     on_each_database(async |database| {
@@ -254,7 +254,7 @@ async fn table_with_the_name_of_this_crate_is_rejected() {
     .await;
 }
 
-/// Checks that every call fails with the same error, and returns it.
+/// Checks that all calls fail with the same error, and returns this error.
 async fn every_call_fails<T: PartialEq + std::fmt::Debug>(queue: &Queue<Mail>, id: JobId, convert: impl Fn(Error) -> T) -> T {
     let error = convert(queue.enqueue(mail("lost")).await.unwrap_err());
     assert_eq!(convert(queue.enqueue_all([mail("lost")]).await.unwrap_err()), error);
@@ -274,7 +274,7 @@ async fn deleted_or_replaced_file_accepts_no_jobs() {
     let jobs = database.open().await;
     let queue = jobs.queue::<Mail>("mail");
     let id = queue.enqueue(mail("ann")).await.unwrap();
-    // Writes on this connection would be lost.
+    // This connection stays open on the deleted file. Changes through this connection would be lost.
     let mut connection = jobs.sqlite_pool().unwrap().acquire().await.unwrap();
     let aside = format!("{}.aside", database.address);
     fs::rename(&database.address, &aside).unwrap();
@@ -297,7 +297,8 @@ async fn deleted_or_replaced_file_accepts_no_jobs() {
     assert_eq!(queue.counts().await.unwrap().waiting, 2);
 }
 
-/// The path of the database, for the child processes of [`concurrent_processes_create_the_tables_once`].
+/// The environment variable that passes the path of the database to the child processes of
+/// [`concurrent_processes_create_the_tables_once`].
 const FRESH: &str = "DURABLE_TEST_FRESH";
 
 #[test]
@@ -366,7 +367,7 @@ async fn missing_server_is_unavailable() {
     assert_eq!(error.to_string(), format!("{socket}: No such file or directory (os error 2)"));
 }
 
-/// Other encodings cannot store every outcome, and an outcome that cannot be stored would block all others.
+/// A database with another encoding cannot store each outcome. An outcome that cannot be stored would block all other outcomes.
 #[tokio::test(flavor = "multi_thread")]
 async fn database_with_another_encoding_is_rejected() {
     let Some(database) = TestDatabase::postgres() else { return };
@@ -403,7 +404,7 @@ async fn missing_database_and_missing_privileges_are_reported() {
     let error = Durable::postgres(&of(&guest)).await.unwrap_err();
     assert!(matches!(error, Error::Denied(_)), "{error:?}");
     assert!(error.to_string().contains("permission denied"), "{error}");
-    // With this privilege the user can create the table of migrations, but not the tables of jobs.
+    // With this privilege, the user can create the table of migrations, but cannot create the tables for jobs.
     let public = format!("GRANT CREATE ON SCHEMA public TO {guest}");
     sqlx::raw_sql(sqlx::AssertSqlSafe(public)).execute(&admin).await.unwrap();
     let error = Durable::postgres(&of(&guest)).await.unwrap_err();
@@ -414,7 +415,7 @@ async fn missing_database_and_missing_privileges_are_reported() {
     jobs.queue("mail").enqueue(mail("ann")).await.unwrap();
     drop(jobs);
 
-    // After the tables exist, users need these privileges only.
+    // When the tables exist, users need only these privileges.
     let worker = format!("worker_{database}");
     let grant = format!(
         "REVOKE CREATE ON SCHEMA public FROM {guest}; REVOKE CREATE ON DATABASE {database} FROM {guest}; CREATE ROLE {worker} LOGIN;
@@ -458,12 +459,12 @@ async fn restarted_server_is_used_again() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     started.acquire().await.unwrap().forget();
     server.kill();
-    // The calls run simultaneously, because each call waits ten seconds for a connection.
+    // The test runs both calls simultaneously, because each call waits ten seconds for a connection.
     let (enqueued, info) = join(queue.enqueue(mail("lost")).into_future(), queue.info(id)).await;
     for error in [enqueued.unwrap_err(), info.unwrap_err()] {
         assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     }
-    // The job ends while its outcome cannot be committed.
+    // The job ends now, while the worker cannot commit its outcome.
     go.add_permits(100);
     until("the worker reports the outage", async || losses.all().iter().any(|(_, name, _)| *name == "mail worker").then_some(()))
         .await;

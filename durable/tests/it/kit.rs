@@ -1,4 +1,4 @@
-//! The test kit for programs: a store in memory, inline runs of jobs, and the list of jobs that wait.
+//! Tests the test kit that programs use: a store in memory, inline runs of jobs, and the list of waiting jobs.
 
 use crate::common::{Mail, mail, numbers, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks_durable::testing::{advance, drain, enqueued};
@@ -57,7 +57,7 @@ async fn worker_runs_jobs_of_a_database_in_memory() {
     for id in queue.enqueue_all((0..100).map(|number| mail(&number.to_string()))).await.unwrap() {
         assert_eq!(queue.wait(id).await.unwrap().unwrap().status(), JobStatus::Done);
     }
-    // The thread of the heartbeats uses another connection.
+    // The heartbeat thread uses another connection to the same database in memory.
     until("the lease is renewed", async || (expiry().await > first).then_some(())).await;
     let later = queue.enqueue(mail("later")).delay(HOUR).await.unwrap();
     advance(&jobs, HOUR).await.unwrap();
@@ -228,7 +228,7 @@ async fn enqueued_jobs_are_listed_with_their_options() {
     .await;
 }
 
-/// Serializes as a number, and deserializes from text.
+/// A payload that serializes as a number and deserializes from a string.
 #[derive(Debug)]
 struct Asymmetric;
 
@@ -244,7 +244,7 @@ impl<'de> Deserialize<'de> for Asymmetric {
     }
 }
 
-/// Nested lists.
+/// A payload of nested lists.
 #[derive(Debug, Serialize, Deserialize)]
 struct Deep(Vec<Self>);
 
@@ -252,7 +252,7 @@ fn deep(levels: usize) -> Deep {
     (1..levels).fold(Deep(Vec::new()), |inner, _| Deep(vec![inner]))
 }
 
-/// Checks that `enqueued` and `drain` find a payload that cannot be read back.
+/// Checks that `enqueued` and `drain` report an error for a payload that cannot be deserialized.
 async fn finds<T>(jobs: &Durable, payload: T, error: &str)
 where
     T: Serialize + for<'de> Deserialize<'de> + std::fmt::Debug + Send + 'static,

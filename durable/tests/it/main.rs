@@ -1,4 +1,4 @@
-//! The tests of the crate, except for `chaos`. Each test runs on SQLite and on Postgres.
+//! Contains all tests of the crate except the chaos tests. The tests run on SQLite and on Postgres.
 
 mod carry_over;
 mod common;

@@ -1,4 +1,4 @@
-//! `Durable::record_metrics`, tested on the text that the Prometheus exporter renders.
+//! Tests `Durable::record_metrics` with the text that the Prometheus exporter renders.
 #![expect(clippy::float_cmp, reason = "numbers of jobs are whole")]
 
 use crate::common::{HANG, Mail, mail, on_each_store, registry, sql, until};
@@ -9,16 +9,16 @@ use std::future::{pending, ready};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Returns the exporter of the process.
+/// Returns the only exporter of this process.
 fn exporter() -> &'static PrometheusHandle {
     static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
     EXPORTER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
 }
 
-/// Returns the lines of one metric, without the prefix of this crate and sorted. `labels` selects the lines.
+/// Returns the sorted lines of one metric, without the prefix of this crate. `labels` selects the lines.
 fn lines(metric: &str, labels: &str) -> Vec<String> {
     static RENDERING: Mutex<()> = Mutex::new(());
-    // While a thread renders, it holds samples that the exporter does not show yet.
+    // Only one thread renders at a time. During a render, new samples are missing in the output of a second render.
     let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
     let text = exporter().render();
     let start = format!("background_tasks_{metric}");
@@ -35,7 +35,7 @@ fn value(metric: &str, labels: &str) -> Option<f64> {
     lines.first().map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
 }
 
-/// Returns a queue whose name no other test uses: the process has one exporter.
+/// Returns a queue with a name that no other test uses, because all tests of the process share one exporter.
 fn queue(jobs: &Durable, name: [&'static str; 2]) -> (Queue<Mail>, String) {
     exporter();
     let name = name[usize::from(jobs.sqlite_pool().is_none())];
@@ -122,7 +122,7 @@ async fn gauges_show_the_depth_of_each_queue_and_the_age_of_the_oldest_due_job()
         until("the job is cancelled", async || (of("cancelled") == Some(1.0)).then_some(())).await;
         assert_eq!((of("waiting"), age()), (Some(2.0), Some(0.0)), "no job is due");
 
-        // A queue that no longer exists.
+        // The next statements remove the queue. Its gauges must become zero.
         for id in [delayed[0], delayed[1], due] {
             assert!(queue.discard(id).await.unwrap());
         }

@@ -1,4 +1,4 @@
-//! Postgres connections that are in use, slow or silent.
+//! Tests Postgres connections that are in use, slow or silent. A silent connection is open, but the server does not respond on it.
 
 use crate::common::{HANG, Mail, TestDatabase, mail, numbers, registry, until};
 use background_tasks_durable::{Durable, Failure, Job, JobStatus, Queue, WorkerOptions, sqlx};
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-/// Outcomes do not wait for transactions of handlers.
+/// The worker commits outcomes without waiting for the transactions of handlers.
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_commit_while_handlers_use_all_connections() {
     let Some(database) = TestDatabase::postgres() else { return };
@@ -48,7 +48,7 @@ async fn outcomes_commit_while_handlers_use_all_connections() {
     assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
 }
 
-/// Connections that become silent while they are used do not occupy the pool.
+/// If connections become silent while they are in use, the pool replaces them.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_are_replaced_in_the_pool() {
     let Some(store) = ProxiedStore::on(&[]).await else { return };
@@ -61,7 +61,7 @@ async fn silent_connections_are_replaced_in_the_pool() {
     store.works().await;
 }
 
-/// Idle connections that become silent do not block the calls that acquire them.
+/// If idle connections become silent, a call that acquires one of them does not hang.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_idle_connections_are_replaced() {
     let Some(store) = ProxiedStore::on(&[]).await else { return };
@@ -73,8 +73,8 @@ async fn silent_idle_connections_are_replaced() {
     store.works().await;
 }
 
-/// A store behind a proxy that silences connections without closing them. Once armed, it silences the next connection on which the client sends
-/// all of the given texts, from the last text on.
+/// A store behind a proxy that silences connections but does not close them. `arm` activates the proxy. It then waits for a connection on
+/// which the client sends all given texts in order, and silences this connection from the last text on.
 struct ProxiedStore {
     database: TestDatabase,
     jobs: Durable,
@@ -84,11 +84,12 @@ struct ProxiedStore {
 struct Proxy {
     server: String,
     texts: &'static [&'static str],
-    /// Whether the server still receives the last text, but the client receives no response.
+    /// If true, the server receives the last text, but the client receives no response. If false, the server does not receive the last
+    /// text.
     drops_response: bool,
     armed: AtomicBool,
     accepted: AtomicUsize,
-    /// Connections with a lower number are silent.
+    /// All connections with a lower number than this value are silent.
     silenced: watch::Sender<usize>,
 }
 
@@ -110,10 +111,10 @@ impl ProxiedStore {
             while let Ok((client, _)) = listener.accept().await {
                 let (proxy, number) = (shared.clone(), shared.accepted.fetch_add(1, Ordering::SeqCst));
                 tokio::spawn(async move {
-                    // A silenced connection stays open.
+                    // The proxy does not close a silenced connection.
                     let mut forwarding = pin!(proxy.forward(client));
                     let mut receiver = proxy.silenced.subscribe();
-                    // Drops the receiver, for which `silence_all` waits.
+                    // Drops the receiver when the connection is silenced. `silence_all` waits until all receivers are dropped.
                     let silenced = Box::pin(async move { drop(receiver.wait_for(|silenced| *silenced > number).await) });
                     if let Either::Right(_) = select(&mut forwarding, silenced).await {
                         pending::<()>().await;
@@ -134,21 +135,22 @@ impl ProxiedStore {
         join_all((0..max_connections).map(|_| pool.acquire())).await.into_iter().collect::<Result<_, _>>().unwrap()
     }
 
-    /// Checks that every call succeeds at the first try.
+    /// Checks that all calls succeed at the first try.
     async fn works(&self) {
         let (registry, losses) = registry();
         let queue = self.jobs.queue::<Mail>("mail");
         let enqueued = queue.enqueue(mail("ann")).into_future();
         let id = timeout(HANG, enqueued).await.expect("the call ends").expect("a connection is available");
         queue.serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-        // Uses every connection of the pool.
+        // The number of calls is high enough to use all connections of the pool.
         join_all((0..20).map(|_| queue.info(id))).await.into_iter().for_each(|info| assert!(info.is_ok(), "{info:?}"));
         assert_eq!(timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap().status(), JobStatus::Done);
         timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
         assert_eq!(losses.all(), []);
     }
 
-    /// Silences all connections. Without the wait, a connection could still answer the pool's ping, and then be silent.
+    /// Silences all connections, and waits until they are silent. Otherwise a connection could respond to the pool's ping, and become
+    /// silent after that.
     async fn silence_all(&self) {
         self.proxy.silenced.send_replace(self.proxy.accepted.load(Ordering::SeqCst));
         timeout(HANG, self.proxy.silenced.closed()).await.expect("all connections are silent");
@@ -158,7 +160,7 @@ impl ProxiedStore {
         until("a connection is silent", async || (!self.proxy.armed.load(Ordering::SeqCst)).then_some(())).await;
     }
 
-    /// Opens the queue without the proxy.
+    /// Opens the queue with connections that do not use the proxy.
     async fn direct(&self) -> Queue<Mail> {
         self.database.open().await.queue("mail")
     }
@@ -200,7 +202,7 @@ impl Proxy {
     }
 }
 
-/// Returns the options of a worker that waits briefly for responses.
+/// Returns the options of a worker with a short response timeout.
 fn impatient() -> WorkerOptions {
     WorkerOptions::default().response_timeout(Duration::from_secs(5))
 }
@@ -222,10 +224,11 @@ async fn outcome_without_response_is_committed_again() {
     assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
-/// The outcome is committed, but the worker receives no response. The repeated commit must not apply to the next attempt, which already runs.
+/// The database commits the outcome of the first attempt, but the worker receives no response. The worker then commits the outcome again.
+/// This must not end the second attempt, which already runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
-    // The driver prepares the statement first. Then it sends the state.
+    // The driver first prepares the statement, and then sends the state of the job.
     let Some(store) = ProxiedStore::new(&["jobs SET state = outcome.state", "available"], true).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
@@ -247,7 +250,7 @@ async fn outcome_without_response_is_not_applied_to_the_next_attempt() {
     let id = queue.enqueue(mail("ann")).await.unwrap();
     store.wait_until_silent().await;
     timeout(HANG, started.acquire()).await.expect("the second attempt starts").unwrap().forget();
-    // The task of the first attempt ends when its outcome is committed again.
+    // The task of the first attempt ends when the worker has committed the outcome again.
     let report = format!("job {id}, attempt 1 of 20: not yet; retried immediately");
     until("the outcome is committed again", async || losses.all().iter().any(|loss| loss.2 == report).then_some(())).await;
     assert_eq!(queue.info(id).await.unwrap().unwrap().status(), JobStatus::Running);
@@ -273,10 +276,10 @@ async fn fetch_without_response_is_repeated() {
     assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
-/// The server has executed the fetch, so the jobs belong to a worker that does not know them.
+/// The server has executed the fetch, so it has assigned the jobs to the worker. The worker has not received them.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_fetch_whose_response_is_lost_run() {
-    // The driver prepares the statement first. Then it sends the name of the queue.
+    // The driver first prepares the statement, and then sends the name of the queue.
     let Some(store) = ProxiedStore::new(&["WITH fetched AS", "mail"], true).await else { return };
     let (registry, losses) = registry();
     let queue = store.jobs.queue::<Mail>("mail");
@@ -289,6 +292,18 @@ async fn jobs_of_a_fetch_whose_response_is_lost_run() {
     timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
     let text = "the worker cannot fetch jobs, and retries: the database did not respond within 5s".to_owned();
     assert_eq!(losses.all(), [("failed", "mail worker", text)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_does_not_wait_for_the_comparison_of_held_jobs() {
+    let Some(store) = ProxiedStore::on(&["state = 'cancelled' FROM"]).await else { return };
+    let (registry, losses) = registry();
+    store.arm();
+    let options = WorkerOptions::default().response_timeout(Duration::from_hours(1));
+    store.jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+    store.wait_until_silent().await;
+    timeout(HANG, registry.shutdown()).await.expect("shutdown ends");
+    assert_eq!(losses.all(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,7 +361,7 @@ async fn maintenance_continues_after_a_call_without_response() {
     assert_eq!(losses.all(), [("failed", "mail worker", text)]);
 }
 
-/// As by a `VACUUM FULL`. The connection is not silent.
+/// Another program locks the table, as `VACUUM FULL` does. The connection is not silent.
 #[tokio::test(flavor = "multi_thread")]
 async fn locked_table_is_reported_as_locked() {
     let Some(database) = TestDatabase::postgres() else { return };

@@ -1,4 +1,5 @@
-//! Cancellation, pauses, limits, bulk calls, hooks, checkpoints, and completion in a transaction, on both stores.
+//! Tests cancellation, pauses, limits, bulk calls, hooks, checkpoints, and the completion of a job in a transaction. The tests run on
+//! both stores.
 
 use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Error, Failure, Job, JobInfo, JobStatus, QueueLimits, WorkerOptions, sqlx};
@@ -38,7 +39,7 @@ async fn cancelled_job_never_runs_and_a_running_one_stops() {
             }
         };
         queue.serve(&registry, options().concurrency(1), handler).await.unwrap();
-        // From another process and from the same one.
+        // Cancels one job through another handle, as another process would, and one job through the same handle.
         for canceller in [&remote, &queue] {
             let running = queue.enqueue(mail("runs")).await.unwrap();
             timeout(HANG, started.acquire()).await.unwrap().unwrap().forget();
@@ -46,7 +47,7 @@ async fn cancelled_job_never_runs_and_a_running_one_stops() {
             timeout(HANG, dropped.acquire()).await.expect("the handler is dropped").unwrap().forget();
             assert_eq!(queue.wait(running).await.unwrap().unwrap().status(), JobStatus::Cancelled);
         }
-        // The permit is free again.
+        // The worker must have released the permit, so it can run the next job.
         let next = queue.enqueue(mail("next")).await.unwrap();
         assert_eq!(timeout(HANG, queue.wait(next)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
         assert!(!queue.cancel(next).await.unwrap(), "it is done");
@@ -85,7 +86,7 @@ async fn cancel_of_another_queue_changes_nothing() {
     .await;
 }
 
-/// For example, the response to the fetch was lost.
+/// This happens, for example, if the response to the fetch was lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn job_that_its_worker_does_not_know_returns_to_the_queue() {
     on_each_store(async |jobs: Durable| {
@@ -126,7 +127,7 @@ async fn paused_queue_starts_nothing_until_it_is_resumed() {
         other.serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
         remote.pause().await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
-        // The other queue still runs, and looks at the paused one pass.
+        // The other queue still runs its jobs. During this time, the worker polls the paused queue too.
         for _ in 0..5 {
             let id = other.enqueue(mail("bob")).await.unwrap();
             assert_eq!(timeout(HANG, other.wait(id)).await.unwrap().unwrap().unwrap().status(), JobStatus::Done);
@@ -140,7 +141,8 @@ async fn paused_queue_starts_nothing_until_it_is_resumed() {
     .await;
 }
 
-/// Serves the queue in two processes, and returns the highest number of jobs of a key that ran at the same time.
+/// Serves the queue through two handles, as two processes would. Returns the highest number of jobs with the same key that ran
+/// simultaneously.
 async fn highest(database: &TestDatabase, limits: QueueLimits, jobs: impl IntoIterator<Item = &'static str>) -> usize {
     let processes = [database.open().await, database.open().await];
     let queue = processes[0].queue::<Mail>("mail");
@@ -227,7 +229,7 @@ async fn job_that_its_handler_completes_frees_its_limit_key() {
                 Ok::<_, Failure>(())
             }
         };
-        // Maintenance would free the key too.
+        // The maintenance interval is long, because maintenance would free the key too.
         let options = options().concurrency(4).maintenance_interval(HANG * 10);
         queue.serve(&registry, options, handler).await.unwrap();
         for id in ids {
@@ -258,9 +260,9 @@ async fn rate_limits_the_starts_of_a_period() {
             timeout(HANG, queue.wait(id)).await.unwrap().unwrap();
         }
         let starts = starts.lock().unwrap().clone();
-        // Five immediately, and one each 0.4 seconds after that.
+        // Five jobs start immediately. After that, one job starts every 0.4 seconds.
         assert!(starts[8] - starts[0] > Duration::from_millis(1400), "{starts:?}");
-        // Without limits, the rest starts immediately.
+        // Without limits, all jobs start immediately.
         queue.set_limits(QueueLimits::default()).await.unwrap();
         let start = Instant::now();
         for id in queue.enqueue_all(vec![mail("ann"); 20]).await.unwrap() {
@@ -364,7 +366,7 @@ async fn job_completes_in_the_transaction_of_its_handler() {
         let queue = jobs.queue::<Mail>("mail");
         let (registry, losses) = registry();
         let pools = jobs.clone();
-        // The first attempt rolls back, the second commits.
+        // The first attempt rolls its transaction back. The second attempt commits its transaction.
         let handler = move |job: Job<Mail>| {
             let jobs = pools.clone();
             async move {
@@ -422,7 +424,7 @@ async fn lost_job_is_reported_and_its_late_outcome_discarded() {
         queue.serve(&registry, options().lease(Duration::from_secs(3)), handler).await.unwrap();
         let id = queue.enqueue(mail("ann")).await.unwrap();
         timeout(HANG, started.acquire()).await.unwrap().unwrap().forget();
-        // As if this process had hung for longer than its lease, and another worker had the job now.
+        // Changes the row as if this process had hung for longer than its lease, and another worker had fetched the job.
         let year = if jobs.sqlite_pool().is_some() { "run_at + 31536000000" } else { "run_at + interval '1 year'" };
         sql(&jobs, &format!("INSERT INTO {{workers}} SELECT 'another', 'mail', {year} FROM {{jobs}}")).await;
         sql(&jobs, "UPDATE {jobs} SET run = run + 1, worker = 'another'").await;

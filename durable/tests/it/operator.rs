@@ -1,4 +1,4 @@
-//! What a tool can do that knows no types of jobs, on both stores.
+//! Tests the calls of an operator's tool, which does not have the payload types of the jobs. The tests run on both stores.
 
 use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Error, Job, JobInfo, JobStatus, QueueCounts, QueueLimits, WorkerOptions, sqlx};
@@ -16,7 +16,7 @@ async fn queues_are_listed_with_counts_limits_age_and_workers() {
     on_each_database(async |database| {
         let (tool, program) = (database.open().await, database.open().await);
         assert_eq!(tool.queues().await.unwrap(), []);
-        // Each queue is known for another reason.
+        // The tool finds each of these queues through another table or column.
         let (registry, _) = registry();
         let worker = program.queue::<Mail>("worker");
         let end = Arc::new(Semaphore::new(0));
@@ -42,14 +42,14 @@ async fn queues_are_listed_with_counts_limits_age_and_workers() {
             );
             assert_eq!(sql(&program, &update).await, 1);
         }
-        // The oldest due job has the lowest priority.
+        // The job that has been due for the longest time has the lowest priority.
         let due = program.queue::<Mail>("due");
         let hour_ago = SystemTime::now() - Duration::from_hours(1);
         due.enqueue(mail("old")).run_at(hour_ago).await.unwrap();
         due.enqueue(mail("new")).priority(9).await.unwrap();
         due.enqueue(mail("new")).priority(5).await.unwrap();
         due.enqueue(mail("later")).delay(HANG).await.unwrap();
-        // No worker has made this job available yet.
+        // This job is due, but no worker has changed its state to available yet.
         let overdue = program.queue::<Mail>("overdue").enqueue(mail("ann")).delay(HANG).await.unwrap();
         let minutes = if database.is_postgres { "now() - interval '5 minutes'" } else { "enqueued_at - 300000" };
         sql(&program, &format!("UPDATE {{jobs}} SET run_at = {minutes} WHERE id = '{overdue}'")).await;
@@ -86,7 +86,7 @@ async fn queues_are_listed_with_counts_limits_age_and_workers() {
                 _ => assert_eq!(seconds, None, "{}", queue.name),
             }
         }
-        // A worker whose lease has expired is dead.
+        // A worker counts as dead when its lease has expired.
         let past = if database.is_postgres { "'epoch'" } else { "0" };
         sql(&program, &format!("INSERT INTO {{workers}} VALUES ('expired', 'paused', {past})")).await;
         let queues = tool.queues().await.unwrap();
@@ -103,7 +103,7 @@ async fn jobs_of_each_status_are_listed_in_pages() {
         let queue = jobs.queue::<u32>("numbers");
         let tool = jobs.untyped_queue("numbers".to_owned());
         for status in ["available", "blocked", "scheduled", "retrying", "running", "done", "dead", "cancelled"] {
-            // Many jobs with the same times, some with other priorities and keys.
+            // Enqueues many jobs with the same times. Some of them have another priority and a key.
             queue.enqueue_all(0..150).await.unwrap();
             let worker = if status == "running" { "'worker'" } else { "worker" };
             let is_ended = ["done", "dead", "cancelled"].contains(&status);
@@ -138,12 +138,13 @@ async fn jobs_of_each_status_are_listed_in_pages() {
             let ended: Vec<_> = all.iter().filter_map(|job| Some((job.ended()?, job.id()))).collect();
             assert!(ended.is_sorted_by(|a, b| a > b), "the last ones first");
             if status == JobStatus::Waiting {
-                // By priority, which is the length here, and then in order.
+                // The list is sorted by priority, and then by the order of the calls. The priority of a job is the number of its digits.
                 let first: Vec<u32> = all[..150].iter().map(|job| job.payload().unwrap()).collect();
                 assert_eq!(first, (100..150).chain(10..100).chain(0..10).collect::<Vec<_>>());
             }
         }
-        // If the last job of a page is deleted, the list continues. It may repeat jobs with the same time.
+        // If the last job of a page is deleted, the next page must still follow. It may contain jobs of the previous page with the same
+        // time.
         let mut page = tool.jobs(JobStatus::Dead, None).await.unwrap();
         assert!(tool.discard(page[99].id()).await.unwrap());
         let mut listed = HashSet::new();
@@ -156,7 +157,7 @@ async fn jobs_of_each_status_are_listed_in_pages() {
     .await;
 }
 
-/// A server spawns these futures.
+/// These futures must be `Send`, because a server spawns them.
 fn assert_send<F: Future + Send>(future: F) -> F {
     future
 }
@@ -223,7 +224,7 @@ async fn opening_an_existing_store_creates_and_migrates_nothing() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let open = async |address: &str| Durable::open_existing(address, None).await.unwrap_err();
-    // No file, a file of another program, an empty file, and another kind of file.
+    // The next paths are a missing file, a file of another program, an empty file, and a file that is not a database.
     let error = open(&path("missing.db")).await;
     assert!(matches!(&error, Error::Unavailable(text) if text.contains("missing.db")), "{error}");
     let other = sqlx::SqlitePool::connect(&format!("sqlite://{}?mode=rwc", path("other.db"))).await.unwrap();

@@ -1,4 +1,4 @@
-//! Outcomes of jobs, and what the store returns about them, on both stores.
+//! Tests the outcomes of jobs, and what the store returns about these jobs. The tests run on both stores.
 
 use crate::common::{self, Mail, mail, on_each_database, on_each_store, panic_quietly, registry, until};
 use background_tasks_durable::{Durable, Error, Failure, Job, JobId, JobInfo, JobStatus, Queue, WorkerOptions};
@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::unbounded_channel;
 
-/// Retries failed jobs immediately.
+/// Returns the options of a worker that retries failed jobs immediately.
 fn without_backoff() -> WorkerOptions {
     WorkerOptions::default().backoff(Duration::ZERO, Duration::ZERO)
 }
@@ -180,7 +180,7 @@ async fn job_is_dead_after_its_last_attempt() {
 async fn job_is_not_retried_while_a_clone_of_its_last_attempt_exists() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        // Both drop the handler, but do not stop its closure.
+        // An abort and a timeout both drop the handler, but do not stop the blocking closure that it has started.
         for is_aborted in [false, true] {
             let (registry, losses) = registry();
             let retried = Arc::new((Mutex::new(false), Condvar::new()));
@@ -220,7 +220,7 @@ async fn job_is_not_retried_while_a_clone_of_its_last_attempt_exists() {
             assert_eq!(losses.all().len(), 1);
         }
 
-        // A cancelled job does not wait for its clones.
+        // A cancelled job gets its outcome while clones of the job exist.
         let (started, mut starts) = unbounded_channel();
         let (registry, _) = registry();
         let handler = move |job: Job<Mail>| {
@@ -271,7 +271,7 @@ async fn counts_include_every_status() {
     .await;
 }
 
-/// Runs a job with this outcome, and returns its info. Checks that the worker runs another job afterwards.
+/// Runs a job with the given outcome, and returns the `JobInfo` of the job. Checks that the worker runs another job after that.
 async fn outcome<R: Serialize + Clone + Send + Sync + 'static>(jobs: &Durable, outcome: Result<R, String>) -> JobInfo {
     let queue = jobs.queue::<Mail>("mail");
     let (registry, _) = registry();
@@ -302,7 +302,7 @@ async fn results_with_unusual_characters_are_stored() {
         let info = outcome(&jobs, Ok(map)).await;
         let stored = BTreeMap::from([("a\0b".to_owned(), vec!["\0".to_owned(), "\u{10ffff}\u{fffe}\"\\".to_owned()])]);
         assert_eq!(info.result().unwrap(), Some(stored));
-        // Text of Postgres cannot contain NUL characters.
+        // A Postgres string cannot contain NUL characters.
         let nul = if jobs.sqlite_pool().is_some() { "\0" } else { "\u{fffd}" };
         let info = outcome::<()>(&jobs, Err("a\0b '\\u0000".to_owned())).await;
         assert_eq!((info.status(), info.error()), (JobStatus::Dead, Some(&*format!("a{nul}b '\\u0000"))));
@@ -318,7 +318,7 @@ async fn results_with_unusual_characters_are_stored() {
     .await;
 }
 
-/// Nested arrays.
+/// A result that consists of nested arrays.
 #[derive(Clone)]
 struct Deep(usize);
 
@@ -333,7 +333,7 @@ async fn deep_result_does_not_stop_the_worker() {
     on_each_store(async |jobs| {
         let info = outcome(&jobs, Ok(Deep(50))).await;
         assert!(info.result::<serde_json::Value>().unwrap().is_some_and(|value| value.is_array()));
-        // serde_json reads up to 128 levels.
+        // serde_json reads at most 128 nested levels.
         for depth in [200, 1200] {
             let info = outcome(&jobs, Ok(Deep(depth))).await;
             assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Done, 1, None));
@@ -343,7 +343,7 @@ async fn deep_result_does_not_stop_the_worker() {
     .await;
 }
 
-/// Cannot be serialized: panics or returns an error.
+/// A result that cannot be serialized. The serialization panics or returns an error.
 struct Unserializable(bool);
 
 impl Serialize for Unserializable {

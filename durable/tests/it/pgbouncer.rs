@@ -1,4 +1,4 @@
-//! A pooler between the workers and Postgres.
+//! Tests workers that connect to Postgres through the connection pooler `PgBouncer`.
 
 use crate::common::{HANG, Mail, TestDatabase, mail, registry, until};
 use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-/// A pooler that stops when it is dropped or this process exits.
+/// A `PgBouncer` process that stops when this value is dropped or when this process exits.
 struct PgBouncer {
     url: String,
     shell: Child,
@@ -32,7 +32,7 @@ impl PgBouncer {
         );
         let file = folder.path().join("settings");
         fs::write(&file, settings).unwrap();
-        // It refuses to run as root. The shell stops it when this process exits.
+        // `PgBouncer` refuses to run as root. The shell stops `PgBouncer` when this process exits.
         let script = r#"if [ "$(id -u)" = 0 ]; then chmod -R a+rX "$1"; set -- "$1" -u postgres; fi
             folder=$1; shift; pgbouncer -q "$@" "$folder/settings" & read -r never; kill $!; wait"#;
         let mut shell = Command::new("sh");
@@ -57,7 +57,7 @@ async fn pooler_in_session_mode_is_supported() {
     let Some(pooler) = PgBouncer::start(&database, "session").await else { return };
     let (jobs, other) = (Durable::postgres(&pooler.url).await.unwrap(), Durable::postgres(&pooler.url).await.unwrap());
     let (registry, losses) = registry();
-    // Only a notice wakes the worker in time.
+    // The poll interval is long, so only a notification wakes the worker in time.
     let options = WorkerOptions::default().poll_interval(HANG * 10);
     jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
     let queue = other.queue::<Mail>("mail");
@@ -70,7 +70,7 @@ async fn pooler_in_session_mode_is_supported() {
     assert_eq!(losses.all(), []);
 }
 
-/// `PgBouncer` before 1.21 forwards no prepared statements in this mode, and no version forwards notices.
+/// In this mode, `PgBouncer` does not forward notifications. Versions before 1.21 do not forward prepared statements either.
 #[tokio::test(flavor = "multi_thread")]
 async fn pooler_in_transaction_mode_is_a_clear_error() {
     let Some(database) = TestDatabase::postgres() else { return };

@@ -1,4 +1,4 @@
-//! What the README promises about workers, on both stores.
+//! Tests what the README promises about workers, on both stores.
 
 use crate::common::{self, on_each_store, sql, until};
 use background_tasks::{Registry, TokioSpawner};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-/// Longer than any step of these tests takes on a busy machine.
+/// The time limit of each step. Each step of these tests takes less time, even on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 fn quick() -> WorkerOptions {
@@ -29,7 +29,7 @@ async fn in_time<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("the step times out")
 }
 
-/// Counts how often each job was started. Started jobs wait until the gate is closed.
+/// Counts how often each job has started. Started jobs wait until the semaphore `gate` is closed.
 #[derive(Clone)]
 struct Runs {
     started: Arc<Mutex<HashMap<u32, usize>>>,
@@ -47,7 +47,7 @@ impl Runs {
             let runs = runs.clone();
             async move {
                 *runs.started.lock().unwrap().entry(*job).or_default() += 1;
-                let _ = runs.gate.acquire().await; // an error when it is closed
+                let _ = runs.gate.acquire().await; // returns an error when the semaphore is closed
                 Ok::<_, Infallible>(())
             }
         };
@@ -65,7 +65,7 @@ impl Runs {
     }
 }
 
-/// Returns when the lease of each worker of the queue expires, in seconds since 1970.
+/// Returns the time at which the lease of each worker of the queue expires, in seconds since 1970.
 async fn lease_ends(jobs: &Durable, queue: &str) -> Vec<i64> {
     if let Some(pool) = jobs.sqlite_pool() {
         let query = sqlx::query_scalar("SELECT expires_at / 1000 FROM background_tasks_workers WHERE queue = ?1").bind(queue);
@@ -79,7 +79,7 @@ fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
 }
 
-/// Waits until a live worker has checked for dead ones, later than a lease after this call.
+/// Waits until a live worker has checked for dead workers. This check starts more than one lease after this call.
 async fn wait_for_a_check_for_dead_workers(jobs: &Durable, queue: &str, lease: i64) {
     let late = now() + 2 * lease + 2;
     until("a worker has checked", async || lease_ends(jobs, queue).await.into_iter().find(|end| *end > late)).await;
@@ -96,13 +96,13 @@ async fn drain_longer_than_the_lease_runs_no_job_twice() {
         runs.serve(&queue, &staying, quick()).await;
         let drained = leaving.shutdown();
         wait_for_a_check_for_dead_workers(&jobs, "drain", 3).await;
-        // Other writers do not wait for the drain.
+        // Another writer does not wait for the drain.
         let other =
             timeout(Duration::from_secs(5), queue.enqueue(2).into_future()).await.expect("the drain blocks the store").unwrap();
         assert!(!leaving.is_drained());
         runs.gate.close();
         let summary = in_time(drained).await;
-        assert_eq!((summary.completed, summary.is_clean()), (2, true), "{summary}"); // the job and its worker
+        assert_eq!((summary.completed, summary.is_clean()), (2, true), "{summary}"); // the summary counts the job and the worker task
         assert_eq!(queue.info(long).await.unwrap().unwrap().status(), JobStatus::Done);
         in_time(queue.wait(other)).await.unwrap();
         runs.each_once(2);
@@ -136,11 +136,11 @@ async fn jobs_of_other_processes_start_before_the_next_heartbeat() {
     on_each_store(async |jobs: Durable| {
         let (queue, registry, runs) = (jobs.queue::<u32>("poll"), registry(), Runs::new());
         runs.gate.close();
-        // The next heartbeat comes in an hour.
+        // The worker sends its next heartbeat in an hour, so a heartbeat cannot start the job.
         let patient = WorkerOptions::default().poll_interval(Duration::from_millis(20)).lease(Duration::from_hours(5));
         runs.serve(&queue, &registry, patient).await;
         for number in 0..3 {
-            // In a transaction, which does not notify the worker of this process, as if another process had enqueued the job.
+            // Enqueues in a transaction, because this does not notify the worker of this process. The worker must find the job by a poll.
             let id = enqueue_silently(&queue, &jobs, number).await;
             assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);
         }
@@ -211,8 +211,8 @@ async fn shortest_poll_interval_applies_to_all_workers_of_a_process() {
         let queue = jobs.queue::<u32>("numbers");
         queue.serve(&registry, WorkerOptions::default(), done).await.unwrap();
         let id = queue.enqueue(1).delay(PATIENCE * 10).await.unwrap();
-        sleep(Duration::from_secs(1)).await; // the process handles the notice of this call
-        // No notice says that the job is available.
+        sleep(Duration::from_secs(1)).await; // the process handles the notification of this call
+        // This statement sends no notification, so the worker must find the job by a poll.
         sql(&jobs, "UPDATE {jobs} SET state = 'available'").await;
         assert_eq!(in_time(queue.wait(id)).await.unwrap().unwrap().status(), JobStatus::Done);
         registry.shutdown().await;
@@ -229,7 +229,7 @@ async fn outcome_is_committed_before_the_task_ends() {
         runs.serve(&queue, &registry, quick()).await;
         runs.wait_for(19).await;
         let summary = in_time(registry.shutdown()).await;
-        // Every job that the drain has counted is done in the store.
+        // Each job that the drain has counted as completed must be done in the store.
         let counts = queue.counts().await.unwrap();
         assert_eq!((counts.done, counts.running), (summary.completed - 1, 0), "{counts:?} {summary}");
         for id in ids {
@@ -335,7 +335,7 @@ async fn outage_is_reported_and_fetching_continues() {
     .await;
 }
 
-/// Renames the table of workers, without which nothing can be fetched, or renames it back.
+/// Renames the table of workers, or gives it its old name again. Without this table, no worker can fetch jobs.
 async fn rename_workers(jobs: &Durable, hide: bool) {
     let (prefix, to_prefix) =
         if jobs.sqlite_pool().is_some() { ("background_tasks_", "background_tasks_") } else { ("background_tasks.", "") };

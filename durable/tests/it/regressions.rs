@@ -1,4 +1,4 @@
-//! Regression tests for bugs that reviews found, on both stores.
+//! Tests for bugs that reviews have found. These bugs must not come back. The tests run on both stores.
 
 use crate::common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};
@@ -7,7 +7,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::task::yield_now;
 
-/// If a worker is deregistered while its fetch commits, nobody starts the fetched job.
+/// If a worker is deregistered while its fetch commits, no worker starts the fetched job. Another worker must find this job, and the lost
+/// fetch must not count as an attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn job_of_an_unknown_worker_returns_uncharged() {
     on_each_store(async |jobs: Durable| {
@@ -24,7 +25,8 @@ async fn job_of_an_unknown_worker_returns_uncharged() {
     .await;
 }
 
-/// Without the job, its key would be free too early: the next process that starts would enqueue a tick of a schedule again.
+/// If the job were deleted, its unique key would be free too early. The next process that starts would then enqueue the same tick of a
+/// schedule again.
 #[tokio::test(flavor = "multi_thread")]
 async fn key_with_a_period_is_kept_beyond_the_retention() {
     on_each_store(async |jobs: Durable| {
@@ -59,7 +61,7 @@ async fn concurrent_connects_find_one_store() {
     .await;
 }
 
-/// Two roles or two programs can have different search paths.
+/// Two roles or two programs may have different search paths in Postgres.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_search_path_finds_the_same_store() {
     let Some(database) = TestDatabase::postgres() else { return };
@@ -71,8 +73,8 @@ async fn another_search_path_finds_the_same_store() {
     assert!(jobs.queue::<Mail>("mail").info(id).await.unwrap().is_some());
 }
 
-/// A web server drops a handler when its client disconnects. The handler's connection must not keep an open transaction, which would swallow
-/// the jobs that are enqueued on it later.
+/// When an HTTP client disconnects, a web server drops the handler. The database connection of the handler must not keep an open
+/// transaction. If it did, jobs that are enqueued later on this connection would be lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_enqueue_does_not_roll_back_other_jobs() {
     on_each_database(async |database| {
@@ -88,7 +90,7 @@ async fn dropped_enqueue_does_not_roll_back_other_jobs() {
                     yield_now().await;
                 }
             }
-            // As many jobs as connections.
+            // Enqueues as many jobs as the pool has connections, so that each connection is used.
             for kept in join_all((0..10).map(|_| queue.enqueue(mail("kept")).into_future())).await {
                 let info = others.queue::<Mail>("mail").info(kept.unwrap()).await.unwrap();
                 assert!(info.is_some(), "in round {round}");

@@ -1,5 +1,5 @@
-//! What the registry's observers receive for each kind of loss: the queue as the name of the task, the job, its attempt, what happened, and what
-//! comes next.
+//! Tests what the observers of the registry receive for each kind of loss. The task name is the name of the queue. The message names the
+//! job and its attempt, what happened, and what happens next.
 
 use crate::common::{HANG, Losses, Mail, mail, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks::{Registry, TokioSpawner};
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// The losses of one case, each without the job's ID.
+/// Waits for the next losses and returns them, with `ID` in place of the job ID.
 async fn reports(losses: &Losses, before: usize, expected: usize, id: JobId) -> Vec<(&'static str, &'static str, String)> {
     until("the losses are reported", async || (losses.all().len() >= before + expected).then_some(())).await;
     let new = losses.all().split_off(before);
     new.into_iter().map(|(outcome, name, text)| (outcome, name, text.replace(&id.to_string(), "ID"))).collect()
 }
 
-/// Serves a queue whose jobs end as their payloads say.
+/// Serves a queue. The payload of a job decides how the job ends.
 async fn serve(jobs: &Durable, queue: &Queue<Mail>, registry: &Registry<TokioSpawner>, go: &Arc<Semaphore>) {
     let (jobs, permits) = (jobs.clone(), go.clone());
     let handler = move |job: Job<Mail>| {

@@ -1,4 +1,4 @@
-//! Shutdowns, aborts and panics of jobs, on both stores. Jobs on other executors.
+//! Tests shutdowns, aborts, and jobs that panic, on both stores. Also tests jobs on executors other than tokio.
 
 use crate::common::{
     self, HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, panic_quietly, registry, until,
@@ -16,12 +16,12 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::sleep;
 
-/// A lease and a backoff that no test can wait for.
+/// Returns options with a lease and a backoff that are longer than a test.
 fn patient() -> WorkerOptions {
     WorkerOptions::default().lease(Duration::from_hours(1)).backoff(Duration::from_hours(1), Duration::from_hours(1))
 }
 
-/// Returns a handler that reports its start and waits for a permit.
+/// Returns a handler that sends a message when it starts, and waits for a permit.
 fn held() -> (impl Fn(Job<Mail>) -> Held + Send + Sync + 'static, UnboundedReceiver<JobId>, Arc<Semaphore>) {
     let ((started, starts), go) = (unbounded_channel(), Arc::new(Semaphore::new(0)));
     let permits = go.clone();
@@ -38,14 +38,14 @@ fn held() -> (impl Fn(Job<Mail>) -> Held + Send + Sync + 'static, UnboundedRecei
 
 type Held = std::pin::Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>;
 
-/// Counts the uncharged jobs that no worker holds.
+/// Counts the jobs that no worker holds and for which no attempt or crash has been counted.
 async fn free(jobs: &Durable) -> i64 {
     let free =
         "SELECT count(*) FROM {jobs} WHERE state IN ('available', 'scheduled') AND worker IS NULL AND attempts = 0 AND crashes = 0";
     numbers(jobs, free).await[0]
 }
 
-/// Its first heartbeat must not register it again.
+/// If a worker ends while it starts, its first heartbeat must not register the worker again.
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_that_ends_while_it_starts_is_deregistered() {
     on_each_database(async |database| {
@@ -57,7 +57,8 @@ async fn worker_that_ends_while_it_starts_is_deregistered() {
             queue.serve(&registry, patient(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
             let start = Instant::now();
             registry.shutdown().await;
-            // A shutdown waits briefly for a busy database. Then the lease expires.
+            // If the database is busy, the shutdown waits only briefly. In this case, the worker stays registered until its lease
+            // expires.
             slow += i64::from(start.elapsed() > Duration::from_millis(200));
             all.push(jobs);
         }
@@ -67,7 +68,7 @@ async fn worker_that_ends_while_it_starts_is_deregistered() {
     .await;
 }
 
-/// Checks that another worker runs these jobs without delay.
+/// Checks that another worker runs these jobs without waiting for a lease or a backoff.
 async fn another_worker_runs(database: &TestDatabase, ids: &[JobId], attempt: u32) {
     let jobs = database.open().await;
     let (registry, losses) = registry();
@@ -99,11 +100,11 @@ async fn shutdown_waits_for_jobs_in_flight() {
         let late = queue.enqueue(mail("late")).await.unwrap();
         go.add_permits(100);
         let summary = shutdown.await.unwrap();
-        // The jobs are done in the store when the registry has drained.
+        // When the registry has drained, the jobs must be done in the store.
         for id in &started {
             assert_eq!(queue.info(*id).await.unwrap().unwrap().status(), JobStatus::Done);
         }
-        // Three jobs and the worker.
+        // The summary counts three jobs and the worker task.
         assert_eq!((summary.completed, summary.is_clean()), (4, true), "{summary}");
         assert!(starts.is_empty(), "no job starts after shutdown has started");
         assert_eq!(queue.info(late).await.unwrap().unwrap().status(), JobStatus::Waiting);
@@ -127,7 +128,7 @@ async fn fetched_jobs_return_to_the_queue_when_shutdown_starts() {
         let started = starts.recv().await.unwrap();
         until("all jobs are fetched", async || (queue.counts().await.unwrap().running == 10).then_some(())).await;
         let shutdown = tokio::spawn(registry.shutdown());
-        // While one job still runs.
+        // One job still runs at this time.
         until("the other jobs are back in the queue", async || (free(&jobs).await == 9).then_some(())).await;
         let others: Vec<_> = ids.into_iter().filter(|id| *id != started).collect();
         another_worker_runs(database, &others, 1).await;
@@ -182,7 +183,7 @@ async fn abort_outside_a_shutdown_is_a_failed_attempt() {
         assert!(info.due() > std::time::SystemTime::now() + Duration::from_secs(1000), "the job waits for its backoff");
         assert_eq!(losses.all(), [("aborted", "mail", String::new())]);
 
-        // Aborts all tasks at the last attempt. The worker continues.
+        // Aborts all tasks during the last attempt of the job. The worker must continue.
         let set = format!("UPDATE {{jobs}} SET run_at = enqueued_at WHERE id = '{id}'");
         common::sql(&jobs, &set).await;
         starts.recv().await.unwrap();
@@ -220,7 +221,7 @@ async fn panic_is_counted_and_the_job_is_retried() {
         let report = format!("job {id}, attempt 1 of 20: oh; retried immediately");
         assert_eq!(losses.all(), [("panicked", "mail", report)]);
 
-        // A panic during the drain is a failed attempt too.
+        // A panic during the drain also counts as a failed attempt.
         let (registry, losses) = common::registry();
         let (started, mut starts) = unbounded_channel();
         let signal = registry.signal();
@@ -279,7 +280,7 @@ async fn registry_in_shutdown_rejects_a_worker() {
 async fn jobs_wait_for_a_full_registry() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
-        // Two jobs. The worker takes no permit.
+        // The limit allows two jobs. The worker task itself does not count for this limit.
         let registry = Registry::builder(TokioSpawner).max_in_flight(2).build();
         let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(8), handler).await.unwrap();
@@ -300,7 +301,7 @@ async fn jobs_wait_for_a_full_registry() {
         let summary = registry.shutdown().await;
         assert_eq!((summary.completed, summary.rejected), (7, 0));
 
-        // When shutdown starts, jobs that wait for a permit return to the queue.
+        // When the shutdown starts, the worker puts jobs that wait for a permit back into the queue.
         let registry = Registry::builder(TokioSpawner).max_in_flight(1).build();
         let (handler, mut starts, go) = held();
         queue.serve(&registry, patient().concurrency(8), handler).await.unwrap();
@@ -354,7 +355,7 @@ async fn tasks_of_several_queues_are_listed_by_name() {
     .await;
 }
 
-/// Runs jobs on an executor other than tokio, with the tokio runtime on a separate thread.
+/// Runs jobs on an executor other than tokio. The tokio runtime runs on a separate thread.
 fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) {
     for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
         let (opened, receiver) = mpsc::channel();
@@ -399,7 +400,7 @@ fn on_another_executor<S: Spawner + Clone + Send + Sync + 'static>(spawner: &S) 
             while !is_started.load(Ordering::SeqCst) {
                 smol::Timer::after(Duration::from_millis(5)).await;
             }
-            // Drops futures outside the tokio runtime.
+            // Drops `enqueue` futures outside the tokio runtime.
             for _ in 0..20 {
                 let dropped = queue.enqueue(mail("dropped")).delay(HANG).into_future();
                 assert!(smol::future::or(async { Some(dropped.await) }, async { None }).await.is_none_or(|result| result.is_ok()));

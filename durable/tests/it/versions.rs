@@ -1,4 +1,5 @@
-//! Payloads outlive a deploy: a job that a worker cannot read is kept, reported, and run by another worker. On both stores.
+//! Tests payloads of different versions of a program, on both stores. If a worker cannot read a job, it reports the job and keeps it in
+//! the queue for another worker.
 
 use crate::common::{self, Mail, mail, numbers, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks_durable::{Job, JobStatus, Queue, WorkerOptions};
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
-/// The second version of the payload, with several recipients.
+/// The second version of the payload, which can have more than one recipient.
 #[derive(Serialize, Deserialize)]
 struct MailV2 {
     to: Vec<String>,
@@ -26,7 +27,7 @@ async fn unknown_version_waits_for_a_worker_that_knows_it() {
         let (before, losses) = registry();
         let old = jobs.queue::<Mail>("mail");
         let handler = async |job: Job<Mail>| Ok::<_, Infallible>(job.into_inner().to);
-        // The short delay makes this worker fetch the job more than once.
+        // The delay is short, so that this worker fetches the job more than one time.
         let options = WorkerOptions::default().max_attempts(1).crashes(0).unknown_version_delay(Duration::from_secs(1));
         old.serve(&before, options, handler).await.unwrap();
         until("the worker has met the job twice", async || (losses.all().len() >= 2).then_some(())).await;
@@ -109,7 +110,7 @@ async fn invalid_rows_do_not_stop_the_worker() {
     on_each_store(async |jobs| {
         let queue = jobs.queue::<Mail>("mail");
         let ids = queue.enqueue_all((0..6).map(|number| mail(&number.to_string()))).await.unwrap();
-        // Payloads that are not JSON, and a version that does not exist.
+        // These changes set payloads that are not valid JSON, and a version that does not exist.
         let bytes = if jobs.sqlite_pool().is_some() { "x'ff00fe'" } else { "E'\\x7f'" };
         for (id, set) in [
             (0, format!("payload = {bytes}")),

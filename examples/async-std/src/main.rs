@@ -1,4 +1,4 @@
-//! The notes service on async-std.
+//! Runs the notes service on the runtime async-std.
 
 use background_tasks::AsyncStdSpawner;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! A service that signs people up: it answers immediately, and sends the mail in the background.
+//! An HTTP service that signs people up: it answers each request immediately, and background tasks send the mails.
 
 mod options;
 mod outbox;
@@ -25,7 +25,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
-/// Each task has a span, which follows from the span of the request that started the task.
+/// The type of the task registry. Each task has a tracing span, which follows from the span of the request that started the task.
 type Tasks = Registry<TaskSpan<TokioSpawner>>;
 
 struct Service {
@@ -33,14 +33,14 @@ struct Service {
     prometheus: PrometheusHandle,
     outbox: Outbox,
     readiness: Readiness,
-    /// How long the simulated mail server takes.
+    /// The time that the simulated mail server needs for one mail.
     takes: Duration,
 }
 
 fn main() -> ExitCode {
     let options = Options::from_args();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
-    // Installed before the observer, which describes its metrics to the recorder.
+    // Installs the recorder before the observer is created, because the observer describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups").by_name();
     let tasks = Registry::builder(TaskSpan(TokioSpawner))
@@ -50,14 +50,14 @@ fn main() -> ExitCode {
         .max_in_flight(options.max_in_flight.into())
         .build();
 
-    // Created before the runtime starts threads, so that no signal is lost.
-    // The bar is shown although the host emits events, because the subscriber writes above it.
+    // Creates the host before the runtime starts threads, so that no signal is lost.
+    // The host shows the progress bar together with log lines, because the subscriber writes its lines above the bar.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
 }
 
-/// Serves until shutdown has started and all connections have closed.
+/// Serves requests until shutdown has started and all connections have closed.
 async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
     let Options { listen: address, ref hosts, ref dir, takes, grace, .. } = options;
     let outbox = Outbox::open(dir)?;
@@ -65,11 +65,12 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
-    options.check(bound)?; // systemd may pass another listener
+    options.check(bound)?; // the listener of systemd may have another address
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))
-        // Counts requests to the routes above. The drain does not need to wait for probes.
+        // `RequestLayer` counts requests to the routes above as in flight. The layer does not count probes, so the drain does not wait
+        // for probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(show_readiness))
@@ -82,11 +83,12 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let app = app.with_state(service.clone());
 
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
-        // A client may have connected just before the signal. It has one second to send the head of its request.
+        // A client may have connected just before the signal. Such a client has one second to send the head of its request.
         .late_head_timeout(Duration::from_secs(1))
-        // A client that sends half a body holds the drain for at most this long, so the time is shorter than the grace period.
+        // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
+        // period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
-        // The server accepts up to 4096 connections, which then hold at most 64 MiB of input.
+        // The server accepts up to 4096 connections. With this buffer size, the input of all connections uses at most 64 MiB.
         .configure(|http| {
             http.max_buf_size(16 * 1024);
         });
@@ -98,44 +100,47 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     Ok(())
 }
 
-/// Takes the listener that systemd has opened for signups.socket. Without one, opens a listener.
+/// Takes the listener that systemd has opened for signups.socket. If systemd has passed no listener, opens one at `address`.
 ///
-/// While systemd restarts the service, the system queues new connections of its listener, and the next process accepts them.
+/// While systemd restarts the service, the operating system queues new connections of systemd's listener. The next process accepts these
+/// connections.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }
 
-/// Accepts an address, and starts a background task that sends a mail to it.
+/// Accepts a mail address, and starts a background task that sends a mail to this address.
 #[instrument(skip_all)]
 async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
-    // A line separator, such as U+2028, could forge a line of the outbox for some readers. No address without quotes has white space.
+    // Some readers of the outbox treat a character such as U+2028 as a line break. With such a character, an address could forge a line
+    // of the file. An address without quotes contains no white space.
     if !address.contains('@') || address.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return (StatusCode::BAD_REQUEST, "the body is not a mail address\n");
     }
     let tasks = service.tasks.clone();
-    // This request is in flight, so its task is accepted even after shutdown has started. A full registry rejects the task here, before the
-    // response promises a mail.
+    // This request is in flight, so the registry accepts the new task even after shutdown has started. A full registry rejects the task
+    // here, before the response promises a mail.
     match tasks.named("welcome-mail").try_run(send(service, address)) {
         Ok(()) => (StatusCode::ACCEPTED, "a mail is on its way\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many mails are being sent: try again later\n"),
     }
 }
 
-/// Simulates sending a mail: waits as long as a mail server might take, and writes the address to a file.
+/// Simulates sending a mail: waits as long as a mail server might need, and then writes the address to a file.
 async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
     info!("the mail is sent");
     let tasks = service.tasks.clone();
-    // A task may start tasks too. Blocking work must not run on the threads that serve requests. A full registry accepts this task, because the
-    // mail keeps its own permit until the address is written.
+    // A task may start other tasks. Blocking work must not run on the threads that serve requests. Even a full registry accepts the task
+    // `outbox`, because the task needs no permit. The task of the mail keeps its own permit until the address is written.
     let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
-    // An error of the closure belongs to the owner of the handle, so the mail returns it, and counts as failed.
+    // The registry does not count an error of the closure as a failure, because the owner of the handle receives the error. `send`
+    // returns the error, so the task of the mail counts as failed.
     append.await.map_err(io::Error::other)?
 }
 
-/// Answers 503 once the process has been asked to stop, so that load balancers send no more requests.
+/// Answers 503 after the process has received SIGTERM or Ctrl-C. Load balancers then send no more requests.
 async fn show_readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
     if service.readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
 }

@@ -24,19 +24,19 @@ pub(crate) struct Options {
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
-    /// Write the mails to the file `outbox` in this folder, and create it if it is missing
+    /// Write the mails to the file `outbox` in this folder; create the folder if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "signups")]
     pub(crate) dir: PathBuf,
     /// Answer 503 to a sign-up while this many mails are being sent
     #[arg(long, value_name = "MAILS", default_value = "4096", value_parser = value_parser!(u16).range(1..))]
     pub(crate) max_in_flight: u16,
-    /// How long the simulated mail server takes
+    /// Simulate a mail server that needs this time for each mail
     #[arg(long, value_name = "MILLISECONDS", default_value = "20", value_parser = milliseconds)]
     pub(crate) takes: Duration,
     /// After SIGTERM or Ctrl-C, wait this long for tasks and requests
     #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
-    /// After SIGTERM or Ctrl-C, continue for this part of the grace period, so that load balancers see /readyz fail
+    /// After SIGTERM or Ctrl-C, accept requests for this time while /readyz answers 503; the time is part of the grace period
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) delay: Duration,
     /// Serve a dashboard at /background, where everyone who can connect can abort tasks; needs a loopback address
@@ -48,7 +48,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads the arguments. Exits after printing the help or an error.
+    /// Parses the command line. If it requests the help or is invalid, prints the help or the error and exits.
     pub(crate) fn from_args() -> Self {
         let mut options = Self::parse();
         options.dashboard |= options.public_dashboard;
@@ -58,7 +58,7 @@ impl Options {
         options
     }
 
-    /// Checks the address of the listener.
+    /// Checks that `address`, the address of the listener, is allowed for the dashboard.
     pub(crate) fn check(&self, address: SocketAddr) -> Result<(), &'static str> {
         if self.dashboard && !self.public_dashboard && !address.ip().is_loopback() {
             return Err(

@@ -1,16 +1,17 @@
-//! The file that receives the mails.
+//! Writes the mails into one file, the outbox.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// A regular file, to which several tasks append at the same time.
+/// A regular file to which several tasks append at the same time.
 ///
-/// The file stays open, so a mail needs no file descriptor: an accepted mail is written even if connections occupy all other descriptors.
+/// The file stays open, so no mail needs a new file descriptor. An accepted mail is written even if connections use all other
+/// descriptors.
 pub(crate) struct Outbox(File);
 
 impl Outbox {
-    /// Opens the file in this folder. Creates the folder and the file if they are missing.
+    /// Opens the file `outbox` in this folder. Creates the folder and the file if they are missing.
     pub(crate) fn open(folder: &Path) -> Result<Self, String> {
         fs::create_dir_all(folder).map_err(|error| format!("cannot write to '{}': {error}", folder.display()))?;
         let path = folder.join("outbox");
@@ -19,19 +20,20 @@ impl Outbox {
         file.map_err(|error| format!("cannot append to '{}', which must be a regular file: {error}", path.display()))
     }
 
-    /// Appends a line. Blocks while the disk is busy.
+    /// Appends a line to the file. Blocks while the disk is busy.
     pub(crate) fn append(&self, line: &str) -> io::Result<()> {
-        // A mail in a deleted file would be lost.
+        // Nobody could read a mail that is written to a deleted file.
         #[cfg(unix)]
         if std::os::unix::fs::MetadataExt::nlink(&self.0.metadata()?) == 0 {
             return Err(io::Error::other("the outbox was deleted: restart the service"));
         }
-        // In one write, because other tasks write to the file too.
+        // Uses a single write, because other tasks write to the file at the same time.
         (&self.0).write_all(format!("{line}\n").as_bytes())
     }
 }
 
-/// Opens the file itself: a symbolic link, which could name a file elsewhere, is an error. A named pipe without a reader does not block.
+/// Opens the outbox. Fails if the path is a symbolic link, because the link could name a file elsewhere. Does not block if the path is a
+/// named pipe without a reader.
 #[cfg(unix)]
 fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};

@@ -1,4 +1,4 @@
-"""Checks that the manifest, the unit and the README of host/ fit together. Runs in the root of the repository; needs PyYAML."""
+"""Checks that kubernetes.yaml, signups.service and host/src/deployment.md use the same times and names. Run it in the root of the repository. Needs PyYAML."""
 
 import re
 import yaml
@@ -23,10 +23,10 @@ grace = int(container["args"][container["args"].index("--grace") + 1])
 before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
 killed = pod["terminationGracePeriodSeconds"]
 assert killed >= before + grace + 2, f"killed after {killed} s, before {before} + {grace} + 2"
-with open("host/README.md") as file:
-    readme = file.read()
+with open("host/src/deployment.md") as file:
+    page = file.read()
 for name, value in [("`preStop.sleep.seconds`", before), ("`Host::grace`", grace), ("`terminationGracePeriodSeconds`", killed)]:
-    assert f"| {name} | {value} |" in readme, f"the README has a different {name}"
+    assert f"| {name} | {value} |" in page, f"the page has a different {name}"
 
 with open("examples/axum/signups.service") as file:
     unit = file.read()

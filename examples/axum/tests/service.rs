@@ -1,4 +1,4 @@
-//! Tests of the service as a process, with real signals.
+//! Starts the service as a process, and sends HTTP requests and signals to it.
 #![cfg(unix)]
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -20,7 +20,7 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
 }
 
-/// A running service and its folder.
+/// The process of a service, and the folder that contains the outbox of the service.
 struct Service {
     process: Process,
     address: SocketAddr,
@@ -45,7 +45,7 @@ impl Service {
         Client::connect(self.address).unwrap()
     }
 
-    /// Waits until the process has ended. Returns its output and the addresses in its outbox.
+    /// Waits until the process has ended. Returns the output of the process and the addresses in the outbox.
     #[track_caller]
     fn wait(self, code: i32) -> (String, Vec<String>) {
         let output = self.process.wait().assert_code(code).output();
@@ -58,7 +58,7 @@ fn sign_up(client: &mut Client, address: &str) -> io::Result<u16> {
     Ok(client.request("POST", "/signups", address.as_bytes())?.status)
 }
 
-/// Starts to sign up, and returns once the service waits for an address of `len` bytes.
+/// Sends the head of a sign-up request. Returns as soon as the service waits for the body, an address of `len` bytes.
 fn start_sign_up(client: &mut Client, len: usize) {
     client.start_request("POST", "/signups", len).unwrap();
 }
@@ -72,7 +72,7 @@ fn get(client: &mut Client, path: &str) -> (u16, String) {
 const SIGN_UPS: usize = 2000;
 const CONNECTIONS: usize = 16;
 
-/// Signs up over many connections, and sends SIGTERM meanwhile. A mail is sent for each sign-up that was answered 202.
+/// Sends SIGTERM to the service while many clients sign up. For each sign-up that was answered 202, the service must send a mail.
 #[test]
 fn every_accepted_mail_is_sent() {
     let rounds = std::env::var("ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
@@ -89,7 +89,7 @@ fn every_accepted_mail_is_sent() {
     }
 }
 
-/// Signs up until the service has exited. Sends SIGTERM once `stop_after` addresses are accepted. Returns the accepted addresses.
+/// Signs up until the service has exited. Sends SIGTERM as soon as `stop_after` addresses are accepted. Returns all accepted addresses.
 fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     let (next, address) = (&AtomicUsize::new(0), service.address);
     let sign_up_all = |accepted: Sender<String>| {
@@ -108,7 +108,7 @@ fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
         let (sender, receiver) = channel();
         for _ in 0..CONNECTIONS {
             let sender = sender.clone();
-            // An error means that the service has exited.
+            // The client gets an error if the service has exited.
             scope.spawn(|| drop(sign_up_all(sender)));
         }
         drop(sender);
@@ -121,14 +121,14 @@ fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     })
 }
 
-/// The tasks that the request starts are accepted too.
+/// A request that is in flight at the signal must finish, and the registry must accept the tasks that it starts.
 #[test]
 fn current_request_finishes_after_the_signal() {
     let mut service = Service::start(&["--grace", "60"]);
     let mut client = service.connect();
     start_sign_up(&mut client, 15);
     service.process.terminate();
-    // The program, the connection, and the request.
+    // The three tasks in flight are the program, the connection, and the request.
     service.process.line("background task shutdown started in_flight=3");
     poll_until_some(&"the service still listens", || Client::connect(service.address).err());
     client.send(b"ada@example.com").unwrap();
@@ -138,7 +138,7 @@ fn current_request_finishes_after_the_signal() {
     assert_eq!(sent, ["ada@example.com"]);
 }
 
-/// During the delay, the service accepts connections and requests, but is not ready.
+/// During the delay, the service accepts connections and requests, but `/readyz` answers 503.
 #[test]
 fn service_is_not_ready_after_the_signal() {
     let mut service = Service::start(&["--grace", "3600", "--delay", "3600"]);
@@ -156,12 +156,13 @@ fn service_is_not_ready_after_the_signal() {
     }
     late.send(b"ada@example.com").unwrap();
     assert_eq!(late.response().unwrap().status, 202);
-    // A second signal does not wait for the delay.
+    // The second signal ends the process even during the delay.
     service.process.signal_until_exit(Signal::TERM);
     service.wait(130);
 }
 
-/// A delay that is longer than the grace period leaves no time for the drain. The mail is still in flight at the deadline.
+/// The delay is part of the grace period. In the second case, the delay uses the whole grace period, so the mail is still in flight at
+/// the deadline.
 #[test]
 fn delay_is_part_of_the_grace_period() {
     for (grace, delay, takes, code, expected) in [
@@ -177,9 +178,9 @@ fn delay_is_part_of_the_grace_period() {
     }
 }
 
-/// Returns the command of a service that inherits a listener.
+/// Returns a command that starts the service with an inherited listener.
 fn with_listener(listener: &TcpListener) -> Command {
-    // The shell makes its stdin the first inherited file descriptor, and then becomes the service.
+    // The shell makes its stdin the first inherited file descriptor (3). The shell then replaces itself with the service.
     let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, env!("CARGO_BIN_EXE_signups")]);
@@ -196,7 +197,8 @@ fn dashboard_needs_a_loopback_listener() {
     assert!(output.contains("the dashboard has no login"), "{output}");
 }
 
-/// A supervisor keeps the listener open, as systemd does for a socket unit, and restarts the service five times while 32 clients connect.
+/// The test keeps the listener open, as systemd does for a socket unit. The test restarts the service five times while 32 clients
+/// connect.
 #[test]
 fn restart_with_an_inherited_listener_refuses_no_connection() {
     const CLIENTS: usize = 32;
@@ -252,7 +254,7 @@ fn metrics_count_the_tasks() {
     assert!(metrics.contains(duration), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
-    // A write to the deleted file would succeed, but nobody could read it.
+    // After the file is deleted, a write would still succeed, but nobody could read the mail.
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
     client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"welcome-mail\"} 1\n");
@@ -265,7 +267,8 @@ fn metrics_count_the_tasks() {
     assert!(output.lines().any(is_reported), "not reported in the span of its task: {output}");
 }
 
-/// The service closes a connection without a whole head at the signal. It does not wait for the timeout of the head, which is 5 s.
+/// When the service receives the signal, it closes a connection that has sent only a part of a request head. The service does not wait
+/// for the head timeout of 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let service = Service::start(&["--grace", "30"]);
@@ -283,7 +286,7 @@ fn half_a_request_head_does_not_delay_exit() {
     }
 }
 
-/// During the drain, a body has half of the grace period to arrive.
+/// During the drain, a client must send the rest of a body within half of the grace period.
 #[test]
 fn half_a_request_body_does_not_exceed_the_grace_period() {
     let service = Service::start(&["--grace", "2"]);
@@ -296,7 +299,7 @@ fn half_a_request_body_does_not_exceed_the_grace_period() {
     assert!(output.contains("background tasks drained") && sent.is_empty(), "{output}");
 }
 
-/// Up to 4096 connections must fit into the memory limit of kubernetes.yaml, 256 MiB.
+/// The input of up to 4096 connections must fit into 256 MiB, the memory limit of kubernetes.yaml.
 #[cfg(target_os = "linux")]
 #[test]
 fn half_request_heads_hold_little_memory() {
@@ -305,7 +308,7 @@ fn half_request_heads_hold_little_memory() {
     let clients: Vec<_> = (0..400)
         .map(|_| {
             let mut client = service.connect();
-            // An error means that the service has rejected the head.
+            // The client gets an error if the service has rejected the head.
             let _ = client.send(head.as_bytes());
             client
         })
@@ -317,7 +320,7 @@ fn half_request_heads_hold_little_memory() {
     drop(clients);
 }
 
-/// Idle connections leave file descriptors for the work.
+/// Many idle connections must leave enough file descriptors for the mails.
 #[cfg(target_os = "linux")]
 #[test]
 fn idle_connections_lose_no_mail() {
@@ -336,7 +339,8 @@ fn idle_connections_lose_no_mail() {
     drop(idle);
 }
 
-/// A web page of another site may give its own host name the address of the service (DNS rebinding).
+/// With DNS rebinding, a web page of another site makes its own host name point to the address of the service. The service must reject
+/// requests for such host names.
 #[test]
 fn unknown_hosts_are_rejected() {
     let service = Service::start(&["--host", "signups.example.com", "--host", "signups", "--dashboard"]);
@@ -374,7 +378,7 @@ fn straggler_is_reported() {
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 
-/// A sign-up is answered 202 only if the registry has accepted its mail.
+/// The service answers a sign-up with 202 only if the registry has accepted the task that sends the mail.
 #[test]
 fn sign_up_beyond_the_limit_is_answered_503() {
     let service = Service::start(&["--max-in-flight", "4", "--takes", "3600000", "--grace", "0.1"]);
@@ -385,7 +389,7 @@ fn sign_up_beyond_the_limit_is_answered_503() {
     assert_eq!(output.matches("still in flight task.name=\"welcome-mail\"").count(), 4, "{output}");
 }
 
-/// The limit covers a mail until its address is written: no accepted mail is rejected later.
+/// The task of a mail keeps its permit until the address is written. Therefore every accepted mail must be sent.
 #[test]
 fn mails_within_the_limit_are_sent() {
     let service = Service::start(&["--max-in-flight", "1"]);
@@ -400,7 +404,8 @@ fn mails_within_the_limit_are_sent() {
     assert_eq!(service.wait(0).1, accepted);
 }
 
-/// Opening a named pipe without a reader would block, and a symbolic link could name a file of another service.
+/// The service must reject an outbox that is a named pipe, because opening a pipe without a reader would block. The service must also
+/// reject a symbolic link, because the link could name a file of another service.
 #[test]
 fn outbox_must_be_a_regular_file() {
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -419,7 +424,7 @@ fn outbox_must_be_a_regular_file() {
     fs::remove_file(&outbox).unwrap();
     mknodat(CWD, &outbox, FileType::Fifo, Mode::RWXU, 0).unwrap();
     is_refused();
-    // With a reader, a named pipe can be opened.
+    // If a named pipe has a reader, the service can open the pipe. The service must then reject the pipe by the type of the file.
     let reader = fs::OpenOptions::new().read(true).write(true).open(&outbox).unwrap();
     is_refused();
     drop(reader);
@@ -450,7 +455,7 @@ fn dashboard_is_optional() {
     }
 }
 
-/// A page that stays open does not hold the drain until the grace period expires.
+/// A browser that keeps the dashboard open must not delay the end of the drain until the grace period expires.
 #[test]
 fn open_dashboard_does_not_delay_exit() {
     let service = Service::start(&["--dashboard", "--grace", "3600"]);
@@ -474,7 +479,7 @@ fn service_notifies_systemd() {
     service.wait(0);
 }
 
-/// The service prints why it fails to start.
+/// If the service cannot start, it must print the reason.
 #[test]
 fn invalid_options_are_reported() {
     let service = Service::start(&[]);
@@ -494,7 +499,7 @@ fn invalid_options_are_reported() {
         let output = Process::start(program().args(args)).wait().assert_code(2).output();
         assert!(output.contains(&why), "{args:?}: {output}");
     }
-    // The last of several equal options counts.
+    // If an option is repeated, the service uses the last value.
     let service = Service::start(&["--grace", "1", "--grace", "2"]);
     service.process.terminate();
     service.wait(0);

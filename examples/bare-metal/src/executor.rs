@@ -1,4 +1,4 @@
-//! An executor for one core: a queue of ready tasks. Interrupts may add to it.
+//! An executor for a single core. The executor polls tasks from a queue of ready tasks. Interrupt handlers may add tasks to the queue.
 
 use alloc::collections::VecDeque;
 use async_task::Runnable;
@@ -8,8 +8,8 @@ use critical_section::Mutex;
 
 static READY: Mutex<RefCell<VecDeque<Runnable>>> = Mutex::new(RefCell::new(VecDeque::new()));
 
-/// Starts futures, which [`run`] polls. Any code may call it, interrupt handlers included. If the last waker of a waiting task is dropped,
-/// [`run`] drops the task.
+/// A spawner that starts futures, which [`run`] polls. Any code may call `spawn`, even an interrupt handler. If the last waker of a
+/// waiting task is dropped, no code can wake the task, so [`run`] drops the task.
 pub struct Executor;
 
 impl Spawner for Executor {
@@ -27,14 +27,14 @@ fn ready(task: Runnable) {
     critical_section::with(|cs| READY.borrow_ref_mut(cs).push_back(task));
 }
 
-/// Polls the ready tasks, and sleeps while no task is ready.
+/// Polls the ready tasks. While no task is ready, the processor sleeps.
 pub fn run() -> ! {
     loop {
         while let Some(task) = critical_section::with(|cs| READY.borrow_ref_mut(cs).pop_front()) {
             task.run();
         }
         critical_section::with(|cs| {
-            // An interrupt after this check ends the sleep. It is handled when the critical section ends.
+            // If an interrupt arrives after this check, it ends the sleep. The interrupt handler runs when the critical section ends.
             if READY.borrow_ref(cs).is_empty() {
                 cortex_m::asm::wfi();
             }

@@ -1,5 +1,5 @@
-//! Background tasks without an operating system. The program and an interrupt start tasks, the interrupt starts the shutdown, and the
-//! program waits for the drain and checks the outcomes.
+//! Runs background tasks without an operating system. The program and an interrupt handler start tasks. The interrupt handler then starts
+//! the shutdown. The program waits for the drain and checks the outcomes.
 
 #![no_std]
 #![no_main]
@@ -27,15 +27,15 @@ static HEAP: LlffHeap = LlffHeap::empty();
 static STATE: RegistryState = RegistryState::new();
 static TASKS: Registry<Executor> = Registry::in_static(&STATE, Executor);
 
-/// A transfer is not a future: it is in flight until the interrupt at its end drops the guard.
+/// The guard of a data transfer. A transfer is not a future: it counts as in flight until the interrupt handler drops this guard.
 static TRANSFER: Mutex<Cell<Option<Guard>>> = Mutex::new(Cell::new(None));
 
-/// The number of readings that the timer starts before it starts the shutdown.
+/// The number of sensor readings that the timer starts before it starts the shutdown.
 const READINGS: u32 = 100;
 
 #[entry]
 fn main() -> ! {
-    // SAFETY: called once, and before the first allocation.
+    // SAFETY: called only once, before the first allocation.
     unsafe {
         embedded_alloc::init!(HEAP, 8 * 1024);
     }
@@ -52,7 +52,7 @@ async fn program() {
     critical_section::with(|cs| TRANSFER.borrow(cs).set(Some(transfer)));
     start_timer();
 
-    // A response that never arrives. The shutdown ends the wait for it.
+    // The task waits for a response that never arrives. The shutdown ends this wait.
     let response = TASKS.track(pending::<()>()).expect("the registry is open");
     TASKS.signal().run_until_shutdown(response).await;
     println!("shutdown started");
@@ -61,12 +61,13 @@ async fn program() {
     let rejected = TASKS.try_run(async {}).expect_err("the registry has drained");
     println!("{rejected}");
 
-    // Completed: the 100 readings, the log, its last entry, and the transfer. A panic ends the program with a failure.
+    // The 103 completed tasks are 100 readings, `keep_log`, the task that it starts, and the transfer. If the assertion fails, the
+    // program panics and exits with an error.
     assert_eq!(TASKS.summary().to_string(), "103 completed, 1 failed, 0 panicked, 1 abandoned, 0 aborted, 1 rejected");
     process::exit(0);
 }
 
-/// Prints how the tasks of the inspected registry are lost.
+/// An observer that prints how the tasks of the inspected registry were lost.
 struct Console;
 
 impl Observer for Console {
@@ -75,7 +76,7 @@ impl Observer for Console {
     }
 }
 
-/// Lists the tasks of an inspected registry and aborts one of them.
+/// Lists the tasks of an inspected registry and aborts one of the tasks.
 async fn inspect_and_abort() {
     let jobs = Registry::builder(Executor).inspect().observer(Console).build();
     jobs.named("calibration").run(pending::<()>());
@@ -88,13 +89,14 @@ async fn inspect_and_abort() {
     println!("jobs drained: {}", jobs.shutdown().await);
 }
 
-/// Keeps the log open until the shutdown starts. While the registry drains, a task may start another one.
+/// Waits until shutdown starts, and then starts a task that writes the last entry of the log. A task may start another task even during
+/// the drain.
 async fn keep_log() {
     TASKS.signal().await;
     TASKS.run(async { println!("the log is written") });
 }
 
-/// Takes a reading, unless the shutdown starts before the sensor has settled.
+/// Simulates a reading of a sensor. Ends early if shutdown starts before the value of the sensor is stable.
 async fn read() {
     let mut polls = 0..10;
     let settled = poll_fn(|cx| {
@@ -104,12 +106,13 @@ async fn read() {
     TASKS.signal().run_until_shutdown(settled).await;
 }
 
-/// Starts a reading at each tick, then starts the shutdown, then ends the transfer.
+/// Starts one reading at each tick of the timer. After the last reading, one tick starts the shutdown, and the next tick ends the
+/// transfer.
 #[exception]
 fn SysTick() {
     static mut STARTED: u32 = 0;
     if *STARTED < READINGS {
-        // The heap limits how many readings can be in flight. If the limit is reached, the tick starts no reading.
+        // The size of the heap limits the number of readings in flight. If ten tasks are in flight, the tick starts no reading.
         if TASKS.in_flight() < 10 {
             TASKS.run(read());
             *STARTED += 1;
@@ -121,7 +124,7 @@ fn SysTick() {
     }
 }
 
-/// Makes the timer tick so often that most ticks interrupt a task.
+/// Starts the timer. The timer ticks so often that most ticks interrupt a task.
 fn start_timer() {
     let mut timer = Peripherals::take().expect("taken once").SYST;
     timer.set_clock_source(SystClkSource::Core);

@@ -1,5 +1,5 @@
-//! Drafts that background tasks save and send after the click handler has returned. When the user leaves, the tasks finish immediately if
-//! they can. The next visit reports the others.
+//! A page for drafts. Background tasks save and send a draft after the click handler has returned. When the user leaves the page, the
+//! tasks finish immediately if they can. The next visit reports the unfinished tasks.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 mod browser;
@@ -9,12 +9,12 @@ use background_tasks::{Loss, Observer, Registry, TaskInfo, WasmSpawner};
 use std::cell::RefCell;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-// Each visit has its own registry, because a registry that has been shut down cannot be reopened.
+// Each visit has its own registry, because a registry cannot be reopened after its shutdown.
 thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::start()));
 
 struct Visit {
     tasks: Registry<WasmSpawner>,
-    /// The time of the start, which identifies the visit among the visits of all pages.
+    /// The time at which the visit started. The start time identifies the visit among the visits of all pages.
     started: f64,
 }
 
@@ -36,21 +36,22 @@ impl Observer for ConsoleObserver {
     }
 }
 
-/// Logs panics. Without this hook, a panic traps without a message.
+/// Installs a hook that logs panics. Without this hook, a panic stops the program without a message.
 #[wasm_bindgen(start)]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| web_sys::console::error_1(&panic.to_string().into())));
 }
 
-/// Saves a draft in the background.
+/// Starts a background task that saves a draft.
 #[wasm_bindgen]
 pub fn save(text: String) {
     let tasks = tasks();
     tasks.named("save").run_local(save_slowly(text, tasks.clone()));
 }
 
-/// Saves a draft in small steps, which keeps the page responsive, and saves the rest immediately when the user leaves. Then starts another
-/// task that stores the time. The registry accepts that task even during the shutdown, because the saving task is still in flight.
+/// Saves a draft in small steps, so that the page stays responsive. When the user leaves, saves the rest immediately. At the end, starts
+/// another task that stores the time. The registry accepts this task even during the shutdown, because the saving task is still in
+/// flight.
 async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), String> {
     let leaving = tasks.signal();
     for (end, _) in text.char_indices() {
@@ -64,7 +65,8 @@ async fn save_slowly(text: String, tasks: Registry<WasmSpawner>) -> Result<(), S
     Ok(())
 }
 
-/// Sends a draft in the background. The server may receive it twice: leaving the page aborts the first request at any point.
+/// Starts a background task that sends a draft. If the user leaves during the request, the request is aborted and the draft is sent a
+/// second time. So the server may receive the draft twice.
 #[wasm_bindgen]
 pub fn send(text: String) {
     let tasks = tasks();
@@ -77,7 +79,7 @@ pub fn send(text: String) {
     });
 }
 
-/// Builds an index in the background. The task is slow and ignores the shutdown signal.
+/// Starts a background task that simulates building an index. The task is slow and ignores the shutdown signal.
 #[wasm_bindgen]
 pub fn index() {
     tasks().named("index").run_local(browser::sleep(60_000));
@@ -104,7 +106,7 @@ pub fn abort() {
     tasks().abort();
 }
 
-/// Starts a visit if the previous visit has ended. Returns the reports of earlier visits.
+/// Starts a new visit if the previous visit has ended. Returns the reports of earlier visits.
 #[wasm_bindgen]
 #[must_use]
 pub fn arrive() -> Vec<String> {
@@ -114,14 +116,14 @@ pub fn arrive() -> Vec<String> {
     reports::take()
 }
 
-/// Ends the visit: triggers the shutdown signal. The tasks finish after this call, in the microtasks before the next listener of the same
+/// Ends the visit by starting the shutdown. The tasks finish after this call, in microtasks that run before the next listener of the same
 /// event.
 #[wasm_bindgen]
 pub fn leave() {
     tasks().start_shutdown();
 }
 
-/// Stores a report for the next visit. Call it in a later listener than [`leave`].
+/// Stores a report for the next visit. Call [`leave`] first, and call this function in a later listener of the same event.
 #[wasm_bindgen]
 pub fn report() {
     VISIT.with_borrow(|visit| reports::store(&visit.tasks, visit.started));

@@ -1,4 +1,4 @@
-//! Reports of a visit, which the next visit shows.
+//! Stores a report of each visit, which the next visit shows.
 
 use crate::browser;
 use background_tasks::{Registry, Summary, WasmSpawner};
@@ -7,8 +7,8 @@ use wasm_bindgen_futures::spawn_local;
 
 const PREFIX: &str = "report/";
 
-/// Stores a report of a visit's tasks: the stragglers now, and the summary if they end later. They end if the page was only hidden, or if
-/// the user returns to it.
+/// Stores a report of the tasks of a visit. The report lists the stragglers. If the stragglers end later, the summary replaces the list.
+/// Stragglers can end later if the page was only hidden, or if the user returns to the page.
 pub(crate) fn store(tasks: &Registry<WasmSpawner>, started: f64) {
     let key = format!("{PREFIX}{started}");
     let (drained, now) = (tasks.shutdown(), tasks.shutdown().until(ready(())));
@@ -29,7 +29,7 @@ fn write(key: &str, report: &str) {
     }
 }
 
-/// Returns the reports of earlier visits, and removes them.
+/// Returns the reports of earlier visits, and removes them from the local storage.
 pub(crate) fn take() -> Vec<String> {
     let mut keys = browser::keys();
     keys.retain(|key| key.starts_with(PREFIX));

@@ -1,5 +1,5 @@
-// The page in Chromium: clicks start tasks, the tasks drain as far as possible when the user leaves, and the next visit reports the others.
-// Needs `pkg/`, chromium and chromedriver.
+// Tests the page in Chromium. Clicks start tasks. When the user leaves, the tasks finish immediately if they can. The next visit reports
+// the unfinished tasks. Needs the folder `pkg/`, chromium and chromedriver.
 import { after, before, beforeEach, test } from "node:test";
 import assert from "node:assert/strict";
 import { Browser, until } from "../../../testing/webdriver.mjs";
@@ -22,17 +22,17 @@ async function open() {
   await until("the page", () => run("return 'ready' in document.body.dataset"));
 }
 
-/// Leaves the page, which closes it unless the browser keeps it.
+/// Leaves the page. The browser then closes the page, or keeps it for a return of the user.
 const leave = () => go(`${url}serve.mjs`);
 
 const in_flight = (...names) =>
   until(`${names} in flight`, async () => names.join() === (await lines("tasks")).map((line) => line.split(" ")[0]).join());
 
-/// Stops the page's timers until `run_timers`.
+/// Stops the timers of the page until `run_timers` is called.
 const stop_timers = () => run("window.timers = []; window.original = setTimeout; window.setTimeout = (callback) => timers.push(callback)");
 const run_timers = () => run("window.setTimeout = original; timers.splice(0).forEach((callback) => callback())");
 
-/// Hides `visibilitychange` from the page: not every browser sends it to a closing page.
+/// Hides the event `visibilitychange` from the page, because not every browser sends this event to a page that closes.
 const block_visibility_events = () => run("addEventListener('visibilitychange', (event) => event.stopImmediatePropagation(), true)");
 
 before(async () => {
@@ -127,7 +127,7 @@ test("aborted tasks are no longer in flight", async () => {
 const straggling = /^1 background task still in flight \(2 completed, 0 failed, .*\n *1 × index at /;
 const drained = (completed) => `drained: ${completed} completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected`;
 
-/// Leaves by `leave_and_return` with a task in flight that waits for a timer. In the second visit the timer fires. Then leaves and returns again.
+/// Leaves and returns while a task waits for a stopped timer. After that, runs the timer, and leaves and returns a second time.
 async function leave_twice(leave_and_return) {
   await stop_timers();
   await click("index");

@@ -1,4 +1,4 @@
-//! The registry in JavaScript environments: in Node, and with `WASM_BINDGEN_USE_BROWSER=1` in a browser.
+//! Tests the registry in JavaScript environments: in Node, or in a browser if `WASM_BINDGEN_USE_BROWSER=1` is set.
 #![cfg(all(target_family = "wasm", target_os = "unknown"))]
 
 use background_tasks::{AbortError, Observer, Registry, RegistryState, RejectReason, Restart, Summary, TaskInfo, Timer};
@@ -22,23 +22,23 @@ extern "C" {
     #[wasm_bindgen(js_name = setTimeout)]
     fn set_timeout(callback: &Function, milliseconds: i32);
 
-    /// Returns the time of the environment, in milliseconds.
+    /// Returns the current time of the JavaScript environment, in milliseconds.
     #[wasm_bindgen(js_namespace = performance)]
     fn now() -> f64;
 }
 
-/// Resolves in a later turn of the event loop.
+/// Resolves after the given time, in a later turn of the event loop.
 async fn timer(milliseconds: i32) {
     let elapsed = Promise::new(&mut |resolve, _| set_timeout(&resolve, milliseconds));
     JsFuture::from(elapsed).await.unwrap();
 }
 
-/// Resolves in the same turn, in a later microtask.
+/// Resolves in the same turn of the event loop, in a later microtask.
 async fn microtask() {
     JsFuture::from(Promise::resolve(&JsValue::UNDEFINED)).await.unwrap();
 }
 
-/// Lets the other tasks run once.
+/// Lets all other ready tasks run once.
 async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
@@ -55,7 +55,7 @@ fn inspected() -> Registry<WasmSpawner> {
     Registry::builder(WasmSpawner).inspect().build()
 }
 
-/// Returns the counts in the order of the summary's fields.
+/// Returns the counts of a summary, in the order of its fields.
 fn counts(summary: Summary) -> [u64; 6] {
     let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
     [completed, failed, panicked, abandoned, aborted, rejected]
@@ -73,7 +73,7 @@ async fn timer_resolves_when_the_duration_has_elapsed_and_not_earlier() {
         WasmSpawner.sleep(Duration::from_millis(milliseconds.into())).await;
         assert!(now() - start >= f64::from(milliseconds), "{} of {milliseconds} ms", now() - start);
     }
-    // The duration starts at the call, not at the first poll.
+    // The time starts at the call of `sleep`, not at the first poll.
     let start = now();
     let sleep = WasmSpawner.sleep(Duration::from_millis(100));
     WasmSpawner.sleep(Duration::from_millis(100)).await;
@@ -83,7 +83,7 @@ async fn timer_resolves_when_the_duration_has_elapsed_and_not_earlier() {
 
 #[wasm_bindgen_test]
 async fn long_sleep_does_not_resolve_early() {
-    // `setTimeout` takes a delay of more than 31 bits for zero.
+    // `setTimeout` treats a delay of more than 31 bits as zero.
     for duration in [Duration::MAX, Duration::from_millis(1 << 31), Duration::from_secs(1 << 40)] {
         let mut sleep = Box::pin(WasmSpawner.sleep(duration));
         timer(5).await;
@@ -158,7 +158,7 @@ async fn tasks_run_after_the_caller_has_returned() {
             ran.set(ran.get() + 1);
         });
     }
-    // A task that is `Send` runs on the same event loop.
+    // A task that is `Send` runs on the same event loop as the local tasks.
     registry.run(async { yield_now().await });
     registry.run(async { Err::<(), _>("intended") });
     assert_eq!((ran.get(), registry.in_flight()), (0, 5), "nothing has run yet");
@@ -230,7 +230,7 @@ async fn inspected_tasks_are_listed_with_their_ages_and_aborted() {
     let names: Vec<_> = tasks.iter().filter_map(TaskInfo::name).collect();
     assert_eq!(names[0], "first", "the oldest task is first");
     assert_eq!(names.len(), 3);
-    // Timers and the clock round differently.
+    // The timer and the clock round differently, so the age may be a bit below 20 ms.
     assert!(tasks[0].age().unwrap() >= Duration::from_millis(15), "{:?}", tasks[0].age());
     let id = |name| tasks.iter().find(|task| task.name() == Some(name)).unwrap().id().unwrap();
     assert_eq!(registry.abort_task(id("first")), Ok(()));
@@ -320,7 +320,7 @@ async fn rejected_promise_is_a_failure() {
     assert_eq!(registry.shutdown().await.failed, 1);
 }
 
-/// Resolves at the next uncaught error of JavaScript. In Node, an uncaught error without a listener ends the process.
+/// Resolves at the next uncaught error of JavaScript. Without this listener, an uncaught error would end the process of Node.
 #[cfg(panic = "abort")]
 async fn uncaught() {
     let listen =
@@ -330,7 +330,7 @@ async fn uncaught() {
     JsFuture::from(caught).await.unwrap();
 }
 
-/// A panic traps: no destructor runs, and only JavaScript gets an error.
+/// With `panic = "abort"`, a panic stops the code without running destructors. Only JavaScript gets an error.
 #[cfg(panic = "abort")]
 #[wasm_bindgen_test]
 async fn panicking_task_stays_in_flight_and_others_continue() {
@@ -344,7 +344,7 @@ async fn panicking_task_stays_in_flight_and_others_continue() {
     assert_eq!(stragglers.tasks()[0].name(), Some("bug"));
 }
 
-/// With `-C panic=unwind`, which needs a nightly toolchain, a panic is counted as on other targets.
+/// With `-C panic=unwind`, which needs a nightly toolchain, the registry counts a panic as it does on other targets.
 #[cfg(panic = "unwind")]
 #[wasm_bindgen_test]
 async fn panicking_task_is_counted() {

@@ -1,6 +1,7 @@
-//! The operations of each broker: create two queues, send a message and wait for the confirmation, and consume a queue.
+//! Implements the same operations for each broker: creating two queues, sending a message, waiting for the broker's confirmation, and
+//! consuming a queue.
 //!
-//! A program for a single broker needs no enum.
+//! A program that supports only one broker does not need the enum in this module.
 
 use crate::Tasks;
 use crate::options::{Options, queue_url};
@@ -23,23 +24,23 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// Mails to send: from the server to the workers.
+/// The queue of the mails to send. The server sends messages to the workers through this queue.
 pub(crate) const MAILS: &str = "mails";
-/// The statuses of the mails: from the workers to the server.
+/// The queue of the mails' statuses. The workers send messages to the server through this queue.
 pub(crate) const NOTICES: &str = "notices";
 
-/// After this number of attempts, a message is dead.
+/// The number of attempts after which a message becomes a dead letter.
 pub(crate) const MAX_ATTEMPTS: u32 = 20;
 
-/// How many messages of each queue a process handles at the same time.
+/// The number of messages of one queue that a process handles at the same time.
 const CONCURRENCY: u16 = 4;
 
-/// How long the broker may take to confirm that it has stored a message.
+/// The time within which the broker must confirm that it has stored a message.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(crate) enum Broker {
-    /// Loses all messages when the process exits.
+    /// The queues exist only in this process. All messages are lost when the process exits.
     Memory {
         mails: MemoryQueue,
         notices: MemoryQueue,
@@ -83,7 +84,7 @@ impl Broker {
             }
             "sqs+http" | "sqs+https" => {
                 let account = Url::parse(url.trim_start_matches("sqs+")).map_err(failed("parse QUEUE_URL"))?;
-                // Longer than a `receive`, and shorter than the lease.
+                // This timeout is longer than a call to `receive` takes, and shorter than the lease.
                 let timeouts = TimeoutConfig::builder().operation_timeout(options.lease * 9 / 10).build();
                 let config = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
                 let config = config.http_client(aws_smithy_http_client::Builder::new().build_http());
@@ -109,7 +110,7 @@ impl Broker {
                 let config = stream::Config {
                     name: "signups".into(),
                     subjects: vec!["signups.*".into()],
-                    retention: RetentionPolicy::WorkQueue, // deletes acknowledged messages
+                    retention: RetentionPolicy::WorkQueue, // the stream deletes acknowledged messages
                     ..stream::Config::default()
                 };
                 context.get_or_create_stream(config).await.map_err(failed("create the stream"))?;
@@ -139,11 +140,12 @@ impl Broker {
         Ok(())
     }
 
-    /// Sends a message, and waits until the broker has stored it.
+    /// Sends a message, and waits until the broker has confirmed that it has stored the message.
     ///
     /// # Errors
     ///
-    /// Returns an error if the broker has not confirmed the message within 5 seconds. It may have stored the message nevertheless.
+    /// Returns an error if the broker has not confirmed the message within 5 seconds. The broker may have stored the message even if this
+    /// function returns an error.
     pub(crate) async fn send(&self, queue: &str, id: &str, payload: String) -> Result<(), String> {
         let send = async {
             match self {
@@ -170,7 +172,7 @@ impl Broker {
                 Self::Azure { mails, notices, .. } => {
                     let queue = if queue == MAILS { mails } else { notices };
                     let message = QueueMessage { message_text: Some(payload) };
-                    // Without a limit: by default, the service deletes a message after 7 days.
+                    // The message never expires. By default, the service would delete it after 7 days.
                     let options = QueueClientSendMessageOptions {
                         message_time_to_live: Some(-1),
                         ..QueueClientSendMessageOptions::default()
@@ -187,7 +189,7 @@ impl Broker {
         timeout(SEND_TIMEOUT, send).await.unwrap_or_else(|_| Err("the broker does not respond".into()))
     }
 
-    /// Runs each message of a queue as a task with the name `name`, until the registry shuts down.
+    /// Handles each message of a queue in a task with the name `name`, until the registry shuts down.
     pub(crate) async fn serve<H, F>(
         &self,
         queue: &str,
@@ -210,7 +212,7 @@ impl Broker {
                     durable_name: Some(queue.into()),
                     filter_subject: subject(queue),
                     ack_wait: lease,
-                    max_deliver: -1, // otherwise, the server drops messages
+                    max_deliver: -1, // no limit: at a limit, the server drops messages
                     ..pull::Config::default()
                 };
                 let stream = context.get_stream("signups").await.map_err(failed("find the stream"))?;
@@ -260,14 +262,14 @@ fn dead(queue: &str) -> String {
     format!("{queue}-dead")
 }
 
-/// Returns the client of a queue. The URL names the account.
+/// Returns a client for one queue of the account that `account` names.
 fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
     let mut url = account.clone();
     url.set_path(&format!("{}/{queue}", account.path().trim_end_matches('/')));
     QueueClient::new(url, None, None).map_err(failed("create a client"))
 }
 
-/// Connects to RabbitMQ.
+/// Connects to RabbitMQ, and opens a channel that confirms messages.
 async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
     let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -281,7 +283,8 @@ async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         channel.queue_declare(dead(queue).into(), durable, arguments.clone()).await?;
-        // The broker drops a message at this limit, so the consumer must reach its own limit first.
+        // The broker drops a message that reaches this limit. The limit of the consumer is lower, so the consumer can move the message to
+        // the dead letters first.
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1000));
         channel.queue_declare(queue.into(), durable, arguments).await?;
     }
@@ -289,7 +292,7 @@ async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
 }
 
 async fn publish(channel: &Channel, queue: &str, id: &str, payload: &[u8]) -> Result<(), String> {
-    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()); // 2: persistent
+    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into()); // 2 means persistent
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let published = channel.basic_publish("".into(), queue.into(), options, payload, properties).await.map_err(failed("send"))?;
     match published.await.map_err(failed("send"))? {

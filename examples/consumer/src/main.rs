@@ -1,4 +1,5 @@
-//! Sign-ups over HTTP. The mails are messages of a broker, and a worker in a separate process sends them.
+//! A service that accepts sign-ups over HTTP and sends a mail to each address. The mails are messages of a broker, and a worker in a
+//! separate process sends them.
 
 mod broker;
 #[path = "../../durable/src/mail.rs"]
@@ -29,14 +30,15 @@ use tokio::runtime::Runtime;
 type Tasks = Registry<TokioSpawner>;
 
 fn main() -> ExitCode {
-    // Exits after printing the help or an error.
+    // If the command line is invalid or requests the help, this call prints a message and exits.
     let options = Options::parse();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
-    // Inspection lets the host abort handlers when the grace period expires, so their messages return to the broker immediately.
+    // With inspection, the host can abort handlers when the grace period expires. The messages of aborted handlers return to the broker
+    // immediately.
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     let mails = MemoryQueue::new(options.lease);
-    // Before the runtime starts threads, so that no signal is lost.
-    // The subscriber writes above the progress bar.
+    // Creates the host before the runtime starts threads, so that no signal is lost.
+    // The subscriber writes its log lines above the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     let runtime = Runtime::new().expect("the runtime starts");
     let code = runtime.block_on(host.run(run(tasks, mails.clone(), options)));
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// Runs the roles of this process until shutdown has started and they have finished.
+/// Runs the server, the worker, or both, until shutdown has started and they have finished.
 async fn run(tasks: Tasks, mails: MemoryQueue, options: Options) -> Result<(), String> {
     let broker = Broker::connect(&options, mails).await?;
     if options.role == Some(Role::Worker) {

@@ -1,4 +1,4 @@
-//! HTTP: accepts sign-ups and shows the status of their mails.
+//! The HTTP server. The server accepts sign-ups and shows the status of their mails.
 
 use crate::broker::{Broker, MAILS, NOTICES};
 use crate::options::Options;
@@ -34,7 +34,7 @@ struct Service {
     signups: Signups,
 }
 
-/// A server whose socket is bound.
+/// An HTTP server that is already bound to its address.
 pub(crate) struct Server {
     service: Service,
     http: HttpServer<TokioSpawner>,
@@ -42,11 +42,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Binds the socket, and starts to consume the notices of the workers.
+    /// Binds the socket, and starts to consume the notices that the workers send.
     pub(crate) async fn bind(tasks: Tasks, broker: &Broker, options: &Options) -> Result<Self, String> {
         let listen = options.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        // Half a body holds the drain for at most this long, so this is shorter than the grace period.
+        // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
+        // period.
         let http = HttpServer::new(&tasks, TokioTimer::new()).drain_timeout(Duration::from_secs(5).min(options.grace / 2));
         let signups = Signups::default();
         let known = signups.clone();
@@ -61,7 +62,7 @@ impl Server {
         Ok(Self { service: Service { tasks, broker: broker.clone(), signups }, http, listener })
     }
 
-    /// Serves until shutdown has started and all connections are closed.
+    /// Serves requests until shutdown has started and all connections are closed.
     pub(crate) async fn run(self) -> Result<(), String> {
         let Self { service, http, listener } = self;
         let app = Router::new()
@@ -85,7 +86,7 @@ struct Body {
     email: String,
 }
 
-/// Responds after the broker has confirmed the message. From then on, a crash of this process cannot lose the mail.
+/// Sends the response after the broker has confirmed the message. After the response, a crash of this process cannot lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form<Body>, FormRejection>) -> Response {
     match accept(&service, body).await {
         Ok(signup) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
@@ -97,12 +98,12 @@ async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form
 async fn accept(service: &Service, body: Result<Form<Body>, FormRejection>) -> Result<Signup, Refusal> {
     let Form(Body { email }) = body.map_err(|rejection| Refusal { status: rejection.status(), reason: rejection.body_text() })?;
     let to = email.trim().to_owned();
-    // The worker could not send a mail that it cannot compose.
+    // Rejects an address if no mail to this address can be composed.
     if !mail::is_valid(&to) {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "This is not a valid mail address."));
     }
     let signup = Signup::accepted(Uuid::new_v4(), to.clone());
-    // Before the message, because its first notice may arrive before `send` returns.
+    // Inserts the sign-up before sending the message, because the first notice of a worker may arrive before `send` returns.
     service.signups.insert(signup.clone());
     let payload = serde_json::to_string(&Welcome { id: signup.id, to }).expect("a mail can be serialized as JSON");
     service.broker.send(MAILS, &signup.id.to_string(), payload).await.map_err(|error| {
@@ -136,11 +137,12 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change until the status is final or shutdown starts. The browser then reconnects to the next server.
+/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
+/// reconnects to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id) {
         Ok(mut changes) => {
-            changes.mark_changed(); // sends the current status first
+            changes.mark_changed(); // the stream then starts with the current status
             let no_buffer = [("x-accel-buffering", "no")]; // nginx would buffer the events
             (no_buffer, Sse::new(stream_of(changes, service.tasks.signal())).keep_alive(KeepAlive::default())).into_response()
         }

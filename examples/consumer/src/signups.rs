@@ -1,4 +1,4 @@
-//! The sign-ups that this server knows, with the status of their mails.
+//! Keeps the sign-ups that this server knows, with the status of each mail.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// How many sign-ups the server remembers.
+/// The number of sign-ups that the server remembers.
 const CAPACITY: usize = 10_000;
 
-/// The status of a mail. Within one attempt, a later status is greater.
+/// The status of a mail. Within one attempt, a later status is greater than an earlier status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
@@ -21,15 +21,15 @@ pub(crate) enum Status {
     Dead,
 }
 
-/// The message of the queue `mails`.
+/// A message of the queue `mails`: a mail to send.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    /// The ID of the sign-up. Makes a repeated attempt harmless.
+    /// The ID of the sign-up. A worker that repeats an attempt uses the same ID, so the duplicate mail can be recognized.
     pub(crate) id: Uuid,
     pub(crate) to: String,
 }
 
-/// The message of the queue `notices`.
+/// A message of the queue `notices`: the new status of a mail.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Notice {
     pub(crate) id: Uuid,
@@ -47,9 +47,9 @@ pub(crate) struct Signup {
     pub(crate) status: Status,
     /// Whether the status is final.
     pub(crate) ended: bool,
-    /// The number of started attempts.
+    /// The number of attempts that have started.
     pub(crate) attempts: u32,
-    /// The status as a sentence.
+    /// The status as a sentence for the user.
     pub(crate) message: String,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Signups(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     signups: HashMap<Uuid, watch::Sender<Signup>>,
-    /// The oldest first.
+    /// The IDs of the sign-ups in the order of their arrival. The oldest sign-up is first.
     order: VecDeque<Uuid>,
 }
 
@@ -68,17 +68,19 @@ impl Signups {
         self.lock().insert(signup);
     }
 
-    /// Returns the sign-up, and its changes.
+    /// Returns a receiver of the sign-up and its later changes.
     pub(crate) fn find(&self, id: Uuid) -> Option<watch::Receiver<Signup>> {
         self.lock().signups.get(&id).map(watch::Sender::subscribe)
     }
 
-    /// Applies a notice. A broker may deliver notices twice and in another order, so only a later status replaces the known one.
+    /// Applies a notice. A broker may deliver a notice twice, or deliver notices in another order. Therefore only a later status replaces
+    /// the stored status.
     pub(crate) fn apply(&self, notice: Notice) {
         let signup = Signup::new(notice);
         let mut known = self.lock();
         let Some(old) = known.signups.get(&signup.id) else {
-            // Another server accepted the sign-up, or this server did before its restart or before it forgot the sign-up.
+            // This server does not know the sign-up. Another server has accepted the sign-up, or this server has restarted or has removed
+            // its oldest sign-ups.
             return known.insert(signup);
         };
         old.send_if_modified(|old| {
@@ -126,7 +128,7 @@ impl Signup {
         Self { id, address: to, status, ended: status >= Status::Done, attempts: attempt, message }
     }
 
-    /// Orders the notices of one mail. A final status is never replaced.
+    /// Returns a key that orders the notices of one mail. A notice with a final status has the greatest key, so it is never replaced.
     fn rank(&self) -> (bool, u32, Status) {
         if self.ended { (true, 0, Status::Done) } else { (false, self.attempts, self.status) }
     }

@@ -1,4 +1,4 @@
-//! Sends the mails. If this process dies, the broker delivers its messages to another worker.
+//! Sends the mails. If this process dies, the broker delivers its unfinished messages to another worker.
 
 use crate::Tasks;
 use crate::broker::{Broker, MAILS, MAX_ATTEMPTS, NOTICES};
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::info;
 
-/// Starts to send mails, until shutdown starts. The drain then waits for mails in flight.
+/// Starts to handle the messages of the queue `mails`. After shutdown has started, no new mail is sent, and the drain waits for the mails
+/// in flight.
 pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> Result<(), String> {
     let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
     let notices = broker.clone();
@@ -23,10 +24,10 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
     Ok(())
 }
 
-/// Sends a mail at least once, and a notice of its status before and after the mail.
+/// Sends a mail at least once. Sends a notice of the mail's status before and after the mail.
 ///
-/// The message is acknowledged when this function has returned, so the last notice is stored before. A repeated attempt sends the
-/// mail and the notice again. The ID of the sign-up identifies such duplicates.
+/// The message is acknowledged after this function has returned, so the broker stores the last notice before the acknowledgement. A
+/// repeated attempt sends the mail and the notices a second time. Duplicates have the same sign-up ID.
 async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result<(), Failure> {
     let mail: Welcome = delivery.json()?;
     let attempt = delivery.attempt();
@@ -50,7 +51,7 @@ async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result
 }
 
 async fn send(mailer: &Mailer, mail: &Welcome, attempt: u32) -> Result<(), Refusal> {
-    // Two test domains that show a failure and a retry without a mail server.
+    // These two test domains show a failure and a retry without a mail server.
     match mail.to.rsplit_once('@') {
         Some((_, "bounce.example")) => return Err(Refusal::Permanent("the mailbox does not exist".into())),
         Some((_, "flaky.example")) if attempt == 1 => return Err(Refusal::Temporary("the mailbox is busy".into())),

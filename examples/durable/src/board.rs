@@ -1,7 +1,9 @@
-//! A board for operators: the queues, and the jobs that wait, run or are dead. It can pause a queue, and retry, discard or cancel jobs.
+//! A web page for operators, called the board. The board shows the queues, and the jobs that wait, run or are dead. An operator can pause
+//! a queue, and retry, discard or cancel jobs.
 //!
-//! The board has no login and shows mail addresses. Therefore it has its own socket on a loopback address, and its server rejects host names,
-//! which DNS rebinding could point to that address. Forms of other sites are rejected by their origin. The page needs no script.
+//! The board has no login and shows mail addresses. Therefore the board listens on a separate socket with a loopback address. The server
+//! of the board accepts only `localhost` and IP addresses as host names, because DNS rebinding could make other host names point to that
+//! address. The board rejects forms of other sites by their origin. The page needs no script.
 
 use crate::signups::{self, Welcome};
 use axum::extract::{Path, Query, Request, State};
@@ -34,7 +36,7 @@ pub(crate) fn router(jobs: &Durable) -> Router {
         .layer(middleware::from_fn(guard))
 }
 
-/// Why a request fails.
+/// The reason why a request fails.
 enum Refusal {
     Store(Error),
     Status(StatusCode, &'static str),
@@ -68,7 +70,7 @@ async fn mails_as_json(jobs: &Durable) -> Result<Value, Refusal> {
 }
 
 async fn change_queue(State(jobs): State<Durable>, Path((queue, action)): Path<(String, String)>) -> Result<Redirect, Refusal> {
-    // A form of an old page must not create a queue.
+    // A form of an outdated page must not create a queue, so the queue must exist.
     if !jobs.queues().await?.iter().any(|info| info.name == queue) {
         return Err(Refusal::Status(StatusCode::NOT_FOUND, "There is no such queue."));
     }
@@ -176,7 +178,7 @@ fn dead_table(info: &QueueInfo, jobs: &[JobInfo]) -> String {
     let bulk = if jobs.is_empty() {
         String::new()
     } else {
-        // A second click confirms that all jobs are deleted.
+        // The button that deletes all jobs appears after the first click, so the deletion needs a second click.
         format!(
             "<div class=bulk>{}<details><summary class=danger>Discard all</summary>{}</details></div>",
             form(&format!("/queues/{path}/retry"), "Retry all", "Retry all dead jobs", ""),
@@ -212,7 +214,7 @@ fn open_table(info: &QueueInfo, jobs: &[JobInfo]) -> String {
     section("open", &format!("Waiting, running and retrying in {}", escaped(&info.name)), "", &head, &rows, jobs.len(), all)
 }
 
-/// Returns a section with a table, or with a sentence if the table has no rows.
+/// Returns a section with a table. If the table has no rows, the section contains a sentence instead.
 fn section(id: &str, title: &str, actions: &str, head: &str, rows: &str, shown: usize, all: u64) -> String {
     let table = if rows.is_empty() {
         "<p class=quiet>No jobs.</p>".to_owned()
@@ -224,7 +226,7 @@ fn section(id: &str, title: &str, actions: &str, head: &str, rows: &str, shown: 
     format!("<section aria-labelledby={id}><header><h2 id={id}>{title}</h2>{actions}</header>{table}{more}</section>")
 }
 
-/// Returns the head of a table. Columns whose names start with `#` contain numbers.
+/// Returns the head of a table. If the name of a column starts with `#`, the column contains numbers.
 fn heads(names: &[&str]) -> String {
     let head = |name: &&str| match name.strip_prefix('#') {
         Some(name) => format!("<th class=number>{name}"),
@@ -237,7 +239,7 @@ fn cell(class: &str, html: &str) -> String {
     format!("<td class='{class}'>{html}</td>")
 }
 
-/// Returns a button that posts. `description` distinguishes it from the other buttons for screen readers.
+/// Returns a button that sends a POST request. For screen readers, `description` distinguishes this button from the other buttons.
 fn form(action: &str, label: &str, description: &str, class: &str) -> String {
     format!("<form method=post action='{action}'><button class='{class}' aria-label='{description}'>{label}</button></form>")
 }
@@ -266,7 +268,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-/// Encodes a part of a URL.
+/// Encodes a part of a URL: replaces special characters by their percent encoding.
 fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
@@ -288,13 +290,14 @@ async fn guard(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_SECURITY_POLICY, POLICY);
-    // The policy `no-referrer` would hide the origin of the forms.
+    // With the policy `no-referrer`, a browser would hide the origin of the forms.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-/// Returns whether a form of the board sent the request. Browsers send one of these headers, and pages of other sites cannot change them.
+/// Returns whether a form of the board sent the request. Browsers send the header `Sec-Fetch-Site` or `Origin`, and pages of other sites
+/// cannot change these headers.
 fn is_same_origin(headers: &HeaderMap) -> bool {
     let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let site = HeaderName::from_static("sec-fetch-site");

@@ -1,4 +1,4 @@
-//! Sends mails to a folder or to a mail server.
+//! Writes mails to a folder, or sends them to a mail server.
 
 use crate::values::Relay;
 use lettre::message::header::ContentType;
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-/// After this time, the worker of a temporary file counts as killed. A worker writes a mail within seconds.
+/// The age from which a temporary file counts as left by a killed worker. A worker writes a mail within seconds.
 const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
@@ -19,20 +19,20 @@ pub(crate) enum Mailer {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
 }
 
-/// Why a mail was not sent, as a message for its recipient.
+/// The reason why a mail was not sent, as a message for the user.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// A retry may succeed.
+    /// A later attempt may succeed.
     Temporary(String),
     Permanent(String),
 }
 
 impl Mailer {
-    /// Creates the folder if it is missing, and removes old temporary files from it.
+    /// Creates the folder if it is missing, and removes old temporary files from the folder.
     ///
     /// # Errors
     ///
-    /// If the folder cannot be created or read.
+    /// Returns an error if the folder cannot be created or read.
     pub(crate) fn new(outbox: &Path, smtp: Option<&Relay>) -> Result<Self, String> {
         let Some(Relay { host, port }) = smtp else {
             fs::create_dir_all(outbox)
@@ -40,13 +40,13 @@ impl Mailer {
                 .map_err(|error| format!("cannot write to '{}': {error}", outbox.display()))?;
             return Ok(Self::Folder(outbox.to_owned()));
         };
-        // Without encryption, so use a relay on the same machine or network only.
+        // The connection is not encrypted. Use only a mail server on the same machine or in the same network.
         let relay = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(*port);
         Ok(Self::Smtp(relay.timeout(Some(Duration::from_secs(20))).build()))
     }
 
-    /// Sends a mail. The ID makes a repeated call harmless: in the folder, the call changes nothing. A mail server may receive the mail
-    /// twice, and can identify the duplicate by its `Message-ID`.
+    /// Sends a mail. A repeated call with the same ID does no harm: if the mail is already in the folder, the call changes nothing. A
+    /// mail server may receive the mail twice, and can recognize the duplicate by its `Message-ID`.
     pub(crate) async fn send(&self, id: &str, attempt: u32, to: &str) -> Result<(), Refusal> {
         let mail = compose(id, to).map_err(Refusal::Permanent)?;
         match self {
@@ -54,7 +54,7 @@ impl Mailer {
                 let (path, temporary) = (outbox.join(format!("{id}.eml")), outbox.join(format!(".{id}-{attempt}.tmp")));
                 let folder = outbox.clone();
                 let written = spawn_blocking(move || {
-                    fs::create_dir_all(folder)?; // it may have been deleted
+                    fs::create_dir_all(folder)?; // the folder may have been deleted
                     put(&path, &temporary, &mail.formatted())
                 });
                 written.await.map_err(io::Error::other).and_then(|written| written).map_err(|error| {
@@ -79,7 +79,7 @@ pub(crate) fn is_valid(to: &str) -> bool {
 }
 
 fn compose(id: &str, to: &str) -> Result<Message, String> {
-    // A mail server or a reader of the mail could take U+0085 or U+2028 for the end of the header.
+    // Some mail servers and mail programs treat U+0085 or U+2028 as the end of the header.
     if to.contains(|letter: char| letter.is_control() || letter.is_whitespace()) {
         return Err("the address contains white space or control characters".into());
     }
@@ -95,36 +95,37 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Writes a file atomically, unless it exists. Each attempt has its own temporary file, because a worker that counts as dead may still be
-/// writing. A link or a named pipe at `path` is replaced.
+/// Writes a file atomically, unless it exists. Each attempt uses a new temporary file, because a worker that counts as dead may still be
+/// writing its file. If `path` is a link or a named pipe, the file replaces the link or the pipe.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_file(path) {
         return Ok(());
     }
-    // Fails if the name exists, even as a link, whose target must not be overwritten.
+    // `create_new` fails if the name exists, even if it is a link. The target of a link must not be overwritten.
     let mut file = File::create_new(temporary)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(temporary);
     }
     written?;
-    // The name must be on the disk before the job counts as done. Only Unix can open a folder as a file.
+    // The name of the file must be on the disk before the job counts as done. Only Unix can open a folder and sync the folder to the
+    // disk.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
 }
 
-/// Returns whether the path is a regular file, and not a link to one.
+/// Returns whether the path is a regular file. A link to a regular file does not count.
 fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
-/// Removes the temporary files that killed workers have left. Other workers may be writing theirs, so young ones stay.
+/// Removes temporary files that killed workers have left. Recent files stay, because other workers may still be writing to these files.
 fn remove_stale(outbox: &Path) -> io::Result<()> {
     for file in fs::read_dir(outbox)? {
         let path = file?.path();
         let is_temporary = path.extension().is_some_and(|extension| extension == "tmp") && is_file(&path);
-        // Another worker may remove the file first.
+        // Another worker may have removed the file since the folder was read.
         let modified = if is_temporary { fs::metadata(&path).and_then(|found| found.modified()).ok() } else { None };
         if modified.is_some_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > STALE)) {
             let _ = fs::remove_file(&path);
@@ -133,7 +134,7 @@ fn remove_stale(outbox: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the innermost cause, which is the most specific.
+/// Returns the innermost cause of an error, because this cause is the most specific.
 fn cause(error: &dyn std::error::Error) -> impl Display {
     let mut cause = error;
     while let Some(inner) = cause.source() {

@@ -1,4 +1,4 @@
-//! Sign-ups over HTTP. A worker in a separate process sends the mails. No crash of either process loses a mail.
+//! A service that accepts sign-ups over HTTP. A worker in a separate process sends the mails. No mail is lost if a process crashes.
 
 mod board;
 mod mail;
@@ -24,17 +24,17 @@ use tokio::runtime::Runtime;
 type Tasks = Registry<TokioSpawner>;
 
 fn main() -> ExitCode {
-    // Exits after printing the help or an error.
+    // If the command line is invalid or requests the help, this call prints a message and exits.
     let options = Options::parse();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
-    // Before the runtime starts threads, so that no signal is lost.
-    // The subscriber writes above the progress bar.
+    // Creates the host before the runtime starts threads, so that no signal is lost.
+    // The subscriber writes its log lines above the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, options)))
 }
 
-/// Runs the roles of this process until shutdown has started and they have finished.
+/// Runs the server, the worker, or both, until shutdown has started and they have finished.
 async fn run(tasks: Tasks, options: Options) -> Result<(), String> {
     let jobs = Durable::connect(&database()).await.map_err(|error| error.to_string())?;
     if options.role == Some(Role::Worker) {

@@ -16,49 +16,49 @@ Try:
 Exit status: 0 if drained, 1 if the grace period expired, 2 after an error or if the child worker has
 not drained, 130 after a second SIGTERM or Ctrl-C.";
 
-/// Signs people up. The mail to each of them is a job in a database, which a worker sends
+/// Signs people up. Each mail is a job in a database, and a worker sends it
 #[derive(Debug, Parser)]
 #[command(name = "durable-signups", args_override_self = true, after_help = MORE_HELP)]
 pub(crate) struct Options {
-    /// What this process does: serve HTTP, or send mails; any number of workers, on any number of machines [default: serve HTTP, and start a
-    /// worker as a child process]
+    /// `server` serves HTTP, and `worker` sends mails; start any number of workers, on any number of machines [default: serve HTTP, and
+    /// start a worker as a child process]
     pub(crate) role: Option<Role>,
-    /// Address of the HTTP server
+    /// Listen for HTTP requests on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// Accept requests to this host name too, not only to localhost and IP addresses; can be repeated
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
-    /// Loopback address of the board, or `none` to disable the board
+    /// Serve the board, a page for operators, on this loopback address; `none` disables it
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = board)]
     pub(crate) board: Board,
-    /// Write each mail to a file in this folder, and create the folder if it is missing
+    /// Write each mail to a file in this folder; create the folder if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "outbox")]
     pub(crate) outbox: PathBuf,
-    /// Send the mails to this mail server instead, without encryption
+    /// Send the mails to this mail server without encryption, instead of writing them to files
     #[arg(long, value_name = "HOST:PORT", value_parser = relay)]
     pub(crate) smtp: Option<Relay>,
-    /// How long the jobs of a worker belong to it after its last heartbeat; at least 3
+    /// Give the jobs of a worker to another worker after this time without a heartbeat; at least 3
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = lease)]
     pub(crate) lease: Duration,
-    /// How long to drain after SIGTERM or Ctrl-C; a child worker drains after the server, with half of this time
+    /// After SIGTERM or Ctrl-C, wait this long for the drain; a child worker drains after the server, and has half of this time
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
-    /// Worker: also stop at the end of the standard input
+    /// For a worker: also stop when the standard input ends
     #[arg(long)]
     pub(crate) until_eof: bool,
 }
 
-/// The address of the board, if the board is not disabled.
+/// The address of the board, or `None` if the board is disabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Board(pub(crate) Option<SocketAddr>);
 
-/// Returns `DATABASE_URL` or its default.
+/// Returns the value of `DATABASE_URL`, or `signups.db` if the variable is not set.
 pub(crate) fn database() -> String {
     env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".into())
 }
 
-/// Accepts loopback addresses only, because the board has no login and shows mail addresses.
+/// Parses the address of the board. Accepts only loopback addresses, because the board has no login and shows mail addresses.
 fn board(value: &str) -> Result<Board, String> {
     if value == "none" {
         return Ok(Board(None));

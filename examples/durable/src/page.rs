@@ -1,4 +1,5 @@
-//! The page for the user: a form, and the status of a mail. It works without its script, which only adds live updates.
+//! Builds the web page for users. The page shows a form, and the status of a mail. The page works without its script, which only adds
+//! live updates.
 
 use crate::signups::Signup;
 use axum::Json;
@@ -11,16 +12,18 @@ use std::convert::Infallible;
 
 const HTML: &str = include_str!("page.html");
 
-/// Makes a browser without scripts reload the page until the status is final.
+/// An HTML element that makes a browser without scripts reload the page every two seconds. Pages with a final status do not contain this
+/// element.
 const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></noscript>"#;
 
-/// Allows only the script and the style of the page. After a change, the browser's console shows the new hashes.
+/// A policy that allows only the script and the style of this page. If you change the script or the style, the browser's console shows
+/// the new hash.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     script-src 'sha256-im8vFS0N5pJpjcIBk2dVfqV7lYcdLnwJOb18gj/H2tA='; \
     style-src 'sha256-UsfFXIyzM9DT1uG9+K7uKrUTtlDFYkXWzwaEr8WUqeY='; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-/// The format that the client accepts.
+/// The format of responses that the client accepts.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Wants {
     Page,
@@ -37,7 +40,7 @@ impl<S: Sync> FromRequestParts<S> for Wants {
 }
 
 impl Wants {
-    /// Returns an error response with a message.
+    /// Returns an error response that contains `reason`.
     pub(crate) fn refused(&self, status: StatusCode, reason: &str) -> Response {
         match self {
             Self::Page => refused(status, reason),
@@ -46,7 +49,7 @@ impl Wants {
     }
 }
 
-/// Returns the form.
+/// Returns the page with the empty form.
 pub(crate) fn form() -> Response {
     page(StatusCode::OK, |name| match name {
         "title" => "Sign up",
@@ -56,7 +59,7 @@ pub(crate) fn form() -> Response {
     })
 }
 
-/// Returns the form with an error message.
+/// Returns the page with the form and an error message.
 fn refused(status: StatusCode, reason: &str) -> Response {
     page(status, |name| match name {
         "title" | "refusal" => reason,
@@ -66,7 +69,7 @@ fn refused(status: StatusCode, reason: &str) -> Response {
     })
 }
 
-/// Returns the status of a mail.
+/// Returns the page that shows the status of a mail.
 pub(crate) fn signup(signup: &Signup) -> Response {
     let state = signup.status.to_string();
     page(StatusCode::OK, |name| match name {
@@ -83,7 +86,8 @@ fn page<'a>(status: StatusCode, value: impl Fn(&str) -> &'a str) -> Response {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        // Everybody who knows the URL can see the page, so it must not leak in the Referer.
+        // Everybody who knows the URL can see the page. To keep the URL secret, the browser must not send it to other sites in the header
+        // `Referer`.
         (header::REFERRER_POLICY, "no-referrer"),
         (header::VARY, "accept"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -91,7 +95,7 @@ fn page<'a>(status: StatusCode, value: impl Fn(&str) -> &'a str) -> Response {
     (status, headers, Html(fill(value))).into_response()
 }
 
-/// Replaces each `{{name}}` by its value. Escapes every value except the refresh element.
+/// Replaces each `{{name}}` in the page by its value. Escapes each value for HTML, except the refresh element.
 fn fill<'a>(value: impl Fn(&str) -> &'a str) -> String {
     let mut parts = HTML.split("{{");
     let mut html = parts.next().unwrap_or_default().to_owned();
@@ -122,7 +126,7 @@ fn escape(text: &str, html: &mut String) {
 mod tests {
     use super::*;
 
-    /// A placeholder inside a value is not replaced either.
+    /// In this test, the value contains another placeholder, which must not be replaced.
     #[test]
     fn user_input_is_escaped() {
         let html = fill(|name| if name == "address" { r#""<script>&{{state}}"@example.com"# } else { "" });

@@ -1,4 +1,4 @@
-//! HTTP: accepts sign-ups and shows the status of their mails.
+//! The HTTP server. The server accepts sign-ups and shows the status of their mails.
 
 use crate::options::Options;
 use crate::page::{self, Wants};
@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// How often the server queries the database for each open page.
+/// The interval between two queries of the database for one open page.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Clone)]
@@ -37,10 +37,10 @@ struct Service {
     signups: Signups,
 }
 
-/// How many connections to the board may be open. The server needs the other file descriptors.
+/// The maximum number of open connections to the board. The server needs the other file descriptors for its own connections.
 const BOARD_CONNECTIONS: usize = 16;
 
-/// A server whose sockets are bound.
+/// An HTTP server that is already bound to its addresses.
 pub(crate) struct Server {
     service: Service,
     http: HttpServer<TokioSpawner>,
@@ -56,12 +56,13 @@ impl Server {
             Some(address) => Some(self::bind(address).await?),
             None => None,
         };
-        // Half a body holds the drain for at most this long, so this is shorter than the grace period.
+        // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
+        // period.
         let http = HttpServer::new(&tasks, TokioTimer::new()).drain_timeout(Duration::from_secs(5).min(options.grace / 2));
         Ok(Self { service: Service { tasks, signups }, http, hosts: options.hosts.clone(), listener, board })
     }
 
-    /// Serves until shutdown has started and all connections are closed.
+    /// Serves requests until shutdown has started and all connections are closed.
     pub(crate) async fn run(self) -> Result<(), String> {
         let Self { service, http, hosts, listener, board } = self;
         let tasks = service.tasks.clone();
@@ -81,7 +82,8 @@ impl Server {
         let serve_board = async {
             let Some(board) = board else { return Ok(()) };
             info!("the board is at http://{}", address(&board)?);
-            // Only as `localhost` or an IP address, which DNS rebinding cannot point to this server.
+            // The board accepts only `localhost` and IP addresses as host names, because DNS rebinding cannot make them point to this
+            // server.
             http.max_connections(BOARD_CONNECTIONS).serve(connections(board), TowerToHyperService::new(board_app)).await;
             Ok(())
         };
@@ -106,7 +108,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, String> {
     listener.local_addr().map_err(|error: io::Error| error.to_string())
 }
 
-/// Responds after the sign-up and its job are committed. From then on, no crash can lose the mail.
+/// Sends the response after the sign-up and its job are committed. After the response, no crash can lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, email: Result<Email, Refusal>) -> Response {
     match accept(&service, email).await {
         Ok((signup, _)) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
@@ -153,7 +155,8 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change until the status is final or shutdown starts. The browser then reconnects to the next server.
+/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
+/// reconnects to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id).await {
         Ok((id, signup)) => {
@@ -168,7 +171,7 @@ async fn events(State(service): State<Service>, Path(id): Path<String>) -> Respo
 struct Changes {
     service: Service,
     id: JobId,
-    /// The latest status, which has not been sent.
+    /// The latest status, if it has not been sent yet.
     signup: Option<Signup>,
     /// The status that was sent last.
     last: Option<Signup>,
@@ -191,7 +194,7 @@ impl Changes {
                 return Some(event);
             }
             self.signal.run_until_shutdown(sleep(POLL_INTERVAL)).await?;
-            // After an error the next query may succeed.
+            // After an error, the loop continues, because the next query may succeed.
             self.signup = self.service.signups.find(self.id).await.unwrap_or_else(|error| {
                 warn!("cannot query the status of a mail: {error}");
                 None
@@ -201,7 +204,7 @@ impl Changes {
     }
 }
 
-/// A valid mail address, from a form or from JSON.
+/// A valid mail address from a request, sent as a form or as JSON.
 struct Email(String);
 
 #[derive(Deserialize)]
@@ -219,9 +222,9 @@ impl<S: Send + Sync> FromRequest<S> for Email {
             Form::from_request(request, state).await?.0
         };
         let address = email.trim().parse().ok();
-        // Domains are not case-sensitive. The part before the @ may be.
+        // The domain is not case-sensitive. The part before the @ may be case-sensitive.
         let address = address.map(|address: Address| format!("{}@{}", address.user(), address.domain().to_ascii_lowercase()));
-        // The worker could not send a mail that it cannot compose, such as one to an address in quotes.
+        // Rejects an address if no mail to this address can be composed, for example an address in quotes.
         let address = address.filter(|address| mail::is_valid(address));
         address.map(Self).ok_or_else(|| Refusal::unprocessable("This is not a valid mail address."))
     }

@@ -1,4 +1,4 @@
-//! Sign-ups and their mails: a row and a job, committed in one transaction.
+//! Stores sign-ups and their mails. One transaction commits the row of a sign-up and the job of its mail.
 
 use background_tasks_durable::sqlx::{self, PgPool, SqlitePool};
 use background_tasks_durable::{Durable, JobId, JobInfo, JobStatus, Queue};
@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// The name of the queue. Never change it: jobs wait in the database under this name while a new version is deployed.
+/// The name of the queue. Never change this name: while a new version is deployed, jobs wait in the database under the old name.
 pub(crate) const QUEUE: &str = "mail";
 
-/// How long a request waits for the start of its transaction, or for its queries.
+/// The time that a request waits for the start of its transaction, or for its queries.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The payload of the job: the mail to a new user.
@@ -25,7 +25,8 @@ pub(crate) struct Welcome {
 pub(crate) struct Signups {
     pub(crate) jobs: Durable,
     mails: Queue<Welcome>,
-    /// SQLite has one writer at a time. Writers wait for this lock instead of occupying connections that readers need.
+    /// A lock for writers, because SQLite allows only one writer at a time. Writers wait for this lock, so they do not occupy connections
+    /// that readers need.
     writer: Arc<Mutex<()>>,
 }
 
@@ -37,9 +38,9 @@ pub(crate) struct Signup {
     pub(crate) status: JobStatus,
     /// Whether the status is final.
     pub(crate) ended: bool,
-    /// The number of finished attempts.
+    /// The number of attempts that have finished.
     pub(crate) attempts: u32,
-    /// The status as a sentence.
+    /// The status as a sentence for the user.
     pub(crate) message: String,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Signup {
 #[derive(Debug)]
 pub(crate) struct StoreError {
     text: String,
-    /// Whether nothing was committed. If the connection is lost during a commit, the server may have committed.
+    /// Whether it is certain that nothing was committed. If the connection is lost during a commit, the server may have committed.
     pub(crate) is_rolled_back: bool,
 }
 
@@ -72,7 +73,7 @@ pub(crate) fn queue(jobs: &Durable) -> Queue<Welcome> {
 }
 
 impl Signups {
-    /// Creates the table if it is missing.
+    /// Creates the table of the sign-ups if it is missing.
     pub(crate) async fn new(jobs: Durable) -> Result<Self, StoreError> {
         let table = "CREATE TABLE IF NOT EXISTS signups (address TEXT PRIMARY KEY, job TEXT NOT NULL UNIQUE)";
         match pool(&jobs) {
@@ -81,7 +82,7 @@ impl Signups {
             }
             Pool::Postgres(pool) => {
                 let mut tx = pool.begin().await.map_err(StoreError::of)?;
-                // The lock prevents two processes from creating the table at the same time.
+                // This lock prevents two processes from creating the table at the same time.
                 sqlx::query("SELECT pg_advisory_xact_lock(7479)").execute(&mut *tx).await.map_err(StoreError::of)?;
                 sqlx::query(table).execute(&mut *tx).await.map_err(StoreError::of)?;
                 tx.commit().await.map_err(StoreError::of)?;
@@ -91,7 +92,8 @@ impl Signups {
         Ok(Self { jobs, mails, writer: Arc::default() })
     }
 
-    /// Commits a sign-up and its mail. Returns the ID of the job, and whether the sign-up is new: each address receives one mail.
+    /// Commits a sign-up and its mail. Returns the ID of the job, and whether the sign-up is new. If the address has already signed up,
+    /// no second mail is sent.
     pub(crate) async fn add(&self, address: &str) -> Result<(JobId, bool), StoreError> {
         let insert = "INSERT INTO signups (address, job) VALUES ($1, $2) ON CONFLICT (address) DO NOTHING";
         let mail = Welcome { to: address.to_owned() };
@@ -102,7 +104,8 @@ impl Signups {
                 let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
-                    // SQLite commits to an open file even if the file was deleted. The queue checks for this, and the connection does not.
+                    // SQLite commits to an open file even if the file was deleted. A query through the queue fails if the file was
+                    // deleted.
                     self.mails.info(id).await.map_err(StoreError::of)?;
                     tx.commit().await.map_err(StoreError::in_commit)?;
                     return Ok((id, true));
@@ -118,7 +121,8 @@ impl Signups {
                 }
             }
         }
-        // Nothing is committed: if the job was deleted after its retention, the transaction has created a new one.
+        // The transaction is not committed. If the old job was deleted after its retention, the transaction contains a new job, which
+        // must not be committed.
         let id: String = self
             .one("SELECT job FROM signups WHERE address = $1", address)
             .await?
@@ -126,7 +130,7 @@ impl Signups {
         Ok((id.parse().map_err(StoreError::of)?, false))
     }
 
-    /// Returns the status of a mail. Returns `None` if the sign-up does not exist.
+    /// Returns the status of a mail, or `None` if the sign-up does not exist.
     pub(crate) async fn find(&self, id: JobId) -> Result<Option<Signup>, StoreError> {
         in_time(async {
             let address = self.one("SELECT address FROM signups WHERE job = $1", &id.to_string()).await?;
@@ -153,7 +157,8 @@ impl Signup {
         Self { id, address, status: JobStatus::Waiting, ended: false, attempts: 0, message }
     }
 
-    /// Without a job the mail was sent: finished jobs are deleted after their retention, but the row stays.
+    /// Returns a sign-up with the status of its job. Without a job, the mail was sent: finished jobs are deleted after their retention,
+    /// but the row stays.
     fn new(id: JobId, address: String, info: Option<&JobInfo>) -> Self {
         let (status, attempts) = info.map_or((JobStatus::Done, 1), |info| (info.status(), info.attempts()));
         let error = info.and_then(JobInfo::error).unwrap_or("the process of the worker died");
@@ -182,7 +187,8 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Limits the wait for the database. Commits have no limit: a commit must not be abandoned before it has ended.
+/// Limits the time that `work` may wait for the database. Do not use this function for a commit: a commit must not be dropped before it
+/// has ended.
 async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(DATABASE_TIMEOUT, work).await {
         Ok(result) => result.map_err(StoreError::of),

@@ -1,4 +1,4 @@
-//! Runs a worker as a child process of the server, and restarts it when it dies.
+//! Runs a worker as a child process of the server. Starts another worker when this worker dies.
 
 use crate::{Tasks, values};
 use std::io::{self, IsTerminal, Read, Write};
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 /// Runs a server, and a worker as a child process. `grace` is the grace period of the server.
 pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grace: Duration) -> Result<(), String> {
-    // The server stops first, because the worker may send the mails of its last requests.
+    // The server stops first, because the worker may send the mails of the server's last requests.
     let (stop_worker, stop) = oneshot::channel();
     let server = async {
         server.await?;
@@ -23,7 +23,7 @@ pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grac
     tokio::try_join!(server, keep_a_worker(grace, stop)).map(drop)
 }
 
-/// Runs a worker until shutdown starts or, with `--until-eof`, the standard input ends.
+/// Waits until the worker must stop: when shutdown starts or, with `--until-eof`, when the standard input ends.
 pub(crate) async fn until_stopped(tasks: &Tasks, until_eof: bool) -> Result<(), String> {
     background_tasks_host::notify_ready();
     if until_eof {
@@ -35,7 +35,7 @@ pub(crate) async fn until_stopped(tasks: &Tasks, until_eof: bool) -> Result<(), 
     Ok(())
 }
 
-/// Resolves when the standard input ends. A thread reads it, because a blocking read cannot be cancelled.
+/// Returns a future that resolves when the standard input ends. A thread reads the input, because a blocking read cannot be cancelled.
 fn input_ended() -> io::Result<impl Future<Output = ()>> {
     let (sender, ended) = oneshot::channel::<()>();
     thread::Builder::new().name("input".into()).spawn(move || {
@@ -46,13 +46,14 @@ fn input_ended() -> io::Result<impl Future<Output = ()>> {
     Ok(async { drop(ended.await) })
 }
 
-/// Keeps a worker running until `stop` resolves, then drains it.
+/// Keeps a worker running until `stop` resolves, and then waits until the worker has drained.
 ///
-/// The worker stops when its standard input ends. This process holds the other end, so the worker drains even if this process is killed.
+/// The worker stops when its standard input ends. The standard input of the worker is a pipe from this process. Therefore the worker also
+/// drains if this process is killed.
 async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
     loop {
         let mut worker = start(grace).map_err(|error| format!("cannot start a worker: {error}"))?;
-        // `wait` would close the pipe.
+        // Takes the pipe out of `worker`, because `wait` would close the pipe.
         let input = worker.stdin.take();
         let log = tokio::spawn(forward(worker.stderr.take()));
         info!("the worker is process {}", worker.id().unwrap_or_default());
@@ -65,7 +66,7 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
                 return if status.success() { Ok(()) } else { Err(format!("the worker has not drained: {status}")) };
             }
         }
-        // Limits the rate of restarts if the worker dies immediately.
+        // Waits a second, so that a worker that dies immediately is not restarted too often.
         tokio::select! {
             () = sleep(Duration::from_secs(1)) => {}
             _ = &mut stop => return Ok(()),
@@ -73,7 +74,7 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
     }
 }
 
-/// Returns an error if a restart of the worker cannot help: after exit code 2, an error of the worker.
+/// Returns an error if a restart of the worker would not help. The worker exits with code 2 after an error, such as an invalid option.
 fn exited(status: ExitStatus) -> Result<(), String> {
     if status.code() == Some(2) {
         return Err("the worker failed with exit code 2".into());
@@ -85,17 +86,18 @@ fn exited(status: ExitStatus) -> Result<(), String> {
 fn start(grace: Duration) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(values::worker_args(grace)).stdin(Stdio::piped());
-    // Ctrl-C signals the whole process group of a terminal. The worker must drain after the server, so it has its own group.
+    // In a terminal, Ctrl-C sends the signal to the whole process group. The worker must drain after the server, so it gets its own
+    // process group.
     #[cfg(unix)]
     command.process_group(0);
-    // A terminal shows one progress bar, so the log of the worker is forwarded.
+    // A terminal shows only one progress bar, so this process forwards the log of the worker.
     if io::stderr().is_terminal() {
         command.stderr(Stdio::piped());
     }
     command.spawn()
 }
 
-/// Forwards the log of the worker, above the progress bar of this process.
+/// Prints the log lines of the worker above the progress bar of this process.
 async fn forward(stderr: Option<ChildStderr>) {
     let Some(stderr) = stderr else { return };
     let mut lines = BufReader::new(stderr).lines();

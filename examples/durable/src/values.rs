@@ -1,4 +1,4 @@
-//! Values of the command line.
+//! Parses values of the command line.
 
 use clap::ValueEnum;
 use std::env;
@@ -11,7 +11,7 @@ pub(crate) enum Role {
     Worker,
 }
 
-/// A mail server.
+/// The address of a mail server.
 #[derive(Clone, Debug)]
 pub(crate) struct Relay {
     pub(crate) host: String,
@@ -36,7 +36,8 @@ pub(crate) fn seconds(value: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// Returns the arguments of a child worker: the same as this process, but half of its grace period, because the worker drains last.
+/// Returns the arguments of a child worker. The worker gets the arguments of this process, but half of the grace period, because the
+/// worker drains last.
 pub(crate) fn worker_args(grace: Duration) -> Vec<OsString> {
     let mut args = vec!["worker".into()];
     args.extend(env::args_os().skip(1));

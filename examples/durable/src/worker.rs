@@ -1,4 +1,4 @@
-//! Sends the mails. If this process dies, another worker sends the remaining mails.
+//! Sends the mails. If this process dies, another worker sends its remaining mails.
 
 use crate::mail::{Mailer, Refusal};
 use crate::options::Options;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::info;
 
-/// Sends mails until shutdown starts or, with `--until-eof`, the standard input ends. The drain then waits for mails in flight.
+/// Sends mails until shutdown starts or, with `--until-eof`, until the standard input ends. When shutdown has started, the drain waits
+/// for the mails in flight.
 pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Result<(), String> {
     let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
     let limits = durable::WorkerOptions::default().concurrency(4).lease(options.lease);
@@ -22,10 +23,10 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     together::until_stopped(&tasks, options.until_eof).await
 }
 
-/// Sends a mail at least once. If a worker is killed after it has sent a mail and before the outcome is committed, another worker sends the
-/// mail again. The ID of the job identifies such duplicates.
+/// Sends a mail at least once. If a worker is killed after it has sent a mail and before the outcome is committed, another worker sends
+/// the mail a second time. Both mails have the same job ID, so the duplicate can be recognized.
 async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
-    // Two test domains that show a failure and a retry without a mail server.
+    // These two test domains show a failure and a retry without a mail server.
     match mail.to.rsplit_once('@') {
         Some((_, "bounce.example")) => return Err(Failure::dead("the mailbox does not exist")),
         Some((_, "flaky.example")) if mail.attempt() == 1 => {

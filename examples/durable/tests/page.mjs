@@ -1,5 +1,5 @@
-// Tests the user's page in a real Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
-// Needs chromium and chromedriver. With SCREENSHOTS=folder it also takes screenshots.
+// Tests the page for users in Chromium: `SIGNUPS=path/to/durable-signups node --test examples/durable/tests/page.mjs`.
+// Needs chromium and chromedriver. If SCREENSHOTS names a folder, the tests also take screenshots.
 import { spawn } from "node:child_process";
 import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -20,7 +20,7 @@ const shows = (id, expected) => browser.shows(id, expected);
 const TAB = "\uE004";
 const ENTER = "\uE007";
 
-/// Starts the program, and waits for lines that match these patterns. Returns the matches too.
+/// Starts the program, and waits until each pattern has matched a line of its output. Returns the process and the matches.
 async function start(patterns, ...args) {
   const child = spawn(resolve(env.SIGNUPS), args, { cwd: dir, env: { ...env, DATABASE_URL: "signups.db" }, stdio: ["ignore", "ignore", "pipe"] });
   const started = { child, exit: once(child, "exit") };
@@ -44,7 +44,7 @@ async function end(...them) {
   }
 }
 
-/// Signs up as a user does, and waits for the page of the mail.
+/// Signs up with the keyboard, as a user does. Waits for the page that shows the status of the mail.
 async function sign_up(url, address) {
   await go(url);
   await browser.press(`${TAB}${address}${ENTER}`);
@@ -64,7 +64,7 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
-  // Failed requests of this test's page must not appear in the console log of the next test.
+  // Failed requests of this page must not appear in the console log of the next test.
   await go("about:blank");
   await browser.log();
   await end(...processes.splice(0));
@@ -108,7 +108,8 @@ test("the page reconnects to a restarted server", async () => {
   await end(server);
   await shows("lost", /^No connection, reconnecting\. The mail is sent anyway\.$/);
   const { port } = new URL(server.url);
-  // Starts a server with an empty database, which responds 404: the page must reconnect after that response too.
+  // Starts a server with an empty database. A server with an empty database responds with 404, and the page must reconnect even after a
+  // 404.
   const files = (await readdir(dir)).filter((file) => file.startsWith("signups.db"));
   await mkdir(join(dir, "away"));
   for (const file of files) await rename(join(dir, file), join(dir, "away", file));
@@ -194,7 +195,7 @@ test("the board counts the mails, and requests nothing from other hosts", async 
   await work();
   await shows("message", /^The mail has been sent\.$/);
   await go(`${board}/`);
-  // The cells are the queue, and the numbers of waiting, running, retrying, done, dead and cancelled mails.
+  // The first cell contains the queue. The next cells contain the numbers of waiting, running, retrying, done, dead and cancelled mails.
   assert.deepEqual(await run("return [...document.querySelectorAll('td')].slice(0, 7).map((cell) => cell.innerText.trim())"), ["mail", "0", "0", "0", "1", "0", "0"]);
   const hosts = await run("return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]");
   assert.deepEqual(hosts, [new URL(board).origin]);
@@ -242,11 +243,11 @@ test("the board's buttons operate the queue", async () => {
   await press(`Discard ${eve}`);
   await dead(1);
   assert.ok((await run("return document.body.innerText")).includes(ann));
-  // Two clicks: the first one only shows the button.
+  // The deletion needs two clicks: the first click only shows the button.
   await browser.click("document.querySelector('summary')");
   await press("Delete all dead jobs");
   await dead(0);
-  // A page of another site cannot press a button.
+  // A page of another site must not be able to press a button of the board.
   await go(`${url}/`);
   const status = await run(`return fetch("${board}/queues/mail/pause", { method: "POST", mode: "no-cors" }).then(() => "sent", () => "refused")`);
   await go(`${board}/`);

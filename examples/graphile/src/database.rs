@@ -1,4 +1,4 @@
-//! The connection to Postgres, and errors that name the cause if there is no connection.
+//! Connects to Postgres. If the connection fails, the error names the cause.
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error as DatabaseError};
@@ -6,10 +6,10 @@ use std::error::Error;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the pool waits for a connection before it reports an error.
+/// The time that the pool waits for a connection before it returns an error.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to the database of a URL. An error names the server that did not accept the connection, the cause, and what to do.
+/// Connects to the database at `url`. An error names the server that did not accept the connection, the cause, and a remedy.
 pub(crate) async fn connect(url: &str) -> Result<PgPool, String> {
     let expected = "set DATABASE_URL to postgres://user:password@host:port/database";
     let options: PgConnectOptions =
@@ -24,7 +24,7 @@ pub(crate) async fn connect(url: &str) -> Result<PgPool, String> {
     }
 }
 
-/// Connects once more, without the pool: the pool retries until its timeout, and does not report the cause.
+/// Tries to connect once without the pool, to find the cause. The pool retries until its timeout, and does not report the cause.
 async fn cause_of_timeout(options: &PgConnectOptions) -> DatabaseError {
     match timeout(Duration::from_secs(1), PgConnection::connect_with(options)).await {
         Ok(Err(cause)) => cause,
@@ -32,7 +32,8 @@ async fn cause_of_timeout(options: &PgConnectOptions) -> DatabaseError {
     }
 }
 
-/// Returns the message of an error and the messages of its sources. Many messages contain the message of their source, which is not repeated.
+/// Returns the message of an error and the messages of its sources, separated by colons. If a message already contains the message of its
+/// source, the source is not repeated.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

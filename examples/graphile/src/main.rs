@@ -1,4 +1,5 @@
-//! Sign-ups whose mails survive a crash, with `graphile_worker` on Postgres and no crate between the engine and the registry.
+//! A program that signs people up and sends their mails with `graphile_worker` on Postgres. The mails survive a crash. No companion crate
+//! connects the engine to the registry.
 
 mod database;
 mod options;
@@ -21,7 +22,7 @@ use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
     let Options { url, command } = Options::from_args();
-    // The engine logs each finished job with its payload.
+    // Shows only warnings and errors of the engine, because it logs the payload of each finished job.
     let levels = Targets::new().with_default(Level::INFO).with_target("graphile_worker", Level::WARN);
     tracing_subscriber::registry()
         .with(tracing_subscriber::fmt::layer().with_writer(background_tasks_host::stderr))
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
 
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     let grace = if let Command::Work { grace, .. } = command { grace } else { Duration::ZERO };
-    // Before the runtime starts threads, so that no signal is lost.
+    // Creates the host before the runtime starts threads, so that no signal is lost.
     let host = Host::new(&tasks).grace(grace + 2 * RELEASE_TIMEOUT);
     Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, url, command)))
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 const MORE_HELP: &str = "\
 DATABASE_URL is the URL of a Postgres database: postgres://user:password@host:port/database
 
-Exit status: 0 if all mails in flight were sent or returned to the queue, 1 if two seconds after the grace
-period some were not, 2 after an error or if the database was lost, 130 after a second SIGTERM or Ctrl-C.";
+Exit status: 0 if all mails in flight were sent or returned to the queue, 1 if some were not within two seconds after
+the grace period, 2 after an error or if the connection to the database was lost, 130 after a second SIGTERM or Ctrl-C.";
 
-/// Signs people up, and sends each a mail that survives a crash
+/// Signs people up, and sends a mail to each of them; a crash loses no mail
 #[derive(Debug, Parser)]
 #[command(name = "graphile-recipe", after_help = MORE_HELP, disable_help_subcommand = true)]
 struct Arguments {
@@ -33,20 +33,20 @@ pub(crate) enum Command {
     /// Send the mails until SIGTERM or Ctrl-C
     #[command(args_override_self = true)]
     Work {
-        /// How long the jobs of a worker belong to it after its last heartbeat; at least 1
+        /// Give the jobs of a worker to another worker after this time without a heartbeat; at least 1
         #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = lease, allow_negative_numbers = true)]
         lease: Duration,
-        /// How long to wait for mails in flight after SIGTERM or Ctrl-C
+        /// After SIGTERM or Ctrl-C, wait this long for mails in flight
         #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = seconds, allow_negative_numbers = true)]
         grace: Duration,
-        /// How long the simulated mail server takes
+        /// Simulate a mail server that needs this time for each mail
         #[arg(long, value_name = "MILLISECONDS", default_value = "20", value_parser = milliseconds)]
         takes: Duration,
     },
 }
 
 impl Options {
-    /// Reads the arguments and `DATABASE_URL`. Exits after printing the help or an error.
+    /// Parses the command line and reads `DATABASE_URL`. If the command line is invalid or requests the help, prints a message and exits.
     pub(crate) fn from_args() -> Self {
         let Arguments { command } = Arguments::parse();
         let no_url = |_| Arguments::command().error(ErrorKind::MissingRequiredArgument, "DATABASE_URL is not set").exit();
@@ -64,7 +64,7 @@ fn seconds(value: &str) -> Result<Duration, String> {
 }
 
 fn lease(value: &str) -> Result<Duration, String> {
-    // A lease has five heartbeats.
+    // A worker sends five heartbeats within the time of a lease.
     seconds(value)
         .and_then(|lease| if lease < Duration::from_secs(1) { Err("the minimum is one second".into()) } else { Ok(lease) })
 }

@@ -1,4 +1,4 @@
-//! Sign-ups and their mails: the purpose of the program.
+//! Stores sign-ups and sends their mails. The other modules of the program only support this work.
 
 use crate::database::chain;
 use crate::tasks::as_task;
@@ -10,10 +10,10 @@ use std::error::Error;
 use tokio::time::sleep;
 use tracing::info;
 
-/// The schema of the engine's tables.
+/// The database schema in which the engine creates its tables.
 const SCHEMA: &str = "graphile_worker";
 
-/// Creates the tables of the engine and of the sign-ups. Run it in a single process, before any other.
+/// Creates the tables of the engine and of the sign-ups. Call this function in a single process, before other processes use the database.
 pub(crate) async fn migrate(pool: &PgPool) -> Result<(), Box<dyn Error>> {
     WorkerUtils::new(pool.clone(), SCHEMA).migrate().await?;
     let signups = "CREATE TABLE IF NOT EXISTS signups (
@@ -32,7 +32,7 @@ pub(crate) async fn sign_up(pool: &PgPool, address: &str) -> Result<Option<i64>,
     let insert = "INSERT INTO signups (address) VALUES ($1) ON CONFLICT (address) DO NOTHING RETURNING id";
     let inserted: Option<i64> = sqlx::query_scalar(insert).bind(address).fetch_optional(&mut *transaction).await?;
     if let Some(signup) = inserted {
-        // The key identifies the job while it waits, to replace or remove it. The engine deletes the key with the job.
+        // While the job waits, a program can replace or remove the job by this key. The engine deletes the key together with the job.
         let spec = JobSpecBuilder::new().job_key(format!("welcome-mail {signup}")).build();
         let utils = WorkerUtils::new(pool.clone(), SCHEMA);
         utils.with_executor(&mut *transaction).add_job(WelcomeMail { signup }, spec).await?;
@@ -41,7 +41,8 @@ pub(crate) async fn sign_up(pool: &PgPool, address: &str) -> Result<Option<i64>,
     Ok(inserted)
 }
 
-/// The payload of the job. It outlives deploys, so it contains only the ID of the sign-up. The table has the rest.
+/// The payload of the job. New versions of the program must be able to read old payloads. Therefore the payload contains only the ID of
+/// the sign-up. The other values of the sign-up are in the table.
 #[derive(Debug, Serialize, Deserialize)]
 struct WelcomeMail {
     signup: i64,
@@ -59,16 +60,17 @@ impl TaskHandler for WelcomeMail {
     }
 }
 
-/// Returns the jobs that a worker handles.
+/// Returns the definitions of the jobs that a worker handles.
 pub(crate) fn jobs() -> [graphile_worker::JobDefinition; 1] {
     [WelcomeMail::definition()]
 }
 
 impl Service {
-    /// Simulates sending a mail: waits as long as a mail server takes.
+    /// Simulates sending a mail: waits as long as a mail server needs.
     ///
-    /// After a crash this may be called again for the same sign-up. It sends nothing if the mail is already recorded as sent. A crash between the
-    /// mail and its record sends the mail twice, unless the mail server recognizes the `Message-ID`, which would contain the ID of the sign-up.
+    /// After a crash, the engine may call this function a second time for the same sign-up. If the table says that the mail was sent,
+    /// this function sends nothing. If the process crashes between the mail and the update of the table, the mail is sent twice. A real
+    /// mail server could recognize the duplicate by its `Message-ID`, if this header contains the ID of the sign-up.
     async fn send(&self, signup: i64, attempt: i16) -> Result<(), Box<dyn Error + Send + Sync>> {
         let select = "SELECT address FROM signups WHERE id = $1 AND mailed_at IS NULL";
         let address: Option<String> = sqlx::query_scalar(select).bind(signup).fetch_optional(&self.pool).await?;

@@ -1,17 +1,18 @@
-//! Runs the engine's jobs as tasks of a registry.
+//! Runs the jobs of the engine as tasks of a registry.
 
 use background_tasks::{Registry, Spawner};
 use tokio::select;
 use tokio::sync::oneshot;
 
-/// Runs a job as a task, which has a name, is counted, and reports its failure or panic to the registry's observers.
+/// Runs a job as a task. The registry counts the task. If the task fails or panics, the registry reports its name and the cause to the
+/// observers.
 ///
-/// The engine awaits this future and commits its result as the outcome of the job. If the engine drops this future, because its grace period
-/// has expired and the job goes to another worker, the task ends at its next await point.
+/// The engine awaits this future and commits its result as the outcome of the job. When the engine's grace period expires, the engine
+/// drops this future and returns the job to the queue. The task then ends at its next await point.
 ///
 /// # Errors
 ///
-/// The error of the job. Also fails if the task was rejected, panicked or was aborted.
+/// Returns the error of the job. Also returns an error if the task was rejected, panicked or was aborted.
 pub(crate) async fn as_task<S, F>(registry: &Registry<S>, name: &'static str, job: F) -> Result<(), String>
 where
     S: Spawner,
@@ -24,7 +25,7 @@ where
             outcome = job => outcome,
             () = sender.closed() => Err("the engine returned the job to the queue".to_owned()),
         };
-        // Fails if the engine has dropped the receiver.
+        // This call fails if the engine has dropped the receiver.
         let _ = sender.send(outcome.clone());
         outcome
     };

@@ -1,4 +1,4 @@
-//! The engine, with the options that are off by default, hosted by a registry.
+//! Runs the engine inside the host of a registry. Sets the options of the engine that are off by default.
 
 use crate::database::chain;
 use crate::signups::jobs;
@@ -10,46 +10,49 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::info;
 
-/// How many jobs run at the same time.
+/// The number of jobs that run at the same time.
 const CONCURRENCY: usize = 4;
 
-/// How long the engine may take to return the jobs that it has cut off to the queue.
+/// The time that the engine gets to return interrupted jobs to the queue.
 pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the handlers need.
+/// The values that the job handlers use.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) tasks: Registry<TokioSpawner>,
     pub(crate) pool: PgPool,
-    /// How long the simulated mail server takes.
+    /// The time that the simulated mail server needs for one mail.
     pub(crate) takes: Duration,
 }
 
-/// Runs until shutdown has started and the outcomes of the jobs in flight are committed.
+/// Handles jobs until shutdown has started and the outcomes of the jobs in flight are committed.
 ///
-/// A worker without a heartbeat for a lease counts as dead, and other workers take its jobs. Jobs that still run when the `grace` period expires
-/// are cut off and return to the queue.
+/// If a worker sends no heartbeat for the time `lease`, other workers take its jobs. When the `grace` period expires, the engine
+/// interrupts the jobs that still run, and returns them to the queue.
 ///
 /// # Errors
 ///
-/// If the database is not available, at the start or later. A supervisor should then restart the program.
+/// Returns an error if the database is not available at the start, or later. A supervisor should then restart the program.
 pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> Result<(), String> {
     let worker = WorkerOptions::default()
         .pg_pool(service.pool.clone())
         .define_jobs(jobs())
         .concurrency(CONCURRENCY)
-        // Without it each slot takes one job for each notification or poll. Keep it short: fetched jobs wait in this process.
+        // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short, because fetched jobs wait
+        // in this process.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
-        // Without these, jobs of a killed worker stay locked forever. All workers need them: a worker without heartbeats counts as dead.
+        // Without heartbeats and sweeps, the jobs of a killed worker stay locked forever. All workers must send heartbeats, because a
+        // worker without heartbeats counts as dead.
         .heartbeat_interval(lease / 5)
         .sweep_interval(lease / 5)
         .sweep_threshold(lease)
-        // Makes a crash a failed attempt. Otherwise a job that kills its process would be retried forever.
+        // Makes a crash count as a failed attempt. Otherwise, a job that kills its process would be retried forever.
         .on(JobRecovery, async |recovery| match recovery.reason {
             FailureReason::WorkerCrashed => JobRecoveryResult::FailWithBackoff,
             _ => JobRecoveryResult::Default,
         })
-        // The host handles signals. The registry's shutdown signal stops the engine's fetches.
+        // The host handles signals, so the engine must not handle signals. When shutdown starts, the registry's shutdown signal makes the
+        // engine stop fetching jobs.
         .listen_os_shutdown_signals(false)
         .shutdown_signal(service.tasks.signal())
         .shutdown_grace_period(grace)
@@ -63,7 +66,7 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
-        // If the engine cannot commit an outcome, it stops, and then tries for minutes to return its fetched jobs.
+        // If the engine cannot commit an outcome, it stops. A stopped engine tries for minutes to return the fetched jobs to the queue.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }

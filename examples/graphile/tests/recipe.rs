@@ -1,4 +1,4 @@
-//! Runs the recipe as child processes, on a Postgres server for each test.
+//! Runs the program as child processes. Each test uses its own Postgres server.
 #![cfg(unix)]
 
 #[path = "../../../durable/tests/it/common/postgres.rs"]
@@ -10,21 +10,21 @@ use std::net::TcpListener;
 use std::process::Command;
 use testing::{Line, Process, poll_until_ok};
 
-/// Starts a Postgres server with the recipe's tables. Returns `None` if Postgres is not installed.
+/// Starts a Postgres server and creates the tables of the program. Returns `None` if Postgres is not installed.
 fn database() -> Option<Postgres> {
     let postgres = Postgres::start().inspect_err(|reason| testing::skip("postgres", reason)).ok()?;
     start(&postgres, &["migrate"]).wait().assert_code(0);
     Some(postgres)
 }
 
-/// Signs this many people up, with sign-ups numbered from 1.
+/// Signs up this number of people. The IDs of the sign-ups start with 1.
 fn sign_up(postgres: &Postgres, people: usize) {
     let addresses: Vec<_> = (1..=people).map(|each| format!("{each}@example.com")).collect();
     let arguments: Vec<_> = ["sign-up"].into_iter().chain(addresses.iter().map(String::as_str)).collect();
     start(postgres, &arguments).wait().assert_code(0);
 }
 
-/// Polls a query until it has this result.
+/// Repeats a query until it returns the expected result.
 #[track_caller]
 fn wait_until(postgres: &Postgres, query: &str, expected: &str) {
     poll_until_ok(|| {
@@ -33,7 +33,7 @@ fn wait_until(postgres: &Postgres, query: &str, expected: &str) {
     });
 }
 
-/// Waits until every mail is recorded as sent, and no job is left.
+/// Waits until every mail is recorded as sent and no job is left.
 #[track_caller]
 fn wait_until_all_is_sent(postgres: &Postgres) {
     wait_until(
@@ -47,7 +47,7 @@ fn start(postgres: &Postgres, arguments: &[&str]) -> Process {
     Process::start(Command::new(env!("CARGO_BIN_EXE_graphile-recipe")).args(arguments).env("DATABASE_URL", postgres.url()))
 }
 
-/// Starts a worker whose mail server takes this many milliseconds, and waits until it is ready.
+/// Starts a worker whose simulated mail server needs `takes` milliseconds for a mail. Waits until the worker is ready.
 #[track_caller]
 fn work(postgres: &Postgres, takes: &str, more: &[&str]) -> Process {
     let mut worker = start(postgres, &[&["work", "--lease", "2", "--takes", takes], more].concat());
@@ -55,7 +55,7 @@ fn work(postgres: &Postgres, takes: &str, more: &[&str]) -> Process {
     worker
 }
 
-/// Counts, for each sign-up, lines such as `sending the mail of sign-up 7, attempt 1`, where `action` is `sending`.
+/// Counts the lines such as `sending the mail of sign-up 7, attempt 1` for each sign-up. In this example, `action` is `sending`.
 fn count_lines(lines: &[Line], action: &str) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     for line in lines {
@@ -77,7 +77,7 @@ fn killed_workers_lose_no_mail_and_repeat_only_interrupted_mails() {
     let Some(postgres) = database() else { return };
     sign_up(&postgres, PEOPLE);
 
-    // One worker is killed while it sends four mails and has fetched more. The others are killed at arbitrary points.
+    // The first worker is killed while it sends four mails and has fetched more jobs. The next workers are killed at arbitrary points.
     let mut lines = Vec::new();
     let mut interrupted = BTreeSet::new();
     for (takes, text, times) in [("600000", "sending the mail", 4), ("10", "sent the mail", 3), ("10", "sent the mail", 20)] {
@@ -100,7 +100,7 @@ fn killed_workers_lose_no_mail_and_repeat_only_interrupted_mails() {
     let worker = work(&postgres, "10", &[]);
     wait_until_all_is_sent(&postgres);
     let ended = worker.stop();
-    // A crash counts as an attempt.
+    // The crash counted as an attempt, so this mail was sent in attempt 2.
     ended.assert_code(0).assert_line("attempt 2");
     lines.extend(ended.lines);
     let sending = count_lines(&lines, "sending");
@@ -121,7 +121,7 @@ fn rolling_restarts_lose_and_repeat_no_mail() {
     let mut lines = Vec::new();
     for _ in 0..6 {
         let mut old = workers.remove(0);
-        // While it sends mails.
+        // Waits until the worker is sending mails.
         old.lines("sent the mail", 5);
         old.terminate();
         workers.push(start());
@@ -149,11 +149,11 @@ fn jobs_cut_off_by_the_grace_period_return_to_the_queue_immediately() {
     let mut slow = work(&postgres, "600000", &["--grace", "0.2"]);
     slow.lines("sending the mail", 1);
     let ended = slow.stop();
-    // The engine cuts the job off before the host's grace period expires.
+    // The engine interrupts the job before the host's grace period expires.
     ended.assert_code(0);
     let is_returned = |line: &str| line.contains("welcome-mail") && line.contains("the engine returned the job to the queue");
     assert!(ended.lines.iter().any(|line| is_returned(line.text())), "{ended:#?}");
-    // No worker holds the job, and the attempt is not counted.
+    // No worker holds the job, and the interrupted attempt is not counted.
     assert_eq!(postgres.sql("SELECT attempts, locked_at IS NULL, run_at <= now() FROM graphile_worker.jobs"), "0|t|t");
 
     let worker = work(&postgres, "10", &[]);
@@ -181,7 +181,7 @@ fn worker_without_a_database_fails_and_the_next_one_continues() {
     ended.assert_code(0);
     lines.extend(ended.lines);
     let mut sent = count_lines(&lines, "sent");
-    // If the kill came between a commit and its response, only the next worker reports that the mail was sent.
+    // If the kill came after a commit and before its response, only the next worker reports that the mail was sent.
     lines.retain(|line| line.text().contains(" was already sent"));
     for signup in count_lines(&lines, "").into_keys() {
         sent.entry(signup).or_insert(1);
@@ -210,7 +210,7 @@ fn failure_is_reported_and_retried_later() {
 fn missing_server_is_reported_with_its_address_and_the_cause() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // Closes the port. No other process is likely to use it during the test.
+    // Closes the port. No other process is likely to use the port during the test.
     drop(listener);
     let run = |url: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_graphile-recipe"));
@@ -237,10 +237,10 @@ fn sign_up_and_job_are_committed_together() {
         start(&postgres, &["sign-up", "alan@example.com"]).wait().assert_code(2).assert_line("cannot sign up alan@example.com: ");
         assert_eq!(postgres.sql(both), "1|1");
     };
-    // The sign-up is inserted, but enqueueing the job fails.
+    // In this case, the row of the sign-up is inserted, but the insertion of the job fails.
     postgres.sql("ALTER TABLE graphile_worker._private_jobs ADD CONSTRAINT crowded CHECK (key IS NULL) NOT VALID");
     check_rejected();
-    // Both are inserted, but the commit fails.
+    // In this case, the sign-up and the job are inserted, but the commit fails.
     postgres.sql(
         "ALTER TABLE graphile_worker._private_jobs DROP CONSTRAINT crowded;
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no more''; END';

@@ -1,4 +1,4 @@
-//! The files of the notes. The service follows no link in the folder, and waits for no pipe there.
+//! Reads and writes the files of the notes. The service does not follow links in the folder, and does not wait for pipes in the folder.
 
 use crate::memory::{Memory, Reservation};
 use crate::store::Name;
@@ -10,27 +10,27 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// The largest size of a note, in bytes.
+/// The maximum size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The maximum number of open files. The server's reserve of file descriptors must be larger, because a note whose file cannot be
-/// opened is lost after its client was answered 202.
+/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this number.
+/// If the service cannot open the file of a note, the note is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
-/// A folder that at most one process of this service uses.
+/// A folder that only one process of this service can use at a time.
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Locks the folder until the process exits. On Unix, it is the folder itself.
+    /// The file that locks the folder until the process exits. On Unix, it is the folder itself.
     lock: File,
     /// The number of the next temporary file.
     next: AtomicU64,
     permits: Permits,
-    /// The folder of `--stall`. A named pipe there stalls the note of the same name.
+    /// The folder of the option `--stall`. A named pipe in this folder stalls the note of the same name.
     stall: Option<PathBuf>,
 }
 
 /// The reason why a note cannot be read.
 pub(crate) enum ReadError {
-    /// The memory for bodies is used up.
+    /// The reserved memory for bodies has reached its limit.
     Memory,
     Io(io::Error),
 }
@@ -42,7 +42,7 @@ impl From<io::Error> for ReadError {
 }
 
 impl Folder {
-    /// Creates the folder, locks it, removes the temporary files of a process that was killed, and checks that files can be created and
+    /// Creates and locks the folder. Removes the temporary files of a process that was killed. Checks that files can be created and
     /// removed.
     pub(crate) fn open(path: &Path, stall: Option<PathBuf>) -> io::Result<Self> {
         fs::create_dir_all(path)?;
@@ -54,12 +54,12 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Creates a temporary file, which holds the permit until it is dropped.
+    /// Creates a temporary file. The file keeps the permit until it is dropped.
     pub(crate) fn create<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.path.join(format!(".{}-{number}.tmp", process::id()));
-            // Does not follow a link with this name.
+            // `create_new` does not follow a link with this name.
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 result => return Ok(Temporary { file: result?, path, is_renamed: false, folder: self, _permit: permit }),
@@ -84,19 +84,19 @@ impl Folder {
         Ok(Some(read_up_to(&file, len, reservation)?))
     }
 
-    /// Returns a permit to open a file. Blocks while `MAX_FILES` files are open, and while the note is stalled.
+    /// Returns a permit to open a file. Blocks while `MAX_FILES` files are open, and while the option `--stall` stalls the note.
     pub(crate) fn permit(&self, name: &Name) -> Permit<'_> {
         let permit = self.permits.acquire();
         if let Some(stall) = &self.stall {
-            // Fails if nothing stalls this note.
+            // This call fails immediately if the folder contains no pipe for this note.
             let _ = File::open(stall.join(name));
         }
         permit
     }
 
-    /// Syncs the folder, with the renames in it, to disk. Does nothing on Windows.
+    /// Syncs the folder to disk, so that renames in the folder are on disk. Does nothing on Windows.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        // On Windows, `lock` is a file in the folder.
+        // On Windows, `lock` is a file in the folder and not the folder itself.
         if cfg!(unix) { self.lock.sync_all() } else { Ok(()) }
     }
 }
@@ -108,7 +108,7 @@ fn read_up_to(file: &File, len: usize, reservation: Reservation) -> io::Result<B
     Ok(reservation.hold(body))
 }
 
-/// A file that becomes a note when it is renamed. If it is dropped before that, its destructor removes it.
+/// A file that becomes a note when it is renamed. If the value is dropped before the file is renamed, the destructor removes the file.
 pub(crate) struct Temporary<'a> {
     pub(crate) file: File,
     path: PathBuf,
@@ -118,7 +118,7 @@ pub(crate) struct Temporary<'a> {
 }
 
 impl Temporary<'_> {
-    /// Replaces the note of this name. If the name is a link, replaces the link.
+    /// Replaces the note that has this name. If a link has this name, replaces the link.
     pub(crate) fn rename(mut self, name: &Name) -> io::Result<()> {
         fs::rename(&self.path, self.folder.path.join(name))?;
         self.is_renamed = true;
@@ -129,13 +129,13 @@ impl Temporary<'_> {
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.is_renamed {
-            // If the removal fails, the next start of the service removes the file.
+            // If this removal fails, the next start of the service removes the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Removes the temporary files of a process that was killed. The folder is locked, so no other process uses them.
+/// Removes the temporary files of a process that was killed. No other process uses these files, because the folder is locked.
 fn remove_temporaries(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -146,14 +146,14 @@ fn remove_temporaries(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether a file with this name is a temporary file: `.PROCESS-NUMBER.tmp`.
+/// Returns whether a file with this name is a temporary file. The name of a temporary file has the form `.PROCESS-NUMBER.tmp`.
 fn is_temporary(name: &str) -> bool {
     let numbers = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.split_once('-'));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     numbers.is_some_and(|(process, number)| is_number(process) && is_number(number))
 }
 
-/// Locks a folder until the returned file is closed. The system closes it even if the process is killed.
+/// Locks a folder until the returned file is closed. If the process is killed, the operating system closes the file.
 #[cfg(unix)]
 fn lock(path: &Path) -> io::Result<File> {
     use rustix::fs::{FlockOperation, flock};
@@ -170,7 +170,7 @@ fn lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(false).share_mode(0).open(path.join(".lock"))
 }
 
-/// Opens a file for reading. Fails for a link, and does not wait for the other end of a pipe.
+/// Opens a file for reading. Fails if the path is a link. Does not wait for the other end of a pipe.
 #[cfg(unix)]
 fn open_without_links(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags, open};
@@ -178,7 +178,7 @@ fn open_without_links(path: &Path) -> io::Result<File> {
     Ok(open(path, flags, Mode::empty())?.into())
 }
 
-/// Opens a file for reading. Opens a link itself, not its target.
+/// Opens a file for reading. If the path is a link, opens the link itself, not its target.
 #[cfg(windows)]
 fn open_without_links(path: &Path) -> io::Result<File> {
     use std::os::windows::fs::OpenOptionsExt;
@@ -205,7 +205,7 @@ impl Permits {
     }
 }
 
-/// Allows one file to be open.
+/// A permit that allows one file to be open. Dropping the value releases the permit.
 pub(crate) struct Permit<'a>(&'a Permits);
 
 impl Drop for Permit<'_> {

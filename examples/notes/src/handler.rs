@@ -1,4 +1,4 @@
-//! Handles requests.
+//! Handles the HTTP requests of the service.
 
 use crate::folder::{MAX_NOTE, ReadError};
 use crate::page::page;
@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 pub(crate) struct Notes<S> {
     pub(crate) registry: Registry<S>,
     pub(crate) store: Arc<Store>,
-    /// Enabled by `--dashboard`.
+    /// The dashboard, if the option `--dashboard` is set.
     pub(crate) dashboard: Option<Dashboard>,
 }
 
@@ -32,7 +32,7 @@ impl<S: BlockingSpawner> Notes<S> {
         let has_body = !request.body().is_end_stream();
         let mut response = self.route(request).await.unwrap_or_else(plain);
         if has_body && !response.status().is_success() {
-            // The rest of the body has not been read, so the connection cannot serve another request.
+            // The handler has not read the rest of the body, so the connection cannot serve another request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
@@ -61,7 +61,7 @@ impl<S: BlockingSpawner> Notes<S> {
         }
     }
 
-    /// Stores a note in memory and starts a background task that writes it to disk.
+    /// Stores a note in memory and starts a background task that writes the note to disk.
     async fn put(&self, name: Name, body: TimedBody) -> Result<StatusCode, StatusCode> {
         let body = self.receive(body).await?;
         let draft = self.store.draft(name, body);
@@ -69,9 +69,10 @@ impl<S: BlockingSpawner> Notes<S> {
         started.map(|()| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Receives a body, if there is memory for it. Does not read a body whose announced length is above the limit.
+    /// Receives a body, if there is enough memory for the body. If the announced length exceeds the limit, returns an error without
+    /// reading the body.
     async fn receive(&self, mut body: TimedBody) -> Result<Bytes, StatusCode> {
-        // A chunked body announces no length.
+        // A chunked body announces no length, so it may become as long as the limit.
         let announced = body.size_hint().upper().map_or(Ok(MAX_NOTE), usize::try_from);
         let max = announced.ok().filter(|len| *len <= MAX_NOTE).ok_or(StatusCode::PAYLOAD_TOO_LARGE)?;
         let reservation = self.store.memory.reserve(max).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
@@ -107,7 +108,7 @@ impl<S: BlockingSpawner> Notes<S> {
                 Err(ReadError::Memory) => (Err(StatusCode::SERVICE_UNAVAILABLE), Ok(())),
                 Err(ReadError::Io(error)) => (Err(StatusCode::INTERNAL_SERVER_ERROR), Err(name.error(&error))),
             };
-            // Fails if the client has disconnected.
+            // This call fails if the client has disconnected.
             let _ = sender.send(response);
             outcome
         });
@@ -124,7 +125,7 @@ impl<S: BlockingSpawner> Notes<S> {
         self.respond("application/json", tasks + "\n")
     }
 
-    /// Returns a response whose memory counts until it is sent.
+    /// Returns a response. The body of the response counts as used memory until the body is sent.
     fn respond(&self, content: &'static str, body: String) -> Result<Response<Reply>, StatusCode> {
         let reservation = self.store.memory.reserve(body.len()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         Ok(respond(StatusCode::OK, content, reservation.hold(body.into_bytes())))
@@ -138,7 +139,7 @@ fn respond(status: StatusCode, content: &'static str, body: impl Into<Bytes>) ->
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
-    // Browsers must not interpret a note, which comes from a client, as HTML.
+    // A note comes from a client, so browsers must not interpret it as HTML.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -153,8 +154,8 @@ fn allow(methods: &'static str) -> Response<Reply> {
     response
 }
 
-/// A body that is sent in parts. A server that copies the data before it sends them would copy a whole body into memory that is not
-/// reserved.
+/// A response body that is sent in small parts. Some servers copy data before sending. If the body has small parts, such a server copies
+/// only one part at a time into memory that is not reserved.
 struct Parts(Bytes);
 
 const MAX_PART: usize = 16 << 10;

@@ -1,4 +1,5 @@
-//! The tests that the service must pass on every runtime. `service_tests!(path)` defines all of them for the program at `path`.
+//! Contains the tests that the service must pass on every runtime. The macro `service_tests!(path)` defines all of them for the program
+//! at `path`.
 
 mod attacks;
 mod environments;
@@ -22,7 +23,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 use testing::{Client, Line, poll_until_some};
 
-/// Defines a test for each listed function of this module, for one program.
+/// Defines one test for each function in the list. Each test runs the program at `$path`.
 #[macro_export]
 macro_rules! service_tests {
     ($path:expr) => {
@@ -70,11 +71,12 @@ macro_rules! service_tests {
     )*};
 }
 
-/// The service on one runtime.
+/// The program that runs the service on one runtime.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     pub path: &'static str,
-    /// The folder for the tests' folders. It is probably on a disk, unlike the system's own, so that writes take time.
+    /// The folder in which the tests create their folders. This folder is probably on a disk, so that writes take time. The folder for
+    /// temporary files of the system may be in memory.
     pub tmp: &'static str,
 }
 
@@ -83,7 +85,7 @@ pub fn newest_note_of_a_name_wins(program: Program) {
     let mut client = service.connect();
     for name in 0..20 {
         for number in 0..5 {
-            // The first notes are the largest, which take the longest to write.
+            // The first notes are the largest, so writing them takes the longest time.
             let body = vec![b'0' + number; LARGEST >> (3 * number)];
             assert_eq!(client.put(&name.to_string(), &body).unwrap().status, 202);
         }
@@ -103,11 +105,11 @@ pub fn accepted_note_can_be_read(program: Program) {
     assert_eq!(client.put("a.b_c-7", &body).unwrap().status, 202);
     let read = |client: &mut Client| client.get("/notes/a.b_c-7").map(|note| (note.status, note.body)).unwrap();
     assert_eq!(read(&mut client), (200, body.clone()));
-    // From now on the note is read from disk.
+    // After the note is written, the service reads it from disk.
     client.get_until("/", "Written: 1");
     assert_eq!(read(&mut client), (200, body.clone()));
     assert_eq!(fs::read(service.dir().join("a.b_c-7")).unwrap(), body);
-    // The last request is in flight until its connection has passed on the response, which may be after its arrival.
+    // The last request counts as in flight until its connection has sent the response. The client may receive the response earlier.
     let page = client.get_until("/", "2 in flight");
     assert!(page.contains("href=\"/notes/a.b_c-7\""), "{page}");
     service.stop().0.assert_code(0).assert_line("drained in ");
@@ -163,7 +165,7 @@ pub fn paths_and_methods(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The task that the request starts is accepted too.
+/// The registry must also accept the task that starts during the drain, because its request was in flight at the signal.
 pub fn current_request_finishes_after_the_signal(program: Program) {
     let mut service = Service::start(program, &["--grace", "3600"]);
     let mut client = service.connect();
@@ -186,18 +188,18 @@ pub fn idle_connections_do_not_delay_exit(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The grace period is shorter than the time in which a head must arrive.
+/// The grace period of 3 s is shorter than the time in which a client must send a head.
 pub fn half_a_request_head_does_not_delay_exit(program: Program) {
     let service = Service::start(program, &["--grace", "3"]);
     let mut half = service.connect();
     half.send(b"PUT /notes/half HTTP/1.1\r\nhost: local").unwrap();
-    // The service has probably read the half when it has answered another client.
+    // The service has probably read this part of the head when it has answered another client.
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     service.stop().0.assert_code(0).assert_line("drained in ");
     half.response().unwrap_err();
 }
 
-/// The body may delay the exit for half of the grace period.
+/// A half body may delay the exit for at most half of the grace period.
 pub fn half_a_request_body_does_not_use_up_the_grace_period(program: Program) {
     let service = Service::start(program, &["--grace", "6"]);
     let mut half = service.connect();
@@ -209,7 +211,7 @@ pub fn half_a_request_body_does_not_use_up_the_grace_period(program: Program) {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// The client has been answered 202 by then. The loss is logged, and requests for the note fail.
+/// The client has already been answered 202 when the write fails. The service must log the failure, and requests for the note must fail.
 pub fn failed_write_is_reported_and_counted(program: Program) {
     let mut service = Service::start(program, &[]);
     fs::create_dir(service.dir().join("note")).unwrap();
@@ -217,7 +219,7 @@ pub fn failed_write_is_reported_and_counted(program: Program) {
     assert_eq!(client.put("note", b"lost").unwrap().status, 202);
     let line = service.line(" failed: note note: ");
     assert!(line.starts_with("write at ") && line.contains("src/handler.rs:"), "{line}");
-    // The loss is counted after it is reported.
+    // The registry reports the loss before it counts the loss.
     client.get_until("/", " 1 failed, ");
     assert_eq!(client.get("/notes/note").unwrap().status, 500);
     assert!(service.line(" failed: note note: ").starts_with("read at "));
@@ -235,7 +237,7 @@ pub fn tasks_are_listed(program: Program) {
     assert_eq!(client.put("note", b"held").unwrap().status, 202);
     let tasks: Vec<Value> = serde_json::from_str(client.get("/tasks").unwrap().text()).unwrap();
     let text = |task: &Value, field: &str| task[field].as_str().unwrap_or_default().to_owned();
-    // The clock may be too coarse to order tasks that started together.
+    // The clock may be too coarse to order tasks that started at almost the same time.
     let mut listed: Vec<_> = tasks.iter().map(|task| (text(task, "name"), text(task, "kind"))).collect();
     listed.sort();
     let expected =
@@ -247,7 +249,8 @@ pub fn tasks_are_listed(program: Program) {
     assert_eq!(ids.len(), 5);
 }
 
-/// The read cannot be aborted, but the connection that waits for it can. The program waits for its connections: it is aborted too, or returns.
+/// The read is a blocking closure, which cannot be aborted. The connection waits for the read and can be aborted. The program waits for
+/// the connection, so it is aborted too, or returns.
 pub fn straggler_is_aborted(program: Program) {
     let stall = Stall::new(program, "note");
     let service = stall.start(program, &["--grace", "0.3"]);
@@ -263,7 +266,8 @@ pub fn straggler_is_aborted(program: Program) {
     println!("exited {:?} after SIGTERM, with a grace period of 300 ms", start.elapsed());
 }
 
-/// The blocked write cannot be aborted, so it is reported as a straggler. It does not block readers: the note is in memory.
+/// A blocked write cannot be aborted, so the service reports it as a straggler. Clients can read the note meanwhile, because it is in
+/// memory.
 pub fn blocked_write_does_not_delay_exit(program: Program) {
     let stall = Stall::new(program, "note");
     let service = stall.start(program, &["--grace", "0.3"]);
@@ -316,7 +320,7 @@ pub fn options(program: Program) {
         .assert_line("Exit status: 0 ");
 }
 
-/// Asserts that the service exits, and prints only to stderr. Its first line is the reason.
+/// Asserts that the service exits with code 2 and prints only to stderr. The first line must be the reason.
 #[track_caller]
 fn is_refused(program: Program, args: &[&str], why: &str) {
     let ended = program.start(args).wait();
@@ -325,7 +329,7 @@ fn is_refused(program: Program, args: &[&str], why: &str) {
     assert!(ended.lines.iter().all(|line| matches!(line, Line::Stderr(_))), "{ended:#?}");
 }
 
-/// Asserts that the service prints one line, the reason, and exits.
+/// Asserts that the service exits with code 2 and prints only one line, the reason.
 #[track_caller]
 fn fails_to_start(program: Program, args: &[&str], why: &str) {
     let ended = program.start(args).wait();

@@ -1,8 +1,8 @@
-//! The notes service: an on-disk cache that is written after the response.
+//! The notes service: a cache of notes in a folder. The service writes each note to disk after the response.
 //!
-//! A `PUT` is answered immediately, and a background task writes its body to disk. This package has everything except the runtime, for any
-//! spawner. The packages of the runtimes, such as `examples/tokio`, start the runtime, bind the listener, accept connections and wrap the
-//! streams.
+//! The service answers a `PUT` immediately, and a background task writes the body to disk. This package works with any spawner and
+//! contains everything except the runtime. The packages of the runtimes, such as `examples/tokio`, start the runtime, bind the listener,
+//! accept connections and wrap the streams.
 
 #[cfg(all(unix, feature = "harness"))]
 pub mod harness;

@@ -1,26 +1,27 @@
-//! Limits the memory for bodies: of requests while they are received and until they are on disk, and of responses until they are sent.
+//! Limits the memory that bodies use. The body of a request counts until it is on disk, and the body of a response counts until it is
+//! sent.
 
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The extra bytes that each reservation includes, for the task, the name and the headers. Without them, any number of empty bodies would
-/// fit.
+/// The number of additional bytes in each reservation, for the task, the name and the headers. Without these bytes, the number of empty
+/// bodies would be unlimited.
 const OVERHEAD: usize = 1 << 10;
 
-/// The memory that bodies may use.
+/// Counts the memory that bodies use. The count never exceeds a limit.
 pub(crate) struct Memory {
     limit: usize,
     used: AtomicUsize,
 }
 
 impl Memory {
-    /// Returns memory with a limit in bytes.
+    /// Creates a counter with a limit in bytes.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, used: AtomicUsize::new(0) })
     }
 
-    /// Reserves memory for a body of this length in bytes. Returns `None` if the limit would be exceeded.
+    /// Reserves memory for a body of `len` bytes. Returns `None` if the limit would be exceeded.
     pub(crate) fn reserve(self: &Arc<Self>, len: usize) -> Option<Reservation> {
         let bytes = len + OVERHEAD;
         let add = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
@@ -29,7 +30,7 @@ impl Memory {
     }
 }
 
-/// Memory for one body. Dropping it releases the memory.
+/// The reserved memory for one body. Dropping the value releases the memory.
 pub(crate) struct Reservation {
     memory: Arc<Memory>,
     bytes: usize,

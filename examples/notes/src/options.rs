@@ -11,19 +11,20 @@ pub(crate) struct Options {
     /// Listen on this loopback address, because the service has no login; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878", value_parser = loopback)]
     pub(crate) listen: SocketAddr,
-    /// Store the notes in this folder, and create it if it is missing
+    /// Store the notes in this folder; create the folder if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "notes-cache")]
     pub(crate) dir: PathBuf,
     /// After SIGTERM or Ctrl-C, wait this long for tasks and requests
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
-    /// Answer 503 if the notes that are received, written and sent need more memory
+    /// Answer 503 if the notes that are being received, written and sent need more memory than this
     #[arg(long, value_name = "MIB", default_value = "256", value_parser = mebibytes)]
     pub(crate) memory: usize,
     /// Serve a dashboard at /background; everyone who can reach the port can abort tasks there
     #[arg(long)]
     pub(crate) dashboard: bool,
-    /// To try a disk that hangs, stall each note that has a named pipe in this folder, until a program opens the pipe for writing
+    /// Simulate a disk that hangs: if this folder has a named pipe with the name of a note, reads and writes of the note wait until a
+    /// program opens the pipe for writing
     #[arg(long, value_name = "FOLDER")]
     pub(crate) stall: Option<PathBuf>,
 }
@@ -34,7 +35,7 @@ Examples:
   curl http://127.0.0.1:7878/notes/name            read the note
   curl http://127.0.0.1:7878/                      show the tasks in flight and the notes
   curl http://127.0.0.1:7878/tasks                 list the tasks in flight
-  curl http://127.0.0.1:7878/readyz                readiness: 503 once shutdown has started
+  curl http://127.0.0.1:7878/readyz                readiness: 503 after shutdown has started
 
 Exit status: 0 if all tasks have drained, 1 if the grace period expired first, 2 if the
 service failed to start, 130 after a second SIGTERM or Ctrl-C.";
@@ -54,7 +55,7 @@ fn mebibytes(value: &str) -> Result<usize, String> {
     bytes.filter(|bytes| *bytes > MAX_NOTE).ok_or_else(|| "the minimum is 2".into())
 }
 
-/// Writes a line to stdout. Unlike `println!`, it does not panic if stdout is closed.
+/// Writes a line to stdout. Unlike `println!`, this function does not panic if stdout is closed.
 pub(crate) fn print(line: &str) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());

@@ -1,4 +1,4 @@
-//! The page at `/`. Names need no escaping: they contain no special characters of HTML.
+//! Builds the page at `/`. The names of notes need no escaping, because they contain no special characters of HTML.
 
 use crate::store::{Name, Overview};
 use background_tasks::Summary;

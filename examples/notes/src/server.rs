@@ -13,11 +13,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tower::Layer;
 
-/// Runs the service with the options of the command line, until a signal stops the process. Returns the exit code. `serve` binds the
-/// listener and accepts connections.
+/// Runs the service with the options of the command line until a signal stops the process. Returns the exit code. The closure `serve`
+/// binds the listener and accepts connections.
 ///
-/// This call, not the first poll, installs the signal handlers. Call it before the runtime starts threads. If the options are invalid or
-/// request the help, this call exits the process.
+/// Calling this function installs the signal handlers, even before the returned future is polled. Call this function before the runtime
+/// starts threads. If the options are invalid or request the help, the call exits the process.
 pub fn run<S, F>(spawner: S, timer: impl Timer + Clone + Send + Sync + 'static, serve: F) -> impl Future<Output = ExitCode>
 where
     S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static,
@@ -50,7 +50,7 @@ fn context(message: impl Display) -> impl FnOnce(io::Error) -> String {
 impl<S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static> Server<S> {
     fn open(registry: Registry<S>, timer: impl Timer + Clone + Send + Sync + 'static, options: &Options) -> Result<Self, String> {
         let store = Store::open(options).map_err(context(format_args!("cannot write to '{}'", options.dir.display())))?;
-        // A client that sends half a body must not hold the drain until the grace period expires.
+        // A client that sends only half of a body must not delay the end of the drain until the grace period expires.
         let http = HttpServer::new(&registry, timer).drain_timeout(options.grace / 2);
         let dashboard = options.dashboard.then(|| Dashboard::new(&registry));
         let notes = Arc::new(Notes { registry, store: Arc::new(store), dashboard });
@@ -62,11 +62,11 @@ impl<S: Spawner + BlockingSpawner + Clone + Send + Sync + 'static> Server<S> {
         self.address
     }
 
-    /// Prints the address of the listener and notifies systemd.
+    /// Prints the address of the listener and notifies systemd that the service is ready.
     ///
     /// # Errors
     ///
-    /// Returns a message if `bound` is an error.
+    /// Returns an error message if `bound` is an error.
     pub fn listening<L>(&self, bound: io::Result<L>, address: impl FnOnce(&L) -> io::Result<SocketAddr>) -> Result<L, String> {
         let bound = bound.and_then(|listener| Ok((address(&listener)?, listener)));
         let (address, listener) = bound.map_err(context(format_args!("cannot listen on {}", self.address())))?;

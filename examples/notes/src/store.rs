@@ -1,4 +1,4 @@
-//! Stores notes: in memory until they are on disk.
+//! Stores notes in memory until they are on disk.
 
 use crate::folder::{Folder, ReadError};
 use crate::memory::Memory;
@@ -10,10 +10,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The number of names that the page shows.
+/// The maximum number of names in each list of the page.
 const RECENT: usize = 20;
 
-/// The name of a note, which is also the name of its file. It is neither a path nor the name of a temporary file.
+/// The name of a note, which is also the name of the note's file. A name is never a path or the name of a temporary file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name(String);
 
@@ -24,7 +24,8 @@ impl Name {
         is_valid.then(|| Self(name.to_owned()))
     }
 
-    /// Returns the error of a note that could not be written or read. It names the note, because all tasks of a kind have the same name.
+    /// Returns an error message for a note that could not be written or read. The message contains the note's name, because all tasks of
+    /// a kind have the same task name.
     pub(crate) fn error(&self, error: &io::Error) -> String {
         format!("note {self}: {error}")
     }
@@ -50,14 +51,14 @@ pub(crate) struct Store {
     folder: Folder,
     pub(crate) memory: Arc<Memory>,
     drafts: Mutex<Drafts>,
-    /// Locked while a draft's version is checked and its file is renamed, so that an older body cannot replace a newer one. It is not the
-    /// lock of `drafts`: requests would wait for the disk.
+    /// A lock that a task holds while it checks the version of a draft and renames its file. Without this lock, an older body could
+    /// replace a newer body. A task does not hold the lock of `drafts` meanwhile, because requests would wait for the disk.
     renames: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Drafts {
-    /// The version of the newest draft of all names.
+    /// The version number of the draft that was stored last.
     version: u64,
     /// The latest draft of each name.
     latest: BTreeMap<Name, (u64, Bytes)>,
@@ -66,13 +67,13 @@ struct Drafts {
 }
 
 impl Drafts {
-    /// Returns whether no newer draft of the same name has been accepted.
+    /// Returns whether this draft is the latest draft of its name.
     fn is_latest(&self, draft: &Draft) -> bool {
         self.latest.get(&draft.name).is_some_and(|(version, _)| *version == draft.version)
     }
 }
 
-/// The contents of the page.
+/// The values that the page shows.
 pub(crate) struct Overview {
     pub(crate) waiting: usize,
     pub(crate) next: Vec<Name>,
@@ -81,7 +82,7 @@ pub(crate) struct Overview {
 }
 
 impl Store {
-    /// Opens the folder, see [`Folder::open`].
+    /// Opens the folder of the notes; see [`Folder::open`].
     pub(crate) fn open(options: &Options) -> io::Result<Self> {
         Ok(Self {
             folder: Folder::open(&options.dir, options.stall.clone())?,
@@ -105,7 +106,7 @@ impl Store {
         self.drafts().latest.get(name).map(|(_, body)| body.clone())
     }
 
-    /// Reads a note from disk. Blocks.
+    /// Reads a note from disk. Blocks the thread.
     pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, ReadError> {
         self.folder.read(name, &self.memory)
     }
@@ -125,7 +126,7 @@ impl Store {
     }
 }
 
-/// A note that is not on disk yet. Dropping it removes the note from memory, whether or not it was written.
+/// A note that is not on disk yet. Dropping the draft removes the note from memory, even if the note was not written.
 pub(crate) struct Draft {
     store: Arc<Store>,
     name: Name,
@@ -134,12 +135,12 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Writes the note to disk, unless a newer note of the same name has been accepted. Blocks.
+    /// Writes the note to disk, unless a newer note with the same name has been accepted. Blocks the thread.
     pub(crate) fn write(self) -> Result<(), String> {
         self.write_through().map_err(|error| self.name.error(&error))
     }
 
-    /// Writes a temporary file and renames it, so that the note is on disk completely or not at all.
+    /// Writes and then renames a temporary file. Therefore the note is on disk completely or not at all.
     fn write_through(&self) -> io::Result<()> {
         let permit = self.store.folder.permit(&self.name);
         if !self.is_latest() {

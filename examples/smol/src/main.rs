@@ -1,4 +1,4 @@
-//! The notes service on smol.
+//! Runs the notes service on the runtime smol.
 
 use background_tasks::SmolSpawner;
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
-//! Three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C they drain in this order:
+//! Runs three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C, the subsystems drain in this order:
 //!
-//! 1. `connections` receives orders over TCP, one in each line.
-//! 2. `shipping` passes the orders to a carrier. Its consumer runs again after it has failed.
-//! 3. `archive` files the receipts: each second, and once more after the last order.
+//! 1. `connections` receives orders over TCP. Each line contains one order.
+//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the consumer starts again.
+//! 3. `archive` archives the receipts each second, and one last time after the last order.
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
 use background_tasks_host::{Host, StderrObserver};
@@ -19,7 +19,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 type Tasks = Registry<TokioSpawner>;
 type Receipts = Arc<Mutex<Vec<String>>>;
 
-/// An order that waits for the consumer. It counts as in flight until it is shipped. An order that is dropped counts as abandoned.
+/// An order that waits for the consumer. The order counts as in flight until it is shipped. An order that is dropped before the shipping
+/// counts as abandoned.
 struct Order {
     pieces: u32,
     receipt: String,
@@ -34,7 +35,7 @@ struct Client {
     orders: UnboundedSender<Order>,
 }
 
-/// Receives orders over TCP, ships them, and files their receipts
+/// Receives orders over TCP, ships them, and archives their receipts
 #[derive(Parser)]
 struct Options {
     /// Listen on this address
@@ -46,12 +47,12 @@ struct Options {
 async fn main() -> ExitCode {
     let options = Options::parse();
     let root = Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();
-    // The children share the observer and the settings of the root.
+    // The child registries use the observer and the settings of the root registry.
     let connections = root.named("connections").child_with_limit(100);
-    // The consumer holds one permit, so at most 20 orders wait.
+    // The limit is 21 because the consumer itself holds one permit, and at most 20 orders may wait.
     let shipping = root.named("shipping").child_with_limit(21);
     let archive = root.named("archive").child();
-    // A subsystem is shut down after the subsystems before it have drained.
+    // The host shuts a subsystem down after the previous subsystems have drained.
     let host = Host::new(&connections).then(&shipping).then(&archive).grace(Duration::from_secs(25));
     let orders = start_shipping(&shipping, start_archive(&archive));
     host.run(accept(Client { connections, shipping, orders }, options.listen)).await
@@ -66,7 +67,7 @@ fn start_archive(archive: &Tasks) -> Receipts {
     });
     let signal = archive.signal();
     archive.named("last receipts").run(async move {
-        signal.await; // `shipping` has drained, so no receipt follows.
+        signal.await; // `shipping` has drained, so no more receipts follow.
         file(&last);
         println!("archive: closed");
     });
@@ -80,7 +81,8 @@ fn file(receipts: &Receipts) {
     }
 }
 
-/// Starts the consumer. If it fails, it runs again. If it fails too often, the program ends, because the consumer is critical.
+/// Starts the consumer as a service. If the consumer fails, the registry starts the consumer again. If it fails too often, the program
+/// ends, because the consumer is critical.
 fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order> {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
@@ -96,7 +98,7 @@ async fn ship(orders: Arc<tokio::sync::Mutex<UnboundedReceiver<Order>>>, receipt
     while let Some(order) = orders.recv().await {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if order.pieces > 1000 {
-            return Err(format!("the carrier has hung up at {}", order.receipt)); // drops the order
+            return Err(format!("the carrier has hung up at {}", order.receipt)); // this drops the order
         }
         println!("shipping: shipped {}", order.receipt);
         receipts.lock().unwrap().push(order.receipt);
@@ -113,9 +115,9 @@ async fn accept(client: Client, listen: SocketAddr) -> io::Result<()> {
     let signal = client.connections.signal();
     while let Some(accepted) = signal.run_until_shutdown(listener.accept()).await {
         match accepted {
-            // Beyond the limit, the registry drops the future, and so closes the connection.
+            // If the limit is reached, the registry drops the future, which closes the connection.
             Ok((stream, _)) => client.connections.named("connection").run(serve(stream, client.clone())),
-            // If too many files are open, the next call would fail immediately.
+            // If too many files are open, the next call would fail immediately, so the loop waits.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
@@ -141,9 +143,9 @@ async fn serve(mut stream: TcpStream, client: Client) -> io::Result<()> {
 impl Client {
     /// Places an order such as `3 apples`. Returns the answer for the client.
     async fn place(&self, line: String) -> Result<String, Box<dyn Error + Send + Sync>> {
-        // Without a permit, because the connection that waits here holds one.
+        // The task runs without a permit, because the connection that waits for the task already holds a permit.
         let calculation = self.connections.named("price").without_permit().spawn_blocking(move || price(&line));
-        let (pieces, receipt) = calculation.await??; // an error of the task, or of the order
+        let (pieces, receipt) = calculation.await??; // the first `?` is for the task, the second for the order
         let in_flight = self.shipping.named("order").guard()?.require_completion();
         let answer = format!("accepted: {receipt}");
         self.orders.send(Order { pieces, receipt, in_flight }).map_err(|_| "the shipping has ended")?;
@@ -151,7 +153,7 @@ impl Client {
     }
 }
 
-/// Calculates a price on a thread that may block. A panic becomes an error of the task's handle.
+/// Calculates a price on a thread that may block. If this function panics, the task's handle resolves to an error.
 fn price(line: &str) -> Result<(u32, String), String> {
     let (pieces, item) = line.split_once(' ').ok_or("expected a number and an item, such as 3 apples")?;
     let pieces: u32 = pieces.parse().map_err(|error| format!("{error}: {pieces}"))?;

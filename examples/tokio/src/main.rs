@@ -1,4 +1,4 @@
-//! The notes service on tokio.
+//! Runs the notes service on the runtime tokio.
 
 use background_tasks::TokioSpawner;
 use std::process::ExitCode;

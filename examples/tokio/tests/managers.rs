@@ -1,4 +1,5 @@
-//! The tests with service managers, which do not depend on the runtime.
+//! Runs the service under real service managers, runit and systemd. One runtime is enough, because these tests do not depend on the
+//! runtime.
 
 #![cfg(target_os = "linux")]
 

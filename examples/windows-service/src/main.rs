@@ -1,6 +1,8 @@
 //! A Win32 service that sends invoices. When it is stopped, it starts no new invoices, and finishes those in flight.
 
 #[cfg(windows)]
+mod options;
+#[cfg(windows)]
 mod service;
 
 #[cfg(windows)]

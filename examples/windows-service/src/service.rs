@@ -1,3 +1,4 @@
+use crate::options::{Command, Options};
 use background_tasks::{Registry, SmolSpawner};
 use background_tasks_host::{Host, StderrObserver};
 use smol::Timer;
@@ -16,22 +17,16 @@ use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 use windows_service::{define_windows_service, service_dispatcher};
 
 const NAME: &str = "invoices";
-const USAGE: &str = "\
-usage: invoices COMMAND
-  install      install the service, as an administrator; then `sc start invoices`
-  uninstall    stop and uninstall the service, as an administrator
-  console      run in this console until Ctrl-C
-  service      run as the service; only Windows uses this command";
+/// Longer than the host needs for its last reports, which follow the grace period.
+const REPORT_TIME: Duration = Duration::from_secs(4);
 
 pub(crate) fn main() -> ExitCode {
-    let command = env::args().nth(1).unwrap_or_default();
-    let done = match command.as_str() {
-        "install" => install(),
-        "uninstall" => uninstall(),
-        "console" => return run(|host| host, &[]),
+    let done = match Command::from_args() {
+        Command::Install(options) => install(&options),
+        Command::Uninstall => uninstall(),
+        Command::Console(options) => return run(&options, |host| host, &[]),
         // Returns when the service has stopped.
-        "service" => service_dispatcher::start(NAME, ffi_service_main).map_err(Into::into),
-        _ => Err(USAGE.into()),
+        Command::Service(_) => service_dispatcher::start(NAME, ffi_service_main).map_err(Into::into),
     };
     if let Err(error) = done {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -41,7 +36,7 @@ pub(crate) fn main() -> ExitCode {
     0.into()
 }
 
-fn install() -> Result<(), Box<dyn Error>> {
+fn install(options: &Options) -> Result<(), Box<dyn Error>> {
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CREATE_SERVICE)?;
     let service = ServiceInfo {
         name: NAME.into(),
@@ -50,15 +45,15 @@ fn install() -> Result<(), Box<dyn Error>> {
         start_type: ServiceStartType::AutoStart,
         error_control: ServiceErrorControl::Normal,
         executable_path: env::current_exe()?,
-        launch_arguments: vec!["service".into()],
+        launch_arguments: options.service_arguments()?,
         dependencies: Vec::new(),
         account_name: None, // the local system
         account_password: None,
     };
     let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG)?;
     service.set_description("Sends invoices, and finishes those in flight before it stops")?;
-    // When the system shuts down, Windows waits this long: longer than the grace period.
-    service.set_preshutdown_timeout(Duration::from_secs(12))?;
+    // When the system shuts down, Windows waits this long.
+    service.set_preshutdown_timeout(options.grace.saturating_add(REPORT_TIME))?;
     Ok(())
 }
 
@@ -75,14 +70,17 @@ define_windows_service!(ffi_service_main, service_main);
 
 /// The main function of the service. The host has reported the exit code when this function returns.
 fn service_main(arguments: Vec<OsString>) {
-    run(|host| host.windows_service(NAME), &arguments);
+    // The program's arguments, which `main` has checked.
+    if let Command::Service(options) = Command::from_args() {
+        run(&options, |host| host.windows_service(NAME), &arguments);
+    }
 }
 
 /// Runs the program. The tests start the service with arguments.
-fn run(configure: impl FnOnce(Host) -> Host, arguments: &[OsString]) -> ExitCode {
+fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsString]) -> ExitCode {
     let has_argument = |expected: &str| arguments.iter().any(|argument| argument == expected);
     let registry = Registry::builder(SmolSpawner).observer(StderrObserver).inspect().build();
-    let host = configure(Host::new(&registry).grace(Duration::from_secs(8)));
+    let host = configure(Host::new(&registry).grace(options.grace));
     if has_argument("slow-start") {
         thread::sleep(Duration::from_secs(3));
     }
@@ -91,7 +89,7 @@ fn run(configure: impl FnOnce(Host) -> Host, arguments: &[OsString]) -> ExitCode
     }
     smol::block_on(host.run(async {
         // A service has no console.
-        let log = Arc::new(File::create(env::temp_dir().join("invoices.log"))?);
+        let log = Arc::new(File::create(options.log())?);
         let signal = registry.signal();
         let mut number = 0;
         while signal.run_until_shutdown(Timer::after(Duration::from_millis(500))).await.is_some() {

@@ -12,7 +12,7 @@ use wasm_bindgen_futures::future_to_promise;
 use web_sys::{Request, Response, Url};
 use worker::{Context, Env};
 
-/// Logs panics: without a hook, a panic traps without a message.
+/// Installs a hook that logs panics. Without a hook, a panic stops the program without a message.
 #[wasm_bindgen(start)]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| log(&panic)));
@@ -34,7 +34,7 @@ impl Observer for ConsoleObserver {
 ///
 /// # Errors
 ///
-/// Returns the errors of JavaScript's constructors, which the runtime answers with status 500.
+/// Returns the errors of JavaScript's constructors. The runtime answers such a request with status 500.
 #[wasm_bindgen]
 pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Response, JsValue> {
     let url = Url::new(&request.url())?;
@@ -42,19 +42,21 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     let order = path.strip_prefix("/orders/").filter(|order| !order.is_empty() && request.method() == "POST");
     let Some(order) = order else { return worker::respond(404, "post to /orders/<name>\n") };
 
-    // A registry for each request, because its drain is the end of this request's tasks.
+    // Each request has its own registry, because the drain of the registry must wait only for the tasks of this request.
     let tasks = Registry::builder(WasmSpawner).inspect().observer(ConsoleObserver).build();
     for recipient in ["customer", "accounting"] {
         tasks.named("receipt").run_local(send_receipt(env.mail(), format!("{order} to {recipient}")));
     }
-    // Without this call, the runtime cancels the tasks when it has sent the response. The test sends `?forget` to show this.
+    // Without this call, the runtime cancels the tasks after it has sent the response. With `?forget`, a test shows that the receipts are
+    // then lost.
     if url.search() != "?forget" {
         context.wait_until(&drain(&tasks, Duration::from_secs_f64(env.grace().parse().unwrap_or(25.0))));
     }
     worker::respond(202, &format!("{order} is accepted\n"))
 }
 
-/// Returns a promise that resolves when all tasks have ended. Aborts and logs the tasks that have not ended within the grace period.
+/// Returns a promise that resolves when all tasks have ended, but at the latest one second after the grace period. When the grace period
+/// expires, aborts the tasks in flight. Logs the tasks that are still in flight one second later.
 fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     let drained = tasks.shutdown().or_abort(WasmSpawner.sleep(grace), async || WasmSpawner.sleep(Duration::from_secs(1)).await);
     future_to_promise(async move {
@@ -66,7 +68,7 @@ fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     })
 }
 
-/// Writes the receipt, which takes a while, and posts it to the mail service.
+/// Simulates writing a receipt, which takes some time, and sends it to the mail service.
 async fn send_receipt(mail: String, receipt: String) -> Result<(), String> {
     WasmSpawner.sleep(Duration::from_millis(300)).await;
     worker::post(&mail, &receipt).await

@@ -1,4 +1,4 @@
-//! The functions of the Workers runtime that the example uses.
+//! Declares the functions of the Workers runtime that the example uses.
 
 use js_sys::Promise;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -8,21 +8,21 @@ use web_sys::{RequestInit, Response, ResponseInit};
 
 #[wasm_bindgen]
 extern "C" {
-    /// The bindings in the configuration of the Worker.
+    /// The values in the configuration of the Worker.
     pub type Env;
 
-    /// The address of the mail service.
+    /// Returns the URL of the mail service.
     #[wasm_bindgen(method, getter, js_name = MAIL)]
     pub(crate) fn mail(this: &Env) -> String;
 
-    /// The grace period in seconds.
+    /// Returns the grace period in seconds.
     #[wasm_bindgen(method, getter, js_name = GRACE)]
     pub(crate) fn grace(this: &Env) -> String;
 
     /// The context of one request.
     pub type Context;
 
-    /// Makes the runtime continue this request until the promise is settled.
+    /// Makes the runtime keep the request alive until the promise resolves or is rejected.
     #[wasm_bindgen(method, js_name = waitUntil)]
     pub(crate) fn wait_until(this: &Context, promise: &Promise);
 
@@ -35,7 +35,7 @@ pub(crate) fn respond(status: u16, text: &str) -> Result<Response, JsValue> {
     Response::new_with_opt_str_and_init(Some(text), &init)
 }
 
-/// Posts a text, and waits for the response.
+/// Sends `text` with the method POST, and waits for the response.
 pub(crate) async fn post(url: &str, text: &str) -> Result<(), String> {
     let init = RequestInit::new();
     init.set_method("POST");

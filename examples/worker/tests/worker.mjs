@@ -1,4 +1,5 @@
-// The Worker in workerd, with a mail service on this computer. Needs `pkg/`, and the path of workerd in WORKERD.
+// Runs the Worker in workerd, with a mail service on this computer. Needs the folder `pkg/`, and the path of workerd in the variable
+// WORKERD.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -14,7 +15,8 @@ const lines = [];
 events.setMaxListeners(0);
 let mail, workerd, url;
 
-/// Waits until the condition holds. Checks again after each receipt and each line of workerd. The time limit of the job ends a wait without end.
+/// Waits until the condition holds. Checks the condition after each receipt and each line of workerd. If the condition never holds, the
+/// time limit of the job ends the wait.
 async function until(condition) {
   if (condition()) return;
   for await (const _ of on(events, "change")) if (condition()) return;
@@ -23,7 +25,8 @@ async function until(condition) {
 const has_receipts = (order) => ["customer", "accounting"].every((recipient) => receipts.includes(`${order} to ${recipient}`));
 const has_line = (text) => lines.some((line) => line.includes(text));
 
-/// Posts an order. The mail service waits for the response, so a Worker that finishes its tasks before it responds would hang.
+/// Posts an order. The mail service waits until the client has the response. Therefore a Worker that finishes its tasks before it
+/// responds would hang.
 async function post(order, query = "") {
   const response = await fetch(`${url}/orders/${order}${query}`, { method: "POST" });
   assert.equal(response.status, 202);
@@ -35,7 +38,7 @@ async function post(order, query = "") {
 before(async () => {
   mail = createServer(async (request, response) => {
     const receipt = (await request.toArray()).join("");
-    // This order hangs.
+    // The mail service never answers the receipts of this order.
     if (receipt.startsWith("hang")) return;
     await until(() => responded.has(receipt.split(" ")[0]));
     receipts.push(receipt);
@@ -74,7 +77,8 @@ test("receipts are sent after the response", async () => {
 
 test("receipts are lost without waitUntil", async () => {
   await post("forgotten", "?forget");
-  // The receipts of a later order take as long, so the receipts of the first order would have arrived before.
+  // The receipts of a later order take the same time. When the later receipts have arrived, the receipts of the first order would have
+  // arrived too.
   await post("later");
   await until(() => has_receipts("later"));
   await post("last");

@@ -1,4 +1,4 @@
-//! The dashboard: its responses, who may use it, and the end of its streams.
+//! Tests the dashboard: its responses, its access rules, and the end of its event streams.
 
 use background_tasks::{Guard, Registry, Restart, SmolSpawner, TaskId};
 use background_tasks_host::{Dashboard, DashboardBody, Host};
@@ -51,7 +51,7 @@ fn next(body: &mut DashboardBody) -> Option<String> {
     block_on(poll_fn(|cx| poll(body, cx.waker())))
 }
 
-/// Returns the next event.
+/// Waits for the next event of the stream, and returns its data.
 fn event(body: &mut DashboardBody) -> Value {
     let event = next(body).expect("an event");
     let lines: Vec<_> = event.split('\n').collect();
@@ -106,7 +106,7 @@ fn content_security_policy_allows_only_the_pages_own_script_and_style() {
     {
         assert!(directives.contains(&directive), "{directive} is not in {policy}");
     }
-    // The parser of a browser normalizes line ends before it computes the hash.
+    // A browser normalizes the line ends of a page before it computes the hashes.
     let html = text(response).replace("\r\n", "\n");
     for element in ["script", "style"] {
         let (_, rest) = html.split_once(&format!("<{element}>")).unwrap();
@@ -133,7 +133,7 @@ fn unsupported_method_is_answered_with_the_allowed_ones() {
     }
 }
 
-/// Returns the status of each resource.
+/// Returns the statuses of requests for the three resources: the page, the events, and an abort.
 fn statuses(dashboard: &Dashboard, headers: &[(&str, &str)]) -> [StatusCode; 3] {
     let headers = [headers, &[SAME_ORIGIN]].concat();
     [("GET", "/"), ("GET", "/events"), ("POST", "/abort?id=1-1")]
@@ -430,7 +430,7 @@ fn phases_of_a_host_are_listed() {
     let (requests, workers, admin) = (inspected(), inspected(), inspected());
     let host = Host::new(&requests);
     let dashboard = Dashboard::new(&admin).phases(&host, &["requests", "workers"]);
-    // The dashboard also shows registries that are added later.
+    // The dashboard must also show registries that are added to the host later.
     let host = host.then_with_reserve(&workers, Duration::from_secs(5)).then(&admin);
     let tenant = workers.named("tenant").child();
     let (request, import) = (requests.named("request").guard().unwrap(), tenant.named("import").guard().unwrap());
@@ -474,7 +474,7 @@ fn streams_share_expensive_events() {
     let registry = inspected();
     let dashboard = Dashboard::new(&registry);
     let first = |dashboard| next(&mut watch(dashboard)).unwrap();
-    // Returns whether the second event is the first one, although another task is in flight.
+    // Returns whether the second stream gets the same event as the first stream, although one more task is in flight.
     let is_shared = |dashboard, other| {
         let before = first(dashboard);
         let _guard = registry.guard().unwrap();
@@ -483,7 +483,7 @@ fn streams_share_expensive_events() {
     let few: Vec<_> = (0..900).map(|_| registry.guard().unwrap()).collect();
     assert!(!is_shared(&dashboard, &dashboard));
     let many: Vec<_> = (0..100).map(|_| registry.guard().unwrap()).collect();
-    // The time for which an event is shared may expire in between.
+    // One attempt may fail, because the time for which an event is shared may expire between the two streams.
     assert!((0..MANY).any(|_| is_shared(&dashboard, &dashboard)));
     let other = dashboard.clone().serving(&["other"]);
     assert!(!is_shared(&dashboard, &other), "a dashboard with other settings has other events");
@@ -513,7 +513,7 @@ fn shutdown_start_is_sent_immediately() {
     assert!(text.contains("\"shutting_down\":true"), "{text}");
 }
 
-/// More events than any stream here has before it ends.
+/// More events than any stream in these tests sends before it ends.
 const MANY: usize = 100;
 
 /// Reads the stream to its end, and returns the last event.
@@ -585,7 +585,7 @@ fn stream_that_is_opened_during_or_after_a_drain_ends() {
     assert_eq!(last_event(&mut watch(&dashboard))["drained"], true);
 }
 
-/// As in a server: the guard of a response is dropped with its body.
+/// The test drops the guard of a response together with its body, as a server does.
 #[test]
 fn open_streams_do_not_delay_a_drain() {
     let registry = inspected();

@@ -1,4 +1,4 @@
-//! `DetachLayer`.
+//! Tests `DetachLayer`.
 
 use crate::layer::{Client, listen, soon, text};
 use axum::extract::DefaultBodyLimit;
@@ -36,7 +36,7 @@ async fn disconnected_client_does_not_cancel_its_handler() {
     let release = soon(started.recv()).await.unwrap();
 
     connection.abort();
-    // The server has then dropped the call.
+    // The registry of the requests becomes idle when the server has dropped the call.
     soon(requests.wait_idle()).await;
     assert_eq!((requests.summary().abandoned, handlers.in_flight()), (1, 1));
     let drained = handlers.shutdown();
@@ -59,7 +59,7 @@ async fn aborted_and_rejected_calls_are_answered_503() {
     let response = tokio::spawn(async move { client.get().await.unwrap() });
     soon(started.recv()).await.unwrap();
     assert_eq!(registry.tasks()[0].name(), Some("order"));
-    // A host does this at the end of the grace period.
+    // A host makes the same call at the end of the grace period.
     soon(registry.shutdown_or_abort(std::time::Duration::ZERO, crate::layer::PATIENCE)).await.unwrap();
     let aborted = soon(response).await.unwrap();
     let rejected = Client::connect(address).await.get().await.unwrap();

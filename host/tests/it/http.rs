@@ -1,4 +1,4 @@
-//! `HttpServer` against clients that write and read raw bytes.
+//! Tests `HttpServer` with clients that write and read raw bytes.
 
 use background_tasks::{Registry, SmolSpawner, TokioSpawner};
 use background_tasks_host::{HttpServer, TimedBody};
@@ -24,11 +24,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// Longer than any step of a test takes: what takes longer hangs.
+/// A time limit that is longer than any step of a test takes. A step that exceeds the limit hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A time limit that a test waits for.
 const SHORT: Duration = Duration::from_millis(50);
-/// A time limit that must not decide a test.
+/// A time limit that is too long to expire during a test.
 const LONG: Duration = Duration::from_secs(600);
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -46,7 +46,7 @@ async fn echo(request: Request<TimedBody>) -> io::Result<Reply> {
     Ok(Response::new(Full::new(request.into_body().collect().await?.to_bytes())))
 }
 
-/// A server on tokio.
+/// A server on the runtime tokio.
 struct Server {
     registry: Registry<TokioSpawner>,
     address: SocketAddr,
@@ -54,7 +54,7 @@ struct Server {
 }
 
 impl Server {
-    /// Starts a server with long time limits, unless `configure` changes them.
+    /// Starts a server with long time limits. `configure` may change these limits.
     async fn start<H>(configure: impl FnOnce(HttpServer<TokioSpawner>) -> HttpServer<TokioSpawner>, service: H) -> Self
     where
         H: Service<Request<TimedBody>, Response = Reply, Error = io::Error, Future: Send> + Clone + Send + 'static,
@@ -73,7 +73,7 @@ impl Server {
         Client::connect(self.address).await
     }
 
-    /// Waits until this number of connections has been accepted and not closed.
+    /// Waits until exactly `count` connections are open.
     async fn wait_for_connections(&self, count: usize) {
         let connections = || self.registry.tasks().iter().filter(|task| task.name() == Some("connection")).count();
         soon(async {
@@ -84,7 +84,7 @@ impl Server {
         .await;
     }
 
-    /// Shuts down, and waits until the server has closed all connections.
+    /// Shuts the registry down, and waits until the server has closed all connections.
     async fn stop(self) {
         self.registry.start_shutdown();
         soon(self.serve).await.unwrap();
@@ -103,7 +103,8 @@ impl Client {
         soon(self.0.write_all(bytes)).await.unwrap();
     }
 
-    /// Returns the status and the head of the next response, and reads its body, if it has the header `Content-Length`.
+    /// Reads the next response. Returns the status and the head of the response. If the head contains `Content-Length`, reads the body
+    /// too.
     async fn receive(&mut self) -> (u16, String) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -121,10 +122,10 @@ impl Client {
         self.receive().await.0
     }
 
-    /// Waits until the server closes the connection. Returns what it has sent.
+    /// Waits until the server closes the connection. Returns the text that the server has sent before.
     async fn closed(&mut self) -> String {
         let mut rest = Vec::new();
-        // An error is a reset: the server has not read everything.
+        // The read fails if the server resets the connection, because the server has not read all bytes.
         let _ = soon(self.0.read_to_end(&mut rest)).await;
         String::from_utf8_lossy(&rest).into_owned()
     }
@@ -164,7 +165,7 @@ async fn server_at_its_limit_does_not_poll_the_listener() {
             yield_now().await;
         }
         assert_eq!(calls.get(), 2);
-        // Another connection takes the place of the one that closes.
+        // When one connection closes, the server must accept another connection.
         drop(open.take().pop());
         soon(async {
             while calls.get() < 3 {
@@ -180,7 +181,7 @@ async fn server_at_its_limit_does_not_poll_the_listener() {
 fn default_limit_leaves_descriptors_for_the_work() {
     #[cfg(unix)]
     let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    // Windows has no such limit.
+    // Windows has no such limit of open files.
     #[cfg(windows)]
     let soft = u64::MAX;
     let server = format!("{:?}", HttpServer::new(&Registry::new(TokioSpawner), TokioTimer::new()));
@@ -231,7 +232,7 @@ async fn shutdown_closes_connections_without_a_whole_head() {
     }
 }
 
-/// A client that has connected just before the shutdown sends its request in two parts.
+/// A client that has connected just before the shutdown sends its first request in two parts after the shutdown has started.
 #[tokio::test]
 async fn first_request_may_be_late() {
     let server = Server::start(|server| server.late_head_timeout(LONG), service_fn(echo)).await;
@@ -239,9 +240,9 @@ async fn first_request_may_be_late() {
     assert_eq!(kept_alive.get().await, 200);
     server.wait_for_connections(2).await;
     server.registry.start_shutdown();
-    // A later request has no such time.
+    // The late head timeout applies only to the first request of a connection.
     assert_eq!(kept_alive.closed().await, "");
-    // Only a server that closes the connection early needs this time.
+    // A correct server does nothing during this sleep. A server with a bug would close the connection too early.
     tokio::time::sleep(SHORT).await;
     late.send(&GET[..10]).await;
     late.send(&GET[10..]).await;
@@ -263,7 +264,7 @@ async fn request_that_has_arrived_before_the_shutdown_is_answered() {
     let (fresh, mut kept_alive) = (server.connect().await, server.connect().await);
     assert_eq!(kept_alive.get().await, 200);
     server.wait_for_connections(2).await;
-    // Without an `await`, so the server runs only after the start of the shutdown.
+    // There is no `await` before the shutdown starts, so the server cannot run earlier.
     fresh.0.try_write(GET).unwrap();
     kept_alive.0.try_write(GET).unwrap();
     server.registry.start_shutdown();
@@ -293,7 +294,7 @@ async fn response_in_progress_finishes_after_the_shutdown() {
     client.send(GET).await;
     soon(called.notified()).await;
     server.registry.start_shutdown();
-    // The listener closes before the connections.
+    // The server closes the listener before it closes the connections.
     soon(async { while TcpStream::connect(server.address).await.is_ok() {} }).await;
     assert!(!server.registry.is_drained() && !server.serve.is_finished());
     finish.notify_one();
@@ -364,7 +365,7 @@ async fn slow_body_is_answered_408() {
 
 #[tokio::test]
 async fn service_decides_on_the_response_to_a_slow_body() {
-    // The service responds with this status to an error of the body.
+    // If reading the body fails, the service responds with this status.
     for (status, expected) in
         [(StatusCode::ACCEPTED, 202), (StatusCode::BAD_REQUEST, 408), (StatusCode::INTERNAL_SERVER_ERROR, 408)]
     {
@@ -441,7 +442,7 @@ async fn half_a_body_does_not_hold_the_shutdown() {
     let (mut before, mut client) = (server.connect().await, server.connect().await);
     assert_eq!(before.get().await, 200);
     client.send(HALF_BODY).await;
-    // The service waits for the rest of the body when the shutdown starts.
+    // After ten more responses to the other client, the service is probably waiting for the rest of the body.
     for _ in 0..10 {
         assert_eq!(before.get().await, 200);
     }
@@ -450,7 +451,7 @@ async fn half_a_body_does_not_hold_the_shutdown() {
     server.stop().await;
 }
 
-/// Sends many requests for large responses, and reads none of them.
+/// Sends many requests for large responses, and does not read the responses.
 async fn send_without_reading(server: &Server) -> Client {
     let mut client = server.connect().await;
     client.send(&GET.repeat(50)).await;
@@ -477,7 +478,7 @@ async fn client_that_does_not_read_does_not_hold_the_shutdown() {
     server.stop().await;
 }
 
-/// A timer whose time passes when the test says so.
+/// A timer whose time passes only when the test changes it.
 #[derive(Clone)]
 struct ManualTimer {
     now: watch::Sender<Instant>,
@@ -517,7 +518,7 @@ async fn client_that_reads_slowly_is_served() {
     let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
     let registry = Registry::new(TokioSpawner);
     let server = HttpServer::new(&registry, timer.clone()).max_connections(1).write_timeout(LONG).head_timeout(Duration::MAX);
-    // The buffer is small, so the server makes progress whenever the client reads a response.
+    // The buffer is small, so the server makes progress whenever the client reads a part of a response.
     let (mut client, stream) = tokio::io::duplex(1024);
     let mut stream = Some(TokioIo::new(stream));
     let accept = async || match stream.take() {
@@ -530,7 +531,7 @@ async fn client_that_reads_slowly_is_served() {
             client.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
             timer.now.send_modify(|now| *now += LONG * 2 / 3);
         }
-        // Now the client stops reading.
+        // From here on, the client does not read.
         let pass_time = async {
             loop {
                 timer.now.send_modify(|now| *now += LONG);
@@ -713,7 +714,7 @@ async fn axum_and_the_layer_of_requests_are_served() {
     assert_eq!(client.receive().await.0, 408);
     registry.start_shutdown();
     soon(serve).await.unwrap();
-    // A connection and its two requests.
+    // The three tasks are a connection and its two requests.
     assert_eq!(soon(registry.shutdown()).await.completed, 3);
 }
 

@@ -1,4 +1,4 @@
-//! `RequestLayer` in the servers of axum, hyper and tonic.
+//! Tests `RequestLayer` in the servers of axum, hyper and tonic.
 
 use axum::Router;
 use axum::routing::get;
@@ -39,20 +39,20 @@ use tower_http::trace::TraceLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Longer than any step of a test takes: what takes longer hangs.
+/// A time limit that is longer than any step of a test takes. A step that exceeds the limit hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("timed out")
 }
 
-/// Returns how many requests completed, panicked, were abandoned and were rejected.
+/// Returns the numbers of requests that completed, panicked, were abandoned and were rejected.
 fn outcomes<S>(registry: &Registry<S>) -> [u64; 4] {
     let summary = registry.summary();
     [summary.completed, summary.panicked, summary.abandoned, summary.rejected]
 }
 
-/// A request that has reached its handler, which waits until the test sends it a body.
+/// A request that has reached its handler. The handler waits until the test sends a body for the response.
 type Call = oneshot::Sender<Channel<Bytes>>;
 
 async fn receive_body(calls: mpsc::UnboundedSender<Call>) -> Channel<Bytes> {
@@ -67,7 +67,7 @@ pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves requests with axum and a layer. The handler passes each request on to the test.
+/// Starts a server with axum and the layer. The handler sends each request to the test as a `Call`.
 async fn serve_axum(registry: &Registry<TokioSpawner>) -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
     let (calls, receiver) = mpsc::unbounded_channel();
     let handler = async move || axum::body::Body::new(receive_body(calls).await);
@@ -77,7 +77,7 @@ async fn serve_axum(registry: &Registry<TokioSpawner>) -> (SocketAddr, mpsc::Unb
     (address, receiver)
 }
 
-/// Serves HTTP/1 and HTTP/2 with hyper.
+/// Starts a server with hyper that speaks HTTP/1 and HTTP/2.
 async fn serve_hyper<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
@@ -160,7 +160,7 @@ async fn disconnected_client_abandons_its_request() {
     let registry = Registry::new(TokioSpawner);
     let (address, mut calls) = serve_axum(&registry).await;
 
-    // While the handler runs.
+    // In the first case, the client disconnects while the handler runs.
     let mut client = Client::connect(address).await;
     let connection = client.connection.clone();
     let response = tokio::spawn(async move { client.get().await.map(drop) });
@@ -171,7 +171,7 @@ async fn disconnected_client_abandons_its_request() {
     soon(registry.wait_idle()).await;
     assert!(soon(response).await.unwrap().is_err());
 
-    // While the body is sent.
+    // In the second case, the client disconnects while the server sends the body.
     let mut client = Client::connect(address).await;
     let (_sender, body) = Channel::new(1);
     let (response, ()) =
@@ -203,7 +203,7 @@ async fn request_starts_tasks_until_its_end_during_a_drain() {
     let call = soon(calls.recv()).await.unwrap();
     let drained = registry.shutdown();
 
-    // From the handler, and from the body.
+    // The test starts one task while the handler runs, and one task while the server sends the body.
     let (done, mut dones) = mpsc::unbounded_channel();
     let (first, second) = (done.clone(), done);
     registry.try_run(async move { first.send("from the handler").unwrap() }).unwrap();
@@ -297,7 +297,7 @@ async fn requests_take_no_permits_of_their_tasks() {
     assert_eq!((summary.completed, summary.rejected), (2 * LIMIT as u64, 1));
 }
 
-/// The handler of the README accepts no work that a full registry rejects.
+/// The handler in the README must answer 503 to work that a full registry rejects.
 #[tokio::test]
 async fn handler_of_a_full_registry_answers_503() {
     let registry = Registry::builder(TokioSpawner).max_in_flight(4).build();
@@ -333,7 +333,7 @@ async fn request_enters_a_full_registry() {
     assert_eq!(text(accepted).await, "here");
 }
 
-/// Responds by the path of the request.
+/// Selects the response by the path of the request.
 async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let response = Response::builder();
     let endless = StreamBody::new(stream::once(Ok(Frame::data(Bytes::from("four")))).chain(stream::pending()));
@@ -344,7 +344,7 @@ async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<
             let trailers = async { Some(Ok(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]))) };
             response.body(Full::from("four").with_trailers(trailers).boxed())
         }
-        // The server does not reach the end of this body, because it has sent all announced bytes before.
+        // The server stops before the end of this body, because it has already sent the announced number of bytes.
         "/length" => response.header(CONTENT_LENGTH, 4).body(BodyExt::boxed(endless)),
         status => response.status(&status[1..]).body(BodyExt::boxed(endless)),
     };
@@ -372,7 +372,7 @@ async fn request_whose_body_is_sent_to_its_end_is_completed() {
         let response = soon(client.sender.send_request(request())).await.unwrap();
         assert_eq!(text(response).await, body, "{method} {path}");
         expected += 1;
-        // In HTTP/2, hyper sends each body to its end.
+        // In HTTP/2, hyper sends each body to its end, so only requests with a finite body are sent.
         if method == "GET" && ["/full", "/empty", "/trailers"].contains(&path) {
             let response = soon(client2.send_request(request())).await.unwrap();
             assert_eq!(text(response).await, body, "{method} {path}, HTTP/2");
@@ -402,7 +402,7 @@ async fn request_whose_body_fails_is_abandoned() {
     assert_eq!(outcomes(&registry), [0, 0, 1, 0]);
 }
 
-/// axum's router drops the body of a response to HEAD, outside of the layer.
+/// axum's router drops the body of a response to HEAD outside of the layer. The request must still count as completed.
 #[tokio::test]
 async fn head_request_to_axum_is_completed() {
     let registry = Registry::new(TokioSpawner);
@@ -418,7 +418,7 @@ async fn respond_unless_slow(request: Request<Empty<Bytes>>) -> Result<Response<
     if request.uri().path() == "/slow" { std::future::pending().await } else { Ok(Response::new(Full::from(TEXT))) }
 }
 
-/// Sends a request that is answered, one that times out, and a CORS preflight. Returns the outcomes of these requests.
+/// Sends three requests: one is answered, one times out, and one is a CORS preflight. Returns their outcomes.
 async fn outcomes_in_stack<S, B>(registry: &Registry<()>, stack: S) -> [u64; 4]
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
@@ -448,7 +448,8 @@ async fn layer_has_any_position_in_a_stack() {
     let cors = cors.allow_methods(tower_http::cors::Any);
     let registry = Registry::new(());
     let requests = RequestLayer::new(&registry);
-    // If the layer is inside the timeout layer, the slow request is abandoned. If it is inside the CORS layer, the preflight does not count.
+    // If the layer is inside the timeout layer, the slow request is abandoned. If the layer is inside the CORS layer, the preflight
+    // request does not reach it and is not counted.
     macro_rules! assert_outcomes {
         ($($expected:expr => [$($layer:ident)*]),* $(,)?) => {$({
             let stack = ServiceBuilder::new()$(.layer($layer.clone()))*.service(tower::service_fn(respond_unless_slow));
@@ -466,7 +467,8 @@ async fn layer_has_any_position_in_a_stack() {
     }
 }
 
-/// The service has no methods, because methods need the protobuf compiler. The layer sees the request all the same.
+/// The tonic service has no methods, because methods would need the protobuf compiler. The layer receives the request even without
+/// methods.
 #[tokio::test]
 async fn tonic_accepts_the_layer() {
     let registry = Registry::new(TokioSpawner);
@@ -486,7 +488,7 @@ async fn tonic_accepts_the_layer() {
 
 type Recorded = Arc<Mutex<Vec<usize>>>;
 
-/// A future and a body. When it is dropped, it records how many requests are in flight.
+/// A type that is both a future and a body. When a value is dropped, it records the number of requests in flight.
 struct Recorder {
     registry: Registry<()>,
     recorded: Recorded,
@@ -542,12 +544,12 @@ fn recorder(then: Then) -> (Registry<()>, Recorded, RequestFuture<Recorder>) {
     (registry, recorded, future)
 }
 
-/// Returns a copy, so that the lock is free again when an assertion fails and drops the next recorder.
+/// Returns a copy, so the lock is free when an assertion fails. The failing test drops another `Recorder`, which needs the lock.
 fn copy(recorded: &Recorded) -> Vec<usize> {
     recorded.lock().unwrap().clone()
 }
 
-/// Polls once. Returns `None` after a panic.
+/// Polls one time. Returns `None` if the poll panics.
 fn poll_once<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(|| poll(&mut Context::from_waker(Waker::noop())))) {
         Ok(Poll::Ready(value)) => Some(value),
@@ -593,7 +595,7 @@ fn body_is_dropped_before_its_request_is_released() {
     }
 }
 
-/// A body that fails, and then reports its end, as bodies do that drop their source after an error.
+/// A body that fails and then reports its end, like a body that drops its source after an error.
 #[derive(Default)]
 struct FailingBody {
     has_failed: bool,
@@ -622,7 +624,7 @@ async fn request_whose_body_ends_with_an_error_is_abandoned() {
     assert_eq!(outcomes(&registry), [0, 0, 1, 0]);
 }
 
-/// HTTP/2 forbids the header. hyper removes it anyway.
+/// HTTP/2 forbids the header `connection`, so the layer must not set it. hyper would remove it.
 #[test]
 fn rejection_in_http2_has_no_connection_header() {
     let registry = Registry::new(());
@@ -648,7 +650,7 @@ fn panic_of_a_call_is_counted() {
     assert_eq!(outcomes(&registry), [0, 1, 0, 0]);
 }
 
-/// A service that is first pending, then ready, then fails. It panics if it is called before it is ready.
+/// A service whose `poll_ready` first returns `Pending`, then success, and then an error. `call` panics if the service is not ready.
 struct Slow(u32);
 
 impl Service<Request<()>> for Slow {

@@ -1,9 +1,10 @@
-//! The tests that need no program with a `main` function. `process` has the other tests.
+//! Contains the tests that need no program with its own `main` function. The test binary `process` contains the other tests.
 
 #[cfg(feature = "dashboard")]
 mod dashboard;
 #[cfg(feature = "tower")]
 mod detach;
+mod host;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "tower")]

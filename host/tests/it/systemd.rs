@@ -1,4 +1,4 @@
-//! The notifications that a host sends, read from a real socket. The service under test is this binary, started again.
+//! Reads the notifications that a host sends to systemd from a real socket. A test starts its own binary a second time as the service.
 
 use background_tasks::{Registry, SmolSpawner};
 use background_tasks_host::{Host, notify_ready};
@@ -8,7 +8,8 @@ use std::time::Duration;
 use std::{env, process, thread};
 use testing::{NotifySocket, PATIENCE, Process};
 
-/// Starts three tasks. Each of the first three bytes on stdin ends a task, and the fourth ends the program.
+/// Runs the service of the other tests. The service starts three tasks. Each of the first three bytes on stdin ends a task, and the
+/// fourth byte ends the program.
 #[test]
 #[ignore = "the service of the other tests"]
 fn service() {
@@ -79,14 +80,14 @@ impl Service {
         self.stdin.write_all(&[0]).unwrap();
     }
 
-    /// Waits until the process has ended, and returns its stderr.
+    /// Waits until the process has ended. Returns its output.
     #[track_caller]
     fn wait(self) -> String {
         self.process.wait().assert_code(0).output()
     }
 }
 
-/// Returns the microseconds that a notification requests.
+/// Returns the time by which a notification extends the timeout, in microseconds.
 fn extension(notification: &str) -> Option<u64> {
     notification.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).map(|time| time.parse().unwrap())
 }
@@ -99,7 +100,7 @@ fn host_notifies_systemd_of_each_step() {
     assert_eq!(service.notification(), "STOPPING=1\n");
     let first = service.notification();
     assert!(first.starts_with("STATUS=draining: 4 in flight\n"), "{first}");
-    // The rest of the grace period, and the time until the exit.
+    // The requested time is the rest of the grace period plus the time until the exit.
     assert!(matches!(extension(&first), Some(19_000_000..=20_750_000)), "{first}");
     service.end_one();
     let second = service.notification_with(&["STATUS=draining: 3 in flight\n"]);
@@ -115,7 +116,7 @@ fn host_requests_time_only_while_tasks_end() {
     let mut service = Service::start(3600, &[]);
     service.notification_with(&["READY=1"]);
     service.terminate();
-    // Not the whole of a long grace period.
+    // If the grace period is long, the host requests only a part of the period.
     let first = service.notification_with(&["STATUS=draining: 4 in flight\n"]);
     assert!(matches!(extension(&first), Some(30_000_000..=30_750_000)), "{first}");
     for _ in 0..2 {
@@ -139,7 +140,7 @@ fn watchdog_notifications_come_from_the_executor() {
         service.notification_with(&["WATCHDOG=1"]);
     }
     service.terminate();
-    // During the drain too.
+    // The notifications must continue during the drain.
     service.notification_with(&["STOPPING=1"]);
     for _ in 0..3 {
         service.notification_with(&["WATCHDOG=1"]);
@@ -149,7 +150,8 @@ fn watchdog_notifications_come_from_the_executor() {
     let blocked = Service::start(3600, &[watchdog[0], ("BLOCK", "")]);
     blocked.notification_with(&["WATCHDOG=1"]);
     blocked.terminate();
-    // The drain's thread continues, and the executor does not. A notification that was being sent may still arrive before the second status.
+    // The thread of the drain continues, but the executor is blocked. One watchdog notification that was already being sent may arrive
+    // before the second status.
     blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
     blocked.notification_with(&["STATUS=draining: 4 in flight\n"]);
     let mut watchdog_notifications = 0;

@@ -1,4 +1,4 @@
-//! `UntilShutdown`.
+//! Tests `UntilShutdown`.
 
 use crate::layer::{Client, listen, soon};
 use axum::Router;
@@ -60,7 +60,7 @@ async fn body_has_no_announced_length() {
     assert!(soon(body.frame()).await.is_none());
 }
 
-/// A client switches to another protocol. At the signal, the server says good-bye.
+/// A client switches its connection to another protocol. When shutdown starts, the server must still be able to send a last message.
 #[cfg(feature = "http")]
 #[tokio::test(flavor = "multi_thread")]
 async fn upgraded_connection_ends_at_the_signal() {

@@ -1,7 +1,8 @@
-//! Tests of `Host` with real processes and real signals. On Windows, the signals are Ctrl-C.
+//! Tests `Host` with real processes and real signals. On Windows, the tests send Ctrl-C.
 //!
-//! This binary is the test suite. Started by a test with `PROGRAM` in the environment, it is also the program under test, because the exit code that
-//! `main` returns and the destructors that run in `main` are part of what is tested.
+//! This binary has two roles. Without the environment variable `PROGRAM`, it is the test suite. A test sets `PROGRAM` and starts this
+//! binary as the program under test. The program under test needs its own process, because the tests also check the exit code of `main`
+//! and the destructors that run in `main`.
 
 mod programs;
 mod suite;

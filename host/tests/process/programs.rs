@@ -1,4 +1,5 @@
-//! The programs under test. Each prints `ready` once its test may start, and reads a line from stdin where the test decides when it continues.
+//! Contains the programs under test. Most programs print `ready` when the test may continue. A program that must wait for the test reads
+//! a line from stdin.
 
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
@@ -121,14 +122,14 @@ fn registry<S>(spawner: S) -> Registry<S> {
     Registry::builder(spawner).inspect().observer(StderrObserver).build()
 }
 
-/// Returns a registry whose only permit is taken until the test releases it.
+/// Returns a registry that has one permit. A task holds the permit until the test releases the task.
 fn full_registry() -> Registry<SmolSpawner> {
     let registry = Registry::builder(SmolSpawner).inspect().max_in_flight(1).observer(StderrObserver).build();
     registry.run(released());
     registry
 }
 
-/// Returns a setting of the test, in seconds.
+/// Returns the value of an environment variable that a test has set, in seconds.
 fn seconds(name: &str) -> Option<Duration> {
     env::var(name).ok().map(|time| Duration::from_secs_f64(time.parse().unwrap()))
 }
@@ -151,7 +152,7 @@ fn ready() {
     println!("ready");
 }
 
-/// Waits for a line from the test, on a thread that is not the executor's.
+/// Waits for a line from the test. The read runs on a thread that the executor does not use.
 async fn released() {
     smol::unblock(|| stdin().read_line(&mut String::new()).unwrap()).await;
 }
@@ -167,7 +168,7 @@ fn on_tokio<F: Future<Output = ExitCode>>(program: impl FnOnce() -> F) -> ExitCo
     runtime.block_on(async { program().await })
 }
 
-/// A task blocks the executor's only thread forever.
+/// Starts a task that blocks the only thread of the executor forever.
 async fn blocked<S: Spawner>(spawner: S) -> ExitCode {
     let registry = registry(spawner);
     registry.named("blocker").run(async {
@@ -186,7 +187,7 @@ fn executor_blocked() -> ExitCode {
     block_on(EXECUTOR.run(blocked(&EXECUTOR)))
 }
 
-/// The program blocks, and does not check the signal.
+/// The program blocks its thread forever, and does not check the shutdown signal.
 fn program_blocked() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -221,7 +222,7 @@ fn panics() -> ExitCode {
     }))
 }
 
-/// A request outlives the signal and then starts a task on the workers' registry.
+/// A request is still in flight after shutdown has started. The request then starts a task on the registry of the workers.
 fn phases() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     let (signal, open) = (requests.signal(), workers.clone());
@@ -244,7 +245,7 @@ fn phases() -> ExitCode {
     }))
 }
 
-/// A worker of the second phase puts its job back after the signal, which takes a while.
+/// After shutdown has started, a worker of the second phase needs a second to put its job back.
 fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     requests.named("request").run(request);
@@ -264,7 +265,7 @@ fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode 
     }))
 }
 
-/// The program shows what a load balancer sees.
+/// The program prints the readiness that a load balancer would see.
 fn delayed() -> ExitCode {
     let registry = registry(SmolSpawner);
     let host = host(&registry).delay(seconds("DELAY").unwrap());
@@ -298,7 +299,7 @@ fn run_dropped_in_delay() -> ExitCode {
 
 const LIVENESS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A task reports no progress until the test releases it. The task `short` has ended, and must not be reported.
+/// A task reports no progress until the test releases it. The task `short` has ended, so the host must not report it.
 fn stalled() -> ExitCode {
     let registry = registry(SmolSpawner);
     let (short, importer) = (Liveness::new("short", LIVENESS_TIMEOUT), Liveness::new("importer", LIVENESS_TIMEOUT));
@@ -326,8 +327,8 @@ fn stalled() -> ExitCode {
     block_on(host.run(registry.signal()))
 }
 
-/// After the signal, the task `importer` reports no progress until the test releases it. The task `finished` ends at the signal, but its handle is
-/// still held.
+/// After shutdown has started, the task `importer` reports no progress until the test releases it. The task `finished` ends when shutdown
+/// starts, but the program still holds its `Liveness` handle.
 fn stalled_in_drain() -> ExitCode {
     let registry = registry(SmolSpawner);
     let timeout = Duration::from_secs(2);
@@ -352,7 +353,7 @@ fn stalled_in_drain() -> ExitCode {
     exit_code
 }
 
-/// A task blocks the executor's only thread forever.
+/// A task blocks the only thread of the executor forever.
 fn stalled_and_critical() -> ExitCode {
     on_tokio(async || {
         let registry = Registry::new(TokioSpawner);
@@ -366,7 +367,7 @@ fn stalled_and_critical() -> ExitCode {
     })
 }
 
-/// A service that waits to run again makes no progress, and need not.
+/// A service waits for its next run. A waiting service does not have to report progress.
 fn waiting_service() -> ExitCode {
     let registry = registry(SmolSpawner);
     let liveness = Liveness::new("importer", Duration::from_secs(1)).critical();
@@ -416,7 +417,7 @@ fn signal_before_run() -> ExitCode {
     block_on(host.run(registry.signal()))
 }
 
-/// Becomes another program, which inherits blocked signals.
+/// Replaces the process by another program, which inherits blocked signals.
 #[cfg(unix)]
 fn blocked_signals() -> ExitCode {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).thread_block().unwrap();
@@ -424,7 +425,8 @@ fn blocked_signals() -> ExitCode {
     panic!("{error}")
 }
 
-/// The program creates a host and then forks, as a daemon does. The host runs in the child. The parent exits with the child's exit code.
+/// The program creates a host and then forks, as a daemon does. The child runs the host. The parent exits with the exit code of the
+/// child.
 #[cfg(unix)]
 fn forked(before_run: fn()) -> ExitCode {
     let registry = registry(SmolSpawner);
@@ -434,7 +436,7 @@ fn forked(before_run: fn()) -> ExitCode {
         return u8::try_from(status.code().unwrap()).unwrap().into();
     }
     before_run();
-    // If the test fails, this process must not outlive the test.
+    // If the test fails and closes stdin, this process must exit.
     thread::spawn(|| {
         let _ = stdin().read_line(&mut String::new());
         exit(3)
@@ -445,7 +447,7 @@ fn forked(before_run: fn()) -> ExitCode {
     }))
 }
 
-/// `main` drops a runtime that waits for its blocking tasks.
+/// At its end, `main` drops a runtime. The runtime waits for a blocking task that the registry counts.
 fn runtime_blocked() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
@@ -458,7 +460,7 @@ fn runtime_blocked() -> ExitCode {
     })
 }
 
-/// `main` drops a runtime that waits for blocking work which no registry counts.
+/// At its end, `main` drops a runtime. The runtime waits for blocking work that no registry counts.
 fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
     on_tokio(async move || {
         let registry = registry(TokioSpawner);
@@ -471,7 +473,7 @@ fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
     })
 }
 
-/// Starts a thread that asks the process to stop when the test releases it.
+/// Starts a thread that calls `request_stop` when the test releases it.
 fn stop_when_released() {
     thread::spawn(|| {
         stdin().read_line(&mut String::new()).unwrap();
@@ -479,7 +481,7 @@ fn stop_when_released() {
     });
 }
 
-/// The process is asked to stop twice by other code.
+/// The program itself calls `request_stop` two times.
 fn requests_stop() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -491,7 +493,7 @@ fn requests_stop() -> ExitCode {
     }))
 }
 
-/// The recipe of the README: an orchestrator stops the service by a request.
+/// The recipe in the README: an orchestrator stops the service with an HTTP request.
 fn http_stop() -> ExitCode {
     use axum::http::StatusCode;
     use axum::{Router, routing::post};
@@ -510,7 +512,7 @@ fn http_stop() -> ExitCode {
     }))
 }
 
-/// A runtime of AWS Lambda: it asks for an event, handles it, sends the response, and asks for the next event.
+/// Simulates a runtime of AWS Lambda: it requests an event, handles the event, sends the response, and requests the next event.
 #[cfg(feature = "tower")]
 fn lambda() -> ExitCode {
     use background_tasks_host::SettleLayer;
@@ -565,7 +567,7 @@ fn critical() -> ExitCode {
     block_on(host(&registry).run(registry.signal()))
 }
 
-/// A later phase loses a critical task while an earlier phase drains.
+/// A critical task of a later phase is lost while an earlier phase drains.
 fn critical_worker() -> ExitCode {
     let (requests, workers) = (registry(SmolSpawner), registry(SmolSpawner));
     let signal = requests.signal();
@@ -584,7 +586,7 @@ fn critical_worker() -> ExitCode {
     }))
 }
 
-/// At the signal the registry is full. The program does not end.
+/// The registry is full when shutdown starts. The program does not end.
 fn full() -> ExitCode {
     let registry = full_registry();
     block_on(host(&registry).run(async {
@@ -595,7 +597,7 @@ fn full() -> ExitCode {
     }))
 }
 
-/// At the signal the registry is full. The program waits for a permit, and starts its last task.
+/// The registry is full when shutdown starts. The program waits for a permit, and starts its last task.
 fn full_with_last_task() -> ExitCode {
     let registry = full_registry();
     block_on(host(&registry).run(async {
@@ -607,7 +609,7 @@ fn full_with_last_task() -> ExitCode {
     }))
 }
 
-/// The program shuts its registry down while nothing is in flight, and does not end.
+/// The program shuts its registry down while no task is in flight. The program itself does not end.
 fn outlives_its_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     block_on(host(&registry).run(async {
@@ -617,7 +619,7 @@ fn outlives_its_registry() -> ExitCode {
     }))
 }
 
-/// `main` works for longer than the grace period before it is ready.
+/// After the host has ended, `main` works for longer than the grace period, and then prints `ready`.
 fn main_blocked() -> ExitCode {
     block_on(host(&registry(SmolSpawner)).run(async {}));
     thread::sleep(Duration::from_millis(1500));
@@ -680,7 +682,7 @@ fn run_dropped_in_drain() -> ExitCode {
     block_forever()
 }
 
-/// A process that was asked to stop runs another host, for longer than `main` of the first host may take.
+/// After a request to stop, the process runs a second host. The second host runs for longer than the first host's `main_timeout`.
 fn second_host() -> ExitCode {
     let first = registry(SmolSpawner);
     block_on(host(&first).main_timeout(Duration::from_millis(100)).run(async {
@@ -699,7 +701,7 @@ fn second_host() -> ExitCode {
     }))
 }
 
-/// `main` drops a runtime that waits for a read of stdin.
+/// At its end, `main` drops a runtime. The runtime waits for a read from stdin.
 fn blocking_read() -> ExitCode {
     on_tokio(async || {
         let registry = registry(TokioSpawner);
@@ -722,7 +724,7 @@ fn ends_in_drain(end: impl Future<Output = Result<(), &'static str>>) -> ExitCod
     }))
 }
 
-/// Other code, for example the dashboard, aborts the task of the program.
+/// Another thread aborts the task of the program. For example, the dashboard can do the same.
 fn program_aborted_by_other_code() -> ExitCode {
     let registry = registry(SmolSpawner);
     let aborts = registry.clone();
@@ -736,7 +738,8 @@ fn program_aborted_by_other_code() -> ExitCode {
     }))
 }
 
-/// The registry aborts every task that starts, before the host counts the program as in flight. The program's guard keeps the registry open.
+/// The registry aborts every task that starts. The registry also aborts the task of the program, before the host counts the program as in
+/// flight. The guard keeps the registry open.
 fn program_of_aborting_registry() -> ExitCode {
     let registry = registry(SmolSpawner);
     let guard = registry.guard().unwrap();
@@ -759,7 +762,7 @@ fn shut_down_by_a_task() -> ExitCode {
     block_on(host(&registry).run(registry.signal()))
 }
 
-/// The registry is full, so it rejects the second task.
+/// The registry is full, so it rejects the task `mail`.
 fn rejects(configure: fn(Host) -> Host) -> ExitCode {
     let registry = full_registry();
     registry.named("mail").run(async {});
@@ -769,7 +772,7 @@ fn rejects(configure: fn(Host) -> Host) -> ExitCode {
     }))
 }
 
-/// As [`rejects`], but nothing is in flight when the program ends without a signal.
+/// Like [`rejects`], but the program ends without a signal while no task is in flight.
 fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
     let registry = Registry::builder(SmolSpawner).max_in_flight(1).build();
     let guard = registry.guard().unwrap();
@@ -778,7 +781,7 @@ fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
     block_on(configure(host(&registry)).run(async {}))
 }
 
-/// A server, which waits for each of its connections.
+/// Runs an HTTP server. At the end, the server waits until all its connections are closed.
 fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(host(registry).run(async {
@@ -802,7 +805,7 @@ fn many_tasks() -> ExitCode {
     }))
 }
 
-/// The program ends before its task.
+/// The program ends while its task is still in flight.
 fn task_without_inspection() -> ExitCode {
     let registry = Registry::new(SmolSpawner);
     registry.named("mail").run(pending::<()>());
@@ -813,14 +816,14 @@ fn task_without_inspection() -> ExitCode {
     }))
 }
 
-/// Runs a program that has a global subscriber.
+/// Runs a program with a global tracing subscriber.
 #[cfg(feature = "tracing")]
 fn traced(program: impl FnOnce() -> ExitCode) -> ExitCode {
     tracing::subscriber::set_global_default(events::ToStderr).unwrap();
     program()
 }
 
-/// The program fails while a task waits for the signal.
+/// The program fails while a task waits for the shutdown signal.
 #[cfg(feature = "tracing")]
 fn fails_at_start(observer: impl Observer) -> ExitCode {
     let registry = Registry::builder(SmolSpawner).observer(observer).build();
@@ -828,7 +831,7 @@ fn fails_at_start(observer: impl Observer) -> ExitCode {
     block_on(host(&registry).run(async { Err::<(), _>("broken") }))
 }
 
-/// The program fails after the signal, when it alone is in flight.
+/// The program fails after shutdown has started, when no other task is in flight.
 #[cfg(feature = "tracing")]
 fn fails_in_drain(observer: impl Observer) -> ExitCode {
     let registry = Registry::builder(SmolSpawner).observer(observer).build();
@@ -847,7 +850,7 @@ mod events {
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Metadata, Subscriber};
 
-    /// Writes each event as one line to stderr: its level, its target and its fields.
+    /// Writes each event to stderr as one line with its level, its target and its fields.
     pub(super) struct ToStderr;
 
     struct Line(String);

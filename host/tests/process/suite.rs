@@ -1,4 +1,4 @@
-//! The tests: each starts programs and checks their output and exit.
+//! Contains the tests. Each test starts programs, and checks their output and how they exit.
 
 use std::io::Write;
 #[cfg(all(unix, feature = "tower"))]
@@ -22,7 +22,8 @@ macro_rules! tests {
     ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
 }
 
-/// A test of Unix: on Unix its name and its function, and on Windows its name and the reason why it does not run.
+/// A test that runs only on Unix. On Unix, the type contains the name and the function of the test. On Windows, it contains the name and
+/// the reason why the test does not run.
 #[cfg(unix)]
 type UnixTest = (&'static str, fn());
 #[cfg(windows)]
@@ -100,7 +101,7 @@ const TESTS: &[(&str, fn())] = tests! {
     stragglers_are_one_event_each
 };
 
-/// The tests that run on Unix only, each with the reason.
+/// The tests that run only on Unix, each with the reason.
 const UNIX_TESTS: &[UnixTest] = unix_tests! {
     "Windows has no SIGHUP":
         sighup_is_handled_only_on_request
@@ -125,7 +126,7 @@ const UNIX_TESTS: &[UnixTest] = unix_tests! {
         bar_is_hidden_if_the_host_emits_events
 };
 
-/// Runs the tests whose name contains one of the arguments, all of them in parallel.
+/// Runs all tests whose names contain one of the arguments. Runs these tests in parallel.
 pub(crate) fn run() -> ExitCode {
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_selected = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
@@ -151,19 +152,20 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// A short grace period, in seconds. Without it, the grace period is longer than the timeouts of the tests.
+/// A short grace period, in seconds. If a test does not set it, the grace period is longer than the timeouts of the tests.
 const GRACE: &str = "0.5";
-/// The grace period and a second. Windows has more time, because Wine ends a process slowly.
+/// The maximum time until the exit: the grace period plus one second. On Windows it is longer, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// The host guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
+/// The host guarantees the limit `BOUND`, but the machine may add delays. Because of such delays, only one of three attempts must keep
+/// the limit.
 #[track_caller]
 fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// Starts a program with the grace period [`GRACE`], and stops it. Returns how it ended, and the time from the signal to the exit.
+/// Starts a program with the grace period [`GRACE`] and sends SIGTERM. Returns the result, and the time from the signal to the exit.
 fn stop(program: Program) -> (Ended, Duration) {
     let process = program.with("GRACE", GRACE).start_ready();
     let start = Instant::now();
@@ -200,12 +202,12 @@ fn second_signal_exits_with_blocked_executor() {
         process.signal(Signal::INT);
         let ended = process.wait();
         ended.assert_code(130).assert_stderr("exiting immediately, ");
-        // The output has been flushed.
+        // This text is in the output only if the host has flushed stdout.
         assert_eq!(ended.has_stdout("no newline"), program != "program_blocked", "{ended:#?}");
     }
 }
 
-/// Stdout cannot be flushed then.
+/// A thread holds the lock of stdout, so the host cannot flush stdout.
 fn second_signal_exits_with_stdout_locked() {
     let mut process = Program::new("tokio_blocked").with("LOCKED", "1").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
@@ -257,7 +259,8 @@ fn phases_drain_in_order() {
     assert!(position("its task is accepted: true") < position("the workers have the signal"), "{ended:#?}");
 }
 
-/// A request hangs. Without a reserve, the worker gets the signal at the deadline.
+/// A request hangs. With a reserve, the worker receives the signal early enough. Without a reserve, it receives the signal at the
+/// deadline.
 fn reserve_gives_a_later_phase_its_time() {
     let process = Program::new("hung_request").with("GRACE", "3").with("RESERVE", "2").start_ready();
     process.signal(Signal::TERM);
@@ -276,7 +279,7 @@ fn reserve_gives_a_later_phase_its_time() {
     assert!(!ended.has_stdout("the job is back"), "{ended:#?}");
 }
 
-/// The reserve is as long as the grace period, so all phases shut down immediately, and the request may still end.
+/// The reserve is as long as the grace period, so all phases shut down immediately. The request must still be able to end.
 fn reserve_leaves_earlier_phases_the_grace_period() {
     let mut process = Program::new("slow_request").with("RESERVE", "1e19").start_ready();
     process.signal(Signal::TERM);
@@ -300,7 +303,7 @@ fn delay_precedes_the_drain() {
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
 
-    // The end of the program starts the drain.
+    // If the program ends during the delay, the drain starts.
     let mut process = start("1e19");
     process.release();
     process.stdout_line("the program ends, is shutting down: false");
@@ -325,7 +328,7 @@ fn run_dropped_in_delay_shuts_nothing_down() {
     process.stderr_line("asked to stop: the drain starts in 3600s");
     process.release();
     process.stdout_line("dropped");
-    // Only a host that shuts the registry down needs this time.
+    // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
     thread::sleep(Duration::from_millis(200));
     process.release();
     process.stdout_line("the registry is shutting down: false");
@@ -343,7 +346,7 @@ fn stalled_task_is_reported() {
     assert!(!ended.has_line("short"), "{ended:#?}");
 }
 
-/// The thread of the executor is blocked.
+/// A task blocks the only thread of the executor.
 fn stalled_critical_task_starts_the_shutdown() {
     let ended = Program::new("stalled_and_critical").with("GRACE", GRACE).start().wait();
     ended
@@ -366,14 +369,14 @@ fn task_without_progress_is_reported_in_the_drain() {
 
 fn waiting_service_is_not_stalled() {
     let process = Program::new("waiting_service").start_ready();
-    // Longer than the timeout of the task: only a host that counts the wait needs this time.
+    // The sleep is longer than the timeout of the task. A host with a bug would report the waiting service in this time.
     thread::sleep(Duration::from_secs(2));
     process.signal(Signal::TERM);
     let ended = process.wait();
     assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
 }
 
-/// The program itself needs no inspection.
+/// If only the program is in flight, and no task, the missing inspection does not matter.
 fn missing_inspection_is_reported_with_tasks_in_flight() {
     for (program, is_reported) in [("task_without_inspection", true), ("many_tasks", false), ("server_without_inspection", false)] {
         let mut process = Program::new(program).with("GRACE", GRACE).start();
@@ -431,7 +434,7 @@ fn inherited_blocked_signals_are_handled() {
     }
 }
 
-/// `nohup` and a background job of a shell start programs with ignored signals. The crate reads ignored signals on Linux only.
+/// `nohup` and background jobs of a shell start programs with ignored signals. The crate can detect ignored signals only on Linux.
 #[cfg(unix)]
 fn ignored_signals_stay_ignored() {
     if !cfg!(target_os = "linux") {
@@ -534,14 +537,14 @@ fn signal_after_drain_limits_main() {
     });
 }
 
-/// A program that ends on its own may write a report in `main`, unless `main_timeout` limits the time.
+/// If a program ends without a request to stop, `main` has unlimited time, for example to write a report. `main_timeout` sets a limit.
 fn end_of_program_does_not_limit_main() {
     let _process = Program::new("main_blocked").with("GRACE", "0").start_ready();
     let ended = Program::new("main_blocked").with("MAIN_TIMEOUT", "0.1").start().wait();
     ended.assert_code(1).assert_stderr("`main` has not returned");
 }
 
-/// The grace period is longer than the timeouts of the test.
+/// The grace period is longer than the timeouts of the test, so the process exits because of the time limit of `main`.
 fn blocking_read_does_not_delay_exit() {
     for (timeout, code) in [(None, 1), (Some("0.1"), 1), (Some("0"), 0)] {
         let mut program = Program::new("blocking_read");
@@ -556,7 +559,7 @@ fn blocking_read_does_not_delay_exit() {
     }
 }
 
-/// A closed terminal may send SIGHUP twice, and some supervisors send it after SIGTERM.
+/// A closed terminal may send SIGHUP twice, and some supervisors send SIGHUP after SIGTERM.
 #[cfg(unix)]
 fn repeated_sighup_does_not_exit() {
     for first in [Signal::HUP, Signal::TERM] {
@@ -568,7 +571,7 @@ fn repeated_sighup_does_not_exit() {
     }
 }
 
-/// Releases the task of the program, which is draining.
+/// Releases the task of a program that is draining. Checks that the program then exits with 0.
 fn drains(mut process: Running) {
     process.release();
     let ended = process.wait();
@@ -585,7 +588,7 @@ fn sighup_does_not_end_the_drain() {
     drains(process);
 }
 
-/// A launcher that forwards the Ctrl-C of its terminal repeats a signal in this way.
+/// A launcher that forwards Ctrl-C of its terminal sends the same signal several times.
 fn repeated_signals_are_one_request() {
     let mut process = Program::new("task").with("REPEAT_WINDOW", "3600").start_ready();
     process.signal(Signal::INT);
@@ -649,7 +652,7 @@ fn ends_by(process: Running, signal: Signal) {
     let ended = process.wait();
     #[cfg(unix)]
     let is_default = ended.status.signal() == Some(signal.as_raw());
-    // The host ends the process.
+    // On Windows, the host ends the process.
     #[cfg(windows)]
     let is_default = signal == Signal::INT && ended.status.code() == Some(130);
     assert!(is_default, "{ended:#?}");
@@ -668,7 +671,7 @@ fn second_host_stops_unless_it_forgets_the_request() {
     process.signal(Signal::TERM);
     process.wait().assert_code(0);
 
-    // The first host has handled SIGHUP during its drain.
+    // The first host has handled SIGHUP during its drain. For the second host, the default action of SIGHUP must apply.
     #[cfg(unix)]
     {
         let process = start(Program::new("second_host").with("FORGET", "1"), false);
@@ -721,7 +724,7 @@ fn blocked_runtime_destructor_does_not_delay_exit() {
     });
 }
 
-/// All tracked tasks have ended, so the rest of the grace period is for `main`.
+/// All tracked tasks have ended, so `main` may use only the rest of the grace period.
 fn untracked_blocking_work_does_not_delay_exit() {
     exits_within_a_second_of_the_deadline(|| {
         let (ended, took) = stop(Program::new("untracked_blocked"));
@@ -730,7 +733,7 @@ fn untracked_blocking_work_does_not_delay_exit() {
     });
 }
 
-/// With `start_shutdown` in place of a request to stop, `main` would hang.
+/// If the program called `start_shutdown` instead of stopping through `stop_on`, `main` would hang.
 fn stop_future_limits_main_as_a_signal_does() {
     let mut process = Program::new("untracked_blocked_with_stop_on").with("GRACE", GRACE).start_ready();
     process.release();
@@ -751,7 +754,7 @@ fn request_to_stop_has_the_grace_period_with_blocked_executor() {
     });
 }
 
-/// A supervisor may ask by another way first, and then send SIGTERM.
+/// A supervisor may request the stop in another way first, and then send SIGTERM.
 fn first_signal_after_a_request_to_stop_repeats_it() {
     let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
@@ -782,13 +785,13 @@ fn webjobs_file_stops_the_process() {
     drains(process);
 
     let mut process = start("task_without_webjobs_file");
-    // Only a host that ignores the setting needs this time.
+    // A correct host does nothing during this sleep. A host that ignores the setting would stop the process.
     thread::sleep(Duration::from_millis(500));
     process.release();
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
-/// This thread takes the place of Lambda's Runtime API: it freezes the process as soon as the process asks for the next event.
+/// The thread of this test acts as Lambda's Runtime API. The thread freezes the process as soon as the process requests the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -807,7 +810,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
         let mut body = "";
         if is_next {
             process.signal(Signal::STOP);
-            // No event arrives for longer than the task takes.
+            // The process is frozen for longer than the task of the event takes.
             thread::sleep(Duration::from_millis(500));
             let Some(event) = events.next() else { break };
             body = event;
@@ -820,7 +823,7 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     assert_eq!(requests, expected);
 }
 
-/// The pipe is open and full. This delays the last line until the deadline, but does not change the exit code.
+/// The pipe is open and full. The host cannot write its last line before the deadline, but its exit code must stay the same.
 #[cfg(unix)]
 fn unread_stderr_does_not_delay_exit() {
     for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
@@ -886,7 +889,7 @@ fn rejection_is_in_the_last_line_and_fails_on_request() {
     }
 }
 
-/// The client has sent half of the head of a request.
+/// The client has sent only a part of a request head.
 fn server_that_waits_for_a_connection_is_aborted() {
     for (program, summary) in [
         ("server", "4 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"),
@@ -896,7 +899,7 @@ fn server_that_waits_for_a_connection_is_aborted() {
         let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
         let mut slow = TcpStream::connect(address).unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-        // The server's thread has polled the slow connection when it has answered several later requests.
+        // When the server has answered several later requests, its thread has also polled the slow connection.
         let mut client = Client::connect(address).unwrap();
         for _ in 0..4 {
             assert_eq!(client.get("/").unwrap().status, 200);
@@ -921,7 +924,7 @@ fn lines_name_the_oldest_tasks() {
     process.signal(Signal::TERM);
     process.wait().assert_code(130).assert_stderr("exiting immediately, 3 in flight: 2 × mail for ");
 
-    // Without inspection, only the program has a name.
+    // Without inspection, the lines can name only the program.
     let mut process = Program::new("task_without_inspection").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::TERM);
     process.stderr_line("draining: 2 in flight: the program at ");
@@ -933,7 +936,7 @@ fn lines_name_the_oldest_tasks() {
     assert!(!ended.has_line("1 in flight:"), "{ended:#?}");
 }
 
-/// A server whose port is in use ends in this way.
+/// A program may fail before it is ready, for example because its port is in use.
 #[cfg(feature = "tracing")]
 fn error_at_start_is_the_first_event() {
     for program in ["traced_failure", "traced_failure_without_observer"] {
@@ -946,7 +949,8 @@ fn error_at_start_is_the_first_event() {
     }
 }
 
-/// The error of the program, from the host and from the observer of the registry, comes before the end of the drain.
+/// The host and the observer of the registry report the error of the program. The host and the observer must report the error before the
+/// end of the drain.
 #[cfg(feature = "tracing")]
 fn error_in_drain_precedes_its_end() {
     let mut process = Program::new("traced_failure_in_drain").start_ready();
@@ -958,7 +962,7 @@ fn error_in_drain_precedes_its_end() {
     assert!(output.rfind("broken") < output.find("drained"), "{output}");
 }
 
-/// A `TracingObserver` reports both, with the counts as fields.
+/// The host must not report the start and the end of the drain if a `TracingObserver` reports them with the counts as fields.
 #[cfg(feature = "tracing")]
 fn start_and_end_are_reported_once() {
     for (program, start, end) in [
@@ -989,7 +993,7 @@ fn stragglers_are_one_event_each() {
     }
 }
 
-/// The subscriber writes to the terminal, where it would overwrite the bar.
+/// If the subscriber writes to the terminal, its lines would overwrite the bar, so the host hides the bar.
 #[cfg(all(unix, feature = "bar", feature = "tracing"))]
 fn bar_is_hidden_if_the_host_emits_events() {
     use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -1007,14 +1011,14 @@ fn bar_is_hidden_if_the_host_emits_events() {
         process.signal(Signal::TERM);
         let terminal = Arc::new(Mutex::new(Vec::new()));
         let output = terminal.clone();
-        // The read fails once the process has exited.
+        // The read fails after the process has exited.
         thread::spawn(move || {
             let (mut master, mut bytes) = (File::from(master), [0; 1024]);
             while let Ok(len @ 1..) = master.read(&mut bytes) {
                 output.lock().unwrap().extend_from_slice(&bytes[..len]);
             }
         });
-        // The output up to the bar, or up to the second line that replaces it.
+        // The output ends with the bar, or with the second line that the host prints instead of the bar.
         let shown = poll_until_some(&program, || {
             let shown = String::from_utf8_lossy(&terminal.lock().unwrap()).into_owned();
             (shown.contains(BAR) || shown.contains("draining: 1 in flight: 1 × task for ")).then_some(shown)
@@ -1034,7 +1038,7 @@ impl Program {
         Self(command)
     }
 
-    /// Returns a program that is started with ignored signals.
+    /// Returns a program that starts with these signals ignored.
     #[cfg(unix)]
     fn ignoring(signals: &str, name: &str) -> Self {
         let mut command = Command::new("sh");
@@ -1052,7 +1056,7 @@ impl Program {
         self.start_with(Stdio::piped())
     }
 
-    /// Starts the program, and waits until its test may start.
+    /// Starts the program, and waits until it prints `ready`.
     #[track_caller]
     fn start_ready(self) -> Running {
         let mut process = self.start();
@@ -1067,15 +1071,16 @@ impl Program {
     }
 }
 
-/// A running program, with a pipe to its stdin.
+/// A program that runs, and a pipe to its stdin.
 struct Running {
-    /// This pipe is closed before the process is killed, because a child of the process may wait for the end of the pipe.
+    /// The pipe is the first field, so it is closed before the process is killed. A child of the process may wait for the end of the
+    /// pipe.
     stdin: ChildStdin,
     process: Process,
 }
 
 impl Running {
-    /// Makes the program continue.
+    /// Sends a line to the program, so that it continues.
     fn release(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
     }
@@ -1096,7 +1101,7 @@ impl Running {
 
     #[track_caller]
     fn wait(self) -> Ended {
-        // Keeps stdin open until the program has ended.
+        // Keeps the pipe to stdin open until the program has ended.
         let Self { stdin, process } = self;
         let _stdin = stdin;
         process.wait()

@@ -1,10 +1,11 @@
-//! A thread aborts a task while another thread polls the task.
+//! One thread aborts a task while another thread polls the task.
 
 use crate::common::{check, manual_builder, race, spawn_on_shard};
 use core::future::pending;
 use std::sync::Arc;
 
-/// S3, S5: A task that finishes in the poll is counted once, as completed or as aborted, and the registry drains.
+/// Invariants S3 and S5: A task finishes in a poll that races an abort. The task is counted once, as completed or as aborted, and
+/// the registry drains.
 #[test]
 fn finishing_task_is_counted_once() {
     for swapped in [false, true] {
@@ -24,13 +25,14 @@ fn finishing_task_is_counted_once() {
     }
 }
 
-/// L3: A task that is first parked by this poll is woken.
+/// Invariant L3: The first poll of a task races an abort. The poll ends the task, or the abort wakes the task.
 #[test]
 fn parking_task_is_woken() {
     abort_races_park(false);
 }
 
-/// L3: A parked task that is polled with another waker is woken through the new waker.
+/// Invariant L3: A waiting task is polled with another waker while it is aborted. The poll ends the task, or the abort calls the
+/// new waker.
 #[test]
 fn repolled_task_wakes_latest_waker() {
     abort_races_park(true);
@@ -58,13 +60,15 @@ fn abort_races_park(already_parked: bool) {
     }
 }
 
-/// L3: A task that two threads abort while it parks is woken, and is counted as aborted once.
+/// Invariant L3: Two threads abort a task during its first poll. The poll ends the task, or the task is woken. The task counts as
+/// aborted once.
 #[test]
 fn parking_task_aborted_by_two_threads_is_woken() {
     two_aborts_race_park(false);
 }
 
-/// L3: The same holds for a parked task that is polled with another waker.
+/// Invariant L3: Two threads abort a waiting task while it is polled with another waker. The poll ends the task, or the new waker
+/// is called.
 #[test]
 fn repolled_task_aborted_by_two_threads_wakes_latest_waker() {
     two_aborts_race_park(true);

@@ -1,4 +1,4 @@
-//! A thread aborts work while another thread starts the work.
+//! One thread aborts work while another thread starts the work.
 
 use crate::common::{Closure, ManualSpawner, Polled, check, manual_builder, race, spawn_on_shard};
 use core::future::{pending, ready};
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 type Registry = background_tasks::Registry<ManualSpawner>;
 
-/// Starts a blocking closure. The returned flag says whether the closure has run. The flag is an atomic of `std`, so it orders nothing
-/// that loom observes.
+/// Starts a blocking closure. The returned flag says whether the closure has run. The flag is an atomic of `std`, so it does not
+/// affect the orders that loom explores.
 fn start_closure() -> (Arc<Registry>, Closure, Arc<AtomicBool>) {
     let (registry, has_run) = (Arc::new(manual_builder().inspect().build()), Arc::new(AtomicBool::new(false)));
     let flag = has_run.clone();
@@ -17,7 +17,7 @@ fn start_closure() -> (Arc<Registry>, Closure, Arc<AtomicBool>) {
     (registry, closure, has_run)
 }
 
-/// L3, S5: A closure that an abort reports as aborted does not run, and is counted as aborted.
+/// Invariants L3 and S5: If an abort reports a closure as aborted, the closure does not run, and is counted as aborted.
 #[test]
 fn aborted_closure_never_starts() {
     for swapped in [false, true] {
@@ -26,7 +26,7 @@ fn aborted_closure_never_starts() {
             let aborter = registry.clone();
             let (report, ()) = race(swapped, move || aborter.abort(), closure);
             let summary = registry.shutdown().wait();
-            // The closure may have ended before the abort. The abort then finds no task.
+            // If the closure has ended before the abort, the abort finds no task.
             assert!(report.aborted + report.not_abortable <= 1);
             assert_eq!((summary.aborted, summary.completed), (report.aborted as u64, 1 - report.aborted as u64));
             assert_eq!(has_run.load(Ordering::Relaxed), report.aborted == 0);
@@ -34,7 +34,8 @@ fn aborted_closure_never_starts() {
     }
 }
 
-/// L3, S5: A closure that an abort reports as aborted counts as aborted when its executor drops it.
+/// Invariants L3 and S5: If an abort reports a closure as aborted and the executor drops the closure, the closure counts as
+/// aborted.
 #[test]
 fn dropped_closure_counts_as_reported() {
     for swapped in [false, true] {
@@ -49,8 +50,8 @@ fn dropped_closure_counts_as_reported() {
     }
 }
 
-/// L3, S5: Two aborts of one closure return the same report. Either both report that the closure was aborted, or both report that it
-/// had started or ended.
+/// Invariants L3 and S5: Two threads abort one closure. If one of them reports the closure as aborted, the closure does not run.
+/// Otherwise the closure runs.
 #[test]
 fn two_aborts_report_the_same_closure_alike() {
     check(1, || {
@@ -64,7 +65,7 @@ fn two_aborts_report_the_same_closure_alike() {
     });
 }
 
-/// L3: A task that starts while `or_abort` aborts is aborted, in each order of the two events.
+/// Invariant L3: If a task starts while `or_abort` aborts all tasks, the task is aborted, whichever comes first.
 #[test]
 fn task_that_starts_during_or_abort_is_aborted() {
     for swapped in [false, true] {
@@ -89,7 +90,7 @@ fn task_that_starts_during_or_abort_is_aborted() {
     }
 }
 
-/// L3: The next registry that uses the state aborts no task.
+/// Invariant L3: After `or_abort` has aborted the tasks of a registry, the next registry with the same state aborts no task.
 #[test]
 fn next_registry_after_or_abort_aborts_no_task() {
     check(1, || {

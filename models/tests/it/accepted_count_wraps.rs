@@ -1,10 +1,11 @@
-//! The accepted count of a gate wraps around. It has two bits in the models, so it wraps at four.
+//! The accepted count of a gate wraps around. In the models, the count has two bits, so it wraps at four.
 
 use crate::common::{Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// S5: Two threads enter and leave across a wrap. A live summary never overstates *completed*, and the final summary is exact.
+/// Invariant S5: Two threads start and end tasks while the count wraps. A live summary never shows too many completed tasks, and
+/// the final summary is exact.
 #[test]
 fn summary_across_a_wrap_never_overstates() {
     check(1, || {
@@ -30,7 +31,8 @@ fn summary_across_a_wrap_never_overstates() {
     });
 }
 
-/// S5: The summary includes a task that this thread released, although another thread has flipped the top bit and not yet counted the wrap.
+/// Invariant S5: Another thread has flipped the top bit and has not yet counted the wrap. The summary still counts the task that
+/// this thread has ended.
 #[test]
 fn summary_during_a_wrap_includes_own_task() {
     check(1, || {
@@ -47,7 +49,7 @@ fn summary_during_a_wrap_includes_own_task() {
     });
 }
 
-/// S5: Losses across a wrap never count as completed.
+/// Invariant S5: Tasks that are lost while the count wraps never count as completed.
 #[test]
 fn losses_across_a_wrap_are_never_completed() {
     check(1, || {

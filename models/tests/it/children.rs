@@ -1,4 +1,5 @@
-//! Children are made, used and dropped while another thread shuts their parent down, lists or aborts its tasks, or reads its summary.
+//! One thread makes, uses and drops child registries. Another thread shuts down their parent, lists or aborts its tasks, or reads
+//! its summary.
 
 use crate::common::{
     Effect, ManualSpawner, Polled, Registry, check, check_with_bound, counts, manual_builder, race, spawn_on_shard,
@@ -7,7 +8,8 @@ use core::future::{Future, pending, ready};
 use core::task::Poll;
 use std::sync::Arc;
 
-/// S3, S5: A child is made and dropped while its parent shuts down. Both drain, and the parent counts the child's work.
+/// Invariants S3 and S5: One thread makes and drops a child while its parent shuts down. Both registries drain, and the parent
+/// counts the child's work.
 #[test]
 fn creation_races_shutdown() {
     check(1, || {
@@ -20,12 +22,13 @@ fn creation_races_shutdown() {
         drop(registry);
         let [completed, _, _, rejected] = counts(shutdown.finish(polled));
         assert_eq!(completed, accepted);
-        // The guard is rejected. The child is rejected too if the parent had drained.
+        // If the guard was not accepted, it counts as rejected. If the parent had drained, the child counts as rejected too.
         assert!(rejected <= 2 * (1 - accepted));
     });
 }
 
-/// L1: If a child is made during the shutdown of its parent, the shutdown reaches the child, or the child sees that it has started.
+/// Invariant L1: If a child is made while its parent starts the shutdown, the shutdown includes the child, or the child sees that
+/// the shutdown has started.
 #[test]
 fn kept_child_races_shutdown() {
     check(1, || {
@@ -41,7 +44,7 @@ fn kept_child_races_shutdown() {
     });
 }
 
-/// L1: A signal of a child is triggered when the parent's `start_shutdown` has returned.
+/// Invariant L1: After the parent's `start_shutdown` has returned, each signal of a child is triggered.
 #[test]
 fn signal_of_child_races_shutdown() {
     check(1, || {
@@ -60,7 +63,8 @@ fn signal_of_child_races_shutdown() {
     });
 }
 
-/// S2, S3: The last task of a child leaves while the parent shuts down. The parent drains once, and its drain shows what the task did.
+/// Invariants S2 and S3: The last task of a child ends while the parent shuts down. The parent drains once. After the drain, the
+/// effects of the task are visible.
 #[test]
 fn last_task_of_child_races_shutdown() {
     check(1, || {
@@ -85,7 +89,7 @@ fn last_task_of_child_races_shutdown() {
     });
 }
 
-/// S12: A thread that sees that the parent has drained sees that the child has drained.
+/// Invariant S12: A thread that sees that the parent has drained also sees that the child has drained.
 #[test]
 fn drained_parent_has_drained_child() {
     check(1, || {
@@ -103,7 +107,8 @@ fn drained_parent_has_drained_child() {
     });
 }
 
-/// S3: The state of a drained child serves a child of another registry. The shutdown of the first parent does not reach the new child.
+/// Invariant S3: A child of another registry reuses the state of a drained child. The shutdown of the first parent does not close
+/// the new child.
 #[test]
 fn reused_child_is_not_shut_down() {
     check_with_bound(2, 1, || {
@@ -124,7 +129,7 @@ fn reused_child_is_not_shut_down() {
     });
 }
 
-/// S3, S5: A grandchild is made and dropped while the root shuts down.
+/// Invariants S3 and S5: One thread makes and drops a grandchild while the root shuts down.
 #[test]
 fn creation_of_grandchild_races_shutdown() {
     check_with_bound(2, 1, || {
@@ -138,7 +143,8 @@ fn creation_of_grandchild_races_shutdown() {
     });
 }
 
-/// S9, L3: A walk over the children lists and aborts tasks while a child drains and its state serves another registry.
+/// Invariants S9 and L3: A registry lists and aborts the tasks of its children while one child drains and another registry reuses
+/// its state.
 #[test]
 fn walk_races_reuse() {
     check_with_bound(2, 1, || {
@@ -162,7 +168,8 @@ fn walk_races_reuse() {
     });
 }
 
-/// S3: A child that was made while its parent drains stays open, whatever starts the parent's shutdown again, until its handle is dropped.
+/// Invariant S3: A child that is made while its parent drains stays open until its handle is dropped. A second shutdown of the
+/// parent does not close the child.
 #[test]
 fn child_of_draining_parent_races_second_shutdown() {
     check(1, || {
@@ -184,7 +191,7 @@ fn child_of_draining_parent_races_second_shutdown() {
     });
 }
 
-/// S3: The last handle of a child of a draining parent is dropped while the last task of the parent leaves.
+/// Invariant S3: A child was made while its parent drained. Its last handle is dropped while the last task of the parent ends.
 #[test]
 fn handle_drop_of_late_child_races_last_task() {
     check(1, || {
@@ -200,7 +207,7 @@ fn handle_drop_of_late_child_races_last_task() {
     });
 }
 
-/// S5: A summary of the parent never counts too many completed tasks while a child with losses drains.
+/// Invariant S5: While a child with lost tasks drains, a summary of the parent never shows too many completed tasks.
 #[test]
 fn fold_never_overstates() {
     check(1, || {
@@ -217,7 +224,7 @@ fn fold_never_overstates() {
     });
 }
 
-/// S4: A rejection that races the drain of the child counts once in the root.
+/// Invariant S4: If a child rejects a task while the child drains, the root counts the rejection once.
 #[test]
 fn rejection_races_fold() {
     check(1, || {
@@ -233,8 +240,8 @@ fn rejection_races_fold() {
     });
 }
 
-/// S5: A drained child rejects work while its root ends and the root's state serves another registry. The other registry does not count
-/// the rejection.
+/// Invariant S5: A drained child rejects work while another registry reuses the state of the child's root. The other registry does
+/// not count the rejection.
 #[test]
 fn rejection_races_reuse_of_root() {
     for swapped in [false, true] {
@@ -258,7 +265,7 @@ fn rejection_races_reuse_of_root() {
     }
 }
 
-/// L2: The last task of a child leaves while a future starts to wait for the child's drain.
+/// Invariant L2: The last task of a child ends while a future starts to wait for the child's drain.
 #[test]
 fn drain_of_child_races_waiter() {
     check(1, || {
@@ -273,7 +280,8 @@ fn drain_of_child_races_waiter() {
     });
 }
 
-/// L3: `or_abort` aborts while a child is made. The child's task is aborted before its first poll.
+/// Invariant L3: `or_abort` aborts all tasks while another thread makes a child. Each task of the child is aborted before its first
+/// poll.
 #[test]
 fn creation_races_or_abort() {
     check(1, || {
@@ -291,7 +299,7 @@ fn creation_races_or_abort() {
     });
 }
 
-/// Returns a registry with a limit of one, and a child.
+/// Returns a registry with a limit of one, and a child of this registry.
 fn limited() -> (Arc<background_tasks::Registry<ManualSpawner>>, Arc<background_tasks::Registry<ManualSpawner>>) {
     let registry = manual_builder().max_in_flight(1).build();
     let child = registry.child();
@@ -303,7 +311,8 @@ fn waiter(registry: &Arc<background_tasks::Registry<ManualSpawner>>) -> Polled<i
     Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
 }
 
-/// S10, L4: A task of a child releases the parent's permit while a waiter of the parent arrives. The same with parent and child exchanged.
+/// Invariants S10 and L4: A task of a child releases the parent's permit while a new waiter of the parent arrives. The model also
+/// runs with the roles of parent and child exchanged.
 #[test]
 fn permit_of_ancestor_races_waiter() {
     for swapped in [false, true] {
@@ -324,8 +333,8 @@ fn permit_of_ancestor_races_waiter() {
     }
 }
 
-/// S10, S11, L4: A task of a child ends under the lock of its handle, and releases the parent's permit. A waiter of the parent gets the
-/// permit, and the owner of the output finds the permit free.
+/// Invariants S10, S11 and L4: A task of a child stores its output and releases the parent's permit under one lock. A waiter of the
+/// parent gets the permit.
 #[test]
 fn end_of_joined_task_races_waiter_for_its_permit() {
     for swapped in [false, true] {
@@ -346,7 +355,7 @@ fn end_of_joined_task_races_waiter_for_its_permit() {
     }
 }
 
-/// S10, S11: The owner of the output of a child's task finds the parent's permit free.
+/// Invariants S10 and S11: When the output of a child's task arrives, the parent's permit is already free.
 #[test]
 fn joiner_finds_permit_of_ancestor_free() {
     for swapped in [false, true] {
@@ -367,7 +376,7 @@ fn joiner_finds_permit_of_ancestor_free() {
     }
 }
 
-/// S10: Tasks of a child and of its parent never hold more permits than there are.
+/// Invariant S10: A child and its parent start a task at the same time, and only one permit exists. Only one task gets the permit.
 #[test]
 fn child_and_parent_race_for_one_permit() {
     check(1, || {
@@ -385,7 +394,8 @@ fn child_and_parent_race_for_one_permit() {
     });
 }
 
-/// L4: The shutdown of a child races its waiter in the parent's queue. The waiter is rejected, and the permit stays available.
+/// Invariant L4: A child shuts down while its task waits in the parent's queue. The waiter is rejected, and the permit stays
+/// available.
 #[test]
 fn shutdown_of_child_races_its_waiter() {
     check(1, || {
@@ -404,7 +414,7 @@ fn shutdown_of_child_races_its_waiter() {
     });
 }
 
-/// S3, S10: The last task with a permit of the parent leaves a child while both shut down.
+/// Invariants S3 and S10: The last task of a child holds a permit of the parent, and ends while both registries shut down.
 #[test]
 fn last_permit_of_ancestor_races_shutdown() {
     check_with_bound(2, 1, || {

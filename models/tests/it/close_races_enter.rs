@@ -1,15 +1,17 @@
-//! Shutdown closes the gates of one or two shards while other threads enter them.
+//! The shutdown closes the gates of one or two shards while other threads enter these gates.
 
 use crate::common::{Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// S3, S4, S5: Each entry is accepted and delays the drain, or is rejected and counted. Here each thread uses its own shard.
+/// Invariants S3, S4 and S5: Two threads with different shards start a task. Each task is accepted and delays the drain, or is
+/// rejected and counted.
 #[test]
 fn entries_on_two_shards_are_accepted_or_rejected() {
     close_races_two_entries([0, 1]);
 }
 
-/// S3, S4, S5: The same holds for two threads that share a shard.
+/// Invariants S3, S4 and S5: Two threads with the same shard start a task. Each task is accepted and delays the drain, or is
+/// rejected and counted.
 #[test]
 fn entries_on_one_shard_are_accepted_or_rejected() {
     close_races_two_entries([0, 0]);
@@ -34,7 +36,7 @@ fn close_races_two_entries(shards: [usize; 2]) {
     });
 }
 
-/// S4: While a task is in flight on any shard, every entry is accepted, also by a thread whose own shard has drained.
+/// Invariant S4: While a task is in flight on any shard, every new task is accepted, even if the thread's own shard has drained.
 #[test]
 fn entry_on_drained_shard_is_accepted_while_another_shard_is_busy() {
     check(2, || {

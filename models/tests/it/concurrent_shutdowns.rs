@@ -1,9 +1,10 @@
-//! Two threads start the shutdown.
+//! Two threads start the shutdown at the same time.
 
-use crate::common::{Registry, check, counts, spawn_on_shard};
+use crate::common::{Registry, check, counts, race, spawn_on_shard};
 use std::sync::Arc;
 
-/// S3, S4: When either call returns, a registry with nothing in flight rejects every entry. The registry drains once.
+/// Invariants S3 and S4: When one of the two calls returns, a registry with no task in flight rejects every new task. The registry
+/// drains once.
 #[test]
 fn each_shutdown_closes_every_gate() {
     fn close(registry: &Registry) {
@@ -20,5 +21,27 @@ fn each_shutdown_closes_every_gate() {
         close(&registry);
         other.join().unwrap();
         assert_eq!(counts(registry.shutdown().wait()), [0, 0, 0, 2]);
+    });
+}
+
+/// Invariant S8: If a thread has started the shutdown or has seen the start, the thread sees the final cause. No later loss changes
+/// the cause.
+#[test]
+fn cause_is_the_loss_that_started_the_shutdown() {
+    check(1, || {
+        let registry = Registry::builder(()).max_in_flight(1).build();
+        let guard = registry.guard().unwrap();
+        let (handle, lost) = (registry.clone(), registry.clone());
+        let (cause, ()) = race(
+            false,
+            move || {
+                handle.start_shutdown();
+                handle.shutdown_cause()
+            },
+            move || assert!(lost.critical().guard().is_err()),
+        );
+        assert_eq!(cause, registry.shutdown_cause());
+        drop(guard);
+        assert_eq!(counts(registry.shutdown().wait()), [1, 0, 0, 1]);
     });
 }

@@ -2,7 +2,7 @@
 
 use crate::common::{Polled, Registry, check, counts, spawn_on_shard};
 
-/// L2: The other future is woken, whether the dropped future had been notified or not.
+/// Invariant L2: The remaining future is woken, even if the dropped future had been notified first.
 #[test]
 fn dropped_waiter_leaves_other_woken() {
     check(1, || {
@@ -18,7 +18,8 @@ fn dropped_waiter_leaves_other_woken() {
     });
 }
 
-/// L2: A future that starts to wait while another future is dropped is woken, whichever of them listened first.
+/// Invariant L2: One future starts to wait while another future is dropped. The new future is woken, whichever of the two listened
+/// first.
 #[test]
 fn new_waiter_is_woken_as_another_is_dropped() {
     check(1, || {

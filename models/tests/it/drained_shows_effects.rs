@@ -1,17 +1,18 @@
-//! A thread that reads `is_drained` as true observes everything that the tasks did.
+//! If `is_drained` returns true, the calling thread observes everything that the tasks did.
 //!
-//! Most of these models read `is_drained` alone, because a summary acquires every word and would hide a missing Acquire.
+//! Most of these models call only `is_drained`. A summary reads every word with Acquire, and would hide a missing Acquire
+//! elsewhere.
 
 use crate::common::{Effect, Registry, check, counts, spawn_on_shard};
 use std::sync::Arc;
 
-/// S2, S3: The last task of a shard publishes the effects of the tasks that left before.
+/// Invariants S2 and S3: Two tasks on one shard end. If `is_drained` returns true, the effects of both tasks are visible.
 #[test]
 fn drained_shows_effects_of_two_tasks_on_one_shard() {
     two_leaves([0, 0]);
 }
 
-/// S2, S3: The last shard publishes the effects of the tasks on the other shard.
+/// Invariants S2 and S3: Two tasks on different shards end. If `is_drained` returns true, the effects of both tasks are visible.
 #[test]
 fn drained_shows_effects_of_tasks_on_two_shards() {
     two_leaves([0, 1]);
@@ -48,10 +49,10 @@ fn two_leaves(shards: [usize; 2]) {
     });
 }
 
-/// S2, S3: A leave races the close of its gate, so either of them may drain the gate.
+/// Invariants S2 and S3: A task leaves a gate while another thread closes the gate. Either thread may drain the gate.
 ///
-/// If the close drains the gate, it publishes the effects of the task. If the leave does, it publishes the start of the shutdown and
-/// everything that happened before the start.
+/// If the closing thread drains the gate, the effects of the task must be visible. If the task drains the gate, the start of the
+/// shutdown and everything that happened before it must be visible.
 #[test]
 fn drained_shows_effects_of_task_and_closer() {
     check(1, || {
@@ -82,7 +83,7 @@ fn drained_shows_effects_of_task_and_closer() {
     });
 }
 
-/// S3, S5: A thread that reads `is_drained` as true gets an exact summary, whichever task was the last.
+/// Invariants S3 and S5: If `is_drained` returns true, the summary is exact, whichever task ended last.
 #[test]
 fn summary_once_drained_is_exact() {
     check(1, || {

@@ -1,4 +1,4 @@
-//! Races of a task that has a handle with the owner of the handle.
+//! A task with a handle ends while the owner of the handle polls, drops or aborts it.
 
 use crate::common::{Effect, ManualSpawner, Polled, Task, check, manual_builder, race, spawn_on_shard};
 use background_tasks::{JoinHandle, Loss, Registry};
@@ -7,7 +7,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use std::sync::Arc;
 
-/// Returns a registry of one task, the task, and the task's handle.
+/// Returns a registry with one task, the task, and the task's handle.
 fn spawn<F>(future: F) -> (Arc<Registry<ManualSpawner>>, Task, JoinHandle<F::Output>)
 where
     F: Future<Output: Send> + Send + 'static,
@@ -18,12 +18,12 @@ where
     (registry, task, handle)
 }
 
-/// Polls a task that ends in this poll.
+/// Returns a closure that polls the task. The task must end in this poll.
 fn end(mut task: Task) -> impl FnOnce() + 'static {
     move || assert!(task.poll().is_ready())
 }
 
-/// A value whose drop is an effect.
+/// A value that performs an effect when it is dropped.
 struct Value(Effect);
 
 impl Drop for Value {
@@ -32,7 +32,8 @@ impl Drop for Value {
     }
 }
 
-/// S2, S11: The handle that has the output finds the count released and sees what the task did. A pending handle is woken.
+/// Invariants S2 and S11: When the handle returns the output, the task is no longer in flight and its effects are visible. If the
+/// handle is pending, it is woken.
 #[test]
 fn end_races_joiner() {
     for swapped in [false, true] {
@@ -48,7 +49,8 @@ fn end_races_joiner() {
             let join = move || {
                 let polled = handle.poll();
                 if polled.is_ready() {
-                    // `in_flight` would order the effect too, by the Acquire with which it reads the gate.
+                    // This line comes before `in_flight`, because `in_flight` reads the gate with Acquire and would also make the
+                    // effect visible.
                     effect.observe();
                     assert_eq!(owner.in_flight(), 0, "the output came before the release");
                 }
@@ -61,7 +63,8 @@ fn end_races_joiner() {
     }
 }
 
-/// S11: The same holds for a handle that another waker polls again.
+/// Invariant S11: A pending handle is polled again with another waker while the task ends. The handle is ready, or the new waker is
+/// called.
 #[test]
 fn end_races_joiner_with_new_waker() {
     for swapped in [false, true] {
@@ -80,7 +83,7 @@ fn end_races_joiner_with_new_waker() {
     }
 }
 
-/// S11: A thread that sees the count released, or the end of the drain, finds the handle ready.
+/// Invariant S11: A thread sees that no task is in flight or that the registry has drained. The handle is ready at this time.
 #[test]
 fn end_races_drain() {
     for swapped in [false, true] {
@@ -104,7 +107,8 @@ fn end_races_drain() {
     }
 }
 
-/// S2: The output of a detached task is dropped before the count is released. No output is dropped twice or leaked.
+/// Invariant S2: The handle is dropped while the task ends. The output is dropped before the task's count is released. No output is
+/// dropped twice or leaked.
 #[test]
 fn end_races_drop_of_handle() {
     for swapped in [false, true] {
@@ -129,7 +133,7 @@ fn end_races_drop_of_handle() {
     }
 }
 
-/// L3: A task that finishes in the poll that an abort races ends once, and its handle agrees with the summary.
+/// Invariant L3: A task finishes in a poll while its handle aborts it. The task ends once, and its handle agrees with the summary.
 #[test]
 fn abort_races_end() {
     for swapped in [false, true] {
@@ -144,19 +148,20 @@ fn abort_races_end() {
     }
 }
 
-/// L3: A task that is first parked by this poll is woken by the abort of its handle.
+/// Invariant L3: The first poll of a task races an abort by its handle. The poll ends the task, or the abort wakes the task.
 #[test]
 fn abort_races_park() {
     abort_races_poll(false, 1);
 }
 
-/// L3: A parked task that is polled with another waker is woken through the new waker.
+/// Invariant L3: A waiting task is polled with another waker while its handle aborts it. The poll ends the task, or the abort calls
+/// the new waker.
 #[test]
 fn abort_races_park_with_new_waker() {
     abort_races_poll(true, 1);
 }
 
-/// L3: The same holds for two aborts.
+/// Invariant L3: Two threads abort a task while it is polled. The poll ends the task, or its latest waker is called.
 #[test]
 fn two_aborts_race_park() {
     abort_races_poll(false, 2);
@@ -186,7 +191,8 @@ fn abort_races_poll(already_parked: bool, aborters: usize) {
     });
 }
 
-/// S9: The abort of a handle that races the end of its inspected task does not end the next task in the slot.
+/// Invariant S9: A handle aborts an inspected task while this task ends and another task reuses its slot. The abort does not end
+/// the other task.
 #[test]
 fn abort_of_inspected_task_races_reuse_of_slot() {
     check(1, || {
@@ -207,7 +213,7 @@ fn abort_of_inspected_task_races_reuse_of_slot() {
     });
 }
 
-/// Returns the output of a handle that is ready.
+/// Returns the output of a future that must be ready.
 fn now<F: Future + Unpin>(mut future: F) -> F::Output {
     match Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

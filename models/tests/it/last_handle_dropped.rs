@@ -1,10 +1,10 @@
-//! The handles of a registry are dropped while its work ends.
+//! The handles of a registry are dropped while its last tasks end.
 //!
-//! `check` requires that the registry state returns to the pool, once.
+//! The function `check` requires that each registry state is put back into the pool exactly once.
 
 use crate::common::{Effect, Polled, Registry, check, counts, spawn_on_shard};
 
-/// L1: The drop of the last handle triggers the signal, whether the last task leaves before or after the drop.
+/// Invariant L1: The drop of the last handle triggers the signal, whether the last task ends before or after the drop.
 #[test]
 fn last_handle_racing_last_task_triggers_signal() {
     check(2, || {
@@ -22,7 +22,8 @@ fn last_handle_racing_last_task_triggers_signal() {
     });
 }
 
-/// L1: Two threads drop the last two handles. A triggered signal shows what each thread did before its drop.
+/// Invariant L1: Two threads drop the last two handles. When the signal is triggered, the effects of both threads before their
+/// drops are visible.
 #[test]
 fn two_handles_dropped_concurrently_show_effects() {
     check(1, || {
@@ -53,7 +54,8 @@ fn two_handles_dropped_concurrently_show_effects() {
     });
 }
 
-/// S3: A `Shutdown` future that outlives the handles reads the counts of the registry that it drains, although another registry starts.
+/// Invariant S3: A `Shutdown` future outlives the handles while another registry starts. The future returns the counts of its own
+/// registry.
 #[test]
 fn shutdown_future_outliving_handles_reads_own_registry() {
     check(1, || {

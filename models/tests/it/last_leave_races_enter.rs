@@ -1,10 +1,11 @@
-//! The last task leaves a draining registry while another thread enters.
+//! The last task of a draining registry ends while another thread starts a task.
 
 use crate::common::{Polled, Registry, check, counts, spawn_on_shard};
 use background_tasks::RejectReason;
 use std::sync::Arc;
 
-/// S3, S4, S5: The entry is accepted and delays the drain, or it is rejected and so is every later entry.
+/// Invariants S3, S4 and S5: The new task is accepted and delays the drain, or the registry rejects the new task and every later
+/// task.
 #[test]
 fn entry_is_accepted_or_rejected() {
     check(1, || {
@@ -32,7 +33,8 @@ fn entry_is_accepted_or_rejected() {
     });
 }
 
-/// S3: Once `is_drained` returns true it stays true, and only *rejected* still changes in the summary.
+/// Invariant S3: After `is_drained` has returned true, it always returns true. In the summary, only the number of rejected tasks
+/// still changes.
 #[test]
 fn drained_is_final() {
     check(2, || {
@@ -56,9 +58,9 @@ fn drained_is_final() {
     });
 }
 
-/// S4: A rejected entry is never visible, not even before the gate has undone its addition.
+/// Invariant S4: A rejected task is never visible, not even before the gate has undone its addition.
 ///
-/// The entry would be the second to be accepted and would flip the top bit of the accepted count.
+/// The rejected entry is the second addition. Until the gate undoes this addition, the top bit of the accepted count is flipped.
 #[test]
 fn rejected_entry_is_never_visible() {
     check(1, || {

@@ -1,9 +1,9 @@
-//! The last task leaves while another thread starts to wait for the drain.
+//! The last task ends while another thread starts to wait for the drain.
 
 use crate::common::{Effect, Polled, Registry, check, counts, spawn_on_shard};
 
-/// S2, S3, L2: A `Shutdown` future that is polled while the last task ends is ready, or is woken. When it is ready, the task's effects
-/// are visible.
+/// Invariants S2, S3 and L2: If a `Shutdown` future is polled while the last task ends, the future is ready, or it is woken later.
+/// When the future is ready, the task's effects are visible.
 #[test]
 fn polled_shutdown_is_ready_or_woken() {
     check(2, || {
@@ -24,7 +24,7 @@ fn polled_shutdown_is_ready_or_woken() {
     });
 }
 
-/// L2: A `Shutdown` future that is polled again with another waker wakes the new waker.
+/// Invariant L2: If a pending `Shutdown` future is polled again with another waker, the end of the last task calls the new waker.
 #[test]
 fn repolled_shutdown_wakes_latest_waker() {
     check(1, || {
@@ -39,7 +39,8 @@ fn repolled_shutdown_wakes_latest_waker() {
     });
 }
 
-/// S2, S3, L2: A blocked thread is unblocked, and the task's effects are visible to it before the worker thread is joined.
+/// Invariants S2, S3 and L2: A thread that waits for the drain is unblocked. The task's effects are visible to this thread even
+/// before it joins the worker thread.
 #[test]
 fn blocked_thread_is_unblocked() {
     check(2, || {

@@ -1,4 +1,4 @@
-//! The loom models: one module for each race.
+//! Explores races with loom: one module for each race. The labels `S1` to `H4` name the invariants in `docs/invariants.md`.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! A permit below the limit is released while other threads wait for it, try to take it, or stop waiting.
+//! A task releases its permit while other threads wait for a permit, try to take it, or stop waiting.
 
 use crate::common::{ManualSpawner, Polled, check, manual_builder, race, spawn_on_shard};
 use background_tasks::{Guard, RejectReason};
@@ -22,13 +22,13 @@ fn full_registry_of<const N: usize>() -> (Arc<Registry>, [Guard; N]) {
     (Arc::new(registry), guards)
 }
 
-/// Returns a future that waits for a permit. It resolves to whether its task was started.
+/// Returns a future that waits for a permit. The future resolves to true if its task was started.
 fn waiter(registry: &Arc<Registry>) -> Polled<impl Future<Output = bool> + use<>> {
     let registry = registry.clone();
     Polled::new(async move { registry.run_when_ready(ready(())).await.is_ok() })
 }
 
-/// Returns a follow-up that waits for a permit. It resolves to whether its task was started.
+/// Returns a future that waits for a permit as a follow-up. The future resolves to true if its task was started.
 fn follow_up(registry: &Arc<Registry>) -> Polled<impl Future<Output = bool> + use<>> {
     let registry = registry.clone();
     Polled::new(async move {
@@ -44,7 +44,7 @@ fn spawn_poll<F: Future + 'static>(mut future: Polled<F>) -> JoinHandle<(Polled<
     })
 }
 
-/// L4: A new waiter takes the permit, or is woken when the permit is released.
+/// Invariant L4: A new waiter takes the permit, or is woken when the permit is released.
 #[test]
 fn new_waiter_enters_or_is_woken() {
     for swapped in [false, true] {
@@ -62,7 +62,7 @@ fn new_waiter_enters_or_is_woken() {
     }
 }
 
-/// L4: A queued waiter that is polled again with another waker is woken through the new waker.
+/// Invariant L4: If a queued waiter is polled again with another waker, the release of the permit calls the new waker.
 #[test]
 fn repolled_waiter_wakes_latest_waker() {
     check(1, || {
@@ -77,7 +77,7 @@ fn repolled_waiter_wakes_latest_waker() {
     });
 }
 
-/// L4: A waiter that is dropped passes its permit on to the next waiter.
+/// Invariant L4: If a waiter is dropped after it was woken for a permit, the next waiter gets this permit.
 #[test]
 fn dropped_waiter_passes_permit_to_next() {
     check(1, || {
@@ -93,7 +93,7 @@ fn dropped_waiter_passes_permit_to_next() {
     });
 }
 
-/// L4: The permit reaches a waiter that joins the queue while the waiter before it is dropped.
+/// Invariant L4: A waiter joins the queue while the waiter before it is dropped. The new waiter gets the permit.
 #[test]
 fn new_waiter_is_woken_as_another_is_dropped() {
     check(1, || {
@@ -111,7 +111,7 @@ fn new_waiter_is_woken_as_another_is_dropped() {
     });
 }
 
-/// L4: A new waiter queues behind the first waiter, and is still woken after the first waiter has entered.
+/// Invariant L4: A new waiter queues behind the first waiter. After the first waiter's task has ended, the new waiter is woken.
 #[test]
 fn new_waiter_queues_as_first_waiter_enters() {
     check(1, || {
@@ -133,7 +133,7 @@ fn new_waiter_queues_as_first_waiter_enters() {
     });
 }
 
-/// L4: A released permit wakes a waiter although another task stays in flight.
+/// Invariant L4: The release of a permit wakes a waiter although another task stays in flight.
 #[test]
 fn one_of_two_leaves_wakes_waiter() {
     check(1, || {
@@ -147,7 +147,7 @@ fn one_of_two_leaves_wakes_waiter() {
     });
 }
 
-/// L4: Two released permits wake two waiters.
+/// Invariant L4: The release of two permits wakes two waiters.
 #[test]
 fn two_leaves_wake_two_waiters() {
     check(1, || {
@@ -163,7 +163,7 @@ fn two_leaves_wake_two_waiters() {
     });
 }
 
-/// S10: Of two threads that try to take the released permit, at most one succeeds.
+/// Invariant S10: Two threads try to take one released permit. At most one thread succeeds.
 #[test]
 fn two_tries_never_exceed_limit() {
     check(1, || {
@@ -180,7 +180,7 @@ fn two_tries_never_exceed_limit() {
     });
 }
 
-/// S10: A thread that tries to take a permit does not overtake a queued waiter.
+/// Invariant S10: A thread that takes a permit without waiting does not overtake a queued waiter.
 #[test]
 fn try_never_overtakes_queued_waiter() {
     check(1, || {
@@ -196,7 +196,8 @@ fn try_never_overtakes_queued_waiter() {
     });
 }
 
-/// L4, S10: A new waiter gets the permit at the latest when the thread that tries to take it has released it.
+/// Invariants L4 and S10: Another thread tries to take the released permit at the same time as a new waiter. The waiter gets the
+/// permit at the latest when the other thread has released it.
 #[test]
 fn new_waiter_is_woken_as_another_thread_tries() {
     check(1, || {
@@ -215,7 +216,7 @@ fn new_waiter_is_woken_as_another_thread_tries() {
     });
 }
 
-/// L4, S4: Shutdown rejects the queued waiter and the new waiter, each once.
+/// Invariants L4 and S4: The shutdown rejects a queued waiter and a new waiter. Each of the two is rejected once.
 #[test]
 fn shutdown_rejects_queued_and_new_waiter_once() {
     check(1, || {
@@ -232,7 +233,7 @@ fn shutdown_rejects_queued_and_new_waiter_once() {
     });
 }
 
-/// L4, S3: A new follow-up enters, or is woken and rejected when the registry has drained.
+/// Invariants L4 and S3: A new follow-up gets a permit, or the follow-up is woken and rejected when the registry has drained.
 #[test]
 fn follow_up_enters_or_is_rejected_by_the_drain() {
     for swapped in [false, true] {
@@ -258,7 +259,7 @@ fn follow_up_enters_or_is_rejected_by_the_drain() {
     }
 }
 
-/// L4: Either the last departure or the shutdown wakes every queued follow-up.
+/// Invariant L4: Either the last task that ends or the shutdown wakes every queued follow-up.
 #[test]
 fn every_queued_follow_up_is_woken_by_the_drain() {
     for swapped in [false, true] {
@@ -269,7 +270,7 @@ fn every_queued_follow_up_is_woken_by_the_drain() {
             let handle = registry.clone();
             race(swapped, move || drop(guard), move || drop(handle.shutdown()));
             assert!(registry.is_drained());
-            // The second follow-up must not depend on a poll of the first.
+            // The second follow-up must be woken even if the first follow-up is not polled.
             let [first, second] = waiters;
             assert!(!second.finish(Poll::Pending));
             assert!(!first.finish(Poll::Pending));
@@ -278,7 +279,7 @@ fn every_queued_follow_up_is_woken_by_the_drain() {
     }
 }
 
-/// L4: The permit for which a waiter was woken reaches the next follow-up when the shutdown removes that waiter.
+/// Invariant L4: The shutdown removes a waiter that was woken for a permit. The next follow-up gets this permit.
 #[test]
 fn shutdown_passes_permit_to_follow_up() {
     for swapped in [false, true] {
@@ -297,7 +298,7 @@ fn shutdown_passes_permit_to_follow_up() {
     }
 }
 
-/// S10: While the registry drains, a thread that tries to take a permit does not overtake a queued follow-up.
+/// Invariant S10: While the registry drains, a thread that takes a permit without waiting does not overtake a queued follow-up.
 #[test]
 fn try_never_overtakes_follow_up_of_draining_registry() {
     for swapped in [false, true] {

@@ -1,4 +1,5 @@
-//! Observers receive the start of the shutdown, the losses and the end of the drain before any thread can see the registry as drained.
+//! Observers are notified of the start of the shutdown, of losses, and of the end of the drain before any thread can see the
+//! registry as drained.
 
 use crate::common::{Effect, ManualSpawner, Polled, check, manual_builder, spawn_on_shard};
 use background_tasks::{Guard, Loss, Observer, Summary, TaskInfo};
@@ -10,7 +11,8 @@ type Registry = background_tasks::Registry<ManualSpawner>;
 
 /// An observer that records its events.
 ///
-/// The registry catches a panic that loom raises inside an observer. The event is then missing from the record, which fails the model.
+/// If loom raises a panic inside an observer, the registry catches this panic. In this case, the event is missing from the list
+/// `events`, and the model fails.
 struct Recorder {
     started: Effect,
     lost: Effect,
@@ -27,7 +29,8 @@ impl Recorder {
         self.events.lock().unwrap().push(event.into());
     }
 
-    /// Asserts that the start, these losses and the end were reported once, the end last, and that this thread observes them.
+    /// Asserts that the start of the shutdown, the given losses and the end of the drain were each reported once. The end must come
+    /// last. Asserts also that the calling thread observes these reports.
     fn assert_all_reported(&self, losses: &[&str]) {
         let mut events = self.events.lock().unwrap().clone();
         assert_eq!(events.pop().as_deref(), Some("drained"));
@@ -72,7 +75,7 @@ fn spawn_leave(guard: Guard) -> loom::thread::JoinHandle<()> {
     spawn_on_shard(0, move || drop(guard))
 }
 
-/// S8: Two threads start the shutdown, and the start is reported once.
+/// Invariant S8: Two threads start the shutdown. Observers receive one report of the start.
 #[test]
 fn start_by_two_threads_is_reported_once() {
     check(2, || {
@@ -96,7 +99,8 @@ fn start_by_two_threads_is_reported_once() {
     });
 }
 
-/// S8: The end is reported after the start, whether the leaver or the closer drains the gate, and before any waiter is woken.
+/// Invariant S8: The end of the drain is reported after the start of the shutdown and before any waiter is woken. Either the last
+/// task or the shutdown may drain the gate.
 #[test]
 fn end_is_reported_before_waiters_are_woken() {
     check(1, || {
@@ -114,7 +118,7 @@ fn end_is_reported_before_waiters_are_woken() {
     });
 }
 
-/// S8: A third thread that reads `is_drained` as true finds everything reported.
+/// Invariant S8: If `is_drained` returns true on a third thread, the observers have received all reports.
 #[test]
 fn end_is_reported_before_a_third_thread_sees_it() {
     check(1, || {
@@ -133,7 +137,7 @@ fn end_is_reported_before_a_third_thread_sees_it() {
     });
 }
 
-/// S2, S8: A loss is reported before the end of the drain, although another task is the last to leave.
+/// Invariants S2 and S8: A loss is reported before the end of the drain, even if another task ends last.
 #[test]
 fn loss_is_reported_before_end() {
     check(1, || {
@@ -151,7 +155,7 @@ fn loss_is_reported_before_end() {
     });
 }
 
-/// S2, S8: The same holds when the other task leaves another shard.
+/// Invariants S2 and S8: A loss is reported before the end of the drain, even if the last task ends on another shard.
 #[test]
 fn loss_is_reported_before_end_on_another_shard() {
     check(2, || {
@@ -175,7 +179,8 @@ fn loss_is_reported_before_end_on_another_shard() {
     });
 }
 
-/// S8: A failed task starts the shutdown while another thread starts it. The failure, the start and the end are each reported once.
+/// Invariant S8: A failed task and another thread start the shutdown at the same time. The failure, the start and the end are each
+/// reported once.
 #[test]
 fn failure_that_starts_shutdown_is_reported_before_end() {
     check(1, || {

@@ -1,4 +1,4 @@
-//! The runs of a service are counted one by one, while other threads read the counts, shut the registry down, abort the service, or wait
+//! A service ends one run and starts the next. Other threads read the counts, shut down the registry, abort the service, or wait
 //! for idleness.
 
 use crate::common::{ManualSpawner, Polled, check, check_with_bound, counts, manual_builder, race, spawn_on_shard};
@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 type Run = Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>;
 
-/// Returns a factory whose first `ended` runs return `output`, and whose next run is `last`. Also returns the number of started runs.
+/// Returns a closure that creates the runs of a service. The first `ended` runs return `output`. The closure `last` creates the
+/// next run. Also returns the number of started runs.
 fn runs(
     ended: u64,
     output: Result<(), &'static str>,
@@ -27,7 +28,7 @@ fn forever() -> Run {
     Box::pin(pending())
 }
 
-/// S5: Lost runs across a wrap never count as completed.
+/// Invariant S5: Runs that are lost while the accepted count wraps never count as completed.
 #[test]
 fn lost_runs_across_a_wrap_are_never_completed() {
     check(1, || {
@@ -42,7 +43,7 @@ fn lost_runs_across_a_wrap_are_never_completed() {
     });
 }
 
-/// S5: A live summary across a wrap never contains more completed runs than have ended.
+/// Invariant S5: While the accepted count wraps, a live summary never shows more completed runs than have started.
 #[test]
 fn completed_runs_across_a_wrap_are_never_overstated() {
     check(1, || {
@@ -58,7 +59,7 @@ fn completed_runs_across_a_wrap_are_never_overstated() {
     });
 }
 
-/// S3, S5, L1: A shutdown that races the runs ends the service, and each run has one outcome.
+/// Invariants S3, S5 and L1: A shutdown during the runs ends the service, and each run has one outcome.
 #[test]
 fn shutdown_races_runs() {
     for swapped in [false, true] {
@@ -91,7 +92,8 @@ fn shutdown_races_runs() {
     }
 }
 
-/// L3, S5: An abort that races the runs ends the service as aborted once, and no completed run is lost.
+/// Invariants L3 and S5: An abort during the runs ends the service, and the service counts as aborted once. All completed runs are
+/// counted.
 #[test]
 fn abort_races_runs() {
     for swapped in [false, true] {
@@ -120,7 +122,7 @@ fn start_service(registry: &Registry<ManualSpawner>) -> crate::common::Task {
     registry.spawner().take()
 }
 
-/// L2: The departure of the last task wakes a waiter for idleness, although a service stays in flight.
+/// Invariant L2: The end of the last task wakes a waiter for idleness, although a service stays in flight.
 #[test]
 fn leave_wakes_waiter_beside_a_service() {
     check(1, || {
@@ -136,7 +138,7 @@ fn leave_wakes_waiter_beside_a_service() {
     });
 }
 
-/// L2: The waiter is woken, although the service starts while the last task leaves and the waiter begins to wait.
+/// Invariant L2: A service starts while the last task ends and a waiter for idleness begins to wait. The waiter is woken.
 #[test]
 fn start_of_service_races_last_leave_and_waiter() {
     check_with_bound(2, 1, || {
@@ -156,7 +158,7 @@ fn start_of_service_races_last_leave_and_waiter() {
     });
 }
 
-/// L2: A task in flight delays the idle instant while one service ends and another one starts.
+/// Invariant L2: While a task is in flight, the registry is not idle, even if one service ends and another service starts.
 #[test]
 fn task_delays_idle_while_services_change() {
     for shards in [1, 2] {

@@ -1,6 +1,6 @@
-//! Tasks on one shard take, release and reuse the slots of its table.
+//! Tasks on one shard take, free and reuse the slots of the shard's slot table.
 //!
-//! Every task in flight has exactly one slot, whichever threads take and release slots concurrently.
+//! Every task in flight has exactly one slot, even if several threads take and free slots at the same time.
 
 use crate::common::{Effect, ManualSpawner, Task, check, manual_builder, race, spawn_on_shard};
 use background_tasks::{AbortError, Guard, TaskId, TaskInfo};
@@ -15,7 +15,7 @@ fn inspected() -> Arc<Registry> {
     Arc::new(manual_builder().inspect().build())
 }
 
-/// Enters the registry, always from the same call site.
+/// Takes a guard from the registry. The call site is the same for all guards.
 fn enter(registry: &Registry) -> Guard {
     registry.guard().unwrap()
 }
@@ -38,19 +38,20 @@ fn distinct_ids(tasks: &[TaskInfo]) -> Vec<Option<TaskId>> {
     ids
 }
 
-/// Returns the numbers of the slots in use. An id is the slot's number and its generation.
+/// Returns the numbers of the slots in use. An ID consists of the number and the generation of a slot.
 fn slots(registry: &Registry) -> BTreeSet<u32> {
     let slot = |task: &TaskInfo| task.id().unwrap().to_string().split_once('-').unwrap().0.parse().unwrap();
     registry.tasks().iter().map(slot).collect()
 }
 
-/// S9: Asserts that `count` tasks are in flight and that each is listed, in a slot that no other task has.
+/// Invariant S9: Asserts that `count` tasks are in flight, and that each of them is listed with its own slot.
 fn assert_listed(registry: &Registry, count: usize) {
     let ids = distinct_ids(&registry.tasks());
     assert_eq!((ids.len(), registry.in_flight()), (count, count));
 }
 
-/// S9: Two threads take slots while one slot is free. One thread reuses the free slot, and the other gets a new slot.
+/// Invariant S9: Two threads take slots while one slot is free. One thread reuses the free slot, and the other thread gets a new
+/// slot.
 #[test]
 fn free_slot_is_taken_by_one_of_two_threads() {
     check(1, || {
@@ -67,7 +68,7 @@ fn free_slot_is_taken_by_one_of_two_threads() {
     });
 }
 
-/// S9: A task takes a slot while the previous task releases it. The release does not remove the new task from the table.
+/// Invariant S9: A new task takes a slot while the previous task frees this slot. The new task stays in the table.
 #[test]
 fn release_keeps_task_that_reuses_slot_listed() {
     check(1, || {
@@ -81,7 +82,7 @@ fn release_keeps_task_that_reuses_slot_listed() {
     });
 }
 
-/// S9: Two threads find no free slot and grow the table. Each task gets its own slot.
+/// Invariant S9: Two threads find no free slot and grow the table. Each task gets its own slot.
 #[test]
 fn table_grown_by_two_threads_gives_each_task_one_slot() {
     check(1, || {
@@ -99,7 +100,8 @@ fn table_grown_by_two_threads_gives_each_task_one_slot() {
     });
 }
 
-/// S9: One thread takes both free slots and frees the first again, while another thread takes a slot. No two tasks share a slot.
+/// Invariant S9: One thread takes both free slots and then frees the first slot. Another thread takes a slot at the same time. No
+/// two tasks share a slot.
 #[test]
 fn slot_taken_and_freed_during_another_take_is_not_shared() {
     check(1, || {
@@ -122,7 +124,7 @@ fn slot_taken_and_freed_during_another_take_is_not_shared() {
     });
 }
 
-/// S9: A slot is freed while another thread takes the other free slot. Three later tasks share no slot.
+/// Invariant S9: A slot is freed while another thread takes the other free slot. Three later tasks each get a separate slot.
 #[test]
 fn slot_freed_during_another_take_is_not_shared() {
     check(1, || {
@@ -138,7 +140,8 @@ fn slot_freed_during_another_take_is_not_shared() {
     });
 }
 
-/// S9: Two slots are freed simultaneously, and one thread immediately takes a slot again. Three later tasks share no slot.
+/// Invariant S9: Two threads each free a slot, and one thread immediately takes a slot again. Three later tasks each get a separate
+/// slot.
 #[test]
 fn two_slots_freed_concurrently_are_not_shared() {
     check(1, || {
@@ -158,8 +161,8 @@ fn two_slots_freed_concurrently_are_not_shared() {
     });
 }
 
-/// H4: Two slots are freed while another thread takes slots. No freed slot is lost: there are at most as many slots as tasks were in
-/// flight at the same time.
+/// Invariant H4: Two slots are freed while another thread takes slots. No freed slot is lost: the table has at most as many slots
+/// as tasks were in flight at the same time.
 #[test]
 fn slots_freed_during_takes_are_reused() {
     check(1, || {
@@ -178,7 +181,7 @@ fn slots_freed_during_takes_are_reused() {
     });
 }
 
-/// H4: Two slots are freed simultaneously. The next two tasks reuse both.
+/// Invariant H4: Two slots are freed simultaneously. The next two tasks reuse both slots.
 #[test]
 fn slots_freed_by_two_threads_are_reused() {
     check(1, || {
@@ -195,7 +198,8 @@ fn slots_freed_by_two_threads_are_reused() {
     });
 }
 
-/// S9: `tasks` runs while another thread grows the table. It lists each task at most once, and the task that was there before.
+/// Invariant S9: `tasks` runs while another thread grows the table. The result contains the earlier task, and contains no task
+/// twice.
 #[test]
 fn tasks_listed_during_growth_are_distinct_and_keep_earlier_task() {
     check(1, || {
@@ -218,7 +222,7 @@ fn tasks_listed_during_growth_are_distinct_and_keep_earlier_task() {
     });
 }
 
-/// S9: `abort_task` races the release of the task and the reuse of its slot. It never aborts the next task in the slot.
+/// Invariant S9: `abort_task` runs while its task ends and another task reuses the slot. `abort_task` never aborts the other task.
 #[test]
 fn stale_id_never_aborts_next_task() {
     for swapped in [false, true] {
@@ -249,9 +253,10 @@ fn stale_id_never_aborts_next_task() {
     }
 }
 
-/// L3: An abort marks a task, and takes a waker only after the slot is reused. The waker then belongs to a later generation.
+/// Invariant L3: An abort marks a task, but takes the waker from the slot only after another task has reused the slot. This waker
+/// belongs to the other task.
 ///
-/// The next task may be woken spuriously, but it loses no wake-up: a later abort of the next task still wakes it.
+/// The other task may be woken without need, but a later abort of the other task still wakes it.
 #[test]
 fn late_abort_of_previous_task_loses_no_wakeup() {
     for swapped in [false, true] {
@@ -280,7 +285,8 @@ fn late_abort_of_previous_task_loses_no_wakeup() {
     }
 }
 
-/// L3: A task ends on one thread while another thread reuses its slot. The departure does not take the waker of the next task.
+/// Invariant L3: A task ends on one thread while another thread reuses its slot. The end of the first task does not remove the
+/// waker of the next task.
 #[test]
 fn departure_keeps_waker_of_next_task() {
     check(1, || {
@@ -299,7 +305,7 @@ fn departure_keeps_waker_of_next_task() {
     });
 }
 
-/// S3, S9: A registry that has drained lists no task, and an abort finds none.
+/// Invariants S3 and S9: A registry that has drained lists no task, and an abort finds none.
 #[test]
 fn drained_registry_lists_and_aborts_no_task() {
     check(1, || {
@@ -316,12 +322,13 @@ fn drained_registry_lists_and_aborts_no_task() {
     });
 }
 
-/// S2: When `abort_task` returns `NotInFlight`, the effects of the task are visible, although another task may have its slot.
+/// Invariant S2: When `abort_task` returns `NotInFlight`, the effects of the task are visible, although another task may have its
+/// slot.
 #[test]
 fn not_in_flight_shows_effects() {
     check(1, || {
         let (registry, effect) = (inspected(), Effect::new());
-        // Both slots exist before the threads start, so that only the release of the slot can order the effect.
+        // Both slots exist before the threads start, so that only the operation that frees the slot can make the effect visible.
         drop([enter(&registry), enter(&registry)]);
         let guard = enter(&registry);
         let id = only_id(&registry);
@@ -336,7 +343,8 @@ fn not_in_flight_shows_effects() {
             let registry = registry.clone();
             move || enter(&registry)
         });
-        // Starts last: loom runs threads in the order of their start first, and explores too few orders of a read before a write.
+        // This thread starts last. Loom first runs the threads in the order of their starts, and explores too few orders with a
+        // read before a write.
         let aborter = spawn_on_shard(0, {
             let registry = registry.clone();
             move || {
@@ -351,7 +359,8 @@ fn not_in_flight_shows_effects() {
     });
 }
 
-/// S9: `tasks` runs while a slot is released and reused. The listed age belongs to the listed task, not to the other one.
+/// Invariant S9: `tasks` runs while one task frees a slot and another task reuses the slot. A listed task has its own age, not the
+/// age of the other task.
 #[test]
 fn task_listed_during_reuse_has_its_own_age() {
     check(1, || {

@@ -1,4 +1,4 @@
-//! A pooled registry state serves its next registry while a thread still finishes an operation on the previous registry.
+//! A new registry reuses a pooled state while a thread still finishes an operation on the previous registry.
 
 use crate::common::{Effect, Polled, Registry, check, counts, manual_builder, spawn_on_shard};
 use background_tasks::{Loss, Observer, TaskInfo};
@@ -7,7 +7,8 @@ use core::task::Poll;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// L2: A leaver may notify the idle waiters only after the state is reused. A waiter of the next registry still loses no wake-up.
+/// Invariant L2: A task of the previous registry notifies the waiters for idleness late, after the state is reused. A waiter of the
+/// next registry is still woken.
 #[test]
 fn late_idle_notification_loses_no_waiter() {
     check(1, || {
@@ -28,9 +29,11 @@ fn late_idle_notification_loses_no_waiter() {
     });
 }
 
-/// S3: A leaver that found its gate closed and empty may drain the gate only after the state is reused.
+/// Invariant S3: A task of the previous registry finds its gate closed and empty. However, this task drains the gate late, after
+/// the state is reused.
 ///
-/// It then drains the gate of the next registry in place of the thread that closes it, and that registry still drains once.
+/// In this case, the task drains the gate of the next registry, in place of the thread that closes this gate. The next registry
+/// still drains once.
 #[test]
 fn late_leaver_drains_next_registry_once() {
     check(1, || {
@@ -49,7 +52,8 @@ fn late_leaver_drains_next_registry_once() {
     });
 }
 
-/// L1: A signal of the previous registry that is dropped after the reuse removes no waker of the next registry.
+/// Invariant L1: A signal of the previous registry is dropped after the next registry has taken the state. The drop removes no
+/// waker of the next registry.
 #[test]
 fn stale_signal_drop_removes_no_waker() {
     check(1, || {
@@ -67,7 +71,8 @@ fn stale_signal_drop_removes_no_waker() {
     });
 }
 
-/// L1: A signal of the previous registry that is polled with another waker after the reuse replaces no waker of the next registry.
+/// Invariant L1: A signal of the previous registry is polled with another waker after the next registry has taken the state. The
+/// poll replaces no waker of the next registry.
 #[test]
 fn stale_signal_poll_replaces_no_waker() {
     check(1, || {
@@ -89,9 +94,10 @@ fn stale_signal_poll_replaces_no_waker() {
     });
 }
 
-/// L1: A signal that is first polled after the reuse is triggered, and shows what happened before its own registry's shutdown.
+/// Invariant L1: A signal of the previous registry is first polled after the next registry has taken the state. The signal is
+/// triggered, and everything that happened before the shutdown of its registry is visible.
 ///
-/// One thread returns the state to the pool, and another thread reopens it.
+/// One thread puts the state back into the pool, and another thread takes it from the pool.
 #[test]
 fn stale_signal_first_polled_after_reuse_is_triggered() {
     check(1, || {
@@ -119,7 +125,7 @@ fn stale_signal_first_polled_after_reuse_is_triggered() {
     });
 }
 
-/// S3, S5: The next registry counts its own tasks, from zero.
+/// Invariants S3 and S5: The next registry counts only its own tasks.
 #[test]
 fn next_registry_counts_from_zero() {
     check(2, || {
@@ -137,7 +143,8 @@ fn next_registry_counts_from_zero() {
     });
 }
 
-/// S3, S5: Every leave happens before the reuse, which resets the counts, whether the leaver was the last or not.
+/// Invariants S3 and S5: The reuse of a state resets the counts. The end of every task of the previous registry happens before this
+/// reset.
 #[test]
 fn every_leave_happens_before_reuse() {
     check(2, || {
@@ -158,7 +165,7 @@ fn every_leave_happens_before_reuse() {
     });
 }
 
-/// S3: The drop of a `Shutdown` future happens before the reuse.
+/// Invariant S3: The drop of a `Shutdown` future happens before another registry reuses the state.
 #[test]
 fn shutdown_future_drop_happens_before_reuse() {
     check(1, || {
@@ -175,7 +182,7 @@ fn shutdown_future_drop_happens_before_reuse() {
     });
 }
 
-/// S4: The drop of the last handle, after a shutdown, happens before the reuse.
+/// Invariant S4: The drop of the last handle after a shutdown happens before another registry reuses the state.
 #[test]
 fn last_handle_drop_happens_before_reuse() {
     check(1, || {
@@ -193,7 +200,8 @@ fn last_handle_drop_happens_before_reuse() {
     });
 }
 
-/// S8, S10: The next registry has none of the previous settings, and reports nothing to the previous observers.
+/// Invariants S8 and S10: The next registry does not use the settings of the previous registry, and reports nothing to the previous
+/// observers.
 #[test]
 fn next_registry_has_default_settings() {
     struct Losses(Arc<AtomicUsize>);
@@ -220,7 +228,8 @@ fn next_registry_has_default_settings() {
     });
 }
 
-/// L4: A leaver may wake the wait queue only after the state is reused. A waiter of the next registry still loses no wake-up.
+/// Invariant L4: A task of the previous registry wakes a waiter for a permit late, after the state is reused. A waiter of the next
+/// registry is still woken.
 #[test]
 fn late_permit_notification_loses_no_waiter() {
     check(1, || {

@@ -1,8 +1,8 @@
-//! Shutdown starts while a signal is polled, polled again with another waker, or dropped.
+//! The shutdown starts while another thread polls a signal, polls it with another waker, or drops it.
 
 use crate::common::{Effect, Polled, Registry, check, spawn_on_shard};
 
-/// L1: The first poll of a signal is ready, or shutdown wakes its waker.
+/// Invariant L1: The first poll of a signal is ready, or the shutdown calls its waker.
 #[test]
 fn first_poll_is_ready_or_woken() {
     check(2, || {
@@ -18,7 +18,7 @@ fn first_poll_is_ready_or_woken() {
     });
 }
 
-/// L1: A later poll with another waker is ready, or shutdown wakes the new waker.
+/// Invariant L1: A later poll with another waker is ready, or the shutdown calls the new waker.
 #[test]
 fn repoll_is_ready_or_wakes_latest_waker() {
     check(2, || {
@@ -35,7 +35,7 @@ fn repoll_is_ready_or_wakes_latest_waker() {
     });
 }
 
-/// L1: A dropped signal, and a new signal that reuses its entry in the list, leave the other wakers in the list.
+/// Invariant L1: A signal is dropped, and a new signal reuses its entry in the list. All other wakers stay in the list.
 #[test]
 fn dropped_signal_leaves_other_wakers() {
     check(1, || {
@@ -56,7 +56,7 @@ fn dropped_signal_leaves_other_wakers() {
     });
 }
 
-/// L1: A thread that reads the signal as triggered observes what happened before the shutdown.
+/// Invariant L1: A thread that sees that the signal is triggered observes everything that happened before the shutdown.
 #[test]
 fn triggered_shows_earlier_effects() {
     check(1, || {

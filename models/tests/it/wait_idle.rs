@@ -1,11 +1,11 @@
-//! A thread waits for an instant with nothing in flight while tasks start and end.
+//! A thread waits until no task is in flight, while other threads start and end tasks.
 
 use crate::common::{Polled, Registry, check, check_with_bound, spawn_on_shard};
 use background_tasks::Guard;
 use loom::thread::JoinHandle;
 use std::sync::Arc;
 
-/// L2: The wait is ready, or the last task to leave wakes it.
+/// Invariant L2: The poll of a `wait_idle` future is ready, or the last task that ends wakes this future.
 #[test]
 fn leave_wakes_waiter() {
     check(2, || {
@@ -19,7 +19,7 @@ fn leave_wakes_waiter() {
     });
 }
 
-/// L2: The wait is ready or woken, whichever shard becomes idle last.
+/// Invariant L2: Two tasks end on two shards. The waiter is woken or ready, whichever shard becomes idle last.
 #[test]
 fn leaves_on_two_shards_wake_waiter() {
     check_with_bound(2, 2, || {
@@ -37,7 +37,7 @@ fn leaves_on_two_shards_wake_waiter() {
     });
 }
 
-/// L2: The wake-up is not lost when another task starts and ends during the check.
+/// Invariant L2: Another task starts and ends while the waiter checks the counts. The waiter is still woken.
 #[test]
 fn leave_wakes_waiter_as_another_task_starts_and_ends() {
     check_with_bound(2, 1, || {
@@ -56,7 +56,7 @@ fn leave_wakes_waiter_as_another_task_starts_and_ends() {
     });
 }
 
-/// L2: The first idle instant wakes both waiters, although one of them starts to wait during the check of the other.
+/// Invariant L2: Two waiters start to wait at the same time. The first instant without a task in flight wakes both waiters.
 #[test]
 fn leave_wakes_two_waiters() {
     check_with_bound(2, 1, || {
@@ -79,13 +79,15 @@ fn leave_wakes_two_waiters() {
     });
 }
 
-/// L2: A child task that starts before its parent leaves delays the idle instant. The check reads the child's shard last.
+/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task has ended. The
+/// check reads the shard of the child task last.
 #[test]
 fn child_on_later_shard_delays_idle() {
     parent_hands_over_to_child([0, 1]);
 }
 
-/// L2: The same holds when the check reads the child's shard first.
+/// Invariant L2: A parent task starts a child task and then ends. The registry is not idle until the child task has ended. The
+/// check reads the shard of the child task first.
 #[test]
 fn child_on_earlier_shard_delays_idle() {
     parent_hands_over_to_child([1, 0]);
@@ -116,7 +118,8 @@ fn parent_hands_over_to_child([parent, child]: [usize; 2]) {
     });
 }
 
-/// L2: The same holds when so many children start that the accepted count wraps back to its old value. The count of wraps differs.
+/// Invariant L2: So many child tasks start that the accepted count wraps back to its old value. The check detects the wrap, because
+/// the word `wraps` has changed.
 #[test]
 fn children_delay_idle_across_a_wrap() {
     check(2, || {
@@ -136,7 +139,8 @@ fn children_delay_idle_across_a_wrap() {
     });
 }
 
-/// L2: The same holds while no task that has counted a wrap has left, so the check may miss the count of wraps.
+/// Invariant L2: The accepted count wraps, but the check may not see the new value of `wraps`. The task that counts the wrap is
+/// still in flight, so the registry is not idle.
 #[test]
 fn child_delays_idle_across_an_unseen_wrap() {
     check(2, || {

@@ -1,4 +1,5 @@
-//! Work without a permit starts and ends in a registry with a limit, while other threads take permits, wait or start the shutdown.
+//! Requests without a permit start and end in a registry with a limit. Other threads take permits, wait for idleness, or start the
+//! shutdown.
 
 use crate::common::{Effect, Polled, Registry, check, check_with_bound, counts, race, spawn_on_shard};
 use background_tasks::RejectReason;
@@ -9,7 +10,7 @@ fn limited() -> Arc<Registry> {
     Arc::new(background_tasks::Registry::builder(()).max_in_flight(1).build())
 }
 
-/// S3, S4: While a request without a permit is in flight, a draining registry accepts its task.
+/// Invariants S3 and S4: While a request without a permit is in flight, a draining registry accepts the tasks of this request.
 #[test]
 fn request_without_permit_keeps_registry_open() {
     for swapped in [false, true] {
@@ -30,7 +31,8 @@ fn request_without_permit_keeps_registry_open() {
     }
 }
 
-/// S3, S4: The last departure of a request without a permit races a new entry that takes a permit, and the shutdown.
+/// Invariants S3 and S4: The last request without a permit ends while another thread starts a task with a permit and a third thread
+/// starts the shutdown.
 #[test]
 fn last_request_leaves_as_task_enters() {
     for swapped in [false, true] {
@@ -59,7 +61,8 @@ fn last_request_leaves_as_task_enters() {
     }
 }
 
-/// S10: Entries and departures without a permit neither exceed the limit nor make a free permit unavailable.
+/// Invariant S10: Requests without a permit start and end while two threads try to take the only permit. Exactly one of the two
+/// threads gets the permit.
 #[test]
 fn permits_are_exact_as_requests_come_and_go() {
     for swapped in [false, true] {
@@ -79,7 +82,7 @@ fn permits_are_exact_as_requests_come_and_go() {
     }
 }
 
-/// L2: The last departure of a request without a permit wakes a waiter for idleness.
+/// Invariant L2: The end of the last request without a permit wakes a waiter for idleness.
 #[test]
 fn last_request_wakes_idle_waiter() {
     for swapped in [false, true] {
@@ -97,7 +100,8 @@ fn last_request_wakes_idle_waiter() {
     }
 }
 
-/// S9, S10: A request without a permit frees its slot, and a task with a permit takes this slot and ends.
+/// Invariants S9 and S10: A request without a permit ends, and a task with a permit reuses its slot and ends. Both counts are
+/// released correctly.
 #[test]
 fn slot_of_request_is_reused_by_task_with_permit() {
     for swapped in [false, true] {
@@ -113,7 +117,7 @@ fn slot_of_request_is_reused_by_task_with_permit() {
     }
 }
 
-/// S3, L4: If its request leaves, a follow-up is either started before the drain or rejected by the drain.
+/// Invariants S3 and L4: A follow-up waits while the last request and the last task end. The drain wakes and rejects the follow-up.
 #[test]
 fn last_request_leaves_as_follow_up_waits() {
     for swapped in [false, true] {

@@ -1,7 +1,7 @@
-//! H2 with a runtime for each thread: two threads that start tasks on one registry do not write to a common cache line.
+//! Checks invariant H2 with a runtime for each thread: two threads that start tasks on one registry do not write to the same cache line.
 //!
-//! A test runs itself in valgrind's `lackey`, which reports each store. The threads take turns, and stores to `MARK` separate their turns. The test
-//! compares the cache lines that the threads wrote in their turns.
+//! A test starts its own program in valgrind's tool `lackey`, which reports each store to memory. The threads take turns. Stores to
+//! `MARK` separate these turns in the report. The test compares the cache lines that each thread wrote during its turn.
 
 use crate::common::{self, Make};
 use background_tasks::{LocalSpawner, Registry};
@@ -21,19 +21,20 @@ use std::{env, fs, thread};
 
 const TASKS: usize = 20;
 
-/// Two cache lines of 64 bytes, because processors fetch them in pairs.
+/// The size of two cache lines of 64 bytes, because processors fetch cache lines in pairs.
 const LINE: usize = 128;
 
-/// The only value on its cache line.
+/// A value that shares its cache line with no other value.
 #[repr(align(128))]
 struct Mark(AtomicUsize);
 
 static MARK: Mark = Mark(AtomicUsize::new(0));
 
-/// The progress of the two threads: both warm up, then the first takes its turn, then the second.
+/// Counts the steps of the two threads. Both threads warm up. Then the first thread takes its turn, and the second thread takes its turn
+/// after that.
 static STEP: AtomicUsize = AtomicUsize::new(0);
 
-/// Waits without a store outside this thread's stack.
+/// Waits until the threads have reached this step. Writes only to the stack of this thread.
 fn wait_for(step: usize) {
     while STEP.load(Ordering::SeqCst) < step {
         thread::yield_now();
@@ -44,7 +45,7 @@ fn next_step() {
     STEP.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Starts tasks that wait for the signal and are polled twice. Returns when all have ended.
+/// Starts tasks that poll the signal and end at their second poll. Returns when all tasks have ended.
 async fn tasks<S: LocalSpawner>(registry: &Registry<S>) {
     let left = Rc::new(Cell::new(TASKS));
     let main = Rc::new(RefCell::new(None::<Waker>));
@@ -72,7 +73,8 @@ async fn tasks<S: LocalSpawner>(registry: &Registry<S>) {
     poll_fn(ended).await;
 }
 
-/// Starts tasks on two threads, one after the other and between marks. Each thread has its own runtime.
+/// Starts tasks on two threads. The threads take turns, and each thread marks the start and the end of its turn. Each thread has its own
+/// runtime.
 fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], make: Make) {
     let mut turns = 0..2;
     let cores = registries.map(|registry| {
@@ -92,7 +94,7 @@ fn two_cores<S: LocalSpawner + Send + 'static>(registries: [Registry<S>; 2], mak
                 tasks(&registry).await;
                 MARK.0.store(2, Ordering::SeqCst);
                 next_step();
-                // An earlier end of this thread would write during the turn of the other thread.
+                // Waits for the end of both turns. If this thread ended earlier, it would write during the turn of the other thread.
                 wait_for(4);
             }));
         })
@@ -123,7 +125,7 @@ fn range(numbers: &str) -> Range<usize> {
 fn traced() {
     let Ok(runtime) = env::var("LINES_OF") else { return };
     println!("\nmark {:x} 0", &raw const MARK as usize);
-    // The reader has received the address of the mark when it answers.
+    // Waits for the response of the reader, which shows that the reader has received the address of the mark.
     stdin().read_line(&mut String::new()).unwrap();
     match &*runtime {
         "compio" => two_cores(one_for_both(Registry::new(CompioSpawner)), common::compio_polling),
@@ -140,7 +142,7 @@ fn traced() {
     }
 }
 
-/// The trace of a run: the cache lines that each thread wrote.
+/// The report of a run: the cache lines that each thread wrote.
 #[derive(Default)]
 struct Trace {
     marks: usize,
@@ -165,16 +167,17 @@ impl Trace {
     }
 }
 
-/// What is missing, and why.
+/// A skipped test: the name of the missing tool, and the reason.
 struct Skipped(&'static str, String);
 
-/// Returns the addresses of the cache lines that both threads wrote, or why they cannot be determined.
+/// Returns the addresses of the cache lines that both threads wrote. Returns an error if valgrind or the runtime does not work here.
 fn written_by_both(runtime: &str) -> Result<Vec<usize>, Skipped> {
     let mut traced = Command::new("valgrind")
         .args(["--tool=lackey", "--trace-mem=yes", "--log-fd=2"])
         .arg(env::current_exe().unwrap())
         .args(["--exact", "cache_lines::traced", "--ignored", "--nocapture"])
-        // The allocator keeps freed memory in a cache for each thread, so that threads do not share its cache lines.
+        // With this setting, the allocator keeps freed memory in a cache for each thread. Threads then do not share the cache lines of
+        // this memory.
         .envs([("LINES_OF", runtime), ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=10000")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -208,7 +211,7 @@ fn written_by_both(runtime: &str) -> Result<Vec<usize>, Skipped> {
     if let Some(why) = refused.pop() {
         return Err(Skipped("io_uring", why));
     }
-    // Not a failure of the run: valgrind may not support an instruction, for example.
+    // Skips the test, because this is not a failure of the run. For example, valgrind may not support an instruction.
     if !status.success() {
         return Err(Skipped("valgrind", format!("it exited with {status}: {}", trace.messages)));
     }
@@ -216,11 +219,11 @@ fn written_by_both(runtime: &str) -> Result<Vec<usize>, Skipped> {
     let [first, second] = trace.written;
     assert!(first.len() > TASKS && second.len() > TASKS, "{} and {} lines were written", first.len(), second.len());
     let both = (&first & &second).into_iter().map(|line| line * LINE);
-    // A waiting thread also writes to its stack during the turn of the other thread.
+    // Ignores the stacks, because a waiting thread writes to its stack during the turn of the other thread.
     Ok(both.filter(|address| !stacks.iter().any(|stack| stack.contains(address))).collect())
 }
 
-/// Reports why the lines could not be determined.
+/// Returns the cache lines. After an error, reports the test as skipped.
 fn or_skip(lines: Result<Vec<usize>, Skipped>) -> Option<Vec<usize>> {
     lines.inspect_err(|Skipped(what, why)| testing::skip(what, why)).ok()
 }
@@ -243,7 +246,7 @@ fn monoio() {
     no_line_is_shared("monoio");
 }
 
-/// glommio takes a lock for each task. The lock is a static, so its address is the same in each run.
+/// glommio takes a lock for each task, so both threads write to this lock. The lock is a static, so its address is the same in each run.
 #[test]
 #[ignore = "needs valgrind, and is slow"]
 fn glommio_shares_no_more_than_with_two_registries() {
@@ -253,7 +256,8 @@ fn glommio_shares_no_more_than_with_two_registries() {
     }
 }
 
-/// The other tests detect shared lines: a limit is a counter that all threads share.
+/// Shows that the other tests detect a shared cache line. All threads share the counter of a limit, so this test must find its cache
+/// line.
 #[test]
 #[ignore = "needs valgrind, and is slow"]
 fn a_limit_is_a_shared_line() {

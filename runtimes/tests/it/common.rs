@@ -1,4 +1,4 @@
-//! The thread-per-core runtimes on each of their drivers.
+//! Creates the thread-per-core runtimes for the tests, with each of their I/O drivers.
 
 use std::future::Future;
 use std::io;
@@ -6,18 +6,18 @@ use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// Longer than any step of a test takes: what takes longer hangs.
+/// The time limit for a step of a test. A step that takes longer hangs.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) type Main = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A runtime of this thread. It polls a future and the tasks that the future spawns, until the future has ended.
+/// A runtime of this thread. The closure polls a future and the tasks that this future spawns, until the future has ended.
 pub(crate) type Drive = Box<dyn FnMut(Main)>;
 
-/// Creates a runtime on this thread, or returns why it cannot.
+/// Creates a runtime on this thread. Returns an error if the runtime cannot be created.
 pub(crate) type Make = fn() -> io::Result<Drive>;
 
-/// Returns whether the runtime can be created on this machine. The kernel may refuse `io_uring`; the other drivers always work.
+/// Returns whether the runtime can be created on this machine. The kernel may refuse `io_uring`. All other drivers work on each machine.
 pub(crate) fn is_available(make: Make) -> bool {
     make().inspect_err(|reason| testing::skip("io_uring", reason)).is_ok()
 }
@@ -25,7 +25,8 @@ pub(crate) fn is_available(make: Make) -> bool {
 fn compio(driver: compio::driver::DriverType) -> io::Result<Drive> {
     let mut proactor = compio::driver::ProactorBuilder::new();
     proactor.driver_type(driver);
-    // More than the tasks that a shutdown wakes. With the default of 64, a wake-up that waits for space may not wake a sleeping runtime.
+    // The queue has enough space for all wake-ups of a shutdown. With the default of 64, a wake-up waits for space and may not wake a
+    // sleeping runtime.
     let runtime = compio::runtime::RuntimeBuilder::new().with_proactor(proactor).sync_queue_size(1 << 14).build()?;
     assert_eq!(runtime.driver_type(), driver);
     Ok(Box::new(move |main| runtime.block_on(main)))
@@ -39,7 +40,7 @@ pub(crate) fn compio_io_uring() -> io::Result<Drive> {
     compio(compio::driver::DriverType::IoUring)
 }
 
-/// Drops the tasks with the runtime, as the documentation requires of a thread that outlives its runtime.
+/// Drops the tasks when the runtime is dropped. The documentation requires this for a thread that outlives its runtime.
 struct AbandonOnDrop;
 
 impl Drop for AbandonOnDrop {
@@ -70,7 +71,7 @@ pub(crate) fn monoio_io_uring() -> io::Result<Drive> {
 }
 
 pub(crate) fn glommio_io_uring() -> io::Result<Drive> {
-    // glommio panics if the kernel refuses io_uring.
+    // `catch_unwind` is necessary because glommio panics if the kernel refuses io_uring.
     let made = catch_unwind(|| {
         let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
         executor.blocking_thread_pool_placement(glommio::PoolPlacement::Unbound(4)).make()

@@ -1,4 +1,4 @@
-//! Each adapter passes the conformance suite, on each of its drivers.
+//! Runs the conformance suite for each spawner, with each I/O driver of its runtime.
 
 use crate::common::{self, Make};
 use actix_rt::{Arbiter, System};
@@ -9,7 +9,7 @@ use bevy_tasks::TaskPoolBuilder;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// A runtime on a separate thread. It passes each value that it receives to a function, until it is dropped.
+/// A runtime on a separate thread. Until this value is dropped, the runtime passes each received value to a function.
 struct Core<T>(Sender<T>, Option<JoinHandle<()>>);
 
 impl<T: Send + 'static> Core<T> {
@@ -23,7 +23,8 @@ impl<T: Send + 'static> Core<T> {
         Self(sender, Some(thread::spawn(move || make().unwrap()(Box::pin(serve)))))
     }
 
-    /// Returns a function that sends a value to the runtime from any thread. A value that is sent too late is dropped.
+    /// Returns a function that sends a value to the runtime from any thread. If the runtime has been dropped, the function drops the
+    /// value.
     fn sender(&self) -> impl Fn(T) + Send + Sync + 'static {
         let sender = self.0.clone();
         move |value| drop(sender.try_send(value))
@@ -37,8 +38,8 @@ impl<T> Drop for Core<T> {
     }
 }
 
-/// Tests the four traits of a spawner for the runtime of its thread. `Spawner` and `BlockingSpawner` are called from other threads, so their tasks are
-/// sent to the thread of the runtime.
+/// Tests the four traits of a spawner that uses the runtime of the calling thread. The suite calls `Spawner` and `BlockingSpawner` on
+/// other threads, so this function sends their tasks to the thread of the runtime.
 fn thread_per_core<S>(spawner: S, make: Make)
 where
     S: Spawner + LocalSpawner + BlockingSpawner + Timer + Copy + Send + Sync + 'static,
@@ -95,7 +96,7 @@ fn async_global_executor() {
     conformance::blocking_spawner(|| GlobalExecutorSpawner);
 }
 
-/// An arbiter, and the system that it needs. Dropping it stops the arbiter.
+/// An arbiter, and the actix system that the arbiter needs. When this value is dropped, the arbiter stops.
 struct StopOnDrop(Option<Arbiter>, #[expect(dead_code, reason = "kept alive")] actix_rt::SystemRunner);
 
 impl Drop for StopOnDrop {
@@ -123,7 +124,7 @@ fn actix_timer() {
     });
 }
 
-/// actix needs no adapter inside a system.
+/// Inside an actix system, `TokioSpawner` works without an adapter.
 #[test]
 fn actix_system() {
     conformance::local_spawner(|| {

@@ -1,4 +1,4 @@
-//! The tests of the crate. `conformance` needs all features, and the other modules need at least three runtimes.
+//! Contains the tests of this crate. The module `conformance` needs all features, and each other module needs at least three runtimes.
 
 #[cfg(all(target_os = "linux", feature = "compio", feature = "glommio", feature = "monoio"))]
 mod cache_lines;

@@ -1,4 +1,4 @@
-//! Outside its runtime, a spawner panics in the caller with advice, and the task counts as abandoned.
+//! Tests spawners outside their runtimes. The call must panic with advice, and the task must count as abandoned.
 
 use crate::common::TIMEOUT;
 use background_tasks::{BlockingSpawner, LocalSpawner, Registry, Spawner, Timer};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 thread_local!(static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) });
 
-/// Returns the message of a panic with its location.
+/// Returns the message of a panic, followed by the location of the panic.
 fn panics(call: impl FnOnce()) -> String {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -40,7 +40,7 @@ fn each_method_panics_with_advice<S: Spawner + LocalSpawner + BlockingSpawner + 
     ];
     for (name, call) in calls {
         let message = panics(call);
-        // The location of the panic is the caller.
+        // The location of the panic must be the caller.
         for part in advice.iter().chain(&[file!()]) {
             assert!(message.contains(part), "{name}: {message}");
         }

@@ -1,4 +1,4 @@
-//! A waiting task is dropped on its own thread, even if another thread owns its last waker. It then counts as abandoned.
+//! Tests that a waiting task is dropped on its own thread, even if another thread owns its last waker. The task must count as abandoned.
 
 use crate::common::{self, Make, TIMEOUT};
 use async_channel::{Receiver, unbounded};
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::task::{Poll, Waker};
 use std::thread::{self, ThreadId};
 
-/// Sends the ID of the thread that drops it.
+/// A value that sends the ID of the thread on which it is dropped.
 struct SendOnDrop(Sender<ThreadId>);
 
 impl Drop for SendOnDrop {
@@ -18,7 +18,7 @@ impl Drop for SendOnDrop {
     }
 }
 
-/// Returns a task that sends its waker when it is polled, and never ends.
+/// Returns a task that never ends, and that sends its waker at each poll.
 fn pending_task(wakers: Sender<Waker>, on_drop: SendOnDrop) -> impl Future<Output = ()> {
     poll_fn(move |cx| {
         let _ = &on_drop;
@@ -27,7 +27,7 @@ fn pending_task(wakers: Sender<Waker>, on_drop: SendOnDrop) -> impl Future<Outpu
     })
 }
 
-/// Another thread drops the last waker while the runtime runs.
+/// Tests a task whose last waker is dropped on another thread while the runtime runs.
 fn whose_last_waker_another_thread_drops<S: LocalSpawner + Copy + Send + 'static>(spawner: S, make: Make) {
     if !common::is_available(make) {
         return;
@@ -66,7 +66,7 @@ fn glommio_task_whose_last_waker_another_thread_drops() {
     whose_last_waker_another_thread_drops(GlommioSpawner, common::glommio_io_uring);
 }
 
-/// Runs a future on a monoio runtime, and then drops only the runtime.
+/// Runs a future on a monoio runtime, and then drops the runtime, but keeps the tasks.
 fn in_monoio(main: impl Future<Output = ()> + 'static) {
     monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap().block_on(main);
 }
@@ -88,7 +88,7 @@ fn monoio_thread_that_ends_abandons_its_tasks() {
     core.join().unwrap();
     assert_eq!(dropped_on.recv_timeout(TIMEOUT).unwrap(), home);
     assert_eq!(registry.shutdown().wait_timeout(TIMEOUT).unwrap().abandoned, 1);
-    // Waking a task that has been dropped does nothing.
+    // The wake-up of a dropped task must do nothing.
     waker.wake();
 }
 
@@ -112,7 +112,7 @@ fn abandon_all_abandons_the_tasks_and_the_thread_continues() {
         waker.wake();
         own.run_local(async {});
         own.wait_idle().await;
-        // The task has no waker left, so monoio drops it.
+        // No waker of this task exists, so monoio drops the task.
         own.run_local(pending::<()>());
         own.wait_idle().await;
     });

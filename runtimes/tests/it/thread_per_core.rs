@@ -1,4 +1,5 @@
-//! One registry for several threads with a runtime each: every task gets the signal, and all are drained.
+//! Tests one registry on several threads with their own runtimes. Each task must receive the signal, and the drain must wait for all
+//! tasks.
 
 use crate::common::{self, Make, TIMEOUT};
 use background_tasks::{LocalSpawner, Registry};
@@ -25,7 +26,7 @@ fn every_task_gets_the_signal_and_drains<S: LocalSpawner + Copy + Send + 'static
             let counter = signalled.clone();
             make().unwrap()(Box::pin(async move {
                 for _ in 0..EACH {
-                    // Only a local task can own an `Rc`.
+                    // These tasks are local, because only a local task can own an `Rc`.
                     let (signal, signalled) = (registry.signal(), counter.clone());
                     registry.run_local(async move {
                         signal.await;
@@ -34,7 +35,7 @@ fn every_task_gets_the_signal_and_drains<S: LocalSpawner + Copy + Send + 'static
                 }
                 started.send(()).unwrap();
                 registry.signal().await;
-                // This future is not tracked, so it can wait for the tasks of all cores.
+                // This future is not a task of the registry, so it can wait for the tasks of all threads.
                 registry.shutdown().await;
             }));
             signalled.get()

@@ -1,4 +1,4 @@
-//! Shutdowns with a time limit and services, on each runtime that has a timer.
+//! Tests shutdowns with a time limit, and services, on each runtime that has a timer.
 
 use crate::common::{self, Make, TIMEOUT};
 use actix_rt::{Arbiter, System};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 const SHORT: Duration = Duration::from_millis(10);
 
-/// A way to start a task on a registry.
+/// A function that starts a task on a registry.
 type Run<S> = fn(&Registry<S>, bool);
 
 fn run<S: Spawner>(registry: &Registry<S>, finishes: bool) {
@@ -45,7 +45,8 @@ async fn limits_apply<S: Timer + Clone>(spawner: S, run: Run<S>) {
     assert_eq!(registry.shutdown_within(Duration::MAX).await.unwrap().completed, 1);
 }
 
-/// A service fails and runs again, and periodic work ticks. Both own values that are not `Send`. Only a hang reaches the time limit.
+/// Runs a service that fails and restarts, and a periodic task. Both own values that are not `Send`. The time limit expires only if one
+/// of them hangs.
 async fn local_services_run<S: LocalSpawner + Timer + Clone + 'static>(spawner: S) {
     let registry = Registry::new(spawner);
     let (runs, ticks) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));

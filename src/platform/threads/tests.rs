@@ -2,12 +2,12 @@ use super::*;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-/// Returns the number of a thread that has exited.
+/// Starts a thread, waits until it exits, and returns its number.
 fn number_of_new_thread() -> usize {
     thread::spawn(thread_number).join().unwrap()
 }
 
-/// Other tests of this process take numbers at the same time, so the test asserts no particular number.
+/// Other tests of this process take numbers at the same time, so this test expects no particular number.
 #[test]
 fn threads_that_come_and_go_reuse_numbers() {
     const THREADS: usize = 64;
@@ -40,7 +40,7 @@ fn smallest_returned_number_is_taken_first() {
     assert_eq!([(); 3].map(|()| numbers.take()), [1, 2, 4]);
 }
 
-/// Uses a registry in a destructor that runs when the thread exits.
+/// Calls `thread_number` in a destructor that runs when the thread exits.
 struct NumberOnDrop;
 
 impl Drop for NumberOnDrop {
@@ -49,7 +49,7 @@ impl Drop for NumberOnDrop {
     }
 }
 
-/// The order of the two destructors is unspecified, so two threads create the thread-locals in both orders.
+/// Rust does not specify the order of the two destructors. Therefore two threads create the two thread-locals in different orders.
 #[test]
 fn destructor_of_a_thread_local_may_ask_for_the_number() {
     std::thread_local!(static ON_EXIT: NumberOnDrop = const { NumberOnDrop });

@@ -41,7 +41,7 @@ fn a_refused_entry_is_invisible_and_leaves_no_trace() {
     let drained = gate.word.load(Ordering::Relaxed);
     assert_eq!(gate.enter(), Err(Refused::Drained));
     assert_eq!(gate.word.load(Ordering::Relaxed), drained);
-    // An entry that flips the top bit and has not been undone yet.
+    // This addition represents an entry that flips the top bit and has not been undone yet.
     gate.word.fetch_add(ACCEPTED_ONE + ONE, Ordering::Relaxed);
     let (accepted, snapshot) = gate.accepted();
     assert_eq!((accepted, snapshot.in_flight()), (half as u64 - 1, 0));

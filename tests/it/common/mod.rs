@@ -1,5 +1,5 @@
-//! Shared test helpers: a spawner that the test drives, wakers, futures and values, and every supported runtime. The module `runtimes`
-//! needs the feature `async-executor`. The other helpers also compile if the feature `std` of the crate is off.
+//! Provides helpers for the tests: a spawner whose tasks the test polls, wakers, futures, values, and all supported runtimes. The module
+//! `runtimes` needs the feature `async-executor`. All other helpers also compile without the feature `std` of the crate.
 #![allow(dead_code, unused_imports, reason = "each test file uses only some of the helpers")]
 
 #[cfg(feature = "async-executor")]
@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-/// The timeout of each blocking wait. Only a hang reaches it.
+/// The time limit of each blocking wait. It expires only if the test hangs.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
-/// A task as a spawner receives it.
+/// A boxed task, which a spawner has received.
 pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// How a task ended, in the order of the fields of [`Summary`].
+/// The outcome of a task. The variants have the same order as the fields of [`Summary`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Completed,
@@ -36,16 +36,16 @@ pub(crate) enum Outcome {
     Rejected,
 }
 
-/// The number of tasks with each [`Outcome`].
+/// The number of tasks for each [`Outcome`].
 pub(crate) type Counts = [u64; 6];
 
-/// Returns the fields of a summary as an array. Only the library can make a [`Summary`], so tests compare arrays.
+/// Returns the fields of a summary as an array. Tests compare arrays, because only the library can create a [`Summary`].
 pub(crate) fn counts(summary: Summary) -> Counts {
     let Summary { completed, failed, panicked, abandoned, aborted, rejected, .. } = summary;
     [completed, failed, panicked, abandoned, aborted, rejected]
 }
 
-/// Panics without calling the panic hook, because the hook would print each panic.
+/// Panics without a call to the panic hook, because the hook would print a message.
 pub(crate) fn panic_quietly(message: &'static str) -> ! {
     resume_unwind(Box::new(message))
 }
@@ -63,7 +63,7 @@ impl Spawner for TaskQueue {
     }
 }
 
-/// Returns an inspected registry and the spawner that drives its tasks.
+/// Returns an inspected registry, and the spawner that polls its tasks.
 pub(crate) fn inspected() -> (Manual, Registry<Manual>) {
     let spawner = Manual::default();
     (spawner.clone(), Registry::builder(spawner).inspect().build())
@@ -79,12 +79,12 @@ impl TaskQueue {
         self.0.lock().unwrap().remove(0)
     }
 
-    /// Polls each task once and keeps the tasks that are pending.
+    /// Polls each task one time, and keeps the tasks that are still pending.
     pub(crate) fn poll_all(&self) {
         self.poll_all_with(Waker::noop());
     }
 
-    /// Does what [`poll_all`](Self::poll_all) does, with the given waker.
+    /// Does the same as [`poll_all`](Self::poll_all), but with the given waker.
     pub(crate) fn poll_all_with(&self, waker: &Waker) {
         let mut tasks = std::mem::take(&mut *self.0.lock().unwrap());
         tasks.retain_mut(|task| poll(task, waker).is_pending());
@@ -92,26 +92,26 @@ impl TaskQueue {
     }
 }
 
-/// A timer whose time passes only when the test advances it.
+/// A timer whose time changes only when the test calls `advance`.
 #[derive(Clone, Default)]
 pub(crate) struct FakeTimer(Arc<Mutex<FakeTime>>);
 
 #[derive(Default)]
 struct FakeTime {
     now: Duration,
-    /// The durations of all calls of `sleep`.
+    /// The durations of all calls to `sleep`.
     durations: Vec<Duration>,
     wakers: Vec<Waker>,
 }
 
-/// Resolves when the time of its [`FakeTimer`] reaches the deadline.
+/// A future that resolves when the time of its [`FakeTimer`] reaches the deadline.
 pub(crate) struct FakeSleep {
     timer: FakeTimer,
     deadline: Duration,
 }
 
 impl FakeTimer {
-    /// Lets time pass and wakes all tasks that sleep.
+    /// Advances the time by `duration`, and wakes all tasks that sleep.
     pub(crate) fn advance(&self, duration: Duration) {
         let mut time = self.0.lock().unwrap();
         time.now += duration;
@@ -120,7 +120,7 @@ impl FakeTimer {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Returns the durations of the calls of `sleep` since the last call of this method.
+    /// Returns the durations of all calls to `sleep` since the last call to this method.
     pub(crate) fn take_durations(&self) -> Vec<Duration> {
         std::mem::take(&mut self.0.lock().unwrap().durations)
     }
@@ -179,14 +179,14 @@ impl Fake {
         Registry::builder(self.clone())
     }
 
-    /// Lets time pass, and then polls all tasks.
+    /// Advances the time by `duration`, and then polls all tasks.
     pub(crate) fn advance(&self, duration: Duration) {
         self.timer.advance(duration);
         self.tasks.poll_all();
     }
 
-    /// Starts the service `outbox`, which runs again after one second, and lets three seconds pass. The first run fails, and the others
-    /// complete.
+    /// Starts the service `outbox`, which restarts one second after the end of each run, and advances the time by three seconds. The
+    /// first run fails, and all later runs complete.
     pub(crate) fn run_outbox<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static>(&self, registry: &Registry<S>) {
         let second = Duration::from_secs(1);
         let mut runs = 0;
@@ -209,7 +209,7 @@ pub(crate) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     poll(future, Waker::noop())
 }
 
-/// Counts the wake-ups of its waker.
+/// Counts how often its waker has been called.
 #[derive(Default)]
 pub(crate) struct WakeCounter(AtomicUsize);
 
@@ -225,13 +225,13 @@ impl Wake for WakeCounter {
     }
 }
 
-/// Returns a waker, and the counter of its wake-ups.
+/// Returns a waker, and a counter of the calls to this waker.
 pub(crate) fn counting_waker() -> (Arc<WakeCounter>, Waker) {
     let wake_count = Arc::<WakeCounter>::default();
     (wake_count.clone(), wake_count.into())
 }
 
-/// Calls its function at each wake-up; see [`waker_fn`].
+/// A waker that calls a function at each wake-up. [`waker_fn`] creates this waker.
 pub(crate) struct FnWaker<F>(pub(crate) F);
 
 impl<F: Fn() + Send + Sync> Wake for FnWaker<F> {
@@ -245,14 +245,14 @@ pub(crate) fn waker_fn(f: impl Fn() + Send + Sync + 'static) -> Waker {
     Arc::new(FnWaker(f)).into()
 }
 
-/// A value whose destructor reports its start, then blocks until the test resumes it.
+/// A value whose destructor sends a message at its start, and then blocks until the test resumes it.
 pub(crate) struct SlowDrop {
     started: Sender<()>,
     resumed: Receiver<()>,
     dropped: Arc<Mutex<bool>>,
 }
 
-/// The test's handle to a [`SlowDrop`].
+/// Controls the destructor of a [`SlowDrop`] in a test.
 pub(crate) struct SlowDropControl {
     pub(crate) started: Receiver<()>,
     pub(crate) resume: Sender<()>,
@@ -300,7 +300,8 @@ pub(crate) fn panic_waker() -> Waker {
     })
 }
 
-/// A future that panics when it is polled. It has no locals, so its field is dropped after the unwinding, not during it.
+/// A future that panics when it is polled. Its `poll` has no local variables, so the unwinding drops nothing. The field is dropped after
+/// the unwinding.
 pub(crate) struct PanicPoll<T>(pub(crate) T);
 
 impl<T: Unpin> Future for PanicPoll<T> {
@@ -311,7 +312,7 @@ impl<T: Unpin> Future for PanicPoll<T> {
     }
 }
 
-/// A future that owns a value and polls another future. The value is dropped with the future, not when the future finishes.
+/// A future that owns a value and polls another future. The value is dropped when this future is dropped, not when it finishes.
 pub(crate) struct Owns<T, F>(pub(crate) T, pub(crate) F);
 
 impl<T: Unpin, F: Future + Unpin> Future for Owns<T, F> {

@@ -1,9 +1,9 @@
-//! The supported runtimes that the features select.
+//! Runs tests on the supported runtimes. The enabled features select these runtimes.
 
 use std::sync::Arc;
 use std::thread;
 
-/// Runs `f`, outside the runtime, with the handle of a tokio runtime that has two worker threads.
+/// Runs `f` with the handle of a tokio runtime that has two worker threads. `f` runs on a thread outside the runtime.
 #[cfg(feature = "tokio")]
 pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
@@ -11,7 +11,7 @@ pub(crate) fn tokio_multi_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     runtime.shutdown_background();
 }
 
-/// Runs `f`, outside the runtime, with the handle of a current-thread tokio runtime that another thread drives.
+/// Runs `f` with the handle of a current-thread tokio runtime. `f` runs outside the runtime, and another thread runs the runtime.
 #[cfg(feature = "tokio")]
 pub(crate) fn tokio_current_thread(f: impl FnOnce(tokio::runtime::Handle)) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -35,7 +35,8 @@ pub(crate) fn async_std(f: impl FnOnce(background_tasks::AsyncStdSpawner)) {
     f(background_tasks::AsyncStdSpawner);
 }
 
-/// Runs `f` with an async-executor on one thread. A panic that leaves a task ends that thread, and the join reports it.
+/// Runs `f` with an executor of async-executor that has one thread. If a panic leaves a task, the thread ends, and the join of the thread
+/// reports the panic.
 pub(crate) fn async_executor(f: impl FnOnce(Arc<async_executor::Executor<'static>>)) {
     let executor = Arc::new(async_executor::Executor::new());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -51,13 +52,14 @@ pub(crate) fn threads(f: impl FnOnce(background_tasks::ThreadsSpawner)) {
     f(background_tasks::ThreadsSpawner::new(2).unwrap());
 }
 
-/// Generates one test for each scenario on each runtime. The features select the runtimes; this module needs `async-executor`.
+/// Generates one test for each scenario and each runtime. The enabled features select the runtimes. This module needs the feature
+/// `async-executor`.
 ///
-/// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` makes the registry
-/// from a spawner. Default: `Registry::new`.
+/// A scenario is a generic function: `fn name<S: Spawner>(registry: &Registry<S>)`. The optional expression after `with` creates the
+/// registry from a spawner. Default: `Registry::new`.
 ///
-/// The scenarios are compiled for two spawners only, `ThreadsSpawner` and `DynSpawner`, because compiling them for each runtime takes twice
-/// as long. `spawners` and `conformance` test the type of each spawner.
+/// The compiler compiles each scenario for only two spawner types, `ThreadsSpawner` and `DynSpawner`. To compile the scenarios for each
+/// spawner type would take twice as long. The modules `spawners` and `conformance` test each spawner type.
 #[macro_export]
 macro_rules! on_every_runtime {
     (with $make:expr; $($scenario:ident),* $(,)?) => {

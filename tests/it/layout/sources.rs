@@ -1,4 +1,4 @@
-//! Reads source files into paths of names, and resolves each path to the file that defines it.
+//! Reads the paths in source files, such as `crate::state::Gate`. Finds the file that defines the item of each path.
 
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::slice;
 use syn::{ItemUse, UseTree};
 
-/// All source files by module path.
+/// All source files. The keys are their module paths.
 pub(crate) struct Sources(pub(crate) BTreeMap<Vec<String>, Source>);
 
 #[derive(Default)]
@@ -15,28 +15,28 @@ pub(crate) struct Source {
     pub(crate) file: String,
     pub(crate) module: Vec<String>,
     mentions: Vec<Mention>,
-    /// The names that the file defines itself, without the contents of inline modules.
+    /// The names that the file itself defines. This does not include the contents of inline modules.
     items: BTreeSet<String>,
-    /// Each `[cfg(…)]`, `[cfg_attr(…)]` and `cfg!(…)` with its line.
+    /// Each `[cfg(…)]`, `[cfg_attr(…)]` and `cfg!(…)` with its line number.
     pub(crate) conditions: Vec<(usize, String)>,
 }
 
-/// A path of names in a `use` or in code. The last name of a glob import is `*`.
+/// A path in an import or in other code. The last name of a glob import is `*`.
 pub(crate) struct Mention {
     pub(crate) line: usize,
     pub(crate) path: Vec<String>,
-    /// The module that contains the path: the file's module or an inline module.
+    /// The module in which the path is written: the module of the file or an inline module.
     module: Vec<String>,
     /// The name that a `use` brings into scope.
     imported_as: Option<String>,
-    /// `pub`, `pub(…)` or nothing.
+    /// The visibility of an import: `pub`, `pub(…)` or an empty string.
     pub(crate) visibility: &'static str,
 }
 
 struct Word {
     line: usize,
     text: String,
-    /// Not in an inline module or a body; a macro call such as `pin_project!` has no body.
+    /// True if the word is outside inline modules and bodies. The braces of a macro call such as `pin_project!` do not count as a body.
     is_at_top: bool,
 }
 
@@ -58,14 +58,14 @@ impl Sources {
         Self::new(&files)
     }
 
-    /// Takes file names relative to `src`, with their texts. Test modules are left out.
+    /// Parses files. The parameter contains file names relative to `src`, and the contents of these files. Ignores test modules.
     pub(crate) fn new(files: &[(String, String)]) -> Self {
         let files = files.iter().filter(|(name, _)| !name.split('/').any(|part| part == "tests" || part == "tests.rs"));
         let sources = files.map(|(name, text)| Source::new(name, text));
         Self(sources.map(|source| (source.module.clone(), source)).collect())
     }
 
-    /// Returns the path from the crate root, or `None` for a path of another crate or of a local name.
+    /// Returns the path from the crate root. Returns `None` if the path starts with another crate or with a local name.
     fn absolute(&self, mention: &Mention) -> Option<Vec<String>> {
         let (first, rest) = mention.path.split_first()?;
         let module = &mention.module;
@@ -76,7 +76,7 @@ impl Sources {
             "super" => module[..module.len().saturating_sub(1)].to_vec(),
             _ if self.0.contains_key(&child) => child,
             _ if mention.imported_as.is_some() => return None,
-            // In code, the first name can also be a module that the file imports.
+            // Outside imports, the first name of a path can also be a module that the file imports.
             name => {
                 let mut imported = self.module_of(module).imports(name).filter_map(|import| self.absolute(import));
                 imported.find(|path| self.0.contains_key(path))?
@@ -88,13 +88,13 @@ impl Sources {
         Some(path)
     }
 
-    /// Returns the innermost file module on an absolute path.
+    /// Returns the file of the innermost module in an absolute path.
     fn module_of(&self, path: &[String]) -> &Source {
         (0..=path.len()).rev().find_map(|length| self.0.get(&path[..length])).expect("sources contain a lib.rs")
     }
 
-    /// Returns the files that define an absolute path, through all re-exports. There are several if each platform defines the
-    /// name, and none if a macro composes the name. Child modules see private imports too; a glob import does not.
+    /// Follows all re-exports, and returns the files that define an absolute path. There is more than one file if each platform defines
+    /// the name. There is no file if a macro composes the name. Child modules can also use private imports, but a glob import cannot.
     fn definitions(&self, path: &[String], sees_private: bool) -> Vec<&Source> {
         let module = self.module_of(path);
         let (parent, rest) = path.split_at(module.module.len());
@@ -123,7 +123,8 @@ impl Sources {
         self.0.values().flat_map(|source| source.mentions.iter().map(move |mention| (source, mention)))
     }
 
-    /// Returns each mention of this crate's items with its file, its absolute path, and the files that define it.
+    /// Returns each path in the sources that names an item of this crate. The result contains the file of the path, the absolute path,
+    /// and the files that define the item.
     pub(crate) fn uses(&self) -> impl Iterator<Item = (&Source, &Mention, Vec<String>, Vec<&Source>)> {
         self.mentions().filter_map(|(source, mention)| {
             let path = self.absolute(mention)?;
@@ -156,7 +157,7 @@ impl Source {
                 ["[", "cfg" | "cfg_attr", "(", ..] => self.conditions.push((line, text[at..=closing(&text, at)].concat())),
                 ["cfg", "!", "(", ..] => self.conditions.push((line, text[at..=closing(&text, at + 2)].concat())),
                 ["pub", "(", "in", ..] => at = closing(&text, at + 1),
-                // A `use<'a>` in a type and a `use $path;` in a macro are not imports.
+                // The tokens `use<'a>` in a type and `use $path;` in a macro are not imports.
                 ["use", next, ..] if !matches!(*next, "<" | "$") => {
                     let visibility = match &text[..at] {
                         [.., "pub"] => "pub",
@@ -201,13 +202,13 @@ impl Source {
         }
     }
 
-    /// Returns the imports that bring a name into the scope of the file's module.
+    /// Returns the imports that bring a name into the scope of this file.
     fn imports(&self, name: &str) -> impl Iterator<Item = &Mention> {
         let imports = self.mentions.iter().filter(|mention| mention.module == self.module);
         imports.filter(move |mention| mention.imported_as.as_deref() == Some(name))
     }
 
-    /// Returns the name of the top module, by which layers are listed.
+    /// Returns the name of the top module. The list of layers contains these names.
     pub(crate) fn top(&self) -> &str {
         self.module.first().map_or("lib", String::as_str)
     }
@@ -217,7 +218,7 @@ impl Source {
     }
 }
 
-/// Appends all tokens as words. Brackets and `::` are words too.
+/// Appends all tokens to `words`. Brackets and `::` count as words too.
 fn flatten(tokens: TokenStream, is_at_top: bool, words: &mut Vec<Word>) {
     let mut after_colon = false;
     for token in tokens {
@@ -242,7 +243,7 @@ fn flatten(tokens: TokenStream, is_at_top: bool, words: &mut Vec<Word>) {
     }
 }
 
-/// Removes each item with `#[cfg(test)]` or `#[cfg(all(test, …))]`, up to its body or its semicolon.
+/// Removes each item with `#[cfg(test)]` or `#[cfg(all(test, …))]`, up to the end of its body or its semicolon.
 fn remove_tests(words: &mut Vec<Word>) {
     let text: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
     let mut kept = vec![true; text.len()];
@@ -257,7 +258,7 @@ fn remove_tests(words: &mut Vec<Word>) {
     words.retain(|_| kept.next() == Some(true));
 }
 
-/// Returns the position of the matching bracket, or `open` for any other word.
+/// Returns the position of the bracket that closes the bracket at `open`. If the word at `open` is not a bracket, returns `open`.
 fn closing(text: &[&str], open: usize) -> usize {
     let mut depth = 0;
     let mut closes = |word: &str| {
@@ -267,7 +268,7 @@ fn closing(text: &[&str], open: usize) -> usize {
     (open..text.len()).find(|&at| closes(text[at])).expect("brackets come in pairs")
 }
 
-/// Returns the paths of a `use`, each with the name that it brings into scope.
+/// Returns the paths of an import. Each path has the name that it brings into scope.
 fn imports(tree: &UseTree, prefix: &[String]) -> Vec<(Vec<String>, String)> {
     let path = |name: &dyn ToString| [prefix, &[name.to_string()]].concat();
     match tree {

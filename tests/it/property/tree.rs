@@ -1,5 +1,5 @@
-//! S5 and S12 as a property: after each step of a random sequence, a tree of registries must agree with a simple model of it. The
-//! registries run guards, tasks, tasks with handles, and services.
+//! Checks the invariants S5 and S12 with random sequences of steps. After each step, a tree of registries must agree with a simple model.
+//! The registries have guards, tasks, tasks with handles, and services.
 use super::{Behavior, CountingLosses, FAILURE, NAMES, PANIC, Script, TaskOptions, Work, builder, call, check_output, new_script};
 use crate::common::{BoxFuture, Counts, Fake, Outcome, counts, poll_once};
 use background_tasks::{AbortReport, Guard, JoinHandle, Loss, Registry, RejectReason, Restart, ServiceInfo, TaskKind};
@@ -11,18 +11,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// The delay before each restart of a service, and one step of the time.
+/// The delay before each restart of a service. Each step in time has the same length.
 const SECOND: Duration = Duration::from_secs(1);
 
 /// One step of a sequence. An index is taken modulo the number of candidates. A step without candidates does nothing.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// Makes a child of a registry, perhaps with a limit.
+    /// Creates a child of a registry. If the second value is not `None`, the child has this limit.
     Child(usize, Option<usize>),
     Guard(usize, TaskOptions),
     Run(usize, TaskOptions),
     Spawn(usize, TaskOptions),
-    /// Starts a service. The flag makes it restart after a run that completes.
+    /// Starts a service. If the flag is true, the service also restarts after a completed run.
     Service(usize, TaskOptions, bool),
     Poll(usize, Behavior),
     Drop(usize),
@@ -31,7 +31,7 @@ enum Step {
     AbortJoined(usize),
     /// Drops the handle of a task.
     Detach(usize),
-    /// Lets the delays of all services elapse.
+    /// Advances the time, so that the delays of all services elapse.
     PassTime,
     Shutdown(usize),
     /// Drops the handle of a child.
@@ -62,23 +62,23 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A registry, and the state that it should have.
+/// A registry under test, and the state that the registry should have.
 #[expect(clippy::struct_excessive_bools, reason = "each is a state that the registry reports, or a condition of one")]
 struct Node {
-    /// The only handle, until it is dropped.
+    /// The only handle of the registry. `None` after the handle has been dropped.
     registry: Option<Registry<Fake>>,
     parent: Option<usize>,
     name: Option<&'static str>,
     limit: Option<usize>,
-    /// The child was made while its parent drained, so the shutdown of its parent does not close it.
+    /// True if the child was created while its parent drained. The shutdown of the parent does not close this child.
     stays_open: bool,
     shutting_down: bool,
-    /// The registry drains as soon as it is empty. A child that stays open is shutting down, but not closed.
+    /// True if the registry drains as soon as nothing is in flight. A child with `stays_open` can be shutting down without being closed.
     closed: bool,
     drained: bool,
-    /// A critical task has started the shutdown.
+    /// True if a critical task has started the shutdown.
     has_cause: bool,
-    /// Includes the counts of descendants that have drained.
+    /// The counts of this registry. They include the counts of all descendants that have drained.
     counts: Counts,
 }
 
@@ -87,7 +87,7 @@ struct InFlight {
     node: usize,
     options: TaskOptions,
     kind: TaskKind,
-    /// The registry whose permit the work holds.
+    /// The index of the registry whose permit the task holds.
     permit: Option<usize>,
     abort_requested: bool,
     script: Script,
@@ -112,21 +112,21 @@ struct Service {
 enum Stage {
     NotPolled,
     Running,
-    /// The registry counts a completed run only when the next run starts or the service ends.
+    /// The service waits for its next run. The registry counts a completed run only when the next run starts or the service ends.
     Waiting {
         elapsed: bool,
         completed: bool,
     },
 }
 
-/// The registries under test. The parent of each registry has a lower index, and the root has the index 0.
+/// The registries under test. The parent of each registry has a lower index. The root has the index 0.
 struct Tree {
     fake: Fake,
     inspected: bool,
     observer: Arc<CountingLosses>,
     nodes: Vec<Node>,
     in_flight: Vec<InFlight>,
-    /// All outcomes that the steps should have caused.
+    /// The counts of all outcomes that the steps should have caused.
     total: Counts,
 }
 
@@ -162,7 +162,7 @@ impl Tree {
         });
     }
 
-    /// Returns the index of one of the registries that have a handle.
+    /// Returns the index of one of the registries whose handle has not been dropped.
     fn open(&self, index: usize) -> usize {
         let open: Vec<_> = (0..self.nodes.len()).filter(|node| self.nodes[*node].registry.is_some()).collect();
         open[index % open.len()]
@@ -296,7 +296,7 @@ impl Tree {
         }
     }
 
-    /// Records the start of some work, or its rejection. Asserts that the registry has decided as the model does.
+    /// Records that a task was accepted or rejected. Asserts that the registry and the model have made the same decision.
     fn start(&mut self, node: usize, options: TaskOptions, kind: TaskKind, started: Result<(Body, Script), RejectReason>) {
         assert_eq!(started.as_ref().map(|_| ()).map_err(|reason| *reason), self.admission(node, options));
         match started {
@@ -308,7 +308,7 @@ impl Tree {
         }
     }
 
-    /// A drained child has passed its counts to its parent, so the root counts its rejections too.
+    /// Counts a rejection. A drained child has passed its counts to its parent, so the root counts the rejections of this child too.
     fn reject(&mut self, node: usize, critical: bool) {
         self.count(node, Outcome::Rejected);
         if self.nodes[node].drained && node != 0 {
@@ -329,7 +329,7 @@ impl Tree {
         self.shut_down(node);
     }
 
-    /// Closes a registry and its descendants, except children that stay open.
+    /// Closes a registry and its descendants, except children with `stays_open`.
     fn shut_down(&mut self, node: usize) {
         let mut closed = vec![node];
         for child in node..self.nodes.len() {
@@ -342,7 +342,7 @@ impl Tree {
         self.drain();
     }
 
-    /// Marks the closed registries without work in flight as drained, and adds their counts to their parents.
+    /// Marks each closed registry without a task in flight as drained, and adds its counts to its parent.
     fn drain(&mut self) {
         for node in (0..self.nodes.len()).rev() {
             if self.nodes[node].closed && !self.nodes[node].drained && self.in_flight_in(node) == 0 {
@@ -355,7 +355,7 @@ impl Tree {
         }
     }
 
-    /// Ends work with this outcome: drops its body, which may have finished.
+    /// Ends a task with this outcome, and drops its body. The body may already have finished.
     fn end(&mut self, index: usize, outcome: Outcome, behavior: Behavior) {
         let InFlight { node, options, body, .. } = self.in_flight.remove(index);
         match body {
@@ -413,7 +413,7 @@ impl Tree {
             Some(Outcome::Aborted)
         } else {
             match service.stage {
-                // Nothing runs after the shutdown has started.
+                // After the shutdown has started, no new run starts.
                 Stage::NotPolled | Stage::Waiting { .. } if stops => Some(Outcome::Completed),
                 Stage::Waiting { elapsed: false, .. } => None,
                 stage => {
@@ -465,14 +465,14 @@ impl Tree {
         assert_eq!((aborted, not_abortable), expected);
     }
 
-    /// Returns one of the tasks whose handle exists.
+    /// Returns one of the tasks that still have a handle.
     fn joined(&self, index: usize) -> Option<usize> {
         let is_joined = |work: &InFlight| matches!(work.body, Body::Joined(_, Some(_)));
         let joined: Vec<_> = (0..self.in_flight.len()).filter(|index| is_joined(&self.in_flight[*index])).collect();
         Some(joined[index.checked_rem(joined.len())?])
     }
 
-    /// Asserts that everything that the registries report agrees with the model.
+    /// Asserts that all values which the registries report agree with the model.
     fn check(&mut self) {
         let losses = self.observer.counts();
         assert_eq!(losses[1..], self.total[1..], "the observer of the root receives each loss once");
@@ -497,7 +497,7 @@ impl Tree {
         assert_eq!(registry.in_flight(), in_flight);
         let (actual, expected) = (counts(registry.summary()), model.counts);
         assert_eq!(actual[1..], expected[1..]);
-        // While a task of a descendant holds a permit of this registry, `completed` is too low.
+        // The number `completed` may be too low while a task of a descendant holds a permit of this registry.
         if self.in_flight.iter().any(|work| work.permit == Some(node) && work.node != node) {
             assert!(actual[0] <= expected[0]);
         } else {
@@ -531,7 +531,7 @@ impl Tree {
         assert_eq!(tasks, expected);
     }
 
-    /// Ends all work and drains the root. Returns the final counts.
+    /// Ends all tasks and drains the root. Returns the final counts.
     fn finish(mut self) -> Counts {
         self.step(Step::Shutdown(0));
         for node in (1..self.nodes.len()).rev() {
@@ -566,7 +566,7 @@ fn describe(service: &ServiceInfo) -> (Option<&'static str>, bool, u64, Option<S
     (service.task.name(), service.is_running, service.restarts, service.last_loss.clone())
 }
 
-/// Returns how a future with this behavior ends, or `None` if it is pending.
+/// Returns the outcome of a future with this behavior. Returns `None` if the future is pending.
 fn outcome(behavior: Behavior) -> Option<Outcome> {
     match behavior {
         Behavior::Pending => None,

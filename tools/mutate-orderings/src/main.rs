@@ -1,4 +1,4 @@
-//! Weakens one atomic ordering of the source at a time and requires that a loom model fails. `HELP` describes the tool.
+//! Weakens one atomic ordering of the source at a time and requires that a loom model fails. The text `HELP` describes the program.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,36 +14,38 @@ Usage: mutate-orderings [--list] [--slice K/N] [--only TEXT] PATH...
 
   PATH         a source file or folder below `src`, relative to the repository's root
   --list       print the mutants and exit
-  --slice K/N  test the K-th of every N mutants only; K counts from 1
-  --only TEXT  test the mutants in files whose path contains TEXT only
+  --slice K/N  test only one of N slices of the mutants: mutant number K, K+N, K+2N, and so on
+  --only TEXT  test only the mutants in files whose path contains TEXT
 
 Mutations: Acquire -> Relaxed, Release -> Relaxed, AcqRel -> Acquire, AcqRel -> Release.
 Code that the models do not compile (`cfg(test)`, `cfg(not(loom))`) is skipped. The source must be formatted by rustfmt.
 
-The tool copies `src` and `models` to `target/mutants`, runs all models there without a mutation, and then applies one
-mutation after another. A mutant is caught if a model fails, or takes a minute more than ten times as long as without a
-mutation. A mutant that does not compile is not counted. Fast models, and models that caught earlier mutants, run first.
+The tool copies `src` and `models` to `target/mutants` and runs all models there on the unchanged source. It then applies one
+mutation after another. A mutant is caught if a model fails or exceeds its time limit: ten times the duration on the
+unchanged source, plus one minute. A mutant that does not compile is not counted. Fast models, and models that caught
+earlier mutants, run first.
 
-`tools/mutate-orderings/allowed.txt` lists mutants that no model can catch, each with the reason.
+The file `tools/mutate-orderings/allowed.txt` lists mutants that no model can catch, each with the reason.
 Exit code: 0 if every mutant is caught or allowed; 1 if a mutant is missed, an allowed mutant is caught or does not exist,
 or the tool cannot run.";
 
 const WEAKER: [(&str, &str); 4] = [("Acquire", "Relaxed"), ("Release", "Relaxed"), ("AcqRel", "Acquire"), ("AcqRel", "Release")];
 
 struct Mutant {
-    /// Relative to the repository's root.
+    /// The path relative to the repository's root.
     file: String,
     line: usize,
-    /// The source line, trimmed. With `file` and `change` it identifies the mutant, so that moved code needs no edit of the list.
+    /// The trimmed source line. An entry of `allowed.txt` names a mutant by `file`, `text` and `change`, so it stays valid when code
+    /// moves.
     text: String,
     change: String,
-    /// Where the ordering starts in the file.
+    /// The byte offset of the ordering's name in the file.
     start: usize,
     from: &'static str,
     to: &'static str,
 }
 
-/// Returns whether the models do not compile the item that carries this attribute.
+/// Returns whether this attribute excludes its item from the build of the models.
 fn excludes_models(attribute: &str) -> bool {
     let mut words = attribute.split(|c: char| !c.is_alphanumeric() && c != '_');
     attribute.starts_with("#[cfg(")
@@ -53,7 +55,7 @@ fn excludes_models(attribute: &str) -> bool {
 /// Finds the mutants of one file.
 fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
     let (mut mutants, mut next_offset) = (Vec::<Mutant>::new(), 0);
-    // The indentation of the excluded item that contains the current line.
+    // The indentation of the excluded item that contains the current line, or `None` outside of excluded items.
     let mut excluded = None;
     for (number, line) in source.split_inclusive('\n').enumerate() {
         let offset = next_offset;
@@ -64,7 +66,7 @@ fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
             excluded = Some(indent);
         }
         if let Some(outer) = excluded {
-            // rustfmt ends an item on a line with the item's own indentation.
+            // rustfmt indents the last line of an item like its first line.
             if indent == outer && !text.starts_with("#[") && text.ends_with(['}', ';', ',']) {
                 excluded = None;
             }
@@ -75,7 +77,7 @@ fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
                 let (text, start) = (line.trim(), offset + at + found.len() - from.len());
                 let is_same = |other: &&Mutant| (&*other.text, other.from, other.to) == (text, from, to);
                 let mut change = format!("{from} -> {to}");
-                // Numbered where the line has two such orderings, or the file has the line twice.
+                // If an earlier line of the file has an equal mutant, this code adds a number to distinguish the two mutants.
                 match mutants.iter().filter(is_same).count() {
                     0 => {}
                     earlier => change += &format!(" (number {})", earlier + 1),
@@ -87,7 +89,7 @@ fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
     mutants
 }
 
-/// Lists the Rust files at or below a path, in order.
+/// Adds the Rust files at or below `path` to `files`, in alphabetical order.
 fn rust_files(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     if path.is_dir() {
         let mut entries = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -100,7 +102,7 @@ fn rust_files(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes `to` equal to `from`. Leaves equal files alone, so that cargo need not build them again.
+/// Makes `to` equal to `from`. Does not write equal files, so cargo does not rebuild their packages.
 fn mirror(from: &Path, to: &Path) -> io::Result<()> {
     if !from.is_dir() {
         let content = fs::read(from)?;
@@ -125,7 +127,7 @@ fn mirror(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The folder with the copies of `src`, `models` and `build.rs`.
+/// The folder that contains the copies of `src`, `models` and `build.rs`.
 struct Sandbox(PathBuf);
 
 impl Sandbox {
@@ -143,13 +145,13 @@ impl Sandbox {
         self.0.join("log")
     }
 
-    /// Builds the models. Returns their executable, or `None` if they do not compile.
+    /// Builds the models. Returns the path of the executable, or `None` if the models do not compile.
     fn build(&self) -> io::Result<Option<PathBuf>> {
         let mut cargo = Command::new("cargo");
         cargo.args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics", "--test", "it"]);
         cargo.current_dir(self.0.join("models"));
         cargo.env("CARGO_TARGET_DIR", self.0.join("target")).env("RUSTFLAGS", "--cfg loom");
-        // Most of the time goes into builds, so they are incremental and little optimised.
+        // The builds take most of the time, so they are incremental and only slightly optimised.
         cargo.envs([("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")]);
         let output = cargo.stderr(File::create(self.log())?).output()?;
         let messages = String::from_utf8_lossy(&output.stdout);
@@ -157,7 +159,7 @@ impl Sandbox {
         Ok(messages.lines().find_map(executable).filter(|_| output.status.success()))
     }
 
-    /// Runs the tests of a model until the first one fails. Returns what failed.
+    /// Runs the tests of a model until one fails. Returns the name of the failed test, another description of the failure, or `None`.
     fn run(&self, executable: &Path, model: &str, limit: Duration) -> io::Result<Option<String>> {
         let (start, log) = (Instant::now(), File::create(self.log())?);
         let module = format!("{model}::");
@@ -167,13 +169,14 @@ impl Sandbox {
         loop {
             let status = model.try_wait()?;
             let output = String::from_utf8_lossy(&fs::read(self.log())?).into_owned();
-            // Complete lines only: the model may be writing one.
+            // Reads only complete lines, because the model may be writing the last line now.
             let complete = output.rsplit_once('\n').map_or("", |(complete, _)| complete);
             let failed = complete.lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
             let failure = match (failed, status) {
                 (Some(test), _) => Some(test.to_owned()),
                 (None, Some(status)) if status.success() => return Ok(None),
-                // A second panic, in loom's own cleanup, has aborted the model. The thread's name is the test's.
+                // A second panic, in loom's own cleanup, has aborted the process. The name of the thread that panicked is the name of the
+                // test.
                 (None, Some(status)) => {
                     let panicked = complete.lines().find_map(|line| line.strip_prefix("thread '")?.split('\'').next());
                     Some(panicked.map_or_else(|| status.to_string(), str::to_owned))
@@ -195,7 +198,7 @@ struct Model {
     limit: Duration,
 }
 
-/// Runs all models without a mutation. They must pass. Returns them with the fastest first.
+/// Runs all models on the unchanged source, where they must pass. Returns the models, the fastest first.
 fn baseline(root: &Path, sandbox: &Sandbox) -> io::Result<Vec<Model>> {
     let mut files = Vec::new();
     rust_files(&root.join("models/tests/it"), &mut files)?;
@@ -221,7 +224,7 @@ enum Verdict {
     Missed,
 }
 
-/// Runs the models on one mutant until one of them fails. Moves that model to the front.
+/// Runs the models on one mutant until a model fails. Moves this model to the front of `models`.
 fn test(sandbox: &Sandbox, models: &mut [Model], mutant: &Mutant) -> io::Result<Verdict> {
     let copy = sandbox.0.join(&mutant.file);
     let original = fs::read_to_string(&copy)?;
@@ -254,7 +257,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns whether every mutant is caught or allowed.
+/// Returns whether every mutant is caught or allowed, and every entry of `allowed.txt` is needed.
 fn real_main() -> io::Result<bool> {
     let usage = || io::Error::other("invalid arguments; see --help");
     let (mut list, mut slice, mut only, mut paths) = (false, (1, 1), String::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Jobs that concern one companion crate and its examples, beyond the tests and lints of all packages.
+//! Runs the checks that concern one companion crate and its examples. The jobs for all packages do not run these checks.
 
 use super::everywhere::{core_is_light, each_feature};
 use crate::context::Context;
@@ -17,12 +17,12 @@ pub(super) fn host(context: &Context) -> Result<()> {
         let unit = sh
             .read_file("examples/axum/signups.service")?
             .replace("ExecStart=/usr/local/bin/signups", &format!("ExecStart={program}"));
-        ensure!(unit.contains(&format!("ExecStart={program} ")), "the unit starts another program");
+        ensure!(unit.contains(&format!("ExecStart={program} ")), "signups.service does not start /usr/local/bin/signups");
         let path = context.built("unit/signups.service");
         sh.write_file(&path, unit)?;
         let socket = context.built("unit/signups.socket");
         sh.copy_file("examples/axum/signups.socket", &socket)?;
-        // For an unknown directive, `systemd-analyze` only prints a warning, and exits with 0.
+        // `systemd-analyze` reports an unknown directive only as a warning, and then exits with 0.
         let output = cmd!(sh, "systemd-analyze verify --man=no {path} {socket}").ignore_status().output()?;
         let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success() && !warnings.contains("signups.s"), "a unit is invalid: {warnings}");
@@ -50,7 +50,7 @@ pub(super) fn host(context: &Context) -> Result<()> {
     let oldest = host.rust_version;
     ensure!(
         sh.read_file("host/README.md")?.contains(&format!("The crate needs Rust {oldest}, with each of its features.")),
-        "the README has another version of Rust"
+        "host/README.md does not name Rust {oldest}"
     );
     if context.toolchain(&oldest, "") {
         for some in std::iter::once("").chain(host.features.iter().map(String::as_str)) {
@@ -81,13 +81,13 @@ pub(super) fn durable(context: &Context) -> Result<()> {
     check_oldest(context, "durable", &["-p", "background-tasks-durable-cli"])
 }
 
-/// Checks that a companion builds with the oldest Rust that its README names. `others` selects more packages.
+/// Checks that a companion compiles with the oldest Rust version that its README names. `others` are cargo arguments that add packages.
 fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<()> {
     let (sh, name) = (&context.sh, format!("background-tasks-{companion}"));
     let oldest = package(sh, &name)?.rust_version;
     ensure!(
         sh.read_file(format!("{companion}/README.md"))?.contains(&format!("Rust {oldest} or later")),
-        "the README has another version of Rust"
+        "{companion}/README.md does not name Rust {oldest}"
     );
     if context.toolchain(&oldest, "") {
         cmd!(sh, "rustup run {oldest} cargo check --quiet -p {name} {others...} --all-features").run()?;
@@ -95,7 +95,7 @@ fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<(
     Ok(())
 }
 
-/// Runs tests that use the brokers.
+/// Runs tests against each broker that is available.
 fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Result<()> {
     let (azurite, moto) = (context.azurite()?, context.moto());
     let mut required = context.brokers();
@@ -125,7 +125,7 @@ pub(super) fn graphile(context: &Context) -> Result<()> {
     Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", required).run()?)
 }
 
-/// The versions of Rust that the README of runtimes/ names.
+/// The sentence in the README of runtimes/ that names the Rust versions.
 const VERSIONS: &str =
     "Rust 1.85, as do actix-rt, async-global-executor, glommio and monoio; `bevy_tasks` needs 1.89, compio 1.95,";
 
@@ -133,9 +133,9 @@ pub(super) fn runtimes(context: &Context) -> Result<()> {
     let sh = &context.sh;
     cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --all-features").run()?;
     each_feature(context, "background-tasks-runtimes")?;
-    // The examples of the documentation also build without features.
+    // The examples in the documentation must compile without features too.
     cmd!(sh, "cargo test --quiet -p background-tasks-runtimes --doc").run()?;
-    // The task builder of tokio, which passes names to tokio-console.
+    // Tests tokio's task builder, which passes task names to tokio-console.
     cmd!(sh, "cargo test --quiet -p background-tasks --features tokio-console --test console")
         .env("RUSTFLAGS", "--cfg tokio_unstable")
         .env("CARGO_TARGET_DIR", context.built("console"))
@@ -147,7 +147,10 @@ pub(super) fn runtimes(context: &Context) -> Result<()> {
         )
         .run()?;
     }
-    ensure!(sh.read_file("runtimes/README.md")?.contains(VERSIONS), "the README has other versions of Rust");
+    ensure!(
+        sh.read_file("runtimes/README.md")?.contains(VERSIONS),
+        "runtimes/README.md does not name these versions of Rust: {VERSIONS}"
+    );
     for (oldest, features) in
         [("1.85", "actix-rt,async-global-executor,glommio,monoio"), ("1.89", "bevy_tasks"), ("1.95", "compio")]
     {

@@ -1,4 +1,4 @@
-//! Jobs that concern the core.
+//! Runs the checks that concern only the core.
 
 use crate::context::Context;
 use crate::workspace::package;
@@ -27,9 +27,10 @@ pub(super) fn features(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the compiler names the feature of each item that a program imports without this feature.
+/// Checks the compiler's error when a program imports an item and its feature is off: the error must name the feature.
 ///
-/// The compiler can name the feature for an explicit `pub use` behind a `cfg`, but not for a glob.
+/// The compiler can name the feature only if the crate exports the item with an explicit `pub use` behind a `cfg`. The compiler cannot
+/// name the feature for a glob export.
 fn compiler_names_missing_features(context: &Context, package: &str, folder: &str) -> Result<()> {
     let (sh, root) = (&context.sh, context.sh.current_dir());
     let source = sh.read_file(root.join(folder).join("src/lib.rs"))?;
@@ -52,7 +53,7 @@ fn compiler_names_missing_features(context: &Context, package: &str, folder: &st
         ),
     )?;
     sh.write_file(path.join("src/lib.rs"), program)?;
-    // Works offline, because the locked versions have been downloaded.
+    // With the locked versions, the check works offline, because cargo has downloaded them already.
     sh.copy_file(root.join("Cargo.lock"), path.join("Cargo.lock"))?;
     let manifest = path.join("Cargo.toml");
     let output = cmd!(sh, "cargo check --offline --quiet --manifest-path {manifest}").quiet().ignore_status().output()?;
@@ -95,7 +96,7 @@ pub(super) fn minimal(context: &Context) -> Result<()> {
     let archive = context.built(&format!("package/background-tasks-{version}.crate"));
     cmd!(sh, "tar -xzf {archive} --strip-components=1 -C {copy}").run()?;
     let _folder = sh.push_dir(&copy);
-    // Without the dependencies of the tests, whose oldest versions are not checked.
+    // Removes the dependencies of the tests from the manifest, because their oldest versions are not checked.
     let (mut manifest, mut keep) = (String::new(), true);
     for line in sh.read_file("Cargo.toml")?.lines() {
         if line.starts_with('[') {
@@ -116,6 +117,6 @@ pub(super) fn bench(context: &Context) -> Result<()> {
     context.program("valgrind", "valgrind");
     let out = context.built("peers-quick");
     cmd!(context.sh, "cargo run --quiet -p peers -- --quick --out {out}").run()?;
-    // Fails if the service on background-tasks loses work silently.
+    // Fails if the service that uses background-tasks loses work silently.
     Ok(cmd!(context.sh, "cargo run --quiet -p lost-work -- --stops 1").run()?)
 }

@@ -1,4 +1,4 @@
-//! Jobs that concern every package.
+//! Runs the checks that concern every package.
 
 use crate::context::Context;
 use crate::workspace::{self, Package};
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use xshell::cmd;
 
-/// The published packages.
+/// The packages that this project publishes.
 const PUBLISHED: [&str; 6] = [
     "background-tasks",
     "background-tasks-host",
@@ -17,10 +17,10 @@ const PUBLISHED: [&str; 6] = [
     "background-tasks-consumer",
 ];
 
-/// The published packages that are programs, and so have no API.
+/// The published packages that are programs. A program has no public API to compare.
 const PROGRAMS: [&str; 1] = ["background-tasks-durable-cli"];
 
-pub(super) fn fmt(context: &Context) -> Result<()> {
+pub(crate) fn fmt(context: &Context) -> Result<()> {
     cmd!(context.sh, "cargo fmt --all --check").run()?;
     for manifest in ["models/Cargo.toml", "examples/bare-metal/Cargo.toml", "tools/mutate-orderings/Cargo.toml"] {
         cmd!(context.sh, "cargo fmt --check --manifest-path {manifest}").run()?;
@@ -31,8 +31,11 @@ pub(super) fn fmt(context: &Context) -> Result<()> {
 pub(super) fn test(context: &Context) -> Result<()> {
     const COMMAND: &str = "cargo test --workspace --all-features --exclude background-tasks-runtimes --exclude graphile-recipe \
         --exclude background-tasks-consumer --exclude broker-signups --exclude consumer-bench";
-    ensure!(context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND), "README.md has another command");
-    // A test must not be skipped if its tool is installed.
+    ensure!(
+        context.sh.read_file("README.md")?.lines().any(|line| line == COMMAND),
+        "README.md does not contain the command of this job"
+    );
+    // If a tool is installed, its tests must not be skipped.
     let mut required = Vec::new();
     required.extend(context.postgres().then_some("postgres"));
     required.extend(context.program("pgbouncer", "pgbouncer").then_some("pgbouncer"));
@@ -41,13 +44,13 @@ pub(super) fn test(context: &Context) -> Result<()> {
     let required = std::env::var("REQUIRE").unwrap_or(required.join(","));
     let words = COMMAND.split(' ').skip(1);
     let arguments = &context.arguments;
-    // More load than by default: rounds for the services, and jobs for the workers that are killed.
+    // Runs more rounds against the services, and more jobs on the workers that are killed, than the default of the tests.
     let load = |name, default: &str| std::env::var(name).unwrap_or(default.to_owned());
     let test = cmd!(context.sh, "cargo {words...} {arguments...}").env("REQUIRE", required);
     Ok(test.env("ROUNDS", load("ROUNDS", "10")).env("JOBS", load("JOBS", "300")).run()?)
 }
 
-/// Runs the tests that also run on Windows and macOS.
+/// Runs only the tests that pass on Windows and macOS too.
 pub(super) fn portable(context: &Context) -> Result<()> {
     Ok(cmd!(context.sh, "cargo test -p background-tasks -p background-tasks-host --all-features").run()?)
 }
@@ -76,7 +79,7 @@ pub(super) fn package(context: &Context) -> Result<()> {
         let expected: BTreeSet<&str> = tracked.iter().map(String::as_str).collect();
         ensure!(
             listed == expected,
-            "the package {name} has other files than expected: {:?}",
+            "these files of the package {name} are missing or not expected: {:?}",
             listed.symmetric_difference(&expected)
         );
         for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
@@ -87,11 +90,11 @@ pub(super) fn package(context: &Context) -> Result<()> {
         }
         println!("{name} {}: {} files", package.version, listed.len());
     }
-    // The companions depend on versions that are not published yet.
+    // Only the core: the companions depend on versions of the core that are not published yet.
     Ok(cmd!(sh, "cargo publish --dry-run --allow-dirty --quiet -p background-tasks").run()?)
 }
 
-/// Lists the files that the package must contain: its source and the files for readers.
+/// Lists the files that the published package must contain: its source code, its manifest, and the files for readers.
 fn tracked_files(context: &Context, package: &Package) -> Result<Vec<String>> {
     let _folder = (package.folder != Path::new("")).then(|| context.sh.push_dir(&package.folder));
     let readme = ["Cargo.toml", "README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"];
@@ -104,10 +107,10 @@ fn tracked_files(context: &Context, package: &Package) -> Result<Vec<String>> {
 pub(super) fn deny(context: &Context) -> Result<()> {
     let Some(path) = context.cargo_tool("cargo-deny", "0.18.5", &[])? else { return Ok(()) };
     cmd!(context.sh, "cargo deny --all-features check bans licenses sources").env("PATH", &path).run()?;
-    // The database of advisories is a git repository on another server.
+    // The advisory database is a git repository on another server.
     if cmd!(context.sh, "cargo deny --all-features check advisories").env("PATH", &path).run().is_err() {
         let fetched = cmd!(context.sh, "cargo deny fetch db").env("PATH", &path).ignore_stderr().run().is_ok();
-        ensure!(!fetched, "there are advisories");
+        ensure!(!fetched, "there are advisories for dependencies");
         context.skip("the database of advisories is not available");
     }
     Ok(())
@@ -127,7 +130,7 @@ pub(super) fn semver(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Checks a package with each feature alone, without features, and with all features.
+/// Lints a package without features, with each feature alone, and with all features.
 pub(super) fn each_feature(context: &Context, name: &str) -> Result<()> {
     let features = workspace::package(&context.sh, name)?.features;
     let all = features.join(",");
@@ -137,7 +140,7 @@ pub(super) fn each_feature(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no dependency of the core belongs to a companion.
+/// Checks that the core does not depend on a library that only a companion needs.
 pub(super) fn core_is_light(context: &Context, forbidden: &[&str]) -> Result<()> {
     let tree = cmd!(context.sh, "cargo tree -p background-tasks --all-features -e normal,build --target all --prefix none")
         .quiet()

@@ -1,4 +1,4 @@
-//! Makes the pictures in `docs/pictures` from real runs. Only `lifecycle.svg` is written by hand.
+//! Makes the pictures in `docs/pictures` from real runs. Only `lifecycle.svg` was drawn by hand.
 
 mod film;
 mod terminal;
@@ -16,10 +16,10 @@ use terminal::Terminal;
 use xshell::cmd;
 
 const FOLDER: &str = "docs/pictures";
-/// The size of the recorded terminal.
+/// The width and height of the recorded terminal, in characters.
 const COLUMNS: usize = 92;
 const ROWS: usize = 7;
-/// How many notes are written while the service drains.
+/// The number of notes that the service still writes while it drains.
 const NOTES: usize = 8;
 
 pub(super) fn pictures(context: &Context) -> Result<()> {
@@ -27,7 +27,7 @@ pub(super) fn pictures(context: &Context) -> Result<()> {
     photograph_dashboard(context)
 }
 
-/// Takes screenshots of the dashboard of the host in both colour schemes.
+/// Takes screenshots of the host's dashboard in the light and the dark colour scheme.
 fn photograph_dashboard(context: &Context) -> Result<()> {
     if !context.browser() {
         return Ok(());
@@ -40,7 +40,7 @@ fn photograph_dashboard(context: &Context) -> Result<()> {
     Ok(test.env("NOTES", notes).env("SHOP", shop).env("SCREENSHOTS", sh.current_dir().join(FOLDER)).run()?)
 }
 
-/// Records a terminal in which a service drains after Ctrl-C, and writes it as an animation.
+/// Records a terminal in which a service drains after Ctrl-C. Writes the recording as an animated SVG.
 fn record_drain(context: &Context) -> Result<()> {
     let sh = &context.sh;
     if !context.program("script", "bsdutils") || !context.program("mkfifo", "coreutils") {
@@ -56,7 +56,7 @@ fn record_drain(context: &Context) -> Result<()> {
         cmd!(sh, "mkfifo {pipe}").quiet().run()?;
     }
 
-    // `script` gives the shell a terminal, and writes the output with its times.
+    // `script` runs the shell in a terminal, and writes the shell's output and the time of each part to two files.
     let shell =
         format!("stty cols {COLUMNS} rows {ROWS}; PATH=.:$PATH PS1='$ ' TERM=xterm exec bash --norc --noprofile --noediting");
     let mut script = Command::new("script")
@@ -68,7 +68,7 @@ fn record_drain(context: &Context) -> Result<()> {
     let keyboard = script.stdin.take().context("no stdin")?;
     let played = play(keyboard, folder.path());
     if played.is_err() {
-        // This closes the terminal, which ends the shell and the service.
+        // The end of `script` closes the terminal, which ends the shell and the service.
         script.kill()?;
     }
     script.wait()?;
@@ -79,7 +79,7 @@ fn record_drain(context: &Context) -> Result<()> {
     Ok(sh.write_file(Path::new(FOLDER).join("drain.svg"), film::svg(&frames, COLUMNS, ROWS, caption))?)
 }
 
-/// Types the commands of the recording, and lets the writes of the service end one after another.
+/// Types the commands of the recording into the shell. Lets the service finish one note after another.
 fn play(mut keyboard: ChildStdin, folder: &Path) -> Result<()> {
     let mut type_text = |text: &str| {
         text.bytes().try_for_each(|key| {
@@ -117,14 +117,15 @@ fn play(mut keyboard: ChildStdin, folder: &Path) -> Result<()> {
     Ok(type_text("exit\n")?)
 }
 
-/// Returns the named pipe for which the write of a note waits.
+/// Returns the path of a named pipe. The service finishes writing this note only after somebody writes to the pipe.
 fn pipe(folder: &Path, note: usize) -> PathBuf {
     folder.join(format!("stalls/note-{note}"))
 }
 
-/// Returns the screens of a recording and their times in seconds, until the shell has printed the exit code and its prompt.
+/// Returns the screens of a recording with their times in seconds. The last screen shows the exit code of the service and the next
+/// prompt.
 fn replay(output: &[u8], timing: &str) -> Result<Vec<film::Frame>> {
-    // `script` writes the first line of the log itself.
+    // The first line of the log is from `script`, not from the shell.
     let start = output.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let mut rest = &output[start..];
     let mut screen = Terminal::new(COLUMNS, ROWS);

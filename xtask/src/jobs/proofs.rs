@@ -1,4 +1,4 @@
-//! Jobs that find bugs that ordinary tests miss: models, mutations and sanitizers.
+//! Runs the models, mutation tests and sanitizers, which find bugs that ordinary tests miss.
 
 use crate::changes;
 use crate::context::Context;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use xshell::cmd;
 
-/// The tests of the core that use threads.
+/// The tests of the core that start threads.
 const THREADED: [&str; 15] = [
     "stress::",
     "join::",
@@ -44,7 +44,7 @@ pub(super) fn orderings(context: &Context) -> Result<()> {
 
 pub(super) fn mutants(context: &Context) -> Result<()> {
     let (slice, of) = context.slice(32);
-    // Each slice has mutants of every file.
+    // With round-robin sharding, each slice contains mutants from every file.
     let shard = ["--sharding", "round-robin", "--shard", &format!("{slice}/{of}")];
     run_mutants(context, shard.into_iter().chain(context.arguments.iter().map(String::as_str)))
 }
@@ -69,12 +69,12 @@ fn run_mutants<'a>(context: &Context, arguments: impl Iterator<Item = &'a str>) 
     );
     println!("$ {run}");
     let status = Command::from(run.env("PATH", path).env_remove("CARGO_TARGET_DIR")).status()?;
-    // 3: no mutant was missed, and tests of some exceeded the time limit, which catches the mutant.
+    // Exit code 3 means that a test of some mutant exceeded the time limit and no mutant was missed. A timeout also catches a mutant.
     ensure!(matches!(status.code(), Some(0 | 3)), "cargo-mutants: {status}");
     Ok(())
 }
 
-/// Clones the last commit, and applies each patch to the clone separately. The test that the patch names must fail.
+/// Clones the last commit and tests each patch alone in the clone. The test that the patch names must fail.
 ///
 /// All patches must apply to the working tree.
 pub(super) fn hazards(context: &Context) -> Result<()> {
@@ -84,7 +84,7 @@ pub(super) fn hazards(context: &Context) -> Result<()> {
     patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
     patches.sort();
     ensure!(!patches.is_empty(), "there is no hazard");
-    // Checks all patches, including the patches of other slices, so that a change of the source cannot break a patch unnoticed.
+    // Also checks the patches of other slices: a change of the source that breaks a patch must be found immediately.
     for patch in &patches {
         cmd!(sh, "git apply --check --recount {patch}")
             .quiet()
@@ -114,7 +114,7 @@ pub(super) fn hazards(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether the test of one hazard fails. Without the hazard it must pass.
+/// Returns whether the test that a patch names fails with the patch. Without the patch, the test must pass.
 fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     let sh = &context.sh;
     let description = fs::read_to_string(patch)?;
@@ -130,7 +130,8 @@ fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     }
     let arguments = &arguments[..];
     let _folder = sh.push_dir(copy);
-    // Separate target folders: cargo would take the copy's packages for the repository's packages, and not build them again.
+    // The target folder differs from the repository's target folder. In the same folder, cargo would not build the packages of the copy,
+    // because they have the same names as the repository's packages.
     let _target = sh.push_env("CARGO_TARGET_DIR", context.built(if model.is_some() { "hazards-models" } else { "hazards-target" }));
     let _flags = model.map(|_| sh.push_env("RUSTFLAGS", "--cfg loom"));
     let test = || -> Result<Output> {
@@ -145,7 +146,8 @@ fn hazard(context: &Context, patch: &Path, copy: &Path) -> Result<bool> {
     ensure!(test()?.status.success(), "{filter} fails without the hazard");
     cmd!(sh, "git apply --recount {patch}").quiet().run()?;
     let output = test()?;
-    // A test that exceeds the time limit catches the bug. A model must panic, because a correct model may exceed the limit too.
+    // For a test, a timeout also means that the bug is caught. A model must panic, because even a model of correct code can exceed the
+    // time limit.
     let is_explained = model.is_none() || String::from_utf8_lossy(&output.stdout).contains("panicked at");
     Ok(!output.status.success() && is_explained)
 }
@@ -154,7 +156,7 @@ pub(super) fn miri(context: &Context) -> Result<()> {
     if !context.toolchain("nightly", "miri,rust-src") {
         return Ok(());
     }
-    // The runtimes with a reactor, which Miri cannot run, and the scenarios that use one.
+    // Skips the tests that use a runtime with a reactor, because Miri cannot run a reactor.
     let reactors = [
         "tokio",
         "smol",
@@ -168,7 +170,7 @@ pub(super) fn miri(context: &Context) -> Result<()> {
         "local_task_may_return",
     ];
     let skips = reactors.iter().flat_map(|name| ["--skip", name]);
-    // Miri has one processor.
+    // Miri emulates a single processor.
     let _threads = context.sh.push_env("RUST_TEST_THREADS", "1");
     let unit = cmd!(context.sh, "rustup run nightly cargo miri test --quiet -p background-tasks --all-features --lib");
     unit.env("MIRIFLAGS", "-Zmiri-disable-isolation").run()?;

@@ -1,4 +1,4 @@
-//! Jobs for other targets.
+//! Runs the checks for other operating systems and processors.
 
 use crate::context::Context;
 use crate::workspace::locked_version;
@@ -22,20 +22,20 @@ pub(super) fn systems(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Exports a function that Rust's standard library imports and that Wine 8 does not have.
+/// The C source of a DLL with `ProcessPrng`. Rust's standard library imports this function, and Wine 8 does not have it.
 const BCRYPTPRIMITIVES: &str = "\
 #include <windows.h>
 BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
 __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T len) { return SystemFunction036(data, (ULONG)len); }
 ";
 
-/// The tests of the core that do not run under Wine, each with the reason.
+/// The tests of the core that are skipped under Wine, each with the reason.
 const NOT_UNDER_WINE: [(&str, &str); 2] = [
     ("documentation::feature_table_of_each_crate_lists_every_feature", "it starts cargo"),
     ("documentation::runtime_table_matches_manifests_and_sources", "it starts cargo"),
 ];
 
-/// The tests of the core that do not run on an emulated processor, each with the reason.
+/// The tests of the core that are skipped on an emulated processor, each with the reason.
 const NOT_EMULATED: [(&str, &str); 4] = [
     ("documentation::", "they check the source"),
     ("layout::", "they check the source"),
@@ -43,7 +43,7 @@ const NOT_EMULATED: [(&str, &str); 4] = [
     ("public_api::", "they check the source"),
 ];
 
-/// Reports the tests that do not run in an environment. Returns the arguments that skip these tests.
+/// Reports that these tests are skipped in `environment`. Returns the arguments that skip these tests.
 fn skip_tests(context: &Context, tests: &'static [(&str, &str)], environment: &str) -> Vec<&'static str> {
     for (test, reason) in tests {
         context.skip(&format!("{test} {environment}: {reason}"));
@@ -51,7 +51,7 @@ fn skip_tests(context: &Context, tests: &'static [(&str, &str)], environment: &s
     tests.iter().flat_map(|(test, _)| ["--skip", test]).collect()
 }
 
-/// Runs tests for Windows with Wine.
+/// Runs Windows builds of the tests under Wine.
 pub(super) fn wine(context: &Context) -> Result<()> {
     const TARGET: &str = "x86_64-pc-windows-gnu";
     let programs = [("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"), ("wine", "wine")];
@@ -73,7 +73,7 @@ pub(super) fn wine(context: &Context) -> Result<()> {
     let skips = skip_tests(context, &NOT_UNDER_WINE, "under Wine");
     let suites = [
         ("-p background-tasks --all-features --lib --test allocation --test it", skips),
-        // The suite of its processes prints the tests that need Unix.
+        // The suite `process` prints the names of the tests that need Unix and are skipped.
         ("-p background-tasks-host --all-features --lib --tests", vec![]),
         ("-p invoices", vec![]),
     ];
@@ -83,13 +83,13 @@ pub(super) fn wine(context: &Context) -> Result<()> {
         cmd!(sh, "timeout 600 cargo test --quiet {words...} --target {TARGET} -- {skips...}").run()
     };
     let tested = suites.iter().try_for_each(|(suite, skips)| run(suite, skips));
-    // Otherwise, Wine's services would keep the output of this job open.
+    // Wine's background services would otherwise keep the output of this job open.
     cmd!(sh, "wineserver -k").quiet().ignore_status().run()?;
     Ok(tested?)
 }
 
-/// Runs the tests of the core on an emulated processor. This tests the compiled code. It does not test the weaker memory order of the
-/// processor, because QEMU uses the memory order of this computer.
+/// Runs the tests of the core on an emulated processor, and so tests the compiled code. The weaker memory order of the processor is not
+/// tested, because QEMU uses the memory order of this computer.
 pub(super) fn aarch64(context: &Context) -> Result<()> {
     const TARGET: &str = "aarch64-unknown-linux-gnu";
     const TESTS: [&str; 4] = ["--all-features", "--lib", "--test=allocation", "--test=it"];
@@ -106,7 +106,7 @@ pub(super) fn aarch64(context: &Context) -> Result<()> {
     cmd!(sh, "cargo test --quiet {TESTS...} --target {TARGET} --no-run").run()?;
     let skips = skip_tests(context, &NOT_EMULATED, "on aarch64");
     let test = cmd!(sh, "timeout 900 cargo test --quiet {TESTS...} --target {TARGET} -- {skips...}");
-    // A tenth of the default, because the emulator is slow.
+    // 20000 is a tenth of the default, because the emulator is slow.
     Ok(test.env("SOAK", "20000").run()?)
 }
 
@@ -114,16 +114,17 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     const BARE: &str = "critical-section,portable-atomic";
     let sh = &context.sh;
     for features in ["critical-section", BARE] {
-        // Without `std`, the core treats the program as a single thread: while one test reports a rejection, no other test can.
+        // Without `std`, the core treats the whole program as one thread. While one test reports a rejection, no other test can report
+        // one, so the tests run one at a time.
         let test = cmd!(sh, "cargo test --quiet --no-default-features --features {features} --lib --test it");
         test.env("RUST_TEST_THREADS", "1").run()?;
     }
-    // Without a lock there must be one clear error.
+    // Without `std` and without `critical-section`, the core has no lock. The compiler must print one clear error.
     let output = cmd!(sh, "cargo check --no-default-features").ignore_status().output()?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(error.contains("needs the feature `std`, or `critical-section`"), "unclear error without a lock: {error}");
 
-    // The atomics of these targets have no 64 bits, and the atomics of the last two have no compare-and-swap.
+    // The targets in this list have no 64-bit atomics. The last two also have no atomic compare-and-swap.
     let targets = [
         ("thumbv7em-none-eabihf", ""),
         ("thumbv7em-none-eabihf", BARE),
@@ -155,7 +156,8 @@ pub(super) fn bare(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Returns a `PATH` with the programs of wasm-bindgen, in the version of the library. They are built without TLS, which they do not need.
+/// Returns a `PATH` with the programs of wasm-bindgen, in the version of the locked library. The programs are built without TLS support,
+/// because the jobs do not need TLS.
 fn wasm_bindgen(context: &Context) -> Result<Option<OsString>> {
     let version = locked_version(&context.sh, "wasm-bindgen")?;
     let arguments = ["--no-default-features", "--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"];
@@ -197,7 +199,7 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     let Some(path) = wasm_bindgen(context)? else { return Ok(()) };
     let _path = sh.push_env("PATH", path);
     let _runner = sh.push_env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", "wasm-bindgen-test-runner");
-    // The runner rejects the harness's option `--quiet`.
+    // No `--quiet`: the runner rejects this option of the test harness.
     if context.program("node", "nodejs") {
         cmd!(sh, "timeout 300 cargo test -p drafts --target {TARGET}").run()?;
     }
@@ -209,7 +211,7 @@ pub(super) fn wasm(context: &Context) -> Result<()> {
     {
         let _browser = sh.push_env("WASM_BINDGEN_USE_BROWSER", "1");
         cmd!(sh, "timeout 300 cargo test -p drafts --target {TARGET}").run()?;
-        // A panic unwinds here.
+        // In this build, a panic unwinds.
         if context.toolchain("nightly", "rust-src") {
             let test =
                 cmd!(sh, "timeout 600 rustup run nightly cargo test -Zbuild-std=std,panic_unwind -p drafts --target {TARGET}");

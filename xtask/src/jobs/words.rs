@@ -9,14 +9,14 @@ use std::slice;
 use xshell::cmd;
 
 const LIST: &str = "xtask/words.txt";
-/// The files that are prose or contain prose. In Rust files, only comments and string literals are checked.
+/// The files that contain prose. In Rust files, only comments and string literals are checked.
 const FILES: [&str; 11] = ["*.md", "*.rs", "*.html", "*.svg", "*.yml", "*.yaml", "*.toml", "*.mjs", "*.py", "*.sh", "*.service"];
 
 pub(super) fn words(context: &Context) -> Result<()> {
     let list = List::parse(&context.sh.read_file(LIST)?)?;
     let mut findings = Vec::new();
     let files = cmd!(context.sh, "git ls-files --cached --others --exclude-standard -- {FILES...}").quiet().read()?;
-    // A file that was deleted and not committed is still listed.
+    // Git also lists a file that was deleted if the deletion is not committed.
     for file in files.lines().filter(|file| context.sh.path_exists(file)) {
         let text = context.sh.read_file(file)?;
         findings.extend(list.check(file, &text));
@@ -31,12 +31,12 @@ pub(super) fn words(context: &Context) -> Result<()> {
     Ok(cmd!(context.sh, "{typos}").run()?)
 }
 
-/// The phrases of `words.txt` by their first word.
+/// The phrases of `words.txt`, grouped by their first word.
 struct List(HashMap<String, Vec<Phrase>>);
 
 struct Phrase {
     following_words: Vec<String>,
-    /// `None` if the phrase is allowed.
+    /// The text to write instead, or `None` if the phrase is allowed.
     advice: Option<String>,
 }
 
@@ -46,7 +46,7 @@ struct Token {
     line: usize,
 }
 
-/// Replaces code and empty lines. No phrase contains it.
+/// A character that replaces code and empty lines. No phrase contains this character.
 const BREAK: char = '\u{1}';
 
 impl List {
@@ -65,7 +65,7 @@ impl List {
         Ok(list)
     }
 
-    /// Returns one line for each avoided phrase in the prose of a file.
+    /// Searches the prose of a file for phrases to avoid. Returns one line of text for each phrase found.
     fn check(&self, file: &str, text: &str) -> Vec<String> {
         let is_rust = Path::new(file).extension().is_some_and(|extension| extension == "rs");
         let tokens = tokens(&if is_rust { rust_prose(text) } else { text.to_owned() });
@@ -87,14 +87,15 @@ impl List {
     }
 }
 
-/// Splits a text. A line break separates words as a space does, an empty line separates sentences. Comment markers are not tokens.
+/// Splits a text into words and punctuation marks. A line break separates words like a space. An empty line adds `BREAK`, which ends a
+/// phrase. Comment markers are skipped.
 fn tokens(text: &str) -> Vec<Token> {
     let is_part_of_word = |c: char| c.is_alphanumeric() || c == '_' || c == '\'';
     let mut tokens = Vec::new();
     for (line, text) in iter::zip(1.., text.lines()) {
         let mut text = text.trim_start().trim_start_matches(['/', '!', '#', '*', '>']).trim_start();
         if text.is_empty() {
-            // No phrase continues in the next paragraph.
+            // This character is `BREAK`, because a phrase cannot continue in the next paragraph.
             text = "\u{1}";
         }
         while let Some(first) = text.chars().next() {
@@ -107,7 +108,7 @@ fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// Replaces the code of a Rust file by separators. Comments and string literals keep their lines.
+/// Replaces each character of the code with `BREAK`. Comments, string literals and line breaks stay, so line numbers do not change.
 fn rust_prose(source: &str) -> String {
     let mut prose = String::new();
     let mut rest = source;
@@ -121,7 +122,7 @@ fn rust_prose(source: &str) -> String {
         } else if let Some(length) = raw_string_length(rest) {
             (true, length)
         } else {
-            // Character literals do not start a string.
+            // A quotation mark in a character literal does not start a string.
             let quote = ["'\"'", "'\\\"'"].into_iter().find(|quote| rest.starts_with(quote));
             (false, quote.map_or(first.len_utf8(), str::len))
         };
@@ -136,7 +137,7 @@ fn rust_prose(source: &str) -> String {
     prose
 }
 
-/// Returns the length of the string literal at the start of `source`, with its quotes.
+/// Returns the length of the string literal at the start of `source`, including its quotation marks.
 fn string_length(source: &str) -> usize {
     let mut is_escaped = false;
     let end = source.char_indices().skip(1).find(|(_, c)| {
@@ -147,7 +148,7 @@ fn string_length(source: &str) -> usize {
     end.map_or(source.len(), |(at, _)| at + 1)
 }
 
-/// Returns the length of the raw string literal at the start of `source`, if there is one.
+/// Returns the length of the raw string literal at the start of `source`, or `None` if `source` starts with other text.
 fn raw_string_length(source: &str) -> Option<usize> {
     let (start, text) = source.strip_prefix('r')?.split_once('"')?;
     let end = format!("\"{start}");

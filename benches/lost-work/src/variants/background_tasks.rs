@@ -1,4 +1,4 @@
-//! This crate, with its companion `background-tasks-host`.
+//! Uses this crate with its companion `background-tasks-host`.
 
 use crate::service::{self, GRACE};
 use axum::http::StatusCode;

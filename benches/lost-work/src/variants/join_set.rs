@@ -1,4 +1,4 @@
-//! tokio's `JoinSet`, which returns the result of each job.
+//! Uses tokio's `JoinSet`, which returns the result of each job.
 
 use crate::service::{self, GRACE, JobError, terminated};
 use axum::http::StatusCode;
@@ -19,7 +19,7 @@ pub async fn main() -> ExitCode {
     let shared = jobs.clone();
     let app = service::app(move |job| {
         let mut jobs = shared.lock().expect("no holder of the lock panics");
-        // Otherwise the results of finished jobs occupy memory.
+        // Takes the results of finished jobs, because a `JoinSet` keeps each result in memory until it is taken.
         while let Some(result) = jobs.try_join_next() {
             report(result);
         }
@@ -49,6 +49,6 @@ fn report(result: Result<Result<(), JobError>, JoinError>) {
     match result {
         Ok(Ok(())) => {}
         Ok(Err(error)) => eprintln!("{error}"),
-        Err(error) => eprintln!("{error}"), // a panic, with its message
+        Err(error) => eprintln!("{error}"), // the message of the panic
     }
 }

@@ -1,4 +1,4 @@
-//! swansong's `Guarded` futures, with its report of late guards.
+//! Uses the `Guarded` futures of swansong, and its report of guards that are still alive.
 
 use crate::service::{self, GRACE, terminated};
 use axum::http::StatusCode;

@@ -1,4 +1,4 @@
-//! tokio-util's `TaskTracker`, and a `CancellationToken` for the server, as in tokio's guide to graceful shutdown.
+//! Uses tokio-util's `TaskTracker`, and a `CancellationToken` for the server, as in tokio's guide to graceful shutdown.
 
 use crate::service::{self, terminated};
 use axum::http::StatusCode;

@@ -1,4 +1,5 @@
-//! `TaskTracker` with a deadline: a second `CancellationToken` ends the jobs that are late, and each of them logs its ID.
+//! Uses `TaskTracker` with a deadline. After the deadline, a second `CancellationToken` ends the unfinished jobs, and each of these jobs
+//! logs its ID.
 
 use crate::service::{self, GRACE, terminated};
 use axum::http::StatusCode;
@@ -41,7 +42,7 @@ pub async fn main() -> ExitCode {
     }
     eprintln!("{} jobs are late", tracker.len());
     deadline.cancel();
-    // A job that blocks its thread does not react to the token.
+    // This wait has a time limit, because a job that blocks its thread does not react to the token.
     let _ = timeout(Duration::from_millis(500), tracker.wait()).await;
     ExitCode::FAILURE
 }

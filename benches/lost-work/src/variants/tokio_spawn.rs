@@ -1,4 +1,4 @@
-//! `tokio::spawn`, and axum's graceful shutdown.
+//! Uses `tokio::spawn` and axum's graceful shutdown.
 
 use crate::service::{self, terminated};
 use axum::http::StatusCode;

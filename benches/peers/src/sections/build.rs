@@ -38,7 +38,7 @@ pub fn run(pace: Pace) -> Measured {
     Ok(vec![table])
 }
 
-/// An empty program that depends on one crate, with the versions in this workspace's lockfile.
+/// An empty program that depends on one crate. Cargo uses the versions in this workspace's lockfile.
 struct Program {
     dependency: &'static str,
     folder: PathBuf,
@@ -103,7 +103,7 @@ fn manifest(dependency: &str, root: &Path) -> Result<String, String> {
     ))
 }
 
-/// A folder that is removed on drop.
+/// A folder that is removed when this value is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {

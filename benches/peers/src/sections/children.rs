@@ -13,7 +13,7 @@ pub const PAIR: &str = "child token + TaskTracker";
 const THREADS: [u32; 2] = [1, 2];
 const LIVES: u32 = 200_000;
 const CHILDREN: u32 = 10_000;
-/// The tokens that each child creates, like a connection with four requests.
+/// Each child creates four tokens, like a connection with four requests.
 const TOKENS: [(); 4] = [(); 4];
 
 pub fn run(pace: Pace) -> Vec<Table> {
@@ -57,7 +57,7 @@ fn lives() -> Vec<Contender<Load>> {
     ]
 }
 
-/// The contenders create this number of children and keep them open. They measure no time.
+/// Returns contenders that create the given number of children and keep these children open. The contenders measure no time.
 pub fn open() -> Vec<Contender<u32>> {
     fn keep<T>(count: u32, child: impl Fn() -> T) -> Option<f64> {
         let mut children = Vec::with_capacity(count as usize);

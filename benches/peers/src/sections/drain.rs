@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 const TASKS: u32 = 1_000_000;
 
-/// All tasks wait for this notification.
+/// The notification that all tasks wait for.
 static GATE: Notify = Notify::const_new();
 
 static IN_FLIGHT: AtomicU32 = AtomicU32::new(0);

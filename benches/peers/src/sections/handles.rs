@@ -10,7 +10,7 @@ use tokio::runtime::Builder;
 
 const TASKS: u32 = 100_000;
 
-/// The number of tasks that are started before the first one is awaited.
+/// The number of tasks that are started before the first task of them is awaited.
 const BATCH: u32 = 100;
 
 #[derive(Clone, Copy)]
@@ -64,7 +64,7 @@ fn contender<T: Future + Send + 'static, E: Future>(
     })
 }
 
-/// Does not time the first batch, in which the queues grow.
+/// Measures all batches except the first, because the queues grow during the first batch.
 async fn batches<H: Future>(tasks: u32, size: u32, spawn: &impl Fn() -> H) -> f64 {
     let mut handles = Vec::new();
     let mut start = Instant::now();

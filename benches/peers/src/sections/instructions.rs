@@ -8,7 +8,7 @@ const OPERATIONS: u32 = 100_000;
 
 const CALLGRIND: Tool = Tool { arguments: &["--tool=callgrind", "--callgrind-out-file=/dev/null"], counts: &[("Collected :", 0)] };
 
-/// The group of the scenarios, the title of the table, and the contenders.
+/// Each entry contains a group of scenarios, the title of its table, and the contenders.
 const KINDS: [(&str, &str, &[&str]); 3] = [
     (tokens::GROUP, "Create and drop a token", &[BARE, REGISTRY, INSPECTED, TRACKER, SWANSONG, ASYNC_SHUTDOWN]),
     (signals::GROUP, "Clone, poll once and drop a signal", &[REGISTRY, CANCELLATION, SWANSONG]),

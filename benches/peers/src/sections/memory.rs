@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 pub const GROUP: &str = "waiting";
 pub const CHILDREN: &str = "open-child";
 
-/// A power of two, so that collections that double their size have no unused capacity.
+/// This number is a power of two. A collection that doubles its size then has no unused capacity.
 const COUNT: u32 = 1 << 14;
 const QUICK_COUNT: u32 = 1 << 10;
 
@@ -57,13 +57,13 @@ fn scenarios(ready: &[&str], waiting: &[&str], children: &[&str]) -> Vec<String>
     groups.into_iter().flat_map(|(group, names)| names.iter().map(move |name| format!("{group}/{name}"))).collect()
 }
 
-/// Starts waiting tasks, and drops them.
+/// Starts tasks that wait, and drops these tasks.
 pub fn wait(name: &str, tasks: u32) -> Option<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("tokio starts");
     super::only(&contenders(), name, Waiting { runtime: &runtime, tasks })
 }
 
-/// Creates children of one registry, and drops them.
+/// Creates children of one registry, and drops these children.
 pub fn open_children(name: &str, count: u32) -> Option<()> {
     super::only(&children::open(), name, count)
 }

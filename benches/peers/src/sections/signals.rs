@@ -29,7 +29,7 @@ pub fn run(pace: Pace) -> Vec<Table> {
     ]
 }
 
-/// The signals of swansong always interrupt a future.
+/// Returns the contenders. Swansong has no bare signal, so its contender uses a signal that interrupts a future.
 pub fn contenders() -> Vec<Contender<Load>> {
     vec![
         threaded(REGISTRY, kept(Registry::new(())), |(_, signal), cx| poll(signal.clone(), cx)),
@@ -52,7 +52,7 @@ fn combinators() -> Vec<Contender<Load>> {
     ]
 }
 
-/// Keeps the last handle of the registry, because its drop would start the shutdown.
+/// Returns the registry together with its signal, because the drop of the last registry handle would start the shutdown.
 fn kept(registry: Registry<()>) -> (Registry<()>, background_tasks::ShutdownSignal) {
     let signal = registry.signal();
     (registry, signal)

@@ -23,7 +23,7 @@ pub static EXECUTOR: Executor<'static> = Executor::new();
 pub enum Runtime {
     CurrentThread,
     TwoWorkers,
-    /// [`EXECUTOR`], run by this number of threads.
+    /// The static [`EXECUTOR`] with this number of threads.
     Executor(u32),
 }
 
@@ -98,7 +98,7 @@ fn on_tokio(on: On, spawn: impl Spawn) -> Option<f64> {
     .expect("tokio starts");
     let spawner = runtime.spawn(async move {
         let metrics = Handle::current().metrics();
-        // This task counts as alive too.
+        // The number 1 is this task, which counts as alive too.
         batches(on.tasks, spawn, || metrics.num_alive_tasks() == 1, tokio::task::yield_now).await
     });
     Some(runtime.block_on(spawner).expect("no task panics"))
@@ -120,7 +120,7 @@ fn on_executor(threads: u32, tasks: u32, spawn: &impl Spawn) -> f64 {
     })
 }
 
-/// Does not time the first batch, in which the queues grow.
+/// Measures all batches except the first, because the queues grow during the first batch.
 async fn batches<T: Future>(tasks: u32, spawn: impl Fn(), is_done: impl Fn() -> bool, turn: impl Fn() -> T) -> f64 {
     let batch = async |size| {
         (0..size).for_each(|_| spawn());

@@ -52,7 +52,7 @@ pub fn contenders() -> Vec<Contender<Load>> {
     ]
 }
 
-/// A counter for one thread. No other counter is on its cache lines.
+/// A counter for one thread. The counters of different threads do not share cache lines.
 #[derive(Default)]
 #[repr(align(128))]
 struct Own(AtomicUsize);
@@ -63,7 +63,8 @@ impl Clone for Own {
     }
 }
 
-/// Returns a guard whose shutdown never starts. Creating the guard needs a runtime, but using it does not.
+/// Returns a guard whose shutdown never starts. To create the guard, this function needs a runtime. The guard itself works without a
+/// runtime.
 pub fn graceful() -> ShutdownGuard {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("tokio starts");
     let _entered = runtime.enter();

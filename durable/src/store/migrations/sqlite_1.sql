@@ -3,14 +3,16 @@ CREATE TABLE background_tasks_jobs (
     seq integer PRIMARY KEY,
     id text NOT NULL UNIQUE,
     queue text NOT NULL,
-    -- scheduled and retrying: not due. available: due. blocked: due, but over the limit of its key. running, done, dead, cancelled.
+    -- scheduled, retrying: the job is not due. available: it is due. blocked: it is due, but over the limit of its key. Others: running,
+    -- done, dead, cancelled.
     state text NOT NULL,
     priority integer NOT NULL,
     run_at integer NOT NULL,
     enqueued_at integer NOT NULL,
     ended_at integer,
     version integer NOT NULL,
-    -- Finished attempts, and deaths of the job's worker. Each fetch increments `run`: an outcome applies only to its own run.
+    -- The numbers of finished attempts and of deaths of the worker. Each fetch increments `run`, so that an outcome changes the job only
+    -- during its own run.
     attempts integer NOT NULL DEFAULT 0,
     crashes integer NOT NULL DEFAULT 0,
     run integer NOT NULL DEFAULT 0,
@@ -42,7 +44,7 @@ CREATE TABLE background_tasks_queues (
     paused integer NOT NULL DEFAULT 0,
     max_running integer,
     max_running_per_key integer,
-    -- At most `rate_jobs` jobs start in `rate_seconds`. `rate_left` have not started at `rate_at`.
+    -- `rate_jobs` jobs can start in `rate_seconds`. At the time `rate_at`, `rate_left` of these jobs could still start.
     rate_jobs real,
     rate_seconds real,
     rate_left real NOT NULL DEFAULT 0,

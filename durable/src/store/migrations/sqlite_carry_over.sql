@@ -1,4 +1,4 @@
--- Moves the jobs of the tables that this crate used before it had its own.
+-- Moves jobs from the tables that earlier versions of this crate used.
 INSERT INTO background_tasks_jobs
     (id, queue, state, priority, run_at, enqueued_at, ended_at, version, attempts, unique_key, payload, result, error)
 SELECT id, job_type,

@@ -1,4 +1,4 @@
-//! Stores for tests, and helpers to observe events without sleeping.
+//! Provides stores for the tests, and helpers that wait for a condition.
 
 pub(crate) mod postgres;
 
@@ -11,10 +11,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// The time limit of a test, which only a hang exceeds.
+/// The time limit of a test. A test that takes longer hangs.
 pub(crate) const HANG: Duration = Duration::from_mins(2);
 
-/// The server of this test binary. Its guard process removes it when this process exits.
+/// The Postgres server of this test binary. When this process exits, the guard process stops the server and removes its folder.
 static SERVER: LazyLock<Option<Mutex<Postgres>>> = LazyLock::new(|| {
     let settings = [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")];
     match Postgres::start_with(&settings) {
@@ -30,11 +30,11 @@ fn server() -> Option<MutexGuard<'static, Postgres>> {
     SERVER.as_ref().map(|server| server.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A database of a single test.
+/// A database that only one test uses.
 pub(crate) struct TestDatabase {
     pub(crate) address: String,
     pub(crate) is_postgres: bool,
-    /// Deletes the file of the database when the test ends.
+    /// Deletes the SQLite file when the test ends.
     _folder: Option<TempDir>,
 }
 
@@ -52,18 +52,18 @@ impl TestDatabase {
         Some(Self { address: server()?.database(&name), is_postgres: true, _folder: None })
     }
 
-    /// Opens the store as another process would: the handles share only the database.
+    /// Opens the store in the same way as another process. Two handles from this method share only the database.
     pub(crate) async fn open(&self) -> Durable {
         Durable::connect(&self.address).await.unwrap()
     }
 }
 
-/// Runs a test on SQLite and, if it is installed, on Postgres, each time with a new store.
+/// Runs a test with a new store on SQLite. If Postgres is installed, also runs the test with a new store on Postgres.
 pub(crate) async fn on_each_store(test: impl AsyncFn(Durable)) {
     on_each_database(async |database| test(database.open().await).await).await;
 }
 
-/// Like [`on_each_store`], for tests that open the store several times.
+/// Does the same as [`on_each_store`], for tests that open the store more than one time.
 pub(crate) async fn on_each_database(test: impl AsyncFn(&TestDatabase)) {
     for database in [Some(TestDatabase::sqlite()), TestDatabase::postgres()].into_iter().flatten() {
         let store = if database.is_postgres { "Postgres" } else { "SQLite" };
@@ -72,7 +72,7 @@ pub(crate) async fn on_each_database(test: impl AsyncFn(&TestDatabase)) {
     }
 }
 
-/// Executes SQL, in which `{jobs}` and `{workers}` are the tables. Returns the number of changed rows.
+/// Executes SQL. The placeholders `{jobs}` and `{workers}` stand for the names of the tables. Returns the number of changed rows.
 pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
@@ -86,7 +86,8 @@ pub(crate) async fn sql(jobs: &Durable, text: &str) -> u64 {
     }
 }
 
-/// Returns the first column of a query's rows as numbers. Use CASE for booleans: only SQLite returns them as numbers.
+/// Returns the first column of all rows of a query as numbers. To get a boolean, use CASE, because only SQLite returns booleans as
+/// numbers.
 pub(crate) async fn numbers(jobs: &Durable, text: &str) -> Vec<i64> {
     let text = |jobs, workers| sqlx::AssertSqlSafe(text.replace("{jobs}", jobs).replace("{workers}", workers));
     match (jobs.sqlite_pool(), jobs.postgres_pool()) {
@@ -100,7 +101,7 @@ pub(crate) async fn numbers(jobs: &Durable, text: &str) -> Vec<i64> {
     }
 }
 
-/// Polls a condition until it returns a value. `what` describes the condition in the panic message.
+/// Calls `condition` again and again until it returns a value. `what` describes the condition in the panic message.
 pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let value = async {
         loop {
@@ -113,7 +114,7 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Opt
     tokio::time::timeout(HANG / 2, value).await.unwrap_or_else(|_| panic!("timed out waiting until: {what}"))
 }
 
-/// The payload of most tests.
+/// The payload of the jobs in most tests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mail {
     pub(crate) to: String,
@@ -123,10 +124,10 @@ pub(crate) fn mail(to: &str) -> Mail {
     Mail { to: to.to_owned() }
 }
 
-/// The outcome, the task's name and the message.
+/// The outcome of the task, the name of the task, and the message of the loss.
 type RecordedLoss = (&'static str, &'static str, String);
 
-/// Records the losses of accepted tasks that a registry reports.
+/// An observer that records the losses of accepted tasks.
 #[derive(Clone, Default)]
 pub(crate) struct Losses(Arc<Mutex<Vec<RecordedLoss>>>);
 
@@ -147,13 +148,13 @@ impl Observer for Losses {
     }
 }
 
-/// Returns a registry with inspection on this runtime, and its losses.
+/// Returns a registry with inspection on the current runtime, and the observer that records the losses of the registry.
 pub(crate) fn registry() -> (Registry<TokioSpawner>, Losses) {
     let losses = Losses::default();
     (Registry::builder(TokioSpawner).inspect().observer(losses.clone()).build(), losses)
 }
 
-/// Panics without the panic hook, which would print a message.
+/// Panics without a call to the panic hook, because the hook would print a message.
 pub(crate) fn panic_quietly(message: &'static str) -> ! {
     std::panic::resume_unwind(Box::new(message))
 }

@@ -1,4 +1,5 @@
-//! A Postgres server for a test, on a free port, in a temporary folder. It needs only std and tempfile, so any package can include it:
+//! Starts a Postgres server for a test, on a free port and in a temporary folder. This file needs only std and tempfile, so all packages
+//! can include it:
 //!
 //! ```ignore
 //! #[path = "…/durable/tests/it/common/postgres.rs"]
@@ -21,12 +22,13 @@ use std::time::{Duration, Instant};
 use std::{env, io};
 use tempfile::TempDir;
 
-/// Longer than a server needs to start and recover on a busy machine.
+/// The time limit for the start of a server. A server needs less time to start and recover on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A server that accepts connections until [`Postgres::kill`].
+/// A Postgres server that accepts connections until [`Postgres::kill`] is called.
 ///
-/// Dropping it stops the server. If it is never dropped, because it is a static or the process is killed, the server stops with the process.
+/// Dropping this value stops the server. A static is never dropped, and a killed process drops nothing. In these cases, the server stops
+/// when the process exits.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     programs: Programs,
@@ -38,16 +40,17 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server with its default settings, which write each commit to the disk.
+    /// Starts a server with the default settings. With these settings, Postgres writes each commit to the disk.
     ///
     /// # Errors
     ///
-    /// Why the server cannot start, for example because Postgres is not installed. The test passes it to `testing::skip`.
+    /// Returns the reason why the server cannot start, for example because Postgres is not installed. The test passes the reason to
+    /// `testing::skip`.
     pub(crate) fn start() -> Result<Self, String> {
         Self::start_with(&[])
     }
 
-    /// Like [`start`](Self::start), with settings of postgresql.conf, for example `("fsync", "off")`.
+    /// Starts a server as [`start`](Self::start) does, with additional settings of postgresql.conf, for example `("fsync", "off")`.
     pub(crate) fn start_with(settings: &[(&str, &str)]) -> Result<Self, String> {
         let programs = Programs::find()?;
         let folder = programs.folder().map_err(|error| format!("no folder for Postgres: {error}"))?;
@@ -59,7 +62,7 @@ impl Postgres {
         let settings = settings.iter().map(|(name, value)| format!("--{name}={value}")).collect();
         let mut this = Self { programs, settings, port: 0, server: None, guard, folder };
         let mut error = String::new();
-        // Another process may bind the port between the check and the server's start.
+        // Tries more than one port, because another process may bind the free port before the server does.
         for _ in 0..10 {
             this.port = free_port();
             match this.serve() {
@@ -75,7 +78,7 @@ impl Postgres {
         self.url_of("postgres")
     }
 
-    /// Creates a database and returns its URL, for tests that share the server.
+    /// Creates a database and returns its URL. Tests that share a server use this method.
     pub(crate) fn database(&self, name: &str) -> String {
         self.sql(&format!("CREATE DATABASE {name}"));
         self.url_of(name)
@@ -85,13 +88,13 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Returns the output of `psql`: a line for each row, with `|` between columns.
+    /// Executes SQL with `psql`, and returns the output. The output has a line for each row, with `|` between columns.
     #[track_caller]
     pub(crate) fn sql(&self, text: &str) -> String {
         self.sql_in("postgres", text)
     }
 
-    /// Like [`sql`](Self::sql), in another database.
+    /// Does the same as [`sql`](Self::sql), but in the given database.
     #[track_caller]
     pub(crate) fn sql_in(&self, database: &str, text: &str) -> String {
         let mut psql = self.programs.command("psql", self.folder.path());
@@ -100,10 +103,11 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    /// Kills every process of the server with SIGKILL and waits until they have exited. Committed data stays on the disk.
+    /// Kills all processes of the server with SIGKILL, and waits until they have exited. Committed data stays on the disk.
     pub(crate) fn kill(&mut self) {
         let Some(mut server) = self.server.take() else { return };
-        // A stopped server starts no more children. They have their own sessions, which no signal to a process group reaches.
+        // First stops the server, because a stopped server starts no more child processes. Each child has its own session, so a signal to
+        // the process group of the server does not reach the child.
         signal("STOP", &[server.id()]);
         let children = children(server.id());
         server.kill().expect("the server has not been reaped");
@@ -115,7 +119,7 @@ impl Postgres {
         }
     }
 
-    /// Starts the server again with the same port and data. Kills it first if it runs.
+    /// Starts the server again with the same port and data. If the server runs, kills it first.
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         self.kill();
@@ -131,13 +135,14 @@ impl Postgres {
         postgres.args(["-D", "data", "-k", "..", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", &port]);
         postgres.args(&self.settings).stdout(Stdio::null());
         postgres.stderr(File::create(&log).map_err(|error| error.to_string())?);
-        // Ctrl-C must reach only the test. The guard or the drop then stops the server.
+        // The server has its own process group, because Ctrl-C must reach only the test. When the test ends, the guard or the drop stops
+        // the server.
         let server = postgres.process_group(0).spawn().map_err(|error| format!("postgres: {error}"))?;
         self.server = Some(server);
 
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            // Checks the socket in this folder, because another server may use the port.
+            // Checks the server's Unix socket in this folder, because another server may use the port.
             let mut ready = self.programs.command("pg_isready", folder);
             let ready = ready.arg("-h").arg(folder).args(["-q", "-p", &self.port.to_string()]).status();
             if ready.map_err(|error| format!("pg_isready: {error}"))?.success() {
@@ -209,11 +214,11 @@ impl Programs {
     }
 }
 
-/// A shell that stops the server and removes its folder when this process exits for any reason.
+/// A shell process that waits until this process exits for any reason. The shell then stops the server and removes its folder.
 #[derive(Debug)]
 struct Guard {
     shell: Child,
-    /// Closed when this process exits, or earlier.
+    /// The stdin of the shell process. When this process exits, the stdin is closed, and the shell stops the server.
     alive: Option<ChildStdin>,
 }
 
@@ -231,13 +236,13 @@ impl Guard {
         "#;
         let mut shell = Command::new("sh");
         shell.args(["-c", script]).arg(folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // A signal to the group of this process must not reach the guard.
+        // The guard has its own process group, because a signal to the group of this process must not end the guard.
         let mut shell = shell.process_group(0).spawn()?;
         let alive = shell.stdin.take();
         Ok(Self { shell, alive })
     }
 
-    /// Stops the guard, after the server has stopped.
+    /// Stops the guard. Call this method after the server has stopped.
     fn dismiss(&mut self) {
         self.alive = None;
         let _ = self.shell.kill();
@@ -245,8 +250,8 @@ impl Guard {
     }
 }
 
-/// Returns a free port outside the ephemeral range. While the server is down, a client that connects to an ephemeral port could receive the
-/// same port as its local port, and connect to itself.
+/// Returns a free port outside the range of ephemeral ports. A client that connects to an ephemeral port could receive the same port as
+/// its local port. While the server is down, this client would connect to itself.
 fn free_port() -> u16 {
     loop {
         let random = RandomState::new().hash_one(0);
@@ -262,17 +267,18 @@ fn signal(name: &str, processes: &[u32]) {
     for process in processes {
         write!(script, "; kill -{name} {process}").expect("writing to a string succeeds");
     }
-    // A process that has already exited is not an error.
+    // Ignores the result, because a process may already have exited.
     let _ = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
 }
 
-/// Returns the child processes. Returns none on systems without `/proc`: there the children exit without help, because they watch their parent.
+/// Returns the child processes of a process. On systems without `/proc`, returns an empty list. This is sufficient, because the children
+/// of Postgres exit when their parent has exited.
 fn children(process: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
-/// Returns whether a process runs. A zombie, which its parent has not reaped yet, does not.
+/// Returns whether a process runs. A zombie process does not count as running.
 fn runs(process: u32) -> bool {
     fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
 }

@@ -1,4 +1,4 @@
-//! Runs the program as child processes, with real signals and real brokers.
+//! Runs the program as child processes with real brokers, and sends signals to the processes.
 #![cfg(unix)]
 
 #[path = "../../../durable/tests/suite/client.rs"]
@@ -19,7 +19,7 @@ use smtp::{MailServer, Reply};
 use std::net::SocketAddr;
 use testing::{Response, Signal, only_child, poll_until, poll_until_some, skip};
 
-/// Waits until the status of a sign-up is final. Returns the status and the sentence.
+/// Waits until the status of a sign-up is final. Returns the status and its message.
 #[track_caller]
 fn wait_for_end(server: SocketAddr, path: &str) -> (String, String) {
     let last = events(server, path).pop().expect("there is an event");
@@ -36,7 +36,7 @@ fn assert_drained(output: &str, processes: usize) {
     assert_eq!(drained.len(), processes, "{output}");
 }
 
-/// Checks the page, the events and the mails of one server. Each queue has the same outcomes.
+/// Checks the page, the events and the mails of one server. With each broker, the outcomes must be the same.
 fn every_outcome_is_shown(site: &Site, server: SocketAddr) {
     assert_eq!(page(server, "/").status, 200);
     let [ada, eve, bob] = ["ada@example.com", "eve@bounce.example", "bob@flaky.example"].map(|address| {
@@ -53,7 +53,8 @@ fn every_outcome_is_shown(site: &Site, server: SocketAddr) {
     let (status, message) = wait_for_end(server, eve.location());
     assert_eq!((&*status, &*message), ("dead", "The mail could not be sent: the mailbox does not exist."));
 
-    // Which attempt succeeds depends on the broker: a delivery that a shutdown cut off may count.
+    // The number of the successful attempt depends on the broker, because some brokers also count a delivery that a shutdown has
+    // interrupted.
     let (status, message) = wait_for_end(server, bob.location());
     assert!(status == "done" && message.starts_with("The mail has been sent, at attempt "), "{message}");
     assert_eq!(site.outbox(), ["ada@example.com", "bob@flaky.example"]);
@@ -87,7 +88,7 @@ fn queue_in_memory_has_one_process() {
     site.start(&["worker"]).wait().assert_code(2).assert_line("a queue in memory has no other processes");
 }
 
-/// Starts a broker. Returns its `QUEUE_URL`, or `None` if it is not installed.
+/// Starts a broker. Returns the broker and its `QUEUE_URL`, or `None` if the broker is not installed.
 fn broker(name: &str, start: fn() -> Result<(Server, String), String>) -> Option<(Server, String)> {
     match start() {
         Ok((server, address)) if name == "nats-server" => Some((server, format!("nats://{address}"))),
@@ -100,7 +101,8 @@ fn broker(name: &str, start: fn() -> Result<(Server, String), String>) -> Option
     }
 }
 
-/// Kills the server and two workers. Each accepted mail is sent, and the next server learns about each.
+/// Kills the server and two workers. The next workers must send every accepted mail, and the next server must know the status of every
+/// mail.
 fn no_crash_loses_a_mail(url: &str) {
     let site = Site::on(url);
     let (server, address) = site.serve(&["server"]);
@@ -128,7 +130,7 @@ fn no_crash_loses_a_mail(url: &str) {
     assert_drained(&worker.stop().assert_code(0).output(), 1);
 }
 
-/// The server starts a worker process, replaces it when it dies, and stops it last.
+/// The server must start a worker process, start another worker when this worker dies, and stop the worker last.
 fn one_command_keeps_a_worker(url: &str) {
     let site = Site::on(url);
     let (mut process, server) = site.serve(&[]);

@@ -1,4 +1,4 @@
-//! Requests to the program. Each has its own connection.
+//! Sends requests to the program. Each request uses a new connection.
 
 use serde_json::Value;
 use std::io;
@@ -7,11 +7,11 @@ use testing::{Client, Response};
 
 pub(crate) const FORM: &str = "content-type: application/x-www-form-urlencoded";
 
-/// What the program responds.
+/// Reads values from a response of the program.
 pub(crate) trait SignupResponse {
     fn json(&self) -> Value;
 
-    /// Returns the path of the sign-up.
+    /// Returns the path of the sign-up, from the header `location`.
     fn location(&self) -> &str;
 }
 
@@ -27,7 +27,7 @@ impl SignupResponse for Response {
     }
 }
 
-/// Sends a request, with the header `host: localhost` unless there is another host.
+/// Sends a request. Adds the header `host: localhost` if `headers` contain no host.
 #[track_caller]
 pub(crate) fn request(to: SocketAddr, method: &str, path: &str, headers: &[&str], body: &str) -> Response {
     let host = if headers.iter().any(|header| header.starts_with("host: ")) { &[][..] } else { &["host: localhost"] };
@@ -41,13 +41,13 @@ pub(crate) fn get(from: SocketAddr, path: &str) -> Response {
     request(from, "GET", path, &[], "")
 }
 
-/// Requests a page as a browser does.
+/// Requests a page with the headers of a browser.
 #[track_caller]
 pub(crate) fn page(from: SocketAddr, path: &str) -> Response {
     request(from, "GET", path, &["accept: text/html,*/*;q=0.8"], "")
 }
 
-/// Posts to the path of the sign-ups.
+/// Sends a POST request to `/signups`.
 #[track_caller]
 pub(crate) fn post(to: SocketAddr, headers: &[&str], body: &str) -> Response {
     request(to, "POST", "/signups", headers, body)
@@ -62,7 +62,7 @@ pub(crate) fn sign_up(at: SocketAddr, address: &str) -> Response {
     try_sign_up(at, address).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
-/// Returns all events of a sign-up, until its status is final.
+/// Waits until the status of a sign-up is final. Returns all its events.
 #[track_caller]
 pub(crate) fn events(from: SocketAddr, path: &str) -> Vec<Value> {
     let stream = get(from, &format!("{path}/events"));

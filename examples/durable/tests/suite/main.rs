@@ -1,4 +1,4 @@
-//! Runs the program as child processes, with real signals, a real database and a mail server.
+//! Runs the program as child processes with a real database and a test mail server, and sends signals to the processes.
 #![cfg(unix)]
 
 mod client;
@@ -59,7 +59,7 @@ fn one_command_sends_a_mail() {
     assert!(!shown.text().contains("http-equiv"), "a page with a final status does not reload: {shown:?}");
     assert_eq!(site.outbox(), ["Ada@example.com"]);
 
-    // Domains are not case-sensitive. The part before the @ may be.
+    // The domain is not case-sensitive. The part before the @ may be case-sensitive.
     let again = post(server.address, &["content-type: application/json"], r#"{"email": "Ada@EXAMPLE.com"}"#);
     assert_eq!((again.status, again.location()), (200, path), "{again:?}");
     assert_eq!(again.json()["message"], "This address has already signed up. The mail has been sent.");
@@ -70,7 +70,7 @@ fn one_command_sends_a_mail() {
 
     server.process.line("the worker is ready");
     let output = server.process.stop().assert_code(0).output();
-    // The worker, and then the server that started it.
+    // The worker prints this line first, and then the server, which started the worker.
     let drained: Vec<_> = output.lines().filter(|line| line.contains("background tasks drained ")).collect();
     assert!(
         drained.len() == 2 && drained.iter().all(|line| line.ends_with(" failed=0 panicked=0 abandoned=0 aborted=0 rejected=0")),
@@ -102,7 +102,7 @@ fn every_outcome_is_shown() {
     assert_eq!(site.outbox(), ["bob@flaky.example"]);
 }
 
-/// Without scripts, a page reloads itself until the status is final.
+/// In a browser without scripts, the page must reload itself until the status is final.
 #[test]
 fn page_without_a_worker_reloads() {
     let site = Site::new();
@@ -113,7 +113,7 @@ fn page_without_a_worker_reloads() {
     assert!(shown.text().contains("<noscript><meta http-equiv=\"refresh\""), "{shown:?}");
     assert!(shown.text().contains("<main data-state=\"waiting\">"), "{shown:?}");
     assert!(shown.text().contains("a&amp;b@example.com") && !shown.text().contains("a&b"), "{shown:?}");
-    // An open event stream does not delay the shutdown.
+    // An open event stream must not delay the shutdown.
     let stream = thread::spawn({
         let (address, path) = (server.address, answer.location().to_owned());
         move || events(address, &path)
@@ -124,7 +124,8 @@ fn page_without_a_worker_reloads() {
     let _ = stream.join();
 }
 
-/// The server closes a connection without a whole head at the signal. It does not wait for the timeout of the head, which is 5 s.
+/// When the server receives the signal, it closes a connection that has sent only a part of a request head. The server does not wait for
+/// the head timeout of 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let site = Site::new();
@@ -143,7 +144,7 @@ fn half_a_request_head_does_not_delay_exit() {
     }
 }
 
-/// During the drain, a body has half of the grace period to arrive.
+/// During the drain, a client must send the rest of a body within half of the grace period.
 #[test]
 fn half_a_request_body_does_not_exceed_the_grace_period() {
     let site = Site::new();
@@ -156,7 +157,7 @@ fn half_a_request_body_does_not_exceed_the_grace_period() {
     server.process.wait().assert_code(0).assert_line("background tasks drained ");
 }
 
-/// Idle connections leave file descriptors for the database.
+/// Many idle connections must leave enough file descriptors for the database.
 #[cfg(target_os = "linux")]
 #[test]
 fn idle_connections_do_not_stop_sign_ups() {
@@ -174,7 +175,8 @@ fn idle_connections_do_not_stop_sign_ups() {
     server.process.stop().assert_code(0);
 }
 
-/// A web page of another site may give its own host name the address of the server (DNS rebinding).
+/// With DNS rebinding, a web page of another site makes its own host name point to the address of the server. The server must reject
+/// requests for such host names.
 #[test]
 fn unknown_hosts_are_rejected() {
     let site = Site::new();
@@ -196,7 +198,7 @@ fn unknown_hosts_are_rejected() {
     }
 }
 
-/// Waits until a worker sends the mail.
+/// Waits until a worker has started to send the mail.
 #[track_caller]
 fn wait_until_running(server: SocketAddr, path: &str) {
     poll_until(&"no worker sends the mail", || get(server, path).json()["status"] == "running");
@@ -204,7 +206,7 @@ fn wait_until_running(server: SocketAddr, path: &str) {
 
 #[test]
 fn mail_of_a_killed_worker_is_sent_by_another() {
-    // The first worker waits for a mail server that does not respond.
+    // The mail server does not respond, so the first worker waits until it is killed.
     let mails = MailServer::start(&[Reply::Nothing]);
     let site = Site::new();
     let server = site.serve(&["server"]);
@@ -221,7 +223,7 @@ fn mail_of_a_killed_worker_is_sent_by_another() {
     worker.stop().assert_code(0);
 }
 
-/// Nothing in the folder of the mails makes the worker write elsewhere, block, or drop a mail.
+/// A link or a pipe in the outbox must not make the worker write to another file, block, or lose a mail.
 #[test]
 fn links_and_pipes_in_the_outbox_are_not_followed() {
     let site = Site::new();
@@ -244,7 +246,8 @@ fn links_and_pipes_in_the_outbox_are_not_followed() {
     assert_eq!(site.outbox(), ["ada@example.com", "bob@example.com"]);
 }
 
-/// A killed worker leaves the file that it was writing. A young file may belong to another worker.
+/// A killed worker leaves a temporary file. The next worker must remove old temporary files. It must keep recent files, because another
+/// worker may be writing to them.
 #[test]
 fn stale_temporary_files_are_removed() {
     let site = Site::new();
@@ -258,7 +261,8 @@ fn stale_temporary_files_are_removed() {
     assert_eq!([stale, young, other].map(|path| path.exists()), [false, true, true]);
 }
 
-/// If a worker dies before the mail server responds, the server receives the mail again, with the same `Message-ID`.
+/// If a worker dies before the mail server responds, another worker sends the mail a second time. Both mails must have the same
+/// `Message-ID`.
 #[test]
 fn repeated_mail_has_the_same_message_id() {
     let mails = MailServer::start(&[Reply::Nothing]);
@@ -299,13 +303,14 @@ fn errors_of_the_mail_server_are_shown() {
     assert!(!site.path("outbox").exists());
 }
 
-/// Signs up over several connections, and runs `then` after `enough` sign-ups. Returns all accepted addresses until the server stops.
+/// Signs up over several connections. Calls `then` after `enough` sign-ups are accepted. Returns all addresses that were accepted before
+/// the server stopped.
 fn sign_up_many(server: SocketAddr, enough: usize, then: impl FnOnce()) -> BTreeSet<String> {
     let next = &AtomicUsize::new(0);
     let sign_up = move |accepted: Sender<String>| {
         while next.load(Ordering::Relaxed) < 10 * enough {
             let reader = format!("reader-{}@example.com", next.fetch_add(1, Ordering::Relaxed));
-            // An error means that the server has stopped.
+            // The client gets an error if the server has stopped.
             let Ok(answer) = try_sign_up(server, &reader) else { return };
             assert_eq!(answer.status, 202, "{answer:?}");
             let _ = accepted.send(reader);
@@ -346,7 +351,7 @@ fn sigterm_loses_and_repeats_no_mail() {
     assert_eq!(repeated, 0);
 }
 
-/// The worker runs while the server completes its open requests.
+/// After Ctrl-C, the worker must keep running while the server completes its open requests.
 #[test]
 fn ctrl_c_drains_the_server_before_the_worker() {
     let site = Site::new();
@@ -363,7 +368,7 @@ fn ctrl_c_drains_the_server_before_the_worker() {
     assert!(!output.contains("the worker died"), "the first worker sends the mail: {output}");
 }
 
-/// If the parent process is killed, the worker drains.
+/// If the server, which is the parent process, is killed, the worker must drain.
 #[test]
 fn worker_drains_when_its_parent_is_killed() {
     let site = Site::new();
@@ -373,7 +378,7 @@ fn worker_drains_when_its_parent_is_killed() {
     assert!(output.lines().last().unwrap().contains("background tasks drained "), "{output}");
 }
 
-/// Queries a number from the database.
+/// Runs a query that returns a number, and returns the number.
 fn on_sqlite(site: &Site, query: &'static str) -> i64 {
     with_sqlite(site, async |connection| sqlx::query_scalar(query).fetch_one(connection).await.unwrap())
 }
@@ -401,7 +406,7 @@ fn locked_and_deleted_databases_are_unavailable() {
     let before = sign_up(server.address, "ada@example.com");
     with_sqlite(&site, async |connection| {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
-        // More requests than could time out one after another.
+        // If the requests timed out one after another, eight requests would take too long for the test.
         let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
         let shown = thread::spawn(move || post(address, &[FORM, "accept: text/html"], "email=grace@example.com"));
         for answer in many {
@@ -440,7 +445,7 @@ fn invalid_requests_are_rejected() {
         // No mail to these addresses can be composed.
         (&[FORM], "email=%22a%20b%22@example.com", 422),
         (&[FORM], "email=%22a,b%22@example.com", 422),
-        // U+0085 and U+2028, which some readers take for the end of a line.
+        // Some readers treat U+0085 and U+2028 as the end of a line.
         (&[FORM], "email=a%C2%85b@example.com", 422),
         (&[FORM], "email=%22a%E2%80%A8b%22@example.com", 422),
         (&[json], r#"{"email": "a\u2028b@example.com"}"#, 422),
@@ -464,7 +469,7 @@ fn invalid_requests_are_rejected() {
     assert_eq!(on_sqlite(&site, "SELECT (SELECT count(*) FROM signups) + (SELECT count(*) FROM background_tasks_jobs)"), 0);
 }
 
-/// Checks that the board counts the mails, and rejects writes of other sites.
+/// Checks that the board counts the mails, and that it rejects writes of other sites.
 #[track_caller]
 fn check_board(board: SocketAddr) {
     let mails = get(board, "/api/mails").json();
@@ -493,7 +498,7 @@ fn check_board(board: SocketAddr) {
     }
 }
 
-/// Posts as a form of the board does.
+/// Sends the request that a form of the board would send. Checks the status of the response.
 #[track_caller]
 fn press(board: SocketAddr, path: &str, expected: u16) {
     let answer = request(board, "POST", path, &["sec-fetch-site: same-origin", FORM], "");
@@ -503,14 +508,14 @@ fn press(board: SocketAddr, path: &str, expected: u16) {
     }
 }
 
-/// Each button does what it says, and says so if it cannot.
+/// Each button of the board must change the job or the queue, or return an error status.
 #[test]
 fn board_operates_the_queue() {
     let site = Site::new();
     let server = site.serve(&["server"]);
     let board = server.board;
     let job = |answer: &Response| answer.json()["id"].as_str().unwrap().to_owned();
-    press(board, "/queues/mail/pause", 404); // not known before its first job
+    press(board, "/queues/mail/pause", 404); // the queue does not exist before its first job
     let [ada, eve] = ["ada@example.com", "eve@bounce.example"].map(|address| sign_up(server.address, address));
     press(board, "/queues/mail/pause", 303);
     assert!(get(board, "/").text().contains("paused"));
@@ -550,7 +555,7 @@ fn board_shows_the_queue() {
     server.process.stop().assert_code(0);
 }
 
-/// Each error names the problem, and the program does nothing.
+/// Each error must name the problem, and the program must exit with code 2.
 #[test]
 fn invalid_options_and_databases_are_reported() {
     let site = Site::new();
@@ -588,12 +593,12 @@ fn invalid_options_and_databases_are_reported() {
     assert!(site.start(&["--help"]).wait().assert_code(0).output().starts_with("Signs people up."));
 }
 
-/// Runs two servers and two workers on Postgres, kills a worker, and then kills Postgres.
+/// Runs two servers and two workers on one Postgres server. Kills a worker, and then kills Postgres.
 ///
-/// This test takes longest. Its name is the first, so it starts first.
+/// This test takes longest. The name of the test comes first in the alphabet, so the test starts first.
 #[test]
 fn all_roles_share_a_postgres() {
-    // A killed process loses nothing that the system has not written to the disk yet.
+    // The test can switch `fsync` off: if a process is killed, the operating system still writes the data of the process to the disk.
     let mut postgres = match Postgres::start_with(&[("fsync", "off")]) {
         Ok(postgres) => postgres,
         Err(reason) => return testing::skip("postgres", reason),
@@ -605,7 +610,7 @@ fn all_roles_share_a_postgres() {
     let sent = poll_until_some(&"mails are missing", || Some(site.outbox()).filter(|sent| sent.len() >= accepted.len()));
     assert_eq!(sent, Vec::from_iter(accepted));
 
-    // Both servers show the sign-up.
+    // Both servers must show the sign-up.
     let answer = sign_up(server.address, "ada@example.com");
     assert_eq!(answer.status, 202, "{answer:?}");
     assert_eq!(wait_for_end(other.address, answer.location())["status"], "done");
@@ -623,7 +628,8 @@ fn all_roles_share_a_postgres() {
         Some(sign_up(server.address, "grace@example.com")).filter(|answer| answer.status == 202)
     });
     assert_eq!(wait_for_end(server.address, late.location())["status"], "done");
-    // The killed worker may have held jobs whose mails it had sent. They run again when its lease has expired.
+    // The killed worker may have sent mails of jobs that it still held. The jobs of the killed worker run a second time when its lease
+    // has expired.
     let undone = "SELECT count(*) FROM background_tasks.jobs WHERE state <> 'done'";
     poll_until(&"jobs are not done", || postgres.sql(undone) == "0");
     for process in [server.process, other.process, left] {

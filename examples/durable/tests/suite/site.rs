@@ -1,4 +1,4 @@
-//! Runs the program as child processes that do not outlive their test.
+//! Starts the program as child processes. Each child process ends at the latest when its test ends.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,14 +8,14 @@ use std::process::Command;
 use tempfile::TempDir;
 use testing::{Process, with_open_files};
 
-/// A folder for the processes of a test, and their database.
+/// A temporary folder in which a test starts processes, and the address of the database that they use.
 pub(crate) struct Site {
     pub(crate) folder: TempDir,
     database: String,
 }
 
 impl Site {
-    /// Creates a folder with a SQLite file as database.
+    /// Creates a folder. The processes use a SQLite file in this folder as their database.
     pub(crate) fn new() -> Self {
         Self::on("signups.db")
     }
@@ -39,19 +39,19 @@ impl Site {
         Process::start(&mut self.command(args))
     }
 
-    /// Starts a server, or a server and its worker.
+    /// Starts a server. If `args` name no role, the server also starts a worker.
     #[track_caller]
     pub(crate) fn serve(&self, args: &[&str]) -> Server {
         Self::serve_as(&mut self.command(args))
     }
 
-    /// Starts a server in its own process group, as a shell does, so that Ctrl-C can be sent to the group.
+    /// Starts a server in its own process group, as a shell does. A test can send Ctrl-C to this group.
     #[track_caller]
     pub(crate) fn serve_in_a_group(&self, args: &[&str]) -> Server {
         Self::serve_as(self.command(args).process_group(0))
     }
 
-    /// Starts a server with this limit of file descriptors.
+    /// Starts a server that can open at most `limit` file descriptors.
     #[cfg(target_os = "linux")]
     #[track_caller]
     pub(crate) fn serve_with_descriptors(&self, limit: u32, args: &[&str]) -> Server {
@@ -66,7 +66,7 @@ impl Site {
         Server { process, address, board }
     }
 
-    /// Starts a worker with a short lease.
+    /// Starts a worker with a short lease, and waits until it is ready.
     #[track_caller]
     pub(crate) fn work(&self, args: &[&str]) -> Process {
         let mut process = self.start(&[&["worker", "--lease", "3"], args].concat());
@@ -74,7 +74,7 @@ impl Site {
         process
     }
 
-    /// Returns the recipients of the mails in the outbox, sorted.
+    /// Returns the recipients of the mails in the outbox, in alphabetical order.
     pub(crate) fn outbox(&self) -> Vec<String> {
         let files = fs::read_dir(self.path("outbox")).into_iter().flatten().map(|file| file.unwrap().path());
         let mails = files.filter(|file| file.extension().is_some_and(|extension| extension == "eml"));

@@ -1,4 +1,4 @@
-//! A mail server for tests.
+//! A mail server for tests. The server records the mails, and can reject a mail or not respond.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,11 +6,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use testing::PATIENCE;
 
-/// How the server responds to a mail.
+/// The response of the server to one mail.
 #[derive(Clone, Copy)]
 pub(crate) enum Reply {
     Line(&'static str),
-    /// Never responds.
+    /// The server never responds.
     Nothing,
 }
 
@@ -20,7 +20,8 @@ pub(crate) struct MailServer {
 }
 
 impl MailServer {
-    /// Starts a server that sends these replies on the first connections, and accepts the mails of all others.
+    /// Starts a server. The first connection gets the first reply, the second connection the second reply, and so on. The mails of later
+    /// connections are accepted.
     pub(crate) fn start(replies: &'static [Reply]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -29,14 +30,14 @@ impl MailServer {
             for (number, connection) in listener.incoming().enumerate() {
                 let reply = replies.get(number).copied().unwrap_or(Reply::Line("250 accepted"));
                 let (connection, sender) = (connection.unwrap(), sender.clone());
-                // An error means that the client has disconnected.
+                // The server gets an error if the client has disconnected.
                 thread::spawn(move || drop(converse(&connection, reply, &sender)));
             }
         });
         Self { address, mails }
     }
 
-    /// Waits for the next mail.
+    /// Waits for the next mail, and returns it.
     #[track_caller]
     pub(crate) fn next(&self) -> String {
         self.mails.recv_timeout(PATIENCE).expect("a mail")

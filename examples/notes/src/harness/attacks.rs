@@ -1,4 +1,4 @@
-//! Files and clients that attack the service.
+//! Tests the service with files and clients that attack the service.
 
 use super::load::{assert_drained, body, check_complete, send_notes};
 use super::service::{NotesClient, Service, Stall};
@@ -11,7 +11,7 @@ use testing::{Client, Process, Signal, poll_until};
 
 const MIB: usize = 1 << 20;
 
-/// The links are at a note and at the names of the next temporary files.
+/// The test places links at the path of a note and at the paths of the next temporary files. The service must not follow the links.
 pub fn links_are_not_followed(program: Program) {
     let mut service = Service::start(program, &[]);
     let outside = program.dir();
@@ -56,7 +56,7 @@ pub fn temporary_files_of_a_killed_process_are_removed(program: Program) {
     let path = |name: &str| dir.path().join(name);
     let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
     println!("{} temporary files were left", files.filter(|file| file.as_encoded_bytes().starts_with(b".")).count());
-    // The process may have been killed between two writes.
+    // The process may have been killed between two writes. Therefore the test adds a temporary file.
     fs::write(path(".4000000-12.tmp"), "half").unwrap();
     let others = [".4000000-12.tmp.swp", ".4000000.tmp", ".-12.tmp", ".a-12.tmp", "4000000-12.tmp"];
     for other in others {
@@ -71,7 +71,8 @@ pub fn temporary_files_of_a_killed_process_are_removed(program: Program) {
     check_complete(dir.path());
 }
 
-/// Otherwise the second process would remove the temporary files of the first one, and an older note could replace a newer one.
+/// A second process must not use the folder. Otherwise, the second process would remove the temporary files of the first process, and an
+/// older note could replace a newer note.
 pub fn folder_is_locked(program: Program) {
     let service = Service::start(program, &[]);
     let folder = service.dir().to_str().unwrap();
@@ -81,7 +82,7 @@ pub fn folder_is_locked(program: Program) {
     assert_drained(&service.stop().0);
 }
 
-/// A body needs its memory from the head of its request until it is on disk.
+/// The memory for a body is reserved when the head of its request arrives, and released when the body is on disk.
 pub fn memory_for_bodies_is_limited(program: Program) {
     let service = Service::start(program, &["--memory", "3"]);
     let body = vec![b'a'; MIB];
@@ -90,7 +91,7 @@ pub fn memory_for_bodies_is_limited(program: Program) {
     let mut other = service.connect();
     other.start_put("other", MIB).unwrap();
     assert_eq!(service.connect().put("more", &body).unwrap().status, 503);
-    // A body without a length may become as long.
+    // A body without an announced length needs the maximum length, because it may become as long.
     assert_eq!(service.connect().put_in_chunks("more", &[b"a"]).unwrap().status, 503);
     assert_eq!(service.connect().put("small", b"a").unwrap().status, 202);
     half.send(&body).unwrap();
@@ -102,7 +103,7 @@ pub fn memory_for_bodies_is_limited(program: Program) {
     assert!(fs::read(dir.path().join("half")).unwrap() == body);
 }
 
-/// Each empty note needs memory for its task.
+/// Even an empty note reserves memory for its task.
 pub fn number_of_empty_bodies_is_limited(program: Program) {
     let stall = Stall::new(program, "note");
     let service = stall.start(program, &["--memory", "2"]);
@@ -113,7 +114,7 @@ pub fn number_of_empty_bodies_is_limited(program: Program) {
     assert_drained(&service.stop().0);
 }
 
-/// Two clients request a note again and again, and do not read the responses.
+/// Two clients repeat requests for a note, and do not read the responses. The memory for the responses must stay limited.
 pub fn memory_for_responses_is_limited(program: Program) {
     let service = Service::start(program, &["--memory", "3", "--grace", "3"]);
     let mut client = service.connect();
@@ -122,7 +123,7 @@ pub fn memory_for_responses_is_limited(program: Program) {
     let status = |client: &mut Client| client.get("/notes/note").unwrap().status;
     let mut unread = vec![service.connect(), service.connect()];
     let mut rejected = 0;
-    // The first responses fit into the buffers of the system, and several may be in memory by chance.
+    // The first responses fit into the buffers of the operating system, and several responses may be in memory by chance.
     poll_until(&"memory is not limited", || {
         for unread in &mut unread {
             unread.start_get("note").unwrap();
@@ -132,11 +133,12 @@ pub fn memory_for_responses_is_limited(program: Program) {
     });
     unread.pop();
     poll_until(&"memory is lost", || status(&mut client) == 200);
-    // The other client does not hold the drain until the grace period expires.
+    // A client that does not read responses must not delay the drain until the grace period expires.
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// Other connections use up the file descriptors after the client has connected. The disk hangs, so many writes are in flight.
+/// After the client has connected, idle connections use all other file descriptors. The simulated disk hangs, so many writes are in
+/// flight. The service must not lose a note that it has accepted.
 pub fn idle_connections_and_a_slow_disk_do_not_lose_accepted_notes(program: Program) {
     const NOTES: usize = 200;
     allow_open_files(1024);
@@ -156,7 +158,7 @@ pub fn idle_connections_and_a_slow_disk_do_not_lose_accepted_notes(program: Prog
     assert!(fs::read(dir.path().join("note")).unwrap() == body(NOTES - 1));
 }
 
-/// Raises the limit of this process, which is 256 on some systems.
+/// Raises the limit of open files for this process. On some systems, the limit is 256.
 fn allow_open_files(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < count) {
@@ -164,7 +166,7 @@ fn allow_open_files(count: u64) {
     }
 }
 
-/// With DNS rebinding, the page of another site sends requests to this service under its own host name.
+/// With DNS rebinding, a page of another site sends requests to this service, and the requests contain the host name of that site.
 pub fn foreign_hosts_are_refused(program: Program) {
     let service = Service::start(program, &[]);
     let status = |headers: &[&str], method: &str, path: &str| {

@@ -1,4 +1,4 @@
-//! Unusual environments of a service: unread output, a full disk, process 1 of a container.
+//! Tests the service in unusual environments: with unread output, on a full disk, and as process 1 of a container.
 
 use super::Program;
 use super::load::{assert_drained, body, check_notes, name, random_stop, rounds, send_notes};
@@ -12,7 +12,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use testing::{Process, Signal, Tmpfs, prefixed, run_or_skip};
 
-/// The service continues when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`, and when its output is closed.
+/// The service must continue when the reader of its output has exited, as after Ctrl-C in `notes 2>&1 | tee log`. The service must also
+/// continue when its output is closed.
 pub fn unread_output_does_not_affect_the_service(program: Program) {
     if !cfg!(target_os = "linux") {
         testing::skip("linux", "the port of a service without output is found only in Linux's /proc");
@@ -31,7 +32,7 @@ fn without_output(program: Program, start: impl Fn(Command) -> Process) {
     let dir = program.dir();
     let process = start(program.serve(dir.path(), &["--grace", "3600"]));
     let service = Service::without_output(process, dir);
-    // A loss is reported too.
+    // The write of this note fails, so the service also reports a loss.
     fs::create_dir(service.dir().join("taken")).unwrap();
     assert_eq!(service.connect().put("taken", b"lost").unwrap().status, 202);
     service.signal(Signal::PIPE);
@@ -42,7 +43,7 @@ fn without_output(program: Program, start: impl Fn(Command) -> Process) {
     check_notes(dir.path(), &accepted);
 }
 
-/// Notes that do not fit on the disk are reported and counted. The service continues.
+/// If notes do not fit on the disk, the service must report and count them, and continue.
 pub fn full_disk(program: Program) {
     const NOTES: usize = 64;
     let Some(disk) = Tmpfs::mount(DISK) else { return };
@@ -70,12 +71,12 @@ pub fn full_disk(program: Program) {
         .assert_line(&format!(" completed, {} failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected", failed.len()));
 }
 
-/// The size of the disk.
+/// The size of the disk, in bytes.
 const DISK: usize = 1 << 20;
 
 const NAMESPACE: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
 
-/// The kernel does not deliver a signal without a handler to process 1 of a PID namespace.
+/// If a signal has no handler, the kernel does not deliver it to process 1 of a PID namespace. Therefore the service must handle SIGTERM.
 pub fn process_1_of_a_container(program: Program) {
     if run_or_skip("namespaces", &[&NAMESPACE[..], &["true"]].concat()).is_none() {
         return;
@@ -100,7 +101,8 @@ fn start_as_process_1(program: Program, options: &[&str]) -> Service {
     service
 }
 
-/// Sends SIGTERM to a program without a handler. The program is killed by the signal, or exits at the end of its input.
+/// Sends SIGTERM to a program without a handler. If `killed_by` is `None`, the program must ignore the signal and exit at the end of its
+/// input. If `killed_by` is a signal, this signal must kill the program.
 fn signal_without_handler(cat: &mut Command, killed_by: Option<i32>) {
     let mut process = Process::spawn(cat.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut stdin = process.stdin();
@@ -110,7 +112,7 @@ fn signal_without_handler(cat: &mut Command, killed_by: Option<i32>) {
         process.redirect_signals_to_child();
     }
     process.signal(Signal::TERM);
-    // Fails if the program has been killed.
+    // This write fails if the signal has killed the program.
     let _ = writeln!(stdin, "after");
     drop(stdin);
     let ended = process.wait();

@@ -1,4 +1,4 @@
-//! Load: many clients that send requests without a pause.
+//! Tests the service under load: many clients send requests without a pause.
 
 use super::Program;
 use super::service::{NotesClient, Service};
@@ -13,16 +13,17 @@ use std::thread;
 use testing::{Client, Ended};
 
 const CONNECTIONS: usize = 16;
-/// The largest number of notes that are accepted before a service is asked to stop.
+/// The maximum number of notes that the clients store before the test stops the service.
 const MAX_BEFORE_STOP: usize = 400;
-/// The number of notes that are sent. A service that stops has stopped before.
+/// The maximum number of notes that the clients send. The test stops the service before the clients reach this number.
 const NOTES: usize = 2000;
 pub(super) const LARGEST: usize = 64 << 10;
 
-/// Sends notes over many connections, and SIGTERM meanwhile. Every note that was answered 202 is on disk, complete, and nothing else is.
+/// Sends SIGTERM to the service while many clients store notes. Every note that was answered 202 must be on disk and complete. The folder
+/// must contain no other file.
 ///
-/// The grace period is longer than the test's patience, so the service exits because it has drained. `ROUNDS` in the environment sets the number of
-/// repetitions.
+/// The grace period is longer than the test waits, so the service exits only because it has drained. The environment variable `ROUNDS`
+/// sets how often the test stops a service.
 pub fn every_accepted_note_is_written(program: Program) {
     for _ in 0..rounds() {
         let service = Service::start(program, &["--grace", "3600"]);
@@ -38,12 +39,13 @@ pub(super) fn rounds() -> usize {
     std::env::var("ROUNDS").map_or(2, |rounds| rounds.parse().unwrap())
 }
 
-/// Returns a random number of notes after which a service is stopped, sometimes 0.
+/// Returns a random number of notes, which may be 0. The test stops the service after this number of notes.
 pub(super) fn random_stop() -> usize {
     fastrand::usize(0..MAX_BEFORE_STOP)
 }
 
-/// Sends notes until the service has exited. Calls `stop` when `stop_after` notes have been accepted. Returns the accepted notes.
+/// Sends notes until the service has exited. Calls `stop` when the service has accepted `stop_after` notes. Returns the numbers of all
+/// accepted notes.
 pub(super) fn send_notes(address: SocketAddr, stop_after: usize, stop: impl FnOnce()) -> Vec<usize> {
     let (next, stopped) = (&AtomicUsize::new(0), &AtomicBool::new(false));
     let send = |accepted: Sender<usize>| {
@@ -79,7 +81,7 @@ pub(super) fn send_notes(address: SocketAddr, stop_after: usize, stop: impl FnOn
     })
 }
 
-/// Asserts that nothing was lost.
+/// Asserts that the service has drained and has lost no task.
 #[track_caller]
 pub(super) fn assert_drained(ended: &Ended) {
     ended.assert_code(0).assert_line(" completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
@@ -92,7 +94,7 @@ pub(super) fn check_notes(dir: &Path, accepted: &[usize]) {
     check_complete(dir);
 }
 
-/// Asserts that every file is a complete note.
+/// Asserts that every file in the folder is a complete note.
 #[track_caller]
 pub(super) fn check_complete(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {

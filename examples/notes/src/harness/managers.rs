@@ -1,4 +1,4 @@
-//! The service under real service managers, which stop it.
+//! Runs the service under real service managers. The managers stop the service.
 
 use super::Program;
 use super::load::{check_notes, random_stop, rounds, send_notes};
@@ -15,17 +15,18 @@ use std::time::Duration;
 use tempfile::TempDir;
 use testing::{Client, only_child, poll_until, poll_until_some, run_or_skip};
 
-/// A manager of the service `notes`.
+/// A service manager that manages the service `notes`.
 trait Manager {
     /// Starts the service.
     fn start(&self);
-    /// Stops the service, and returns once the manager reports its end.
+    /// Stops the service. Returns after the manager has reported that the service has ended.
     fn stop(&self);
 }
 
-/// Sends notes while the manager stops the service. Every note that was answered 202 is on disk, and the manager records a success.
+/// Sends notes while the manager stops the service. Every note that was answered 202 must be on disk, and the manager must record a
+/// success.
 ///
-/// The grace period and the manager's timeout are longer than the test's patience.
+/// The grace period and the manager's timeout are longer than the test waits.
 fn every_accepted_note_is_written(manager: &dyn Manager, folder: &ServiceFolder, clean: &str) {
     for _ in 0..rounds() {
         manager.start();
@@ -38,7 +39,7 @@ fn every_accepted_note_is_written(manager: &dyn Manager, folder: &ServiceFolder,
     }
 }
 
-/// The manager records a failure if the service has not drained.
+/// If the service has not drained, the manager must record a failure.
 fn straggler_is_a_failure(manager: &dyn Manager, folder: &ServiceFolder, failed: &str) {
     manager.start();
     let mut client = Client::connect(folder.address()).unwrap();
@@ -50,7 +51,7 @@ fn straggler_is_a_failure(manager: &dyn Manager, folder: &ServiceFolder, failed:
     assert!(log.contains("write at "), "{log}");
 }
 
-/// A folder with the notes, the service's log and exit status, and the files of its manager.
+/// A folder that contains the notes, the log and the exit status of the service, and the files of its manager.
 struct ServiceFolder(TempDir);
 
 impl ServiceFolder {
@@ -81,7 +82,7 @@ impl ServiceFolder {
         fs::read_to_string(self.join(name)).unwrap_or_default()
     }
 
-    /// Waits until the service has printed its address.
+    /// Waits until the service has printed its address, and returns the address.
     fn address(&self) -> SocketAddr {
         poll_until_some(&"no address", || self.read("log").lines().find_map(address_in))
     }
@@ -106,7 +107,7 @@ impl ServiceFolder {
     }
 }
 
-/// Runs the service under runit's `runsv`, which needs no privileges.
+/// Runs the service under `runsv`, a program of runit that needs no privileges.
 pub fn under_runit(program: Program) {
     if !are_installed("runit", &["sv", "runsv"]) {
         return;
@@ -125,10 +126,10 @@ struct Runit {
 impl Runit {
     fn new(program: Program, folder: &ServiceFolder, grace: &str) -> Self {
         fs::create_dir(folder.join("service")).unwrap();
-        // Keeps `runsv` from starting the service immediately.
+        // The file `down` prevents `runsv` from starting the service immediately.
         fs::write(folder.join("service/down"), "").unwrap();
         folder.script("service/run", &format!("exec {} >../log 2>&1", folder.command(program, grace)));
-        // The exit code and the signal.
+        // runit passes the exit code and the signal of the service to this script.
         folder.script("service/finish", r#"echo "$1 $2" >../ended"#);
         let service = format!("{}/service", folder.path());
         let runsv = Command::new("runsv").arg(&service).stdin(Stdio::null()).spawn().unwrap();
@@ -151,13 +152,13 @@ impl Manager for Runit {
 
 impl Drop for Runit {
     fn drop(&mut self) {
-        // Ends runsv and the service, which is killed after a second.
+        // This command ends `runsv`, and kills the service after a second.
         let _ = Command::new("sv").args(["-w", "1", "force-shutdown", &self.service]).stdout(Stdio::null()).status();
         let _ = self.runsv.wait();
     }
 }
 
-/// Returns whether all programs of `what` are installed, and reports the first missing program.
+/// Returns whether all these programs are installed. If a program is missing, reports the tests of `what` as skipped.
 fn are_installed(what: &str, programs: &[&str]) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
@@ -170,7 +171,8 @@ fn must(words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {output:#?}");
 }
 
-/// Runs the service under systemd, as process 1 of new namespaces. Only the unit of the test exists, and only its folder is writable.
+/// Runs the service under systemd, which runs as process 1 of new namespaces. systemd finds only the units of the test. Only the folder
+/// of the test is writable.
 pub fn under_systemd(program: Program) {
     let folder = ServiceFolder::new(program);
     if let Some(systemd) = Systemd::boot(program, &folder, "3600") {
@@ -184,9 +186,9 @@ pub fn under_systemd(program: Program) {
 const NAMESPACES: [&str; 8] = ["unshare", "--mount", "--mount-proc", "--pid", "--cgroup", "--uts", "--fork", "--kill-child"];
 
 struct Systemd {
-    /// The parent of process 1.
+    /// The parent process of process 1 in the namespaces.
     unshare: Child,
-    /// The cgroup of the namespaces.
+    /// The cgroup of the processes in the namespaces.
     cgroup: PathBuf,
 }
 
@@ -202,7 +204,7 @@ StandardOutput=append:FOLDER/log
 StandardError=append:FOLDER/log
 ";
 
-/// Empty units that systemd always requires.
+/// The names of target units that systemd always requires. The test creates them without content.
 const TARGETS: [&str; 5] = ["default", "basic", "sysinit", "shutdown", "initrd"];
 
 const BOOT: &str = r#"
@@ -218,7 +220,7 @@ exec env -i container=test SYSTEMD_UNIT_PATH="$0" SYSTEMD_GENERATOR_PATH=/run/no
 "#;
 
 impl Systemd {
-    /// Starts systemd. If that fails, reports why and returns `None`.
+    /// Starts systemd. If systemd does not start, reports the reason and returns `None`.
     fn boot(program: Program, folder: &ServiceFolder, grace: &str) -> Option<Self> {
         if !are_installed("systemd", &["/lib/systemd/systemd", "systemctl", "nsenter"]) {
             return None;
@@ -245,7 +247,7 @@ impl Systemd {
         None
     }
 
-    /// Waits until systemd answers or has given up.
+    /// Waits until systemd responds or has failed to start. Returns whether it responds.
     fn is_up(&mut self, folder: &ServiceFolder) -> bool {
         poll_until_some(&"systemd neither starts nor gives up", || {
             let has_failed = self.unshare.try_wait().unwrap().is_some() || folder.read("boot").contains("Freezing execution");
@@ -254,7 +256,7 @@ impl Systemd {
         })
     }
 
-    /// Returns the arguments for `nsenter`, once process 1 exists.
+    /// Returns the arguments for `nsenter`, or `None` if process 1 does not exist yet.
     fn systemctl(&self, verb: &str) -> Option<Vec<String>> {
         let process_1 = only_child(self.unshare.id())?.to_string();
         Some(["-t", &process_1, "-m", "-p", "-C", "systemctl", verb, "notes"].map(str::to_owned).into())
@@ -278,7 +280,7 @@ impl Manager for Systemd {
 
 impl Drop for Systemd {
     fn drop(&mut self) {
-        // This also ends process 1 of the namespaces, all other processes in them, and their mounts.
+        // This call also ends process 1 of the namespaces, all other processes in them, and their mounts.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
         for _ in 0..5000 {
@@ -290,7 +292,7 @@ impl Drop for Systemd {
     }
 }
 
-/// Removes a cgroup and its children. Fails while they contain processes.
+/// Removes a cgroup and its children. Returns an error while a process is in one of these cgroups.
 fn remove(cgroup: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cgroup)? {
         let entry = entry?;
@@ -301,7 +303,7 @@ fn remove(cgroup: &Path) -> io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// Returns the mount point of cgroups version 2.
+/// Returns the mount point of cgroups version 2, or `None` if they are not mounted.
 fn cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let found = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {

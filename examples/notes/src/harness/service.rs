@@ -1,4 +1,4 @@
-//! The service as a process, and requests for notes.
+//! Starts the service as a process, and sends requests for notes.
 
 use super::Program;
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -12,16 +12,16 @@ use std::time::Duration;
 use tempfile::TempDir;
 use testing::{Client, Ended, Process, Response, Signal, poll_until_some, with_open_files};
 
-/// Requests for notes.
+/// Methods of a client that send requests for notes.
 pub(crate) trait NotesClient {
     fn put(&mut self, name: &str, body: &[u8]) -> io::Result<Response>;
 
     fn put_in_chunks(&mut self, name: &str, chunks: &[&[u8]]) -> io::Result<Response>;
 
-    /// Starts a `PUT`, and returns once the service waits for its body of `len` bytes.
+    /// Sends the head of a `PUT` request. Returns as soon as the service waits for the body of `len` bytes.
     fn start_put(&mut self, name: &str, len: usize) -> io::Result<()>;
 
-    /// Sends a `GET`, and does not wait for its response.
+    /// Sends a `GET` request, and does not wait for the response.
     fn start_get(&mut self, name: &str) -> io::Result<()>;
 }
 
@@ -54,7 +54,7 @@ impl Program {
         command
     }
 
-    /// Returns a command that starts the service with its notes in `dir`.
+    /// Returns a command that starts the service. The service stores its notes in `dir`.
     pub(crate) fn serve(self, dir: &Path, options: &[&str]) -> Command {
         let args = ["--listen", "127.0.0.1:0", "--dir", dir.to_str().unwrap()];
         self.command(args.iter().chain(options))
@@ -65,7 +65,7 @@ impl Program {
     }
 }
 
-/// Makes the reads and writes of a note block, as a disk that hangs.
+/// A folder for the option `--stall`. The folder makes the reads and writes of a note block, like a disk that hangs.
 pub(crate) struct Stall(TempDir);
 
 impl Stall {
@@ -80,7 +80,7 @@ impl Stall {
         Service::start(program, &[&stall, options].concat())
     }
 
-    /// Starts a service that can open this number of files.
+    /// Starts a service that can open at most `limit` files.
     pub(crate) fn start_with_descriptors(&self, program: Program, limit: u32) -> Service {
         let dir = program.dir();
         let serve = program.serve(dir.path(), &["--stall", self.0.path().to_str().unwrap()]);
@@ -94,12 +94,12 @@ impl Stall {
     }
 }
 
-/// Stalls a note of a service that runs with `--stall dir`.
+/// Creates the pipe that stalls a note of a service with the option `--stall dir`.
 pub(crate) fn stall(dir: &Path, name: &str) {
     mkfifoat(CWD, dir.join(name), Mode::RWXU).unwrap();
 }
 
-/// A running service and its folder.
+/// The process of a service, its address, and the folder of its notes.
 pub(crate) struct Service {
     process: Process,
     address: SocketAddr,
@@ -120,7 +120,8 @@ impl Service {
         Self { process, address, dir }
     }
 
-    /// Waits until the process, which cannot print its address, listens.
+    /// Waits until the process listens. The output of the process is not readable, so this function reads the port from Linux's list of
+    /// sockets.
     pub(crate) fn without_output(mut process: Process, dir: TempDir) -> Self {
         let port = poll_until_some(&"no port", || {
             assert_eq!(process.try_wait(), None, "the service has ended");
@@ -137,7 +138,7 @@ impl Service {
         self.address
     }
 
-    /// Returns the path of a temporary file.
+    /// Returns the path that the service uses for its temporary file with this number.
     pub(crate) fn temporary(&self, number: usize) -> PathBuf {
         self.dir().join(format!(".{}-{number}.tmp", self.process.id()))
     }
@@ -151,7 +152,7 @@ impl Service {
         self.connect().get_until("/tasks", "\"kind\":\"blocking\"");
     }
 
-    /// Connects, unless the queue of the service's connections is full.
+    /// Tries to connect to the service. Returns an error if the service's queue of new connections is full.
     pub(crate) fn try_connect(&self) -> io::Result<TcpStream> {
         TcpStream::connect_timeout(&self.address, Duration::from_millis(100))
     }
@@ -173,7 +174,7 @@ impl Service {
         self.process.line(text)
     }
 
-    /// Waits until the process has ended, and returns its folder.
+    /// Waits until the process has ended. Returns the result and the folder of the notes.
     #[track_caller]
     pub(crate) fn wait(self) -> (Ended, TempDir) {
         (self.process.wait(), self.dir)
@@ -185,12 +186,12 @@ impl Service {
     }
 }
 
-/// Returns the address in the line that a service prints when it listens.
+/// Returns the address from the line that a service prints when it listens.
 pub(crate) fn address_in(line: &str) -> Option<SocketAddr> {
     line.strip_prefix("listening on http://")?.parse().ok()
 }
 
-/// Returns the port on which a process listens, from Linux's list of its file descriptors.
+/// Returns the port on which a process listens. The function compares the sockets of the process with Linux's list of listening sockets.
 fn listening_port(id: u32) -> Option<u16> {
     let descriptors = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
     let targets = descriptors.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()?.into_os_string().into_string().ok());

@@ -1,4 +1,4 @@
-//! Signals, and clients and tasks that delay a shutdown.
+//! Tests signals, and clients and tasks that delay a shutdown.
 
 use super::Program;
 use super::load::{assert_drained, check_complete, check_notes, name, random_stop, send_notes};
@@ -12,9 +12,11 @@ use testing::{Client, Ended, Process, Signal};
 
 const GRACE: Duration = Duration::from_millis(500);
 
-/// One straggler can be aborted. The others cannot, and the runtime's destructor would wait for them.
+/// In the first case, one straggler can be aborted. The other stragglers cannot be aborted, and the destructor of the runtime would wait
+/// for these stragglers.
 ///
-/// The service guarantees the bound, but the machine may add delays: one of three attempts must keep the bound.
+/// The service guarantees the limit, but the machine may add delays. Because of such delays, only one of three attempts must keep the
+/// limit.
 pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
     exits_in_time(program, &["connection at ", "read at "], &|client| client.start_get("note").unwrap());
     exits_in_time(program, &["write at "], &|client| assert_eq!(client.put("note", b"in memory").unwrap().status, 202));
@@ -42,7 +44,7 @@ fn exits_in_time(program: Program, stragglers: &[&str], start_stragglers: &dyn F
     assert!({ took }.any(|took| took <= GRACE + Duration::from_secs(1)));
 }
 
-/// Sends half of a request.
+/// Sends the head of a request and half of its body.
 fn send_half(service: &Service, name: &str) -> Client {
     let mut client = service.connect();
     client.start_put(name, 8).unwrap();
@@ -50,7 +52,8 @@ fn send_half(service: &Service, name: &str) -> Client {
     client
 }
 
-/// The client sends a byte now and then, so a timeout of each read would not end its request. Other clients lose nothing.
+/// The slow client sends a byte from time to time, so a timeout for each read would not end its request. The other clients must lose no
+/// note.
 pub fn slow_client_does_not_affect_others(program: Program) {
     let service = Service::start(program, &["--grace", "5"]);
     let mut slow = service.connect();
@@ -72,13 +75,13 @@ pub fn slow_client_does_not_affect_others(program: Program) {
     check_notes(dir.path(), &accepted);
 }
 
-/// With each pair of signals, and whether or not the first one has been handled.
+/// Tests each pair of signals, both before and after the service has handled the first signal.
 pub fn second_signal_exits_immediately(program: Program) {
     for (first, second) in
         [(Signal::INT, Signal::INT), (Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM), (Signal::TERM, Signal::INT)]
     {
         for wait_for_drain in [true, false] {
-            // The kernel merges two equal signals until the first is delivered.
+            // The kernel merges two equal signals until it has delivered the first signal.
             if wait_for_drain || first != second {
                 let mut service = Service::start(program, &["--grace", "3600"]);
                 let _client = send_half(&service, "half");
@@ -86,7 +89,8 @@ pub fn second_signal_exits_immediately(program: Program) {
                 if wait_for_drain {
                     service.line("draining: ");
                 }
-                // Until the repeat window is over, the second signal repeats the first one.
+                // At first, the host treats the second signal as a repetition of the first signal. Therefore the test sends the second
+                // signal until the process exits.
                 service.process().signal_until_exit(second);
                 let (ended, dir) = service.wait();
                 ended.assert_code(130).assert_line("exiting immediately, ");
@@ -97,7 +101,7 @@ pub fn second_signal_exits_immediately(program: Program) {
     second_signal_under_load(program);
 }
 
-/// Each note is on disk completely or not at all. Temporary files of interrupted writes are left.
+/// Each note must be on disk completely or not at all. The temporary files of interrupted writes may stay.
 fn second_signal_under_load(program: Program) {
     let stall = Stall::new(program, &name(0));
     let mut service = stall.start(program, &["--grace", "3600"]);
@@ -117,7 +121,7 @@ fn second_signal_under_load(program: Program) {
     check_complete(dir.path());
 }
 
-/// At any moment, the signal either kills the process, which has no handler yet, or starts a drain.
+/// The test sends the signal at different times of the start-up. Either the process has no handler yet and is killed, or it must drain.
 pub fn signal_during_start_up(program: Program) {
     const STARTS: u32 = 60;
     let start = Instant::now();
@@ -131,7 +135,7 @@ pub fn signal_during_start_up(program: Program) {
         process.signal(Signal::TERM);
         let ended = process.wait();
         if ended.status.signal() == Some(Signal::TERM.as_raw()) {
-            // A service that listens has a handler.
+            // A service that prints its address has installed its handler.
             assert!(!ended.has_line(""), "{ended:#?}");
             killed += 1;
         } else {
@@ -143,7 +147,8 @@ pub fn signal_during_start_up(program: Program) {
     println!("within {longest:?}: {killed} killed, {drained} drained");
 }
 
-/// Asserts that the folder is empty, except for the file with which the start-up checks the folder, if the process was killed at that moment.
+/// Asserts that the folder is empty. If the process was killed, the folder may contain one file, which the start-up creates to check the
+/// folder.
 fn check_empty(ended: &Ended, dir: &std::path::Path) {
     let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     let probe = |name: &std::ffi::OsString| ended.status.code().is_none() && name.as_encoded_bytes().ends_with(b"-0.tmp");

@@ -1,4 +1,4 @@
-//! Helpers that the models share.
+//! Defines helpers that the models share.
 #[cfg(not(loom))]
 compile_error!("the models need RUSTFLAGS=\"--cfg loom\"");
 
@@ -17,13 +17,13 @@ pub type Registry = background_tasks::Registry<()>;
 
 /// Explores a model of registries with `shards` shards.
 ///
-/// Covers every interleaving of at most three preemptions, and every value that each load may return. At the end of each execution,
-/// every registry state must be back in the pool.
+/// Covers every interleaving with at most three preemptions, and every value that each load may return. At the end of each
+/// execution, every registry state must be back in the pool.
 pub fn check(shards: usize, model: impl Fn() + Send + Sync + 'static) {
     check_with_bound(3, shards, model);
 }
 
-/// Explores a model with another bound on preemptions, for models that take minutes with three.
+/// Explores a model with the given bound on preemptions. Some models would take minutes with a bound of three.
 pub fn check_with_bound(preemptions: usize, shards: usize, model: impl Fn() + Send + Sync + 'static) {
     model::set_shards(shards);
     let mut builder = loom::model::Builder::new();
@@ -39,7 +39,7 @@ pub fn check_with_bound(preemptions: usize, shards: usize, model: impl Fn() + Se
     println!("{} executions", executions.load(Ordering::Relaxed));
 }
 
-/// Starts a thread that uses the given shard. The model's main thread uses shard 0.
+/// Starts a thread that uses the given shard of each registry. The model's main thread uses shard 0.
 pub fn spawn_on_shard<T: 'static>(shard: usize, work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     loom::thread::spawn(move || {
         model::set_number(shard);
@@ -49,8 +49,8 @@ pub fn spawn_on_shard<T: 'static>(shard: usize, work: impl FnOnce() -> T + 'stat
 
 /// Runs two closures on two threads of shard 0 and returns both results.
 ///
-/// Loom runs threads in the order of their start first, and explores too few orders of operations that read and then write. A model
-/// therefore calls this function with both values of `swapped`.
+/// Loom first runs the threads in the order in which they were started. From this order, loom explores too few orders of operations
+/// that read and then write. Therefore a model calls this function with both values of `swapped`.
 pub fn race<A: 'static, B: 'static>(
     swapped: bool,
     first: impl FnOnce() -> A + 'static,
@@ -65,7 +65,8 @@ pub fn race<A: 'static, B: 'static>(
     (first.join().unwrap(), second.join().unwrap())
 }
 
-/// A future that the model polls. Its waker counts in an atomic of `std`, so the count orders nothing that loom observes.
+/// A future that the model polls. The future's waker counts its calls in an atomic of `std`, so the count does not affect the
+/// orders that loom explores.
 pub struct Polled<F> {
     future: Pin<Box<F>>,
     wakes: Arc<Wakes>,
@@ -90,7 +91,7 @@ impl<F: Future> Polled<F> {
         self.future.as_mut().poll(&mut Context::from_waker(&waker))
     }
 
-    /// Polls with a new waker. Calls of the earlier wakers no longer count.
+    /// Polls the future with a new waker. Calls to the earlier wakers no longer count.
     pub fn poll_with_new_waker(&mut self) -> Poll<F::Output> {
         self.wakes = Arc::new(Wakes(AtomicUsize::new(0)));
         self.poll()
@@ -101,9 +102,10 @@ impl<F: Future> Polled<F> {
         self.wakes.0.load(Ordering::Relaxed) != 0
     }
 
-    /// Returns the output, where `polled` is the result of the last poll.
+    /// Returns the output of the future. `polled` is the result of the last poll.
     ///
-    /// Call this function once the awaited event has happened. A pending future must have been woken, and its next poll must be ready.
+    /// Call this function after the awaited event has happened. If the last poll was pending, the waker must have been called, and
+    /// the next poll must be ready.
     pub fn finish(mut self, polled: Poll<F::Output>) -> F::Output {
         if let Poll::Ready(output) = polled {
             return output;
@@ -129,7 +131,7 @@ impl Spawner for ManualSpawner {
     }
 }
 
-/// Each future is ready, so a service never waits.
+/// Each sleep is ready immediately, so a service never waits.
 impl Timer for ManualSpawner {
     type Sleep = Ready<()>;
 
@@ -161,9 +163,9 @@ pub fn manual_builder() -> RegistryBuilder<ManualSpawner> {
     background_tasks::Registry::builder(ManualSpawner::default())
 }
 
-/// A side effect of a task, made without an atomic operation.
+/// A side effect of a task. It uses no atomic operation.
 ///
-/// Loom fails an execution in which another thread observes the effect and the effect does not happen before the observation.
+/// If a thread observes the effect and the effect does not happen before the observation, loom fails the execution.
 #[derive(Clone)]
 pub struct Effect(Arc<Mutex<UnsafeCell<()>>>);
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 pub(super) struct Frame {
-    /// Seconds since the start.
+    /// The time since the start of the recording, in seconds.
     pub(super) at: f64,
     pub(super) lines: Vec<String>,
 }
@@ -11,12 +11,13 @@ pub(super) struct Frame {
 const CELL_WIDTH: f64 = 8.5;
 const LINE_HEIGHT: f64 = 20.0;
 const MARGIN: f64 = 18.0;
-/// How long the last screen is shown, in seconds.
+/// The time for which the animation shows the last screen, in seconds.
 const LAST: f64 = 4.0;
 
-/// Returns an image that shows one screen after another, without end. Where animations are off, it shows the last screen.
+/// Returns an image that shows one screen after another in an endless loop. If the reader has switched animations off, the image shows
+/// the last screen.
 ///
-/// The screens are below each other on a strip, which moves behind a window.
+/// All screens are on one vertical strip. The animation moves the strip behind a window of the size of one screen.
 #[allow(clippy::cast_precision_loss, reason = "a terminal has few columns, rows and screens")]
 pub(super) fn svg(frames: &[Frame], columns: usize, rows: usize, caption: &str) -> String {
     let (width, height) = (columns as f64 * CELL_WIDTH + 2.0 * MARGIN, rows as f64 * LINE_HEIGHT + 2.0 * MARGIN);

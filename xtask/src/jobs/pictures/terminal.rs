@@ -1,12 +1,12 @@
-//! A terminal that interprets the control sequences of the recorded programs.
+//! Emulates a terminal. The emulation interprets only the control sequences that the recorded programs print.
 
-/// The text on the screen.
+/// The text on the screen, and the position of the cursor.
 pub(super) struct Terminal {
     rows: Vec<Vec<char>>,
     columns: usize,
     row: usize,
     column: usize,
-    /// The start of an incomplete control sequence.
+    /// The start of a control sequence whose end has not been written yet.
     pending: String,
 }
 
@@ -30,7 +30,7 @@ impl Terminal {
         }
     }
 
-    /// Returns the lines without spaces at their ends.
+    /// Returns the lines of the screen without the spaces at their ends.
     pub(super) fn lines(&self) -> Vec<String> {
         self.rows.iter().map(|row| row.iter().collect::<String>().trim_end().to_owned()).collect()
     }
@@ -61,7 +61,7 @@ impl Terminal {
         }
     }
 
-    /// Ignores colours and modes.
+    /// Executes a control sequence that moves the cursor or erases text. Ignores sequences for colours and modes.
     fn control(&mut self, sequence: &str) {
         let Some(body) = sequence.strip_prefix("\u{1b}[") else { return };
         let (argument, command) = body.split_at(body.len() - 1);
