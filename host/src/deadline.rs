@@ -143,8 +143,8 @@ fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
     deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
-/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics and drops this value, the thread makes the
-/// process exit.
+/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, it drops this value, and the thread then
+/// makes the process exit.
 pub(crate) struct Enforcement(Sender<()>);
 
 impl Enforcement {

@@ -193,7 +193,7 @@ impl Host {
     /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
     ///
     /// The host shuts this registry down when the earlier registries have drained, or when only the reserve is left of the grace period. So
-    /// the earlier registries have the grace period minus all later reserves, and a task that does not end cannot use up the time of the
+    /// the earlier registries can use the grace period minus all later reserves. A task that does not end cannot use up the time of the
     /// later registries. When only the reserve is left, the host reports the stragglers of the earlier registries, but it aborts them only
     /// when the grace period expires.
     ///

@@ -409,7 +409,7 @@ fn is_of_the_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// The permit of one open connection.
+/// A permit that counts one open connection against the limit.
 struct Permit {
     guard: Option<Guard>,
     closed: Arc<Event>,

@@ -25,7 +25,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// The time starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
 /// last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this name waits to run
-/// again, the time stands still. When the service runs again, the time starts again.
+/// again, the time stands still. When the service runs again, its time starts from zero.
 ///
 /// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
 /// other tasks, it cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further effect,

@@ -20,7 +20,7 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     handles_ignored: false,
 });
 
-/// Notified when the process is asked to stop.
+/// A condition variable that is notified when the process is asked to stop.
 static REQUESTED: Condvar = Condvar::new();
 
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
@@ -36,10 +36,10 @@ struct Handlers {
     /// The hook of the last host whose `run` has returned.
     kept: Option<HookKey>,
     next_key: usize,
-    /// Code outside of a host waits for the signal, because it has called `shutdown_signal`.
+    /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// A drain has started, so SIGHUP must not end the process.
+    /// Whether a drain has started, during which SIGHUP must not end the process.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -57,8 +57,8 @@ pub(crate) struct HookKey(usize);
 /// Returns a future that resolves when the process is asked to stop, and then stays resolved.
 ///
 /// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, the closing of the console and the
-/// shutdown of the system ask the process to stop. After the last two, Windows ends the process within seconds. The future works on every
-/// runtime and without a runtime, because a separate thread waits for the signals.
+/// shutdown of the system ask the process to stop. If the console closes or the system shuts down, Windows ends the process within seconds.
+/// The future works on every runtime and without a runtime, because a separate thread waits for the signals.
 ///
 /// As soon as this function has been called, these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
 /// Without a host, a second signal has no effect. With a host, a further signal after the [repeat window](crate::Host::repeat_window) ends

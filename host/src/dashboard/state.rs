@@ -76,8 +76,8 @@ impl Source {
         Self { registry, serving, host: None, shared: Mutex::default() }
     }
 
-    /// Returns an event with the current state. If `draining` is true, and all listed tasks of the page's registry only serve requests,
-    /// this event is the last event.
+    /// Returns an event with the current state. During a drain (`draining` is true), this is the last event if all listed tasks of the
+    /// page's registry only serve requests.
     pub(super) fn event(&self, draining: bool) -> Event {
         // The lock is held while the event is made, so that other streams wait and share the event.
         let mut shared = lock(&self.shared);
@@ -177,7 +177,7 @@ struct Lists {
 struct InPhase<T> {
     #[serde(flatten)]
     item: T,
-    /// The index of the item's phase. Missing if the dashboard shows no host.
+    /// The index of the item's phase. The JSON does not contain this field if the dashboard shows no host.
     #[serde(skip_serializing_if = "Option::is_none")]
     phase: Option<usize>,
 }
@@ -191,7 +191,7 @@ struct Group {
 }
 
 impl Lists {
-    /// Adds the tasks, groups and services of a registry. Returns the number of its tasks in flight.
+    /// Adds the tasks, groups and services of a registry. Returns the number of the registry's tasks in flight.
     fn add(&mut self, registry: &Registry<()>, phase: Option<usize>) -> usize {
         let tasks = registry.tasks();
         self.len += tasks.len();

@@ -106,7 +106,7 @@ impl fmt::Debug for TimedBody {
 pub(super) struct TimedIo<I, P> {
     io: I,
     limit: TimeLimit,
-    /// Dropped after the connection has been closed.
+    /// The permit of the connection, which is dropped after the connection has been closed.
     _permit: P,
 }
 
