@@ -393,8 +393,8 @@ impl Host {
     /// Makes SIGHUP ask the process to stop, as SIGTERM does. The system sends SIGHUP when the terminal is closed. Without this call,
     /// SIGHUP ends the process, unless a drain or delay has started.
     ///
-    /// `nohup` makes programs ignore SIGHUP. On Linux, such a program needs [`handle_ignored`](Self::handle_ignored) too: otherwise it
-    /// continues to ignore SIGHUP. Windows has no SIGHUP, so this method has no effect there.
+    /// `nohup` makes programs ignore SIGHUP. On Linux, a program that ignores SIGHUP needs [`handle_ignored`](Self::handle_ignored) too.
+    /// Windows has no SIGHUP, so this method has no effect there.
     pub fn handle_sighup(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
         self

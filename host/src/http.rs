@@ -161,9 +161,9 @@ impl<S> HttpServer<S> {
     /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
     /// Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
-    /// The other descriptors are for the work of the service, such as files and connections to databases. Set a lower limit if a request needs more
-    /// than one of them. At the limit, the server does not accept
-    /// connections until one closes. New clients wait in the listener's backlog.
+    /// The other file descriptors are for the work of the service, such as files and connections to databases. If a request needs more than
+    /// one file descriptor for such work, set a lower limit. At the limit, the server accepts a new connection only after another
+    /// connection has closed. New clients wait in the listener's backlog.
     ///
     /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]

@@ -28,8 +28,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// again, the time stands still. When the service runs again, its time starts from zero.
 ///
 /// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
-/// other tasks, it cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further effect,
-/// because the process already stops.
+/// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
+/// effect, because the process already stops.
 ///
 /// The host checks handles on a separate thread, so it also reports a task that blocks the executor. The time between two checks is a
 /// quarter of the shortest timeout of all handles, but at most one second and at least 10 milliseconds (about 100 milliseconds during the

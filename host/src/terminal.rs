@@ -63,8 +63,8 @@ pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
-/// Logs the tasks that are still in flight. On stderr, this is one text. As tracing events, it is one event with the counts, and one event
-/// for each task.
+/// Logs the tasks that are still in flight. On stderr, this is one text. With a tracing subscriber, this is one event with the counts, and
+/// one event for each task.
 pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
     #[cfg(feature = "tracing")]
     if emits_events() {
