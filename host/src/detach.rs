@@ -122,7 +122,7 @@ where
 pub struct DetachFuture<T, E> {
     /// `None` if the registry has rejected the task.
     task: Option<JoinHandle<Result<T, E>>>,
-    /// Whether a response that replaces the response of the service closes the connection.
+    /// Whether a 503 response of the layer closes the connection.
     close_connection: bool,
 }
 

@@ -470,11 +470,11 @@ impl Host {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the program's future. If the drain has not started, the host does not shut down the registries. If the
-    /// drain has started, the registries that the host has shut down stay shut down, and their tasks continue. The host no longer waits for
-    /// these tasks, does not abort them, and does not shut down later registries. After the drop, signals have their default actions,
-    /// unless another host or a caller of `shutdown_signal` uses them: the next SIGTERM or SIGINT ends the process. To continue without the
-    /// host, call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
+    /// Dropping this future drops the program's future. If the drain has not started, the host leaves the registries open. If the drain has
+    /// started, the registries that the host has shut down stay shut down, and their tasks continue. The host no longer waits for these
+    /// tasks, does not abort them, and does not shut down later registries. After the drop, signals have their default actions, unless
+    /// another host or a caller of `shutdown_signal` uses them: the next SIGTERM or SIGINT ends the process. To continue without the host,
+    /// call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
     ///
     /// # Deadlocks
     ///

@@ -34,7 +34,7 @@ pub(crate) struct HostState {
     program_aborted: Flag,
     /// Set when the drain has ended.
     finished: Flag,
-    /// The exit code. The first code other than 0 stays.
+    /// The exit code. After a code other than 0 has been set, the exit code does not change.
     exit_code: AtomicU8,
 }
 

@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// A stream, a body or an upgraded connection that ends when shutdown starts. The registry counts it as in flight until it is dropped.
+    /// A stream, a body or an upgraded connection that ends when shutdown starts. The registry counts this value as in flight until the
+    /// value is dropped.
     ///
     /// A stream of events and a WebSocket do not end on their own. If they do not end at the signal, the drain waits for their clients
     /// until the grace period expires. An upgraded connection belongs to no request. So without a guard, the drain does not wait for an
