@@ -187,7 +187,7 @@ impl<S> HttpServer<S> {
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
     /// responds 408. If the service returns a response with an error status, the server changes the status to 408. After a response to a
-    /// late request body, the server always closes the connection.
+    /// late request body, the server closes the connection.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);

@@ -17,7 +17,8 @@ use tower_service::Service;
 /// background tasks until the last frame of its response body, even while the registry drains.
 ///
 /// The layer answers a request that arrives after the drain with status 503 and an empty body, and does not call the service. In HTTP/1,
-/// this response also closes the connection, so that the client connects to another server. In HTTP/2, the server must close connections.
+/// this response also closes the connection, so that the client connects to another server. In HTTP/2, the server itself closes
+/// connections.
 ///
 /// # Limits
 ///
