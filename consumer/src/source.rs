@@ -50,6 +50,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// Returns how long a delivery belongs to this consumer unless it is extended. This duration must not change. Returns `None` if a
     /// delivery belongs to the consumer as long as its connection exists.
+    ///
+    /// The broker starts the lease at some moment during the call of `receive` or [`extend`](Self::extend). The consumer therefore counts
+    /// the lease from the start of this call.
     fn lease(&self) -> Option<Duration>;
 
     /// Receives at most `most` messages. `most` is at least 1.

@@ -78,11 +78,12 @@ where
                 continue;
             }
             let free = self.options.concurrency - messages.len();
+            let lease = Lease::new(self.registry.spawner(), self.source.lease());
             match meanwhile(&mut messages, self.receive(free, &signal)).await {
                 Ok(received) => {
                     backoff = RECEIVE_BACKOFF.0;
                     let pause = if received.is_empty() { self.source.poll_interval() } else { Duration::ZERO };
-                    messages.extend(received.into_iter().map(|message| self.handle(message, &signal)));
+                    messages.extend(received.into_iter().map(|message| self.handle(message, lease.clone(), &signal)));
                     if !pause.is_zero() {
                         meanwhile(&mut messages, signal.run_until_shutdown(self.sleep(pause))).await;
                     }
@@ -126,9 +127,8 @@ where
     }
 
     /// Runs the handler of a message and settles the message.
-    async fn handle(&self, message: Message<S::Receipt>, signal: &ShutdownSignal) {
+    async fn handle(&self, message: Message<S::Receipt>, mut lease: Lease<'_, P>, signal: &ShutdownSignal) {
         let Message { delivery, mut receipt } = message;
-        let mut lease = Lease::new(self.registry.spawner(), self.source.lease());
         if signal.is_triggered() {
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
@@ -209,8 +209,8 @@ where
     /// Extends the lease until the future resolves.
     async fn extend_until<T>(&self, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
-        while let Some(interval) = lease.until_extension() {
-            match select(future.as_mut(), pin!(interval)).await {
+        while let Some(due) = lease.until_extension() {
+            match select(future.as_mut(), due).await {
                 Either::Left((output, _)) => return output,
                 Either::Right(_) => {}
             }

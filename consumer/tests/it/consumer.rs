@@ -165,6 +165,50 @@ fn handler_longer_than_the_lease_runs_once() {
     sim.assert_losses(&[]);
 }
 
+/// The broker starts the lease at some moment during the call, so the consumer counts it from the start of the call.
+#[test]
+fn message_of_a_slow_receive_is_extended_in_time() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = LEASE * 9 / 10;
+    let (calls, handler) = slow(&sim, 60);
+    sim.consumer().serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    *sim.faults.receive_delay.lock().unwrap() = Duration::ZERO;
+    sim.advance(LEASE * 3);
+    assert!(sim.queue.is_empty());
+    assert_eq!(calls.load(SeqCst), 1);
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn lease_is_counted_from_the_start_of_a_slow_extension() {
+    let sim = Simulation::new();
+    sim.send(1);
+    // Each response arrives after the next extension is due, so the next extension starts immediately.
+    *sim.faults.extension_delay.lock().unwrap() = LEASE * 9 / 20;
+    let (calls, handler) = slow(&sim, 200);
+    sim.consumer().serve(&sim.registry, "job", handler).unwrap();
+    sim.advance_secs(240);
+    assert!(sim.queue.is_empty());
+    assert_eq!(calls.load(SeqCst), 1);
+    sim.assert_losses(&[]);
+}
+
+/// At 27 seconds, three seconds of the lease are left.
+#[test]
+fn call_for_a_message_of_a_slow_receive_ends_with_its_lease() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = LEASE * 9 / 10;
+    sim.consumer().concurrency(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.faults.fail_calls.store(true, SeqCst);
+    sim.advance_secs(29);
+    sim.assert_losses(&[]);
+    sim.advance_secs(1);
+    sim.assert_losses(&["job failed: done, but not acknowledged: broken"]);
+}
+
 #[test]
 fn ack_waits_for_an_extension_and_uses_its_receipt() {
     let sim = Simulation::new();
