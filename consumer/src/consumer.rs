@@ -97,7 +97,8 @@ impl<S: Source> Consumer<S> {
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
     ///
     /// The registry drains when each message is settled or its lease has expired. On a source without a lease, the consumer gives up
-    /// after 10 seconds. The drain also waits for a `receive` in progress, for at most one lease or 10 seconds.
+    /// after 10 seconds, and the message returns when its connection closes. The drain also waits for a `receive` in progress, for at
+    /// most one lease or 10 seconds, and for the return of prefetched messages, for at most 10 seconds.
     ///
     /// # Tasks in flight
     ///
@@ -108,8 +109,8 @@ impl<S: Source> Consumer<S> {
     /// dropping the program's last handle does not start the shutdown.
     ///
     /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles up to 5 seconds. The first failure
-    /// of an outage is reported to the registry's observers as a failed task named `consumer`, as is each message that cannot be
-    /// released.
+    /// of an outage is reported to the registry's observers as a failed task named `consumer`. The consumer also reports each message
+    /// that cannot be released, and prefetched messages that cannot be returned.
     ///
     /// # Errors
     ///

@@ -106,7 +106,7 @@ pub trait Source: Send + Sync + 'static {
     /// Returns prefetched messages to the queue. Default: does nothing.
     ///
     /// A consumer calls this method once, after the start of the shutdown and after its last `receive`. It drops the future after
-    /// 10 seconds. Deliveries may still be settled afterwards.
+    /// 10 seconds, and reports this. Deliveries may still be settled afterwards.
     fn stop(&self) -> impl Future<Output = Result<(), Self::Error>> + Send {
         ready(Ok(()))
     }

@@ -100,8 +100,9 @@ where
         }
         let stop = async {
             match select(pin!(self.source.stop()), pin!(self.sleep(CALL_LIMIT))).await {
+                Either::Left((Ok(()), _)) => {}
                 Either::Left((Err(error), _)) => self.report(format!("cannot stop receiving: {error}")),
-                Either::Left((Ok(()), _)) | Either::Right(_) => {}
+                Either::Right(_) => self.report("cannot stop receiving: the broker does not respond".into()),
             }
         };
         meanwhile(&mut messages, stop).await;

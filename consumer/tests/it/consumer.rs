@@ -272,7 +272,42 @@ fn ack_without_response_ends_with_the_lease() {
     assert_eq!(sim.shutdown(), None);
     sim.advance(LEASE);
     assert!(sim.registry.is_drained());
-    sim.assert_losses(&["job failed: done, but not acknowledged: the broker does not respond"]);
+    sim.assert_losses(&[
+        "consumer failed: cannot stop receiving: the broker does not respond",
+        "job failed: done, but not acknowledged: the broker does not respond",
+    ]);
+}
+
+/// The message stays unsettled until the connection closes, so this must be reported.
+#[test]
+fn release_without_response_is_reported_if_the_source_has_no_lease() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.send(1);
+    sim.consumer().serve(&sim.registry, "job", never_ends).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    sim.faults.hang_calls.store(true, SeqCst);
+    sim.registry.abort();
+    sim.advance_secs(9);
+    assert!(!sim.registry.is_drained());
+    sim.advance_secs(1);
+    assert!(sim.registry.is_drained());
+    sim.assert_losses(&["job was aborted", "consumer failed: cannot release message \"1\": the broker does not respond"]);
+}
+
+#[test]
+fn stop_without_response_is_reported() {
+    let sim = Simulation::new();
+    sim.consumer().serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    sim.faults.hang_calls.store(true, SeqCst);
+    assert_eq!(sim.shutdown(), None);
+    sim.advance_secs(9);
+    assert!(!sim.registry.is_drained());
+    sim.advance_secs(1);
+    assert!(sim.registry.is_drained());
+    sim.assert_losses(&["consumer failed: cannot stop receiving: the broker does not respond"]);
 }
 
 #[test]
