@@ -130,10 +130,12 @@ where
     /// Runs the handler of a message and settles the message.
     async fn handle(&self, message: Message<S::Receipt>, mut lease: Lease<'_, P>, signal: &ShutdownSignal) {
         let Message { delivery, mut receipt } = message;
-        if signal.is_triggered() {
+        let max_attempts = self.options.max_attempts;
+        // Most brokers count a release as an attempt: the next consumer would move the message to the dead letters unread.
+        let is_last = delivery.attempt() == max_attempts;
+        if signal.is_triggered() && !is_last {
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
-        let max_attempts = self.options.max_attempts;
         if delivery.attempt() > max_attempts {
             // The last attempt has not settled the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
@@ -156,7 +158,8 @@ where
         let timeout = self.options.timeout;
         let work = async move { handler(argument).await };
         let task = attempt(work, spawner, timeout, outcome_sender, settled);
-        let task = self.registry.named(self.name).location(self.location).run_when_ready(task);
+        let builder = self.registry.named(self.name).location(self.location);
+        let task = if is_last { builder.follow_up() } else { builder }.run_when_ready(task);
         let outcome = async {
             // A rejected or aborted task is dropped, which drops the sender.
             let _ = task.await;

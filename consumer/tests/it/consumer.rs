@@ -485,6 +485,46 @@ fn shutdown_charges_no_attempt_where_the_queue_can_do_so() {
     assert_eq!(sim.steal(), 1, "the next attempt is the first again");
 }
 
+/// A broker that counts a released message would deliver it once more than `max_attempts`, and no handler would have run.
+#[test]
+fn shutdown_does_not_release_a_message_at_its_last_attempt() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = Duration::from_secs(1);
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    sim.advance_secs(1);
+    assert!(sim.queue.is_empty() && sim.registry.is_drained());
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn message_at_its_last_attempt_waits_for_a_permit_during_the_drain() {
+    let sim = Simulation::with_limit(1);
+    sim.send(2);
+    let (calls, handler) = slow(&sim, 5);
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!((calls.load(SeqCst), sim.shutdown()), (1, None));
+    sim.advance_secs(10);
+    assert!(sim.queue.is_empty() && sim.registry.is_drained());
+    assert_eq!(calls.load(SeqCst), 2);
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn message_that_waits_for_a_permit_is_released_at_shutdown() {
+    let sim = Simulation::with_limit(1);
+    sim.send(2);
+    let (calls, handler) = slow(&sim, 5);
+    sim.consumer().max_attempts(2).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    assert_eq!((calls.load(SeqCst), sim.queue.visible()), (1, 1));
+    assert_eq!(sim.steal(), 1, "no attempt is charged");
+}
+
 #[test]
 fn abort_outside_a_shutdown_is_a_failed_attempt() {
     let sim = Simulation::new();
