@@ -6,9 +6,10 @@ use async_nats::jetstream::{self, AckKind};
 use async_nats::{Error, HeaderMap};
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
-use std::fmt;
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, mem};
 
 /// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
@@ -26,6 +27,8 @@ pub struct JetStream {
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
+    /// The error of a `receive` that returned messages. The next call returns it.
+    error: Mutex<Option<Error>>,
 }
 
 impl JetStream {
@@ -47,7 +50,7 @@ impl JetStream {
             return Err("the consumer must have no `backoff`, which replaces `ack_wait`".into());
         }
         let lease = config.ack_wait;
-        Ok(Self { context, consumer, lease, dead_letters: dead_letters.into() })
+        Ok(Self { context, consumer, lease, dead_letters: dead_letters.into(), error: Mutex::default() })
     }
 
     async fn confirmed(&self, acker: &Acker, kind: AckKind) -> Result<(), Error> {
@@ -57,6 +60,24 @@ impl JetStream {
             Either::Right(_) => Err("the server does not respond".into()),
         }
     }
+
+    /// Replaces the error for the next `receive`.
+    fn set_error(&self, error: Option<Error>) -> Option<Error> {
+        mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
+    }
+}
+
+fn message(message: jetstream::Message) -> Result<Message<Acker>, Error> {
+    let mut delivery = Delivery::new(message.payload.to_vec());
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+        for value in values {
+            delivery = delivery.with_header(name.to_string(), value.as_str());
+        }
+    }
+    let info = message.info().map_err(|error| format!("received a message that JetStream has not sent: {error}"))?;
+    let attempt = u32::try_from(info.delivered).unwrap_or(u32::MAX);
+    let delivery = delivery.with_id(format!("{}:{}", info.stream, info.stream_sequence)).with_attempt(attempt);
+    Ok(Message { delivery, receipt: message.split().1 })
 }
 
 impl Source for JetStream {
@@ -68,26 +89,24 @@ impl Source for JetStream {
     }
 
     async fn receive(&self, most: usize) -> Result<Vec<Message<Acker>>, Error> {
+        if let Some(error) = self.set_error(None) {
+            return Err(error);
+        }
         // Returns as soon as there are messages. `expires` limits the wait for the first one, also if a response is lost.
         let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
-        let mut messages = Vec::new();
-        while let Some(message) = batch.next().await {
-            let message = match message {
-                Ok(message) => message,
-                Err(error) if messages.is_empty() => return Err(error),
-                Err(_) => break,
-            };
-            let mut delivery = Delivery::new(message.payload.to_vec());
-            for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
-                for value in values {
-                    delivery = delivery.with_header(name.to_string(), value.as_str());
-                }
+        let (mut messages, mut failed) = (Vec::new(), None);
+        while let Some(received) = batch.next().await {
+            match received.and_then(message) {
+                Ok(message) => messages.push(message),
+                Err(error) => failed = Some(error),
             }
-            let info = message.info()?;
-            let attempt = u32::try_from(info.delivered).unwrap_or(u32::MAX);
-            let delivery = delivery.with_id(format!("{}:{}", info.stream, info.stream_sequence)).with_attempt(attempt);
-            messages.push(Message { delivery, receipt: message.split().1 });
         }
+        if messages.is_empty()
+            && let Some(error) = failed
+        {
+            return Err(error);
+        }
+        self.set_error(failed);
         Ok(messages)
     }
 

@@ -1,8 +1,8 @@
 use crate::Queue;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
-use background_tasks_consumer::JetStream;
 use background_tasks_consumer::conformance::Broker;
+use background_tasks_consumer::{JetStream, Source};
 use futures_util::StreamExt;
 use std::time::Duration;
 
@@ -45,6 +45,10 @@ impl Queue for Nats {
         let stream = context.get_or_create_stream(config).await.unwrap();
         Self { address: address.into(), name: name.into(), context, stream }
     }
+
+    async fn check_details(address: &str) {
+        stray_message_is_reported_and_loses_no_other(&Self::open(address, "stray").await).await;
+    }
 }
 
 impl Broker for Nats {
@@ -64,4 +68,26 @@ impl Broker for Nats {
         let messages = consumer.batch().max_messages(100).expires(Duration::from_secs(1)).messages().await.unwrap();
         messages.map(|message| message.unwrap().payload.to_vec()).collect().await
     }
+}
+
+/// A message that JetStream has not sent arrives in the middle of a batch.
+async fn stray_message_is_reported_and_loses_no_other(queue: &Nats) {
+    let source = queue.connect().await;
+    let client = async_nats::connect(&queue.address).await.unwrap();
+    let mut requests = client.subscribe(format!("$JS.API.CONSUMER.MSG.NEXT.{}.workers", queue.name)).await.unwrap();
+    client.flush().await.unwrap();
+    let answer = async {
+        let inbox = requests.next().await.unwrap().reply.unwrap();
+        client.publish(inbox, "stray".into()).await.unwrap();
+        client.flush().await.unwrap();
+        queue.send("1".into()).await;
+    };
+    let (received, ()) = futures_util::join!(source.receive(10), answer);
+    let mut received = received.unwrap();
+    let payloads: Vec<_> = received.iter().map(|message| message.delivery.payload()).collect();
+    assert_eq!(payloads, [b"1"]);
+    source.ack(&mut received[0].receipt).await.unwrap();
+    let error = source.receive(10).await.err().unwrap().to_string();
+    assert!(error.starts_with("received a message that JetStream has not sent"), "{error}");
+    assert!(source.receive(10).await.unwrap().is_empty());
 }
