@@ -2,7 +2,7 @@ use crate::Queue;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use background_tasks_consumer::conformance::Broker;
-use background_tasks_consumer::{JetStream, Source};
+use background_tasks_consumer::{JetStream, Release, Source};
 use futures_util::StreamExt;
 use std::time::Duration;
 
@@ -16,9 +16,7 @@ pub(crate) struct Nats {
 }
 
 async fn context(address: &str) -> jetstream::Context {
-    let mut context = jetstream::new(async_nats::connect(address).await.unwrap());
-    context.set_timeout(Duration::from_secs(2));
-    context
+    jetstream::new(async_nats::connect(address).await.unwrap())
 }
 
 impl Nats {
@@ -48,6 +46,7 @@ impl Queue for Nats {
 
     async fn check_details(address: &str) {
         stray_message_is_reported_and_loses_no_other(&Self::open(address, "stray").await).await;
+        calls_fail_without_the_consumer(&Self::open(address, "deleted").await).await;
     }
 }
 
@@ -90,4 +89,15 @@ async fn stray_message_is_reported_and_loses_no_other(queue: &Nats) {
     let error = source.receive(10).await.err().unwrap().to_string();
     assert!(error.starts_with("received a message that JetStream has not sent"), "{error}");
     assert!(source.receive(10).await.unwrap().is_empty());
+}
+
+/// The server responds that the subject of the acknowledgement has no subscriber, which is not a confirmation.
+async fn calls_fail_without_the_consumer(queue: &Nats) {
+    let source = queue.connect().await;
+    queue.send("1".into()).await;
+    let mut message = source.receive(1).await.unwrap().remove(0);
+    queue.stream.delete_consumer("workers").await.unwrap();
+    source.ack(&mut message.receipt).await.unwrap_err();
+    source.extend(&mut message.receipt).await.unwrap_err();
+    source.release(&mut message.receipt, Release::Shutdown).await.unwrap_err();
 }
