@@ -27,7 +27,7 @@ commit if there are none.
 
 Environment:
     REQUIRE=postgres,systemd,…     a test that would be skipped for lack of these fails. Default of `test`: the tools that are installed.
-                                   `brokers`, `consumer` and `graphile` always require the tools that are installed
+                                   `brokers`, `consumer` and `graphile` also require the tools that are installed
     TURN=N                         the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
 
 A job installs what it needs (as root, on Debian) and prints `skipped: why` if that is not available.";
