@@ -59,7 +59,8 @@ impl<S: Source> Consumer<S> {
         self
     }
 
-    /// Sets the first and the longest delay before a failed message is retried. Default: 1 second and 10 minutes.
+    /// Sets the first and the longest delay before a failed message is retried. Defaults: 1 second for the first delay, and 10 minutes for
+    /// the longest.
     ///
     /// The delay doubles with each attempt, up to the longest delay. The consumer then subtracts a random part of up to half of the delay.
     /// Messages that failed at the same time therefore return at different times.

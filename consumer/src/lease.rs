@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A timer future that all clones of a lease share.
 type Sleep<T> = Shared<Map<<T as Timer>::Sleep, fn(<<T as Timer>::Sleep as Future>::Output)>>;
 
-/// The lease of a message. The messages that one `receive` returned have clones of one lease.
+/// The lease of a message. Each message of one `receive` has a clone of the same lease.
 #[derive(Clone)]
 pub(crate) struct Lease<'t, T: Timer> {
     timer: &'t T,

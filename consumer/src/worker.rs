@@ -237,8 +237,8 @@ where
         }
     }
 
-    /// Settles a message: acknowledges, releases or dead-letters it. Repeats a failed call until the broker confirms it, the receipt is no
-    /// longer valid, or the lease has expired.
+    /// Settles a message: acknowledges, releases or dead-letters it. Repeats a failed call until the broker confirms the call, the receipt
+    /// is void (no longer valid), or the lease has expired.
     async fn settle(
         &self,
         delivery: &Delivery,

@@ -11,13 +11,13 @@ use std::{fmt, mem};
 /// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
 /// Your program creates the stream and the JetStream consumer. The JetStream consumer must have the policy [`AckPolicy::Explicit`], no
-/// limit on deliveries (`max_deliver: -1`), and no `backoff`. Its `max_ack_pending` must be at least the sum of the concurrencies of all
-/// workers. Its `ack_wait` is the lease.
+/// limit on deliveries (`max_deliver: -1`), and no `backoff`. The value of `max_ack_pending` must be at least the sum of the concurrencies
+/// of all workers. The value of `ack_wait` is the lease.
 ///
 /// The source publishes dead messages to a subject, with the header `Dead-Letter-Reason`. A stream must store the messages of this subject.
 /// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
-/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects by itself.
+/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
 /// Each delivery counts as an attempt, even if a shutdown interrupted it.
 ///
 /// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.

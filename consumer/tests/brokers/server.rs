@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
 
-/// The time limit for the start of a server. A busy machine needs less than this.
+/// The time limit for the start of a server. It is longer than a server needs on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(100);
 
 pub(crate) struct Server {
@@ -75,7 +75,7 @@ impl Server {
         self.launch().expect("the server starts again");
     }
 
-    /// Freezes the processes of the server for this time.
+    /// Freezes the server's processes for the given time.
     pub(crate) fn freeze(&mut self, duration: Duration) {
         let group = self.guard.as_ref().map(|guard| format!("-{}", guard.id())).expect("the server runs");
         let signal = |signal: &str| Command::new("kill").args([signal, "--", &group]).status().expect("kill runs");
