@@ -12,7 +12,7 @@ fn main() {
         && var_os("CARGO_CFG_TARGET_OS").is_none_or(|os| os != "none")
     {
         println!(
-            "cargo::error=background-tasks needs its default feature `std` on this target: remove `default-features = false`. \
+            "cargo::error=the crate needs its default feature `std` on this target: remove `default-features = false`. \
              A program without the standard library needs the feature `critical-section`."
         );
     }
