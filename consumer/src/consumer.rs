@@ -43,9 +43,17 @@ impl<S: Source> Consumer<S> {
 
     /// Sets how many attempts a message has before it is dead. Default: 20. Minimum: 1.
     ///
-    /// The default is high because most brokers count each delivery as an attempt, even if a shutdown cut the attempt off or its
-    /// process was killed. If a message is delivered after its last attempt, no handler runs: the message moves to the dead-letter
-    /// queue, and a task with the name of the handler's tasks fails.
+    /// If a message is delivered after its last attempt, no handler runs: the message moves to the dead-letter queue, and a task with
+    /// the name of the handler's tasks fails.
+    ///
+    /// The default is high because most brokers count each delivery as an attempt. With a small number, such deliveries can make a
+    /// message dead:
+    ///
+    /// - Its process was killed, or its lease expired. If this happened before the handler started, no handler has ever run.
+    /// - A shutdown cut the handler off when the grace period expired.
+    /// - A shutdown released the message before its handler started. This delivery is never the last attempt: at its last attempt, a
+    ///   message is handled during the drain. The messages that RabbitMQ has sent in advance are an exception. RabbitMQ counts
+    ///   them in classic queues and, before version 4.3, in quorum queues.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
@@ -92,12 +100,13 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the consumer starts no other `receive`, and releases messages whose tasks have not started. Running handlers
-    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. Only a registry with
+    /// When shutdown starts, the consumer starts no other `receive`, and releases messages whose tasks have not started, except messages
+    /// at their [last attempt](Self::max_attempts). Running handlers continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. Only a registry with
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
     ///
     /// The registry drains when each message is settled or its lease has expired. On a source without a lease, the consumer gives up
-    /// after 10 seconds. The drain also waits for a `receive` in progress, for at most one lease or 10 seconds.
+    /// after 10 seconds, and the message returns when its connection closes. The drain also waits for a `receive` in progress, for at
+    /// most one lease or 10 seconds, and for the return of prefetched messages, for at most 10 seconds.
     ///
     /// # Tasks in flight
     ///
@@ -108,8 +117,8 @@ impl<S: Source> Consumer<S> {
     /// dropping the program's last handle does not start the shutdown.
     ///
     /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles up to 5 seconds. The first failure
-    /// of an outage is reported to the registry's observers as a failed task named `consumer`, as is each message that cannot be
-    /// released.
+    /// of an outage is reported to the registry's observers as a failed task named `consumer`. The consumer also reports each message
+    /// that cannot be released, and prefetched messages that cannot be returned.
     ///
     /// # Errors
     ///

@@ -80,6 +80,9 @@ mod memory;
 mod source;
 mod worker;
 
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}
+
 #[cfg(feature = "azure")]
 pub use self::adapters::azure::{AzureQueue, AzureReceipt};
 #[cfg(feature = "nats")]

@@ -50,6 +50,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// Returns how long a delivery belongs to this consumer unless it is extended. This duration must not change. Returns `None` if a
     /// delivery belongs to the consumer as long as its connection exists.
+    ///
+    /// The broker starts the lease at some moment during the call of `receive` or [`extend`](Self::extend). The consumer therefore counts
+    /// the lease from the start of this call.
     fn lease(&self) -> Option<Duration>;
 
     /// Receives at most `most` messages. `most` is at least 1.
@@ -103,7 +106,7 @@ pub trait Source: Send + Sync + 'static {
     /// Returns prefetched messages to the queue. Default: does nothing.
     ///
     /// A consumer calls this method once, after the start of the shutdown and after its last `receive`. It drops the future after
-    /// 10 seconds. Deliveries may still be settled afterwards.
+    /// 10 seconds, and reports this. Deliveries may still be settled afterwards.
     fn stop(&self) -> impl Future<Output = Result<(), Self::Error>> + Send {
         ready(Ok(()))
     }

@@ -78,11 +78,12 @@ where
                 continue;
             }
             let free = self.options.concurrency - messages.len();
+            let lease = Lease::new(self.registry.spawner(), self.source.lease());
             match meanwhile(&mut messages, self.receive(free, &signal)).await {
                 Ok(received) => {
                     backoff = RECEIVE_BACKOFF.0;
                     let pause = if received.is_empty() { self.source.poll_interval() } else { Duration::ZERO };
-                    messages.extend(received.into_iter().map(|message| self.handle(message, &signal)));
+                    messages.extend(received.into_iter().map(|message| self.handle(message, lease.clone(), &signal)));
                     if !pause.is_zero() {
                         meanwhile(&mut messages, signal.run_until_shutdown(self.sleep(pause))).await;
                     }
@@ -99,8 +100,9 @@ where
         }
         let stop = async {
             match select(pin!(self.source.stop()), pin!(self.sleep(CALL_LIMIT))).await {
+                Either::Left((Ok(()), _)) => {}
                 Either::Left((Err(error), _)) => self.report(format!("cannot stop receiving: {error}")),
-                Either::Left((Ok(()), _)) | Either::Right(_) => {}
+                Either::Right(_) => self.report("cannot stop receiving: the broker does not respond".into()),
             }
         };
         meanwhile(&mut messages, stop).await;
@@ -126,13 +128,14 @@ where
     }
 
     /// Runs the handler of a message and settles the message.
-    async fn handle(&self, message: Message<S::Receipt>, signal: &ShutdownSignal) {
+    async fn handle(&self, message: Message<S::Receipt>, mut lease: Lease<'_, P>, signal: &ShutdownSignal) {
         let Message { delivery, mut receipt } = message;
-        let mut lease = Lease::new(self.registry.spawner(), self.source.lease());
-        if signal.is_triggered() {
+        let max_attempts = self.options.max_attempts;
+        // Most brokers count a release as an attempt: the next consumer would move the message to the dead letters unread.
+        let is_last = delivery.attempt() == max_attempts;
+        if signal.is_triggered() && !is_last {
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
-        let max_attempts = self.options.max_attempts;
         if delivery.attempt() > max_attempts {
             // The last attempt has not settled the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
@@ -155,7 +158,8 @@ where
         let timeout = self.options.timeout;
         let work = async move { handler(argument).await };
         let task = attempt(work, spawner, timeout, outcome_sender, settled);
-        let task = self.registry.named(self.name).location(self.location).run_when_ready(task);
+        let builder = self.registry.named(self.name).location(self.location);
+        let task = if is_last { builder.follow_up() } else { builder }.run_when_ready(task);
         let outcome = async {
             // A rejected or aborted task is dropped, which drops the sender.
             let _ = task.await;
@@ -209,8 +213,8 @@ where
     /// Extends the lease until the future resolves.
     async fn extend_until<T>(&self, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
-        while let Some(interval) = lease.until_extension() {
-            match select(future.as_mut(), pin!(interval)).await {
+        while let Some(due) = lease.until_extension() {
+            match select(future.as_mut(), due).await {
                 Either::Left((output, _)) => return output,
                 Either::Right(_) => {}
             }

@@ -184,6 +184,22 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// as one failed task. After the outage, later ticks count as missed if they are more than 5 minutes late. If `job` panics, its tick is
     /// skipped and reported as a panicked task.
     ///
+    /// # Examples
+    ///
+    /// Enqueues a job every night at three:
+    ///
+    /// ```no_run
+    /// # use background_tasks::{Registry, TokioSpawner};
+    /// # use background_tasks_durable::{Error, Queue};
+    /// # use std::time::SystemTime;
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct Report { day: u64 }
+    /// fn nightly(reports: &Queue<Report>, registry: &Registry<TokioSpawner>) -> Result<(), Error> {
+    ///     let day = |tick: SystemTime| tick.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86400);
+    ///     reports.cron(registry, "0 0 3 * * *", move |tick| Report { day: day(tick) })
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Schedule`] if the schedule is invalid, and [`Error::Refused`] if the registry rejects the task.

@@ -41,6 +41,84 @@
 //!                └───────────┘ a shutdown interrupted the job
 //! ```
 //!
+//! # More examples
+//!
+//! ```no_run
+//! use background_tasks_durable::{Durable, Error, Failure, Job, JobId, Queue, QueueLimits, sqlx};
+//! use serde::{Deserialize, Serialize};
+//! use std::time::Duration;
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Report {
+//!     day: u64,
+//! }
+//!
+//! /// The result is stored. An error from `?` retries the job after a backoff. A `Failure` can instead make it dead or set the delay.
+//! async fn write(report: Job<Report>) -> Result<usize, Failure> {
+//!     if report.day == 0 {
+//!         return Err(Failure::dead("invalid day"));
+//!     }
+//!     Ok(std::fs::read(format!("{}.csv", report.day))?.len())
+//! }
+//!
+//! async fn order(durable: &Durable, reports: &Queue<Report>) -> Result<(), Error> {
+//!     reports.enqueue(Report { day: 1 }).delay(Duration::from_secs(60)).await?;
+//!     let job = reports.enqueue(Report { day: 2 }).unique_key("day 2").await?; // a second call enqueues nothing
+//!     println!("{} is {}", job.id, if job.is_new { "new" } else { "waiting or running" });
+//!     reports.enqueue_all((3..100).map(|day| Report { day })).await?; // all or none
+//!
+//!     let pool = durable.sqlite_pool().expect("the store is SQLite"); // or postgres_pool()
+//!     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?; // on Postgres: begin()
+//!     sqlx::query("UPDATE days SET ordered = TRUE WHERE day = 100").execute(&mut *tx).await?;
+//!     reports.enqueue(Report { day: 100 }).in_transaction(&mut *tx).await?;
+//!     tx.commit().await?; // both or neither
+//!     Ok(())
+//! }
+//!
+//! async fn inspect(reports: &Queue<Report>, id: JobId) -> Result<(), Error> {
+//!     if let Some(info) = reports.wait(id).await? {
+//!         println!("{}: {:?} bytes", info.status(), info.result::<usize>()?);
+//!     }
+//!     for info in reports.dead().await? {
+//!         println!("{}, day {}: {}", info.id(), info.payload::<Report>()?.day, info.error().unwrap_or_default());
+//!         reports.retry(info.id()).await?; // or discard, retry_all, discard_all
+//!     }
+//!     reports.cancel(id).await?; // waiting or running, in any process
+//!     reports.set_limits(QueueLimits::default().running(8).rate(100, Duration::from_secs(60))).await?; // of all processes together
+//!     reports.pause().await?; // until resume
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A schedule is in the example of `Queue::cron`, and an exactly-once handler in the example of [`Job::complete_in`].
+//!
+//! # Stores
+//!
+//! | | SQLite | Postgres |
+//! | --- | --- | --- |
+//! | setup | none: a file | a server |
+//! | processes | any number, on one machine | any number, on any machine |
+//! | clock | the machine's, in milliseconds | the server's |
+//! | start of a job from another process | within about 30 ms, by polling the file | within milliseconds, by LISTEN and NOTIFY |
+//! | tables | `background_tasks_…` | in the schema `background_tasks`, or in another schema |
+//! | your own transactions | on the same file | on the same database |
+//!
+//! # Limits
+//!
+//! | | |
+//! | --- | --- |
+//! | payloads of one call | 1 GB in total, the largest value of either database |
+//! | result, error text | 32 MiB. A larger result is not stored: the job is done, and [`JobInfo::error`] returns the reason. A longer error is truncated |
+//! | jobs of one fetch | 1,000 ([`batch_size`](WorkerOptions::batch_size)) |
+//! | outcomes of one commit | 1,000; fewer if their results exceed 32 MiB |
+//! | jobs of one page of a list | 100 |
+//! | [`counts`](Queue::counts) | exact up to 10,000 for each state, so that the call takes milliseconds at any depth |
+//! | [priority](Enqueue::priority) | 0 to 65,535 |
+//! | [lease](WorkerOptions::lease) | at least 3 seconds, default 30 seconds |
+//! | attempts, deaths of the worker | default 20 and 10 ([`max_attempts`](WorkerOptions::max_attempts), [`crashes`](WorkerOptions::crashes)) |
+//! | [retention](WorkerOptions::retention) | default 7 days for jobs that are done or cancelled. Dead jobs are kept ([`dead_retention`](WorkerOptions::dead_retention)) |
+//! | missed ticks of a schedule | enqueued for at most the last day |
+//!
 //! # Tests
 //!
 //! With the module [`testing`], a test runs the jobs of a program without a worker and without delays. The store of the test can be in
@@ -105,6 +183,6 @@ pub use chrono;
 /// must use the same version.
 pub use sqlx;
 
-#[cfg(all(doctest, feature = "cron", feature = "sqlite"))]
+#[cfg(all(doctest, feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

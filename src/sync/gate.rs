@@ -276,8 +276,8 @@ impl Gate {
     /// notify the waiters for idleness.
     ///
     /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
-    /// `request_idle`. If this operation comes first, its Release pairs with the Acquire in `request_idle`, so the waiter sees the
-    /// service. Otherwise this operation finds `IDLE` set.
+    /// `request_idle`. If this operation comes first, its Release pairs with the Acquire of the waiter's next `snapshot`, so the waiter
+    /// sees the service. Otherwise this operation finds `IDLE` set.
     pub(crate) fn begin_service(&self) -> bool {
         self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
@@ -285,13 +285,16 @@ impl Gate {
 
     /// Stops counting a task as a service. The task is still in flight. When it leaves the gate, it notifies the waiters for
     /// idleness as any other task does.
+    ///
+    /// Relaxed is enough. The operation continues the release sequence of each earlier `begin_service`, so a thread that reads this
+    /// value also sees the start of each counted service. A thread that sees the task leave the gate also sees this operation.
     pub(crate) fn end_service(&self) {
-        self.services.fetch_add(SERVICE_CHANGE - 1, Ordering::Release);
+        self.services.fetch_add(SERVICE_CHANGE - 1, Ordering::Relaxed);
     }
 
     /// Returns the number of services in flight, and a word that changes each time that this number changes.
     ///
-    /// Acquire pairs with the Release in `begin_service` and `end_service`. Therefore the snapshots that the caller takes next
+    /// Acquire pairs with the Release in `begin_service`. Therefore the snapshots that the caller takes next
     /// include the start of each counted service.
     pub(crate) fn services(&self) -> (usize, usize) {
         let word = self.services.load(Ordering::Acquire);
@@ -351,12 +354,12 @@ impl Gate {
     ///
     /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate. A task of
     /// the earlier registry can call `drain` late, and drain the gate of the current registry before this call drains it. In this
-    /// case, the thread of that task must see the state as the current registry prepared it. Acquire has the same purpose as in
-    /// `drain`.
+    /// case, the thread of that task must see the state as the current registry prepared it. If this call drains the gate itself, no
+    /// other thread can, so the compare-and-swap needs no Release. Its Acquire has the same purpose as in `drain`.
     pub(crate) fn close(&self) -> bool {
         // Most gates are empty. One operation closes and drains an empty gate.
         let word = self.word.load(Ordering::Relaxed);
-        let close = |next| self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let close = |next| self.word.compare_exchange(word, next, Ordering::Acquire, Ordering::Relaxed).is_ok();
         (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
             || (self.word.fetch_or(CLOSED, Ordering::Release) & COUNT == 0 && self.drain())
     }
@@ -381,10 +384,12 @@ impl Gate {
     /// notifies them.
     ///
     /// The word has one modification order. A task that leaves after the request in this order finds `IDLE` set. If a task leaves
-    /// before the request, the waiter's next snapshot shows that the task has left. Acquire pairs with the Release in
-    /// `begin_service`.
+    /// before the request, the waiter's next snapshot shows that the task has left.
+    ///
+    /// Relaxed is enough. The request continues the release sequence of an earlier `begin_service`, and the waiter's next snapshot
+    /// reads the request or a later value with Acquire. Therefore the waiter sees the service.
     pub(crate) fn request_idle(&self) {
-        self.word.fetch_or(IDLE, Ordering::Acquire);
+        self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
     /// After this call, each task that releases a permit wakes the first waiter of the wait queue, and `enter_below` refuses new

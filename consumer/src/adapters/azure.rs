@@ -1,6 +1,7 @@
 use crate::delivery::Delivery;
 use crate::source::{Message, Release, Source};
 use azure_core::Error;
+use azure_core::error::ErrorKind;
 use azure_core::http::StatusCode;
 use azure_storage_queue::QueueClient;
 use azure_storage_queue::models::{QueueClientReceiveMessagesOptions, QueueClientSendMessageOptions, QueueMessage};
@@ -26,7 +27,8 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// - Delays and leases are whole seconds, rounded up, of at most 7 days.
 /// - Messages have no headers, and at most 64 KiB. The copy of a dead message has no reason and no time to live. If the response to the
 ///   copy is lost, a second copy may exist.
-/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message.
+/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message. If it
+///   does not find the queue, the acknowledgement fails.
 pub struct AzureQueue {
     queue: QueueClient,
     dead_letters: QueueClient,
@@ -81,6 +83,11 @@ impl AzureQueue {
     }
 }
 
+/// Returns whether the service has the queue, but not the message.
+fn is_message_missing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::HttpResponse { error_code: Some(code), .. } if code == "MessageNotFound")
+}
+
 /// Returns whole seconds, as the client needs them.
 fn seconds(duration: Duration) -> i32 {
     super::whole_seconds(duration, MAX_DELAY).cast_signed()
@@ -116,7 +123,7 @@ impl Source for AzureQueue {
     async fn ack(&self, receipt: &mut AzureReceipt) -> Result<(), Error> {
         match self.queue.delete_message(&receipt.id, &receipt.pop_receipt, None).await {
             // An earlier call deleted it, and its response was lost.
-            Err(error) if error.http_status() == Some(StatusCode::NotFound) => Ok(()),
+            Err(error) if is_message_missing(&error) => Ok(()),
             result => result.map(drop),
         }
     }

@@ -63,6 +63,30 @@ fn signal_of_child_races_shutdown() {
     });
 }
 
+/// Invariant L1: Two signals of a child are polled for the first time. The first poll can come after the child has drained, and then
+/// `close` does not look for signals. The second poll must not rely on the bit that the first poll has set.
+#[test]
+fn two_signals_of_child_race_shutdown() {
+    check(1, || {
+        let registry = Registry::new(());
+        let child = registry.child();
+        let poll = |signal| {
+            spawn_on_shard(0, move || {
+                let mut signal = Polled::new(signal);
+                let polled = signal.poll();
+                (signal, polled)
+            })
+        };
+        let pollers = [poll(child.signal()), poll(child.signal())];
+        child.start_shutdown();
+        for poller in pollers {
+            let (signal, polled) = poller.join().unwrap();
+            signal.finish(polled);
+        }
+        assert!(child.is_drained());
+    });
+}
+
 /// Invariants S2 and S3: The last task of a child ends while the parent shuts down. The parent drains once. After the drain, the
 /// effects of the task are visible.
 #[test]
