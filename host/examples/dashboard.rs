@@ -1,11 +1,12 @@
-//! A shop whose dashboard shows phases, services, child registries, and a task that reports no progress. Its tasks simulate work.
+//! Serves the dashboard of a shop whose tasks simulate work. The page shows phases, services, child registries, and a task that reports no
+//! progress.
 //!
 //! ```sh
 //! cargo run -p background-tasks-host --example dashboard --features dashboard,http
 //! ```
 //!
-//! Open the address that it prints, and press Ctrl-C to see the drain. The tasks end when they are released, for example by
-//! `curl -X POST http://127.0.0.1:7979/release/checkout`.
+//! Open the address that the program prints, and press Ctrl-C to see the drain. Each task ends when an HTTP request releases it, for
+//! example `curl -X POST http://127.0.0.1:7979/release/checkout`.
 
 use background_tasks::{Registry, Restart, ShutdownSignal, TokioSpawner};
 use background_tasks_host::{Dashboard, Host, HttpServer, Liveness, StderrObserver, TimedBody};
@@ -25,7 +26,7 @@ use tokio::time::sleep;
 
 type Shop = Registry<TokioSpawner>;
 
-/// The names of the tasks that may end.
+/// The names of the released tasks. A task ends when its name is released.
 #[derive(Clone, Default)]
 struct Released(Arc<Mutex<HashSet<String>>>);
 
@@ -41,7 +42,7 @@ impl Released {
     }
 }
 
-/// Returns a number of seconds from the command line.
+/// Returns the command-line argument at this position as a number of seconds.
 fn seconds(at: usize, default: u64) -> Duration {
     Duration::from_secs(env::args().nth(at).map_or(default, |seconds| seconds.parse().expect("a number of seconds")))
 }
@@ -59,7 +60,7 @@ async fn main() -> ExitCode {
         .grace(seconds(2, 20))
         .delay(seconds(3, 2));
     let released = Released::default();
-    // The page is served in the last phase, so it shows the drain of the others.
+    // The page is served in the last phase, so it shows the drain of the earlier phases.
     let dashboard = Dashboard::new(&admin).phases(&host, &["requests", "workers", "admin"]).serving(&["server", "connection"]);
     let listener = listen(env::args().nth(1).map_or(7979, |port| port.parse().expect("a port"))).await;
     admin.named("server").run(serve(admin.clone(), listener, dashboard, released.clone()));
@@ -69,7 +70,7 @@ async fn main() -> ExitCode {
     host.run(requests.signal()).await
 }
 
-/// Starts services and tenants. Each tenant is a child registry, which stays open while its handle exists.
+/// Starts services and the tasks of tenants. Each tenant is a child registry that stays open while its handle exists.
 fn start_workers(workers: &Shop, liveness: Liveness, released: &Released) -> [Shop; 3] {
     let backoff = Duration::from_millis(500);
     let outbox = Restart::on_failure().unlimited().backoff(backoff, backoff);
@@ -86,7 +87,7 @@ fn start_workers(workers: &Shop, liveness: Liveness, released: &Released) -> [Sh
     [first, second, connection]
 }
 
-/// Waits for a search engine that does not answer, and reports no progress.
+/// Simulates a task that waits for a search engine. The search engine does not answer, so the task reports no progress.
 async fn index(liveness: Liveness, signal: ShutdownSignal) {
     signal.await;
     drop(liveness);

@@ -1,10 +1,11 @@
-//! The host name that a request was sent to. A browser sends it, and does not let other web pages change it.
+//! Checks the host name to which a request was sent. A browser sends this name in a header that web pages cannot change.
 
 use http::uri::Authority;
 use http::{Request, header};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Returns the host and port that the request was sent to, unless its headers contradict each other.
+/// Returns the host and port to which the request was sent. Returns `None` if the request has no valid host, or if its headers contradict
+/// each other.
 pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     let mut authorities = request.headers().get_all(header::HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
     // HTTP/2 sends the authority in the URI, and may also send a `Host` header.
@@ -13,15 +14,15 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     (agreed && is_host_and_port(&first)).then_some(first)
 }
 
-/// Rejects authorities that resemble a trusted host: user information (`localhost@`), and `[::1].example`, in which the parser finds the
-/// host `[::1]`.
+/// Rejects authorities that only resemble a trusted host. For example, `localhost@` contains user information, and in `[::1].example`, the
+/// parser finds the host `[::1]`.
 fn is_host_and_port(authority: &Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
-/// Returns whether the host is one of `names`, or a host whose address DNS cannot change. With DNS rebinding, another web page could reach this
-/// server under its own name.
+/// Returns whether the host is one of `names`, or has an address that DNS cannot change. This prevents DNS rebinding: without this check,
+/// another web page could reach this server under the page's own host name.
 pub(crate) fn is_trusted(authority: &Authority, names: &[String]) -> bool {
     let host = authority.host();
     cannot_be_rebound(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host))

@@ -7,7 +7,7 @@ mod imp {
     use std::sync::LazyLock;
     use std::time::Duration;
 
-    /// Hidden until a drain starts.
+    /// The progress bar, which is hidden until a drain starts.
     static BAR: LazyLock<ProgressBar> = LazyLock::new(ProgressBar::hidden);
     const TEMPLATE: &str = "draining [{bar:30}] {pos}/{len} after {elapsed} of {prefix}\n{wide_msg}";
 
@@ -35,7 +35,7 @@ mod imp {
         BAR.finish_and_clear();
     }
 
-    /// Hides the bar while `write` runs, so that the text appears above the bar.
+    /// Hides the bar while `write` runs, so that the written text appears above the bar.
     pub(crate) fn suspend(write: impl FnOnce()) {
         BAR.suspend(write);
     }

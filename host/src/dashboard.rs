@@ -18,59 +18,64 @@ use std::sync::Arc;
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
 
-/// Allows only the page's own script and style. If the page has changed, a test prints the new hashes.
+/// Lets the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-+LoJTx7J1bcrLMrpbhRK2g5ODAMRWay2FlQbouSfKlY='; \
+    script-src 'sha256-mcpzWj61GLhBBAYG6XWXLm9FyFrin2J1aRbZTyIqFBI='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The names that `Host`, `HttpServer` and `RequestLayer` give to tasks that serve.
+/// The names that `Host`, `HttpServer` and `RequestLayer` give to the tasks that serve requests.
 const SERVING: [&str; 3] = ["program", "connection", "request"];
 
 /// A web page that shows the tasks of a registry and aborts them.
 ///
-/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain. It lists
-/// [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as groups. With
-/// [`phases`](Self::phases), it also shows the phases of a host, the rest of its grace period and late tasks. If the registry is not
-/// [inspected](background_tasks::RegistryBuilder::inspect), the page lists only services: it shows the counts and says so.
+/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain.
+/// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
+/// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
+/// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
+/// says why.
 ///
-/// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. It asks before it aborts a task.
+/// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
+/// asks for confirmation.
 ///
-/// The dashboard serves three resources, selected by the last segment of the path: `…/events` is a stream of events for the page, a POST to
-/// `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount it at any path that does not end with `events` or
-/// `abort`, whether or not the server strips the prefix. The page loads nothing from other servers.
+/// The dashboard serves three resources. The last segment of the path selects the resource: `…/events` is a stream of events for the page,
+/// a POST to `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount the dashboard at any path that does not end
+/// with `events` or `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
 ///
-/// The dashboard and each open stream of events keep a handle of the registry. Over HTTP/1.1 a browser opens at most six connections to a host,
-/// and each open page uses one.
+/// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, a browser opens at most six connections to
+/// one host name, and each open page uses one of them.
 ///
-/// The events are JSON for the page of the same release. They may change in every release, so other programs must not read them:
-/// [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`] serialize to documented JSON.
+/// The events contain JSON for the page of the same release. Other programs must not read this JSON, because it can change in every
+/// release. Other programs can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to
+/// documented JSON.
 ///
 /// # Cost
 ///
-/// Without an open page, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 groups, but the registry must
-/// read the slots of all tasks for it. Events are made twice per second, and ten times per second during a drain. If an event is expensive,
-/// the next one follows later, at most 2 seconds later, or 250 milliseconds during a drain. With at least a thousand tasks in flight, the
-/// pages share events.
+/// While no page is open, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 child registries, but to make
+/// the event, the registry must read the state of all tasks. A stream sends two events per second, and ten events per second during a
+/// drain. If events are expensive, the time between two events grows to at most 2 seconds, or 250 milliseconds during a drain. If at least
+/// a thousand tasks are in flight, all pages share the same events.
 ///
 /// # Security
 ///
-/// The page has no login. Everyone who can reach it can see the names of the tasks and abort them. Restrict access: listen on the loopback
-/// address, or put the page behind the authentication of your service.
+/// The page has no login. Everyone who can reach the page can see the names of the tasks and abort the tasks. So restrict access: listen on
+/// the loopback address, or put the page behind the authentication of your service.
 ///
-/// Other web pages that a visitor has open cannot use it. An abort is accepted only from the page's own origin, and the page is served only under
-/// host names that [`allow_host`](Self::allow_host) lists, `localhost` and IP addresses. This prevents DNS rebinding.
+/// Other web pages in the same browser cannot use the dashboard. The dashboard accepts an abort only from the page's own origin. To prevent
+/// DNS rebinding, the dashboard serves the page only under `localhost`, IP addresses, and the host names that were passed to
+/// [`allow_host`](Self::allow_host).
 ///
 /// # Shutdown
 ///
-/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own once shutdown
-/// has started and only tasks that [serve](Self::serving) are in flight; without inspection, it ends when shutdown starts. Streams check
-/// this every tenth of a second. So they delay a drain by at most this long, or by three times as long with many tasks. A client that does
-/// not read its response can delay the drain until the grace period expires, unless the server limits this time.
+/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own when shutdown
+/// has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, the stream ends
+/// when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most a tenth of a
+/// second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until the grace
+/// period expires, unless the server limits this time.
 ///
 /// # Examples
 ///
-/// With hyper, in the service function:
+/// With hyper, call [`respond`](Self::respond) in the service function:
 ///
 /// ```
 /// use background_tasks::Registry;
@@ -83,7 +88,7 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// assert_eq!(response.status(), 200);
 /// ```
 ///
-/// With axum and the feature `tower`: `Router::new().nest_service("/background", dashboard)`.
+/// With axum and the feature `tower`, use `Router::new().nest_service("/background", dashboard)`.
 #[derive(Clone)]
 pub struct Dashboard {
     source: Arc<Source>,
@@ -97,21 +102,21 @@ impl fmt::Debug for Dashboard {
 }
 
 impl Dashboard {
-    /// Returns the dashboard of a registry.
+    /// Creates a dashboard that shows this registry.
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let source = Source::new(registry.with_spawner(()), SERVING.to_vec());
         Self { source: Arc::new(source), allowed_hosts: Vec::new() }
     }
 
-    /// Shows all registries of a host as phases, with their tasks, groups and services. Also shows whether the host is
-    /// [ready](Host::readiness), its [delay](Host::delay), the rest of its grace period, and tasks that exceed their [`Liveness`](crate::Liveness)
-    /// timeout.
+    /// Shows all registries of a host as phases, with their tasks, child registries and services. In addition, the page shows whether the
+    /// host is [ready](Host::readiness), the rest of its [delay](Host::delay) and grace period, and tasks that exceed their
+    /// [`Liveness`](crate::Liveness) timeout.
     ///
-    /// The first registry of the host has the first name, and so on. A phase without a name is shown with its number.
+    /// Pass the names in the order of the host's registries. If a phase has no name, the page shows its number.
     ///
-    /// The registry that was passed to [`new`](Self::new) must be the one in which the requests of the page are in flight: a registry of the host, or
-    /// a child of one. The page disconnects when this registry has only [serving](Self::serving) tasks in flight during its drain. To watch all
-    /// phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
+    /// Pass to [`new`](Self::new) the registry that counts the requests of the page: a registry of the host, or a child of such a registry.
+    /// During the drain of this registry, the page disconnects when only tasks that [serve requests](Self::serving) are in flight. To watch
+    /// all phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
     ///
     /// # Examples
     ///
@@ -130,18 +135,19 @@ impl Dashboard {
         self
     }
 
-    /// Serves the page under this host name too, such as `"tasks.example.com"`, on any port. Default: only `localhost` and IP addresses.
+    /// Adds a host name, such as `"tasks.example.com"`, under which the dashboard serves the page, on any port. Default: only `localhost`
+    /// and IP addresses.
     ///
-    /// A request with another host name is answered 403.
+    /// The dashboard answers a request with another host name with status 403.
     #[must_use = "this returns the dashboard"]
     pub fn allow_host(mut self, host: &str) -> Self {
         self.allowed_hosts.push(host.to_owned());
         self
     }
 
-    /// Adds names of tasks that only serve requests, such as `"stream"`. A stream of events may keep such tasks in flight, so it does
-    /// not wait for them during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which `HttpServer` uses, and
-    /// `"program"`, which [`Host`] uses.
+    /// Adds names of tasks that only serve requests, such as `"stream"`. An open page can keep such tasks in flight, so the stream of
+    /// events does not wait for these tasks during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which
+    /// `HttpServer` uses, and `"program"`, which [`Host`] uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);
@@ -154,7 +160,7 @@ impl Dashboard {
 
     /// Returns the response to a request, without reading its body.
     ///
-    /// The response is ready immediately. The body of a stream of events produces events while it is polled.
+    /// This method returns immediately. If the response is a stream of events, its body produces events while the server polls it.
     pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
         let Some(authority) = authority(request).filter(|authority| is_trusted(authority, &self.allowed_hosts)) else {
             return text(
@@ -182,7 +188,7 @@ impl Dashboard {
     fn events(&self) -> Response<DashboardBody> {
         let events = Events::new(self.source.clone());
         let mut response = respond(StatusCode::OK, "text/event-stream", DashboardBody::events(events));
-        // Otherwise nginx buffers the events.
+        // Without this header, nginx buffers the events.
         response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
         response
     }
@@ -209,7 +215,7 @@ impl Dashboard {
 fn html(body: DashboardBody) -> Response<DashboardBody> {
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let headers = response.headers_mut();
-    // The response to a HEAD request has no body that gives the length.
+    // Needed for the response to a HEAD request, which has no body from which the server could compute the length.
     headers.insert(header::CONTENT_LENGTH, HTML.len().into());
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

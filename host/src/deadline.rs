@@ -1,4 +1,4 @@
-//! The limits of a drain: the deadline, and a second signal.
+//! Enforces the deadline of a drain, and ends the process after a second signal.
 
 use crate::exit::exit_within;
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
@@ -11,22 +11,22 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long aborted tasks may take to end after the deadline.
+/// The longest time that aborted tasks have to end after the deadline.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long `main` may then take to return.
+/// The longest time that `main` has to return after the aborted tasks had their time.
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long the process may live after the deadline.
+/// The longest time that the process may exist after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
-/// How long `main` may take to return after the drain of a process that was asked to stop, by default.
+/// The default time that `main` has to return after the drain, if the process was asked to stop.
 const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the last line and the flush of stdout may take after a second signal.
+/// The longest time for the last line and the flush of stdout after a second signal.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The exit code after a second signal: 128 + SIGINT, as shells report it.
 pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
 /// The exit code of a missed deadline, and of a `main` that did not return in time.
 pub(crate) const TOO_LATE: u8 = 1;
 
-/// Makes a second signal end the process immediately, except in the window after the first signal, until the hook is dropped.
+/// Makes a second signal end the process immediately, unless it arrives within the repeat window. The effect ends when the hook is dropped.
 pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) -> SecondSignalHook {
     let phases = phases.clone();
     SecondSignalHook::new(repeat_window, move || {
@@ -38,25 +38,25 @@ pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) ->
     })
 }
 
-/// The settings of a host that limit how long the process lives.
+/// The settings of a host that limit how long the process exists.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) grace: Duration,
-    /// How long `main` may take to return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
+    /// The time that `main` has to return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
     pub(crate) main_timeout: Option<Duration>,
 }
 
-/// The end of the grace period.
+/// The deadline of a drain, which is the end of the grace period.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     limits: Limits,
     started: Instant,
-    /// `None` if the clock cannot represent the deadline: it never comes.
+    /// The time of the deadline. `None` if the clock cannot represent this time, so the grace period has no end.
     at: Option<Instant>,
 }
 
 impl Deadline {
-    /// Starts a grace period.
+    /// Starts a grace period now.
     pub(crate) fn start(limits: Limits) -> Self {
         let started = Instant::now();
         Self { limits, started, at: started.checked_add(limits.grace) }
@@ -79,14 +79,14 @@ impl Deadline {
         self.started.elapsed()
     }
 
-    /// Returns the time until the deadline, zero if it has passed.
+    /// Returns the time until the deadline. Returns zero if the deadline has passed.
     pub(crate) fn remaining(&self) -> Duration {
         self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// Once the registries have drained in time, limits how long `main` may take to return, unless a newer host has taken over.
+    /// If the registries drain in time, limits how long `main` may take to return, unless a newer host exists.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         let (last_moment, limits, started) = (with_margin(self.at), self.limits, self.started);
@@ -102,7 +102,7 @@ impl Deadline {
                     return;
                 }
             }
-            // If `run` has returned after a missed deadline, `main` has its exit code.
+            // If `run` has already returned after a missed deadline, `main` has received its exit code.
             if is_in_time || !state.is_finished() {
                 state.set_exit_code(TOO_LATE);
             }
@@ -125,7 +125,7 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
 
 impl Limits {
-    /// Waits for as long as `main` may take to return. The registries have just drained.
+    /// Waits until the time for `main` to return has expired. Call this method immediately after the drain.
     fn wait_for_main(self, drain_started: Instant) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();
@@ -143,7 +143,7 @@ fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
     deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
-/// The thread that enforces the deadline waits for a call of one of the methods. If the drain panics and drops this value without a call, the thread
+/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, it drops this value, and the thread then
 /// makes the process exit.
 pub(crate) struct Enforcement(Sender<()>);
 
@@ -152,7 +152,7 @@ impl Enforcement {
         let _ = self.0.send(());
     }
 
-    /// Lets the process live until [`EXIT_MARGIN`] after the deadline, so that `main` has time to return.
+    /// Lets the process exist until [`EXIT_MARGIN`] after the deadline, so that `main` has time to return.
     pub(crate) fn missed_deadline(self) {
         std::mem::forget(self.0);
     }

@@ -9,15 +9,15 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that runs each call of its service as a task of a registry, so that a client that disconnects does not cancel the call.
+/// A layer that runs each call to its service as a task of a registry, so that the call continues if the client disconnects.
 ///
-/// A server drops the future of a handler when its client disconnects. The handler then ends at any of its await points, for example
-/// between two writes that belong together. Below this layer, the handler continues to its end, and nobody receives its response. The
-/// registry counts the outcome of the task, and the drain waits for it. When the grace period expires, a [`Host`](crate::Host) aborts the
-/// task if the registry is [inspected](background_tasks::RegistryBuilder::inspect).
+/// Without this layer, a server drops the future of a handler when the client disconnects. The handler then stops at its current await
+/// point, for example between two writes that belong together. With this layer, the handler continues to its end, although nobody receives
+/// its response. The registry counts the outcome of the task, and the drain waits for the task. When the grace period expires, a
+/// [`Host`](crate::Host) aborts the task if the registry is [inspected](background_tasks::RegistryBuilder::inspect).
 ///
-/// The layer passes the request to the service unchanged, so limits of bodies and extensions of outer layers apply. After a disconnect,
-/// only the part of the body that the client has not sent is missing: a handler that reads it receives an error.
+/// The layer passes the request to the service unchanged, so the body limits and the extensions of outer layers apply. If the client
+/// disconnects before it has sent the whole request body, a handler that reads the body receives an error.
 ///
 /// # Outcomes
 ///
@@ -25,21 +25,21 @@ use tower_service::Service;
 /// | --- | --- |
 /// | completed | The service returned a response or an error. |
 /// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
-/// | aborted | The task was aborted. The request is answered 503. |
-/// | abandoned | The executor dropped the task. The request is answered 503. |
-/// | rejected | The registry has drained or is [full](RejectReason::Full). The request is answered 503, and the future of the service is dropped before its first poll. |
+/// | aborted | The task was aborted. The layer answers with status 503. |
+/// | abandoned | The executor dropped the task. The layer answers with status 503. |
+/// | rejected | The registry has drained or is [full](RejectReason::Full). The layer answers with status 503, and drops the future of the service before its first poll. |
 ///
-/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects them as full only at the high limit
-/// that [`RejectReason::Full`] names.
+/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects these tasks as full only
+/// at a much higher limit; see [`RejectReason::Full`].
 ///
 /// # Other layers
 ///
-/// A task ends when the service returns its response, so work in the body of a response, such as a stream, still ends with the connection.
-/// To make the drain wait for bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. It counts each request in addition
-/// to the task. If the client disconnects, the request counts as abandoned, and the task with its own outcome. A timeout layer inside this
-/// layer ends the work. A timeout layer outside it ends only the wait.
+/// A task ends when the service returns its response. So work in the response body, such as a stream, still ends with the connection. To
+/// make the drain wait for response bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. The registry then counts
+/// each request in addition to its task. If the client disconnects, the request counts as abandoned, and the task counts with its own
+/// outcome. A timeout layer inside this layer ends the handler. A timeout layer outside this layer ends only the wait for the response.
 ///
-/// The task does not have the tracing span of the request, unless the spawner passes the span on: use
+/// The task does not run in the tracing span of the request, unless the spawner passes the span on. For this purpose, use
 /// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).
 ///
 /// # Examples
@@ -62,9 +62,10 @@ pub struct DetachLayer<S> {
 }
 
 impl<S: Clone> DetachLayer<S> {
-    /// Returns a layer that runs calls as tasks of `registry`, with the name `handler` and this call as their call site.
+    /// Creates a layer that runs calls as tasks of `registry`. The tasks have the name `handler`, and this call to `new` as their call
+    /// site.
     ///
-    /// The layer and its services each keep a handle of the registry.
+    /// The layer and each of its services hold a handle of the registry.
     #[track_caller]
     pub fn new(registry: &Registry<S>) -> Self {
         Self { registry: registry.clone(), name: "handler", location: Location::caller() }
@@ -85,7 +86,7 @@ impl<S: Clone, I> Layer<I> for DetachLayer<S> {
     }
 }
 
-/// The service of a [`DetachLayer`]. Its calls are tasks.
+/// The service of a [`DetachLayer`], which runs each call as a task.
 #[derive(Debug, Clone)]
 pub struct DetachService<S, I> {
     inner: I,
@@ -116,12 +117,12 @@ where
     }
 }
 
-/// The future of a [`DetachService`]. If it is dropped, its task continues.
+/// The future of a [`DetachService`]. If this future is dropped, its task continues.
 #[must_use = "futures do nothing unless polled"]
 pub struct DetachFuture<T, E> {
     /// `None` if the registry has rejected the task.
     task: Option<JoinHandle<Result<T, E>>>,
-    /// For a response that replaces the response of the service.
+    /// Whether a 503 response of the layer closes the connection.
     close_connection: bool,
 }
 

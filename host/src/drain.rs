@@ -1,4 +1,4 @@
-//! The drain. It runs on a separate thread, so that a blocked executor cannot block it.
+//! Drains the registries of a host on a separate thread, so that a blocked executor cannot block the drain.
 
 use crate::deadline::{ABORT_TIMEOUT, Deadline, Limits, MAIN_TIMEOUT, TOO_LATE};
 use crate::exit::exit_within;
@@ -25,15 +25,15 @@ use std::time::{Duration, Instant};
 /// The settings of a host that concern its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
-    /// How long the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
+    /// The time for which the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
     /// The state that dashboards show.
     pub(crate) status: Arc<HostStatus>,
-    /// Shows or hides the bar; see [`Host::progress_bar`](crate::Host::progress_bar).
+    /// Whether to show the progress bar; see [`Host::progress_bar`](crate::Host::progress_bar).
     pub(crate) progress_bar: Option<bool>,
-    /// Decides whether outcomes fail the program; see [`Host::fail_if`](crate::Host::fail_if).
+    /// Decides whether the exit code must report a failure because of lost tasks; see [`Host::fail_if`](crate::Host::fail_if).
     pub(crate) fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn start(
     thread::Builder::new().name("drain".into()).spawn(drain).map(drop)
 }
 
-/// Waits for the first of the signals.
+/// Waits until one of the signals is triggered.
 async fn any(mut signals: Vec<ShutdownSignal>) {
     let mut poll = |cx: &mut Context<'_>| signals.iter_mut().any(|signal| Pin::new(signal).poll(cx).is_ready());
     poll_fn(|cx| if poll(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
@@ -71,7 +71,7 @@ async fn any(mut signals: Vec<ShutdownSignal>) {
 struct Drain {
     phases: Phases,
     state: Arc<HostState>,
-    /// Triggered once the process has been asked to stop.
+    /// Triggered when the process is asked to stop.
     stop_requested: ShutdownSignal,
     hook: HookKey,
     deadline: Deadline,
@@ -114,15 +114,15 @@ impl Drain {
         if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
-        // Read first: if the program ends now, it must not count as a task.
+        // This must come before the number of tasks: if the program ends in between, it must not count as a task.
         let program = usize::from(self.state.program_in_flight().is_some());
         let in_flight = self.phases.in_flight();
-        // A program that has ended on its own with nothing in flight.
+        // There is nothing to report if the program has ended without a request to stop, and nothing is in flight.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
         let is_logged = emits_events() && self.phases.are_shutdowns_logged();
-        // Before the shutdown, whose start and end observers may log.
+        // The cause is reported before the shutdown starts, because observers can log the start and the end of the shutdown.
         self.report_cause();
-        // The program is dropped at the deadline even if its registry cannot abort.
+        // The warning does not concern the program, which is dropped at the deadline even if no registry can abort tasks.
         if !can_abort && !self.deadline.is_infinite() && in_flight > program {
             self.progress.log(Level::Warn, CANNOT_ABORT.to_owned());
             self.progress.flush(LAST_LINES_TIMEOUT);
@@ -133,7 +133,7 @@ impl Drain {
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
-        // The loss of a task may have started the shutdown of a later phase meanwhile.
+        // During the drain, the loss of a task may have started the shutdown of a later phase.
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
@@ -161,7 +161,8 @@ impl Drain {
         }
     }
 
-    /// Lets the program continue for some time after a request to stop, unless a registry is shut down or the program ends before.
+    /// Waits for the delay after a request to stop, while the program continues. The wait ends early if a registry is shut down or the
+    /// program ends.
     fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
         let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
@@ -176,7 +177,7 @@ impl Drain {
         }
     }
 
-    /// Reports the program's error, and the loss that started a shutdown.
+    /// Reports the program's error, and the lost task that started a shutdown.
     fn report_cause(&mut self) {
         self.state.report_error();
         if let (false, Some(task)) = (self.has_reported_loss, self.phases.shutdown_cause()) {
@@ -186,7 +187,7 @@ impl Drain {
         }
     }
 
-    /// Shuts down and drains one registry after the other. Returns whether all have drained; also true if `run` was dropped.
+    /// Shuts down and drains one registry after the other. Returns true if all registries have drained, or if `run` was dropped.
     fn drain_phases(&mut self) -> bool {
         let phases = self.phases.clone();
         for len in 1..=phases.registries().len() {
@@ -205,10 +206,10 @@ impl Drain {
         true
     }
 
-    /// Waits until these registries have drained, or only this much of the grace period is left.
+    /// Waits until these registries have drained, or until only the `reserved` part of the grace period is left.
     fn drain_registries(&mut self, registries: &[Registry<()>], reserved: Duration) -> Waited {
         for registry in registries {
-            // The first update comes immediately, so that systemd shows a status from the start.
+            // The first update is immediate, so that systemd shows a status from the start.
             let mut interval = Duration::ZERO;
             while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
                 let remaining = self.deadline.remaining();
@@ -231,7 +232,7 @@ impl Drain {
         Waited::Drained
     }
 
-    /// Names the stragglers, aborts what can be aborted, and names the tasks that are still in flight after that.
+    /// Reports the stragglers, aborts the tasks that can be aborted, and then reports the tasks that are still in flight.
     fn abort(&self) {
         let late = self.phases.shutdown_within(Duration::ZERO);
         let program = self.describe_program(&late);
@@ -256,7 +257,8 @@ impl Drain {
         }
     }
 
-    /// Says what the program waits for, if only the program is late. Names a program that the list of stragglers does not name.
+    /// Returns a line about a late program. If only the program is in flight, the line says what the program probably waits for. Returns
+    /// `None` if the list of stragglers already contains the program.
     fn describe_program(&self, late: &[Stragglers]) -> Option<String> {
         let location = self.state.program_in_flight()?;
         match late.iter().map(Stragglers::len).sum() {
@@ -279,13 +281,13 @@ impl Drain {
 const CANNOT_ABORT: &str = "no registry is inspected, so no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
 
-/// The shortest time between two checks of liveness during the drain, because each check also updates the progress.
+/// The shortest time between two liveness checks during the drain. A shorter time would also update the progress too often.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How the wait for registries ended.
+/// The reason why the wait for registries ended.
 enum Waited {
     Drained,
-    /// The rest of the grace period belongs to later registries.
+    /// The rest of the grace period is reserved for later registries.
     TimeIsReserved(Stragglers),
     /// The grace period has expired.
     Expired,
@@ -293,7 +295,7 @@ enum Waited {
     Dropped,
 }
 
-/// Describes the oldest tasks in flight. Without inspection, only the program has a name.
+/// Describes the oldest tasks in flight. If no registry is inspected, this describes only the program.
 fn oldest(phases: &Phases, state: &HostState) -> String {
     let tasks = phases.oldest();
     match state.program_in_flight() {

@@ -1,11 +1,11 @@
-//! Ends the process.
+//! Ends the process, even if output is blocked.
 
 use crate::{bar, windows_service};
 use std::process;
 use std::thread;
 use std::time::Duration;
 
-/// Exits the process after `last_output` has run and stdout has been flushed, or after this time if nobody reads the output.
+/// Exits the process after `last_output` has run and stdout has been flushed. If the output is blocked, exits when the timeout has expired.
 pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce() + Send + 'static) -> ! {
     let exit = move || {
         bar::finish();
@@ -19,8 +19,8 @@ pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce(
     exit_now(code);
 }
 
-/// Exits the process without a flush, so that no output, destructor or other thread can block the exit.
+/// Exits the process immediately. Does not flush output or run destructors, so nothing can block the exit.
 pub(crate) fn exit_now(code: u8) -> ! {
-    // C's `_exit`, on Windows too.
+    // This calls C's `_exit`, also on Windows.
     signal_hook::low_level::exit(code.into())
 }

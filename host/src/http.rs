@@ -1,4 +1,4 @@
-//! An HTTP/1 server that limits what its clients can hold: connections, memory and time.
+//! An HTTP/1 server that limits how many connections, how much memory and how much time its clients can use.
 
 mod answer;
 mod timed;
@@ -34,16 +34,16 @@ const BUFFER: usize = 32 * 1024;
 const MAX_CONNECTIONS: usize = 4096;
 /// The time between a failure to accept a connection and the next attempt.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// After the end, the time in which the reactor reports what a client has already sent. One turn of the reactor is enough.
+/// The time after the end in which the reactor can report bytes that a client has already sent. One turn of the reactor is enough.
 const LAST_READ: Duration = Duration::from_millis(10);
 /// Replaces longer times, which could overflow an `Instant`.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An HTTP/1 server on any runtime, whose connections are tasks of a registry.
+/// An HTTP/1 server that works on any runtime, and runs its connections as tasks of a registry.
 ///
-/// The server is hyper's, with limits on what a client can hold, and a graceful shutdown. TLS and HTTP/2 belong to a proxy in front of it.
+/// The server uses hyper, and adds limits for clients and a graceful shutdown. For TLS and HTTP/2, put a proxy in front of the server.
 ///
 /// | a client that … | is limited by |
 /// | --- | --- |
@@ -54,32 +54,34 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
 /// | uses an unknown host name | [`host_name`](Self::host_name) |
 ///
-/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. A service that sends a large
-/// response in small frames therefore needs less memory. One thousand connections with half a head of 31 KiB need about 45 MB. The service itself
-/// must limit what it keeps, such as a collected body (in axum, `DefaultBodyLimit`), because each connection may send one.
+/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
+/// less memory if it sends a large response in small frames. One thousand connections that have sent half a request head of 31 KiB need
+/// about 45 MB. The service must limit all other memory. For example, each connection can send a large request body, so a service that
+/// collects request bodies must limit their size (in axum: `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
-/// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends half the head of a
-/// request holds the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has not.
-/// `axum::serve` also accepts connections until the process has no file descriptor left for the work of its requests.
+/// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
+/// request head delays the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has
+/// not ended. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
 ///
 /// # Shutdown
 ///
-/// [`serve`](Self::serve) stops accepting connections once shutdown has started, and returns when all connections have closed:
+/// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
 ///
-/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has had no request
-///   yet has the [`late_head_timeout`](Self::late_head_timeout) to send its first head.
-/// - A request whose head has arrived is answered, and its connection closes afterwards.
-/// - The [`drain_timeout`](Self::drain_timeout) limits a body that is still arriving, and a response that the client does not read. A client that
-///   reads a response slowly can still delay the drain until the grace period expires.
+/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has not yet had a
+///   request can send its first request head within the [`late_head_timeout`](Self::late_head_timeout).
+/// - The server answers a request whose head has arrived, and then closes the connection.
+/// - The [`drain_timeout`](Self::drain_timeout) limits the time for the rest of a request body, and for a response that the client does not
+///   read. A client that reads a response slowly can still delay the drain until the grace period expires.
 ///
-/// Each connection is a task of the registry, named `connection`, without a [permit](Registry::without_permit). So the drain waits for
-/// connections, and the stragglers include them. If the service panics, the connection closes, and the registry counts a panicked
-/// task. Add a `RequestLayer` (feature `tower`) if each request must have its own outcome.
+/// Each connection is a task of the registry with the name `connection`. The task takes [no permit](Registry::without_permit). So the drain
+/// waits for connections, and reports list open connections as stragglers. If the service panics, its connection closes, and the registry
+/// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
-/// An upgraded connection (a WebSocket) counts as open until the service drops it, although its task has ended. It must end at the registry's
-/// [`signal`](Registry::signal), as must a stream of events. `UntilShutdown` (feature `tower`) ends both.
+/// An upgraded connection (a WebSocket) counts as open until the service drops it, although the task of the connection has ended. Upgraded
+/// connections and streams of events must end at the registry's [`signal`](Registry::signal). `UntilShutdown` (feature `tower`) ends
+/// connections and streams at the signal.
 ///
 /// # Examples
 ///
@@ -109,8 +111,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// }
 /// ```
 ///
-/// With smol, `accept` is `async move || Ok(FuturesIo::new(listener.accept().await?.0))`, and the timer is `SmolTimer`, both of the crate
-/// `smol-hyper`.
+/// With smol, `accept` is `async move || Ok(FuturesIo::new(listener.accept().await?.0))`, and the timer is `SmolTimer`. `FuturesIo` and
+/// `SmolTimer` come from the crate `smol-hyper`.
 #[derive(Clone)]
 pub struct HttpServer<S> {
     registry: Registry<S>,
@@ -132,7 +134,7 @@ struct Settings {
 }
 
 impl<S> HttpServer<S> {
-    /// Returns a server whose connections are tasks of `registry`, with this call as their call site.
+    /// Creates a server that runs its connections as tasks of `registry`. The call site of these tasks is this call to `new`.
     ///
     /// The timer must work on the runtime that polls the connections. The server keeps a handle of the registry.
     #[track_caller]
@@ -159,9 +161,9 @@ impl<S> HttpServer<S> {
     /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
     /// Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
-    /// The other descriptors are for the work of the service, such as files and connections to databases. Set a lower limit if a request needs more
-    /// than one of them. At the limit, the server does not accept
-    /// connections until one closes. New clients wait in the listener's backlog.
+    /// The other file descriptors are for the work of the service, such as files and connections to databases. If a request needs more than
+    /// one file descriptor for such work, set a lower limit. At the limit, the server accepts a new connection only after another
+    /// connection has closed. New clients wait in the listener's backlog.
     ///
     /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]
@@ -169,66 +171,70 @@ impl<S> HttpServer<S> {
         Self { max_connections: connections.max(1), ..self }
     }
 
-    /// Sets how long the head of a request may take to arrive. Default: 5 seconds.
+    /// Sets the longest time until the head of a request has arrived. Default: 5 seconds.
     ///
-    /// The time starts when the connection opens, and after each response. So a connection also closes if it is idle for this long between two
-    /// requests. If a load balancer keeps connections to the server open, its idle timeout must be shorter: otherwise it may send a request on
-    /// a connection that the server is closing.
+    /// The time starts when the connection opens, and starts again after each response. So the server also closes a connection that is idle
+    /// for this long between two requests. If a load balancer keeps connections to the server open, the idle timeout of the load balancer
+    /// must be shorter. Otherwise the load balancer can send a request on a connection that the server is closing.
     #[must_use = "this returns the server"]
     pub fn head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.http.header_read_timeout(timeout.min(FOREVER));
         self
     }
 
-    /// Sets how long the body of a request may take to arrive, from the moment when the service first waits for it. Default: 30 seconds.
+    /// Sets the longest time until the body of a request has arrived, counted from when the service first waits for the body. Default: 30
+    /// seconds.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
-    /// responds 408. If the service returns a response with an error status, the server sets the status to 408. Afterwards the connection
-    /// closes.
+    /// responds 408. If the service returns a response with an error status, the server changes the status to 408. After a response to a
+    /// late request body, the server closes the connection.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);
         self
     }
 
-    /// Sets how long the client may take to read the next part of a response. Default: 30 seconds.
+    /// Sets the longest time until the client has read the next part of a response. Default: 30 seconds.
     ///
-    /// If no byte can be written for this long, the connection closes. A system reports progress only after a client has read a large part of the
-    /// socket's buffer, so a short time also closes connections of slow clients.
+    /// If no byte can be written for this long, the connection closes. Operating systems report progress only after the client has read a
+    /// large part of the socket's buffer. So a short time also closes the connections of slow clients.
     #[must_use = "this returns the server"]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.settings.write_timeout = timeout.min(FOREVER);
         self
     }
 
-    /// Sets an upper limit for the body timeout and the write timeout once shutdown has started. Default: 5 seconds.
+    /// Sets an upper limit for the body timeout and the write timeout during a shutdown. Default: 5 seconds.
     ///
-    /// The time must be shorter than the grace period. Otherwise a client that sends half a body holds the drain until the grace period expires.
+    /// This time must be shorter than the grace period. Otherwise a client that sends only half a body delays the drain until the grace
+    /// period expires.
     #[must_use = "this returns the server"]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.settings.drain_timeout = timeout.min(FOREVER);
         self
     }
 
-    /// Sets how long the first request head of a connection may take once the server has stopped accepting connections. Default and
-    /// minimum: 10 milliseconds.
+    /// Sets how long the server waits for the first request head of an open connection after it has stopped accepting connections. Default:
+    /// 10 milliseconds. Minimum: 10 milliseconds.
     ///
-    /// The client of such a connection may have connected just before. Set a longer time, such as one second, if another process accepts
-    /// the next connections: after `systemctl restart` of a service with a socket unit, or during a rolling update. Then no client sees its
-    /// connection close without an answer. A client that sends nothing holds the drain for this long, so the time must be shorter than the
-    /// grace period.
+    /// A client may have connected immediately before the shutdown. Set a longer time, such as one second, if another process accepts the
+    /// next connections, for example after `systemctl restart` of a service with a socket unit, or during a rolling update. With a longer
+    /// time, the server does not close the connection of a new client before the client's request arrives. A client that sends nothing
+    /// delays the drain for this long, so the time must be shorter than the grace period.
     #[must_use = "this returns the server"]
     pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);
         self
     }
 
-    /// Accepts requests to this host name too, such as `"signups.example.com"`, on any port. Default: only `localhost` and IP addresses.
+    /// Adds a host name, such as `"signups.example.com"`, to which the server accepts requests, on any port. Default: only `localhost` and
+    /// IP addresses.
     ///
-    /// A request to another host name is answered 421. This prevents DNS rebinding: an attacker gives the host name of a web page the
-    /// address of this server. The browser then treats the page and the server as the same origin. This endangers servers whose only protection is a
-    /// local or private address. Call [`any_host_name`](Self::any_host_name) for a public service whose requests are
-    /// authenticated, or if a proxy in front of the service checks the name.
+    /// The server answers a request to another host name with status 421. This prevents DNS rebinding. In this attack, an attacker makes
+    /// the host name of a web page resolve to the address of this server, so that the browser treats the page and the server as the same
+    /// origin. The attack endangers servers that are protected only by a local or private address. Call
+    /// [`any_host_name`](Self::any_host_name) if the service is public and authenticates its requests, or if a proxy in front of the
+    /// service checks the name.
     #[must_use = "this returns the server"]
     pub fn host_name(mut self, name: &str) -> Self {
         self.settings.host_names.get_or_insert_default().push(name.to_owned());
@@ -237,7 +243,8 @@ impl<S> HttpServer<S> {
 
     /// Accepts requests to any host name. See [`host_name`](Self::host_name) for the risk.
     ///
-    /// The server still answers 400 to an invalid `Host`, to two `Host` headers, and to an HTTP/1.1 request without `Host`.
+    /// The server still answers with status 400 if `Host` is invalid, if there are two `Host` headers, or if an HTTP/1.1 request has no
+    /// `Host`.
     #[must_use = "this returns the server"]
     pub fn any_host_name(mut self) -> Self {
         self.settings.host_names = None;
@@ -253,15 +260,17 @@ impl<S> HttpServer<S> {
 }
 
 impl<S: Spawner> HttpServer<S> {
-    /// Serves until shutdown has started and all connections have closed.
+    /// Accepts and serves connections until shutdown has started and all connections have closed.
     ///
-    /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections: if `accept` owns the listener, new clients
-    /// are refused from then on. If `accept` fails because a client has disconnected, the server calls it again. After any other error, such as too many open
-    /// files, the server logs the first error and tries again every tenth of a second.
+    /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections. If `accept` owns the listener,
+    /// new clients are refused after this. If `accept` fails because a client has disconnected, the server immediately calls `accept`
+    /// again. After any other error, such as too many open files, the server calls `accept` again after a tenth of a second. The server
+    /// logs only the first of several consecutive errors.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the server stops accepting connections. Its connections close as they do at the end.
+    /// If this future is dropped, the server stops accepting connections, and closes open connections as it does after the start of
+    /// shutdown.
     pub async fn serve<I, H, B>(&self, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -271,11 +280,12 @@ impl<S: Spawner> HttpServer<S> {
         self.serve_until(self.registry.signal(), accept, service).await;
     }
 
-    /// Serves until `end` resolves and all connections have closed; see [`serve`](Self::serve). The end takes the place of the start of the
-    /// shutdown in the descriptions of this type.
+    /// Accepts and serves connections until the future `end` resolves and all connections have closed; see [`serve`](Self::serve). When
+    /// `end` resolves, the server behaves as it does in `serve` when shutdown starts.
     ///
-    /// Use it for a server that stops accepting connections at another time than the registry's [`signal`](Registry::signal). For a load balancer that must
-    /// see the service become unready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
+    /// Use this method for a server that does not stop accepting connections at the registry's [`signal`](Registry::signal), but at another
+    /// time. If a load balancer must see that the service is not ready before the listener closes, [`Host::delay`](crate::Host::delay) is
+    /// enough.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -283,11 +293,11 @@ impl<S: Spawner> HttpServer<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let settings = Arc::new(self.settings.clone());
-        // Counts and limits the connections, and signals the end to them.
+        // This registry counts and limits the connections, and its signal triggers their end.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
         let accept_connections = async {
-            // Dropped before the drain.
+            // These values are dropped before the connections drain.
             let (mut accept, service) = (accept, service);
             let mut is_failing = false;
             loop {
@@ -297,7 +307,7 @@ impl<S: Spawner> HttpServer<S> {
                         is_failing = false;
                         let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
-                        // Under load a connection is always ready. `end` and other tasks must run.
+                        // Under load, the next connection is always ready. The yield lets `end` and other tasks run.
                         yield_now().await;
                     }
                     Err(error) if is_of_the_client(&error) => yield_now().await,
@@ -353,7 +363,7 @@ impl Settings {
             if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
                 return;
             }
-            // A request that arrived before the end is answered, and so is a first request that arrives a little later.
+            // The server answers a request that arrived before the end, and a first request that arrives a little later.
             let is_new = !has_request.load(Ordering::Relaxed);
             let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
             let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
@@ -366,7 +376,7 @@ impl Settings {
                 false
             };
             let has_closed = or(closed_or_first_request, timed_out).await;
-            // hyper would wait for the rest of a first head, so a connection without a request is dropped here.
+            // hyper would wait for the rest of a first request head. So a connection without a request is dropped here.
             if !has_closed && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
@@ -393,13 +403,13 @@ fn default_max_connections() -> usize {
     MAX_CONNECTIONS
 }
 
-/// Returns whether this connection failed, and not the listener.
+/// Returns whether only this connection failed, and the listener still works.
 fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// The permit of one open connection.
+/// A permit that counts one open connection against the limit.
 struct Permit {
     guard: Option<Guard>,
     closed: Arc<Event>,

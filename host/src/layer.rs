@@ -10,60 +10,63 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that holds a [`CompletionGuard`] for each request, for every server of tower services: axum, tonic, hyper.
+/// A layer that counts each request as in flight with a [`CompletionGuard`], for servers of tower services such as axum, tonic and hyper.
 ///
-/// A request is in flight from the call of its service until the body of its response is dropped. A server drops the body once it has taken all
-/// of it, or when the client has disconnected. So the drain waits for every response that has started. A request can start background tasks until
-/// the last frame of its body, even while the registry drains.
+/// A request is in flight from the call to its service until the server drops the response body. A server drops the body when it has taken
+/// the whole body, or when the client has disconnected. So the drain waits for every response that has started. A request can start
+/// background tasks until the last frame of its response body, even while the registry drains.
 ///
-/// A request that arrives after the drain is answered 503 with an empty body, without a call of the service. The response also closes its
-/// connection, so that the client connects elsewhere. This applies to HTTP/1; in HTTP/2 the server closes connections.
+/// The layer answers a request that arrives after the drain with status 503 and an empty body, and does not call the service. In HTTP/1,
+/// this response also closes the connection, so that the client connects to another server. In HTTP/2, the server itself closes
+/// connections.
 ///
 /// # Limits
 ///
 /// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight).
-/// The limit covers the tasks that requests start, and a request is accepted even when tasks hold all permits. (The registry rejects a
-/// request only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. Such a request is answered 503 too.) To
-/// limit requests, add a layer for that purpose, such as `ConcurrencyLimitLayer` of the crate `tower`.
+/// The limit applies to the tasks that requests start. The registry accepts a request even if tasks hold all permits. (The registry rejects
+/// a request only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. The layer answers such a request with
+/// status 503 too.) To limit the number of requests, add another layer, such as `ConcurrencyLimitLayer` of the crate `tower`.
 ///
-/// If the registry is full, `run` drops the task, and only the registry's observers and summary report it. A handler that answers 202 must
-/// not lose work in this way. It calls [`try_run`](Registry::try_run) and answers 503 after a rejection, as in the example. Or it awaits
-/// `registry.follow_up().run_when_ready(task)`, which waits for a permit even while the registry drains.
-/// [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
+/// If the registry is full, `run` drops the task, and only the registry's observers and summary report this. A handler that answers with
+/// status 202 must not lose work in this way. Such a handler can call [`try_run`](Registry::try_run) and answer with status 503 after a
+/// rejection, as in the example. Or the handler can await `registry.follow_up().run_when_ready(task)`, which waits for a permit even while
+/// the registry drains. [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
 ///
 /// # Outcomes
 ///
 /// | outcome | meaning |
 /// | --- | --- |
-/// | completed | The server has taken the body of the response to its end, or the service returned an error. The status of the response does not matter. |
+/// | completed | The server has taken the whole response body, or the service returned an error. The status of the response does not matter. |
 /// | panicked | The service or the body panicked. The panic continues to unwind. |
-/// | abandoned | The future of the service or the body of the response was dropped before its end: the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
-/// | rejected | The request was answered 503, as described above. |
+/// | abandoned | The future of the service or the response body was dropped before its end. The reason can be that the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
+/// | rejected | The layer answered with status 503, as described above. |
 ///
-/// Some responses have no body to send: responses to HEAD, and responses with a status such as 101, 204 or 304. Such a request counts as completed
-/// when the body is dropped. A body is also at its end once the server has taken as many bytes as the header `Content-Length` or the body announced.
+/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. If the response has no body to send, the
+/// request counts as completed when the server drops the response body. A body also counts as complete when the server has taken as many
+/// bytes as the header `Content-Length` or the body announced.
 ///
 /// # Other layers
 ///
-/// The layer can be anywhere in a stack. A request that an outer layer answers, such as a CORS preflight, does not count. If an outer layer drops
-/// the body and sends another one, the request counts as abandoned.
+/// The layer can have any position in a stack of layers. A request that an outer layer answers, such as a CORS preflight, does not count.
+/// If an outer layer drops the response body and sends another body, the request counts as abandoned.
 ///
 /// # Limitations
 ///
-/// The last bytes of a response may still be in the server's buffer when the body is dropped, and connections are not counted. Both belong to the
-/// server: start its own graceful shutdown with the registry's [`signal`](Registry::signal) and wait for it, as the example does. The server then
-/// accepts no connections, and closes each connection after its last response. `HttpServer` (feature `http`) is a server whose connections the
-/// drain waits for.
+/// The layer does not count connections. When the server drops a response body, the last bytes of the response can still be in the server's
+/// buffer. So start the server's own graceful shutdown with the registry's [`signal`](Registry::signal), and wait until the server has
+/// ended, as the example does. During this shutdown, the server accepts no connections, and closes each connection after its last response.
+/// If the drain must wait for connections, use `HttpServer` (feature `http`).
 ///
-/// Apply the layer to the routes that the drain must wait for. A response that does not end on its own, such as a stream of events, must end at
-/// the [`signal`](Registry::signal). Otherwise the drain waits until its client disconnects. If the client disconnects before the end of such a
-/// response, the request counts as abandoned.
+/// Apply the layer only to the routes for which the drain must wait. A response without an end, such as a stream of events, must end at the
+/// [`signal`](Registry::signal). Otherwise the drain waits until the client of this response disconnects. If the client disconnects before
+/// the end of such a response, the request counts as abandoned.
 ///
-/// An upgraded connection (a WebSocket) continues after its response, whose guard has been dropped. [`UntilShutdown`](crate::UntilShutdown) gives the
-/// connection a separate guard, and ends the connection at the signal. It does the same for streams.
+/// An upgraded connection (a WebSocket) continues after its response, so the guard of its request no longer counts it.
+/// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal.
+/// `UntilShutdown` also ends streams at the signal.
 ///
-/// If the client disconnects, the server drops the future of the handler at its current await point. [`DetachLayer`](crate::DetachLayer) lets the
-/// handler continue.
+/// If the client disconnects, the server drops the future of the handler at its current await point. With a
+/// [`DetachLayer`](crate::DetachLayer), the handler continues after the disconnect.
 ///
 /// # Examples
 ///
@@ -98,9 +101,9 @@ pub struct RequestLayer {
 }
 
 impl RequestLayer {
-    /// Returns a layer that counts requests in `registry`, with the name `request` and this call as their call site.
+    /// Creates a layer that counts requests in `registry`. The requests have the name `request`, and this call to `new` as their call site.
     ///
-    /// The layer and its services each keep a handle of the registry.
+    /// The layer and each of its services hold a handle of the registry.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         Self { registry: registry.with_spawner(()), name: "request", location: Location::caller() }
@@ -121,7 +124,7 @@ impl<I> Layer<I> for RequestLayer {
     }
 }
 
-/// The service of a [`RequestLayer`]. Its requests are in flight until the server drops the bodies of their responses.
+/// The service of a [`RequestLayer`]. A request is in flight until the server drops its response body.
 #[derive(Debug, Clone)]
 pub struct RequestService<I> {
     inner: I,
@@ -185,7 +188,7 @@ where
     }
 }
 
-/// Returns how many bytes of the body a server sends. Returns `None` if the number is unknown before the end of the body.
+/// Returns how many bytes of the response body a server sends. Returns `None` if this number is unknown before the end of the body.
 fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64> {
     let status = response.status();
     let has_no_body = status.is_informational()
@@ -196,7 +199,7 @@ fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64>
     if has_no_body { Some(0) } else { content_length().or_else(|| response.body().size_hint().exact()) }
 }
 
-/// Returns the response to a request that the registry does not accept.
+/// Returns the response for a request that the registry has rejected.
 pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody<R>> {
     let mut response = Response::new(RequestBody::new(None, None, None));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -207,10 +210,10 @@ pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody
 }
 
 pin_project! {
-    /// The body of a response. Its request is in flight until this body is dropped.
+    /// The response body of a [`RequestLayer`]. The request is in flight until this body is dropped.
     ///
-    /// The default value has no request. Layers that answer in place of the service use it. The bodies of a
-    /// [`DetachLayer`](crate::DetachLayer) have no request either.
+    /// A default value counts no request: other layers use it if they answer instead of the service. The response bodies of a
+    /// [`DetachLayer`](crate::DetachLayer) also count no request.
     #[derive(Debug)]
     pub struct RequestBody<B>
     where
@@ -218,7 +221,7 @@ pin_project! {
     {
         #[pin]
         guarded: Guarded<B>,
-        // The bytes that the server has not taken yet, if their number is known.
+        // The number of bytes that the server has not taken yet, if the number is known.
         unsent: Option<u64>,
         // The body has returned an error.
         has_failed: bool,
@@ -237,7 +240,7 @@ pin_project! {
 }
 
 impl<B: Body> RequestBody<B> {
-    /// Returns a body whose request does not count.
+    /// Returns a body that belongs to no request.
     pub(crate) fn without_request(inner: B) -> Self {
         Self::new(Some(inner), None, None)
     }
@@ -282,7 +285,7 @@ impl<B: Body> Body for RequestBody<B> {
 }
 
 pin_project! {
-    // The future or the body of a request, and the request's guard, which is dropped last.
+    // The future or the response body of a request, and the request's guard. The guard is dropped last.
     #[derive(Debug)]
     struct Guarded<T> {
         #[pin]
@@ -292,7 +295,7 @@ pin_project! {
 }
 
 impl<T> Guarded<T> {
-    /// Drops the inner value, and then counts the request as completed, unless its guard was taken.
+    /// Drops the inner value. Then counts the request as completed, unless the request's guard was taken.
     fn complete(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);

@@ -1,5 +1,5 @@
-//! Runs a program whose background tasks are in a [`background_tasks`] registry: handles termination signals, drains the registries, and
-//! returns an exit code.
+//! Runs a program whose background tasks belong to a [`background_tasks`] registry. The crate handles termination signals, drains the
+//! registries, and returns an exit code.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
@@ -20,10 +20,10 @@
 //! }
 //! ```
 //!
-//! [`Host`] runs the whole life of a program in one call, on any runtime. [`shutdown_signal`] returns only the signal.
+//! [`Host`] runs a program from start to exit in one call, on any runtime. [`shutdown_signal`] returns only the signal.
 //!
-//! - [`recipes`] has programs for axum, tonic, actix-web, warp, poem, and streams of events.
-//! - [`deployment`] has the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
+//! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, and streams of events.
+//! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
 //!
 //! # Features
 //!
@@ -33,7 +33,7 @@
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
 //! | `http` | `HttpServer`, an HTTP/1 server for every runtime that limits the connections, memory and time of its clients |
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
-//! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the body of its response; for axum, tonic and hyper. `DetachLayer`, whose handlers continue if their client disconnects. `UntilShutdown`, for streams and upgraded connections. `SettleLayer`, for AWS Lambda |
+//! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the response body, for axum, tonic and hyper. `DetachLayer`, whose handlers continue if the client disconnects. `UntilShutdown`, which ends streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
 //! | `windows-service` | a `Host` that is a Win32 service, and `notify_ready`; Windows |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -89,7 +89,7 @@ pub use self::settle::{SettleFuture, SettleLayer, SettleService};
 pub use self::signals::{request_stop, shutdown_signal};
 #[cfg(feature = "systemd")]
 pub use self::systemd::notify_ready;
-// A cfg with one feature, because the compiler then names this feature if it is missing.
+// Each cfg names one feature, so that the compiler can name the missing feature in an error.
 #[cfg(all(not(feature = "systemd"), feature = "windows-service"))]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};

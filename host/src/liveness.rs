@@ -12,26 +12,28 @@ use std::time::{Duration, Instant};
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A handle with which a task or a service reports progress to the [`Host`](crate::Host).
+/// A handle through which a task or service reports its progress to the [`Host`](crate::Host).
 ///
-/// A task that waits forever, for example for a connection that no longer answers, does not end and is not lost, so no other report
-/// mentions it. If the task reports no progress for longer than its timeout, the host logs a warning. The warning contains the call site if
-/// the name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry. Once the task
-/// reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts
-/// the shutdown. The process then exits with code 2 after the drain.
+/// A task can wait forever, for example for a connection that no longer answers. Such a task does not end and is not lost, so no other
+/// report mentions it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. The warning
+/// contains the call site if the name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect)
+/// registry. When the task reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its
+/// timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
 ///
-/// Give the handle to the host with [`Host::liveness`](crate::Host::liveness), and move it into the task. All clones report for the same task.
+/// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
+/// report progress of the same task.
 ///
-/// The time starts when the host's [`run`](crate::Host::run) starts, and again at each report. The checks of a handle end when its last clone is
-/// dropped, which usually happens when the task ends. While a [service](background_tasks::Registry::service) with the name waits to run again,
-/// no time passes. When the service runs again, the time starts again.
+/// The time starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
+/// last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this name waits to run
+/// again, the time stands still. When the service runs again, its time starts from zero.
 ///
-/// From the request to stop to the end of the drain, the host still reports services and tasks of inspected registries, until they end. A critical
-/// handle then has no further effect, because the process stops already. The host does not report other tasks in this time, because it cannot
-/// distinguish a task that is late from a task that has ended.
+/// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
+/// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
+/// effect, because the process already stops.
 ///
-/// The host checks on a separate thread, so it also notices a task that blocks the executor. The time between two checks is a quarter of
-/// the host's shortest timeout, but at most one second and at least 10 milliseconds (about 100 milliseconds during the drain).
+/// The host checks handles on a separate thread, so it also reports a task that blocks the executor. The time between two checks is a
+/// quarter of the shortest timeout of all handles, but at most one second and at least 10 milliseconds (about 100 milliseconds during the
+/// drain).
 ///
 /// # Examples
 ///
@@ -54,7 +56,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// }
 /// ```
 ///
-/// Each run of a service has a clone of the handle:
+/// A service needs a clone of the handle for each run:
 ///
 /// ```no_run
 /// # use background_tasks::{Registry, Restart, SmolSpawner};
@@ -81,14 +83,14 @@ struct Progress {
     timeout: Duration,
     is_critical: bool,
     created: Instant,
-    /// The time of the last report, in microseconds since the creation.
+    /// The time of the last report, in microseconds since the handle was created.
     reported: AtomicU64,
     /// Whether the last check found that the task is late.
     is_late: AtomicBool,
 }
 
 impl Liveness {
-    /// Returns a handle for the task or service with this [name](background_tasks::Registry::named). The timeout is the longest time
+    /// Creates a handle for the task or service with this [name](background_tasks::Registry::named). `timeout` is the longest allowed time
     /// between two reports of progress.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
         Self::with(name, timeout, false, Instant::now())
@@ -96,8 +98,8 @@ impl Liveness {
 
     /// Makes the host start the shutdown if the task reports no progress in time.
     ///
-    /// Call this method before you clone the handle and before you pass it to [`Host::liveness`](crate::Host::liveness): it returns a new handle,
-    /// and the host watches only the handle that it has received.
+    /// This method returns a new handle, and the host watches only the handle that it has received. So call this method before you clone
+    /// the handle and before you pass it to [`Host::liveness`](crate::Host::liveness).
     #[must_use = "this returns the critical handle"]
     pub fn critical(self) -> Self {
         let Progress { name, timeout, created, .. } = *self.0;
@@ -113,7 +115,7 @@ impl Liveness {
         WeakLiveness(Arc::downgrade(&self.0))
     }
 
-    /// Reports progress. This reads the clock and stores the time, so a task may call it for each item of its work.
+    /// Reports progress. This method only reads the clock and stores the time, so a task can call it for each item of its work.
     pub fn report_progress(&self) {
         let elapsed = self.0.created.elapsed().as_micros();
         self.0.reported.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -135,7 +137,7 @@ impl Liveness {
     }
 }
 
-/// A handle of a host. The checks end although this handle exists.
+/// The host's reference to a handle. The checks end even if this reference still exists.
 #[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
 pub(crate) struct WeakLiveness(Weak<Progress>);
 
@@ -146,21 +148,21 @@ impl WeakLiveness {
     }
 }
 
-/// Checks the progress of the tasks.
+/// Checks whether tasks have reported progress in time.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// The output until the drain has its own. `None` without tasks.
+    /// The output before the drain, which has its own output. `None` if there are no tasks to check.
     output: Option<OutputThread>,
 }
 
-/// What the host stores for a handle. The handle itself belongs to the task.
+/// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The time does not start before this.
+    /// The earliest start of the time, for example the last start of a service.
     not_before: Instant,
     restarts: u64,
     is_late: bool,
-    /// Whether the task was not found during the drain.
+    /// Whether a check during the drain has found no task with this name.
     has_ended: bool,
 }
 
@@ -191,13 +193,13 @@ impl LivenessChecks {
         Some((shortest / 4).clamp(MIN_INTERVAL, MAX_INTERVAL))
     }
 
-    /// Logs which tasks are late, and which are no longer late. Returns whether a critical task is late.
+    /// Logs each task that has become late or is no longer late. Returns whether a critical task has become late.
     pub(crate) fn check(&mut self, phases: &Phases) -> bool {
         let Some(output) = &self.output else { return false };
         self.tasks.iter_mut().any(|task| task.check(phases, output, false))
     }
 
-    /// Does what [`check`](Self::check) does, after the process was asked to stop or shutdown has started.
+    /// Checks the tasks like [`check`](Self::check), but after a request to stop or the start of shutdown.
     pub(crate) fn check_in_drain(&mut self, phases: &Phases, output: &OutputThread) {
         for task in &mut self.tasks {
             task.check(phases, output, true);
@@ -206,7 +208,7 @@ impl LivenessChecks {
 }
 
 impl WatchedTask {
-    /// Returns whether the task starts the shutdown.
+    /// Checks one task. Returns whether the host must start the shutdown because of this task.
     fn check(&mut self, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
         let Some(progress) = self.progress.upgrade().filter(|_| !self.has_ended) else { return false };
         let service = phases.service(progress.name);
@@ -223,7 +225,7 @@ impl WatchedTask {
             return false;
         }
         let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
-        // During the drain tasks end, and a clone of the handle may outlive its task.
+        // During the drain, tasks end, and a clone of a handle can exist for longer than its task.
         self.has_ended = in_drain && task.is_none();
         progress.is_late.store(is_late && !self.has_ended, Ordering::Relaxed);
         if self.has_ended {

@@ -1,4 +1,4 @@
-//! Output during a drain. A reader of stderr that has stopped reading must not block the drain.
+//! Writes the output of a drain on a separate thread, so that a blocked stderr does not block the drain.
 
 use crate::terminal::{Level, log};
 use std::convert::Infallible;
@@ -6,13 +6,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How long the last lines may take once the grace period has expired.
+/// The longest time for the last lines after the grace period has expired.
 pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A thread that writes the output of a drain.
 #[derive(Clone)]
 pub(crate) struct OutputThread {
-    /// `None` if the system has refused the thread; the caller's thread then writes the output.
+    /// `None` if the system has refused the thread. The caller's thread then writes the output itself.
     jobs: Option<Sender<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -35,7 +35,7 @@ impl OutputThread {
         self.run(move || log(level, line));
     }
 
-    /// Waits until everything has been written, but at most this long.
+    /// Waits until all output has been written, or until the timeout has expired.
     pub(crate) fn flush(&self, timeout: Duration) {
         let (sender, done) = channel::<Infallible>();
         self.run(move || drop(sender));

@@ -1,10 +1,10 @@
-//! The registries of a host.
+//! Stores the registries of a host, and reads or changes all of them together.
 
 use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summary, TaskInfo};
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-/// How many groups of similar tasks a line describes.
+/// The number of groups of similar tasks that a line describes.
 const MAX_GROUPS: usize = 3;
 
 /// The registries of a host, in the order in which they drain.
@@ -38,7 +38,7 @@ impl Phases {
         &self.registries
     }
 
-    /// Returns the time that is reserved for the registries after the first `len` ones.
+    /// Returns the sum of the reserves of all registries after the first `len` registries.
     pub(crate) fn reserved_after(&self, len: usize) -> Duration {
         self.reserves[len..].iter().fold(Duration::ZERO, |sum, reserve| sum.saturating_add(*reserve))
     }
@@ -58,12 +58,12 @@ impl Phases {
         self.registries.iter().any(Registry::is_inspected)
     }
 
-    /// Returns a service with this name.
+    /// Returns a service that has this name.
     pub(crate) fn service(&self, name: &str) -> Option<ServiceInfo> {
         self.registries.iter().flat_map(Registry::services).find(|service| service.task.name() == Some(name))
     }
 
-    /// Returns the oldest inspected task with this name, in the first registry that has one.
+    /// Returns the oldest inspected task with this name, from the first registry that has such a task.
     pub(crate) fn task(&self, name: &str) -> Option<TaskInfo> {
         self.registries.iter().flat_map(Registry::tasks).find(|task| task.name() == Some(name))
     }
@@ -73,7 +73,7 @@ impl Phases {
         self.registries.iter().map(Registry::in_flight).sum()
     }
 
-    /// Describes the oldest tasks in flight, as groups of similar tasks. Returns an empty text if no registry is inspected.
+    /// Describes the oldest tasks in flight, as groups of similar tasks. Returns an empty string if no registry is inspected.
     pub(crate) fn oldest(&self) -> String {
         let mut tasks: Vec<_> = self.registries.iter().flat_map(Registry::tasks).collect();
         tasks.sort_by_key(|task| Reverse(task.age()));
@@ -109,29 +109,30 @@ impl Phases {
         total
     }
 
-    /// Returns how many tasks were in flight and have ended.
+    /// Returns how many tasks have ended. Rejected tasks do not count.
     pub(crate) fn ended(&self) -> u64 {
         let summary = self.summary();
         summary.completed + summary.failed + summary.panicked + summary.abandoned + summary.aborted
     }
 
-    /// Returns the task whose loss started the shutdown of a registry, if there is one. The task is critical, or the registry has
-    /// `shutdown_on_panic` or `shutdown_on_failure`.
+    /// Returns the task whose loss started the shutdown of a registry, if there is such a task. Either the task is critical, or the
+    /// registry has `shutdown_on_panic` or `shutdown_on_failure`.
     pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.registries.iter().find_map(Registry::shutdown_cause)
     }
 
-    /// Aborts all tasks, and each task that starts later.
+    /// Aborts all tasks, including tasks that start later.
     pub(crate) fn abort(&self) {
         for registry in &self.registries {
             _ = registry.shutdown().wait_or_abort(Duration::ZERO, Duration::ZERO);
         }
     }
 
-    /// Shuts all registries down and waits for them together, at most this long. Returns the stragglers of each registry that has not drained.
+    /// Shuts all registries down and waits until all have drained, or until the time has expired. Returns the stragglers of each registry
+    /// that has not drained.
     pub(crate) fn shutdown_within(&self, time: Duration) -> Vec<Stragglers> {
         let deadline = Instant::now() + time;
-        // All shutdowns start before the first wait.
+        // All shutdowns must start before the first wait.
         let shutdowns: Vec<_> = self.registries.iter().map(Registry::shutdown).collect();
         let wait =
             |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
@@ -139,7 +140,7 @@ impl Phases {
     }
 }
 
-/// Describes how many tasks are in flight, and the oldest ones if they are known.
+/// Describes how many tasks are in flight, followed by the oldest tasks if they are known.
 pub(crate) fn describe_in_flight(in_flight: usize, oldest: &str) -> String {
     let separator = if oldest.is_empty() { "" } else { ": " };
     format!("{in_flight} in flight{separator}{oldest}")

@@ -1,4 +1,4 @@
-//! The program of a host: its state and its outcome.
+//! Runs the program of a host, and stores its state and its outcome.
 
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
 use crate::sync::{Flag, lock};
@@ -13,33 +13,34 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// The exit code of a failure. Not 1, which Rust gives to a `main` that returns an error, and which here reports a missed deadline.
+/// The exit code of a failure. This code is not 1, because Rust uses 1 if `main` returns an error, and the host uses 1 for a missed
+/// deadline.
 pub(crate) const FAILED: u8 = 2;
-/// The exit code of a panic, as in Rust.
+/// The exit code of a panic. Rust uses the same code.
 pub(crate) const PANICKED: u8 = 101;
 
 /// The state that [`Host::run`](crate::Host::run) shares with the threads of the drain.
 pub(crate) struct HostState {
     program: Mutex<ProgramState>,
-    /// The program's error, until it is reported.
+    /// The program's error, until the host has reported the error.
     error: Mutex<Option<String>>,
-    /// The output of the drain, once the drain has started.
+    /// The output of the drain. `None` until the drain starts.
     output: Mutex<Option<OutputThread>>,
     /// The reported call site of the program.
     location: &'static Location<'static>,
-    /// The program has ended, or `run` was dropped.
+    /// Set when the program has ended, or `run` was dropped.
     program_ended: Flag,
-    /// The program must end, because the grace period has expired.
+    /// Set when the program must end, because the grace period has expired or its task was aborted.
     program_aborted: Flag,
-    /// The drain has ended.
+    /// Set when the drain has ended.
     finished: Flag,
-    /// The first code that is not 0 stays.
+    /// The exit code. After a code other than 0 has been set, the exit code does not change.
     exit_code: AtomicU8,
 }
 
 enum ProgramState {
     Running,
-    /// Shutdown has started. The task keeps a registry open for as long as the program runs.
+    /// Shutdown has started. Until the program ends, its task prevents a registry from draining.
     Draining(ProgramTask),
     Ended,
     /// `run` was dropped.
@@ -54,9 +55,10 @@ enum Outcome {
     Aborted,
 }
 
-/// The program as a task of a registry. The task is in flight until [`end`](Self::end), and then counts with the program's outcome.
+/// Represents the program as a task of a registry. The task is in flight until [`end`](Self::end). The registry then counts the program's
+/// outcome.
 ///
-/// The program's future belongs to the caller of `run`, and not to a spawner. So the future of this task only returns the outcome.
+/// The caller of `run` polls the program's future, so no spawner can run it. The future of this task therefore only returns the outcome.
 struct ProgramTask {
     /// `None` if the task was aborted before its first poll.
     task: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -64,7 +66,8 @@ struct ProgramTask {
 }
 
 impl ProgramTask {
-    /// Counts the program as in flight, unless the registry rejects it. An abort of the task calls the waker.
+    /// Counts the program as in flight. Returns `None` if the registry rejects the task. If the task is aborted, the registry calls the
+    /// waker.
     fn start(registry: &Registry<()>, location: &'static Location<'static>, on_abort: &Waker) -> Option<Self> {
         let outcome = Arc::new(Mutex::new(None));
         let program_outcome = outcome.clone();
@@ -78,7 +81,7 @@ impl ProgramTask {
         let keeper = TaskKeeper::default();
         registry.with_spawner(&keeper).named("program").location(location).without_permit().try_run(ended).ok()?;
         let mut task = lock(&keeper.0).take()?;
-        // The first poll stores the waker, unless the registry has already aborted the task.
+        // The first poll stores the waker. If the registry has already aborted the task, the task is ready instead.
         let is_aborted = task.as_mut().poll(&mut Context::from_waker(on_abort)).is_ready();
         if is_aborted {
             on_abort.wake_by_ref();
@@ -86,7 +89,8 @@ impl ProgramTask {
         Some(Self { task: (!is_aborted).then_some(task), outcome })
     }
 
-    /// Releases the count. The task of an aborted program counts as aborted if the registry is inspected, and otherwise as abandoned.
+    /// Ends the task, so that the program is no longer in flight. An aborted program counts as aborted if the registry is inspected, and
+    /// otherwise as abandoned.
     fn end(mut self, outcome: Outcome) {
         *lock(&self.outcome) = Some(outcome);
         if let Some(task) = &mut self.task {
@@ -95,7 +99,7 @@ impl ProgramTask {
     }
 }
 
-/// A spawner that keeps its task for the caller to poll.
+/// A spawner that does not run its task, but stores it so that the caller can poll it.
 #[derive(Default)]
 struct TaskKeeper(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
 
@@ -119,7 +123,8 @@ impl HostState {
         }
     }
 
-    /// Runs the program until it ends or is aborted, and records its outcome. The program has been dropped when this returns.
+    /// Runs the program until it ends or is aborted, and stores its outcome. When this method returns, the program's future has been
+    /// dropped.
     pub(crate) async fn run_program<F: Future<Output: TaskOutput>>(&self, program: F) {
         let outcome = self.outcome_of(program).await;
         match &outcome {
@@ -127,14 +132,15 @@ impl HostState {
             Outcome::Failed(error) => {
                 self.set_exit_code(FAILED);
                 *lock(&self.error) = Some(error.clone());
-                // Before `end`, because the program may be the last task in flight: no line follows the end of the drain.
+                // The error is reported before `end`, because the drain may end with the program, and no line must follow the end of the
+                // drain.
                 self.report_error();
             }
             Outcome::Panicked(_) => self.set_exit_code(PANICKED),
         }
         match (self.replace(ProgramState::Ended), outcome) {
             (ProgramState::Draining(task), outcome) => task.end(outcome),
-            // The destructor of the payload may panic too.
+            // The payload is forgotten, because its destructor could panic too.
             (_, Outcome::Panicked(payload)) => std::mem::forget(payload),
             _ => {}
         }
@@ -156,14 +162,14 @@ impl HostState {
 
     /// Counts a running program as in flight in this registry.
     ///
-    /// The program takes no permit, so the registry may be full. If the registry has drained, the program counts as in flight in a new registry,
-    /// which is returned.
+    /// The program takes no permit, so it counts even if the registry is full. If the registry has drained, the program counts in a new
+    /// registry, and this method returns the new registry.
     pub(crate) fn keep_in_flight(self: &Arc<Self>, registry: &Registry<()>) -> Option<Registry<()>> {
         let is_running = |program: &ProgramState| matches!(program, ProgramState::Running);
         if !is_running(&lock(&self.program)) {
             return None;
         }
-        // Not under the lock: observers may be called.
+        // The lock is not held here, because this can call observers.
         let on_abort = Waker::from(Arc::new(AbortProgram(Arc::downgrade(self))));
         let start = |registry: &Registry<()>| ProgramTask::start(registry, self.location, &on_abort);
         let held = if registry.is_drained() { None } else { start(registry) };
@@ -173,7 +179,8 @@ impl HostState {
             if is_running(&program) {
                 *program = ProgramState::Draining(task);
             } else {
-                // The program has ended meanwhile. The lock is released first, because `end` may release the last task of a registry.
+                // The program has ended meanwhile. The lock is released first, because `end` can end the last task of a registry and call
+                // other code.
                 drop(program);
                 task.end(Outcome::Completed);
             }
@@ -181,17 +188,19 @@ impl HostState {
         substitute
     }
 
-    /// Replaces the state and returns the previous state. Drop the previous state without a lock: it may release the last task of a registry.
+    /// Replaces the state and returns the previous state. The caller must not hold a lock when it drops the previous state, because the
+    /// drop can end the last task of a registry.
     fn replace(&self, state: ProgramState) -> ProgramState {
         std::mem::replace(&mut *lock(&self.program), state)
     }
 
-    /// Sets the output of the drain, which has started.
+    /// Sets the output of the drain. The drain calls this method when it starts.
     pub(crate) fn set_output(&self, output: OutputThread) {
         *lock(&self.output) = Some(output);
     }
 
-    /// Reports the program's error once, if there is one and the drain has started. Waits until it has been written, but not long.
+    /// Reports the program's error, if there is one, the drain has started, and the error has not been reported. Waits a short time until
+    /// the line has been written.
     pub(crate) fn report_error(&self) {
         let Some(output) = lock(&self.output).clone() else { return };
         let Some(error) = lock(&self.error).take() else { return };
@@ -199,7 +208,7 @@ impl HostState {
         output.flush(LAST_LINES_TIMEOUT);
     }
 
-    /// Returns the call site of the program if the program is in flight.
+    /// Returns the program's call site if the program counts as in flight.
     pub(crate) fn program_in_flight(&self) -> Option<&'static Location<'static>> {
         matches!(*lock(&self.program), ProgramState::Draining(_)).then_some(self.location)
     }
@@ -209,17 +218,17 @@ impl HostState {
         self.program_ended.wait().await;
     }
 
-    /// Drops the program at its next await point.
+    /// Makes [`run_program`](Self::run_program) drop the program at the program's next await point.
     pub(crate) fn abort_program(&self) {
         self.program_aborted.set();
     }
 
-    /// Returns whether `run` is still awaited, and was not dropped.
+    /// Returns whether the future of `run` still exists. Returns false if the future was dropped.
     pub(crate) fn is_awaited(&self) -> bool {
         !matches!(*lock(&self.program), ProgramState::Dropped)
     }
 
-    /// Sets the exit code, unless it has been set to another code than 0.
+    /// Sets the exit code, unless an earlier call has set a code other than 0.
     pub(crate) fn set_exit_code(&self, code: u8) {
         let _ = self.exit_code.compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed);
     }

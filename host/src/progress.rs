@@ -1,4 +1,4 @@
-//! The progress of a drain: a progress bar on a terminal, lines elsewhere, and the status that systemd shows.
+//! Reports the progress of a drain: as a progress bar on a terminal, otherwise as lines, and as the status that systemd shows.
 
 use crate::bar;
 use crate::deadline::{Deadline, EXIT_MARGIN};
@@ -10,23 +10,24 @@ use background_tasks::Stragglers;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// The time between two lines.
+/// The time between two lines about the progress.
 pub(crate) const LINE_INTERVAL: Duration = Duration::from_secs(2);
-/// The longest time that is requested from the supervisor. If no task ends for this long, the supervisor decides.
+/// The longest extension of time that the host requests from the supervisor. If no task ends in this time, the host requests no more time.
 const MAX_EXTENSION: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {
     output: OutputThread,
     has_bar: bool,
-    /// How many tasks had ended before the drain.
+    /// The number of tasks that had ended before the drain.
     ended_before: u64,
-    /// How many tasks had ended at the last status for systemd.
+    /// The number of tasks that had ended when systemd received the last status.
     ended_at_last_status: Option<u64>,
     last_line: Instant,
 }
 
 impl Progress {
-    /// Without a choice, the bar is shown unless the output consists of events: a subscriber may write them to the same terminal.
+    /// If `progress_bar` is `None`, shows the bar only if the host emits no tracing events, because a subscriber could write the events to
+    /// the same terminal.
     pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>) -> Self {
         Self {
             ended_before: phases.ended(),
@@ -54,7 +55,7 @@ impl Progress {
         Duration::from_millis(if self.has_bar { 100 } else { 1000 })
     }
 
-    /// Shows that the drain has started, unless observers log it.
+    /// Shows that the drain has started, unless observers log the start.
     pub(crate) fn start(&self, in_flight: usize, grace: Duration, is_logged: bool) {
         if self.has_bar {
             self.output.run(move || bar::start(grace));
@@ -69,7 +70,7 @@ impl Progress {
         windows_service::report_stopping(extension(deadline));
     }
 
-    /// Reports the tasks in flight. The function `oldest` describes the oldest ones.
+    /// Reports the tasks in flight. The function `oldest` describes the oldest tasks.
     pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce() -> String, deadline: &Deadline) {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);
@@ -93,7 +94,7 @@ impl Progress {
         self.output.run(bar::finish);
     }
 
-    /// Waits until all output has been written, but at most this long.
+    /// Waits until all output has been written, or until the timeout has expired.
     pub(crate) fn flush(&self, timeout: Duration) {
         self.output.flush(timeout);
     }
@@ -105,7 +106,7 @@ impl Progress {
     }
 }
 
-/// Returns how much more time is requested from the supervisor.
+/// Returns the extension of time that the host requests from the supervisor.
 fn extension(deadline: &Deadline) -> Duration {
     deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN
 }

@@ -1,7 +1,7 @@
 use crate::signals;
 use background_tasks::Registry;
 
-/// Says whether load balancers may send requests to the process. [`Host::readiness`](crate::Host::readiness) returns this type.
+/// Shows whether the process is ready for requests from load balancers. [`Host::readiness`](crate::Host::readiness) returns this type.
 ///
 /// # Examples
 ///
@@ -22,8 +22,8 @@ impl Readiness {
         Self(registry)
     }
 
-    /// Returns false once the process has been asked to stop, which is before the drain if the host has a
-    /// [delay](crate::Host::delay), and once the shutdown of the host's first registry has started.
+    /// Returns true until the process is asked to stop, or until the shutdown of the host's first registry starts. If the host has a
+    /// [delay](crate::Host::delay), the value becomes false before the drain.
     pub fn is_ready(&self) -> bool {
         signals::requested_at().is_none() && !self.0.is_shutting_down()
     }

@@ -5,29 +5,31 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer whose calls end only when no task of a registry is in flight, for platforms that freeze the process between two calls.
+/// A layer for platforms that freeze the process between two calls. A call ends only when no task of a registry is in flight.
 ///
-/// AWS Lambda freezes the process when its runtime asks for the next event. A task that a handler has started then stops before it finishes, until the next
-/// event arrives or forever. Put this layer around the service that handles an event and sends the response. The caller receives the response
-/// immediately. The runtime asks for the next event after the tasks have ended.
+/// AWS Lambda freezes the process when the Lambda runtime in the process asks for the next event. If a handler has started a task, the task
+/// stops before it finishes: until the next event arrives, or forever. Put this layer around the service that handles an event and sends
+/// the response. The caller then receives the response immediately, but the runtime asks for the next event only after the tasks have
+/// ended.
 ///
-/// The layer is generic: the service, its requests, its responses and its errors can be of any type. With the crate `lambda_runtime`, the
-/// service is the runtime: `Runtime::new(handler).layer(SettleLayer::new(&registry)).run().await`. There the layer is outside the service that sends the
-/// response.
+/// The service, its requests, its responses and its errors can have any type. With the crate `lambda_runtime`, add the layer to the
+/// runtime: `Runtime::new(handler).layer(SettleLayer::new(&registry)).run().await`. In this position, the layer is around the service that
+/// sends the response.
 ///
 /// # Tasks that do not end
 ///
-/// The layer waits as [`Registry::wait_idle`] does: for all tasks and guards, and for each open [child](Registry::child), even an empty one. It does
-/// not wait for the [services](Registry::service) of the registry itself. A task that waits for the registry's signal, or
-/// that never ends for another reason, keeps the runtime from asking for the next event until the platform's timeout kills the process. Start
-/// such work as a service of this registry, or with [`every`](Registry::every). It is frozen between events, so it must tolerate that.
+/// Like [`Registry::wait_idle`], the layer waits for all tasks and guards, and for each open [child registry](Registry::child), even if it
+/// is empty. The layer does not wait for the [services](Registry::service) of the registry itself. If a task waits for the registry's
+/// signal, or never ends for another reason, the runtime does not ask for the next event until the platform's timeout kills the process.
+/// Start such work as a service of this registry, or with [`every`](Registry::every). The platform freezes such a service between events,
+/// so the service must tolerate this.
 ///
 /// # Shutdown
 ///
-/// Lambda sends SIGTERM before it ends the process only if an extension is registered. The function
-/// `spawn_graceful_shutdown_handler` of the crate `lambda_runtime` registers an extension and handles SIGTERM. Call
-/// [`Registry::shutdown_or_abort`] in the closure that you pass to it, and do not use a [`Host`](crate::Host) in addition. Tasks need no such
-/// handler, because they have ended before the process is frozen.
+/// Lambda sends SIGTERM before it ends the process only if an extension is registered. The function `spawn_graceful_shutdown_handler` of
+/// the crate `lambda_runtime` registers an extension and handles SIGTERM. Call [`Registry::shutdown_or_abort`] in the closure that you pass
+/// to this function, and do not use a [`Host`](crate::Host) in addition. Tasks do not need this handler, because they end before the
+/// platform freezes the process.
 ///
 /// # Examples
 ///
@@ -50,7 +52,7 @@ use tower_service::Service;
 pub struct SettleLayer(Registry<()>);
 
 impl SettleLayer {
-    /// Returns a layer that waits for the tasks of `registry`.
+    /// Creates a layer that waits for the tasks of `registry`.
     pub fn new<S>(registry: &Registry<S>) -> Self {
         Self(registry.with_spawner(()))
     }
@@ -64,7 +66,7 @@ impl<I> Layer<I> for SettleLayer {
     }
 }
 
-/// The service of a [`SettleLayer`].
+/// The service of a [`SettleLayer`]. Each call waits until no task is in flight.
 #[derive(Debug, Clone)]
 pub struct SettleService<I> {
     inner: I,
@@ -92,7 +94,7 @@ pin_project! {
     pub struct SettleFuture<F, R> {
         #[pin]
         call: F,
-        // The result of the call, while tasks are in flight.
+        // The result of the call. It is stored here while tasks are in flight.
         result: Option<R>,
         idle: WaitIdle,
     }

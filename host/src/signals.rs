@@ -1,4 +1,4 @@
-//! The signals that ask the process to stop.
+//! Handles the signals that ask the process to stop.
 
 use crate::sync::lock;
 use background_tasks::{Registry, ShutdownSignal};
@@ -20,7 +20,7 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     handles_ignored: false,
 });
 
-/// Notified when the process is asked to stop.
+/// A condition variable that is notified when the process is asked to stop.
 static REQUESTED: Condvar = Condvar::new();
 
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
@@ -29,17 +29,17 @@ struct Handlers {
     /// A registry without tasks, which the first request to stop shuts down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
-    /// Later than `requested_at` if `request_stop` came first.
+    /// The time of the first signal. This is later than `requested_at` if `request_stop` was called first.
     first_signal_at: Option<Instant>,
-    /// The hooks of the hosts. The last one is the newest.
+    /// The hooks of the hosts. The last hook is the newest hook.
     hooks: Vec<Hook>,
     /// The hook of the last host whose `run` has returned.
     kept: Option<HookKey>,
     next_key: usize,
-    /// Other code waits for the signal: a caller of `shutdown_signal`.
+    /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// A drain has started, which SIGHUP must not end.
+    /// Whether a drain has started, during which SIGHUP must not end the process.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -54,37 +54,39 @@ struct Hook {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HookKey(usize);
 
-/// Returns a future that resolves once the process has been asked to stop, and stays resolved.
+/// Returns a future that resolves when the process is asked to stop, and then stays resolved.
 ///
-/// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, closing the console and the shutdown of the
-/// system do so; the last two leave the process some seconds. The future works on every runtime and without one, because a separate thread
-/// waits for the signals.
+/// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, the closing of the console and the
+/// shutdown of the system ask the process to stop. If the console closes or the system shuts down, Windows ends the process within seconds.
+/// The future works on every runtime and without a runtime, because a separate thread waits for the signals.
 ///
-/// From this call on (not from the first poll), these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
-/// Without a host, a second signal has no effect. With a host, a signal after the [repeat window](crate::Host::repeat_window) ends the
-/// process immediately. The kernel ignores signals to process 1 of a container that have no handler. Such a program must make this call or
-/// run a host to react to SIGTERM at all.
+/// As soon as this function has been called, these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
+/// Without a host, a second signal has no effect. With a host, a further signal after the [repeat window](crate::Host::repeat_window) ends
+/// the process immediately. Process 1 of a container ignores signals without a handler. So a program that runs as process 1 reacts to
+/// SIGTERM only if it calls this function or runs a host.
 ///
-/// Call this function early, before a runtime has started threads: then no signal is lost. If other threads exist, a signal that arrives in the
-/// few microseconds of the first call may be lost.
+/// Call this function early, before a runtime has started threads. Then no signal is lost. If other threads already exist, a signal that
+/// arrives in the few microseconds of the first call can be lost.
 ///
-/// The future also resolves after a call of [`request_stop`].
+/// The future also resolves after a call to [`request_stop`].
 ///
 /// # Inherited settings
 ///
-/// A process inherits two settings of its parent:
+/// A process inherits two settings from its parent process:
 ///
-/// - **Ignored signals.** A SIGINT that was ignored when the program started stays ignored. A shell without job control ignores SIGINT in its
-///   background jobs. SIGTERM is handled even then, because supervisors have no other way to ask a process to stop.
+/// - **Ignored signals.** If SIGINT was ignored when the program started, it stays ignored. For example, a shell without job control makes
+///   its background jobs ignore SIGINT. SIGTERM is always handled, because supervisors have no other way to ask a process to stop.
 ///   [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads the ignored signals from
-///   `/proc/self/status`. On systems without this file, such as macOS, ignored signals are handled.
-/// - **Blocked signals.** The crate handles blocked signals: the thread that waits for the signals unblocks them.
+///   `/proc/self/status`. On systems without this file, such as macOS, the crate handles ignored signals.
+/// - **Blocked signals.** The crate also handles signals that the parent process has blocked: the thread that waits for the signals
+///   unblocks them.
 ///
 /// # Fork
 ///
-/// A child that was forked after this call has no thread that waits for signals. The child must call this function, [`Host::new`](crate::Host::new)
-/// or [`Host::run`](crate::Host::run), which start the thread again. These calls also handle the signals that the child has received before.
-/// A signal that arrives in the microsecond of the fork itself can block the child: block the signals during the fork, or fork before this call.
+/// If a process forks after this call, the child process has no thread that waits for signals. To start this thread again, the child must
+/// call this function, [`Host::new`](crate::Host::new) or [`Host::run`](crate::Host::run). The new thread also handles the signals that the
+/// child has already received. If a signal arrives in the microsecond of the fork itself, the child can hang. To prevent this, block the
+/// signals during the fork, or fork before this call.
 ///
 /// # Panics
 ///
@@ -103,19 +105,20 @@ pub fn shutdown_signal() -> ShutdownSignal {
     install().unwrap_or_else(|error| panic!("failed to install signal handlers: {error}"))
 }
 
-/// Asks this process to stop, as SIGTERM does. Any thread may call it, even before a [`Host`](crate::Host) exists.
+/// Asks this process to stop, as SIGTERM does. Any thread can call this function, even before a [`Host`](crate::Host) exists.
 ///
-/// Use this function if a supervisor asks in another way than by a signal: by an HTTP request, a message, or a callback of the system. The
-/// grace period, the exit code, and the time that `main` has after the drain are the same as after a signal. The executor does not need to be
-/// responsive: the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on) calls this function when a future
-/// resolves.
+/// Use this function if a supervisor asks the process to stop without a signal, for example by an HTTP request, a message, or a callback.
+/// The grace period, the exit code, and the time for `main` after the drain are the same as after a signal. The function works even if the
+/// executor is blocked, because the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on) calls this
+/// function when a future resolves.
 ///
-/// Further calls have no effect. The first signal after this call repeats the request, because some supervisors ask first and then send SIGTERM.
-/// Only a further signal, after the [repeat window](crate::Host::repeat_window), ends the process immediately.
+/// Further calls have no effect. The first signal after this call counts as the same request, because some supervisors send a request first
+/// and SIGTERM afterwards. If another signal arrives after the [repeat window](crate::Host::repeat_window), it ends the process
+/// immediately.
 ///
 /// # Examples
 ///
-/// A handler that stops the service. It has no login: mount it where only the supervisor can reach it, such as a listener on a loopback
+/// This HTTP handler stops the service. The handler has no login, so mount it where only the supervisor can reach it, such as on a loopback
 /// address.
 ///
 /// ```
@@ -135,48 +138,48 @@ pub fn request_stop() {
     }
 }
 
-/// Makes signals ask this process to stop. Does nothing if they already do so.
+/// Installs the signal handlers, unless they are already installed.
 pub(crate) fn install() -> io::Result<ShutdownSignal> {
     lock(&HANDLERS).install()
 }
 
-/// Makes SIGHUP ask the process to stop, too.
+/// Makes SIGHUP ask the process to stop, as SIGTERM does.
 pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_sighup = true;
     handlers.install()
 }
 
-/// Keeps SIGHUP from ending the process, until the request to stop is forgotten.
+/// Makes the process survive SIGHUP, until the request to stop is forgotten.
 pub(crate) fn survive_sighup() -> io::Result<()> {
     let mut handlers = lock(&HANDLERS);
     handlers.survives_sighup = true;
     handlers.install().map(drop)
 }
 
-/// Handles the signals that were ignored when the program started, too.
+/// Makes signals ask the process to stop even if they were ignored when the program started.
 pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_ignored = true;
     handlers.install()
 }
 
-/// Forgets that the process was asked to stop. The next signal is the first one of a new request.
+/// Forgets that the process was asked to stop. The next signal then counts as a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
-    // Without a request, the registry stays: the signals of its other users must remain connected.
+    // If there was no request, the registry stays, because other users still wait for its signal.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
     drop(previous);
 }
 
-/// Returns when the process was asked to stop.
+/// Returns the time of the request to stop the process.
 pub(crate) fn requested_at() -> Option<Instant> {
     lock(&HANDLERS).requested_at
 }
 
-/// Waits until the process is asked to stop or the deadline has passed, and returns when the process was asked to stop.
+/// Waits until the process is asked to stop or the deadline has passed. Returns the time of the request to stop, if there is one.
 pub(crate) fn wait_for_request(deadline: Option<Instant>) -> Option<Instant> {
     let timeout = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
     let waited = REQUESTED.wait_timeout_while(lock(&HANDLERS), timeout, |handlers| handlers.requested_at.is_none());
@@ -208,10 +211,10 @@ impl Handlers {
     }
 }
 
-/// Makes a host the user of the signals, until this hook is dropped. The newest hook runs its function at a signal that repeats the request to
-/// stop, except within the window after the first signal.
+/// Makes a host a user of the signals, until this hook is dropped. At the second signal, the newest hook runs its function, unless the
+/// signal arrives within the repeat window after the first signal.
 ///
-/// Without hooks and callers of [`shutdown_signal`], signals have their default actions.
+/// If there is no hook and no caller of [`shutdown_signal`], signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
 
 impl SecondSignalHook {
@@ -232,14 +235,14 @@ impl SecondSignalHook {
         let mut handlers = lock(&HANDLERS);
         let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
         drop(handlers);
-        // Not under the lock: the hook may own the last handle of a registry.
+        // The lock is released first, because the hook may own the last handle of a registry.
         drop(previous);
         std::mem::forget(self);
     }
 }
 
 impl HookKey {
-    /// Returns whether no newer host uses the signals.
+    /// Returns whether this hook belongs to the newest host that uses the signals.
     pub(crate) fn is_newest(self) -> bool {
         lock(&HANDLERS).hooks.last().is_some_and(|hook| hook.key == self)
     }
@@ -253,19 +256,20 @@ impl Drop for SecondSignalHook {
             (handlers.handles_sighup, handlers.survives_sighup, handlers.handles_ignored) = (false, false, false);
         }
         drop(handlers);
-        // Not under the lock: the hook may own the last handle of a registry.
+        // The lock is released first, because the hook may own the last handle of a registry.
         drop(hook);
     }
 }
 
-/// Handles a signal.
+/// Reacts to a signal: asks the process to stop, or calls the hook for a second signal, or runs the default action.
 ///
-/// A second SIGHUP does not end the process, because a closed terminal may send SIGHUP twice. A signal within the repeat window does not end the
-/// process either: a terminal signals the whole process group, so a launcher that forwards Ctrl-C to its child delivers one request twice.
+/// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
+/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group, so a launcher that
+/// forwards Ctrl-C to its child delivers one request twice.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
-    // An earlier host may have installed the handler.
+    // An earlier host may have installed the handler of a signal that this host ignores.
     if !handlers.handles_ignored && handlers.installed.as_ref().is_some_and(|installed| installed.stays_ignored(signal)) {
         return;
     }
@@ -290,7 +294,7 @@ fn on_signal(signal: os::Signal) {
 fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     handlers.requested_at = Some(Instant::now());
     let stop_request = handlers.stop_request().clone();
-    // Not under the lock: this wakes the waiters.
+    // The lock is released first, because this call wakes waiters.
     drop(handlers);
     stop_request.start_shutdown();
     REQUESTED.notify_all();
@@ -311,9 +315,9 @@ mod os {
 
     pub(super) use nix::sys::signal::Signal;
 
-    /// Contains the data that the handler of a signal shares with the thread that waits for signals.
+    /// The data of one signal that its handler shares with the thread that waits for signals.
     ///
-    /// The data needs no lock. A lock that this thread holds during a fork would stay locked in the child.
+    /// This data needs no lock. If the thread held a lock during a fork, the lock would stay locked in the child process.
     struct SignalState {
         signal: Signal,
         has_handler: AtomicBool,
@@ -329,13 +333,13 @@ mod os {
     static SIGNALS: [SignalState; 3] =
         [SignalState::new(Signal::SIGTERM), SignalState::new(Signal::SIGINT), SignalState::new(Signal::SIGHUP)];
 
-    /// The handlers of this process. Each sets its flag in `SIGNALS`, and then writes to the pipe of the thread that waits for signals.
+    /// The signal handlers of this process. Each handler sets its flag in `SIGNALS`, and then writes to the pipe that wakes the thread.
     pub(super) struct Installed {
-        /// The process whose thread waits for signals. A child that this process forks inherits the handlers, but not the thread.
+        /// The process in which the thread waits for signals. A forked child process inherits the handlers, but not the thread.
         process_id: u32,
         wake: UnixStream,
         writes_to_pipe: Vec<(Signal, SigId)>,
-        /// The signals that were ignored when the program started: the bit n - 1 for the signal n.
+        /// The signals that were ignored when the program started. The bit n - 1 belongs to the signal n.
         ignored: u64,
     }
 
@@ -358,7 +362,7 @@ mod os {
         if is_forked {
             installed.wake = start_thread()?;
             for (signal, write_to_pipe) in &mut installed.writes_to_pipe {
-                // A signal of the child must not wake its parent.
+                // A signal to the child must not wake the thread of the parent process.
                 unregister(*write_to_pipe);
                 *write_to_pipe = pipe::register(*signal as i32, installed.wake.try_clone()?)?;
             }
@@ -371,13 +375,13 @@ mod os {
         };
         let missing: Vec<_> = SIGNALS.iter().filter(is_missing).collect();
         with_blocked(&missing, || missing.iter().try_for_each(|state| installed.handle(state)))?;
-        // The thread unblocks the signals. In a child, a signal may have arrived after the thread's check and before the handlers write to
-        // its pipe.
+        // The byte wakes the thread, which unblocks the new signals. In a forked child, a signal may have arrived after the thread's check,
+        // but before the handlers wrote to the new pipe.
         if missing.is_empty() && !is_forked { Ok(()) } else { installed.wake.write_all(&[0]) }
     }
 
     impl Installed {
-        /// Returns whether the signal is ignored unless a host handles ignored signals.
+        /// Returns whether the signal stays ignored if no host handles ignored signals.
         pub(super) fn stays_ignored(&self, signal: Signal) -> bool {
             signal != Signal::SIGTERM && self.was_ignored(signal)
         }
@@ -404,8 +408,8 @@ mod os {
 
     /// Blocks the signals in this thread while it registers their handlers.
     ///
-    /// signal-hook loses a signal that arrives after the system has the handler and before signal-hook has its action. If this is the only thread
-    /// of the process, blocking delays the signal instead.
+    /// signal-hook first installs its handler and then stores the action. signal-hook loses a signal that arrives between these two steps.
+    /// If this is the only thread of the process, the system delays a blocked signal until the action is stored.
     fn with_blocked<T>(signals: &[&SignalState], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let signals = signals.iter().map(|state| state.signal).collect::<SigSet>();
         let previous_mask = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
@@ -414,7 +418,7 @@ mod os {
         registered
     }
 
-    /// Starts the thread that waits for signals, and returns the pipe that wakes the thread. The thread ends if the pipe is closed.
+    /// Starts the thread that waits for signals, and returns the pipe that wakes the thread. The thread ends when the pipe is closed.
     fn start_thread() -> io::Result<UnixStream> {
         let (mut wakeups, wake) = UnixStream::pair()?;
         let wait = move || {
@@ -433,8 +437,8 @@ mod os {
 
     /// Handles the signals that have arrived.
     ///
-    /// Also unblocks the signals in this thread. The parent process may have blocked them, and the system delivers a signal only to a thread that
-    /// does not block it.
+    /// Also unblocks the signals in this thread, because the parent process may have blocked them. The system delivers a signal only to a
+    /// thread that does not block the signal.
     fn handle_arrived() {
         let handled = SIGNALS.iter().filter(|state| state.has_handler.load(Ordering::SeqCst));
         let _ = handled.map(|state| state.signal).collect::<SigSet>().thread_unblock();
@@ -445,12 +449,12 @@ mod os {
         }
     }
 
-    /// Does what the system does at a signal that has no handler.
+    /// Ends the process as the system does if a signal has no handler.
     pub(super) fn run_default_action(signal: Signal) {
         if lock(&HANDLERS).installed.as_ref().is_some_and(|installed| installed.was_ignored(signal)) {
             return;
         }
-        // The system has no default actions for process 1.
+        // The kernel runs no default actions for process 1.
         if process::id() != 1 {
             let _ = emulate_default_handler(signal as i32);
         }
@@ -471,7 +475,7 @@ mod os {
     use std::thread;
     use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown, ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 
-    /// There is nothing to add later: closing the console is always among the signals.
+    /// This type is empty, because all signals are always handled, including the closing of the console.
     pub(super) struct Installed;
     impl Installed {
         pub(super) fn stays_ignored(&self, _signal: Signal) -> bool {
@@ -488,7 +492,8 @@ mod os {
 
     pub(super) fn install(installed: &mut Option<Installed>, _sighup: bool, _even_ignored: bool) -> io::Result<()> {
         if installed.is_none() {
-            // The thread comes first: a signal that arrives right after the handlers are installed needs a receiver.
+            // The thread is started first, because a signal that arrives immediately after the installation of the handlers needs a
+            // receiver.
             let (sender, receiver) = channel();
             thread::Builder::new().name("signals".into()).spawn(move || receiver.into_iter().for_each(wait))?;
             let _ = sender.send(Signals(ctrl_c()?, ctrl_break()?, ctrl_close()?, ctrl_shutdown()?));
@@ -500,7 +505,7 @@ mod os {
     fn wait(Signals(mut c, mut r#break, mut close, mut shutdown): Signals) {
         loop {
             block_on(poll_fn(|cx| {
-                // Not `||`: each of them must store the waker.
+                // Not `||`, because each of the signals must be polled to store the waker.
                 let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
                 let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
                 if is_ready { Poll::Ready(()) } else { Poll::Pending }

@@ -1,4 +1,4 @@
-//! The state of a host that a dashboard shows.
+//! Stores the state of a host for the dashboard.
 
 use crate::deadline::Deadline;
 use crate::liveness::{Liveness, WeakLiveness};
@@ -14,7 +14,7 @@ pub(crate) struct HostStatus {
     stop: Mutex<Stop>,
 }
 
-/// The times of the stop. All are `None` until the process is asked to stop or shutdown starts.
+/// The deadline of a stop, and the end of its delay. Both are `None` until the process is asked to stop or shutdown starts.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Stop {
     pub(crate) deadline: Option<Deadline>,
@@ -54,7 +54,7 @@ impl HostStatus {
         *lock(&self.stop)
     }
 
-    /// Returns the handles of the tasks that are late, and still hold their handle.
+    /// Returns the handles of the late tasks. A task that has dropped its handle is not included.
     pub(crate) fn late_tasks(&self) -> Vec<Liveness> {
         lock(&self.liveness).iter().filter_map(WeakLiveness::upgrade).filter(Liveness::is_late).collect()
     }

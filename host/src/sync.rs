@@ -1,4 +1,4 @@
-//! Locks and flags.
+//! Locks, flags, and a way to poll a future on a thread.
 
 use event_listener::Event;
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::task::{Context, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-/// Locks a mutex, and ignores that another thread may have panicked while it held the lock.
+/// Locks a mutex, even if another thread has panicked while it held the lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -34,7 +34,7 @@ impl Wake for Unpark {
     }
 }
 
-/// A flag that is set once. Any number of futures can wait for it.
+/// A flag that can be set, but not cleared. Any number of futures can wait until it is set.
 #[derive(Default)]
 pub(crate) struct Flag {
     is_set: AtomicBool,
@@ -55,7 +55,8 @@ impl Flag {
     pub(crate) async fn wait(&self) {
         while !self.is_set() {
             let listener = self.changed.listen();
-            // A `set` before `listen` does not notify this listener. `listen` and `notify` contain the fences that make it visible here.
+            // If `set` ran before `listen`, it does not notify this listener. In this case, the fences in `listen` and `notify` make the
+            // flag visible here.
             if !self.is_set() {
                 listener.await;
             }

@@ -1,4 +1,4 @@
-//! Notifications to systemd, on Linux with the feature `systemd`. Without `NOTIFY_SOCKET` in the environment nothing is sent.
+//! Sends notifications to systemd, on Linux with the feature `systemd`. If the environment has no `NOTIFY_SOCKET`, nothing is sent.
 
 use crate::terminal::{Level, log};
 #[cfg(any(feature = "systemd", feature = "windows-service"))]
@@ -7,11 +7,11 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Notifies the service manager that the service is ready. Call it once the listener is bound.
+/// Notifies the service manager (systemd or Windows) that the service is ready. Call this function as soon as the listener is bound.
 ///
-/// A systemd unit of `Type=notify` requires this call (feature `systemd`), and so does a Win32 service with `Host::running_when_ready`
-/// (feature `windows-service`). In other cases, such as a process that no service manager started, the call has no effect. The first
-/// notification of the process that fails is logged: on stderr, or as a tracing event.
+/// A systemd unit of `Type=notify` requires this call (feature `systemd`). A Win32 service with `Host::running_when_ready` also requires it
+/// (feature `windows-service`). In other cases, such as a process that no service manager has started, the call has no effect. If a
+/// notification to systemd fails, the first failure in the process is logged on stderr, or as a tracing event.
 #[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub fn notify_ready() {
     windows_service::report_ready();
@@ -24,18 +24,18 @@ pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }
 
-/// Reports the number of tasks in flight, and requests this much more time if some have ended.
+/// Reports the number of tasks in flight. If `extend` is given, also requests this much more time.
 pub(crate) fn notify_draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
     notify::draining(in_flight, extend)
 }
 
-/// Notifies systemd's watchdog, if there is one, for as long as the executor polls this future. It never resolves.
+/// Notifies systemd's watchdog, if it is enabled, while the executor polls this future. The future never resolves.
 pub(crate) async fn keep_watchdog_alive<T>() -> T {
     notify::keep_watchdog_alive().await.unwrap_or_else(|error| log_failure(&error));
     std::future::pending().await
 }
 
-/// Logs, once for the process, that systemd cannot be notified.
+/// Logs that systemd cannot be notified. Only the first call in a process logs a line.
 pub(crate) fn log_failure(error: &io::Error) {
     static LOGGED: AtomicBool = AtomicBool::new(false);
     if !LOGGED.swap(true, Ordering::Relaxed) {
@@ -63,12 +63,12 @@ mod notify {
 
     pub(super) fn draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
         let status = format!("draining: {in_flight} in flight");
-        // A time above the maximum, about 70 minutes, is requested in several steps.
+        // The host requests at most about 31 seconds, so the number of microseconds always fits.
         let extend = extend.map(|time| ExtendTimeoutUsec(time.as_micros().try_into().unwrap_or(u32::MAX)));
         notify(&[&[Status(&status)], extend.as_slice()].concat())
     }
 
-    /// A thread measures the time, and the task that polls this future sends the notifications: the watchdog checks the executor.
+    /// A thread measures the time, but the task that polls this future sends the notifications. So the watchdog detects a blocked executor.
     pub(super) async fn keep_watchdog_alive() -> io::Result<()> {
         let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(()) };
         let due = Arc::new(Event::new());

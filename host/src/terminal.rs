@@ -1,4 +1,4 @@
-//! Output for people: lines on stderr, above the progress bar while it is shown.
+//! Writes lines for people to stderr. While the progress bar is shown, the lines appear above the bar.
 
 use crate::bar;
 use background_tasks::Stragglers;
@@ -6,21 +6,22 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Returns a writer to stderr that does not disturb the progress bar of the drain and never fails.
+/// Returns a writer to stderr that never fails, and whose lines appear above the progress bar of the drain.
 ///
-/// Use it in your own [observer](crate::StderrObserver), and with tracing:
+/// Use this writer in your own [observers](background_tasks::Observer), and with tracing:
 /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`.
 pub fn stderr() -> Stderr {
     Stderr { text: Vec::new() }
 }
 
-/// A writer to stderr that buffers its text and writes it in one piece, above the progress bar, when it is flushed or dropped.
+/// A writer to stderr. The writer buffers the text, and writes all of the text above the progress bar when you flush or drop the writer.
 ///
-/// Writing never fails, even if stderr is closed: Ctrl-C also ends the `tee` of `service 2>&1 | tee log`, and the drain must continue then.
-/// `eprintln!` would panic.
+/// Writing never fails, even if stderr is closed. For example, in `service 2>&1 | tee log`, Ctrl-C ends `tee` too, but the drain must
+/// continue. With a closed stderr, `eprintln!` would panic.
 ///
-/// Do not use it during a write to `std::io::stderr`, for example in a `Display` that logs. With the progress bar, this can deadlock: this
-/// thread holds the lock of stderr and waits for the bar, while another thread holds the bar and waits for stderr.
+/// Do not use this writer during a write to `std::io::stderr`, for example in a `Display` implementation that logs. With the progress bar,
+/// this can cause a deadlock: one thread holds the lock of stderr and waits for the bar, while another thread holds the bar and waits for
+/// stderr.
 #[derive(Debug)]
 pub struct Stderr {
     text: Vec<u8>,
@@ -55,14 +56,15 @@ pub(crate) enum Level {
     Error,
 }
 
-/// Logs a line: as a tracing event if this thread has a subscriber (which is then set for all threads), otherwise on stderr.
+/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Otherwise the line is written to stderr.
 ///
 /// Ignores a panic of the subscriber, which the panic hook has already reported.
 pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
-/// Logs which tasks are still in flight: as one text, or as an event for the whole and one for each task.
+/// Logs the tasks that are still in flight. On stderr, this is one text. With a tracing subscriber, this is one event with the counts, and
+/// one event for each task.
 pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
     #[cfg(feature = "tracing")]
     if emits_events() {
@@ -72,7 +74,7 @@ pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Straggle
     log(level, format_args!("{headline}: {stragglers:#}"));
 }
 
-/// Returns whether the output consists of tracing events: this thread has a subscriber, which is then set for all threads.
+/// Returns whether the output consists of tracing events, because a subscriber is set. The host's own threads use only a global subscriber.
 pub(crate) fn emits_events() -> bool {
     #[cfg(feature = "tracing")]
     return tracing::dispatcher::get_default(|dispatch| !dispatch.is::<tracing::subscriber::NoSubscriber>());
@@ -89,14 +91,15 @@ fn write_line(level: Level, line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// Events have no parent: they concern the process, and not the span in which a thread happens to be.
+/// Emits tracing events. The events have no parent span, because they are about the process, and not about the current span of a thread.
 #[cfg(feature = "tracing")]
 mod events {
     use super::Level;
     use background_tasks::{Stragglers, Summary};
     use std::fmt::Display;
 
-    /// The number of stragglers that get an event. With more events, the last lines would not be written before the exit.
+    /// The largest number of stragglers that get an event. If there were more events, the process could exit before it has written the last
+    /// lines.
     const MAX_STRAGGLERS: usize = 100;
 
     /// Emits an event. This is a macro because `tracing` needs the level at compile time.

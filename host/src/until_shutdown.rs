@@ -7,21 +7,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// A stream, a body or an upgraded connection that ends when shutdown starts, and is in flight until it is dropped.
+    /// A stream, a body or an upgraded connection that ends when shutdown starts. The registry counts this value as in flight until the
+    /// value is dropped.
     ///
-    /// A stream of events and a WebSocket do not end on their own. Without an end at the signal, the drain waits for their clients until the grace
-    /// period expires. And an upgraded connection belongs to no request, so without a guard the drain does not wait for it at all.
+    /// A stream of events and a WebSocket do not end on their own. If they do not end at the signal, the drain waits for their clients
+    /// until the grace period expires. An upgraded connection belongs to no request. So without a guard, the drain does not wait for an
+    /// upgraded connection.
     ///
     /// | the value | after the signal | required |
     /// | --- | --- | --- |
     /// | a [`Stream`]: server-sent events, the messages of a WebSocket | the next item is `None` | |
-    /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The length must not have been announced. | |
+    /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The response must not have announced its length. | |
     /// | hyper's `Read`, such as `hyper::upgrade::Upgraded` | a read returns the end of the input. Writes continue, so a protocol can close properly. | the feature `http` |
     ///
-    /// For tokio's traits, wrap the value in `hyper_util::rt::TokioIo`, which converts in both directions.
+    /// For tokio's traits, wrap the value in `hyper_util::rt::TokioIo`, which converts between the traits of hyper and tokio.
     ///
-    /// Use [`get_mut`](Self::get_mut) to send a last message, such as the close frame of a WebSocket. Until the value is dropped, its
-    /// [guard](Registry::guard) keeps the registry from draining, and the drain waits. Limit that time if the client must answer.
+    /// Use [`get_mut`](Self::get_mut) to send a last message, such as the close frame of a WebSocket. The drain waits until this value and
+    /// its [guard](Registry::guard) are dropped. If you wait for an answer of the client after the signal, limit this time.
     ///
     /// # Examples
     ///
@@ -39,7 +41,7 @@ pin_project! {
     /// }
     /// ```
     ///
-    /// The messages of a WebSocket, whose type is a stream. After the loop, the server sends its close frame:
+    /// The messages of a WebSocket, which is a stream of messages. After the loop, the server sends its close frame:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -64,10 +66,10 @@ pin_project! {
 }
 
 impl<T> UntilShutdown<T> {
-    /// Wraps a stream, a body or a connection.
+    /// Wraps a stream, a body or an upgraded connection.
     ///
-    /// It is in flight as a guard with the name `stream` and this call as its call site, and takes no permit. If the registry has drained, the
-    /// value ends immediately.
+    /// A guard counts the value as in flight. The guard has the name `stream` and this call as its call site, and takes no permit. If the
+    /// registry has drained, the value ends immediately.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>, inner: T) -> Self {
         let guard = registry.named("stream").location(Location::caller()).without_permit().guard();
@@ -79,12 +81,12 @@ impl<T> UntilShutdown<T> {
         &mut self.inner
     }
 
-    /// Returns the inner value, which then neither ends at the signal nor is in flight.
+    /// Returns the inner value, which no longer ends at the signal and is no longer in flight.
     pub fn into_inner(self) -> T {
         self.inner
     }
 
-    /// Polls the inner value, or returns `end` once shutdown has started.
+    /// Polls the inner value. After shutdown has started, returns `end` instead.
     fn poll_until_shutdown<P>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -92,7 +94,7 @@ impl<T> UntilShutdown<T> {
         poll: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<P>,
     ) -> Poll<P> {
         let this = self.project();
-        // First, because a value that is always ready must end too.
+        // The signal comes first, because an inner value that is always ready must end too.
         if Pin::new(this.signal).poll(cx).is_ready() { Poll::Ready(end) } else { poll(this.inner, cx) }
     }
 }
@@ -109,7 +111,7 @@ impl<T: Stream> Stream for UntilShutdown<T> {
     }
 }
 
-/// The length of the body is unknown, because the body may end early.
+/// The length of the body is unknown, because the body can end early.
 impl<T: Body> Body for UntilShutdown<T> {
     type Data = T::Data;
     type Error = T::Error;

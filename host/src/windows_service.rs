@@ -1,4 +1,4 @@
-//! The state of a Win32 service, on Windows with the feature `windows-service`. Nothing is reported before a service is registered.
+//! Reports the state of a Win32 service, on Windows with the feature `windows-service`. Reports nothing before a service is registered.
 
 pub(crate) use imp::*;
 
@@ -16,22 +16,22 @@ mod imp {
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// How long the start may take until the host runs.
+    /// The longest announced time until the host runs.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
-    /// The registered service, until it is reported as stopped.
+    /// The registered service, until the host reports it as stopped.
     static SERVICE: Mutex<Option<Service>> = Mutex::new(None);
-    /// Whether the service is start pending until the program is ready.
+    /// Whether the service stays in the state "start pending" until the program is ready.
     static WAITS_FOR_READY: AtomicBool = AtomicBool::new(false);
 
     struct Service {
         handle: ServiceStatusHandle,
         state: ServiceState,
-        /// Rises with each report while the service stops.
+        /// The progress counter of Windows. Increases with each report while the service starts or stops.
         checkpoint: u32,
     }
 
-    /// Makes the service control manager's requests ask the process to stop, and reports that the service starts.
+    /// Registers the service: stop requests from Windows ask the process to stop. Then reports to Windows that the service is starting.
     pub(crate) fn register(name: &str) -> io::Result<()> {
         let on_control = |control| match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
@@ -50,7 +50,7 @@ mod imp {
         Ok(())
     }
 
-    /// Keeps the service start pending until [`report_ready`], instead of [`report_started`].
+    /// Keeps the service in the state "start pending" until [`report_ready`] is called. [`report_started`] then has no effect.
     pub(crate) fn wait_for_ready() {
         WAITS_FOR_READY.store(true, Ordering::Relaxed);
     }
@@ -62,19 +62,19 @@ mod imp {
         }
     }
 
-    /// Reports that the program is ready, which has no effect unless the service waits for it.
+    /// Reports that the program is ready. Has no effect unless [`wait_for_ready`] was called.
     pub(crate) fn report_ready() {
         if WAITS_FOR_READY.load(Ordering::Relaxed) {
             report(ServiceState::Running, Duration::ZERO, 0);
         }
     }
 
-    /// Reports that the service stops and has made progress, and that more progress or the end follows within this time.
+    /// Reports that the service is stopping and has made progress. More progress or the end must follow within `wait_hint`.
     pub(crate) fn report_stopping(wait_hint: Duration) {
         report(ServiceState::StopPending, wait_hint, 0);
     }
 
-    /// Reports the exit code. The process may exit from then on.
+    /// Reports that the service has stopped, with this exit code. After this report, Windows can end the process.
     pub(crate) fn report_stopped(exit_code: u8) {
         report(ServiceState::Stopped, Duration::ZERO, exit_code);
     }
@@ -82,7 +82,7 @@ mod imp {
     fn report(state: ServiceState, wait_hint: Duration, exit_code: u8) {
         let mut registered = lock(&SERVICE);
         let Some(service) = &mut *registered else { return };
-        // The shutdown may have started before the program was ready, and a program may be ready twice.
+        // The shutdown may have started before the program was ready, or the program may have reported that it is ready twice.
         if state == ServiceState::Running && service.state != ServiceState::StartPending {
             return;
         }

@@ -1,4 +1,4 @@
-//! The bodies of the dashboard's responses: a text, or a stream of events.
+//! The bodies of the dashboard's responses. A body is either a complete text or a stream of events.
 
 use super::state::Source;
 use async_io::Timer;
@@ -14,17 +14,19 @@ use std::time::Duration;
 
 /// The time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The longest time between two events. The page waits longer before it treats the connection as lost.
+/// The longest time between two events. The page treats a connection as lost only after a longer time without events.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// The time between two events during a drain, unless events are expensive. A stream delays a drain by at most this long.
+/// The time between two events during a drain, unless events are expensive. If events are cheap, a stream delays a drain by at most this
+/// time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
-/// The time between two events is at least this many times as long as the work for the first one.
+/// After an event, the stream waits this many times as long as it took to make the event, within the limits above.
 const IDLE_FACTOR: u32 = 20;
 
-/// The body of a response of a [`Dashboard`](crate::Dashboard).
+/// The body of a response from a [`Dashboard`](crate::Dashboard).
 ///
-/// A stream of events has no announced length. During a drain it ends once only [serving](crate::Dashboard::serving) tasks are in flight.
+/// A stream of events does not announce its length. During a drain, the stream ends when only tasks that [serve
+/// requests](crate::Dashboard::serving) are still in flight.
 pub struct DashboardBody(Content);
 
 enum Content {
@@ -75,12 +77,12 @@ impl fmt::Debug for DashboardBody {
     }
 }
 
-/// A stream of events, each with the current state of a registry.
+/// A stream of events. Each event contains the current state of a registry.
 pub(super) struct Events {
     source: Arc<Source>,
     signal: ShutdownSignal,
     draining: bool,
-    /// Fires at the next event.
+    /// A timer that fires when the next event is due.
     timer: Timer,
     ended: bool,
 }

@@ -1,11 +1,11 @@
-//! The origin of a request. A browser sends it, and does not let other web pages change it.
+//! Checks the origin of a request. A browser sends the origin in a header that web pages cannot change.
 
 use http::HeaderValue;
 use http::header::{self, HeaderMap, HeaderName};
 
-/// Returns whether a request with these headers, sent to `authority`, came from a page of the same origin.
+/// Returns whether a page of the same origin sent a request with these headers. `authority` is the host and port to which it was sent.
 pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
-    // Browsers send this header only to trustworthy origins: HTTPS, or the local machine.
+    // Browsers send this header only over HTTPS, or to the local machine.
     let site = HeaderName::from_static("sec-fetch-site");
     if headers.contains_key(&site) {
         return only(headers, &site) == Some("same-origin");

@@ -1,6 +1,6 @@
 //! The state that the page shows, as JSON.
 //!
-//! Only the page of the same release reads this JSON: its fields may change in every release.
+//! Only the page of the same release reads this JSON, so its fields can change in every release.
 
 use crate::phases::Phases;
 use crate::readiness::Readiness;
@@ -14,33 +14,35 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The largest numbers of tasks, groups and services that an event lists.
+/// The largest numbers of tasks, groups (child registries) and services that one event lists.
 const MAX_TASKS: usize = 200;
 const MAX_GROUPS: usize = 50;
 const MAX_SERVICES: usize = 100;
-/// The largest length of a service's last loss, in characters.
+/// The largest length of the message about a service's last loss, in characters.
 const MAX_LOSS: usize = 300;
-/// An event that lists at least this many tasks is expensive: all pages share it for a while.
+/// If at least this many tasks must be read for an event, the event is expensive, and all open pages share it for a short time.
 const MANY_TASKS: usize = 1000;
-/// An expensive event is shared for this many times as long as it took to make. So all open pages together use a small part of one thread.
+/// Pages share an expensive event for this many times as long as the time that was needed to make it. So even many open pages together use
+/// only a small part of one thread.
 const AGE_FACTOR: u32 = 20;
-/// The longest time for which an event is shared: less than the time between two events, so that every page makes progress.
+/// The longest time for which pages share an event. This time is shorter than the time between two events, so every page receives new
+/// events.
 const MAX_AGE: Duration = Duration::from_millis(250);
 const MAX_AGE_IN_DRAIN: Duration = Duration::from_millis(50);
 
-/// An event of a stream.
+/// An event of the stream that the page reads.
 #[derive(Clone)]
 pub(super) struct Event {
     pub(super) data: Bytes,
-    /// Whether no event follows.
+    /// Whether the stream ends after this event.
     pub(super) is_last: bool,
-    /// Whether a registry of the host drains, or the process was asked to stop.
+    /// Whether a registry is shutting down, or the process was asked to stop.
     pub(super) has_drain: bool,
-    /// How long it took to make the event.
+    /// The time that it took to make the event.
     pub(super) cost: Duration,
 }
 
-/// What a dashboard shows. All of its streams share this value.
+/// The registries and settings of a dashboard. All streams of the dashboard share this value.
 pub(super) struct Source {
     /// The registry in which the requests of the page are in flight.
     pub(super) registry: Registry<()>,
@@ -49,7 +51,7 @@ pub(super) struct Source {
     shared: Mutex<Option<SharedEvent>>,
 }
 
-/// A dashboard with other settings has other events.
+/// A clone gets other settings, so the clone does not share events with the cloned value.
 impl Clone for Source {
     fn clone(&self) -> Self {
         let Self { registry, serving, host, .. } = self;
@@ -74,10 +76,10 @@ impl Source {
         Self { registry, serving, host: None, shared: Mutex::default() }
     }
 
-    /// Returns an event with the current state. If `draining` is true, it is the last event if no other tasks than serving ones are listed in the
-    /// registry of the page.
+    /// Returns an event with the current state. During a drain (`draining` is true), this is the last event if all listed tasks of the
+    /// page's registry only serve requests.
     pub(super) fn event(&self, draining: bool) -> Event {
-        // Held while the event is made: other streams then share it.
+        // The lock is held while the event is made, so that other streams wait and share the event.
         let mut shared = lock(&self.shared);
         let started = Instant::now();
         if let Some(shared) = shared.as_ref().filter(|shared| shared.draining == draining && started < shared.expires) {
@@ -90,7 +92,7 @@ impl Source {
         event
     }
 
-    /// Also returns the number of tasks that were listed.
+    /// Makes an event. Also returns the number of tasks that were read to make the event.
     fn make_event(&self, draining: bool, started: Instant) -> (Event, usize) {
         let phases = self.host.as_ref().map(|host| host.status.phases());
         let registries = phases.as_ref().map_or(std::slice::from_ref(&self.registry), Phases::registries);
@@ -118,12 +120,12 @@ impl Source {
         };
         let has_drain = shutting_down || state.host.as_ref().is_some_and(|host| host.stop.is_some());
         let state = serde_json::to_string(&state).expect("the state can be represented in JSON");
-        // An event's data is one line: JSON escapes line breaks.
+        // The data of an event must be one line. JSON escapes line breaks.
         let data = format!("data: {state}\n\n").into();
         (Event { data, is_last, has_drain, cost: started.elapsed() }, listed)
     }
 
-    /// Aborts a task of any of the registries.
+    /// Aborts the task with this ID. The task can be in any of the registries.
     pub(super) fn abort(&self, id: TaskId) -> Result<(), AbortError> {
         let phases = self.host.as_ref().map(|host| host.status.phases());
         let registries = phases.as_ref().map_or(std::slice::from_ref(&self.registry), Phases::registries);
@@ -146,7 +148,7 @@ struct State {
     inspected: bool,
     #[serde(flatten)]
     lists: Lists,
-    /// Only if the dashboard shows a host.
+    /// Present only if the dashboard shows a host.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<HostState>,
 }
@@ -155,17 +157,18 @@ struct State {
 struct Lists {
     /// The number of tasks in flight by name.
     names: BTreeMap<&'static str, usize>,
-    /// Oldest first, without child registries.
+    /// The tasks, oldest first, without child registries.
     tasks: Vec<InPhase<TaskInfo>>,
-    /// How many tasks are not listed.
+    /// The number of tasks that are missing from the list.
     more: usize,
-    /// The child registries. If there are too many, those with the most tasks.
+    /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// In the order of their starts. If there are too many, services that do not run, and then services with a loss, come first.
+    /// The services in the order in which they were started. If there are too many services, the list first contains services that do not
+    /// run, and then services with a loss.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
-    /// The number of tasks and child registries of the lists.
+    /// The number of tasks and child registries that were read for the lists.
     #[serde(skip)]
     len: usize,
 }
@@ -174,7 +177,7 @@ struct Lists {
 struct InPhase<T> {
     #[serde(flatten)]
     item: T,
-    /// The index of the phase, if the dashboard shows a host.
+    /// The index of the item's phase. The JSON does not contain this field if the dashboard shows no host.
     #[serde(skip_serializing_if = "Option::is_none")]
     phase: Option<usize>,
 }
@@ -183,12 +186,12 @@ struct InPhase<T> {
 #[derive(Serialize)]
 struct Group {
     task: TaskInfo,
-    /// The number of tasks and child registries in flight in this group, without the contents of these registries.
+    /// The number of tasks and child registries in flight directly in this group. Tasks inside these child registries are not included.
     in_flight: usize,
 }
 
 impl Lists {
-    /// Adds the tasks, groups and services of a registry. Returns the number of its tasks in flight.
+    /// Adds the tasks, groups and services of a registry. Returns the number of the registry's tasks in flight.
     fn add(&mut self, registry: &Registry<()>, phase: Option<usize>) -> usize {
         let tasks = registry.tasks();
         self.len += tasks.len();
@@ -202,7 +205,7 @@ impl Lists {
         }
         let in_flight = |task: &TaskInfo| task.id().and_then(|id| in_groups.get(&id)).copied().unwrap_or_default();
         self.groups.extend(children.into_iter().map(|task| InPhase { item: Group { in_flight: in_flight(&task), task }, phase }));
-        // Without inspection, a child registry counts as one.
+        // If the registry is not inspected, each child registry counts as one task.
         let count = if registry.is_inspected() { tasks.len() } else { registry.in_flight() };
         self.more += tasks.len().saturating_sub(MAX_TASKS);
         self.tasks.extend(tasks.into_iter().take(MAX_TASKS).map(|item| InPhase { item, phase }));
@@ -247,7 +250,7 @@ fn truncate<T>(list: &mut Vec<T>, len: usize) -> usize {
 struct HostState {
     is_ready: bool,
     phases: Vec<PhaseState>,
-    /// Present once the process was asked to stop or shutdown has started.
+    /// The times of a stop. `null` until the process is asked to stop or shutdown starts.
     stop: Option<StopState>,
     /// The tasks that have reported no progress for longer than their timeouts.
     late: Vec<LateTask>,
@@ -255,21 +258,22 @@ struct HostState {
 
 #[derive(Serialize)]
 struct PhaseState {
-    /// `null` if the program has not named the phase.
+    /// The name of the phase. `null` if the program has not given it a name.
     name: Option<&'static str>,
     state: &'static str,
     in_flight: usize,
     reserve: f64,
-    /// The longest time until the shutdown of the phase starts. Only in a drain, and only if it has not started.
+    /// The longest time until the host shuts this phase down. `null` unless a stop has started, its delay is over, and the phase is still
+    /// open.
     shutdown_within: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct StopState {
     elapsed: f64,
-    /// `null` if the grace period has no end.
+    /// The rest of the grace period. `null` if the grace period has no end.
     remaining: Option<f64>,
-    /// The rest of the delay before the drain.
+    /// The rest of the delay before the drain starts.
     delay: Option<f64>,
 }
 

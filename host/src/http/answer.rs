@@ -1,4 +1,4 @@
-//! The responses that the server gives in place of its service.
+//! Responses that the server itself sends instead of its service.
 
 use crate::authority::{authority, is_trusted};
 use background_tasks::ShutdownSignal;
@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-/// The host names that requests may have, in addition to `localhost` and IP addresses. `None`: all.
+/// The accepted host names, in addition to `localhost` and IP addresses. `None` means that all host names are accepted.
 pub(super) type HostNames = Option<Vec<String>>;
 
-/// A status and a text for the person who reads the response.
+/// A status, and a message for the person who reads the response.
 pub(super) type Refusal = (StatusCode, &'static str);
 
 const BODY_TIMED_OUT: Refusal = (StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive in time\n");
@@ -26,7 +26,7 @@ const UNKNOWN_HOST: Refusal = (
     "unknown host: use localhost, an IP address, or a host name that this server is configured to accept\n",
 );
 
-/// Checks the host that a request was sent to.
+/// Checks the host name to which a request was sent.
 pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(), Refusal> {
     let hosts = request.headers().get_all(HOST).iter().count();
     // HTTP/1.0 does not require `Host`. Browsers do not send HTTP/1.0, so DNS rebinding cannot use it.
@@ -38,7 +38,8 @@ pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(
     if trusted { Ok(()) } else { Err(UNKNOWN_HOST) }
 }
 
-/// Returns the response of the service, or the response with which the server replaces it. `timed_out` is whether the body of the request was too slow.
+/// Returns the response of the service, or a response of the server that replaces it. `timed_out` says whether the body of the request
+/// arrived too slowly.
 pub(super) async fn answer<F, B, E>(
     called: Result<F, Refusal>,
     timed_out: Arc<AtomicBool>,
@@ -78,7 +79,7 @@ fn refuse<B>((status, text): Refusal) -> Response<Answer<B>> {
 }
 
 pin_project! {
-    /// The body of a response of the service, or the text of a refusal.
+    /// The body of a response: either from the service, or the message of a refusal.
     #[project = AnswerProjection]
     pub(super) enum Answer<B> {
         Service { #[pin] body: B },

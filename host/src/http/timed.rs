@@ -20,7 +20,7 @@ pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
     drain_timeout: Duration,
-    /// `None` once the drain timeout applies.
+    /// `None` as soon as the drain timeout applies.
     signal: Option<ShutdownSignal>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<dyn Sleep>>>,
@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time has expired. The first call starts the time. After `stop`, the next call starts it again.
+    /// Resolves when the time has expired. The first call starts the time, and so does the first call after `stop`.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
@@ -49,10 +49,10 @@ impl TimeLimit {
     }
 }
 
-/// The body of a request to an [`HttpServer`](crate::HttpServer). It must arrive in time.
+/// The body of a request to an [`HttpServer`](crate::HttpServer), with a limit for the time until the whole body has arrived.
 ///
-/// If the rest of the body does not arrive within the server's [`body_timeout`](crate::HttpServer::body_timeout), or within the
-/// [`drain_timeout`](crate::HttpServer::drain_timeout) once shutdown has started, the next frame is an error of the kind
+/// The limit is the server's [`body_timeout`](crate::HttpServer::body_timeout), and during a shutdown also its
+/// [`drain_timeout`](crate::HttpServer::drain_timeout). If the rest of the body arrives too late, the next frame is an error of the kind
 /// [`TimedOut`](io::ErrorKind::TimedOut). All other errors come from hyper, for example because the client has disconnected.
 pub struct TimedBody {
     body: Incoming,
@@ -76,7 +76,8 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // A body that has arrived needs no timer. hyper is pending between two frames, so the limit is also polled while a client sends without a pause.
+        // A body that has already arrived needs no timer. The limit is polled even if a client sends without a pause, because hyper returns
+        // `Pending` between two frames.
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
@@ -101,11 +102,11 @@ impl fmt::Debug for TimedBody {
     }
 }
 
-/// A connection that fails if a write makes no progress for too long.
+/// A connection whose writes fail if the client reads nothing for too long.
 pub(super) struct TimedIo<I, P> {
     io: I,
     limit: TimeLimit,
-    /// Released after the connection has been closed.
+    /// The permit of the connection, which is dropped after the connection has been closed.
     _permit: P,
 }
 
