@@ -52,8 +52,8 @@ impl<S: Source> Consumer<S> {
     /// - The process was killed, or the lease of the message expired. This can happen before the handler starts.
     /// - The registry aborted the handler when the grace period expired.
     /// - A shutdown released the message before its handler started. The consumer does not do this at the last attempt: during the drain,
-    ///   it still handles messages at their last attempt. An exception are messages that RabbitMQ has sent in advance. Their release
-    ///   counts in classic queues and, before RabbitMQ 4.3, in quorum queues.
+    ///   it still handles messages at their last attempt. Messages that RabbitMQ has sent in advance are an exception. The shutdown
+    ///   releases them, and this counts in classic queues and, before RabbitMQ 4.3, in quorum queues.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self

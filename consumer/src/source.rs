@@ -108,7 +108,7 @@ pub trait Source: Send + Sync + 'static {
         false
     }
 
-    /// Returns prefetched messages to the queue. Default: does nothing.
+    /// Returns to the queue all messages that the broker has sent in advance. Default: does nothing.
     ///
     /// A consumer calls this method one time during the shutdown, after its last `receive`. If the future has not resolved after 10
     /// seconds, the consumer drops the future and reports a failure. The consumer can still settle deliveries after this call.
