@@ -1,4 +1,4 @@
-//! Measures a lease with the spawner's timer.
+//! Measures with the spawner's timer when a lease must be extended and when it expires.
 
 use background_tasks::Timer;
 use futures_util::FutureExt;
@@ -7,14 +7,14 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-/// A sleep that the clones of a lease share.
+/// A timer future that all clones of a lease share.
 type Sleep<T> = Shared<Map<<T as Timer>::Sleep, fn(<<T as Timer>::Sleep as Future>::Output)>>;
 
-/// A lease. Its clones are the leases of the messages of one `receive`.
+/// The lease of a message. Each message of one `receive` has a clone of the same lease.
 #[derive(Clone)]
 pub(crate) struct Lease<'t, T: Timer> {
     timer: &'t T,
-    /// `None` if the delivery belongs to the consumer as long as its connection exists.
+    /// `None` if the source has no lease: the delivery then belongs to the consumer as long as its connection exists.
     length: Option<Duration>,
     sleeps: Option<Sleeps<T>>,
     is_expired: bool,
@@ -33,16 +33,17 @@ fn sleep<T: Timer>(timer: &T, duration: Duration) -> Sleep<T> {
 }
 
 impl<T: Timer> Sleeps<T> {
-    /// Starts a lease.
+    /// Starts the timers of a lease.
     ///
-    /// The first extension starts after a third of the lease, which leaves time to repeat it if it fails.
+    /// The lease is extended after a third of its length, so that time is left to repeat a failed extension.
     fn start(timer: &T, length: Duration) -> Self {
         Self { extension: sleep(timer, length / 3), expiry: sleep(timer, length) }
     }
 }
 
 impl<'t, T: Timer> Lease<'t, T> {
-    /// Starts a lease. The broker starts it during the call of `receive`, so create it before this call: this timer expires first.
+    /// Starts a lease. Call this function before `receive`. The broker starts the lease later, during `receive`, so the lease expires here
+    /// before it expires on the broker.
     pub(crate) fn new(timer: &'t T, length: Option<Duration>) -> Self {
         Self { timer, length, sleeps: length.map(|length| Sleeps::start(timer, length)), is_expired: false }
     }
@@ -51,16 +52,17 @@ impl<'t, T: Timer> Lease<'t, T> {
         self.is_expired
     }
 
-    /// Returns a future that resolves when the lease should be extended. Returns `None` if there is nothing to extend.
+    /// Returns a future that resolves when the lease should be extended. Returns `None` if the source has no lease, or if the lease has
+    /// expired.
     pub(crate) fn until_extension(&self) -> Option<impl Future<Output = ()> + Unpin + use<T>> {
         let sleeps = self.sleeps.as_ref().filter(|_| !self.is_expired)?;
         Some(sleeps.extension.clone())
     }
 
-    /// Waits for the broker's response to an extension, at most until the lease expires.
+    /// Waits for the broker's response to a call that extends the lease. Stops waiting when the lease expires.
     pub(crate) async fn extend<E>(&mut self, extension: impl Future<Output = Result<(), E>>) {
         let (Some(length), Some(sleeps)) = (self.length, &mut self.sleeps) else { return };
-        // The broker starts the new lease later than this moment, so this timer expires first.
+        // The broker starts the new lease later than these timers start, so the timers expire first.
         let extended = Sleeps::start(self.timer, length);
         match select(pin!(extension), &mut sleeps.expiry).await {
             Either::Left((Ok(()), _)) => *sleeps = extended,
@@ -69,7 +71,7 @@ impl<'t, T: Timer> Lease<'t, T> {
         }
     }
 
-    /// Waits until the lease expires. Without a lease, or after it has expired, waits for `limit`.
+    /// Waits until the lease expires. If the source has no lease, or if the lease has already expired, waits for `limit`.
     pub(crate) async fn until_expiry(&mut self, limit: Duration) {
         match &mut self.sleeps {
             Some(sleeps) if !self.is_expired => {

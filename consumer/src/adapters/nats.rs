@@ -10,31 +10,33 @@ use std::{fmt, mem};
 
 /// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
-/// The program creates the stream and the consumer. The consumer must have the policy [`AckPolicy::Explicit`], no limit on deliveries
-/// (`max_deliver: -1`), no `backoff`, and a `max_ack_pending` of at least the concurrency of all workers. Its `ack_wait` is the lease.
-/// Dead messages are published to a subject that a stream must store, with the header `Dead-Letter-Reason`. The stream ignores a second
-/// copy within its `duplicate_window`.
+/// Your program creates the stream and the JetStream consumer. The JetStream consumer must have the policy [`AckPolicy::Explicit`], no
+/// limit on deliveries (`max_deliver: -1`), and no `backoff`. The value of `max_ack_pending` must be at least the sum of the concurrencies
+/// of all workers. The value of `ack_wait` is the lease.
 ///
-/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects. Each
-/// delivery counts as an attempt, even if a shutdown cut it off.
+/// The source publishes dead messages to a subject, with the header `Dead-Letter-Reason`. A stream must store the messages of this subject.
+/// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
-/// The source and the consumer limit the time of each call by the lease, so the client and the JetStream context need no shorter timeouts.
+/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
+/// Each delivery counts as an attempt, even if a shutdown interrupted it.
+///
+/// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
 pub struct JetStream {
     context: jetstream::Context,
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
-    /// The error of a `receive` that returned messages. The next call returns it.
+    /// An error of a `receive` that also received messages. This call returned the messages, and the next call returns the error.
     error: Mutex<Option<Error>>,
 }
 
 impl JetStream {
-    /// Creates a source from a consumer. `dead_letters` is the subject to which dead messages are published.
+    /// Creates a source from a JetStream consumer. `dead_letters` is the subject to which the source publishes dead messages.
     ///
     /// # Errors
     ///
-    /// Returns an error if the policy, `max_deliver` or `backoff` of the consumer differs from the requirements above. `max_ack_pending`
-    /// is not checked.
+    /// Returns an error if the policy, `max_deliver` or `backoff` of the JetStream consumer differs from the requirements of [`JetStream`].
+    /// This function does not check `max_ack_pending`.
     pub fn new(context: jetstream::Context, consumer: PullConsumer, dead_letters: impl Into<String>) -> Result<Self, Error> {
         let config = &consumer.cached_info().config;
         if config.ack_policy != AckPolicy::Explicit {
@@ -50,15 +52,15 @@ impl JetStream {
         Ok(Self { context, consumer, lease, dead_letters: dead_letters.into(), error: Mutex::default() })
     }
 
-    /// Sends a call to the server, and waits for the confirmation.
+    /// Sends an acknowledgement of this kind to the server, and waits for the confirmation.
     async fn confirmed(&self, receipt: &Subject, kind: AckKind) -> Result<(), Error> {
-        // Not `Acker::double_ack_with`, which accepts the response that the subject has no subscriber.
+        // Does not use `Acker::double_ack_with`, because that function also returns `Ok` if the subject has no subscriber.
         let request = Request::new().payload(kind.into()).timeout(Some(self.lease / 4));
         self.context.client().send_request(receipt.clone(), request).await?;
         Ok(())
     }
 
-    /// Replaces the error for the next `receive`.
+    /// Stores the error for the next `receive`, and returns the earlier error.
     fn set_error(&self, error: Option<Error>) -> Option<Error> {
         mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
     }
@@ -90,7 +92,7 @@ impl Source for JetStream {
         if let Some(error) = self.set_error(None) {
             return Err(error);
         }
-        // Returns as soon as there are messages. `expires` limits the wait for the first one, also if a response is lost.
+        // The call returns as soon as messages exist. `expires` limits how long it waits for the first message, even if a response is lost.
         let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
         let (mut messages, mut failed) = (Vec::new(), None);
         while let Some(received) = batch.next().await {
@@ -129,7 +131,7 @@ impl Source for JetStream {
         for (name, value) in delivery.headers() {
             headers.append(name, value);
         }
-        // The stream of the dead letters ignores a second copy with this ID, within its `duplicate_window`.
+        // The stream of the dead messages ignores a second copy with the same ID within its `duplicate_window`.
         headers.insert("Nats-Msg-Id", format!("dead:{}", delivery.id()));
         headers.insert("Dead-Letter-Reason", reason.replace(['\r', '\n'], " "));
         let payload = delivery.payload().to_vec().into();
@@ -137,7 +139,8 @@ impl Source for JetStream {
         self.confirmed(receipt, AckKind::Term).await
     }
 
-    /// Prevents a busy loop: the server can end a request without a message, for example at `max_ack_pending` while other requests wait.
+    /// Prevents a busy loop. The server can end a request immediately without a message, for example if `max_ack_pending` is reached and
+    /// other requests wait.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

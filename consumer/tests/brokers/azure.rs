@@ -25,7 +25,7 @@ impl Queue for Azure {
     async fn open(address: &str, name: &str) -> Self {
         let name = format!("queue-{name}");
         let (queue, dead) = (client(address, &name), client(address, &format!("{name}-dead")));
-        // Fails if the queue exists.
+        // These calls fail if the queues already exist.
         let _ = (queue.create(None).await, dead.create(None).await);
         Self { queue, dead, address: address.into(), name }
     }

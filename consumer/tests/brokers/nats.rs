@@ -69,15 +69,15 @@ impl Broker for Nats {
     }
 }
 
-/// A message that JetStream has not sent arrives before another message of its batch.
+/// A batch contains a message that JetStream has not sent, followed by a message of the stream.
 async fn stray_message_is_reported_and_loses_no_other(address: &str) {
-    // On a busy machine, the request can expire before both messages arrive.
+    // On a busy machine, the request can expire before both messages arrive. The test then tries again.
     for n in 0..5 {
         let queue = Nats::open(address, &format!("stray{n}")).await;
         let source = queue.connect().await;
         let client = async_nats::connect(address).await.unwrap();
         let mut requests = client.subscribe(format!("$JS.API.CONSUMER.MSG.NEXT.stray{n}.workers")).await.unwrap();
-        // The response shows that the server has processed the subscription.
+        // Waits for a response of the server, which shows that the server has processed the subscription.
         jetstream::new(client.clone()).get_stream(&queue.name).await.unwrap();
         let send = async {
             let inbox = requests.next().await.unwrap().reply.unwrap();
@@ -97,7 +97,8 @@ async fn stray_message_is_reported_and_loses_no_other(address: &str) {
     panic!("no batch contained the other message");
 }
 
-/// The server responds that the subject of the acknowledgement has no subscriber, which is not a confirmation.
+/// Without the JetStream consumer, the server responds that the acknowledgement's subject has no subscriber. The source must treat this
+/// response as an error.
 async fn calls_fail_without_the_consumer(queue: &Nats) {
     let source = queue.connect().await;
     queue.send("1".into()).await;
