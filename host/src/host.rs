@@ -86,13 +86,13 @@ use std::time::Duration;
 /// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
 /// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
 /// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after
-/// the drain. If several of the codes 1, 2 and 101 apply, the first one stays: if a program that failed also misses the deadline, the
-/// process exits with code 2.
+/// the drain. If several of the codes 1, 2 and 101 apply, the cause that happens first decides: if a program fails and its tasks then miss
+/// the deadline, the process exits with code 2. If a program fails after the deadline, the process exits with code 1.
 ///
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a
-/// line at the start, and a line with the oldest tasks every two seconds. In both cases it writes a line with the outcomes at the end. The
+/// line at the start, and a line with the oldest tasks every two seconds. These lines show no ages of services. In both cases it writes a line with the outcomes at the end. The
 /// host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits events without a parent span instead of lines. The stragglers, at
