@@ -77,12 +77,13 @@ async fn stray_message_is_reported_and_loses_no_other(address: &str) {
         let source = queue.connect().await;
         let client = async_nats::connect(address).await.unwrap();
         let mut requests = client.subscribe(format!("$JS.API.CONSUMER.MSG.NEXT.stray{n}.workers")).await.unwrap();
-        // Waits for a response of the server, which shows that the server has processed the subscription.
-        jetstream::new(client.clone()).get_stream(&queue.name).await.unwrap();
+        // The server processes the calls of a client in order. A response therefore shows that it has processed the earlier calls.
+        let processed = async || drop(jetstream::new(client.clone()).get_stream(&queue.name).await.unwrap());
+        processed().await;
         let send = async {
             let inbox = requests.next().await.unwrap().reply.unwrap();
             client.publish(inbox, "stray".into()).await.unwrap();
-            client.flush().await.unwrap();
+            processed().await;
             queue.send("1".into()).await;
         };
         let (received, ()) = futures_util::join!(source.receive(10), send);
