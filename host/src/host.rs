@@ -90,7 +90,6 @@ use std::time::Duration;
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
 /// | 137 | not from the host: SIGKILL ended the process, for example because the supervisor did not wait long enough |
 ///
-<<<<<<< HEAD
 /// The process exits with code 2 in these cases:
 ///
 /// - The host failed to start.
@@ -110,21 +109,8 @@ use std::time::Duration;
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
-/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. In both cases, the last line
-/// contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
-=======
-/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or by
-/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) and
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after
-/// the drain. If several of the codes 1, 2 and 101 apply, the cause that happens first decides: if a program fails and its tasks then miss
-/// the deadline, the process exits with code 2. If a program fails after the deadline, the process exits with code 1.
-///
-/// # Output
-///
-/// The host reports the drain on stderr. On a terminal it shows a progress bar with the oldest tasks (feature `bar`). Elsewhere it writes a
-/// line at the start, and a line with the oldest tasks every two seconds. These lines show no ages of services. In both cases it writes a line with the outcomes at the end. The
-/// host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
->>>>>>> gax
+/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The
+/// ages of services are not shown. In both cases, the last line contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
 /// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields
