@@ -6,8 +6,8 @@ use event_listener::Listener;
 use std::time::{Duration, Instant};
 
 impl Shutdown {
-    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. All methods that
-    /// block need the feature `std`, and do not exist on WebAssembly.
+    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. The methods of
+    /// `Shutdown` that block need the feature `std`, and do not exist on WebAssembly.
     ///
     /// # Deadlocks
     ///
