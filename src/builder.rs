@@ -92,8 +92,8 @@ impl<S> RegistryBuilder<S> {
     /// the requests start. In the crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer`
     /// take no permits.
     ///
-    /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. The only
-    /// exception are [follow-ups](Registry::follow_up), which continue the work of a task in flight and still wait.
+    /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. Only
+    /// [follow-ups](Registry::follow_up), which continue the work of a task in flight, still wait.
     ///
     /// All threads share one counter, so the limit is exact. Threads that start or end tasks therefore compete for one cache
     /// line.

@@ -28,8 +28,8 @@ macro_rules! pages {
     };
     ([$links:expr] $($page:ident)*) => {$(
         #[doc = $links]
-        // The doctests of the pages use these runtimes. This `cfg` is not on the module, because the documentation would show it
-        // there.
+        // The doctests of the pages use these runtimes. The `cfg` is not on the module, because the documentation would show a
+        // `cfg` of the module.
         #[cfg_attr(
             any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio")),
             doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))

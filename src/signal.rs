@@ -23,8 +23,8 @@ use pin_project_lite::pin_project;
 /// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
 /// because each further poll of the resolved signal returns `Ready` again.
 ///
-/// The clone of a signal writes no memory that other threads use. The first poll of a signal registers a waker in a list that
-/// belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// To clone a signal, a thread writes no memory that other threads use. The first poll of a signal registers a waker in a list
+/// that belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///

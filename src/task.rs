@@ -128,8 +128,7 @@ pub(crate) trait OutputReceiver<T> {
     fn dropped(&self, token: &Token) -> UnreportedLoss;
 }
 
-/// Receives the output of a task that has no handle. If the output is an error, this type records the error. It then drops the
-/// output.
+/// Receives the output of a task that has no handle. Converts an error in the output to a loss, and drops the output.
 pub(crate) struct NoReceiver;
 
 impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {

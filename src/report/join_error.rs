@@ -39,7 +39,7 @@ pub(crate) enum JoinLoss {
 }
 
 /// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is stored outside the mutex,
-/// because formatting it can run user code, which must not run under a lock (invariant S7).
+/// because a formatter is user code, and no user code must run under a lock (invariant S7).
 pub(crate) struct Panic {
     message: String,
     payload: Mutex<Payload>,

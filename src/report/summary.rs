@@ -15,8 +15,8 @@ use core::fmt;
 #[non_exhaustive]
 pub struct Summary {
     /// The number of tasks that finished with `()`, `Ok` or `None`. A task with a handle or a tracked future counts here if it
-    /// finished with any output. A guard counts here if it was dropped, and a [`CompletionGuard`](crate::CompletionGuard) if
-    /// `complete` was called.
+    /// finished with any output. A [`Guard`](crate::Guard) counts here if it was dropped. A
+    /// [`CompletionGuard`](crate::CompletionGuard) counts here if `complete` was called.
     pub completed: u64,
     /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,

@@ -2,8 +2,8 @@
 //! task to be in flight.
 //!
 //! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free. A
-//! task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter. When a
-//! waiter enters the gate or gives up, it wakes the next waiter if another permit is free.
+//! task that leaves the gate frees its permit and wakes the first waiter. That waiter takes the permit in its next poll. When a waiter
+//! enters the gate or gives up, it wakes the next waiter if another permit is free.
 //!
 //! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
 //! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
