@@ -166,7 +166,7 @@ impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
 }
 
 pin_project! {
-    /// The future that a registry passes to a spawner. This future catches all panics of the task (invariant S6), and counts the
+    /// A registry passes this future to its spawner. The future catches all panics of the task (invariant S6), and counts the
     /// task's outcome (invariant S5).
     pub(crate) struct Task<F, R>
     where

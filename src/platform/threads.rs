@@ -107,7 +107,7 @@ impl Drop for ThreadNumber {
 
 static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { returned: BTreeSet::new(), next: 0 });
 
-/// The numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
+/// Stores the numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
 struct Numbers {
     returned: BTreeSet<usize>,
     next: usize,

@@ -54,7 +54,7 @@ pub(super) enum Origin {
     Child,
 }
 
-/// The fields that all threads share, and that change rarely.
+/// Contains the fields that all threads share and that change rarely.
 pub(super) struct Shared {
     /// The number of handles of the registry. The count starts at 1, because a new registry has one handle. The shutdown starts
     /// when the last handle is dropped.
@@ -113,7 +113,7 @@ pub(super) struct ListedChild {
     pub(super) stays_open: bool,
 }
 
-/// The fields that few registries use.
+/// Contains the fields that few registries need, such as the wait queue of a limit.
 pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
     /// The number of permits that tasks of descendants hold. This number is incremented after a task has taken a permit, and

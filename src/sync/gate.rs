@@ -99,7 +99,7 @@ pub(crate) enum Refused {
     Full,
 }
 
-/// The actions that the caller must take after a task has left the gate.
+/// Lists the actions that the caller must take after a task has left the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.

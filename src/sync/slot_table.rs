@@ -68,7 +68,7 @@ struct Occupant {
     abort_requested: bool,
 }
 
-/// The data to which a task's token refers: the owner that counts the task, and the task's slot if the task has a slot.
+/// A task's token refers to this data: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
     pub(crate) slot: Option<&'static Slot>,
