@@ -6,8 +6,8 @@ use event_listener::Listener;
 use std::time::{Duration, Instant};
 
 impl Shutdown {
-    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. All methods that
-    /// block need the feature `std`, and do not exist on WebAssembly.
+    /// Blocks the calling thread until the registry has drained. Use `wait` in programs that are not async. The methods of
+    /// `Shutdown` that block need the feature `std`, and do not exist on WebAssembly.
     ///
     /// # Deadlocks
     ///
@@ -33,8 +33,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// If one of the deadlocks that [`wait`](Self::wait) describes occurs, `wait_timeout` blocks until `timeout` has elapsed. It
-    /// then returns [`Stragglers`].
+    /// In the cases in which [`wait`](Self::wait) never returns, `wait_timeout` blocks until `timeout` has elapsed, and then
+    /// returns [`Stragglers`].
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.block(deadline_after(timeout)).ok_or_else(|| self.state().stragglers())
     }
@@ -53,8 +53,7 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// If one of the deadlocks that [`wait`](Self::wait) describes occurs, `wait_or_abort` blocks at most for `grace` plus
-    /// `abort_timeout`.
+    /// In the cases in which [`wait`](Self::wait) never returns, `wait_or_abort` blocks at most for `grace` plus `abort_timeout`.
     pub fn wait_or_abort(self, grace: Duration, abort_timeout: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.block(deadline_after(grace)) {
             return Ok(summary);

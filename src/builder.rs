@@ -10,15 +10,15 @@ impl<S> Registry<S> {
     ///
     /// The registry has no observers, no inspection and no limit. To set these options, use [`builder`](Self::builder).
     ///
-    /// The registry takes its state from a process-wide pool. The pool gets the state back when the registry has drained, and all
-    /// its handles, waiting futures and shutdown guards have been dropped. Because the pool reuses states, memory is bounded by
-    /// the largest number of registries that existed at the same time.
+    /// The registry takes its state from a process-wide pool. The state returns to the pool after two events: the registry has
+    /// drained, and all its handles, waiting futures and shutdown guards have been dropped. Because the pool reuses states,
+    /// memory is bounded by the largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
 
-    /// Returns a builder for a registry. Its options add observers, a list of the tasks (inspection), a limit on the tasks in
-    /// flight, or a shutdown after the loss of a task.
+    /// Returns a builder for a registry. The options of the builder add observers, a list of the tasks (inspection), a limit on
+    /// the tasks in flight, or a shutdown after the loss of a task.
     ///
     /// # Examples
     ///
@@ -54,10 +54,11 @@ impl<S> RegistryBuilder<S> {
     /// of the drain. Default: no observers.
     ///
     /// The registry calls its observers in the order in which they were added. If a task has no name and completes, observers add
-    /// no cost to the task. In a registry with observers, each [named](Registry::named) task occupies a slot: a table entry with
-    /// information about the task. [`inspect`](Self::inspect) describes the cost of slots.
+    /// no cost to the task, unless one of them [observes every task](Observer::observes_every_task). In a registry with
+    /// observers, each [named](Registry::named) task occupies a slot: a table entry with information about the task.
+    /// [`inspect`](Self::inspect) describes the cost of slots.
     ///
-    /// If an observer [observes every task](Observer::observes_every_task), as `SpanObserver` does, it also enables inspection.
+    /// An observer that observes every task, such as `SpanObserver`, also enables inspection.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         let every_task = if observer.observes_every_task() { EVERY_TASK | INSPECTED } else { 0 };
         self.settings.flags |= OBSERVED | every_task;
@@ -91,7 +92,8 @@ impl<S> RegistryBuilder<S> {
     /// the requests start. In the crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer`
     /// take no permits.
     ///
-    /// When the shutdown starts, `run_when_ready` stops waiting, except for [follow-ups](Registry::follow_up).
+    /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. Only
+    /// [follow-ups](Registry::follow_up), which continue the work of a task in flight, still wait.
     ///
     /// All threads share one counter, so the limit is exact. Threads that start or end tasks therefore compete for one cache
     /// line.

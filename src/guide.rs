@@ -22,7 +22,7 @@
 //! | [`faq`] | frequent questions |
 
 /// Declares a module for each page. For readers of the repository, each Markdown file ends with the targets of links such as
-/// `[limits]`. This macro writes other targets before the text of the file. These targets have precedence, so in the
+/// `[limits]`. This macro writes other targets before the text of the file. The first target of a link has precedence, so in the
 /// documentation the links point to the modules.
 macro_rules! pages {
     ($($page:ident)*) => {
@@ -30,7 +30,8 @@ macro_rules! pages {
     };
     ([$links:expr] $($page:ident)*) => {$(
         #[doc = $links]
-        // The doctests use these runtimes. The documentation would show a `cfg` on the module.
+        // The doctests of the pages use these runtimes. The `cfg` is not on the module, because the documentation would show a
+        // `cfg` of the module.
         #[cfg_attr(
             any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio")),
             doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))

@@ -20,7 +20,8 @@ struct Joined<T> {
 }
 
 impl<T> Joined<T> {
-    /// Aborts the task. If the task is inspected, the abort goes through the registry, whose list of tasks then shows the abort.
+    /// Aborts the task. If the task is inspected, the registry performs the abort, and therefore its list of tasks shows the
+    /// abort.
     fn abort(&self) {
         match self.inspected {
             Some(task) => task.abort(),
@@ -102,12 +103,12 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// Resolves to the output of a task, and can abort the task; see [`Registry::spawn`](crate::Registry::spawn).
 ///
 /// The handle resolves to a [`JoinError`] if the task panicked, or was abandoned, aborted or rejected. If the task returns `Err`,
-/// the task counts as completed, and the handle resolves to `Ok(Err(_))`. If no code reads this error, start the task with
-/// [`run`](crate::Registry::run) instead, so that the task counts as failed.
+/// the task counts as completed, and the handle resolves to `Ok(Err(_))`. To count such a task as failed and to report its error
+/// to the observers, start the task with [`run`](crate::Registry::run) instead of `spawn`.
 ///
 /// When the handle resolves, the task's future has been dropped, and the task is not in flight. In a registry with a
-/// [limit](crate::RegistryBuilder::max_in_flight), the task's permit has been released. When the registry has drained, all
-/// handles are ready.
+/// [limit](crate::RegistryBuilder::max_in_flight), the task's permit has been released. When the registry has drained, the
+/// handles of all its tasks are ready.
 ///
 /// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output
 /// of a detached task is dropped before the task stops counting as in flight. To abort the task instead, call

@@ -1,9 +1,9 @@
 //! Starts background tasks on any async runtime, waits for them at shutdown, and reports how each task ended.
 //!
 //! A server often has work left after it has sent a response. For example, it must still send a mail, or write to a cache or an
-//! audit log. If a detached task does this work, and the process exits before the task has finished, the work is silently lost. A
-//! [`Registry`] starts background tasks and counts them. At shutdown, the registry signals all tasks to stop, waits for them
-//! until a deadline, and reports how they ended.
+//! audit log. Suppose that a detached task does this work. If the process exits before the task has finished, the work is
+//! silently lost. A [`Registry`] starts background tasks and counts them. At shutdown, the registry signals all tasks to stop,
+//! waits for them until a deadline, and reports how they ended.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")] mod program {
@@ -62,8 +62,9 @@
 //!
 //! # Outcomes
 //!
-//! If the registry rejects a task, the outcome of the task is *rejected*. An accepted task ends with exactly one of the other
-//! outcomes. Every outcome except *completed* is a loss. The registry reports each loss to its observers.
+//! If the registry rejects a task, the outcome of the task is *rejected*. If the registry accepts the task, the task ends with
+//! exactly one of the other outcomes in the table. Every outcome except *completed* is a loss. The registry reports each loss to
+//! its observers.
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
@@ -71,20 +72,21 @@
 //! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call to `complete`. |
-//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point or before its first poll, or a blocking closure before it started. |
+//! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point or before its first poll. Or an abort ended a blocking closure before the closure started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full, or because the shutdown started while the task waited for a permit. |
 //!
 //! # Guarantees
 //!
-//! - The registry counts each task before the task starts. The task stays in flight until its future has been dropped, and its
-//!   output or panic payload has been dropped or passed to its handle. The drain waits for all tasks, so no code of any task runs
-//!   after the drain has ended.
+//! - The registry counts each task before the task starts. The task stays in flight until two things have happened: its future
+//!   has been dropped, and its output or panic payload has been dropped or passed to its handle. The drain waits for all tasks,
+//!   so no code of any task runs after the drain has ended.
 //! - These promises cover a task itself, but not work that the task starts outside the registry. If the task is aborted or
 //!   dropped, such work continues. Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`. To
 //!   count such work, start the work with [`Registry::run_blocking`], or move a [`Guard`] into the work.
 //! - With `std` and `panic = "unwind"`, other tasks and the rest of the program continue after a panic in a task, in a task's
 //!   destructor or in a waker. If a [tracked](Registry::track) future panics, the panic reaches the code that polls the future.
-//!   There is one exception: if a destructor panics while the same task is already panicking, Rust aborts the process.
+//!   One kind of panic still ends the program: if a destructor panics while the same task is already panicking, Rust aborts the
+//!   process.
 //! - Tasks exist only in memory, so they are lost when the process is killed or crashes, or when the machine loses power. Put
 //!   work that must survive a crash in a durable queue. The crate `background-tasks-durable` stores its queues in your SQL
 //!   database. The crate `background-tasks-consumer` works with a message broker that you already run.
@@ -116,17 +118,18 @@
 //! # Cost
 //!
 //! To count a task, the registry performs two atomic operations, and allocates no memory. A counted task is two machine words
-//! larger than its future. The counters of a registry are split into shards, and each thread uses one shard. Threads therefore
-//! rarely share the cache line of the two atomic operations. A registry has about four shards for each core, at most 128.
-//! [`Registry::spawn`] allocates memory once for each task, for the handle. [`ShutdownSignal::run_until_shutdown`] allocates
-//! memory only when a shard's list of wakers must grow. A registry takes its state from a process-wide pool, which reuses the
-//! states of former registries. Memory is therefore bounded by the largest number of registries that existed at the same time.
+//! larger than its future. The counters of a registry are split into shards, and each thread uses one shard. Two threads
+//! therefore rarely write to the same cache line when they start or end tasks. A registry has about four shards for each core, at
+//! most 128. [`Registry::spawn`] makes one memory allocation for the handle of each task. [`ShutdownSignal::run_until_shutdown`]
+//! allocates memory only when a shard's list of wakers must grow. A registry takes its state from a process-wide pool, which
+//! reuses the states of former registries. The memory for states is therefore bounded by the largest number of registries that
+//! existed at the same time.
 //!
 //! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
-//! has a name occupies a slot: a table entry with information about the task. Observers add a cost to a task without a name only
-//! if the task is lost, or if an observer [observes every task](Observer::observes_every_task). In an inspected registry, each
-//! task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads share one counter.
-//! The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
+//! has a name occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
+//! only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an inspected
+//! registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads
+//! share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -6,13 +6,14 @@ use core::time::Duration;
 ///
 /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) adds an observer to a registry. The default implementation of
 /// each method does nothing. By default, completed tasks are not reported, so that observers do not slow these tasks down.
-/// [`Registry::summary`](crate::Registry::summary) contains the number of completed tasks. If an observer must be called when any
-/// task starts or completes, implement [`observes_every_task`](Self::observes_every_task).
+/// [`Registry::summary`](crate::Registry::summary) contains the number of completed tasks. To receive a call when any task starts
+/// or completes, override [`observes_every_task`](Self::observes_every_task), so that it returns true.
 ///
 /// # Order
 ///
-/// - The registry first counts a loss, and then calls the observers. During these calls, an accepted task still counts as in
-///   flight. Therefore the observers have received all losses of accepted tasks before the drain ends.
+/// - The registry first counts a loss, and then calls the observers. During these calls, the lost task still counts as in flight,
+///   unless it was rejected. The drain waits for this task, so the observers have received all losses of accepted tasks before
+///   the drain ends.
 /// - The registry calls [`shutdown_started`](Self::shutdown_started) one time, and later [`drained`](Self::drained) one time.
 ///   After `drained` has returned, the registry wakes all futures that wait for the drain.
 /// - The registry calls its observers one after the other, in the order in which they were added.
@@ -29,8 +30,8 @@ use core::time::Duration;
 ///
 /// # Panics
 ///
-/// With the feature `std`, the registry catches and ignores a panic in an observer or in its destructor. The remaining observers
-/// are still called.
+/// With the feature `std`, the registry catches and ignores a panic in a method or in the destructor of an observer. The
+/// remaining observers are still called.
 ///
 /// # Examples
 ///
@@ -60,17 +61,18 @@ pub trait Observer: Send + Sync + 'static {
     /// rejection is counted, but not reported.
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {}
 
-    /// Called when the registry has accepted a task, if any observer [observes every task](Self::observes_every_task). This call
-    /// happens before the spawner receives the task. When the task ends, the registry calls [`completed`](Self::completed) or
-    /// [`lost`](Self::lost) exactly one time.
+    /// Called when the registry has accepted a task, before the spawner receives the task. The registry makes this call only if
+    /// at least one of its observers [observes every task](Self::observes_every_task). When the task ends, the registry calls
+    /// [`completed`](Self::completed) or [`lost`](Self::lost) exactly one time.
     ///
-    /// Tracked futures and guards are reported too. A child registry is not reported, but the tasks of the child are reported.
-    /// The start and the end of each run of a [service](crate::Registry::service) are reported. The reported age of a run is the
-    /// age of the service. If a run is lost, the start of the next run is reported immediately after the loss. If a run
-    /// completes, its end is reported when the next run starts or the service ends.
+    /// Tracked futures and guards are reported too. The registry does not report the start of a child registry, but it reports
+    /// the tasks of the child. The start and the end of each run of a [service](crate::Registry::service) are reported. The
+    /// reported age of a run is the age of the service. If a run is lost, the start of the next run is reported immediately after
+    /// the loss. If a run completes, its end is reported when the next run starts or the service ends.
     fn started(&self, task: &TaskInfo) {}
 
-    /// Called when a task has completed, if any observer [observes every task](Self::observes_every_task).
+    /// Called when a task has completed. The registry makes this call only if at least one of its observers [observes every
+    /// task](Self::observes_every_task).
     ///
     /// During this call, the task still counts as in flight. The registry calls this method on the thread that polled the task or
     /// dropped the guard.
@@ -81,8 +83,8 @@ pub trait Observer: Send + Sync + 'static {
     /// The registry has triggered all shutdown signals before this call.
     fn shutdown_started(&self, in_flight: usize) {}
 
-    /// Called one time, when the drain has ended. The numbers in `summary` are final, except the number of rejected tasks,
-    /// because the registry rejects all later tasks.
+    /// Called one time, when the drain has ended. The numbers in `summary` are final, except for one: the number of rejected
+    /// tasks can still grow, because the registry rejects all later tasks.
     ///
     /// `took` is the time since the shutdown started, or zero if the program has no clock. A program has a clock if the feature
     /// `std` is on. In the browser, a program also needs the feature `wasm-bindgen-futures`.
@@ -99,11 +101,11 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Returns whether the registry must also call this observer when any task starts or completes. Default: false.
     ///
-    /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method one time. If any observer of a registry
-    /// returns true, the registry calls [`started`](Self::started) and [`completed`](Self::completed) of all its observers. The
-    /// registry is then also [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind, and has an age unless
-    /// the task was rejected. Before each of these calls, the registry reads its list of observers under a lock that all threads
-    /// share. If all observers return false, this method adds no cost to tasks.
+    /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method one time. If at least one observer of a
+    /// registry returns true, the registry calls [`started`](Self::started) and [`completed`](Self::completed) of all its
+    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind, and has
+    /// an age unless the task was rejected. Before each of these calls, the registry reads its list of observers under a lock
+    /// that all threads share. If all observers return false, this method adds no cost to tasks.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -71,7 +71,8 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// Does nothing. In loom models, `model::LifeCheck` replaces this type and checks how values are reused.
+/// Does nothing. In loom models, `model::LifeCheck` replaces this type, and checks that a registry state is not used while it is
+/// reused.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 

@@ -16,10 +16,10 @@ use futures_util::future::OptionFuture;
 ///
 /// A registry has three states:
 ///
-/// - *Open*: the registry accepts tasks. This state lasts until [`shutdown`](Self::shutdown) is called or the last handle is
-///   dropped.
-/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight.
-///   A task, or the holder of a [`Guard`], can therefore start follow-up work.
+/// - *Open*: the registry accepts tasks. This state lasts until the shutdown starts, for example because
+///   [`shutdown`](Self::shutdown) is called or the last handle is dropped.
+/// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight. A
+///   task, or the holder of a [`Guard`], can therefore still start other tasks.
 /// - *Drained*: no task is in flight. The registry never accepts a task again.
 ///
 /// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
@@ -89,8 +89,8 @@ impl<S> Registry<S> {
 
     /// Returns another handle of this registry. The returned handle starts its tasks with `spawner`.
     ///
-    /// If its handles have different spawners, one registry can manage the tasks of several executors, or of several [wrapping
-    /// spawners](Spawner#wrapping-each-task).
+    /// If the handles of a registry have different spawners, the registry can run its tasks on several executors, or through several
+    /// [wrapping spawners](Spawner#wrapping-each-task).
     ///
     /// # Examples
     ///
@@ -153,8 +153,8 @@ impl<S> Registry<S> {
     /// returns the task whose loss started the shutdown. In a [child](Self::child), the loss of a critical task starts the
     /// shutdown of the child only.
     ///
-    /// With the builder's options [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task starts the
+    /// With the builder's option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic), a panic of any task starts the
+    /// shutdown. With [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a failure of any task starts the
     /// shutdown.
     ///
     /// # Examples
@@ -208,19 +208,20 @@ impl<S> Registry<S> {
     /// Returns a builder that starts a follow-up. A follow-up is a task that continues the work of a task in flight. For example,
     /// a task can start a follow-up for each item of a list.
     ///
-    /// For a follow-up, [`run_when_ready`](TaskBuilder::run_when_ready) also waits for a permit while the registry drains. Its
-    /// future resolves to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting when the
-    /// shutdown starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`]. Do
-    /// not use `follow_up` in code that accepts new work, such as a server's loop.
+    /// For a follow-up, [`run_when_ready`](TaskBuilder::run_when_ready) waits for a permit even while the registry drains. The
+    /// returned future resolves to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting
+    /// when the shutdown starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`].
+    /// Do not use `follow_up` in code that accepts new work, such as a server's loop.
     ///
     /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
-    /// the drain cannot end while the task itself is in flight. `follow_up` does not change methods that do not wait, such as
-    /// `run` and `try_run`. These methods start work while the registry drains, and reject work while the registry is full.
+    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain earlier. `follow_up` has no
+    /// effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these methods start work while
+    /// the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///
-    /// While a task waits for a permit for its follow-up, the task keeps its own permit. If tasks that wait hold all permits,
-    /// these tasks wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
+    /// While a task waits for a permit for its follow-up, the task keeps its own permit. If the waiting tasks together hold all
+    /// permits, they wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
     /// start fewer waiting tasks than the limit allows.
     ///
     /// # Examples
@@ -290,14 +291,14 @@ impl<S> Registry<S> {
         self.task().guard()
     }
 
-    /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after it has
+    /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after a run has
     /// ended.
     ///
     /// The closure `make` creates the future of each run. One task supervises all runs of a service. This task is in flight until
     /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
     /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], a run that completes ends the
-    ///   service. If the last run is lost, the service is lost in the same way.
+    ///   service. If the last run is lost, the service is lost with the same outcome.
     /// - The shutdown starts. If the service waits between two runs, the service ends immediately. If a run is in progress, the
     ///   run is not interrupted. The future of the run should end when the [signal](Self::signal) resolves. After the shutdown
     ///   has started, no run starts.
@@ -305,12 +306,13 @@ impl<S> Registry<S> {
     ///
     /// # Accounting
     ///
-    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. If `make`, the future
-    /// of a run or a destructor of the future panics, only this run ends. The settings [`critical`](Self::critical),
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. If `make`, the future of
+    /// a run or a destructor of the future panics, only this run ends. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. The loss of
-    /// a run does not start the shutdown if another run follows. If a service ends while it waits after a lost run, the registry
-    /// counts one more task, as completed, aborted or abandoned.
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. If another run
+    /// follows, the loss of a run does not start the shutdown. Immediately after a lost run, the registry counts the next run,
+    /// although the service still waits for its delay. If the service ends during this wait, that next run counts as completed,
+    /// aborted or abandoned.
     ///
     /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not
     /// wait for services. In a registry with a limit, a service holds one permit, unless it is started [without a
@@ -361,9 +363,9 @@ impl<S> Registry<S> {
     /// reported, and the service continues. In all other respects, the docs of [`service`](Self::service) apply. Minimum of
     /// `period`: 1 millisecond. Shorter periods are raised to the minimum.
     ///
-    /// The schedule exists only in memory, and starts again when the process starts. While the process is stopped, the work does
-    /// not run. Each process has its own schedule. Use a durable job for work that must not be lost, or that only one of several
-    /// processes must run. The crate `background-tasks-durable` runs such jobs, also on a cron schedule.
+    /// The schedule exists only in memory, and starts again when the process starts. While the process is stopped, the work does not
+    /// run. Each process has its own schedule. If the work must not be lost, or if only one of several processes must run it, use a
+    /// durable job, which a database stores. The crate `background-tasks-durable` runs durable jobs, also on a cron schedule.
     ///
     /// # Panics
     ///
@@ -391,9 +393,9 @@ impl<S> Registry<S> {
         self.task().every(period, make);
     }
 
-    /// Returns the [services](Self::service) in flight, each with its number of restarts, its state and its last loss. The
-    /// services of this registry come first, in the order in which they were started. The services of its
-    /// [descendants](Self::child) follow. The registry need not be inspected.
+    /// Returns the [services](Self::service) in flight, each with its number of restarts, its state and its last loss. The services
+    /// of this registry come first, in the order in which they were started. The services of its [descendants](Self::child) follow.
+    /// This method also works if the registry is not inspected.
     pub fn services(&self) -> Vec<ServiceInfo> {
         self.state().services()
     }
@@ -520,8 +522,9 @@ impl<S> Registry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no
-    /// task is aborted. If the future is dropped later, the registry continues to abort tasks until it has drained.
+    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no task
+    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each task that starts
+    /// later, until the registry has drained.
     ///
     /// # Examples
     ///
@@ -566,10 +569,10 @@ impl<S> Registry<S> {
     ///
     /// All shutdown signals of the registry are triggered when this method returns. A second call has no effect.
     ///
-    /// Call `start_shutdown` in a task. Examples are a task that waits for a signal of the operating system, and the HTTP handler
-    /// of an endpoint for administrators. Do not call `start_shutdown` in a signal handler that `sigaction` installs, because the
-    /// method is not async-signal-safe. Other code, usually the end of `main`, must call [`shutdown`](Self::shutdown) and await
-    /// the drain. Otherwise the tasks in flight are lost when the process exits.
+    /// Call `start_shutdown` in code that must not wait for the drain. Examples are a task that waits for a signal of the operating
+    /// system, and an HTTP handler that lets administrators stop the program. Do not call `start_shutdown` in a signal handler that
+    /// `sigaction` installs, because the method is not async-signal-safe. Other code, usually the end of `main`, must call
+    /// [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in flight are lost when the process exits.
     ///
     /// # Examples
     ///
@@ -604,10 +607,10 @@ impl<S> Registry<S> {
     /// Returns a future that waits until no task is in flight. This method does not start the shutdown. `wait_idle` does not wait
     /// for [services](Self::service), even while they run. An open [child](Self::child) counts as a task in flight.
     ///
-    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks
-    /// start. The returned future resolves when a poll finds that no task is in flight. New tasks can start before the caller
-    /// resumes. If a new task starts after the last task has ended and before the future is polled, the future also waits for the
-    /// new task. Therefore the future may never resolve if new tasks start all the time.
+    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
+    /// The returned future resolves when a poll finds no task in flight except services. New tasks can start between this poll and
+    /// the next step of the caller. If a new task starts after the last task has ended and before the future is polled, the future
+    /// also waits for the new task. If new tasks start all the time, it is therefore possible that the future never resolves.
     ///
     /// # Deadlocks
     ///
@@ -624,8 +627,8 @@ impl<S> Registry<S> {
     /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. The list is empty
     /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// A task that starts or ends while `tasks` runs is possibly missing from the list. `tasks` reads all slots (table entries
-    /// for tasks) of the registry, so its cost grows with the number of slots.
+    /// If a task starts or ends while `tasks` runs, the list does not always contain this task. `tasks` reads all slots (table
+    /// entries for tasks) of the registry, so its cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
     }
@@ -639,11 +642,11 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A task that waits
-    /// is woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at its next await
-    /// point, unless the task finishes first. A task that has not been polled is dropped before its first poll. A blocking
-    /// closure that has not started never starts, and counts as aborted. The closure stays in flight until its executor tries to
-    /// start the closure or drops it.
+    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A task that waits is
+    /// woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at its next await point,
+    /// unless the task finishes first. A task that has not been polled is dropped before its first poll. A blocking closure that has
+    /// not started never starts, and counts as aborted. Such a closure stays in flight until its executor tries to start the closure
+    /// or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
@@ -727,8 +730,8 @@ impl<S> Registry<S> {
     /// A task that returns `Err` counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. The
     /// panic hook still runs, so by default the panic is also printed to stderr.
     ///
-    /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. To
-    /// get the rejected future back, use [`try_run`](Self::try_run).
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. If
+    /// the caller needs the rejected future, use [`try_run`](Self::try_run).
     ///
     /// # Panics
     ///
@@ -823,8 +826,8 @@ impl<S> Registry<S> {
     /// Dropping the handle detaches the task: the task continues. `spawn` makes one allocation for the handle, in addition to the
     /// executor's allocation. `run` does not make this allocation.
     ///
-    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task.
-    /// The handle then resolves to an error that contains the reason. To get the rejected future back, use
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task. The
+    /// handle then resolves to an error that contains the reason. If the caller needs the rejected future, use
     /// [`try_spawn`](Self::try_spawn).
     ///
     /// # Panics
@@ -868,7 +871,7 @@ impl<S> Registry<S> {
         self.task().try_spawn(future)
     }
 
-    /// Starts a task on the calling thread. The task's future need not be `Send`. Otherwise this method behaves like
+    /// Starts a task on the calling thread. The task's future need not be `Send`. In all other respects, this method behaves like
     /// [`run`](Self::run).
     ///
     /// # Panics
@@ -882,8 +885,8 @@ impl<S> Registry<S> {
         self.task().run_local(future);
     }
 
-    /// Starts a task on the calling thread and returns its handle. The task's future and output need not be `Send`. Otherwise this
-    /// method behaves like [`spawn`](Self::spawn).
+    /// Starts a task on the calling thread and returns its handle. The task's future and output need not be `Send`. In all other
+    /// respects, this method behaves like [`spawn`](Self::spawn).
     ///
     /// # Panics
     ///
@@ -896,7 +899,7 @@ impl<S> Registry<S> {
         self.task().spawn_local(future)
     }
 
-    /// Starts a closure on a thread that is allowed to block. Otherwise this method behaves like [`run`](Self::run).
+    /// Starts a closure on a thread that is allowed to block. In all other respects, this method behaves like [`run`](Self::run).
     ///
     /// An [abort](Self::abort) has an effect only if the closure has not started.
     ///
@@ -911,8 +914,8 @@ impl<S> Registry<S> {
         self.task().run_blocking(work);
     }
 
-    /// Starts a closure on a thread that is allowed to block, and returns its handle. Otherwise this method behaves like
-    /// [`spawn`](Self::spawn).
+    /// Starts a closure on a thread that is allowed to block, and returns the closure's handle. In all other respects, this method
+    /// behaves like [`spawn`](Self::spawn).
     ///
     /// An [abort](JoinHandle::abort) has an effect only if the closure has not started.
     ///

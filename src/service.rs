@@ -90,7 +90,7 @@ impl Restart {
     }
 }
 
-/// The error of a service whose last run completed, but whose limit allows no further restart.
+/// A service fails with this error if its last run completed, but its limit allows no further restart.
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// The result of a service: the output of its last run, or `None` if the service ended between two runs.
@@ -179,7 +179,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         self.listed.update(|info| info.is_running = false);
         self.signal.run_until_shutdown(sleep).await;
         if self.signal.is_triggered() {
-            // No further run starts. The completed run is counted when the service ends.
+            // No further run starts, and the end of the service counts the completed run. The destructor of `completed` would
+            // count the run a second time.
             mem::forget(completed);
         } else {
             self.listed.update(|info| {
@@ -266,7 +267,7 @@ impl<T: Timer> Restarts<T> {
     fn new(policy: Restart) -> Self {
         let min_backoff = policy.min_backoff.max(MIN_DELAY);
         let max_backoff = policy.max_backoff.max(min_backoff);
-        // The address gives services that start simultaneously different random numbers.
+        // Services that start simultaneously get different random numbers, because their addresses differ.
         let random = now() ^ ptr::from_ref(&policy).addr() as u64 | 1;
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }

@@ -25,9 +25,9 @@ impl Shutdown {
         Self { waiter: Waiter::new(state.state().notifier()), state }
     }
 
-    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer
-    /// of the runtime, or a second Ctrl-C. If the spawner implements [`Timer`](crate::Timer), a call to
-    /// [`Registry::shutdown_within`](crate::Registry::shutdown_within) is shorter.
+    /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer of
+    /// the runtime, or a second Ctrl-C. If the spawner implements [`Timer`](crate::Timer), use the shorter
+    /// [`Registry::shutdown_within`](crate::Registry::shutdown_within) instead of `until`.
     ///
     /// After `deadline` has resolved, this method checks one more time whether the registry has drained. If `deadline` is ready
     /// at its first poll, this method does not wait, and only checks whether the registry has drained.
@@ -64,12 +64,12 @@ impl Shutdown {
     /// method then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
     /// After `grace` has resolved, an inspected registry also aborts tasks that start later, if they can be aborted. For example,
-    /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped
-    /// before its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight. A registry that is not
+    /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped before
+    /// its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A registry that is not
     /// inspected aborts no task.
     ///
-    /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure, not a future,
-    /// because most timers start when they are created.
+    /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure and not a future,
+    /// because the time of most timers starts when the timer is created.
     ///
     /// # Errors
     ///
@@ -91,8 +91,8 @@ impl Shutdown {
     /// # Cancel safety
     ///
     /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
-    /// resolves, no task is aborted. If this future is dropped later, an inspected registry continues to abort tasks until it has
-    /// drained.
+    /// resolves, no task is aborted. If this future is dropped after `grace` has resolved, an inspected registry still aborts each
+    /// task that starts later, until the registry has drained.
     ///
     /// # Examples
     ///

@@ -21,10 +21,10 @@ use pin_project_lite::pin_project;
 ///
 /// `futures::select!` accepts a signal in a loop, because the signal implements [`FusedFuture`]. After the signal has resolved,
 /// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
-/// because each further poll of the signal also returns `Ready`.
+/// because each further poll of the resolved signal returns `Ready` again.
 ///
-/// Cloning a signal writes no memory that threads share. The first poll of a signal registers a waker in a list that belongs to
-/// the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// To clone a signal, a thread writes no memory that other threads use. The first poll of a signal registers a waker in a list
+/// that belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///
@@ -54,8 +54,8 @@ pub struct ShutdownSignal {
     /// The phase (a counter) that the state has while this signal's registry is open. This phase is even. If the state has a
     /// different phase, the signal is triggered.
     ///
-    /// After this signal has resolved, the field is one less, and therefore odd. The state had this phase in its previous life,
-    /// for another registry. All later phases are different, so the signal stays triggered.
+    /// After this signal has resolved, the field contains this phase minus one, which is odd. Only an earlier registry can have
+    /// used the state with that odd phase. All later phases of the state are different from it, so the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static WaitList, Key)>,
 }

@@ -1,6 +1,7 @@
 //! Defines the futures and guards that keep a task counted as in flight.
 //!
-//! When a task ends, its future or guard first drops all values of the task. Only then does the task stop counting as in flight.
+//! When a task ends, its future or guard first drops all values of the task. After this drop, the task stops counting as in
+//! flight.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
@@ -12,8 +13,9 @@ use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// Contains the future of a task and its token, or nothing after the future has been dropped. The compiler stores the variant
-    /// `Dropped` in a niche of the token, so the enum needs no memory for a discriminant.
+    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped,
+    /// contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
+    /// discriminant.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
@@ -112,7 +114,7 @@ pub(crate) trait OutputReceiver<T> {
     /// panic.
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
 
-    /// Stops counting the task as in flight, and passes the result of the task to its handle, if there is a handle.
+    /// Stops counting the task as in flight. If the task has a handle, passes the result of the task to the handle.
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End);
 
     /// Returns whether the receiver has aborted the task.
@@ -126,7 +128,7 @@ pub(crate) trait OutputReceiver<T> {
     fn dropped(&self, token: &Token) -> UnreportedLoss;
 }
 
-/// The receiver of a task without a handle. This receiver reads the error of the output, and drops the output.
+/// Receives the output of a task that has no handle. Converts an error in the output to a loss, and drops the output.
 pub(crate) struct NoReceiver;
 
 impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
@@ -164,7 +166,7 @@ impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
 }
 
 pin_project! {
-    /// The future that a registry passes to a spawner. This future catches all panics of the task (invariant S6), and counts the
+    /// A registry passes this future to its spawner. The future catches all panics of the task (invariant S6), and counts the
     /// task's outcome (invariant S5).
     pub(crate) struct Task<F, R>
     where
@@ -237,8 +239,8 @@ impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
     /// first poll.
     pub(crate) fn run(self) {
         let mut task = pin!(self);
-        // After this call, an abort reports that the closure cannot be aborted (invariant L3). If the abort was earlier, `poll`
-        // drops the closure.
+        // After this call, an abort reports that the closure cannot be aborted (invariant L3). If an abort came before this call,
+        // `poll` drops the closure.
         if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
             slot.disable_abort();
         }
@@ -318,9 +320,9 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 /// When the guard is dropped, the work counts as completed, even if the owner of the guard was dropped or aborted. If the work
 /// must not count as completed in this case, call [`require_completion`](Self::require_completion).
 ///
-/// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. As with the mutexes
-/// of `std`, the panic does not count if the thread was already panicking when the guard was taken. Therefore a destructor that
-/// runs during a panic can take and drop a guard, and the work counts as completed.
+/// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. If the thread was
+/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore a
+/// destructor that runs during a panic can take and drop a guard, and the work of this guard counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 

@@ -16,7 +16,7 @@ use futures_util::future::lazy;
 /// [`Registry::critical`](crate::Registry::critical), [`Registry::without_permit`](crate::Registry::without_permit) and
 /// [`Registry::follow_up`](crate::Registry::follow_up) return a builder on which one option is already set.
 ///
-/// [`Registry`](crate::Registry) also has the most common methods that start a task, with the same names.
+/// For the most common ways to start a task, [`Registry`](crate::Registry) has methods with the same names as this type.
 #[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,

@@ -38,12 +38,12 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 ///
 /// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped. If
 /// tasks are still in flight when the last clone is dropped, the executor drops these tasks, and the registry counts these tasks as
-/// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running.
+/// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running until this task ends.
 ///
 /// Dropping the last clone blocks until all threads have exited, but at most for one second. The method
 /// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls at most 200 more tasks before
 /// it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread
-/// exits when the poll of the blocking task returns. The executor drops the other tasks in flight at that time.
+/// exits when the poll of the blocking task returns. When the detached thread exits, the executor drops the other tasks in flight.
 ///
 /// If the last clone is dropped on one of the spawner's own threads, the drop waits only for the other threads.
 ///

@@ -18,7 +18,7 @@ const DURATION: &str = "background_tasks_duration_seconds";
 ///
 /// The observer counts every loss when the loss happens. By default, a registry does not notify observers of completed tasks. For this
 /// reason, only [`record`](Self::record) and the end of the drain update the number of completed tasks and the number of tasks in flight.
-/// Call `record` before each time that the exporter collects the metrics. `record` counts the completed tasks of a [child
+/// Call `record` each time before the exporter collects the metrics. `record` counts the completed tasks of a [child
 /// registry](Registry::child) after this child has drained. Until then, the child counts as one task in flight.
 ///
 /// The setting [`by_name`](Self::by_name) adds metrics for each task name, and updates all metrics when a task starts or ends.

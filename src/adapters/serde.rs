@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 /// Serializes the fields `name` and `location`. The fields `id`, `kind` and `age_seconds` are optional: a field without a known value is
 /// omitted. The field `is_abortable` is present exactly if the field `kind` is present.
 ///
-/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent`
-/// contains an ID. It is present only if the task belongs to a child registry.
+/// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent` is
+/// present only if the task belongs to a child registry. It contains the ID of this child registry.
 impl Serialize for TaskInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let known = usize::from(self.id().is_some()) + 2 * usize::from(self.kind().is_some()) + usize::from(self.age().is_some());

@@ -2,7 +2,8 @@ use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner, Timer};
 use core::fmt;
 use core::time::Duration;
 
-/// Adds a timer to a spawner, or replaces its timer. The second field is a closure that creates the futures of the [`Timer`].
+/// Adds a timer to a spawner, or replaces the spawner's own timer. The second field is a closure that creates the futures of the
+/// [`Timer`].
 ///
 /// The closure receives a duration and returns a future that resolves after this duration. Most runtimes have a function that you can use
 /// as this closure, such as `smol::Timer::after` and `tokio::time::sleep`. The closure must satisfy the contract of [`Timer`]. The

@@ -210,8 +210,8 @@ pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
 /// Returns tasks that never finish. These tasks are still in flight when the check drops the executor.
 ///
-/// One third of the tasks store their wakers in `kept`. The second third wait for `signal`, which stores their wakers and calls these
-/// wakers later. The last third do not store their wakers, so nothing can wake these tasks.
+/// One third of the tasks store their wakers in `kept`. Another third wait for `signal`, which stores their wakers and calls these wakers
+/// later. The last third do not store their wakers, so nothing can wake these tasks.
 ///
 /// The drain of the registry `started` ends when each task has been polled at least one time. The tasks do not wake themselves, because
 /// some executors would run only the task that wakes itself.

@@ -50,7 +50,7 @@ impl<T> Once<T> {
     }
 }
 
-/// The type of a static that the macro `per_thread!` declares. The static contains one cell for the whole program, because this
+/// The macro `per_thread!` declares statics of this type. Such a static contains one cell for the whole program, because this
 /// platform treats the program as a single thread.
 pub(crate) struct SharedCell<T>(Mutex<T>);
 

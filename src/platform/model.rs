@@ -1,5 +1,5 @@
 //! Implements the platform for loom models, with the primitives of loom. Each test in `models/` chooses the shard of each of its
-//! threads, because loom can replay a run only if loom's scheduler makes all choices.
+//! threads, because loom can replay a run only if nothing except loom's scheduler influences the run.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
@@ -68,7 +68,7 @@ pub(crate) fn shard_count() -> usize {
     SHARDS.get()
 }
 
-/// A sharded pool has only one part, because the check at the end of a run requires each item in the part that created it.
+/// A sharded pool has only one part, because the check at the end of a run expects each item in the part that created the item.
 pub(crate) fn pool_count() -> usize {
     1
 }

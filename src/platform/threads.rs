@@ -90,7 +90,8 @@ fn forced_shard_count() -> Option<usize> {
 /// When a thread exits, other threads can take its number. Therefore the numbers stay below the largest number of threads that used
 /// registries at the same time. If there are never more live threads than shards, no two live threads share a shard.
 ///
-/// A destructor of another thread-local can run after the thread has released its number. This destructor uses the number 0.
+/// The destructor of another thread-local can run after the thread has released its number. In such a destructor, this function
+/// returns 0.
 pub(crate) fn thread_number() -> usize {
     std::thread_local!(static NUMBER: ThreadNumber = ThreadNumber(NUMBERS.with(Numbers::take)));
     NUMBER.try_with(|number| number.0).unwrap_or(0)
@@ -106,7 +107,7 @@ impl Drop for ThreadNumber {
 
 static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { returned: BTreeSet::new(), next: 0 });
 
-/// The numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
+/// Stores the numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
 struct Numbers {
     returned: BTreeSet<usize>,
     next: usize,

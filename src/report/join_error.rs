@@ -38,8 +38,8 @@ pub(crate) enum JoinLoss {
     Rejected(RejectReason),
 }
 
-/// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is stored separately, because a
-/// formatter is user code, which must not run while the mutex is locked (invariant S7).
+/// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is stored outside the mutex,
+/// because a formatter is user code, and no user code must run under a lock (invariant S7).
 pub(crate) struct Panic {
     message: String,
     payload: Mutex<Payload>,

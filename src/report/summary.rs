@@ -14,21 +14,22 @@ use core::fmt;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// Tasks that finished with `()`, `Ok` or `None`. Tasks with a handle, and tracked futures, that finished with any output.
-    /// Guards that were dropped or completed.
+    /// The number of tasks that finished with `()`, `Ok` or `None`. A task with a handle or a tracked future counts here if it
+    /// finished with any output. A [`Guard`](crate::Guard) counts here if it was dropped. A
+    /// [`CompletionGuard`](crate::CompletionGuard) counts here if `complete` was called.
     pub completed: u64,
-    /// Tasks without a handle that finished with `Err`.
+    /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,
-    /// Tasks that panicked, tasks whose destructor panicked, and guards that a panic dropped.
+    /// The number of tasks that panicked, of tasks whose destructor panicked, and of guards that a panic dropped.
     pub panicked: u64,
-    /// Tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the runtime itself is
-    /// dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped without a call to
-    /// `complete`.
+    /// The number of tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the
+    /// runtime itself is dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped
+    /// without a call to `complete`.
     pub abandoned: u64,
-    /// Tasks that an [abort](crate::Registry::abort) ended. These tasks are futures that ended at an await point or before their
-    /// first poll, and blocking closures that never started.
+    /// The number of tasks that an [abort](crate::Registry::abort) ended. These tasks are futures that ended at an await point or
+    /// before their first poll, and blocking closures that never started.
     pub aborted: u64,
-    /// Tasks that were never started; see [`RejectReason`](crate::RejectReason).
+    /// The number of tasks that the registry rejected and never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
 }
 

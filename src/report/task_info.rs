@@ -91,8 +91,8 @@ impl TaskInfo {
     /// Returns whether a caller has requested an abort of the task. Returns false if the registry is not inspected.
     ///
     /// After an abort, a future stays in flight until it reaches an await point. An aborted blocking closure that had not started
-    /// never starts. It stays in flight until its executor tries to start or drops it. A task that [cannot be
-    /// aborted](Self::is_abortable) stays in flight until it finishes.
+    /// never starts. Such a closure stays in flight until its executor tries to start the closure or drops it. A task that
+    /// [cannot be aborted](Self::is_abortable) stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
@@ -128,7 +128,8 @@ pub struct SpawnInfo {
     pub(crate) critical: bool,
     /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
-    /// The thread that takes a guard, if this thread is panicking at that moment. Otherwise `None`.
+    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. Otherwise the field is
+    /// `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
 }
 

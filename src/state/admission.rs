@@ -25,7 +25,7 @@ impl From<Refused> for RejectReason {
 struct Limiter {
     state: &'static RegistryState,
     at: LimitedGate<'static>,
-    /// A reference to the ancestor whose limit applies. It keeps the ancestor's state out of the pool.
+    /// A reference to the ancestor whose limit applies. While this reference exists, the ancestor's state stays out of the pool.
     _ancestor: Option<StateRef>,
 }
 
@@ -38,8 +38,8 @@ impl Limiter {
 impl RegistryState {
     /// Counts one more task if the shard of the calling thread accepts the task (invariant S1).
     ///
-    /// Returns `None` in three cases: the shard refuses the task, the registry is inspected, or a limit applies to the registry's
-    /// tasks.
+    /// Returns `None` and counts nothing in three cases: the shard refuses the task, the registry is inspected, or a limit applies
+    /// to the registry's tasks.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
         if self.settings.has(INSPECTED | LIMITED | LIMITED_BY_ANCESTOR) {
@@ -51,8 +51,8 @@ impl RegistryState {
 
     /// Counts one more task. This function tries the shard of the calling thread first, and then the other shards.
     ///
-    /// It tries the other shards because a registry accepts tasks while any of its shards has tasks in flight. In a registry with a
-    /// limit, this function tries only the shard with index 0, because only that shard counts tasks.
+    /// It tries the other shards because a draining registry accepts tasks while any of its shards has tasks in flight. In a
+    /// registry with a limit, this function tries only the shard with index 0, because only that shard counts tasks.
     ///
     /// If `without_permit` is true and the registry has a limit, the task must leave the gate through `Gate::leave_without_permit`.
     #[inline]
@@ -194,13 +194,13 @@ impl RegistryState {
         })
     }
 
-    /// Returns whether the gate of the first shard has drained. In a registry with a limit, this gate counts all tasks. A child has
-    /// no other gate.
+    /// Returns whether the gate of the first shard has drained. If this registry has a limit, this gate counts all its tasks. If
+    /// this registry is a child, this gate is its only gate.
     fn is_gate_drained(&'static self) -> bool {
         self.targets()[0].owner.gate().snapshot().is_drained()
     }
 
-    /// Removes the waiter with the given ticket from the wait queue. The waiter has given up.
+    /// Removes the waiter with the given ticket from the wait queue, because the future that waits was dropped.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         // For a drained child, `limiter` returns `None`. In this case, the drain has already removed the waiter.
         if let Some(limiter) = self.limiter() {

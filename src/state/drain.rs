@@ -13,7 +13,7 @@ impl RegistryState {
     /// Starts the shutdown of this registry and then of its descendants. Even if another thread starts the shutdown at the same
     /// time, this call closes the gates and wakes the signals. When this function returns, every gate is closed.
     ///
-    /// However, children that were made after the shutdown had started stay open; see `make_child`.
+    /// The only exceptions are the gates of children that were made after the shutdown had started; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
         self.start_shutdown_by(|| self.start_phase());
     }
@@ -60,12 +60,12 @@ impl RegistryState {
     fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {
-                // The waiters are removed first, because a drained child can no longer find the wait queue of its ancestor.
+                // This call comes before `shard_drained`, because a drained child can no longer find the wait queue of its ancestor.
                 self.close_wait_queue();
                 self.shard_drained();
             }
         }
-        // If a child has drained and no signal was registered before, its wait list is empty; see `find_signals`.
+        // If a child has drained before any of its signals was registered, its wait list is empty; see `find_signals`.
         if !self.is_child() || self.shared().drained.load(Ordering::Relaxed) & (DRAINED | SIGNALLED) != DRAINED {
             self.shards().for_each(|shard| shard.signals().wake_all());
         }
@@ -107,8 +107,8 @@ impl RegistryState {
         if !departure.drained {
             return None;
         }
-        // This call rejects the waiters that are still queued. It comes first because `count_drain_event` may put the state back
-        // into the pool.
+        // This call rejects the waiters that are still queued. It comes before `count_drain_event`, because `count_drain_event` may put
+        // the state back into the pool.
         self.close_wait_queue();
         self.count_drain_event()
     }
@@ -121,8 +121,9 @@ impl RegistryState {
 
     /// Counts one of the events that must occur before the drain is complete.
     ///
-    /// Each shard causes one event when its gate has drained. A root causes one more event when it has reported the start of the
-    /// shutdown. A child has only one shard and reports no start, so its only event needs no count. The call that counts the last
+    /// Each shard causes one event when its gate has drained. A root is a registry without a parent. It causes one more event after it
+    /// has called the observers to report the start of the shutdown. A child has only one shard and does not report the start.
+    /// Therefore the only event of a child ends its drain, and this function keeps no count for a child. The call that counts the last
     /// event ends the drain in these steps (invariants S3, S8 and L2):
     ///
     /// 1. It reports the end of the drain to the observers.
@@ -187,9 +188,9 @@ impl RegistryState {
     /// Returns the final summary. If the registry has not drained, returns `None` and requests a notification at the end of the
     /// drain.
     ///
-    /// A caller that waits must register a listener before it relies on `None`. The word `drained` has one modification order. If
-    /// the request comes before the end of the drain, `count_drain_event` notifies the listener. Otherwise this function sees the
-    /// end of the drain (invariant L2). Acquire has the same purpose as in `is_drained`.
+    /// A caller that waits must register a listener before it relies on `None`. The word `drained` has one modification order. If the
+    /// request comes before the end of the drain in this order, `count_drain_event` notifies the listener. Otherwise this function sees
+    /// the end of the drain and does not return `None` (invariant L2). Acquire has the same purpose as in `is_drained`.
     pub(crate) fn poll_drained(&'static self) -> Option<Summary> {
         let drained = &self.shared().drained;
         let mut word = drained.load(Ordering::Acquire);

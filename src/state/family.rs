@@ -17,8 +17,8 @@ impl RegistryState {
     /// Makes a child registry. If the parent has drained, the child is already drained.
     ///
     /// If the parent is draining, the signal of the child is already triggered, but the child accepts tasks. The child stays open
-    /// until its last handle is dropped or it is shut down directly. Otherwise a server that makes a child for each request would
-    /// reject the work of the last requests.
+    /// until its last handle is dropped or it is shut down directly. If such a child did not stay open, a server that makes a child
+    /// for each request would reject the work of the last requests.
     pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
         let of_parent = if self.is_child() { self.shared().family.with(|family| family.root) } else { None };
         let root = Some(of_parent.unwrap_or_else(|| (self, self.phase() & !1)));
@@ -65,11 +65,11 @@ impl RegistryState {
     }
 
     /// Returns the root: the ancestor that has no parent. The observers and the shutdown policy of a root also apply to its
-    /// descendants. Returns `None` if this registry is a drained child and the root's state no longer serves the same registry.
+    /// descendants. Returns `None` if this registry is a drained child whose root has returned its state to the pool.
     ///
     /// A child that has not drained keeps its root in use. Each child of an observed root keeps this root in use even after the
-    /// drain. Any other drained child does not, so the root's state may already serve another registry. In this case, the phase of
-    /// the state has changed.
+    /// drain. A drained child of a root without observers does not keep the root in use, so the root's state may already serve
+    /// another registry. If it does, the phase of the state has changed.
     pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
             return Some(StateRef::new(self));
@@ -100,7 +100,7 @@ impl RegistryState {
     /// counts the child as in flight in the parent.
     ///
     /// Relaxed is enough for the losses. The Release on `folded`, and the Release in `Gate::leave`, make the losses visible to a
-    /// summary that reads one of these two words.
+    /// call to `summary` that reads one of these two words.
     pub(super) fn leave_parent(&'static self) -> Option<Token> {
         if !self.is_child() {
             return None;
@@ -115,7 +115,7 @@ impl RegistryState {
                     sum.fetch_add(count, Ordering::Relaxed);
                 }
             }
-            // The parent counts the child itself as completed. The child is not a task, so this line subtracts it.
+            // The parent counts the child itself as completed. The child is not a task, so this line subtracts one.
             let added = child.accepted().wrapping_sub(1);
             if added != 0 {
                 parent.folded.fetch_add(added, Ordering::Release);
@@ -124,8 +124,8 @@ impl RegistryState {
         })
     }
 
-    /// Counts a rejection. A drained child has already added its counts to its parent. Therefore the root also counts each later
-    /// rejection by the child.
+    /// Counts a rejection. A drained child has already added its counts to its parent, so the child's ancestors would never count a
+    /// later rejection by the child. Therefore this function also counts such a rejection in the root.
     pub(super) fn count_rejection(&'static self) {
         if !self.is_child() {
             return self.shard().count(Lost::Rejected);
@@ -147,7 +147,7 @@ impl RegistryState {
     }
 
     /// Calls `visit` with each descendant for which `includes` returns true, and holds no lock during these calls. If `includes`
-    /// returns false for a child, skips the child and its descendants.
+    /// returns false for a child, this function skips the child and its descendants.
     pub(super) fn for_each_descendant(&'static self, includes: fn(&ListedChild) -> bool, mut visit: impl FnMut(&'static Self)) {
         let mut found = Vec::new();
         self.find_children(includes, &mut found);

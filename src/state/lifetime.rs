@@ -38,7 +38,8 @@ impl RegistryState {
     ///
     /// - Signals of the previous registry. They are triggered, because the phase has changed.
     /// - Threads on which a task of the previous registry is still leaving its gate. Such a thread may clear a bit of a gate and
-    ///   then notify the waiters. The thread may also drain a gate before the thread that closes the gate drains it.
+    ///   then notify the waiters of the next registry. The thread may also drain a gate of the next registry before the thread that
+    ///   closes this gate drains it.
     ///
     /// Relaxed is enough for all fields except `phase` and `references`. The mutex of the pool makes the writes of the previous
     /// registry visible to the next registry.
@@ -78,8 +79,8 @@ impl RegistryState {
     pub(super) fn release(&'static self) {
         let Shared { life, references, .. } = self.shared();
         life.touch();
-        // Only the owner of a reference adds references to a child. Therefore the owner of the only reference need not decrement
-        // the count. The load is Acquire for the same reason as the `fetch_sub`.
+        // Only the owner of a reference adds references to a child. If the count is 1, no other thread can change the count, so
+        // this thread need not decrement it. The load is Acquire for the same reason as the `fetch_sub`.
         let is_only = self.is_child() && references.load(Ordering::Acquire) == 1;
         if !is_only && references.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -87,7 +88,7 @@ impl RegistryState {
         if self.is_child() {
             let root = if self.is_observed() { self.shared().family.with(|family| family.root) } else { None };
             CHILD_POOL.put_back(thread_number(), self);
-            // A root has no root, so this function calls itself at most once.
+            // A root has no other root, so this function calls itself at most once.
             return root.into_iter().for_each(|(root, _)| root.release());
         }
         if self.is_observed() {
@@ -108,7 +109,7 @@ impl StateRef {
     }
 
     /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller need not hold a handle or a
-    /// reference. Therefore the state may serve a different registry than the caller expects.
+    /// reference. Therefore the state may meanwhile serve a different registry than the caller expects.
     ///
     /// Acquire pairs with the Release in `reopen`.
     pub(super) fn of_used(root: &'static RegistryState) -> Option<Self> {

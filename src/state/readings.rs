@@ -13,8 +13,8 @@ impl RegistryState {
         counted.saturating_sub(lent)
     }
 
-    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits, but not the tasks
-    /// that hold them.
+    /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits. The gates of the
+    /// descendants count the tasks that hold them.
     ///
     /// Relaxed is enough because the number is exact only while no task starts or ends.
     fn lent(&'static self) -> usize {
@@ -56,7 +56,8 @@ impl RegistryState {
     }
 
     /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
-    /// a gate, it notifies these waiters. While a gate counts services, any task that leaves this gate notifies them.
+    /// a gate, it notifies these waiters. While services are in flight in a gate, each task that leaves this gate notifies the
+    /// waiters.
     pub(crate) fn request_idle(&'static self) {
         self.shards().for_each(|shard| shard.gate().request_idle());
     }
@@ -67,7 +68,7 @@ impl RegistryState {
     /// This function takes two snapshots of all gates. Suppose that the first snapshot shows only services in flight, and that no
     /// task was accepted between the snapshots. Then only services were in flight when the first snapshot was complete. The
     /// function also reads the number of services before and after the snapshots. A service is counted only while it is in flight,
-    /// so this number is never too high.
+    /// so the number of services is never too high.
     ///
     /// The accepted count of a gate can wrap around between the two snapshots. To detect a wrap, this function reads `Gate::wraps`
     /// before and after the snapshots. The thread whose task wraps the accepted count increments `wraps` before the task leaves.

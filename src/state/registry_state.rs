@@ -49,11 +49,12 @@ pub(super) enum Origin {
     Static,
     /// The pool of states for registries without a parent. Each state has `shard_count` shards.
     Pooled,
-    /// The pool of states for child registries. A state of a child is small: it has one shard, and its parts share cache lines.
+    /// The pool of states for child registries. To save memory, the state of a child has only one shard, and the parts of this
+    /// state are not padded to whole cache lines.
     Child,
 }
 
-/// The fields that all threads share, and that change rarely.
+/// Contains the fields that all threads share and that change rarely.
 pub(super) struct Shared {
     /// The number of handles of the registry. The count starts at 1, because a new registry has one handle. The shutdown starts
     /// when the last handle is dropped.
@@ -63,7 +64,8 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
-    /// - In an observed root, each descendant has one reference until the state of the descendant returns to its pool.
+    /// - If an observed registry is a root, each of its descendants has one reference to it, until the state of the descendant
+    ///   returns to its pool.
     pub(super) references: AtomicUsize,
     /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
     /// units of [`EVENT`]; see `count_drain_event`.
@@ -79,15 +81,15 @@ pub(super) struct Shared {
 pub(super) const WAITED: usize = 1;
 /// This bit is set if a signal of a child may be registered. A root does not use this bit.
 pub(super) const SIGNALLED: usize = 2;
-/// The registry has drained.
+/// This bit is set if the registry has drained.
 pub(super) const DRAINED: usize = 4;
-/// The unit in which a root counts the events of its drain.
+/// A root adds this value to the word `drained` for each event of its drain.
 pub(super) const EVENT: usize = 8;
 
 /// Stores the parent and the root of a child registry. In a root, both fields are `None`.
 pub(super) struct Family {
     /// The ancestor that has no parent, and the phase of this ancestor while it is open. After the child has drained, the root's
-    /// state may serve another registry, which has another phase.
+    /// state may serve another registry. The stored phase then differs from the phase of the state.
     pub(super) root: Option<(&'static RegistryState, usize)>,
     /// The parent of the child, or `None` if the child has drained.
     pub(super) parent: Option<Parent>,
@@ -106,16 +108,16 @@ pub(super) struct Parent {
 /// An entry in a parent's list of the children that have not drained.
 pub(super) struct ListedChild {
     pub(super) state: &'static RegistryState,
-    /// Whether the child was made after the shutdown of its parent had started. If the parent's shutdown is started again, such a
-    /// child stays open.
+    /// Whether the child was made after the shutdown of its parent had started. Such a child stays open when a later call starts
+    /// the parent's shutdown again.
     pub(super) stays_open: bool,
 }
 
-/// The fields that few registries use.
+/// Contains the fields that few registries need, such as the wait queue of a limit.
 pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
-    /// The number of permits that tasks of descendants hold. Each permit is added after it was taken, and subtracted before it is
-    /// released.
+    /// The number of permits that tasks of descendants hold. This number is incremented after a task has taken a permit, and
+    /// decremented before the task releases the permit.
     pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
     /// The services in flight, in the order of their starts.
@@ -131,7 +133,7 @@ pub(super) struct ShutdownStart {
 }
 
 pub(super) struct Service {
-    /// Differs from the numbers of the other services in the list.
+    /// Identifies the service in the list of services.
     pub(super) number: u64,
     pub(super) target: &'static TokenTarget<Shard>,
     pub(super) info: ServiceInfo,
@@ -143,7 +145,8 @@ pub(crate) struct Shard {
     gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
-    /// The number of tasks that all drained children have accepted, minus the number of these children. This number wraps around.
+    /// The number of tasks that all drained children have accepted, minus the number of these children. If the result is negative,
+    /// this number wraps around.
     pub(super) folded: AtomicUsize,
     /// The slots of tasks that have ended. This field shares cache lines with the gate, because a task with a slot writes both
     /// fields when it ends.
@@ -319,7 +322,8 @@ impl RegistryState {
     /// Returns the wait list of the calling thread's shard. In a child, this function also records that the list is in use.
     ///
     /// Acquire pairs with the Release in `count_drain_event`. If the child has drained before this call, the caller sees that the
-    /// shutdown has started, and registers no signal. Otherwise `close` finds the bit `SIGNALLED` (invariant L1).
+    /// shutdown has started, and registers no signal. Otherwise `close` finds the bit `SIGNALLED` and wakes the list (invariant
+    /// L1).
     #[inline(never)]
     fn find_signals(&'static self) -> &'static WaitList {
         let lists = self.find_uncached().owner.lists;

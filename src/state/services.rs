@@ -10,7 +10,7 @@ impl RegistryState {
     /// descendants follow.
     ///
     /// This function reads the slots under the lock of the list. A service takes this lock before it leaves the gate, so each
-    /// service still occupies its slot.
+    /// listed service still occupies its slot.
     pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
         let mut services = Vec::<ServiceInfo>::new();
         self.for_each_in_subtree(|state| {

@@ -8,7 +8,8 @@ use alloc::{boxed::Box, vec::Vec};
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) observers: Vec<Box<dyn Observer>>,
-    /// `OBSERVED`, `EVERY_TASK`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and `SHUTDOWN_ON_FAILURE`: the flags that the builder has set.
+    /// The flags that the builder has set. Possible flags: `OBSERVED`, `EVERY_TASK`, `INSPECTED`, `SHUTDOWN_ON_PANIC` and
+    /// `SHUTDOWN_ON_FAILURE`.
     pub(crate) flags: usize,
     pub(crate) limit: Option<usize>,
 }
@@ -24,7 +25,8 @@ pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
 pub(super) const ABORTING: usize = 32;
 /// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
-/// The observers are notified when a task starts and when a task completes. A registry with this flag is also inspected.
+/// With this flag, the observers are also notified when a task starts and when a task completes. A registry with this flag is always
+/// inspected.
 pub(crate) const EVERY_TASK: usize = 128;
 
 /// Stores the settings that the registry reads for each new task.

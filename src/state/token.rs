@@ -48,8 +48,8 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Counts a piece of work that has no name, is not critical, and is not a guard that was taken during a panic. In most
-    /// registries, counting the work is a single addition.
+    /// Counts a piece of work that has no name, is not critical, and is not a guard that a panicking thread takes. In most
+    /// registries, this function performs only one atomic addition.
     ///
     /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or the shard of the calling thread
     /// refuses the work. If this function returns `None`, the caller must call [`Token::enter`].
@@ -86,11 +86,12 @@ impl Token {
     /// - The registry is inspected.
     /// - The work is critical.
     /// - The work has a name that observers receive or that the cause of a shutdown can contain.
-    /// - The work is a guard that was taken during a panic.
+    /// - The work is a guard, and its thread was already panicking when it took the guard.
     /// - The work has no permit in a registry with a limit.
     /// - The work has a permit of an ancestor.
     ///
-    /// For a guard, the slot stores the thread. In the last two cases, the slot stores how the work must leave the gate.
+    /// For such a guard, the slot stores the panicking thread. In the last two cases, the slot stores how the work must leave the
+    /// gate.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
@@ -115,8 +116,8 @@ impl Token {
         Self { target, location: Some(info.location) }
     }
 
-    /// Returns the token that counts a child in its parent. The caller obtained `target` from the function [`target`](Self::target)
-    /// of this token.
+    /// Returns the token that counts a child in its parent. The caller obtained `target` earlier, from the method
+    /// [`target`](Self::target) of the same token.
     #[track_caller]
     pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
         Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
@@ -152,8 +153,8 @@ impl Token {
 
     /// Returns the loss of work that was dropped before it finished.
     ///
-    /// A future counts as abandoned even if it was also aborted, because the drop has ended it. A blocking closure that was aborted
-    /// counts as aborted, because an aborted closure never starts (invariant L3).
+    /// A future counts as abandoned even if it was also aborted, because the drop ended the future before the abort could. A
+    /// blocking closure that was aborted counts as aborted, because an aborted closure never starts (invariant L3).
     #[cold]
     pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
@@ -161,8 +162,8 @@ impl Token {
         if is_aborted { UnreportedLoss::Aborted } else { UnreportedLoss::Abandoned }
     }
 
-    /// Returns the loss of work that returned an error. If there are observers, the loss contains the message of the error. The
-    /// message includes the causes if the alternate form of `Display` prints the causes.
+    /// Returns the loss of work that returned an error. If there are observers, the loss contains the message of the error. If the
+    /// alternate form of `Display` prints the causes of the error, the message includes the causes.
     pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
         if self.state().is_observed() { Self::failed_with_text(error) } else { UnreportedLoss::Failed(String::new()) }
     }
@@ -175,7 +176,7 @@ impl Token {
         }))
     }
 
-    /// Returns the loss of work that panicked. The loss contains the message of the panic if there are observers.
+    /// Returns the loss of work that panicked. If there are observers, the loss contains the message of the panic.
     pub(crate) fn panicked(&self, payload: &Payload) -> UnreportedLoss {
         UnreportedLoss::Panicked(if self.shard().state().is_observed() { panic_message(payload).into() } else { String::new() })
     }
@@ -213,19 +214,19 @@ impl Token {
     #[inline]
     pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
         let shard = self.shard();
-        // Another task may occupy the slot after `push`.
+        // The permit is read before `push`, because another task may occupy the slot after `push`.
         let permit = self.slot().map_or(PermitKind::Own, |slot| {
             let permit = slot.permit();
             shard.freed.push(slot);
             permit
         });
-        // The permit is released first: the work keeps the ancestor from draining until the work leaves its own gate.
+        // The permit is released before the work leaves its own gate, because until then the work keeps the ancestor from draining.
         let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
         let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// If the task has completed, reports its completion. Drops the waker that an abort of the registry would call.
+    /// If the task has completed, reports its completion. Drops the waker that an abort by the registry would call.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {
@@ -247,7 +248,7 @@ impl Token {
         finish_departure(self.depart());
     }
 
-    /// Works like [`lose`](Self::lose), but the work still counts as in flight.
+    /// Does the same as [`lose`](Self::lose), but the work still counts as in flight after this call.
     #[cold]
     pub(crate) fn report(self, loss: &UnreportedLoss) {
         self.count_and_report(loss);
@@ -257,8 +258,8 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        // A child that was made during the drain of the root stays open. Therefore this code also starts the shutdown of the child
-        // itself.
+        // If the work is critical, its own registry must shut down. A shutdown of the root is not enough for this, because a child
+        // that was made during the drain of the root stays open.
         if self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
@@ -285,7 +286,7 @@ impl Token {
         self.report_progress(<dyn Observer>::started);
     }
 
-    /// If an observer observes every task, calls a method of each observer with a description of the work.
+    /// If at least one observer observes every task, calls the method `call` of each observer with a description of the work.
     #[inline(never)]
     fn report_progress(self, call: fn(&dyn Observer, &TaskInfo)) {
         if self.state().settings.has(EVERY_TASK) {
@@ -312,7 +313,7 @@ impl Token {
         self.spawn_info().is_some_and(|info| info.critical)
     }
 
-    /// If the guard was taken while a panic unwound its thread, returns this thread.
+    /// If the guard's thread was already panicking when it took the guard, returns the ID of this thread.
     #[cold]
     pub(crate) fn panicking_at_start(&self) -> Option<ThreadId> {
         self.spawn_info()?.panicking_at_start

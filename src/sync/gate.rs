@@ -1,5 +1,5 @@
-//! A gate counts the tasks in flight in one atomic word. A task enters the gate when the gate accepts it, and leaves the gate when
-//! it ends. If the last task leaves while a new task enters, the modification order of the word decides which of the two comes
+//! A gate counts the tasks in flight in one atomic word. A task enters the gate when the gate accepts it, and leaves the gate when it
+//! ends. If the last task leaves while a new task enters, the modification order of the word decides which of the two operations comes
 //! first.
 //!
 //! ```text
@@ -35,13 +35,13 @@ use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter has requested a notification when the registry becomes idle. The last task that leaves the gate clears this bit. While
-/// services are in flight, each task that leaves and each service that starts clears this bit.
+/// This bit is set if a waiter has requested a notification at the moment when the registry becomes idle. The last task that leaves the
+/// gate clears this bit. While services are in flight, each task that leaves and each service that starts clears this bit.
 const IDLE: usize = 2;
-/// The wait queue is not empty. While this bit is set, each task that releases a permit wakes the first waiter in the queue. A new
-/// task that takes a permit must not overtake any waiter.
+/// This bit is set while the wait queue is not empty. If the bit is set, each task that releases a permit wakes the first waiter in the
+/// queue. A new task that takes a permit must not overtake any waiter.
 const PERMIT: usize = 4;
-/// The gate has drained and refuses every new task.
+/// This bit is set if the gate has drained. A drained gate refuses every new task.
 const DRAINED: usize = 8;
 const NOTIFY: usize = CLOSED | IDLE | PERMIT;
 const ONE: usize = 16;
@@ -99,7 +99,7 @@ pub(crate) enum Refused {
     Full,
 }
 
-/// The actions that the caller must take after a task has left the gate.
+/// Lists the actions that the caller must take after a task has left the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
@@ -276,8 +276,8 @@ impl Gate {
     /// notify the waiters for idleness.
     ///
     /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
-    /// `request_idle`. If this operation comes first, its Release pairs with the Acquire of the waiter's next `snapshot`, so the waiter
-    /// sees the service. Otherwise this operation finds `IDLE` set.
+    /// `request_idle`. If this operation comes before the request, its Release pairs with the Acquire of the waiter's next `snapshot`,
+    /// so the waiter sees the service. If this operation comes after the request, it finds `IDLE` set.
     pub(crate) fn begin_service(&self) -> bool {
         self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
@@ -352,12 +352,12 @@ impl Gate {
 
     /// Closes the gate. Returns whether this call set `DRAINED`. Between two calls to `reopen`, exactly one thread sets `DRAINED`.
     ///
-    /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate. A task of
-    /// the earlier registry can call `drain` late, and drain the gate of the current registry before this call drains it. In this
-    /// case, the thread of that task must see the state as the current registry prepared it. If this call drains the gate itself, no
-    /// other thread can, so the compare-and-swap needs no Release. Its Acquire has the same purpose as in `drain`.
+    /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate. A task of the
+    /// earlier registry can call `drain` late, and drain the gate of the current registry before this call drains it. In this case, the
+    /// thread of that task must see the state as the current registry prepared it. If this call drains the gate itself, no other thread
+    /// can drain it, so the compare-and-swap needs no Release. Its Acquire has the same purpose as in `drain`.
     pub(crate) fn close(&self) -> bool {
-        // Most gates are empty. One operation closes and drains an empty gate.
+        // Most gates are empty at this point. One operation closes and drains an empty gate.
         let word = self.word.load(Ordering::Relaxed);
         let close = |next| self.word.compare_exchange(word, next, Ordering::Acquire, Ordering::Relaxed).is_ok();
         (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
@@ -395,9 +395,9 @@ impl Gate {
     /// After this call, each task that releases a permit wakes the first waiter of the wait queue, and `enter_below` refuses new
     /// tasks.
     ///
-    /// Relaxed is enough because the word has one modification order. A task that leaves after the request in this order finds
-    /// `PERMIT` set. If a task leaves before the request, the next call to `enter_in_turn` finds the released permit. The lock of
-    /// the wait queue orders all other accesses to `PERMIT`.
+    /// Relaxed is enough because the word has one modification order. A task that leaves after the request in this order finds `PERMIT`
+    /// set. If a task leaves before the request, the next call to `enter_in_turn` finds the released permit. All changes of `PERMIT`
+    /// happen under the lock of the wait queue, which orders these changes.
     pub(crate) fn request_permit(&self) {
         self.word.fetch_or(PERMIT, Ordering::Relaxed);
     }
@@ -450,7 +450,8 @@ impl Gate {
     /// Relaxed is enough because the mutex of the pool orders the registries: the previous registry returns the state before the
     /// next registry takes the state.
     ///
-    /// However, a thread of the previous registry may still be in `depart` and clear `IDLE` with a `fetch_and`.
+    /// However, a thread of the previous registry may still be in `depart` and clear `IDLE` with a `fetch_and`. The function `reset`
+    /// allows this race.
     pub(crate) fn reopen(&self) {
         reset(&self.word);
         self.wraps.store(0, Ordering::Relaxed);

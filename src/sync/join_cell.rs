@@ -2,8 +2,8 @@
 //! the handle to the task.
 //!
 //! When the task ends, one critical section stores the output and subtracts the task from the in-flight count. Therefore a caller
-//! that has the output finds that the task is no longer in flight. A caller that has seen the end of the drain finds the output
-//! (invariant S11). No user code runs while the lock is held (invariant S7).
+//! that has the output finds that the task is no longer in flight. For the same reason, a caller that has seen the end of the drain
+//! finds the output (invariant S11). No user code runs while the lock is held (invariant S7).
 
 use crate::platform::{AtomicBool, Mutex, Ordering, UnmodelledAtomicUsize, drop_quietly, wake};
 use core::mem::replace;
@@ -11,7 +11,8 @@ use core::task::Waker;
 
 pub(crate) struct JoinCell<T> {
     is_aborted: AtomicBool,
-    /// Whether the output was stored. The function `end` sets this flag under the lock, after it has released the task's count.
+    /// Whether the output was stored. The function `end` sets this flag under the lock, after the task has stopped counting as in
+    /// flight.
     has_ended: AtomicBool,
     /// Whether the task has stored a waker. Only the task reads and writes this word, so the accesses need no ordering.
     has_waker: UnmodelledAtomicUsize,
@@ -85,11 +86,11 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Stores the output of the task. Then calls the closure `release`, which releases the task's count. This function holds the
-    /// lock during both steps. Returns the value of the closure, and the waker of the future that awaits the handle.
+    /// Stores the output of the task. Then calls the closure `release`, which stops counting the task as in flight. This function
+    /// holds the lock during both steps. Returns the value of the closure, and the waker of the future that awaits the handle.
     ///
     /// If the handle was dropped, returns the output and does not call the closure. In this case, the caller must drop the output
-    /// before it releases the count (invariant S2).
+    /// before it stops counting the task (invariant S2).
     #[expect(clippy::inline_always, reason = "measured: the results are then not copied through memory")]
     #[inline(always)]
     pub(crate) fn end<R>(&self, output: T, release: impl FnOnce() -> R) -> Result<(R, Option<Waker>), T> {
@@ -114,8 +115,8 @@ impl<T> JoinCell<T> {
         is_running
     }
 
-    /// Returns whether the task has ended. The result `false` can be outdated. [`is_finished`](Self::is_finished) takes the lock
-    /// and returns the current state.
+    /// Returns whether the task has ended. The result `false` can be outdated, because this function does not take the lock.
+    /// [`is_finished`](Self::is_finished) takes the lock and returns the current state.
     ///
     /// Relaxed is enough because a caller that sees the flag takes the output under the lock (invariant S2).
     #[inline]

@@ -5,8 +5,8 @@
 //! calls a deferred waker, the deferred waker adds itself to the list `called` and does nothing else.
 //!
 //! Two operations can make the event call deferred wakers: a notification, and the drop of a listener. The drop of a notified
-//! listener passes the notification on to another listener. After each of these operations, the same thread empties the list and
-//! calls the users' wakers. The thread holds no lock during these calls (invariant S7).
+//! listener passes the notification on to another listener. After each of these operations, the thread that performed the operation
+//! empties the list and calls the users' wakers. The thread holds no lock during these calls (invariant S7).
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ use event_listener::EventListener;
 
 pub(crate) struct Notifier {
     event: Event,
-    /// The deferred wakers that the event has called. Their users' wakers have not been called yet.
+    /// The deferred wakers that the event has called. Each of them contains a user's waker that must still be called.
     called: Mutex<Vec<Arc<DeferredWaker>>>,
 }
 
@@ -53,7 +53,8 @@ impl Notifier {
     }
 }
 
-/// The waker that the event calls in place of a user's waker.
+/// Stores a user's waker until no lock is held. Each waiter registers this type with the event, so the event itself never calls a
+/// user's waker.
 struct DeferredWaker {
     notifier: &'static Notifier,
     waker: Mutex<Option<Waker>>,

@@ -7,7 +7,7 @@
 //! - The registry is inspected: it can list and abort its tasks.
 //! - The task holds no permit in a registry with a limit.
 //! - The task holds a permit of an ancestor.
-//! - The task is a guard that was taken while a panic unwound its thread.
+//! - The task is a guard, and its thread was already panicking when it took the guard.
 //!
 //! Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the slot for
 //! a later task. Therefore the table never has many more slots than the largest number of tasks that occupied slots simultaneously.
@@ -17,11 +17,11 @@
 //! FreedSlots, one word                                freed ─▶ slot ─▶ slot ─▶ slot  refills `free` when `free` is empty
 //! ```
 //!
-//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would wait for each other.
-//! Therefore a task that frees its slot does not lock the table. A task that ends locks the table only to report its loss, or to
-//! report its completion to an observer of every task. To free the slot, the task's token clears `is_live` in the slot and pushes
-//! the slot on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one atomic operation.
-//! This avoids the ABA problem.
+//! A task often starts on one thread and ends on another thread. If both threads locked the table, they would often have to wait
+//! for the lock. Therefore a task does not lock the table to free its slot. When a task ends, it locks the table only to report its
+//! loss, or to report its completion to an observer that observes every task. To free the slot, the task's token clears `is_live`
+//! in the slot and pushes the slot on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in
+//! one atomic operation. This avoids the ABA problem.
 //!
 //! The [`Slot`] also stores the abort state, and the waker that an abort calls. The polls of the task read these fields without the
 //! lock of the table.
@@ -68,7 +68,7 @@ struct Occupant {
     abort_requested: bool,
 }
 
-/// The data to which a task's token refers: the owner that counts the task, and the task's slot if the task has a slot.
+/// A task's token refers to this data: the owner that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
     pub(crate) slot: Option<&'static Slot>,
@@ -92,8 +92,8 @@ pub(crate) struct Slot {
     waker: Mutex<Option<Waker>>,
 }
 
-/// An abort does not end the task. Either the task is not inspected, or it is a guard, a tracked future, or a blocking closure that
-/// has started.
+/// With this value, an abort does not end the task. Either the task is not inspected, or it is a guard, a tracked future, a child
+/// registry, or a blocking closure that has started.
 const NOT_ABORTABLE: usize = 0;
 const ABORTABLE: usize = 1;
 const ABORTED: usize = 2;

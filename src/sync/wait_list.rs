@@ -4,8 +4,9 @@
 //! `is_live` while it holds its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. Therefore
 //! either `is_live` returns false, or `wake_all` finds the waker that was stored under the lock (invariant L1).
 //!
-//! After the shutdown, a key may belong to a different signal. Therefore the list uses a key only if `is_live` returns true. The
-//! methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker (invariant S7).
+//! After the shutdown has started, the same key may belong to a different signal. Therefore the list uses a key only if `is_live`
+//! returns true. The methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker
+//! (invariant S7).
 
 use super::slab::{Key, Slab};
 use crate::platform::{Mutex, const_unless_loom, wake};

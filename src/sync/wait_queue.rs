@@ -2,8 +2,8 @@
 //! task to be in flight.
 //!
 //! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free. A
-//! task that leaves the gate frees its permit and wakes the first waiter, but does not reserve the permit for that waiter. When a
-//! waiter enters the gate or gives up, it wakes the next waiter if another permit is free.
+//! task that leaves the gate frees its permit and wakes the first waiter. That waiter takes the permit in its next poll. If another
+//! permit is free when a waiter has entered the gate or was dropped, the next waiter is woken.
 //!
 //! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
 //! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
@@ -105,7 +105,7 @@ impl WaitQueue {
         polled
     }
 
-    /// Removes a waiter that gives up. If a permit is free, wakes the new first waiter.
+    /// Removes a waiter whose future was dropped. If a permit is free, wakes the new first waiter.
     pub(crate) fn remove(&self, gate: &Gate, limit: usize, ticket: Ticket) {
         let (own, next) = self.0.with(|waiters| (waiters.remove(ticket), waiters.waker_after_removal(gate, limit)));
         wake(next);

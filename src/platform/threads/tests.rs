@@ -49,7 +49,8 @@ impl Drop for NumberOnDrop {
     }
 }
 
-/// Rust does not specify the order of the two destructors. Therefore two threads create the two thread-locals in different orders.
+/// Rust does not specify in which order a thread runs the two destructors. To test both orders, two threads create the two
+/// thread-locals in opposite orders.
 #[test]
 fn destructor_of_a_thread_local_may_ask_for_the_number() {
     std::thread_local!(static ON_EXIT: NumberOnDrop = const { NumberOnDrop });
