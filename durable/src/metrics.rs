@@ -7,7 +7,7 @@ mod recording;
 #[cfg(feature = "metrics")]
 pub(crate) use self::recording::Metrics;
 
-/// Records nothing.
+/// Records nothing, because the feature `metrics` is disabled.
 #[cfg(not(feature = "metrics"))]
 #[derive(Default)]
 pub(crate) struct Metrics(());
