@@ -20,7 +20,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(2);
 /// time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
-/// After an event, the stream waits this many times as long as it took to make the event, within the limits above.
+/// The wait after an event is this many times as long as the time in which the event was made, within the limits above.
 const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response from a [`Dashboard`](crate::Dashboard).
