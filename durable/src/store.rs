@@ -285,7 +285,7 @@ pub(crate) trait Store: Send + Sync + 'static {
 
     /// Finds a job in this queue, or in any queue if no name is given.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
-    /// Returns the statuses of these jobs, without jobs that do not exist.
+    /// Returns the statuses of these jobs. Skips jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
     /// Returns jobs of one [state of the store](STATES).
     fn jobs<'a>(

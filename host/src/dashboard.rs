@@ -138,7 +138,7 @@ impl Dashboard {
     /// Adds a host name, such as `"tasks.example.com"`, under which the dashboard serves the page, on any port. Default: only `localhost`
     /// and IP addresses.
     ///
-    /// The dashboard answers a request with another host name with status 403.
+    /// If a request has another host name, the dashboard answers with status 403.
     #[must_use = "this returns the dashboard"]
     pub fn allow_host(mut self, host: &str) -> Self {
         self.allowed_hosts.push(host.to_owned());

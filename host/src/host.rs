@@ -453,8 +453,8 @@ impl Host {
     /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
     /// a terminal, the bar is never shown.
     ///
-    /// A subscriber that writes to the same terminal overwrites the bar. For example, `tracing_subscriber::fmt::init()` writes to stdout.
-    /// Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
+    /// A tracing subscriber that writes to the terminal of the bar overwrites the bar. For example, `tracing_subscriber::fmt::init()`
+    /// writes to stdout. Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
     /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. The lines of the subscriber then appear above the
     /// bar. Without the feature `tracing`, the host cannot detect a subscriber. Therefore, without this feature, use this writer for every
     /// subscriber, or hide the bar.

@@ -79,7 +79,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection directly. Putting the connection back into its pool would need a runtime.
+    /// Closes the connection directly. A runtime would be needed to put the connection back into its pool.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }

@@ -148,7 +148,7 @@ struct State {
     inspected: bool,
     #[serde(flatten)]
     lists: Lists,
-    /// Present only if the dashboard shows a host.
+    /// The JSON contains this field only if the dashboard shows a host.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<HostState>,
 }
