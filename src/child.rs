@@ -14,18 +14,27 @@ impl<S: Clone> Registry<S> {
     /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open
     /// child.
     ///
-    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A child
-    /// without tasks then drains immediately, even if the program still holds handles of the child. If this registry is already
-    /// draining, the signal of the new child is triggered, but the child stays open. Such a child is open until its last handle
-    /// is dropped or its own shutdown is started. If this registry has drained, the new child is drained too, and this registry
-    /// counts and reports a rejection.
+    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A draining
+    /// child accepts tasks only while its own tasks are in flight; tasks of its parent do not count. A child without tasks
+    /// therefore drains immediately, even if the program still holds handles of the child. From this moment on, the child rejects
+    /// all tasks, also the tasks that a last request of the program starts. To prevent this, shut down the code that uses a child
+    /// before the child. For example, run the requests in one child and the cache in another child. Then call
+    /// `requests.shutdown().await`, and later `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows this
+    /// order.
+    ///
+    /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but
+    /// the child stays open, even without tasks, until its last handle is dropped or its own shutdown is started. If this registry
+    /// has drained, the new child is drained too, and this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
     /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of
     /// all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
     /// to. The [observers](crate::RegistryBuilder::observer) of the root are called for the losses of all descendants. They are
-    /// not called when the shutdown of a child starts or its drain ends. When a child has drained, its counts are added to the
-    /// [`Summary`](crate::Summary) of its parent. [`in_flight`](Self::in_flight) counts a child as one task.
+    /// not called when the shutdown of a child starts or its drain ends.
+    ///
+    /// Until a child has drained, [`in_flight`](Self::in_flight) of its parent counts the child as one task, and
+    /// [`summary`](Self::summary) of its parent contains no outcomes of the child's tasks. When the child drains, its outcomes are
+    /// added to the summary of its parent.
     ///
     /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the tasks of the child take permits of the
     /// same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a separate

@@ -8,7 +8,9 @@
 //! | [`observing`] | how to observe, list and abort tasks |
 //! | [`handles`] | handles, child registries, services and timers |
 //! | [`limits`] | limits on the tasks in flight, and what to do at a limit |
-//! | [`recipes`] | web frameworks, command-line programs, libraries, tests, statics, threads |
+//! | [`queues`] | a queue in memory with a worker, without the loss of accepted items |
+//! | [`recipes`] | web frameworks, command-line programs, tests, statics, threads |
+//! | [`libraries`] | libraries that start tasks and choose no runtime |
 //! | [`child_processes`] | child processes that survive Ctrl-C, and programs that read stdin |
 //! | [`deployment`] | a program with its host, without a host, and as a Cloudflare Worker; a checklist |
 //! | [`runtimes`] | what each runtime can do, and what happens to its tasks when it is dropped |
@@ -37,6 +39,6 @@ macro_rules! pages {
     )*};
 }
 pages! {
-    concepts migrating shutdown observing handles limits recipes child_processes deployment runtimes spawners browser bare_metal
-    durable troubleshooting faq
+    concepts migrating shutdown observing handles limits queues recipes libraries child_processes deployment runtimes spawners
+    browser bare_metal durable troubleshooting faq
 }

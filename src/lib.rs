@@ -109,8 +109,9 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Without the feature `std`, the crate lacks only the functions that the row `std` of this table lists. See the pages about
-//! [programs without `std`](guide::bare_metal) and [programs in a browser](guide::browser).
+//! Do not turn off the default features on an operating system: they bring no runtime, and the crate does not build there without
+//! `std`. In a [program without `std`](guide::bare_metal), the crate lacks only the functions that the row `std` of this table
+//! lists. See also the page about [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!

@@ -25,9 +25,6 @@ pub(crate) use {clock::*, unwind::*};
 
 use core::task::Waker;
 
-#[cfg(not(any(feature = "std", feature = "critical-section", target_os = "none")))]
-compile_error!("background-tasks needs the feature `std`, or `critical-section` in a program without the standard library");
-
 /// Declares a `const` function. In loom models the function is not `const`, because loom's primitives have no `const`
 /// constructors.
 macro_rules! const_unless_loom {

@@ -724,7 +724,8 @@ impl<S> Registry<S> {
 
     /// Starts a task in the background and returns immediately.
     ///
-    /// A task that returns `Err` counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted.
+    /// A task that returns `Err` counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. The
+    /// panic hook still runs, so by default the panic is also printed to stderr.
     ///
     /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. To
     /// get the rejected future back, use [`try_run`](Self::try_run).

@@ -1,4 +1,4 @@
-//! The sources of this crate. Each uses the public API only.
+//! Contains the sources for brokers. Each source uses only the public API of this crate.
 
 #[cfg(any(feature = "azure", feature = "sqs"))]
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub(crate) mod rabbitmq;
 #[cfg(feature = "sqs")]
 pub(crate) mod sqs;
 
-/// Rounds up to whole seconds, of at most `max`.
+/// Returns the duration in seconds, rounded up, and at most `max`.
 #[cfg(any(feature = "azure", feature = "sqs"))]
 fn whole_seconds(duration: Duration, max: Duration) -> u32 {
     let duration = duration.min(max);
@@ -20,7 +20,7 @@ fn whole_seconds(duration: Duration, max: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// Returns a lease of whole seconds, of at least 3 and at most `max`.
+/// Rounds a lease up to whole seconds. Returns at least 3 seconds and at most `max`.
 #[cfg(any(feature = "azure", feature = "sqs"))]
 fn whole_lease(lease: Duration, max: Duration) -> Duration {
     Duration::from_secs(whole_seconds(lease.max(Duration::from_secs(3)), max).into())

@@ -1,4 +1,4 @@
-//! Runs one attempt as a task.
+//! Contains the future that runs as the task of one attempt.
 
 use crate::failure::Failure;
 use background_tasks::Timer;
@@ -15,11 +15,12 @@ use std::time::Duration;
 pub(crate) enum Outcome {
     Completed,
     Failed(Failure),
-    /// The task was rejected, aborted or dropped before its handler finished.
+    /// The registry rejected the task, or the task was aborted or dropped before its handler finished.
     Dropped,
 }
 
-/// Runs a handler, sends its outcome to the consumer, and waits until the consumer has settled the message or cannot settle it.
+/// Runs a handler and sends the outcome to the consumer. Then waits until the consumer has acknowledged, released or dead-lettered the
+/// message, or cannot do so.
 pub(crate) async fn attempt<F, E, T>(
     work: F,
     timer: T,

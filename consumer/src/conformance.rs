@@ -1,8 +1,8 @@
-//! A test suite for implementations of [`Source`](crate::Source).
+//! Tests implementations of [`Source`](crate::Source).
 //!
-//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that serve the source. It kills, freezes
-//! and stops the workers, and compares the messages that they handled with the messages that were sent. Both functions return the first
-//! promise that the source breaks.
+//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that handle the messages of the source. It
+//! kills, freezes and stops these workers, and compares the messages that they handled with the messages that it sent. If the source
+//! breaks a promise, each function returns the first broken promise.
 //!
 //! ```
 //! use background_tasks_consumer::{MemoryQueue, conformance};

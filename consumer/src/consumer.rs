@@ -7,17 +7,17 @@ use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, Location};
 use std::time::Duration;
 
-/// The name of the consumer's task, and of the tasks that report its errors.
+/// The name of the task that runs the consumer, and of the tasks that report the consumer's errors.
 pub(crate) const CONSUMER: &str = "consumer";
 
-/// Returns a consumer of a queue, with the default settings.
+/// Creates a consumer of a queue, with the default settings. Call [`Consumer::serve`] to start the consumer.
 pub fn consumer<S: Source>(source: S) -> Consumer<S> {
     let options =
         Options { concurrency: 16, max_attempts: 20, backoff: (Duration::from_secs(1), Duration::from_secs(600)), timeout: None };
     Consumer { source, options }
 }
 
-/// Configures how the messages of a queue are handled. [`consumer`] returns this type.
+/// Configures and starts a consumer, which handles the messages of a queue. [`consumer`] returns this type.
 #[must_use = "a consumer handles no messages until `serve` is called"]
 pub struct Consumer<S> {
     source: S,
@@ -35,26 +35,36 @@ pub(crate) struct Options {
 impl<S: Source> Consumer<S> {
     /// Sets how many messages this consumer handles at the same time. Default: 16. Minimum: 1.
     ///
-    /// The consumer receives messages only while it handles fewer than this number.
+    /// The consumer receives messages only while it handles fewer messages than this number.
     pub fn concurrency(mut self, messages: usize) -> Self {
         self.options.concurrency = messages.max(1);
         self
     }
 
-    /// Sets how many attempts a message has before it is dead. Default: 20. Minimum: 1.
+    /// Sets the number of attempts after which a message is dead. Default: 20. Minimum: 1.
     ///
-    /// The default is high because most brokers count each delivery as an attempt, even if a shutdown cut the attempt off or its
-    /// process was killed. If a message is delivered after its last attempt, no handler runs: the message moves to the dead-letter
-    /// queue, and a task with the name of the handler's tasks fails.
+    /// If the broker delivers a message again after the last attempt, no handler runs. The consumer moves the message to the dead-letter
+    /// queue, and reports this by a failed task with the name of the handler's tasks.
+    ///
+    /// The default is high because most brokers count each delivery as an attempt. The following deliveries count although the handler
+    /// has not failed. If `attempts` is small, they can make a message dead:
+    ///
+    /// - The process was killed, or the lease of the message expired. This can happen before the handler starts.
+    /// - The registry aborted the handler when the grace period expired.
+    /// - A shutdown released the message before its handler started. The consumer does not do this at the last attempt: during the drain,
+    ///   it still handles messages at their last attempt. Messages that RabbitMQ has sent in advance are an exception. The shutdown
+    ///   releases them, and this counts in classic queues and, before RabbitMQ 4.3, in quorum queues.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
     }
 
-    /// Sets the first and the longest delay before a failed message is retried. Default: 1 second and 10 minutes.
+    /// Sets the first and the longest delay before a failed message is retried. Defaults: 1 second for the first delay, and 10 minutes for
+    /// the longest.
     ///
-    /// The delay doubles with each attempt. A random part of up to half is then subtracted, so that messages that failed at the same
-    /// time return at different times. [`Failure::retry_after`](crate::Failure::retry_after) replaces the delay.
+    /// The delay doubles with each attempt, up to the longest delay. The consumer then subtracts a random part of up to half of the delay.
+    /// Messages that failed at the same time therefore return at different times.
+    /// [`Failure::retry_after`](crate::Failure::retry_after) replaces the delay.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.options.backoff = (first, longest);
         self
@@ -62,8 +72,8 @@ impl<S: Source> Consumer<S> {
 
     /// Sets a time limit for each attempt. Default: none.
     ///
-    /// When the limit expires, the handler's future is dropped at its await point, and the attempt has failed. The limit does not include
-    /// the time that a message waits for a permit.
+    /// When the time limit expires, the consumer drops the handler's future at its current await point, and the attempt has failed. The
+    /// time during which a message waits for a permit of the registry does not count.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options.timeout = Some(limit);
         self
@@ -74,42 +84,47 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Outcomes
     ///
-    /// A task whose handler has completed ends when the source has acknowledged the message: the broker has confirmed that it deleted
-    /// the message, except that RabbitMQ confirms only during the drain. The consumer repeats failed calls until the lease expires or,
-    /// on a source without a lease, for 10 seconds. After that, or if the receipt is void, the task counts as failed with a text that
-    /// starts with `done, but not acknowledged`, and the message may be handled again.
+    /// If the handler completes, the consumer acknowledges the message. The task ends when the broker has confirmed the acknowledgement.
+    /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats it until the lease
+    /// expires. On a source without a lease, it repeats the acknowledgement for 10 seconds. If no acknowledgement succeeds, or if the
+    /// receipt is void (no longer valid), the task counts as failed. The text of the failure starts with `done, but not acknowledged`, and
+    /// the message may be handled again.
     ///
-    /// A handler that fails, panics or exceeds its [time limit](Self::timeout) counts as a failed or panicked task. The message is
-    /// retried after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
-    /// [`Failure::dead`](crate::Failure::dead), it moves to the dead-letter queue. If this fails, the message returns when its lease
-    /// expires or, on a source without a lease, after a backoff. A task that is aborted before shutdown is a failed attempt too.
+    /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer
+    /// retries the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
+    /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message,
+    /// the message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task
+    /// is aborted before shutdown, this is a failed attempt too.
     ///
     /// # Leases
     ///
-    /// The consumer extends the lease of each message while its handler runs, so handlers may run longer than the lease. The
-    /// extensions run in another task, so a handler may block its thread if the executor has another free thread. If a lease cannot be
-    /// extended in time, another consumer can receive the message, and both run.
+    /// The consumer extends the lease of each message while its handler runs, so handlers may run longer than the lease. Another task
+    /// extends the leases, so a handler may block its thread if the executor has another free thread. If the consumer cannot extend a lease
+    /// in time, another consumer can receive the message, and both handlers run.
     ///
     /// # Shutdown
     ///
-    /// When shutdown starts, the consumer starts no other `receive`, and releases messages whose tasks have not started. Running handlers
-    /// continue, with extensions. If [`Registry::abort`] cuts them off, the consumer releases their messages. Only a registry with
-    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort.
+    /// When shutdown starts, the consumer does not call `receive` again. If the task of a message has not started, the consumer releases
+    /// the message, except at the message's [last attempt](Self::max_attempts). Running handlers continue, and the consumer extends their
+    /// leases. If [`Registry::abort`] aborts handlers, the consumer releases their messages. Only a registry with
+    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort handlers.
     ///
-    /// The registry drains when each message is settled or its lease has expired. On a source without a lease, the consumer gives up
-    /// after 10 seconds. The drain also waits for a `receive` in progress, for at most one lease or 10 seconds.
+    /// The registry has drained when each message is acknowledged, released or dead, or when its lease has expired. On a source without a
+    /// lease, the consumer repeats a failed call for 10 seconds. The message then returns to its queue when the connection closes. The
+    /// drain also waits for a `receive` in progress, for at most one lease or, without a lease, 10 seconds. It waits for the return of
+    /// messages that the broker sent in advance, for at most 10 seconds.
     ///
     /// # Tasks in flight
     ///
-    /// The consumer is a task with the name `consumer`. It is in flight until shutdown has started and all its messages are settled.
+    /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress.
     /// It takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
-    /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, with extensions. If the source panics,
-    /// the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the registry, so
-    /// dropping the program's last handle does not start the shutdown.
+    /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, and the consumer extends their leases. If the
+    /// source panics, the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the
+    /// registry. If the program drops its last handle, this therefore does not start the shutdown.
     ///
-    /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles up to 5 seconds. The first failure
-    /// of an outage is reported to the registry's observers as a failed task named `consumer`, as is each message that cannot be
-    /// released.
+    /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles with each failure, up to 5 seconds. The
+    /// consumer reports the first failure of an outage to the registry's observers, as a failed task named `consumer`. It also reports each
+    /// message that it cannot release, and a failure to return messages that the broker sent in advance.
     ///
     /// # Errors
     ///
@@ -130,7 +145,7 @@ impl<S: Source> Consumer<S> {
         let Self { source, options } = self;
         let worker = Worker { source, options, registry: registry.clone(), name, location, handler };
         let task = registry.named(CONSUMER).location(location).critical().without_permit();
-        // Tracked, not run: an abort must end the handlers, but not the consumer, which releases their messages.
+        // `track` instead of `run`: an abort must end the handlers, but not the consumer, because the consumer releases their messages.
         let consumer = task.track(worker.run()).map_err(|rejected| rejected.reason())?;
         let consumer = AssertUnwindSafe(consumer).catch_unwind().map(drop);
         registry.spawner().spawn_with_info(consumer, &SpawnInfo::new(Some(CONSUMER), location));
@@ -139,7 +154,8 @@ impl<S: Source> Consumer<S> {
 }
 
 impl Options {
-    /// Returns the delay after a failed attempt: doubled, capped, and up to half of it subtracted at random.
+    /// Returns the delay after a failed attempt. The delay doubles with each attempt, up to the longest delay. A random part of up to half
+    /// is subtracted.
     pub(crate) fn retry_delay(&self, attempt: u32) -> Duration {
         let (first, longest) = self.backoff;
         let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(longest);

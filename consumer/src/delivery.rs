@@ -3,7 +3,7 @@ use crate::failure::Failure;
 use std::fmt;
 use std::sync::Arc;
 
-/// A message as its handler receives it. A clone shares the payload.
+/// The message that a handler receives, with its ID, payload, headers and attempt number. Clones share the payload.
 #[derive(Clone)]
 pub struct Delivery(Arc<Parts>);
 
@@ -16,7 +16,7 @@ struct Parts {
 }
 
 impl Delivery {
-    /// Creates a delivery for a source, or for the test of a handler. It has no ID and no headers, and its attempt is 1.
+    /// Creates a delivery, for a source or for the test of a handler. The delivery has no ID and no headers, and its attempt number is 1.
     pub fn new(payload: impl Into<Vec<u8>>) -> Self {
         Self(Arc::new(Parts { id: String::new(), payload: payload.into(), attempt: 1, headers: Vec::new() }))
     }
@@ -46,7 +46,7 @@ impl Delivery {
 
     /// Returns the ID of the message, which is the same at every attempt. Use it as an idempotency key.
     ///
-    /// RabbitMQ assigns no ID: the ID is the property `message_id`, and it is empty if the sender has not set this property.
+    /// RabbitMQ assigns no ID. The ID is the property `message_id`, or empty if the sender has not set this property.
     pub fn id(&self) -> &str {
         &self.0.id
     }
@@ -56,12 +56,12 @@ impl Delivery {
         &self.0.payload
     }
 
-    /// Returns the number of this attempt, from the broker's count of deliveries. The first attempt is 1.
+    /// Returns the number of this attempt, which the source calculates from the broker's count of deliveries. The first attempt is 1.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
 
-    /// Returns the headers of the message whose values are text. A header with several values appears once for each value.
+    /// Returns the headers with text values, as pairs of name and value. A header with several values appears once for each value.
     ///
     /// An OpenTelemetry propagator extracts the sender's context from the headers `traceparent` and `tracestate`.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -77,7 +77,7 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// Returns a [`Failure::dead`] if the payload is not the JSON of a `T`, because another attempt would fail too.
+    /// Returns a [`Failure::dead`] if the payload is not valid JSON for `T`, because another attempt would fail too.
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(self.payload()).map_err(|error| Failure::dead(format_args!("invalid payload: {error}")))
@@ -86,7 +86,7 @@ impl Delivery {
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the payload and the values of headers, which may be confidential.
+        // The output omits the payload and the values of the headers, because they may be confidential.
         let headers: Vec<_> = self.headers().map(|(name, _)| name).collect();
         f.debug_struct("Delivery")
             .field("id", &self.0.id)

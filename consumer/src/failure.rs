@@ -2,11 +2,11 @@ use std::any::Any;
 use std::fmt;
 use std::time::Duration;
 
-/// An error of a handler that decides what happens to the message.
+/// An error with which a handler decides whether and when its message is retried.
 ///
-/// A handler may return any error that implements `Display`. An error of another type has the effect of [`retry`](Self::retry). The
-/// operator `?` converts each `std::error::Error` to a `Failure`. After the last
-/// [attempt](crate::Consumer::max_attempts), every failure moves the message to the dead-letter queue.
+/// A handler may return any error that implements `Display`. For an error of another type, the consumer does the same as for
+/// [`retry`](Self::retry). The operator `?` converts each `std::error::Error` to a `Failure`. If the last
+/// [attempt](crate::Consumer::max_attempts) fails, any failure moves the message to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     text: String,
@@ -26,7 +26,7 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::Dead }
     }
 
-    /// Creates a failure that retries the message after this delay, in place of the consumer's backoff. The broker may limit the delay.
+    /// Creates a failure that retries the message after this delay instead of the consumer's backoff. The broker may limit the delay.
     pub fn retry_after(error: impl fmt::Display, delay: Duration) -> Self {
         Self { text: format!("{error:#}"), next: Next::After(delay) }
     }
@@ -36,7 +36,7 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::Backoff }
     }
 
-    /// Converts any error of a handler.
+    /// Converts an error of a handler to a failure.
     pub(crate) fn of<E: fmt::Display + Any>(error: &E) -> Self {
         let failure = (error as &dyn Any).downcast_ref::<Self>();
         failure.cloned().unwrap_or_else(|| Self::retry(error))
@@ -53,7 +53,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Converts an error with [`Failure::retry`].
+/// Converts any standard error to a failure by [`Failure::retry`].
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::retry(error)

@@ -31,21 +31,22 @@
 //! # }).unwrap();
 //! ```
 //!
-//! The broker stores the messages and delivers them. This crate is the loop between the broker and the handler:
+//! The broker stores the messages and delivers them. A consumer of this crate receives the messages and calls the handler:
 //!
-//! - It receives only as many messages as it can handle at the same time: the [concurrency](Consumer::concurrency).
-//! - Each attempt is a named task of the registry: counted, observed and drained. A panic is a failed attempt.
-//! - It extends the lease of a message while the handler runs.
-//! - It acknowledges a message after its handler has completed, and waits for the broker's confirmation if the broker sends one.
-//! - It retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
-//! - When shutdown starts, it receives nothing more, and running handlers continue. If the registry aborts them when the grace period
-//!   expires, their messages return to the queue immediately.
+//! - The consumer receives only as many messages as it can handle at the same time. [`Consumer::concurrency`] sets this number.
+//! - Each attempt to handle a message is a named task of the registry, which counts, observes and drains it. A panic is a failed attempt.
+//! - The consumer extends the lease of a message while the handler runs.
+//! - The consumer acknowledges a message after its handler has completed. If the broker confirms acknowledgements, the consumer waits for
+//!   the confirmation.
+//! - The consumer retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
+//! - When shutdown starts, the consumer receives no more messages, and running handlers continue. If the registry aborts handlers when the
+//!   grace period expires, their messages return to the queue immediately.
 //!
-//! The crate does not send messages or create queues. Use the broker's own client for both.
+//! The crate does not send messages or create queues. To do this, use the client library of the broker.
 //!
-//! **Every message is handled at least once.** A process can die between the work and its acknowledgement. The message then returns, so
-//! handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate promises no order, no priority and no
-//! deduplication.
+//! **Every message is handled at least once.** A process can die after the work and before the acknowledgement. The broker then delivers
+//! the message again, so handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate promises no order, no
+//! priority and no deduplication.
 //!
 //! # Sources
 //!
@@ -57,7 +58,7 @@
 //! | `SqsQueue` | `sqs` | Amazon SQS, standard queues |
 //! | [`MemoryQueue`] | | the memory of the process, for tests and for development |
 //!
-//! To use another broker, implement [`Source`]. The module `conformance` (feature `conformance`) tests the implementation.
+//! To use another broker, implement [`Source`]. The module `conformance` (feature `conformance`) contains tests for your implementation.
 //!
 //! # Features
 //!

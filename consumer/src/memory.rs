@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A queue in the memory of this process, for tests and for development. A clone is another handle of the same queue.
+/// A queue in the memory of this process, for tests and for development. All clones refer to the same queue.
 ///
-/// The messages are lost when the process exits. The queue behaves as a broker with leases: it delivers a message again if the message
-/// is not settled when its lease expires, and each extension replaces the receipt. A shutdown charges no attempt.
+/// The messages are lost when the process exits. The queue behaves as a broker with leases. If a message is not acknowledged, released or
+/// dead when its lease expires, the queue delivers the message again. Each extension of a lease replaces the receipt. If a shutdown
+/// releases a message, the attempt does not count.
 ///
 /// # Examples
 ///
@@ -52,40 +53,42 @@ struct State {
 struct Entry {
     delivery: Delivery,
     deliveries: u32,
-    /// Changes whenever a receipt becomes void.
+    /// Changes whenever the message gets a new receipt. A receipt with an older number is void (no longer valid).
     generation: u64,
     visible_at: Duration,
 }
 
-/// The receipt of a [`MemoryQueue`].
+/// Identifies one delivery of a message of a [`MemoryQueue`].
 #[derive(Clone, Debug)]
 pub struct MemoryReceipt {
     key: u64,
     generation: u64,
 }
 
-/// The error of a [`MemoryQueue`]: the message was settled or delivered again, or another call has replaced the receipt.
+/// The error that a method returns if its receipt is not valid any more. The message is acknowledged or dead, was delivered again, or
+/// another call has replaced the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptVoid(());
 
 impl MemoryQueue {
-    /// Creates an empty queue. `lease` is how long a delivery belongs to its consumer unless it is extended.
+    /// Creates an empty queue. `lease` is the time for which a delivered message belongs to its consumer without an extension.
     pub fn new(lease: Duration) -> Self {
         let start = Instant::now();
         Self::with_clock(lease, move || start.elapsed())
     }
 
-    /// Creates an empty queue that uses another clock, for tests that control the time. `clock` returns the time since a fixed moment.
+    /// Creates an empty queue that uses another clock, so that a test can control the time. `clock` returns the time since a fixed moment.
     pub fn with_clock(lease: Duration, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner { lease, clock: Box::new(clock), state: Mutex::default() }))
     }
 
-    /// Adds a message. The first message has the ID 1, the second one the ID 2.
+    /// Adds a message. The queue numbers its messages from 1, and the ID of the message is its number.
     pub fn send(&self, payload: impl Into<Vec<u8>>) {
         self.send_delivery(Delivery::new(payload));
     }
 
-    /// Adds a message with its headers and its ID. An empty ID becomes the number of the message. The attempt starts at 1.
+    /// Adds a message with headers and an ID. If the ID is empty, the ID becomes the number of the message. The queue ignores the attempt
+    /// number of `delivery`.
     pub fn send_delivery(&self, delivery: Delivery) {
         let mut state = self.lock();
         state.last_key += 1;
@@ -94,7 +97,7 @@ impl MemoryQueue {
         state.messages.insert(key, Entry { delivery, deliveries: 0, generation: 0, visible_at: Duration::ZERO });
     }
 
-    /// Returns the number of messages that are neither acknowledged nor dead.
+    /// Returns the number of messages that are not acknowledged and not dead.
     pub fn len(&self) -> usize {
         self.lock().messages.len()
     }
@@ -119,7 +122,7 @@ impl MemoryQueue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the message of a receipt that is not void.
+    /// Calls `change` if the receipt is valid. Otherwise returns an error.
     fn change<T>(
         &self,
         receipt: &mut MemoryReceipt,

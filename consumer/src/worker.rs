@@ -1,8 +1,8 @@
-//! The consumer's loop. It is one task, which the registry cannot abort.
+//! Contains the consumer's loop, which runs as one task. The registry cannot abort this task.
 //!
-//! The loop takes a permit, receives as many messages as there are permits, and polls one future for each message until the message is
-//! settled. This future starts the handler as a task, extends the lease, and settles the message. The loop ends when each message is
-//! settled or its lease has expired, and the registry drains only then.
+//! The loop receives at most as many messages as the concurrency allows. For each message, it polls one future, which starts the handler
+//! as a task, extends the lease, and settles the message: it acknowledges, releases or dead-letters the message. After shutdown has
+//! started, the loop ends when each message is settled or its lease has expired. The registry drains after the loop has ended.
 
 use crate::attempt::{Outcome, attempt};
 use crate::consumer::{CONSUMER, Options};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// The shortest and the longest pause after a failed `receive`.
 const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long the consumer waits for the broker, repeated calls included, if no lease limits this.
+/// On a source without a lease, the time for which the consumer waits for the broker, including repeated calls.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Worker<S, P, H> {
@@ -36,7 +36,7 @@ pub(crate) struct Worker<S, P, H> {
     pub(crate) handler: H,
 }
 
-/// How a delivery is settled.
+/// The call to the source that settles a delivery.
 #[derive(Clone, Copy)]
 enum Settlement<'a> {
     Ack,
@@ -44,10 +44,10 @@ enum Settlement<'a> {
     DeadLetter(&'a str),
 }
 
-/// Why a delivery is not settled.
+/// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// The message still belongs to this consumer, and no lease returns it.
+    /// Whether the message still belongs to this consumer, and has no lease whose end would return the message to the queue.
     is_held: bool,
 }
 
@@ -70,25 +70,26 @@ where
         let mut messages = FuturesUnordered::new();
         let mut backoff = RECEIVE_BACKOFF.0;
         while !signal.is_triggered() {
-            // One `receive` for all free permits.
+            // Removes all finished futures, so that the next `receive` can fill all their places.
             while messages.next().now_or_never().flatten().is_some() {}
-            // Takes a permit before it receives: a message that waited for a permit would use up its lease.
+            // Waits for a free place before `receive`. A message that waited for a place would use up its lease.
             if messages.len() >= self.options.concurrency {
                 signal.run_until_shutdown(messages.next()).await;
                 continue;
             }
             let free = self.options.concurrency - messages.len();
+            let lease = Lease::new(self.registry.spawner(), self.source.lease());
             match meanwhile(&mut messages, self.receive(free, &signal)).await {
                 Ok(received) => {
                     backoff = RECEIVE_BACKOFF.0;
                     let pause = if received.is_empty() { self.source.poll_interval() } else { Duration::ZERO };
-                    messages.extend(received.into_iter().map(|message| self.handle(message, &signal)));
+                    messages.extend(received.into_iter().map(|message| self.handle(message, lease.clone(), &signal)));
                     if !pause.is_zero() {
                         meanwhile(&mut messages, signal.run_until_shutdown(self.sleep(pause))).await;
                     }
                 }
                 Err(error) => {
-                    // Only the first failure of an outage is reported.
+                    // Reports only the first failure of an outage.
                     if backoff == RECEIVE_BACKOFF.0 {
                         self.report(format!("cannot receive messages: {error}"));
                     }
@@ -99,8 +100,9 @@ where
         }
         let stop = async {
             match select(pin!(self.source.stop()), pin!(self.sleep(CALL_LIMIT))).await {
+                Either::Left((Ok(()), _)) => {}
                 Either::Left((Err(error), _)) => self.report(format!("cannot stop receiving: {error}")),
-                Either::Left((Ok(()), _)) | Either::Right(_) => {}
+                Either::Right(_) => self.report("cannot stop receiving: the broker does not respond".into()),
             }
         };
         meanwhile(&mut messages, stop).await;
@@ -109,8 +111,8 @@ where
 
     /// Receives messages.
     ///
-    /// The shutdown does not cancel `receive`: messages that the broker sends to a dropped `receive` are invisible until their leases
-    /// expire. One lease after the start of the shutdown, these messages are visible again, so the future is dropped.
+    /// The shutdown does not cancel `receive`, because the messages of a dropped `receive` are invisible until their leases expire. One
+    /// lease after the start of the shutdown, such messages are visible again. This function then drops the future.
     async fn receive(&self, most: usize, signal: &ShutdownSignal) -> Result<Vec<Message<S::Receipt>>, String> {
         let limit = async {
             signal.clone().await;
@@ -118,7 +120,7 @@ where
         };
         let start = Instant::now();
         match select(pin!(self.source.receive(most)), pin!(limit)).await {
-            // The process or the connection hung, and other consumers may have the messages.
+            // The call took as long as the lease, so the messages' leases have expired, and other consumers may have the messages.
             Either::Left((Ok(_), _)) if self.source.lease().is_some_and(|lease| start.elapsed() >= lease) => Ok(Vec::new()),
             Either::Left((received, _)) => received.map_err(|error| error.to_string()),
             Either::Right(_) => Err("the broker does not respond".into()),
@@ -126,15 +128,17 @@ where
     }
 
     /// Runs the handler of a message and settles the message.
-    async fn handle(&self, message: Message<S::Receipt>, signal: &ShutdownSignal) {
+    async fn handle(&self, message: Message<S::Receipt>, mut lease: Lease<'_, P>, signal: &ShutdownSignal) {
         let Message { delivery, mut receipt } = message;
-        let mut lease = Lease::new(self.registry.spawner(), self.source.lease());
-        if signal.is_triggered() {
+        let max_attempts = self.options.max_attempts;
+        // Most brokers count a release as an attempt. After a release at the last attempt, the next consumer would move the message to the
+        // dead-letter queue without handling it.
+        let is_last = delivery.attempt() == max_attempts;
+        if signal.is_triggered() && !is_last {
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
-        let max_attempts = self.options.max_attempts;
         if delivery.attempt() > max_attempts {
-            // The last attempt has not settled the message, for example because its process died.
+            // The last attempt did not acknowledge the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
             let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&reason)).await;
             let is_held = moved.as_ref().is_err_and(|error| error.is_held);
@@ -155,9 +159,10 @@ where
         let timeout = self.options.timeout;
         let work = async move { handler(argument).await };
         let task = attempt(work, spawner, timeout, outcome_sender, settled);
-        let task = self.registry.named(self.name).location(self.location).run_when_ready(task);
+        let builder = self.registry.named(self.name).location(self.location);
+        let task = if is_last { builder.follow_up() } else { builder }.run_when_ready(task);
         let outcome = async {
-            // A rejected or aborted task is dropped, which drops the sender.
+            // If the task is rejected or aborted, its future is dropped, which drops the sender of the outcome.
             let _ = task.await;
             outcome.await.unwrap_or(Outcome::Dropped)
         };
@@ -188,7 +193,7 @@ where
         }
     }
 
-    /// Returns a message to its queue after its delay.
+    /// Returns a message to its queue. The message becomes available after its delay.
     async fn retry(
         &self,
         delivery: &Delivery,
@@ -206,15 +211,15 @@ where
         self.release(delivery, receipt, lease, Release::After(delay)).await;
     }
 
-    /// Extends the lease until the future resolves.
+    /// Waits until the future resolves. Until then, extends the lease when necessary.
     async fn extend_until<T>(&self, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
-        while let Some(interval) = lease.until_extension() {
-            match select(future.as_mut(), pin!(interval)).await {
+        while let Some(due) = lease.until_extension() {
+            match select(future.as_mut(), due).await {
                 Either::Left((output, _)) => return output,
                 Either::Right(_) => {}
             }
-            // Waits for the extension even if the future resolves: the call that settles the message needs the new receipt.
+            // Waits for the extension even if the future resolves first, because the call that settles the message needs the new receipt.
             match select(future.as_mut(), pin!(lease.extend(self.source.extend(receipt)))).await {
                 Either::Left((output, extension)) => {
                     extension.await;
@@ -232,7 +237,8 @@ where
         }
     }
 
-    /// Settles a message, and repeats this until the broker confirms it, the receipt is void or the lease has expired.
+    /// Settles a message: acknowledges, releases or dead-letters it. Repeats a failed call until the broker confirms the call, the receipt
+    /// is void (no longer valid), or the lease has expired.
     async fn settle(
         &self,
         delivery: &Delivery,
@@ -240,12 +246,13 @@ where
         lease: &mut Lease<'_, P>,
         how: Settlement<'_>,
     ) -> Result<(), Unsettled> {
-        // Another consumer may have the message by now. An acknowledgement of completed work helps both; other calls are left to it.
+        // After the lease has expired, another consumer may have the message. An acknowledgement is still useful, because the work is done.
+        // All other calls are left to that consumer.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
             return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }
         let mut last_error = "the broker does not respond".into();
-        // A call whose response was lost is repeated while the lease lasts.
+        // If the response to a call is lost, this time limit leaves time to repeat the call before the lease expires.
         let limit = self.source.lease().unwrap_or(CALL_LIMIT) / 3;
         let calls = async {
             let mut pause = Duration::from_millis(50);
@@ -275,7 +282,7 @@ where
         Err(Unsettled { error: last_error, is_held: self.source.lease().is_none() })
     }
 
-    /// Reports a failure of the consumer, not of a handler, to the observers.
+    /// Reports a failure of the consumer itself to the observers.
     fn report(&self, text: String) {
         self.registry.named(CONSUMER).location(self.location).without_permit().run(async { Err::<(), _>(text) });
     }
@@ -286,7 +293,7 @@ where
     }
 }
 
-/// Runs a future while the futures of the messages run.
+/// Runs a future to its end, and meanwhile also polls the futures of the messages.
 async fn meanwhile<F: Future, M: Future>(messages: &mut FuturesUnordered<M>, future: F) -> F::Output {
     let others = async {
         while messages.next().await.is_some() {}

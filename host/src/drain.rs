@@ -257,20 +257,17 @@ impl Drain {
         }
     }
 
-    /// Returns a line about a late program. If only the program is in flight, the line says what the program probably waits for. Returns
-    /// `None` if the list of stragglers already contains the program.
+    /// Returns a line about a late program, with the probable reason. The other stragglers may only wait for the program.
     fn describe_program(&self, late: &[Stragglers]) -> Option<String> {
         let location = self.state.program_in_flight()?;
-        match late.iter().map(Stragglers::len).sum() {
-            1 => Some(format!(
-                "all tasks have ended, but the program at {location} has not: a server waits until its connections are closed, so limit \
-                 the time in which a client sends a request, and end streams at the shutdown signal"
-            )),
-            _ if late.iter().all(|stragglers| stragglers.tasks().is_empty()) => {
-                Some(format!("the program at {location} is still in flight too"))
-            }
-            _ => None,
-        }
+        let state = match late.iter().map(Stragglers::len).sum() {
+            1 => format!("all tasks have ended, but the program at {location} has not"),
+            _ => format!("the program at {location} is still in flight too"),
+        };
+        Some(format!(
+            "{state}: a server waits until its connections are closed, so limit the time in which a client sends a request, and end \
+             streams at the shutdown signal"
+        ))
     }
 
     fn elapsed(&self) -> impl Display + use<> {
@@ -278,7 +275,7 @@ impl Drain {
     }
 }
 
-const CANNOT_ABORT: &str = "no registry is inspected, so no task can be aborted when the grace period expires: \
+const CANNOT_ABORT: &str = "no registry is inspected, so no report names a task, and no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
 
 /// The shortest time between two liveness checks during the drain. A shorter time would also update the progress too often.

@@ -41,17 +41,18 @@ use std::time::Duration;
 ///    are the tasks that are still in flight. Then the host [aborts](Registry::abort) these tasks and all tasks that start later, and drops
 ///    the program's future. The host waits at most half a second for the aborted tasks, and then reports the tasks that are still in
 ///    flight. The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries, and the host aborts only
-///    these tasks. If tasks are in flight and no registry is inspected, the host logs a warning at the start of the drain. A program that
-///    the host aborts counts as aborted if the first registry is inspected, and otherwise as abandoned. If only the program is still in
-///    flight, the report says that the tasks have ended. A common reason is a server with an open connection, for example because a client
-///    has sent only half a request.
+///    these tasks. If tasks are in flight and no registry is inspected, the host logs a warning at the start of the drain. If the
+///    host drops the program's future, the summary counts the program as aborted. If the first registry is not inspected, the summary
+///    counts the program as abandoned instead. If the program is still in flight at the deadline, the report says so. A common reason is a
+///    server with an open connection, for example because a client has sent only half a request.
 ///
 /// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. The process exits even if a
 /// runtime's destructor waits for blocking work, or if the executor is blocked forever. Before the exit, the host flushes stdout, but it
 /// does not wait for a reader that has stopped reading. The host does this work on its own threads.
 ///
-/// If the program ends on its own, `main` has unlimited time by default, for example to write a report. If the process is asked to stop
-/// during this time, `main` must return within a grace period that starts with the request.
+/// If the program ends without a request to stop, the host does not limit the time of `main` after the drain, unless
+/// [`main_timeout`](Self::main_timeout) is set. So `main` can, for example, write a report. If the process is asked to stop during this
+/// time, `main` must return within a grace period that starts with the request.
 ///
 /// # Signals
 ///
@@ -82,23 +83,34 @@ use std::time::Duration;
 ///
 /// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace period, and `main` returned in time |
+/// | 0 | all registries drained within the grace period, and `main` returned in time; losses do not change this, unless [`fail_if`](Self::fail_if) says so |
 /// | 1 | the grace period expired first, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
-/// | 2 | the program returned an error, the loss of a task or a critical [`Liveness`] started the shutdown, or the host failed to start |
+/// | 2 | the host, the program or a task failed: see the list below |
 /// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
+/// | 137 | not from the host: SIGKILL ended the process, for example because the supervisor did not wait long enough |
 ///
-/// The loss of a task starts the shutdown if the task is [critical](Registry::critical), or if its registry has
-/// [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) or
-/// [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). With the codes 2 and 101, the process exits after the
-/// drain. If several of the codes 1, 2 and 101 apply, the first code stays. For example, if a program fails and then misses the deadline,
-/// the process exits with code 2.
+/// The process exits with code 2 in these cases:
+///
+/// - The host failed to start.
+/// - The program returned an error.
+/// - A lost task started the shutdown of its registry. Such a task is [critical](Registry::critical), or its registry has
+///   [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) or
+///   [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If the shutdown of its registry has already started,
+///   a lost task does not change the exit code.
+/// - A task with a [critical](Liveness::critical) handle reported no progress in time, and this started the shutdown.
+///
+/// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the process exits with the code
+/// that was set first in time. For example, if the program returns an error and then the grace period expires, the code is 2.
+///
+/// A service that answers before its work is done should call `fail_if(|summary| !summary.is_clean())`. Otherwise the process exits with
+/// code 0 even if a task panicked or was dropped.
 ///
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
-/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. In both cases, the last line
-/// contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
+/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The
+/// ages of services are not shown. In both cases, the last line contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
 /// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields

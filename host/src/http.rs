@@ -63,8 +63,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Compared with `axum::serve`
 ///
 /// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
-/// request head delays the shutdown until the grace period expires. The host then reports that all tasks have ended, but the program has
-/// not ended. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
+/// request head delays the shutdown until the grace period expires. The host then reports that the program is
+/// still in flight, and names this cause. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
 ///
 /// # Shutdown
 ///

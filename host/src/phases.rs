@@ -1,6 +1,6 @@
 //! Stores the registries of a host, and reads or changes all of them together.
 
-use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summary, TaskInfo};
+use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summary, TaskInfo, TaskKind};
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
@@ -148,6 +148,11 @@ pub(crate) fn describe_in_flight(in_flight: usize, oldest: &str) -> String {
 
 /// Describes a group of similar tasks, without the call site if the tasks have a name.
 fn describe(oldest: &TaskInfo, len: usize) -> String {
+    if oldest.kind() == Some(TaskKind::Service) {
+        // Without the age: a service may have run for days before the run that the drain waits for.
+        let service = oldest.name().map_or_else(|| oldest.to_string(), |name| format!("service {name}"));
+        return format!("{len} × {service}");
+    }
     let task = oldest.name().map_or_else(|| oldest.to_string(), str::to_owned);
     let age = oldest.age().map(|age| format!(" for {age:.1?}")).unwrap_or_default();
     format!("{len} × {task}{age}")
@@ -156,7 +161,7 @@ fn describe(oldest: &TaskInfo, len: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use background_tasks::SmolSpawner;
+    use background_tasks::{Restart, SmolSpawner};
     use std::future::pending;
 
     #[test]
@@ -169,6 +174,19 @@ mod tests {
         assert_eq!(reserved, [7, 7, 2, 0]);
         phases.push(Registry::new(()), Duration::MAX);
         assert_eq!(phases.reserved_after(1), Duration::MAX);
+    }
+
+    #[test]
+    fn age_of_a_service_is_not_shown() {
+        let registry = Registry::builder(SmolSpawner).inspect().build();
+        registry.named("report").every(Duration::from_secs(3600), pending::<()>);
+        registry.service(Restart::always(), pending::<()>);
+        let unnamed = registry.services().pop().unwrap().task.location();
+        let phases = Phases::new(registry.with_spawner(()));
+        assert_eq!(phases.oldest(), format!("1 × service report, 1 × service at {unnamed}"));
+        registry.named("mail").run(pending::<()>());
+        assert!(phases.oldest().contains("1 × mail for "), "{}", phases.oldest());
+        phases.abort();
     }
 
     #[test]

@@ -30,14 +30,16 @@ pin_project! {
     /// Server-sent events that end at the signal:
     ///
     /// ```
-    /// use axum::body::Body;
+    /// use axum::response::sse::{Event, Sse};
     /// use background_tasks::{Registry, TokioSpawner};
     /// use background_tasks_host::UntilShutdown;
-    /// use futures_lite::{Stream, StreamExt};
+    /// use futures_lite::Stream;
     /// use std::convert::Infallible;
     ///
-    /// fn events(registry: &Registry<TokioSpawner>, events: impl Stream<Item = String> + Send + 'static) -> Body {
-    ///     Body::from_stream(UntilShutdown::new(registry, events).map(Ok::<_, Infallible>))
+    /// type Item = Result<Event, Infallible>;
+    ///
+    /// fn events<S: Stream<Item = Item> + Send + 'static>(registry: &Registry<TokioSpawner>, events: S) -> Sse<UntilShutdown<S>> {
+    ///     Sse::new(UntilShutdown::new(registry, events))
     /// }
     /// ```
     ///

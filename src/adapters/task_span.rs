@@ -6,9 +6,11 @@ use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span. The new span *follows from* the span of the caller.
 ///
-/// Use `TaskSpan` for tasks that outlive the request that starts them. The span of the request closes as soon as the request ends, so an
-/// exporter sends this span without delay. The follows-from relation links the task to the request. To run tasks in the span of the
-/// request itself, use [`InSpan`](crate::InSpan).
+/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, so an exporter sends this span without
+/// delay, even if tasks of the request still run. The follows-from relation links the task to the request.
+///
+/// With `tracing_subscriber::fmt`, the fields of the request do not appear in the task's lines. The line of a lost task therefore does not
+/// say which request started the task. [`InSpan`](crate::InSpan) keeps these fields, because it runs the task in the span of the request.
 ///
 /// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. The field `task.location` is the
 /// call site that started the task. The field `task.name` has a value if the task has a [name](crate::Registry::named). If the registry

@@ -28,9 +28,9 @@ use tracing::{error, info, warn};
 /// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task
 /// a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration
 /// in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
-/// [`InSpan`](crate::InSpan). To run one task in the caller's span, attach the current span to the task's future, as in the example
-/// below. A span that is attached to a future contains the events that the future emits. This span does not contain the event that
-/// `TracingObserver` emits if the task is lost.
+/// [`InSpan`](crate::InSpan). The event for a loss then belongs to the caller's span too. To run only one task in the caller's span, attach
+/// the current span to the task's future, as in the example below. The events of the future then belong to this span. The event for the
+/// loss of this task does not, because `TracingObserver` emits this event outside the future.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]

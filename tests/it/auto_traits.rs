@@ -49,13 +49,15 @@ fn types_without_user_types_have_all_auto_traits() {
         // A builder owns observers, which need not be unwind safe.
         RegistryBuilder<()> => [true, true, true, false, false],
         RegistryState => ALL,
-        // A dynamic spawner owns another spawner, which need not be unwind safe.
-        DynSpawner => [true, true, true, false, false],
-        DynSpawner<()> => [true, true, true, false, false],
-        DynLocalSpawner => [false, false, true, false, false],
-        DynBlockingSpawner => [true, true, true, false, false],
-        DynTimer => [true, true, true, false, false],
-        DynSpawner<DynBlockingSpawner, DynTimer> => [true, true, true, false, false],
+        // The contract of a spawner allows panics, so a dynamic spawner is unwind safe for every spawner that it owns.
+        DynSpawner => ALL,
+        DynSpawner<()> => ALL,
+        DynLocalSpawner => [false, false, true, true, true],
+        DynBlockingSpawner => ALL,
+        DynTimer => ALL,
+        DynSpawner<DynBlockingSpawner, DynTimer> => ALL,
+        Registry<DynSpawner> => ALL,
+        Registry<DynSpawner<()>> => ALL,
         Guard => ALL,
         CompletionGuard => ALL,
         // The error contains the payload of a panic in a mutex, so the error is `Sync`.

@@ -135,9 +135,18 @@ fn guide_lists_its_pages_and_defines_their_links() {
     let declared = guide.split_once("pages! {").unwrap().1.trim_end().trim_end_matches('}');
     let declared: BTreeSet<_> = declared.split_whitespace().map(str::to_owned).collect();
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide")).unwrap();
-    let pages: BTreeSet<_> =
+    let mut pages: BTreeSet<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap().trim_end_matches(".md").to_owned()).collect();
+    assert!(pages.remove("README"), "docs/guide has no index for readers of the repository");
     assert_eq!((&listed, &declared), (&pages, &pages), "src/guide.rs");
+    // The index of the repository repeats the index of the documentation, with links to files.
+    let in_repository = rows(&read("docs/guide/README.md"), "# Guide").into_iter();
+    let in_documentation = rows(&guide, "//! Explains").into_iter().map(|mut row| {
+        let page = quoted(&row[0])[0].to_owned();
+        row[0] = format!("[{page}]({page}.md)");
+        row
+    });
+    assert!(in_repository.eq(in_documentation), "docs/guide/README.md differs from the table of src/guide.rs");
     for page in &pages {
         let text = read(&format!("docs/guide/{page}.md"));
         let is_link = |line: &&str| line.starts_with('[') && line.contains("]: ");

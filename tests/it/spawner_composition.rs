@@ -47,6 +47,32 @@ fn in_span_enters_the_span_of_the_caller_for_a_task_and_its_loss() {
     });
 }
 
+/// An observer can therefore log the ID of a task together with the fields of the request.
+#[test]
+fn start_of_a_task_is_observed_in_the_span_of_the_caller() {
+    struct Starts(SpanLog);
+
+    impl Observer for Starts {
+        fn started(&self, task: &TaskInfo) {
+            assert!(task.id().is_some());
+            self.0.0.lock().unwrap().push(span_id());
+        }
+
+        fn observes_every_task(&self) -> bool {
+            true
+        }
+    }
+
+    tracing::subscriber::with_default(subscriber(), || {
+        let log = SpanLog::default();
+        let registry = Registry::builder(InSpan(Manual::default())).observer(Starts(log.clone())).build();
+        let span = tracing::info_span!("request");
+        assert!(span.id().is_some());
+        span.in_scope(|| registry.run(async {}));
+        assert_eq!(*log.0.lock().unwrap(), [span.id()]);
+    });
+}
+
 #[test]
 fn in_span_covers_local_tasks_and_blocking_work() {
     tracing::subscriber::with_default(subscriber(), || {

@@ -27,7 +27,7 @@ uncommitted files. If all files are committed, they are the files that the last 
 
 Environment:
     REQUIRE=postgres,systemd,…     names tools. If such a tool is missing, its tests fail instead of being skipped. Default for `test`:
-                                   the installed tools. `brokers`, `consumer` and `graphile` always require the installed tools
+                                   the installed tools. `brokers`, `consumer` and `graphile` also require the installed tools
     TURN=N                         selects the part of `nightly` that `ci` runs, from 0 to 7. Default: the number of commits, modulo 8
 
 A job installs the tools that it needs (as root, on Debian). If a tool is not available, the job prints `skipped: REASON`.";

@@ -9,6 +9,7 @@ mod rabbitmq;
 #[expect(dead_code, reason = "the tests of the crate use the rest")]
 #[path = "../../../consumer/tests/brokers/server.rs"]
 mod server;
+mod sqs;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::{Source, consumer};
@@ -66,6 +67,9 @@ async fn main() {
     }
     if is_wanted("azure") {
         row::<azure::Azure>("Azure Queue (azurite)", server::azurite(), messages(300), rounds).await;
+    }
+    if is_wanted("sqs") {
+        row::<sqs::Sqs>("Amazon SQS (moto)", server::moto(), messages(300), rounds).await;
     }
 }
 

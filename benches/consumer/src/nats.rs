@@ -1,7 +1,7 @@
 use crate::load::Load;
 use crate::{LEASE, Queue};
 use async_nats::jetstream::consumer::{PullConsumer, pull};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, AckKind, stream};
 use background_tasks_consumer::JetStream;
 use futures_util::StreamExt;
 use std::sync::Arc;
@@ -54,14 +54,15 @@ impl Queue for Nats {
                 tasks.join_next().await;
             }
             while tasks.try_join_next().is_some() {}
-            let batch = self.consumer.batch().max_messages(concurrency - tasks.len()).expires(Duration::from_secs(1));
+            let batch = self.consumer.fetch().max_messages(concurrency - tasks.len()).expires(Duration::from_secs(1));
             let mut messages = batch.messages().await.unwrap();
             while let Some(message) = messages.next().await {
-                let (message, load) = (message.unwrap(), load.clone());
+                let (message, client, load) = (message.unwrap(), self.context.client(), load.clone());
                 received += 1;
                 tasks.spawn(async move {
                     load.handle().await;
-                    message.double_ack().await.unwrap();
+                    // As the source does: `double_ack` accepts the response that the subject has no subscriber.
+                    client.request(message.message.reply.unwrap(), AckKind::Ack.into()).await.unwrap();
                 });
             }
         }

@@ -57,7 +57,7 @@ impl fmt::Display for Database {
 }
 
 impl Database {
-    /// Updates the statistics of the query planner, as the maintenance of a durable queue does.
+    /// Updates the statistics of the query planner. On Postgres, also vacuums the tables.
     pub async fn analyze(&self) {
         self.run("ANALYZE", "VACUUM ANALYZE").await;
     }

@@ -1,6 +1,7 @@
 use crate::delivery::Delivery;
 use crate::source::{Message, Release, Source};
 use azure_core::Error;
+use azure_core::error::ErrorKind;
 use azure_core::http::StatusCode;
 use azure_storage_queue::QueueClient;
 use azure_storage_queue::models::{QueueClientReceiveMessagesOptions, QueueClientSendMessageOptions, QueueMessage};
@@ -9,24 +10,25 @@ use base64::prelude::BASE64_STANDARD;
 use std::fmt;
 use std::time::Duration;
 
-/// The service's limit for one call.
+/// The largest number of messages that the service returns for one call.
 const MAX_BATCH: usize = 32;
-/// The service's limit for the time in which a message is invisible.
+/// The longest time for which the service can make a message invisible.
 const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A queue of Azure Queue Storage, with the client [`azure_storage_queue`]. Needs tokio.
 ///
 /// For HTTPS, enable the feature `reqwest_rustls` or `reqwest_native_tls` of the crate `azure_core`.
 ///
-/// The program creates the queue, the queue of its dead letters, and the clients with their credentials.
+/// Your program creates the queue, the queue for dead messages, and the clients with their credentials.
 ///
-/// - The service deletes a message 7 days after it was sent, even while the message waits for its retry, unless the sender sets another
-///   time to live. Send with -1, which means no limit.
-/// - Each delivery counts as an attempt, even if a shutdown cut it off.
-/// - Delays and leases are whole seconds, rounded up, of at most 7 days.
-/// - Messages have no headers, and at most 64 KiB. The copy of a dead message has no reason and no time to live. If the response to the
-///   copy is lost, a second copy may exist.
-/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message.
+/// - By default, the service deletes a message 7 days after it was sent, even while the message waits for its retry. To prevent this,
+///   send the message with the time to live -1, which means no limit.
+/// - Each delivery counts as an attempt, even if a shutdown interrupted it.
+/// - The service rounds delays and leases up to whole seconds. Their maximum is 7 days.
+/// - A message has at most 64 KiB and no headers. The copy of a dead message contains no reason and never expires. If the response to the
+///   copy is lost, the dead-letter queue may contain two copies.
+/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message. If the
+///   service does not find the queue, the acknowledgement fails.
 pub struct AzureQueue {
     queue: QueueClient,
     dead_letters: QueueClient,
@@ -35,21 +37,21 @@ pub struct AzureQueue {
     is_base64: bool,
 }
 
-/// The receipt of an [`AzureQueue`].
+/// Identifies one delivery of a message of an [`AzureQueue`].
 #[derive(Debug)]
 pub struct AzureReceipt {
     id: String,
-    /// Each update of the message replaces it.
+    /// The service replaces this value at each update of the message.
     pop_receipt: String,
     text: String,
-    /// Whether the dead-letter queue has the copy. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
 impl AzureQueue {
-    /// Creates a source. `dead_letters` is the queue of the dead messages.
+    /// Creates a source for `queue`. Dead messages move to the queue `dead_letters`.
     ///
-    /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 7 days.
+    /// `lease` is the time for which a delivery belongs to its consumer without an extension. Minimum: 3 seconds. Maximum: 7 days.
     pub fn new(queue: QueueClient, dead_letters: QueueClient, lease: Duration) -> Self {
         let lease = super::whole_lease(lease, MAX_DELAY);
         Self { queue, dead_letters, lease, poll_interval: Duration::from_secs(1), is_base64: false }
@@ -57,16 +59,16 @@ impl AzureQueue {
 
     /// Decodes the payload of each message as base64. Default: the payload is the text of the message.
     ///
-    /// Older .NET libraries and Azure Functions encode their messages. A message that is not valid base64 is delivered unchanged.
+    /// Older .NET libraries and Azure Functions encode their messages as base64. If a message is not valid base64, the payload is its text.
     #[must_use]
     pub fn base64(mut self) -> Self {
         self.is_base64 = true;
         self
     }
 
-    /// Sets how long the consumer waits after it found no message. Default: 1 second. Minimum: 1 millisecond.
+    /// Sets how long the consumer waits after a call that returned no message. Default: 1 second. Minimum: 1 millisecond.
     ///
-    /// Each poll is a transaction for which the service charges.
+    /// Azure charges money for each call.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval.max(Duration::from_millis(1));
@@ -81,7 +83,12 @@ impl AzureQueue {
     }
 }
 
-/// Returns whole seconds, as the client needs them.
+/// Returns whether the error means that the queue exists but the message does not.
+fn is_message_missing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::HttpResponse { error_code: Some(code), .. } if code == "MessageNotFound")
+}
+
+/// Converts a duration to whole seconds for the client library.
 fn seconds(duration: Duration) -> i32 {
     super::whole_seconds(duration, MAX_DELAY).cast_signed()
 }
@@ -115,8 +122,8 @@ impl Source for AzureQueue {
 
     async fn ack(&self, receipt: &mut AzureReceipt) -> Result<(), Error> {
         match self.queue.delete_message(&receipt.id, &receipt.pop_receipt, None).await {
-            // An earlier call deleted it, and its response was lost.
-            Err(error) if error.http_status() == Some(StatusCode::NotFound) => Ok(()),
+            // An earlier call deleted the message, and the response to that call was lost.
+            Err(error) if is_message_missing(&error) => Ok(()),
             result => result.map(drop),
         }
     }

@@ -1,40 +1,42 @@
 use crate::delivery::Delivery;
 use crate::source::{Message, Release, Source};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer};
-use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{Error, HeaderMap};
+use async_nats::{Error, HeaderMap, Request, Subject};
 use futures_util::StreamExt;
-use futures_util::future::{Either, select};
-use std::fmt;
-use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, mem};
 
 /// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
-/// The program creates the stream and the consumer. The consumer must have the policy [`AckPolicy::Explicit`], no limit on deliveries
-/// (`max_deliver: -1`), no `backoff`, and a `max_ack_pending` of at least the concurrency of all workers. Its `ack_wait` is the lease.
-/// Dead messages are published to a subject that a stream must store, with the header `Dead-Letter-Reason`. The stream ignores a second
-/// copy within its `duplicate_window`.
+/// Your program creates the stream and the JetStream consumer. The JetStream consumer must have the policy [`AckPolicy::Explicit`], no
+/// limit on deliveries (`max_deliver: -1`), and no `backoff`. The value of `max_ack_pending` must be at least the sum of the concurrencies
+/// of all workers. The value of `ack_wait` is the lease.
 ///
-/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects. Each
-/// delivery counts as an attempt, even if a shutdown cut it off.
+/// The source publishes dead messages to a subject, with the header `Dead-Letter-Reason`. A stream must store the messages of this subject.
+/// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
-/// Give the client a `request_timeout`, and the JetStream context a timeout, that is shorter than the lease.
+/// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
+/// Each delivery counts as an attempt, even if a shutdown interrupted it.
+///
+/// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
 pub struct JetStream {
     context: jetstream::Context,
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
+    /// An error of a `receive` that also received messages. This call returned the messages, and the next call returns the error.
+    error: Mutex<Option<Error>>,
 }
 
 impl JetStream {
-    /// Creates a source from a consumer. `dead_letters` is the subject to which dead messages are published.
+    /// Creates a source from a JetStream consumer. `dead_letters` is the subject to which the source publishes dead messages.
     ///
     /// # Errors
     ///
-    /// Returns an error if the policy, `max_deliver` or `backoff` of the consumer differs from the requirements above. `max_ack_pending`
-    /// is not checked.
+    /// Returns an error if the policy, `max_deliver` or `backoff` of the JetStream consumer differs from the requirements of [`JetStream`].
+    /// This function does not check `max_ack_pending`.
     pub fn new(context: jetstream::Context, consumer: PullConsumer, dead_letters: impl Into<String>) -> Result<Self, Error> {
         let config = &consumer.cached_info().config;
         if config.ack_policy != AckPolicy::Explicit {
@@ -47,80 +49,98 @@ impl JetStream {
             return Err("the consumer must have no `backoff`, which replaces `ack_wait`".into());
         }
         let lease = config.ack_wait;
-        Ok(Self { context, consumer, lease, dead_letters: dead_letters.into() })
+        Ok(Self { context, consumer, lease, dead_letters: dead_letters.into(), error: Mutex::default() })
     }
 
-    async fn confirmed(&self, acker: &Acker, kind: AckKind) -> Result<(), Error> {
-        // If the connection was lost, its response never arrives.
-        match select(pin!(acker.double_ack_with(kind)), futures_timer::Delay::new(self.lease / 4)).await {
-            Either::Left((result, _)) => result,
-            Either::Right(_) => Err("the server does not respond".into()),
-        }
+    /// Sends an acknowledgement of this kind to the server, and waits for the confirmation.
+    async fn confirmed(&self, receipt: &Subject, kind: AckKind) -> Result<(), Error> {
+        // Does not use `Acker::double_ack_with`, because that function also returns `Ok` if the subject has no subscriber.
+        let request = Request::new().payload(kind.into()).timeout(Some(self.lease / 4));
+        self.context.client().send_request(receipt.clone(), request).await?;
+        Ok(())
+    }
+
+    /// Stores the error for the next `receive`, and returns the earlier error.
+    fn set_error(&self, error: Option<Error>) -> Option<Error> {
+        mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
     }
 }
 
+fn message(message: jetstream::Message) -> Result<Message<Subject>, Error> {
+    let mut delivery = Delivery::new(message.payload.to_vec());
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+        for value in values {
+            delivery = delivery.with_header(name.to_string(), value.as_str());
+        }
+    }
+    let info = message.info().map_err(|error| format!("received a message that JetStream has not sent: {error}"))?;
+    let attempt = u32::try_from(info.delivered).unwrap_or(u32::MAX);
+    let delivery = delivery.with_id(format!("{}:{}", info.stream, info.stream_sequence)).with_attempt(attempt);
+    let receipt = message.message.reply.ok_or("received a message without a reply subject")?;
+    Ok(Message { delivery, receipt })
+}
+
 impl Source for JetStream {
-    type Receipt = Acker;
+    type Receipt = Subject;
     type Error = Error;
 
     fn lease(&self) -> Option<Duration> {
         Some(self.lease)
     }
 
-    async fn receive(&self, most: usize) -> Result<Vec<Message<Acker>>, Error> {
-        // Returns as soon as there are messages. `expires` limits the wait for the first one, also if a response is lost.
-        let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
-        let mut messages = Vec::new();
-        while let Some(message) = batch.next().await {
-            let message = match message {
-                Ok(message) => message,
-                Err(error) if messages.is_empty() => return Err(error),
-                Err(_) => break,
-            };
-            let mut delivery = Delivery::new(message.payload.to_vec());
-            for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
-                for value in values {
-                    delivery = delivery.with_header(name.to_string(), value.as_str());
-                }
-            }
-            let info = message.info()?;
-            let attempt = u32::try_from(info.delivered).unwrap_or(u32::MAX);
-            let delivery = delivery.with_id(format!("{}:{}", info.stream, info.stream_sequence)).with_attempt(attempt);
-            messages.push(Message { delivery, receipt: message.split().1 });
+    async fn receive(&self, most: usize) -> Result<Vec<Message<Subject>>, Error> {
+        if let Some(error) = self.set_error(None) {
+            return Err(error);
         }
+        // The call returns as soon as messages exist. `expires` limits how long it waits for the first message, even if a response is lost.
+        let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
+        let (mut messages, mut failed) = (Vec::new(), None);
+        while let Some(received) = batch.next().await {
+            match received.and_then(message) {
+                Ok(message) => messages.push(message),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if messages.is_empty()
+            && let Some(error) = failed
+        {
+            return Err(error);
+        }
+        self.set_error(failed);
         Ok(messages)
     }
 
-    async fn ack(&self, acker: &mut Acker) -> Result<(), Error> {
-        self.confirmed(acker, AckKind::Ack).await
+    async fn ack(&self, receipt: &mut Subject) -> Result<(), Error> {
+        self.confirmed(receipt, AckKind::Ack).await
     }
 
-    async fn extend(&self, acker: &mut Acker) -> Result<(), Error> {
-        self.confirmed(acker, AckKind::Progress).await
+    async fn extend(&self, receipt: &mut Subject) -> Result<(), Error> {
+        self.confirmed(receipt, AckKind::Progress).await
     }
 
-    async fn release(&self, acker: &mut Acker, release: Release) -> Result<(), Error> {
+    async fn release(&self, receipt: &mut Subject, release: Release) -> Result<(), Error> {
         let delay = match release {
             Release::After(delay) if !delay.is_zero() => Some(delay),
             _ => None,
         };
-        self.confirmed(acker, AckKind::Nak(delay)).await
+        self.confirmed(receipt, AckKind::Nak(delay)).await
     }
 
-    async fn dead_letter(&self, delivery: &Delivery, acker: &mut Acker, reason: &str) -> Result<(), Error> {
+    async fn dead_letter(&self, delivery: &Delivery, receipt: &mut Subject, reason: &str) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         for (name, value) in delivery.headers() {
             headers.append(name, value);
         }
-        // The stream of the dead letters ignores a second copy with this ID, within its `duplicate_window`.
+        // The stream of the dead messages ignores a second copy with the same ID within its `duplicate_window`.
         headers.insert("Nats-Msg-Id", format!("dead:{}", delivery.id()));
         headers.insert("Dead-Letter-Reason", reason.replace(['\r', '\n'], " "));
         let payload = delivery.payload().to_vec().into();
         self.context.publish_with_headers(self.dead_letters.clone(), headers, payload).await?.await?;
-        self.confirmed(acker, AckKind::Term).await
+        self.confirmed(receipt, AckKind::Term).await
     }
 
-    /// Prevents a busy loop: the server can end a request without a message, for example at `max_ack_pending` while other requests wait.
+    /// Prevents a busy loop. The server can end a request immediately without a message, for example if `max_ack_pending` is reached and
+    /// other requests wait.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

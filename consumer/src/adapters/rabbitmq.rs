@@ -16,34 +16,36 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long a `receive` waits for the first message.
+/// The longest time for which a `receive` waits for the first message.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
-/// How long a connection may take.
+/// The time limit for opening a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The header with the number of failed attempts of a message of a classic queue.
+/// The name of the header with the number of failed attempts. Only messages of classic queues have this header.
 const ATTEMPTS: &str = "x-consumer-attempts";
 const REASON: &str = "x-dead-letter-reason";
 
 /// A queue of RabbitMQ, over AMQP 0.9.1 with the client [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
 ///
-/// A message belongs to its consumer as long as the connection exists, without a lease. The program declares the queue and the
-/// queue of its dead letters.
+/// RabbitMQ has no leases: a message belongs to its consumer as long as the connection exists. Your program declares the queue and the
+/// queue for dead messages.
 ///
-/// - On a **quorum queue** the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
-///   queue has another `x-delivery-limit`: set -1, or more than [`max_attempts`](crate::Consumer::max_attempts).
-/// - On a **classic queue** the broker does not count attempts. The source publishes a failed message again, at the end of the queue,
-///   with the number of failures in the header `x-consumer-attempts`. Deliveries that ended without a failure, by a crash or by a
-///   shutdown, count as one attempt at most. A message that always kills its process is therefore never dead, unless `max_attempts`
-///   is 1.
-/// - RabbitMQ cannot delay a message. The consumer [holds](Source::can_delay) it, so keep the backoff short.
-/// - By default, RabbitMQ closes the channel of a consumer that does not settle a message within 30 minutes (`consumer_timeout`).
-/// - A dead message has the header `x-dead-letter-reason`. If the confirmation of a copy is lost, a second copy may exist.
+/// - On a **quorum queue**, the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
+///   queue has another `x-delivery-limit`. Set this limit to -1, or above [`max_attempts`](crate::Consumer::max_attempts).
+/// - On a **classic queue**, the broker does not count attempts. The source publishes a failed message again, at the end of the queue. The
+///   header `x-consumer-attempts` contains the number of failures. All deliveries that crashes or shutdowns interrupted count together as
+///   at most one attempt. If a message always kills its process, it is therefore never dead, unless `max_attempts` is 1.
+/// - RabbitMQ cannot delay a message. The consumer [keeps](Source::can_delay) a failed message until its backoff has elapsed, so keep the
+///   backoff short.
+/// - By default, RabbitMQ closes the channel of a consumer that does not acknowledge or release a message within 30 minutes
+///   (`consumer_timeout`).
+/// - A dead message has the header `x-dead-letter-reason`. If the confirmation of a copy is lost, the queue may contain two copies.
 ///
 /// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
-/// follows each acknowledgement by a call to which the broker responds, so a process that exits after the drain has lost none.
+/// makes another call after each acknowledgement, and waits for the response. A process that exits after the drain has therefore lost no
+/// acknowledgement.
 ///
-/// When the connection is lost, the current `receive` fails, and the next one connects again. The messages in progress return to the
-/// queue, so they are handled twice.
+/// When the connection is lost, the current `receive` fails, and the next `receive` connects again. The messages in progress return to
+/// the queue, so they are handled twice.
 pub struct RabbitQueue {
     uri: String,
     queue: String,
@@ -55,21 +57,21 @@ pub struct RabbitQueue {
 }
 
 struct Link {
-    /// Its drop closes the connection.
+    /// The connection closes when this value is dropped.
     _connection: Connection,
     channel: Channel,
     consumer: Consumer,
 }
 
-/// The receipt of a [`RabbitQueue`].
+/// Identifies one delivery of a message of a [`RabbitQueue`].
 pub struct RabbitReceipt {
     channel: Channel,
     acker: Acker,
     properties: BasicProperties,
-    /// Shares its payload with the delivery of the handler.
+    /// A clone of the handler's delivery, which shares the payload.
     delivery: Delivery,
     failed_attempts: u32,
-    /// Whether the broker has stored the copy. A repeated call then makes no second copy.
+    /// Whether the broker has stored a copy of the message. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
@@ -79,20 +81,20 @@ pub struct RabbitReceipt {
 pub enum RabbitError {
     /// The connection, its channel or a queue is not available.
     Connection(lapin::Error),
-    /// The channel has closed, or the broker has ended the consumer, for example because the queue was deleted. If the queue still
-    /// exists, it has the messages again.
+    /// The channel has closed, or the broker has cancelled the consumer, for example because the queue was deleted. If the queue still
+    /// exists, the messages have returned to the queue.
     Closed,
     /// The broker has not stored the copy of a message.
     NotStored,
 }
 
 impl RabbitQueue {
-    /// Creates a source for a quorum queue. `dead_letters` is the queue of its dead messages. Connects at the first `receive`.
+    /// Creates a source for a quorum queue. Dead messages move to the queue `dead_letters`. The source connects at the first `receive`.
     pub fn quorum(uri: impl Into<String>, queue: impl Into<String>, dead_letters: impl Into<String>) -> Self {
         Self::new(uri.into(), queue.into(), dead_letters.into(), true)
     }
 
-    /// Creates a source for a classic queue. `dead_letters` is the queue of its dead messages. Connects at the first `receive`.
+    /// Creates a source for a classic queue. Dead messages move to the queue `dead_letters`. The source connects at the first `receive`.
     pub fn classic(uri: impl Into<String>, queue: impl Into<String>, dead_letters: impl Into<String>) -> Self {
         Self::new(uri.into(), queue.into(), dead_letters.into(), false)
     }
@@ -102,19 +104,21 @@ impl RabbitQueue {
         Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, is_stopping }
     }
 
-    /// Sets how many messages the broker sends in advance. Default: 16. Minimum: 1. Use the concurrency of the consumer.
+    /// Sets the largest number of unsettled messages that the broker sends to this source. Default: 16. Minimum: 1. Use the
+    /// [concurrency](crate::Consumer::concurrency) of the consumer.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = messages.max(1);
         self
     }
 
-    /// Connects, to detect a wrong address or a missing queue at the start of the program. Does nothing if a connection exists.
+    /// Connects to the broker, so that the program detects a wrong address or a missing queue when it starts. Does nothing if a connection
+    /// exists.
     ///
     /// # Errors
     ///
-    /// [`RabbitError::Connection`] if the broker or one of the queues is not available, or if the broker does not respond within 10
-    /// seconds.
+    /// Returns [`RabbitError::Connection`] if the broker or one of the queues is not available, or if the broker does not respond within
+    /// 10 seconds.
     pub async fn connect(&self) -> Result<(), RabbitError> {
         let mut link = self.link.lock().await;
         if link.is_none() {
@@ -130,7 +134,7 @@ impl RabbitQueue {
     async fn open(&self) -> Result<Link, RabbitError> {
         let connection = Connection::connect(&self.uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        // Without this queue, dead messages would be lost.
+        // Checks that the queue for dead messages exists. Without this queue, dead messages could not be stored.
         let exists = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(self.dead_letters.as_str().into(), exists, FieldTable::default()).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -140,7 +144,7 @@ impl RabbitQueue {
         Ok(Link { _connection: connection, channel, consumer })
     }
 
-    /// Publishes a copy of a message, and waits until the broker has stored it.
+    /// Publishes a copy of a message with this header to `queue`, and waits until the broker has stored the copy.
     async fn copy(&self, receipt: &mut RabbitReceipt, queue: &str, header: &str, value: AMQPValue) -> Result<(), RabbitError> {
         if receipt.is_copied {
             return Ok(());
@@ -159,13 +163,13 @@ impl RabbitQueue {
         }
     }
 
-    /// Checks the result of an acknowledgement.
+    /// Checks the result of an acknowledgement or a release.
     async fn settled(&self, receipt: &RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
-        // `false` also means that an earlier call, whose future was dropped, has settled the message.
+        // The result is also `false` if an earlier call, whose future was dropped, has already acknowledged or released the message.
         if !result? && receipt.acker.poisoned() {
             return Err(RabbitError::Closed);
         }
-        // The broker handles calls in order, so the response to this call confirms the acknowledgement.
+        // The broker handles calls in order, so its response to this call shows that it has handled the acknowledgement.
         if self.is_stopping.load(Ordering::Relaxed) {
             receipt.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
         }
@@ -209,7 +213,7 @@ impl Source for RabbitQueue {
         let mut guard = self.link.lock().await;
         let Some(link) = &mut *guard else { return Ok(Vec::new()) };
         let mut messages = Vec::new();
-        // Most calls find a message, and need no timer.
+        // Most calls find a message immediately, and need no timer.
         let mut next = link.consumer.next().now_or_never();
         if next.is_none() {
             next = match select(link.consumer.next(), Delay::new(RECEIVE_WAIT)).await {
@@ -222,7 +226,7 @@ impl Source for RabbitQueue {
                 Some(Ok(delivery)) => messages.push(self.message(&link.channel, delivery)),
                 broken => {
                     *guard = None;
-                    // The messages that arrived before are in the queue again.
+                    // The messages that arrived earlier on this connection have returned to the queue.
                     return Err(if let Some(Err(error)) = broken { error.into() } else { RabbitError::Closed });
                 }
             }
@@ -242,7 +246,7 @@ impl Source for RabbitQueue {
 
     async fn release(&self, receipt: &mut RabbitReceipt, release: Release) -> Result<(), RabbitError> {
         let result = match release {
-            // From RabbitMQ 4.3 on, a quorum queue does not count this as an attempt.
+            // From RabbitMQ 4.3, a quorum queue does not count this call as an attempt.
             Release::Shutdown => receipt.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await,
             Release::After(_) if self.is_quorum => receipt.acker.reject(BasicRejectOptions { requeue: true }).await,
             Release::After(_) => {
@@ -272,7 +276,7 @@ impl Source for RabbitQueue {
         let mut link = self.link.lock().await;
         let Some(link) = &mut *link else { return Ok(()) };
         link.channel.basic_cancel(link.consumer.tag(), BasicCancelOptions::default()).await?;
-        // The consumer's stream ends with the messages that were sent in advance.
+        // The stream still contains the messages that the broker sent in advance.
         while let Some(Some(Ok(delivery))) = link.consumer.next().now_or_never() {
             delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await?;
         }
@@ -281,7 +285,7 @@ impl Source for RabbitQueue {
     }
 }
 
-/// Returns the value of a header that is a count.
+/// Returns the value of a header as a number, if it is one.
 fn integer(value: &AMQPValue) -> Option<u32> {
     match value {
         AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),
@@ -291,7 +295,7 @@ fn integer(value: &AMQPValue) -> Option<u32> {
     }
 }
 
-/// Returns the value of a header that is text.
+/// Returns the value of a header as a string, if it is one.
 fn text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => Some(text.to_string()),
@@ -327,7 +331,7 @@ impl std::error::Error for RabbitError {
 
 impl fmt::Debug for RabbitQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the URI, which has a password.
+        // The output omits the URI, because the URI contains a password.
         f.debug_struct("RabbitQueue").field("queue", &self.queue).field("dead_letters", &self.dead_letters).finish_non_exhaustive()
     }
 }

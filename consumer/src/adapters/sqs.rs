@@ -10,41 +10,41 @@ use std::error::Error as _;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The service's limit for one call.
+/// The largest number of messages that the service returns for one call.
 const MAX_BATCH: usize = 10;
-/// The service's limit for the time in which a message is invisible. It starts when the message is received.
+/// The longest time for which a message can be invisible, extensions included. This time starts when the message is received.
 const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
-/// The service's limit for the attributes of a message.
+/// The largest number of attributes that a message can have.
 const MAX_ATTRIBUTES: usize = 10;
 const REASON: &str = "Dead-Letter-Reason";
-/// Limits the reason and the payload to which it is added, so that the copy stays below 256 KiB, which is the limit of many queues.
+/// The reason is truncated to this number of characters, and is omitted for large payloads. The copy of a message therefore stays below
+/// 256 KiB, which is the limit of many queues.
 const MAX_REASON: usize = 1000;
 const MAX_PAYLOAD_WITH_REASON: usize = 128 * 1024;
-/// The name that the trace header of X-Ray has in HTTP, as propagators expect it.
+/// The HTTP name of the trace header of X-Ray. Propagators look for this name.
 const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 
 /// A standard queue of Amazon SQS, with the client [`aws_sdk_sqs`]. Needs tokio.
 ///
-/// The program creates the queue and the queue of its dead letters. It also creates the client with its region, credentials and HTTP
+/// Your program creates the queue and the queue for dead messages. It also creates the client with a region, credentials and an HTTP
 /// client, usually with the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
-/// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue of the dead letters.
+/// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue for dead messages.
 ///
-/// - Each delivery counts as an attempt, even if a shutdown cut it off. The service counts approximately.
-/// - A redrive policy moves a message at its `maxReceiveCount` without a report. Use no redrive policy, or set `maxReceiveCount` above
-///   [`max_attempts`](crate::Consumer::max_attempts).
-/// - The service deletes a message when the retention period of its queue has elapsed since it was sent. Default: 4 days. Maximum: 14 days.
-/// - Delays and leases are whole seconds, rounded up. A message is invisible for at most 12 hours after it was received: a longer delay
-///   ends then, and so does an extension.
-/// - After its lease has expired, an acknowledgement has no effect if another consumer has received the message.
-/// - The headers are the message attributes, except those with binary values. The trace header of X-Ray is the header
-///   `X-Amzn-Trace-Id`.
-/// - A dead message keeps its attributes. It has the attribute `Dead-Letter-Reason`, of at most 1000 characters, unless it has 10 other
-///   attributes or more than 128 KiB. If the response to the copy is lost, a second copy may exist.
-/// - A `receive` from an empty queue takes 1 second, and is a request for which the service charges.
-/// - FIFO queues are not supported: messages of one group run simultaneously, and a copy to a FIFO queue of dead letters fails.
+/// - Each delivery counts as an attempt, even if a shutdown interrupted it. The count of the service is approximate.
+/// - If the queue has a redrive policy, SQS itself moves a message to another queue after `maxReceiveCount` deliveries, and no observer
+///   receives a report. Use no redrive policy, or set `maxReceiveCount` above [`max_attempts`](crate::Consumer::max_attempts).
+/// - The service deletes a message when the retention period has elapsed since the message was sent. Default: 4 days. Maximum: 14 days.
+/// - Delays and leases are rounded up to whole seconds. A message can be invisible for at most 12 hours after it was received, so a
+///   longer delay or lease ends after 12 hours.
+/// - If the lease has expired and another consumer has received the message, an acknowledgement has no effect.
+/// - The headers are the attributes of the message that are not binary. The header `X-Amzn-Trace-Id` contains the trace header of X-Ray.
+/// - A dead message keeps its attributes. The source adds the attribute `Dead-Letter-Reason` of at most 1000 characters, unless the message
+///   has 10 other attributes or a payload above 128 KiB. If the response to the copy is lost, the queue may contain two copies.
+/// - A `receive` from an empty queue takes 1 second. Amazon charges money for each request.
+/// - FIFO queues are not supported. The consumer handles messages of one group simultaneously, and a copy to a FIFO queue fails.
 ///
-/// Give the client an operation timeout of more than 2 seconds that is shorter than the lease. By default the client has no operation
-/// timeout, and waits for a lost response forever.
+/// Set an operation timeout for the client that is longer than 2 seconds and shorter than the lease. By default, the client has no
+/// operation timeout, and waits forever for a lost response.
 pub struct SqsQueue {
     client: Client,
     queue_url: String,
@@ -52,14 +52,14 @@ pub struct SqsQueue {
     lease: Duration,
 }
 
-/// The receipt of an [`SqsQueue`].
+/// Identifies one delivery of a message of an [`SqsQueue`].
 #[derive(Debug)]
 pub struct SqsReceipt {
     handle: String,
     received_at: Instant,
     attributes: HashMap<String, MessageAttributeValue>,
     trace_header: Option<String>,
-    /// Whether the dead-letter queue has the copy. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
     is_copied: bool,
 }
 
@@ -68,17 +68,17 @@ pub struct SqsReceipt {
 pub struct SqsError(Error);
 
 impl SqsQueue {
-    /// Creates a source. `dead_letter_url` is the URL of the queue of the dead messages.
+    /// Creates a source for the queue with the URL `queue_url`. Dead messages move to the queue with the URL `dead_letter_url`.
     ///
-    /// `lease` is how long a delivery belongs to its consumer unless it is extended. Minimum: 3 seconds. Maximum: 12 hours. The lease
-    /// replaces the visibility timeout of the queue.
+    /// `lease` is the time for which a delivery belongs to its consumer without an extension. Minimum: 3 seconds. Maximum: 12 hours. The
+    /// lease replaces the visibility timeout of the queue.
     pub fn new(client: Client, queue_url: impl Into<String>, dead_letter_url: impl Into<String>, lease: Duration) -> Self {
         let lease = super::whole_lease(lease, MAX_INVISIBLE);
         Self { client, queue_url: queue_url.into(), dead_letter_url: dead_letter_url.into(), lease }
     }
 
     async fn show_after(&self, receipt: &SqsReceipt, delay: Duration) -> Result<(), SqsError> {
-        // Rounded down: the service refuses a time beyond its limit, which starts at the receipt.
+        // Rounds down, because the service rejects a time beyond its limit. The limit starts when the message is received.
         let left = Duration::from_secs(MAX_INVISIBLE.saturating_sub(receipt.received_at.elapsed()).as_secs());
         let call = self.client.change_message_visibility().queue_url(&self.queue_url).receipt_handle(&receipt.handle);
         call.visibility_timeout(seconds(delay.min(left))).send().await.map_err(error)?;
@@ -88,7 +88,7 @@ impl SqsQueue {
     async fn copy(&self, delivery: &Delivery, receipt: &SqsReceipt, reason: &str) -> Result<(), SqsError> {
         let string = || MessageAttributeValue::builder().data_type("String");
         let mut attributes = receipt.attributes.clone();
-        // The service refuses an empty value, and most control characters.
+        // The service rejects an empty value, and most control characters.
         let reason: String = reason.chars().map(|c| if is_text(c) { c } else { ' ' }).take(MAX_REASON).collect();
         let has_room = attributes.len() < MAX_ATTRIBUTES || attributes.contains_key(REASON);
         if has_room && !reason.is_empty() && delivery.payload().len() <= MAX_PAYLOAD_WITH_REASON {
@@ -113,7 +113,7 @@ fn is_text(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
-/// Returns whole seconds, as the client needs them.
+/// Converts a duration to whole seconds for the client library.
 fn seconds(duration: Duration) -> i32 {
     super::whole_seconds(duration, MAX_INVISIBLE).cast_signed()
 }
@@ -183,7 +183,7 @@ impl Source for SqsQueue {
     fn is_void(&self, error: &SqsError) -> bool {
         match &error.0 {
             Error::MessageNotInflight(_) | Error::QueueDoesNotExist(_) | Error::ReceiptHandleIsInvalid(_) => true,
-            // The lease has expired, or the total delay is beyond the limit. The client has no type for this error.
+            // The lease has expired, or the total delay is above the limit. The client library has no type for this error.
             error => error.code().is_some_and(|code| code.starts_with("InvalidParameterValue")),
         }
     }
@@ -197,7 +197,7 @@ impl fmt::Debug for SqsQueue {
 
 impl fmt::Display for SqsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The client's own text says no more than "unhandled error" for most errors.
+        // For most errors, the client library prints only "unhandled error", so this function also prints the causes.
         write!(f, "{}", self.0)?;
         let mut cause = self.0.source();
         while let Some(error) = cause {

@@ -2,12 +2,12 @@ use crate::source::Source;
 use std::fmt;
 use std::future::Future;
 
-/// A broker with a queue, for the suite.
+/// Gives the test suite access to a queue of a broker.
 pub trait Broker {
     /// The source under test.
     type Source: Source;
 
-    /// Returns a source of this queue with a new connection, as another process would.
+    /// Opens a new connection to the broker, as another process would, and returns a source for the queue.
     fn connect(&self) -> impl Future<Output = Self::Source>;
 
     /// Sends a message to the queue.
@@ -17,7 +17,7 @@ pub trait Broker {
     fn dead_letters(&self) -> impl Future<Output = Vec<Vec<u8>>>;
 }
 
-/// A promise that a source breaks.
+/// An error of the test suite: the source broke a promise of its contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub(super) promise: &'static str,
@@ -25,7 +25,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// Returns the promise, as a sentence.
+    /// Returns the broken promise as a sentence.
     pub fn promise(&self) -> &'static str {
         self.promise
     }

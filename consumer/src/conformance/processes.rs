@@ -1,4 +1,4 @@
-//! The checks with worker processes.
+//! Checks a source with worker processes.
 
 use super::{Broker, Violation};
 use crate::consumer::consumer;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The messages that [`processes`] sends, and how its workers end.
+/// Sets how many messages [`processes`] sends, and how many workers it kills, stops, aborts and freezes.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Plan {
@@ -30,11 +30,11 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The number of messages, each of which was handled.
+    /// The number of messages that were sent. The workers have handled all of them.
     pub messages: usize,
-    /// The number of attempts beyond the first of each message. Each follows a kill, a freeze, an abort or an outage.
+    /// The number of attempts, without the first attempt of each message. A kill, a freeze, an abort or an outage caused each of them.
     pub repeated: usize,
-    /// The longest time from the start of a shutdown to the end of its process. Workers that abort or were frozen do not count.
+    /// The longest time from the start of a worker's shutdown until its process exited. Workers that were aborted or frozen do not count.
     pub longest_stop: Duration,
 }
 
@@ -46,17 +46,17 @@ impl fmt::Display for Report {
 }
 
 impl Plan {
-    /// Sends this number of messages, and only stops the last worker.
+    /// Creates a plan that sends this number of messages and kills, aborts and freezes no workers.
     pub const fn new(messages: usize) -> Self {
         Self { messages, kills: 0, stops: 0, aborts: 0, freezes: 0, broker_fails: false }
     }
 
-    /// Sends 100 messages, kills 2 workers, stops 2, aborts 1 and freezes 1.
+    /// Creates a plan that sends 100 messages, kills 2 workers, stops 2, aborts 1 and freezes 1.
     pub const fn brief() -> Self {
         Self::new(100).kills(2).stops(2).aborts(1).freezes(1)
     }
 
-    /// Sends 500 messages, kills 5 workers, stops 5, aborts 2 and freezes 2.
+    /// Creates a plan that sends 500 messages, kills 5 workers, stops 5, aborts 2 and freezes 2.
     pub const fn long() -> Self {
         Self::new(500).kills(5).stops(5).aborts(2).freezes(2)
     }
@@ -67,13 +67,13 @@ impl Plan {
         self
     }
 
-    /// Sets how many workers are stopped gracefully while messages are left. Default: 0.
+    /// Sets how many workers are stopped gracefully while messages remain in the queue. Default: 0.
     pub const fn stops(mut self, workers: usize) -> Self {
         self.stops = workers;
         self
     }
 
-    /// Sets how many workers are stopped and abort their handlers, as if the grace period had expired. Default: 0.
+    /// Sets how many workers are stopped and abort their handlers, as after the end of a grace period. Default: 0.
     pub const fn aborts(mut self, workers: usize) -> Self {
         self.aborts = workers;
         self
@@ -85,14 +85,14 @@ impl Plan {
         self
     }
 
-    /// Allows each message to be repeated, because the caller kills or freezes the broker while [`processes`] runs.
+    /// Allows repeated attempts for all messages. Use this if you kill or freeze the broker while [`processes`] runs.
     pub const fn broker_fails(mut self) -> Self {
         self.broker_fails = true;
         self
     }
 }
 
-/// How a worker ended.
+/// What happened to a worker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Killed,
@@ -101,7 +101,7 @@ enum End {
     Frozen,
 }
 
-/// A line of a worker's output: the handler of a message has started or ended.
+/// Represents a line of a worker's output, which says that a handler has started or completed.
 struct Event {
     message: usize,
     worker: usize,
@@ -110,10 +110,11 @@ struct Event {
 
 type Events = Arc<Mutex<Vec<Event>>>;
 
-/// Serves a source in a worker process until its stdin closes, then drains the registry and returns. [`processes`] starts this process.
+/// Runs in a worker process that [`processes`] starts. Handles the messages of a source until stdin closes, then drains the registry and
+/// returns.
 ///
 /// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
-/// messages at a time. It writes to stdout, which must carry nothing else.
+/// messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
 ///
 /// # Panics
 ///
@@ -152,7 +153,7 @@ where
 }
 
 fn print_line(event: &str, message: &str) {
-    // One write, so that lines do not mix. If stdout is closed, the suite has ended.
+    // One write for the line, so that lines of several threads do not mix. A write fails only if the suite has ended.
     let _ = std::io::stdout().write_all(format!("{event} {message}\n").as_bytes());
 }
 
@@ -185,7 +186,7 @@ impl Worker {
         let _ = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
     }
 
-    /// Stops the worker, and waits until it exits. Makes it abort its handlers if `input` is not empty.
+    /// Stops the worker, and waits until the process exits. If `input` is not empty, the worker aborts its handlers.
     async fn stop(&mut self, input: &[u8]) -> Result<Duration, String> {
         let start = Instant::now();
         if let Some(mut stdin) = self.process.stdin.take() {
@@ -209,19 +210,20 @@ impl Drop for Worker {
     }
 }
 
-/// Sends messages, and starts, kills, freezes, stops and aborts workers until each message has been handled.
+/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts them until each message has been handled.
 ///
-/// `command` returns the command of a worker process, which calls [`worker`]. The queue must be empty. To freeze workers, this function
-/// runs the program `kill`, so a plan with freezes needs Unix. After the last worker has started, the messages have two minutes to end.
+/// `command` returns a command that starts a worker process, which must call [`worker`]. To freeze workers, this function runs the program
+/// `kill`, so a plan with freezes needs Unix. All messages must be handled within two minutes after the start of the last worker.
 ///
 /// # Errors
 ///
-/// Returns the promise that the source breaks: messages are lost, a message is repeated without a reason, or a worker does not stop.
+/// Returns the promise that the source breaks, if a message is lost, if a message is repeated without a reason, or if a worker does not
+/// stop.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");
     for n in 0..plan.messages {
-        // Each fiftieth message takes longer than a short lease.
+        // The handlers of some messages take longer than a short lease.
         let duration = if n % 50 == 7 { 5000 } else { 50 + n * 37 % 250 };
         broker.send(format!("{n} {duration}")).await;
     }
@@ -238,7 +240,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
             let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
             ends.push(end);
             started(&events, ends.len() - 1).await;
-            // The moment of the end is random, so that it meets each step of the loop.
+            // The time is random, so that a kill or stop can happen at each step of the consumer's loop.
             Delay::new(Duration::from_millis(fastrand::u64(200..1200))).await;
             match end {
                 End::Killed => worker.kill(),
@@ -246,7 +248,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
                 End::Aborted => drop(worker.stop(b"abort").await.map_err(runs)?),
                 End::Frozen => {
                     worker.signal("-STOP");
-                    // Takes over the messages of the frozen worker.
+                    // Starts another worker, which receives the messages of the frozen worker.
                     let mut other = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
                     ends.push(End::Stopped);
                     Delay::new(broker.connect().await.lease().unwrap_or_default() + Duration::from_secs(1)).await;
@@ -292,7 +294,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     Ok(report)
 }
 
-/// Waits until a worker has started a message, at most ten seconds: there may be no messages left.
+/// Waits until a worker has started to handle a message. Waits for at most ten seconds, because no messages may be left.
 async fn started(events: &Events, worker: usize) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {

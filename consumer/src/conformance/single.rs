@@ -1,4 +1,4 @@
-//! The checks within one process.
+//! Checks a source within one process, by calls to its methods.
 
 use super::{Broker, Violation};
 use crate::source::{Message, Release, Source};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 type Check = Result<(), String>;
 type Received<B> = Message<<<B as Broker>::Source as Source>::Receipt>;
 
-/// How long a broker may take until a message that is due arrives.
+/// The longest time that a broker may need to deliver a message that is available.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How much longer than promised a broker may take, and how long the suite waits for a message that must not arrive.
+/// The time by which a broker may exceed a promised time. The suite also waits for this time to check that no message arrives.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Checks the contract of a source by direct calls, except dropped futures and lost connections. `empty` returns a broker with a new,
-/// empty queue.
+/// Checks the contract of a source by calls to its methods. `empty` must return a broker with a new, empty queue. This function does not
+/// check dropped futures and lost connections.
 ///
-/// Use the shortest lease that the broker allows, because the suite waits for about ten leases and ten seconds.
+/// Use the shortest lease that the broker allows, because this function waits for about ten leases and another ten seconds.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ async fn none<B: Broker>(source: &B::Source, limit: Duration) -> Check {
     }
 }
 
-/// Closes the connection of a source, and returns another when the leases of its messages have expired.
+/// Closes the connection of a source. Waits until the leases of its messages have expired, and returns a new source.
 async fn reconnect<B: Broker>(broker: &B, source: B::Source) -> B::Source {
     let lease = source.lease();
     drop(source);
@@ -125,7 +125,7 @@ async fn returns_at_most<B: Broker>(broker: &B) -> Check {
 async fn returns_promptly<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     let mut shortest = Duration::MAX;
-    // A busy machine may delay some of the calls.
+    // A busy machine may delay some of the calls, so only the shortest one counts.
     for n in 0..5 {
         broker.send(n.to_string()).await;
         let limit = Instant::now() + PATIENCE;
@@ -158,7 +158,7 @@ async fn acknowledged<B: Broker>(broker: &B) -> Check {
     let mut message = one::<B>(&source).await?;
     source.ack(&mut message.receipt).await.map_err(text)?;
     drop(message);
-    // The process exits immediately, and the acknowledgement must have arrived.
+    // A process could exit now, so the broker must already have received the acknowledgement.
     none::<B>(&reconnect(broker, source).await, MARGIN).await
 }
 
@@ -166,7 +166,7 @@ async fn settles_one<B: Broker>(broker: &B) -> Check {
     broker.send("1".into()).await;
     broker.send("2".into()).await;
     let source = broker.connect().await;
-    // A receipt may keep its connection open.
+    // A receipt may keep its connection open, so both receipts are dropped below.
     let Message { delivery: first, receipt } = one::<B>(&source).await?;
     let mut second = one::<B>(&source).await?;
     source.ack(&mut second.receipt).await.map_err(text)?;
@@ -208,13 +208,13 @@ async fn delayed<B: Broker>(broker: &B) -> Check {
     }
     broker.send("1".into()).await;
     let mut message = one::<B>(&source).await?;
-    // A delay that is not the lease.
+    // The delay differs from the lease, so that the check does not confuse them.
     let delay = source.lease().unwrap_or_default() + Duration::from_secs(2);
     let start = Instant::now();
     source.release(&mut message.receipt, Release::After(delay)).await.map_err(text)?;
     one::<B>(&source).await?;
     let elapsed = start.elapsed();
-    // A broker may count whole seconds.
+    // A broker may round delays to whole seconds.
     expect(elapsed + Duration::from_secs(1) > delay, || format!("it returned after {elapsed:?} in place of {delay:?}"))
 }
 
@@ -255,7 +255,7 @@ async fn dead<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     let mut message = one::<B>(&source).await?;
     source.dead_letter(&message.delivery, &mut message.receipt, "too bad\nreally").await.map_err(text)?;
-    // As after a lost response. The receipt may be void by now.
+    // Repeats the call, as a consumer does after a lost response. The call may fail, because the message is already dead.
     let _ = source.dead_letter(&message.delivery, &mut message.receipt, "too bad\nreally").await;
     drop(message);
     none::<B>(&reconnect(broker, source).await, MARGIN).await?;

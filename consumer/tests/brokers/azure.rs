@@ -2,8 +2,8 @@ use crate::Queue;
 use azure_core::http::Url;
 use azure_storage_queue::QueueClient;
 use azure_storage_queue::models::{QueueClientReceiveMessagesOptions, QueueClientSendMessageOptions, QueueMessage};
-use background_tasks_consumer::AzureQueue;
 use background_tasks_consumer::conformance::Broker;
+use background_tasks_consumer::{AzureQueue, Source};
 use std::time::Duration;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -25,9 +25,13 @@ impl Queue for Azure {
     async fn open(address: &str, name: &str) -> Self {
         let name = format!("queue-{name}");
         let (queue, dead) = (client(address, &name), client(address, &format!("{name}-dead")));
-        // Fails if the queue exists.
+        // These calls fail if the queues already exist.
         let _ = (queue.create(None).await, dead.create(None).await);
         Self { queue, dead, address: address.into(), name }
+    }
+
+    async fn check_details(address: &str) {
+        ack_succeeds_without_its_message_but_not_without_its_queue(&Self::open(address, "missing").await).await;
     }
 }
 
@@ -51,4 +55,16 @@ impl Broker for Azure {
         let received = self.dead.receive_messages(Some(options)).await.unwrap().into_model().unwrap().items.unwrap_or_default();
         received.into_iter().map(|message| message.message_text.unwrap_or_default().into_bytes()).collect()
     }
+}
+
+async fn ack_succeeds_without_its_message_but_not_without_its_queue(queue: &Azure) {
+    queue.send("1".into()).await;
+    queue.send("2".into()).await;
+    let source = queue.connect().await;
+    let [mut first, mut second] = <[_; 2]>::try_from(source.receive(2).await.unwrap()).unwrap();
+    source.ack(&mut first.receipt).await.unwrap();
+    source.ack(&mut first.receipt).await.unwrap();
+    queue.queue.delete(None).await.unwrap();
+    let error = source.ack(&mut second.receipt).await.unwrap_err();
+    assert!(source.is_void(&error), "{error}");
 }

@@ -1,6 +1,6 @@
-//! Runs the conformance suite on real brokers, which it starts on free ports. The same binary is also the worker processes.
+//! Starts real brokers on free ports, and runs the conformance suite on them. The test starts its own binary again as worker processes.
 //!
-//! `LONG=1` sends more messages and kills more workers. An argument selects brokers by a part of their names.
+//! With `LONG=1`, the test sends more messages and kills more workers. An argument selects the brokers whose names contain the argument.
 
 mod azure;
 mod nats;
@@ -20,25 +20,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-/// A queue on a broker. Another process creates the same queue from the same address.
+/// A queue on a broker. A worker process opens the same queue with the same address and name.
 pub(crate) trait Queue: Broker {
     const NAME: &'static str;
 
-    /// `address` is the server, and `name` is the queue. Creates the queue if it does not exist.
+    /// Opens the queue with this name on the server at `address`. Creates the queue if it does not exist.
     async fn open(address: &str, name: &str) -> Self;
 
-    /// Checks what only this source promises. Panics if it breaks a promise.
+    /// Checks the promises that only this source makes. Panics if the source breaks such a promise.
     async fn check_details(_address: &str) {}
 }
 
-/// What happens to the broker.
+/// What a test does to the broker while workers handle messages.
 #[derive(Clone, Copy, Debug)]
 enum Outage {
     Kill,
     Freeze,
 }
 
-/// Runs the suite. Returns whether the source passed it.
+/// Runs all tests on a broker. Returns whether all tests passed.
 async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage]) -> bool {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -59,7 +59,7 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
         let (name, plan) = (name(), Plan::new(400).broker_fails());
         let what = format!("broker: {outage:?}");
         let is_started = AtomicBool::new(false);
-        // The worker is busy for some seconds.
+        // Makes the broker fail shortly after the worker has started, because the worker handles messages for some seconds.
         let fail = async {
             while !is_started.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -117,7 +117,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
-    // The suites run simultaneously, because they mostly wait for leases.
+    // The tests of all brokers run simultaneously, because they mostly wait for leases.
     let passed = thread::scope(|scope| {
         let brokers = [
             selected(nats::Nats::NAME)
@@ -127,10 +127,10 @@ fn main() -> ExitCode {
             }),
             selected(rabbitmq::Classic::NAME)
                 .then(|| scope.spawn(|| test::<rabbitmq::Classic>("rabbitmq-server", server::rabbitmq, &[Outage::Kill]))),
-            // A killed azurite loses messages that it has confirmed.
+            // No test kills azurite, because a killed azurite loses messages that it has confirmed.
             selected(azure::Azure::NAME)
                 .then(|| scope.spawn(|| test::<azure::Azure>("azurite", server::azurite, &[Outage::Freeze]))),
-            // A killed moto loses all messages.
+            // No test kills moto, because a killed moto loses all messages.
             selected(sqs::Sqs::NAME).then(|| scope.spawn(|| test::<sqs::Sqs>("moto", server::moto, &[Outage::Freeze]))),
         ];
         brokers.into_iter().flatten().all(|broker| broker.join().unwrap_or(false))
@@ -142,7 +142,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("the runtime starts")
 }
 
-/// Runs the suite on a broker, if the broker is installed.
+/// Starts a broker and runs its tests. Skips the tests if the broker is not installed.
 fn test<Q: Queue>(program: &str, start: fn() -> Result<(Server, String), String>, outages: &[Outage]) -> bool {
     match start() {
         Ok((mut server, address)) => runtime().block_on(check::<Q>(&mut server, &address, outages)),

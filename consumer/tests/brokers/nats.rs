@@ -1,8 +1,8 @@
 use crate::Queue;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
-use background_tasks_consumer::JetStream;
 use background_tasks_consumer::conformance::Broker;
+use background_tasks_consumer::{JetStream, Release, Source};
 use futures_util::StreamExt;
 use std::time::Duration;
 
@@ -16,9 +16,7 @@ pub(crate) struct Nats {
 }
 
 async fn context(address: &str) -> jetstream::Context {
-    let mut context = jetstream::new(async_nats::connect(address).await.unwrap());
-    context.set_timeout(Duration::from_secs(2));
-    context
+    jetstream::new(async_nats::connect(address).await.unwrap())
 }
 
 impl Nats {
@@ -45,6 +43,11 @@ impl Queue for Nats {
         let stream = context.get_or_create_stream(config).await.unwrap();
         Self { address: address.into(), name: name.into(), context, stream }
     }
+
+    async fn check_details(address: &str) {
+        stray_message_is_reported_and_loses_no_other(address).await;
+        calls_fail_without_the_consumer(&Self::open(address, "deleted").await).await;
+    }
 }
 
 impl Broker for Nats {
@@ -64,4 +67,45 @@ impl Broker for Nats {
         let messages = consumer.batch().max_messages(100).expires(Duration::from_secs(1)).messages().await.unwrap();
         messages.map(|message| message.unwrap().payload.to_vec()).collect().await
     }
+}
+
+/// A batch contains a message that JetStream has not sent, followed by a message of the stream.
+async fn stray_message_is_reported_and_loses_no_other(address: &str) {
+    // On a busy machine, the request can expire before both messages arrive. The test then tries again.
+    for n in 0..5 {
+        let queue = Nats::open(address, &format!("stray{n}")).await;
+        let source = queue.connect().await;
+        let client = async_nats::connect(address).await.unwrap();
+        let mut requests = client.subscribe(format!("$JS.API.CONSUMER.MSG.NEXT.stray{n}.workers")).await.unwrap();
+        // The server processes the calls of a client in order. A response therefore shows that it has processed the earlier calls.
+        let processed = async || drop(jetstream::new(client.clone()).get_stream(&queue.name).await.unwrap());
+        processed().await;
+        let send = async {
+            let inbox = requests.next().await.unwrap().reply.unwrap();
+            client.publish(inbox, "stray".into()).await.unwrap();
+            processed().await;
+            queue.send("1".into()).await;
+        };
+        let (received, ()) = futures_util::join!(source.receive(10), send);
+        let Some(mut message) = received.ok().and_then(|mut received| received.pop()) else { continue };
+        assert_eq!(message.delivery.payload(), b"1");
+        source.ack(&mut message.receipt).await.unwrap();
+        let error = source.receive(10).await.err().unwrap().to_string();
+        assert!(error.starts_with("received a message that JetStream has not sent"), "{error}");
+        assert!(source.receive(10).await.unwrap().is_empty());
+        return;
+    }
+    panic!("no batch contained the other message");
+}
+
+/// Without the JetStream consumer, the server responds that the acknowledgement's subject has no subscriber. The source must treat this
+/// response as an error.
+async fn calls_fail_without_the_consumer(queue: &Nats) {
+    let source = queue.connect().await;
+    queue.send("1".into()).await;
+    let mut message = source.receive(1).await.unwrap().remove(0);
+    queue.stream.delete_consumer("workers").await.unwrap();
+    source.ack(&mut message.receipt).await.unwrap_err();
+    source.extend(&mut message.receipt).await.unwrap_err();
+    source.release(&mut message.receipt, Release::Shutdown).await.unwrap_err();
 }

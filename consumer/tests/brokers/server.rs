@@ -1,4 +1,4 @@
-//! The brokers, as child processes on free ports. Each has its own process group, which ends with the test.
+//! Starts the brokers as child processes on free ports. Each broker has its own process group, which is killed when the test ends.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
 
-/// Longer than a server needs to start on a busy machine.
+/// The time limit for the start of a server. It is longer than a server needs on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(100);
 
 pub(crate) struct Server {
@@ -28,13 +28,13 @@ impl Server {
         TempDir::new().expect("a temporary folder")
     }
 
-    /// Starts the commands of a shell script, and waits until the last command listens on `port`.
+    /// Runs a shell script that starts a server, and waits until the server listens on `port`.
     ///
     /// # Errors
     ///
-    /// Why the server cannot start, with the end of its output.
+    /// Returns the reason if the server cannot start, with the server's output.
     pub(crate) fn start(script: &str, port: u16, folder: TempDir, variables: Vec<(&'static str, String)>) -> Result<Self, String> {
-        // The shell kills its process group when the test closes the pipe or dies.
+        // The shell reads from a pipe. When the test closes the pipe or dies, the read ends, and the shell kills its process group.
         let script = format!("({script}) </dev/null & read line; kill -KILL 0");
         let mut this = Self { guard: None, script, port, variables, folder };
         this.launch()?;
@@ -68,14 +68,14 @@ impl Server {
         }
     }
 
-    /// Kills the server, and starts it again after a pause, with the same data.
+    /// Kills the server. After a pause, starts the server again with the same data.
     pub(crate) fn restart(&mut self) {
         self.kill();
         thread::sleep(Duration::from_secs(3));
         self.launch().expect("the server starts again");
     }
 
-    /// Stops all threads of the server for this time.
+    /// Freezes the server's processes for the given time.
     pub(crate) fn freeze(&mut self, duration: Duration) {
         let group = self.guard.as_ref().map(|guard| format!("-{}", guard.id())).expect("the server runs");
         let signal = |signal: &str| Command::new("kill").args([signal, "--", &group]).status().expect("kill runs");
@@ -91,21 +91,21 @@ impl Drop for Server {
     }
 }
 
-/// Returns the first of these files that exists.
+/// Returns the first of these paths at which a file exists.
 ///
 /// # Errors
 ///
-/// Names the program that is missing.
+/// Returns an error with the name of the program if none of the files exists.
 pub(crate) fn find(name: &str, paths: &[&str]) -> Result<String, String> {
     let path = paths.iter().find(|path| Path::new(path).is_file());
     path.map(ToString::to_string).ok_or_else(|| format!("{name} is not installed"))
 }
 
-/// Starts NATS with JetStream. Returns its address.
+/// Starts NATS with JetStream. Returns the address of the server.
 ///
 /// # Errors
 ///
-/// Why the server cannot start.
+/// Returns the reason if the server cannot start.
 pub(crate) fn nats() -> Result<(Server, String), String> {
     let program = find("nats-server", &["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"])?;
     let port = free_port();
@@ -113,21 +113,21 @@ pub(crate) fn nats() -> Result<(Server, String), String> {
     Ok((server, format!("127.0.0.1:{port}")))
 }
 
-/// Starts RabbitMQ. Returns its URI.
+/// Starts RabbitMQ. Returns the URI of the server.
 ///
 /// # Errors
 ///
-/// Why the server cannot start.
+/// Returns the reason if the server cannot start.
 pub(crate) fn rabbitmq() -> Result<(Server, String), String> {
     let program = find("rabbitmq-server", &["/usr/lib/rabbitmq/bin/rabbitmq-server"])?;
     let (port, distribution, epmd) = (free_port(), free_port(), free_port());
-    // epmd would outlive the broker if the broker started it.
+    // The script starts epmd, because an epmd that the broker starts would continue to run after the broker.
     let script = format!("epmd -port {epmd} -address 127.0.0.1 & exec {program}");
     let folder = Server::folder();
     let path = folder.path().to_owned();
     let at = |name: &str| path.join(name).display().to_string();
     let variables = vec![
-        ("HOME", path.display().to_string()), // the cookie
+        ("HOME", path.display().to_string()), // contains Erlang's cookie file
         ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODE_PORT", port.to_string()),
@@ -145,7 +145,7 @@ pub(crate) fn rabbitmq() -> Result<(Server, String), String> {
     Ok((server, format!("amqp://guest:guest@127.0.0.1:{port}/%2f")))
 }
 
-/// Prints a shared access signature for the account that azurite has, with its key, which is public.
+/// Prints a shared access signature for azurite's account. The signature uses the key of this account, which is public.
 const SIGN: &str = r"
 const key = 'Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==';
 const fields = ['devstoreaccount1', 'rwdlacup', 'q', 'sco', '', '2099-01-01T00:00:00Z', '', 'https,http', '2021-12-02', '', ''];
@@ -155,11 +155,11 @@ console.log('sv=2021-12-02&ss=q&srt=sco&sp=rwdlacup&se=2099-01-01T00:00:00Z&spr=
 
 /// Starts azurite. Returns the URL of a queue named `QUEUE`, with a shared access signature.
 ///
-/// The environment variable `AZURITE` names the program `azurite-queue`, unless it is in one of the usual folders.
+/// If the program `azurite-queue` is not in one of the usual folders, set the environment variable `AZURITE` to its path.
 ///
 /// # Errors
 ///
-/// Why the server cannot start.
+/// Returns the reason if the server cannot start.
 pub(crate) fn azurite() -> Result<(Server, String), String> {
     let program = env::var("AZURITE").unwrap_or_default();
     let program = find("azurite-queue", &[&program, "/usr/local/bin/azurite-queue", "/usr/bin/azurite-queue"])?;
@@ -171,7 +171,8 @@ pub(crate) fn azurite() -> Result<(Server, String), String> {
     Ok((server, format!("http://127.0.0.1:{port}/devstoreaccount1/QUEUE?{signature}")))
 }
 
-/// Runs moto with a lock. Without it, moto's threads change a queue concurrently: deleted messages return, and sent messages can be lost.
+/// Runs moto with a lock. Without the lock, moto's threads change a queue simultaneously: deleted messages can return, and sent messages
+/// can be lost.
 const MOTO: &str = "
 import threading, time
 from moto.server import main
@@ -202,13 +203,13 @@ SQSBackend.receive_message = poll
 main()
 ";
 
-/// Starts moto's emulator of Amazon SQS. Returns its URL.
+/// Starts moto's emulator of Amazon SQS. Returns the URL of the emulator.
 ///
-/// The environment variable `MOTO` names an interpreter of Python that has the package `moto[server]`.
+/// The environment variable `MOTO` must be the path of a Python interpreter that has the package `moto[server]`.
 ///
 /// # Errors
 ///
-/// Why the server cannot start.
+/// Returns the reason if the server cannot start.
 pub(crate) fn moto() -> Result<(Server, String), String> {
     let python = find("moto", &[&env::var("MOTO").unwrap_or_default()])?;
     let port = free_port();

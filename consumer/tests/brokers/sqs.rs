@@ -147,7 +147,7 @@ async fn repeated_dead_letter_sends_one_copy(queue: &Sqs) {
     queue.send("1".into()).await;
     let source = queue.connect().await;
     let Message { delivery, mut receipt } = one(&source).await;
-    // The copy succeeds, and the deletion fails.
+    // After this call, copying the message to the dead-letter queue succeeds, and deleting the message fails.
     queue.client.delete_queue().queue_url(&queue.queue).send().await.unwrap();
     for _ in 0..2 {
         source.dead_letter(&delivery, &mut receipt, "why").await.unwrap_err();
@@ -159,8 +159,8 @@ async fn delay_beyond_the_limit_is_shortened(address: &str) {
     for n in 0.. {
         let queue = Sqs::open(address, &format!("delay{n}")).await;
         let source = queue.connect().await;
-        // moto starts the limit when a message is sent, and the service starts it when the message is received. This message is sent
-        // while the call that receives it waits, so both times are the same.
+        // The limit of 12 hours starts in moto when a message is sent, and in SQS when the message is received. The test sends this message
+        // while `receive` waits for it, so the two times are the same.
         let (received, ()) = futures_util::join!(source.receive(1), queue.send("1".into()));
         if let Some(Message { mut receipt, .. }) = received.unwrap().pop() {
             source.release(&mut receipt, Release::After(Duration::from_secs(100_000))).await.unwrap();

@@ -165,6 +165,50 @@ fn handler_longer_than_the_lease_runs_once() {
     sim.assert_losses(&[]);
 }
 
+/// The broker starts the lease at some moment during the call, so the consumer counts it from the start of the call.
+#[test]
+fn message_of_a_slow_receive_is_extended_in_time() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = LEASE * 9 / 10;
+    let (calls, handler) = slow(&sim, 60);
+    sim.consumer().serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    *sim.faults.receive_delay.lock().unwrap() = Duration::ZERO;
+    sim.advance(LEASE * 3);
+    assert!(sim.queue.is_empty());
+    assert_eq!(calls.load(SeqCst), 1);
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn lease_is_counted_from_the_start_of_a_slow_extension() {
+    let sim = Simulation::new();
+    sim.send(1);
+    // Each response arrives after the next extension is due, so the next extension starts immediately.
+    *sim.faults.extension_delay.lock().unwrap() = LEASE * 9 / 20;
+    let (calls, handler) = slow(&sim, 200);
+    sim.consumer().serve(&sim.registry, "job", handler).unwrap();
+    sim.advance_secs(240);
+    assert!(sim.queue.is_empty());
+    assert_eq!(calls.load(SeqCst), 1);
+    sim.assert_losses(&[]);
+}
+
+/// At 27 seconds, three seconds of the lease are left.
+#[test]
+fn call_for_a_message_of_a_slow_receive_ends_with_its_lease() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = LEASE * 9 / 10;
+    sim.consumer().concurrency(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.faults.fail_calls.store(true, SeqCst);
+    sim.advance_secs(29);
+    sim.assert_losses(&[]);
+    sim.advance_secs(1);
+    sim.assert_losses(&["job failed: done, but not acknowledged: broken"]);
+}
+
 #[test]
 fn ack_waits_for_an_extension_and_uses_its_receipt() {
     let sim = Simulation::new();
@@ -228,7 +272,42 @@ fn ack_without_response_ends_with_the_lease() {
     assert_eq!(sim.shutdown(), None);
     sim.advance(LEASE);
     assert!(sim.registry.is_drained());
-    sim.assert_losses(&["job failed: done, but not acknowledged: the broker does not respond"]);
+    sim.assert_losses(&[
+        "consumer failed: cannot stop receiving: the broker does not respond",
+        "job failed: done, but not acknowledged: the broker does not respond",
+    ]);
+}
+
+/// The message stays unsettled until the connection closes, so this must be reported.
+#[test]
+fn release_without_response_is_reported_if_the_source_has_no_lease() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.send(1);
+    sim.consumer().serve(&sim.registry, "job", never_ends).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    sim.faults.hang_calls.store(true, SeqCst);
+    sim.registry.abort();
+    sim.advance_secs(9);
+    assert!(!sim.registry.is_drained());
+    sim.advance_secs(1);
+    assert!(sim.registry.is_drained());
+    sim.assert_losses(&["job was aborted", "consumer failed: cannot release message \"1\": the broker does not respond"]);
+}
+
+#[test]
+fn stop_without_response_is_reported() {
+    let sim = Simulation::new();
+    sim.consumer().serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    sim.faults.hang_calls.store(true, SeqCst);
+    assert_eq!(sim.shutdown(), None);
+    sim.advance_secs(9);
+    assert!(!sim.registry.is_drained());
+    sim.advance_secs(1);
+    assert!(sim.registry.is_drained());
+    sim.assert_losses(&["consumer failed: cannot stop receiving: the broker does not respond"]);
 }
 
 #[test]
@@ -404,6 +483,46 @@ fn shutdown_charges_no_attempt_where_the_queue_can_do_so() {
     sim.run();
     assert!(sim.registry.is_drained());
     assert_eq!(sim.steal(), 1, "the next attempt is the first again");
+}
+
+/// A broker that counts a released message would deliver it once more than `max_attempts`, and no handler would have run.
+#[test]
+fn shutdown_does_not_release_a_message_at_its_last_attempt() {
+    let sim = Simulation::new();
+    sim.send(1);
+    *sim.faults.receive_delay.lock().unwrap() = Duration::from_secs(1);
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    sim.advance_secs(1);
+    assert!(sim.queue.is_empty() && sim.registry.is_drained());
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn message_at_its_last_attempt_waits_for_a_permit_during_the_drain() {
+    let sim = Simulation::with_limit(1);
+    sim.send(2);
+    let (calls, handler) = slow(&sim, 5);
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!((calls.load(SeqCst), sim.shutdown()), (1, None));
+    sim.advance_secs(10);
+    assert!(sim.queue.is_empty() && sim.registry.is_drained());
+    assert_eq!(calls.load(SeqCst), 2);
+    sim.assert_losses(&[]);
+}
+
+#[test]
+fn message_that_waits_for_a_permit_is_released_at_shutdown() {
+    let sim = Simulation::with_limit(1);
+    sim.send(2);
+    let (calls, handler) = slow(&sim, 5);
+    sim.consumer().max_attempts(2).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!(sim.shutdown(), None);
+    assert_eq!((calls.load(SeqCst), sim.queue.visible()), (1, 1));
+    assert_eq!(sim.steal(), 1, "no attempt is charged");
 }
 
 #[test]

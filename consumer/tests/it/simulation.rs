@@ -288,6 +288,6 @@ impl Source for Faulty {
 
     async fn stop(&self) -> Result<(), Broken> {
         self.faults.stops.fetch_add(1, SeqCst);
-        Ok(())
+        self.call(async { Ok(()) }).await
     }
 }

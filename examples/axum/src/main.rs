@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use background_tasks::{MetricsObserver, Registry, TaskSpan, TokioSpawner, TracingObserver};
+use background_tasks::{InSpan, MetricsObserver, Registry, TokioSpawner, TracingObserver};
 use background_tasks_host::{Dashboard, Host, HttpServer, Readiness, RequestLayer};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -25,8 +25,9 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
-/// The type of the task registry. Each task has a tracing span, which follows from the span of the request that started the task.
-type Tasks = Registry<TaskSpan<TokioSpawner>>;
+/// The type of the task registry. Each task runs in the tracing span of the request that started it, so the log line of a lost mail
+/// contains the address of the sign-up.
+type Tasks = Registry<InSpan<TokioSpawner>>;
 
 struct Service {
     tasks: Tasks,
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     // Installs the recorder before the observer is created, because the observer describes its metrics to the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups").by_name();
-    let tasks = Registry::builder(TaskSpan(TokioSpawner))
+    let tasks = Registry::builder(InSpan(TokioSpawner))
         .observer(TracingObserver)
         .observer(metrics)
         .inspect()
@@ -111,7 +112,8 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts a mail address, and starts a background task that sends a mail to this address.
-#[instrument(skip_all)]
+// The span writes the address with `Debug`, which escapes line breaks. Otherwise an address could forge a line of the log.
+#[instrument(skip_all, fields(?address))]
 async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
     // Some readers of the outbox treat a character such as U+2028 as a line break. With such a character, an address could forge a line
     // of the file. An address without quotes contains no white space.
@@ -130,14 +132,15 @@ async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (Statu
 /// Simulates sending a mail: waits as long as a mail server might need, and then writes the address to a file.
 async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
-    info!("the mail is sent");
     let tasks = service.tasks.clone();
     // A task may start other tasks. Blocking work must not run on the threads that serve requests. Even a full registry accepts the task
     // `outbox`, because the task needs no permit. The task of the mail keeps its own permit until the address is written.
     let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
     // The registry does not count an error of the closure as a failure, because the owner of the handle receives the error. `send`
     // returns the error, so the task of the mail counts as failed.
-    append.await.map_err(io::Error::other)?
+    append.await.map_err(io::Error::other)??;
+    info!("the mail is sent");
+    Ok(())
 }
 
 /// Answers 503 after the process has received SIGTERM or Ctrl-C. Load balancers then send no more requests.

@@ -71,11 +71,7 @@ impl Broker {
                 return Err("a queue in memory has no other processes: set QUEUE_URL, or pass no role".into());
             }
             "memory" => Self::Memory { mails, notices: MemoryQueue::new(options.lease) },
-            "nats" => {
-                let mut context = jetstream::new(async_nats::connect(&url).await.map_err(failed("connect to NATS"))?);
-                context.set_timeout(options.lease / 2);
-                Self::Nats(context)
-            }
+            "nats" => Self::Nats(jetstream::new(async_nats::connect(&url).await.map_err(failed("connect to NATS"))?)),
             "amqp" => Self::Rabbit { uri: url, link: Arc::default() },
             "http" | "https" => {
                 let account = Url::parse(&url).map_err(failed("parse QUEUE_URL"))?;

@@ -99,6 +99,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "rejects_before_its_end_and_fails" => rejects_before_its_end(|host| host.fail_if(|summary| summary.rejected > 0)),
         "server" => server(&registry(TokioSpawner)),
         "server_without_inspection" => server(&Registry::new(TokioSpawner)),
+        "server_and_task" => server_and_task(&registry(TokioSpawner)),
+        "server_and_task_without_inspection" => server_and_task(&Registry::new(TokioSpawner)),
         "rejects_and_panics" => rejects(|host| host.fail_if(|_| panic!("broken"))),
         "many_tasks" => many_tasks(),
         "task_without_inspection" => task_without_inspection(),
@@ -792,6 +794,11 @@ fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
         println!("listening on {}", listener.local_addr()?);
         axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
     }))
+}
+
+fn server_and_task(registry: &Registry<TokioSpawner>) -> ExitCode {
+    let _guard = registry.named("queue").guard().unwrap();
+    server(registry)
 }
 
 fn many_tasks() -> ExitCode {

@@ -90,6 +90,7 @@ const TESTS: &[(&str, fn())] = tests! {
     held_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
+    server_among_other_stragglers_is_reported
     lines_name_the_oldest_tasks
     #[cfg(feature = "tracing")]
     error_at_start_is_the_first_event
@@ -383,7 +384,7 @@ fn missing_inspection_is_reported_with_tasks_in_flight() {
         process.process.line(if program.starts_with("server") { "listening on " } else { "ready" });
         process.signal(Signal::TERM);
         let ended = process.wait();
-        let line = "no registry is inspected, so no task can be aborted";
+        let line = "no registry is inspected, so no report names a task, and no task can be aborted";
         assert_eq!(ended.lines.iter().filter(|other| other.text().contains(line)).count(), usize::from(is_reported), "{ended:#?}");
     }
 }
@@ -889,23 +890,27 @@ fn rejection_is_in_the_last_line_and_fails_on_request() {
     }
 }
 
-/// The client has sent only a part of a request head.
+/// Stops a server while a client has sent only a part of a request head.
+fn stop_with_half_request(program: &'static str) -> Ended {
+    let mut process = Program::new(program).with("GRACE", GRACE).start();
+    let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
+    let mut slow = TcpStream::connect(address).unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    // When the server has answered several later requests, its thread has also polled the slow connection.
+    let mut client = Client::connect(address).unwrap();
+    for _ in 0..4 {
+        assert_eq!(client.get("/").unwrap().status, 200);
+    }
+    process.signal(Signal::TERM);
+    process.wait()
+}
+
 fn server_that_waits_for_a_connection_is_aborted() {
     for (program, summary) in [
         ("server", "4 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted, 0 rejected"),
         ("server_without_inspection", "4 completed, 0 failed, 0 panicked, 1 abandoned, 0 aborted, 0 rejected"),
     ] {
-        let mut process = Program::new(program).with("GRACE", GRACE).start();
-        let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
-        let mut slow = TcpStream::connect(address).unwrap();
-        slow.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-        // When the server has answered several later requests, its thread has also polled the slow connection.
-        let mut client = Client::connect(address).unwrap();
-        for _ in 0..4 {
-            assert_eq!(client.get("/").unwrap().status, 200);
-        }
-        process.signal(Signal::TERM);
-        let ended = process.wait();
+        let ended = stop_with_half_request(program);
         ended
             .assert_code(1)
             .assert_stderr("the grace period of 500ms has expired: ")
@@ -914,6 +919,15 @@ fn server_that_waits_for_a_connection_is_aborted() {
             .assert_stderr("aborted all remaining tasks after ")
             .assert_stderr(summary);
         assert!(!ended.has_line("gave up") && !ended.has_line("drained in"), "{ended:#?}");
+    }
+}
+
+/// The task may be in flight only because the server is: the report must name both, with the remedy for the server.
+fn server_among_other_stragglers_is_reported() {
+    for program in ["server_and_task", "server_and_task_without_inspection"] {
+        let ended = stop_with_half_request(program);
+        ended.assert_code(1).assert_stderr("is still in flight too").assert_stderr("waits until its connections are closed");
+        assert!(!ended.has_line("all tasks have ended"), "{ended:#?}");
     }
 }
 

@@ -95,6 +95,12 @@ fn check_oldest(context: &Context, companion: &str, others: &[&str]) -> Result<(
     Ok(())
 }
 
+/// Returns the value of `REQUIRE` with these names added.
+fn also_required(names: &[&str]) -> String {
+    let required = std::env::var("REQUIRE").unwrap_or_default();
+    [&[&*required], names].concat().join(",")
+}
+
 /// Runs tests against each broker that is available.
 fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Result<()> {
     let (azurite, moto) = (context.azurite()?, context.moto());
@@ -106,7 +112,7 @@ fn test_with_brokers(context: &Context, arguments: &[&str], long: bool) -> Resul
         test = test.env("LONG", "1");
     }
     let test = test.env("AZURITE", azurite.unwrap_or_default()).env("MOTO", moto.unwrap_or_default());
-    Ok(test.env("REQUIRE", required.join(",")).run()?)
+    Ok(test.env("REQUIRE", also_required(&required)).run()?)
 }
 
 pub(super) fn brokers(context: &Context) -> Result<()> {
@@ -121,8 +127,8 @@ pub(super) fn consumer(context: &Context) -> Result<()> {
 }
 
 pub(super) fn graphile(context: &Context) -> Result<()> {
-    let required = if context.postgres() { "postgres" } else { "" };
-    Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", required).run()?)
+    let required: &[_] = if context.postgres() { &["postgres"] } else { &[] };
+    Ok(cmd!(context.sh, "cargo test --quiet -p graphile-recipe").env("REQUIRE", also_required(required)).run()?)
 }
 
 /// The sentence in the README of runtimes/ that names the Rust versions.

@@ -5,7 +5,7 @@ use crate::workspace::package;
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use xshell::cmd;
+use xshell::{Shell, cmd};
 
 pub(super) fn features(context: &Context) -> Result<()> {
     let sh = &context.sh;
@@ -18,12 +18,25 @@ pub(super) fn features(context: &Context) -> Result<()> {
     let found: BTreeSet<&str> = tree.lines().filter(|line| !line.is_empty()).collect();
     let expected =
         ["background_tasks", "event_listener", "futures_core", "futures_task", "futures_util", "parking", "pin_project_lite"];
-    ensure!(found == BTreeSet::from(expected), "without features the core depends on {found:?}");
+    ensure!(found == BTreeSet::from(expected), "with its default features the core depends on {found:?}");
+    build_names_missing_std(sh)?;
     for (package, folder) in
         [("background-tasks", ""), ("background-tasks-host", "host"), ("background-tasks-runtimes", "runtimes")]
     {
         compiler_names_missing_features(context, package, folder)?;
     }
+    Ok(())
+}
+
+/// Checks the error if a program turns off the feature `std` on an operating system. The error of the build script must be the only error.
+fn build_names_missing_std(sh: &Shell) -> Result<()> {
+    let output = cmd!(sh, "cargo check --quiet --no-default-features").quiet().ignore_status().output()?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    let errors: Vec<&str> = message.lines().filter(|line| line.starts_with("error")).collect();
+    ensure!(
+        matches!(errors[..], [first, "error: build script logged errors"] if first.contains("default feature `std`")),
+        "without `std`, the build of the core ends with these errors:\n{message}"
+    );
     Ok(())
 }
 
